@@ -1,0 +1,47 @@
+# The two commands: `make run` and `make test`. Both set up what they need on a machine with Python 3.11 and make.
+
+PYTHON ?= python3
+PORT ?= 8100
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test check unit slow docs docs-check bench clean
+
+run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
+	$(BIN)/eardrum serve --port $(PORT) --sample
+
+test: check slow ## Everything.
+
+check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: under a minute.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
+	$(BIN)/pytest -m slow
+
+docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
+	$(BIN)/python scripts/docs.py
+
+docs-check: $(VENV)/installed-dev
+	$(BIN)/python scripts/docs.py --check
+
+bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; see bench/README.md.
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/installed

@@ -1,0 +1,114 @@
+"""Writes the pages that are generated from the code, or with --check fails when one is out of date."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from eardrum.config import ENVIRONMENT_ALIASES, PREFIX, Settings
+from eardrum.engines import registry
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def main() -> None:
+    stale = []
+    for path, text in pages():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if "--check" in sys.argv:
+            stale.append(path.name)
+        else:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        sys.exit(f"Out of date: {', '.join(stale)}. Run `make docs`.")
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    schema = Settings.model_json_schema()
+    yield DOCS / "config.schema.json", json.dumps(schema, indent=2) + "\n"
+    yield DOCS / "config.md", config_page(schema)
+    yield DOCS / "engines.md", engines_page()
+
+
+def config_page(schema: dict[str, Any]) -> str:
+    aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
+    return f"""# Settings
+
+Generated from `src/eardrum/config.py`. A YAML file (`--config FILE`, or `{PREFIX}CONFIG`) is overridden by the
+environment, that by `--set a.b=c`. In the environment a setting `a.b` is `{PREFIX}A__B`; lists and maps are JSON.
+Editors check the file against `config.schema.json`.
+
+```yaml
+port: 8100
+default_model: base
+models:
+  base:
+    source: /models/base-en
+    aliases: [whisper-1]
+limits:
+  upload_bytes: 1000000000
+```
+
+| setting | type | default | meaning |
+| --- | --- | --- | --- |
+{chr(10).join(rows(schema, schema))}
+
+## Names other servers use
+
+These variables mean the same settings here; `{PREFIX}...` wins over them.
+
+| variable | setting |
+| --- | --- |
+{aliases}
+"""
+
+
+def rows(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, field in node["properties"].items():
+        inner = schema["$defs"].get(field.get("$ref", "").removeprefix("#/$defs/"))
+        each = schema["$defs"].get(field.get("additionalProperties", {}).get("$ref", "").removeprefix("#/$defs/"))
+        if inner:
+            yield from rows(schema, inner, f"{prefix}{name}.")
+        elif each:
+            yield f"| `{prefix}{name}` | map | `{{}}` | {field['description']} |"
+            yield from rows(schema, each, f"{prefix}{name}.NAME.")
+        else:
+            required = name in node.get("required", ())
+            default = "required" if required else f"`{json.dumps(field.get('default'))}`"
+            yield f"| `{prefix}{name}` | {kind(field)} | {default} | {field['description']} |"
+
+
+def kind(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if "anyOf" in field:
+        return next(kind(option) for option in field["anyOf"] if option.get("type") != "null")
+    return {"array": "list", "object": "map"}.get(field["type"], field.get("format") or field["type"])
+
+
+def engines_page() -> str:
+    def row(card: registry.Card) -> str:
+        can = card.capabilities.to_json()
+        marks = " | ".join("yes" if can[name] else "no" for name in ABILITIES)
+        languages = ", ".join(can["languages"]) or "many"
+        return f"| {card.name} | {card.title} | {languages} | {marks} | {can['max_window_s']:g} s | {can['max_batch']} |"
+
+    return f"""# Engines
+
+Generated from the cards of `src/eardrum/engines/`. `eardrum engines` shows the same for your machine.
+
+| engine | runs | languages | {" | ".join(ABILITIES)} | window | batch |
+| --- | --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
+{chr(10).join(row(card) for card in registry.cards().values())}
+"""
+
+
+ABILITIES = ("translate", "words", "logprobs", "prompt", "hotwords", "temperature", "speakers")
+
+
+if __name__ == "__main__":
+    main()

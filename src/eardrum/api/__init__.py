@@ -1,0 +1,1 @@
+"""The edges: one file per wire protocol, each blind to the others."""

@@ -1,0 +1,199 @@
+"""What the API offers, for machines (`/openapi.json`) and for people (`/docs`), from one description.
+
+The page is plain HTML made here: it works without a network, which a page that loads scripts does not.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from eardrum import __version__
+from eardrum.gateway.service import Service
+from eardrum.languages import NAMES
+
+AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "file": (
+        "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, recognised by content. "
+        "Headerless s16le mono 16 kHz when its content type is audio/pcm.",
+        {"type": "string", "format": "binary"},
+    ),
+    "model": ("A model of GET /v1/models or an alias; empty takes the default.", {"type": "string"}),
+    "language": (
+        "ISO 639 code, locale or English name; empty lets the model decide.",
+        {"type": "string", "examples": ["en", "de-AT"]},
+    ),
+    "response_format": (
+        "Shape of the answer.",
+        {"type": "string", "enum": ["json", "text", "srt", "verbose_json", "vtt"], "default": "json"},
+    ),
+    "stream": ("Send segments as server-sent events while they are decoded.", {"type": "boolean", "default": False}),
+    "timestamp_granularities[]": (
+        "Times wanted in verbose_json.",
+        {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
+    ),
+    "include[]": (
+        "`logprobs`: tokens with their probabilities, in json.",
+        {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
+    ),
+    "prompt": ("Text that nudges the model, where it can take one.", {"type": "string"}),
+    "keywords[]": ("Words to expect, where the model can take them.", {"type": "array", "items": {"type": "string"}}),
+    "temperature": ("Sampling temperature, where the model has one.", {"type": "number", "minimum": 0, "maximum": 1}),
+    "chunking_strategy": (
+        "`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
+        {"type": "string", "default": "auto"},
+    ),
+}
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    """The two pages."""
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(description())
+
+    async def page(request: Request) -> Response:
+        base = str(request.base_url).rstrip("/")
+        return HTMLResponse(_page(description(), base, service.catalog.default.id))
+
+    return [Route("/openapi.json", openapi), Route("/docs", page)]
+
+
+def description() -> dict[str, Any]:
+    """The OpenAPI document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Eardrum",
+            "version": __version__,
+            "description": "Speech to text behind one port, in OpenAI's protocol.",
+        },
+        "paths": {
+            "/v1/audio/transcriptions": {"post": _audio("Turn speech into text", list(AUDIO_FIELDS))},
+            "/v1/audio/translations": {
+                "post": _audio("Turn speech into English text, with models that translate", list(AUDIO_FIELDS))
+            },
+            "/v1/models": {"get": _get("Models, what each can do and whether it is loaded")},
+            "/v1/models/{id}": {
+                "get": _get("One model, by id or alias; ids may contain slashes")
+                | {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
+            },
+            "/health": {"get": _get("Whether the server is up, and the state of each model")},
+        },
+        "components": {
+            "schemas": {
+                "Error": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {
+                        "error": {
+                            "type": "object",
+                            "required": ["message", "type", "param", "code"],
+                            "properties": {
+                                "message": {"type": "string"},
+                                "type": {"type": "string"},
+                                "param": {"type": ["string", "null"]},
+                                "code": {"type": ["string", "null"]},
+                            },
+                        }
+                    },
+                }
+            }
+        },
+    }
+
+
+def _audio(summary: str, names: list[str]) -> dict[str, Any]:
+    properties = {name: {"description": AUDIO_FIELDS[name][0]} | AUDIO_FIELDS[name][1] for name in names}
+    form = {"type": "object", "required": ["file"], "properties": properties}
+    answers: dict[str, Any] = {"application/json": {}, "text/plain": {}, "text/event-stream": {}}
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {
+            "200": {"description": "The transcript in the chosen format", "content": answers},
+            "400": _error("A field or the audio is wrong, or the model cannot do what is asked"),
+            "404": _error("No such model"),
+            "413": _error("The upload is larger than the limit"),
+            "503": _error("The model's queue is full; `Retry-After` says when to come back"),
+        },
+    }
+
+
+def _get(summary: str) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": {"description": "OK", "content": {"application/json": {}}}}}
+
+
+def _error(text: str) -> dict[str, Any]:
+    return {
+        "description": text,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+
+
+STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 3rem auto; padding: 0 1.2rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.6rem; border-top: 1px solid var(--line); padding-top: 1.4rem; font-size: 1.1rem; }
+code, pre { font: .88em/1.5 ui-monospace, monospace; }
+pre { padding: .9rem 1rem; border: 1px solid var(--line); border-radius: 8px;
+overflow-x: auto; } table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top;
+padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); } .method { font-weight: 700; letter-spacing: .04em; }
+.quiet { opacity: .7; }
+"""
+
+
+def _page(document: dict[str, Any], base: str, model: str) -> str:
+    info = document["info"]
+    operations = "".join(
+        _operation(method, path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    )
+    curl = f"curl {base}/v1/audio/transcriptions -F file=@speech.mp3 -F model={model}"
+    python = (
+        f'from openai import OpenAI\n\nclient = OpenAI(base_url="{base}/v1", api_key="none")\n'
+        f'with open("speech.mp3", "rb") as file:\n'
+        f'    print(client.audio.transcriptions.create(file=file, model="{model}").text)'
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Eardrum API</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
+        f"<h1>{escape(info['title'])}</h1><p class=quiet>{escape(info['description'])} "
+        f'Version {escape(info["version"])}. The same as <a href="/openapi.json">OpenAPI</a>.</p>'
+        f"<pre>{escape(curl)}</pre><pre>{escape(python)}</pre>{operations}"
+        f"<h2>Errors</h2><p>Every error has OpenAI's shape, with a sentence that says what to do:</p>"
+        f"<pre>{escape(ERROR_EXAMPLE)}</pre>"
+        f"<h2>Languages</h2><p>{escape(', '.join(f'{name} ({code})' for code, name in NAMES.items()))}</p></body></html>"
+    )
+
+
+ERROR_EXAMPLE = (
+    '{"error": {"message": "The file has no audio track.", "type": "invalid_request_error",\n'
+    '           "param": "file", "code": "invalid_audio"}}'
+)
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    html = (
+        f'<h2><span class="method">{method.upper()}</span> <code>{escape(path)}</code></h2><p>{escape(operation["summary"])}.</p>'
+    )
+    body = operation.get("requestBody")
+    if body:
+        properties = body["content"]["multipart/form-data"]["schema"]["properties"]
+        rows = "".join(_row(name, field) for name, field in properties.items())
+        html += f"<table><tr><th>field</th><th>meaning</th></tr>{rows}</table>"
+    answers = "".join(
+        f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>" for status, answer in operation["responses"].items()
+    )
+    return html + f"<table><tr><th>status</th><th>meaning</th></tr>{answers}</table>"
+
+
+def _row(name: str, field: dict[str, Any]) -> str:
+    choices = field.get("enum") or field.get("items", {}).get("enum")
+    extra = f"<br><span class=quiet>{escape(', '.join(choices))}</span>" if choices else ""
+    return f"<tr><td><code>{escape(name)}</code></td><td>{escape(field['description'])}{extra}</td></tr>"

@@ -1,0 +1,185 @@
+"""Reads a form as it arrives: text fields into memory, the one file into a spool, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from eardrum.api.asgi import ClientGoneError, Receive, Scope, header
+from eardrum.config import Limits
+from eardrum.errors import InvalidRequestError, StalledError, TooLargeError
+from eardrum.gateway.spool import Spool
+
+Fields = dict[str, list[str]]
+"""Text fields by name, brackets kept, in the order they came."""
+
+
+class Body:
+    """A request's body with its limits: bytes are counted as they arrive, and silence has an end."""
+
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits, *, max_bytes: int | None = None):
+        self._receive = receive
+        self._max = max_bytes or limits.upload_bytes
+        self._stall = limits.stall_seconds
+        self._size = 0
+        self._ended = False
+        announced = header(scope, b"content-length")
+        if announced.isdigit() and int(announced) > self._max:
+            self._refuse()
+
+    async def read(self) -> bytes | None:
+        """The next bytes, None at the end.
+
+        Raises:
+            TooLargeError: more bytes came than allowed.
+            StalledError: the client fell silent.
+            ClientGoneError: the client hung up.
+        """
+        if self._ended:
+            return None
+        try:
+            async with asyncio.timeout(self._stall):
+                message = await self._receive()
+        except TimeoutError:
+            raise StalledError(f"Nothing arrived for {self._stall:g} s in the middle of the upload.") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        self._ended = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        self._size += len(chunk)
+        if self._size > self._max:
+            self._refuse()
+        return chunk
+
+    async def until_gone(self) -> NoReturn:
+        """Wait for the client to hang up.
+
+        Raises:
+            ClientGoneError: it did.
+        """
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        raise ClientGoneError
+
+    def _refuse(self) -> NoReturn:
+        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.upload_bytes).", param="file")
+
+
+@dataclass(slots=True)
+class Part:
+    """The part of the form that is being read."""
+
+    name: str = ""
+    is_file: bool = False
+    content_type: str = ""
+    value: bytearray = field(default_factory=bytearray)
+
+
+class Form:
+    """One multipart form. First `until_file`, then `pour`."""
+
+    def __init__(self, scope: Scope, body: Body, limits: Limits):
+        self.fields: Fields = {}
+        self.file_content_type = ""
+        self._body = body
+        self._limits = limits
+        self._part = Part()
+        self._headers: dict[bytes, bytes] = {}
+        self._header_name, self._header_value = bytearray(), bytearray()
+        self._file_data = bytearray()
+        self._file_begun = self._file_ended = self._complete = False
+        _, options = parse_options_header(header(scope, b"content-type"))
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise InvalidRequestError("The form has no boundary in its content-type header.")
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    async def until_file(self) -> bool:
+        """Read until the file begins; True if it does. `fields` then holds the fields sent before it.
+
+        Raises:
+            InvalidRequestError: the form is malformed or has too many fields, or one that is too long.
+            EardrumError, ClientGoneError: as `Body.read`.
+        """
+        while not self._file_begun and (chunk := await self._body.read()) is not None:
+            self._feed(chunk)
+        return self._file_begun
+
+    async def pour(self, spool: Spool) -> None:
+        """Read the rest: the file into `spool`, as it comes, and the fields after it into `fields`."""
+        finished = False
+        while True:
+            if self._file_data:
+                data, self._file_data = bytes(self._file_data), bytearray()
+                await spool.write(data)
+            if self._file_ended and not finished:
+                finished = True
+                spool.finish()
+            if (chunk := await self._body.read()) is None:
+                break
+            self._feed(chunk)
+        if not self._complete:
+            raise InvalidRequestError("The form ends in the middle: its closing boundary is missing.")
+
+    def _feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise InvalidRequestError(f"The form cannot be parsed: {error}") from error
+
+    def _on_part_begin(self) -> None:
+        self._part = Part()
+        self._headers = {}
+
+    def _on_header_end(self) -> None:
+        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        self._part = Part(name, is_file=b"filename" in options or name == "file")
+        if self._part.is_file:
+            if name != "file":
+                raise InvalidRequestError(f"The audio belongs into the field 'file', not {name!r}.", param="file")
+            if self._file_begun:
+                raise InvalidRequestError("The form holds two files: send one per request.", param="file")
+            self._file_begun = True
+            self.file_content_type = self._headers.get(b"content-type", b"").decode("latin-1")
+        elif sum(map(len, self.fields.values())) >= self._limits.fields:
+            raise InvalidRequestError(f"The form has more than {self._limits.fields} fields.")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part.is_file:
+            self._file_data += data[start:end]
+            return
+        self._part.value += data[start:end]
+        if len(self._part.value) > self._limits.field_bytes:
+            name, most = self._part.name, self._limits.field_bytes
+            raise InvalidRequestError(f"The field {name!r} is longer than {most} bytes.", param=name)
+
+    def _on_part_end(self) -> None:
+        if self._part.is_file:
+            self._file_ended = True
+        else:
+            self.fields.setdefault(self._part.name, []).append(self._part.value.decode(errors="replace"))
+
+    def _on_end(self) -> None:
+        self._complete = True

@@ -1,0 +1,163 @@
+"""Transcripts in OpenAI's shapes: bodies, SSE events, errors, model objects."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from eardrum.api import render
+from eardrum.api.openai.fields import Wish
+from eardrum.errors import EardrumError
+from eardrum.gateway.catalog import Model
+from eardrum.gateway.scheduler import State
+from eardrum.gateway.service import Transcript
+from eardrum.languages import language_name
+from eardrum.types import Segment, Token
+
+OWNER = "eardrum"
+
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+def answer(transcript: Transcript, wish: Wish) -> Response:
+    """The whole transcript in the format that was asked for."""
+    match wish.response_format:
+        case "text":
+            return PlainTextResponse(render.text(transcript.segments) + "\n")
+        case "srt":
+            return PlainTextResponse(render.srt(transcript.segments))
+        case "vtt":
+            return PlainTextResponse(render.vtt(transcript.segments))
+        case "verbose_json":
+            return JSONResponse(_verbose(transcript, wish))
+    body: dict[str, Any] = {"text": render.text(transcript.segments)}
+    if wish.request.logprobs:
+        body["logprobs"] = [_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
+    return JSONResponse(body | {"usage": _usage(transcript)})
+
+
+def delta(segment: Segment, wish: Wish, *, first: bool) -> bytes:
+    """The event for one more segment. All deltas joined are the text of `done`."""
+    text = segment.text.strip() if first else " " + segment.text.strip()
+    event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
+    if wish.request.logprobs:
+        event["logprobs"] = [_logprob(token) for token in segment.token_logprobs]
+    return _sse(event)
+
+
+def done(transcript: Transcript, wish: Wish) -> bytes:
+    """The last event. `segments` is an extension: it is how subtitle editors get times from a stream."""
+    event: dict[str, Any] = {"type": "transcript.text.done", "text": render.text(transcript.segments)}
+    if wish.request.logprobs:
+        event["logprobs"] = [_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
+    event["segments"] = [
+        {"id": number, "start": _time(s.start), "end": _time(s.end), "text": s.text.strip()}
+        for number, s in enumerate(transcript.segments)
+    ]
+    return _sse(event)
+
+
+def failed(error: EardrumError) -> bytes:
+    """The event for an error after the stream has begun; OpenAI's clients raise it."""
+    return b"event: error\ndata: " + json.dumps(_error(error)).encode() + b"\n\n"
+
+
+def refusal(error: EardrumError) -> Response:
+    """An error as a response, with what retrying clients need to know."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    elif error.status >= 500:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would send the whole upload twice more
+    return JSONResponse(_error(error), error.status, headers)
+
+
+def model(id: str, entry: Model, state: State, aliases: list[str]) -> dict[str, Any]:
+    """A model object. Everything after `owned_by` is an extension."""
+    can = entry.capabilities.to_json()
+    return {
+        "id": id,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": OWNER,
+        "state": state,
+        "engine": entry.engine,
+        "aliases": aliases,
+        "capabilities": {
+            "tasks": ["transcribe", *(["translate"] if entry.capabilities.translate else [])],
+            "languages": can["languages"],
+            "response_formats": ["json", "text", "srt", "verbose_json", "vtt"],
+            "timestamp_granularities": ["segment", *(["word"] if entry.capabilities.words else [])],
+            "stream": True,
+            **{name: can[name] for name in ("detects_language", "logprobs", "prompt", "hotwords", "temperature", "speakers")},
+        },
+    }
+
+
+def _verbose(transcript: Transcript, wish: Wish) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": wish.request.task,
+        "language": language_name(transcript.summary.language),
+        "duration": round(transcript.summary.duration, 3),
+        "text": render.text(transcript.segments),
+    }
+    if wish.words:
+        body["words"] = [
+            {"word": w.word, "start": _time(w.start), "end": _time(w.end)} for s in transcript.segments for w in s.words
+        ]
+    if wish.segments:
+        body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+    if transcript.summary.dropped:
+        body["dropped"] = [item.to_json() for item in transcript.summary.dropped]
+    return body | {"usage": _usage(transcript)}
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    return {
+        "id": number,
+        "seek": int(segment.start * 100),
+        "start": _time(segment.start),
+        "end": _time(segment.end),
+        "text": " " + segment.text.strip(),
+        "tokens": segment.tokens,
+        "temperature": segment.temperature,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": segment.no_speech_prob,
+    }
+
+
+def _usage(transcript: Transcript) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(transcript.summary.duration)}
+
+
+def _logprob(token: Token) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.text.encode())}
+
+
+def _error(error: EardrumError) -> dict[str, Any]:
+    kind = ERROR_TYPES.get(error.status, "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def _sse(event: dict[str, Any]) -> bytes:
+    # Both lines: some clients go by `event`, some by `type` inside the data.
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _time(seconds: float) -> float:
+    return round(seconds, 3)

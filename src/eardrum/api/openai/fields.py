@@ -1,0 +1,210 @@
+"""OpenAI's form fields, in every spelling clients send, to what the house understands."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eardrum.api.multipart import Fields
+from eardrum.errors import InvalidRequestError
+from eardrum.languages import language_code
+from eardrum.types import Capabilities, Request, Task
+
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
+RAW_PCM = ("audio/pcm", "audio/raw", "audio/l16", "audio/x-raw")
+"""Content types that declare headerless s16le mono at 16 kHz."""
+
+KNOWN = {
+    "model", "language", "languages", "prompt", "keywords", "hotwords", "response_format", "temperature", "include",
+    "timestamp_granularities", "stream", "chunking_strategy", "known_speaker_names", "known_speaker_references",
+}  # fmt: skip
+
+MAX_PROMPT = 4000
+"""Characters; models look at far fewer, and the wishes travel in a header."""
+
+BRACKETS = re.compile(r"(\w+)\[(\w*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one call asks for: the request proper, and how the answer should look."""
+
+    model: str
+    request: Request
+    response_format: str
+    stream: bool
+    segments: bool
+    words: bool
+    unknown: tuple[str, ...]
+    """Fields nobody here understands; the answer names them."""
+
+    def asks_the_same_as(self, other: Wish) -> bool:
+        """Whether one decoding answers both; they may still differ in how the answer looks."""
+        return (self.model, self.request) == (other.model, other.request)
+
+    def ignored(self, can: Capabilities) -> list[str]:
+        """Fields that had no effect: unknown ones, and hints that the model cannot take.
+
+        Hints (prompt, keywords, temperature) nudge a model and change nothing about what is asked, so a model
+        without them still answers, and says so.
+        """
+        hints = {
+            "prompt": bool(self.request.prompt) and not can.prompt,
+            "keywords": bool(self.request.hotwords) and not can.hotwords,
+            "temperature": self.request.temperature > 0 and not can.temperature,
+        }
+        return [name for name, unused in hints.items() if unused] + list(self.unknown)
+
+
+def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
+    """Read the fields. Empty strings count as unset; array fields may have brackets or not, or be JSON.
+
+    Raises:
+        InvalidRequestError: a value is not one of those allowed; `param` names the field.
+    """
+    form = _unbracketed(fields)
+    chosen = _choice(form, "response_format", FORMATS, "json")
+    granularities = _strings(form, "timestamp_granularities")
+    for value in granularities:
+        if value not in ("word", "segment"):
+            raise InvalidRequestError(
+                f"timestamp_granularities may hold word and segment, not {value!r}.", param="timestamp_granularities"
+            )
+    for value in _strings(form, "include"):
+        if value != "logprobs":
+            raise InvalidRequestError(f"include may hold logprobs, not {value!r}.", param="include")
+    # Granularities mean something in verbose_json only; Subtitle Edit sends them with json, where they are idle.
+    words = "word" in granularities and chosen == "verbose_json"
+    request = replace(
+        _chunking(form),
+        task=task,
+        language=_language(form),
+        prompt=_text(form, "prompt")[:MAX_PROMPT],
+        hotwords=tuple(_strings(form, "keywords") or _text(form, "hotwords").split()),
+        temperature=_number(form, "temperature", 0.0, 1.0) or 0.0,
+        words=words,
+        logprobs="logprobs" in _strings(form, "include") and chosen == "json",
+        speakers=chosen == "diarized_json" or bool(form.get("known_speaker_names") or form.get("known_speaker_references")),
+        raw_pcm=file_content_type.partition(";")[0].strip().lower() in RAW_PCM,
+    )
+    return Wish(
+        model=_text(form, "model"),
+        request=request,
+        response_format=chosen,
+        stream=_flag(form, "stream"),
+        segments=not granularities or "segment" in granularities,
+        words=words,
+        unknown=tuple(sorted({name.split("[")[0] for name in form} - KNOWN)),
+    )
+
+
+def from_json(body: dict[str, Any]) -> Fields:
+    """The fields of a JSON body in a form's shape: lists become repeated fields, objects JSON."""
+    fields: Fields = {}
+    for name, value in body.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                fields.setdefault(name, []).append(item if isinstance(item, str) else json.dumps(item))
+    return fields
+
+
+def _unbracketed(fields: Fields) -> Fields:
+    """`include[]=x` as `include`, `chunking_strategy[type]=y` as one JSON object, empty values gone."""
+    plain: Fields = {}
+    objects: dict[str, dict[str, str]] = {}
+    for name, values in fields.items():
+        present = [value for value in values if value.strip()]
+        match = BRACKETS.fullmatch(name)
+        if match and match[2]:
+            if present:
+                objects.setdefault(match[1], {})[match[2]] = present[-1]
+        elif present:
+            plain.setdefault(match[1] if match else name, []).extend(present)
+    return plain | {name: [json.dumps(parts)] for name, parts in objects.items()}
+
+
+def _text(form: Fields, name: str) -> str:
+    return form.get(name, [""])[-1].strip()
+
+
+def _strings(form: Fields, name: str) -> list[str]:
+    """An array field: repeated, a JSON array, or separated by commas."""
+    values: list[str] = []
+    for value in form.get(name, []):
+        if value.lstrip().startswith("["):
+            try:
+                values += [str(item) for item in json.loads(value)]
+            except ValueError:
+                raise InvalidRequestError(f"{name} is not valid JSON: {value!r}.", param=name) from None
+        else:
+            values += [item.strip() for item in value.split(",") if item.strip()]
+    return values
+
+
+def _choice(form: Fields, name: str, choices: tuple[str, ...], default: str) -> str:
+    value = _text(form, name) or default
+    if value not in choices:
+        raise InvalidRequestError(f"{name} must be one of {', '.join(choices)}, not {value!r}.", param=name)
+    return value
+
+
+def _number(form: Fields, name: str, least: float, most: float) -> float | None:
+    value = _text(form, name)
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not least <= number <= most:
+        raise InvalidRequestError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}.", param=name)
+    return number
+
+
+def _flag(form: Fields, name: str) -> bool:
+    value = _text(form, name).lower()
+    if value in ("", "false", "0", "no", "off", "null"):
+        return False
+    if value in ("true", "1", "yes", "on"):
+        return True
+    raise InvalidRequestError(f"{name} must be true or false, not {value!r}.", param=name)
+
+
+def _language(form: Fields) -> str | None:
+    """`language`, else the only one of `languages`; several possible ones are left to the model to choose from."""
+    if code := language_code(_text(form, "language")):
+        return code
+    possible = {language_code(value) for value in _strings(form, "languages")}
+    return possible.pop() if len(possible) == 1 else None
+
+
+def _chunking(form: Fields) -> Request:
+    """A request cut by `auto`, or by the server_vad object: threshold and two times in milliseconds."""
+    value = _text(form, "chunking_strategy")
+    if value in ("", "auto", "null"):
+        return Request()
+    try:
+        parts = json.loads(value)
+        if parts.get("type") != "server_vad":
+            raise ValueError
+        wishes = {
+            "vad_threshold": (parts.get("threshold"), 1.0, 1.0),
+            "vad_silence_s": (parts.get("silence_duration_ms"), 1000.0, 10.0),
+            "vad_padding_s": (parts.get("prefix_padding_ms"), 1000.0, 5.0),
+        }
+        given = {name: _within(float(v) / unit, most) for name, (v, unit, most) in wishes.items() if v is not None}
+        return Request.from_json(given)
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidRequestError(
+            "chunking_strategy must be auto, or an object with type server_vad, threshold (0 to 1), "
+            f"silence_duration_ms and prefix_padding_ms, not {value!r}.",
+            param="chunking_strategy",
+        ) from None
+
+
+def _within(number: float, most: float) -> float:
+    if not 0 <= number <= most:
+        raise ValueError
+    return number

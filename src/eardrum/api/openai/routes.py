@@ -1,0 +1,305 @@
+"""The endpoints of OpenAI's API. Raw ASGI, because the answer may begin while the upload is still coming in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from eardrum.api import access
+from eardrum.api.asgi import Receive, Scope, Send, header
+from eardrum.api.multipart import Body, Fields, Form
+from eardrum.api.openai import answers, fields
+from eardrum.api.openai.fields import Wish
+from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedMediaTypeError
+from eardrum.gateway.catalog import Model
+from eardrum.gateway.service import Service, Transcript
+from eardrum.gateway.spool import Spool
+from eardrum.types import Segment, Task
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    """All routes of this edge."""
+    models = Models(service)
+    return [
+        Route("/v1/audio/transcriptions", Audio(service, Task.TRANSCRIBE), methods=["POST"]),
+        Route("/v1/audio/translations", Audio(service, Task.TRANSLATE), methods=["POST"]),
+        Route("/v1/models", models.list),
+        Route("/v1/models/{id:path}", models.one),
+    ]
+
+
+class Models:
+    """What models there are and what each can do."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def list(self, _: HttpRequest) -> Response:
+        """All models."""
+        return JSONResponse({"object": "list", "data": [self._object(m.id, m) for m in self._service.catalog]})
+
+    async def one(self, request: HttpRequest) -> Response:
+        """One model, by its id or any alias; ids may contain slashes."""
+        id = request.path_params["id"]
+        return JSONResponse(self._object(id, self._service.catalog.find(id)))
+
+    def _object(self, id: str, model: Model) -> dict[str, Any]:
+        return answers.model(id, model, self._service.state(model), self._service.catalog.aliases(model))
+
+
+class Audio:
+    """The endpoint that takes audio, as an ASGI application."""
+
+    def __init__(self, service: Service, task: Task):
+        self._service = service
+        self._task = task
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one upload, whichever way it is packed."""
+        with self._service.spool() as spool:
+            kind = header(scope, b"content-type").split(";")[0].strip().lower()
+            upload: Upload
+            if kind == "multipart/form-data":
+                upload = FormUpload(self._service, self._task, scope, receive)
+            elif kind == "application/json":
+                upload = JsonUpload(self._service, self._task, scope, receive)
+            else:
+                raise UnsupportedMediaTypeError(
+                    f"Send multipart/form-data with the audio in the field 'file', not {kind or 'a body without a type'}."
+                )
+            await upload.begin()
+            exchange = Exchange(self._service, upload, spool, scope, send)
+            await exchange.run()
+
+
+class Upload:
+    """An upload in progress: `begin` reads what precedes the audio, `pour` the rest."""
+
+    def __init__(self, service: Service, task: Task, body: Body):
+        self.body = body
+        self._service = service
+        self._task = task
+
+    async def begin(self) -> None:
+        """Read up to where the audio begins."""
+        raise NotImplementedError
+
+    async def pour(self, spool: Spool) -> None:
+        """Read all the rest, the audio into `spool`."""
+        raise NotImplementedError
+
+    def wish(self) -> Wish:
+        """What is asked, by the fields read so far.
+
+        Raises:
+            InvalidRequestError: a field has a value it cannot have.
+        """
+        raise NotImplementedError
+
+
+class FormUpload(Upload):
+    """The usual way: a multipart form."""
+
+    def __init__(self, service: Service, task: Task, scope: Scope, receive: Receive):
+        limits = service.settings.limits
+        super().__init__(service, task, Body(scope, receive, limits))
+        self._form = Form(scope, self.body, limits)
+
+    async def begin(self) -> None:
+        """Read the fields before the file.
+
+        Raises:
+            InvalidRequestError: there is no file.
+        """
+        if not await self._form.until_file():
+            self.wish()  # a wrong field is the better complaint, if there is one
+            raise InvalidRequestError("The form holds no file: send the audio in the field 'file'.", param="file")
+
+    async def pour(self, spool: Spool) -> None:
+        """Read the file and the fields after it."""
+        await self._form.pour(spool)
+
+    def wish(self) -> Wish:
+        """What is asked, by the fields read so far."""
+        return fields.wish(self._form.fields, self._task, file_content_type=self._form.file_content_type)
+
+
+class JsonUpload(Upload):
+    """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
+
+    def __init__(self, service: Service, task: Task, scope: Scope, receive: Receive):
+        limits = service.settings.limits
+        super().__init__(service, task, Body(scope, receive, limits, max_bytes=limits.json_bytes))
+        self._fields: Fields = {}
+        self._audio = b""
+        self._format = ""
+
+    async def begin(self) -> None:
+        """Read and take apart the whole body.
+
+        Raises:
+            InvalidRequestError: not JSON, or no audio in it.
+        """
+        data = bytearray()
+        while (chunk := await self.body.read()) is not None:
+            data += chunk
+        try:
+            body = json.loads(data)
+            audio = body.pop("input_audio")
+            self._format = str(audio.get("format") or "")
+            self._audio = base64.b64decode(audio["data"].rpartition("base64,")[2], validate=True)
+        except (ValueError, binascii.Error, KeyError, TypeError, AttributeError):
+            message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
+            raise InvalidRequestError(message, param="input_audio") from None
+        self._fields = fields.from_json(body)
+
+    async def pour(self, spool: Spool) -> None:
+        """Hand the audio over."""
+        await spool.write(self._audio)
+        self._audio = b""
+        spool.finish()
+
+    def wish(self) -> Wish:
+        """What is asked."""
+        pcm = "audio/pcm" if self._format in ("pcm", "pcm16", "raw", "s16le") else ""
+        return fields.wish(self._fields, self._task, file_content_type=pcm)
+
+
+class Exchange:
+    """One request being answered while it is still being received."""
+
+    def __init__(self, service: Service, upload: Upload, spool: Spool, scope: Scope, send: Send):
+        self._service = service
+        self._upload = upload
+        self._spool = spool
+        self._scope = scope
+        self._send = send
+        self._poured = asyncio.Event()
+        self._streaming = False
+
+    async def run(self) -> None:
+        """Answer. The answer ends with the upload: a client that leaves or breaks the rules stops the work.
+
+        Raises:
+            EardrumError: before anything was sent; later errors go into the stream.
+            ClientGoneError: the client left.
+        """
+        receiving = asyncio.ensure_future(self._receive())
+        answering = asyncio.ensure_future(self._answer())
+        try:
+            await asyncio.wait([receiving, answering], return_when=asyncio.FIRST_COMPLETED)
+            await (answering if answering.done() else receiving)
+        except EardrumError as error:
+            await _finished(answering)
+            if not self._streaming:
+                raise
+            await self._end_stream(answers.failed(error))
+        finally:
+            await _finished(receiving)
+            await _finished(answering)
+
+    async def _receive(self) -> NoReturn:
+        """Take in the upload, then watch over the connection. Ends only by raising."""
+        await self._upload.pour(self._spool)
+        self._poured.set()
+        await self._upload.body.until_gone()
+
+    async def _answer(self) -> None:
+        """Begin as soon as the model is known; begin again should fields behind the file change what is asked."""
+        wish = self._upload.wish()
+        if wish.model and wish.stream:
+            await self._stream(wish)
+            return
+        early = asyncio.ensure_future(self._transcribe(wish)) if wish.model else None
+        try:
+            await self._until_poured(early)
+            final = self._upload.wish()
+            if final.stream:
+                await self._stream(final)
+            elif early and final.asks_the_same_as(wish):
+                await self._reply(await early, final)
+            else:
+                if early:
+                    await _finished(early)
+                await self._reply(await self._transcribe(final), final)
+        finally:
+            if early:
+                await _finished(early)
+
+    async def _until_poured(self, work: asyncio.Future[Any] | None) -> None:
+        """Wait for the end of the upload, or for `work` to fail before that."""
+        poured: asyncio.Future[Any] = asyncio.ensure_future(self._poured.wait())
+        try:
+            if work:
+                await asyncio.wait({poured, work}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    work.result()
+            await poured
+        finally:
+            poured.cancel()
+
+    async def _transcribe(self, wish: Wish) -> Transcript:
+        model = self._service.catalog.find(wish.model)
+        return await self._service.transcribe(model, wish.request, self._spool)
+
+    async def _reply(self, transcript: Transcript, wish: Wish) -> None:
+        model = self._service.catalog.find(wish.model)
+        access.record(self._scope).about(model, transcript.summary)
+        response = answers.answer(transcript, wish)
+        _name_ignored(response, wish, model)
+        await response(self._scope, _nothing, self._send)
+
+    async def _stream(self, wish: Wish) -> None:
+        model = self._service.catalog.find(wish.model)
+        transcript = Transcript()
+        async with aclosing(self._service.stream(model, wish.request, self._spool)) as events:
+            async for event in events:
+                transcript.add(event)
+                if isinstance(event, Segment):
+                    await self._begin_stream(model, wish)
+                    await self._chunk(answers.delta(event, wish, first=len(transcript.segments) == 1))
+        await self._poured.wait()
+        if not self._upload.wish().asks_the_same_as(wish):
+            raise InvalidRequestError("A field after the file came too late for this stream: send fields before the file.")
+        await self._begin_stream(model, wish)
+        access.record(self._scope).about(model, transcript.summary)
+        await self._end_stream(answers.done(transcript, wish))
+
+    async def _begin_stream(self, model: Model, wish: Wish) -> None:
+        if self._streaming:
+            return
+        self._streaming = True
+        response = Response(media_type="text/event-stream")
+        del response.headers["content-length"]
+        response.headers.update({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        _name_ignored(response, wish, model)
+        await self._send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
+
+    async def _chunk(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _end_stream(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def _name_ignored(response: Response, wish: Wish, model: Model) -> None:
+    if ignored := wish.ignored(model.capabilities):
+        response.headers["x-eardrum-ignored"] = ", ".join(ignored).encode("ascii", "replace").decode()
+
+
+async def _finished(task: asyncio.Future[Any]) -> None:
+    """Cancel the task if need be and wait until it has cleaned up."""
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def _nothing() -> dict[str, Any]:
+    return {"type": "http.disconnect"}

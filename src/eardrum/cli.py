@@ -1,0 +1,120 @@
+"""The command line: `serve`, `transcribe`, `list`, `engines`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eardrum import __version__, config, log, offline, server
+from eardrum.engines import registry
+from eardrum.errors import EardrumError
+from eardrum.gateway.catalog import Catalog
+
+app = typer.Typer(
+    help="Speech to text behind one port.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Console()
+
+
+class Format(StrEnum):
+    """Formats that `transcribe` writes."""
+
+    TEXT = "text"
+    SRT = "srt"
+    VTT = "vtt"
+    JSON = "json"
+    VERBOSE_JSON = "verbose_json"
+
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one setting; repeatable.")]
+
+
+def main() -> None:
+    """Run a command. An error is one sentence that says what to do."""
+    try:
+        app()
+    except EardrumError as error:
+        print(f"eardrum: {error.message}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Speech to text behind one port."""
+    if show:
+        print(f"eardrum {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8100]")] = None,
+    config_file: ConfigFile = None,
+    assignments: Assignments = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Transcribe the shipped recording once up.")] = False,
+) -> None:
+    """Start the server."""
+    settings = config.load(config_file, assignments or (), overrides={"host": host, "port": port})
+    log.set_up(settings.log.level, settings.log.format)
+    server.run(settings, sample=sample)
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Audio or video files.", metavar="FILES...")],
+    model: Annotated[str, typer.Option(help="Model or alias; the default model if left out.")] = "",
+    language: Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")] = "",
+    translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.TEXT,
+    output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
+    server: Annotated[str, typer.Option(help="Use this server, as in http://127.0.0.1:8100; without it none is needed.")] = "",
+    config_file: ConfigFile = None,
+    assignments: Assignments = None,
+) -> None:
+    """Turn recordings into text, with or without a server."""
+    job = offline.Job(files, model=model, language=language, translate=translate, format=format, output_dir=output_dir)
+    job.check()
+    if server:
+        failures = asyncio.run(offline.through_server(job, server))
+    else:
+        settings = config.load(config_file, assignments or ())
+        log.set_up("error", settings.log.format)
+        failures = asyncio.run(offline.here(job, settings))
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_models(config_file: ConfigFile = None, assignments: Assignments = None) -> None:
+    """Show the models this server has."""
+    catalog = Catalog(config.load(config_file, assignments or ()))
+    table = Table("model", "engine", "languages", "size", "from", "also called", box=None, pad_edge=False)
+    for model in catalog:
+        mark = " (default)" if model is catalog.default else ""
+        languages = ", ".join(model.capabilities.languages) or "many"
+        also = ", ".join(catalog.aliases(model))
+        table.add_row(model.id + mark, model.engine, languages, f"{model.size / 1e6:.0f} MB", model.origin, also)
+    console.print(table)
+    console.print(f"\nThe default is {catalog.default.id}: {catalog.why_default}.", highlight=False)
+
+
+@app.command()
+def engines() -> None:
+    """Show what can run models, and what is missing."""
+    table = Table("engine", "installed", "languages", "can", "options", "runs", box=None, pad_edge=False)
+    for card in registry.cards().values():
+        can = card.capabilities.to_json()
+        abilities = [name for name in ("translate", "words", "logprobs", "prompt", "hotwords", "speakers") if can[name]]
+        installed = f"no: {card.install}" if card.missing else "yes"
+        languages = ", ".join(can["languages"]) or "many"
+        table.add_row(card.name, installed, languages, ", ".join(abilities), ", ".join(card.options), card.title)
+    console.print(table)

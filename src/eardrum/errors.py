@@ -1,0 +1,159 @@
+"""Every error a client can see: one class each, with a status, a code and a sentence that says what to do.
+
+Raised low, worded at the edge in each protocol's dialect. `status` follows HTTP because every dialect
+can be derived from it. Errors cross the wall between runner and gateway as JSON, by class name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class EardrumError(Exception):
+    """Base of all errors that are worded for a client."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        """Seconds after which trying again makes sense; None when it does not."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The error for the wire between runner and gateway."""
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "param": self.param,
+            "retry_after": self.retry_after,
+        }
+
+
+class InvalidRequestError(EardrumError):
+    """A field is missing, unknown, malformed or contradicts another."""
+
+    status = 400
+    code = "invalid_value"
+
+
+class AudioError(EardrumError):
+    """The audio cannot be decoded, has no audio track, or is longer than allowed."""
+
+    status = 400
+    code = "invalid_audio"
+
+    def __init__(self, message: str, *, param: str | None = "file", retry_after: float | None = None):
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class UnsupportedFeatureError(EardrumError):
+    """The model cannot do what was asked; the message names what can."""
+
+    status = 400
+    code = "unsupported_feature"
+
+
+class ModelNotFoundError(EardrumError):
+    """No model has this name."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, message: str, *, param: str | None = "model", retry_after: float | None = None):
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class NotFoundError(EardrumError):
+    """No route has this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowedError(EardrumError):
+    """The route exists, but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class StalledError(EardrumError):
+    """The client stopped sending in the middle of its request."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class TooLargeError(EardrumError):
+    """The body is larger than the configured limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaTypeError(EardrumError):
+    """The body is neither a form nor JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BusyError(EardrumError):
+    """The model's queue is full; `retry_after` says when to come back."""
+
+    status = 503
+    code = "busy"
+
+
+class ModelLoadError(EardrumError):
+    """The model could not be loaded: a setting, a file or a library is at fault."""
+
+    status = 500
+    code = "model_load_failed"
+
+
+class ModelCoolingError(ModelLoadError):
+    """The model failed to load a moment ago; the next attempt is at `retry_after`."""
+
+    status = 503
+
+
+class RunnerCrashedError(EardrumError):
+    """The model's process died while it worked on the request."""
+
+    status = 500
+    code = "model_crashed"
+
+
+class ShuttingDownError(EardrumError):
+    """The server is on its way down."""
+
+    status = 503
+    code = "shutting_down"
+
+
+class StorageFullError(EardrumError):
+    """The disk has no room for the upload."""
+
+    status = 507
+    code = "storage_full"
+
+
+class ConfigError(EardrumError):
+    """The configuration is wrong; the message names the setting."""
+
+    code = "config_error"
+
+
+def error_from_json(data: dict[str, Any]) -> EardrumError:
+    """The error that `to_json` described; a class this side does not know becomes the base class."""
+    classes = {cls.__name__: cls for cls in _subclasses(EardrumError)}
+    cls = classes.get(str(data.get("error")), EardrumError)
+    return cls(str(data.get("message", "")), param=data.get("param"), retry_after=data.get("retry_after"))
+
+
+def _subclasses(cls: type[EardrumError]) -> list[type[EardrumError]]:
+    return [cls, *(leaf for child in cls.__subclasses__() for leaf in _subclasses(child))]

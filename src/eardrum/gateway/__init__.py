@@ -1,0 +1,1 @@
+"""The gateway: names, queues and processes. It never touches a sample."""

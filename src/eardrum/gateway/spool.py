@@ -1,0 +1,110 @@
+"""An upload on its way in: a file without a name that is read while it is still being written.
+
+Because the file has no name it is gone with the last process that holds it, whatever happens. Several readers
+may follow it, each from the start: that is how a request is repeated after its runner died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol, Self
+
+from eardrum.errors import EardrumError, StorageFullError
+
+CHUNK = 256 * 1024
+
+
+class Source(Protocol):
+    """Audio that can be read from the start, and again should the first reader die."""
+
+    def read(self) -> AsyncIterator[bytes]:
+        """All bytes from the start, as they come."""
+
+
+class StoredFile:
+    """A file that is already here."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """All bytes from the start."""
+        with await asyncio.to_thread(self._path.open, "rb") as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                yield chunk
+
+
+class Spool:
+    """Append-only bytes with any number of readers that wait for more. Use as a context manager."""
+
+    def __init__(self, directory: Path | None = None):
+        self.size = 0
+        self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=directory, buffering=0)  # noqa: SIM115 -- this class is the context
+        self._finished = False
+        self._error: EardrumError | None = None
+        self._grown = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    async def write(self, data: bytes) -> None:
+        """Append `data` and wake the readers.
+
+        Raises:
+            StorageFullError: the disk is full.
+        """
+        try:
+            await asyncio.to_thread(_write_all, self._file.fileno(), data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageFullError("There is no room left for uploads: free some, or set spool_dir.") from error
+        self.size += len(data)
+        self._wake()
+
+    def finish(self) -> None:
+        """All bytes are here."""
+        self._finished = True
+        self._wake()
+
+    def fail(self, error: EardrumError) -> None:
+        """The rest will never come; readers raise `error`."""
+        self._error = error
+        self._wake()
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """All bytes from the start, as they come.
+
+        Raises:
+            EardrumError: what `fail` was told.
+        """
+        at = 0
+        while True:
+            if self._error:
+                raise self._error
+            if at < self.size:
+                data = await asyncio.to_thread(os.pread, self._file.fileno(), CHUNK, at)
+                at += len(data)
+                yield data
+            elif self._finished:
+                return
+            else:
+                await self._grown.wait()
+
+    def _wake(self) -> None:
+        self._grown.set()
+        self._grown = asyncio.Event()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,177 @@
+"""Carries out what the scheduler decides: starts, watches and stops the models' processes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+
+from eardrum.errors import EardrumError, ModelLoadError, RunnerCrashedError
+from eardrum.gateway import scheduler
+from eardrum.gateway.catalog import Model
+from eardrum.gateway.process import Process
+from eardrum.gateway.scheduler import Scheduler, State
+from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.types import Capabilities
+
+log = logging.getLogger(__name__)
+
+EXIT_S = 5.0
+"""How long after its connection broke a process may take to be seen dead."""
+
+
+class Supervisor:
+    """The one owner of the models' processes. Everything happens on the event loop."""
+
+    def __init__(self, *, start_seconds: float, max_audio_s: float, loaded: Callable[[Model, Capabilities], None]):
+        self._start_seconds = start_seconds
+        self._max_audio_s = max_audio_s
+        self._loaded = loaded
+        self._scheduler = Scheduler()
+        self._models: dict[str, Model] = {}
+        self._processes: dict[str, Process] = {}
+        self._upstreams: dict[str, RunnerUpstream] = {}
+        self._tickets: dict[int, asyncio.Future[None]] = {}
+        self._ids = itertools.count()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def lease(self, model: Model) -> AsyncIterator[RunnerUpstream]:
+        """The right to use the ready model for one request; starts it first when it must.
+
+        Raises:
+            BusyError: it holds as many requests as it may.
+            ModelLoadError: it cannot be started.
+            RunnerCrashedError: from inside, after the process is known to be gone.
+        """
+        self._models.setdefault(model.id, model)
+        ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
+        self._tickets[ticket] = granted
+        try:
+            self._handle(scheduler.Wanted(model.id, ticket, model.max_requests))
+            try:
+                await granted
+            except asyncio.CancelledError:
+                self._handle(scheduler.Cancelled(model.id, ticket))
+                raise
+            process, life = self._processes[model.id], self._tasks[model.id]
+            try:
+                yield self._upstreams[model.id]
+            except RunnerCrashedError as error:
+                raise await self._explained(model, process, life, error) from error
+        finally:
+            del self._tickets[ticket]
+            self._handle(scheduler.Done(model.id, ticket))
+
+    def warm(self, model: Model) -> None:
+        """Have the model started, because a request for it is on its way; nobody waits for it yet."""
+
+        async def lease() -> None:
+            with suppress(EardrumError):
+                async with self.lease(model):
+                    pass
+
+        self._background(lease())
+
+    def state(self, model: Model) -> State:
+        """The model's state."""
+        slot = self._scheduler.slots.get(model.id)
+        return slot.state if slot else State.STOPPED
+
+    def load(self, model: Model) -> int:
+        """Requests the model holds."""
+        slot = self._scheduler.slots.get(model.id)
+        return len(slot.active) + len(slot.waiting) if slot else 0
+
+    async def shutdown(self) -> None:
+        """Stop every process and wait until all are gone."""
+        self._handle(scheduler.Shutdown())
+        await asyncio.gather(*self._tasks.values(), *self._stopping, return_exceptions=True)
+
+    def _handle(self, event: scheduler.Event) -> None:
+        for action in self._scheduler.handle(event, time.monotonic()):
+            match action:
+                case scheduler.Start(model):
+                    self._tasks[model] = asyncio.create_task(self._run(self._models[model]))
+                case scheduler.Stop(model):
+                    self._stop(model)
+                case scheduler.Grant(ticket):
+                    if not self._tickets[ticket].done():
+                        self._tickets[ticket].set_result(None)
+                case scheduler.Reject(ticket, error):
+                    if not self._tickets[ticket].done():
+                        self._tickets[ticket].set_exception(error)
+
+    async def _run(self, model: Model) -> None:
+        """One life of a model's process: from its start to its end."""
+        with tempfile.TemporaryDirectory(prefix="eardrum-", ignore_cleanup_errors=True) as directory:
+            socket = os.path.join(directory, "runner.sock")
+            try:
+                process = await self._started(model, socket)
+            except asyncio.CancelledError:
+                self._handle(scheduler.Exited(model.id))
+                raise
+            except EardrumError as error:
+                log.error("%s failed to load: %s", model.id, error.message)
+                self._handle(scheduler.StartFailed(model.id, error))
+                return
+            self._processes[model.id] = process
+            self._upstreams[model.id] = RunnerUpstream(socket)
+            self._loaded(model, Capabilities.from_json(process.ready["capabilities"]))
+            self._handle(scheduler.Ready(model.id))
+            await process.ended
+            if self.state(model) is State.READY:
+                log.error("The process of %s %s. %s", model.id, process.ending, process.last_words)
+            await self._upstreams.pop(model.id).close()
+            del self._processes[model.id]
+        self._handle(scheduler.Exited(model.id))
+
+    async def _started(self, model: Model, socket: str) -> Process:
+        began = time.monotonic()
+        try:
+            process = await Process.start(model.id, self._command(model, socket), within_s=self._start_seconds)
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(f"{model.id} could not be started: {error}") from error
+        seconds, batch = time.monotonic() - began, process.ready["batch"]
+        log.info("%s ready after %.1f s: engine %s, batch %d, pid %d", model.id, seconds, model.engine, batch, process.pid)
+        return process
+
+    def _command(self, model: Model, socket: str) -> list[str]:
+        arguments = {
+            "--engine": model.engine,
+            "--source": str(model.source),
+            "--options": json.dumps(model.options),
+            "--socket": socket,
+            "--batch": str(model.batch),
+            "--max-audio-s": str(self._max_audio_s),
+            "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
+        }
+        return [sys.executable, "-m", "eardrum.runner", *itertools.chain(*arguments.items()), "--parent"]
+
+    def _stop(self, model: str) -> None:
+        if process := self._processes.get(model):
+            self._background(process.stop())
+        else:
+            self._tasks[model].cancel()
+
+    async def _explained(
+        self, model: Model, process: Process, life: asyncio.Task[None], error: RunnerCrashedError
+    ) -> RunnerCrashedError:
+        """The crash in words a client can use, once the scheduler has seen it too."""
+        await asyncio.wait([life], timeout=EXIT_S)
+        if life.done():
+            return RunnerCrashedError(f"The process of {model.id} {process.ending} while it worked on this audio.")
+        return error
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)

@@ -1,0 +1,52 @@
+"""Any address that serves a model. Here: a runner of our own, on a unix socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import aiohttp
+
+from eardrum.errors import RunnerCrashedError, error_from_json
+from eardrum.types import Event, Opened, Request, Segment, Summary
+
+EVENTS: dict[str, Any] = {"opened": Opened, "segment": Segment, "summary": Summary}
+LINE_BYTES = 1 << 20
+"""Longest line of an answer that is read; a segment with all its words stays far below."""
+
+
+class RunnerUpstream:
+    """A runner's side of the wall."""
+
+    def __init__(self, socket: str):
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(socket, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            read_bufsize=LINE_BYTES,
+        )
+
+    async def transcribe(self, request: Request, audio: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
+        """Send the audio as it comes and yield events as they come. Closing the iterator hangs up.
+
+        Raises:
+            RunnerCrashedError: the connection ended before the answer did.
+            EardrumError: what the runner answered.
+        """
+        headers = {"x-eardrum-request": json.dumps(request.to_json())}
+        try:
+            async with self._session.post("http://runner/transcribe", data=audio, headers=headers) as response:
+                async for line in response.content:
+                    ((kind, data),) = json.loads(line).items()
+                    if kind == "error":
+                        raise error_from_json(data)
+                    yield EVENTS[kind].from_json(data)
+                    if kind == "summary":
+                        return
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise RunnerCrashedError(f"The connection to the model's process broke: {error}") from error
+        raise RunnerCrashedError("The model's process ended in the middle of its answer.")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()

@@ -1,0 +1,159 @@
+"""Recordings to text files, for the command line: in this process, or through a running server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from eardrum.api.openai import answers, fields
+from eardrum.config import Settings
+from eardrum.errors import ConfigError, EardrumError
+from eardrum.gateway.service import Service, Transcript
+from eardrum.gateway.spool import StoredFile
+from eardrum.types import Opened, Segment, Task
+
+SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "verbose_json": ".json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the command line asks for."""
+
+    files: list[Path]
+    model: str
+    language: str
+    translate: bool
+    format: str
+    output_dir: Path | None
+
+    def check(self) -> None:
+        """Find out about missing files and a bad folder before any work is done.
+
+        Raises:
+            ConfigError: the message names the file.
+        """
+        for file in self.files:
+            if not file.is_file():
+                raise ConfigError(f"There is no file {file}.")
+        if self.output_dir:
+            try:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"Cannot write to {self.output_dir}: {error.strerror}.") from None
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The wishes as OpenAI's form fields."""
+        wishes = {"model": self.model, "language": self.language, "response_format": self.format}
+        return {name: value for name, value in wishes.items() if value}
+
+    def deliver(self, file: Path, text: str) -> None:
+        """Print the text, or write it next to its fellows."""
+        if self.output_dir:
+            (self.output_dir / (file.stem + SUFFIXES[self.format])).write_text(text, encoding="utf-8")
+        else:
+            print(text.strip(), flush=True)
+
+
+async def here(job: Job, settings: Settings) -> int:
+    """Transcribe without a server: the gateway's own parts, without its port. Returns the number of failures."""
+    service = Service(settings)
+    wish = fields.wish({k: [v] for k, v in job.form.items()}, Task.TRANSLATE if job.translate else Task.TRANSCRIBE)
+    model = service.catalog.find(wish.model)
+    service.prepared(model, wish.request)
+
+    async def one(file: Path, advance: Advance) -> str:
+        transcript, length = Transcript(), None
+        async with aclosing(service.stream(model, wish.request, StoredFile(file))) as events:
+            async for event in events:
+                transcript.add(event)
+                if isinstance(event, Opened):
+                    length = event.duration
+                elif isinstance(event, Segment):
+                    advance(event.end, length)
+        return bytes(answers.answer(transcript, wish).body).decode()
+
+    try:
+        return await _each(job, one)
+    finally:
+        await service.shutdown()
+
+
+async def through_server(job: Job, address: str) -> int:
+    """Transcribe through a running server. Returns the number of failures."""
+    async with Client(address) as client:
+
+        async def one(file: Path, _: Advance) -> str:
+            return await client.transcribe(file, job.form, translate=job.translate)
+
+        return await _each(job, one)
+
+
+class Client:
+    """A small client of OpenAI's API."""
+
+    def __init__(self, address: str):
+        self._address = address.rstrip("/").removesuffix("/v1")
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def transcribe(self, file: Path, form: Mapping[str, str], *, translate: bool = False) -> str:
+        """The answer's body.
+
+        Raises:
+            EardrumError: the server cannot be reached or refused; its sentence is passed on.
+        """
+        kind = "translations" if translate else "transcriptions"
+        data = aiohttp.FormData(dict(form))
+        with file.open("rb") as stream:
+            data.add_field("file", stream, filename=file.name)
+            try:
+                async with self._session.post(f"{self._address}/v1/audio/{kind}", data=data) as response:
+                    text = await response.text()
+                    if response.ok:
+                        return text
+                    try:
+                        message = (await response.json())["error"]["message"]
+                    except (ValueError, KeyError, TypeError, aiohttp.ContentTypeError):
+                        message = f"The server answered {response.status}: {text[:200]}"
+                    raise EardrumError(message)
+            except (aiohttp.ClientError, OSError) as error:
+                raise EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})") from error
+
+
+Advance = Callable[[float, float | None], None]
+"""Told how many seconds of audio are done, and of how many, if that is known."""
+
+
+async def _each(job: Job, transcribed: Callable[[Path, Advance], Awaitable[str]]) -> int:
+    """All files, one after another; one that fails is reported and does not stop the others."""
+    failures = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        for file in job.files:
+            line = progress.add_task(file.name, total=None, done="")
+
+            def advance(seconds: float, length: float | None, line: TaskID = line) -> None:
+                progress.update(line, completed=seconds, total=length, done=f"{seconds:.0f} s")
+
+            try:
+                job.deliver(file, await transcribed(file, advance))
+            except EardrumError as error:
+                failures += 1
+                print(f"eardrum: {file}: {error.message}", file=sys.stderr)
+            progress.remove_task(line)
+    return failures

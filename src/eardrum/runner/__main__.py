@@ -1,0 +1,161 @@
+"""Starts a runner: `python -m eardrum.runner --engine moonshine --source DIR --socket PATH`.
+
+Says one line of JSON on stdout when the model is ready, or why it is not; logs go to stderr. With
+`--parent` the runner ends when its stdin closes, so that none survives the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import uvicorn
+from pydantic import ValidationError
+
+from eardrum.engines import registry
+from eardrum.engines.base import Engine, Window
+from eardrum.errors import ConfigError, EardrumError, ModelLoadError
+from eardrum.runner.app import RunnerApp
+from eardrum.runner.batcher import Batcher, measured_batch
+from eardrum.runner.decode import Decoder
+from eardrum.runner.inlet import Inlet
+from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
+from eardrum.runner.vad import Vad
+from eardrum.types import SAMPLE_RATE, Request
+
+PROBE_S = 3
+"""Seconds of the sample recording on which batch sizes are timed."""
+
+log = logging.getLogger("eardrum.runner")
+
+
+def main() -> None:
+    """Load the model and serve it until told to stop."""
+    arguments = _arguments()
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    tune_allocator()
+    try:
+        engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
+        vad = Vad()
+        batch = arguments.batch or _measure(engine)
+    except EardrumError as error:
+        _say({"failed": error.to_json()})
+        sys.exit(1)
+    batcher = Batcher(engine, batch=batch)
+    app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s)
+    freeze_garbage_collector()
+    ready = {"capabilities": engine.capabilities.to_json(), "batch": batch}
+    serve(app, arguments, ready)
+    batcher.close()
+
+
+def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
+    """Import an engine's file and load a model with it.
+
+    Raises:
+        ConfigError: no such engine, or an option it does not have.
+        ModelLoadError: a library is missing or fails on import, or the weights cannot be loaded.
+    """
+    card = registry.card(name)
+    if card.missing:
+        raise ModelLoadError(f"The engine {name} needs {', '.join(card.missing)}: run {card.install}.")
+    try:
+        cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
+        return cls.load(source, cls.Options(**options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(cls.Options.model_fields)
+        raise ConfigError(f"Option {'.'.join(map(str, first['loc']))} of {name}: {first['msg']}. Options: {known}.") from error
+    except ImportError as error:
+        raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
+
+
+def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) -> None:
+    """Listen on the socket or the TCP port, say so, and stay until a signal or the parent's end."""
+    where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
+    config = uvicorn.Config(app, **where, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=1)
+    server = ReadyServer(config, ready)
+    if arguments.parent:
+        Thread(target=_follow_parent, args=(server,), name="parent", daemon=True).start()
+    # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: None)
+    with _removed_at_end(arguments.socket):
+        server.run()
+
+
+class ReadyServer(uvicorn.Server):
+    """Says that it is ready once the socket is open: whoever reads the line can connect."""
+
+    def __init__(self, config: uvicorn.Config, ready: dict[str, Any]):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Open the socket, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            _say({"ready": self._ready})
+
+
+def _follow_parent(server: uvicorn.Server) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    server.should_exit = True
+
+
+@contextmanager
+def _removed_at_end(socket: str | None) -> Iterator[None]:
+    """Leave no socket file behind, nor the private folder that held it, even when the parent is gone."""
+    try:
+        yield
+    finally:
+        if socket:
+            Path(socket).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(socket).parent.rmdir()
+
+
+def _measure(engine: Engine) -> int:
+    """The batch size for this machine, timed on real speech: the recording that ships with the package."""
+    if engine.capabilities.max_batch == 1:
+        return 1
+    sample = (files("eardrum") / "sample.ogg").read_bytes()
+    pieces = list(Decoder(Inlet.holding(sample), raw_pcm=False, max_seconds=60))
+    audio = np.concatenate(pieces)[: PROBE_S * SAMPLE_RATE]
+    return measured_batch(engine, Window(audio, 0.0, 1.0, (0.0, PROBE_S), Request()))
+
+
+def _say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="eardrum.runner", description=__doc__)
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--source", type=Path, required=True, help="directory or file of the weights")
+    parser.add_argument("--options", default="{}", help="the engine's options as JSON")
+    parser.add_argument("--socket", help="unix socket to listen on; without it TCP")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8101)
+    parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")
+    parser.add_argument("--max-audio-s", type=float, default=24 * 3600.0)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--parent", action="store_true", help="end when stdin closes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

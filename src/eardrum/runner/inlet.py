@@ -1,0 +1,110 @@
+"""The way of the bytes from the event loop into a decoding thread: a bounded pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import deque
+from threading import Condition
+from typing import IO, Self
+
+CAPACITY = 1 << 20
+"""Bytes held before the sender has to wait."""
+
+
+class CancelledInletError(Exception):
+    """The request is over; whoever still reads should stop."""
+
+
+class Inlet:
+    """One request's audio. `feed`, `finish` and `cancel` belong to the event loop, `read` to one thread."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+        self._changed = Condition()
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._finished = False
+        self._cancelled = False
+
+    @classmethod
+    def holding(cls, data: bytes) -> Self:
+        """A finished inlet with all its bytes, for audio that is already here."""
+        inlet = cls()
+        inlet._chunks.append(data)
+        inlet._finished = True
+        return inlet
+
+    async def feed(self, chunk: bytes) -> None:
+        """Hand over the next bytes; waits while the reader is more than `CAPACITY` behind."""
+        self._loop = asyncio.get_running_loop()
+        with self._changed:
+            if self._cancelled:
+                return
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+            if self._size >= CAPACITY:
+                self._room.clear()
+            self._changed.notify()
+        await self._room.wait()
+
+    def finish(self) -> None:
+        """No more bytes will come."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify()
+
+    def cancel(self) -> None:
+        """Forget everything and make the reader stop."""
+        with self._changed:
+            self._cancelled = True
+            self._chunks.clear()
+            self._changed.notify()
+        self._room.set()
+
+    def read(self, size: int) -> bytes:
+        """Block until there are bytes; at most `size` of them, b"" at the end. Called by PyAV.
+
+        Raises:
+            CancelledInletError: the request was cancelled.
+        """
+        with self._changed:
+            while not (self._chunks or self._finished or self._cancelled):
+                self._changed.wait()
+            if self._cancelled:
+                raise CancelledInletError
+            if not self._chunks:
+                return b""
+            chunk = self._chunks.popleft()
+            if len(chunk) > size:
+                self._chunks.appendleft(chunk[size:])
+                chunk = chunk[:size]
+            self._size -= len(chunk)
+            if self._size < CAPACITY and self._loop and not self._room.is_set():
+                self._loop.call_soon_threadsafe(self._room.set)
+            return chunk
+
+    def peek(self, size: int) -> bytes:
+        """Block until `size` bytes are there or the end is reached, and leave them in place."""
+        head = b""
+        while len(head) < size and (chunk := self.read(size - len(head))):
+            head += chunk
+        with self._changed:
+            if head:
+                self._chunks.appendleft(head)
+                self._size += len(head)
+        return head
+
+    def to_file(self) -> IO[bytes]:
+        """Wait for all bytes and return them as a seekable file without a name."""
+        file = tempfile.TemporaryFile(prefix="eardrum-")  # noqa: SIM115 -- handed to the caller
+        try:
+            while chunk := self.read(1 << 20):
+                file.write(chunk)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file

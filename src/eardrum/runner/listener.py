@@ -1,0 +1,175 @@
+"""One request inside a runner: bytes in, events out, in order and as they are ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import Semaphore, Thread
+
+import numpy as np
+
+from eardrum.engines.base import Audio, Window
+from eardrum.errors import AudioError, EardrumError
+from eardrum.runner.batcher import Batcher, Heard
+from eardrum.runner.decode import Decoder
+from eardrum.runner.hallucination import reason_to_drop
+from eardrum.runner.inlet import CancelledInletError, Inlet
+from eardrum.runner.vad import FRAME, Vad
+from eardrum.runner.windows import Cut, Cutter, Cutting
+from eardrum.types import SAMPLE_RATE, Dropped, Event, Opened, Request, Segment, Summary
+
+BLOCK = FRAME * 156
+"""Samples per step through the VAD: 5 s. Larger gains nothing, smaller costs up to twice the CPU."""
+
+AHEAD = 8
+"""Windows a request may have waiting: enough to fill a batch, few enough to bound its memory."""
+
+DROPPED_REPORTED = 100
+"""Hallucinations listed in a summary; more are only counted by their absence."""
+
+
+class Listener:
+    """Decodes one request's audio in a thread of its own and hands its windows to the batcher."""
+
+    def __init__(self, request: Request, *, batcher: Batcher, vad: Vad, cutting: Cutting, max_seconds: float):
+        self.inlet = Inlet()
+        self._request = request
+        self._batcher = batcher
+        self._vad = vad
+        self._cutting = _adjusted(cutting, request)
+        self._decoder = Decoder(self.inlet, raw_pcm=request.raw_pcm, max_seconds=max_seconds)
+        self._id = batcher.request()
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Queue[Decoded] = asyncio.Queue()
+        self._ahead = Semaphore(AHEAD)
+        self._cancelled = False
+        self._thread = Thread(target=self._decode, name=f"audio-{self._id}", daemon=True)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The segments in order, then the summary. Closing the iterator early cancels the request.
+
+        Raises:
+            EardrumError: the audio cannot be decoded, or the engine failed.
+        """
+        self._thread.start()
+        summary = Summary(language=self._request.language or "", duration=0.0)
+        try:
+            while not isinstance(item := await self._ready.get(), End):
+                if isinstance(item, Opened):
+                    yield item
+                    continue
+                window, future = item
+                heard = await asyncio.wrap_future(future)
+                summary.windows += 1
+                summary.queue_s = max(summary.queue_s, heard.queue_s)
+                summary.decode_s += heard.decode_s
+                summary.language = heard.hearing.language or summary.language
+                for segment in _segments(window, heard, summary):
+                    yield segment
+            if item.error:
+                raise item.error
+            summary.duration = self._decoder.samples / SAMPLE_RATE
+            yield summary
+        finally:
+            await self._cancel()
+
+    async def _cancel(self) -> None:
+        self._cancelled = True
+        self.inlet.cancel()
+        self._batcher.cancel(self._id)
+        self._ahead.release(AHEAD)
+        await asyncio.to_thread(self._thread.join)
+        self._batcher.cancel(self._id)  # what the thread submitted in between
+
+    def _decode(self) -> None:
+        """The thread: audio to windows. Ends by saying so, with the error if there was one."""
+        error: Exception | None = None
+        try:
+            for window in self._windows():
+                self._ahead.acquire()
+                if self._cancelled:
+                    break
+                future = self._batcher.submit(self._id, window)
+                future.add_done_callback(lambda _: self._ahead.release())
+                self._tell((window, future))
+        except CancelledInletError:
+            pass
+        except EardrumError as known:
+            error = known
+        except Exception as unknown:
+            error = AudioError(f"Decoding the audio failed: {unknown}")
+            error.__cause__ = unknown
+        self._tell(End(error))
+
+    def _windows(self) -> Iterator[Window]:
+        vad, cutter = self._vad.stream(), Cutter(self._cutting)
+        opened = False
+        for block in _blocks(self._decoder):
+            if not opened:
+                opened = True
+                self._tell(Opened(self._decoder.duration))
+            for cut in cutter.feed(block, vad(block)):
+                yield self._window(cut)
+        for cut in cutter.finish():
+            yield self._window(cut)
+
+    def _window(self, cut: Cut) -> Window:
+        return Window(
+            audio=cut.audio,
+            start=cut.start / SAMPLE_RATE,
+            speech=cut.speech,
+            speech_span=((cut.speech_start - cut.start) / SAMPLE_RATE, (cut.speech_end - cut.start) / SAMPLE_RATE),
+            request=self._request,
+        )
+
+    def _tell(self, item: Decoded) -> None:
+        self._loop.call_soon_threadsafe(self._ready.put_nowait, item)
+
+
+class End:
+    """The last thing the decoding thread says."""
+
+    def __init__(self, error: Exception | None):
+        self.error = error
+
+
+Decoded = tuple[Window, Future[Heard]] | Opened | End
+
+
+def _adjusted(cutting: Cutting, request: Request) -> Cutting:
+    wishes = {
+        "threshold": request.vad_threshold,
+        "silence_s": request.vad_silence_s,
+        "padding_s": request.vad_padding_s,
+    }
+    return replace(cutting, **{name: wish for name, wish in wishes.items() if wish is not None})
+
+
+def _blocks(decoder: Decoder) -> Iterator[Audio]:
+    """The samples in blocks of whole VAD frames, the last one filled up with silence."""
+    pieces: list[Audio] = []
+    size = 0
+    for piece in decoder:
+        pieces.append(piece)
+        size += len(piece)
+        if size >= BLOCK:
+            joined = np.concatenate(pieces)
+            whole = size - size % FRAME
+            yield joined[:whole]
+            pieces, size = [joined[whole:]], size - whole
+    if size:
+        yield np.pad(np.concatenate(pieces), (0, -size % FRAME))
+
+
+def _segments(window: Window, heard: Heard, summary: Summary) -> Iterator[Segment]:
+    """The window's segments on the request's clock, less those that nobody said."""
+    for relative in heard.hearing.segments:
+        segment = relative.shifted(window.start)
+        segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
+        if reason := reason_to_drop(segment, window.speech):
+            if len(summary.dropped) < DROPPED_REPORTED:
+                summary.dropped.append(Dropped(segment.start, segment.end, segment.text, reason))
+        else:
+            yield segment

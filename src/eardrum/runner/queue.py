@@ -1,0 +1,139 @@
+"""Whose window is next: classes by who is waiting, deficit round robin between requests. Pure, no clock."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Generic, Protocol, TypeVar
+
+from eardrum.types import Priority
+
+CLIP_S = 30.0
+"""Audio up to here is served as a short clip; what follows shows the request to be a file."""
+
+QUANTUM_S = 10.0
+"""Seconds of audio a request may take per turn: about one full window, or several short ones."""
+
+SHARE = 0.2
+"""Part of all audio that the classes below the first one waiting are sure to get."""
+
+
+class Class(IntEnum):
+    """Order of service."""
+
+    LIVE = 0
+    CLIP = 1
+    FILE = 2
+    BULK = 3
+
+
+def class_of(priority: Priority, start_s: float) -> Class:
+    """The class of a window that begins `start_s` seconds into its request."""
+    if priority is Priority.LIVE:
+        return Class.LIVE
+    if priority is Priority.BULK:
+        return Class.BULK
+    return Class.CLIP if start_s < CLIP_S else Class.FILE
+
+
+class Queued(Protocol):
+    """What a queue needs to know about a window."""
+
+    @property
+    def request_id(self) -> int:
+        """Windows of one request share it."""
+
+    @property
+    def cost(self) -> float:
+        """Seconds of audio."""
+
+    @property
+    def rank(self) -> Class:
+        """The window's class."""
+
+
+Item = TypeVar("Item", bound=Queued)
+
+
+class Queue(Protocol[Item]):
+    """The order in which windows are decoded. `FairQueue` is the house's; benchmarks bring others."""
+
+    def push(self, item: Item) -> None:
+        """Add a window."""
+
+    def take(self, limit: int) -> list[Item]:
+        """Remove and return the next batch, 1 to `limit` windows; empty when nothing waits."""
+
+    def drop(self, request_id: int) -> list[Item]:
+        """Remove and return everything of one request."""
+
+
+@dataclass(slots=True)
+class Line(Generic[Item]):
+    """One request's waiting windows of one class, and the seconds of audio it may still take this turn."""
+
+    items: deque[Item] = field(default_factory=deque)
+    deficit: float = 0.0
+
+
+class FairQueue(Generic[Item]):
+    """Deficit round robin over requests within a class; the first class waiting goes first, less a share.
+
+    A batch holds one class only: a short clip must not wait for the long windows decoded beside it.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[Class, OrderedDict[int, Line[Item]]] = {c: OrderedDict() for c in Class}
+        self._owed = 0.0  # seconds of audio that lower classes have earned
+        self._turns = dict.fromkeys(Class, 0)  # when each class was last served from the share
+        self._turn = 0
+
+    def push(self, item: Item) -> None:
+        """Add a window at the end of its request's line."""
+        self._lines[item.rank].setdefault(item.request_id, Line()).items.append(item)
+
+    def take(self, limit: int) -> list[Item]:
+        """Remove and return the next batch, 1 to `limit` windows of one class; empty when nothing waits."""
+        waiting = [c for c in Class if self._lines[c]]
+        if not waiting:
+            return []
+        first, *lower = waiting
+        if lower and self._owed > 0:
+            rank = min(lower, key=self._turns.__getitem__)
+            self._turn += 1
+            self._turns[rank] = self._turn
+        else:
+            rank = first
+        batch = [self._next(rank)]
+        while len(batch) < limit and self._lines[rank]:
+            batch.append(self._next(rank))
+        self._account(sum(item.cost for item in batch), from_share=rank is not first, lower=bool(lower))
+        return batch
+
+    def drop(self, request_id: int) -> list[Item]:
+        """Remove and return everything of one request."""
+        lines = [lines.pop(request_id) for lines in self._lines.values() if request_id in lines]
+        return [item for line in lines for item in line.items]
+
+    def _next(self, rank: Class) -> Item:
+        lines = self._lines[rank]
+        while True:
+            request_id, line = next(iter(lines.items()))
+            if line.deficit < line.items[0].cost:
+                line.deficit += QUANTUM_S
+                lines.move_to_end(request_id)
+                continue
+            item = line.items.popleft()
+            line.deficit -= item.cost
+            if not line.items:
+                del lines[request_id]  # an idle request saves nothing up
+            return item
+
+    def _account(self, cost: float, *, from_share: bool, lower: bool) -> None:
+        if from_share:
+            self._owed -= cost
+        elif lower:
+            self._owed += cost * SHARE / (1 - SHARE)
+        else:
+            self._owed = 0.0

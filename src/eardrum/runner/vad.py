@@ -1,0 +1,73 @@
+"""Voice activity: the probability of speech for every 32 ms of a stream, with bounded memory.
+
+Silero VAD v6 (MIT), the ONNX file that faster-whisper carries. Its recurrent state is carried from block
+to block, so the probabilities equal those of one pass over the whole recording.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort
+
+from eardrum.engines.base import Audio
+from eardrum.errors import ModelLoadError
+
+FRAME = 512
+"""Samples per probability: 32 ms at 16 kHz."""
+
+CONTEXT = 64
+"""Samples of the previous frame that the model sees before each frame."""
+
+Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
+"""Speech probability per frame, shape [n], in 0..1."""
+
+
+class Vad:
+    """The loaded model; safe to share between threads, each stream keeps its own state."""
+
+    def __init__(self) -> None:
+        path = _model_path()
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = 1
+        settings.inter_op_num_threads = 1
+        settings.enable_cpu_mem_arena = False
+        settings.log_severity_level = 3
+        self._session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+    def stream(self) -> VadStream:
+        """A fresh state for one recording."""
+        return VadStream(self._session)
+
+
+class VadStream:
+    """Carries the model's state through one recording."""
+
+    def __init__(self, session: Any):
+        self._session = session
+        self._h = np.zeros((1, 1, 128), np.float32)
+        self._c = np.zeros((1, 1, 128), np.float32)
+        self._context = np.zeros(CONTEXT, np.float32)
+
+    def __call__(self, samples: Audio) -> Probabilities:
+        """Probabilities of the next frames; `samples` must hold a whole number of frames."""
+        frames = samples.reshape(-1, FRAME)
+        inputs = np.empty((len(frames), CONTEXT + FRAME), np.float32)
+        inputs[:, CONTEXT:] = frames
+        inputs[0, :CONTEXT] = self._context
+        inputs[1:, :CONTEXT] = frames[:-1, -CONTEXT:]
+        self._context = frames[-1, -CONTEXT:].copy()
+        output, self._h, self._c = self._session.run(None, {"input": inputs, "h": self._h, "c": self._c})
+        return cast(Probabilities, output.reshape(-1))
+
+
+def _model_path() -> Path:
+    # The package is located, not imported: importing it would load CTranslate2 for one ONNX file.
+    spec = find_spec("faster_whisper")
+    path = Path(next(iter(spec.submodule_search_locations or ()))) / "assets" / "silero_vad_v6.onnx" if spec else None
+    if path is None or not path.is_file():
+        raise ModelLoadError("The voice activity model is missing: install it with `pip install 'faster-whisper>=1.2.1,<2'`.")
+    return path

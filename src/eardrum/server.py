@@ -1,0 +1,109 @@
+"""Runs the gateway: binds the port, says how to use it, stays until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import shlex
+import socket
+from collections.abc import Callable, Coroutine
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import uvicorn
+
+from eardrum import offline
+from eardrum.app import create_app
+from eardrum.config import Settings
+from eardrum.errors import ConfigError
+from eardrum.gateway.service import Service
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10
+"""Seconds that requests in progress have at shutdown."""
+
+
+def run(settings: Settings, *, sample: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: the configuration.
+        sample: transcribe the shipped recording through the server once it is up, and print the text.
+
+    Raises:
+        ConfigError: the port cannot be had.
+    """
+    service = Service(settings)
+    log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
+    listening = _bind(settings.host, settings.port)
+    uvicorn_config = uvicorn.Config(
+        create_app(service), access_log=False, log_config=None, timeout_graceful_shutdown=GRACE_S, server_header=False
+    )
+    with listening, as_file(files("eardrum") / "sample.ogg") as recording:
+        host, port = listening.getsockname()[:2]
+        address = f"http://{_reachable(host)}:{port}"
+
+        async def greet() -> None:
+            print(_welcome(service, address, recording), flush=True)
+            if sample:
+                print(f"The shipped recording says:\n\n    {await _transcribed(address, recording)}\n", flush=True)
+
+        Server(uvicorn_config, greet).run(sockets=[listening])
+
+
+class Server(uvicorn.Server):
+    """Calls `greet` once the server answers."""
+
+    def __init__(self, settings: uvicorn.Config, greet: Callable[[], Coroutine[None, None, None]]):
+        super().__init__(settings)
+        self._greet = greet
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open for business, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._greeting = asyncio.create_task(self._greet())
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"Port {port} on {host} is taken: stop what uses it, or choose another with --port.") from None
+        raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from None
+    return listening
+
+
+def _reachable(host: str) -> str:
+    """An address to call for a host to listen on."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _welcome(service: Service, address: str, recording: Path) -> str:
+    catalog = service.catalog
+    lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)", "", "Models"]
+    for model in catalog:
+        languages = ", ".join(model.capabilities.languages) or "many languages"
+        lines.append(f"  {model.id}  ({model.engine}, {languages}, {model.origin})")
+    lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
+    if catalog.default.origin == "embedded":
+        lines.append("For better text or other languages, put a model into model_dir or name one in the config (docs/config.md).")
+    lines += ["", "Try it:", f"  curl {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
+    return "\n".join(lines)
+
+
+async def _transcribed(address: str, recording: Path) -> str:
+    async with offline.Client(address) as client:
+        return (await client.transcribe(recording, {"response_format": "text"})).strip()

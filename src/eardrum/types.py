@@ -1,0 +1,189 @@
+"""The nouns every part of the house shares: what is asked, what is heard, what a model can do.
+
+Plain data without behaviour beyond turning itself into JSON and back, because the same objects cross
+the wall between gateway and runner. Times are seconds from the start of the audio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Self
+
+SAMPLE_RATE = 16_000
+"""Hz; the one rate inside the house. Decoding resamples to it, engines receive it."""
+
+
+class Record:
+    """A dataclass that crosses a process boundary as a JSON object."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON-ready dict, nested records included."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The record from `to_json`'s dict. Unknown keys are dropped: a newer peer may send more."""
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+class Task(StrEnum):
+    """What to do with the speech."""
+
+    TRANSCRIBE = "transcribe"
+    TRANSLATE = "translate"  # into English
+
+
+class Priority(StrEnum):
+    """Who is waiting for the answer. Decides whose window is decoded next."""
+
+    LIVE = "live"
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Record):
+    """What a client asks of a model, free of any wire protocol's words."""
+
+    task: Task = Task.TRANSCRIBE
+    language: str | None = None
+    """ISO 639 code; None lets the model decide."""
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
+    temperature: float = 0.0
+    words: bool = False
+    """Word times are wanted."""
+    logprobs: bool = False
+    """Tokens with their log probabilities are wanted."""
+    speakers: bool = False
+    """Who said what is wanted."""
+    priority: Priority = Priority.INTERACTIVE
+    raw_pcm: bool = False
+    """The audio is s16le mono at `SAMPLE_RATE` without a header."""
+    vad_threshold: float | None = None
+    """Speech probability above which a frame counts as speech; None is the runner's default."""
+    vad_silence_s: float | None = None
+    """A pause at least this long may end a window; None is the runner's default."""
+    vad_padding_s: float | None = None
+    """Audio kept before and after speech; None is the runner's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word(Record):
+    """One word with its times in seconds and its probability in 0..1."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token(Record):
+    """One decoded token: its text and natural-log probability."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(slots=True)
+class Segment(Record):
+    """A stretch of recognised speech. Fields an engine does not know keep their defaults."""
+
+    start: float
+    end: float
+    text: str
+    avg_logprob: float = 0.0
+    """Mean natural-log probability of the tokens; the confidence is its exponential."""
+    no_speech_prob: float = 0.0
+    compression_ratio: float = 1.0
+    temperature: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    token_logprobs: list[Token] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+
+    def shifted(self, by: float) -> Segment:
+        """The same segment `by` seconds later, words included."""
+        words = [replace(word, start=word.start + by, end=word.end + by) for word in self.words]
+        return replace(self, start=self.start + by, end=self.end + by, words=words)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The segment from `to_json`'s dict, words and tokens included."""
+        return cls(
+            **{
+                **data,
+                "words": [Word(**word) for word in data["words"]],
+                "token_logprobs": [Token(**token) for token in data["token_logprobs"]],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Record):
+    """The audio has begun to decode; `duration` is what its header claims, in seconds."""
+
+    duration: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(Record):
+    """Text the model produced and the server threw away as a hallucination, with the reason."""
+
+    start: float
+    end: float
+    text: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Summary(Record):
+    """What is known once the last segment is out: the end of every successful answer."""
+
+    language: str
+    duration: float
+    """Seconds of audio decoded."""
+    dropped: list[Dropped] = field(default_factory=list)
+    windows: int = 0
+    queue_s: float = 0.0
+    """Longest wait of a window for its turn."""
+    decode_s: float = 0.0
+    """Time the engine spent on batches that held this request's windows, shared evenly."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The summary from `to_json`'s dict."""
+        return cls(**{**data, "dropped": [Dropped(**item) for item in data["dropped"]]})
+
+
+Event = Opened | Segment | Summary
+"""What comes out of a request, in this order: opened, any number of segments, a summary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities(Record):
+    """What a model can do. Declared once per engine as literals, refined by a loaded model."""
+
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes; empty means any language the server knows."""
+    detects_language: bool = False
+    translate: bool = False
+    words: bool = False
+    logprobs: bool = False
+    prompt: bool = False
+    hotwords: bool = False
+    temperature: bool = False
+    speakers: bool = False
+    max_window_s: float = 30.0
+    """Longest stretch of audio the engine takes at once."""
+    max_batch: int = 1
+    """Most windows `transcribe` accepts in one call."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The capabilities from `to_json`'s dict."""
+        return cls(**{**data, "languages": tuple(data["languages"])})
