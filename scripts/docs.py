@@ -70,7 +70,8 @@ These variables mean the same settings here; `{PREFIX}...` wins over them.
 def rows(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, field in node["properties"].items():
         inner = schema["$defs"].get(field.get("$ref", "").removeprefix("#/$defs/"))
-        each = schema["$defs"].get(field.get("additionalProperties", {}).get("$ref", "").removeprefix("#/$defs/"))
+        values = field.get("additionalProperties")
+        each = schema["$defs"].get(values.get("$ref", "").removeprefix("#/$defs/")) if isinstance(values, dict) else None
         if inner:
             yield from rows(schema, inner, f"{prefix}{name}.")
         elif each:
