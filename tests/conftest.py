@@ -1,0 +1,128 @@
+"""A real server for the tests that need one: its own process, port, temp folder and environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+import requests
+
+START_S = 60.0
+
+
+@dataclass
+class RunningServer:
+    """A server under test."""
+
+    address: str
+    process: subprocess.Popen[str]
+    temp: Path
+    """Where it and its runners put temporary files."""
+    output: list[str] = field(default_factory=list)
+
+    @property
+    def host(self) -> tuple[str, int]:
+        return "127.0.0.1", int(self.address.rsplit(":", 1)[1])
+
+    @property
+    def log(self) -> str:
+        return "".join(self.output)
+
+    def runners(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "eardrum.runner" in child.cmdline()]
+
+    def post(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
+        files = {"file": ("audio", audio)} if audio is not None else {}
+        return requests.post(f"{self.address}/v1/audio/{path}", data=fields, files=files, timeout=120)
+
+    def windows(self) -> int:
+        """Windows its one runner has decoded, asked of the runner itself."""
+        (runner,) = self.runners()
+        command = runner.cmdline()
+        path = command[command.index("--socket") + 1]
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, path], capture_output=True, text=True, check=True, timeout=20
+        )
+        return int(done.stdout)
+
+    def open_files(self) -> list[str]:
+        """Temporary files that the server holds, with or without a name."""
+        links = [os.readlink(f"/proc/{self.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{self.process.pid}/fd")]
+        return [link for link in links if str(self.temp) in link]
+
+
+ASK = """
+import asyncio, sys, aiohttp
+async def main():
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(sys.argv[1])) as session:
+        async with session.get("http://runner/health") as response:
+            print((await response.json())["windows"])
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator[RunningServer]:
+    """A server with these arguments; afterwards nothing of it may be left."""
+    with tempfile.TemporaryDirectory(prefix="eardrum-test-") as temp:
+        command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", *arguments]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_"))}
+        process = subprocess.Popen(
+            command,
+            env=clean | {"TMPDIR": temp, "PYTHONUNBUFFERED": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        server = RunningServer("", process, Path(temp))
+        reader = Thread(target=_read, args=(server,), daemon=True)
+        reader.start()
+        try:
+            wait_for(lambda: server.address or process.poll() is not None, START_S)
+            assert server.address, server.log
+            yield server
+            children = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            reader.join()
+            assert process.stdout
+            process.stdout.close()
+        assert not psutil.wait_procs(children, timeout=10)[1], "a runner outlived the server"
+        assert os.listdir(temp) == [], "files outlived the server"
+
+
+def _read(server: RunningServer) -> None:
+    assert server.process.stdout
+    for line in server.process.stdout:
+        server.output.append(line)
+        if found := re.search(r"listens on (http://\S+)", line):
+            server.address = found[1]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until `condition` holds; a test that waits for an outside process has no event to wait on."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """One server for all tests that leave it as they found it."""
+    with running() as started:
+        yield started

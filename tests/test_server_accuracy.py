@@ -1,0 +1,56 @@
+"""The windows and the server cost no accuracy."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pytest
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from eardrum.engines.base import Window
+from eardrum.engines.moonshine import Moonshine
+from eardrum.types import Request
+from tests.conftest import RunningServer
+from tests.recordings import encode, phone
+
+pytestmark = pytest.mark.slow
+
+normal = EnglishTextNormalizer()
+
+
+def errors(references: list[str], texts: list[str]) -> float:
+    return jiwer.wer([normal(r) for r in references], [normal(t) for t in texts])
+
+
+@pytest.fixture(scope="module")
+def served(server: RunningServer) -> list[str]:
+    """Each recording on its own, through the server."""
+    return [server.post(encode(samples, "wav")).json()["text"] for _, samples, _ in phone()]
+
+
+def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
+    spec = find_spec("moonshine_voice")
+    assert spec
+    assert spec.submodule_search_locations
+    engine = Moonshine.load(Path(spec.submodule_search_locations[0]) / "assets" / "tiny-en", Moonshine.Options())
+    direct = []
+    for _, samples, _ in phone():
+        (hearing,) = engine.transcribe([Window(samples, 0.0, 1.0, (0.0, 1.0), Request())])
+        direct.append(" ".join(s.text for s in hearing.segments))
+    references = [text for _, _, text in phone()]
+    assert errors(references, direct) < 0.06
+    # Two words of leeway: cutting at other samples changes a few roundings inside the model.
+    words = sum(len(normal(r).split()) for r in references)
+    assert errors(references, served) <= errors(references, direct) + 2 / words
+
+
+def test_forty_minutes_are_no_worse_than_the_pieces(server: RunningServer, served: list[str]) -> None:
+    pause = np.zeros(8_000, np.float32)
+    once = np.concatenate([part for _, samples, _ in phone() for part in (samples, pause)])
+    rounds = int(np.ceil(40 * 60 * 16_000 / len(once)))
+    text = server.post(encode(np.concatenate([once] * rounds), "mp3")).json()["text"]
+    references = [text for _, _, text in phone()]
+    assert errors([" ".join(references * rounds)], [text]) <= errors(references, served) + 0.005

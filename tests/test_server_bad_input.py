@@ -1,0 +1,156 @@
+"""Everything a client can send wrong ends in a clear answer, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running
+from tests.recordings import SPEECH_TEXT, encode, speech
+
+pytestmark = pytest.mark.slow
+
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+@pytest.fixture(scope="module")
+def tone() -> np.ndarray:
+    return (0.3 * np.sin(np.arange(16_000 * 20) * 2 * np.pi * 440 / 16_000)).astype(np.float32)
+
+
+def test_silence_noise_and_tones_are_empty(server: RunningServer, tone: np.ndarray) -> None:
+    rng = np.random.default_rng(1)
+    noise = (rng.standard_normal(16_000 * 20) * 0.1).clip(-1, 1).astype(np.float32)
+    for samples in (np.zeros(16_000 * 600, np.float32), noise, tone):
+        answer = server.post(encode(samples, "mp3"))
+        assert (answer.status_code, answer.json()["text"]) == (200, "")
+
+
+def test_silence_in_every_format(server: RunningServer) -> None:
+    silence = encode(np.zeros(16_000, np.float32), "wav")
+    assert server.post(silence, response_format="vtt").text == "WEBVTT\n\n"
+    assert server.post(silence, response_format="srt").text == ""
+    assert server.post(silence, response_format="text").text == "\n"
+    verbose = server.post(silence, response_format="verbose_json").json()
+    assert (verbose["text"], verbose["segments"], verbose["duration"]) == ("", [], 1.0)
+    assert '"type": "transcript.text.done", "text": ""' in server.post(silence, stream="true").text
+
+
+def test_a_clip_of_100_ms_is_answered(server: RunningServer) -> None:
+    answer = server.post(encode(speech()[16_000:17_600], "wav"))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["seconds"] == 1
+
+
+def test_three_hours_in_bounded_memory(server: RunningServer) -> None:
+    hour = np.zeros(3_600 * 8_000, np.float32)
+    three_hours = encode(np.concatenate([hour, hour, hour]), "flac", rate=8_000)
+    server.post(encode(speech(), "wav"))
+    (runner,) = server.runners()
+    before = runner.memory_info().rss
+    answer = server.post(three_hours, response_format="verbose_json").json()
+    assert (answer["text"], round(answer["duration"])) == ("", 3 * 3_600)
+    assert runner.memory_info().rss - before < 60e6
+
+
+def test_a_truncated_mp3_is_worth_what_is_in_it(server: RunningServer) -> None:
+    whole = encode(speech(), "mp3")
+    text = server.post(whole[: len(whole) // 2]).json()["text"]
+    assert text.startswith(SPEECH_TEXT[:100])
+    assert len(text) < len(SPEECH_TEXT)
+
+
+def test_video_without_sound(server: RunningServer) -> None:
+    answer = server.post(encode(None, "mp4"))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The file has no audio track."
+
+
+def test_a_playlist_opens_nothing(server: RunningServer, tmp_path) -> None:
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(encode(speech(), "wav"))
+    for text in (f"#EXTM3U\n#EXTINF:10,\nfile://{secret}\n", f"ffconcat version 1.0\nfile {secret}\n"):
+        answer = server.post(text.encode())
+        assert answer.status_code == 400
+        assert "cannot be decoded" in answer.json()["error"]["message"]
+
+
+def test_forms_that_are_wrong(server: RunningServer) -> None:
+    audio = encode(speech(), "wav")
+    url = f"{server.address}/v1/audio/transcriptions"
+
+    def refused(answer: requests.Response) -> str:
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return error["message"]
+
+    assert "holds no file" in refused(server.post(model="whisper-1"))
+    two = requests.post(url, files=[("file", ("a", audio)), ("file", ("b", audio))], timeout=60)
+    assert "two files" in refused(two)
+    elsewhere = requests.post(url, files={"audio": ("a", audio)}, timeout=60)
+    assert "belongs into the field 'file'" in refused(elsewhere)
+    fields = b"".join(b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nv\r\n' % n for n in range(10_000))
+    assert "more than 100 fields" in refused(requests.post(url, data=fields + b"--x--\r\n", headers=FORM, timeout=60))
+    unended = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + audio
+    assert "closing boundary" in refused(requests.post(url, data=unended, headers=FORM, timeout=60))
+    assert "cannot be parsed" in refused(requests.post(url, data=b"no form", headers=FORM, timeout=60))
+    no_boundary = requests.post(url, data=b"", headers={"content-type": "multipart/form-data"}, timeout=60)
+    assert "no boundary" in refused(no_boundary)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/v1/audio/transcriptions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/v1/audio/transcriptions", 415, "unsupported_media_type"),
+    ],
+)
+def test_wrong_routes_speak_openai(server: RunningServer, method: str, path: str, status: int, code: str) -> None:
+    answer = requests.request(method, server.address + path, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_json_bodies(server: RunningServer) -> None:
+    import base64
+
+    url = f"{server.address}/v1/audio/transcriptions"
+    audio = base64.b64encode(encode(speech(), "mp3")).decode()
+    body = {"model": "whisper-1", "language": None, "input_audio": {"data": audio, "format": "mp3"}}
+    assert requests.post(url, json=body, timeout=60).json()["text"] == SPEECH_TEXT
+    for wrong in ({}, [], {"input_audio": 3}, {"input_audio": {"data": "?"}}):
+        answer = requests.post(url, json=wrong, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_audio")
+
+
+def test_raw_pcm_when_declared(server: RunningServer) -> None:
+    pcm = (speech() * 32767).astype("<i2").tobytes()
+    files = {"file": ("a", pcm, "audio/pcm")}
+    answer = requests.post(f"{server.address}/v1/audio/transcriptions", files=files, timeout=60)
+    assert answer.json()["text"] == SPEECH_TEXT
+
+
+def test_audio_that_is_too_long(tmp_path) -> None:
+    with running("--set", "limits.audio_seconds=10") as server:
+        answer = server.post(encode(speech(), "wav"))
+        assert answer.status_code == 400
+        assert "longer than" in answer.json()["error"]["message"]
+
+
+def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
+    audio = encode(speech(), "wav")
+    answer = server.post(audio, prompt="Sense and Sensibility", temperature="0.4", foo="bar", language="", stream="")
+    assert answer.json()["text"] == SPEECH_TEXT
+    assert answer.headers["x-eardrum-ignored"] == "prompt, temperature, foo"
+    assert "x-eardrum-ignored" not in server.post(audio, prompt="", temperature="0").headers
+
+
+def test_nothing_is_left_open(server: RunningServer) -> None:
+    server.post(b"not audio")
+    server.post(encode(speech(), "m4a"))
+    assert server.open_files() == []

@@ -1,0 +1,130 @@
+"""Processes that die, at every moment, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.test_server_openai_client import phone_tape
+from tests.test_server_uploads import END, FILE, field, wire
+
+pytestmark = pytest.mark.slow
+
+
+def kill_runner(server: RunningServer) -> None:
+    (runner,) = server.runners()
+    runner.kill()
+
+
+def test_a_killed_runner_is_replaced_without_a_word() -> None:
+    with running() as server:
+        server.post(encode(speech(), "wav"))
+        answers: list[requests.Response] = []
+        before = server.windows()
+        asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(120), "mp3"))))
+        asking.start()
+        wait_for(lambda: server.windows() > before)
+        kill_runner(server)
+        asking.join(90)
+        assert answers[0].status_code == 200
+        assert len(answers[0].json()["text"]) > 500
+        assert "was ended by SIGKILL" in server.log
+        assert server.post(encode(speech(), "wav")).json()["text"] == SPEECH_TEXT
+
+
+def test_a_stream_that_has_begun_fails_visibly() -> None:
+    with running() as server:
+        with wire(server) as client:
+            client.send(field("model", "whisper-1") + field("stream", "true") + FILE + encode(phone_tape(600), "mp3") + END)
+            client.end()
+            client.until(b"transcript.text.delta")
+            kill_runner(server)
+            client.until(b"event: error")
+            received = client.until(b'"code"')
+            assert b"was ended by SIGKILL" in received
+            assert b"transcript.text.done" not in received
+        assert server.post(encode(speech(), "wav")).json()["text"] == SPEECH_TEXT
+
+
+def test_a_request_that_kills_two_runners_is_given_up() -> None:
+    with running() as server:
+        server.post(encode(speech(), "wav"))
+        answers: list[requests.Response] = []
+        asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(300), "mp3"))))
+        asking.start()
+        for _ in range(2):
+            wait_for(lambda: server.runners() and ready(server) and server.windows() > 3, 30)
+            kill_runner(server)
+            wait_for(lambda: server.log.count("SIGKILL") > _)
+        asking.join(60)
+        assert answers[0].status_code == 500
+        assert answers[0].json()["error"]["code"] == "model_crashed"
+        assert answers[0].headers["x-should-retry"] == "false"
+
+
+def ready(server: RunningServer) -> bool:
+    (model,) = requests.get(f"{server.address}/health", timeout=10).json()["models"]
+    return model["state"] == "ready"
+
+
+def test_shutdown_in_the_middle_of_a_request() -> None:
+    with running() as server, wire(server) as client:
+        client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3")[:1000])
+        wait_for(server.runners)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+
+
+def test_no_runner_outlives_a_killed_gateway() -> None:
+    with tempfile.TemporaryDirectory() as temp:
+        command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", "--sample"]
+        environment = os.environ | {"TMPDIR": temp, "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as gateway:
+            assert gateway.stdout
+            for line in gateway.stdout:
+                if "himself." in line:
+                    break
+            runners = psutil.Process(gateway.pid).children()
+            assert runners
+            gateway.kill()
+        assert not psutil.wait_procs(runners, timeout=15)[1]
+        wait_for(lambda: not list(Path(temp).iterdir()))
+
+
+def test_a_model_that_cannot_load_says_why_and_can_be_repaired(tmp_path: Path) -> None:
+    from importlib.util import find_spec
+
+    spec = find_spec("moonshine_voice")
+    assert spec
+    assert spec.submodule_search_locations
+    good = Path(spec.submodule_search_locations[0]) / "assets" / "tiny-en"
+    broken = tmp_path / "mine-en"
+    broken.mkdir()
+    for file in good.iterdir():
+        (broken / file.name).symlink_to(file)
+    decoder = broken / "decoder_model_merged.ort"
+    decoder.unlink()
+    decoder.write_bytes(b"\0" * 1000)
+    with running("--set", f"models.mine.source={broken}") as server:
+        audio = encode(speech(), "wav")
+        failed = server.post(audio, model="mine")
+        assert failed.status_code == 500
+        assert str(broken) in failed.json()["error"]["message"]
+        cooling = server.post(audio, model="mine")
+        assert cooling.status_code == 503
+        assert int(cooling.headers["retry-after"]) <= 5
+        assert server.post(audio, model="moonshine-tiny-en").json()["text"] == SPEECH_TEXT
+        decoder.unlink()
+        decoder.symlink_to(good / decoder.name)
+        wait_for(lambda: server.post(audio, model="mine").status_code == 200)

@@ -1,0 +1,169 @@
+"""Uploads in every order and pace, and clients that misbehave on the wire."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.test_server_openai_client import phone_tape
+
+pytestmark = pytest.mark.slow
+
+FILE = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+END = b"\r\n--x--\r\n"
+
+
+def field(name: str, value: str) -> bytes:
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
+class Wire:
+    """A client that decides about every byte. The body is sent in chunks, without a length."""
+
+    def __init__(self, server: RunningServer):
+        self.socket = socket.create_connection(server.host, timeout=60)
+        self.received = b""
+        self.socket.sendall(
+            b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        )
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        self.socket.sendall(b"0\r\n\r\n")
+
+    def until(self, mark: bytes) -> bytes:
+        """Receive until `mark` has come or the server closes."""
+        while mark not in self.received and (data := self.socket.recv(65536)):
+            self.received += data
+        return self.received
+
+
+@contextmanager
+def wire(server: RunningServer) -> Iterator[Wire]:
+    made = Wire(server)
+    try:
+        yield made
+    finally:
+        made.socket.close()
+
+
+def body(received: bytes) -> dict:
+    return json.loads(received.partition(b"\r\n\r\n")[2])
+
+
+def test_fields_after_the_file(server: RunningServer) -> None:
+    with wire(server) as client:
+        client.send(FILE + encode(speech(), "mp3") + b"\r\n" + field("model", "whisper-1") + field("response_format", "text"))
+        client.send(b"--x--\r\n")
+        client.end()
+        assert SPEECH_TEXT.encode() in client.until(b"himself.")
+
+
+def test_a_byte_at_a_time(server: RunningServer) -> None:
+    audio = encode(speech()[:32_000], "mp3")
+    form = field("model", "whisper-1") + FILE + audio + END
+    with wire(server) as client:
+        client.socket.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in form))
+        client.end()
+        assert b"200 OK" in client.until(b"usage")
+
+
+def test_segments_come_while_the_upload_goes_on(server: RunningServer) -> None:
+    audio = encode(phone_tape(60), "mp3")
+    with wire(server) as client:
+        client.send(field("model", "whisper-1") + field("stream", "true") + FILE + audio[: len(audio) * 2 // 3])
+        assert b"transcript.text.delta" in client.until(b"transcript.text.delta")
+        assert b"transcript.text.done" not in client.received
+        client.send(audio[len(audio) * 2 // 3 :] + END)
+        client.end()
+        assert b"transcript.text.done" in client.until(b"transcript.text.done")
+
+
+def test_a_late_field_that_changes_the_question_is_heeded(server: RunningServer) -> None:
+    """Decoding begins before the field is read; the answer must be to the whole question."""
+    with wire(server) as client:
+        client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3") + b"\r\n")
+        time.sleep(0.5)
+        client.send(field("language", "de") + b"--x--\r\n")
+        client.end()
+        assert "does not know german" in body(client.until(b"unsupported_feature"))["error"]["message"]
+
+
+def test_a_late_field_in_a_running_stream_fails_visibly(server: RunningServer) -> None:
+    with wire(server) as client:
+        client.send(field("model", "whisper-1") + field("stream", "true") + FILE + encode(phone_tape(40), "mp3") + b"\r\n")
+        client.until(b"transcript.text.delta")
+        client.send(field("prompt", "too late") + b"--x--\r\n")
+        client.end()
+        received = client.until(b"event: error")
+        assert b"came too late" in client.until(b'"code"')
+        assert b"transcript.text.done" not in received
+
+
+def test_a_wrong_model_is_refused_before_the_file_is_sent(server: RunningServer) -> None:
+    with wire(server) as client:
+        client.send(field("model", "nope") + FILE)
+        received = client.until(b"model_not_found")
+        assert received.startswith(b"HTTP/1.1 404")
+        assert b"connection: close" in received.lower()
+
+
+def test_the_size_limit_counts_what_arrives() -> None:
+    with running("--set", "limits.upload_bytes=100000") as server:
+        with wire(server) as client:
+            client.send(field("model", "whisper-1") + FILE)
+            for _ in range(20):
+                client.send(b"\0" * 10_000)
+            received = client.until(b"request_too_large")
+            assert received.startswith(b"HTTP/1.1 413")
+        announced = server.post(b"\0" * 200_000)
+        assert (announced.status_code, announced.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_client_that_stops_sending() -> None:
+    with running("--set", "limits.stall_seconds=0.5") as server, wire(server) as client:
+        client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3")[:1000])
+        received = client.until(b"request_timeout")
+        assert received.startswith(b"HTTP/1.1 408")
+        wait_for(lambda: not server.open_files())
+
+
+def test_a_client_that_leaves_in_mid_upload(server: RunningServer) -> None:
+    with wire(server) as client:
+        client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3")[:1000])
+        wait_for(server.open_files)
+    wait_for(lambda: not server.open_files())
+    wait_for(lambda: "client left" in server.log)
+
+
+def test_a_client_that_leaves_stops_the_work(server: RunningServer) -> None:
+    server.post(encode(speech(), "wav"))
+    with wire(server) as client:
+        client.send(field("model", "whisper-1") + field("stream", "true") + FILE + encode(phone_tape(600), "mp3") + END)
+        client.end()
+        client.until(b"transcript.text.delta")
+    wait_for(lambda: not server.open_files())
+    before = server.windows()
+    time.sleep(2)
+    assert server.windows() == before
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    with running("--set", "limits.requests=2") as server, wire(server) as one, wire(server) as two:
+        for client in (one, two):
+            client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3")[:1000])
+        wait_for(lambda: len(server.open_files()) == 2)
+        wait_for(server.runners)
+        busy = server.post(encode(speech(), "wav"))
+        assert (busy.status_code, busy.json()["error"]["code"]) == (503, "busy")
+        assert int(busy.headers["retry-after"]) > 0
