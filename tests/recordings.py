@@ -1,0 +1,118 @@
+"""Audio for tests: real speech that ships with the project, encoded as clients send it."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "src" / "eardrum" / "sample.ogg"
+PHONE = ROOT / "tests" / "data" / "phone"
+
+SPEECH_TEXT = (
+    "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them. "
+    "Had he married a more amiable woman, he might have been made still more respectable than he was. "
+    "He might even have been made amiable himself."
+)
+"""What the embedded model hears in `speech()`."""
+
+Samples = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+CODECS = {
+    # container: (FFmpeg's name, codec, rate)
+    "wav": ("wav", "pcm_s16le", 16_000),
+    "flac": ("flac", "flac", 16_000),
+    "mp3": ("mp3", "libmp3lame", 44_100),
+    "m4a": ("mp4", "aac", 44_100),
+    "ogg": ("ogg", "libopus", 48_000),
+    "webm": ("webm", "libopus", 48_000),
+    "mp4": ("mp4", "aac", 44_100),
+    "mkv": ("matroska", "aac", 44_100),
+}
+VIDEO = {"mp4", "mkv"}
+RATE = 16_000
+
+
+def encode(samples: Samples | None, container: str, *, rate: int | None = None, faststart: bool = False) -> bytes:
+    """A file of this container. mp4 and mkv also hold a picture; without samples they hold nothing else.
+
+    `faststart` puts the index of an mp4 or m4a before the media instead of after it.
+    """
+    muxer, codec, usual = CODECS[container]
+    options = {"movflags": "faststart"} if faststart else {}
+    # FFmpeg reads the file again to move the index, so it needs one with a name.
+    with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=muxer, options=options) as output:
+        pictures = output.add_stream("mpeg4", rate=10) if container in VIDEO else None
+        sound = output.add_stream(codec, rate=rate or usual) if samples is not None else None
+        if sound:
+            sound.layout = "mono"
+        if pictures:
+            pictures.width = pictures.height = 64
+            pictures.pix_fmt = "yuv420p"
+            for shade in range(0, 250, 25):
+                frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), shade, np.uint8), format="rgb24")
+                output.mux(pictures.encode(frame))
+            output.mux(pictures.encode(None))
+        if sound and samples is not None:
+            _encode_sound(output, sound, samples)
+        output.close()
+        return Path(file.name).read_bytes()
+
+
+def _encode_sound(output, sound, samples: Samples) -> None:
+    resampler = av.AudioResampler(sound.codec_context.format, "mono", sound.codec_context.sample_rate)
+    for start in range(0, len(samples), 1 << 20):
+        pcm = (samples[start : start + (1 << 20)] * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        for resampled in resampler.resample(frame):
+            output.mux(sound.encode(resampled))
+    for resampled in resampler.resample(None):
+        output.mux(sound.encode(resampled))
+    output.mux(sound.encode(None))
+
+
+def silence(seconds: float) -> Samples:
+    """Digital silence."""
+    return np.zeros(int(seconds * RATE), np.float32)
+
+
+def tone(seconds: float, hertz: float = 440.0) -> Samples:
+    """A sine at half of full scale."""
+    return np.asarray(0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE), np.float32)
+
+
+def noise(seconds: float, level: float = 0.01) -> Samples:
+    """White noise, the same every time."""
+    return np.asarray(np.random.default_rng(7).normal(0, level, int(seconds * RATE)), np.float32)
+
+
+def pcm(samples: Samples) -> bytes:
+    """Headerless s16le."""
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+def decoded(path: Path) -> Samples:
+    """A file's samples at 16 kHz mono."""
+    with av.open(str(path)) as file:
+        resampler = av.AudioResampler("flt", "mono", 16_000)
+        frames = [r for frame in file.decode(audio=0) for r in resampler.resample(frame)] + resampler.resample(None)
+    return np.concatenate([frame.to_ndarray()[0] for frame in frames])
+
+
+@cache
+def speech() -> Samples:
+    """18 s of clear English."""
+    return decoded(SAMPLE)
+
+
+@cache
+def phone() -> list[tuple[str, Samples, str]]:
+    """Phone announcements: name, samples, what is said."""
+    with (PHONE / "references.tsv").open(encoding="utf-8") as table:
+        return [(r["name"], decoded(PHONE / f"{r['name']}.flac"), r["text"]) for r in csv.DictReader(table, delimiter="\t")]
