@@ -1,0 +1,171 @@
+"""The order in which windows are decoded."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eardrum.runner.queue import CLIP_S, QUANTUM_S, SHARE, Class, FairQueue, class_of
+from eardrum.types import Priority
+
+LONGEST_S = 30.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the queue needs to know of a window; `number` counts within the request."""
+
+    request_id: int
+    cost: float
+    rank: Class
+    number: int = 0
+
+
+ranks = st.sampled_from(list(Class))
+costs = st.floats(0.1, LONGEST_S)
+requests = st.lists(st.tuples(ranks, st.lists(costs, min_size=1, max_size=12)), min_size=1, max_size=8)
+limits = st.integers(1, 8)
+
+
+def filled(*items: Item) -> FairQueue[Item]:
+    queue = FairQueue[Item]()
+    for item in items:
+        queue.push(item)
+    return queue
+
+
+def windows(request_id: int, rank: Class, count: int, cost: float = 10.0) -> list[Item]:
+    return [Item(request_id, cost, rank, number) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("priority", "start", "expected"),
+    [
+        (Priority.LIVE, 0.0, Class.LIVE),
+        (Priority.LIVE, 3600.0, Class.LIVE),
+        (Priority.INTERACTIVE, 0.0, Class.CLIP),
+        (Priority.INTERACTIVE, CLIP_S - 0.01, Class.CLIP),
+        (Priority.INTERACTIVE, CLIP_S, Class.FILE),
+        (Priority.BULK, 0.0, Class.BULK),
+    ],
+)
+def test_class_of_a_window(priority: Priority, start: float, expected: Class) -> None:
+    assert class_of(priority, start) is expected
+
+
+def test_classes_are_served_in_order() -> None:
+    queue = filled(*(Item(i, 0.1, rank) for i, rank in enumerate([Class.BULK, Class.FILE, Class.CLIP, Class.LIVE])))
+    first = queue.take(8)
+    assert [item.rank for item in first] == [Class.LIVE]
+
+
+def test_an_empty_queue_gives_nothing() -> None:
+    assert FairQueue[Item]().take(4) == []
+
+
+@given(requests, limits)
+def test_nothing_is_lost_doubled_mixed_or_reordered(mix: list[tuple[Class, list[float]]], limit: int) -> None:
+    items = [Item(id, cost, rank, n) for id, (rank, all_costs) in enumerate(mix) for n, cost in enumerate(all_costs)]
+    queue = filled(*items)
+    served: list[Item] = []
+    while batch := queue.take(limit):
+        assert 1 <= len(batch) <= limit
+        assert len({item.rank for item in batch}) == 1
+        served += batch
+    assert Counter(served) == Counter(items)
+    for id in range(len(mix)):
+        assert [item.number for item in served if item.request_id == id] == list(range(len(mix[id][1])))
+
+
+@given(st.lists(st.floats(0.5, LONGEST_S), min_size=2, max_size=6), limits)
+def test_requests_of_one_class_get_the_same_seconds(window_lengths: list[float], limit: int) -> None:
+    """While all of them wait, nobody is ahead by more than a turn and a window, whatever the windows' lengths."""
+    queue = filled(*(i for id, cost in enumerate(window_lengths) for i in windows(id, Class.FILE, int(400 / cost) + 1, cost)))
+    left = Counter({id: int(400 / cost) + 1 for id, cost in enumerate(window_lengths)})
+    served: dict[int, float] = defaultdict(float)
+    while min(left.values()) > 0:
+        for item in queue.take(limit):
+            served[item.request_id] += item.cost
+            left[item.request_id] -= 1
+        if min(left.values()) > 0:
+            seconds = [served[id] for id in range(len(window_lengths))]
+            assert max(seconds) - min(seconds) <= QUANTUM_S + 2 * max(window_lengths)
+
+
+def test_a_request_with_many_windows_does_not_hold_up_one_with_few() -> None:
+    queue = filled(*windows(1, Class.FILE, 100), *windows(2, Class.FILE, 1))
+    assert any(item.request_id == 2 for _ in range(3) for item in queue.take(1))
+
+
+def test_a_request_that_was_away_has_saved_nothing_up() -> None:
+    queue = filled(*windows(1, Class.FILE, 3, cost=0.1))
+    while queue.take(1):
+        pass
+    for item in [*windows(1, Class.FILE, 200, cost=1.0), *windows(2, Class.FILE, 200, cost=1.0)]:
+        queue.push(item)
+    served = Counter(item.request_id for _ in range(40) for item in queue.take(1))
+    assert served[1] == served[2]
+
+
+@given(st.sampled_from([Class.CLIP, Class.FILE, Class.BULK]), st.floats(1, LONGEST_S), st.floats(1, LONGEST_S), limits)
+def test_lower_classes_keep_their_share_under_endless_load(lower: Class, above_s: float, below_s: float, limit: int) -> None:
+    queue = filled(*windows(2, lower, 3000, below_s))
+    served = dict.fromkeys(Class, 0.0)
+    total = 0.0
+    while total < 60 * LONGEST_S:
+        for item in windows(1, Class.LIVE, limit, above_s):
+            queue.push(item)
+        batch = queue.take(limit)
+        served[batch[0].rank] += sum(item.cost for item in batch)
+        total = sum(served.values())
+        # Within one batch of either class the share is exact.
+        slack = limit * max(above_s, below_s)
+        assert served[lower] >= SHARE * total - slack
+        assert served[lower] <= SHARE * total + slack
+
+
+def test_lower_classes_take_turns_in_their_share() -> None:
+    lower = [Class.CLIP, Class.FILE, Class.BULK]
+    queue = filled(*(item for id, rank in enumerate(lower, 2) for item in windows(id, rank, 500)))
+    served: Counter[Class] = Counter()
+    for _ in range(150):
+        queue.push(Item(1, 10.0, Class.LIVE))
+        served[queue.take(1)[0].rank] += 1
+    assert served[Class.LIVE] == 120
+    assert {served[rank] for rank in lower} == {10}
+
+
+def test_a_share_is_not_saved_up_while_nobody_needs_it() -> None:
+    queue = filled(*windows(1, Class.LIVE, 50))
+    for _ in range(49):
+        queue.take(1)
+    for item in windows(2, Class.BULK, 20):
+        queue.push(item)
+    for item in windows(1, Class.LIVE, 3):
+        queue.push(item)
+    assert queue.take(1)[0].rank is Class.LIVE
+
+
+def test_drop_removes_all_of_one_request_and_nothing_else() -> None:
+    queue = filled(*windows(1, Class.CLIP, 3), *windows(1, Class.FILE, 4), *windows(2, Class.FILE, 2))
+    assert len(queue.drop(1)) == 7
+    assert queue.drop(1) == []
+    assert [item.request_id for _ in range(3) for item in queue.take(4)] == [2, 2]
+
+
+@given(requests, st.data())
+def test_dropping_while_serving_loses_nobody_elses_windows(mix: list[tuple[Class, list[float]]], data: st.DataObject) -> None:
+    items = [Item(id, cost, rank, n) for id, (rank, all_costs) in enumerate(mix) for n, cost in enumerate(all_costs)]
+    queue = filled(*items)
+    served = [item for _ in range(data.draw(st.integers(0, 10))) for item in queue.take(2)]
+    gone = data.draw(st.integers(0, len(mix) - 1))
+    dropped = queue.drop(gone)
+    assert all(item.request_id == gone for item in dropped)
+    while batch := queue.take(2):
+        assert all(item.request_id != gone for item in batch)
+        served += batch
+    assert Counter(served + dropped) == Counter(items)

@@ -1,0 +1,166 @@
+"""How a stream is cut into windows, on made-up speech probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eardrum.runner.vad import FRAME
+from eardrum.runner.windows import FRAMES_PER_SECOND, Cut, Cutter, Cutting
+from eardrum.types import SAMPLE_RATE
+
+RULE = Cutting(max_s=10.0)
+MAX = int(RULE.max_s * FRAMES_PER_SECOND)
+PADDING = round(RULE.padding_s * FRAMES_PER_SECOND)
+SILENCE = round(RULE.silence_s * FRAMES_PER_SECOND)
+
+OPENAI_DEFAULTS = Cutting(max_s=10.0, threshold=0.5, silence_s=0.2, padding_s=0.3)
+"""What a client asks for that spells out OpenAI's defaults of server_vad."""
+
+LONG_PADDING = Cutting(max_s=10.0, padding_s=5.0)
+"""The longest padding a client may ask for."""
+
+# A trace is a list of runs: so many frames with such a probability, jittered a little.
+runs = st.lists(st.tuples(st.integers(1, 400), st.sampled_from([0.0, 0.1, 0.3, 0.39, 0.41, 0.7, 1.0])), min_size=1, max_size=12)
+rules = st.builds(
+    Cutting,
+    max_s=st.sampled_from([10.0, 30.0]),
+    threshold=st.sampled_from([0.2, 0.4, 0.6]),
+    silence_s=st.floats(0.5, 2.0),
+    padding_s=st.floats(0.0, 0.5),
+)
+
+
+def trace(*parts: tuple[int, float]) -> np.ndarray:
+    return np.concatenate([np.full(count, probability, np.float32) for count, probability in parts])
+
+
+def counted(frames: int) -> np.ndarray:
+    """Samples that say where in the stream they are."""
+    return np.arange(frames * FRAME, dtype=np.float32)
+
+
+def cuts(probs: np.ndarray, rule: Cutting = RULE, blocks: Sequence[int] = ()) -> list[Cut]:
+    """Feed blocks of these many frames, then the rest at once."""
+    cutter, samples, found, at = Cutter(rule), counted(len(probs)), [], 0
+    for size in (*blocks, len(probs)):
+        end = min(at + size, len(probs))
+        if end > at:
+            found += cutter.feed(samples[at * FRAME : end * FRAME], probs[at:end])
+        at = end
+    return found + list(cutter.finish())
+
+
+def frames(cut: Cut) -> range:
+    assert cut.start % FRAME == len(cut.audio) % FRAME == 0
+    return range(cut.start // FRAME, (cut.start + len(cut.audio)) // FRAME)
+
+
+@given(runs, rules)
+def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, float]], rule: Cutting) -> None:
+    probs = trace(*parts)
+    found = cuts(probs, rule)
+    covered = np.zeros(len(probs), int)
+    for cut in found:
+        assert 0 < len(cut.audio) <= rule.max_s * SAMPLE_RATE
+        assert cut.audio[0] == cut.start, "the audio is not that of the place it claims"
+        assert cut.start <= cut.speech_start < cut.speech_end <= cut.start + len(cut.audio)
+        # float32 in the trace against float in the rule
+        assert cut.speech >= np.float32(rule.threshold) or cut.speech == pytest.approx(probs[frames(cut).start])
+        covered[frames(cut).start : frames(cut).stop] += 1
+    assert np.all(covered <= 1), "windows overlap"
+    assert np.all(covered[probs >= rule.threshold] == 1), "speech was lost"
+    assert [cut.start for cut in found] == sorted(cut.start for cut in found)
+
+
+@given(runs, rules, st.lists(st.integers(1, 200), max_size=30))
+def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: Cutting, blocks: list[int]) -> None:
+    probs = trace(*parts)
+    assert [(c.start, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule, blocks)] == [
+        (c.start, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule)
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="a window that ends at a pause takes padding beyond what was looked at")
+@pytest.mark.parametrize("rule", [OPENAI_DEFAULTS, LONG_PADDING])
+def test_a_clients_wishes_keep_windows_in_bounds(rule: Cutting) -> None:
+    for spoken in (120, *range(280, MAX + 1)):
+        probs = trace((200, 0.0), (spoken, 0.9), (200, 0.0))
+        assert max(len(cut.audio) for cut in cuts(probs, rule)) <= rule.max_s * SAMPLE_RATE
+
+
+@pytest.mark.xfail(strict=True, reason="a window that ends at a pause takes padding beyond what was looked at")
+@pytest.mark.parametrize("rule", [OPENAI_DEFAULTS, LONG_PADDING])
+def test_a_clients_wishes_cut_alike_in_blocks_of_any_size(rule: Cutting) -> None:
+    probs = trace((40, 0.0), (50, 0.9), (8, 0.0), (50, 0.9), (100, 0.0), (30, 0.9), (60, 0.0))
+    whole = [frames(cut) for cut in cuts(probs, rule)]
+    assert [frames(cut) for cut in cuts(probs, rule, [1] * len(probs))] == whole
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.39])
+def test_no_speech_gives_no_windows(probability: float) -> None:
+    assert cuts(trace((3000, probability))) == []
+    assert cuts(np.empty(0, np.float32)) == []
+
+
+def test_speech_gets_its_padding() -> None:
+    (cut,) = cuts(trace((100, 0.0), (50, 0.9), (100, 0.0)))
+    assert frames(cut) == range(100 - PADDING, 150 + PADDING)
+    assert (cut.speech_start, cut.speech_end) == (100 * FRAME, 150 * FRAME)
+    assert cut.speech == pytest.approx(0.9)
+
+
+def test_padding_ends_where_the_stream_does() -> None:
+    (cut,) = cuts(trace((2, 0.0), (50, 0.9), (3, 0.0)))
+    assert frames(cut) == range(55)
+
+
+def test_only_a_pause_that_is_long_enough_ends_a_window() -> None:
+    short, long = trace((50, 0.9), (SILENCE - 1, 0.0), (50, 0.9)), trace((50, 0.9), (SILENCE + 1, 0.0), (50, 0.9))
+    assert len(cuts(short)) == 1
+    first, second = cuts(long)
+    assert frames(first).stop <= frames(second).start
+
+
+def test_speech_that_fades_goes_on_until_it_is_well_below_the_threshold() -> None:
+    (cut,) = cuts(trace((50, 0.0), (20, 0.9), (60, 0.3), (100, 0.0)))
+    assert cut.speech_end == 130 * FRAME
+    assert cuts(trace((50, 0.0), (60, 0.3), (100, 0.0))) == [], "0.3 must not begin speech"
+
+
+def test_a_full_window_is_cut_in_its_longest_pause() -> None:
+    probs = trace((MAX - 100, 0.9), (5, 0.05), (20, 0.9), (11, 0.05), (30, 0.9), (5, 0.05), (200, 0.9))
+    first, *_ = cuts(probs)
+    assert frames(first).stop in range(MAX - 75, MAX - 64), "not in the pause of 11 frames"
+
+
+def test_a_pause_early_in_the_window_is_not_worth_a_short_one() -> None:
+    probs = trace((30, 0.9), (20, 0.05), (MAX, 0.9))
+    first, *_ = cuts(probs)
+    assert len(frames(first)) >= MAX * (1 - RULE.search)
+
+
+def test_without_a_pause_the_cut_is_where_speech_is_least_sure() -> None:
+    probs = trace((250, 0.95), (9, 0.5), (300, 0.95))
+    first, *_ = cuts(probs)
+    assert frames(first).stop in range(250, 259)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_memory_stays_bounded_for_an_hour(probability: float) -> None:
+    cutter, block = Cutter(RULE), 156
+    most, found = 0, 0
+    samples, probs = np.zeros(block * FRAME, np.float32), np.full(block, probability, np.float32)
+    for _ in range(int(3600 * FRAMES_PER_SECOND / block)):
+        for cut in cutter.feed(samples, probs):
+            found += len(cut.audio)
+            assert cut.audio.base is None, "a window keeps the buffer alive"
+        held = cutter._samples if cutter._samples.base is None else cutter._samples.base
+        most = max(most, len(held) // FRAME)
+    assert most <= MAX + PADDING + block
+    found += sum(len(cut.audio) for cut in cutter.finish())
+    assert found == int(3600 * FRAMES_PER_SECOND / block) * block * FRAME * probability
