@@ -1,0 +1,213 @@
+"""One thread feeds the engine; futures carry what it heard, or how it failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from threading import enumerate as threads
+from typing import Self
+
+import numpy as np
+import pytest
+
+from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.errors import AudioError
+from eardrum.runner.batcher import Batcher, Heard, measured_batch
+from eardrum.types import Capabilities, Priority, Request, Segment
+
+
+class ScriptedEngine(Engine):
+    """Not a model: says which windows it was given, waits where it is told to and fails where it is told to."""
+
+    capabilities = Capabilities(max_batch=8)
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.gate = Event()
+        self.gate.set()
+        self.entered = Event()
+        self.closed = False
+        self.failure: Exception | None = None
+        self.forgets = 0
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> Self:
+        raise NotImplementedError
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        self.batches.append([window.request.prompt for window in windows])
+        self.entered.set()
+        assert self.gate.wait(10)
+        if self.failure:
+            failure, self.failure = self.failure, None
+            raise failure
+        heard = [Hearing([Segment(0.0, window.seconds, window.request.prompt)], "en") for window in windows]
+        return heard[self.forgets :]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@contextmanager
+def batching(batch: int = 4) -> Iterator[tuple[Batcher, ScriptedEngine]]:
+    engine = ScriptedEngine()
+    batcher = Batcher(engine, batch=batch)
+    try:
+        yield batcher, engine
+    finally:
+        engine.gate.set()
+        batcher.close()
+        assert engine.closed
+        assert "engine" not in [thread.name for thread in threads()]
+
+
+def window(name: str, priority: Priority = Priority.INTERACTIVE, start: float = 0.0) -> Window:
+    return Window(np.zeros(1600, np.float32), start, 1.0, (0.0, 0.1), Request(prompt=name, priority=priority))
+
+
+def held(batcher: Batcher, engine: ScriptedEngine) -> Future[Heard]:
+    """Keep the engine busy with one window, so that what is submitted next has to wait."""
+    engine.gate.clear()
+    future = batcher.submit(batcher.request(), window("first", Priority.LIVE))
+    assert engine.entered.wait(10)
+    return future
+
+
+def heard(future: Future[Heard]) -> str:
+    return future.result(10).hearing.segments[0].text
+
+
+def test_a_window_is_decoded_and_its_times_are_told() -> None:
+    with batching() as (batcher, engine):
+        first = held(batcher, engine)
+        second = batcher.submit(batcher.request(), window("second"))
+        time.sleep(0.05)
+        engine.gate.set()
+        assert (heard(first), heard(second)) == ("first", "second")
+        assert first.result().decode_s >= 0.05
+        assert second.result().queue_s >= 0.05
+        assert batcher.decoded == 2
+
+
+def test_what_waits_is_decoded_together_up_to_the_limit_each_in_its_place() -> None:
+    with batching(batch=4) as (batcher, engine):
+        held(batcher, engine)
+        futures = [batcher.submit(batcher.request(), window(f"w{i}")) for i in range(6)]
+        engine.gate.set()
+        assert [heard(future) for future in futures] == [f"w{i}" for i in range(6)]
+        assert [len(batch) for batch in engine.batches] == [1, 4, 2]
+
+
+def test_a_batch_holds_one_class_and_live_goes_first() -> None:
+    with batching(batch=8) as (batcher, engine):
+        held(batcher, engine)
+        wanted = [
+            window("bulk", Priority.BULK),
+            window("file", start=40.0),
+            window("clip"),
+            window("live", Priority.LIVE),
+            window("clip"),
+        ]
+        futures = [batcher.submit(batcher.request(), w) for w in wanted]
+        engine.gate.set()
+        assert [heard(future) for future in futures] == ["bulk", "file", "clip", "live", "clip"]
+        assert all(len(set(batch)) == 1 for batch in engine.batches)
+        assert engine.batches[1] == ["live"]
+        assert ["clip", "clip"] in engine.batches
+
+
+def test_cancelling_drops_what_waits_and_nobody_elses() -> None:
+    with batching() as (batcher, engine):
+        held(batcher, engine)
+        gone, stays = batcher.request(), batcher.request()
+        assert gone != stays
+        dropped = [batcher.submit(gone, window("gone", start=s)) for s in (0.0, 50.0)]
+        kept = batcher.submit(stays, window("stays"))
+        batcher.cancel(gone)
+        assert all(future.cancelled() for future in dropped)
+        engine.gate.set()
+        assert heard(kept) == "stays"
+        assert not any("gone" in batch for batch in engine.batches)
+        with pytest.raises(CancelledError):
+            dropped[0].result()
+
+
+def test_cancelling_tells_the_engine_about_windows_it_is_decoding() -> None:
+    with batching() as (batcher, engine):
+        engine.gate.clear()
+        gone, w = batcher.request(), window("gone")
+        future = batcher.submit(gone, w)
+        assert engine.entered.wait(10)
+        batcher.cancel(gone)
+        assert w.cancelled
+        engine.gate.set()
+        wait([future], 10)
+        assert heard(batcher.submit(batcher.request(), window("next"))) == "next"
+
+
+def test_a_future_cancelled_in_the_middle_of_decoding_does_no_harm() -> None:
+    with batching() as (batcher, engine):
+        future = held(batcher, engine)
+        assert future.cancel()
+        engine.gate.set()
+        assert heard(batcher.submit(batcher.request(), window("next"))) == "next"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("out of memory"), AudioError("too odd")])
+def test_an_engines_exception_reaches_every_window_of_its_batch_and_no_other(failure: Exception) -> None:
+    with batching(batch=2) as (batcher, engine):
+        held(batcher, engine).add_done_callback(lambda _: setattr(engine, "failure", failure))
+        futures = [batcher.submit(batcher.request(), window(f"w{i}")) for i in range(4)]
+        engine.gate.set()
+        assert [future.exception(10) for future in futures[:2]] == [failure, failure]
+        assert [heard(future) for future in futures[2:]] == ["w2", "w3"]
+
+
+def test_an_engine_that_forgets_a_window_fails_it_instead_of_hanging() -> None:
+    with batching(batch=2) as (batcher, engine):
+        held(batcher, engine).add_done_callback(lambda _: setattr(engine, "forgets", 1))
+        futures = [batcher.submit(batcher.request(), window(f"w{i}")) for i in range(2)]
+        engine.gate.set()
+        assert isinstance(futures[1].exception(10), ValueError)
+
+
+def test_close_finishes_the_batch_in_hand() -> None:
+    with batching() as (batcher, engine):
+        future = held(batcher, engine)
+        engine.gate.set()
+        batcher.close()
+        assert heard(future) == "first"
+
+
+class ScriptedCostEngine(ScriptedEngine):
+    """Not a model: a batch of n windows costs what it is told, in seconds, asleep."""
+
+    def __init__(self, cost: Callable[[int], float], max_batch: int) -> None:
+        super().__init__()
+        self._cost = cost
+        self.capabilities = Capabilities(max_batch=max_batch)
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        time.sleep(self._cost(len(windows)))
+        return super().transcribe(windows)
+
+
+@pytest.mark.parametrize(
+    ("cost", "max_batch", "expected"),
+    [
+        pytest.param(lambda n: 0.015 * n, 16, 1, id="batching gains nothing"),
+        pytest.param(lambda n: 0.02, 16, 16, id="a batch costs what one costs"),
+        pytest.param(lambda n: 0.02, 8, 8, id="the engine takes at most 8"),
+        pytest.param(lambda n: 0.02, 6, 4, id="sizes are tried in steps"),
+        pytest.param(lambda n: 0.02, 1, 1, id="the engine does not batch"),
+        pytest.param(lambda n: 0.02 if n <= 4 else 0.008 * n, 16, 4, id="no gain past 4"),
+    ],
+)
+def test_the_batch_size_is_the_one_that_pays(cost: Callable[[int], float], max_batch: int, expected: int) -> None:
+    engine = ScriptedCostEngine(cost, max_batch)
+    assert measured_batch(engine, window("probe")) == expected
+    assert max(len(batch) for batch in engine.batches) <= max_batch
