@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.runner.queue import CLIP_S, QUANTUM_S, SHARE, Class, FairQueue, class_of
@@ -67,6 +67,7 @@ def test_an_empty_queue_gives_nothing() -> None:
     assert FairQueue[Item]().take(4) == []
 
 
+@settings(deadline=None)
 @given(requests, limits)
 def test_nothing_is_lost_doubled_mixed_or_reordered(mix: list[tuple[Class, list[float]]], limit: int) -> None:
     items = [Item(id, cost, rank, n) for id, (rank, all_costs) in enumerate(mix) for n, cost in enumerate(all_costs)]
@@ -81,6 +82,7 @@ def test_nothing_is_lost_doubled_mixed_or_reordered(mix: list[tuple[Class, list[
         assert [item.number for item in served if item.request_id == id] == list(range(len(mix[id][1])))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.5, LONGEST_S), min_size=2, max_size=6), limits)
 def test_requests_of_one_class_get_the_same_seconds(window_lengths: list[float], limit: int) -> None:
     """While all of them wait, nobody is ahead by more than a turn and a window, whatever the windows' lengths."""
@@ -111,6 +113,7 @@ def test_a_request_that_was_away_has_saved_nothing_up() -> None:
     assert served[1] == served[2]
 
 
+@settings(deadline=None)
 @given(st.sampled_from([Class.CLIP, Class.FILE, Class.BULK]), st.floats(1, LONGEST_S), st.floats(1, LONGEST_S), limits)
 def test_lower_classes_keep_their_share_under_endless_load(lower: Class, above_s: float, below_s: float, limit: int) -> None:
     queue = filled(*windows(2, lower, 3000, below_s))
@@ -157,6 +160,7 @@ def test_drop_removes_all_of_one_request_and_nothing_else() -> None:
     assert [item.request_id for _ in range(3) for item in queue.take(4)] == [2, 2]
 
 
+@settings(deadline=None)
 @given(requests, st.data())
 def test_dropping_while_serving_loses_nobody_elses_windows(mix: list[tuple[Class, list[float]]], data: st.DataObject) -> None:
     items = [Item(id, cost, rank, n) for id, (rank, all_costs) in enumerate(mix) for n, cost in enumerate(all_costs)]

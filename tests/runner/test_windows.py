@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.runner.vad import FRAME
@@ -60,6 +60,7 @@ def frames(cut: Cut) -> range:
     return range(cut.start // FRAME, (cut.start + len(cut.audio)) // FRAME)
 
 
+@settings(deadline=None)
 @given(runs, rules)
 def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, float]], rule: Cutting) -> None:
     probs = trace(*parts)
@@ -77,6 +78,7 @@ def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, 
     assert [cut.start for cut in found] == sorted(cut.start for cut in found)
 
 
+@settings(deadline=None)
 @given(runs, rules, st.lists(st.integers(1, 200), max_size=30))
 def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: Cutting, blocks: list[int]) -> None:
     probs = trace(*parts)
