@@ -1,0 +1,284 @@
+"""Names to models: config, disk, embedded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from eardrum import config
+from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
+from eardrum.gateway.catalog import DEFAULT_ALIASES, EMBEDDED_ALIASES, EMBEDDED_ID, Catalog, Model, model_store
+from eardrum.types import Capabilities, Request, Task
+
+FILES = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache, so that this machine's own is out of play."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def put(folder: Path, size: int = 1) -> Path:
+    """A folder that looks like a Moonshine model of three times `size` bytes."""
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).write_bytes(b"\0" * size)
+    return folder
+
+
+def put_in_cache(store: Path, name: str, snapshot: str = "0a1b", size: int = 1) -> Path:
+    """The layout of the Hugging Face cache: blobs, and snapshots that link to them."""
+    folder = store / f"models--{name.replace('/', '--')}"
+    blobs, snapshot_folder = folder / "blobs", folder / "snapshots" / snapshot
+    blobs.mkdir(parents=True, exist_ok=True)
+    snapshot_folder.mkdir(parents=True)
+    for file in FILES:
+        blob = blobs / f"{snapshot}-{file}"
+        blob.write_bytes(b"\0" * size)
+        (snapshot_folder / file).symlink_to(os.path.relpath(blob, snapshot_folder))
+    return snapshot_folder
+
+
+def catalog(**settings: object) -> Catalog:
+    return Catalog(config.Settings(**settings))
+
+
+def entry(source: Path, **more: object) -> dict[str, object]:
+    return {"source": source, **more}
+
+
+def test_the_embedded_model_is_there_and_has_its_names() -> None:
+    found = catalog()
+    embedded = found.find(EMBEDDED_ID)
+    assert embedded.origin == "embedded"
+    assert embedded.size > 20_000_000
+    assert embedded.created > 0
+    assert embedded.capabilities.languages == ("en",)
+    assert set(embedded.options["sha256"]) == set(FILES)
+    for name in (*EMBEDDED_ALIASES, *DEFAULT_ALIASES, ""):
+        assert found.find(name) is embedded
+    assert set(found.aliases(embedded)) == {*EMBEDDED_ALIASES, *DEFAULT_ALIASES}
+    assert found.default is embedded
+    assert "embedded" in found.why_default
+
+
+def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
+    found = catalog(models={"mine": entry(put(tmp_path / "mine"))})
+    with pytest.raises(ModelNotFoundError) as caught:
+        found.find("large-v9")
+    assert caught.value.param == "model"
+    for name in ("'large-v9'", "mine", EMBEDDED_ID, "whisper-1"):
+        assert name in caught.value.message
+
+
+def test_names_are_exact() -> None:
+    with pytest.raises(ModelNotFoundError):
+        catalog().find(EMBEDDED_ID.upper())
+
+
+def test_models_in_a_plain_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    source = put(folder / "base-en", size=10)
+    (folder / "notes.txt").write_text("not a model")
+    (folder / "unfinished").mkdir()
+    found = catalog(model_dir=folder)
+    assert {model.id: model.origin for model in found} == {"base-en": "disk", EMBEDDED_ID: "embedded"}
+    assert found.find("base-en") == found.default
+    assert (found.default.source, found.default.size, found.default.engine) == (source, 30, "moonshine")
+
+
+def test_models_in_the_hugging_face_cache(store: Path) -> None:
+    old, new = (put_in_cache(store, "Org/moon-en", snapshot, size) for snapshot, size in (("bbbb", 1), ("aaaa", 2)))
+    os.utime(old, (1, 1))
+    put_in_cache(store, "solo-ja")
+    (store / "models--Org--still-loading" / "snapshots").mkdir(parents=True)
+    (store / "version.txt").write_text("1")
+    found = catalog()
+    assert [model.id for model in found if model.origin == "disk"] == ["Org/moon-en", "solo-ja"]
+    assert found.find("Org/moon-en").source == new, "not the newest snapshot"
+    assert found.find("Org/moon-en").size == 6
+    assert found.find("solo-ja").capabilities.languages == ("ja",)
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", "~/hub")
+    assert model_store() == Path("~/hub").expanduser()
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", "/hf")
+    assert model_store() == Path("/hf/hub")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert model_store() == Path("/cache/huggingface/hub")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert model_store() == Path("~/.cache/huggingface/hub").expanduser()
+
+
+def test_no_cache_at_all_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nowhere"))
+    assert [model.id for model in catalog()] == [EMBEDDED_ID]
+
+
+def test_a_model_dir_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model_dir"):
+        catalog(model_dir=tmp_path / "nowhere")
+
+
+def test_the_largest_on_disk_is_the_default(store: Path) -> None:
+    put_in_cache(store, "a-small", size=5)
+    put_in_cache(store, "b-large", size=50)
+    put_in_cache(store, "c-larger-ja", size=500)
+    found = catalog()
+    assert (found.default.id, found.why_default) == ("b-large", "the largest on disk")
+    assert found.find("whisper-1") is found.default
+
+
+def test_the_first_of_the_config_comes_before_the_disk(store: Path, tmp_path: Path) -> None:
+    put_in_cache(store, "on-disk", size=500)
+    found = catalog(models={"z-first": entry(put(tmp_path / "one")), "a-second": entry(put(tmp_path / "two"))})
+    assert (found.default.id, found.why_default) == ("z-first", "the first of the config")
+
+
+def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
+    put_in_cache(store, "Org/moon")
+    models = {"mine": entry(put(tmp_path / "one"), aliases=["my-alias"])}
+    for name, id in (("Org/moon", "Org/moon"), ("my-alias", "mine"), ("moonshine/tiny", EMBEDDED_ID)):
+        found = catalog(models=models, default_model=name)
+        assert found.default.id == id
+        assert "default_model" in found.why_default
+        assert found.find("gpt-4o-transcribe").id == id
+
+
+def test_an_unknown_default_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"default_model: .*large-v9.*moonshine-tiny-en"):
+        catalog(default_model="large-v9")
+
+
+def test_default_engine() -> None:
+    assert catalog(default_engine="moonshine").default.id == EMBEDDED_ID
+    with pytest.raises(ConfigError, match=r"no engine 'whispr'.*moonshine"):
+        catalog(default_engine="whispr")
+
+
+def test_the_config_wins_over_the_disk_and_the_disk_over_the_embedded(store: Path, tmp_path: Path) -> None:
+    put_in_cache(store, "same", size=3)
+    put_in_cache(store, EMBEDDED_ID)
+    mine = put(tmp_path / "mine")
+    found = catalog(models={"same": entry(mine)})
+    assert found.find("same").source == mine
+    assert found.find(EMBEDDED_ID).origin == "disk"
+
+
+def test_a_models_settings_reach_it(tmp_path: Path) -> None:
+    models = {"mine": entry(put(tmp_path / "one"), options={"threads": 2, "device": "cpu"}, batch=3, max_requests=5)}
+    found = catalog(models=models, device="cuda", compute_type="int8", limits={"requests": 9})
+    mine = found.find("mine")
+    assert mine.options == {"threads": 2, "device": "cpu", "compute_type": "int8"}
+    assert (mine.batch, mine.max_requests) == (3, 5)
+    assert found.find(EMBEDDED_ID).max_requests == 9
+
+
+def test_a_models_language_is_in_its_options_or_its_name(tmp_path: Path) -> None:
+    models = {"mine-es": entry(put(tmp_path / "one")), "mine": entry(put(tmp_path / "two"), options={"language": "uk"})}
+    found = catalog(models=models)
+    assert found.find("mine-es").capabilities.languages == ("es",)
+    assert found.find("mine").capabilities.languages == ("uk",)
+    assert found.default.id == EMBEDDED_ID, "a model without English is no default for everybody"
+
+
+def test_files_of_no_engine_are_refused_and_the_message_says_which_would_do(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    with pytest.raises(ConfigError, match=r"models\.odd.*moonshine: encoder_model\.ort"):
+        catalog(models={"odd": entry(tmp_path / "odd")})
+    assert catalog(models={"odd": entry(tmp_path / "odd", engine="moonshine")}).find("odd").engine == "moonshine"
+
+
+def test_an_alias_belongs_to_one_model(tmp_path: Path) -> None:
+    one, two = entry(put(tmp_path / "one"), aliases=["x"]), entry(put(tmp_path / "two"), aliases=["x"])
+    with pytest.raises(ConfigError, match="'x' of two already belongs to one"):
+        catalog(models={"one": one, "two": two})
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["two", "one"],
+        pytest.param(
+            ["one", "two"],
+            marks=pytest.mark.xfail(strict=True, reason="an id takes an alias given earlier without a word"),
+        ),
+    ],
+)
+def test_an_alias_may_not_be_another_models_id(tmp_path: Path, order: list[str]) -> None:
+    models = {"one": entry(put(tmp_path / "one"), aliases=["two"]), "two": entry(put(tmp_path / "two"))}
+    with pytest.raises(ConfigError, match="two"):
+        catalog(models={id: models[id] for id in order})
+
+
+@pytest.mark.xfail(strict=True, reason="the id of a model on disk or embedded takes an alias of the config")
+def test_an_alias_of_the_config_wins_over_the_embedded_models_id(tmp_path: Path) -> None:
+    found = catalog(models={"mine": entry(put(tmp_path / "one"), aliases=[EMBEDDED_ID])})
+    assert found.find(EMBEDDED_ID).id == "mine"
+
+
+def test_a_clients_usual_name_may_be_given_to_another_model(tmp_path: Path) -> None:
+    models = {"one": entry(put(tmp_path / "one")), "two": entry(put(tmp_path / "two"), aliases=["whisper-1"])}
+    found = catalog(models=models)
+    assert found.find("whisper-1").id == "two"
+    assert found.find("gpt-4o-transcribe").id == found.default.id == "one"
+    assert "whisper-1" in found.aliases(found.find("two"))
+
+
+@pytest.mark.parametrize("name", [EMBEDDED_ID, pytest.param("", marks=pytest.mark.xfail(strict=True, reason="stale default"))])
+def test_what_the_loaded_model_says_of_itself_replaces_the_card(name: str) -> None:
+    found = catalog()
+    refined = Capabilities(languages=("en", "fr"), translate=True)
+    found.refine(found.find(EMBEDDED_ID), refined)
+    found.check(found.find(name), Request(task=Task.TRANSLATE, language="fr"))
+    assert found.find(name).capabilities == refined
+
+
+def refusal(found: Catalog, model: Model, request: Request) -> UnsupportedFeatureError:
+    with pytest.raises(UnsupportedFeatureError) as caught:
+        found.check(model, request)
+    assert caught.value.message.startswith(model.id)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "says"),
+    [
+        (Request(language="de"), "language", "german (de), only english (en)"),
+        (Request(task=Task.TRANSLATE), "model", "does not translate"),
+        (Request(words=True), "timestamp_granularities", "not per word"),
+        (Request(speakers=True), "response_format", "speakers"),
+    ],
+)
+def test_what_a_model_cannot_is_refused_with_what_it_can(request_: Request, param: str, says: str) -> None:
+    found = catalog()
+    error = refusal(found, found.default, request_)
+    assert error.param == param
+    assert says in error.message
+    assert "No model" in error.message
+
+
+def test_a_refusal_names_the_models_that_can(tmp_path: Path) -> None:
+    found = catalog(models={"german-de": entry(put(tmp_path / "one")), "babel": entry(put(tmp_path / "two"))})
+    found.refine(found.find("babel"), Capabilities(translate=True, words=True, speakers=True))
+    embedded = found.find(EMBEDDED_ID)
+    assert "Models that can: german-de, babel." in refusal(found, embedded, Request(language="de")).message
+    for request in (Request(task=Task.TRANSLATE), Request(words=True), Request(speakers=True)):
+        assert "Models that can: babel." in refusal(found, embedded, request).message
+        found.check(found.find("babel"), request)
+
+
+def test_logprobs_need_a_model_that_has_them() -> None:
+    found = catalog()
+    found.check(found.default, Request(logprobs=True, language="en", prompt="hints are no demands", temperature=1.0))
+    found.refine(found.default, Capabilities())
+    assert refusal(found, found.default, Request(logprobs=True)).param == "include"

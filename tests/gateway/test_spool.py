@@ -1,0 +1,121 @@
+"""An upload that is read while it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from eardrum.errors import StalledError, StorageFullError
+from eardrum.gateway.spool import CHUNK, Spool, StoredFile
+
+
+async def gathered(source: Spool | StoredFile) -> bytes:
+    return b"".join([chunk async for chunk in source.read()])
+
+
+async def within(seconds: float, reading: AsyncIterator[bytes]) -> bytes:
+    return await asyncio.wait_for(anext(reading), seconds)
+
+
+async def test_two_readers_follow_the_writer(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        one, other = spool.read(), spool.read()
+        for piece in (b"abc", b"defg"):
+            await spool.write(piece)
+            assert await within(5, one) == piece
+            assert await within(5, other) == piece
+        waiting = asyncio.create_task(anext(one))
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "read past the end"
+        await spool.write(b"h")
+        assert await asyncio.wait_for(waiting, 5) == b"h"
+        spool.finish()
+        assert await within(5, other) == b"h"
+        for reading in (one, other):
+            with pytest.raises(StopAsyncIteration):
+                await within(5, reading)
+        assert spool.size == 8
+
+
+async def test_a_late_reader_gets_everything(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        await spool.write(b"abc")
+        await spool.write(b"def")
+        assert await within(5, spool.read()) == b"abcdef"
+        spool.finish()
+        assert await gathered(spool) == await gathered(spool) == b"abcdef"
+
+
+async def test_an_empty_upload_ends(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        reading = asyncio.create_task(gathered(spool))
+        await asyncio.sleep(0)
+        spool.finish()
+        assert await asyncio.wait_for(reading, 5) == b""
+
+
+async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
+    data = os.urandom(3 * CHUNK + 17)
+    with Spool(tmp_path) as spool:
+        reading = asyncio.create_task(gathered(spool))
+        for start in range(0, len(data), 1 << 19):
+            await spool.write(data[start : start + (1 << 19)])
+        spool.finish()
+        assert await asyncio.wait_for(reading, 10) == data
+        assert max([len(chunk) async for chunk in spool.read()]) <= CHUNK
+
+
+async def test_readers_learn_that_the_rest_will_not_come(tmp_path: Path) -> None:
+    gone = StalledError("The client fell silent.")
+    with Spool(tmp_path) as spool:
+        await spool.write(b"abc")
+        reading = spool.read()
+        assert await within(5, reading) == b"abc"
+        waiting = asyncio.create_task(anext(reading))
+        await asyncio.sleep(0.01)
+        spool.fail(gone)
+        with pytest.raises(StalledError):
+            await asyncio.wait_for(waiting, 5)
+        with pytest.raises(StalledError):
+            await gathered(spool)
+
+
+def held(folder: Path) -> list[Path]:
+    """Files of this process in `folder`, with or without a name."""
+    links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if link.is_relative_to(folder)]
+
+
+async def test_nothing_is_on_disk_by_name(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        await spool.write(b"secret")
+        assert os.listdir(tmp_path) == []
+        assert held(tmp_path), "it is not in the folder it was told to use"
+    assert not held(tmp_path)
+
+
+async def test_a_full_disk_is_said_and_not_counted(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        await spool.write(b"abc")
+        # The kernel's own full disk, in the place of the file.
+        full = os.open("/dev/full", os.O_RDWR)
+        os.dup2(full, spool._file.fileno())
+        os.close(full)
+        with pytest.raises(StorageFullError) as caught:
+            await spool.write(b"def")
+        assert caught.value.status == 507
+        assert "spool_dir" in caught.value.message
+        assert spool.size == 3
+
+
+async def test_a_stored_file_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "audio"
+    data = os.urandom(CHUNK + 5)
+    path.write_bytes(data)
+    file = StoredFile(path)
+    assert await gathered(file) == await gathered(file) == data
+    path.unlink()
