@@ -53,15 +53,20 @@ class RunningServer:
         (runner,) = self.runners()
         command = runner.cmdline()
         path = command[command.index("--socket") + 1]
-        done = subprocess.run(
-            [sys.executable, "-c", ASK, path], capture_output=True, text=True, check=True, timeout=20
-        )
+        done = subprocess.run([sys.executable, "-c", ASK, path], capture_output=True, text=True, check=True, timeout=20)
         return int(done.stdout)
 
     def open_files(self) -> list[str]:
         """Temporary files that the server holds, with or without a name."""
-        links = [os.readlink(f"/proc/{self.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{self.process.pid}/fd")]
+        links = [_target(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
         return [link for link in links if str(self.temp) in link]
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""  # closed since it was listed
 
 
 ASK = """
@@ -94,15 +99,15 @@ def running(*arguments: str, **environment: str) -> Iterator[RunningServer]:
             wait_for(lambda: server.address or process.poll() is not None, START_S)
             assert server.address, server.log
             yield server
-            children = psutil.Process(process.pid).children(recursive=True)
         finally:
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.send_signal(signal.SIGTERM)
             process.wait(30)
             reader.join()
             assert process.stdout
             process.stdout.close()
         assert not psutil.wait_procs(children, timeout=10)[1], "a runner outlived the server"
-        assert os.listdir(temp) == [], "files outlived the server"
+        assert not list(Path(temp).iterdir()), "files outlived the server"
 
 
 def _read(server: RunningServer) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
@@ -63,10 +64,10 @@ def test_a_request_that_kills_two_runners_is_given_up() -> None:
         answers: list[requests.Response] = []
         asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(300), "mp3"))))
         asking.start()
-        for _ in range(2):
+        for deaths in (1, 2):
             wait_for(lambda: server.runners() and ready(server) and server.windows() > 3, 30)
             kill_runner(server)
-            wait_for(lambda: server.log.count("SIGKILL") > _)
+            wait_for(lambda deaths=deaths: server.log.count("by SIGKILL. Its") >= deaths)
         asking.join(60)
         assert answers[0].status_code == 500
         assert answers[0].json()["error"]["code"] == "model_crashed"
@@ -82,8 +83,10 @@ def test_shutdown_in_the_middle_of_a_request() -> None:
     with running() as server, wire(server) as client:
         client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3")[:1000])
         wait_for(server.runners)
+        runners = server.runners()
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(30)
+        assert not psutil.wait_procs(runners, timeout=10)[1]
 
 
 def test_no_runner_outlives_a_killed_gateway() -> None:
@@ -103,8 +106,6 @@ def test_no_runner_outlives_a_killed_gateway() -> None:
 
 
 def test_a_model_that_cannot_load_says_why_and_can_be_repaired(tmp_path: Path) -> None:
-    from importlib.util import find_spec
-
     spec = find_spec("moonshine_voice")
     assert spec
     assert spec.submodule_search_locations

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from eardrum import __version__
 from eardrum.api import docs
-from eardrum.api.access import Access
+from eardrum.api.access import Access, record
 from eardrum.api.asgi import App
 from eardrum.api.openai import answers, routes
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
@@ -52,8 +52,9 @@ def create_app(service: Service) -> App:
     return Access(app)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, EardrumError)
+    record(request.scope).note = error.message
     return answers.refusal(error)
 
 
@@ -73,5 +74,5 @@ async def _unrouted(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, _: Exception) -> Response:
-    id = request.scope["eardrum.record"].id
+    id = record(request.scope).id
     return answers.refusal(EardrumError(f"The server failed on this request ({id}); its log says why."))

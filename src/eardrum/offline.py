@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import aiohttp
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eardrum.api.openai import answers, fields
 from eardrum.config import Settings
@@ -141,19 +141,22 @@ Advance = Callable[[float, float | None], None]
 async def _each(job: Job, transcribed: Callable[[Path, Advance], Awaitable[str]]) -> int:
     """All files, one after another; one that fails is reported and does not stop the others."""
     failures = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        for file in job.files:
-            line = progress.add_task(file.name, total=None, done="")
-
-            def advance(seconds: float, length: float | None, line: TaskID = line) -> None:
-                progress.update(line, completed=seconds, total=length, done=f"{seconds:.0f} s")
-
-            try:
-                job.deliver(file, await transcribed(file, advance))
-            except EardrumError as error:
-                failures += 1
-                print(f"eardrum: {file}: {error.message}", file=sys.stderr)
-            progress.remove_task(line)
+    for file in job.files:
+        try:
+            with _progress(file) as advance:
+                text = await transcribed(file, advance)
+            job.deliver(file, text)
+        except EardrumError as error:
+            failures += 1
+            print(f"eardrum: {file}: {error.message}", file=sys.stderr)
     return failures
+
+
+@contextmanager
+def _progress(file: Path) -> Iterator[Advance]:
+    """A bar on the terminal that is gone when the text is printed; nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=quiet) as bar:
+        line = bar.add_task(file.name, total=None, done="")
+        yield lambda seconds, length: bar.update(line, completed=seconds, total=length, done=f"{seconds:.0f} s")

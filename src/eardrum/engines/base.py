@@ -44,6 +44,9 @@ class Window:
     speech: float
     speech_span: tuple[float, float]
     request: Request
+    cancelled: bool = False
+    """Nobody wants the hearing any more. Set from outside in the middle of `transcribe`; an engine that decodes step by
+    step looks at it and gives up the row."""
 
     @property
     def seconds(self) -> float:

@@ -90,13 +90,13 @@ class Moonshine(Engine):
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch, greedily."""
-        rows = self._decode([window.audio for window in windows])
+        rows = self._decode(windows)
         return [self._hearing(window, row) for window, row in zip(windows, rows, strict=True)]
 
-    def _decode(self, audios: Sequence[Audio]) -> list[Row]:
+    def _decode(self, windows: Sequence[Window]) -> list[Row]:
         """Greedy decoding of a batch; rows that end leave it, so a long row costs only itself."""
-        hidden, mask = self._encode(audios)
-        rows = [Row(limit=max(1, int(len(audio) / SAMPLE_RATE * TOKENS_PER_SECOND))) for audio in audios]
+        hidden, mask = self._encode([window.audio for window in windows])
+        rows = [Row(window, limit=max(1, int(window.seconds * TOKENS_PER_SECOND))) for window in windows]
         alive = list(rows)
         cache = {i.name: np.zeros((len(rows), i.shape[1], 1, i.shape[3]), np.float32) for i in self._past}
         step = np.full((len(rows), 1), START, np.int64)
@@ -159,6 +159,7 @@ class Moonshine(Engine):
 class Row:
     """One window's tokens as they are decoded."""
 
+    window: Window
     limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -171,7 +172,7 @@ class Row:
             self.ended = True
             return
         self.tokens.append(token)
-        self.ended = len(self.tokens) >= self.limit
+        self.ended = len(self.tokens) >= self.limit or self.window.cancelled
 
     @property
     def avg_logprob(self) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -12,6 +14,7 @@ from eardrum.errors import RunnerCrashedError, error_from_json
 from eardrum.types import Event, Opened, Request, Segment, Summary
 
 EVENTS: dict[str, Any] = {"opened": Opened, "segment": Segment, "summary": Summary}
+CANCEL = aiohttp.ClientTimeout(total=2)
 LINE_BYTES = 1 << 20
 """Longest line of an answer that is read; a segment with all its words stays far below."""
 
@@ -33,19 +36,30 @@ class RunnerUpstream:
             RunnerCrashedError: the connection ended before the answer did.
             EardrumError: what the runner answered.
         """
-        headers = {"x-eardrum-request": json.dumps(request.to_json())}
+        name = uuid.uuid4().hex
+        headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(request.to_json())}
+        ended = False
         try:
             async with self._session.post("http://runner/transcribe", data=audio, headers=headers) as response:
                 async for line in response.content:
                     ((kind, data),) = json.loads(line).items()
+                    ended = kind in ("summary", "error")
                     if kind == "error":
                         raise error_from_json(data)
                     yield EVENTS[kind].from_json(data)
-                    if kind == "summary":
+                    if ended:
                         return
         except (aiohttp.ClientError, ConnectionError) as error:
             raise RunnerCrashedError(f"The connection to the model's process broke: {error}") from error
+        finally:
+            if not ended:
+                await self._cancel(name)
         raise RunnerCrashedError("The model's process ended in the middle of its answer.")
+
+    async def _cancel(self, name: str) -> None:
+        with suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with self._session.delete(f"http://runner/transcribe/{name}", timeout=CANCEL):
+                pass
 
     async def close(self) -> None:
         """Close all connections."""

@@ -2,7 +2,10 @@
 
 The request's wishes come in the header `x-eardrum-request` as JSON. Each line of the answer is an object
 with one key: `opened`, `segment`, `summary` (the last line of a success) or `error` (of a failure). An answer
-without either of the last two means that the runner died. Hanging up cancels the request.
+without either of the last two means that the runner died.
+
+Hanging up cancels the request. While the runner is behind with reading it cannot see that at once, so a client that
+has sent a name in `x-eardrum-id` does better to call `DELETE /transcribe/NAME`.
 """
 
 from __future__ import annotations
@@ -41,7 +44,13 @@ class RunnerApp:
         self._vad = vad
         self._capabilities = capabilities
         self._max_audio_s = max_audio_s
-        self._app = Starlette(routes=[Route("/health", self._health)])
+        self._named: dict[str, asyncio.Future[None]] = {}
+        self._app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/transcribe/{name}", self._cancel, methods=["DELETE"]),
+            ]
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bytes and lines bypass the framework; everything else does not need to."""
@@ -60,6 +69,11 @@ class RunnerApp:
             }
         )
 
+    async def _cancel(self, request: HttpRequest) -> Response:
+        if writing := self._named.get(request.path_params["name"]):
+            writing.cancel()
+        return Response(status_code=204)
+
     async def _transcribe(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
             {
@@ -76,7 +90,7 @@ class RunnerApp:
                 cutting=Cutting(max_s=self._capabilities.max_window_s),
                 max_seconds=self._max_audio_s,
             )
-            await self._answer(listener, receive, send)
+            await self._answer(listener, _header(scope, b"x-eardrum-id"), receive, send)
         except EardrumError as error:
             await send(_line({"error": error.to_json()}))
         except Exception as error:
@@ -84,8 +98,8 @@ class RunnerApp:
             await send(_line({"error": EardrumError(f"The model failed on this audio: {error}").to_json()}))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _answer(self, listener: Listener, receive: Receive, send: Send) -> None:
-        """Send events while bytes come in; stop as soon as the other side is gone."""
+    async def _answer(self, listener: Listener, name: str, receive: Receive, send: Send) -> None:
+        """Send events while bytes come in; stop as soon as the other side is gone or says so."""
 
         async def write() -> None:
             async with aclosing(listener.events()) as events:
@@ -95,12 +109,14 @@ class RunnerApp:
         writing = asyncio.ensure_future(write())
         feeding = asyncio.ensure_future(_feed(listener, receive))
         feeding.add_done_callback(lambda _: writing.cancel())  # it only ends when the client hangs up
+        if name:
+            self._named[name] = writing
         try:
-            await writing
-        except asyncio.CancelledError:
-            if not feeding.done():
-                raise
+            await asyncio.wait([writing])
+            if not writing.cancelled():
+                writing.result()
         finally:
+            self._named.pop(name, None)
             feeding.cancel()
             writing.cancel()
             await asyncio.wait([feeding, writing])
@@ -114,9 +130,8 @@ async def _feed(listener: Listener, receive: Receive) -> None:
 
 
 def _request(scope: Scope) -> Request:
-    raw = next((value for name, value in scope["headers"] if name == b"x-eardrum-request"), b"{}")
     try:
-        wishes = json.loads(raw)
+        wishes = json.loads(_header(scope, b"x-eardrum-request") or "{}")
         wishes |= {
             "task": Task(wishes.get("task", Task.TRANSCRIBE)),
             "priority": Priority(wishes.get("priority", Priority.INTERACTIVE)),
@@ -125,6 +140,10 @@ def _request(scope: Scope) -> Request:
         return Request.from_json(wishes)
     except (ValueError, TypeError, AttributeError) as error:
         raise InvalidRequestError(f"The header x-eardrum-request is not a request in JSON: {error}") from error
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
 def _name(event: Event) -> str:

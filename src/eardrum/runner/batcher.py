@@ -50,11 +50,12 @@ class Batcher:
     def __init__(self, engine: Engine, *, batch: int, queue: Queue[Job] | None = None):
         self.batch = batch
         self.decoded = 0
-        """Windows decoded so far."""
+        """Windows decoded to the end so far."""
         self._engine = engine
         self._queue = queue if queue is not None else FairQueue[Job]()
         self._changed = Condition()
         self._closed = False
+        self._in_hand: list[Job] = []
         self._ids = itertools.count()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -72,9 +73,11 @@ class Batcher:
         return job.future
 
     def cancel(self, request_id: int) -> None:
-        """Drop a request's waiting windows; one that is being decoded is finished and thrown away."""
+        """Drop a request's waiting windows, and have the engine give up those it is decoding, if it can."""
         with self._changed:
             dropped = self._queue.drop(request_id)
+            for job in self._in_hand:
+                job.window.cancelled |= job.request_id == request_id
         for job in dropped:
             job.future.cancel()
 
@@ -99,6 +102,7 @@ class Batcher:
         with self._changed:
             while not self._closed:
                 if jobs := self._queue.take(self.batch):
+                    self._in_hand = jobs
                     return jobs
                 self._changed.wait()
         return []
@@ -107,7 +111,7 @@ class Batcher:
         started = time.monotonic()
         hearings = self._engine.transcribe([job.window for job in jobs])
         share = (time.monotonic() - started) / len(jobs)
-        self.decoded += len(jobs)
+        self.decoded += sum(not job.window.cancelled for job in jobs)
         for job, hearing in zip(jobs, hearings, strict=True):
             _settle(job.future, Heard(hearing, started - job.queued_at, share))
 

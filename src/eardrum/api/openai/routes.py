@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -14,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api import access
-from eardrum.api.asgi import Receive, Scope, Send, header
-from eardrum.api.multipart import Body, Fields, Form
-from eardrum.api.openai import answers, fields
+from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.openai import answers, uploads
 from eardrum.api.openai.fields import Wish
-from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedMediaTypeError
+from eardrum.api.openai.uploads import Upload
+from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.catalog import Model
 from eardrum.gateway.service import Service, Transcript
 from eardrum.gateway.spool import Spool
@@ -64,113 +61,10 @@ class Audio:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one upload, whichever way it is packed."""
+        upload = uploads.open_upload(scope, receive, self._task, self._service.settings.limits)
         with self._service.spool() as spool:
-            kind = header(scope, b"content-type").split(";")[0].strip().lower()
-            upload: Upload
-            if kind == "multipart/form-data":
-                upload = FormUpload(self._service, self._task, scope, receive)
-            elif kind == "application/json":
-                upload = JsonUpload(self._service, self._task, scope, receive)
-            else:
-                raise UnsupportedMediaTypeError(
-                    f"Send multipart/form-data with the audio in the field 'file', not {kind or 'a body without a type'}."
-                )
             await upload.begin()
-            exchange = Exchange(self._service, upload, spool, scope, send)
-            await exchange.run()
-
-
-class Upload:
-    """An upload in progress: `begin` reads what precedes the audio, `pour` the rest."""
-
-    def __init__(self, service: Service, task: Task, body: Body):
-        self.body = body
-        self._service = service
-        self._task = task
-
-    async def begin(self) -> None:
-        """Read up to where the audio begins."""
-        raise NotImplementedError
-
-    async def pour(self, spool: Spool) -> None:
-        """Read all the rest, the audio into `spool`."""
-        raise NotImplementedError
-
-    def wish(self) -> Wish:
-        """What is asked, by the fields read so far.
-
-        Raises:
-            InvalidRequestError: a field has a value it cannot have.
-        """
-        raise NotImplementedError
-
-
-class FormUpload(Upload):
-    """The usual way: a multipart form."""
-
-    def __init__(self, service: Service, task: Task, scope: Scope, receive: Receive):
-        limits = service.settings.limits
-        super().__init__(service, task, Body(scope, receive, limits))
-        self._form = Form(scope, self.body, limits)
-
-    async def begin(self) -> None:
-        """Read the fields before the file.
-
-        Raises:
-            InvalidRequestError: there is no file.
-        """
-        if not await self._form.until_file():
-            self.wish()  # a wrong field is the better complaint, if there is one
-            raise InvalidRequestError("The form holds no file: send the audio in the field 'file'.", param="file")
-
-    async def pour(self, spool: Spool) -> None:
-        """Read the file and the fields after it."""
-        await self._form.pour(spool)
-
-    def wish(self) -> Wish:
-        """What is asked, by the fields read so far."""
-        return fields.wish(self._form.fields, self._task, file_content_type=self._form.file_content_type)
-
-
-class JsonUpload(Upload):
-    """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
-
-    def __init__(self, service: Service, task: Task, scope: Scope, receive: Receive):
-        limits = service.settings.limits
-        super().__init__(service, task, Body(scope, receive, limits, max_bytes=limits.json_bytes))
-        self._fields: Fields = {}
-        self._audio = b""
-        self._format = ""
-
-    async def begin(self) -> None:
-        """Read and take apart the whole body.
-
-        Raises:
-            InvalidRequestError: not JSON, or no audio in it.
-        """
-        data = bytearray()
-        while (chunk := await self.body.read()) is not None:
-            data += chunk
-        try:
-            body = json.loads(data)
-            audio = body.pop("input_audio")
-            self._format = str(audio.get("format") or "")
-            self._audio = base64.b64decode(audio["data"].rpartition("base64,")[2], validate=True)
-        except (ValueError, binascii.Error, KeyError, TypeError, AttributeError):
-            message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
-            raise InvalidRequestError(message, param="input_audio") from None
-        self._fields = fields.from_json(body)
-
-    async def pour(self, spool: Spool) -> None:
-        """Hand the audio over."""
-        await spool.write(self._audio)
-        self._audio = b""
-        spool.finish()
-
-    def wish(self) -> Wish:
-        """What is asked."""
-        pcm = "audio/pcm" if self._format in ("pcm", "pcm16", "raw", "s16le") else ""
-        return fields.wish(self._fields, self._task, file_content_type=pcm)
+            await Exchange(self._service, upload, spool, scope, send).run()
 
 
 class Exchange:
@@ -201,6 +95,7 @@ class Exchange:
             await _finished(answering)
             if not self._streaming:
                 raise
+            access.record(self._scope).note = error.message
             await self._end_stream(answers.failed(error))
         finally:
             await _finished(receiving)

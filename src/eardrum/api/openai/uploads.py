@@ -1,0 +1,126 @@
+"""What clients send: a form, or JSON with the audio inside. Read as it arrives."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Protocol
+
+from eardrum.api.asgi import Receive, Scope, header
+from eardrum.api.multipart import Body, Fields, Form
+from eardrum.api.openai import fields
+from eardrum.api.openai.fields import Wish
+from eardrum.config import Limits
+from eardrum.errors import InvalidRequestError, UnsupportedMediaTypeError
+from eardrum.gateway.spool import Spool
+from eardrum.types import Task
+
+NO_FILE = "The form holds no file: send the audio in the field 'file' of multipart/form-data."
+
+
+class Upload(Protocol):
+    """An upload in progress: `begin` reads what precedes the audio, `pour` the rest."""
+
+    body: Body
+
+    async def begin(self) -> None:
+        """Read up to where the audio begins."""
+
+    async def pour(self, spool: Spool) -> None:
+        """Read all the rest, the audio into `spool`."""
+
+    def wish(self) -> Wish:
+        """What is asked, by the fields read so far.
+
+        Raises:
+            InvalidRequestError: a field has a value it cannot have.
+        """
+
+
+def open_upload(scope: Scope, receive: Receive, task: Task, limits: Limits) -> Upload:
+    """The upload by its content type.
+
+    Raises:
+        UnsupportedMediaTypeError: neither a form nor JSON.
+        InvalidRequestError: a form of the kind that cannot carry a file.
+        TooLargeError: it announces more bytes than allowed.
+    """
+    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return FormUpload(scope, receive, task, limits)
+    if kind == "application/json":
+        return JsonUpload(scope, receive, task, limits)
+    if kind == "application/x-www-form-urlencoded":
+        raise InvalidRequestError(NO_FILE, param="file")
+    raise UnsupportedMediaTypeError(
+        f"Send multipart/form-data with the audio in the field 'file', not {kind or 'a body without a type'}."
+    )
+
+
+class FormUpload:
+    """The usual way: a multipart form."""
+
+    def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
+        self.body = Body(scope, receive, limits)
+        self._task = task
+        self._form = Form(scope, self.body, limits)
+
+    async def begin(self) -> None:
+        """Read the fields before the file.
+
+        Raises:
+            InvalidRequestError: there is no file.
+        """
+        if not await self._form.until_file():
+            self.wish()  # a wrong field is the better complaint, if there is one
+            raise InvalidRequestError(NO_FILE, param="file")
+
+    async def pour(self, spool: Spool) -> None:
+        """Read the file and the fields after it."""
+        await self._form.pour(spool)
+
+    def wish(self) -> Wish:
+        """What is asked, by the fields read so far."""
+        return fields.wish(self._form.fields, self._task, file_content_type=self._form.file_content_type)
+
+
+class JsonUpload:
+    """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
+
+    def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
+        self.body = Body(scope, receive, limits, max_bytes=limits.json_bytes)
+        self._task = task
+        self._fields: Fields = {}
+        self._audio = b""
+        self._format = ""
+
+    async def begin(self) -> None:
+        """Read and take apart the whole body.
+
+        Raises:
+            InvalidRequestError: not JSON, or no audio in it.
+        """
+        data = bytearray()
+        while (chunk := await self.body.read()) is not None:
+            data += chunk
+        try:
+            body = json.loads(data)
+            audio = body.pop("input_audio")
+            self._format = str(audio.get("format") or "")
+            self._audio = base64.b64decode(audio["data"].rpartition("base64,")[2], validate=True)
+        except (ValueError, binascii.Error, KeyError, TypeError, AttributeError):
+            message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
+            raise InvalidRequestError(message, param="input_audio") from None
+        self._fields = fields.from_json(body)
+
+    async def pour(self, spool: Spool) -> None:
+        """Hand the audio over."""
+        await spool.write(self._audio)
+        self._audio = b""
+        spool.finish()
+
+    def wish(self) -> Wish:
+        """What is asked."""
+        pcm = "audio/pcm" if self._format in ("pcm", "pcm16", "raw", "s16le") else ""
+        return fields.wish(self._fields, self._task, file_content_type=pcm)
