@@ -1,0 +1,198 @@
+"""Transcripts, events and errors in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+
+from eardrum import config
+from eardrum.api.openai import answers
+from eardrum.api.openai.fields import Wish, wish
+from eardrum.errors import BusyError, EardrumError, InvalidRequestError, ModelCoolingError, StalledError, TooLargeError
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.scheduler import State
+from eardrum.gateway.service import Transcript
+from eardrum.types import Dropped, Segment, Summary, Task, Token, Word
+
+SEGMENTS = [
+    Segment(
+        0.25,
+        3.3204,
+        " The beach.",
+        avg_logprob=-0.2,
+        no_speech_prob=0.01,
+        compression_ratio=1.2,
+        tokens=[5, 7],
+        token_logprobs=[Token(" The", -0.1), Token(" bèach.", -0.3)],
+        words=[Word("The", 0.25, 1.00049, 0.9), Word("beach.", 1.0, 3.3, 0.8)],
+    ),
+    Segment(4.0, 5.0, "It was.", token_logprobs=[Token("It was.", -0.5)]),
+]
+TRANSCRIPT = Transcript(SEGMENTS, Summary("en", 8.47))
+SILENCE = Transcript([], Summary("en", 2.0))
+
+
+def asked(response_format: str = "json", *, task: Task = Task.TRANSCRIBE, **fields: str) -> Wish:
+    form = {name.replace("__", "[]"): [value] for name, value in fields.items()}
+    return wish({"response_format": [response_format]} | form, task)
+
+
+def body(response: Response) -> Any:
+    assert response.headers["content-type"] == "application/json"
+    return json.loads(bytes(response.body))
+
+
+def event(data: bytes) -> dict[str, Any]:
+    """An event as a client reads it: by its `event` line and by its `data` line."""
+    name, payload, *rest = data.decode().split("\n")
+    assert rest == ["", ""]
+    read: dict[str, Any] = json.loads(payload.removeprefix("data: "))
+    assert name == f"event: {read.get('type', 'error')}"
+    return read
+
+
+def test_json() -> None:
+    assert body(answers.answer(TRANSCRIPT, asked())) == {
+        "text": "The beach. It was.",
+        "usage": {"type": "duration", "seconds": 9},
+    }
+
+
+def test_silence_is_an_empty_text_and_no_error() -> None:
+    assert body(answers.answer(SILENCE, asked()))["text"] == ""
+    assert body(answers.answer(SILENCE, asked("verbose_json")))["segments"] == []
+    assert event(answers.done(SILENCE, asked()))["text"] == ""
+
+
+def test_log_probabilities() -> None:
+    found = body(answers.answer(TRANSCRIPT, asked(include__="logprobs")))["logprobs"]
+    assert [item["token"] for item in found] == [" The", " bèach.", "It was."]
+    assert all(set(item) == {"token", "logprob", "bytes"} for item in found)
+    assert bytes(found[1]["bytes"]).decode() == " bèach."
+    assert "logprobs" not in body(answers.answer(TRANSCRIPT, asked()))
+
+
+@pytest.mark.parametrize("kind", ["text", "srt", "vtt"])
+def test_plain_formats_are_plain_text(kind: str) -> None:
+    response = answers.answer(TRANSCRIPT, asked(kind))
+    assert response.headers["content-type"].startswith("text/plain")
+    written = bytes(response.body).decode()
+    assert written.endswith("\n")
+    assert "It was." in written
+    assert not written.startswith('"')
+    assert ("-->" in written) == (kind != "text")
+
+
+def test_verbose_json_has_every_field_that_is_required() -> None:
+    found = body(answers.answer(TRANSCRIPT, asked("verbose_json")))
+    assert {key: found[key] for key in ("task", "language", "duration", "text")} == {
+        "task": "transcribe",
+        "language": "english",
+        "duration": 8.47,
+        "text": "The beach. It was.",
+    }
+    assert found["usage"] == {"type": "duration", "seconds": 9}
+    assert "words" not in found
+    assert found["segments"][0] == {
+        "id": 0,
+        "seek": 25,
+        "start": 0.25,
+        "end": 3.32,
+        "text": " The beach.",
+        "tokens": [5, 7],
+        "temperature": 0.0,
+        "avg_logprob": -0.2,
+        "compression_ratio": 1.2,
+        "no_speech_prob": 0.01,
+    }
+    assert [segment["id"] for segment in found["segments"]] == [0, 1]
+    assert all(len(segment) == 10 for segment in found["segments"])
+
+
+def test_verbose_json_with_words() -> None:
+    only = body(answers.answer(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word")))
+    assert only["words"] == [{"word": "The", "start": 0.25, "end": 1.0}, {"word": "beach.", "start": 1.0, "end": 3.3}]
+    assert "segments" not in only
+    both = body(answers.answer(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word,segment")))
+    assert both["words"]
+    assert both["segments"]
+
+
+def test_a_translation_says_so() -> None:
+    assert body(answers.answer(TRANSCRIPT, asked("verbose_json", task=Task.TRANSLATE)))["task"] == "translate"
+
+
+def test_what_was_thrown_away_is_told() -> None:
+    summary = replace(TRANSCRIPT.summary, dropped=[Dropped(6.0, 7.0, "♪", "only music notes")])
+    found = body(answers.answer(Transcript(SEGMENTS, summary), asked("verbose_json")))
+    assert found["dropped"] == [{"start": 6.0, "end": 7.0, "text": "♪", "reason": "only music notes"}]
+    assert "dropped" not in body(answers.answer(TRANSCRIPT, asked("verbose_json")))
+
+
+def test_deltas_joined_are_the_text_of_done() -> None:
+    segments = [*SEGMENTS, Segment(6, 7, "  Was it?  "), Segment(7, 8, "Yes.")]
+    deltas = [event(answers.delta(s, asked(), first=not number)) for number, s in enumerate(segments)]
+    done = event(answers.done(Transcript(segments, TRANSCRIPT.summary), asked()))
+    assert "".join(delta["delta"] for delta in deltas) == done["text"] == "The beach. It was. Was it? Yes."
+    assert all(set(delta) == {"type", "delta"} for delta in deltas)
+    assert done["segments"][0] == {"id": 0, "start": 0.25, "end": 3.32, "text": "The beach."}
+    assert [segment["id"] for segment in done["segments"]] == [0, 1, 2, 3]
+    assert "usage" not in done, "a duration here would violate the schema"
+
+
+def test_log_probabilities_in_a_stream() -> None:
+    wished = asked(include__="logprobs", stream="true")
+    deltas = [event(answers.delta(s, wished, first=not number)) for number, s in enumerate(SEGMENTS)]
+    assert [item for delta in deltas for item in delta["logprobs"]] == event(answers.done(TRANSCRIPT, wished))["logprobs"]
+
+
+def test_text_with_line_breaks_stays_one_event() -> None:
+    assert event(answers.delta(Segment(0, 1, "a\nb"), asked(), first=True))["delta"] == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "type", "code"),
+    [
+        (InvalidRequestError("No.", param="language"), 400, "invalid_request_error", "invalid_value"),
+        (TooLargeError("No."), 413, "invalid_request_error", "request_too_large"),
+        (StalledError("No."), 408, "timeout_error", "request_timeout"),
+        (BusyError("No.", retry_after=5), 503, "server_error", "busy"),
+        (EardrumError("No."), 500, "server_error", "server_error"),
+    ],
+)
+def test_an_error_has_all_four_keys(error: EardrumError, status: int, type: str, code: str) -> None:
+    response = answers.refusal(error)
+    assert response.status_code == status
+    expected = {"error": {"message": "No.", "type": type, "param": error.param, "code": code}}
+    assert body(response) == expected
+    assert event(answers.failed(error)) == expected
+
+
+def test_retrying_clients_are_told_when_or_not_to() -> None:
+    busy = answers.refusal(BusyError("Full.", retry_after=4.2)).headers
+    assert busy["retry-after"] == "5"
+    assert "x-should-retry" not in busy
+    assert answers.refusal(ModelCoolingError("Soon.", retry_after=0.3)).headers["retry-after"] == "1"
+    lasting = answers.refusal(EardrumError("Broken.")).headers
+    assert lasting["x-should-retry"] == "false"
+    assert "retry-after" not in lasting
+    refused = answers.refusal(InvalidRequestError("Wrong.")).headers
+    assert "x-should-retry" not in refused
+
+
+def test_a_model_object() -> None:
+    entry = Catalog(config.Settings()).find("moonshine-tiny-en")
+    found = answers.model("whisper-1", entry, State.READY, ["a"])
+    assert json.loads(json.dumps(found)) == found | {"capabilities": json.loads(json.dumps(found["capabilities"]))}
+    assert (found["id"], found["object"], found["owned_by"], found["state"]) == ("whisper-1", "model", "eardrum", "ready")
+    assert isinstance(found["created"], int)
+    assert found["capabilities"]["tasks"] == ["transcribe"]
+    assert found["capabilities"]["timestamp_granularities"] == ["segment"]
+    able = replace(entry, capabilities=replace(entry.capabilities, translate=True, words=True))
+    more = answers.model("x", able, State.STOPPED, [])["capabilities"]
+    assert more["tasks"] == ["transcribe", "translate"]
+    assert more["timestamp_granularities"] == ["segment", "word"]

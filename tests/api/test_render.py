@@ -1,0 +1,73 @@
+"""Transcripts as text, SubRip and WebVTT."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eardrum.api import render
+from eardrum.types import Segment
+
+
+def cue(start: float, end: float, text: str = "Hi.") -> Segment:
+    return Segment(start, end, text)
+
+
+def test_text_is_one_line() -> None:
+    assert render.text([cue(0, 1, " Hello there. "), cue(1, 2, "General.")]) == "Hello there. General."
+    assert render.text([]) == ""
+
+
+def test_srt() -> None:
+    segments = [cue(0.0, 3.32, " The beach."), cue(3.5, 4.0, "It was.")]
+    assert render.srt(segments) == (
+        "1\n00:00:00,000 --> 00:00:03,320\nThe beach.\n\n2\n00:00:03,500 --> 00:00:04,000\nIt was.\n\n"
+    )
+    assert render.srt([]) == ""
+
+
+def test_vtt() -> None:
+    assert render.vtt([cue(0.0, 3.32)]) == "WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nHi.\n\n"
+    assert render.vtt([]) == "WEBVTT\n\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (3.3, "00:00:03,300"),
+        (59.9996, "00:01:00,000"),
+        (59.9994, "00:00:59,999"),
+        (0.0004, "00:00:00,000"),
+        (3599.9999, "01:00:00,000"),
+        (3661.001, "01:01:01,001"),
+        (86_400.0, "24:00:00,000"),
+        (360_000.5, "100:00:00,500"),
+    ],
+)
+def test_times_are_rounded_as_a_whole(seconds: float, written: str) -> None:
+    assert render.srt([cue(seconds, seconds)]).splitlines()[1] == f"{written} --> {written}"
+    assert render.vtt([cue(seconds, seconds)]).splitlines()[2] == f"{written} --> {written}".replace(",", ".")
+
+
+@settings(deadline=None)
+@given(st.floats(0, 400_000))
+def test_any_time_is_written_to_the_nearest_millisecond(seconds: float) -> None:
+    line = render.srt([cue(seconds, seconds)]).splitlines()[1]
+    match = re.fullmatch(r"(\d{2,}):([0-5]\d):([0-5]\d),(\d{3}) --> .*", line)
+    assert match
+    hours, minutes, whole, ms = map(int, match.groups())
+    assert hours * 3600 + minutes * 60 + whole + ms / 1000 == pytest.approx(seconds, abs=0.00051)
+
+
+def test_an_arrow_in_the_text_does_not_start_a_cue() -> None:
+    for written in (render.srt([cue(0, 1, "a --> b")]), render.vtt([cue(0, 1, "a --> b")])):
+        assert written.count("-->") == 1
+        assert "a → b" in written
+
+
+@pytest.mark.xfail(strict=True, reason="a blank line in a segment's text ends its cue early")
+def test_a_blank_line_in_the_text_does_not_end_the_cue() -> None:
+    assert render.srt([cue(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0
