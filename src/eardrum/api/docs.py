@@ -5,6 +5,7 @@ The page is plain HTML made here: it works without a network, which a page that 
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -141,7 +142,8 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 3rem aut
 h1 { margin-bottom: 0; } h2 { margin-top: 2.6rem; border-top: 1px solid var(--line); padding-top: 1.4rem; font-size: 1.1rem; }
 code, pre { font: .88em/1.5 ui-monospace, monospace; }
 pre { padding: .9rem 1rem; border: 1px solid var(--line); border-radius: 8px;
-overflow-x: auto; } table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top;
+overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: 1.2rem 0; }
+td, th { text-align: left; vertical-align: top;
 padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); } .method { font-weight: 700; letter-spacing: .04em; }
 .quiet { opacity: .7; }
 """
@@ -188,12 +190,17 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         rows = "".join(_row(name, field) for name, field in properties.items())
         html += f"<table><tr><th>field</th><th>meaning</th></tr>{rows}</table>"
     answers = "".join(
-        f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>" for status, answer in operation["responses"].items()
+        f"<tr><td>{status}</td><td>{_prose(answer['description'])}</td></tr>" for status, answer in operation["responses"].items()
     )
     return html + f"<table><tr><th>status</th><th>meaning</th></tr>{answers}</table>"
+
+
+def _prose(text: str) -> str:
+    """Escaped text with `code` set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _row(name: str, field: dict[str, Any]) -> str:
     choices = field.get("enum") or field.get("items", {}).get("enum")
     extra = f"<br><span class=quiet>{escape(', '.join(choices))}</span>" if choices else ""
-    return f"<tr><td><code>{escape(name)}</code></td><td>{escape(field['description'])}{extra}</td></tr>"
+    return f"<tr><td><code>{escape(name)}</code></td><td>{_prose(field['description'])}{extra}</td></tr>"

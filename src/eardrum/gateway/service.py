@@ -62,11 +62,6 @@ class Service:
         """Requests the model holds now."""
         return self._supervisor.load(model)
 
-    def warm(self, model: Model) -> None:
-        """Have the model started while its request is still on its way."""
-        if self.state(model) is State.STOPPED:
-            self._supervisor.warm(model)
-
     def prepared(self, model: Model, request: Request) -> Request:
         """The request with the server's defaults, checked against what the model can do.
 

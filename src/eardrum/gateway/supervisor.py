@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from eardrum.errors import EardrumError, ModelLoadError, RunnerCrashedError
 from eardrum.gateway import scheduler
@@ -27,6 +28,15 @@ EXIT_S = 5.0
 """How long after its connection broke a process may take to be seen dead."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A model that serves: its process, the way to it, and the task that sees to its end."""
+
+    process: Process
+    upstream: RunnerUpstream
+    life: asyncio.Task[None]
+
+
 class Supervisor:
     """The one owner of the models' processes. Everything happens on the event loop."""
 
@@ -36,8 +46,7 @@ class Supervisor:
         self._loaded = loaded
         self._scheduler = Scheduler()
         self._models: dict[str, Model] = {}
-        self._processes: dict[str, Process] = {}
-        self._upstreams: dict[str, RunnerUpstream] = {}
+        self._running: dict[str, Running] = {}
         self._tickets: dict[int, asyncio.Future[None]] = {}
         self._ids = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -62,24 +71,16 @@ class Supervisor:
             except asyncio.CancelledError:
                 self._handle(scheduler.Cancelled(model.id, ticket))
                 raise
-            process, life = self._processes[model.id], self._tasks[model.id]
+            running = self._running.get(model.id)
+            if not running:
+                raise RunnerCrashedError(f"The process of {model.id} ended as soon as it was ready.")
             try:
-                yield self._upstreams[model.id]
+                yield running.upstream
             except RunnerCrashedError as error:
-                raise await self._explained(model, process, life, error) from error
+                raise await _explained(model, running, error) from error
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
-
-    def warm(self, model: Model) -> None:
-        """Have the model started, because a request for it is on its way; nobody waits for it yet."""
-
-        async def lease() -> None:
-            with suppress(EardrumError):
-                async with self.lease(model):
-                    pass
-
-        self._background(lease())
 
     def state(self, model: Model) -> State:
         """The model's state."""
@@ -123,16 +124,17 @@ class Supervisor:
                 log.error("%s failed to load: %s", model.id, error.message)
                 self._handle(scheduler.StartFailed(model.id, error))
                 return
-            self._processes[model.id] = process
-            self._upstreams[model.id] = RunnerUpstream(socket)
+            running = Running(process, RunnerUpstream(socket), self._tasks[model.id])
+            self._running[model.id] = running
             self._loaded(model, Capabilities.from_json(process.ready["capabilities"]))
             self._handle(scheduler.Ready(model.id))
             await process.ended
             if self.state(model) is State.READY:
                 log.error("The process of %s %s. %s", model.id, process.ending, process.last_words)
-            await self._upstreams.pop(model.id).close()
-            del self._processes[model.id]
-        self._handle(scheduler.Exited(model.id))
+            # First the books, then the cleaning up: while that waits, requests may already start the next process.
+            del self._running[model.id]
+            self._handle(scheduler.Exited(model.id))
+            await running.upstream.close()
 
     async def _started(self, model: Model, socket: str) -> Process:
         began = time.monotonic()
@@ -157,21 +159,20 @@ class Supervisor:
         return [sys.executable, "-m", "eardrum.runner", *itertools.chain(*arguments.items()), "--parent"]
 
     def _stop(self, model: str) -> None:
-        if process := self._processes.get(model):
-            self._background(process.stop())
+        if running := self._running.get(model):
+            self._background(running.process.stop())
         else:
             self._tasks[model].cancel()
-
-    async def _explained(
-        self, model: Model, process: Process, life: asyncio.Task[None], error: RunnerCrashedError
-    ) -> RunnerCrashedError:
-        """The crash in words a client can use, once the scheduler has seen it too."""
-        await asyncio.wait([life], timeout=EXIT_S)
-        if life.done():
-            return RunnerCrashedError(f"The process of {model.id} {process.ending} while it worked on this audio.")
-        return error
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
+
+
+async def _explained(model: Model, running: Running, error: RunnerCrashedError) -> RunnerCrashedError:
+    """The crash in words a client can use, once the scheduler has seen it too."""
+    await asyncio.wait([running.life], timeout=EXIT_S)
+    if running.life.done():
+        return RunnerCrashedError(f"The process of {model.id} {running.process.ending} while it worked on this audio.")
+    return error
