@@ -1,0 +1,203 @@
+"""The embedded model: real weights, real speech."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from eardrum.engines.base import Hearing, Window
+from eardrum.engines.moonshine import DECODER, ENCODER, TOKENIZER, Moonshine, Row, _read_tokenizer
+from eardrum.errors import ModelLoadError
+from eardrum.gateway.catalog import EMBEDDED_SHA256
+from eardrum.types import SAMPLE_RATE, Request
+from tests.recordings import SPEECH_TEXT, noise, phone, silence, speech
+
+SENTENCE = "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them."
+
+
+def window(samples: np.ndarray, **request: object) -> Window:
+    return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), Request(**request))
+
+
+def sentence() -> np.ndarray:
+    return speech()[: int(7.6 * SAMPLE_RATE)]
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Window]:
+    """Windows of very different lengths."""
+    recordings = {name: samples for name, samples, _ in phone()}
+    return [
+        window(recordings["vm-nonumber"]),
+        window(sentence()),
+        window(recordings["conf-onlyone"]),
+        window(silence(0.05)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(moonshine: Moonshine, windows: list[Window]) -> list[Hearing]:
+    return [moonshine.transcribe([w])[0] for w in windows]
+
+
+def test_real_speech(alone: list[Hearing]) -> None:
+    (segment,) = alone[1].segments
+    assert segment.text == SENTENCE
+    assert SPEECH_TEXT.startswith(SENTENCE)
+    assert alone[1].language == "en"
+    assert (segment.start, segment.end) == (0.1, pytest.approx(7.6))
+    assert segment.avg_logprob > -0.25
+    assert 1.0 < segment.compression_ratio < 2.0
+    assert segment.tokens
+    assert segment.token_logprobs == []
+
+
+def test_rows_of_a_batch_equal_single_rows(moonshine: Moonshine, windows: list[Window], alone: list[Hearing]) -> None:
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 1]):
+        batch = moonshine.transcribe([windows[i] for i in order])
+        assert len(batch) == len(order)
+        for i, together in zip(order, batch, strict=True):
+            assert [s.text for s in together.segments] == [s.text for s in alone[i].segments]
+            for one, other in zip(together.segments, alone[i].segments, strict=True):
+                assert one.tokens == other.tokens
+                assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.03)  # int8 scales span the batch
+
+
+def test_phone_speech(windows: list[Window], alone: list[Hearing]) -> None:
+    texts = {name: text for name, _, text in phone()}
+
+    def words(text: str) -> list[str]:
+        return "".join(c for c in text.lower() if c.isalnum() or c == " ").split()
+
+    for number, name in ((0, "vm-nonumber"), (2, "conf-onlyone")):
+        assert words(alone[number].segments[0].text) == words(texts[name])
+
+
+def test_a_tiny_window_works(moonshine: Moonshine, alone: list[Hearing]) -> None:
+    assert all(len(segment.tokens) <= 1 for segment in alone[3].segments)
+    assert moonshine.transcribe([window(noise(0.001))])[0].language == "en"
+
+
+def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, alone: list[Hearing]) -> None:
+    heard = moonshine.transcribe([window(noise(2.0, 0.2))])[0]
+    unsure = min([segment.avg_logprob for segment in heard.segments], default=-9.0)
+    assert math.exp(alone[1].segments[0].avg_logprob) > 0.8
+    assert unsure < alone[1].segments[0].avg_logprob - 0.2
+
+
+def test_tokens_with_their_probabilities(moonshine: Moonshine, windows: list[Window]) -> None:
+    asked = Window(windows[2].audio, 0.0, 1.0, (0.0, 1.0), Request(logprobs=True))
+    (segment,) = moonshine.transcribe([asked])[0].segments
+    assert len(segment.token_logprobs) == len(segment.tokens)
+    assert "".join(token.text for token in segment.token_logprobs).strip() == segment.text
+    assert all(-20 < token.logprob <= 1e-5 for token in segment.token_logprobs)
+
+
+def test_a_window_nobody_wants_is_given_up(moonshine: Moonshine) -> None:
+    gone, stays = window(sentence()), window(sentence())
+    gone.cancelled = True
+    given_up, heard = moonshine.transcribe([gone, stays])
+    assert sum(len(segment.tokens) for segment in given_up.segments) <= 1
+    assert heard.segments[0].text == SENTENCE
+
+
+def test_what_speaks_faster_than_people_is_cut_off() -> None:
+    row = Row(window(silence(1)), limit=3)
+    for token in (10, 11, 12):
+        assert not row.ended
+        row.take(token, -1.0)
+    assert row.ended
+    assert (row.tokens, row.avg_logprob) == ([10, 11, 12], -1.0)
+
+
+def copied(weights: Path, folder: Path) -> Path:
+    """The model in a folder of its own; each file a link until it is replaced."""
+    folder.mkdir()
+    for name in (ENCODER, DECODER, TOKENIZER):
+        (folder / name).symlink_to(weights / name)
+    return folder
+
+
+def replaced(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+def load_fails(source: Path, **options: object) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        Moonshine.load(source, Moonshine.Options(**options))
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", [ENCODER, DECODER, TOKENIZER])
+def test_a_missing_file_is_named(weights: Path, tmp_path: Path, name: str) -> None:
+    source = copied(weights, tmp_path / "m")
+    (source / name).unlink()
+    assert name in load_fails(source)
+
+
+@pytest.mark.parametrize("name", [ENCODER, TOKENIZER])
+def test_a_flipped_byte_is_noticed_by_the_files_sum(weights: Path, tmp_path: Path, name: str) -> None:
+    source = copied(weights, tmp_path / "m")
+    data = bytearray((weights / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    replaced(source / name, bytes(data))
+    message = load_fails(source, sha256=EMBEDDED_SHA256)
+    assert name in message
+    assert "damaged" in message
+
+
+@pytest.mark.xfail(strict=True, reason="the message names the folder only")
+@pytest.mark.parametrize("name", [ENCODER, DECODER])
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_a_truncated_graph_is_named(weights: Path, tmp_path: Path, name: str, keep: int) -> None:
+    source = copied(weights, tmp_path / "m")
+    replaced(source / name, (weights / name).read_bytes()[:keep])
+    assert name in load_fails(source)
+
+
+TOKENS = b"\x00" + b"\x01a" + b"\x02bc" + bytes([128 + 300 % 128, 300 // 128]) + b"d" * 300
+
+
+def test_the_tokenizer_is_read(tmp_path: Path) -> None:
+    path = tmp_path / TOKENIZER
+    path.write_bytes(TOKENS)
+    assert _read_tokenizer(path) == [b"", b"a", b"bc", b"d" * 300]
+    path.write_bytes(TOKENS[:-301])
+    with pytest.raises(ModelLoadError, match=TOKENIZER):
+        _read_tokenizer(path)
+
+
+@pytest.mark.xfail(strict=True, reason="a last token that is cut short is taken for whole")
+@pytest.mark.parametrize("lost", [1, 2, 200])
+def test_a_token_that_breaks_off_is_damage(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / TOKENIZER
+    path.write_bytes(TOKENS[:-lost])
+    with pytest.raises(ModelLoadError, match=TOKENIZER):
+        _read_tokenizer(path)
+
+
+@pytest.mark.xfail(strict=True, reason="missing tokens are noticed only when one of them is heard")
+def test_a_tokenizer_that_lacks_tokens_is_named(weights: Path, tmp_path: Path) -> None:
+    source = copied(weights, tmp_path / "m")
+    replaced(source / TOKENIZER, TOKENS)
+    assert TOKENIZER in load_fails(source)
+
+
+def test_wishes_that_cannot_be_met_are_refused(weights: Path) -> None:
+    assert "compute_type 'int8'" in load_fails(weights, compute_type="int8")
+    assert "CUDA" in load_fails(weights, device="cuda")
+    with pytest.raises(ValidationError):
+        Moonshine.Options(beam_size=5)
+
+
+@pytest.mark.slow
+def test_the_language_is_an_options_or_the_folders(weights: Path, tmp_path: Path) -> None:
+    for folder, options, language in (("tiny-es", {}, "es"), ("tiny", {"language": "uk"}, "uk"), ("plain", {}, "en")):
+        engine = Moonshine.load(copied(weights, tmp_path / folder), Moonshine.Options(**options))
+        assert engine.capabilities.languages == (language,)
+        assert Moonshine.capabilities.languages == ("en",), "a loaded model changed the class"

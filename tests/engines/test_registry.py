@@ -1,0 +1,120 @@
+"""What engines declare, read without importing them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eardrum.engines import registry
+from eardrum.engines.base import Engine
+from eardrum.errors import ConfigError
+
+FOLDER = Path(registry.__file__).parent
+
+
+@pytest.mark.parametrize("card", registry.cards().values(), ids=lambda card: card.name)
+def test_a_card_says_what_its_class_says(card: registry.Card) -> None:
+    """The contract of every engine's file."""
+    cls = getattr(importlib.import_module(card.module), card.class_name)
+    assert issubclass(cls, Engine)
+    assert cls.__module__ == card.module
+    assert card.name == card.module.rpartition(".")[2]
+    assert (card.title, card.requires, card.extra, card.files) == (cls.title, cls.requires, cls.extra, cls.files)
+    assert card.capabilities == cls.capabilities
+    assert set(card.options) <= set(cls.Options.model_fields)
+    assert set(cls.Options.model_fields) == {*card.options, *Engine.Options.model_fields}
+    assert card.title, "an engine says what it runs"
+    assert all(field.description for field in cls.Options.model_fields.values())
+    assert card.capabilities.max_batch >= 1
+    assert card.capabilities.max_window_s > 0
+
+
+def test_every_engines_file_has_a_card() -> None:
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base", "registry"}
+    assert set(registry.cards()) >= files
+    assert "moonshine" in files
+
+
+def test_moonshines_card() -> None:
+    card = registry.card("moonshine")
+    assert card.class_name == "Moonshine"
+    assert card.files == ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
+    assert card.capabilities.languages == ("en",)
+    assert "threads" in card.options
+    assert card.missing == ()
+
+
+def test_an_unknown_engine_is_told_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"'whispr'.*moonshine"):
+        registry.card("whispr")
+
+
+ASK = """
+import json, sys
+from eardrum.engines import registry
+found = list(registry.cards())
+missing = [card.missing for card in registry.cards().values()]
+print(json.dumps([found, sorted(sys.modules)]))
+"""
+
+
+def test_reading_cards_imports_no_library() -> None:
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True, timeout=30)
+    found, modules = json.loads(done.stdout)
+    assert "moonshine" in found
+    heavy = {
+        "numpy",
+        "onnxruntime",
+        "av",
+        "torch",
+        "ctranslate2",
+        "faster_whisper",
+        "eardrum.engines.base",
+        "eardrum.engines.moonshine",
+    }
+    assert heavy.isdisjoint(modules)
+
+
+ENGINE = '''
+raise RuntimeError("this file must be read, not imported")
+
+class Options: ...
+
+class Helper(Engine2): ...
+
+class Parrot(Engine):
+    """Not a real engine: the file of one that another package would bring."""
+    requires = ("json", "no_such_library")
+    extra = "parrot"
+    title = "Parrots"
+    files = ("parrot.bin",)
+    names: tuple = ("x",)
+    capabilities = Capabilities(languages=("en", "de"), translate=True, max_batch=4)
+
+    class Options(EngineOptions):
+        volume: int = 3
+        color: str = "green"
+'''
+
+
+def test_a_card_of_a_file_that_cannot_be_imported(tmp_path: Path) -> None:
+    path = tmp_path / "parrot.py"
+    path.write_text(ENGINE)
+    card = registry._read("parrot", "parrots.parrot", path)
+    assert card is not None
+    assert (card.class_name, card.options, card.files) == ("Parrot", ("volume", "color"), ("parrot.bin",))
+    assert card.capabilities.languages == ("en", "de")
+    assert card.capabilities.max_batch == 4
+    assert card.missing == ("no_such_library",)
+    assert card.install == "pip install 'eardrum[parrot]'"
+
+
+def test_a_file_without_an_engine_has_no_card(tmp_path: Path) -> None:
+    path = tmp_path / "notes.py"
+    path.write_text("class Notes: ...\n")
+    assert registry._read("notes", "notes", path) is None
