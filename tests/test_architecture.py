@@ -1,0 +1,46 @@
+"""The gateway stays light: what its process has imported once it could serve."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"numpy", "onnxruntime", "av", "torch", "ctranslate2", "faster_whisper", "moonshine_voice"}
+
+
+def modules_after(statement: str) -> set[str]:
+    command = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import eardrum.app, eardrum.cli",
+        "from eardrum import app, config\n"
+        "from eardrum.gateway.service import Service\n"
+        "app.create_app(Service(config.Settings()))",
+    ],
+    ids=["imported", "created"],
+)
+def test_the_gateway_imports_nothing_heavy(statement: str) -> None:
+    loaded = modules_after(statement)
+    assert "eardrum.gateway.service" in loaded
+    assert not loaded & HEAVY
+    assert not [
+        name for name in loaded if name.startswith(("eardrum.runner", "eardrum.engines.moonshine", "eardrum.engines.base"))
+    ]
+
+
+def test_a_runner_knows_no_wire() -> None:
+    loaded = modules_after("import eardrum.runner.__main__, eardrum.engines.moonshine")
+    assert "numpy" in loaded
+    assert not [name for name in loaded if name.startswith(("eardrum.api", "eardrum.gateway", "eardrum.config", "torch"))]
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert {name for name in modules_after("import eardrum") if name.startswith("eardrum")} == {"eardrum"}

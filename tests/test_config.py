@@ -1,0 +1,248 @@
+"""Every setting, from every place it can come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eardrum.config import ENVIRONMENT_ALIASES, Settings, load
+from eardrum.errors import ConfigError
+
+SCHEMA = Path(__file__).parent.parent / "docs" / "config.schema.json"
+
+EXAMPLE = """
+host: 0.0.0.0
+port: 8200
+default_model: mine
+models:
+  mine:
+    source: /models/mine
+    aliases: [whisper-1, Org/mine]
+    options: {threads: 2}
+    batch: 4
+limits:
+  upload_bytes: 1000000
+log:
+  level: debug
+  format: json
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def wrong(file: Path | None = None, assignments: tuple[str, ...] = (), **environment: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(file, assignments, environment)
+    return caught.value.message
+
+
+def test_defaults() -> None:
+    assert load(environment={}) == Settings()
+    assert (Settings().host, Settings().port) == ("127.0.0.1", 8100), "nothing is open to the network unasked"
+
+
+def test_a_file(tmp_path: Path) -> None:
+    found = load(written(tmp_path, EXAMPLE), environment={})
+    assert (found.host, found.port, found.default_model) == ("0.0.0.0", 8200, "mine")
+    mine = found.models["mine"]
+    assert (mine.source, mine.aliases, mine.options, mine.batch) == (
+        Path("/models/mine"),
+        ("whisper-1", "Org/mine"),
+        {"threads": 2},
+        4,
+    )
+    assert (found.limits.upload_bytes, found.limits.fields) == (1_000_000, 100)
+    assert (found.log.level, found.log.format) == ("debug", "json")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
+def test_an_empty_file(tmp_path: Path, text: str) -> None:
+    assert load(written(tmp_path, text), environment={}) == Settings()
+
+
+def test_each_place_overrides_those_before_it(tmp_path: Path) -> None:
+    file = written(tmp_path, "port: 1\nhost: file\ndefault_model: file\nlimits: {fields: 1, requests: 1, json_bytes: 1}")
+    environment = {
+        "WHISPER_MODEL": "alias",
+        "EARDRUM_HOST": "environment",
+        "EARDRUM_PORT": "2",
+        "EARDRUM_LIMITS__REQUESTS": "2",
+        "EARDRUM_LIMITS__FIELDS": "2",
+    }
+    found = load(file, ["port=3", "limits.fields=3"], environment)
+    assert (found.port, found.host, found.default_model) == (3, "environment", "alias")
+    assert (found.limits.fields, found.limits.requests, found.limits.json_bytes) == (3, 2, 1)
+    assert load(file, ["port=3"], environment, {"port": 4, "host": None}).port == 4
+    assert load(file, [], environment, {"port": None, "host": None}).host == "environment"
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    environment = {"EARDRUM_CONFIG": str(written(tmp_path, "port: 5"))}
+    assert load(environment=environment).port == 5
+    other = tmp_path / "other.yaml"
+    other.write_text("port: 6")
+    assert load(other, environment=environment).port == 6
+
+
+@pytest.mark.parametrize(("variable", "setting"), ENVIRONMENT_ALIASES.items())
+def test_names_that_other_servers_use(variable: str, setting: str) -> None:
+    assert str(getattr(load(environment={variable: "x"}), setting)) == "x"
+    ours = {f"EARDRUM_{setting.upper()}": "ours", variable: "x"}
+    assert str(getattr(load(environment=ours), setting)) == "ours"
+    assert getattr(load(environment={variable: ""}), setting) == getattr(Settings(), setting)
+
+
+def test_the_first_of_several_aliases_wins() -> None:
+    assert load(environment={"WHISPER_MODEL": "b", "STT_DEFAULT_MODEL": "a"}).default_model == "a"
+
+
+def test_models_in_the_environment() -> None:
+    found = load(environment={"EARDRUM_MODELS__tiny__SOURCE": "/x", "EARDRUM_MODELS__tiny__BATCH": "2"})
+    assert (found.models["tiny"].source, found.models["tiny"].batch) == (Path("/x"), 2)
+    found = load(environment={"EARDRUM_MODELS": json.dumps({"Org/tiny": {"source": "/y", "aliases": ["a"]}})})
+    assert found.models["Org/tiny"].aliases == ("a",)
+
+
+def test_models_by_assignment(tmp_path: Path) -> None:
+    file = written(tmp_path, EXAMPLE)
+    found = load(file, ["models.mine.batch=8", "models.other.source=/x", "models.mine.options={threads: 4}"], {})
+    assert (found.models["mine"].batch, found.models["mine"].source) == (8, Path("/models/mine"))
+    assert found.models["mine"].options == {"threads": 4}
+    assert found.models["other"].source == Path("/x")
+
+
+def test_other_programs_variables_are_none_of_ours() -> None:
+    assert load(environment={"PATH": "/bin", "PORT": "1", "HOST": "x", "MODELS": "[", "LOG": "x"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prot: 1", "Unknown setting prot. Did you mean port?"),
+        ("limits: {upload: 1}", "limits.upload"),
+        ("models: {a: {source: /x, opts: {}}}", "Unknown setting models.a.opts. Did you mean options?"),
+        ("models: {a: {batch: 1}}", "models.a.source is missing"),
+        ("port: high", "port is wrong"),
+        ("port: 70000", "port is wrong"),
+        ("limits: {fields: 0}", "limits.fields is wrong"),
+        ("log: {level: loud}", "'debug', 'info', 'warning' or 'error'"),
+        ("zzz: 1", "docs/config.md"),
+        ("models: [a]", "models is wrong"),
+        ("- a\n- b", "settings by name"),
+        ("just words", "settings by name"),
+        ("port: [", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [x]", "not valid YAML"),
+        pytest.param("1: 2", "1", marks=pytest.mark.xfail(strict=True, reason="TypeError", raises=TypeError)),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, text: str, says: str) -> None:
+    assert says in wrong(written(tmp_path, text))
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    assert "nowhere.yaml" in wrong(tmp_path / "nowhere.yaml")
+    assert "directory" in wrong(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "binary.yaml is not valid YAML" in wrong(binary)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("EARDRUM_PROT", "1", "Unknown environment variable EARDRUM_PROT. Did you mean port?"),
+        ("EARDRUM_ZZZ", "1", "docs/config.md"),
+        ("EARDRUM_PORT", "high", "port is wrong"),
+        ("EARDRUM_LIMITS__UPLOD_BYTES", "1", "limits.uplod_bytes. Did you mean upload_bytes?"),
+        ("EARDRUM_LIMITS__FIELDS", "x", "limits.fields is wrong"),
+        ("EARDRUM_LIMITS", "5", "limits is wrong"),
+        ("EARDRUM_CONFIG", "/nowhere.yaml", "/nowhere.yaml"),
+        pytest.param(
+            *("EARDRUM_MODELS", "{bad", "EARDRUM_MODELS"),
+            marks=pytest.mark.xfail(strict=True, reason="SettingsError of pydantic-settings instead of ConfigError"),
+        ),
+        pytest.param(
+            *("EARDRUM_MODELS__a__ALIASES", "one", "aliases"),
+            marks=pytest.mark.xfail(strict=True, reason="SettingsError of pydantic-settings instead of ConfigError"),
+        ),
+        pytest.param(
+            *("EARDRUM_PORT__X", "1", "EARDRUM_PORT__X"),
+            marks=pytest.mark.xfail(strict=True, reason="a name below a plain setting is ignored"),
+        ),
+    ],
+)
+def test_a_wrong_environment(variable: str, value: str, says: str) -> None:
+    assert says in wrong(**{variable: value})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("port", "a.b=c"),
+        ("=1", "a.b=c"),
+        ("prot=1", "Did you mean port?"),
+        ("port=high", "port is wrong"),
+        ("limits.fieldz=1", "limits.fieldz. Did you mean fields?"),
+        ("limits=5", "limits is wrong"),
+        pytest.param("host=[", "host", marks=pytest.mark.xfail(strict=True, reason="the YAML parser's error escapes")),
+    ],
+)
+def test_a_wrong_assignment(assignment: str, says: str) -> None:
+    assert says in wrong(None, (assignment,))
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def schema_of(schema: dict[str, Any], whole: dict[str, Any], name: str) -> dict[str, Any]:
+    """The schema of one named value inside an object's schema."""
+    found = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
+    assert found, f"the schema does not know {name}"
+    reference = found.get("$ref", "")
+    return whole["$defs"][reference.rpartition("/")[2]] if reference else found
+
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "object": dict,
+    "array": list,
+}
+
+
+def check(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> None:
+    """As much of JSON Schema as the document uses: types, enumerations, bounds, unknown names refused."""
+    if "type" in schema:
+        assert isinstance(value, TYPES[schema["type"]])
+    assert value in schema.get("enum", [value])
+    assert not isinstance(value, int) or value >= schema.get("minimum", value)
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if schema.get("additionalProperties") is not True:
+            check(inner, schema_of(schema, whole, name), whole)
+
+
+def test_the_schema_accepts_an_example_and_refuses_what_is_wrong() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    example = yaml.safe_load(EXAMPLE)
+    check(example, schema, schema)
+    for wrong_part in ({"prot": 1}, {"port": "high"}, {"port": -1}, {"log": {"level": "loud"}}, {"limits": {"x": 1}}):
+        with pytest.raises(AssertionError):
+            check(example | wrong_part, schema, schema)
+
+
+def test_the_schema_knows_every_setting() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    assert set(schema["properties"]) == set(Settings.model_fields)
+    for name, definition in schema["$defs"].items():
+        assert all(field.get("description") for field in definition["properties"].values()), name

@@ -1,0 +1,70 @@
+"""How clients spell languages."""
+
+from __future__ import annotations
+
+import pytest
+
+from eardrum.errors import InvalidRequestError
+from eardrum.languages import NAMES, language_code, language_in_name, language_name
+
+
+def test_every_code_and_every_name_is_understood() -> None:
+    assert len(NAMES) == 100
+    for code, name in NAMES.items():
+        assert language_code(code) == language_code(name) == language_code(name.title()) == code
+        assert language_code(f"{code}-XX") == language_code(f"{code.upper()}_xx") == code
+        assert language_name(code) == name
+
+
+@pytest.mark.parametrize(
+    ("spelled", "code"),
+    [
+        ("en-US", "en"),
+        ("pt_BR", "pt"),
+        ("zh-Hans-CN", "zh"),
+        ("yue", "yue"),
+        ("jv", "jw"),
+        ("nb-NO", "no"),
+        ("iw", "he"),
+        ("Mandarin", "zh"),
+        ("Haitian Creole", "ht"),
+        (" de ", "de"),
+    ],
+)
+def test_other_spellings(spelled: str, code: str) -> None:
+    assert language_code(spelled) == code
+
+
+@pytest.mark.parametrize("spelled", [None, "", "  ", "auto", "AUTO", "null", "multi"])
+def test_no_language_named(spelled: str | None) -> None:
+    assert language_code(spelled) is None
+
+
+@pytest.mark.parametrize("spelled", ["klingon", "xx", "e", "-", "en US", "english please", "1", "ab-en"])
+def test_unknown_languages_are_refused(spelled: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        language_code(spelled)
+    assert caught.value.param == "language"
+    assert repr(spelled) in caught.value.message
+
+
+def test_a_code_without_a_name_stands_for_itself() -> None:
+    assert language_name("tlh") == "tlh"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("moonshine-tiny-en", "en"),
+        ("whisper-base.en", "en"),
+        ("Org/base-ja", "ja"),
+        ("base_EN", "en"),
+        ("whisper-large-v3", None),
+        ("Org/whisper", None),
+        ("tiny-english", None),
+        ("golden", None),
+        ("", None),
+    ],
+)
+def test_a_language_at_the_end_of_a_models_name(name: str, code: str | None) -> None:
+    assert language_in_name(name) == code
