@@ -235,11 +235,11 @@ def test_a_prompt_of_any_length_fits_its_way() -> None:
 
 
 def test_what_had_no_effect_is_named() -> None:
-    form = {"keywords[]": ["a"], "beam_size": ["5"], "extra_body[top_k]": ["1"], "vad[]": ["x"]}
+    form = {"keywords[]": ["a"], "beam_size": ["5"], "extra_body[top_k]": ["1"], "vad[]": ["x"], "a[b][c]": ["1"]}
     asked = read(form, prompt="p", temperature="0.2", model="m")
-    assert asked.ignored(Capabilities()) == ["prompt", "keywords", "temperature", "beam_size", "extra_body", "vad"]
+    assert asked.ignored(Capabilities()) == ["prompt", "keywords", "temperature", "a", "beam_size", "extra_body", "vad"]
     able = Capabilities(prompt=True, hotwords=True, temperature=True)
-    assert asked.ignored(able) == ["beam_size", "extra_body", "vad"]
+    assert asked.ignored(able) == ["a", "beam_size", "extra_body", "vad"]
     assert read(temperature="0", model="m", language="en", stream="true").ignored(Capabilities()) == []
 
 

@@ -64,18 +64,20 @@ async def taken_apart(
     chunks: Sequence[bytes], folder: Path, limits: Limits | None = None, then: str = "end", head: Scope | None = None
 ) -> tuple[Fields, bytes | None, str]:
     """The fields, the file and its type, as an edge reads them."""
+    async with asyncio.timeout(10):
+        return await _taken_apart(chunks, folder, limits, then, head)
+
+
+async def _taken_apart(
+    chunks: Sequence[bytes], folder: Path, limits: Limits | None, then: str, head: Scope | None
+) -> tuple[Fields, bytes | None, str]:
     head, limits = head or scope(), limits or Limits()
     read = Form(head, Body(head, sender(chunks, then=then), limits), limits)
     if not await read.until_file():
         return read.fields, None, read.file_content_type
     with Spool(folder) as spool:
-        pouring = asyncio.ensure_future(read.pour(spool))
-        try:
-            await pouring
-            data = b"".join([chunk async for chunk in spool.read()])
-        finally:
-            pouring.cancel()
-    return read.fields, data, read.file_content_type
+        await read.pour(spool)
+        return read.fields, await _all(spool), read.file_content_type
 
 
 async def refused(kind: type[EardrumError], chunks: Sequence[bytes], folder: Path, **how: object) -> EardrumError:
@@ -138,11 +140,12 @@ async def test_the_file_is_done_before_the_fields_after_it(tmp_path: Path) -> No
     assert await read.until_file()
     with Spool(tmp_path) as spool:
         pouring = asyncio.ensure_future(read.pour(spool))
-        data = await asyncio.wait_for(_all(spool), 5)
-        assert data == AUDIO
-        assert not pouring.done()
-        pouring.cancel()
-        await asyncio.wait([pouring])
+        try:
+            assert await asyncio.wait_for(_all(spool), 5) == AUDIO
+            assert not pouring.done()
+        finally:
+            pouring.cancel()
+            await asyncio.wait([pouring])
 
 
 async def _all(spool: Spool) -> bytes:
