@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from eardrum.errors import ConfigError
 
@@ -107,6 +107,10 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+NESTED = {"models", "limits", "log"}
+"""Settings that hold further ones."""
+
+
 def load(
     file: Path | None = None,
     assignments: Sequence[str] = (),
@@ -142,7 +146,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"The config file {file} is not valid YAML: {error}") from error
     if tree is None:
         return {}
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"The config file {file} must hold settings by name, as in `port: 8100`.")
     return tree
 
@@ -156,18 +160,23 @@ def _from_aliases(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE and environment[name]:
+            tree = _merged(tree, _from_variable(name, environment[name]))
+    return tree
+
+
+def _from_variable(name: str, value: str) -> dict[str, Any]:
+    top, _, below = name.removeprefix(PREFIX).lower().partition("__")
+    if top not in Settings.model_fields or (below and top not in NESTED):
+        raise ConfigError(f"Unknown environment variable {name}.{_nearest(top)}")
     source = EnvSettingsSource(Settings)
-    known = {key: value for key, value in environment.items() if key != CONFIG_VARIABLE}
-    source.env_vars = {key.lower(): value for key, value in known.items() if value}
-    unknown = sorted(
-        key
-        for key in known
-        if key.startswith(PREFIX) and key.removeprefix(PREFIX).split("__")[0].lower() not in Settings.model_fields
-    )
-    if unknown:
-        name = unknown[0]
-        raise ConfigError(f"Unknown environment variable {name}.{_nearest(name.removeprefix(PREFIX).lower())}")
-    return source()
+    source.env_vars = {name.lower(): value}
+    try:
+        return source()
+    except SettingsError:
+        raise ConfigError(f"The environment variable {name} must be JSON, not {value!r}.") from None
 
 
 def _from_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -176,7 +185,10 @@ def _from_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         path, equals, value = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {assignment!r} is not of the form a.b=c.")
-        leaf: Any = yaml.safe_load(value)
+        try:
+            leaf: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment!r}: the value of {path} is not valid YAML; put it in quotes.") from None
         for key in reversed(path.split(".")):
             leaf = {key: leaf}
         tree = _merged(tree, leaf)

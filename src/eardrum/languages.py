@@ -37,11 +37,11 @@ _CODES = {name: code for code, name in NAMES.items()} | {
 }
 
 
-def language_code(spelled: str | None) -> str | None:
+def language_code(spelled: str | None, *, param: str = "language") -> str | None:
     """The ISO 639 code of a language as clients spell it: "de", "de-AT", "pt_BR", "German"; empty means None.
 
     Raises:
-        InvalidRequestError: nothing the table knows.
+        InvalidRequestError: nothing the table knows; it names the field `param`.
     """
     wanted = (spelled or "").strip().lower()
     if wanted in ("", "auto", "null", "none", "multi"):
@@ -52,7 +52,7 @@ def language_code(spelled: str | None) -> str | None:
         if candidate in _CODES:
             return _CODES[candidate]
     raise InvalidRequestError(
-        f"Unknown language {spelled!r}: send an ISO 639 code such as 'en' or 'de', or leave it out.", param="language"
+        f"Unknown language {spelled!r}: send an ISO 639 code such as 'en' or 'de', or leave it out.", param=param
     )
 
 

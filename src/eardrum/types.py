@@ -26,8 +26,12 @@ class Record:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The record from `to_json`'s dict. Unknown keys are dropped: a newer peer may send more."""
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{key: value for key, value in data.items() if key in known})
+        return cls(**cls._known(data))
+
+    @classmethod
+    def _known(cls, data: dict[str, Any]) -> dict[str, Any]:
+        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        return {key: value for key, value in data.items() if key in names}
 
 
 class Task(StrEnum):
@@ -116,9 +120,9 @@ class Segment(Record):
         """The segment from `to_json`'s dict, words and tokens included."""
         return cls(
             **{
-                **data,
-                "words": [Word(**word) for word in data["words"]],
-                "token_logprobs": [Token(**token) for token in data["token_logprobs"]],
+                **cls._known(data),
+                "words": [Word.from_json(word) for word in data["words"]],
+                "token_logprobs": [Token.from_json(token) for token in data["token_logprobs"]],
             }
         )
 
@@ -157,7 +161,7 @@ class Summary(Record):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The summary from `to_json`'s dict."""
-        return cls(**{**data, "dropped": [Dropped(**item) for item in data["dropped"]]})
+        return cls(**{**cls._known(data), "dropped": [Dropped.from_json(item) for item in data["dropped"]]})
 
 
 Event = Opened | Segment | Summary
@@ -186,4 +190,4 @@ class Capabilities(Record):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The capabilities from `to_json`'s dict."""
-        return cls(**{**data, "languages": tuple(data["languages"])})
+        return cls(**{**cls._known(data), "languages": tuple(data["languages"])})

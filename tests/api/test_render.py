@@ -68,6 +68,5 @@ def test_an_arrow_in_the_text_does_not_start_a_cue() -> None:
         assert "a → b" in written
 
 
-@pytest.mark.xfail(strict=True, reason="a blank line in a segment's text ends its cue early")
 def test_a_blank_line_in_the_text_does_not_end_the_cue() -> None:
     assert render.srt([cue(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0

@@ -165,7 +165,6 @@ def test_a_flipped_byte_is_noticed_by_the_files_sum(weights: Path, tmp_path: Pat
     assert "damaged" in message
 
 
-@pytest.mark.xfail(strict=True, reason="the message names the folder only")
 @pytest.mark.parametrize("name", [ENCODER, DECODER])
 @pytest.mark.parametrize("keep", [0, 1000])
 def test_a_truncated_graph_is_named(weights: Path, tmp_path: Path, name: str, keep: int) -> None:
@@ -186,7 +185,6 @@ def test_the_tokenizer_is_read(tmp_path: Path) -> None:
         _read_tokenizer(path)
 
 
-@pytest.mark.xfail(strict=True, reason="a last token that is cut short is taken for whole")
 @pytest.mark.parametrize("lost", [1, 2, 200])
 def test_a_token_that_breaks_off_is_damage(tmp_path: Path, lost: int) -> None:
     path = tmp_path / TOKENIZER
@@ -195,7 +193,6 @@ def test_a_token_that_breaks_off_is_damage(tmp_path: Path, lost: int) -> None:
         _read_tokenizer(path)
 
 
-@pytest.mark.xfail(strict=True, reason="missing tokens are noticed only when one of them is heard")
 def test_a_tokenizer_that_lacks_tokens_is_named(weights: Path, tmp_path: Path) -> None:
     source = copied(weights, tmp_path / "m")
     replaced(source / TOKENIZER, TOKENS)

@@ -208,10 +208,7 @@ def test_an_alias_belongs_to_one_model(tmp_path: Path) -> None:
     "order",
     [
         ["two", "one"],
-        pytest.param(
-            ["one", "two"],
-            marks=pytest.mark.xfail(strict=True, reason="an id takes an alias given earlier without a word"),
-        ),
+        pytest.param(["one", "two"]),
     ],
 )
 def test_an_alias_may_not_be_another_models_id(tmp_path: Path, order: list[str]) -> None:
@@ -220,7 +217,6 @@ def test_an_alias_may_not_be_another_models_id(tmp_path: Path, order: list[str])
         catalog(models={id: models[id] for id in order})
 
 
-@pytest.mark.xfail(strict=True, reason="the id of a model on disk or embedded takes an alias of the config")
 def test_an_alias_of_the_config_wins_over_the_embedded_models_id(tmp_path: Path) -> None:
     found = catalog(models={"mine": entry(put(tmp_path / "one"), aliases=[EMBEDDED_ID])})
     assert found.find(EMBEDDED_ID).id == "mine"
@@ -234,7 +230,7 @@ def test_a_clients_usual_name_may_be_given_to_another_model(tmp_path: Path) -> N
     assert "whisper-1" in found.aliases(found.find("two"))
 
 
-@pytest.mark.parametrize("name", [EMBEDDED_ID, pytest.param("", marks=pytest.mark.xfail(strict=True, reason="stale default"))])
+@pytest.mark.parametrize("name", [EMBEDDED_ID, pytest.param("")])
 def test_what_the_loaded_model_says_of_itself_replaces_the_card(name: str) -> None:
     found = catalog()
     refined = Capabilities(languages=("en", "fr"), translate=True)

@@ -27,7 +27,8 @@ def vtt(segments: Iterable[Segment]) -> str:
 
 
 def _cue_text(segment: Segment) -> str:
-    return segment.text.strip().replace("-->", "→")  # an arrow in the text would start a new cue
+    """The text in one line, because a blank line would end the cue, without arrows, which would start one."""
+    return " ".join(segment.text.split()).replace("-->", "→")
 
 
 def _time(seconds: float, mark: str) -> str:

