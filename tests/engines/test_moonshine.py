@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from eardrum.engines.base import Hearing, Window
-from eardrum.engines.moonshine import DECODER, ENCODER, TOKENIZER, Moonshine, Row, _read_tokenizer
+from eardrum.engines.moonshine import DECODER, ENCODER, PADDING, TOKENIZER, Moonshine, Row, _read_tokenizer
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.catalog import EMBEDDED_SHA256
 from eardrum.types import SAMPLE_RATE, Request
@@ -79,6 +79,11 @@ def test_rows_of_a_mixed_batch_are_those_of_their_windows(
         for one, other in zip(together.segments, alone[i].segments, strict=True):
             assert SequenceMatcher(None, one.text, other.text).ratio() > 0.75
             assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.2)
+
+
+def test_only_a_windows_own_audio_is_attended_to(moonshine: Moonshine, windows: list[Window]) -> None:
+    _, mask = moonshine._encode([windows[0].audio, windows[1].audio])
+    assert mask.sum(axis=1).tolist() == [len(w.audio) + 2 * PADDING for w in windows[:2]]
 
 
 def test_phone_speech(windows: list[Window], alone: list[Hearing]) -> None:
@@ -173,13 +178,13 @@ def test_a_truncated_graph_is_named(weights: Path, tmp_path: Path, name: str, ke
     assert name in load_fails(source)
 
 
-TOKENS = b"\x00" + b"\x01a" + b"\x02bc" + bytes([128 + 300 % 128, 300 // 128]) + b"d" * 300
+TOKENS = b"\x00" + b"\x01a" + bytes([128 + 300 % 128, 300 // 128]) + b"d" * 300 + b"\x02bc" + b"\xac\x02" + b"e" * 300
 
 
 def test_the_tokenizer_is_read(tmp_path: Path) -> None:
     path = tmp_path / TOKENIZER
     path.write_bytes(TOKENS)
-    assert _read_tokenizer(path) == [b"", b"a", b"bc", b"d" * 300]
+    assert _read_tokenizer(path) == [b"", b"a", b"d" * 300, b"bc", b"e" * 300]
     path.write_bytes(TOKENS[:-301])
     with pytest.raises(ModelLoadError, match=TOKENIZER):
         _read_tokenizer(path)

@@ -34,6 +34,7 @@ def test_words_about_music_stay(text: str) -> None:
         ("Well, thank you very much. " * 5, "Well, thank you very much."),
         ("So he said and then we go on and on " + "and we go on " * 9, "go on and we"),
         ("Thank you for watching and see you soon. " * 4, "Thank you for watching and see you soon."),
+        ("So " + "thank you for watching and see you soon. " * 4, "thank you for watching and see you soon."),
     ],
 )
 def test_loops_are_dropped(text: str, phrase: str) -> None:
@@ -51,6 +52,7 @@ def test_loops_are_dropped(text: str, phrase: str) -> None:
         "very, very, very good",
         "ha ha ha ha ha ha",
         "Ten, ten, ten, ten. That is the number I want, so write it down and do not forget it.",
+        "no no no no no no no no no no no said the child, who did not want to go to bed before the end of the film",
         "bye bye bye bye, see you all on Monday, and thanks for everything you did for us",
         "We shall fight on the beaches, we shall fight on the landing grounds, we shall fight in the fields and in the streets.",
         "",

@@ -118,6 +118,16 @@ async def test_peeking_takes_nothing() -> None:
     assert rest == b"abcdefghi"
 
 
+async def test_what_was_peeked_at_still_counts_as_held() -> None:
+    inlet = Inlet()
+    await inlet.feed(b"x" * (CAPACITY - 1))
+    assert len(inlet.peek(CAPACITY - 1)) == CAPACITY - 1
+    feeding = asyncio.create_task(inlet.feed(b"y"))
+    assert await blocked(feeding)
+    inlet.cancel()
+    await soon(feeding)
+
+
 async def test_peeking_waits_for_all_it_wants_or_the_end() -> None:
     inlet = Inlet()
     peeking = asyncio.create_task(asyncio.to_thread(inlet.peek, 5))

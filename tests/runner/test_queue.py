@@ -153,6 +153,16 @@ def test_a_share_is_not_saved_up_while_nobody_needs_it() -> None:
     assert queue.take(1)[0].rank is Class.LIVE
 
 
+def test_a_debt_is_forgotten_once_nobody_waits_for_the_share() -> None:
+    queue = filled(*windows(1, Class.LIVE, 3), *windows(2, Class.BULK, 8, LONGEST_S))
+    assert [batch[0].rank for batch in (queue.take(1), queue.take(8))] == [Class.LIVE, Class.BULK]
+    while queue.take(1):
+        pass
+    for item in [*windows(1, Class.LIVE, 20), *windows(3, Class.BULK, 1)]:
+        queue.push(item)
+    assert any(item.rank is Class.BULK for _ in range(6) for item in queue.take(1))
+
+
 def test_drop_removes_all_of_one_request_and_nothing_else() -> None:
     queue = filled(*windows(1, Class.CLIP, 3), *windows(1, Class.FILE, 4), *windows(2, Class.FILE, 2))
     assert len(queue.drop(1)) == 7

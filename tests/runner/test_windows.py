@@ -144,6 +144,12 @@ def test_a_pause_early_in_the_window_is_not_worth_a_short_one() -> None:
     assert len(frames(first)) >= MAX * (1 - RULE.search)
 
 
+def test_a_pause_at_the_very_end_of_a_window_does_not_make_it_longer() -> None:
+    for spoken in range(MAX - 5, MAX + 5):
+        first, *_ = cuts(trace((spoken, 0.9), (1, 0.0), (300, 0.9)))
+        assert len(frames(first)) <= MAX
+
+
 def test_without_a_pause_the_cut_is_where_speech_is_least_sure() -> None:
     probs = trace((250, 0.95), (9, 0.5), (300, 0.95))
     first, *_ = cuts(probs)
