@@ -237,3 +237,8 @@ def test_the_schema_knows_every_setting() -> None:
     assert set(schema["properties"]) == set(Settings.model_fields)
     for name, definition in schema["$defs"].items():
         assert all(field.get("description") for field in definition["properties"].values()), name
+
+
+def test_norwegian_is_a_language(tmp_path: Path) -> None:
+    assert load(None, ("default_language=no",), {}).default_language == "no"
+    assert load(written(tmp_path, "default_language: no"), (), {}).default_language == "no"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,17 @@ ENVIRONMENT_ALIASES = {
     "DEVICE": "device",
 }
 """Names that other servers use for the same settings. The first one that is set wins, `EARDRUM_...` over all."""
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML with the plain words of version 1.2: `no` is Norwegian and not false, `on` is a word."""
+
+
+Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 class Section(BaseModel):
@@ -139,7 +151,7 @@ def load(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.load(file.read_text(encoding="utf-8"), Yaml)  # noqa: S506 -- a SafeLoader
     except OSError as error:
         raise ConfigError(f"Cannot read the config file {file}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -186,7 +198,7 @@ def _from_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not path:
             raise ConfigError(f"--set {assignment!r} is not of the form a.b=c.")
         try:
-            leaf: Any = yaml.safe_load(value)
+            leaf: Any = yaml.load(value, Yaml)  # noqa: S506 -- a SafeLoader
         except yaml.YAMLError:
             raise ConfigError(f"--set {assignment!r}: the value of {path} is not valid YAML; put it in quotes.") from None
         for key in reversed(path.split(".")):

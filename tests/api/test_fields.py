@@ -262,3 +262,9 @@ def test_a_json_body_says_the_same_as_a_form() -> None:
     request = found.request
     assert (request.temperature, request.language, request.vad_threshold, request.vad_silence_s) == (0.5, None, 0.4, 0.2)
     assert found.unknown == ()
+
+
+def test_arrays_with_indexes() -> None:
+    form = {"timestamp_granularities[0]": ["word"], "response_format": ["verbose_json"]}
+    assert read(form).words
+    assert read({"chunking_strategy[type]": ["auto"]}).request.vad_threshold is None

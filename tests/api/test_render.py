@@ -70,3 +70,8 @@ def test_an_arrow_in_the_text_does_not_start_a_cue() -> None:
 
 def test_a_blank_line_in_the_text_does_not_end_the_cue() -> None:
     assert render.srt([cue(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0
+
+
+def test_vtt_escapes_what_would_be_markup() -> None:
+    assert "a &lt;b&gt; &amp; c" in render.vtt([cue(0, 1, "a <b> & c")])
+    assert "a <b> & c" in render.srt([cue(0, 1, "a <b> & c")])

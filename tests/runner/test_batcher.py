@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from threading import enumerate as threads
 from typing import Self
 
@@ -211,3 +211,17 @@ def test_the_batch_size_is_the_one_that_pays(cost: Callable[[int], float], max_b
     engine = ScriptedCostEngine(cost, max_batch)
     assert measured_batch(engine, window("probe")) == expected
     assert max(len(batch) for batch in engine.batches) <= max_batch
+
+
+def test_close_cancels_what_waits() -> None:
+    with batching(batch=1) as (batcher, engine):
+        first = held(batcher, engine)
+        waiting = batcher.submit(batcher.request(), window("waiting"))
+        closing = Thread(target=batcher.close)
+        closing.start()
+        while not batcher._closed:
+            closing.join(0.01)
+        engine.gate.set()
+        closing.join(20)
+        assert first.done()
+        assert waiting.cancelled()

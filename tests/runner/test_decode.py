@@ -293,3 +293,12 @@ async def test_cancelling_ends_a_reader_of_raw_samples() -> None:
     inlet.cancel()
     with pytest.raises(CancelledInletError):
         await asyncio.wait_for(reading, 5)
+
+
+def test_raw_samples_that_never_come() -> None:
+    assert "empty" in refused(b"", raw_pcm=True)
+
+
+def test_a_header_that_promises_sound_that_does_not_come() -> None:
+    flac = encode(speech(), "flac")
+    assert "cannot be decoded" in refused(flac[:42] + b"garbage" * 1000)

@@ -49,6 +49,7 @@ def test_loops_are_dropped(text: str, phrase: str) -> None:
         "no no no no",
         "No, no, no, no, no.",
         "very, very, very, very good",
+        "very, very, very, very, very, very good",
         "very, very, very good",
         "ha ha ha ha ha ha",
         "Ten, ten, ten, ten. That is the number I want, so write it down and do not forget it.",

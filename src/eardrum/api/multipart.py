@@ -21,9 +21,10 @@ Fields = dict[str, list[str]]
 class Body:
     """A request's body with its limits: bytes are counted as they arrive, and silence has an end."""
 
-    def __init__(self, scope: Scope, receive: Receive, limits: Limits, *, max_bytes: int | None = None):
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits, *, limit: str = "upload_bytes"):
         self._receive = receive
-        self._max = max_bytes or limits.upload_bytes
+        self._limit = limit
+        self._max: int = getattr(limits, limit)
         self._stall = limits.stall_seconds
         self._size = 0
         self._ended = False
@@ -66,7 +67,7 @@ class Body:
         raise ClientGoneError
 
     def _refuse(self) -> NoReturn:
-        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.upload_bytes).", param="file")
+        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param="file")
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 
 from eardrum.types import Segment
 
@@ -22,7 +23,7 @@ def srt(segments: Iterable[Segment]) -> str:
 
 def vtt(segments: Iterable[Segment]) -> str:
     """WebVTT; the header is there even when nobody spoke."""
-    cues = (f"{_time(s.start, '.')} --> {_time(s.end, '.')}\n{_cue_text(s)}\n\n" for s in segments)
+    cues = (f"{_time(s.start, '.')} --> {_time(s.end, '.')}\n{escape(_cue_text(s), quote=False)}\n\n" for s in segments)
     return "WEBVTT\n\n" + "".join(cues)
 
 

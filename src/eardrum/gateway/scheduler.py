@@ -4,7 +4,7 @@ No clock, lock, log or I/O in here, so every hard case is a test that passes tim
 the actions out and reports back what became of them.
 
     stopped ──wanted──▶ starting ──ready──▶ ready ──exited──▶ stopped
-                           │                   └──unload, shutdown──▶ stopping ──exited──▶ stopped
+                           │                   └──shutdown──▶ stopping ──exited──▶ stopped
                            └──start failed──▶ failed ──wanted, after retry_at──▶ starting
 """
 
@@ -198,6 +198,9 @@ class Scheduler:
         return [Grant(ticket) for ticket in granted]
 
     def _failed(self, slot: Slot, error: EardrumError, now: float) -> list[Action]:
+        if slot.state is not State.STARTING:
+            slot.state = State.STOPPED  # it was being stopped anyway
+            return []
         slot.state, slot.error = State.FAILED, error
         slot.retry_at = now + BACK_OFF_S[min(slot.failures, len(BACK_OFF_S) - 1)]
         slot.failures += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from eardrum.config import Settings
-from eardrum.errors import RunnerCrashedError
+from eardrum.errors import ConfigError, RunnerCrashedError
 from eardrum.gateway.catalog import Catalog, Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
@@ -41,6 +42,8 @@ class Service:
     """The gateway behind its edges."""
 
     def __init__(self, settings: Settings):
+        if settings.spool_dir and not os.access(settings.spool_dir, os.W_OK):
+            raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
         self.settings = settings
         self.catalog = Catalog(settings)
         self._default_language = language_code(settings.default_language)

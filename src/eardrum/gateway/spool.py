@@ -64,7 +64,7 @@ class Spool:
         try:
             await asyncio.to_thread(_write_all, self._file.fileno(), data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise StorageFullError("There is no room left for uploads: free some, or set spool_dir.") from error
         self.size += len(data)

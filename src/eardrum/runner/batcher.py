@@ -82,11 +82,14 @@ class Batcher:
             job.future.cancel()
 
     def close(self) -> None:
-        """Stop after the batch in hand and release the engine."""
+        """Stop after the batch in hand, cancel what waits and release the engine."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        while jobs := self._queue.take(self.batch):
+            for job in jobs:
+                job.future.cancel()
         self._engine.close()
 
     def _run(self) -> None:

@@ -37,6 +37,8 @@ CONTAINERS = (
 
 AV_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
 
+EMPTY = "The file is empty (0 bytes)."
+
 UNDECODABLE = (
     "The file cannot be decoded as audio. Send wav, mp3, m4a, flac, ogg, opus, webm or a video with sound; "
     "if it is one of these, it is damaged."
@@ -64,14 +66,15 @@ class Decoder:
         for block in self._decode_pcm() if self._raw_pcm else self._decode_container():
             self.samples += len(block)
             if self.samples > self._limit:
-                hours = self._limit / SAMPLE_RATE / 3600
                 raise AudioError(
-                    f"The audio is longer than {hours:g} h, the limit of this server: "
+                    f"The audio is longer than {self._limit / SAMPLE_RATE:,.0f} s, the limit of this server: "
                     "send it in parts or raise limits.audio_seconds."
                 )
             yield block
 
     def _decode_pcm(self) -> Iterator[Audio]:
+        if not self._inlet.peek(1):
+            raise AudioError(EMPTY)
         rest = b""
         while chunk := self._inlet.read(2 * GROUP):
             chunk = rest + chunk
@@ -81,7 +84,7 @@ class Decoder:
     def _decode_container(self) -> Iterator[Audio]:
         head = self._inlet.peek(HEAD)
         if not head:
-            raise AudioError("The file is empty (0 bytes).")
+            raise AudioError(EMPTY)
         with ExitStack() as closing:
             source: IO[bytes] | Inlet = self._inlet
             if index_follows_media(head):
@@ -109,6 +112,8 @@ class Decoder:
                 yield from _arrays(resampler.resample(group))
         if resampler:
             yield from _arrays(resampler.resample(None))
+        elif self.duration:
+            raise AudioError(UNDECODABLE)  # the header promised sound and none came
 
 
 class Break:

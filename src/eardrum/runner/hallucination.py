@@ -16,8 +16,11 @@ SPEECH = 0.6
 REPEATS = 4
 """A phrase said this often in a row is a decoder loop."""
 
-LOOP_CHARACTERS = 30
-"""Shorter repetitions ("no no no no") are things people say."""
+MANY = 8
+"""Nobody says a phrase so often; below this it takes a long one to be sure."""
+
+LOOP_CHARACTERS, SURE_CHARACTERS = 60, 30
+"""Shorter repetitions ("no no no no", "very, very, very good") are things people say; the second holds from `MANY` on."""
 
 MUSIC = re.compile(r"[\s♪♫♩♬🎵🎶*]*([\[(]?(music|applause|laughter)[\])]?)?[\s♪♫♩♬🎵🎶*.]*", re.IGNORECASE)
 
@@ -46,6 +49,7 @@ def _loop(text: str) -> str | None:
                 spoken = " ".join(phrase)
                 said = len(list(run))
                 loop = said * (len(spoken) + 1)
-                if said >= REPEATS and loop >= LOOP_CHARACTERS and loop > len(text) / 2:
+                least = SURE_CHARACTERS if said >= MANY else LOOP_CHARACTERS
+                if said >= REPEATS and loop >= least and loop > len(text) / 2:
                     return spoken
     return None

@@ -117,7 +117,7 @@ def _unbracketed(fields: Fields) -> Fields:
     for name, values in fields.items():
         present = [value for value in values if value.strip()]
         match = BRACKETS.fullmatch(name)
-        if match and match[2]:
+        if match and match[2] and not match[2].isdigit():
             if present:
                 objects.setdefault(match[1], {})[match[2]] = present[-1]
         elif present:
@@ -187,6 +187,8 @@ def _chunking(form: Fields) -> Request:
         return Request()
     try:
         parts = json.loads(value)
+        if parts.get("type") == "auto":
+            return Request()
         if parts.get("type") != "server_vad":
             raise ValueError
         wishes = {

@@ -89,7 +89,7 @@ class JsonUpload:
     """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
 
     def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
-        self.body = Body(scope, receive, limits, max_bytes=limits.json_bytes)
+        self.body = Body(scope, receive, limits, limit="json_bytes")
         self._task = task
         self._fields: Fields = {}
         self._audio = b""
