@@ -1,0 +1,88 @@
+"""Runs the benchmarks: `python -m bench [names...] [--quick]`. The table goes to stdout and into bench/results/."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.figure import Figure, table
+
+NAMES = ("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Measure what was named, all of it by default. The exit code is 1 when something could not be measured."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"what to measure: {', '.join(NAMES)}; by default all")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions: does it run, not what does it say")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in NAMES]:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    figures: list[Figure] = []
+    failed: list[str] = []
+    text = ""
+    for name in arguments.names or NAMES:
+        try:
+            figures += _measured(name, arguments.quick)
+        except Exception as error:  # noqa: BLE001 -- one that fails must not cost the results of the others
+            failed.append(f"{name} could not be measured: {'; '.join([repr(error), *getattr(error, '__notes__', [])])}")
+            print(failed[-1], file=sys.stderr, flush=True)
+        text = _write(figures, failed, quick=arguments.quick, names=arguments.names)
+    print(text)
+    sys.exit(1 if failed else 0)
+
+
+def _leave(number: int, _: object) -> None:
+    """Unwind, so that no process or file is left; a second signal must not interrupt that."""
+    for later in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(later, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _measured(name: str, quick: bool) -> list[Figure]:
+    print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    figures: list[Figure] = importlib.import_module(f"bench.{name}").measure(quick)
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return figures
+
+
+def _write(figures: list[Figure], failed: list[str], *, quick: bool, names: list[str]) -> str:
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": next(_processor(), platform.machine()),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("eardrum", "onnxruntime", "av", "faster-whisper")},
+        "load_average": os.getloadavg()[0],
+    }
+    kind = "a quick run: sizes too small to mean much" if quick else "a full run"
+    text = "\n".join([table(figures), *failed, f"Seen on {machine['cores']} cores ({machine['processor']}), {kind}."])
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / "-".join(["quick" if quick else "full", *names])
+    stem.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    report = {"quick": quick, "machine": machine, "figures": [figure.to_json() for figure in figures], "failed": failed}
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return text
+
+
+def _processor() -> Iterator[str]:
+    information = Path("/proc/cpuinfo")
+    for line in information.read_text(encoding="utf-8").splitlines() if information.exists() else ():
+        if line.startswith("model name"):
+            yield line.partition(":")[2].strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""CPU from compressed bytes to windows: decoding and voice activity.
+
+Also the program that is measured: `python -m bench.front_end ours|usual FILE` prints CPU seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from time import process_time
+
+from bench.figure import Compare, Figure
+from bench.server import child
+
+WARM_S = 5
+
+
+def measure(quick: bool) -> list[Figure]:
+    """A long MP3 through our decoder and VAD, and through faster-whisper's; each time in a fresh process."""
+    from bench.recordings import tape_mp3  # noqa: PLC0415 -- what measures itself below must not hold this module's memory
+
+    minutes, repetitions = (6, 1) if quick else (60, 5)
+    with tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as file:
+        file.write(tape_mp3(60 * minutes))
+        file.flush()
+        ours, baseline = [], []
+        for _ in range(repetitions):
+            ours.append(_in_child("ours", file.name))
+            baseline.append(_in_child("usual", file.name))
+    note = (
+        f"{minutes} min of 128 kbit/s stereo MP3. CPU time of a fresh process, libraries loaded beforehand; both sides also cut."
+    )
+    against = "faster_whisper decode_audio + get_speech_timestamps"
+    return [Figure("front-end", "CPU of decode and VAD", against, "s", ours, baseline, Compare.TIMES_LESS, 1.7, note)]
+
+
+def ours(data: bytes) -> int:
+    """Bytes to windows as the runner does it; the number of windows."""
+    from eardrum.runner.decode import Decoder  # noqa: PLC0415
+    from eardrum.runner.inlet import Inlet  # noqa: PLC0415
+    from eardrum.runner.listener import _blocks  # noqa: PLC0415
+    from eardrum.runner.vad import Vad  # noqa: PLC0415
+    from eardrum.runner.windows import Cutter, Cutting  # noqa: PLC0415
+
+    vad, cutter = Vad().stream(), Cutter(Cutting(max_s=30.0))
+    decoder = Decoder(Inlet.holding(data), raw_pcm=False, max_seconds=24 * 3600)
+    windows = sum(1 for block in _blocks(decoder) for _ in cutter.feed(block, vad(block)))
+    return windows + sum(1 for _ in cutter.finish())
+
+
+def usual(data: bytes) -> int:
+    """Bytes to stretches of speech as faster-whisper does it; their number."""
+    import io  # noqa: PLC0415
+
+    from faster_whisper.audio import decode_audio  # type: ignore[import-untyped]  # noqa: PLC0415
+    from faster_whisper.vad import get_speech_timestamps  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return len(get_speech_timestamps(decode_audio(io.BytesIO(data))))
+
+
+def _in_child(way: str, file: str) -> float:
+    with child(["-m", "bench.front_end", way, file], pipes=True) as process:
+        assert process.stdout
+        answer = process.stdout.read()
+        if not answer:
+            raise RuntimeError(f"The {way} front end failed")
+        return float(answer)
+
+
+def main() -> None:
+    """Print the CPU seconds one way takes for one file."""
+    way, data = {"ours": ours, "usual": usual}[sys.argv[1]], Path(sys.argv[2]).read_bytes()
+    if sys.argv[1] == "ours":
+        from eardrum.runner.memory import freeze_garbage_collector, tune_allocator  # noqa: PLC0415
+
+        tune_allocator()
+        way(data[: WARM_S * 16_000])
+        freeze_garbage_collector()
+    way(data[: WARM_S * 16_000])
+    started = process_time()
+    if not way(data):
+        raise RuntimeError("No speech was found")
+    print(process_time() - started)
+
+
+if __name__ == "__main__":
+    main()

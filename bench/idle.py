@@ -1,0 +1,55 @@
+"""What the server costs before the first request: time to start, imports, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+import psutil
+
+from bench.figure import Compare, Figure
+from bench.server import SERVE, child, free_port, rss_mb, until_healthy
+
+
+def measure(quick: bool) -> list[Figure]:
+    """Start to the first answer, imports and idle memory of the gateway."""
+    repetitions = 3 if quick else 9
+    starts, memory, nothing_wall, imports, nothing_cpu = [], [], [], [], []
+    for _ in range(repetitions):
+        started, held = _start()
+        starts.append(started)
+        memory.append(held)
+        wall, cpu = _python("pass")
+        nothing_wall.append(wall)
+        nothing_cpu.append(cpu)
+        imports.append(_python("import eardrum.app")[1] - cpu)
+    bare, importing = "python -c pass", "CPU to import the gateway, the interpreter's start taken off"
+    interpreter = f"The bare interpreter starts in {median(nothing_cpu):.3f} s of CPU."
+    shared = "Resident set, shared pages of the interpreter and libraries included."
+    return [
+        Figure("start", "process start to the first 200 of /health", bare, "s", starts, nothing_wall, Compare.SHARE),
+        Figure("imports", importing, "", "s", imports, [], Compare.ABSOLUTE, 0.4, interpreter),
+        Figure("idle-memory", "gateway at rest, no model loaded", "", "MB", memory, [], Compare.ABSOLUTE, 70, shared),
+    ]
+
+
+def _start() -> tuple[float, float]:
+    port = free_port()
+    began = time.perf_counter()
+    with child([*SERVE, "--port", str(port)]) as process:
+        healthy = until_healthy(port, process)
+        return healthy - began, rss_mb(psutil.Process(process.pid))
+
+
+def _python(code: str) -> tuple[float, float]:
+    """Wall and CPU seconds of an interpreter that runs `code`."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", code])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{code!r} ended with {process.returncode}")
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime

@@ -1,0 +1,134 @@
+"""The runner with another order of service: `python -m bench.runners --order lock|fifo|fair --socket PATH --batch N`.
+
+The same engine, decoder, VAD, windows and web service as the real runner; only whose turn it is differs.
+Every batch is written to stdout as a line `{"batch": size}` when `--tell` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from subprocess import Popen
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench.server import child
+from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.runner.__main__ import load_engine, serve
+from eardrum.runner.app import RunnerApp
+from eardrum.runner.batcher import Batcher, Job
+from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
+from eardrum.runner.queue import FairQueue, Queue
+from eardrum.runner.vad import Vad
+
+EMBEDDED = find_spec("moonshine_voice")
+assert EMBEDDED
+assert EMBEDDED.origin
+WEIGHTS = Path(EMBEDDED.origin).parent / "assets" / "tiny-en"
+"""The embedded model's files, found without importing their package."""
+
+
+class FifoQueue:
+    """Windows in the order in which they came, whoever sent them."""
+
+    def __init__(self) -> None:
+        self._items: deque[Job] = deque()
+
+    def push(self, item: Job) -> None:
+        """Add a window."""
+        self._items.append(item)
+
+    def take(self, limit: int) -> list[Job]:
+        """Remove and return the oldest windows, up to `limit`."""
+        return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+
+    def drop(self, request_id: int) -> list[Job]:
+        """Remove and return everything of one request."""
+        dropped = [item for item in self._items if item.request_id == request_id]
+        self._items = deque(item for item in self._items if item.request_id != request_id)
+        return dropped
+
+
+class LockedRunnerApp(RunnerApp):
+    """One file at a time: a request holds the model from its first byte to its last word."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self._lock = asyncio.Lock()
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Serve the request when all those before it are done; questions about the runner's health do not wait."""
+        if scope["type"] == "http" and scope["path"] == "/transcribe":
+            async with self._lock:
+                await super().__call__(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+class TellingEngine(Engine):
+    """Another engine that says how large each batch was."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self.capabilities = engine.capabilities
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> TellingEngine:
+        """It wraps what is loaded already."""
+        raise NotImplementedError
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """Say it, then decode."""
+        print(json.dumps({"batch": len(windows)}), flush=True)
+        return self._engine.transcribe(windows)
+
+
+@contextmanager
+def runner(order: str, batch: int, *, tell: bool = False) -> Iterator[tuple[Path, Popen[bytes]]]:
+    """A runner in a process of its own: its socket, and the process whose stdout tells of batches."""
+    with TemporaryDirectory(prefix="eardrum-bench-") as temp:
+        socket = Path(temp) / "inner" / "runner.sock"  # the runner removes the folder of its socket
+        socket.parent.mkdir()
+        arguments = ["-m", "bench.runners", "--order", order, "--batch", str(batch), "--socket", str(socket)]
+        with child([*arguments, *["--tell"] * tell], pipes=True) as process:
+            assert process.stdout
+            line = process.stdout.readline()
+            if b"ready" not in line:
+                raise RuntimeError(f"The runner did not start: {line!r}")
+            yield socket, process
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--order", choices=("lock", "fifo", "fair"), required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--tell", action="store_true")
+    arguments = parser.parse_args()
+    arguments.parent = True
+    tune_allocator()
+    engine = load_engine("moonshine", WEIGHTS, {})
+    queue: Queue[Job] = FifoQueue() if arguments.order == "fifo" else FairQueue[Job]()
+    batcher = Batcher(TellingEngine(engine) if arguments.tell else engine, batch=arguments.batch, queue=queue)
+    app = (LockedRunnerApp if arguments.order == "lock" else RunnerApp)(
+        batcher, Vad(), engine.capabilities, max_audio_s=24 * 3600
+    )
+    freeze_garbage_collector()
+    serve(app, arguments, {})
+    batcher.close()
+
+
+if __name__ == "__main__":
+    main()
