@@ -21,6 +21,9 @@ from eardrum.gateway.service import Service
 
 log = logging.getLogger(__name__)
 
+KEEP_ALIVE_S = 75
+"""Seconds an idle connection stays open: longer than clients keep theirs in a pool, so that they do not reuse a dead one."""
+
 GRACE_S = 10
 """Seconds that requests in progress have at shutdown."""
 
@@ -39,7 +42,12 @@ def run(settings: Settings, *, sample: bool = False) -> None:
     log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
     listening = _bind(settings.host, settings.port)
     uvicorn_config = uvicorn.Config(
-        create_app(service), access_log=False, log_config=None, timeout_graceful_shutdown=GRACE_S, server_header=False
+        create_app(service),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     with listening, as_file(files("eardrum") / "sample.ogg") as recording:
         host, port = listening.getsockname()[:2]

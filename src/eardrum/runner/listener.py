@@ -116,11 +116,12 @@ class Listener:
             yield self._window(cut)
 
     def _window(self, cut: Cut) -> Window:
+        end = min(cut.speech_end, self._decoder.samples)  # the last frame may be filled up with silence
         return Window(
             audio=cut.audio,
             start=cut.start / SAMPLE_RATE,
             speech=cut.speech,
-            speech_span=((cut.speech_start - cut.start) / SAMPLE_RATE, (cut.speech_end - cut.start) / SAMPLE_RATE),
+            speech_span=((cut.speech_start - cut.start) / SAMPLE_RATE, (end - cut.start) / SAMPLE_RATE),
             request=self._request,
         )
 
