@@ -1,12 +1,11 @@
 """Voice activity: the probability of speech for every 32 ms of a stream, with bounded memory.
 
-Silero VAD v6 (MIT), the ONNX file that faster-whisper carries. Its recurrent state is carried from block
-to block, so the probabilities equal those of one pass over the whole recording.
+Silero VAD v6 (MIT), as a graph that computes all frames of a block at once (scripts/vad_graph.py writes it). Its
+recurrent state is carried from block to block, so the probabilities equal those of one pass over the whole recording.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +21,8 @@ FRAME = 512
 CONTEXT = 64
 """Samples of the previous frame that the model sees before each frame."""
 
+MODEL = Path(__file__).with_name("vad.onnx")
+
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 """Speech probability per frame, shape [n], in 0..1."""
 
@@ -29,14 +30,18 @@ Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 class Vad:
     """The loaded model; safe to share between threads, each stream keeps its own state."""
 
-    def __init__(self) -> None:
-        path = _model_path()
+    def __init__(self, path: Path = MODEL) -> None:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = 1
         settings.inter_op_num_threads = 1
         settings.enable_cpu_mem_arena = False
         settings.log_severity_level = 3
-        self._session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ModelLoadError(
+                f"The voice activity model {path.name} is missing or damaged: install eardrum again. ({error})"
+            ) from error
 
     def stream(self) -> VadStream:
         """A fresh state for one recording."""
@@ -62,12 +67,3 @@ class VadStream:
         self._context = frames[-1, -CONTEXT:].copy()
         output, self._h, self._c = self._session.run(None, {"input": inputs, "h": self._h, "c": self._c})
         return cast(Probabilities, output.reshape(-1))
-
-
-def _model_path() -> Path:
-    # The package is located, not imported: importing it would load CTranslate2 for one ONNX file.
-    spec = find_spec("faster_whisper")
-    path = Path(next(iter(spec.submodule_search_locations or ()))) / "assets" / "silero_vad_v6.onnx" if spec else None
-    if path is None or not path.is_file():
-        raise ModelLoadError("The voice activity model is missing: install it with `pip install 'faster-whisper>=1.2.1,<2'`.")
-    return path
