@@ -117,13 +117,14 @@ class Exchange:
         try:
             await self._until_poured(early)
             final = self._upload.wish()
+            if early and not final.stream and final.asks_the_same_as(wish):
+                await self._reply(await early, final)
+                return
+            if early:
+                await _finished(early)
             if final.stream:
                 await self._stream(final)
-            elif early and final.asks_the_same_as(wish):
-                await self._reply(await early, final)
             else:
-                if early:
-                    await _finished(early)
                 await self._reply(await self._transcribe(final), final)
         finally:
             if early:
@@ -194,6 +195,8 @@ async def _finished(task: asyncio.Future[Any]) -> None:
     """Cancel the task if need be and wait until it has cleaned up."""
     task.cancel()
     await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen; asyncio would otherwise complain of an error nobody asked for
 
 
 async def _nothing() -> dict[str, Any]:
