@@ -23,6 +23,10 @@ FILES = 4
 SPAN = 0.85
 """Clips arrive during this part of the time that one system alone needs for the files."""
 
+ATTEMPTS = 3
+DISTURBED = 0.1
+"""A run is repeated when other work took more of a core than this: its times by the clock would be of something else."""
+
 
 @dataclass(frozen=True, slots=True)
 class System:
@@ -95,8 +99,18 @@ async def _runs(systems: Sequence[System], file: bytes, count: int, repetitions:
         load = Load(file, clips(count), slots)
         for i in range(len(systems)):
             system = systems[(repetition + i) % len(systems)]
-            runs[system.name].append(await _run(system, load))
+            runs[system.name].append(await _undisturbed(system, load))
     return runs
+
+
+async def _undisturbed(system: System, load: Load) -> Run:
+    """A run with little other work on the machine, or the one of `ATTEMPTS` that had least. The outcome has no say in it."""
+    tried: list[Run] = []
+    while len(tried) < ATTEMPTS:
+        tried.append(await _run(system, load))
+        if tried[-1].foreign_s < DISTURBED * tried[-1].files_s:
+            break
+    return min(tried, key=lambda run: run.foreign_s)
 
 
 async def _run(system: System, load: Load) -> Run:
@@ -123,7 +137,7 @@ async def _run(system: System, load: Load) -> Run:
         files_s=max(task.result() for task in long),
         cpu_s=used,
         windows=(await runner_health(system.socket))["windows"] - windows,
-        foreign_s=_busy() - foreign - used,
+        foreign_s=max(_busy() - foreign - used, 0.0),
     )
 
 
