@@ -94,9 +94,10 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("variable", "setting"), ENVIRONMENT_ALIASES.items())
 def test_names_that_other_servers_use(variable: str, setting: str) -> None:
-    assert str(getattr(load(environment={variable: "x"}), setting)) == "x"
-    ours = {f"EARDRUM_{setting.upper()}": "ours", variable: "x"}
-    assert str(getattr(load(environment=ours), setting)) == "ours"
+    theirs, ours = {"device": ("cpu", "cuda"), "default_language": ("de", "fr")}.get(setting, ("theirs", "ours"))
+    assert str(getattr(load(environment={variable: theirs}), setting)) == theirs
+    both = {f"EARDRUM_{setting.upper()}": ours, variable: theirs}
+    assert str(getattr(load(environment=both), setting)) == ours
     assert getattr(load(environment={variable: ""}), setting) == getattr(Settings(), setting)
 
 
@@ -242,3 +243,12 @@ def test_the_schema_knows_every_setting() -> None:
 def test_norwegian_is_a_language(tmp_path: Path) -> None:
     assert load(None, ("default_language=no",), {}).default_language == "no"
     assert load(written(tmp_path, "default_language: no"), (), {}).default_language == "no"
+
+
+def test_values_that_cannot_be_are_refused_at_the_start() -> None:
+    assert "device is wrong" in wrong(None, ("device=gpu",))
+    assert "Unknown language 'klingon'" in wrong(None, ("default_language=klingon",))
+
+
+def test_a_section_left_empty_is_its_default(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "limits:"), (), {}).limits == Settings().limits

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
+import socket
+from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running
+from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import SPEECH_TEXT, encode, speech
 
 pytestmark = pytest.mark.slow
@@ -108,6 +112,7 @@ def test_forms_that_are_wrong(server: RunningServer) -> None:
         ("GET", "/v1/audio/transcriptions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/v1/audio/transcriptions/", 404, "not_found"),
         ("POST", "/v1/audio/transcriptions", 415, "unsupported_media_type"),
     ],
 )
@@ -125,6 +130,9 @@ def test_json_bodies(server: RunningServer) -> None:
     for wrong in ({}, [], {"input_audio": 3}, {"input_audio": {"data": "?"}}):
         answer = requests.post(url, json=wrong, timeout=60)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_audio")
+    for broken in (b"{", b"[" * 100_000, b"\xff"):
+        answer = requests.post(url, data=broken, headers={"content-type": "application/json"}, timeout=60)
+        assert (answer.status_code, "not valid JSON" in answer.text) == (400, True)
 
 
 def test_raw_pcm_when_declared(server: RunningServer) -> None:
@@ -153,3 +161,53 @@ def test_nothing_is_left_open(server: RunningServer) -> None:
     server.post(b"not audio")
     server.post(encode(speech(), "m4a"))
     assert server.open_files() == []
+
+
+def spoken_to(server: RunningServer, request: bytes) -> bytes:
+    """What the server answers to these bytes before it closes the connection."""
+    with socket.create_connection(server.host, timeout=20) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(request)
+        answer = b""
+        with suppress(ConnectionError):
+            while data := connection.recv(65536):
+                answer += data
+    return answer
+
+
+def test_what_is_not_http_is_refused_in_the_apis_shape(server: RunningServer) -> None:
+    for request in (
+        b"FOO /v1/models HTTP/1.1\r\n\r\n",
+        b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+    ):
+        head, _, body = spoken_to(server, request).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_endless_headers_are_refused(server: RunningServer) -> None:
+    before = psutil.Process(server.process.pid).memory_info().rss
+    answer = spoken_to(server, b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 50_000_000)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431")
+    assert psutil.Process(server.process.pid).memory_info().rss - before < 20e6
+    slowly = spoken_to(server, b"GET / HTTP/1.1\r\nX: " + b"a" * 66_000)
+    assert slowly.startswith(b"HTTP/1.1 431")
+
+
+def test_a_path_cannot_forge_the_log(server: RunningServer) -> None:
+    requests.get(f"{server.address}/v1/models/x%0aERROR%20forged", timeout=20)
+    wait_for(lambda: "forged" in server.log)
+    assert not [line for line in server.log.splitlines() if line.startswith("ERROR")]
+
+
+def test_compressed_bodies_are_refused_by_name(server: RunningServer) -> None:
+    headers = FORM | {"content-encoding": "gzip"}
+    answer = requests.post(f"{server.address}/v1/audio/transcriptions", data=b"x", headers=headers, timeout=20)
+    assert (answer.status_code, "content-encoding gzip" in answer.text) == (415, True)
+
+
+def test_what_a_query_asks_for_is_named_as_ignored(server: RunningServer) -> None:
+    files = {"file": ("a", encode(speech()[:16_000], "wav"))}
+    url = f"{server.address}/v1/audio/transcriptions?response_format=text"
+    answer = requests.post(url, files=files, data={"stream": "true", "response_format": "srt"}, timeout=60)
+    assert answer.headers["x-eardrum-ignored"] == "response_format, ?response_format"

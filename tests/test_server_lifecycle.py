@@ -89,6 +89,27 @@ def test_shutdown_in_the_middle_of_a_request() -> None:
         assert not psutil.wait_procs(runners, timeout=10)[1]
 
 
+def test_requests_that_outlast_the_shutdown_are_told() -> None:
+    with running("--set", "stop_seconds=1") as server:
+        long = encode(phone_tape(600), "mp3")
+        answers: list[requests.Response] = []
+        asking = Thread(target=lambda: answers.append(server.post(long, model="whisper-1")))
+        with wire(server) as client:
+            client.send(field("model", "whisper-1") + field("stream", "true") + FILE + long + END)
+            client.end()
+            client.until(b"transcript.text.delta")
+            asking.start()
+            wait_for(lambda: len(server.open_files()) == 2)
+            server.process.send_signal(signal.SIGTERM)
+            client.until(b"event: error")
+            assert b"shutting down" in client.until(b'"code"')
+        asking.join(30)
+        assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "shutting_down")
+        assert "retry-after" in answers[0].headers
+        server.process.wait(30)
+        assert "Traceback" not in server.log
+
+
 def test_no_runner_outlives_a_killed_gateway() -> None:
     with tempfile.TemporaryDirectory() as temp:
         command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", "--sample"]

@@ -39,7 +39,7 @@ def create_app(service: Service) -> App:
     async def home(_: Request) -> Response:
         return RedirectResponse("/docs")
 
-    app = Starlette(
+    app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[
             Route("/", home),
             Route("/health", health),
@@ -49,6 +49,7 @@ def create_app(service: Service) -> App:
         exception_handlers={EardrumError: _refused, HTTPException: _unrouted, Exception: _broken},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
     return Access(app)
 
 

@@ -97,15 +97,17 @@ def transcribe(
 def list_models(config_file: ConfigFile = None, assignments: Assignments = None) -> None:
     """Show the models this server has."""
     catalog = Catalog(config.load(config_file, assignments or ()))
-    table = Table("model", "engine", "languages", "size", "from", "also called", box=None, pad_edge=False)
+    table = Table("model", "engine", "languages", "size", "from", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
-    table.columns[-1].overflow = "fold"
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
         languages = ", ".join(model.capabilities.languages) or "many"
-        also = ", ".join(catalog.aliases(model))
-        table.add_row(model.id + mark, model.engine, languages, f"{model.size / 1e6:.0f} MB", model.origin, also)
+        table.add_row(model.id + mark, model.engine, languages, f"{model.size / 1e6:.0f} MB", model.origin)
     console.print(table)
+    print()
+    for model in catalog:
+        if aliases := catalog.aliases(model):
+            print(f"{model.id} is also called {', '.join(aliases)}.")
     console.print(f"\nThe default is {catalog.default.id}: {catalog.why_default}.", highlight=False)
 
 

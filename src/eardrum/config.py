@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from eardrum.errors import ConfigError
+from eardrum.errors import ConfigError, EardrumError
+from eardrum.languages import language_code
 
 PREFIX = "EARDRUM_"
 CONFIG_VARIABLE = "EARDRUM_CONFIG"
@@ -97,14 +98,23 @@ class Settings(BaseSettings):
     )
     default_engine: str = Field("", description="Take the default model among this engine's models.")
     default_language: str = Field("", description="Language assumed when a client names none; empty lets the model decide.")
-    device: str = Field("auto", description="`auto`, `cpu` or `cuda`, for models that do not set their own.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
     compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
     spool_dir: Path | None = Field(None, description="Folder for uploads in progress; empty is the system's.")
     start_seconds: float = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
+    stop_seconds: int = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
     models: dict[str, Model] = Field({}, description="Models by the name clients use.")
     limits: Limits = Field(Limits(), description="What one client may ask of the server.")
     log: Log = Field(Log(), description="What the server says about itself.")
+
+    @field_validator("default_language")
+    @classmethod
+    def _is_a_language(cls, spelled: str) -> str:
+        try:
+            return language_code(spelled) or ""
+        except EardrumError as error:
+            raise ValueError(error.message) from error
 
     @classmethod
     def settings_customise_sources(
@@ -143,6 +153,7 @@ def load(
     for source in (_from_aliases(environment), _from_environment(environment), _from_assignments(assignments)):
         tree = _merged(tree, source)
     tree = _merged(tree, {k: v for k, v in (overrides or {}).items() if v is not None})
+    tree = {name: value for name, value in tree.items() if value is not None or name not in NESTED}  # `limits:` left empty
     try:
         return Settings(**tree)
     except ValidationError as error:

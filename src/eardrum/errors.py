@@ -101,6 +101,13 @@ class UnsupportedMediaTypeError(EardrumError):
     code = "unsupported_media_type"
 
 
+class HeadTooLargeError(EardrumError):
+    """Request line and headers are longer than any client's."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class BusyError(EardrumError):
     """The model's queue is full; `retry_after` says when to come back."""
 

@@ -34,4 +34,4 @@ def set_up(level: str, kind: str) -> None:
     root.setLevel(level.upper())
     for chatty in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
-    logging.getLogger("python_multipart").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

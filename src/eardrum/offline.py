@@ -42,7 +42,7 @@ class Job:
         """
         for file in self.files:
             if not file.is_file():
-                raise ConfigError(f"There is no file {file}.")
+                raise ConfigError(f"{file} is a folder: name the files." if file.is_dir() else f"There is no file {file}.")
         if self.output_dir:
             try:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,8 @@ class Client:
     """A small client of OpenAI's API."""
 
     def __init__(self, address: str):
-        self._address = address.rstrip("/").removesuffix("/v1")
+        scheme = "" if "://" in address else "http://"
+        self._address = scheme + address.rstrip("/").removesuffix("/v1")
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
 
     async def __aenter__(self) -> Self:

@@ -18,14 +18,15 @@ from eardrum.app import create_app
 from eardrum.config import Settings
 from eardrum.errors import ConfigError
 from eardrum.gateway.service import Service
+from eardrum.http import Http
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Seconds an idle connection stays open: longer than clients keep theirs in a pool, so that they do not reuse a dead one."""
 
-GRACE_S = 10
-"""Seconds that requests in progress have at shutdown."""
+ANSWER_S = 8
+"""Seconds to stop the models and to tell their clients, once the time for finishing requests is over."""
 
 
 def run(settings: Settings, *, sample: bool = False) -> None:
@@ -46,7 +47,9 @@ def run(settings: Settings, *, sample: bool = False) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+        http=Http,
+        ws="none",
+        timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
     with listening, as_file(files("eardrum") / "sample.ogg") as recording:
@@ -58,14 +61,15 @@ def run(settings: Settings, *, sample: bool = False) -> None:
             if sample:
                 print(f"The shipped recording says:\n\n    {await _transcribed(address, recording)}\n", flush=True)
 
-        Server(uvicorn_config, greet).run(sockets=[listening])
+        Server(uvicorn_config, service, greet).run(sockets=[listening])
 
 
 class Server(uvicorn.Server):
-    """Calls `greet` once the server answers."""
+    """Calls `greet` once the server answers, and ends in order."""
 
-    def __init__(self, settings: uvicorn.Config, greet: Callable[[], Coroutine[None, None, None]]):
+    def __init__(self, settings: uvicorn.Config, service: Service, greet: Callable[[], Coroutine[None, None, None]]):
         super().__init__(settings)
+        self._service = service
         self._greet = greet
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -73,6 +77,17 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._greeting = asyncio.create_task(self._greet())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer."""
+        end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    def _end_requests(self) -> None:
+        self._ending = asyncio.create_task(self._service.shutdown())
 
 
 def _bind(host: str, port: int) -> socket.socket:

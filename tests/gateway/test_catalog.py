@@ -155,7 +155,7 @@ def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_default_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"default_model: .*large-v9.*moonshine-tiny-en"):
+    with pytest.raises(ConfigError, match=r"default_model \(STT_DEFAULT_MODEL, WHISPER_MODEL\): .*large-v9.*moonshine-tiny-en"):
         catalog(default_model="large-v9")
 
 
@@ -278,3 +278,10 @@ def test_logprobs_need_a_model_that_has_them() -> None:
     found.check(found.default, Request(logprobs=True, language="en", prompt="hints are no demands", temperature=1.0))
     found.refine(found.default, Capabilities())
     assert refusal(found, found.default, Request(logprobs=True)).param == "include"
+
+
+def test_options_and_sources_are_checked_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"models.one.options: moonshine has no option beam, only .*threads"):
+        catalog(models={"one": entry(put(tmp_path / "one"), options={"beam": 5})})
+    with pytest.raises(ConfigError, match=r"models.one.source: there is nothing at .*nowhere"):
+        catalog(models={"one": entry(tmp_path / "nowhere")})

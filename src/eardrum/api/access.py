@@ -108,7 +108,7 @@ def _write(scope: Scope, entry: Record, status: int) -> None:
     facts: dict[str, object] = {
         "request": entry.id,
         "method": scope["method"],
-        "path": scope["path"],
+        "path": scope["raw_path"].decode("latin-1"),  # as it came: decoded, it could forge lines of the log
         "status": status or 499,
     }
     if entry.model:

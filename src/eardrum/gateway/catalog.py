@@ -25,6 +25,9 @@ EMBEDDED_SHA256 = {
 }
 """Moonshine Tiny English as `moonshine-voice` 0.1.0 carries it (weights under the MIT licence)."""
 
+COMMON_OPTIONS = ("device", "compute_type")
+"""Options that every engine has."""
+
 DEFAULT_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
 """Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
 
@@ -154,7 +157,7 @@ class Catalog:
             try:
                 return self.find(settings.default_model), "set by default_model"
             except ModelNotFoundError as error:
-                raise ConfigError(f"default_model: {error.message}") from None
+                raise ConfigError(f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL): {error.message}") from None
         if settings.default_engine:
             registry.card(settings.default_engine)
         fitting = [m for m in self if settings.default_engine in ("", m.engine)]
@@ -181,10 +184,15 @@ def model_store() -> Path:
 
 def _configured(settings: config.Settings) -> Iterator[Model]:
     for id, entry in settings.models.items():
+        if not entry.source.exists():
+            raise ConfigError(f"models.{id}.source: there is nothing at {entry.source}.")
         engine = entry.engine or _engine_of(entry.source)
         if not engine:
             layouts = "; ".join(f"{c.name}: {', '.join(c.files)}" for c in registry.cards().values() if c.files)
             raise ConfigError(f"models.{id}: no engine recognises {entry.source}. Set `engine:`, or check the files ({layouts}).")
+        options = {*registry.card(engine).options, *COMMON_OPTIONS}
+        if unknown := sorted(entry.options.keys() - options):
+            raise ConfigError(f"models.{id}.options: {engine} has no option {unknown[0]}, only {', '.join(sorted(options))}.")
         model = _model(settings, id, engine, entry.source, "config", options=entry.options)
         yield replace(
             model,

@@ -167,7 +167,7 @@ class Scheduler:
     def _wanted(self, event: Wanted, now: float) -> list[Action]:
         slot = self._slot(event.model)
         if self._down:
-            return [Reject(event.ticket, _shutting_down())]
+            return [Reject(event.ticket, shutting_down())]
         if len(slot.waiting) + len(slot.active) >= event.limit:
             busy = BusyError(f"{event.model} already holds {event.limit} requests; try again soon.", retry_after=RETRY_AFTER_S)
             return [Reject(event.ticket, busy)]
@@ -214,7 +214,7 @@ class Scheduler:
         self._down = True
         actions: list[Action] = []
         for model, slot in self.slots.items():
-            actions += _reject_all(slot, _shutting_down())
+            actions += _reject_all(slot, shutting_down())
             if slot.state in (State.STARTING, State.READY):
                 slot.state = State.STOPPING
                 actions.append(Stop(model))
@@ -227,5 +227,6 @@ def _reject_all(slot: Slot, error: EardrumError) -> list[Action]:
     return [Reject(ticket, error) for ticket in tickets]
 
 
-def _shutting_down() -> EardrumError:
+def shutting_down() -> EardrumError:
+    """What every client is told from then on."""
     return ShuttingDownError("The server is shutting down; try again in a moment.", retry_after=RETRY_AFTER_S)

@@ -14,7 +14,6 @@ from eardrum.gateway.catalog import Catalog, Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
 from eardrum.gateway.supervisor import Supervisor
-from eardrum.languages import language_code
 from eardrum.types import Event, Request, Segment, Summary
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ class Service:
             raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
         self.settings = settings
         self.catalog = Catalog(settings)
-        self._default_language = language_code(settings.default_language)
         self._supervisor = Supervisor(
             start_seconds=settings.start_seconds,
             max_audio_s=settings.limits.audio_seconds,
@@ -72,7 +70,7 @@ class Service:
             UnsupportedFeatureError: the model cannot do what is asked.
         """
         self.catalog.check(model, request)
-        return replace(request, language=request.language or self._default_language)
+        return replace(request, language=request.language or self.settings.default_language or None)
 
     async def stream(self, model: Model, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
         """Events as they come, also while the audio is still coming in. Closing the iterator cancels the work.

@@ -51,6 +51,7 @@ class Supervisor:
         self._ids = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
+        self._down = False
 
     @asynccontextmanager
     async def lease(self, model: Model) -> AsyncIterator[RunnerUpstream]:
@@ -60,6 +61,7 @@ class Supervisor:
             BusyError: it holds as many requests as it may.
             ModelLoadError: it cannot be started.
             RunnerCrashedError: from inside, after the process is known to be gone.
+            ShuttingDownError: the server goes down.
         """
         self._models.setdefault(model.id, model)
         ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
@@ -77,7 +79,8 @@ class Supervisor:
             try:
                 yield running.upstream
             except RunnerCrashedError as error:
-                raise await _explained(model, running, error) from error
+                explained = await _explained(model, running, error)
+                raise (scheduler.shutting_down() if self._down else explained) from error
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
@@ -94,6 +97,7 @@ class Supervisor:
 
     async def shutdown(self) -> None:
         """Stop every process and wait until all are gone."""
+        self._down = True
         self._handle(scheduler.Shutdown())
         await asyncio.gather(*self._tasks.values(), *self._stopping, return_exceptions=True)
 

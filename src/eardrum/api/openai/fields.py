@@ -55,6 +55,8 @@ class Wish:
             "keywords": bool(self.request.hotwords) and not can.hotwords,
             "temperature": self.request.temperature > 0 and not can.temperature,
         }
+        if self.stream:
+            hints["response_format"] = self.response_format in ("text", "srt", "vtt")
         return [name for name, unused in hints.items() if unused] + list(self.unknown)
 
 
@@ -136,8 +138,8 @@ def _strings(form: Fields, name: str) -> list[str]:
         if value.lstrip().startswith("["):
             try:
                 values += [str(item) for item in json.loads(value)]
-            except ValueError:
-                raise InvalidRequestError(f"{name} is not valid JSON: {value!r}.", param=name) from None
+            except (ValueError, RecursionError):
+                raise InvalidRequestError(f"{name} is not valid JSON: {value[:200]!r}.", param=name) from None
         else:
             values += [item.strip() for item in value.split(",") if item.strip()]
     return values
@@ -198,10 +200,10 @@ def _chunking(form: Fields) -> Request:
         }
         given = {name: _within(float(v) / unit, most) for name, (v, unit, most) in wishes.items() if v is not None}
         return Request.from_json(given)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise InvalidRequestError(
             "chunking_strategy must be auto, or an object with type server_vad, threshold (0 to 1), "
-            f"silence_duration_ms and prefix_padding_ms, not {value!r}.",
+            f"silence_duration_ms and prefix_padding_ms, not {value[:200]!r}.",
             param="chunking_strategy",
         ) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from typing import Any, NoReturn
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -45,7 +46,9 @@ class Models:
 
     async def one(self, request: HttpRequest) -> Response:
         """One model, by its id or any alias; ids may contain slashes."""
-        id = request.path_params["id"]
+        id = request.path_params["id"].strip()
+        if not id:
+            return await self.list(request)
         return JSONResponse(self._object(id, self._service.catalog.find(id)))
 
     def _object(self, id: str, model: Model) -> dict[str, Any]:
@@ -150,7 +153,7 @@ class Exchange:
         model = self._service.catalog.find(wish.model)
         access.record(self._scope).about(model, transcript.summary)
         response = answers.answer(transcript, wish)
-        _name_ignored(response, wish, model)
+        _name_ignored(self._scope, response, wish, model)
         await response(self._scope, _nothing, self._send)
 
     async def _stream(self, wish: Wish) -> None:
@@ -176,7 +179,7 @@ class Exchange:
         response = Response(media_type="text/event-stream")
         del response.headers["content-length"]
         response.headers.update({"cache-control": "no-cache", "x-accel-buffering": "no"})
-        _name_ignored(response, wish, model)
+        _name_ignored(self._scope, response, wish, model)
         await self._send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
 
     async def _chunk(self, data: bytes) -> None:
@@ -186,8 +189,9 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-def _name_ignored(response: Response, wish: Wish, model: Model) -> None:
-    if ignored := wish.ignored(model.capabilities):
+def _name_ignored(scope: Scope, response: Response, wish: Wish, model: Model) -> None:
+    query = [f"?{name}" for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
+    if ignored := wish.ignored(model.capabilities) + query:
         response.headers["x-eardrum-ignored"] = ", ".join(ignored).encode("ascii", "replace").decode()
 
 

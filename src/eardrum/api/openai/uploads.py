@@ -46,6 +46,8 @@ def open_upload(scope: Scope, receive: Receive, task: Task, limits: Limits) -> U
         InvalidRequestError: a form of the kind that cannot carry a file.
         TooLargeError: it announces more bytes than allowed.
     """
+    if (encoding := header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
+        raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it as it is.")
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return FormUpload(scope, receive, task, limits)
@@ -106,12 +108,19 @@ class JsonUpload:
             data += chunk
         try:
             body = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+        try:
             audio = body.pop("input_audio")
             self._format = str(audio.get("format") or "")
-            self._audio = base64.b64decode(audio["data"].rpartition("base64,")[2], validate=True)
-        except (ValueError, binascii.Error, KeyError, TypeError, AttributeError):
+            encoded = audio["data"].rpartition("base64,")[2]
+        except (KeyError, TypeError, AttributeError):
             message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
             raise InvalidRequestError(message, param="input_audio") from None
+        try:
+            self._audio = base64.b64decode(encoded, validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise InvalidRequestError(f"input_audio.data is not valid base64: {error}.", param="input_audio") from None
         self._fields = fields.from_json(body)
 
     async def pour(self, spool: Spool) -> None:
