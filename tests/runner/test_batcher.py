@@ -205,6 +205,7 @@ class ScriptedCostEngine(ScriptedEngine):
         pytest.param(lambda n: 0.02, 6, 4, id="sizes are tried in steps"),
         pytest.param(lambda n: 0.02, 1, 1, id="the engine does not batch"),
         pytest.param(lambda n: 0.02 if n <= 4 else 0.008 * n, 16, 4, id="no gain past 4"),
+        pytest.param(lambda n: 0.02 if n <= 4 else 0.035, 16, 4, id="too little gain past 4 for twice the wait"),
     ],
 )
 def test_the_batch_size_is_the_one_that_pays(cost: Callable[[int], float], max_batch: int, expected: int) -> None:

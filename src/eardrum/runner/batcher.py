@@ -15,8 +15,9 @@ from eardrum.runner.queue import Class, FairQueue, Queue, class_of
 
 log = logging.getLogger(__name__)
 
-GAIN = 1.15
-"""Speed-up per window that makes a larger batch worth the longer wait of the windows in it."""
+GAIN, FURTHER_GAIN = 1.15, 1.25
+"""Speed-up per window that makes batching worth its wait, and each doubling after that: a short clip that comes in waits for
+the batch in hand, so twice the batch is twice the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +133,19 @@ def _settle(future: Future[Heard], outcome: Heard | Exception) -> None:
 def measured_batch(engine: Engine, probe: Window) -> int:
     """The batch size worth using on this machine, by timing the engine on copies of `probe`.
 
-    Sizes grow while a window becomes at least `GAIN` times cheaper; where batching gains nothing (an int8
-    Whisper on a CPU, for one) the answer is 1.
+    Sizes grow while a window becomes enough cheaper; where batching gains nothing (an int8 Whisper on a CPU,
+    for one) the answer is 1.
     """
     largest = engine.capabilities.max_batch
     engine.transcribe([probe])  # the first call allocates
-    best, cost = 1, _cost_per_window(engine, probe, 1)
+    best, cost, enough = 1, _cost_per_window(engine, probe, 1), GAIN
     for size in (4, 8, 16):
         if size > largest:
             break
         batched = _cost_per_window(engine, probe, size)
-        if cost / batched < GAIN:
+        if cost / batched < enough:
             break
-        best, cost = size, batched
+        best, cost, enough = size, batched, FURTHER_GAIN
     return best
 
 
