@@ -17,7 +17,7 @@ from bench.client import runner_health, transcribe, transcribe_with_runner
 from bench.figure import Compare, Figure
 from bench.recordings import clips, tape_mp3
 from bench.runners import runner
-from bench.server import cpu_of, running
+from bench.server import busy, cpu_of, running
 
 FILES = 4
 SPAN = 0.85
@@ -61,7 +61,7 @@ class Run:
 def measure(quick: bool) -> list[Figure]:
     """Clips beside files: ours, a lock per file, windows in the order they came."""
     file = tape_mp3(240 if quick else 600)
-    count, repetitions = (8, 1) if quick else (16, 3)
+    count, repetitions = (8, 1) if quick else (16, 5)
     with ExitStack() as stack:
         server = stack.enter_context(running())
         batch = asyncio.run(runner_health(server.socket))["batch"]
@@ -115,7 +115,7 @@ async def _undisturbed(system: System, load: Load) -> Run:
 
 async def _run(system: System, load: Load) -> Run:
     clock = asyncio.get_running_loop().time
-    windows, cpu, foreign = (await runner_health(system.socket))["windows"], system.cpu(), _busy()
+    windows, cpu, foreign = (await runner_health(system.socket))["windows"], system.cpu(), busy()
     started = clock()
 
     async def clip(audio: bytes, at: float) -> float:
@@ -137,15 +137,8 @@ async def _run(system: System, load: Load) -> Run:
         files_s=max(task.result() for task in long),
         cpu_s=used,
         windows=(await runner_health(system.socket))["windows"] - windows,
-        foreign_s=max(_busy() - foreign - used, 0.0),
+        foreign_s=max(busy() - foreign - used, 0.0),
     )
-
-
-def _busy() -> float:
-    """CPU seconds of the whole machine, other guests of its host included, less those of this process."""
-    times = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
-    return float(times.user + times.nice + times.system + times.steal - own.user - own.system)
 
 
 def _figures(runs: dict[str, list[Run]], note: str) -> list[Figure]:
