@@ -40,10 +40,11 @@ def measure(quick: bool) -> list[Figure]:
             _directly(direct, 1)
             played = [_round(server, direct, requests, served_first=turn % 2 == 0) for turn in range(rounds)]
     kept = sorted(played, key=lambda one: one.foreign)[: (rounds + 1) // 2]
+    foreign = f"{kept[0].foreign:.1f} to {kept[-1].foreign:.1f} s of CPU"
     note = (
         f"{rounds} rounds of {requests} requests each, one after the other, of 30 s of MP3; counted is the half of the rounds in "
-        f"which other work on the machine took least ({kept[0].foreign:.1f} to {kept[-1].foreign:.1f} s of CPU). Batches of {sizes} windows on both sides, as a runner formed them when asked. Of ours the gateway used "
-        f"{median(one.gateway for one in kept) * 1000:.1f} ms."
+        f"which other work on the machine took least ({foreign}). Batches of {sizes} windows on both sides, as a runner formed "
+        f"them when asked. Of ours the gateway used {median(one.gateway for one in kept) * 1000:.1f} ms."
     )
     what, against = "CPU per request of 30 s", "engine called directly in one process"
     ours, baseline = [one.served * 1000 for one in kept], [one.direct * 1000 for one in kept]
