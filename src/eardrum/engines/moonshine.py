@@ -41,7 +41,7 @@ class Moonshine(Engine):
     requires = ("onnxruntime",)
     files = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
     title = "Moonshine tiny and base on onnxruntime: English on a CPU, nothing to download"
-    capabilities = Capabilities(languages=("en",), logprobs=True, max_window_s=10.0, max_batch=8)
+    capabilities = Capabilities(languages=("en",), logprobs=True, max_window_s=10.0, max_batch=4)
 
     class Options(EngineOptions):
         """Options of a Moonshine model."""
