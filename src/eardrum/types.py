@@ -184,6 +184,8 @@ class Capabilities(Record):
     speakers: bool = False
     max_window_s: float = 30.0
     """Longest stretch of audio the engine takes at once."""
+    fixed_window: bool = False
+    """A window costs the same however short it is, so stretches of speech are packed into one, without the pauses."""
     max_batch: int = 1
     """Most windows `transcribe` accepts in one call."""
 

@@ -7,7 +7,7 @@ One engine is one file in this folder; the file's name is the engine's name. The
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -31,6 +31,20 @@ class EngineOptions(BaseModel):
 
 
 @dataclass(slots=True, eq=False)
+class Context:
+    """What the earlier windows of a request tell the later ones: one object for all of them, written by the engine.
+
+    Windows of a request reach the engine in order, but several may be in one batch, and engines with `parallel` above 1
+    decode batches side by side.
+    """
+
+    votes: dict[str, float] = field(default_factory=dict)
+    """Language code to the sum of its probabilities, weighted by seconds of speech."""
+    text: str = ""
+    """What was said before, as far as the engine wants to remember it."""
+
+
+@dataclass(slots=True, eq=False)
 class Window:
     """The unit of decoding: a stretch of one request's audio, cut at pauses.
 
@@ -44,6 +58,7 @@ class Window:
     speech: float
     speech_span: tuple[float, float]
     request: Request
+    context: Context = field(default_factory=Context)
     cancelled: bool = False
     """Nobody wants the hearing any more. Set from outside in the middle of `transcribe`; an engine that decodes step by
     step looks at it and gives up the row."""
@@ -74,8 +89,35 @@ class Engine(ABC):
     title: ClassVar[str] = ""
     """One line for people: which models this runs."""
 
-    files: ClassVar[tuple[str, ...]] = ()
-    """Names of files whose presence in a directory says that its model is for this engine."""
+    layouts: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """What a directory must hold to be a model of this engine: one of these sets of file patterns."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """If any, `model_type` in the directory's config.json must be one of these."""
+
+    names: ClassVar[dict[str, str]] = {}
+    """Short names people use, and the Hugging Face repository each means."""
+
+    repositories: ClassVar[tuple[str, ...]] = ()
+    """Patterns of Hugging Face ids whose weights this engine runs, in lower case (`nvidia/parakeet-*`)."""
+
+    downloads: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the files to fetch from a repository; empty fetches all."""
+
+    variants: ClassVar[dict[str, dict[str, object]]] = {}
+    """Pattern of a model's name, in lower case, to the capabilities in which such models differ from the engine's."""
+
+    rank: ClassVar[int] = 50
+    """Where several engines fit a name, the installed one with the lowest rank runs it."""
+
+    remote: ClassVar[bool] = False
+    """The weights are behind an address in the options; there are no files."""
+
+    parallel: int = 1
+    """Calls of `transcribe` that may run at once, each in a thread of its own (replicas on several GPUs)."""
+
+    sequential: bool = False
+    """The windows of a request are decoded one after another, each after `context.text` is there from the one before."""
 
     capabilities: Capabilities
 
@@ -94,6 +136,10 @@ class Engine(ABC):
     @abstractmethod
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode 1 to `capabilities.max_batch` windows at once; one hearing per window, in order."""
+
+    def batch_key(self, window: Window) -> Hashable:
+        """What must be equal within a batch; only windows of one key are handed to `transcribe` together."""
+        return None
 
     def close(self) -> None:  # noqa: B027 -- most engines have nothing to release
         """Release what the end of the process would not."""

@@ -39,7 +39,7 @@ class Moonshine(Engine):
     """One Moonshine model of the encoder/merged-decoder layout (tiny and base)."""
 
     requires = ("onnxruntime",)
-    files = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
+    layouts = (("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"),)
     title = "Moonshine tiny and base on onnxruntime: English on a CPU, nothing to download"
     capabilities = Capabilities(languages=("en",), logprobs=True, max_window_s=10.0, max_batch=4)
 

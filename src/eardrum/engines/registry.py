@@ -1,15 +1,18 @@
 """What engines there are and what they can do, without importing one.
 
-An engine's class body declares `requires`, `extra`, `title`, `files`, `names` and `capabilities` as literals.
-They are read from the source with `ast`, so the gateway knows every engine while its libraries stay on disk.
+What an engine's class body declares as literals (`requires`, `layouts`, `names`, `capabilities` ...) is read from the source
+with `ast`, so the gateway knows every engine while its libraries stay on disk.
 Engines of other packages are found through the entry point group `eardrum.engines` (name = module).
 """
 
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -25,23 +28,43 @@ NOT_ENGINES = {"__init__", "base", "registry"}
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One engine's declarations."""
+    """One engine's declarations; `base.Engine` says what each means."""
 
     name: str
     module: str
     class_name: str
-    title: str
-    requires: tuple[str, ...]
-    extra: str
-    files: tuple[str, ...]
-    """Names of files whose presence in a directory says that its model is for this engine."""
     capabilities: Capabilities
-    options: tuple[str, ...]
+    title: str = ""
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+    layouts: tuple[tuple[str, ...], ...] = ()
+    model_types: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    repositories: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = ()
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rank: int = 50
+    remote: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Libraries it needs that are not installed. Looked up, never imported."""
         return tuple(name for name in self.requires if find_spec(name) is None)
+
+    def runs(self, directory: Path) -> bool:
+        """Whether the directory holds a model of this engine, by its files."""
+        if not any(all(any(directory.glob(pattern)) for pattern in layout) for layout in self.layouts):
+            return False
+        return not self.model_types or _model_type(directory) in self.model_types
+
+    def capabilities_of(self, name: str, capabilities: Capabilities | None = None) -> Capabilities:
+        """What a model of this name can do: the engine's capabilities, or the given ones, less what its kind cannot."""
+        found = capabilities or self.capabilities
+        for pattern, changes in self.variants.items():
+            if fnmatchcase(name.lower(), pattern):
+                found = replace(found, **changes)
+        return found
 
     @property
     def install(self) -> str:
@@ -71,6 +94,13 @@ def card(name: str) -> Card:
         raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(cards()))}.") from None
 
 
+def _model_type(directory: Path) -> str:
+    try:
+        return str(json.loads((directory / "config.json").read_bytes()).get("model_type", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _sources() -> Iterator[tuple[str, str, Path]]:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.stem not in NOT_ENGINES:
@@ -85,30 +115,20 @@ def _read(name: str, module: str, path: Path) -> Card | None:
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Engine" for b in node.bases):
-            literals = dict(_literals(node))
-            return Card(
-                name=name,
-                module=module,
-                class_name=node.name,
-                title=literals.get("title", ""),
-                requires=literals.get("requires", ()),
-                extra=literals.get("extra", ""),
-                files=literals.get("files", ()),
-                capabilities=literals["capabilities"],
-                options=tuple(_option_names(node)),
-            )
+            declared = {f.name for f in fields(Card)}
+            literals = {name: value for name, value in _literals(node) if name in declared}
+            return Card(name=name, module=module, class_name=node.name, options=tuple(_option_names(node)), **literals)
     return None
 
 
 def _literals(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     for statement in node.body:
-        if not (isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Name)):
-            continue
-        value = statement.value
-        if target.id == "capabilities" and isinstance(value, ast.Call):
-            yield target.id, Capabilities(**{k.arg: ast.literal_eval(k.value) for k in value.keywords if k.arg})
-        elif target.id in {"title", "requires", "extra", "files"}:
-            yield target.id, ast.literal_eval(value)
+        match statement:
+            case ast.Assign([ast.Name("capabilities")], ast.Call(keywords=keywords)):
+                yield "capabilities", Capabilities(**{k.arg: ast.literal_eval(k.value) for k in keywords if k.arg})
+            case ast.Assign([ast.Name(name)], value):
+                with suppress(ValueError):  # computed: of no interest to a card
+                    yield name, ast.literal_eval(value)
 
 
 def _option_names(node: ast.ClassDef) -> Iterator[str]:
