@@ -80,7 +80,7 @@ def test_what_a_newer_peer_adds_is_dropped(record: Record) -> None:
 
 
 def test_moving_a_segment_moves_its_words_and_leaves_the_original() -> None:
-    moved = SEGMENT.shifted(10.0)
+    moved = SEGMENT.on(lambda position, *, ending=False: position + 10)
     assert (moved.start, moved.end) == (11.0, 12.5)
     assert moved.words == [Word("Hé.", 11.0, 12.0, 0.5)]
     assert (moved.text, moved.tokens, moved.avg_logprob) == (SEGMENT.text, SEGMENT.tokens, SEGMENT.avg_logprob)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 SAMPLE_RATE = 16_000
 """Hz; the one rate inside the house. Decoding resamples to it, engines receive it."""
@@ -94,6 +94,13 @@ class Token(Record):
     logprob: float
 
 
+class Clock(Protocol):
+    """Turns a position in seconds into a time in seconds."""
+
+    def __call__(self, position: float, *, ending: bool = False) -> float:
+        """The time of a position where something begins, or ends."""
+
+
 @dataclass(slots=True)
 class Segment(Record):
     """A stretch of recognised speech. Fields an engine does not know keep their defaults."""
@@ -110,10 +117,10 @@ class Segment(Record):
     token_logprobs: list[Token] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
 
-    def shifted(self, by: float) -> Segment:
-        """The same segment `by` seconds later, words included."""
-        words = [replace(word, start=word.start + by, end=word.end + by) for word in self.words]
-        return replace(self, start=self.start + by, end=self.end + by, words=words)
+    def on(self, clock: Clock) -> Segment:
+        """The same segment with its times, words included, read on another clock."""
+        words = [replace(word, start=clock(word.start), end=clock(word.end, ending=True)) for word in self.words]
+        return replace(self, start=clock(self.start), end=clock(self.end, ending=True), words=words)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.runner.queue import CLIP_S, QUANTUM_S, SHARE, Class, FairQueue, class_of
+from eardrum.runner.queue import CLIP_S, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
 from eardrum.types import Priority
 
 LONGEST_S = 30.0
@@ -23,11 +23,13 @@ class Item:
     cost: float
     rank: Class
     number: int = 0
+    key: int = 0
 
 
 ranks = st.sampled_from(list(Class))
 costs = st.floats(0.1, LONGEST_S)
-requests = st.lists(st.tuples(ranks, st.lists(costs, min_size=1, max_size=12)), min_size=1, max_size=8)
+requests = st.lists(st.tuples(ranks, st.lists(costs, min_size=1, max_size=12), st.integers(0, 1)), min_size=1, max_size=8)
+Mix = list[tuple[Class, list[float], int]]
 limits = st.integers(1, 8)
 
 
@@ -36,6 +38,10 @@ def filled(*items: Item) -> FairQueue[Item]:
     for item in items:
         queue.push(item)
     return queue
+
+
+def of(mix: Mix) -> list[Item]:
+    return [Item(id, cost, rank, n, key) for id, (rank, all_costs, key) in enumerate(mix) for n, cost in enumerate(all_costs)]
 
 
 def windows(request_id: int, rank: Class, count: int, cost: float = 10.0) -> list[Item]:
@@ -63,19 +69,40 @@ def test_classes_are_served_in_order() -> None:
     assert [item.rank for item in first] == [Class.LIVE]
 
 
+def test_a_clips_batch_is_filled_up_halfway_from_below() -> None:
+    queue = filled(*windows(1, Class.CLIP, 1), *windows(2, Class.FILE, 9), *windows(3, Class.BULK, 9))
+    assert [item.rank for item in queue.take(4)] == [Class.CLIP, Class.FILE]
+    queue.push(Item(4, 1.0, Class.CLIP))
+    assert [item.rank for item in queue.take(1)] == [Class.CLIP], "a full batch takes nobody in"
+
+
+def test_a_files_batch_is_filled_up_from_below() -> None:
+    queue = filled(*windows(2, Class.FILE, 1), *windows(3, Class.BULK, 9))
+    assert [item.rank for item in queue.take(4)] == [Class.FILE, Class.BULK, Class.BULK, Class.BULK]
+
+
+def test_a_batch_holds_one_key() -> None:
+    items = [Item(id, 1.0, Class.FILE, key=id % 2) for id in range(6)]
+    queue = filled(*items)
+    assert [[item.request_id for item in queue.take(8)] for _ in range(2)] == [[0, 2, 4], [1, 3, 5]]
+
+
 def test_an_empty_queue_gives_nothing() -> None:
     assert FairQueue[Item]().take(4) == []
 
 
 @settings(deadline=None)
 @given(requests, limits)
-def test_nothing_is_lost_doubled_mixed_or_reordered(mix: list[tuple[Class, list[float]]], limit: int) -> None:
-    items = [Item(id, cost, rank, n) for id, (rank, all_costs) in enumerate(mix) for n, cost in enumerate(all_costs)]
+def test_nothing_is_lost_doubled_mixed_or_reordered(mix: Mix, limit: int) -> None:
+    items = of(mix)
     queue = filled(*items)
     served: list[Item] = []
     while batch := queue.take(limit):
         assert 1 <= len(batch) <= limit
-        assert len({item.rank for item in batch}) == 1
+        assert len({item.key for item in batch}) == 1
+        guests = [item for item in batch if item.rank != batch[0].rank]
+        assert all(item.rank > batch[0].rank for item in guests)
+        assert not guests or len(batch) <= limit * ROOM[batch[0].rank]
         served += batch
     assert Counter(served) == Counter(items)
     for id in range(len(mix)):
@@ -172,8 +199,8 @@ def test_drop_removes_all_of_one_request_and_nothing_else() -> None:
 
 @settings(deadline=None)
 @given(requests, st.data())
-def test_dropping_while_serving_loses_nobody_elses_windows(mix: list[tuple[Class, list[float]]], data: st.DataObject) -> None:
-    items = [Item(id, cost, rank, n) for id, (rank, all_costs) in enumerate(mix) for n, cost in enumerate(all_costs)]
+def test_dropping_while_serving_loses_nobody_elses_windows(mix: Mix, data: st.DataObject) -> None:
+    items = of(mix)
     queue = filled(*items)
     served = [item for _ in range(data.draw(st.integers(0, 10))) for item in queue.take(2)]
     gone = data.draw(st.integers(0, len(mix) - 1))

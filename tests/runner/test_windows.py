@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.runner.vad import FRAME
-from eardrum.runner.windows import FRAMES_PER_SECOND, Cut, Cutter, Cutting
+from eardrum.runner.windows import FRAMES_PER_SECOND, Cut, Cutter, Cutting, Packer
 from eardrum.types import SAMPLE_RATE
 
 RULE = Cutting(max_s=10.0)
@@ -32,6 +32,7 @@ rules = st.builds(
     threshold=st.sampled_from([0.2, 0.4, 0.6]),
     silence_s=st.floats(0.5, 2.0),
     padding_s=st.floats(0.0, 0.5),
+    pack=st.booleans(),
 )
 
 
@@ -46,7 +47,8 @@ def counted(frames: int) -> np.ndarray:
 
 def cuts(probs: np.ndarray, rule: Cutting = RULE, blocks: Sequence[int] = ()) -> list[Cut]:
     """Feed blocks of these many frames, then the rest at once."""
-    cutter, samples, found, at = Cutter(rule), counted(len(probs)), [], 0
+    cutter = Packer(rule) if rule.pack else Cutter(rule)
+    samples, found, at = counted(len(probs)), [], 0
     for size in (*blocks, len(probs)):
         end = min(at + size, len(probs))
         if end > at:
@@ -56,8 +58,18 @@ def cuts(probs: np.ndarray, rule: Cutting = RULE, blocks: Sequence[int] = ()) ->
 
 
 def frames(cut: Cut) -> range:
-    assert cut.start % FRAME == len(cut.audio) % FRAME == 0
-    return range(cut.start // FRAME, (cut.start + len(cut.audio)) // FRAME)
+    (stretch,) = stretches(cut)
+    return stretch
+
+
+def stretches(cut: Cut) -> list[range]:
+    """The frames of the stream that each piece of a cut holds."""
+    found = []
+    for (at, sample), (end, _) in zip(cut.pieces, [*cut.pieces[1:], (len(cut.audio), 0)], strict=True):
+        assert at % FRAME == sample % FRAME == end % FRAME == 0
+        assert np.array_equal(cut.audio[at:end], np.arange(sample, sample + end - at, dtype=np.float32)), "not that place's audio"
+        found.append(range(sample // FRAME, (sample + end - at) // FRAME))
+    return found
 
 
 @settings(deadline=None)
@@ -68,11 +80,11 @@ def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, 
     covered = np.zeros(len(probs), int)
     for cut in found:
         assert 0 < len(cut.audio) <= rule.max_s * SAMPLE_RATE
-        assert cut.audio[0] == cut.start, "the audio is not that of the place it claims"
-        assert cut.start <= cut.speech_start < cut.speech_end <= cut.start + len(cut.audio)
+        assert 0 <= cut.speech_start < cut.speech_end <= len(cut.audio)
         # float32 in the trace against float in the rule
-        assert cut.speech >= np.float32(rule.threshold) or cut.speech == pytest.approx(probs[frames(cut).start])
-        covered[frames(cut).start : frames(cut).stop] += 1
+        assert cut.speech >= np.float32(rule.threshold) or cut.speech == pytest.approx(probs[stretches(cut)[0].start])
+        for stretch in stretches(cut):
+            covered[stretch.start : stretch.stop] += 1
     assert np.all(covered <= 1), "windows overlap"
     assert np.all(covered[probs >= rule.threshold] == 1), "speech was lost"
     assert [cut.start for cut in found] == sorted(cut.start for cut in found)
@@ -82,8 +94,8 @@ def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, 
 @given(runs, rules, st.lists(st.integers(1, 200), max_size=30))
 def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: Cutting, blocks: list[int]) -> None:
     probs = trace(*parts)
-    assert [(c.start, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule, blocks)] == [
-        (c.start, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule)
+    assert [(c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule, blocks)] == [
+        (c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule)
     ]
 
 
@@ -110,7 +122,7 @@ def test_no_speech_gives_no_windows(probability: float) -> None:
 def test_speech_gets_its_padding() -> None:
     (cut,) = cuts(trace((100, 0.0), (50, 0.9), (100, 0.0)))
     assert frames(cut) == range(100 - PADDING, 150 + PADDING)
-    assert (cut.speech_start, cut.speech_end) == (100 * FRAME, 150 * FRAME)
+    assert (cut.start + cut.speech_start, cut.start + cut.speech_end) == (100 * FRAME, 150 * FRAME)
     assert cut.speech == pytest.approx(0.9)
 
 
@@ -128,7 +140,7 @@ def test_only_a_pause_that_is_long_enough_ends_a_window() -> None:
 
 def test_speech_that_fades_goes_on_until_it_is_well_below_the_threshold() -> None:
     (cut,) = cuts(trace((50, 0.0), (20, 0.9), (60, 0.3), (100, 0.0)))
-    assert cut.speech_end == 130 * FRAME
+    assert cut.start + cut.speech_end == 130 * FRAME
     assert cuts(trace((50, 0.0), (60, 0.3), (100, 0.0))) == [], "0.3 must not begin speech"
 
 
@@ -170,3 +182,24 @@ def test_memory_stays_bounded_for_an_hour(probability: float) -> None:
     assert most <= MAX + PADDING + block
     found += sum(len(cut.audio) for cut in cutter.finish())
     assert found == int(3600 * FRAMES_PER_SECOND / block) * block * FRAME * probability
+
+
+def test_packed_windows_hold_as_much_speech_as_fits_and_no_pauses() -> None:
+    probs = trace(*[(60, 0.9), (200, 0.0)] * 20)  # 1.9 s of speech and 6.4 s of pause, twenty times
+    rule = Cutting(max_s=30.0, pack=True)
+    found = cuts(probs, rule)
+    assert len(found) == 2
+    assert [len(cut.pieces) for cut in found] == [11, 9]
+    assert all(len(cut.audio) <= 30 * SAMPLE_RATE for cut in found)
+    assert found[0].speech_start == 0, "the stream begins with speech"
+    assert found[1].speech_end == len(found[1].audio) - PADDING * FRAME
+
+
+def test_packed_windows_of_endless_speech_are_seamless() -> None:
+    found = cuts(trace((3000, 0.9)), Cutting(max_s=30.0, pack=True))
+    assert next(stretch for cut in found for stretch in stretches(cut)).start == 0
+    ends = [stretches(cut)[-1].stop for cut in found]
+    starts = [stretches(cut)[0].start for cut in found]
+    assert ends[:-1] == starts[1:]
+    assert ends[-1] == 3000
+    assert len(found) <= 5, "pieces of half a window must not leave windows half empty"

@@ -59,6 +59,8 @@ class Window:
     speech_span: tuple[float, float]
     request: Request
     context: Context = field(default_factory=Context)
+    pieces: tuple[tuple[float, float], ...] = ()
+    """Where pauses were taken out: (position in the window, time in the request) of each stretch, in seconds."""
     cancelled: bool = False
     """Nobody wants the hearing any more. Set from outside in the middle of `transcribe`; an engine that decodes step by
     step looks at it and gives up the row."""
@@ -67,6 +69,13 @@ class Window:
     def seconds(self) -> float:
         """Length of the audio in seconds."""
         return len(self.audio) / SAMPLE_RATE
+
+    def clock(self, position: float, *, ending: bool = False) -> float:
+        """The time in the request of a position in the window; `ending` takes a seam as the end of what precedes it."""
+        for at, time in reversed(self.pieces):
+            if at < position or (at == position and not ending):
+                return time + position - at
+        return self.start + position
 
 
 @dataclass(slots=True)

@@ -188,7 +188,7 @@ def _configured(settings: config.Settings) -> Iterator[Model]:
             raise ConfigError(f"models.{id}.source: there is nothing at {entry.source}.")
         engine = entry.engine or _engine_of(entry.source)
         if not engine:
-            layouts = "; ".join(f"{c.name}: {', '.join(c.files)}" for c in registry.cards().values() if c.files)
+            layouts = "; ".join(f"{c.name}: {', '.join(layout)}" for c in registry.cards().values() for layout in c.layouts)
             raise ConfigError(f"models.{id}: no engine recognises {entry.source}. Set `engine:`, or check the files ({layouts}).")
         options = {*registry.card(engine).options, *COMMON_OPTIONS}
         if unknown := sorted(entry.options.keys() - options):
@@ -246,10 +246,8 @@ def _model(
 
 
 def _engine_of(source: Path) -> str:
-    for card in registry.cards().values():
-        if card.files and all((source / name).is_file() for name in card.files):
-            return card.name
-    return ""
+    fitting = [card for card in registry.cards().values() if card.runs(source)]
+    return min(fitting, key=lambda card: (bool(card.missing), card.rank)).name if fitting else ""
 
 
 def _files(source: Path) -> list[Path]:

@@ -87,7 +87,7 @@ class RunnerApp:
                 _request(scope),
                 batcher=self._batcher,
                 vad=self._vad,
-                cutting=Cutting(max_s=self._capabilities.max_window_s),
+                cutting=Cutting.of(self._capabilities),
                 max_seconds=self._max_audio_s,
             )
             await self._answer(listener, _header(scope, b"x-eardrum-id"), receive, send)

@@ -1,11 +1,11 @@
-"""Decodes the windows of all requests: one thread feeds the engine, batches form from what is waiting."""
+"""Decodes the windows of all requests: batches form from what is waiting, and a thread for each replica feeds the engine."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition, Thread
@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 GAIN, FURTHER_GAIN = 1.15, 1.25
 """Speed-up per window that makes batching worth its wait, and each doubling after that: a short clip that comes in waits for
 the batch in hand, so twice the batch is twice the wait."""
+
+PATIENCE_S = 20.0
+"""Longest time spent on finding the batch size."""
+
+LONG_S = 2.0
+"""A timing this long needs no repetition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +42,12 @@ class Job:
     request_id: int
     window: Window
     rank: Class
+    cost: float
+    """Seconds of audio that decoding it is worth."""
+    key: Hashable = None
+    """What windows of one batch must share."""
     future: Future[Heard] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def cost(self) -> float:
-        """Seconds of audio."""
-        return self.window.seconds
 
 
 class Batcher:
@@ -56,10 +61,16 @@ class Batcher:
         self._queue = queue if queue is not None else FairQueue[Job]()
         self._changed = Condition()
         self._closed = False
-        self._in_hand: list[Job] = []
+        self._in_hand: set[Job] = set()
         self._ids = itertools.count()
-        self._thread = Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [Thread(target=self._run, name=f"engine-{n}", daemon=True) for n in range(engine.parallel)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a request's windows must be submitted one at a time, each when the one before it is done."""
+        return self._engine.sequential
 
     def request(self) -> int:
         """A number for a new request, under which its windows are submitted."""
@@ -67,7 +78,10 @@ class Batcher:
 
     def submit(self, request_id: int, window: Window) -> Future[Heard]:
         """Queue a window; the future fails with whatever the engine raises."""
-        job = Job(request_id, window, class_of(window.request.priority, window.start))
+        can = self._engine.capabilities
+        cost = can.max_window_s if can.fixed_window else window.seconds
+        rank = class_of(window.request.priority, window.start)
+        job = Job(request_id, window, rank, cost, key=self._engine.batch_key(window))
         with self._changed:
             self._queue.push(job)
             self._changed.notify()
@@ -86,8 +100,9 @@ class Batcher:
         """Stop after the batch in hand, cancel what waits and release the engine."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
         while jobs := self._queue.take(self.batch):
             for job in jobs:
                 job.future.cancel()
@@ -101,12 +116,15 @@ class Batcher:
                 log.exception("The engine failed on a batch of %d", len(jobs))
                 for job in jobs:
                     _settle(job.future, error)
+            finally:
+                with self._changed:
+                    self._in_hand.difference_update(jobs)
 
     def _wait(self) -> list[Job]:
         with self._changed:
             while not self._closed:
                 if jobs := self._queue.take(self.batch):
-                    self._in_hand = jobs
+                    self._in_hand.update(jobs)
                     return jobs
                 self._changed.wait()
         return []
@@ -115,7 +133,8 @@ class Batcher:
         started = time.monotonic()
         hearings = self._engine.transcribe([job.window for job in jobs])
         share = (time.monotonic() - started) / len(jobs)
-        self.decoded += sum(not job.window.cancelled for job in jobs)
+        with self._changed:
+            self.decoded += sum(not job.window.cancelled for job in jobs)
         for job, hearing in zip(jobs, hearings, strict=True):
             _settle(job.future, Heard(hearing, started - job.queued_at, share))
 
@@ -134,13 +153,17 @@ def measured_batch(engine: Engine, probe: Window) -> int:
     """The batch size worth using on this machine, by timing the engine on copies of `probe`.
 
     Sizes grow while a window becomes enough cheaper; where batching gains nothing (an int8 Whisper on a CPU,
-    for one) the answer is 1.
+    for one) the answer is 1. So it is where finding out would take too long: what is that slow is so on a CPU, and
+    gains little.
     """
     largest = engine.capabilities.max_batch
-    engine.transcribe([probe])  # the first call allocates
+    until = time.perf_counter() + PATIENCE_S
+    first = _timed(engine, [probe])  # the first call also allocates
+    if first > PATIENCE_S / 8:
+        return 1
     best, cost, enough = 1, _cost_per_window(engine, probe, 1), GAIN
     for size in (4, 8, 16):
-        if size > largest:
+        if size > largest or time.perf_counter() + cost * size > until:
             break
         batched = _cost_per_window(engine, probe, size)
         if cost / batched < enough:
@@ -150,9 +173,14 @@ def measured_batch(engine: Engine, probe: Window) -> int:
 
 
 def _cost_per_window(engine: Engine, probe: Window, size: int) -> float:
-    timings = []
-    for _ in range(2):
-        started = time.perf_counter()
-        engine.transcribe([probe] * size)
-        timings.append(time.perf_counter() - started)
-    return min(timings) / size
+    """Seconds; the better of two timings, where a timing is so short that chance could spoil it."""
+    seconds = _timed(engine, [probe] * size)
+    if seconds < LONG_S:
+        seconds = min(seconds, _timed(engine, [probe] * size))
+    return seconds / size
+
+
+def _timed(engine: Engine, windows: Sequence[Window]) -> float:
+    started = time.perf_counter()
+    engine.transcribe(windows)
+    return time.perf_counter() - started

@@ -7,17 +7,18 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import Semaphore, Thread
+from typing import Any
 
 import numpy as np
 
-from eardrum.engines.base import Audio, Window
+from eardrum.engines.base import Audio, Context, Window
 from eardrum.errors import AudioError, EardrumError
 from eardrum.runner.batcher import Batcher, Heard
 from eardrum.runner.decode import Decoder
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.inlet import CancelledInletError, Inlet
 from eardrum.runner.vad import FRAME, Vad
-from eardrum.runner.windows import Cut, Cutter, Cutting
+from eardrum.runner.windows import Cut, Cutter, Cutting, Packer
 from eardrum.types import SAMPLE_RATE, Dropped, Event, Opened, Request, Segment, Summary
 
 BLOCK = FRAME * 156
@@ -43,7 +44,8 @@ class Listener:
         self._id = batcher.request()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Queue[Decoded] = asyncio.Queue()
-        self._ahead = Semaphore(AHEAD)
+        self._ahead = Semaphore(1 if batcher.sequential else AHEAD)
+        self._context = Context()
         self._cancelled = False
         self._thread = Thread(target=self._decode, name=f"audio-{self._id}", daemon=True)
 
@@ -104,7 +106,7 @@ class Listener:
         self._tell(End(error))
 
     def _windows(self) -> Iterator[Window]:
-        vad, cutter = self._vad.stream(), Cutter(self._cutting)
+        vad, cutter = self._vad.stream(), Packer(self._cutting) if self._cutting.pack else Cutter(self._cutting)
         opened = False
         for block in _blocks(self._decoder):
             if not opened:
@@ -116,13 +118,18 @@ class Listener:
             yield self._window(cut)
 
     def _window(self, cut: Cut) -> Window:
-        end = min(cut.speech_end, self._decoder.samples)  # the last frame may be filled up with silence
+        filled_up = max(0, cut.end - self._decoder.samples)  # with silence, to make the last frame whole
         return Window(
             audio=cut.audio,
             start=cut.start / SAMPLE_RATE,
             speech=cut.speech,
-            speech_span=((cut.speech_start - cut.start) / SAMPLE_RATE, (end - cut.start) / SAMPLE_RATE),
+            speech_span=(
+                cut.speech_start / SAMPLE_RATE,
+                min(cut.speech_end, len(cut.audio) - filled_up) / SAMPLE_RATE,
+            ),
             request=self._request,
+            context=self._context,
+            pieces=tuple((at / SAMPLE_RATE, sample / SAMPLE_RATE) for at, sample in cut.pieces),
         )
 
     def _tell(self, item: Decoded) -> None:
@@ -140,7 +147,7 @@ Decoded = tuple[Window, Future[Heard]] | Opened | End
 
 
 def _adjusted(cutting: Cutting, request: Request) -> Cutting:
-    wishes = {
+    wishes: dict[str, Any] = {
         "threshold": request.vad_threshold,
         "silence_s": request.vad_silence_s,
         "padding_s": request.vad_padding_s,
@@ -167,7 +174,7 @@ def _blocks(decoder: Decoder) -> Iterator[Audio]:
 def _segments(window: Window, heard: Heard, summary: Summary) -> Iterator[Segment]:
     """The window's segments on the request's clock, less those that nobody said."""
     for relative in heard.hearing.segments:
-        segment = relative.shifted(window.start)
+        segment = relative.on(window.clock)
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
         if reason := reason_to_drop(segment, window.speech):
             if len(summary.dropped) < DROPPED_REPORTED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
@@ -37,6 +38,10 @@ def class_of(priority: Priority, start_s: float) -> Class:
     return Class.CLIP if start_s < CLIP_S else Class.FILE
 
 
+ROOM = {Class.LIVE: 0.0, Class.CLIP: 0.5, Class.FILE: 1.0, Class.BULK: 1.0}
+"""Share of a batch up to which classes below the one whose turn it is may fill it."""
+
+
 class Queued(Protocol):
     """What a queue needs to know about a window."""
 
@@ -51,6 +56,10 @@ class Queued(Protocol):
     @property
     def rank(self) -> Class:
         """The window's class."""
+
+    @property
+    def key(self) -> Hashable:
+        """What windows of one batch must share."""
 
 
 Item = TypeVar("Item", bound=Queued)
@@ -80,7 +89,8 @@ class Line(Generic[Item]):
 class FairQueue(Generic[Item]):
     """Deficit round robin over requests within a class; the first class waiting goes first, less a share.
 
-    A batch holds one class only: a short clip must not wait for the long windows decoded beside it.
+    A batch is filled up from the classes below as far as `ROOM` says: a short clip must not wait for many long windows decoded
+    beside it, but batches of one would cost throughput.
     """
 
     def __init__(self) -> None:
@@ -94,7 +104,7 @@ class FairQueue(Generic[Item]):
         self._lines[item.rank].setdefault(item.request_id, Line()).items.append(item)
 
     def take(self, limit: int) -> list[Item]:
-        """Remove and return the next batch, 1 to `limit` windows of one class; empty when nothing waits."""
+        """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits."""
         waiting = [c for c in Class if self._lines[c]]
         if not waiting:
             return []
@@ -105,10 +115,10 @@ class FairQueue(Generic[Item]):
             self._turns[rank] = self._turn
         else:
             rank = first
-        batch = [self._next(rank)]
-        while len(batch) < limit and self._lines[rank]:
-            batch.append(self._next(rank))
-        self._account(sum(item.cost for item in batch), from_share=rank is not first, lower=bool(lower))
+        batch = [self._next(rank, self._lines[rank].copy())]
+        served = self._fill(batch, rank, limit)
+        filled = sum(self._fill(batch, c, int(limit * ROOM[rank])) for c in Class if c > rank)
+        self._account(served + batch[0].cost, filled, from_share=rank is not first, lower=bool(lower))
         return batch
 
     def drop(self, request_id: int) -> list[Item]:
@@ -116,24 +126,38 @@ class FairQueue(Generic[Item]):
         lines = [lines.pop(request_id) for lines in self._lines.values() if request_id in lines]
         return [item for line in lines for item in line.items]
 
-    def _next(self, rank: Class) -> Item:
-        lines = self._lines[rank]
+    def _fill(self, batch: list[Item], rank: Class, limit: int) -> float:
+        """Add windows of a class up to `limit` in all, and return what they cost."""
+        before = len(batch)
+        while len(batch) < limit and (fitting := self._fitting(rank, batch[0].key)):
+            batch.append(self._next(rank, fitting))
+        return sum(item.cost for item in batch[before:])
+
+    def _fitting(self, rank: Class, key: Hashable) -> OrderedDict[int, Line[Item]]:
+        """The requests whose next window may join a batch."""
+        return OrderedDict((id, line) for id, line in self._lines[rank].items() if line.items[0].key == key)
+
+    def _next(self, rank: Class, among: OrderedDict[int, Line[Item]]) -> Item:
+        """Take a window of the first request whose turn it is."""
         while True:
-            request_id, line = next(iter(lines.items()))
+            request_id, line = next(iter(among.items()))
             if line.deficit < line.items[0].cost:
                 line.deficit += QUANTUM_S
-                lines.move_to_end(request_id)
+                among.move_to_end(request_id)
+                self._lines[rank].move_to_end(request_id)
                 continue
             item = line.items.popleft()
             line.deficit -= item.cost
             if not line.items:
-                del lines[request_id]  # an idle request saves nothing up
+                del self._lines[rank][request_id]  # an idle request saves nothing up
             return item
 
-    def _account(self, cost: float, *, from_share: bool, lower: bool) -> None:
+    def _account(self, served: float, filled: float, *, from_share: bool, lower: bool) -> None:
+        """Book a batch: `served` seconds of the class whose turn it was, `filled` of those below it."""
         if from_share:
-            self._owed -= cost
+            self._owed -= served
         elif lower:
-            self._owed += cost * SHARE / (1 - SHARE)
+            self._owed += served * SHARE / (1 - SHARE)
+            self._owed -= min(filled, max(self._owed, 0.0))  # a gift is no debt
         else:
             self._owed = 0.0

@@ -6,14 +6,15 @@ kept but the window in the making.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eardrum.engines.base import Audio
 from eardrum.runner.vad import FRAME, Probabilities
-from eardrum.types import SAMPLE_RATE
+from eardrum.types import SAMPLE_RATE, Capabilities
 
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME
 
@@ -34,20 +35,36 @@ class Cutting:
     """Audio kept before the first and after the last speech of a window."""
     search: float = 0.5
     """Share of a full window, at its end, that is searched for the best pause."""
+    pack: bool = False
+    """Fill windows with as much speech as they hold, leaving out the pauses: for engines to which all windows cost the same."""
+
+    @classmethod
+    def of(cls, capabilities: Capabilities) -> Cutting:
+        """The rule that suits a model."""
+        return cls(max_s=capabilities.max_window_s, pack=capabilities.fixed_window)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A cut-out stretch: `audio` [n] begins at sample `start` of the stream; `speech` is its mean probability.
-
-    `speech_start` and `speech_end` are samples of the stream.
-    """
+    """A cut-out stretch of `audio` [n]; `speech` is its highest probability, from sample `speech_start` to `speech_end`."""
 
     audio: Audio
-    start: int
+    pieces: tuple[tuple[int, int], ...]
+    """Where it comes from: (sample of `audio`, sample of the stream) of each piece; more than one if it was packed."""
     speech: float
     speech_start: int
     speech_end: int
+
+    @property
+    def start(self) -> int:
+        """Sample of the stream at which it begins."""
+        return self.pieces[0][1]
+
+    @property
+    def end(self) -> int:
+        """Sample of the stream behind it."""
+        at, sample = self.pieces[-1]
+        return sample + len(self.audio) - at
 
 
 class Cutter:
@@ -115,10 +132,10 @@ class Cutter:
         begin, end = self._lead(), min(end, len(self._probs))
         cut = Cut(
             audio=self._samples[begin * FRAME : end * FRAME].copy(),
-            start=(self._base + begin) * FRAME,
+            pieces=((0, (self._base + begin) * FRAME),),
             speech=float(self._probs[self._first : end].max()),
-            speech_start=(self._base + self._first) * FRAME,
-            speech_end=(self._base + min(self._last + 1, end)) * FRAME,
+            speech_start=(self._first - begin) * FRAME,
+            speech_end=(min(self._last + 1, end) - begin) * FRAME,
         )
         self._drop(end)
         return cut
@@ -136,3 +153,46 @@ class Cutter:
         if self._first is None and self._next > self._padding:
             self._drop(self._next - self._padding)
             self._next = min(self._padding, len(self._probs))
+
+
+PIECES = 2
+"""Pieces that a packed window has room for at least: smaller ones fill it better, larger ones are cut at better pauses."""
+
+
+class Packer:
+    """Cuts like a `Cutter`, and puts consecutive cuts together as long as they fit into one window."""
+
+    def __init__(self, cutting: Cutting):
+        self._max = int(cutting.max_s * SAMPLE_RATE)
+        self._cutter = Cutter(replace(cutting, max_s=cutting.max_s / PIECES))
+        self._cuts: list[Cut] = []
+
+    def feed(self, samples: Audio, probs: Probabilities) -> Iterator[Cut]:
+        """Take the next frames and yield the windows they complete."""
+        for cut in self._cutter.feed(samples, probs):
+            yield from self._add(cut)
+
+    def finish(self) -> Iterator[Cut]:
+        """Yield what is left at the end of the stream."""
+        for cut in self._cutter.finish():
+            yield from self._add(cut)
+        if self._cuts:
+            yield _packed(self._cuts)
+
+    def _add(self, cut: Cut) -> Iterator[Cut]:
+        if self._cuts and sum(len(c.audio) for c in self._cuts) + len(cut.audio) > self._max:
+            yield _packed(self._cuts)
+            self._cuts = []
+        self._cuts.append(cut)
+
+
+def _packed(cuts: list[Cut]) -> Cut:
+    ends = list(itertools.accumulate(len(cut.audio) for cut in cuts))
+    offsets = [0, *ends[:-1]]
+    return Cut(
+        audio=np.concatenate([cut.audio for cut in cuts]),
+        pieces=tuple((offset, cut.start) for offset, cut in zip(offsets, cuts, strict=True)),
+        speech=max(cut.speech for cut in cuts),
+        speech_start=cuts[0].speech_start,
+        speech_end=offsets[-1] + cuts[-1].speech_end,
+    )

@@ -51,9 +51,10 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
     return JSONResponse(body | {"usage": _usage(transcript)})
 
 
-def delta(segment: Segment, wish: Wish, *, first: bool) -> bytes:
-    """The event for one more segment. All deltas joined are the text of `done`."""
-    text = segment.text.strip() if first else " " + segment.text.strip()
+def delta(segment: Segment, wish: Wish, *, before: str) -> bytes:
+    """The event for one more segment after the one with the text `before`. All deltas joined are the text of `done`."""
+    text = segment.text.strip()
+    text = render.separator(before.strip(), text) + text
     event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
     if wish.request.logprobs:
         event["logprobs"] = [_logprob(token) for token in segment.token_logprobs]

@@ -161,10 +161,11 @@ class Exchange:
         transcript = Transcript()
         async with aclosing(self._service.stream(model, wish.request, self._spool)) as events:
             async for event in events:
-                transcript.add(event)
                 if isinstance(event, Segment):
                     await self._begin_stream(model, wish)
-                    await self._chunk(answers.delta(event, wish, first=len(transcript.segments) == 1))
+                    before = transcript.segments[-1].text if transcript.segments else ""
+                    await self._chunk(answers.delta(event, wish, before=before))
+                transcript.add(event)
         await self._poured.wait()
         if not self._upload.wish().asks_the_same_as(wish):
             raise InvalidRequestError("A field after the file came too late for this stream: send fields before the file.")
