@@ -135,7 +135,8 @@ def test_what_was_thrown_away_is_told() -> None:
 
 def test_deltas_joined_are_the_text_of_done() -> None:
     segments = [*SEGMENTS, Segment(6, 7, "  Was it?  "), Segment(7, 8, "Yes.")]
-    deltas = [event(answers.delta(s, asked(), first=not number)) for number, s in enumerate(segments)]
+    before = ["", *(segment.text for segment in segments)]
+    deltas = [event(answers.delta(s, asked(), before=said)) for said, s in zip(before, segments, strict=False)]
     done = event(answers.done(Transcript(segments, TRANSCRIPT.summary), asked()))
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == "The beach. It was. Was it? Yes."
     assert all(set(delta) == {"type", "delta"} for delta in deltas)
@@ -146,12 +147,12 @@ def test_deltas_joined_are_the_text_of_done() -> None:
 
 def test_log_probabilities_in_a_stream() -> None:
     wished = asked(include__="logprobs", stream="true")
-    deltas = [event(answers.delta(s, wished, first=not number)) for number, s in enumerate(SEGMENTS)]
+    deltas = [event(answers.delta(s, wished, before="")) for s in SEGMENTS]
     assert [item for delta in deltas for item in delta["logprobs"]] == event(answers.done(TRANSCRIPT, wished))["logprobs"]
 
 
 def test_text_with_line_breaks_stays_one_event() -> None:
-    assert event(answers.delta(Segment(0, 1, "a\nb"), asked(), first=True))["delta"] == "a\nb"
+    assert event(answers.delta(Segment(0, 1, "a\nb"), asked(), before=""))["delta"] == "a\nb"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,13 @@ def test_text_is_one_line() -> None:
     assert render.text([]) == ""
 
 
+def test_scripts_without_spaces_are_joined_without() -> None:
+    assert render.text([cue(0, 1, "今天天气"), cue(1, 2, "很好。"), cue(2, 3, "OK"), cue(3, 4, "是")]) == "今天天气很好。 OK 是"
+    assert render.text([cue(0, 1, "สวัสดี"), cue(1, 2, "ครับ")]) == "สวัสดีครับ"
+    assert render.text([cue(0, 1, "안녕"), cue(1, 2, "하세요")]) == "안녕 하세요", "Korean has spaces"
+    assert render.text([cue(0, 1, "a"), cue(1, 2, " "), cue(2, 3, "b")]) == "a b"
+
+
 def test_srt() -> None:
     segments = [cue(0.0, 3.32, " The beach."), cue(3.5, 4.0, "It was.")]
     assert render.srt(segments) == (

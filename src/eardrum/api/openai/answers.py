@@ -52,7 +52,7 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
 
 
 def delta(segment: Segment, wish: Wish, *, before: str) -> bytes:
-    """The event for one more segment after the one with the text `before`. All deltas joined are the text of `done`."""
+    """The event for one more segment after the text `before`. All deltas joined are the text of `done`."""
     text = segment.text.strip()
     text = render.separator(before.strip(), text) + text
     event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}

@@ -158,13 +158,13 @@ class Exchange:
 
     async def _stream(self, wish: Wish) -> None:
         model = self._service.catalog.find(wish.model)
-        transcript = Transcript()
+        transcript, said = Transcript(), ""
         async with aclosing(self._service.stream(model, wish.request, self._spool)) as events:
             async for event in events:
                 if isinstance(event, Segment):
                     await self._begin_stream(model, wish)
-                    before = transcript.segments[-1].text if transcript.segments else ""
-                    await self._chunk(answers.delta(event, wish, before=before))
+                    await self._chunk(answers.delta(event, wish, before=said))
+                    said = event.text.strip() or said
                 transcript.add(event)
         await self._poured.wait()
         if not self._upload.wish().asks_the_same_as(wish):
