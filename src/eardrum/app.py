@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from eardrum import __version__
-from eardrum.api import docs
+from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
 from eardrum.api.asgi import App
 from eardrum.api.openai import answers, routes
@@ -45,6 +45,7 @@ def create_app(service: Service) -> App:
             Route("/health", health),
             *docs.routes(service),
             *routes.routes(service),
+            *admin.routes(service),
         ],
         exception_handlers={EardrumError: _refused, HTTPException: _unrouted, Exception: _broken},
         lifespan=lifespan,

@@ -57,10 +57,14 @@ class Section(BaseModel):
 class Model(Section):
     """One model: what runs it, where its weights are, and under which names clients find it."""
 
-    engine: str = Field("", description="Engine that runs the model; empty finds it by the files in `source`.")
-    source: Path = Field(description="Directory or file of the weights.")
+    engine: str = Field("", description="Engine that runs the model; empty finds the one that fits the files or the name.")
+    source: str = Field(
+        "", description="Directory or file of the weights, or a name as for `eardrum pull`; empty takes the model's own name."
+    )
     aliases: tuple[str, ...] = Field((), description="Further names clients may use.")
     options: dict[str, Any] = Field({}, description="The engine's own options; see `eardrum engines`.")
+    python: str = Field("", description="Interpreter that runs the engine, for libraries with an environment of their own.")
+    fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
     batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")
     max_requests: int = Field(0, ge=0, description="Requests at a time, waiting ones included; 0 is `limits.requests`.")
 
@@ -101,6 +105,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
     compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
+    pull_missing: bool = Field(False, description="Fetch a model that an engine knows when a client first asks for it.")
     spool_dir: Path | None = Field(None, description="Folder for uploads in progress; empty is the system's.")
     start_seconds: float = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
     stop_seconds: int = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")

@@ -149,6 +149,13 @@ class StorageFullError(EardrumError):
     code = "storage_full"
 
 
+class PullError(EardrumError):
+    """A model could not be fetched; the message says why and what to do."""
+
+    status = 502
+    code = "pull_failed"
+
+
 class ConfigError(EardrumError):
     """The configuration is wrong; the message names the setting."""
 

@@ -164,6 +164,8 @@ class Summary(Record):
     """Longest wait of a window for its turn."""
     decode_s: float = 0.0
     """Time the engine spent on batches that held this request's windows, shared evenly."""
+    model: str = ""
+    """Id of the model that answered."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

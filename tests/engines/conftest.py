@@ -8,7 +8,8 @@ import pytest
 
 from eardrum import config
 from eardrum.engines.moonshine import Moonshine
-from eardrum.gateway.catalog import EMBEDDED_ID, Catalog
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.inventory import EMBEDDED_ID
 
 
 @pytest.fixture(scope="session")

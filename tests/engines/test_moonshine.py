@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.moonshine import DECODER, ENCODER, PADDING, TOKENIZER, Moonshine, Row, _read_tokenizer
 from eardrum.errors import ModelLoadError
-from eardrum.gateway.catalog import EMBEDDED_SHA256
+from eardrum.gateway.inventory import EMBEDDED_SHA256
 from eardrum.types import SAMPLE_RATE, Request
 from tests.recordings import SPEECH_TEXT, noise, phone, silence, speech
 

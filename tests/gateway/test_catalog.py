@@ -9,7 +9,9 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
-from eardrum.gateway.catalog import DEFAULT_ALIASES, EMBEDDED_ALIASES, EMBEDDED_ID, Catalog, Model, model_store
+from eardrum.gateway.catalog import DEFAULT_ALIASES, Catalog
+from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
+from eardrum.gateway.store import default_folder
 from eardrum.types import Capabilities, Request, Task
 
 FILES = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
@@ -50,7 +52,7 @@ def catalog(**settings: object) -> Catalog:
 
 
 def entry(source: Path, **more: object) -> dict[str, object]:
-    return {"source": source, **more}
+    return {"source": str(source), **more}
 
 
 def test_the_embedded_model_is_there_and_has_its_names() -> None:
@@ -108,15 +110,15 @@ def test_models_in_the_hugging_face_cache(store: Path) -> None:
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", "~/hub")
-    assert model_store() == Path("~/hub").expanduser()
+    assert default_folder() == Path("~/hub").expanduser()
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.setenv("HF_HOME", "/hf")
-    assert model_store() == Path("/hf/hub")
+    assert default_folder() == Path("/hf/hub")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert model_store() == Path("/cache/huggingface/hub")
+    assert default_folder() == Path("/cache/huggingface/hub")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert model_store() == Path("~/.cache/huggingface/hub").expanduser()
+    assert default_folder() == Path("~/.cache/huggingface/hub").expanduser()
 
 
 def test_no_cache_at_all_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

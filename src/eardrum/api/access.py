@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send
-from eardrum.gateway.catalog import Model
+from eardrum.gateway.inventory import Model
 from eardrum.types import Summary
 
 log = logging.getLogger("eardrum.access")
@@ -33,7 +33,7 @@ class Record:
 
     def about(self, model: Model, summary: Summary) -> None:
         """The request was a transcription."""
-        self.model, self.summary = model.id, summary
+        self.model, self.summary = summary.model or model.id, summary
 
 
 def record(scope: Scope) -> Record:

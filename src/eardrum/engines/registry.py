@@ -23,6 +23,9 @@ from eardrum.errors import ConfigError
 from eardrum.types import Capabilities
 
 ENTRY_POINTS = "eardrum.engines"
+OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
+"""Engines as other servers' settings call them."""
+
 NOT_ENGINES = {"__init__", "base", "registry"}
 
 
@@ -67,6 +70,11 @@ class Card:
         return found
 
     @property
+    def how_to_install(self) -> str:
+        """The sentence for whoever lacks its libraries."""
+        return f"The engine {self.name} needs {', '.join(self.missing)}: run {self.install}."
+
+    @property
     def install(self) -> str:
         """The command that installs what is missing."""
         return f"pip install 'eardrum[{self.extra}]'" if self.extra else "pip install --force-reinstall eardrum"
@@ -83,13 +91,13 @@ def cards() -> dict[str, Card]:
 
 
 def card(name: str) -> Card:
-    """The engine of this name.
+    """The engine of this name, hyphens and other servers' words allowed.
 
     Raises:
         ConfigError: there is none; the message lists those there are.
     """
     try:
-        return cards()[name]
+        return cards()[OTHER_NAMES.get(name, name.replace("-", "_"))]
     except KeyError:
         raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(cards()))}.") from None
 

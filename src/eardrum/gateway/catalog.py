@@ -1,80 +1,53 @@
-"""Names to models: those of the config, those found on disk, and the embedded one."""
+"""Names to models, and what each can do."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from eardrum import config
 from eardrum.engines import registry
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
-from eardrum.languages import language_in_name, language_name
+from eardrum.gateway import names
+from eardrum.gateway.inventory import Inventory, Model
+from eardrum.languages import language_name
 from eardrum.types import Capabilities, Request, Task
-
-EMBEDDED_ID = "moonshine-tiny-en"
-EMBEDDED_ALIASES = ("UsefulSensors/moonshine-tiny", "moonshine/tiny", "moonshine-tiny")
-
-EMBEDDED_SHA256 = {
-    "encoder_model.ort": "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221",
-    "decoder_model_merged.ort": "cf524c4862d36e9e5ab032eddc73637efd822d70e868ac575cf1a46e1e4708a0",
-    "tokenizer.bin": "6884b35fd6377d4c4d32336a0bc152f36b64d1e45b6503683cdc238250a8472d",
-}
-"""Moonshine Tiny English as `moonshine-voice` 0.1.0 carries it (weights under the MIT licence)."""
-
-COMMON_OPTIONS = ("device", "compute_type")
-"""Options that every engine has."""
 
 DEFAULT_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
 """Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model that can be asked for."""
-
-    id: str
-    engine: str
-    source: Path
-    capabilities: Capabilities
-    origin: str
-    """Where it comes from: "config", "disk" or "embedded"."""
-    aliases: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    batch: int = 0
-    max_requests: int = 64
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files."""
-        return sum(path.stat().st_size for path in _files(self.source))
-
-    @property
-    def created(self) -> int:
-        """Unix time of its newest file; 0 when it has none."""
-        return int(max((path.stat().st_mtime for path in _files(self.source)), default=0))
-
-
 class Catalog:
-    """All models by name. Built once from the settings."""
+    """All models by name."""
 
     def __init__(self, settings: config.Settings):
+        self._settings = settings
+        self.inventory = Inventory(settings)
+        self._refined: dict[str, Capabilities] = {}
+        self._default: Model | None = None
+        self.scan()
+        self._default, self.why_default = self._choose_default()
+        self.scan()
+        for model in self:
+            for name in model.fallback:
+                self._check_fallback(model, name)
+
+    def scan(self) -> None:
+        """Look again at what is there."""
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
-        for model in (*_configured(settings), *_on_disk(settings), *_embedded(settings)):
-            self._add(model)
-        default, self.why_default = self._choose_default(settings)
-        self._default = default.id
-        for alias in DEFAULT_ALIASES:
-            self._names.setdefault(alias, self._default)
+        for model in self.inventory:
+            self._add(model.refined(self._refined[model.id]) if model.id in self._refined else model)
+        if self._default:
+            self._models.setdefault(self._default.id, self._default)
+            for name in (self._default.id, *DEFAULT_ALIASES):
+                self._names.setdefault(name, self._default.id)
 
     @property
     def default(self) -> Model:
         """The model behind requests that name none."""
-        return self._models[self._default]
+        assert self._default
+        return self._models[self._default.id]
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -84,22 +57,35 @@ class Catalog:
         return [name for name, id in self._names.items() if id == model.id and name != id]
 
     def find(self, name: str) -> Model:
-        """The model that a client names.
+        """The model that a client names. Its files may have to be fetched first (`Model.absent`), if the config allows that.
 
         Raises:
-            ModelNotFoundError: none; the message lists those there are.
+            ModelNotFoundError: none; the message lists those there are, or says how to fetch it.
         """
-        if not name:
-            return self.default
+        if model := self._present(name):
+            return model
+        self.scan()
+        if model := self._present(name):
+            return model
         try:
-            return self._models[self._names[name]]
-        except KeyError:
+            match = names.choose(name)
+        except ModelNotFoundError as error:
             known = ", ".join([*self._models, *DEFAULT_ALIASES])
-            raise ModelNotFoundError(f"There is no model {name!r}. Models: {known}.") from None
+            raise ModelNotFoundError(f"There is no model {name!r}. Models: {known}. {error.message}") from None
+        if self._settings.pull_missing:
+            return self.inventory.fetchable(match)
+        raise ModelNotFoundError(self.how_to_fetch(name, match.repository))
+
+    def how_to_fetch(self, name: str, repository: str) -> str:
+        """What to do about a model that is not on this machine."""
+        state = "is only half fetched" if self.inventory.store.unfinished(repository) else "is not on this machine"
+        full = "" if name == repository else f" ({repository})"
+        return f"The model {name}{full} {state}: run `eardrum pull {name}`, or set `pull_missing: true` in the config."
 
     def refine(self, model: Model, capabilities: Capabilities) -> None:
         """Replace what the engine's card promised by what the loaded model said of itself."""
-        self._models[model.id] = replace(model, capabilities=capabilities)
+        self._refined[model.id] = capabilities
+        self._models[model.id] = model.refined(capabilities)
 
     def check(self, model: Model, request: Request) -> None:
         """Refuse what the model cannot do.
@@ -140,6 +126,15 @@ class Catalog:
             return f"No model here can; one of the engine {' or '.join(engines)} could."
         return "No model or engine of this server can."
 
+    def _present(self, name: str) -> Model | None:
+        """The model of this name, or of another name for the same weights."""
+        if not name:
+            return self.default
+        if id := self._names.get(name):
+            return self._models[id]
+        repositories = (match.repository for match in names.matches(name))
+        return next((self._models[self._names[r]] for r in repositories if r in self._names), None)
+
     def _add(self, model: Model) -> None:
         if owner := self._names.get(model.id):
             if model.origin == "config":
@@ -152,20 +147,27 @@ class Catalog:
             if owner != model.id and model.origin == "config":
                 raise ConfigError(f"The alias {alias!r} of {model.id} already belongs to {owner}.")
 
-    def _choose_default(self, settings: config.Settings) -> tuple[Model, str]:
+    def _check_fallback(self, model: Model, name: str) -> None:
+        try:
+            self.find(name)
+        except ModelNotFoundError as error:
+            raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
+
+    def _choose_default(self) -> tuple[Model, str]:
+        settings = self._settings
+        engine = registry.card(settings.default_engine).name if settings.default_engine else ""
         if settings.default_model:
-            try:
-                return self.find(settings.default_model), "set by default_model"
-            except ModelNotFoundError as error:
-                raise ConfigError(f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL): {error.message}") from None
-        if settings.default_engine:
-            registry.card(settings.default_engine)
-        fitting = [m for m in self if settings.default_engine in ("", m.engine)]
+            model = self._named_default(settings.default_model, engine)
+            if not model.runnable:
+                raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
+            return model, "set by default_model"
+        fitting = [m for m in self if engine in ("", m.engine) and m.runnable and not m.absent]
         if not fitting:
-            wanted = f" of the engine {settings.default_engine}" if settings.default_engine else ""
+            wanted = f" of the engine {engine}" if engine else ""
+            hint = f" {registry.card(engine).how_to_install}" if engine and registry.card(engine).missing else ""
             raise ConfigError(
                 f"There is no model{wanted}: name one under `models:` in the config, put one into model_dir, "
-                "or install the embedded one with `pip install moonshine-voice==0.1.0`."
+                f"run `eardrum pull NAME`, or install the embedded one with `pip install moonshine-voice==0.1.0`.{hint}"
             )
         for origin, why in (("config", "the first of the config"), ("disk", "the largest on disk")):
             if candidates := [m for m in fitting if m.origin == origin and _knows_english(m)]:
@@ -173,85 +175,14 @@ class Catalog:
                 return best, why
         return fitting[-1], "embedded: nothing better is on disk"
 
-
-def model_store() -> Path:
-    """The Hugging Face cache, found as huggingface_hub finds it."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
-
-
-def _configured(settings: config.Settings) -> Iterator[Model]:
-    for id, entry in settings.models.items():
-        if not entry.source.exists():
-            raise ConfigError(f"models.{id}.source: there is nothing at {entry.source}.")
-        engine = entry.engine or _engine_of(entry.source)
-        if not engine:
-            layouts = "; ".join(f"{c.name}: {', '.join(layout)}" for c in registry.cards().values() for layout in c.layouts)
-            raise ConfigError(f"models.{id}: no engine recognises {entry.source}. Set `engine:`, or check the files ({layouts}).")
-        options = {*registry.card(engine).options, *COMMON_OPTIONS}
-        if unknown := sorted(entry.options.keys() - options):
-            raise ConfigError(f"models.{id}.options: {engine} has no option {unknown[0]}, only {', '.join(sorted(options))}.")
-        model = _model(settings, id, engine, entry.source, "config", options=entry.options)
-        yield replace(
-            model,
-            aliases=entry.aliases,
-            batch=entry.batch,
-            max_requests=entry.max_requests or settings.limits.requests,
-        )
-
-
-def _on_disk(settings: config.Settings) -> Iterator[Model]:
-    """Models in the model folder: plain directories, or snapshots of a Hugging Face cache."""
-    store = settings.model_dir or model_store()
-    if settings.model_dir and not store.is_dir():
-        raise ConfigError(f"model_dir {store} is not a directory.")
-    for directory in sorted(store.iterdir()) if store.is_dir() else ():
-        if directory.name.startswith("models--"):
-            id = directory.name.removeprefix("models--").replace("--", "/")
-            candidates = sorted((directory / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)[-1:]
-        else:
-            id, candidates = directory.name, [directory]
-        for source in candidates:
-            if engine := _engine_of(source):
-                yield _model(settings, id, engine, source, "disk")
-
-
-def _embedded(settings: config.Settings) -> Iterator[Model]:
-    spec = find_spec("moonshine_voice")
-    for location in (spec.submodule_search_locations or ()) if spec else ():
-        source = Path(location) / "assets" / "tiny-en"
-        if source.is_dir():
-            options = {"sha256": EMBEDDED_SHA256}
-            model = _model(settings, EMBEDDED_ID, "moonshine", source, "embedded", options=options)
-            yield replace(model, aliases=EMBEDDED_ALIASES)
-
-
-def _model(
-    settings: config.Settings, id: str, engine: str, source: Path, origin: str, options: dict[str, Any] | None = None
-) -> Model:
-    card = registry.card(engine)
-    chosen = {"device": settings.device, "compute_type": settings.compute_type} | (options or {})
-    language = chosen.get("language") or language_in_name(id)
-    return Model(
-        id=id,
-        engine=engine,
-        source=source,
-        origin=origin,
-        capabilities=replace(card.capabilities, languages=(language,)) if language else card.capabilities,
-        options=chosen,
-        max_requests=settings.limits.requests,
-    )
-
-
-def _engine_of(source: Path) -> str:
-    fitting = [card for card in registry.cards().values() if card.runs(source)]
-    return min(fitting, key=lambda card: (bool(card.missing), card.rank)).name if fitting else ""
-
-
-def _files(source: Path) -> list[Path]:
-    return [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source] * source.is_file()
+    def _named_default(self, name: str, engine: str) -> Model:
+        try:
+            if engine and name not in self._names:
+                match = names.choose(name, engine)
+                return self.find(match.repository)
+            return self.find(name)
+        except ModelNotFoundError as error:
+            raise ConfigError(f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL): {error.message}") from None
 
 
 def _knows_english(model: Model) -> bool:

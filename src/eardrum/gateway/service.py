@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 from eardrum.config import Settings
-from eardrum.errors import ConfigError, RunnerCrashedError
-from eardrum.gateway.catalog import Catalog, Model
+from eardrum.errors import (
+    ConfigError,
+    EardrumError,
+    ModelNotFoundError,
+    RunnerCrashedError,
+    ShuttingDownError,
+    StorageFullError,
+    UnsupportedFeatureError,
+)
+from eardrum.gateway import names
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
 from eardrum.gateway.supervisor import Supervisor
@@ -19,7 +30,7 @@ from eardrum.types import Event, Request, Segment, Summary
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
-"""A request whose runner dies is repeated once: the crash may have been another request's doing."""
+"""How often a model is tried whose process dies."""
 
 
 @dataclass(slots=True)
@@ -37,6 +48,10 @@ class Transcript:
             self.summary = event
 
 
+class Restart:
+    """All that was heard so far is void: it begins anew."""
+
+
 class Service:
     """The gateway behind its edges."""
 
@@ -45,6 +60,7 @@ class Service:
             raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
         self.settings = settings
         self.catalog = Catalog(settings)
+        self._puller = Puller(self.catalog.inventory.store.folder)
         self._supervisor = Supervisor(
             start_seconds=settings.start_seconds,
             max_audio_s=settings.limits.audio_seconds,
@@ -75,48 +91,86 @@ class Service:
     async def stream(self, model: Model, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
         """Events as they come, also while the audio is still coming in. Closing the iterator cancels the work.
 
-        A runner that dies before the first segment is out is replaced without a word.
-
         Raises:
             EardrumError: anything that went wrong, worded for the client.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            told = False
-            try:
-                async with aclosing(self._attempt(model, request, audio)) as events:
-                    async for event in events:
-                        told = told or isinstance(event, Segment)
-                        yield event
-                return
-            except RunnerCrashedError as error:
-                if told or attempt == ATTEMPTS:
-                    raise
-                log.warning("%s Trying once more.", error.message)
+        async with aclosing(self._serve(model, request, audio, restartable=False)) as events:
+            async for event in events:
+                assert not isinstance(event, Restart)
+                yield event
 
     async def transcribe(self, model: Model, request: Request, audio: Source) -> Transcript:
-        """The whole transcript. Nothing is out before the end, so a crash at any time is made good once.
+        """The whole transcript. Nothing is out before the end, so a failure at any time may be made good.
 
         Raises:
             EardrumError: anything that went wrong, worded for the client.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            transcript = Transcript()
-            try:
-                async with aclosing(self._attempt(model, request, audio)) as events:
-                    async for event in events:
-                        transcript.add(event)
-                return transcript
-            except RunnerCrashedError as error:
-                if attempt == ATTEMPTS:
-                    raise
-                log.warning("%s Trying once more.", error.message)
-        raise AssertionError("unreachable")
+        transcript = Transcript()
+        async with aclosing(self._serve(model, request, audio, restartable=True)) as events:
+            async for event in events:
+                if isinstance(event, Restart):
+                    transcript = Transcript()
+                else:
+                    transcript.add(event)
+        return transcript
+
+    async def pull(self, name: str) -> AsyncGenerator[Progress, None]:
+        """Fetch a model that an engine knows, or bring the one that is here up to date.
+
+        Raises:
+            ModelNotFoundError: no engine knows the name.
+            PullError: it cannot be had.
+            StorageFullError: the disk has no room.
+        """
+        match = names.choose(name)
+        async with aclosing(self._puller.pull(match.repository, match.card.downloads)) as steps:
+            async for progress in steps:
+                yield progress
+        self.catalog.scan()
 
     async def shutdown(self) -> None:
         """Stop every model."""
         await self._supervisor.shutdown()
 
+    async def _serve(
+        self, model: Model, request: Request, audio: Source, *, restartable: bool
+    ) -> AsyncGenerator[Event | Restart, None]:
+        """The events of the first of the model and its fallbacks that does not fail.
+
+        A process that dies is replaced once without a word. After a segment is out, only a restartable reader can be served
+        again from the start.
+        """
+        candidates = self._candidates(model, request)
+        while True:
+            candidate, told = candidates.pop(0), False
+            try:
+                async with aclosing(self._attempt(candidate, request, audio)) as events:
+                    async for event in events:
+                        told = told or isinstance(event, Segment)
+                        yield replace(event, model=candidate.id) if isinstance(event, Summary) else event
+                return
+            except EardrumError as error:
+                if not isinstance(error, RunnerCrashedError):
+                    candidates = [other for other in candidates if other is not candidate]
+                if not candidates or (told and not restartable) or not _may_go_better(error):
+                    raise
+                log.warning("%s Trying %s.", error.message, "once more" if candidates[0] is candidate else candidates[0].id)
+            if told:
+                yield Restart()
+
+    def _candidates(self, model: Model, request: Request) -> list[Model]:
+        """Who is asked, in this order; each twice, because a crash may have been another request's doing."""
+        self.catalog.check(model, request)
+        found = [model]
+        for name in model.fallback:
+            with suppress(UnsupportedFeatureError, ModelNotFoundError):
+                other = self.catalog.find(name)
+                self.catalog.check(other, request)
+                found.append(other)
+        return [candidate for candidate in found for _ in range(ATTEMPTS)]
+
     async def _attempt(self, model: Model, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
+        model = await self._fetched(model)
         request = self.prepared(model, request)
         async with (
             self._supervisor.lease(model) as upstream,
@@ -124,3 +178,22 @@ class Service:
         ):
             async for event in events:
                 yield event
+
+    async def _fetched(self, model: Model) -> Model:
+        """The model with its files, which are fetched if need be and allowed."""
+        if not model.absent:
+            return model
+        if not self.settings.pull_missing:
+            raise ModelNotFoundError(self.catalog.how_to_fetch(model.id, model.repository))
+        log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
+        async with aclosing(self.pull(model.repository)) as steps:
+            async for _ in steps:
+                pass
+        return self.catalog.find(model.id)
+
+
+def _may_go_better(error: EardrumError) -> bool:
+    """Whether another try, or another model, has a chance."""
+    if isinstance(error, ModelNotFoundError):
+        return True
+    return error.status >= 500 and not isinstance(error, ShuttingDownError | StorageFullError)

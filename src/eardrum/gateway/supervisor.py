@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from eardrum.errors import EardrumError, ModelLoadError, RunnerCrashedError
 from eardrum.gateway import scheduler
-from eardrum.gateway.catalog import Model
+from eardrum.gateway.inventory import Model
 from eardrum.gateway.process import Process
 from eardrum.gateway.scheduler import Scheduler, State
 from eardrum.gateway.upstream import RunnerUpstream
@@ -63,7 +63,7 @@ class Supervisor:
             RunnerCrashedError: from inside, after the process is known to be gone.
             ShuttingDownError: the server goes down.
         """
-        self._models.setdefault(model.id, model)
+        self._models[model.id] = model
         ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
         self._tickets[ticket] = granted
         try:
@@ -153,14 +153,14 @@ class Supervisor:
     def _command(self, model: Model, socket: str) -> list[str]:
         arguments = {
             "--engine": model.engine,
-            "--source": str(model.source),
+            "--source": str(model.source or ""),
             "--options": json.dumps(model.options),
             "--socket": socket,
             "--batch": str(model.batch),
             "--max-audio-s": str(self._max_audio_s),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
-        return [sys.executable, "-m", "eardrum.runner", *itertools.chain(*arguments.items()), "--parent"]
+        return [model.python or sys.executable, "-m", "eardrum.runner", *itertools.chain(*arguments.items()), "--parent"]
 
     def _stop(self, model: str) -> None:
         if running := self._running.get(model):

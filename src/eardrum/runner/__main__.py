@@ -70,7 +70,7 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     """
     card = registry.card(name)
     if card.missing:
-        raise ModelLoadError(f"The engine {name} needs {', '.join(card.missing)}: run {card.install}.")
+        raise ModelLoadError(card.how_to_install)
     try:
         cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
         return cls.load(source, cls.Options(**options))

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from eardrum.api import render
 from eardrum.api.openai.fields import Wish
 from eardrum.errors import EardrumError
-from eardrum.gateway.catalog import Model
+from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Transcript
 from eardrum.languages import language_name

@@ -16,8 +16,8 @@ from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.openai import answers, uploads
 from eardrum.api.openai.fields import Wish
 from eardrum.api.openai.uploads import Upload
-from eardrum.errors import EardrumError, InvalidRequestError
-from eardrum.gateway.catalog import Model
+from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError
+from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service, Transcript
 from eardrum.gateway.spool import Spool
 from eardrum.types import Segment, Task
@@ -42,14 +42,18 @@ class Models:
 
     async def list(self, _: HttpRequest) -> Response:
         """All models."""
-        return JSONResponse({"object": "list", "data": [self._object(m.id, m) for m in self._service.catalog]})
+        usable = [model for model in self._service.catalog if model.runnable and not model.absent]
+        return JSONResponse({"object": "list", "data": [self._object(model.id, model) for model in usable]})
 
     async def one(self, request: HttpRequest) -> Response:
         """One model, by its id or any alias; ids may contain slashes."""
         id = request.path_params["id"].strip()
         if not id:
             return await self.list(request)
-        return JSONResponse(self._object(id, self._service.catalog.find(id)))
+        model = self._service.catalog.find(id)
+        if model.absent:
+            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
+        return JSONResponse(self._object(id, model))
 
     def _object(self, id: str, model: Model) -> dict[str, Any]:
         return answers.model(id, model, self._service.state(model), self._service.catalog.aliases(model))
@@ -153,6 +157,7 @@ class Exchange:
         model = self._service.catalog.find(wish.model)
         access.record(self._scope).about(model, transcript.summary)
         response = answers.answer(transcript, wish)
+        response.headers["x-eardrum-model"] = transcript.summary.model
         _name_ignored(self._scope, response, wish, model)
         await response(self._scope, _nothing, self._send)
 

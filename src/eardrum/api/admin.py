@@ -1,0 +1,107 @@
+"""What is for whoever runs the server: fetching models, and what the engine behind a model can do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from eardrum.errors import EardrumError
+from eardrum.gateway import names
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.pull import Progress
+from eardrum.gateway.service import Service
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    """All routes of this edge."""
+    admin = Admin(service)
+    return [
+        Route("/api/pull/{name:path}", admin.pull, methods=["POST"]),
+        Route("/api/v1/backend", admin.backend),
+    ]
+
+
+class Admin:
+    """The endpoints."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def pull(self, request: HttpRequest) -> Response:
+        """Fetch a model: a line of JSON per step, the last one `success` or an error."""
+        name = request.path_params["name"].strip("/ ")
+        match = names.choose(name)  # an unknown name is refused before anything is sent
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield _line({"status": "pulling", "model": match.repository, "engine": match.card.name})
+            try:
+                async with aclosing(self._service.pull(name)) as steps:
+                    async for progress in steps:
+                        yield _line(_step(progress))
+            except EardrumError as error:
+                yield _line({"status": "error", "error": error.message, "code": error.code})
+                return
+            yield _line({"status": "success", "model": match.repository})
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"cache-control": "no-store"})
+
+    async def backend(self, request: HttpRequest) -> Response:
+        """What runs a model (`?model=`, else the default one) and what that can do."""
+        model = self._service.catalog.find(request.query_params.get("model", "").strip())
+        return JSONResponse(
+            {
+                "backend": model.engine,
+                "info": _info(model),
+                "capabilities": _supports(model),
+                "speaker_unsupported_behavior": "error",
+            }
+        )
+
+
+def _info(model: Model) -> dict[str, Any]:
+    languages = model.capabilities.languages
+    return {
+        "name": model.engine,
+        "type": "remote" if model.card.remote else "local",
+        "title": model.card.title,
+        "model": model.id,
+        "source": model.repository or str(model.source or model.options.get("url", "")),
+        "device": model.options.get("device", "auto"),
+        "compute_type": model.options.get("compute_type", "auto"),
+        "language": languages[0] if len(languages) == 1 else "auto",
+        **_supports(model),
+    }
+
+
+def _supports(model: Model) -> dict[str, Any]:
+    can = model.capabilities
+    return {
+        "supports_streaming": True,
+        "supports_hotwords": can.hotwords,
+        "supports_prompt": can.prompt,
+        "supports_speaker": can.speakers,
+        "supports_speaker_fallback": False,
+        "supports_speaker_external": False,
+        "speaker_strategy": "native" if can.speakers else "error",
+        "supports_translate": can.translate,
+        "supports_words": can.words,
+        "supports_logprobs": can.logprobs,
+        "supports_language_detection": can.detects_language,
+        "languages": list(can.languages),
+        "max_window_s": can.max_window_s,
+        "max_batch": can.max_batch,
+    }
+
+
+def _step(progress: Progress) -> dict[str, Any]:
+    return {"status": "downloading", "file": progress.file, "completed": progress.completed, "total": progress.total}
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"

@@ -1,0 +1,185 @@
+"""The models there are: those of the config, those in the store, the embedded one, and those that could be fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eardrum import config
+from eardrum.engines import registry
+from eardrum.engines.registry import Card
+from eardrum.errors import ConfigError, ModelNotFoundError
+from eardrum.gateway import names
+from eardrum.gateway.names import Match
+from eardrum.gateway.store import Store, default_folder, size_of
+from eardrum.languages import language_in_name
+from eardrum.types import Capabilities
+
+EMBEDDED_ID = "moonshine-tiny-en"
+EMBEDDED_ALIASES = ("UsefulSensors/moonshine-tiny", "moonshine/tiny", "moonshine-tiny")
+
+EMBEDDED_SHA256 = {
+    "encoder_model.ort": "94e90a4654fc45cdfedb77c4c08e1739f48862998e58fada384b25118134f221",
+    "decoder_model_merged.ort": "cf524c4862d36e9e5ab032eddc73637efd822d70e868ac575cf1a46e1e4708a0",
+    "tokenizer.bin": "6884b35fd6377d4c4d32336a0bc152f36b64d1e45b6503683cdc238250a8472d",
+}
+"""Moonshine Tiny English as `moonshine-voice` 0.1.0 carries it (weights under the MIT licence)."""
+
+COMMON_OPTIONS = ("device", "compute_type")
+"""Options that every engine has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be asked for."""
+
+    id: str
+    engine: str
+    source: Path | None
+    """Its files; None if they are not on this machine, or if the engine calls another server."""
+    capabilities: Capabilities
+    origin: str
+    """Where it comes from: "config", "disk", "embedded" or "hub"."""
+    repository: str = ""
+    """Its name at the Hugging Face hub, if it is known from there."""
+    aliases: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    batch: int = 0
+    max_requests: int = 64
+    python: str = ""
+    """The interpreter of its process; empty is our own."""
+    fallback: tuple[str, ...] = ()
+
+    @property
+    def card(self) -> Card:
+        """What its engine declares."""
+        return registry.card(self.engine)
+
+    @property
+    def absent(self) -> bool:
+        """Whether its files must be fetched first."""
+        return self.source is None and not self.card.remote
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the libraries of its engine are installed, as far as can be known without asking another interpreter."""
+        return bool(self.python) or not self.card.missing
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return size_of(self.source) if self.source else 0
+
+    @property
+    def created(self) -> int:
+        """Unix time of its newest file; 0 when it has none."""
+        files = [self.source, *self.source.rglob("*")] if self.source else []
+        return int(max((path.stat().st_mtime for path in files if path.is_file()), default=0))
+
+    def refined(self, capabilities: Capabilities) -> Model:
+        """The model with what it said of itself once loaded, less what its kind is known not to do."""
+        return replace(self, capabilities=self.card.capabilities_of(self.repository or self.id, capabilities))
+
+
+class Inventory:
+    """Finds models by looking at the settings, the store and the installed packages."""
+
+    def __init__(self, settings: config.Settings):
+        if settings.model_dir and not settings.model_dir.is_dir():
+            raise ConfigError(f"model_dir {settings.model_dir} is not a directory.")
+        self._settings = settings
+        self.store = Store(settings.model_dir or default_folder())
+
+    def __iter__(self) -> Iterator[Model]:
+        """All models: the config's first, then the disk's, then the embedded one."""
+        for id, entry in self._settings.models.items():
+            yield self._configured(id, entry)
+        for id, source in self.store:
+            if engine := engine_of(source):
+                yield self._model(id, registry.card(engine), source, "disk", repository=id if "/" in id else "")
+        yield from self._embedded()
+
+    def fetchable(self, match: Match) -> Model:
+        """A model that is not here but could be."""
+        return self._model(match.repository, match.card, None, "hub", repository=match.repository)
+
+    def _configured(self, id: str, entry: config.Model) -> Model:
+        engine, source, repository = self._where(id, entry)
+        card = registry.card(engine)
+        known = {*card.options, *COMMON_OPTIONS}
+        if unknown := sorted(entry.options.keys() - known):
+            raise ConfigError(f"models.{id}.options: {engine} has no option {unknown[0]}, only {', '.join(sorted(known))}.")
+        model = self._model(id, card, source, "config", repository=repository, options=entry.options)
+        return replace(
+            model,
+            aliases=entry.aliases,
+            batch=entry.batch,
+            max_requests=entry.max_requests or model.max_requests,
+            python=entry.python,
+            fallback=entry.fallback,
+        )
+
+    def _where(self, id: str, entry: config.Model) -> tuple[str, Path | None, str]:
+        """Engine, files and repository of a model of the config."""
+        forced = registry.card(entry.engine).name if entry.engine else ""
+        if forced and registry.card(forced).remote:
+            return forced, None, ""
+        name = entry.source or id
+        path = Path(name).expanduser()
+        if not path.is_absolute() and not name.startswith(".") and (stored := self.store.find(name)):
+            path = stored
+        if path.exists() and (engine := forced or engine_of(path)):
+            return engine, path, name if "/" in name and path != Path(name).expanduser() else ""
+        if path.exists():
+            layouts = "; ".join(f"{c.name}: {', '.join(layout)}" for c in registry.cards().values() for layout in c.layouts)
+            raise ConfigError(f"models.{id}: no engine recognises {path}. Set `engine:`, or check the files ({layouts}).")
+        if path.is_absolute() or name.startswith("."):
+            raise ConfigError(f"models.{id}.source: there is nothing at {path}.")
+        try:
+            match = names.choose(name, forced)
+        except ModelNotFoundError as error:
+            raise ConfigError(f"models.{id}: {error.message}") from None
+        source = self.store.find(match.repository)
+        return match.card.name, source if source and match.card.runs(source) else None, match.repository
+
+    def _embedded(self) -> Iterator[Model]:
+        spec = find_spec("moonshine_voice")
+        for location in (spec.submodule_search_locations or ()) if spec else ():
+            source = Path(location) / "assets" / "tiny-en"
+            if source.is_dir():
+                options = {"sha256": EMBEDDED_SHA256}
+                model = self._model(EMBEDDED_ID, registry.card("moonshine"), source, "embedded", options=options)
+                yield replace(model, aliases=EMBEDDED_ALIASES)
+
+    def _model(
+        self,
+        id: str,
+        card: Card,
+        source: Path | None,
+        origin: str,
+        *,
+        repository: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> Model:
+        chosen = {"device": self._settings.device, "compute_type": self._settings.compute_type} | (options or {})
+        can = card.capabilities_of(repository or id)
+        language = "language" in card.options and (chosen.get("language") or language_in_name(id))
+        return Model(
+            id=id,
+            engine=card.name,
+            source=source,
+            origin=origin,
+            repository=repository,
+            capabilities=replace(can, languages=(language,)) if language else can,
+            options=chosen,
+            max_requests=self._settings.limits.requests,
+        )
+
+
+def engine_of(source: Path) -> str:
+    """The engine whose model these files are, the best of several; empty if none."""
+    fitting = [card for card in registry.cards().values() if card.runs(source)]
+    return min(fitting, key=lambda card: (bool(card.missing), card.rank)).name if fitting else ""
