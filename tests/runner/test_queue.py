@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.runner.queue import CLIP_S, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
+from eardrum.runner.queue import CLIP_S, DEBT_S, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
 from eardrum.types import Priority
 
 LONGEST_S = 30.0
@@ -87,13 +87,32 @@ def test_a_batch_holds_one_key() -> None:
     assert [[item.request_id for item in queue.take(8)] for _ in range(2)] == [[0, 2, 4], [1, 3, 5]]
 
 
+def test_windows_of_about_one_length_are_decoded_together() -> None:
+    queue = FairQueue[Item]()
+    for id, costs in enumerate([(9.0, 2.0, 2.3), (2.1, 9.5, 1.9), (8.5, 2.2, 2.4)]):
+        for number, cost in enumerate(costs):
+            queue.push(Item(id, cost, Class.FILE, number))
+    batches = [sorted(item.cost for item in queue.take(3)) for _ in range(3)]
+    assert sum(max(batch) - min(batch) for batch in batches) < 3
+
+
+def test_a_window_of_odd_length_is_not_passed_over_for_long() -> None:
+    queue = filled(Item(1, 9.0, Class.FILE), *windows(1, Class.FILE, 20, 2.0)[1:], *windows(2, Class.FILE, 400, 2.0))
+    assert any(item.cost == 9.0 for _ in range(4) for item in queue.take(4))
+
+
+def test_order_is_kept_among_windows_of_one_length() -> None:
+    queue = filled(*windows(1, Class.FILE, 9, 10.0))
+    assert [item.number for _ in range(3) for item in queue.take(3)] == list(range(9))
+
+
 def test_an_empty_queue_gives_nothing() -> None:
     assert FairQueue[Item]().take(4) == []
 
 
 @settings(deadline=None)
 @given(requests, limits)
-def test_nothing_is_lost_doubled_mixed_or_reordered(mix: Mix, limit: int) -> None:
+def test_nothing_is_lost_doubled_or_mixed(mix: Mix, limit: int) -> None:
     items = of(mix)
     queue = filled(*items)
     served: list[Item] = []
@@ -105,14 +124,12 @@ def test_nothing_is_lost_doubled_mixed_or_reordered(mix: Mix, limit: int) -> Non
         assert not guests or len(batch) <= limit * ROOM[batch[0].rank]
         served += batch
     assert Counter(served) == Counter(items)
-    for id in range(len(mix)):
-        assert [item.number for item in served if item.request_id == id] == list(range(len(mix[id][1])))
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.5, LONGEST_S), min_size=2, max_size=6), limits)
 def test_requests_of_one_class_get_the_same_seconds(window_lengths: list[float], limit: int) -> None:
-    """While all of them wait, nobody is ahead by more than a turn and a window, whatever the windows' lengths."""
+    """While all of them wait, nobody is far ahead, whatever the windows' lengths."""
     queue = filled(*(i for id, cost in enumerate(window_lengths) for i in windows(id, Class.FILE, int(400 / cost) + 1, cost)))
     left = Counter({id: int(400 / cost) + 1 for id, cost in enumerate(window_lengths)})
     served: dict[int, float] = defaultdict(float)
@@ -122,7 +139,7 @@ def test_requests_of_one_class_get_the_same_seconds(window_lengths: list[float],
             left[item.request_id] -= 1
         if min(left.values()) > 0:
             seconds = [served[id] for id in range(len(window_lengths))]
-            assert max(seconds) - min(seconds) <= QUANTUM_S + 2 * max(window_lengths)
+            assert max(seconds) - min(seconds) <= DEBT_S + QUANTUM_S + 2 * max(window_lengths)
 
 
 def test_a_request_with_many_windows_does_not_hold_up_one_with_few() -> None:

@@ -16,6 +16,9 @@ CLIP_S = 30.0
 QUANTUM_S = 10.0
 """Seconds of audio a request may take per turn: about one full window, or several short ones."""
 
+DEBT_S = 30.0
+"""Seconds of audio that a request may be ahead of others for the sake of batches of windows of one length."""
+
 SHARE = 0.2
 """Part of all audio that the classes below the first one waiting are sure to get."""
 
@@ -89,7 +92,8 @@ class Line(Generic[Item]):
 class FairQueue(Generic[Item]):
     """Deficit round robin over requests within a class; the first class waiting goes first, less a share.
 
-    A batch is filled up from the classes below as far as `ROOM` says: a short clip must not wait for many long windows decoded
+    Whose turn it is gives a batch its first window; windows of about the same length join it, because an engine pads all to
+    the longest. A batch is filled up from the classes below as far as `ROOM` says: a short clip must not wait for many long windows decoded
     beside it, but batches of one would cost throughput.
     """
 
@@ -115,7 +119,7 @@ class FairQueue(Generic[Item]):
             self._turns[rank] = self._turn
         else:
             rank = first
-        batch = [self._next(rank, self._lines[rank].copy())]
+        batch = [self._next(rank)]
         served = self._fill(batch, rank, limit)
         filled = sum(self._fill(batch, c, int(limit * ROOM[rank])) for c in Class if c > rank)
         self._account(served + batch[0].cost, filled, from_share=rank is not first, lower=bool(lower))
@@ -129,28 +133,42 @@ class FairQueue(Generic[Item]):
     def _fill(self, batch: list[Item], rank: Class, limit: int) -> float:
         """Add windows of a class up to `limit` in all, and return what they cost."""
         before = len(batch)
-        while len(batch) < limit and (fitting := self._fitting(rank, batch[0].key)):
-            batch.append(self._next(rank, fitting))
+        while len(batch) < limit and (found := self._nearest(rank, batch[0])):
+            batch.append(self._pop(rank, *found))
         return sum(item.cost for item in batch[before:])
 
-    def _fitting(self, rank: Class, key: Hashable) -> OrderedDict[int, Line[Item]]:
-        """The requests whose next window may join a batch."""
-        return OrderedDict((id, line) for id, line in self._lines[rank].items() if line.items[0].key == key)
+    def _nearest(self, rank: Class, like: Item) -> tuple[int, int] | None:
+        """Request and position of the waiting window closest in length to another one, or None if none may join it."""
+        lines = self._lines[rank]
+        least = max((line.deficit for line in lines.values()), default=0.0) - DEBT_S
+        candidates = (
+            (abs(item.cost - like.cost), -line.deficit, request_id, position)
+            for request_id, line in lines.items()
+            if line.deficit >= least
+            for position, item in enumerate(line.items)
+            if item.key == like.key
+        )
+        best = min(candidates, default=None)
+        return best[2:] if best else None
 
-    def _next(self, rank: Class, among: OrderedDict[int, Line[Item]]) -> Item:
-        """Take a window of the first request whose turn it is."""
+    def _next(self, rank: Class) -> Item:
+        """Take the first window of the request whose turn it is."""
+        lines = self._lines[rank]
         while True:
-            request_id, line = next(iter(among.items()))
-            if line.deficit < line.items[0].cost:
-                line.deficit += QUANTUM_S
-                among.move_to_end(request_id)
-                self._lines[rank].move_to_end(request_id)
-                continue
-            item = line.items.popleft()
-            line.deficit -= item.cost
-            if not line.items:
-                del self._lines[rank][request_id]  # an idle request saves nothing up
-            return item
+            request_id, line = next(iter(lines.items()))
+            if line.deficit >= line.items[0].cost:
+                return self._pop(rank, request_id)
+            line.deficit += QUANTUM_S
+            lines.move_to_end(request_id)
+
+    def _pop(self, rank: Class, request_id: int, position: int = 0) -> Item:
+        line = self._lines[rank][request_id]
+        item = line.items[position]
+        del line.items[position]
+        line.deficit -= item.cost
+        if not line.items:
+            del self._lines[rank][request_id]  # an idle request saves nothing up
+        return item
 
     def _account(self, served: float, filled: float, *, from_share: bool, lower: bool) -> None:
         """Book a batch: `served` seconds of the class whose turn it was, `filled` of those below it."""
