@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +18,10 @@ from pydantic import Field, SecretStr, field_validator
 from yarl import URL
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.openai.address import Address
 from eardrum.engines.openai.audio import Clip, Format, clip
 from eardrum.engines.openai.chat import Chat
-from eardrum.engines.openai.client import Address, Client
+from eardrum.engines.openai.client import Client
 from eardrum.engines.openai.transcriptions import Transcriptions
 from eardrum.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError
 from eardrum.languages import language_code
@@ -30,9 +29,6 @@ from eardrum.types import Capabilities, Request, Task
 
 LOOK_S = 0.1
 """How often a request in flight is asked whether anybody still wants its answer."""
-
-SECRET = 6
-"""A header's value at least this long may be a secret; a shorter one is a word that messages have too."""
 
 T = TypeVar("T")
 
@@ -131,9 +127,6 @@ class OpenAIApi(Engine):
         options = cast(OpenAIApi.Options, options)
         if options.via != "transcriptions":
             _check_chat(options)
-        # Their debug lines have what is sent in them, the key included.
-        for name in ("aiohttp", "asyncio"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         return cls(options, _address(options))
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
@@ -164,7 +157,8 @@ class OpenAIApi(Engine):
             raise UnsupportedFeatureError("This model transcribes but does not translate.", param="model")
 
     async def _hear_all(self, windows: Sequence[Window], clips: Sequence[Clip]) -> list[Hearing]:
-        return await asyncio.gather(*map(self._hear, windows, clips))
+        outcomes = await asyncio.gather(*map(self._hear, windows, clips), return_exceptions=True)
+        return [_hearing(outcome) for outcome in outcomes]
 
     async def _hear(self, window: Window, clip: Clip) -> Hearing:
         """The upstream's hearing, or an empty one as soon as nobody wants it: the connection is closed then."""
@@ -183,38 +177,22 @@ class OpenAIApi(Engine):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
+def _hearing(outcome: Hearing | BaseException) -> Hearing:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
 async def _connected(address: Address) -> Client:
     return Client(address)  # made on the loop on which it lives
 
 
 def _address(options: OpenAIApi.Options) -> Address:
-    """The address with its headers.
-
-    Raises:
-        ConfigError: the key is given twice, is not there, or cannot be sent.
-    """
-    key, setting = options.key.get_secret_value(), "the option key"
-    if options.key_env:
-        if key:
-            raise ConfigError("key and key_env are both set: leave one of them out.")
-        setting = f"the environment variable {options.key_env} (option key_env)"
-        key = os.environ.get(options.key_env, "").strip()
-        if not key:
-            raise ConfigError(f"key_env: the environment variable {options.key_env} is not set or empty.")
-    headers = dict(options.headers)
-    if key and any(name.lower() == "authorization" for name in headers):
-        raise ConfigError(f"headers.Authorization and {setting} both hold a key: leave one of them out.")
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    for name, value in headers.items():
-        if not (name + value).isascii() or not (name + value).isprintable():
-            where = setting if name == "Authorization" and key else f"headers.{name}"
-            raise ConfigError(f"The value of {where} has characters in it that no header can have.")
-    return Address(
-        url=URL(options.url),
-        headers=headers,
-        secrets=tuple([key] * bool(key) + [value for value in options.headers.values() if len(value) >= SECRET]),
-        key_setting=setting if key else "",
+    return Address.of(
+        options.url,
+        key=options.key.get_secret_value(),
+        key_env=options.key_env,
+        headers=options.headers,
         timeout_s=options.timeout_seconds,
         retries=options.retries,
     )

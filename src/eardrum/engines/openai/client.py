@@ -6,13 +6,13 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
+from eardrum.engines.openai.address import Address
 from eardrum.engines.openai.refusal import Reply
 from eardrum.errors import UpstreamError, UpstreamTimeoutError
 
@@ -28,27 +28,6 @@ QUOTED = 300
 
 ANSWER_BYTES = 16 << 20
 """Largest answer that is read: a window's transcript with all its words is a thousandth of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an upstream is and how it is spoken to."""
-
-    url: URL
-    """The base; requests go to paths below it."""
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What must appear in no message."""
-    key_setting: str = ""
-    """Which setting holds the key, in words; empty when there is none."""
-    timeout_s: float = 120.0
-    """For one attempt, from the connection to the end of the answer."""
-    retries: int = 2
-
-    @property
-    def host(self) -> str:
-        """Host and port for messages."""
-        return self.url.authority
 
 
 class Client:
@@ -103,7 +82,7 @@ class Client:
             setting = self.address.key_setting
             hint = f" Its key comes from {setting}." if setting else " It wants a key: set `key_env` (or `key`) in the options."
         elif reply.status == 404:
-            hint = f" Check the options url, path and model: the request went to {self._target(path).path}."
+            hint = f" Check the options url, path and model: the request went to {self.address.target(path).path}."
         elif 300 <= reply.status < 400:
             hint = f" It redirects to {reply.headers.get('location', 'nowhere')}: set url to where it leads."
         error = self.error(f"answered with status {reply.status}: {self.quote(reply)}", hint)
@@ -112,20 +91,15 @@ class Client:
 
     def quote(self, reply: Reply) -> str:
         """What the upstream said, fit to be passed on: without secrets, and not too long."""
-        said = self._without_secrets(reply.message)
+        said = self.address.without_secrets(reply.message)
         return said if len(said) <= QUOTED else f"{said[:QUOTED]}…"
 
     def error(self, what: str, hint: str = "") -> UpstreamError:
         """An error that names the upstream, and no secret, whatever the upstream says."""
-        return UpstreamError(self._without_secrets(f"The upstream {self.address.host} {what.rstrip('.')}.{hint}"))
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in self.address.secrets:
-            text = text.replace(secret, "***")
-        return text
+        return UpstreamError(self.address.without_secrets(f"The upstream {self.address.host} {what.rstrip('.')}.{hint}"))
 
     async def _exchange(self, path: str, body: dict[str, Any]) -> Reply:
-        async with self._session.post(self._target(path), allow_redirects=False, **body) as response:
+        async with self._session.post(self.address.target(path), allow_redirects=False, **body) as response:
             answer = bytearray()
             async for chunk in response.content.iter_any():
                 answer += chunk
@@ -135,15 +109,14 @@ class Client:
                     )
             return Reply(response.status, response.headers, bytes(answer))
 
-    def _target(self, path: str) -> URL:
-        return self.address.url.joinpath(path.lstrip("/")) if path.strip("/") else self.address.url
-
     def _unreachable(self, error: aiohttp.ClientError) -> UpstreamError:
         match error:
             case aiohttp.ClientConnectorDNSError():
                 return self.error(f"cannot be found by its name: {error.os_error.strerror}", " Check the option url.")
             case aiohttp.ClientSSLError():
                 return self.error(f"cannot be reached safely: {_why_unsafe(error)}", " Check the option url.")
+            case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+                return self.error("cannot be reached through the proxy that HTTP_PROXY or HTTPS_PROXY names")
             case aiohttp.ClientConnectorError():
                 return self.error(f"cannot be reached: {error.os_error.strerror or error.os_error}", " Is it running?")
             case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
@@ -152,7 +125,7 @@ class Client:
 
     def _too_late(self, path: str) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(
-            f"The upstream {self.address.host} did not answer on {self._target(path).path} within "
+            f"The upstream {self.address.host} did not answer on {self.address.target(path).path} within "
             f"{self.address.timeout_s:g} s (option timeout_seconds), or was not reached within {CONNECT_S:g} s."
         )
 

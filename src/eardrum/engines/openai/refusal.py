@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 HOPELESS = {"insufficient_quota", "billing_hard_limit_reached"}
 """Codes of 429 that waiting does not mend."""
