@@ -125,8 +125,7 @@ class OpenAIApi(Engine):
             ConfigError: options that contradict each other, or a key that is not there.
         """
         options = cast(OpenAIApi.Options, options)
-        if options.via != "transcriptions":
-            _check_chat(options)
+        _check(options)
         return cls(options, _address(options))
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
@@ -198,18 +197,22 @@ def _address(options: OpenAIApi.Options) -> Address:
     )
 
 
-def _check_chat(options: OpenAIApi.Options) -> None:
-    """Raises: ConfigError: an option that a chat cannot follow."""
+def _check(options: OpenAIApi.Options) -> None:
+    """Raises: ConfigError: an option that `via` cannot follow, or two that contradict each other."""
+    chat = options.via != "transcriptions"
     impossible = {
-        "words": bool(options.words),
-        "translate": bool(options.translate),
-        "hotwords_field": bool(options.hotwords_field),
-        "response_format": options.response_format != "auto",
+        "instruction": bool(options.instruction) and not chat,
+        "words": bool(options.words) and chat,
+        "translate": bool(options.translate) and chat,
+        "hotwords_field": bool(options.hotwords_field) and chat,
+        "response_format": options.response_format != "auto" and chat,
         "audio_format": options.audio_format == "flac" and options.via == "chat_input_audio",
     }
     for name, wanted in impossible.items():
         if wanted:
             raise ConfigError(f"The option {name} cannot be had with via: {options.via}. Leave it out.")
+    if options.words and options.response_format == "json":
+        raise ConfigError("The option words cannot be had with response_format: json, which has no times. Leave one of them out.")
 
 
 def _audio_format(options: OpenAIApi.Options) -> Format:

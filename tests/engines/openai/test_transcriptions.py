@@ -84,3 +84,8 @@ def test_another_refusal_does_not_cost_the_times() -> None:
             loaded.transcribe([window()])
         loaded.transcribe([window()])
         assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "verbose_json"]
+
+
+def test_a_missing_translations_route_is_named() -> None:
+    error = failure(upstreams.fake_saying({"detail": "Not Found"}, status=404), window(task=Task.TRANSLATE))
+    assert "the request went to /v1/audio/translations" in error.message

@@ -76,7 +76,7 @@ class Answer(BaseModel):
         found = [segment for each in self.segments or () if (segment := _segment(each, window))]
         if not found and text:
             found = [Segment(*window.speech_span, text=text)]
-        _distribute((_word(word, window) for word in self.words or ()), found)
+        _distribute((_word(word, window) for word in _whole(self.words or ())), found)
         language = next((code for name in named if (code := code_of(name))), window.request.language or "")
         return Hearing(found, language)
 
@@ -120,6 +120,8 @@ def _whole(words: Iterable[AnsweredWord]) -> list[AnsweredWord]:
     """whisper.cpp's tokens joined into words: one that begins without a space continues the one before."""
     joined: list[AnsweredWord] = []
     for word in words:
+        if not word.word.strip():
+            continue
         if joined and word.t_dtw is not None and not word.word.startswith(" "):
             last = joined[-1]
             update = {"word": last.word + word.word, "end": word.end, "probability": min(last.probability, word.probability)}

@@ -67,7 +67,7 @@ class Chat:
         body = self.body(window.request, clip)
         reply = await self.client.post(self.path, lambda: {"json": body})
         if reply.refused:
-            raise self.client.refused(self.path, reply)
+            raise self.client.refused(reply)
         try:
             answer = Completion.model_validate_json(reply.body)
         except ValidationError as error:

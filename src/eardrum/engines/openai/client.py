@@ -60,7 +60,7 @@ class Client:
                 reply = await self._exchange(path, body())
                 if not reply.may_pass:
                     return reply
-                error = self.refused(path, reply)
+                error = self.refused(reply)
             except TimeoutError as late:
                 raise self._too_late(path) from late
             except aiohttp.ClientError as broken:
@@ -75,14 +75,14 @@ class Client:
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    def refused(self, path: str, reply: Reply) -> UpstreamError:
+    def refused(self, reply: Reply) -> UpstreamError:
         """The error for an answer that is none, with a hint at the setting that may be at fault."""
         hint = ""
         if reply.status in (401, 403):
             setting = self.address.key_setting
             hint = f" Its key comes from {setting}." if setting else " It wants a key: set `key_env` (or `key`) in the options."
         elif reply.status == 404:
-            hint = f" Check the options url, path and model: the request went to {self.address.target(path).path}."
+            hint = f" Check the options url, path and model: the request went to {reply.path}."
         elif 300 <= reply.status < 400:
             hint = f" It redirects to {reply.headers.get('location', 'nowhere')}: set url to where it leads."
         error = self.error(f"answered with status {reply.status}: {self.quote(reply)}", hint)
@@ -99,7 +99,8 @@ class Client:
         return UpstreamError(self.address.without_secrets(f"The upstream {self.address.host} {what.rstrip('.')}.{hint}"))
 
     async def _exchange(self, path: str, body: dict[str, Any]) -> Reply:
-        async with self._session.post(self.address.target(path), allow_redirects=False, **body) as response:
+        target = self.address.target(path)
+        async with self._session.post(target, allow_redirects=False, **body) as response:
             answer = bytearray()
             async for chunk in response.content.iter_any():
                 answer += chunk
@@ -107,7 +108,7 @@ class Client:
                     raise self.error(
                         f"sends more than {ANSWER_BYTES >> 20} MiB for one window", " Check the options url and path."
                     )
-            return Reply(response.status, response.headers, bytes(answer))
+            return Reply(target.path, response.status, response.headers, bytes(answer))
 
     def _unreachable(self, error: aiohttp.ClientError) -> UpstreamError:
         match error:

@@ -22,6 +22,8 @@ AGAIN = {408, 425, 429, 500, 502, 503, 504, 529}
 class Reply:
     """A whole answer as it came over the wire."""
 
+    path: str
+    """Where the request went."""
     status: int
     headers: Mapping[str, str]
     """Found whatever the case of their names."""

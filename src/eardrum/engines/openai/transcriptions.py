@@ -97,7 +97,7 @@ class Transcriptions:
 
     def _read(self, reply: Reply, window: Window) -> Hearing:
         if reply.refused:
-            raise self.client.refused(self.path, reply)
+            raise self.client.refused(reply)
         try:
             return Answer.model_validate_json(reply.body).hearing(window)
         except ValidationError as error:
