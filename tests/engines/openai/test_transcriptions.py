@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from aiohttp import web
 
 from eardrum.errors import UnsupportedFeatureError, UpstreamError
 from eardrum.types import Task
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, engine, failure, window
-from tests.upstreams import KEY, fake_upstream
+from tests.upstreams import KEY, Call, fake_upstream
 
 
 def test_what_is_asked_goes_into_the_form() -> None:
@@ -89,3 +92,20 @@ def test_another_refusal_does_not_cost_the_times() -> None:
 def test_a_missing_translations_route_is_named() -> None:
     error = failure(upstreams.fake_saying({"detail": "Not Found"}, status=404), window(task=Task.TRANSLATE))
     assert "the request went to /v1/audio/translations" in error.message
+
+
+def test_windows_in_flight_together_all_survive_the_refusal_of_verbose_json() -> None:
+    first_has_json = asyncio.Event()
+
+    async def fake_staggered(call: Call, request: web.Request) -> web.Response:
+        """The first window's json is answered before the second window's verbose_json is refused."""
+        if call.value("response_format") == "json":
+            first_has_json.set()
+        elif call.value("prompt") == "second":
+            await first_has_json.wait()
+            await asyncio.sleep(0.1)
+        return await upstreams.fake_json_only(call, request)
+
+    with fake_upstream(fake_staggered) as fake, engine(fake.url) as loaded:
+        hearings = loaded.transcribe([window(prompt="first"), window(prompt="second")])
+        assert [hearing.segments[0].text for hearing in hearings] == ["Guten Tag."] * 2

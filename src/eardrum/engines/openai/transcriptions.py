@@ -44,9 +44,10 @@ class Transcriptions:
             UpstreamError: it fails, refuses, or answers with something else.
             UnsupportedFeatureError: word times were asked of an upstream that has none.
         """
-        chosen = "verbose_json" if self.response_format == "auto" else self.response_format
+        finding_out = self.response_format == "auto"  # as of now: other windows may find out meanwhile
+        chosen = "verbose_json" if finding_out else self.response_format
         reply = await self._post(window.request, clip, chosen)
-        if self.response_format == "auto" and _about_the_format(reply) and not window.request.words:
+        if finding_out and _about_the_format(reply) and not window.request.words:
             reply = await self._post(window.request, clip, "json")
             if not reply.refused:
                 self.response_format = "json"
