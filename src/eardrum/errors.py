@@ -156,6 +156,20 @@ class PullError(EardrumError):
     code = "pull_failed"
 
 
+class UpstreamError(EardrumError):
+    """The server behind a model refuses, fails, or cannot be reached; the message names it and what it said."""
+
+    status = 502
+    code = "upstream_failed"
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The server behind a model did not answer in time."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
 class ConfigError(EardrumError):
     """The configuration is wrong; the message names the setting."""
 

@@ -1,0 +1,150 @@
+"""Turns upstreams' answers into hearings: the shapes of OpenAI and of those who nearly follow it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
+
+from eardrum.engines.base import Hearing, Window
+from eardrum.errors import InvalidRequestError
+from eardrum.languages import language_code
+from eardrum.types import Segment, Word
+
+QWEN = re.compile(r"\s*language\s+(?P<language>[^<,]*)[^<]*<asr_text>")
+"""What Qwen3-ASR puts before the text when its server does not take it away."""
+
+TAG = re.compile(r"<\|([^|<>]*)\|>")
+"""A special token that a server left in the text: `<|de|>`, `<|transcribe|>`, `<|NEUTRAL|>`."""
+
+
+def _finite(value: Any) -> Any:
+    """None, and numbers that are none, count as 0: JSON from C++ has them where a mean was taken of nothing."""
+    return 0.0 if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+Number = Annotated[float, BeforeValidator(_finite)]
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+
+
+class AnsweredWord(BaseModel):
+    """A word; LocalAI calls its text `text`."""
+
+    word: Text = Field(validation_alias=AliasChoices("word", "text"))
+    start: Number
+    end: Number
+    probability: Number = 1.0
+    t_dtw: Any = None
+    """Only whisper.cpp has it, and its words are tokens: parts of words."""
+
+
+class AnsweredSegment(BaseModel):
+    """A segment of verbose_json. Most servers leave some of it out."""
+
+    start: Number
+    end: Number
+    text: Text
+    avg_logprob: Number = 0.0
+    no_speech_prob: Number = 0.0
+    compression_ratio: Number = 1.0
+    temperature: Number = 0.0
+    words: list[AnsweredWord] | None = None
+
+
+class AnsweredLanguage(BaseModel):
+    """An entry of `languages`, as newer models of OpenAI have it."""
+
+    code: Text = ""
+
+
+class Answer(BaseModel):
+    """The answer of a transcription in json or verbose_json."""
+
+    text: Text
+    language: Text = ""
+    languages: list[AnsweredLanguage] | None = None
+    segments: list[AnsweredSegment] | None = None
+    words: list[AnsweredWord] | None = None
+
+    def hearing(self, window: Window) -> Hearing:
+        """The answer on the window's clock. Without segments in it, the text spans the window's speech."""
+        text, tagged = plain(self.text)
+        named = [self.language, *(language.code for language in self.languages or ()), tagged]
+        found = [segment for each in self.segments or () if (segment := _segment(each, window))]
+        if not found and text:
+            found = [Segment(*window.speech_span, text=text)]
+        _distribute((_word(word, window) for word in _whole(self.words or ())), found)
+        language = next((code for name in named if (code := code_of(name))), window.request.language or "")
+        return Hearing(found, language)
+
+
+def plain(text: str) -> tuple[str, str]:
+    """The text without what marks its language, and the language it was marked with: a name, a code or nothing."""
+    language = ""
+    if marked := QWEN.match(text):
+        text, language = text[marked.end() :], marked["language"].strip()
+    for tag in TAG.findall(text):
+        language = language or code_of(tag)
+    return TAG.sub("", text).strip(), language
+
+
+def code_of(spelled: str) -> str:
+    """The ISO 639 code of a language that an upstream named; empty when it is none we know."""
+    try:
+        return language_code(spelled) or ""
+    except InvalidRequestError:
+        return ""
+
+
+def _segment(answered: AnsweredSegment, window: Window) -> Segment | None:
+    text, _ = plain(answered.text)
+    if not text:
+        return None
+    start, end = _within(answered.start, answered.end, window)
+    return Segment(
+        start=start,
+        end=end,
+        text=text,
+        avg_logprob=answered.avg_logprob,
+        no_speech_prob=answered.no_speech_prob,
+        compression_ratio=answered.compression_ratio,
+        temperature=answered.temperature,
+        words=[_word(word, window) for word in _whole(answered.words or ())],
+    )
+
+
+def _whole(words: Iterable[AnsweredWord]) -> list[AnsweredWord]:
+    """whisper.cpp's tokens joined into words: one that begins without a space continues the one before."""
+    joined: list[AnsweredWord] = []
+    for word in words:
+        if not word.word.strip():
+            continue
+        if joined and word.t_dtw is not None and not word.word.startswith(" "):
+            last = joined[-1]
+            update = {"word": last.word + word.word, "end": word.end, "probability": min(last.probability, word.probability)}
+            joined[-1] = last.model_copy(update=update)
+        else:
+            joined.append(word)
+    return joined
+
+
+def _word(answered: AnsweredWord, window: Window) -> Word:
+    start, end = _within(answered.start, answered.end, window)
+    return Word(answered.word.strip(), start, end, answered.probability)
+
+
+def _distribute(words: Iterable[Word], segments: list[Segment]) -> None:
+    """Give words that stand beside the segments to the segment they are in: the last that begins before their middle."""
+    for word in words:
+        begun = [segment for segment in segments if segment.start <= (word.start + word.end) / 2]
+        for segment in begun[-1:] or segments[:1]:
+            segment.words.append(word)
+
+
+def _within(start: float, end: float, window: Window) -> tuple[float, float]:
+    """Times inside the window: Whisper's may lie in the silence with which it fills up 30 s."""
+    start = min(max(start, 0.0), window.seconds)
+    return start, min(max(end, start), window.seconds)
