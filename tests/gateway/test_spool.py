@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eardrum.errors import StalledError, StorageFullError
+from eardrum.errors import StorageFullError
 from eardrum.gateway.spool import CHUNK, Spool, StoredFile
 
 
@@ -67,21 +67,6 @@ async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
         spool.finish()
         assert await asyncio.wait_for(reading, 10) == data
         assert max([len(chunk) async for chunk in spool.read()]) <= CHUNK
-
-
-async def test_readers_learn_that_the_rest_will_not_come(tmp_path: Path) -> None:
-    gone = StalledError("The client fell silent.")
-    with Spool(tmp_path) as spool:
-        await spool.write(b"abc")
-        reading = spool.read()
-        assert await within(5, reading) == b"abc"
-        waiting = asyncio.create_task(anext(reading))
-        await asyncio.sleep(0.01)
-        spool.fail(gone)
-        with pytest.raises(StalledError):
-            await asyncio.wait_for(waiting, 5)
-        with pytest.raises(StalledError):
-            await gathered(spool)
 
 
 def entries(folder: Path) -> list[Path]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 from asyncio.subprocess import PIPE
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,8 +35,10 @@ class Process:
         self.ended = asyncio.ensure_future(self._wait())
 
     @classmethod
-    async def start(cls, name: str, command: Sequence[str], *, within_s: float) -> Process:
-        """Start `command` and wait for its line of JSON on stdout.
+    async def start(
+        cls, name: str, command: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start `command`, with `environment` added to our own, and wait for its line of JSON on stdout.
 
         The child gets a session of its own, so that Ctrl-C reaches only the gateway, and a pipe as stdin whose
         end tells it that the gateway is gone.
@@ -43,7 +46,14 @@ class Process:
         Raises:
             ModelLoadError: it said why it failed, died, or was not ready in time.
         """
-        child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True)
+        child = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, **(environment or {})},
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            start_new_session=True,
+        )
         process = cls(name, child)
         try:
             async with asyncio.timeout(within_s):

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol, Self
 
-from eardrum.errors import EardrumError, StorageFullError
+from eardrum.errors import StorageFullError
 
 CHUNK = 256 * 1024
 
@@ -46,7 +46,6 @@ class Spool:
         self.size = 0
         self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=directory, buffering=0)  # noqa: SIM115 -- this class is the context
         self._finished = False
-        self._error: EardrumError | None = None
         self._grown = asyncio.Event()
 
     def __enter__(self) -> Self:
@@ -75,21 +74,10 @@ class Spool:
         self._finished = True
         self._wake()
 
-    def fail(self, error: EardrumError) -> None:
-        """The rest will never come; readers raise `error`."""
-        self._error = error
-        self._wake()
-
     async def read(self) -> AsyncIterator[bytes]:
-        """All bytes from the start, as they come.
-
-        Raises:
-            EardrumError: what `fail` was told.
-        """
+        """All bytes from the start, as they come."""
         at = 0
         while True:
-            if self._error:
-                raise self._error
             if at < self.size:
                 data = await asyncio.to_thread(os.pread, self._file.fileno(), CHUNK, at)
                 at += len(data)

@@ -143,7 +143,12 @@ class Supervisor:
     async def _started(self, model: Model, socket: str) -> Process:
         began = time.monotonic()
         try:
-            process = await Process.start(model.id, self._command(model, socket), within_s=self._start_seconds)
+            process = await Process.start(
+                model.id,
+                self._command(model, socket),
+                within_s=self._start_seconds,
+                environment={"EARDRUM_RUNNER_OPTIONS": json.dumps(model.options)},  # not for everybody who lists processes
+            )
         except (OSError, ValueError) as error:
             raise ModelLoadError(f"{model.id} could not be started: {error}") from error
         seconds, batch = time.monotonic() - began, process.ready["batch"]
@@ -154,7 +159,6 @@ class Supervisor:
         arguments = {
             "--engine": model.engine,
             "--source": str(model.source or ""),
-            "--options": json.dumps(model.options),
             "--socket": socket,
             "--batch": str(model.batch),
             "--max-audio-s": str(self._max_audio_s),

@@ -146,7 +146,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eardrum.runner", description=__doc__)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--source", type=Path, required=True, help="directory or file of the weights")
-    parser.add_argument("--options", default="{}", help="the engine's options as JSON")
+    options = os.environ.get("EARDRUM_RUNNER_OPTIONS", "{}")  # may hold keys: a command line is for all to see
+    parser.add_argument("--options", default=options, help="the engine's options as JSON; else EARDRUM_RUNNER_OPTIONS")
     parser.add_argument("--socket", help="unix socket to listen on; without it TCP")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8101)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 
 from eardrum.engines.base import Engine, Hearing, Window
+from eardrum.errors import EardrumError
 from eardrum.runner.queue import Class, FairQueue, Queue, class_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,10 @@ class Batcher:
             try:
                 self._decode(jobs)
             except Exception as error:
-                log.exception("The engine failed on a batch of %d", len(jobs))
+                if isinstance(error, EardrumError):
+                    log.warning("A batch of %d failed: %s", len(jobs), error.message)
+                else:
+                    log.exception("The engine failed on a batch of %d", len(jobs))
                 for job in jobs:
                     _settle(job.future, error)
             finally:
