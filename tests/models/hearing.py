@@ -8,6 +8,7 @@ import json
 import lzma
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from tests.recordings import ROOT, Samples, decoded
 
 FOLDER = ROOT / "tests" / "data" / "hearing"
 
-LANGUAGES = (
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy sk te "
-    "fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps "
-    "tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su"
-).split()
+_CODES = """
+en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy sk te
+fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps
+tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su
+"""
+
+LANGUAGES = _CODES.split()
 """In the order of their tokens."""
 
 END_OF_TEXT, START = 50257, 50258
@@ -143,7 +146,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens that were merged into this one: what pairing by rank makes of it when stopped before its own."""
     parts = [bytes([b]) for b in token]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
         best = min(pairs)
         if best >= ranks[token]:
             break
