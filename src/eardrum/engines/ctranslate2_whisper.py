@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,12 +12,13 @@ import numpy as np
 
 from eardrum.engines.base import Audio
 from eardrum.engines.whisper import TIME_STEP_S, WINDOW_S, Decoding, Special, compression_ratio
+from eardrum.engines.whisper_rounds import FRAMES_PER_SECOND, Features
 from eardrum.errors import ModelLoadError
 from eardrum.types import SAMPLE_RATE
 
 WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
 
-FRAMES_PER_SECOND, FRAMES = 100, 3000
+FRAMES = 3000
 DYNAMIC_RANGE, QUIETEST = 2.0, -1.5
 """Of log-mel features: nothing lies further below the loudest, nor lower at all."""
 MOST_TOKENS = 448
@@ -24,8 +26,30 @@ MOST_TOKENS = 448
 PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "float32")}
 """Compute types that `auto` takes, the first that the device has."""
 
-Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
-"""Log-mel, shape [bands, frames]."""
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How text is searched for."""
+
+    beam_size: int
+    best_of: int
+    patience: float
+    length_penalty: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: tuple[int, ...]
+
+    def settings(self, temperature: float) -> dict[str, Any]:
+        """CTranslate2's words for it."""
+        common = {
+            "length_penalty": self.length_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+        }
+        if temperature:
+            sampling = {"num_hypotheses": self.best_of, "sampling_topk": 0, "sampling_temperature": temperature}
+            return common | {"beam_size": 1} | sampling
+        return common | {"beam_size": self.beam_size, "patience": self.patience}
 
 
 class Encoded:
@@ -46,7 +70,7 @@ class Encoded:
 class CTranslate2Whisper:
     """A loaded model with its tokenizer. Every method may be called from several threads."""
 
-    def __init__(self, library: Any, model: Any, tokenizer: Any, special: Special, config: dict[str, Any]):
+    def __init__(self, library: Any, model: Any, tokenizer: Any, special: Special, config: dict[str, Any], search: Search):
         from faster_whisper.feature_extractor import FeatureExtractor
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
@@ -60,11 +84,14 @@ class CTranslate2Whisper:
         self.multilingual: bool = model.is_multilingual
         self.aligns = bool(config.get("alignment_heads"))
         self.replicas: int = model.num_workers
-        self.never: list[int] = [-1, *get_suppressed_tokens(self._splitter("en"), [-1])]
-        """Symbols and annotations that nobody says; -1 stands for those that the model's own config lists."""
+        self._search = search
+        # Symbols and annotations that nobody says; -1 stands for those that the model's own config lists.
+        self._never = [-1, *get_suppressed_tokens(self._splitter("en"), [-1]), *search.suppress_tokens]
 
     @classmethod
-    def open(cls, source: Path, *, device: str, device_index: list[int], compute_type: str, **settings: Any) -> Self:
+    def open(
+        cls, source: Path, search: Search, *, device: str, device_index: list[int], compute_type: str, **settings: Any
+    ) -> Self:
         """Load the folder `source`; `settings` go to CTranslate2 as they are.
 
         Raises:
@@ -86,9 +113,9 @@ class CTranslate2Whisper:
             )
         except (RuntimeError, ValueError) as error:
             raise ModelLoadError(
-                f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file was not fetched completely, fetch the model again."
+                f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file is damaged, fetch the model again."
             ) from error
-        return cls(ctranslate2, model, tokenizer, special, config)
+        return cls(ctranslate2, model, tokenizer, special, config, search)
 
     def features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio, filled up with silence: shape [bands, 3000]."""
@@ -108,9 +135,7 @@ class CTranslate2Whisper:
         found = self._model.detect_language(encoded.rows(rows))
         return [{token[2:-2]: probability for token, probability in languages} for languages in found]
 
-    def decode(
-        self, encoded: Encoded, rows: Sequence[int], prompts: list[list[int]], temperature: float, **search: Any
-    ) -> list[Decoding]:
+    def decode(self, encoded: Encoded, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[Decoding]:
         """Decode these rows; prompts must agree on where the text begins."""
         results = self._model.generate(
             encoded.rows(rows),
@@ -118,10 +143,10 @@ class CTranslate2Whisper:
             return_scores=True,
             return_no_speech_prob=True,
             max_length=MOST_TOKENS,
-            sampling_temperature=temperature,
-            **search,
+            suppress_tokens=self._never,
+            **self._search.settings(temperature),
         )
-        return [self._decoding(result, temperature, search.get("length_penalty", 1.0)) for result in results]
+        return [self._decoding(result, temperature) for result in results]
 
     def align(
         self, encoded: Encoded, rows: Sequence[int], beginning: list[int], texts: list[list[int]], seconds: Sequence[float]
@@ -159,10 +184,10 @@ class CTranslate2Whisper:
     def _splitter(self, language: str) -> Any:
         return self._speaking(self._tokenizer, self.multilingual, "transcribe", language)
 
-    def _decoding(self, result: Any, temperature: float, length_penalty: float) -> Decoding:
+    def _decoding(self, result: Any, temperature: float) -> Decoding:
         tokens = result.sequences_ids[0]
         # The score is a sum divided by the length; Whisper's mean counts the end token too.
-        logprob = result.scores[0] * len(tokens) ** length_penalty / (len(tokens) + 1)
+        logprob = result.scores[0] * len(tokens) ** self._search.length_penalty / (len(tokens) + 1)
         ratio = compression_ratio(self.text(tokens).strip())
         return Decoding(tokens, logprob, result.no_speech_prob, ratio, temperature)
 

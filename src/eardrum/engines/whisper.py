@@ -27,7 +27,7 @@ FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
 
 OPENING = "\"'“¿([{-"
-CLOSING = "\"'.。,，!！?？:：”)]}、"
+CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 -- full-width on purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +202,13 @@ def _made_of(marks: str, text: str) -> bool:
     return bool(text) and all(letter in marks for letter in text)
 
 
-def vote(votes: dict[str, float], probabilities: Mapping[str, float], seconds: float) -> None:
-    """Add what `seconds` of speech say about a request's language."""
-    for language, probability in probabilities.items():
-        votes[language] = votes.get(language, 0.0) + probability * seconds
+def vote(votes: dict[str, float], seconds: Mapping[str, float], sign: int = 1) -> None:
+    """Add what some speech says about its request's language, or with -1 take it back.
+
+    `seconds` are the length of the speech, shared among the languages by their probability.
+    """
+    for language, share in seconds.items():
+        votes[language] = votes.get(language, 0.0) + sign * share
 
 
 def settled(votes: Mapping[str, float]) -> bool:
