@@ -11,7 +11,7 @@ import numpy as np
 from ctranslate2.specs import WhisperSpec
 
 from tests.models import hearing
-from tests.models.hearing import END_OF_TEXT, NO_TIMESTAMPS, TIMES, Dims
+from tests.models.hearing import END_OF_TEXT, LANGUAGE_IDS, NO_TIMESTAMPS, TIMES, TRANSCRIBE, Dims
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,26 +24,25 @@ def build(directory: Path, quantization: str = "int8") -> Path:
     return write(directory, *hearing.weights(), quantization=quantization)
 
 
-def random(directory: Path, size: str, quantization: str = "int8") -> Path:
+def random(directory: Path, size: str, quantization: str = "int8", tokens: int = 100) -> Path:
     """A Whisper of this size that costs what the real one costs and hears nothing, in `directory`.
 
-    It never ends a window by itself: the end of the text is suppressed, and so are the times after the first, so each window
-    decodes as many tokens as fit.
+    Whatever the audio, it says the same English words, `tokens` of them counting the two times, and is sure of them: no
+    window is decoded twice. That holds without prompts, which would move its text.
     """
     width, heads, layers = SIZES[size]
     dims = Dims(80, 1500, width, heads, layers, 51865, 448, width, heads, layers)
-    never = [END_OF_TEXT, *range(NO_TIMESTAMPS + 2, NO_TIMESTAMPS + 1 + TIMES)]
-    return write(directory, dims, _random_arrays(dims), quantization=quantization, suppress=never)
+    return write(directory, dims, _reciting(dims, tokens), quantization=quantization)
 
 
-def write(directory: Path, dims: Dims, arrays: Arrays, *, quantization: str, suppress: list[int] | None = None) -> Path:
-    """A CTranslate2 folder of these arrays; `suppress` are tokens never decoded, besides the usual ones."""
+def write(directory: Path, dims: Dims, arrays: Arrays, *, quantization: str) -> Path:
+    """A CTranslate2 folder of these arrays."""
     spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
     _fill_encoder(spec.encoder, arrays, dims)
     _fill_decoder(spec.decoder, arrays, dims)
     tokens = hearing.tokenizer().get_vocab()
     spec.register_vocabulary(sorted(tokens, key=tokens.__getitem__))
-    spec.config.suppress_ids = [*hearing.SUPPRESS, *(suppress or [])]
+    spec.config.suppress_ids = hearing.SUPPRESS
     spec.config.suppress_ids_begin = hearing.SUPPRESS_AT_BEGIN
     spec.config.alignment_heads = dims.alignment_heads
     spec.config.lang_ids = list(hearing.LANGUAGE_IDS.values())
@@ -113,12 +112,21 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def _random_arrays(dims: Dims) -> Arrays:
+def _reciting(dims: Dims, tokens: int) -> Arrays:
+    """Random arrays, but the decoder's positions drown out everything else, and each points at the token to say there."""
     rng = np.random.default_rng(3)
     arrays = {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in _shapes(dims)}
     for name, array in arrays.items():
         if "ln" in name.split(".")[-2] and name.endswith("weight"):
             array[:] = 1.0
+    known = hearing.tokenizer().get_vocab()
+    words = sorted(number for word, number in known.items() if word[:1] == "\u0120" and word[1:].isascii() and word[1:].isalpha())
+    said = rng.choice(words, tokens - 2, replace=False)
+    text = [LANGUAGE_IDS["en"], TRANSCRIBE, NO_TIMESTAMPS + 1, *said, NO_TIMESTAMPS + TIMES, END_OF_TEXT]
+    towards = rng.normal(0, 1, (len(text), dims.n_text_state)).astype(np.float32)
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    arrays["decoder.positional_embedding"][: len(text)] = 500 * towards
+    arrays["decoder.token_embedding.weight"][text] = 2 * towards
     return arrays
 
 
