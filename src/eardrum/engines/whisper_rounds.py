@@ -204,15 +204,20 @@ class Rounds:
                 best = self._thresholds.best(row.tried)
                 if not self._thresholds.silent(best):
                     row.split(best, self._special.times)
-                elif row.voted:  # where nobody speaks no language is spoken
-                    with self._voting:
-                        vote(row.window.context.votes, row.voted, -1)
         aligned = self._align(rows, encoded)
         for number, row in enumerate(rows):
             if row.spans:
                 row.hearing.segments += self._segments(row, aligned.get(number))
                 if self._remembers:
                     self._remember(row)
+            if not row.hearing.segments:
+                self._take_back(row)
+
+    def _take_back(self, row: Row) -> None:
+        """Where nobody speaks, no language is spoken."""
+        with self._voting:
+            vote(row.window.context.votes, row.voted, -1)
+        row.voted = {}
 
     def _align(self, rows: Sequence[Row], encoded: Any) -> dict[int, tuple[list[float], list[float]]]:
         """Times and probabilities of the text tokens, for the rows of which that is wanted and which have some."""
