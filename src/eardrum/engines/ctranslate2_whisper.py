@@ -11,14 +11,14 @@ from typing import Any, Self
 import numpy as np
 
 from eardrum.engines.base import Audio
-from eardrum.engines.whisper import TIME_STEP_S, WINDOW_S, Decoding, Special, compression_ratio
+from eardrum.engines.whisper import TIME_STEP_S, Decoding, Special, compression_ratio
 from eardrum.engines.whisper_rounds import FRAMES_PER_SECOND, Features
 from eardrum.errors import ModelLoadError
-from eardrum.types import SAMPLE_RATE
 
 WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
 
-FRAMES = 3000
+FRAMES, HOP, REACH = 3000, 160, 400
+"""Frames of a window, samples from one frame to the next, and how many samples a frame hears."""
 DYNAMIC_RANGE, QUIETEST = 2.0, -1.5
 """Of log-mel features: nothing lies further below the loudest, nor lower at all."""
 MOST_TOKENS = 448
@@ -118,9 +118,11 @@ class CTranslate2Whisper:
         return cls(ctranslate2, model, tokenizer, special, config, search)
 
     def features(self, audio: Audio) -> Features:
-        """Log-mel of at most 30 s of audio, filled up with silence: shape [bands, 3000]."""
-        audio = audio[: int(WINDOW_S * SAMPLE_RATE)]
-        features: Features = self._extractor(audio, padding=int(WINDOW_S * SAMPLE_RATE) - len(audio))
+        """Log-mel of at most 30 s of audio: shape [bands, frames]."""
+        most = FRAMES * HOP
+        audio = audio[:most]
+        # Frames that hear nothing but the silence after the audio are all alike: `encode` adds those.
+        features: Features = self._extractor(audio, padding=min(REACH + -len(audio) % HOP, most - len(audio)))
         return features
 
     def encode(self, features: Sequence[Features]) -> Encoded:

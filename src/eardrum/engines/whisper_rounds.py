@@ -55,7 +55,7 @@ class WhisperModel(Protocol):
     multilingual: bool
 
     def features(self, audio: Audio) -> Features:
-        """Log-mel of at most 30 s of audio, filled up with silence."""
+        """Log-mel of at most 30 s of audio."""
 
     def encode(self, features: Sequence[Features]) -> Any:
         """Encode rows of features, of which short ones are to be filled up with silence."""
