@@ -26,7 +26,7 @@ ENTRY_POINTS = "eardrum.engines"
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
-NOT_ENGINES = {"__init__", "base", "registry"}
+NOT_ENGINES = {"__init__", "base", "registry", "whisper", "whisper_rounds", "ctranslate2_whisper"}
 
 
 @dataclass(frozen=True, slots=True)

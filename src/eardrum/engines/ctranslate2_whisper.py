@@ -1,0 +1,268 @@
+"""A Whisper in CTranslate2: opens the folder, and encodes, detects, decodes and aligns rows of a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from eardrum.engines.base import Audio
+from eardrum.engines.whisper import TIME_STEP_S, Decoding, Special, compression_ratio
+from eardrum.engines.whisper_rounds import FRAMES_PER_SECOND, Features
+from eardrum.errors import ModelLoadError
+
+WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
+
+FRAMES, HOP, REACH = 3000, 160, 400
+"""Frames of a window, samples from one frame to the next, and how many samples a frame hears."""
+DYNAMIC_RANGE, QUIETEST = 2.0, -1.5
+"""Of log-mel features: nothing lies further below the loudest, nor lower at all."""
+MOST_TOKENS = 448
+
+PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "float32")}
+"""Compute types that `auto` takes, the first that the device has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How text is searched for."""
+
+    beam_size: int
+    best_of: int
+    patience: float
+    length_penalty: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: tuple[int, ...]
+
+    def settings(self, temperature: float) -> dict[str, Any]:
+        """CTranslate2's words for it."""
+        common = {
+            "length_penalty": self.length_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+        }
+        if temperature:
+            sampling = {"num_hypotheses": self.best_of, "sampling_topk": 0, "sampling_temperature": temperature}
+            return common | {"beam_size": 1} | sampling
+        return common | {"beam_size": self.beam_size, "patience": self.patience}
+
+
+class Encoded:
+    """The encoder's output for a batch; rows of it can be taken without encoding again."""
+
+    def __init__(self, view: Any, library: Any):
+        self._view = view
+        self._library = library
+
+    def rows(self, numbers: Sequence[int]) -> Any:
+        """These rows, in this order, as CTranslate2 wants them."""
+        if list(numbers) == list(range(self._view.shape[0])):
+            return self._view
+        view = self._view.to_device(self._library.Device.cpu).to(self._library.DataType.float32)
+        return self._library.StorageView.from_array(np.ascontiguousarray(np.array(view)[list(numbers)]))
+
+
+class CTranslate2Whisper:
+    """A loaded model with its tokenizer. Every method may be called from several threads."""
+
+    def __init__(self, library: Any, model: Any, tokenizer: Any, special: Special, config: dict[str, Any], search: Search):
+        from faster_whisper.feature_extractor import FeatureExtractor
+        from faster_whisper.tokenizer import Tokenizer
+        from faster_whisper.transcribe import get_suppressed_tokens
+
+        self._library = library
+        self._model = model
+        self._tokenizer = tokenizer
+        self._speaking = Tokenizer
+        self._extractor = FeatureExtractor(feature_size=model.n_mels)
+        self.special = special
+        self.multilingual: bool = model.is_multilingual
+        self.aligns = bool(config.get("alignment_heads"))
+        self.replicas: int = model.num_workers
+        self._search = search
+        # Symbols and annotations that nobody says; -1 stands for those that the model's own config lists.
+        self._never = [-1, *get_suppressed_tokens(self._splitter("en"), [-1]), *search.suppress_tokens]
+
+    @classmethod
+    def open(
+        cls, source: Path, search: Search, *, device: str, device_index: list[int], compute_type: str, **settings: Any
+    ) -> Self:
+        """Load the folder `source`; `settings` go to CTranslate2 as they are.
+
+        Raises:
+            ModelLoadError: a file is missing, damaged or of another model, or the device cannot do what was asked.
+        """
+        import ctranslate2
+
+        device = _device(device, device_index, ctranslate2)
+        compute_type = _compute_type(compute_type, device, device_index, ctranslate2)
+        config, vocabulary = _read_config(source), _read_vocabulary(source)
+        tokenizer, special = _read_tokenizer(source, vocabulary)
+        if not config.get("lang_ids"):  # converters left them out for a while; without them no language is detected
+            config["lang_ids"] = list(special.languages.values())
+            settings["files"] = {path.name: path.read_bytes() for path in (source / WEIGHTS, *source.glob(f"{VOCABULARY}.*"))}
+            settings["files"][CONFIG] = json.dumps(config).encode()
+        try:
+            model = ctranslate2.models.Whisper(
+                str(source), device=device, device_index=device_index, compute_type=compute_type, **settings
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ModelLoadError(
+                f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file is damaged, fetch the model again."
+            ) from error
+        return cls(ctranslate2, model, tokenizer, special, config, search)
+
+    def features(self, audio: Audio) -> Features:
+        """Log-mel of at most 30 s of audio: shape [bands, frames]."""
+        most = FRAMES * HOP
+        audio = audio[:most]
+        # Frames that hear nothing but the silence after the audio are all alike: `encode` adds those.
+        features: Features = self._extractor(audio, padding=min(REACH + -len(audio) % HOP, most - len(audio)))
+        return features
+
+    def encode(self, features: Sequence[Features]) -> Encoded:
+        """Encode rows of features [bands, frames]; short ones are filled up with silence."""
+        batch = np.stack([_filled(row) for row in features])
+        # With several GPUs nobody knows which one the next call will run on.
+        elsewhere = self._model.device == "cuda" and len(self._model.device_index) > 1
+        return Encoded(self._model.encode(self._library.StorageView.from_array(batch), to_cpu=elsewhere), self._library)
+
+    def detect(self, encoded: Encoded, rows: Sequence[int]) -> list[dict[str, float]]:
+        """The probability of each language, for each of these rows."""
+        found = self._model.detect_language(encoded.rows(rows))
+        return [{token[2:-2]: probability for token, probability in languages} for languages in found]
+
+    def decode(self, encoded: Encoded, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[Decoding]:
+        """Decode these rows; prompts must agree on where the text begins."""
+        results = self._model.generate(
+            encoded.rows(rows),
+            prompts,
+            return_scores=True,
+            return_no_speech_prob=True,
+            max_length=MOST_TOKENS,
+            suppress_tokens=self._never,
+            **self._search.settings(temperature),
+        )
+        return [self._decoding(result, temperature) for result in results]
+
+    def align(
+        self, encoded: Encoded, rows: Sequence[int], beginning: list[int], texts: list[list[int]], seconds: Sequence[float]
+    ) -> list[tuple[list[float], list[float]]]:
+        """When each text token begins, and the end, in seconds; and each token's probability given those before it.
+
+        `texts` must not be empty; `seconds` is how much of each row is audio.
+        """
+        frames = [max(2, min(FRAMES, round(s * FRAMES_PER_SECOND))) for s in seconds]
+        results = self._model.align(encoded.rows(rows), beginning, texts, frames)
+        aligned = []
+        for result, text in zip(results, texts, strict=True):
+            begins: dict[int, float] = {}
+            for token, step in result.alignments:
+                begins.setdefault(token, step * TIME_STEP_S)
+            starts = [begins[number] for number in range(len(text) + 1)]
+            aligned.append((starts, list(result.text_token_probs)))
+        return aligned
+
+    def tokens(self, text: str) -> list[int]:
+        """The text as tokens, without special ones."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The tokens' text, without times and special tokens."""
+        text: str = self._tokenizer.decode(self.special.text(tokens))
+        return text
+
+    def pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+        """Text tokens as words and punctuation marks, each with its number of tokens."""
+        words, parts = self._splitter(language).split_to_word_tokens(tokens)
+        return [(word, len(part)) for word, part in zip(words, parts, strict=True)]
+
+    def _splitter(self, language: str) -> Any:
+        return self._speaking(self._tokenizer, self.multilingual, "transcribe", language)
+
+    def _decoding(self, result: Any, temperature: float) -> Decoding:
+        tokens = result.sequences_ids[0]
+        # The score is a sum divided by the length; Whisper's mean counts the end token too.
+        logprob = result.scores[0] * len(tokens) ** self._search.length_penalty / (len(tokens) + 1)
+        ratio = compression_ratio(self.text(tokens).strip())
+        return Decoding(tokens, logprob, result.no_speech_prob, ratio, temperature)
+
+
+def _filled(features: Features) -> Features:
+    silence = max(float(features.max()) - DYNAMIC_RANGE, QUIETEST)
+    return np.pad(features, ((0, 0), (0, FRAMES - features.shape[1])), constant_values=silence)
+
+
+def _device(device: str, indices: list[int], library: Any) -> str:
+    count = library.get_cuda_device_count()
+    if device == "cuda" and not count:
+        raise ModelLoadError("device is cuda, but CTranslate2 sees no NVIDIA GPU here: check the driver, or set device to cpu.")
+    found = "cuda" if count and device != "cpu" else "cpu"
+    if wrong := [index for index in indices if not 0 <= index < (count if found == "cuda" else 1)]:
+        there = f"there are {count} GPUs, counted from 0" if found == "cuda" else "on the CPU there is only 0"
+        raise ModelLoadError(f"device_index {wrong[0]} does not exist: {there}.")
+    return found
+
+
+def _compute_type(asked: str, device: str, indices: list[int], library: Any) -> str:
+    have = set.intersection(*(set(library.get_supported_compute_types(device, index)) for index in indices))
+    if asked == "auto":
+        return next(kind for kind in PREFERRED[device] if kind in have)
+    if asked not in have | {"default"}:
+        raise ModelLoadError(f"compute_type {asked!r} cannot be had on {device} here. It can: {', '.join(sorted(have))}.")
+    return asked
+
+
+def _needed(source: Path, name: str, advice: str) -> Path:
+    if not source.is_dir():
+        raise ModelLoadError(f"{source} is not a folder: a faster-whisper model is one with {WEIGHTS}, {CONFIG} and {TOKENIZER}.")
+    path = source / name
+    if not path.is_file():
+        raise ModelLoadError(f"{source} is not a faster-whisper model: {name} is missing. {advice}")
+    return path
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        if isinstance(data := json.loads(path.read_bytes()), kind):
+            return data
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
+    raise ModelLoadError(f"{path} is not of a CTranslate2 model. Fetch the model again.")
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    _needed(source, WEIGHTS, "Fetch the model again.")
+    config: dict[str, Any] = _read_json(_needed(source, CONFIG, "Fetch the model again."), dict)
+    return config
+
+
+def _read_vocabulary(source: Path) -> list[str]:
+    text = source / f"{VOCABULARY}.txt"  # what older converters wrote
+    if text.is_file():
+        return text.read_text(encoding="utf-8").split("\n")
+    vocabulary: list[str] = _read_json(_needed(source, f"{VOCABULARY}.json", "Fetch the model again."), list)
+    return vocabulary
+
+
+def _read_tokenizer(source: Path, vocabulary: list[str]) -> tuple[Any, Special]:
+    from tokenizers import Tokenizer
+
+    path = _needed(source, TOKENIZER, f"Copy it there from the model that was converted (converters: --copy_files {TOKENIZER}).")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a plain Exception
+        raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
+    try:
+        special = Special.of(tokenizer.token_to_id)
+    except LookupError as error:
+        raise ModelLoadError(f"{path} is not Whisper's: it has no token {error}. Fetch the model again.") from error
+    if vocabulary[special.start : special.start + 1] != ["<|startoftranscript|>"]:
+        raise ModelLoadError(f"{path} and {source / VOCABULARY}.* are of different models. Fetch the model again.")
+    return tokenizer, special

@@ -1,0 +1,214 @@
+"""faster-whisper: Whisper on CTranslate2, for CPUs and NVIDIA GPUs.
+
+Its own pipelines are not used: one decodes a file window by window, the other batches windows of one file only and
+gives up fallback and times for it. Here the windows of any requests form a batch, each in its own language and task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, cast
+
+from pydantic import Field
+
+from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.ctranslate2_whisper import CTranslate2Whisper, Search
+from eardrum.engines.whisper import Thresholds
+from eardrum.engines.whisper_rounds import Rounds
+from eardrum.errors import UnsupportedFeatureError
+from eardrum.types import Capabilities, Request, Task
+
+
+class FasterWhisper(Engine):
+    """One Whisper model in CTranslate2's format."""
+
+    requires = ("faster_whisper", "ctranslate2")
+    title = "Whisper tiny to large-v3, turbo and distil, on CTranslate2 (faster-whisper): any language, CPU and NVIDIA GPU"
+    layouts = (("model.bin", "config.json", "vocabulary.*"),)
+    names = {
+        "tiny": "Systran/faster-whisper-tiny",
+        "whisper-tiny": "Systran/faster-whisper-tiny",
+        "openai/whisper-tiny": "Systran/faster-whisper-tiny",
+        "tiny.en": "Systran/faster-whisper-tiny.en",
+        "whisper-tiny.en": "Systran/faster-whisper-tiny.en",
+        "openai/whisper-tiny.en": "Systran/faster-whisper-tiny.en",
+        "base": "Systran/faster-whisper-base",
+        "whisper-base": "Systran/faster-whisper-base",
+        "openai/whisper-base": "Systran/faster-whisper-base",
+        "base.en": "Systran/faster-whisper-base.en",
+        "whisper-base.en": "Systran/faster-whisper-base.en",
+        "openai/whisper-base.en": "Systran/faster-whisper-base.en",
+        "small": "Systran/faster-whisper-small",
+        "whisper-small": "Systran/faster-whisper-small",
+        "openai/whisper-small": "Systran/faster-whisper-small",
+        "small.en": "Systran/faster-whisper-small.en",
+        "whisper-small.en": "Systran/faster-whisper-small.en",
+        "openai/whisper-small.en": "Systran/faster-whisper-small.en",
+        "medium": "Systran/faster-whisper-medium",
+        "whisper-medium": "Systran/faster-whisper-medium",
+        "openai/whisper-medium": "Systran/faster-whisper-medium",
+        "medium.en": "Systran/faster-whisper-medium.en",
+        "whisper-medium.en": "Systran/faster-whisper-medium.en",
+        "openai/whisper-medium.en": "Systran/faster-whisper-medium.en",
+        "large-v1": "Systran/faster-whisper-large-v1",
+        "whisper-large-v1": "Systran/faster-whisper-large-v1",
+        "large-v2": "Systran/faster-whisper-large-v2",
+        "whisper-large-v2": "Systran/faster-whisper-large-v2",
+        "openai/whisper-large-v2": "Systran/faster-whisper-large-v2",
+        "large-v3": "Systran/faster-whisper-large-v3",
+        "whisper-large-v3": "Systran/faster-whisper-large-v3",
+        "openai/whisper-large-v3": "Systran/faster-whisper-large-v3",
+        "large": "Systran/faster-whisper-large-v3",
+        "whisper-large": "Systran/faster-whisper-large-v3",
+        "openai/whisper-large": "Systran/faster-whisper-large-v1",
+        "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+        "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+        "whisper-large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+        "whisper-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+        "openai/whisper-large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+        "distil-small.en": "Systran/faster-distil-whisper-small.en",
+        "distil-whisper-small.en": "Systran/faster-distil-whisper-small.en",
+        "distil-whisper/distil-small.en": "Systran/faster-distil-whisper-small.en",
+        "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
+        "distil-whisper-medium.en": "Systran/faster-distil-whisper-medium.en",
+        "distil-whisper/distil-medium.en": "Systran/faster-distil-whisper-medium.en",
+        "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
+        "distil-whisper-large-v2": "Systran/faster-distil-whisper-large-v2",
+        "distil-whisper/distil-large-v2": "Systran/faster-distil-whisper-large-v2",
+        "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
+        "distil-whisper-large-v3": "Systran/faster-distil-whisper-large-v3",
+        "distil-whisper/distil-large-v3": "Systran/faster-distil-whisper-large-v3",
+        "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
+        "distil-whisper-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
+        "distil-whisper/distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
+    }
+    repositories = ("systran/*", "*faster-whisper*", "*faster-distil-whisper*", "*whisper*-ct2*", "*whisper*ctranslate2*")
+    downloads = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
+    variants = {
+        "*.en": {"languages": ("en",), "translate": False, "detects_language": False},
+        "*turbo*": {"translate": False},
+        "*distil*": {"languages": ("en",), "translate": False},
+    }
+    rank = 10
+    capabilities = Capabilities(
+        detects_language=True,
+        translate=True,
+        words=True,
+        logprobs=True,
+        prompt=True,
+        hotwords=True,
+        temperature=True,
+        max_window_s=30.0,
+        fixed_window=True,
+        max_batch=16,
+    )
+
+    class Options(EngineOptions):
+        """Options of a faster-whisper model."""
+
+        compute_type: str = Field(
+            "auto",
+            description="Number format to compute in: `auto` is int8 on a CPU and float16 on a GPU, `default` that of the "
+            "file; else float32, float16, bfloat16, int8, int8_float32, int8_float16, int8_bfloat16, int16, as the device can.",
+        )
+        device_index: list[int] = Field([0], min_length=1, description="Numbers of the GPUs to load the model on.")
+        threads: int = Field(0, ge=0, description="Threads per worker on a CPU; 0 leaves it to CTranslate2.")
+        workers: int = Field(1, ge=1, description="Batches decoded side by side on each device; each needs memory of its own.")
+        flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
+        beam_size: int = Field(5, ge=1, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
+        best_of: int = Field(5, ge=1, description="Samples drawn above temperature 0, of which the likeliest is taken.")
+        patience: float = Field(1.0, gt=0, description="How much longer than usual the beam search goes on.")
+        length_penalty: float = Field(1.0, description="Exponent of the length by which hypotheses are scored.")
+        repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes tokens that were said already less likely.")
+        no_repeat_ngram_size: int = Field(0, ge=0, description="No sequence of so many tokens is said twice; 0 allows it.")
+        temperatures: tuple[float, ...] = Field(
+            (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+            min_length=1,
+            description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",
+        )
+        compression_ratio_threshold: float | None = Field(
+            2.4, description="Text that packs better than this repeats itself and is doubtful; null switches the check off."
+        )
+        log_prob_threshold: float | None = Field(
+            -1.0, description="Text with a lower mean log probability is doubtful; null switches the check off."
+        )
+        no_speech_threshold: float | None = Field(
+            0.6, description="Doubtful text above this probability of silence is dropped; null switches the check off."
+        )
+        condition_on_previous_text: bool = Field(
+            False,
+            description="Tell the model what was said before. More even style and spelling, but errors carry on, and the "
+            "windows of a request are decoded one after another.",
+        )
+        prompt: str = Field("", description="Prompt for requests that bring none: names, spelling, style.")
+        suppress_tokens: tuple[int, ...] = Field(
+            (), description="Tokens never to be decoded, besides the symbols that nobody says."
+        )
+
+    def __init__(self, model: CTranslate2Whisper, options: FasterWhisper.Options):
+        self._rounds = Rounds(
+            model,
+            thresholds=Thresholds(options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold),
+            temperatures=options.temperatures,
+            prompt=options.prompt,
+            remembers=options.condition_on_previous_text,
+        )
+        self.parallel = model.replicas
+        self.sequential = options.condition_on_previous_text
+        self.capabilities = replace(
+            type(self).capabilities,
+            languages=tuple(model.special.languages) if model.multilingual else ("en",),
+            detects_language=model.multilingual,
+            translate=model.multilingual,
+            words=model.aligns,
+            logprobs=model.aligns,
+        )
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> Self:
+        """Load the CTranslate2 folder `source`."""
+        options = cast(FasterWhisper.Options, options)
+        model = CTranslate2Whisper.open(
+            source,
+            Search(
+                beam_size=options.beam_size,
+                best_of=options.best_of,
+                patience=options.patience,
+                length_penalty=options.length_penalty,
+                repetition_penalty=options.repetition_penalty,
+                no_repeat_ngram_size=options.no_repeat_ngram_size,
+                suppress_tokens=options.suppress_tokens,
+            ),
+            device=options.device,
+            device_index=options.device_index,
+            compute_type=options.compute_type,
+            intra_threads=options.threads,
+            inter_threads=options.workers,
+            flash_attention=options.flash_attention,
+        )
+        return cls(model, options)
+
+    def batch_key(self, window: Window) -> Hashable:
+        """What CTranslate2 wants to be equal in a batch; windows that will be refused keep to themselves."""
+        return self._rounds.key(window), self._refusal(window.request)
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """Decode the windows together.
+
+        Raises:
+            UnsupportedFeatureError: a language or task this model does not have.
+        """
+        for window in windows:
+            if refusal := self._refusal(window.request):
+                raise UnsupportedFeatureError(refusal)
+        return self._rounds.transcribe(windows)
+
+    def _refusal(self, request: Request) -> str:
+        can = self.capabilities
+        if request.language and request.language not in can.languages:
+            return f"This Whisper does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
+        if request.task is Task.TRANSLATE and not can.translate:
+            return "This Whisper knows English only and cannot translate."
+        return ""

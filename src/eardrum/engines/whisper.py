@@ -1,0 +1,221 @@
+"""What every Whisper shares, whatever library runs it: its tokens, prompts, doubts, times and words.
+
+Plain functions on numbers and text, so that each engine only brings a way to encode and to decode.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from eardrum.languages import NAMES
+from eardrum.types import Task, Word
+
+WINDOW_S = 30.0
+"""What the encoder takes, always."""
+TIME_STEP_S = 0.02
+"""Seconds between one time token and the next."""
+MOST_PREVIOUS = 223
+"""Tokens before the start of the text: half of what the decoder holds, less the token that announces them."""
+PREVIOUS_STEP = 32
+"""What was said before is cut to a multiple of this, so that windows agree on its length and can share a batch."""
+HEARD_ENOUGH_S = 30.0
+"""Seconds of a request's speech after which its language is settled."""
+FORGETFUL_TEMPERATURE = 0.5
+"""Text sampled at more than this is no guide to the text after it."""
+
+OPENING = "\"'“¿([{-"
+CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 -- full-width on purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """Numbers of the tokens that are not text. Time tokens begin at `times`, text ends before `end`."""
+
+    end: int
+    start: int
+    transcribe: int
+    translate: int
+    previous: int
+    times: int
+    languages: dict[str, int]
+
+    @classmethod
+    def of(cls, number: Callable[[str], int | None]) -> Self:
+        """The numbers by a vocabulary's own account.
+
+        Raises:
+            LookupError: it is not Whisper's vocabulary; the message is the token it lacks.
+        """
+
+        def needed(name: str) -> int:
+            if (found := number(f"<|{name}|>")) is None:
+                raise LookupError(f"<|{name}|>")
+            return found
+
+        languages = {code: found for code in NAMES if (found := number(f"<|{code}|>")) is not None}
+        return cls(
+            end=needed("endoftext"),
+            start=needed("startoftranscript"),
+            transcribe=needed("transcribe"),
+            translate=needed("translate"),
+            previous=needed("startofprev"),
+            times=needed("notimestamps") + 1,
+            languages=dict(sorted(languages.items(), key=lambda item: item[1])),
+        )
+
+    def beginning(self, language: str, task: Task) -> list[int]:
+        """What a multilingual model's text begins with."""
+        return [self.start, self.languages[language], self.translate if task is Task.TRANSLATE else self.transcribe]
+
+    def text(self, tokens: Iterable[int]) -> list[int]:
+        """The tokens that are text."""
+        return [token for token in tokens if token < self.end]
+
+
+def previous_tokens(hints: Sequence[int], said: Sequence[int]) -> list[int]:
+    """Tokens to put before the text: prompt and hotwords, then the end of what was said before, within `MOST_PREVIOUS`."""
+    kept = list(hints[-MOST_PREVIOUS:])
+    room = MOST_PREVIOUS - len(kept)
+    recent = list(said[-room:]) if room else []
+    if len(recent) > PREVIOUS_STEP:
+        recent = recent[len(recent) % PREVIOUS_STEP :]
+    return kept + recent
+
+
+def ladder(temperatures: Sequence[float], asked: float) -> list[float]:
+    """The temperatures to try one after another: those of the model from what the request asks for upwards."""
+    return [asked, *(t for t in temperatures if t > asked)] if asked else list(temperatures)
+
+
+def compression_ratio(text: str) -> float:
+    """How many times smaller the text can be packed: repetitions pack well."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """One attempt at a window: its tokens, times included, and how far to believe it."""
+
+    tokens: list[int]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """When not to believe a decoding; None switches a check off."""
+
+    compression_ratio: float | None = 2.4
+    log_prob: float | None = -1.0
+    no_speech: float | None = 0.6
+
+    def silent(self, decoding: Decoding) -> bool:
+        """Whether nobody speaks: the model says so and is not sure of the text either."""
+        if self.no_speech is None or decoding.no_speech_prob <= self.no_speech:
+            return False
+        return self.log_prob is None or decoding.avg_logprob <= self.log_prob
+
+    def doubtful(self, decoding: Decoding) -> bool:
+        """Whether to try again at a higher temperature."""
+        unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
+        return (unsure or self._repetitive(decoding)) and not self.silent(decoding)
+
+    def best(self, decodings: Sequence[Decoding]) -> Decoding:
+        """The last one if it is beyond doubt, else the likeliest of those that do not repeat themselves."""
+        if not self.doubtful(decodings[-1]):
+            return decodings[-1]
+        believable = [decoding for decoding in decodings if not self._repetitive(decoding)]
+        return max(believable or decodings, key=lambda decoding: decoding.avg_logprob)
+
+    def _repetitive(self, decoding: Decoding) -> bool:
+        return self.compression_ratio is not None and decoding.compression_ratio > self.compression_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens between two times in seconds, the time tokens included."""
+
+    start: float
+    end: float
+    tokens: list[int]
+
+
+def spans(tokens: Sequence[int], times: int, duration: float) -> tuple[list[Span], float | None]:
+    """Cut decoded tokens at their times.
+
+    Returns the spans, and the second at which the model broke off in the middle of a segment, which is then left out:
+    Whisper goes on from there with a fresh window. None means that it came to the end.
+    """
+    cuts = [i for i in range(1, len(tokens)) if tokens[i - 1] >= times and tokens[i] >= times]
+    if not cuts:
+        return [_span(tokens, times, duration)], None
+    ended = tokens[-2] < times <= tokens[-1]
+    if ended:
+        cuts.append(len(tokens))
+    found = [_span(tokens[a:b], times, duration) for a, b in zip([0, *cuts], cuts, strict=False)]
+    return found, None if ended else (tokens[cuts[-1] - 1] - times) * TIME_STEP_S
+
+
+def _span(tokens: Sequence[int], times: int, duration: float) -> Span:
+    marks = [(token - times) * TIME_STEP_S for token in tokens if token >= times]
+    start = marks[0] if tokens and tokens[0] >= times else 0.0
+    end = marks[-1] if marks and marks[-1] > start else duration
+    return Span(min(start, duration), min(end, duration), list(tokens))
+
+
+def whole(tokens: Sequence[int], times: int, duration: float) -> Span:
+    """All tokens as one span: for a decoding whose times lead nowhere."""
+    return replace(_span(tokens, times, duration), end=duration)
+
+
+def timed_words(
+    pieces: Sequence[tuple[str, int]], starts: Sequence[float], probabilities: Sequence[float], within: tuple[float, float]
+) -> list[Word]:
+    """Words with their times, punctuation joined to them.
+
+    `pieces` are texts, leading space included, with their number of tokens; `starts` has the second at which each of these
+    tokens begins and, last, the end; `probabilities` those of the tokens. No word leaves the seconds `within`.
+    """
+    words: list[Word] = []
+    first = 0
+    for text, count in pieces:
+        last = first + count
+        start, end = (min(max(starts[i], within[0]), within[1]) for i in (first, last))
+        word = Word(text, start, end, sum(probabilities[first:last]) / count)
+        first = last
+        if words and _made_of(CLOSING, text):
+            words[-1] = replace(words[-1], word=words[-1].word + text)
+        elif words and words[-1].word.startswith(" ") and _made_of(OPENING, words[-1].word[1:]):
+            words[-1] = replace(word, word=words[-1].word + text.lstrip())
+        else:
+            words.append(word)
+    return [replace(word, word=word.word.strip()) for word in words if word.word.strip()]
+
+
+def _made_of(marks: str, text: str) -> bool:
+    return bool(text) and all(letter in marks for letter in text)
+
+
+def vote(votes: dict[str, float], seconds: Mapping[str, float], sign: int = 1) -> None:
+    """Add what some speech says about its request's language, or with -1 take it back.
+
+    `seconds` are the length of the speech, shared among the languages by their probability.
+    """
+    for language, share in seconds.items():
+        votes[language] = votes.get(language, 0.0) + sign * share
+
+
+def settled(votes: Mapping[str, float]) -> bool:
+    """Whether enough speech was heard to be sure of the language."""
+    return sum(votes.values()) > HEARD_ENOUGH_S * 0.99
+
+
+def favourite(votes: Mapping[str, float]) -> str:
+    """The language with the most votes."""
+    return max(votes, key=votes.__getitem__)

@@ -1,0 +1,306 @@
+"""Decodes windows of any requests with any library's Whisper, as rows of common batches.
+
+A batch goes through rounds. In each the rows are encoded once; on that output languages are found, rows are decoded at one
+temperature after another while their text is doubtful, and words are timed. A row in which the model broke off in the middle
+of a segment goes on from there in the next round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from math import log
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+
+from eardrum.engines.base import Audio, Hearing, Window
+from eardrum.engines.whisper import (
+    FORGETFUL_TEMPERATURE,
+    WINDOW_S,
+    Decoding,
+    Span,
+    Special,
+    Thresholds,
+    favourite,
+    ladder,
+    previous_tokens,
+    settled,
+    spans,
+    timed_words,
+    vote,
+    whole,
+)
+from eardrum.types import Segment, Task, Token
+
+Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""Log-mel, shape [bands, frames]."""
+
+FRAMES_PER_SECOND = 100
+LEAST_S = 0.3
+"""Less speech than this is not worth a round, and less progress than this is none."""
+REMEMBERED = 2000
+"""Characters of earlier text that are kept; more than the model can be told."""
+SURE_OF_NOTHING = 1e-10
+"""Least probability of a token, so that it has a logarithm."""
+
+
+class WhisperModel(Protocol):
+    """What a library must offer. `Encoded` is whatever its encoder returns for a batch; rows are numbers into it."""
+
+    special: Special
+    multilingual: bool
+
+    def features(self, audio: Audio) -> Features:
+        """Log-mel of at most 30 s of audio."""
+
+    def encode(self, features: Sequence[Features]) -> Any:
+        """Encode rows of features, of which short ones are to be filled up with silence."""
+
+    def detect(self, encoded: Any, rows: Sequence[int]) -> list[dict[str, float]]:
+        """The probability of each language, for each of these rows."""
+
+    def decode(self, encoded: Any, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[Decoding]:
+        """Decode these rows with times; in all prompts the text begins at the same place."""
+
+    def align(
+        self, encoded: Any, rows: Sequence[int], beginning: list[int], texts: list[list[int]], seconds: Sequence[float]
+    ) -> list[tuple[list[float], list[float]]]:
+        """When each text token begins, and the end, in seconds; and each token's probability given those before it."""
+
+    def tokens(self, text: str) -> list[int]:
+        """The text as tokens, without special ones."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The tokens' text, without times and special tokens."""
+
+    def pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+        """Text tokens as words and punctuation marks, each with its number of tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A window on its way through the rounds, and what this round found in it."""
+
+    window: Window
+    features: Features
+    at: float = 0.0
+    """Second of the window at which the features begin."""
+    hearing: Hearing = field(default_factory=Hearing)
+    previous: list[int] = field(default_factory=list)
+    ladder: list[float] = field(default_factory=list)
+    tried: list[Decoding] = field(default_factory=list)
+    voted: dict[str, float] = field(default_factory=dict)
+    """What this row said about the request's language."""
+    spans: list[Span] = field(default_factory=list)
+    rest: float | None = None
+    """Second of the features from which to go on."""
+
+    @property
+    def seconds(self) -> float:
+        """How much of the features is audio."""
+        return min(self.window.seconds, WINDOW_S) - self.at
+
+    @property
+    def temperature(self) -> float:
+        """The next to try."""
+        return self.ladder[len(self.tried)]
+
+    def split(self, decoding: Decoding, times: int) -> None:
+        """Take the decoding's spans, and go on after them if there is speech left and the model came forward at all."""
+        self.spans, self.rest = spans(decoding.tokens, times, self.seconds)
+        if self.rest is not None and self.rest < LEAST_S:
+            self.spans, self.rest = [whole(decoding.tokens, times, self.seconds)], None
+        if self.rest is not None and self.at + self.rest > self.window.speech_span[1] - LEAST_S:
+            self.rest = None
+
+    def skip(self, seconds: float) -> None:
+        """Leave out the first seconds of the features."""
+        frames = round(seconds * FRAMES_PER_SECOND)
+        self.features = self.features[:, frames:]
+        self.at += frames / FRAMES_PER_SECOND
+
+
+class Rounds:
+    """Transcribes with one model. May be called from several threads if the model may."""
+
+    def __init__(
+        self, model: WhisperModel, *, thresholds: Thresholds, temperatures: Sequence[float], prompt: str, remembers: bool
+    ):
+        self._model = model
+        self._special = model.special
+        self._thresholds = thresholds
+        self._temperatures = temperatures
+        self._prompt = prompt
+        self._remembers = remembers
+        self._hints = lru_cache(maxsize=256)(self._hint_tokens)
+        self._voting = Lock()
+
+    def key(self, window: Window) -> Hashable:
+        """What must be equal in a batch: where the text begins, and the first temperature."""
+        return len(self._previous(window)), window.request.temperature
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """One hearing per window; those of silent and of cancelled ones are empty, also of a language."""
+        rows = [Row(window, self._model.features(window.audio)) for window in windows]
+        current = rows
+        while current := [row for row in current if not row.window.cancelled]:
+            encoded = self._model.encode([row.features for row in current])
+            self._find_languages(current, encoded)
+            self._decode(current, encoded)
+            self._hear(current, encoded)
+            current = [row for row in current if row.rest is not None]
+            for row in current:
+                row.skip(row.rest or 0.0)
+        return [Hearing() if row.window.cancelled or not row.hearing.segments else row.hearing for row in rows]
+
+    def _find_languages(self, rows: Sequence[Row], encoded: Any) -> None:
+        """A row's language is its request's, or the one with most votes of the request's windows so far."""
+        unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.hearing.language]
+        unsettled = [n for n in unknown if not rows[n].window.request.language and not settled(rows[n].window.context.votes)]
+        detected = self._model.detect(encoded, unsettled) if unsettled else []
+        with self._voting:
+            for number, probabilities in zip(unsettled, detected, strict=True):
+                row = rows[number]
+                begin, end = row.window.speech_span
+                row.voted = {language: p * max(end - begin, LEAST_S) for language, p in probabilities.items()}
+                vote(row.window.context.votes, row.voted)
+            for number in unknown:
+                window = rows[number].window
+                rows[number].hearing.language = window.request.language or favourite(window.context.votes)
+        if not self._model.multilingual:
+            for row in rows:
+                row.hearing.language = "en"
+
+    def _decode(self, rows: Sequence[Row], encoded: Any) -> None:
+        """Try each row at one temperature after another until there is no doubt; rows at the same one go together."""
+        for row in rows:
+            row.previous = self._previous(row.window)
+            row.ladder = ladder(self._temperatures, row.window.request.temperature)
+            row.tried = []
+        waiting = list(range(len(rows)))
+        while waiting:
+            for alike in _groups(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
+                if wanted := [n for n in alike if not rows[n].window.cancelled]:
+                    prompts = [self._before(rows[n]) + self._beginning(rows[n]) for n in wanted]
+                    decodings = self._model.decode(encoded, wanted, prompts, rows[wanted[0]].temperature)
+                    for number, decoding in zip(wanted, decodings, strict=True):
+                        rows[number].tried.append(decoding)
+            waiting = [n for n in waiting if self._doubts(rows[n])]
+
+    def _doubts(self, row: Row) -> bool:
+        if row.window.cancelled or len(row.tried) == len(row.ladder):
+            return False
+        return self._thresholds.doubtful(row.tried[-1])
+
+    def _hear(self, rows: Sequence[Row], encoded: Any) -> None:
+        """Turn the best decodings into segments, and find out which rows go on."""
+        for row in rows:
+            row.spans, row.rest = [], None
+            if row.tried and not row.window.cancelled:
+                best = self._thresholds.best(row.tried)
+                if not self._thresholds.silent(best):
+                    row.split(best, self._special.times)
+        aligned = self._align(rows, encoded)
+        for number, row in enumerate(rows):
+            if row.spans:
+                row.hearing.segments += self._segments(row, aligned.get(number))
+                if self._remembers:
+                    self._remember(row)
+            if not row.hearing.segments:
+                self._take_back(row)
+
+    def _take_back(self, row: Row) -> None:
+        """Where nobody speaks, no language is spoken."""
+        with self._voting:
+            vote(row.window.context.votes, row.voted, -1)
+        row.voted = {}
+
+    def _align(self, rows: Sequence[Row], encoded: Any) -> dict[int, tuple[list[float], list[float]]]:
+        """Times and probabilities of the text tokens, for the rows of which that is wanted and which have some."""
+        texts = {
+            number: [token for span in row.spans for token in self._special.text(span.tokens)]
+            for number, row in enumerate(rows)
+            if row.window.request.words or row.window.request.logprobs
+        }
+        aligned: dict[int, tuple[list[float], list[float]]] = {}
+        for alike in _groups([n for n in texts if texts[n]], lambda n: tuple(self._beginning(rows[n]))):
+            wanted = [n for n in alike if not rows[n].window.cancelled]
+            if not wanted:
+                continue
+            results = self._model.align(
+                encoded, wanted, self._beginning(rows[wanted[0]]), [texts[n] for n in wanted], [rows[n].seconds for n in wanted]
+            )
+            aligned |= dict(zip(wanted, results, strict=True))
+        return aligned
+
+    def _segments(self, row: Row, aligned: tuple[list[float], list[float]] | None) -> list[Segment]:
+        best = self._thresholds.best(row.tried)
+        texts = [self._special.text(span.tokens) for span in row.spans]
+        firsts = accumulate((len(text) for text in texts), initial=0)
+        segments = []
+        for span, tokens, first in zip(row.spans, texts, firsts, strict=False):
+            segment = Segment(
+                start=row.at + span.start,
+                end=row.at + span.end,
+                text=self._model.text(tokens).strip(),
+                avg_logprob=best.avg_logprob,
+                no_speech_prob=best.no_speech_prob,
+                compression_ratio=best.compression_ratio,
+                temperature=best.temperature,
+                tokens=span.tokens,
+            )
+            if segment.text and segment.end > segment.start:
+                segments.append(segment)
+                if aligned:
+                    starts, probabilities = aligned
+                    last = first + len(tokens)
+                    self._detail(row, segment, tokens, starts[first : last + 1], probabilities[first:last])
+        return segments
+
+    def _detail(
+        self, row: Row, segment: Segment, tokens: list[int], starts: Sequence[float], probabilities: Sequence[float]
+    ) -> None:
+        """Add the words and the tokens' probabilities that were asked for."""
+        request = row.window.request
+        if request.words:
+            language = "en" if request.task is Task.TRANSLATE else row.hearing.language
+            times = [row.at + start for start in starts]
+            segment.words = timed_words(self._model.pieces(tokens, language), times, probabilities, (segment.start, segment.end))
+        if request.logprobs:
+            segment.token_logprobs = [
+                Token(self._model.text([token]), log(max(probability, SURE_OF_NOTHING)))
+                for token, probability in zip(tokens, probabilities, strict=True)
+            ]
+
+    def _remember(self, row: Row) -> None:
+        said = "".join(self._model.text(span.tokens) for span in row.spans)
+        forget = row.tried[-1].temperature > FORGETFUL_TEMPERATURE
+        row.window.context.text = "" if forget else (row.window.context.text + said)[-REMEMBERED:]
+
+    def _previous(self, window: Window) -> list[int]:
+        request = window.request
+        said = self._model.tokens(window.context.text) if self._remembers and window.context.text else []
+        return previous_tokens(self._hints(", ".join(request.hotwords), request.prompt or self._prompt), said)
+
+    def _hint_tokens(self, hotwords: str, prompt: str) -> list[int]:
+        return [token for text in (hotwords, prompt) if text.strip() for token in self._model.tokens(" " + text.strip())]
+
+    def _before(self, row: Row) -> list[int]:
+        return [self._special.previous, *row.previous] if row.previous else []
+
+    def _beginning(self, row: Row) -> list[int]:
+        if not self._model.multilingual:
+            return [self._special.start]
+        return self._special.beginning(row.hearing.language, row.window.request.task)
+
+
+def _groups(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """The numbers with equal keys together, in order."""
+    groups: dict[Hashable, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(key(number), []).append(number)
+    return list(groups.values())

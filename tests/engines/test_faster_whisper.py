@@ -1,0 +1,592 @@
+"""The main engine, with a tiny Whisper that hears."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from eardrum.engines.base import Context, Hearing, Window
+from eardrum.engines.ctranslate2_whisper import CTranslate2Whisper, _filled
+from eardrum.engines.faster_whisper import FasterWhisper
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
+from eardrum.types import SAMPLE_RATE, Request, Task
+from tests.models import build, faster_whisper, hearing
+from tests.models.hearing import Clip, clip, clips, joined
+from tests.recordings import Samples, noise, silence
+
+GERMAN = [c for c in clips() if c.language == "de"]
+
+
+def window(samples: Samples, context: Context | None = None, **request: object) -> Window:
+    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), Request(**request), context or Context())
+
+
+def text(hearing: Hearing) -> str:
+    return " ".join(segment.text for segment in hearing.segments)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("faster_whisper", tmp_path_factory.mktemp("faster-whisper") / "hearing")
+
+
+def load(folder: Path, **options: object) -> FasterWhisper:
+    return FasterWhisper.load(folder, FasterWhisper.Options(**options))
+
+
+@pytest.fixture(scope="session")
+def engine(folder: Path) -> FasterWhisper:
+    return load(folder)
+
+
+@pytest.fixture(scope="session")
+def alone(engine: FasterWhisper) -> dict[str, Hearing]:
+    """Each clip heard by itself."""
+    return {c.name: engine.transcribe([window(c.samples)])[0] for c in clips()}
+
+
+@pytest.fixture
+def decoded(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
+    """What the model was asked to decode: rows, temperature, prompts."""
+    return spy(engine, monkeypatch)
+
+
+def spy(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
+    asked: list[tuple[list[int], float, list[list[int]]]] = []
+    model = engine._rounds._model
+    decode = model.decode
+
+    def recorded(encoded, rows, prompts, temperature):
+        asked.append((list(rows), temperature, prompts))
+        return decode(encoded, rows, prompts, temperature)
+
+    monkeypatch.setattr(model, "decode", recorded)
+    return asked
+
+
+@pytest.mark.parametrize("one", clips(), ids=lambda c: c.name)
+def test_every_clip_is_heard_right(alone: dict[str, Hearing], one: Clip) -> None:
+    heard = alone[one.name]
+    assert text(heard) == one.text
+    assert heard.language == one.language
+    (segment,) = heard.segments
+    assert segment.start == pytest.approx(one.start, abs=0.25)
+    assert segment.end == pytest.approx(one.end, abs=0.25)
+
+
+def test_a_segment_says_how_sure_it_is(alone: dict[str, Hearing]) -> None:
+    (segment,) = alone["u02"].segments
+    assert -0.3 < segment.avg_logprob < 0
+    assert segment.no_speech_prob < 0.1
+    assert 0.5 < segment.compression_ratio < 2.4
+    assert segment.temperature == 0.0
+    assert len(segment.tokens) > 5
+    assert segment.words == []
+    assert segment.token_logprobs == []
+
+
+@pytest.mark.parametrize("compute_type", ["int8", "float32"])
+def test_a_batch_hears_what_each_window_alone_is_heard_as(folder: Path, alone: dict[str, Hearing], compute_type: str) -> None:
+    engine = load(folder, compute_type=compute_type)
+    together = [heard for half in (clips()[:8], clips()[8:]) for heard in engine.transcribe([window(c.samples) for c in half])]
+    for one, heard in zip(clips(), together, strict=True):
+        (by_itself,) = engine.transcribe([window(one.samples)])
+        assert (text(heard), heard.language) == (text(by_itself), by_itself.language) == (one.text, one.language)
+        assert heard.segments[0].tokens == by_itself.segments[0].tokens
+        assert heard.segments[0].avg_logprob == pytest.approx(by_itself.segments[0].avg_logprob, abs=1e-4)
+
+
+def test_weights_in_float32_hear_the_same(tmp_path: Path) -> None:
+    engine = load(faster_whisper.build(tmp_path, "float32"), compute_type="default")
+    assert text(engine.transcribe([window(clip("u18").samples)])[0]) == clip("u18").text
+
+
+def test_german_is_translated(engine: FasterWhisper) -> None:
+    heard = engine.transcribe([window(c.samples, task=Task.TRANSLATE) for c in GERMAN])
+    assert [h.language for h in heard] == ["de"] * len(GERMAN)
+    said = dict(zip([c.name for c in GERMAN], map(text, heard), strict=True))
+    assert said["u03"] == "Five two zero eight."
+    assert said["u07"] == "Five no please."
+    assert said["u39"] == "Music stop."
+
+
+def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list) -> None:
+    asked = [
+        window(clip("u03").samples, task=Task.TRANSLATE, words=True),
+        window(clip("u06").samples),
+        window(clip("u15").samples, language="de", logprobs=True),
+        window(clip("u30").samples, language="en", words=True),
+    ]
+    together = engine.transcribe(asked)
+    assert [text(h) for h in together] == [
+        "Five two zero eight.",
+        "Set the volume up.",
+        "Sechs fünf neun.",
+        "Turn down the light.",
+    ]
+    assert [h.language for h in together] == ["de", "en", "de", "en"]
+    assert [rows for rows, _, _ in decoded] == [[0, 1, 2, 3]], "one batch"
+    for one, heard in zip(asked, together, strict=True):
+        one.context.votes.clear()
+        assert engine.transcribe([one])[0] == heard
+
+
+def test_a_language_that_is_asked_for_is_not_detected(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._rounds._model, "detect", None)
+    asked = window(clip("u06").samples, language="de")
+    assert engine.transcribe([asked])[0].language == "de"
+    assert asked.context.votes == {}
+
+
+def test_a_request_is_decoded_in_the_language_most_of_it_was(engine: FasterWhisper) -> None:
+    context = Context()
+    for name in ("u03", "u07", "u15"):
+        assert engine.transcribe([window(clip(name).samples, context)])[0].language == "de"
+    seconds = sum(len(clip(name).samples) for name in ("u03", "u07", "u15")) / SAMPLE_RATE
+    assert sum(context.votes.values()) == pytest.approx(seconds, rel=0.01)
+    assert context.votes["de"] > 0.8 * seconds
+    assert engine.transcribe([window(clip("u24").samples, context)])[0].language == "de", "one word does not turn it"
+    assert engine.transcribe([window(clip("u24").samples)])[0].language == "en"
+
+
+def test_languages_are_detected_until_enough_was_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(votes={"de": 31.0})
+    monkeypatch.setattr(engine._rounds._model, "detect", None)
+    assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
+
+
+def test_silence_has_no_say_in_the_language(engine: FasterWhisper) -> None:
+    context = Context()
+    first, second = engine.transcribe([window(silence(20), context), window(clip("u06").samples, context)])
+    assert (first.segments, first.language) == ([], "")
+    assert text(engine.transcribe([window(clip("u06").samples, context)])[0]) == "Set the volume up."
+    assert sum(context.votes.values()) == pytest.approx(2 * len(clip("u06").samples) / SAMPLE_RATE, rel=0.01)
+    assert second.language in {"en", "de"}, "decided while the silence was still believed"
+
+
+@pytest.mark.parametrize("quiet", [silence(5), silence(0.01), np.zeros(1, np.float32), noise(3.0), silence(30)], ids=len)
+def test_silence_and_scraps_give_nothing(engine: FasterWhisper, quiet: Samples) -> None:
+    heard = engine.transcribe([window(quiet), window(clip("u09").samples), window(quiet, words=True)])
+    assert [text(h) for h in heard] == ["", clip("u09").text, ""]
+
+
+def test_the_first_half_of_a_word_is_a_window_too(engine: FasterWhisper) -> None:
+    scrap = clip("u06").samples[int(0.6 * SAMPLE_RATE) : int(0.75 * SAMPLE_RATE)]
+    (heard,) = engine.transcribe([window(scrap, words=True, logprobs=True)])
+    assert all(0 <= s.start <= s.end <= 0.15 for s in heard.segments)
+
+
+LONG = ["u02", "u06", "u18", "u30", "u34", "u36"]
+
+
+def test_several_utterances_in_a_window_are_segments(engine: FasterWhisper) -> None:
+    samples = joined(LONG)
+    (heard,) = engine.transcribe([window(samples, words=True)])
+    assert [s.text for s in heard.segments] == [clip(name).text for name in LONG]
+    at = 0.0
+    for segment, name in zip(heard.segments, LONG, strict=True):
+        assert segment.start == pytest.approx(at + clip(name).start, abs=0.35)
+        assert segment.end == pytest.approx(at + clip(name).end, abs=0.35)
+        assert [word.word for word in segment.words] == segment.text.split()
+        at += len(clip(name).samples) / SAMPLE_RATE + 1.0
+
+
+def test_words_ascend_within_their_segment(engine: FasterWhisper) -> None:
+    for one in engine.transcribe([window(c.samples, words=True) for c in clips()]):
+        for segment in one.segments:
+            times = [time for word in segment.words for time in (word.start, word.end)]
+            assert times == sorted(times)
+            assert segment.start <= times[0] <= times[-1] <= segment.end
+            assert " ".join(word.word for word in segment.words) == segment.text
+            assert all(0 < word.probability <= 1 for word in segment.words)
+
+
+def test_the_tokens_of_a_segment_with_their_probabilities(engine: FasterWhisper) -> None:
+    (segment,) = engine.transcribe([window(clip("u03").samples, logprobs=True)])[0].segments
+    assert "".join(token.text for token in segment.token_logprobs).strip() == segment.text
+    assert all(-5 < token.logprob <= 0 for token in segment.token_logprobs)
+    assert segment.words == []
+    mean = sum(token.logprob for token in segment.token_logprobs) / len(segment.token_logprobs)
+    assert mean == pytest.approx(segment.avg_logprob, abs=0.3)
+
+
+def tired(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the model break off after this much of each row, as a real one does now and then."""
+    model = engine._rounds._model
+    decode = model.decode
+    end = model.special.times + round(seconds / 0.02)
+
+    def shortened(*arguments):
+        for found in decode(*arguments):
+            kept = [token for token in found.tokens if token < model.special.times or token <= end]
+            last = max(i for i, token in enumerate(kept) if token >= model.special.times)
+            yield replace(found, tokens=[*kept[: last + 1], kept[last]])
+
+    monkeypatch.setattr(model, "decode", lambda *arguments: list(shortened(*arguments)))
+
+
+def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = joined(LONG)
+    (whole,) = engine.transcribe([window(samples, words=True)])
+    tired(engine, monkeypatch, 7.0)
+    rounds = spy(engine, monkeypatch)
+    german = clip("u03")
+    heard, short = engine.transcribe(
+        [window(samples, words=True), Window(german.samples, 0.0, 1.0, (german.start, german.end), Request())]
+    )
+    assert text(short) == german.text
+    assert [s.text for s in heard.segments] == [clip(name).text for name in LONG]
+    assert [rows for rows, _, _ in rounds][:2] == [[0, 1], [0]], "only the row that broke off goes on"
+    assert len(rounds) > 2
+    for one, other in zip(heard.segments, whole.segments, strict=True):
+        assert one.start == pytest.approx(other.start, abs=1.5), "no text begins later than 1 s into a row"
+        assert one.end == pytest.approx(other.end, abs=0.2)
+        assert [w.end for w in one.words] == pytest.approx([w.end for w in other.words], abs=0.5)
+
+
+def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    tired(engine, monkeypatch, 3.2)
+    rounds = spy(engine, monkeypatch)
+    samples = np.concatenate([clip("u02").samples, silence(20)])
+    asked = Window(samples, 0.0, 1.0, (0.5, 3.2), Request())
+    assert text(engine.transcribe([asked])[0]) == clip("u02").text
+    assert len(rounds) == 1
+
+
+def test_a_model_that_does_not_come_forward_is_not_asked_again(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine._rounds._model
+    decode = model.decode
+
+    def stuck(*arguments):
+        first = model.special.times
+        return [replace(found, tokens=[first, 1, first, first, *found.tokens[1:-1]]) for found in decode(*arguments)]
+
+    monkeypatch.setattr(model, "decode", stuck)
+    rounds = spy(engine, monkeypatch)
+    (heard,) = engine.transcribe([window(clip("u06").samples)])
+    assert "Set the volume up" in text(heard)
+    assert len(rounds) == 1
+
+
+def test_only_doubtful_rows_are_tried_at_higher_temperatures(
+    folder: Path, alone: dict[str, Hearing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sureness = {name: heard.segments[0].avg_logprob for name, heard in alone.items()}
+    unsure, *_, sure = sorted(sureness, key=sureness.__getitem__)
+    threshold = (sureness[unsure] + sureness[sure]) / 2
+    engine = load(folder, log_prob_threshold=threshold, no_speech_threshold=None, temperatures=(0.0, 0.2, 0.4))
+    rounds = spy(engine, monkeypatch)
+    heard = engine.transcribe([window(clip(name).samples) for name in (sure, unsure, sure)])
+    assert text(heard[0]) == text(heard[2]) == clip(sure).text
+    assert [(rows, temperature) for rows, temperature, _ in rounds][:2] == [([0, 1, 2], 0.0), ([1], 0.2)]
+    assert heard[0].segments[0].temperature == heard[2].segments[0].temperature == 0.0
+
+
+def test_the_best_try_is_kept_when_none_is_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(folder, log_prob_threshold=0.0, no_speech_threshold=None)
+    rounds = spy(engine, monkeypatch)
+    (heard,) = engine.transcribe([window(clip("u06").samples)])
+    assert [temperature for _, temperature, _ in rounds] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert text(heard) == "Set the volume up."
+
+
+def test_repetition_is_doubtful(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(folder, compression_ratio_threshold=0.1, temperatures=(0.0, 0.2), beam_size=1, best_of=1)
+    rounds = spy(engine, monkeypatch)
+    engine.transcribe([window(clip("u06").samples)])
+    assert [temperature for _, temperature, _ in rounds] == [0.0, 0.2]
+
+
+def test_a_requests_temperature_is_the_first_to_be_tried(engine: FasterWhisper, decoded: list) -> None:
+    heard = engine.transcribe([window(clip("u06").samples, temperature=0.1), window(clip("u09").samples)])
+    assert sorted((temperature, rows) for rows, temperature, _ in decoded) == [(0.0, [1]), (0.1, [0])]
+    assert [text(h) for h in heard] == [clip("u06").text, clip("u09").text]
+    assert heard[0].segments[0].temperature == 0.1
+
+
+def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decoded: list) -> None:
+    model = engine._rounds._model
+    asked = [
+        window(clip("u06").samples, prompt="Please stop."),
+        window(clip("u09").samples, hotwords=("kitchen", "music", "light")),
+        window(clip("u18").samples),
+    ]
+    assert len({engine.batch_key(w) for w in asked}) == 3, "the batcher keeps them apart"
+    heard = engine.transcribe(asked)
+    assert len(decoded) == 3, "and if it did not, the engine would"
+    told = {rows[0]: prompts[0] for rows, _, prompts in decoded}
+    start = hearing.START
+    assert told[0] == [hearing.START_OF_PREVIOUS, *model.tokens(" Please stop."), start, *told[0][-2:]]
+    assert told[1][: told[1].index(start)] == [hearing.START_OF_PREVIOUS, *model.tokens(" kitchen, music, light")]
+    assert told[2][0] == start
+    assert text(heard[2]) == clip("u18").text
+    assert all(h.language == "en" for h in heard)
+
+
+def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list) -> None:
+    engine.transcribe([window(clip("u06").samples, prompt="please " * 400 + "stop")])
+    ((_, _, (prompt,)),) = decoded
+    before = prompt[: prompt.index(hearing.START)]
+    assert len(before) == 224
+    assert engine._rounds._model.text(before[1:]).endswith("please stop")
+
+
+def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(folder, prompt="Hello computer.")
+    rounds = spy(engine, monkeypatch)
+    engine.transcribe([window(clip("u06").samples)])
+    engine.transcribe([window(clip("u06").samples, prompt="Music.")])
+    texts = [engine._rounds._model.text(prompts[0][: prompts[0].index(hearing.START)]) for _, _, prompts in rounds]
+    assert texts == [" Hello computer.", " Music."]
+
+
+def test_previous_text_is_told_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(folder, condition_on_previous_text=True)
+    assert engine.sequential
+    rounds = spy(engine, monkeypatch)
+    context = Context()
+    engine.transcribe([window(clip("u06").samples, context)])
+    assert context.text == " Set the volume up."
+    engine.transcribe([window(clip("u09").samples, context)])
+    assert rounds[0][2][0][0] == hearing.START
+    second = rounds[1][2][0]
+    said = engine._rounds._model.tokens(" Set the volume up.")
+    assert second[: second.index(hearing.START)] == [hearing.START_OF_PREVIOUS, *said]
+    assert context.text.startswith(" Set the volume up. ")
+
+
+def test_previous_text_is_forgotten_after_much_doubt(folder: Path) -> None:
+    engine = load(folder, condition_on_previous_text=True, log_prob_threshold=0.0, no_speech_threshold=None)
+    context = Context(text=" Hello.")
+    engine.transcribe([window(clip("u06").samples, context)])
+    assert context.text == ""
+
+
+def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decoded: list) -> None:
+    context = Context(text=" Hello.")
+    assert not engine.sequential
+    engine.transcribe([window(clip("u06").samples, context)])
+    assert decoded[0][2][0][0] == hearing.START
+    assert context.text == " Hello."
+
+
+def test_a_cancelled_window_is_given_up_between_steps(
+    engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, decoded: list
+) -> None:
+    gone, stays, never = (window(clip(n).samples, words=True) for n in ("u02", "u06", "u09"))
+    never.cancelled = True
+    model = engine._rounds._model
+    detect, align = model.detect, model.align
+    aligned: list[list[int]] = []
+
+    def cancelling(*arguments):
+        gone.cancelled = True
+        return detect(*arguments)
+
+    def recorded(encoded, rows, *rest):
+        aligned.append(list(rows))
+        return align(encoded, rows, *rest)
+
+    monkeypatch.setattr(model, "detect", cancelling)
+    monkeypatch.setattr(model, "align", recorded)
+    heard = engine.transcribe([gone, stays, never])
+    assert heard[0] == heard[2] == Hearing()
+    assert text(heard[1]) == "Set the volume up."
+    assert [rows for rows, _, _ in decoded] == [[1]]
+    assert aligned == [[1]]
+
+
+def test_a_window_cancelled_while_it_is_decoded_is_not_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine._rounds._model
+    decode = model.decode
+    gone = window(clip("u06").samples)
+
+    def cancelling(*arguments):
+        gone.cancelled = True
+        return decode(*arguments)
+
+    monkeypatch.setattr(model, "decode", cancelling)
+    assert engine.transcribe([gone]) == [Hearing()]
+
+
+def test_what_the_model_cannot_do_is_refused(engine: FasterWhisper) -> None:
+    odd = window(clip("u06").samples, language="yue")
+    assert engine.batch_key(odd) != engine.batch_key(window(clip("u06").samples))
+    with pytest.raises(UnsupportedFeatureError, match="yue"):
+        engine.transcribe([odd])
+
+
+def test_capabilities_are_those_of_the_weights(engine: FasterWhisper) -> None:
+    assert engine.capabilities.languages == tuple(hearing.LANGUAGES)
+    assert engine.capabilities.detects_language
+    assert engine.parallel == 1
+    assert FasterWhisper.capabilities.languages == (), "a loaded model changed the class"
+
+
+def test_workers_decode_side_by_side(folder: Path) -> None:
+    assert load(folder, workers=2).parallel == 2
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """The model in a folder of its own; each file a link until it is replaced."""
+    copy = tmp_path / "copied"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).symlink_to(path)
+    return copy
+
+
+def replaced(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+def load_fails(source: Path, **options: object) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load(source, **options)
+    return caught.value.message
+
+
+def configured(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_bytes()) | changes
+    replaced(folder / "config.json", json.dumps(config).encode())
+
+
+def test_languages_are_detected_though_the_converter_left_them_out(copied: Path) -> None:
+    configured(copied, lang_ids=[])
+    assert load(copied).transcribe([window(clip("u15").samples)])[0].language == "de"
+
+
+def test_a_model_without_alignment_has_no_words(copied: Path) -> None:
+    configured(copied, alignment_heads=[])
+    engine = load(copied)
+    assert not engine.capabilities.words
+    assert not engine.capabilities.logprobs
+    assert text(engine.transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
+
+
+def test_a_vocabulary_as_older_converters_wrote_it(copied: Path) -> None:
+    tokens = json.loads((copied / "vocabulary.json").read_bytes())
+    (copied / "vocabulary.json").unlink()
+    (copied / "vocabulary.txt").write_text("\n".join(tokens), encoding="utf-8")
+    assert text(load(copied).transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
+
+
+def test_features_need_no_file(copied: Path) -> None:
+    (copied / "preprocessor_config.json").unlink()
+    assert text(load(copied).transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
+
+
+@pytest.mark.parametrize("name", ["model.bin", "config.json", "tokenizer.json", "vocabulary.json"])
+def test_a_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    message = load_fails(copied)
+    assert f"{name} is missing" in message
+    assert str(copied) in message
+
+
+@pytest.mark.parametrize("name", ["model.bin", "config.json", "tokenizer.json", "vocabulary.json"])
+@pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99])
+def test_a_truncated_file_is_named(copied: Path, name: str, keep: float) -> None:
+    data = (copied / name).read_bytes()
+    replaced(copied / name, data[: int(keep * len(data)) if keep < 1 else keep])
+    assert name in load_fails(copied)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n", b"GGUF" + bytes(1000)],
+)
+def test_weights_of_another_kind_are_named(copied: Path, foreign: bytes) -> None:
+    replaced(copied / "model.bin", foreign)
+    assert "model.bin" in load_fails(copied)
+
+
+def test_weights_of_another_architecture_are_named(copied: Path) -> None:
+    replaced(copied / "model.bin", (copied / "model.bin").read_bytes().replace(b"WhisperSpec", b"ParrotsSpec", 1))
+    assert "model.bin" in load_fails(copied)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
+def test_json_of_another_kind_is_named(copied: Path, name: str) -> None:
+    replaced(copied / name, b'"text"')
+    assert name in load_fails(copied)
+
+
+def test_a_tokenizer_that_is_not_whispers_is_named(copied: Path) -> None:
+    plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+    replaced(copied / "tokenizer.json", json.dumps(plain).encode())
+    assert "tokenizer.json is not Whisper's" in load_fails(copied)
+
+
+def test_a_vocabulary_of_another_model_is_named(copied: Path) -> None:
+    replaced(copied / "vocabulary.json", json.dumps(["a"] * 51865).encode())
+    message = load_fails(copied)
+    assert "tokenizer.json" in message
+    assert "vocabulary" in message
+
+
+def test_a_source_that_is_no_folder_is_named(folder: Path, tmp_path: Path) -> None:
+    assert "not a folder" in load_fails(folder / "model.bin")
+    assert str(tmp_path / "none") in load_fails(tmp_path / "none")
+
+
+def test_a_compute_type_the_device_lacks_is_told_what_there_is(folder: Path) -> None:
+    message = load_fails(folder, compute_type="float17", device="cpu")
+    assert "'float17'" in message
+    assert "float32" in message
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
+    assert "device_index 7" in load_fails(folder, device="cpu", device_index=[7])
+
+
+def test_cuda_without_a_gpu_is_refused(folder: Path) -> None:
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    if ctranslate2.get_cuda_device_count():
+        pytest.skip("there is a GPU")
+    assert "device is cuda" in load_fails(folder, device="cuda")
+
+
+def test_options_nobody_knows_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        FasterWhisper.Options(beams=5)
+    with pytest.raises(ValidationError):
+        FasterWhisper.Options(beam_size=0)
+
+
+@pytest.mark.parametrize("size", [1, 159, 160, 38_560, 38_599, 30 * SAMPLE_RATE - 1, 30 * SAMPLE_RATE, 40 * SAMPLE_RATE])
+def test_features_are_those_of_audio_filled_up_with_silence(engine: FasterWhisper, size: int) -> None:
+    model = engine._rounds._model
+    assert isinstance(model, CTranslate2Whisper)
+    samples = np.resize(clip("u06").samples, size)
+    whole = np.pad(samples, (0, max(0, 30 * SAMPLE_RATE - size)))[: 30 * SAMPLE_RATE]
+    found = _filled(model.features(samples))
+    assert found.shape == (80, 3000)
+    assert np.allclose(found, model._extractor(whole, padding=0), atol=1e-5)
+
+
+def test_two_threads_may_decode_at_once(engine: FasterWhisper) -> None:
+    parts = [clips()[n::4] for n in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        heard = list(pool.map(lambda part: engine.transcribe([window(c.samples, words=True) for c in part]), parts))
+    assert [[text(h) for h in part] for part in heard] == [[c.text for c in part] for part in parts]
+
+
+def test_a_random_model_recites_as_many_tokens_as_asked(tmp_path: Path) -> None:
+    engine = load(faster_whisper.random(tmp_path, "tiny", tokens=20), beam_size=1)
+    heard = engine.transcribe([window(noise(5.0)), window(clip("u06").samples)])
+    for one in heard:
+        (segment,) = one.segments
+        assert len(segment.tokens) == 20
+        assert segment.temperature == 0.0
+        assert math.exp(segment.avg_logprob) > 0.9

@@ -1,0 +1,153 @@
+"""What every Whisper shares: pure functions on tokens, times and text."""
+
+from __future__ import annotations
+
+import pytest
+
+from eardrum.engines.whisper import (
+    MOST_PREVIOUS,
+    PREVIOUS_STEP,
+    Decoding,
+    Special,
+    Thresholds,
+    compression_ratio,
+    favourite,
+    ladder,
+    previous_tokens,
+    settled,
+    spans,
+    timed_words,
+    vote,
+    whole,
+)
+from eardrum.types import Task
+from tests.models import hearing
+
+TIMES = 50364
+
+
+def at(seconds: float) -> int:
+    return TIMES + round(seconds / 0.02)
+
+
+def decoding(logprob: float = -0.1, *, silence: float = 0.0, ratio: float = 1.0, temperature: float = 0.0) -> Decoding:
+    return Decoding([1], logprob, silence, ratio, temperature)
+
+
+def test_one_segment_begins_and_ends_where_its_times_say() -> None:
+    found, rest = spans([at(0.6), 1, 2, at(1.4)], TIMES, 5.0)
+    assert [(s.start, s.end, s.tokens) for s in found] == [(0.6, pytest.approx(1.4), [at(0.6), 1, 2, at(1.4)])]
+    assert rest is None
+
+
+def test_a_segment_without_times_is_the_whole_row() -> None:
+    found, rest = spans([1, 2], TIMES, 5.0)
+    assert [(s.start, s.end) for s in found] == [(0.0, 5.0)]
+    assert rest is None
+
+
+def test_a_time_that_only_begins_does_not_end() -> None:
+    ((one,), _) = spans([at(1.0), 1, 2], TIMES, 5.0)
+    assert (one.start, one.end) == (1.0, 5.0)
+
+
+def test_segments_are_cut_between_two_times() -> None:
+    tokens = [at(0), 1, at(1), at(2), 2, 3, at(3)]
+    found, rest = spans(tokens, TIMES, 5.0)
+    assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
+    assert [token for span in found for token in span.tokens] == tokens
+    assert rest is None
+
+
+@pytest.mark.parametrize("unfinished", [[], [4, 5]])
+def test_what_was_not_finished_is_left_for_the_next_round(unfinished: list[int]) -> None:
+    found, rest = spans([at(0), 1, at(1), at(2), 2, at(3), at(3), *unfinished], TIMES, 5.0)
+    assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
+    assert rest == pytest.approx(3.0)
+
+
+def test_no_span_leaves_the_audio() -> None:
+    ((one,), _) = spans([at(1), 1, at(20)], TIMES, 2.0)
+    assert (one.start, one.end) == (1.0, 2.0)
+    assert whole([at(0), at(0), 1], TIMES, 2.0).end == 2.0
+
+
+def test_nothing_decoded_is_a_span_without_text() -> None:
+    assert spans([], TIMES, 2.0)[0][0].tokens == []
+
+
+def test_doubt() -> None:
+    rule = Thresholds()
+    assert not rule.doubtful(decoding())
+    assert rule.doubtful(decoding(-1.1))
+    assert rule.doubtful(decoding(ratio=2.5))
+    assert not rule.doubtful(decoding(-1.1, silence=0.7)), "nobody speaks: nothing to try again"
+    assert not rule.silent(decoding(-0.1, silence=0.99)), "sure of its text"
+    assert rule.silent(decoding(-1.1, silence=0.7))
+    assert not Thresholds(None, None, None).doubtful(decoding(-9, ratio=9))
+    assert not Thresholds(None, None, None).silent(decoding(-9, silence=1.0))
+
+
+def test_the_best_is_the_first_without_doubt_else_the_likeliest_that_does_not_repeat_itself() -> None:
+    rule = Thresholds()
+    tries = [decoding(-1.5), decoding(-1.2, ratio=3.0), decoding(-0.2, temperature=0.4)]
+    assert rule.best(tries) is tries[2]
+    assert rule.best(tries[:2]) is tries[0]
+    assert rule.best(tries[1:2]) is tries[1]
+
+
+def test_the_ladder_begins_at_what_the_request_asks_for() -> None:
+    assert ladder((0.0, 0.2, 0.6), 0.0) == [0.0, 0.2, 0.6]
+    assert ladder((0.0, 0.2, 0.6), 0.3) == [0.3, 0.6]
+    assert ladder((0.0, 0.2, 0.6), 1.0) == [1.0]
+
+
+def test_repetition_packs_well() -> None:
+    assert compression_ratio("no no no " * 40) > 2.4 > compression_ratio("He might even have been made amiable himself.")
+
+
+def test_hints_stay_and_the_oldest_text_goes() -> None:
+    assert previous_tokens([1, 2], []) == [1, 2]
+    assert previous_tokens(range(300), [7]) == list(range(300 - MOST_PREVIOUS, 300))
+    long = previous_tokens([1, 2], range(1000, 2000))
+    assert long[:2] == [1, 2]
+    assert long[-1] == 1999
+    assert len(long) - 2 == MOST_PREVIOUS // PREVIOUS_STEP * PREVIOUS_STEP
+    assert previous_tokens([], range(40)) == list(range(8, 40)), "lengths agree, so that windows share a batch"
+    assert previous_tokens([], range(20)) == list(range(20))
+
+
+def test_languages_are_voted_on() -> None:
+    votes: dict[str, float] = {}
+    vote(votes, {"de": 1.5, "en": 0.5})
+    vote(votes, {"de": 4.0, "en": 16.0})
+    assert favourite(votes) == "en"
+    assert not settled(votes)
+    vote(votes, {"de": 4.0, "en": 16.0}, -1)
+    assert favourite(votes) == "de"
+    vote(votes, {"de": 28.0})
+    assert settled(votes)
+
+
+def test_words_have_their_punctuation_and_stay_in_their_segment() -> None:
+    pieces = [(" (", 1), ("Hello", 2), (",", 1), (" world", 1), (".", 1), (")", 1)]
+    starts = [0.0, 0.1, 0.5, 1.0, 1.2, 2.0, 2.1, 2.2]
+    words = timed_words(pieces, starts, [0.5, 0.2, 0.4, 1.0, 0.9, 1.0, 1.0], (0.2, 1.8))
+    assert [(w.word, w.start, w.end) for w in words] == [("(Hello,", 0.2, 1.0), ("world.)", 1.2, 1.8)]
+    assert [w.probability for w in words] == [pytest.approx(0.3), 0.9]
+
+
+def test_blank_pieces_are_no_words() -> None:
+    assert timed_words([(" ", 1)], [0.0, 1.0], [1.0], (0.0, 1.0)) == []
+    assert timed_words([], [0.0], [], (0.0, 1.0)) == []
+
+
+def test_special_tokens_are_read_from_the_vocabulary() -> None:
+    special = Special.of(hearing.tokenizer().token_to_id)
+    assert (special.end, special.start, special.times) == (hearing.END_OF_TEXT, hearing.START, TIMES)
+    assert special.languages == hearing.LANGUAGE_IDS
+    assert list(special.languages)[:3] == ["en", "zh", "de"]
+    assert special.beginning("de", Task.TRANSLATE) == [hearing.START, hearing.LANGUAGE_IDS["de"], hearing.TRANSLATE]
+    assert special.text([5, hearing.END_OF_TEXT, at(1), 6]) == [5, 6]
+    with pytest.raises(LookupError, match="startofprev"):
+        Special.of(lambda name: None if "startofprev" in name else 1)
