@@ -42,7 +42,7 @@ class RunningServer:
 
     def runners(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
-        return [child for child in children if "eardrum.runner" in child.cmdline()]
+        return [child for child in children if _is_runner(child)]
 
     def post(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
         files = {"file": ("audio", audio)} if audio is not None else {}
@@ -60,6 +60,13 @@ class RunningServer:
         """Temporary files that the server holds, with or without a name."""
         links = [_target(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
         return [link for link in links if str(self.temp) in link]
+
+
+def _is_runner(process: psutil.Process) -> bool:
+    try:
+        return "eardrum.runner" in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False  # on its way out
 
 
 def _target(link: Path) -> str:

@@ -1,0 +1,184 @@
+"""Every engine through the whole server: what a client sees of it, and how it comes and goes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.models import build
+from tests.models.hearing import Clip, clips, joined
+from tests.recordings import encode
+
+pytestmark = pytest.mark.slow
+
+HEARING = [pytest.param("faster_whisper")]
+"""Engines with a test model that hears. Those on PyTorch are heard in a stage of their own."""
+TORCH = [pytest.param(name, marks=pytest.mark.torch) for name in ("openai_whisper", "transformers")]
+
+ENGLISH = next(clip for clip in clips() if clip.language == "en")
+GERMAN = next(clip for clip in clips() if clip.text == "Musik an.")
+
+
+@pytest.fixture(scope="module", params=[*HEARING, *TORCH])
+def whisper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with one Whisper, the default model."""
+    source = build(request.param, tmp_path_factory.mktemp(request.param))
+    model = {"source": str(source), "engine": request.param, "options": {"compute_type": "float32"}}
+    with running("--set", f"models.hearing={json.dumps(model)}") as server:
+        yield server
+
+
+def audio(*spoken: Clip) -> bytes:
+    return encode(joined([clip.name for clip in spoken]), "flac")
+
+
+def test_every_utterance_is_heard_right_and_its_language_found(whisper: RunningServer) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda clip: whisper.post(audio(clip), response_format="verbose_json").json(), clips()))
+    assert [answer["text"] for answer in answers] == [clip.text for clip in clips()]
+    languages = {"en": "english", "de": "german"}
+    assert [answer["language"] for answer in answers] == [languages[clip.language] for clip in clips()]
+
+
+def test_german_is_translated(whisper: RunningServer) -> None:
+    answer = whisper.post(audio(GERMAN), path="translations", response_format="verbose_json").json()
+    assert (answer["task"], answer["text"].lower().strip(".")) == ("translate", "music on")
+
+
+def test_subtitles_words_and_a_stream_come_from_one_recording(whisper: RunningServer) -> None:
+    recording = audio(*[clip for clip in clips() if clip.language == "en"][:5])
+    srt = whisper.post(recording, response_format="srt").text
+    assert srt.startswith("1\n00:00:0")
+    assert " --> " in srt
+    assert whisper.post(recording, response_format="vtt").text.startswith("WEBVTT\n\n00:00:")
+    answer = requests.post(
+        f"{whisper.address}/v1/audio/transcriptions",
+        files={"file": recording},
+        data={"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]},
+        timeout=120,
+    ).json()
+    times = [time for word in answer["words"] for time in (word["start"], word["end"])]
+    assert "".join(word["word"] for word in answer["words"]).replace(" ", "") == answer["text"].replace(" ", "")
+    assert [word["start"] for word in answer["words"]] == sorted(word["start"] for word in answer["words"])
+    assert times[-1] <= answer["duration"]
+    stream = whisper.post(recording, stream="true").text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    assert "".join(event["delta"] for event in events[:-1]) == events[-1]["text"] == answer["text"]
+
+
+def test_languages_and_tasks_of_many_clients_do_not_mix(whisper: RunningServer) -> None:
+    wishes = [
+        (ENGLISH, "transcriptions", {}, ENGLISH.text),
+        (GERMAN, "transcriptions", {"language": "de"}, GERMAN.text),
+        (GERMAN, "translations", {}, "Music on."),
+        (ENGLISH, "transcriptions", {"language": "en", "temperature": "0"}, ENGLISH.text),
+    ] * 3
+    with ThreadPoolExecutor(len(wishes)) as pool:
+        texts = list(pool.map(lambda wish: whisper.post(audio(wish[0]), path=wish[1], **wish[2]).json()["text"], wishes))
+    assert [text.lower().strip(".") for text in texts] == [wish[3].lower().strip(".") for wish in wishes]
+
+
+def test_the_backend_says_what_it_can(whisper: RunningServer) -> None:
+    backend = requests.get(f"{whisper.address}/api/v1/backend", timeout=10).json()
+    assert backend["info"]["model"] == "hearing"
+    assert backend["backend"] in ("faster_whisper", "openai_whisper", "transformers")
+    assert backend["capabilities"]["supports_translate"]
+    (model,) = [m for m in requests.get(f"{whisper.address}/v1/models", timeout=10).json()["data"] if m["id"] == "hearing"]
+    assert model["engine"] == backend["backend"]
+    assert "translate" in model["capabilities"]["tasks"]
+
+
+def test_a_model_that_is_gone_has_left_nothing_behind(whisper: RunningServer) -> None:
+    """Ends the model's process; the gateway is what it was before, and the model comes back as fast as it came."""
+    gateway = psutil.Process(whisper.process.pid)
+    whisper.post(audio(ENGLISH))
+    for runner in whisper.runners():
+        runner.send_signal(signal.SIGTERM)
+    wait_for(lambda: not whisper.runners())
+    rss, files = gateway.memory_info().rss, gateway.num_fds()
+    for _ in range(2):
+        assert whisper.post(audio(ENGLISH)).json()["text"] == ENGLISH.text
+        (runner,) = whisper.runners()
+        runner.send_signal(signal.SIGTERM)
+        wait_for(lambda: not whisper.runners())
+        wait_for(lambda: gateway.num_fds() <= files)
+    assert gateway.memory_info().rss <= rss + 4_000_000
+    assert not whisper.open_files()
+
+
+PARROT = '''
+"""A parrot: the smallest engine there could be."""
+
+from eardrum.engines.base import Engine, EngineOptions, Hearing
+from eardrum.types import Capabilities, Segment
+from pydantic import Field
+
+
+class Parrot(Engine):
+    """Says what its file says, whatever it hears."""
+
+    requires = ("json",)
+    title = "Parrots"
+    layouts = (("parrot.txt",),)
+    names = {"polly": "birds/polly"}
+    capabilities = Capabilities(languages=("en",), max_window_s=20.0, max_batch=2)
+
+    class Options(EngineOptions):
+        """How it speaks."""
+
+        loud: bool = Field(False, description="In capitals.")
+
+    @classmethod
+    def load(cls, source, options):
+        """Read the file."""
+        parrot = cls()
+        text = (source / "parrot.txt").read_text()
+        parrot.says = text.upper() if options.loud else text
+        return parrot
+
+    def transcribe(self, windows):
+        """Say it."""
+        return [Hearing([Segment(*w.speech_span, self.says)], "en") for w in windows]
+'''
+
+
+@pytest.fixture
+def parrots(tmp_path: Path) -> Path:
+    """Another package with an engine in one file, installed on the path."""
+    site = tmp_path / "site"
+    (site / "birds-1.0.dist-info").mkdir(parents=True)
+    (site / "birds-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: birds\nVersion: 1.0\n")
+    (site / "birds-1.0.dist-info" / "entry_points.txt").write_text("[eardrum.engines]\nparrot = birds.parrot\n")
+    (site / "birds").mkdir()
+    (site / "birds" / "__init__.py").touch()
+    (site / "birds" / "parrot.py").write_text(textwrap.dedent(PARROT))
+    (tmp_path / "polly").mkdir()
+    (tmp_path / "polly" / "parrot.txt").write_text("Pieces of eight.")
+    return tmp_path
+
+
+def test_an_engine_of_another_package_is_one_file(parrots: Path) -> None:
+    path = f"{parrots / 'site'}:{':'.join(sys.path)}"
+    model = {"source": str(parrots / "polly"), "options": {"loud": True}}
+    with running("--set", f"models.polly={json.dumps(model)}", PYTHONPATH=path) as server:
+        (found,) = [m for m in requests.get(f"{server.address}/v1/models", timeout=10).json()["data"] if m["id"] == "polly"]
+        assert found["engine"] == "parrot"
+        backend = requests.get(f"{server.address}/api/v1/backend?model=polly", timeout=10).json()
+        assert (backend["backend"], backend["info"]["title"]) == ("parrot", "Parrots")
+        assert server.post(audio(ENGLISH), model="polly").json()["text"] == "PIECES OF EIGHT."
+    command = [sys.executable, "-c", "from eardrum.cli import main; main()", "engines"]
+    listed = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, env={"PYTHONPATH": path, "COLUMNS": "200"}
+    )
+    assert "parrot" in listed.stdout
