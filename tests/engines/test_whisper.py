@@ -129,12 +129,25 @@ def test_languages_are_voted_on() -> None:
     assert settled(votes)
 
 
-def test_words_have_their_punctuation_and_stay_in_their_segment() -> None:
+def test_words_have_their_punctuation_but_not_its_time() -> None:
     pieces = [(" (", 1), ("Hello", 2), (",", 1), (" world", 1), (".", 1), (")", 1)]
     starts = [0.0, 0.1, 0.5, 1.0, 1.2, 2.0, 2.1, 2.2]
-    words = timed_words(pieces, starts, [0.5, 0.2, 0.4, 1.0, 0.9, 1.0, 1.0], (0.2, 1.8))
-    assert [(w.word, w.start, w.end) for w in words] == [("(Hello,", 0.2, 1.0), ("world.)", 1.2, 1.8)]
+    words = timed_words(pieces, starts, [0.5, 0.2, 0.4, 1.0, 0.9, 1.0, 1.0], (0.0, 3.0))
+    assert [(w.word, w.start, w.end) for w in words] == [("(Hello,", 0.1, 1.0), ("world.)", 1.2, 2.0)]
     assert [w.probability for w in words] == [pytest.approx(0.3), 0.9]
+
+
+def test_words_aligned_outside_their_segment_are_spread_over_it() -> None:
+    pieces = [(" a", 1), (" b", 1), (" c", 1), (" d", 1)]
+
+    def times(*starts: float) -> list[float]:
+        words = timed_words(pieces, starts, [1.0] * 4, (2.0, 4.0))
+        assert [w.end for w in words[:-1]] == [w.start for w in words[1:]]
+        return [*(w.start for w in words), words[-1].end]
+
+    assert times(2.1, 2.5, 2.5, 3.0, 3.9) == [2.1, 2.5, 2.5, 3.0, 3.9]
+    assert times(0.0, 1.0, 3.0, 3.5, 5.0) == [2.0, 2.5, 3.0, 3.5, 4.0]
+    assert times(0.0, 0.1, 0.2, 0.3, 0.4) == times(5.0, 5.1, 5.2, 5.3, 5.4) == [2.0, 2.5, 3.0, 3.5, 4.0]
 
 
 def test_blank_pieces_are_no_words() -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Self
+
+import numpy as np
 
 from eardrum.languages import NAMES
 from eardrum.types import Task, Word
@@ -183,12 +186,11 @@ def timed_words(
     tokens begins and, last, the end; `probabilities` those of the tokens. No word leaves the seconds `within`.
     """
     words: list[Word] = []
-    first = 0
-    for text, count in pieces:
-        last = first + count
-        start, end = (min(max(starts[i], within[0]), within[1]) for i in (first, last))
-        word = Word(text, start, end, sum(probabilities[first:last]) / count)
-        first = last
+    firsts = list(accumulate((count for _, count in pieces), initial=0))
+    bounds = _within([starts[first] for first in firsts], *within)
+    for number, (text, count) in enumerate(pieces):
+        first = firsts[number]
+        word = Word(text, bounds[number], bounds[number + 1], sum(probabilities[first : first + count]) / count)
         if words and _made_of(CLOSING, text):
             words[-1] = replace(words[-1], word=words[-1].word + text)
         elif words and words[-1].word.startswith(" ") and _made_of(OPENING, words[-1].word[1:]):
@@ -196,6 +198,19 @@ def timed_words(
         else:
             words.append(word)
     return [replace(word, word=word.word.strip()) for word in words if word.word.strip()]
+
+
+def _within(bounds: Sequence[float], begin: float, end: float) -> list[float]:
+    """Rising bounds of words, those outside their segment spread over what is left of it before or after the others.
+
+    A segment's times are within a tenth of a second, while the alignment can be off by a whole word.
+    """
+    last = len(bounds) - 1
+    inside = [(number, bound) for number, bound in enumerate(bounds) if begin < bound < end and 0 < number < last]
+    opens = min(max(bounds[0], begin), end) if bounds[0] < end else begin
+    closes = min(max(bounds[-1], begin), end) if bounds[-1] > begin else end
+    numbers, known = zip((0, opens), *inside, (last, closes), strict=True)
+    return [float(bound) for bound in np.interp(range(len(bounds)), numbers, known)]
 
 
 def _made_of(marks: str, text: str) -> bool:
