@@ -93,12 +93,14 @@ def test_a_segment_says_how_sure_it_is(alone: dict[str, Hearing]) -> None:
     assert segment.token_logprobs == []
 
 
-@pytest.mark.parametrize("compute_type", ["int8", "float32"])
+@pytest.mark.parametrize("compute_type", ["int8", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_batch_hears_what_each_window_alone_is_heard_as(folder: Path, alone: dict[str, Hearing], compute_type: str) -> None:
     engine = load(folder, compute_type=compute_type)
+    if compute_type == "float32":
+        alone = {c.name: engine.transcribe([window(c.samples)])[0] for c in clips()}
     together = [heard for half in (clips()[:8], clips()[8:]) for heard in engine.transcribe([window(c.samples) for c in half])]
     for one, heard in zip(clips(), together, strict=True):
-        (by_itself,) = engine.transcribe([window(one.samples)])
+        by_itself = alone[one.name]
         assert (text(heard), heard.language) == (text(by_itself), by_itself.language) == (one.text, one.language)
         assert heard.segments[0].tokens == by_itself.segments[0].tokens
         assert heard.segments[0].avg_logprob == pytest.approx(by_itself.segments[0].avg_logprob, abs=1e-4)
@@ -431,6 +433,21 @@ def test_capabilities_are_those_of_the_weights(engine: FasterWhisper) -> None:
     assert FasterWhisper.capabilities.languages == (), "a loaded model changed the class"
 
 
+def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(faster_whisper.build_english(tmp_path))
+    assert engine.capabilities.languages == ("en",)
+    assert not engine.capabilities.detects_language
+    rounds = spy(engine, monkeypatch)
+    (heard,) = engine.transcribe([window(clip("u06").samples, words=True, prompt="Hello.")])
+    special = engine._rounds._model.special
+    assert (special.start, special.previous) == (hearing.START - 1, hearing.START_OF_PREVIOUS - 1)
+    assert rounds[0][2] == [[special.previous, *engine._rounds._model.tokens(" Hello."), special.start]]
+    assert heard.language in {"en", ""}
+    for wish in ({"language": "de"}, {"task": Task.TRANSLATE}):
+        with pytest.raises(UnsupportedFeatureError):
+            engine.transcribe([window(clip("u06").samples, **wish)])
+
+
 def test_workers_decode_side_by_side(folder: Path) -> None:
     assert load(folder, workers=2).parallel == 2
 
@@ -472,6 +489,8 @@ def test_a_model_without_alignment_has_no_words(copied: Path) -> None:
     assert not engine.capabilities.words
     assert not engine.capabilities.logprobs
     assert text(engine.transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
+    with pytest.raises(UnsupportedFeatureError, match="alignment_heads"):
+        engine.transcribe([window(clip("u15").samples, words=True)])
 
 
 def test_a_vocabulary_as_older_converters_wrote_it(copied: Path) -> None:
@@ -582,6 +601,7 @@ def test_two_threads_may_decode_at_once(engine: FasterWhisper) -> None:
     assert [[text(h) for h in part] for part in heard] == [[c.text for c in part] for part in parts]
 
 
+@pytest.mark.slow
 def test_a_random_model_recites_as_many_tokens_as_asked(tmp_path: Path) -> None:
     engine = load(faster_whisper.random(tmp_path, "tiny", tokens=20), beam_size=1)
     heard = engine.transcribe([window(noise(5.0)), window(clip("u06").samples)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ Arrays = dict[str, np.ndarray]
 
 SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12)}
 """Width, heads and layers of Whisper's sizes."""
+ENGLISH = 51864
+"""Tokens of the models that know English only."""
 
 
 def build(directory: Path, quantization: str = "int8") -> Path:
     """The model that hears, in `directory`."""
     return write(directory, *hearing.weights(), quantization=quantization)
+
+
+def build_english(directory: Path) -> Path:
+    """The model that hears as one that knows English only: CTranslate2 tells these by their vocabulary. It hears badly."""
+    dims, arrays = hearing.weights()
+    embedding = "decoder.token_embedding.weight"
+    arrays[embedding] = np.delete(arrays[embedding], END_OF_TEXT - 1, axis=0)
+    return write(directory, replace(dims, n_vocab=dims.n_vocab - 1), arrays, quantization="int8")
 
 
 def random(directory: Path, size: str, quantization: str = "int8", tokens: int = 100) -> Path:
@@ -40,20 +51,25 @@ def write(directory: Path, dims: Dims, arrays: Arrays, *, quantization: str) -> 
     spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
     _fill_encoder(spec.encoder, arrays, dims)
     _fill_decoder(spec.decoder, arrays, dims)
-    tokens = hearing.tokenizer().get_vocab()
+    tokenizer = hearing.tokenizer(english=dims.n_vocab == ENGLISH)
+    tokens = tokenizer.get_vocab()
     spec.register_vocabulary(sorted(tokens, key=tokens.__getitem__))
-    spec.config.suppress_ids = hearing.SUPPRESS
-    spec.config.suppress_ids_begin = hearing.SUPPRESS_AT_BEGIN
+    spec.config.suppress_ids = [tokens[word] for word in _words(hearing.SUPPRESS)]
+    spec.config.suppress_ids_begin = [tokens[word] for word in _words(hearing.SUPPRESS_AT_BEGIN)]
     spec.config.alignment_heads = dims.alignment_heads
-    spec.config.lang_ids = list(hearing.LANGUAGE_IDS.values())
+    spec.config.lang_ids = [tokens[word] for word in _words(hearing.LANGUAGE_IDS.values())]
     spec.validate()
     spec.optimize(quantization=quantization)
     directory.mkdir(parents=True, exist_ok=True)
     spec.save(str(directory))
-    hearing.write_tokenizer(directory / "tokenizer.json")
+    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     features = {"feature_size": dims.n_mels, "sampling_rate": 16_000, "hop_length": 160, "chunk_length": 30, "n_fft": 400}
     (directory / "preprocessor_config.json").write_text(json.dumps(features))
     return directory
+
+
+def _words(numbers: Iterable[int]) -> list[str]:
+    return [hearing.tokenizer().id_to_token(number) for number in numbers]
 
 
 def _fill_encoder(spec: Any, arrays: Arrays, dims: Dims) -> None:

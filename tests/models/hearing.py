@@ -111,9 +111,12 @@ def write_tokenizer(path: Path) -> None:
 
 
 @cache
-def tokenizer() -> Tokenizer:
-    """Whisper's multilingual tokenizer: 51,865 tokens with the special ones and the times."""
-    ranks = _ranks()
+def tokenizer(*, english: bool = False) -> Tokenizer:
+    """Whisper's multilingual tokenizer: 51,865 tokens with the special ones and the times.
+
+    The one of its English models has one text token less, so that all special ones come one earlier: here the empty token.
+    """
+    ranks = {token: rank for token, rank in _ranks().items() if token or not english}
     letters = _letters()
     vocabulary = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     merges = [

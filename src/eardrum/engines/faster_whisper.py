@@ -211,4 +211,6 @@ class FasterWhisper(Engine):
             return f"This Whisper does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
         if request.task is Task.TRANSLATE and not can.translate:
             return "This Whisper knows English only and cannot translate."
+        if (request.words or request.logprobs) and not can.words:
+            return "This Whisper's config.json has no alignment_heads: it gives neither word times nor log probabilities."
         return ""

@@ -166,7 +166,8 @@ class Rounds:
             for number, probabilities in zip(unsettled, detected, strict=True):
                 row = rows[number]
                 begin, end = row.window.speech_span
-                row.voted = {language: p * max(end - begin, LEAST_S) for language, p in probabilities.items()}
+                spoken = max(end - begin, LEAST_S)
+                row.voted = {code: p * spoken for code, p in probabilities.items() if code in self._special.languages}
                 vote(row.window.context.votes, row.voted)
             for number in unknown:
                 window = rows[number].window
