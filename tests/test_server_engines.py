@@ -11,14 +11,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jiwer
+import numpy as np
 import psutil
 import pytest
 import requests
+from whisper_normalizer.basic import BasicTextNormalizer
 
+from eardrum.engines.base import Window
+from eardrum.runner.__main__ import load_engine
+from eardrum.types import SAMPLE_RATE, Request
 from tests.conftest import RunningServer, running, wait_for
 from tests.models import build
 from tests.models.hearing import Clip, clips, joined
-from tests.recordings import encode
+from tests.recordings import Samples, encode, silence
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +55,40 @@ def test_every_utterance_is_heard_right_and_its_language_found(whisper: RunningS
     assert [answer["text"] for answer in answers] == [clip.text for clip in clips()]
     languages = {"en": "english", "de": "german"}
     assert [answer["language"] for answer in answers] == [languages[clip.language] for clip in clips()]
+
+
+def test_twenty_minutes_are_no_worse_than_the_pieces(whisper: RunningServer) -> None:
+    """English speech with pauses of all lengths; each piece alone is heard without an error (see above).
+
+    A percent and a half of leeway, because the tiny model stumbles over long recordings whoever runs it: stock faster-whisper
+    makes as many errors in them.
+    """
+    random = np.random.default_rng(2)
+    english = [clip for clip in clips() if clip.language == "en"]
+    said: list[Clip] = []
+    pieces: list[Samples] = []
+    while sum(map(len, pieces)) < 20 * 60 * 16_000:
+        said.append(english[random.integers(len(english))])
+        pieces += [said[-1].samples, silence(random.uniform(0.4, 6.0))]
+    text = whisper.post(encode(np.concatenate(pieces), "mp3")).json()["text"]
+    normal = BasicTextNormalizer()
+    heard = jiwer.process_words(normal(" ".join(clip.text for clip in said)), normal(text))
+    assert heard.wer <= 0.015, jiwer.visualize_alignment(heard)
+
+
+def test_no_worse_than_the_engine_called_directly(whisper: RunningServer, request: pytest.FixtureRequest) -> None:
+    (model,) = requests.get(f"{whisper.address}/health", timeout=10).json()["models"][:1]
+    source = Path(requests.get(f"{whisper.address}/api/v1/backend", timeout=10).json()["info"]["source"])
+    engine = load_engine(model["engine"], source, {"compute_type": "float32"})
+    direct = [" ".join(s.text for s in engine.transcribe([whole(clip)])[0].segments) for clip in clips()]
+    served = [whisper.post(audio(clip)).json()["text"] for clip in clips()]
+    normal = BasicTextNormalizer()
+    references = [normal(clip.text) for clip in clips()]
+    assert jiwer.wer(references, [normal(t) for t in served]) <= jiwer.wer(references, [normal(t) for t in direct])
+
+
+def whole(clip: Clip) -> Window:
+    return Window(clip.samples, 0.0, 1.0, (0.0, len(clip.samples) / SAMPLE_RATE), Request())
 
 
 def test_german_is_translated(whisper: RunningServer) -> None:

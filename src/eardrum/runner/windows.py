@@ -40,8 +40,10 @@ class Cutting:
 
     @classmethod
     def of(cls, capabilities: Capabilities) -> Cutting:
-        """The rule that suits a model."""
-        return cls(max_s=capabilities.max_window_s, pack=capabilities.fixed_window)
+        """The rule that suits a model: what is packed keeps pauses of natural length between the stretches."""
+        if capabilities.fixed_window:
+            return cls(max_s=capabilities.max_window_s, pack=True, silence_s=1.4, padding_s=0.7)
+        return cls(max_s=capabilities.max_window_s)
 
 
 @dataclass(frozen=True, slots=True)
