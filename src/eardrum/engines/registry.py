@@ -26,7 +26,12 @@ ENTRY_POINTS = "eardrum.engines"
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
-NOT_ENGINES = {"__init__", "base", "registry", "whisper", "whisper_rounds", "ctranslate2_whisper"}
+NOT_ENGINES = {
+    *("__init__", "base", "registry"),
+    *("whisper", "whisper_rounds", "ctranslate2_whisper"),
+    *("onnx_kinds", "sentences", "sessions", "tokens"),
+}
+"""Files beside the engines that engines share."""
 
 
 @dataclass(frozen=True, slots=True)
