@@ -284,6 +284,9 @@ def test_a_t_one_is_known_by_its_config(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "config.json").write_text(json.dumps({"decoder_params": {"vocabulary": []}}))
     assert kind_of(tmp_path).name == "t-one-ctc"
+    assert registry.card("onnx_asr").runs(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert not registry.card("onnx_asr").runs(tmp_path)
 
 
 def test_the_kinds_are_those_of_the_library() -> None:

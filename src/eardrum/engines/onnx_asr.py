@@ -57,6 +57,7 @@ class OnnxAsr(Engine):
         ("*/encoder*.onnx", "*/decoder*.onnx", "*/joiner*.onnx", "*/tokens.txt"),
         ("**/encoder_model*.onnx", "**/decoder_model_merged*.onnx", "vocab.json", "added_tokens.json"),
         ("whisper-*_beamsearch*.onnx", "vocab.json", "added_tokens.json"),
+        ("model*.onnx", "config.json#decoder_params"),
     )
     names = {
         "parakeet-tdt-0.6b-v3": "istupakov/parakeet-tdt-0.6b-v3-onnx",

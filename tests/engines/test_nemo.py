@@ -1,0 +1,195 @@
+"""NeMo's real classes with tiny random weights: what they say is noise, but it is the same noise in every batch.
+
+Runs only where NeMo is: `nemo/bin/python -m pytest -m nemo tests/engines/test_nemo.py`, with pytest installed there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eardrum.engines import registry
+from eardrum.engines.base import Hearing, Window
+from eardrum.errors import ModelLoadError
+from eardrum.runner.__main__ import load_engine
+from eardrum.types import Request
+
+pytestmark = [
+    pytest.mark.nemo,
+    pytest.mark.skipif(find_spec("nemo") is None, reason="NeMo is not installed in this interpreter"),
+    pytest.mark.filterwarnings("default"),  # NeMo's own
+    pytest.mark.timeout(300),
+]
+
+LETTERS = [" ", *"abcdefgh", "."]
+FEATURES = {
+    "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
+    "features": 80,
+    "window_size": 0.025,
+    "window_stride": 0.01,
+    "dither": 0.0,
+    "pad_to": 0,
+}
+ENCODER = {
+    "_target_": "nemo.collections.asr.modules.ConformerEncoder",
+    "feat_in": 80,
+    "n_layers": 1,
+    "d_model": 16,
+    "n_heads": 2,
+    "subsampling_factor": 4,
+    "conv_kernel_size": 5,
+}
+
+
+def built(model: Any, path: Path) -> Path:
+    model.save_to(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tokenizer of word pieces, as the models people use have one."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text").write_text("\n".join(f"the cat number {n} sat on the mat, and the dog barked." for n in range(200)))
+    importlib.import_module("sentencepiece").SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=48, model_type="bpe"
+    )
+    vocabulary = (folder / "tokenizer.vocab").read_text(encoding="utf-8").splitlines()
+    (folder / "vocab.txt").write_text("\n".join(line.split("\t")[0] for line in vocabulary), encoding="utf-8")
+    return {"dir": str(folder), "type": "bpe"}
+
+
+def decoder(labels: list[str]) -> dict[str, Any]:
+    target = "nemo.collections.asr.modules.ConvASRDecoder"
+    return {"_target_": target, "feat_in": 16, "num_classes": len(labels) or -1, "vocabulary": labels}
+
+
+@pytest.fixture(scope="module")
+def ctc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.asr.models")
+    torch.manual_seed(3)
+    config = {"sample_rate": 16_000, "labels": LETTERS, "preprocessor": FEATURES, "encoder": ENCODER}
+    model = models.EncDecCTCModel(cfg=omega(config | {"decoder": decoder(LETTERS)}))
+    return built(model, tmp_path_factory.mktemp("ctc") / "random.nemo")
+
+
+@pytest.fixture(scope="module")
+def ctc_pieces(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, str]) -> Path:
+    torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.asr.models")
+    torch.manual_seed(3)
+    config = {"sample_rate": 16_000, "tokenizer": pieces, "preprocessor": FEATURES, "encoder": ENCODER}
+    model = models.EncDecCTCModelBPE(cfg=omega(config | {"decoder": decoder([])}))
+    return built(model, tmp_path_factory.mktemp("ctc_pieces") / "random.nemo")
+
+
+@pytest.fixture(scope="module")
+def tdt(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, str]) -> Path:
+    torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.asr.models")
+    torch.manual_seed(5)
+    config = {
+        "sample_rate": 16_000,
+        "tokenizer": pieces,
+        "model_defaults": {"enc_hidden": 16, "pred_hidden": 16, "joint_hidden": 16},
+        "preprocessor": FEATURES,
+        "encoder": ENCODER,
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.RNNTDecoder",
+            "normalization_mode": None,
+            "random_state_sampling": False,
+            "blank_as_pad": True,
+            "prednet": {"pred_hidden": 16, "pred_rnn_layers": 1, "t_max": None, "dropout": 0.0},
+        },
+        "joint": {
+            "_target_": "nemo.collections.asr.modules.RNNTJoint",
+            "log_softmax": None,
+            "fuse_loss_wer": False,
+            "num_extra_outputs": 5,
+            "jointnet": {"joint_hidden": 16, "activation": "relu", "dropout": 0.0},
+        },
+        "decoding": {
+            "strategy": "greedy_batch",
+            "model_type": "tdt",
+            "durations": [0, 1, 2, 3, 4],
+            "greedy": {"max_symbols": 3},
+        },
+        "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1, 2, 3, 4], "sigma": 0.02, "omega": 0.1}},
+    }
+    return built(models.EncDecRNNTBPEModel(cfg=omega(config)), tmp_path_factory.mktemp("tdt") / "random.nemo")
+
+
+def omega(config: dict[str, Any]) -> Any:
+    return importlib.import_module("omegaconf").OmegaConf.create(config)
+
+
+@pytest.fixture(scope="module", params=["ctc", "ctc_pieces", "tdt"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return load_engine("nemo", request.getfixturevalue(request.param), {"device": "cpu"})
+
+
+def windows(**request: object) -> list[Window]:
+    """Noise of very different lengths."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 80_000).astype(np.float32)
+    swell = noise * np.sin(np.arange(80_000) / 3000).astype(np.float32)
+    lengths = (0, 200, 8_000, 30_000, 80_000)
+    return [Window(swell[:n], 0.0, 1.0, (0.0, n / 16_000), Request(**request)) for n in lengths]
+
+
+def texts(hearing: Hearing) -> list[str]:
+    return [segment.text for segment in hearing.segments]
+
+
+def test_rows_of_a_batch_are_those_of_their_windows(engine: Any) -> None:
+    asked = windows(words=True)
+    alone = [engine.transcribe([each])[0] for each in asked]
+    assert len({tuple(texts(heard)) for heard in alone[2:]}) == 3, "the model says the same whatever it hears"
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        for at, heard in zip(order, engine.transcribe([asked[at] for at in order]), strict=True):
+            assert texts(heard) == texts(alone[at])
+            for one, other in zip(heard.segments, alone[at].segments, strict=True):
+                assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
+
+
+def test_words_ascend_within_the_window(engine: Any) -> None:
+    *_, long = windows(words=True)
+    (heard,) = engine.transcribe([long])
+    words = [word for segment in heard.segments for word in segment.words]
+    assert words
+    assert all(0 <= word.start <= word.end <= long.seconds for word in words)
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    assert all(0 < word.probability <= 1 for word in words)
+    assert any(word.probability < 0.9 for word in words), "every word is sure: confidence is not computed"
+    assert all(not segment.words for segment in engine.transcribe([windows()[-1]])[0].segments)
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
+def test_number_formats(ctc: Path, compute_type: str) -> None:
+    engine = load_engine("nemo", ctc, {"device": "cpu", "compute_type": compute_type})
+    assert len(engine.transcribe(windows())) == 5
+
+
+def test_a_model_is_found_by_its_file(ctc: Path, tmp_path: Path) -> None:
+    assert registry.card("nemo").runs(ctc.parent)
+    assert load_engine("nemo", ctc.parent, {"device": "cpu", "language": "de"}).capabilities.languages == ("de",)
+    assert not registry.card("nemo").runs(tmp_path)
+
+
+def fails(source: Path, **options: object) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load_engine("nemo", source, {"device": "cpu"} | options)
+    return caught.value.message
+
+
+def test_what_cannot_be_loaded_is_named(ctc: Path, tmp_path: Path) -> None:
+    assert str(tmp_path / "gone.nemo") in fails(tmp_path / "gone.nemo")
+    assert "no .nemo file" in fails(tmp_path)
+    (tmp_path / "a.nemo").write_bytes(ctc.read_bytes()[:2000])
+    assert str(tmp_path / "a.nemo") in fails(tmp_path)
+    (tmp_path / "b.nemo").write_bytes(b"")
+    assert "a.nemo, b.nemo: name one" in fails(tmp_path)
+    assert "compute_type 'int8'" in fails(ctc, compute_type="int8")
+    assert "pnc is for Canary only" in fails(ctc, pnc=True)
