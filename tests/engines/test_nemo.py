@@ -15,9 +15,9 @@ import pytest
 
 from eardrum.engines import registry
 from eardrum.engines.base import Hearing, Window
-from eardrum.errors import ModelLoadError
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.runner.__main__ import load_engine
-from eardrum.types import Request
+from eardrum.types import Request, Task
 
 pytestmark = [
     pytest.mark.nemo,
@@ -122,6 +122,75 @@ def tdt(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, str]) -> Pat
     return built(models.EncDecRNNTBPEModel(cfg=omega(config)), tmp_path_factory.mktemp("tdt") / "random.nemo")
 
 
+CONTROL = ["en", "de", "transcribe", "translate", "startofcontext", "emo:undefined", "itn", "noitn", "timestamp", "notimestamp"]
+CONTROL += ["diarize", "nodiarize", *map(str, range(60))]
+
+
+@pytest.fixture(scope="module", params=["canary", "canary2"])
+def canary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, str]) -> Any:
+    """A Canary of either format; the second can write times between its words."""
+    torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.asr.models")
+    tokenizers = importlib.import_module("nemo.collections.common.tokenizers.canary_tokenizer")
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizers.CanaryTokenizer.build_special_tokenizer(CONTROL, folder / "special")
+    slots = {"source_lang": "en", "target_lang": "en", "pnc": "yes"}
+    if request.param == "canary":
+        slots["task"] = "asr"
+    else:
+        slots |= {"decodercontext": "", "emotion": "<|emo:undefined|>", "itn": "no", "timestamp": "no", "diarize": "no"}
+    torch.manual_seed(1)
+    config = {
+        "sample_rate": 16_000,
+        "prompt_format": request.param,
+        "restore_timestamps_model": False,
+        "prompt_defaults": [{"role": "user", "slots": slots}],
+        "model_defaults": {"asr_enc_hidden": 16, "lm_enc_hidden": 16, "lm_dec_hidden": 16},
+        "tokenizer": {
+            "dir": None,
+            "type": "agg",
+            "langs": {"spl_tokens": {"dir": str(folder / "special"), "type": "bpe"}, "en": pieces, "de": pieces},
+            "custom_tokenizer": {"_target_": f"{tokenizers.__name__}.CanaryTokenizer", "tokenizers": None},
+        },
+        "preprocessor": FEATURES,
+        "encoder": ENCODER,
+        "transf_decoder": {
+            "_target_": "nemo.collections.asr.modules.transformer.get_nemo_transformer",
+            "model_name": None,
+            "pretrained": False,
+            "encoder": None,
+            "pre_ln_final_layer_norm": True,
+            "config_dict": {
+                "max_sequence_length": 64,
+                "num_token_types": 0,
+                "hidden_size": 16,
+                "inner_size": 32,
+                "num_layers": 1,
+                "num_attention_heads": 2,
+                "pre_ln": True,
+                "vocab_size": None,
+            },
+        },
+        "head": {
+            "_target_": "nemo.collections.asr.parts.submodules.token_classifier.TokenClassifier",
+            "num_layers": 1,
+            "activation": "relu",
+            "log_softmax": True,
+            "hidden_size": 16,
+            "num_classes": None,
+        },
+        "decoding": {"strategy": "beam", "beam": {"beam_size": 1, "max_generation_delta": 8}},
+        "loss": {
+            "_target_": "nemo.collections.common.losses.smoothed_cross_entropy.SmoothedCrossEntropyLoss",
+            "label_smoothing": 0.0,
+        },
+    }
+    model = models.EncDecMultiTaskModel(cfg=omega(config))
+    with torch.no_grad():  # rather words than control tokens, of which the text shows nothing
+        model.log_softmax.mlp.layer0.bias[: model.tokenizer.tokenizers_dict["spl_tokens"].vocab_size] = -9.0
+    path = built(model, folder / "random.nemo")
+    return load_engine("nemo", path, {"device": "cpu"})
+
+
 def omega(config: dict[str, Any]) -> Any:
     return importlib.import_module("omegaconf").OmegaConf.create(config)
 
@@ -164,6 +233,50 @@ def test_words_ascend_within_the_window(engine: Any) -> None:
     assert all(0 < word.probability <= 1 for word in words)
     assert any(word.probability < 0.9 for word in words), "every word is sure: confidence is not computed"
     assert all(not segment.words for segment in engine.transcribe([windows()[-1]])[0].segments)
+
+
+PROMPTS = {
+    "canary": ("<|en|><|transcribe|><|en|><|pnc|>", "<|de|><|transcribe|><|de|><|pnc|>", "<|de|><|translate|><|en|><|pnc|>"),
+    "canary2": (
+        "<|en|><|en|><|pnc|><|noitn|><|notimestamp|>",
+        "<|de|><|de|><|pnc|><|noitn|><|notimestamp|>",
+        "<|de|><|en|><|pnc|><|noitn|><|notimestamp|>",
+        "<|en|><|en|><|pnc|><|noitn|><|timestamp|>",
+    ),
+}
+
+
+def test_canary_is_told_language_task_and_times(canary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, told = canary._model, []
+    decode = model.decoding.decode_predictions_tensor
+
+    def overheard(**inputs: Any) -> Any:
+        told.extend(model.tokenizer.ids_to_text(ids) for ids in inputs["decoder_input_ids"].tolist())
+        return decode(**inputs)
+
+    monkeypatch.setattr(model.decoding, "decode_predictions_tensor", overheard)
+    asked: list[dict[str, Any]] = [{}, {"language": "de"}, {"language": "de", "task": Task.TRANSLATE}, {"words": True}]
+    for wish, prompt in zip(asked, PROMPTS[model.prompt_format], strict=False):
+        assert len(canary.transcribe(windows(**wish))) == 5
+        assert len(told) == 5
+        assert all(prompt in each for each in told), told[0]
+        told.clear()
+    assert (canary.capabilities.translate, canary.capabilities.words) == (True, model.prompt_format == "canary2")
+    assert len({canary.batch_key(windows(**wish)[0]) for wish in asked}) == len(PROMPTS[model.prompt_format])
+
+
+def test_canarys_rows_are_those_of_their_windows(canary: Any) -> None:
+    asked = windows()[2:]
+    for one, together in zip(asked, canary.transcribe(asked), strict=True):
+        # Noise never says that it is done; in company it goes on for as long as the longest may.
+        assert " ".join(texts(together)).startswith(" ".join(texts(canary.transcribe([one])[0])))
+
+
+def test_canary_refuses_what_it_cannot_do(canary: Any) -> None:
+    with pytest.raises(UnsupportedFeatureError, match="name the spoken one"):
+        canary.transcribe(windows(task=Task.TRANSLATE)[-1:])
+    with pytest.raises(UnsupportedFeatureError, match="translation's words"):
+        canary.transcribe(windows(task=Task.TRANSLATE, language="de", words=True)[-1:])
 
 
 @pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])

@@ -283,9 +283,9 @@ def _words(result: Any, seconds: float) -> list[Word]:
         return sum(own) / len(own) if own and len(tokens) == len(sure) else average
 
     return [
-        Word(word["word"], min(word["start"], seconds), min(word["end"], seconds), probability(word))
+        Word(text, min(float(word["start"]), seconds), min(float(word["end"]), seconds), probability(word))
         for word in said
-        if word["word"]
+        if (text := " ".join(word["word"].split()))
     ]
 
 
