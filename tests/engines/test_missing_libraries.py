@@ -34,7 +34,7 @@ except ModelLoadError as error:
         (
             "nemo",
             "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo && nemo/bin/pip install eardrum "
-            "'nemo_toolkit[asr]>=3.0,<4', and set `python: nemo/bin/python` in the model's config.",
+            "'nemo_toolkit[asr,speechlm2]>=3.0,<4', and set `python: nemo/bin/python` in the model's config.",
         ),
     ],
 )

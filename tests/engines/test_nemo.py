@@ -1,11 +1,12 @@
 """NeMo's real classes with tiny random weights: what they say is noise, but it is the same noise in every batch.
 
-Runs only where NeMo is: `nemo/bin/python -m pytest -m nemo tests/engines/test_nemo.py`, with pytest installed there.
+Runs only where NeMo is: `HF_HUB_OFFLINE=1 nemo/bin/python -m pytest -m nemo tests/engines/test_nemo.py`, with pytest installed there.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,43 @@ def canary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return load_engine("nemo", path, {"device": "cpu"})
 
 
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Canary-Qwen: encoder, language model and tokenizer, saved as NVIDIA's is."""
+    torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.speechlm2.models")
+    folder = tmp_path_factory.mktemp("qwen")
+    transformers, bpe = importlib.import_module("transformers"), importlib.import_module("tokenizers")
+    tokenizer = bpe.Tokenizer(bpe.models.BPE())
+    tokenizer.pre_tokenizer = bpe.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = bpe.decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = bpe.pre_tokenizers.ByteLevel.alphabet()
+    trainer = bpe.trainers.BpeTrainer(vocab_size=300, initial_alphabet=letters, special_tokens=special)
+    tokenizer.train_from_iterator(["the cat sat on the mat"], trainer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[0])
+    fast.save_pretrained(folder / "llm")
+    sizes = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "head_dim": 8}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    transformers.Qwen3Config(**sizes, **layers, architectures=["Qwen3ForCausalLM"]).save_pretrained(folder / "llm")
+    modules = "nemo.collections.speechlm2.modules.perception"
+    torch.manual_seed(0)
+    config = {
+        "pretrained_llm": str(folder / "llm"),
+        "pretrained_weights": False,
+        "audio_locator_tag": "<|audioplaceholder|>",
+        "prompt_format": "qwen",
+        "perception": {
+            "target": f"{modules}.AudioPerceptionModule",
+            "output_dim": 16,
+            "preprocessor": FEATURES,
+            "encoder": ENCODER,
+            "modality_adapter": {"_target_": f"{modules}.IdentityConnector", "d_model": 16},
+        },
+    }
+    models.SALM(config).save_pretrained(folder / "salm")
+    return folder / "salm"
+
+
 def omega(config: dict[str, Any]) -> Any:
     return importlib.import_module("omegaconf").OmegaConf.create(config)
 
@@ -277,6 +315,29 @@ def test_canary_refuses_what_it_cannot_do(canary: Any) -> None:
         canary.transcribe(windows(task=Task.TRANSLATE)[-1:])
     with pytest.raises(UnsupportedFeatureError, match="translation's words"):
         canary.transcribe(windows(task=Task.TRANSLATE, language="de", words=True)[-1:])
+
+
+def test_canary_qwen_answers_to_each_window(qwen: Path) -> None:
+    assert registry.card("nemo").runs(qwen)
+    engine: Any = load_engine("nemo", qwen, {"device": "cpu", "language": "en"})
+    assert (engine.capabilities.words, engine.capabilities.languages) == (False, ("en",))
+    asked = windows()[1:3]
+    together = engine.transcribe(asked)
+    said = [" ".join(texts(heard)) for heard in together]
+    assert any(said)
+    for each, text in zip(asked, said, strict=True):
+        # Noise never says that it is done; in company it goes on for as long as the longest may.
+        assert text.startswith(" ".join(texts(engine.transcribe([each])[0]))[:10])
+    told: Any = load_engine("nemo", qwen, {"device": "cpu", "instruction": "Sing:"})
+    assert [texts(heard) for heard in told.transcribe(asked)] != [texts(heard) for heard in together]
+
+
+def test_the_language_model_of_a_canary_qwen_is_not_fetched(qwen: Path, tmp_path: Path) -> None:
+    for file in qwen.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((qwen / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_llm": "nobody/none"}))
+    assert "hf download nobody/none" in fails(tmp_path)
 
 
 @pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])

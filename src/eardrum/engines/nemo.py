@@ -37,7 +37,7 @@ class Nemo(Engine):
     """One model of NeMo: CTC or transducer, Canary (encoder and decoder), or Canary-Qwen (encoder and language model)."""
 
     requires = ("nemo",)
-    apart = "nemo_toolkit[asr]>=3.0,<4"
+    apart = "nemo_toolkit[asr,speechlm2]>=3.0,<4"
     title = "NVIDIA NeMo in an interpreter of its own: any .nemo file (Parakeet, Canary), and Canary-Qwen"
     layouts = (("*.nemo",), ("config.json#audio_locator_tag", "*.safetensors"))
     names = {"canary-qwen-2.5b": "nvidia/canary-qwen-2.5b"}
@@ -191,6 +191,7 @@ class Nemo(Engine):
     def _answers(self, audios: list[Any]) -> list[str]:
         """What Canary-Qwen's language model answers to each recording."""
         import torch
+        from transformers import GenerationConfig
 
         model = self._model
         lengths = torch.tensor([len(audio) for audio in audios])
@@ -198,7 +199,12 @@ class Nemo(Engine):
             prompts=[[{"role": "user", "content": f"{self._instruction} {model.audio_locator_tag}"}] for _ in audios],
             audios=torch.nn.utils.rnn.pad_sequence(audios, batch_first=True).to(self._device),
             audio_lens=lengths.to(self._device),
-            max_new_tokens=int(lengths.max()) * TOKENS_PER_SECOND // SAMPLE_RATE + TOKENS_MORE,
+            generation_config=GenerationConfig(
+                bos_token_id=model.text_bos_id,
+                eos_token_id=model.text_eos_id,
+                pad_token_id=model.text_pad_id,
+                max_new_tokens=int(lengths.max()) * TOKENS_PER_SECOND // SAMPLE_RATE + TOKENS_MORE,
+            ),
         )
         over = {model.text_eos_id, model.text_pad_id}
         ids = ([id for id in answer if id not in over] for answer in answers.tolist())
@@ -257,9 +263,10 @@ def _salm(folder: Path, device: str, compute_type: str) -> Any:
     config = json.loads((folder / "config.json").read_bytes())
     try:
         model = SALM.from_pretrained(str(folder), local_files_only=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         llm = config.get("pretrained_llm", "its language model")
-        raise ModelLoadError(f"It needs the tokenizer and config of {llm}: run `hf download {llm}`. ({error})") from error
+        hint = f"If {llm} is not in the Hugging Face cache, its tokenizer and config must come there: `hf download {llm}`."
+        raise ModelLoadError(f"{error} {hint}") from error
     dtype = "bfloat16" if compute_type == "auto" and device == "cuda" else compute_type.replace("auto", "float32")
     return model.eval().to(getattr(torch, dtype)).to(device)
 
