@@ -1,6 +1,6 @@
 """NeMo's real classes with tiny random weights: what they say is noise, but it is the same noise in every batch.
 
-Runs only where NeMo is: `HF_HUB_OFFLINE=1 nemo/bin/python -m pytest -m nemo tests/engines/test_nemo.py`, with pytest installed there.
+Runs only where NeMo and pytest are: `HF_HUB_OFFLINE=1 nemo/bin/python -m pytest -m nemo tests/engines/test_nemo.py`.
 """
 
 from __future__ import annotations
