@@ -99,7 +99,9 @@ class Engine(ABC):
     """One line for people: which models this runs."""
 
     layouts: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """What a directory must hold to be a model of this engine: one of these sets of file patterns."""
+    """What a directory must hold to be a model of this engine: one of these sets of file patterns.
+
+    `config.json#key` is a file that holds a JSON object with this key."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """If any, `model_type` in the directory's config.json must be one of these."""
@@ -121,6 +123,9 @@ class Engine(ABC):
 
     remote: ClassVar[bool] = False
     """The weights are behind an address in the options; there are no files."""
+
+    apart: ClassVar[str] = ""
+    """What pip installs for it, if that cannot share an interpreter with the rest: the model's `python:` names another one."""
 
     parallel: int = 1
     """Calls of `transcribe` that may run at once, each in a thread of its own (replicas on several GPUs)."""

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.sessions import providers, session_options
 from eardrum.errors import ModelLoadError
 from eardrum.languages import language_in_name
 from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token
@@ -75,12 +76,8 @@ class Moonshine(Engine):
             raise ModelLoadError(
                 f"Moonshine's files fix their number format: compute_type {options.compute_type!r} cannot be had."
             )
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.log_severity_level = 3
-        # Spinning threads would burn a core between windows for a gain that decoding cannot see.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        open_session = partial(ort.InferenceSession, sess_options=settings, providers=_providers(options.device, ort))
+        settings, where = session_options(ort, options.threads), providers(ort, options.device)
+        open_session = partial(ort.InferenceSession, sess_options=settings, providers=where)
         encoder, decoder = _open(open_session, source / ENCODER), _open(open_session, source / DECODER)
         pieces = _read_tokenizer(source / TOKENIZER)
         vocabulary = next(output.shape[-1] for output in decoder.get_outputs() if output.name == "logits")
@@ -185,15 +182,6 @@ def _logprobs(logits: Floats, chosen: Ints) -> Floats:
     """Natural-log probability of each row's chosen token; logits [b, vocabulary], chosen [b]."""
     top = logits.max(axis=-1)
     return cast(Floats, logits[np.arange(len(chosen)), chosen] - top - np.log(np.exp(logits - top[:, None]).sum(axis=-1)))
-
-
-def _providers(device: str, ort: Any) -> list[str]:
-    """Where to run: a GPU when asked for, or when there is a build of onnxruntime that can and nothing was said."""
-    have = ort.get_available_providers()
-    if device == "cuda" and "CUDAExecutionProvider" not in have:
-        raise ModelLoadError("device is cuda, but this onnxruntime has no CUDA: install onnxruntime-gpu in its place.")
-    cuda = ["CUDAExecutionProvider"] if device != "cpu" and "CUDAExecutionProvider" in have else []
-    return [*cuda, "CPUExecutionProvider"]
 
 
 def _check_file(path: Path, sha256: str | None) -> None:

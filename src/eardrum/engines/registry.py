@@ -26,7 +26,12 @@ ENTRY_POINTS = "eardrum.engines"
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
-NOT_ENGINES = {"__init__", "base", "registry", "whisper", "whisper_rounds", "ctranslate2_whisper"}
+NOT_ENGINES = {
+    *("__init__", "base", "registry"),
+    *("whisper", "whisper_rounds", "ctranslate2_whisper"),
+    *("onnx_kinds", "sentences", "sessions", "tokens"),
+}
+"""Files beside the engines that engines share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Card:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     rank: int = 50
     remote: bool = False
+    apart: str = ""
     options: tuple[str, ...] = ()
 
     @property
@@ -57,9 +63,9 @@ class Card:
 
     def runs(self, directory: Path) -> bool:
         """Whether the directory holds a model of this engine, by its files."""
-        if not any(all(any(directory.glob(pattern)) for pattern in layout) for layout in self.layouts):
+        if not any(all(_holds(directory, pattern) for pattern in layout) for layout in self.layouts):
             return False
-        return not self.model_types or _model_type(directory) in self.model_types
+        return not self.model_types or _json(directory / "config.json").get("model_type", "") in self.model_types
 
     def capabilities_of(self, name: str, capabilities: Capabilities | None = None) -> Capabilities:
         """What a model of this name can do: the engine's capabilities, or the given ones, less what its kind cannot."""
@@ -72,11 +78,17 @@ class Card:
     @property
     def how_to_install(self) -> str:
         """The sentence for whoever lacks its libraries."""
-        return f"The engine {self.name} needs {', '.join(self.missing)}: run {self.install}."
+        needs = f"The engine {self.name} needs {', '.join(self.missing) or 'its libraries'}"
+        if self.apart:
+            then = f"set `python: {self.name}/bin/python` in the model's config"
+            return f"{needs} in an interpreter of its own: run {self.install}, and {then}."
+        return f"{needs}: run {self.install}."
 
     @property
     def install(self) -> str:
         """The command that installs what is missing."""
+        if self.apart:
+            return f"python3 -m venv {self.name} && {self.name}/bin/pip install eardrum '{self.apart}'"
         return f"pip install 'eardrum[{self.extra}]'" if self.extra else "pip install --force-reinstall eardrum"
 
 
@@ -102,11 +114,18 @@ def card(name: str) -> Card:
         raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(cards()))}.") from None
 
 
-def _model_type(directory: Path) -> str:
+def _holds(directory: Path, pattern: str) -> bool:
+    name, _, key = pattern.partition("#")
+    return any(not key or key in _json(path) for path in directory.glob(name))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
     try:
-        return str(json.loads((directory / "config.json").read_bytes()).get("model_type", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _sources() -> Iterator[tuple[str, str, Path]]:

@@ -1,0 +1,309 @@
+"""Parakeet, Canary, GigaAM, Vosk, T-one and Whisper as ONNX graphs, decoded by the library onnx-asr without PyTorch.
+
+The library takes a list of recordings and gives each one's tokens with times and log probabilities; words and segments
+are made of them here. Its own spacing of the text is not used: it joins an opening mark to the word before it
+("hola¿qué").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+from pydantic import Field
+
+from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.onnx_kinds import Kind, chosen_quantization, kind_of
+from eardrum.engines.sentences import sentences
+from eardrum.engines.sessions import providers, session_options
+from eardrum.engines.tokens import Spoken, mean, words_of
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
+from eardrum.languages import NAMES, language_in_name
+from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment, Task
+
+SHORTEST = SAMPLE_RATE // 2
+"""Samples; shorter windows are filled up with silence, because the feature extractors divide by their frames."""
+
+TOKENS_PER_SECOND, PROMPT_TOKENS = 12, 10
+"""Cap of Canary's decoder: what speaks faster is a loop, not speech."""
+
+CANARY, CANARY_DEFAULT = "nemo-conformer-aed", "en"
+
+MORE_THAN_TOKENS = {
+    "nemo-conformer-ctc": range(1),
+    "nemo-conformer-rnnt": range(1),
+    "nemo-conformer-tdt": range(1, 10),  # durations
+    "nemo-conformer-aed": range(8),  # rounded up to a multiple of 8
+}
+"""How many outputs a graph may have more than its vocabulary has tokens."""
+
+
+class OnnxAsr(Engine):
+    """One model of any kind that onnx-asr runs."""
+
+    requires = ("onnx_asr",)
+    extra = "onnx"
+    title = "Parakeet, Canary, GigaAM, Vosk, T-one and Whisper exported to ONNX, without PyTorch"
+    layouts = (
+        ("encoder-model*.onnx", "decoder_joint-model*.onnx", "vocab.txt"),
+        ("encoder-model*.onnx", "decoder-model*.onnx", "vocab.txt"),
+        ("model*.onnx", "vocab.txt", "config.json"),
+        ("v2_*.onnx", "v2_vocab.txt"),
+        ("v3_*.onnx", "v3_*vocab.txt", "config.json"),
+        ("multilingual*_ctc*.onnx", "multilingual_vocab.txt", "config.json"),
+        ("*/encoder*.onnx", "*/decoder*.onnx", "*/joiner*.onnx", "*/tokens.txt"),
+        ("**/encoder_model*.onnx", "**/decoder_model_merged*.onnx", "vocab.json", "added_tokens.json"),
+        ("whisper-*_beamsearch*.onnx", "vocab.json", "added_tokens.json"),
+        ("model*.onnx", "config.json#decoder_params"),
+    )
+    names = {
+        "parakeet-tdt-0.6b-v3": "istupakov/parakeet-tdt-0.6b-v3-onnx",
+        "parakeet-tdt-0.6b-v2": "istupakov/parakeet-tdt-0.6b-v2-onnx",
+        "parakeet-ctc-0.6b": "istupakov/parakeet-ctc-0.6b-onnx",
+        "parakeet-rnnt-0.6b": "istupakov/parakeet-rnnt-0.6b-onnx",
+        "canary-1b-v2": "istupakov/canary-1b-v2-onnx",
+        "nvidia/parakeet-tdt-0.6b-v3": "istupakov/parakeet-tdt-0.6b-v3-onnx",
+        "nvidia/parakeet-tdt-0.6b-v2": "istupakov/parakeet-tdt-0.6b-v2-onnx",
+        "nvidia/parakeet-ctc-0.6b": "istupakov/parakeet-ctc-0.6b-onnx",
+        "nvidia/parakeet-rnnt-0.6b": "istupakov/parakeet-rnnt-0.6b-onnx",
+        "nvidia/canary-1b-v2": "istupakov/canary-1b-v2-onnx",
+        "nvidia/stt_ru_fastconformer_hybrid_large_pc": "istupakov/stt_ru_fastconformer_hybrid_large_pc_onnx",
+        "gigaam-v2-rnnt": "istupakov/gigaam-v2-onnx",
+        "gigaam-v3-e2e-rnnt": "istupakov/gigaam-v3-onnx",
+        "gigaam-multilingual-ctc": "istupakov/gigaam-multilingual-ctc-onnx",
+        "gigaam-multilingual-large-ctc": "istupakov/gigaam-multilingual-large-ctc-onnx",
+        "vosk-model-ru": "alphacep/vosk-model-ru",
+        "vosk-model-small-ru": "alphacep/vosk-model-small-ru",
+        "t-one": "t-tech/T-one",
+    }
+    repositories = (
+        "istupakov/parakeet-*-onnx",
+        "istupakov/canary-*-onnx",
+        "istupakov/gigaam-*-onnx",
+        "istupakov/whisper-*-onnx",
+        "istupakov/stt_*_onnx",
+        "alphacep/vosk-model-ru",
+        "alphacep/vosk-model-small-ru",
+        "t-tech/t-one",
+        "onnx-community/*whisper*",
+    )
+    downloads = (
+        "config.json",
+        "vocab.json",
+        "added_tokens.json",
+        "*vocab.txt",
+        "*/tokens.txt",
+        "model.onnx*",
+        "model.int8.onnx*",
+        "*-model.onnx*",
+        "*-model.int8.onnx*",
+        "v2_rnnt_*.onnx*",
+        "v3_e2e_rnnt_*.onnx*",
+        "multilingual*_ctc*.onnx*",
+        "*/encoder.onnx*",
+        "*/decoder.onnx*",
+        "*/joiner.onnx*",
+        "onnx/encoder_model.onnx*",
+        "onnx/decoder_model_merged.onnx*",
+        "whisper-*_beamsearch.onnx*",
+    )
+    variants = {
+        "*parakeet-*": {"languages": ("en",)},
+        "*parakeet-tdt-0.6b-v3*": {
+            "languages": (
+                "bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it",
+                "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv", "ru", "uk",
+            ),
+            "detects_language": True,
+        },
+        "*canary-*": {"words": False, "logprobs": False, "translate": True, "languages": ("en", "de", "es", "fr")},
+        "*canary-1b-v2*": {
+            "languages": (
+                "bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it",
+                "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv", "ru", "uk",
+            ),
+        },
+        "*gigaam-v[23]*": {"languages": ("ru",)},
+        "*stt_ru_*": {"languages": ("ru",)},
+        "*vosk-model-*ru*": {"languages": ("ru",)},
+        "*t-one*": {"languages": ("ru",)},
+        "*whisper*": {"words": False, "logprobs": False, "detects_language": True},
+    }  # fmt: skip
+    rank = 20
+    capabilities = Capabilities(words=True, logprobs=True, max_window_s=20.0, max_batch=8)
+
+    class Options(EngineOptions):
+        """Options of a model of onnx-asr."""
+
+        quantization: str = Field(
+            "auto",
+            description="Which of the graphs in the directory to load: `none` (full precision), `int8` or another that is "
+            "there; `auto` takes the full precision if it is there.",
+        )
+        model_type: str = Field(
+            "",
+            description="onnx-asr's name of the architecture (`nemo-conformer-tdt`, `nemo-conformer-ctc`, `gigaam-v3-ctc` ...); "
+            "empty takes it from config.json or the files.",
+        )
+        language: str = Field(
+            "",
+            description="The language spoken (ISO 639 code); empty takes it from the folder's name or the kind of model. "
+            "Canary cannot detect one and takes English where neither this nor the request names it.",
+        )
+        pnc: bool | None = Field(None, description="Canary only: with punctuation and capitals (its default), or without.")
+        threads: int = Field(0, ge=0, description="Threads per decode; 0 uses every core.")
+
+    def __init__(self, model: Any, kind: Kind, options: Options, language: str):
+        self._model = model.with_timestamps()
+        self._kind = kind
+        self._pnc = {} if options.pnc is None else {"pnc": options.pnc}
+        self._language = language
+        can = replace(type(self).capabilities, **kind.can)
+        if kind.can.get("translate") or kind.can.get("detects_language"):
+            can = replace(can, languages=_languages(model.asr))
+        self.capabilities = replace(can, languages=(language,)) if language else can
+        self._ending = EndingRows(model.asr) if kind.name == CANARY else None
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> Self:
+        """Load the graphs and the vocabulary in the directory `source`; never looks for them elsewhere."""
+        import onnx_asr
+        import onnxruntime
+
+        options = cast(OnnxAsr.Options, options)
+        if options.compute_type != "auto":
+            raise ModelLoadError(
+                f"compute_type {options.compute_type!r} cannot be had: ONNX graphs fix their number format. "
+                "Set the option quantization to choose among those in the directory."
+            )
+        # The library takes a directory that is not there for one to download into.
+        kind = kind_of(source, options.model_type)
+        quantization = chosen_quantization(kind, source, options.quantization)
+        if options.pnc is not None and kind.name != CANARY:
+            raise ModelLoadError(f"{source} is a {kind.name}; the option pnc is for Canary only: leave it out.")
+        where = providers(onnxruntime, options.device)
+        settings = session_options(onnxruntime, options.threads)
+        try:
+            model = onnx_asr.load_model(
+                kind.name, source, quantization=quantization or None, sess_options=settings, providers=where
+            )
+        except Exception as error:  # onnxruntime has a class for each kind of damage, the vocabulary's reader others
+            raise ModelLoadError(f"onnx-asr cannot load {source} as a {kind.name}: {error}") from error
+        _check_vocabulary(model.asr, kind, source)
+        engine = cls(model, kind, options, options.language or language_in_name(source.name) or "")
+        engine._try(source)
+        return engine
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """Decode the windows as one batch, greedily; all of one `batch_key`."""
+        wishes = self._wishes(windows[0].request)
+        if self._ending:
+            self._ending.begin(windows)
+        results = self._model.recognize([_filled(window.audio) for window in windows], **wishes)
+        language = wishes.get("language") or (self.capabilities.languages[0] if len(self.capabilities.languages) == 1 else "")
+        return [
+            Hearing(self._segments(window, result), language or window.request.language or "")
+            for window, result in zip(windows, results, strict=True)
+        ]
+
+    def batch_key(self, window: Window) -> tuple[tuple[str, Any], ...]:
+        """Language and task are one per call of the library."""
+        return tuple(self._wishes(window.request).items())
+
+    def _wishes(self, request: Request) -> dict[str, Any]:
+        """What the library is told besides the audio."""
+        if self._kind.name == CANARY:
+            if request.task is Task.TRANSLATE and not (request.language or self._language):
+                raise UnsupportedFeatureError(
+                    "This model translates, but does not detect languages: name the spoken one in `language`.", param="language"
+                )
+            language = request.language or self._language or CANARY_DEFAULT
+            target = "en" if request.task is Task.TRANSLATE else language
+            return {"language": language, "target_language": target, **self._pnc}
+        if self.capabilities.fixed_window and (language := request.language or self._language):
+            return {"language": language}
+        return {}
+
+    def _segments(self, window: Window, result: Any) -> list[Segment]:
+        if result.timestamps is None:
+            text, (start, end) = " ".join(result.text.split()), window.speech_span
+            return [Segment(start, end, text, avg_logprob=mean(result.logprobs))] if text else []
+        spoken = words_of(zip(result.tokens, result.timestamps, result.logprobs, strict=True), window.seconds)
+        return [_segment(spoken[part], window.request) for part in sentences([each.word for each in spoken])]
+
+    def _try(self, source: Path) -> None:
+        """Decode half a second of silence: files that do not belong together show it here, not at the first request."""
+        silence = Window(np.zeros(SHORTEST, np.float32), 0.0, 0.0, (0.0, 0.5), Request())
+        try:
+            self.transcribe([silence])
+        except Exception as error:  # an assertion of the library, or onnxruntime's word for a wrong input
+            reason = str(error) or type(error).__name__
+            raise ModelLoadError(f"The files in {source} are not those of one {self._kind.name} model: {reason}") from error
+
+
+class EndingRows:
+    """Stops the rows of Canary's batch one by one.
+
+    The library goes on with all rows until every one says at the same step that it is done, and keeps what a row says after
+    its end. Here a row that has ended, is wanted no more or has said too much for its length says nothing but the end.
+    """
+
+    def __init__(self, asr: Any):
+        self._decode = asr._decode
+        self._end = asr._tokens["<|endoftext|>"]
+        self._windows: Sequence[Window] = ()
+        asr._decode = self._step
+
+    def begin(self, windows: Sequence[Window]) -> None:
+        """The windows of the next batch, in order."""
+        self._windows = windows
+
+    def _step(self, tokens: Any, *rest: Any) -> Any:
+        """`tokens` is [batch, step], prompt included; returns the decoder's logits [batch, 1, vocabulary] and memory."""
+        logits, memory = self._decode(tokens, *rest)
+        said = tokens.shape[1] - PROMPT_TOKENS
+        for row, window in enumerate(self._windows):
+            if window.cancelled or said > 1 + window.seconds * TOKENS_PER_SECOND or self._end in tokens[row]:
+                logits[row, -1] = -np.inf
+                logits[row, -1, self._end] = 0.0
+        return logits, memory
+
+
+def _segment(spoken: Sequence[Spoken], request: Request) -> Segment:
+    words = [each.word for each in spoken]
+    tokens = [token for each in spoken for token in each.tokens]
+    return Segment(
+        start=words[0].start,
+        end=words[-1].end,
+        text=" ".join(word.word for word in words),
+        avg_logprob=mean([token.logprob for token in tokens]),
+        words=words if request.words else [],
+        token_logprobs=tokens if request.logprobs else [],
+    )
+
+
+def _filled(audio: Audio) -> Audio:
+    return audio if len(audio) >= SHORTEST else np.pad(audio, (0, SHORTEST - len(audio)))
+
+
+def _languages(asr: Any) -> tuple[str, ...]:
+    """Languages that the vocabulary has a token for (`<|de|>`), in the house's codes."""
+    return tuple(code for code in NAMES if f"<|{code}|>" in asr._tokens)
+
+
+def _check_vocabulary(asr: Any, kind: Kind, source: Path) -> None:
+    """Refuse a vocabulary of another size than what the graph decides between, for NeMo's kinds, where that is known.
+
+    The library keeps graphs and vocabulary to itself, hence the private names.
+    """
+    if kind.name not in MORE_THAN_TOKENS:
+        return
+    session = next(found for name in ("_model", "_decoder_joint", "_decoder") if (found := getattr(asr, name, None)))
+    size, width = len(asr._vocab), session.get_outputs()[0].shape[-1]
+    if isinstance(width, int) and width - size not in MORE_THAN_TOKENS[kind.name]:
+        raise ModelLoadError(
+            f"{source / 'vocab.txt'} is of another model: it has {size} tokens, and the graph decides between {width}."
+        )

@@ -1,0 +1,51 @@
+"""An engine whose library is not installed says in one sentence what to run, and nothing is imported to find out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from eardrum.engines import registry
+
+ASK = """
+import json, sys
+from pathlib import Path
+from eardrum.engines import registry
+from eardrum.errors import ModelLoadError
+from eardrum.runner.__main__ import load_engine
+registry.find_spec = lambda name: None  # an installation without the libraries of any engine
+try:
+    load_engine(sys.argv[1], Path("/nowhere"), {})
+except ModelLoadError as error:
+    loaded = [name for name in (sys.argv[1], f"eardrum.engines.{sys.argv[1]}", "torch") if name in sys.modules]
+    print(json.dumps([error.message, loaded]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("onnx_asr", "The engine onnx_asr needs onnx_asr: run pip install 'eardrum[onnx]'."),
+        (
+            "nemo",
+            "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo && nemo/bin/pip install eardrum "
+            "'nemo_toolkit[asr,speechlm2]>=3.0,<4', and set `python: nemo/bin/python` in the model's config.",
+        ),
+    ],
+)
+def test_a_missing_library_is_one_sentence_with_the_command(engine: str, message: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ASK, engine], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == [message, []]
+
+
+def test_an_extra_exists_for_every_engine_that_names_one() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for card in registry.cards().values():
+        assert not card.extra or card.extra in extras, card.name
+        assert not (card.extra and card.apart), f"{card.name} is installed either here or apart"
