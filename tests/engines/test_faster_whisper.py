@@ -22,6 +22,8 @@ from tests.models import build, faster_whisper, hearing
 from tests.models.hearing import Clip, clip, clips, joined
 from tests.recordings import Samples, noise, silence
 
+pytestmark = pytest.mark.slow
+
 GERMAN = [c for c in clips() if c.language == "de"]
 
 
