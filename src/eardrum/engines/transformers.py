@@ -1,0 +1,190 @@
+"""Hugging Face transformers: one adapter for the speech models the library runs natively.
+
+The processor and `generate` are used, not the library's pipeline, which on the same Whisper gave other text than its
+parts. What differs between families of models is in the folder `families`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, cast
+
+from pydantic import Field
+
+from eardrum.engines import registry
+from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.families.base import Family, Wishes
+from eardrum.engines.families.seq2seq import Seq2Seq
+from eardrum.engines.families.table import FAMILIES
+from eardrum.engines.pytorch.device import compute_type, device, use_threads
+from eardrum.errors import ModelLoadError
+from eardrum.languages import language_in_name
+from eardrum.types import Capabilities
+
+COMPUTE_TYPES = ("float32", "float16", "bfloat16")
+CONFIG = "config.json"
+
+
+class Transformers(Engine):
+    """One speech model of a family that transformers knows."""
+
+    requires = ("transformers", "torch")
+    extra = "transformers"
+    title = "Parakeet, Canary, Qwen3-ASR, Voxtral, Moonshine, Whisper and more on PyTorch"
+    layouts = (("config.json", "*.safetensors"),)
+    model_types = (
+        "canary",
+        "cohere_asr",
+        "glmasr",
+        "moonshine",
+        "moonshine_streaming",
+        "parakeet_ctc",
+        "parakeet_rnnt",
+        "parakeet_tdt",
+        "qwen3_asr",
+        "voxtral",
+        "whisper",
+    )
+    repositories = (
+        "nvidia/parakeet-*",
+        "nvidia/canary-1b-v2*",
+        "usefulsensors/moonshine-*",
+        "qwen/qwen3-asr-*",
+        "mistralai/voxtral-*",
+        "coherelabs/cohere-transcribe-*",
+        "zai-org/glm-asr-*",
+        "openai/whisper-*",
+    )
+    downloads = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+    rank = 40
+    capabilities = Capabilities(max_window_s=30.0, max_batch=8)
+
+    variants = {
+        "*parakeet*": {"languages": ("en",), "words": True},
+        "*parakeet-ctc*": {"words": False},
+        # fmt: off
+        "*parakeet-tdt-0.6b-v3*": {"languages": (
+            "bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it",
+            "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv", "ru", "uk",
+        )},
+        "*canary-1b-v2*": {"translate": True, "logprobs": True, "temperature": True, "languages": (
+            "bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it",
+            "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv", "ru", "uk",
+        )},
+        "*cohere-transcribe*": {"logprobs": True, "temperature": True, "languages": (
+            "ar", "de", "el", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "vi", "zh",
+        )},
+        "*qwen3-asr*": {
+            "detects_language": True, "prompt": True, "hotwords": True, "logprobs": True, "temperature": True,
+            "languages": (
+                "ar", "yue", "zh", "cs", "da", "nl", "en", "tl", "fi", "fr", "de", "el", "hi", "hu", "id", "it",
+                "ja", "ko", "mk", "ms", "fa", "pl", "pt", "ro", "ru", "es", "sv", "th", "tr", "vi",
+            ),
+        },
+        # fmt: on
+        "*voxtral*": {"logprobs": True, "temperature": True},
+        "*glm-asr*": {"logprobs": True, "temperature": True},
+        "*moonshine*": {"languages": ("en",), "logprobs": True, "temperature": True},
+        "*moonshine*-ar": {"languages": ("ar",)},
+        "*moonshine*-es": {"languages": ("es",)},
+        "*moonshine*-ja": {"languages": ("ja",)},
+        "*moonshine*-ko": {"languages": ("ko",)},
+        "*moonshine*-uk": {"languages": ("uk",)},
+        "*moonshine*-vi": {"languages": ("vi",)},
+        "*moonshine*-zh": {"languages": ("zh",)},
+        "*whisper*": {
+            "detects_language": True,
+            "translate": True,
+            "logprobs": True,
+            "prompt": True,
+            "hotwords": True,
+            "temperature": True,
+            "fixed_window": True,
+        },
+        "*whisper*turbo*": {"translate": False},
+        "*whisper*.en": {"languages": ("en",), "detects_language": False, "translate": False},
+    }
+
+    class Options(EngineOptions):
+        """Options of a model that transformers runs."""
+
+        beam_size: int = Field(1, ge=1, le=16, description="Hypotheses followed at once; 1 decodes greedily.")
+        language: str = Field(
+            "", description="Language of models that must be told one and were not; empty takes it from the name, else English."
+        )
+        threads: int = Field(0, ge=0, description="Threads of PyTorch on the CPU; 0 uses every core.")
+
+    def __init__(self, family: Family, capabilities: Capabilities):
+        self._family = family
+        self.capabilities = capabilities
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> Self:
+        """Load the weights, the processor and the tokenizer in the directory `source`."""
+        kind = _model_type(source)
+        family = FAMILIES[kind]
+        if not any(source.glob("*.safetensors")):
+            raise ModelLoadError(f"{source} has no weights: *.safetensors is missing.")
+
+        import torch
+        import transformers
+
+        options = cast(Transformers.Options, options)
+        where = device(options, torch)
+        numbers = compute_type(options, COMPUTE_TYPES, "auto" if where == "cuda" else "float32")
+        use_threads(options.threads, torch)
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(str(source), local_files_only=True)
+            model, info = getattr(transformers, family.loads).from_pretrained(
+                str(source), local_files_only=True, use_safetensors=True, dtype=numbers, output_loading_info=True
+            )
+        except ImportError:
+            raise
+        except Exception as error:  # the library raises whatever its many parts raise
+            raise ModelLoadError(f"transformers cannot load the {kind} model in {source}: {error}") from error
+        if missing := sorted(info["missing_keys"]):
+            raise ModelLoadError(f"{source} lacks {len(missing)} of the model's arrays, {missing[0]} for one.")
+        # No gradients, in whichever thread it runs.
+        model = model.to(where).eval().requires_grad_(False)
+        if model.can_generate():
+            model.generation_config.max_length = None  # every call says how much it wants
+        language = options.language or language_in_name(source.name) or "en"
+        loaded = family(model, processor, Wishes(options.beam_size, language))
+        return cls(loaded, _capabilities(source, loaded, language))
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """Decode the windows as one batch."""
+        return self._family.hear(windows)
+
+    def batch_key(self, window: Window) -> Hashable:
+        """What the model's family takes once per call."""
+        return self._family.key(window)
+
+
+def _model_type(source: Path) -> str:
+    """What config.json says the model is.
+
+    Raises:
+        ModelLoadError: there is none, it cannot be read, or no family here is of that type.
+    """
+    path = source / CONFIG
+    try:
+        kind = json.loads(path.read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"{path} cannot be read as the description of a model: {error}") from error
+    if kind not in FAMILIES:
+        raise ModelLoadError(f"{path} is of the model_type {kind!r}; this engine runs {', '.join(FAMILIES)}.")
+    return str(kind)
+
+
+def _capabilities(source: Path, family: Family, language: str) -> Capabilities:
+    """What the loaded model can do: its family's abilities, the languages its name tells, and what its weights say."""
+    named = registry.card(__name__.rpartition(".")[2]).capabilities_of(source.name)
+    found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
+    if isinstance(family, Seq2Seq):
+        found = replace(found, languages=(language,))
+    return family.refined(found)

@@ -1,0 +1,19 @@
+"""Writes the tiny Whisper as a checkpoint of openai-whisper."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.models import hearing
+
+
+def build(directory: Path) -> Path:
+    """`hearing.pt` in `directory`, in float16 as OpenAI's own checkpoints."""
+    import torch
+
+    dims, arrays = hearing.weights()
+    path = directory / "hearing.pt"
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch.save({"dims": asdict(dims), "model_state_dict": state}, path)
+    return path
