@@ -70,7 +70,8 @@ def build(kind: str, directory: Path) -> Path:
 def hushed(model: Any, tokenizer: Any) -> None:
     """Special tokens lose to all others with a positive score, so that models with random weights write something."""
     if head := model.get_output_embeddings():
-        head.weight.data[tokenizer.all_special_ids] = 0.0
+        first = tokenizer.convert_tokens_to_ids(LETTERS[0])
+        head.weight.data[:first] = 0.0
 
 
 def pieces(*special: str) -> Tokenizer:
@@ -99,6 +100,9 @@ def parakeet(kind: str) -> tuple[Any, Any]:
     }[kind]
     model = cls(config(**size))
     model.generation_config.decoder_start_token_id = size["blank_token_id"]
+    for name, weights in model.named_parameters():
+        if not name.startswith("encoder."):
+            weights.data.normal_(0, 1)  # as small as they are made, nothing but the biases would matter
     return model, hf.ParakeetProcessor(extractor, tokenizer, decoder_type=kind)
 
 
@@ -198,7 +202,16 @@ def cohere() -> tuple[Any, Any]:
 def qwen() -> tuple[Any, Any]:
     import transformers as hf
 
-    names = ["<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<asr_text>", "<pad>"]
+    names = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|audio_start|>",
+        "<|audio_pad|>",
+        "<|audio_end|>",
+        "<asr_text>",
+        "<pad>",
+        "<timestamp>",
+    ]
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=pieces(*names),
         eos_token="<|im_end|>",
@@ -221,7 +234,7 @@ def qwen() -> tuple[Any, Any]:
         },
         text_config={**TEXT, "vocab_size": len(tokenizer), "tie_word_embeddings": True},
         audio_token_id=tokenizer.convert_tokens_to_ids("<|audio_pad|>"),
-        timestamp_token_id=tokenizer.convert_tokens_to_ids("<pad>"),
+        timestamp_token_id=tokenizer.convert_tokens_to_ids("<timestamp>"),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

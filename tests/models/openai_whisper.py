@@ -15,5 +15,12 @@ def build(directory: Path) -> Path:
     dims, arrays = hearing.weights()
     path = directory / "hearing.pt"
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    torch.save({"dims": asdict(dims), "model_state_dict": state}, path)
+    save({"dims": asdict(dims), "model_state_dict": state}, path)
     return path
+
+
+def save(content: object, path: Path) -> None:
+    """A file as PyTorch writes it."""
+    import torch
+
+    torch.save(content, path)

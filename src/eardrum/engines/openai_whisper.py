@@ -26,7 +26,7 @@ from eardrum.types import Capabilities, Request, Task
 class OpenAIWhisper(Engine):
     """One Whisper, from a checkpoint of OpenAI's or a directory of Hugging Face's."""
 
-    requires = ("whisper", "torch", "safetensors")
+    requires = ("whisper", "torch")
     extra = "openai-whisper"
     title = "Whisper tiny to large-v3 and turbo, with OpenAI's own package on PyTorch"
     layouts = (("*.pt",), ("config.json", "*.safetensors"))

@@ -17,7 +17,7 @@ from pydantic import Field
 from eardrum.engines import registry
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.engines.families.base import Family, Wishes
-from eardrum.engines.families.seq2seq import Seq2Seq
+from eardrum.engines.families.seq2seq import Generating, Seq2Seq
 from eardrum.engines.families.table import FAMILIES
 from eardrum.engines.pytorch.device import compute_type, device, use_threads
 from eardrum.errors import ModelLoadError
@@ -33,7 +33,7 @@ class Transformers(Engine):
 
     requires = ("transformers", "torch")
     extra = "transformers"
-    title = "Parakeet, Canary, Qwen3-ASR, Voxtral, Moonshine, Whisper and more on PyTorch"
+    title = "Parakeet, Canary, Qwen3-ASR, Moonshine, Whisper and more on PyTorch"
     layouts = (("config.json", "*.safetensors"),)
     model_types = (
         "canary",
@@ -45,7 +45,6 @@ class Transformers(Engine):
         "parakeet_rnnt",
         "parakeet_tdt",
         "qwen3_asr",
-        "voxtral",
         "whisper",
     )
     repositories = (
@@ -53,7 +52,6 @@ class Transformers(Engine):
         "nvidia/canary-1b-v2*",
         "usefulsensors/moonshine-*",
         "qwen/qwen3-asr-*",
-        "mistralai/voxtral-*",
         "coherelabs/cohere-transcribe-*",
         "zai-org/glm-asr-*",
         "openai/whisper-*",
@@ -62,10 +60,10 @@ class Transformers(Engine):
     rank = 40
     capabilities = Capabilities(max_window_s=30.0, max_batch=8)
 
+    # fmt: off
     variants = {
         "*parakeet*": {"languages": ("en",), "words": True},
         "*parakeet-ctc*": {"words": False},
-        # fmt: off
         "*parakeet-tdt-0.6b-v3*": {"languages": (
             "bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it",
             "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv", "ru", "uk",
@@ -84,8 +82,6 @@ class Transformers(Engine):
                 "ja", "ko", "mk", "ms", "fa", "pl", "pt", "ro", "ru", "es", "sv", "th", "tr", "vi",
             ),
         },
-        # fmt: on
-        "*voxtral*": {"logprobs": True, "temperature": True},
         "*glm-asr*": {"logprobs": True, "temperature": True},
         "*moonshine*": {"languages": ("en",), "logprobs": True, "temperature": True},
         "*moonshine*-ar": {"languages": ("ar",)},
@@ -96,17 +92,13 @@ class Transformers(Engine):
         "*moonshine*-vi": {"languages": ("vi",)},
         "*moonshine*-zh": {"languages": ("zh",)},
         "*whisper*": {
-            "detects_language": True,
-            "translate": True,
-            "logprobs": True,
-            "prompt": True,
-            "hotwords": True,
-            "temperature": True,
-            "fixed_window": True,
+            "detects_language": True, "translate": True, "words": True, "logprobs": True, "prompt": True,
+            "hotwords": True, "temperature": True, "fixed_window": True,
         },
         "*whisper*turbo*": {"translate": False},
         "*whisper*.en": {"languages": ("en",), "detects_language": False, "translate": False},
     }
+    # fmt: on
 
     class Options(EngineOptions):
         """Options of a model that transformers runs."""
@@ -187,4 +179,6 @@ def _capabilities(source: Path, family: Family, language: str) -> Capabilities:
     found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
     if isinstance(family, Seq2Seq):
         found = replace(found, languages=(language,))
+    if family.wishes.beam_size > 1 and isinstance(family, Generating):
+        found = replace(found, logprobs=False)  # the library keeps no probabilities of a beam's tokens
     return family.refined(found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from eardrum.engines.base import Hearing, Window
+from eardrum.engines.whisper import compression_ratio
 from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token, Word
 
 
@@ -67,18 +67,12 @@ def heard(window: Window, text: str, language: str, **measures: Any) -> Hearing:
     return Hearing([segment], language)
 
 
-def compression_ratio(text: str) -> float:
-    """How much shorter zlib makes the text: loops lie above 2.4."""
-    raw = text.encode()
-    return len(raw) / len(zlib.compress(raw)) if raw else 1.0
-
-
 def sentences(words: Sequence[Word]) -> list[Segment]:
     """Words joined to a segment per sentence: for models that time words and know no segments."""
     found: list[list[Word]] = [[]]
     for word in words:
         found[-1].append(word)
-        if word.word.rstrip().endswith((".", "?", "!", "。", "？", "！")):
+        if word.word.rstrip().endswith((".", "?", "!", "。", "？", "！")):  # noqa: RUF001 -- full-width on purpose
             found.append([])
     return [
         Segment(said[0].start, said[-1].end, text, compression_ratio=compression_ratio(text), words=said)

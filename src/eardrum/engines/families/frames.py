@@ -11,8 +11,8 @@ from eardrum.engines.families.base import Family, heard, sentences
 from eardrum.engines.families.generation import GivenUp
 from eardrum.types import Word
 
-STEPS_PER_SECOND = 100
-"""A transducer's steps, blanks included, are bounded by this: 12.5 frames a second, and what speech can be written in."""
+STEPS_PER_SECOND = 150
+"""More than a transducer can take: 12.5 frames a second, and at each at most ten tokens and a blank."""
 
 Piece = tuple[str, float, float]
 """A token's text, its start and its end in seconds."""
@@ -28,6 +28,7 @@ class Transducer(Family):
         """Decode greedily; the library gives no probabilities."""
         made = self.model.generate(
             **self.features(windows),
+            **self.settings(),
             max_new_tokens=int(max(window.seconds for window in windows) * STEPS_PER_SECOND) + 1,
             return_dict_in_generate=True,
             stopping_criteria=[GivenUp(windows)],
@@ -35,8 +36,14 @@ class Transducer(Family):
         _, times = self.processor.decode(made.sequences, durations=made.durations, skip_special_tokens=True)
         return [self._hearing(window, row) for window, row in zip(windows, times, strict=True)]
 
+    def settings(self) -> dict[str, Any]:
+        """More for the model's `generate`."""
+        return {}
+
     def _hearing(self, window: Window, row: list[dict[str, Any]]) -> Hearing:
         pieces = [(piece["token"], float(piece["start"]), float(piece["end"])) for piece in row]
+        # The library lets rows that are through go on over their padding until the longest is.
+        pieces = [piece for piece in pieces if piece[1] < window.seconds]
         segments = sentences(list(words(pieces, window.seconds)))
         for segment in segments:
             segment.words = segment.words if window.request.words else []
@@ -47,6 +54,11 @@ class DurationTransducer(Transducer):
     """Parakeet TDT: each token also says how long it lasts."""
 
     loads = "AutoModelForTDT"
+
+    def settings(self) -> dict[str, Any]:
+        """Durations stand behind the vocabulary in the model's scores: they are no tokens."""
+        size = self.model.config.vocab_size
+        return {"suppress_tokens": list(range(size, size + len(self.model.config.durations)))}
 
 
 class Ctc(Family):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,15 +58,18 @@ class GivenUp:
 
 
 class Limit:
-    """A stopping criterion that ends each row at a limit of its own, so that its text does not depend on its company."""
+    """A stopping criterion that ends each row at a limit of its own, so that its text does not depend on its company.
 
-    def __init__(self, limits: Sequence[int], watcher: Watcher):
+    `before` tells how many tokens there were before the first step.
+    """
+
+    def __init__(self, limits: Sequence[int], before: Callable[[], int]):
         self._limits = limits
-        self._watcher = watcher
+        self._before = before
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """One truth value per row; input_ids [b x beams, t]."""
-        written = input_ids.shape[1] - self._watcher.prompt
+        written = input_ids.shape[1] - self._before()
         return _per_row(input_ids, [written >= limit for limit in self._limits])
 
 
@@ -95,7 +98,7 @@ def generate(
         return_dict_in_generate=True,
         output_scores=beams > 1,
         logits_processor=[*rules, watcher],
-        stopping_criteria=[Limit(limits, watcher), *ends],
+        stopping_criteria=[Limit(limits, lambda: watcher.prompt), *ends],
     )
     last = {end} if isinstance(end, int) else set(end)
     written = made.sequences[:, watcher.prompt :].tolist()

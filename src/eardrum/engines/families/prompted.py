@@ -1,10 +1,8 @@
-"""Models that are told in a prompt what to do: Canary, Cohere, Qwen3-ASR, Voxtral, GLM-ASR, Granite Speech."""
+"""Models that are told in a prompt what to do: Canary, Cohere, Qwen3-ASR, GLM-ASR."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from pathlib import Path
-from typing import Any
 
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.families.seq2seq import Generating
@@ -29,8 +27,7 @@ class Canary(Generating):
         rows = self.generated(self.to_model(made), windows)
         texts = self.processor.batch_decode([row.tokens for row in rows], skip_special_tokens=True)
         return [
-            self.hearing(window, row, text, code)
-            for window, row, text, code in zip(windows, rows, texts, spoken, strict=True)
+            self.hearing(window, row, text, code) for window, row, text, code in zip(windows, rows, texts, spoken, strict=True)
         ]
 
 
@@ -69,26 +66,6 @@ class Qwen(Generating):
         return [
             self.hearing(window, row, answer["transcription"], window.request.language or _code(answer["language"]))
             for window, row, answer in zip(windows, rows, answers, strict=True)
-        ]
-
-
-class Voxtral(Generating):
-    """Voxtral: an audio language model with a transcription mode, in which only the language may be told."""
-
-    def hear(self, windows: Sequence[Window]) -> list[Hearing]:
-        """Decode the windows as one batch."""
-        made = self.processor.apply_transcription_request(
-            [window.audio for window in windows],
-            model_id=Path(self.model.config._name_or_path).name,
-            language=[window.request.language for window in windows],
-            sampling_rate=16_000,
-            format=["wav"] * len(windows),
-        )
-        rows = self.generated(self.to_model(made), windows)
-        texts = self.processor.batch_decode([row.tokens for row in rows], skip_special_tokens=True)
-        return [
-            self.hearing(window, row, text, window.request.language or "")
-            for window, row, text in zip(windows, rows, texts, strict=True)
         ]
 
 

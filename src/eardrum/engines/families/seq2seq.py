@@ -60,6 +60,5 @@ class Seq2Seq(Generating):
         rows = self.generated(self.features(windows, padding=True), windows)
         texts = self.processor.batch_decode([row.tokens for row in rows], skip_special_tokens=True)
         return [
-            self.hearing(window, row, text, self.wishes.language)
-            for window, row, text in zip(windows, rows, texts, strict=True)
+            self.hearing(window, row, text, self.wishes.language) for window, row, text in zip(windows, rows, texts, strict=True)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eardrum.engines.families.base import Family
 from eardrum.engines.families.frames import Ctc, DurationTransducer, Transducer
-from eardrum.engines.families.prompted import Canary, Cohere, Glm, Qwen, Voxtral
+from eardrum.engines.families.prompted import Canary, Cohere, Glm, Qwen
 from eardrum.engines.families.seq2seq import Seq2Seq
 from eardrum.engines.families.whisper import Whisper
 
@@ -18,7 +18,6 @@ FAMILIES: dict[str, type[Family]] = {
     "parakeet_rnnt": Transducer,
     "parakeet_tdt": DurationTransducer,
     "qwen3_asr": Qwen,
-    "voxtral": Voxtral,
     "whisper": Whisper,
 }
 """Only what the tests run: each of these has been loaded, asked and read with the library."""

@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any
 
 from eardrum.engines.base import Audio
-from eardrum.engines.families.base import compression_ratio
 from eardrum.engines.families.generation import Row, generate
 from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
-from eardrum.engines.whisper import Decoding, Special
+from eardrum.engines.whisper import Decoding, Special, compression_ratio
 from eardrum.engines.whisper_rounds import Features
 from eardrum.types import SAMPLE_RATE
 
@@ -93,8 +92,7 @@ class WhisperModel:
         self._model.set_attn_implementation("eager")  # the others do not tell what they attend to
         try:
             return [
-                self._align(encoded.hidden[[row]], beginning, text, s)
-                for row, text, s in zip(rows, texts, seconds, strict=True)
+                self._align(encoded.hidden[[row]], beginning, text, s) for row, text, s in zip(rows, texts, seconds, strict=True)
             ]
         finally:
             self._model.set_attn_implementation(usual)

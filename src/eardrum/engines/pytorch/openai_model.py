@@ -80,16 +80,12 @@ class OpenAIModel:
         self, encoded: Any, rows: Sequence[int], beginning: list[int], texts: list[list[int]], seconds: Sequence[float]
     ) -> list[tuple[list[float], list[float]]]:
         """When each text token begins, and the end, in seconds; and each token's probability given those before it."""
-        return [
-            self._align(encoded[[row]], beginning, text, s) for row, text, s in zip(rows, texts, seconds, strict=True)
-        ]
+        return [self._align(encoded[[row]], beginning, text, s) for row, text, s in zip(rows, texts, seconds, strict=True)]
 
     def _align(self, encoded: Any, beginning: list[int], text: list[int], seconds: float) -> tuple[list[float], list[float]]:
         attention: list[Any] = [None] * self._model.dims.n_text_layer
         hooks = [
-            block.cross_attn.register_forward_hook(
-                lambda _, __, output, layer=layer: attention.__setitem__(layer, output[-1][0])
-            )
+            block.cross_attn.register_forward_hook(lambda _, __, output, layer=layer: attention.__setitem__(layer, output[-1][0]))
             for layer, block in enumerate(self._model.decoder.blocks)
         ]
         prompt = [*beginning, self.special.times - 1]
