@@ -20,7 +20,7 @@ from eardrum.engines.families.frames import words
 from eardrum.engines.families.prompted import context
 from eardrum.engines.families.table import FAMILIES
 from eardrum.engines.transformers import Transformers
-from eardrum.errors import ModelLoadError
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.types import SAMPLE_RATE, Request, Task, Word
 from tests.models import families
 from tests.models.hearing import clip
@@ -189,6 +189,24 @@ def test_qwen_says_the_language_it_heard(models: Path, monkeypatch: pytest.Monke
     spoken, silent = engine.transcribe([window("u03"), window("u06")])
     assert (text(spoken), spoken.language) == ("Hallo.", "de")
     assert (text(silent), silent.language) == ("", "")
+
+
+@pytest.mark.torch
+def test_what_a_model_cannot_do_is_refused(models: Path) -> None:
+    engine = load(source(models, "cohere_asr"))
+    for wish, complaint in (({"language": "cy"}, "'cy'"), ({"task": Task.TRANSLATE}, "does not translate")):
+        with pytest.raises(UnsupportedFeatureError, match=complaint):
+            engine.transcribe([window("u02", **wish)])
+        assert engine.batch_key(window("u02", **wish)) != engine.batch_key(window("u02"))
+
+
+@pytest.mark.torch
+def test_a_model_of_many_languages_does_not_say_english_for_all(models: Path, tmp_path: Path) -> None:
+    named = shutil.copytree(source(models, "parakeet_tdt"), tmp_path / "parakeet-tdt-0.6b-v3")
+    engine = load(named)
+    assert len(engine.capabilities.languages) == 25
+    assert engine.transcribe([window("u02")])[0].language == ""
+    assert engine.transcribe([window("u02", language="de")])[0].language == "de"
 
 
 @pytest.mark.torch

@@ -7,6 +7,7 @@ parts. What differs between families of models is in the folder `families`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,9 @@ from eardrum.engines.families.base import Family, Wishes
 from eardrum.engines.families.seq2seq import Generating, Seq2Seq
 from eardrum.engines.families.table import FAMILIES
 from eardrum.engines.pytorch.device import compute_type, device, use_threads
-from eardrum.errors import ModelLoadError
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import language_in_name
-from eardrum.types import Capabilities
+from eardrum.types import Capabilities, Request, Task
 
 COMPUTE_TYPES = ("float32", "float16", "bfloat16")
 CONFIG = "config.json"
@@ -105,7 +106,7 @@ class Transformers(Engine):
 
         beam_size: int = Field(1, ge=1, le=16, description="Hypotheses followed at once; 1 decodes greedily.")
         language: str = Field(
-            "", description="Language of models that must be told one and were not; empty takes it from the name, else English."
+            "", description="Language where a request names none and the model cannot tell; empty takes it from the name."
         )
         threads: int = Field(0, ge=0, description="Threads of PyTorch on the CPU; 0 uses every core.")
 
@@ -121,6 +122,7 @@ class Transformers(Engine):
         if not any(source.glob("*.safetensors")):
             raise ModelLoadError(f"{source} has no weights: *.safetensors is missing.")
 
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of the model is on the disk: nothing is to be asked of the hub
         import torch
         import transformers
 
@@ -144,17 +146,35 @@ class Transformers(Engine):
         model = model.to(where).eval().requires_grad_(False)
         if model.can_generate():
             model.generation_config.max_length = None  # every call says how much it wants
-        language = options.language or language_in_name(source.name) or "en"
+        named = registry.card("transformers").capabilities_of(f"{family.known_as} {source.name}")
+        only = named.languages[0] if len(named.languages) == 1 else ""
+        language = options.language or language_in_name(source.name) or only
         loaded = family(model, processor, Wishes(options.beam_size, language))
-        return cls(loaded, _capabilities(source, loaded, language))
+        return cls(loaded, _capabilities(loaded, named))
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
-        """Decode the windows as one batch."""
+        """Decode the windows as one batch.
+
+        Raises:
+            UnsupportedFeatureError: a language or task this model does not have.
+        """
+        for window in windows:
+            if refusal := self._refusal(window.request):
+                raise UnsupportedFeatureError(refusal)
         return self._family.hear(windows)
 
     def batch_key(self, window: Window) -> Hashable:
-        """What the model's family takes once per call."""
-        return self._family.key(window)
+        """What the model's family takes once per call; windows that will be refused keep to themselves."""
+        refusal = self._refusal(window.request)
+        return refusal or self._family.key(window)
+
+    def _refusal(self, request: Request) -> str:
+        can = self.capabilities
+        if request.language and can.languages and request.language not in can.languages:
+            return f"This model does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
+        if request.task is Task.TRANSLATE and not can.translate:
+            return "This model transcribes but does not translate."
+        return ""
 
 
 def _model_type(source: Path) -> str:
@@ -173,12 +193,11 @@ def _model_type(source: Path) -> str:
     return str(kind)
 
 
-def _capabilities(source: Path, family: Family, language: str) -> Capabilities:
+def _capabilities(family: Family, named: Capabilities) -> Capabilities:
     """What the loaded model can do: its family's abilities, the languages its name tells, and what its weights say."""
-    named = registry.card(__name__.rpartition(".")[2]).capabilities_of(source.name)
     found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
     if isinstance(family, Seq2Seq):
-        found = replace(found, languages=(language,))
+        found = replace(found, languages=(family.wishes.language,))
     if family.wishes.beam_size > 1 and isinstance(family, Generating):
         found = replace(found, logprobs=False)  # the library keeps no probabilities of a beam's tokens
     return family.refined(found)

@@ -17,8 +17,8 @@ class Wishes:
     """What the model's options say about decoding."""
 
     beam_size: int = 1
-    language: str = "en"
-    """For models that must be told a language, when a request names none."""
+    language: str = ""
+    """What is spoken where a request does not say and the model cannot tell; empty is unknown."""
 
 
 class Family(ABC):
@@ -26,6 +26,9 @@ class Family(ABC):
 
     loads: ClassVar[str]
     """The class of `transformers` that loads them."""
+
+    known_as: ClassVar[str] = ""
+    """A name by which the engine's variants recognise the family, whatever the directory is called."""
 
     abilities: ClassVar[dict[str, Any]] = {}
     """Fields of `Capabilities` in which the family differs from a model that only transcribes."""

@@ -9,17 +9,23 @@ from eardrum.engines.families.seq2seq import Generating
 from eardrum.languages import NAMES
 from eardrum.types import Request, Task
 
-_CODES = {name: code for code, name in NAMES.items()}
+FALLBACK = "en"
+"""What models that must be told a language are told when nobody said one."""
+
+_SPELLED = NAMES | {"tl": "filipino"}
+"""Languages as Qwen spells them, in lower case."""
+_CODES = {name: code for code, name in _SPELLED.items()}
 
 
 class Canary(Generating):
     """Canary: the language spoken and the language to write, for each row."""
 
+    known_as = "canary-1b-v2"
     abilities = Generating.abilities | {"translate": True}
 
     def hear(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch."""
-        spoken = [window.request.language or self.wishes.language for window in windows]
+        spoken = [window.request.language or self.wishes.language or FALLBACK for window in windows]
         written = ["en" if w.request.task is Task.TRANSLATE else code for w, code in zip(windows, spoken, strict=True)]
         made = self.processor.apply_transcription_request(
             [window.audio for window in windows], source_language=spoken, target_language=written
@@ -34,13 +40,15 @@ class Canary(Generating):
 class Cohere(Generating):
     """Cohere's transcription models: the language is one per call."""
 
+    known_as = "cohere-transcribe"
+
     def key(self, window: Window) -> Hashable:
         """Sampling and language are one per call."""
         return window.request.temperature, window.request.language
 
     def hear(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch."""
-        language = windows[0].request.language or self.wishes.language
+        language = windows[0].request.language or self.wishes.language or FALLBACK
         made = self.features(windows, language=language)
         made.pop("audio_chunk_index", None)
         rows = self.generated(made, windows)
@@ -51,6 +59,7 @@ class Cohere(Generating):
 class Qwen(Generating):
     """Qwen3-ASR: tells the language before the text unless it is told, and takes words to expect."""
 
+    known_as = "qwen3-asr"
     abilities = Generating.abilities | {"detects_language": True, "prompt": True, "hotwords": True}
 
     def hear(self, windows: Sequence[Window]) -> list[Hearing]:
@@ -91,7 +100,7 @@ def context(request: Request) -> str:
 
 
 def _name(code: str | None) -> str | None:
-    return NAMES[code].title() if code else None
+    return _SPELLED[code].title() if code else None
 
 
 def _code(name: str | None) -> str:

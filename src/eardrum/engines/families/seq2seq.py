@@ -52,6 +52,8 @@ class Generating(Family):
 class Seq2Seq(Generating):
     """Moonshine and Moonshine Streaming: one language each, known by the model's name."""
 
+    known_as = "moonshine"
+
     tokens_per_second = 6.5
     spare_tokens = 4
 
