@@ -11,7 +11,7 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.engines.families.base import Family, Wishes
 from eardrum.engines.families.seq2seq import Generating, Seq2Seq
 from eardrum.engines.families.table import FAMILIES
-from eardrum.engines.pytorch.device import compute_type, device, use_threads
+from eardrum.engines.pytorch.device import compute_type, device, use_threads, without_compiler_cache
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import language_in_name
 from eardrum.types import Capabilities, Request, Task
@@ -117,8 +117,7 @@ class Transformers(Engine):
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the weights, the processor and the tokenizer in the directory `source`."""
-        kind = _model_type(source)
-        family = FAMILIES[kind]
+        family = FAMILIES[_model_type(source)]
         if not any(source.glob("*.safetensors")):
             raise ModelLoadError(f"{source} has no weights: *.safetensors is missing.")
 
@@ -131,15 +130,7 @@ class Transformers(Engine):
         numbers = compute_type(options, COMPUTE_TYPES, "auto" if where == "cuda" else "float32")
         use_threads(options.threads, torch)
         transformers.utils.logging.disable_progress_bar()
-        try:
-            processor = transformers.AutoProcessor.from_pretrained(str(source), local_files_only=True)
-            model, info = getattr(transformers, family.loads).from_pretrained(
-                str(source), local_files_only=True, use_safetensors=True, dtype=numbers, output_loading_info=True
-            )
-        except ImportError:
-            raise
-        except Exception as error:  # the library raises whatever its many parts raise
-            raise ModelLoadError(f"transformers cannot load the {kind} model in {source}: {error}") from error
+        processor, model, info = _read(transformers, family.loads, source, numbers)
         if missing := sorted(info["missing_keys"]):
             raise ModelLoadError(f"{source} lacks {len(missing)} of the model's arrays, {missing[0]} for one.")
         # No gradients, in whichever thread it runs.
@@ -175,6 +166,21 @@ class Transformers(Engine):
         if request.task is Task.TRANSLATE and not can.translate:
             return "This model transcribes but does not translate."
         return ""
+
+
+def _read(library: Any, loads: str, source: Path, numbers: str) -> tuple[Any, Any, dict[str, Any]]:
+    """The processor, the model, and what the library found odd about its weights."""
+    try:
+        with without_compiler_cache():
+            processor = library.AutoProcessor.from_pretrained(str(source), local_files_only=True)
+            model, info = getattr(library, loads).from_pretrained(
+                str(source), local_files_only=True, use_safetensors=True, dtype=numbers, output_loading_info=True
+            )
+    except ImportError:
+        raise
+    except Exception as error:  # the library raises whatever its many parts raise
+        raise ModelLoadError(f"transformers cannot load the model in {source}: {error}") from error
+    return processor, model, info
 
 
 def _model_type(source: Path) -> str:

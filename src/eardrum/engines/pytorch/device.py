@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from eardrum.engines.base import EngineOptions
@@ -38,3 +42,11 @@ def use_threads(count: int, torch: Any) -> None:
     """Let PyTorch use so many threads in this process; 0 leaves it to PyTorch."""
     if count:
         torch.set_num_threads(count)
+
+
+@contextmanager
+def without_compiler_cache() -> Iterator[None]:
+    """Leave no folder behind: PyTorch's compiler, which nothing here uses, makes one for its cache when it is imported."""
+    with TemporaryDirectory(prefix="eardrum-compiler-") as folder:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+        yield
