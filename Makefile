@@ -6,7 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check unit slow docs docs-check bench clean
+# The engines on PyTorch have an environment of their own: it is ten times as large as the other.
+TORCH_VENV := .venv-torch
+TORCH_BIN := $(TORCH_VENV)/bin
+TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test test-torch check unit slow docs docs-check bench clean
 
 run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
 	$(BIN)/eardrum serve --port $(PORT) --sample
@@ -23,6 +28,9 @@ check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: under a minu
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
 	$(BIN)/pytest -m "slow and not (torch or nemo)"
 
+test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
+	HF_HUB_OFFLINE=1 $(TORCH_BIN)/pytest -m torch
+
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py
 
@@ -33,7 +41,7 @@ bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; s
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,3 +53,14 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/installed
+
+# openai-whisper is built without its demand for triton, a gigabyte that only a GPU can use, and gets the rest by name.
+# PyTorch is asked for by its version and nothing else, so that an index with builds for the CPU can answer.
+$(TORCH_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_PIP) --editable '.[dev]'
+	$(TORCH_BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(TORCH_PIP) transformers safetensors
+	$(TORCH_PIP) tiktoken numba more-itertools tqdm setuptools wheel
+	$(TORCH_PIP) --no-deps --no-build-isolation openai-whisper
+	touch $@

@@ -104,7 +104,7 @@ class Engine(ABC):
     `config.json#key` is a file that holds a JSON object with this key."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    """If any, `model_type` in the directory's config.json must be one of these."""
+    """If any, `model_type` in config.json must be one of these, for the layouts that have a config.json."""
 
     names: ClassVar[dict[str, str]] = {}
     """Short names people use, and the Hugging Face repository each means."""

@@ -23,6 +23,7 @@ from eardrum.errors import ConfigError
 from eardrum.types import Capabilities
 
 ENTRY_POINTS = "eardrum.engines"
+CONFIG = "config.json"
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
@@ -62,10 +63,14 @@ class Card:
         return tuple(name for name in self.requires if find_spec(name) is None)
 
     def runs(self, directory: Path) -> bool:
-        """Whether the directory holds a model of this engine, by its files."""
-        if not any(all(_holds(directory, pattern) for pattern in layout) for layout in self.layouts):
-            return False
-        return not self.model_types or _json(directory / "config.json").get("model_type", "") in self.model_types
+        """Whether the directory holds a model of this engine, by its files.
+
+        The model type is asked of the layouts that have a config.json; the others have nowhere to say it.
+        """
+        found = [layout for layout in self.layouts if all(_holds(directory, pattern) for pattern in layout)]
+        if not self.model_types or any(CONFIG not in layout for layout in found):
+            return bool(found)
+        return bool(found) and _json(directory / CONFIG).get("model_type", "") in self.model_types
 
     def capabilities_of(self, name: str, capabilities: Capabilities | None = None) -> Capabilities:
         """What a model of this name can do: the engine's capabilities, or the given ones, less what its kind cannot."""

@@ -1,0 +1,147 @@
+"""A Whisper in transformers: encodes, detects, decodes and aligns rows of a batch.
+
+The model's own `generate` is passed by, as it has one prompt for all rows and seeks by itself; the general one below it is
+used with the library's rule for time tokens.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from eardrum.engines.base import Audio
+from eardrum.engines.families.generation import Row, generate
+from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
+from eardrum.engines.whisper import Decoding, Special, compression_ratio
+from eardrum.engines.whisper_rounds import Features
+from eardrum.types import SAMPLE_RATE
+
+UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}
+"""Languages written without spaces: each token that is whole is a word."""
+
+
+class Encoded:
+    """The encoder's output for a batch, and what the decoder thinks at the very start of each row."""
+
+    def __init__(self, hidden: Any, start_probabilities: Any):
+        self.hidden = hidden
+        self.start_probabilities = start_probabilities
+
+
+class WhisperModel:
+    """A loaded model with its processor; one thread at a time."""
+
+    def __init__(self, library: Any, torch: Any, model: Any, processor: Any, *, beam_size: int):
+        self._library = library
+        self._torch = torch
+        self._model = model
+        self._extractor = processor.feature_extractor
+        self._tokenizer = processor.tokenizer
+        self._beam_size = beam_size
+        vocabulary = self._tokenizer.get_vocab()
+        self.special = Special.of(vocabulary.get)
+        self.multilingual = bool(getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= 51865))
+        self.aligns = bool(getattr(model.generation_config, "alignment_heads", None))
+
+    def features(self, audio: Audio) -> Features:
+        """Log-mel of at most 30 s of audio, filled up with silence: shape [bands, 3000]."""
+        features: Features = self._extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="np").input_features[0]
+        return features
+
+    def encode(self, features: Sequence[Features]) -> Encoded:
+        """Encode rows of features [bands, frames]."""
+        batch = self._torch.from_numpy(filled(features)).to(self._model.device, self._model.dtype)
+        hidden = self._model.get_encoder()(batch).last_hidden_state
+        scores = self._run(hidden, [[self.special.start]] * len(features)).logits[:, 0]
+        return Encoded(hidden, scores.float().softmax(-1).cpu())
+
+    def detect(self, encoded: Encoded, rows: Sequence[int]) -> list[dict[str, float]]:
+        """The probability of each language, for each of these rows."""
+        codes, tokens = list(self.special.languages), list(self.special.languages.values())
+        found = encoded.start_probabilities[rows][:, tokens]
+        return [dict(zip(codes, row, strict=True)) for row in (found / found.sum(-1, keepdim=True)).tolist()]
+
+    def decode(self, encoded: Encoded, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[Decoding]:
+        """Decode these rows with times; all prompts are of one length."""
+        begin = len(prompts[0])
+        heard = self._torch.ones(encoded.hidden[rows].shape[:2], dtype=self._torch.long, device=self._model.device)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        found = generate(
+            partial(self._library.GenerationMixin.generate, self._model),
+            {
+                "encoder_outputs": self._output(encoded.hidden[rows]),
+                "attention_mask": heard,
+                "decoder_input_ids": self._torch.tensor(prompts, device=self._model.device),
+            },
+            limits=[self._model.config.max_target_positions - begin] * len(rows),
+            end=self.special.end,
+            beams=1 if temperature else self._beam_size,
+            rules=[self._library.WhisperTimeStampLogitsProcessor(self._model.generation_config, begin_index=begin)],
+            **sampling,
+        )
+        silence = encoded.start_probabilities[rows][:, self.special.times - 2].tolist()
+        return [self._decoding(row, quiet, temperature) for row, quiet in zip(found, silence, strict=True)]
+
+    def align(
+        self, encoded: Encoded, rows: Sequence[int], beginning: list[int], texts: list[list[int]], seconds: Sequence[float]
+    ) -> list[tuple[list[float], list[float]]]:
+        """When each text token begins, and the end, in seconds; and each token's probability given those before it."""
+        usual = self._model.config._attn_implementation
+        self._model.set_attn_implementation("eager")  # the others do not tell what they attend to
+        try:
+            return [
+                self._align(encoded.hidden[[row]], beginning, text, s) for row, text, s in zip(rows, texts, seconds, strict=True)
+            ]
+        finally:
+            self._model.set_attn_implementation(usual)
+
+    def _align(self, hidden: Any, beginning: list[int], text: list[int], seconds: float) -> tuple[list[float], list[float]]:
+        made = self._run(hidden, [[*beginning, self.special.times - 1, *text, self.special.end]], output_attentions=True)
+        frames = max(1, round(seconds / FRAME_S))
+        heads = self._model.generation_config.alignment_heads
+        weights = self._torch.stack([made.cross_attentions[layer][0, head] for layer, head in heads])
+        weights = weights[:, :, :frames].float()
+        scores = made.logits[0, len(beginning) :].float().softmax(-1)
+        probabilities = [float(row[token]) for row, token in zip(scores, text, strict=False)]
+        return token_starts((weights / weights.sum(-1, keepdim=True)).cpu().numpy(), len(beginning)), probabilities
+
+    def tokens(self, text: str) -> list[int]:
+        """The text as tokens, without special ones."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The tokens' text, without times and special tokens."""
+        return str(self._tokenizer.decode(self.special.text(tokens), skip_special_tokens=True))
+
+    def pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+        """Text tokens as words and punctuation marks, each with its number of tokens."""
+        found: list[tuple[str, int]] = []
+        for text, count in self._characters(tokens):
+            begins = language in UNSPACED or text.startswith(" ") or text.strip() in string.punctuation
+            if begins or not found:
+                found.append((text, count))
+            else:
+                found[-1] = (found[-1][0] + text, found[-1][1] + count)
+        return found
+
+    def _characters(self, tokens: list[int]) -> list[tuple[str, int]]:
+        """The shortest runs of tokens that are whole characters."""
+        found, first = [], 0
+        for last in range(1, len(tokens) + 1):
+            text = self.text(tokens[first:last])
+            if "\ufffd" not in text or last == len(tokens):
+                found.append((text, last - first))
+                first = last
+        return found
+
+    def _decoding(self, row: Row, quiet: float, temperature: float) -> Decoding:
+        return Decoding(row.tokens, row.avg_logprob, quiet, compression_ratio(self.text(row.tokens).strip()), temperature)
+
+    def _run(self, hidden: Any, tokens: list[list[int]], **more: Any) -> Any:
+        ids = self._torch.tensor(tokens, device=self._model.device)
+        return self._model(encoder_outputs=self._output(hidden), decoder_input_ids=ids, use_cache=False, **more)
+
+    def _output(self, hidden: Any) -> Any:
+        return self._library.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)

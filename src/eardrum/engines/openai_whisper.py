@@ -1,0 +1,168 @@
+"""OpenAI's own Whisper package, on PyTorch: the reference that others are measured against.
+
+Its `transcribe` takes one file at a time and can be stopped by nobody. Here windows of any requests form a batch for its
+`decode`, and what surrounds that is shared with the other Whispers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+from pydantic import Field
+
+from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.pytorch.checkpoint import Checkpoint, read
+from eardrum.engines.pytorch.device import compute_type, device, use_threads
+from eardrum.engines.pytorch.openai_model import OpenAIModel
+from eardrum.engines.whisper import Thresholds
+from eardrum.engines.whisper_rounds import Rounds
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
+from eardrum.types import Capabilities, Request, Task
+
+
+class OpenAIWhisper(Engine):
+    """One Whisper, from a checkpoint of OpenAI's or a directory of Hugging Face's."""
+
+    requires = ("whisper", "torch")
+    extra = "openai-whisper"
+    title = "Whisper tiny to large-v3 and turbo, with OpenAI's own package on PyTorch"
+    layouts = (("*.pt",), ("config.json", "*.safetensors"))
+    model_types = ("whisper",)
+    names = {
+        "tiny": "openai/whisper-tiny",
+        "tiny.en": "openai/whisper-tiny.en",
+        "base": "openai/whisper-base",
+        "base.en": "openai/whisper-base.en",
+        "small": "openai/whisper-small",
+        "small.en": "openai/whisper-small.en",
+        "medium": "openai/whisper-medium",
+        "medium.en": "openai/whisper-medium.en",
+        "large": "openai/whisper-large-v3",
+        "large-v1": "openai/whisper-large",
+        "large-v2": "openai/whisper-large-v2",
+        "large-v3": "openai/whisper-large-v3",
+        "large-v3-turbo": "openai/whisper-large-v3-turbo",
+        "turbo": "openai/whisper-large-v3-turbo",
+    }
+    repositories = ("openai/whisper-*",)
+    downloads = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+    rank = 30
+    variants = {
+        "*.en": {"languages": ("en",), "translate": False, "detects_language": False},
+        "*turbo*": {"translate": False},
+    }
+    capabilities = Capabilities(
+        detects_language=True,
+        translate=True,
+        words=True,
+        logprobs=True,
+        prompt=True,
+        hotwords=True,
+        temperature=True,
+        max_window_s=30.0,
+        fixed_window=True,
+        max_batch=8,
+    )
+
+    class Options(EngineOptions):
+        """Options of a Whisper that runs in OpenAI's package."""
+
+        compute_type: str = Field("auto", description="Number format: `auto` is float16 on a GPU and float32 on a CPU.")
+        threads: int = Field(0, ge=0, description="Threads of PyTorch on the CPU; 0 uses every core.")
+        beam_size: int = Field(1, ge=1, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
+        best_of: int = Field(5, ge=1, description="Samples drawn above temperature 0, of which the likeliest is taken.")
+        temperatures: tuple[float, ...] = Field(
+            (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+            min_length=1,
+            description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",
+        )
+        compression_ratio_threshold: float | None = Field(
+            2.4, description="Text that packs better than this repeats itself and is doubtful; null switches the check off."
+        )
+        log_prob_threshold: float | None = Field(
+            -1.0, description="Text with a lower mean log probability is doubtful; null switches the check off."
+        )
+        no_speech_threshold: float | None = Field(
+            0.6, description="Doubtful text above this probability of silence is dropped; null switches the check off."
+        )
+        condition_on_previous_text: bool = Field(
+            False,
+            description="Tell the model what was said before. More even style and spelling, but errors carry on, and the "
+            "windows of a request are decoded one after another.",
+        )
+        prompt: str = Field("", description="Prompt for requests that bring none: names, spelling, style.")
+
+    def __init__(self, model: OpenAIModel, options: OpenAIWhisper.Options):
+        self._rounds = Rounds(
+            model,
+            thresholds=Thresholds(options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold),
+            temperatures=options.temperatures,
+            prompt=options.prompt,
+            remembers=options.condition_on_previous_text,
+        )
+        self.sequential = options.condition_on_previous_text
+        self.capabilities = replace(
+            type(self).capabilities,
+            languages=tuple(model.special.languages) if model.multilingual else ("en",),
+            detects_language=model.multilingual,
+            translate=model.multilingual,
+        )
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> Self:
+        """Load the `.pt` file, the directory with one, or the Hugging Face directory `source`."""
+        import torch
+        import whisper
+
+        options = cast(OpenAIWhisper.Options, options)
+        where = device(options, torch)
+        numbers = {"cuda": "float16", "cpu": "float32"}[where]
+        half = compute_type(options, (numbers,), numbers) == "float16"
+        use_threads(options.threads, torch)
+        checkpoint = read(source, torch)
+        # No gradients, in whichever thread it runs.
+        model = _built(checkpoint, source, whisper, torch).to(where).eval().requires_grad_(False)
+        return cls(OpenAIModel(whisper, torch, model, half=half, beam_size=options.beam_size, best_of=options.best_of), options)
+
+    def batch_key(self, window: Window) -> Hashable:
+        """What must be equal within a batch; windows that will be refused keep to themselves."""
+        return self._rounds.key(window), self._refusal(window.request)
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """Decode the windows together.
+
+        Raises:
+            UnsupportedFeatureError: a language or task this model does not have.
+        """
+        for window in windows:
+            if refusal := self._refusal(window.request):
+                raise UnsupportedFeatureError(refusal)
+        return self._rounds.transcribe(windows)
+
+    def _refusal(self, request: Request) -> str:
+        can = self.capabilities
+        if request.language and request.language not in can.languages:
+            return f"This Whisper does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
+        if request.task is Task.TRANSLATE and not can.translate:
+            return "This Whisper knows English only and cannot translate."
+        return ""
+
+
+def _built(checkpoint: Checkpoint, source: Path, whisper: Any, torch: Any) -> Any:
+    """The package's model with these weights."""
+    try:
+        model = whisper.model.Whisper(whisper.model.ModelDimensions(**checkpoint.dims))
+        model.load_state_dict(checkpoint.state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelLoadError(f"The arrays in {source} are not those of a Whisper of its size: {error}") from error
+    if checkpoint.heads:
+        heads = torch.zeros(checkpoint.dims["n_text_layer"], checkpoint.dims["n_text_head"], dtype=torch.bool)
+        for layer, head in checkpoint.heads:
+            heads[layer, head] = True
+        model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+    elif known := whisper._ALIGNMENT_HEADS.get(source.stem):  # a checkpoint does not say its heads, but its name does
+        model.set_alignment_heads(known)
+    return model

@@ -1,0 +1,172 @@
+"""What only OpenAI's own package does: its checkpoints, and directories of Hugging Face's in it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from eardrum.engines import registry
+from eardrum.engines.base import Context, Window
+from eardrum.engines.openai_whisper import OpenAIWhisper
+from eardrum.engines.pytorch.checkpoint import openai_name
+from eardrum.errors import ModelLoadError, UnsupportedFeatureError
+from eardrum.types import SAMPLE_RATE, Request
+from tests.models import build, hearing, openai_whisper, transformers
+from tests.models.hearing import clip
+
+
+def load(source: Path, **options: Any) -> OpenAIWhisper:
+    return OpenAIWhisper.load(source, OpenAIWhisper.Options(threads=1, **options))
+
+
+def fails(source: Path, **options: Any) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load(source, **options)
+    return caught.value.message
+
+
+def heard(engine: OpenAIWhisper, name: str, context: Context | None = None, **request: Any) -> str:
+    samples = clip(name).samples
+    window = Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), Request(**request), context or Context())
+    return " ".join(segment.text for segment in engine.transcribe([window])[0].segments)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("openai_whisper", tmp_path_factory.mktemp("openai"))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return build("transformers", tmp_path / "hf")
+
+
+def test_names_of_arrays_map_one_to_one() -> None:
+    _, arrays = hearing.weights()
+    theirs = {transformers.renamed(name) for name in arrays}
+    assert len(theirs) == len(arrays)
+    assert {openai_name(f"model.{name}") for name in theirs} == set(arrays)
+    assert "decoder.layers.2.encoder_attn.q_proj.weight" in theirs
+
+
+def test_the_card_tells_checkpoints_from_directories_of_other_models(tmp_path: Path) -> None:
+    card = registry.card("openai_whisper")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "small.pt").touch()
+    assert card.runs(tmp_path / "a"), "a checkpoint has no config.json to say its type in"
+    for kind, runs in (("whisper", True), ("parakeet_ctc", False)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        assert card.runs(folder) is runs
+    assert not card.runs(tmp_path)
+
+
+@pytest.mark.torch
+def test_a_directory_with_a_checkpoint_is_a_source(checkpoint: Path) -> None:
+    assert heard(load(checkpoint.parent), "u24") == clip("u24").text
+
+
+@pytest.mark.torch
+def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
+    source = transformers.build(tmp_path, shards=3)
+    assert heard(load(source), "u24") == clip("u24").text
+    next(source.glob("model-00002*")).unlink()
+    assert "model-00002-of-00003.safetensors is missing" in fails(source)
+
+
+@pytest.mark.torch
+def test_what_was_said_before_is_told_if_wished(checkpoint: Path) -> None:
+    engine, context = load(checkpoint, condition_on_previous_text=True), Context()
+    assert engine.sequential
+    heard(engine, "u02", context)
+    assert context.text.strip() == clip("u02").text
+    assert not load(checkpoint).sequential
+
+
+@pytest.mark.torch
+def test_beams_and_a_prompt_of_the_model_are_used(checkpoint: Path) -> None:
+    engine = load(checkpoint, beam_size=3)
+    assert heard(engine, "u18") == clip("u18").text
+
+
+@pytest.mark.torch
+def test_a_language_it_does_not_know_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(UnsupportedFeatureError, match="yue"):
+        heard(load(checkpoint), "u02", language="yue")
+
+
+@pytest.mark.torch
+def test_wishes_that_cannot_be_met_are_refused(checkpoint: Path) -> None:
+    assert "compute_type 'int8'" in fails(checkpoint, compute_type="int8")
+    assert "compute_type 'float16'" in fails(checkpoint, compute_type="float16", device="cpu")
+    with pytest.raises(ValidationError):
+        OpenAIWhisper.Options(beams=5)
+
+
+@pytest.mark.torch
+def test_a_gpu_that_is_not_there_is_missed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device is cuda" in fails(checkpoint, device="cuda")
+
+
+class Trap:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.torch
+def test_a_foreign_pickle_is_not_run(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    path = tmp_path / "trap.pt"
+    path.write_bytes(pickle.dumps(Trap(sprung)))
+    assert str(path) in fails(path)
+    assert not sprung.exists()
+
+
+@pytest.mark.torch
+def test_a_truncated_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.pt"
+    path.write_bytes(checkpoint.read_bytes()[:-100_000])
+    assert str(path) in fails(path)
+
+
+@pytest.mark.torch
+def test_damaged_directories_are_told_by_file(directory: Path) -> None:
+    weights = directory / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    assert "model.safetensors is damaged" in fails(directory)
+    weights.unlink()
+    assert "*.safetensors is missing" in fails(directory)
+    weights.write_bytes(whole)
+    config = json.loads((directory / "config.json").read_text())
+    for change, complaint in (
+        ({"decoder_layers": 4}, "not those of a Whisper of its size"),
+        ({"encoder_layers": None}, "config.json"),
+        ({"model_type": "parakeet_ctc"}, "'parakeet_ctc'"),
+    ):
+        (directory / "config.json").write_text(json.dumps(config | change))
+        assert complaint in fails(directory)
+    (directory / "config.json").write_text("{")
+    assert "config.json cannot be read" in fails(directory)
+
+
+@pytest.mark.torch
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert "neither a .pt file nor config.json" in fails(tmp_path)
+    openai_whisper.save({"weights": 1}, tmp_path / "other.pt")
+    assert "no 'dims'" in fails(tmp_path)
+    (tmp_path / "another.pt").touch()
+    assert "holds 2 checkpoints" in fails(tmp_path)
