@@ -60,6 +60,8 @@ class FakeHub:
     ranges: list[str] = field(default_factory=list)
     served: int = 0
     """Bytes of files sent."""
+    sending: int = 0
+    """Files being sent now."""
     tokens: dict[str, set[str]] = field(default_factory=dict)
     """Authorization headers by the origin that got them."""
 
@@ -132,7 +134,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if token := self.headers.get("authorization"):
             hub.tokens.setdefault(self.server.address, set()).add(token)
         path = urlsplit(self.path).path
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
+        if found := re.fullmatch(r"/api/models/(.+?)(?:/revision/[^/]+)?", path):
             self._describe(found[1])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/(resolve|stored)/([^/]+)/(.+)", path):
             self._file(found[1], found[4], redirects=found[2] == "resolve")
@@ -184,7 +186,11 @@ class _Exchange(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            self._pour(repository, data, first)
+            self.server.hub.sending += 1
+            try:
+                self._pour(repository, data, first)
+            finally:
+                self.server.hub.sending -= 1
 
     def _pour(self, repository: FakeRepository, data: bytes, first: int) -> None:
         large = len(data) >= LARGE

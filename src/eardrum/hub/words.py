@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from eardrum.errors import EardrumError, PullError, StorageFullError
+from eardrum.errors import EardrumError, ModelNotFoundError, PullError, StorageFullError
 
 
 def worded(error: Exception, repository: str) -> EardrumError:
@@ -22,7 +22,7 @@ def worded(error: Exception, repository: str) -> EardrumError:
         case GatedRepoError():
             says = f"{repository} asks to accept its terms: do so on its page at the hub, then set HF_TOKEN."
         case RepositoryNotFoundError() | HFValidationError():
-            says = f"The hub has no model {repository}, or it is private: check the name, or set HF_TOKEN."
+            return ModelNotFoundError(f"The hub has no model {repository}, or it is private: check the name, or set HF_TOKEN.")
         case OfflineModeIsEnabled():
             says = f"{repository} cannot be fetched: HF_HUB_OFFLINE is set. Unset it, or `eardrum pull FOLDER` from a copy."
         case HfHubHTTPError():
