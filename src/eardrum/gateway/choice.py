@@ -20,7 +20,7 @@ async def choose(name: str, inventory: Inventory, puller: Puller, engine: str = 
 
     Raises:
         ModelNotFoundError: nobody knows the name, or it could mean several things.
-        PullError: the hub does not know it either or cannot be asked, or no engine recognises the files.
+        PullError: the hub cannot be asked, or no engine recognises the files.
     """
     if not engine and (model := inventory.configured(name)):
         if not model.repository:

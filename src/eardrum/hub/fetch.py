@@ -28,7 +28,7 @@ def listing(repository: str) -> dict[str, Any]:
     """The names of the repository's files, and the `model_type` of its config.
 
     Raises:
-        PullError: as `fetch`.
+        ModelNotFoundError, PullError: as `fetch`.
     """
     info = _described(repository)
     config = info.config if isinstance(info.config, dict) else {}
@@ -39,7 +39,8 @@ def fetch(repository: str, cache: Path, patterns: Sequence[str]) -> Path:
     """Bring the repository's files that match `patterns` (all, if there are none) into `cache`; returns their folder.
 
     Raises:
-        PullError: there is no such repository, it asks for a licence or a token, or the hub cannot be reached.
+        ModelNotFoundError: there is no such repository.
+        PullError: it asks for a licence or a token, or the hub cannot be reached.
         StorageFullError: the disk has no room.
     """
     info = _described(repository)
