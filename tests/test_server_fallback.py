@@ -103,7 +103,7 @@ def test_the_mistakes_of_a_client_are_the_clients(server: RunningServer) -> None
 def test_a_model_that_dies_again_and_again_is_stood_in_for(server: RunningServer) -> None:
     server.post(AUDIO, model="one")
     answers: list[requests.Response] = []
-    asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(200), "mp3"), model="one")))
+    asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(120), "mp3"), model="one")))
     asking.start()
     for deaths in (1, 2):
         wait_for(lambda: server.runners() and state(server, "one")["state"] == "ready" and server.windows() > 3, 30)

@@ -37,4 +37,6 @@ async def test_models_that_cannot_run_are_hidden(
     assert [model["id"] for model in listed] == ["here", "moonshine-tiny-en"]
     with pytest.raises(ModelNotFoundError, match="`eardrum pull absent`"):
         await models.one(ask("absent"))
+    with pytest.raises(ModelNotFoundError, match="needs no_such_library: run pip install"):
+        await models.one(ask("unable"))
     assert json.loads((await models.one(ask("here"))).body)["engine"] == "whispering"

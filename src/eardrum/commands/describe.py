@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 
 from eardrum.engines.registry import Card
 from eardrum.gateway.catalog import Catalog
@@ -40,6 +39,7 @@ def abilities(can: Capabilities) -> str:
 
 def lines(model: Model, catalog: Catalog) -> Iterator[str]:
     """All there is to know of a model."""
+    known = [name for name, repository in model.card.names.items() if repository == model.repository]
     facts = {
         "model": model.id,
         "engine": f"{model.engine} ({model.card.title})",
@@ -50,10 +50,10 @@ def lines(model: Model, catalog: Catalog) -> Iterator[str]:
         "languages": languages(model.capabilities),
         "can": abilities(model.capabilities),
         "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
-        "also called": ", ".join(catalog.aliases(model)),
+        "also called": ", ".join(dict.fromkeys([*catalog.aliases(model), *known])),
         "fallback": ", ".join(model.fallback),
         "set": ", ".join(f"{name}={value}" for name, value in model.options.items() if value != "auto"),
-        "options": ", ".join((*COMMON_OPTIONS, *model.card.options)),
+        "options": ", ".join(dict.fromkeys([*COMMON_OPTIONS, *model.card.options])),
     }
     yield from (f"{label:<13}{text}" for label, text in facts.items() if text)
     if model.absent:
@@ -78,7 +78,8 @@ def engine(card: Card) -> Iterator[tuple[str, str]]:
 
 
 def known_names(card: Card) -> str:
-    """The names an engine knows, the shortest of those for one model first, and the ids it takes."""
-    by_model = sorted(card.names, key=lambda name: card.names[name])
-    groups = [sorted(group, key=len) for _, group in groupby(by_model, key=lambda name: card.names[name])]
-    return ", ".join([group[0] for group in groups] + list(card.repositories))
+    """One name for each model an engine knows, and the ids it takes."""
+    by_model: dict[str, str] = {}
+    for name, repository in card.names.items():
+        by_model.setdefault(repository, name)
+    return ", ".join([*by_model.values(), *card.repositories])

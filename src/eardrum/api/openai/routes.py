@@ -53,6 +53,8 @@ class Models:
         model = self._service.catalog.find(id)
         if model.absent:
             raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
+        if not model.runnable:
+            raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.how_to_install}")
         return JSONResponse(self._object(id, model))
 
     def _object(self, id: str, model: Model) -> dict[str, Any]:
