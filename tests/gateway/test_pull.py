@@ -51,7 +51,7 @@ def children() -> list[psutil.Process]:
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- what is waited for is in other processes
             await asyncio.sleep(0.01)
 
 
