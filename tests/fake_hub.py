@@ -30,7 +30,6 @@ class FakeRepository:
 
     files: dict[str, bytes]
     revision: str = "a" * 40
-    model_type: str = ""
     status: int = 200
     """Status of every answer about it; 403 means gated."""
     cut_after: int | None = None
@@ -148,8 +147,6 @@ class _Exchange(BaseHTTPRequestHandler):
         elif self._fine(repository):
             siblings = [_sibling(file, data, repository) for file, data in repository.files.items()]
             body = {"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings}
-            if repository.model_type:
-                body["config"] = {"model_type": repository.model_type}
             self._send(200, json.dumps(body).encode(), {"content-type": "application/json"})
 
     def _fine(self, repository: FakeRepository) -> bool:

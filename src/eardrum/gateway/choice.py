@@ -45,7 +45,7 @@ def _card_for(repository: str, listing: Listing) -> Card:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         if (config := Path(folder, "config.json")).exists():
-            config.write_text(json.dumps({"model_type": listing.model_type}), encoding="utf-8")
+            config.write_text(json.dumps(listing.config), encoding="utf-8")
         if engine := engine_of(Path(folder)):
             return registry.card(engine)
     raise PullError(f"No engine recognises the files of {repository}. What they look for: {layouts()}.")

@@ -29,10 +29,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds: names of files, and the `model_type` in its config.json."""
+    """What a repository holds: names of files, and the content of its config.json."""
 
     files: tuple[str, ...]
-    model_type: str
+    config: dict[str, Any]
 
 
 class Puller:
@@ -76,7 +76,7 @@ class Puller:
         async with aclosing(_said_by_child([repository, "--list"], repository)) as messages:
             async for kind, said in messages:
                 if kind == "listing":
-                    return Listing(tuple(said["files"]), said["model_type"])
+                    return Listing(tuple(said["files"]), said["config"])
         raise PullError(f"The hub says nothing about {repository}.")
 
     async def shutdown(self) -> None:

@@ -13,6 +13,8 @@ import httpx2
 from filelock import FileLock
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from eardrum.errors import PullError, StorageFullError
 from eardrum.hub.cache import PART, Blob, RepositoryCache
@@ -20,19 +22,36 @@ from eardrum.hub.download import SILENCE_S, File, Progress, download
 from eardrum.hub.lines import say
 from eardrum.hub.words import worded
 
+CONFIG = "config.json"
+
 HEADROOM = 64 << 20
 """Bytes that must stay free on the disk."""
 
 
 def listing(repository: str) -> dict[str, Any]:
-    """The names of the repository's files, and the `model_type` of its config.
+    """The names of the repository's files, and what its config.json says: engines know their models by the two.
 
     Raises:
         ModelNotFoundError, PullError: as `fetch`.
     """
     info = _described(repository)
-    config = info.config if isinstance(info.config, dict) else {}
-    return {"files": [_safe(s.rfilename) for s in info.siblings or ()], "model_type": str(config.get("model_type") or "")}
+    files = [_safe(s.rfilename) for s in info.siblings or ()]
+    return {"files": files, "config": _config(repository, info.sha) if CONFIG in files else {}}
+
+
+def _config(repository: str, revision: str | None) -> dict[str, Any]:
+    """The repository's config.json; empty if that is not a JSON object."""
+    url = hf_hub_url(repository, CONFIG, revision=revision)
+    try:
+        response = get_session().get(url, headers=build_hf_headers(), timeout=SILENCE_S)
+        hf_raise_for_status(response)
+    except (OSError, httpx2.HTTPError) as error:
+        raise worded(error, repository) from error
+    try:
+        config = response.json()
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def fetch(repository: str, cache: Path, patterns: Sequence[str]) -> Path:
