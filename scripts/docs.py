@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from eardrum.config import ENVIRONMENT_ALIASES, PREFIX, Settings
 from eardrum.engines import registry
+from eardrum.gateway.inventory import COMMON_OPTIONS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -92,20 +93,67 @@ def kind(field: dict[str, Any]) -> str:
 
 
 def engines_page() -> str:
-    def row(card: registry.Card) -> str:
-        can = card.capabilities.to_json()
-        marks = " | ".join("yes" if can[name] else "no" for name in ABILITIES)
-        languages = ", ".join(can["languages"]) or "many"
-        return f"| {card.name} | {card.title} | {languages} | {marks} | {can['max_window_s']:g} s | {can['max_batch']} |"
-
+    cards = registry.cards().values()
+    rows = "\n".join(ability_row(card) for card in cards)
     return f"""# Engines
 
-Generated from the cards of `src/eardrum/engines/`. `eardrum engines` shows the same for your machine.
+Generated from the cards of `src/eardrum/engines/`. `eardrum engines` shows the same for your machine, `eardrum pull NAME`
+fetches a model.
 
-| engine | runs | languages | {" | ".join(ABILITIES)} | window | batch |
-| --- | --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
-{chr(10).join(row(card) for card in registry.cards().values())}
-"""
+| engine | languages | {" | ".join(ABILITIES)} | window | batch |
+| --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
+{rows}
+
+{chr(10).join(engine_section(card) for card in cards)}"""
+
+
+def ability_row(card: registry.Card) -> str:
+    can = card.capabilities.to_json()
+    marks = " | ".join("yes" if can[name] else "no" for name in ABILITIES)
+    languages = ", ".join(can["languages"]) or "many"
+    return f"| [{card.name}](#{card.name}) | {languages} | {marks} | {can['max_window_s']:g} s | {can['max_batch']} |"
+
+
+def engine_section(card: registry.Card) -> str:
+    """What one engine runs, under which names, and what it takes to have it."""
+    lines = [f"## {card.name}", "", f"{card.title}.", ""]
+    if card.extra:
+        lines.append(f"- Installed with `{card.install}`.")
+    elif card.remote:
+        lines.append("- Installed; the weights are behind an address in its options.")
+    else:
+        lines.append("- Installed with the package.")
+    if card.layouts:
+        lines.append(f"- Recognises {' or '.join(code(layout) for layout in card.layouts)}{of_types(card)}.")
+    lines.append(f"- Options: {code(dict.fromkeys([*COMMON_OPTIONS, *card.options]))}.")
+    if card.repositories:
+        lines.append(f"- Takes every model called {code(card.repositories)}.")
+    for pattern, changes in card.variants.items():
+        lines.append(f"- Models called `{pattern}` differ: {', '.join(difference(*change) for change in changes.items())}.")
+    if card.names:
+        lines += ["", "| names | model |", "| --- | --- |", *name_rows(card)]
+    return "\n".join([*lines, ""])
+
+
+def of_types(card: registry.Card) -> str:
+    return f", with a `model_type` of {code(card.model_types)}" if card.model_types else ""
+
+
+def difference(ability: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return ability if value else f"no {ability}"
+    return f"{ability} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
+def name_rows(card: registry.Card) -> Iterator[str]:
+    by_model: dict[str, list[str]] = {}
+    for name, repository in card.names.items():
+        by_model.setdefault(repository, []).append(name)
+    return (f"| {code(names)} | `{repository}` |" for repository, names in by_model.items())
+
+
+def code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 ABILITIES = ("translate", "words", "logprobs", "prompt", "hotwords", "temperature", "speakers")

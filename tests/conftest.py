@@ -87,10 +87,11 @@ asyncio.run(main())
 
 
 @contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[RunningServer]:
-    """A server with these arguments; afterwards nothing of it may be left."""
+def running(*arguments: str, prelude: str = "", **environment: str) -> Iterator[RunningServer]:
+    """A server with these arguments; afterwards nothing of it may be left. `prelude` is run in its process before it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-test-") as temp:
-        command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", *arguments]
+        program = f"{prelude}\nfrom eardrum.cli import main; main()"
+        command = [sys.executable, "-c", program, "serve", "--port", "0", *arguments]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_"))}
         process = subprocess.Popen(
             command,

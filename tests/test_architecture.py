@@ -9,6 +9,7 @@ import sys
 import pytest
 
 HEAVY = {"numpy", "onnxruntime", "av", "torch", "ctranslate2", "faster_whisper", "moonshine_voice"}
+HUB = {"huggingface_hub", "httpx2", "filelock", "hf_xet"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -30,16 +31,24 @@ def modules_after(statement: str) -> set[str]:
 def test_the_gateway_imports_nothing_heavy(statement: str) -> None:
     loaded = modules_after(statement)
     assert "eardrum.gateway.service" in loaded
-    assert not loaded & HEAVY
-    assert not [
-        name for name in loaded if name.startswith(("eardrum.runner", "eardrum.engines.moonshine", "eardrum.engines.base"))
-    ]
+    assert not loaded & (HEAVY | HUB)
+    other_side = ("eardrum.runner", "eardrum.hub", "eardrum.engines.moonshine", "eardrum.engines.base")
+    assert not [name for name in loaded if name.startswith(other_side)]
 
 
 def test_a_runner_knows_no_wire() -> None:
     loaded = modules_after("import eardrum.runner.__main__, eardrum.engines.moonshine")
     assert "numpy" in loaded
     assert not [name for name in loaded if name.startswith(("eardrum.api", "eardrum.gateway", "eardrum.config", "torch"))]
+
+
+def test_what_fetches_knows_neither_models_nor_clients() -> None:
+    loaded = modules_after("import eardrum.hub.__main__")
+    assert "huggingface_hub" in loaded
+    assert {name for name in loaded if name.startswith("eardrum.")} == {"eardrum.errors"} | {
+        f"eardrum.hub{name}" for name in ("", ".__main__", ".cache", ".download", ".fetch", ".lines", ".words")
+    }
+    assert not loaded & HEAVY
 
 
 def test_the_package_itself_imports_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `serve`, `transcribe`, `list`, `engines`."""
+"""The command line: `serve`, `transcribe`, and the commands around models."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from eardrum import __version__, config, log, offline, server
-from eardrum.engines import registry
+from eardrum.commands import models
+from eardrum.commands.options import Assignments, ConfigFile
 from eardrum.errors import EardrumError
-from eardrum.gateway.catalog import Catalog
 
 app = typer.Typer(
     help="Speech to text behind one port.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-console = Console()
 
 
 class Format(StrEnum):
@@ -31,10 +28,6 @@ class Format(StrEnum):
     VTT = "vtt"
     JSON = "json"
     VERBOSE_JSON = "verbose_json"
-
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one setting; repeatable.")]
 
 
 def main() -> None:
@@ -93,32 +86,5 @@ def transcribe(
         raise typer.Exit(1)
 
 
-@app.command("list")
-def list_models(config_file: ConfigFile = None, assignments: Assignments = None) -> None:
-    """Show the models this server has."""
-    catalog = Catalog(config.load(config_file, assignments or ()))
-    table = Table("model", "engine", "languages", "size", "from", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for model in catalog:
-        mark = " (default)" if model.id == catalog.default.id else ""
-        languages = ", ".join(model.capabilities.languages) or "many"
-        table.add_row(model.id + mark, model.engine, languages, f"{model.size / 1e6:.0f} MB", model.origin)
-    console.print(table)
-    print()
-    for model in catalog:
-        if aliases := catalog.aliases(model):
-            print(f"{model.id} is also called {', '.join(aliases)}.")
-    console.print(f"\nThe default is {catalog.default.id}: {catalog.why_default}.", highlight=False)
-
-
-@app.command()
-def engines() -> None:
-    """Show what can run models, and what is missing."""
-    table = Table("engine", "installed", "languages", "can", "options", "runs", box=None, pad_edge=False)
-    for card in registry.cards().values():
-        can = card.capabilities.to_json()
-        abilities = [name for name in ("translate", "words", "logprobs", "prompt", "hotwords", "speakers") if can[name]]
-        installed = f"no: {card.install}" if card.missing else "yes"
-        languages = ", ".join(can["languages"]) or "many"
-        table.add_row(card.name, installed, languages, ", ".join(abilities), ", ".join(card.options), card.title)
-    console.print(table)
+for name, command in models.COMMANDS.items():
+    app.command(name)(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from eardrum.gateway.catalog import DEFAULT_ALIASES, Catalog
 from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
 from eardrum.gateway.store import default_folder
 from eardrum.types import Capabilities, Request, Task
+from tests.gateway.test_names import EVIL
 
 FILES = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
 
@@ -287,3 +289,145 @@ def test_options_and_sources_are_checked_at_the_start(tmp_path: Path) -> None:
         catalog(models={"one": entry(put(tmp_path / "one"), options={"beam": 5})})
     with pytest.raises(ConfigError, match=r"models.one.source: there is nothing at .*nowhere"):
         catalog(models={"one": entry(tmp_path / "nowhere")})
+
+
+@pytest.fixture
+def engines(cards: Callable[..., None]) -> Callable[..., None]:
+    """Engines with names, which Moonshine has none of."""
+    return cards
+
+
+def put_whisper(store: Path, id: str) -> Path:
+    """A model of the engine `whispering` in the cache."""
+    snapshot = store / f"models--{id.replace('/', '--')}" / "snapshots" / "r1"
+    snapshot.mkdir(parents=True)
+    for name in ("model.bin", "config.json"):
+        (snapshot / name).write_bytes(b"{}")
+    return snapshot
+
+
+SMALL = "Systran/faster-whisper-small"
+
+
+def test_all_names_of_a_model_on_disk_find_it(engines: Callable[..., None], store: Path) -> None:
+    put_whisper(store, SMALL)
+    found = catalog()
+    for name in ("small", "openai/whisper-small", SMALL, "faster-whisper-small"):
+        assert found.find(name).id == SMALL
+    assert found.find("small").capabilities.words
+
+
+def test_weights_of_another_engine_serve_a_name_when_the_best_ones_are_not_here(
+    engines: Callable[..., None], store: Path
+) -> None:
+    folder = store / "models--openai--whisper-small" / "snapshots" / "r1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "whisper"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    assert catalog().find("small").id == "openai/whisper-small"
+
+
+def test_a_known_model_that_is_not_here_says_how_to_get_it(engines: Callable[..., None], store: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"small \(Systran/.*\) is not on this machine: run `eardrum pull small`"):
+        catalog().find("small")
+    blobs = store / "models--Systran--faster-whisper-small" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "ff.part").write_bytes(b"x")
+    with pytest.raises(ModelNotFoundError, match=r"is only half fetched: run `eardrum pull small`"):
+        catalog().find("small")
+
+
+def test_a_model_that_arrives_is_seen_without_a_restart(engines: Callable[..., None], store: Path) -> None:
+    found = catalog()
+    with pytest.raises(ModelNotFoundError):
+        found.find("small")
+    put_whisper(store, SMALL)
+    assert found.find("small").id == SMALL
+
+
+def test_with_pull_missing_a_known_model_is_there_before_its_files(engines: Callable[..., None]) -> None:
+    found = catalog(pull_missing=True)
+    model = found.find("large")
+    assert (model.id, model.absent, model.engine) == ("Systran/faster-whisper-large-v3", True, "whispering")
+    assert model not in list(found)
+    found.check(model, Request(words=True, task=Task.TRANSLATE))
+    with pytest.raises(UnsupportedFeatureError):
+        found.check(model, Request(speakers=True))
+    with pytest.raises(ModelNotFoundError):
+        found.find("../../etc/passwd")
+
+
+def test_a_model_of_the_config_may_be_a_name(engines: Callable[..., None], store: Path) -> None:
+    models = {
+        "quick": {"source": "small", "aliases": ["q"]},
+        "large": {},
+        "tuned": {"engine": "whispering", "source": "someone/tuned"},
+    }
+    found = catalog(models=models)
+    for name, repository in (("q", SMALL), ("large", "Systran/faster-whisper-large-v3"), ("tuned", "someone/tuned")):
+        model = found.find(name)
+        assert (model.absent, model.repository, model.engine, model.origin) == (True, repository, "whispering", "config")
+    assert found.default.id == EMBEDDED_ID, "what is not here is no default"
+    put_whisper(store, SMALL)
+    found.scan()
+    assert not found.find("quick").absent
+
+
+def test_a_name_in_the_config_that_nobody_knows_is_refused(engines: Callable[..., None]) -> None:
+    with pytest.raises(ConfigError, match=r"models\.x: .*'smal'.*Close to it: small.* there is none at /"):
+        catalog(models={"x": {"source": "smal"}})
+
+
+def test_a_folder_that_happens_to_have_the_name_of_a_model_is_not_it(
+    engines: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert catalog(models={"small": {}}).find("small").repository == SMALL
+
+
+def test_another_servers_settings_mean_what_they_meant_there(engines: Callable[..., None], store: Path) -> None:
+    settings = config.load(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"})
+    with pytest.raises(
+        ConfigError, match=r"default_model \(STT.*small \(openai/whisper-small\).*`eardrum pull small --engine torching`"
+    ):
+        Catalog(settings)
+    put_whisper(store, SMALL)
+    with pytest.raises(ConfigError, match="openai/whisper-small"):  # the other engine's weights are not what was asked for
+        Catalog(settings)
+    assert Catalog(config.load(environment={"WHISPER_MODEL": "small"})).default.id == SMALL
+    with pytest.raises(ConfigError, match=r"default_engine \(STT_DEFAULT_BACKEND, ASR_BACKEND\): There is no engine 'nobody'"):
+        catalog(default_engine="nobody")
+    with pytest.raises(ConfigError, match=rf"is {EMBEDDED_ID}, which moonshine runs, but default_engine .* is torching"):
+        catalog(default_engine="torching", default_model=EMBEDDED_ID)
+    with pytest.raises(ConfigError, match=r"There is no model of the engine lacking.*pip install 'eardrum\[lacking\]'"):
+        catalog(default_engine="lacking")
+
+
+def test_a_default_whose_engine_cannot_run_says_what_to_install(engines: Callable[..., None]) -> None:
+    with pytest.raises(ConfigError, match=r"default_model Rare/rare-1b: .*no_such_library: run pip install 'eardrum\[lacking\]'"):
+        catalog(default_model="rare", pull_missing=True)
+
+
+def test_fallbacks_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"models\.mine\.fallback: .*'nobody'"):
+        catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["nobody"])})
+
+
+def test_what_breaks_on_disk_later_does_not_take_the_rest_along(tmp_path: Path, store: Path) -> None:
+    source = put(tmp_path / "mine")
+    found = catalog(models={"mine": entry(source)})
+    (source / FILES[0]).unlink()
+    put(store / "new-en")
+    assert found.find("new-en").origin == "disk"
+    assert found.find("mine").source == source
+    assert found.find(EMBEDDED_ID).runnable
+
+
+@pytest.mark.parametrize("name", EVIL[1:], ids=range(len(EVIL) - 1))
+@pytest.mark.parametrize("pull_missing", [False, True])
+def test_no_name_from_a_client_does_harm(engines: Callable[..., None], name: str, pull_missing: bool) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        catalog(pull_missing=pull_missing).find(name)
+    assert len(caught.value.message) < 600
+    assert "\n" not in caught.value.message

@@ -11,8 +11,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from eardrum.api.access import record
 from eardrum.errors import EardrumError
-from eardrum.gateway import names
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.pull import Progress
 from eardrum.gateway.service import Service
@@ -36,15 +36,16 @@ class Admin:
     async def pull(self, request: HttpRequest) -> Response:
         """Fetch a model: a line of JSON per step, the last one `success` or an error."""
         name = request.path_params["name"].strip("/ ")
-        match = names.choose(name)  # an unknown name is refused before anything is sent
+        match = await self._service.choose(name)  # an unknown name is refused before anything is sent
 
         async def lines() -> AsyncIterator[bytes]:
             yield _line({"status": "pulling", "model": match.repository, "engine": match.card.name})
             try:
-                async with aclosing(self._service.pull(name)) as steps:
+                async with aclosing(self._service.pull(match)) as steps:
                     async for progress in steps:
                         yield _line(_step(progress))
             except EardrumError as error:
+                record(request.scope).note = error.message
                 yield _line({"status": "error", "error": error.message, "code": error.code})
                 return
             yield _line({"status": "success", "model": match.repository})

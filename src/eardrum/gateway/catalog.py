@@ -34,9 +34,10 @@ class Catalog:
 
     def scan(self) -> None:
         """Look again at what is there."""
+        found = list(self.inventory)  # first, so that a failure leaves everything as it was
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
-        for model in self.inventory:
+        for model in found:
             self._add(model.refined(self._refined[model.id]) if model.id in self._refined else model)
         if self._default:
             self._models.setdefault(self._default.id, self._default)
@@ -71,16 +72,17 @@ class Catalog:
             match = names.choose(name)
         except ModelNotFoundError as error:
             known = ", ".join([*self._models, *DEFAULT_ALIASES])
-            raise ModelNotFoundError(f"There is no model {name!r}. Models: {known}. {error.message}") from None
+            raise ModelNotFoundError(f"There is no model {names.shown(name)}. Models: {known}. {error.message}") from None
         if self._settings.pull_missing:
             return self.inventory.fetchable(match)
         raise ModelNotFoundError(self.how_to_fetch(name, match.repository))
 
-    def how_to_fetch(self, name: str, repository: str) -> str:
+    def how_to_fetch(self, name: str, repository: str, engine: str = "") -> str:
         """What to do about a model that is not on this machine."""
         state = "is only half fetched" if self.inventory.store.unfinished(repository) else "is not on this machine"
         full = "" if name == repository else f" ({repository})"
-        return f"The model {name}{full} {state}: run `eardrum pull {name}`, or set `pull_missing: true` in the config."
+        option = f" --engine {engine}" if engine else ""
+        return f"The model {name}{full} {state}: run `eardrum pull {name}{option}`, or set `pull_missing: true` in the config."
 
     def refine(self, model: Model, capabilities: Capabilities) -> None:
         """Replace what the engine's card promised by what the loaded model said of itself."""
@@ -93,7 +95,7 @@ class Catalog:
         Raises:
             UnsupportedFeatureError: the message names what the model can do and which models can do more.
         """
-        can = self._models[model.id].capabilities
+        can = self._models.get(model.id, model).capabilities  # one that is fetched on demand is not in the catalog yet
         if request.language and can.languages and request.language not in can.languages:
             knows = ", ".join(f"{language_name(code)} ({code})" for code in can.languages)
             wants = f"{language_name(request.language)} ({request.language})"
@@ -154,10 +156,9 @@ class Catalog:
             raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
 
     def _choose_default(self) -> tuple[Model, str]:
-        settings = self._settings
-        engine = registry.card(settings.default_engine).name if settings.default_engine else ""
-        if settings.default_model:
-            model = self._named_default(settings.default_model, engine)
+        engine = self._default_engine()
+        if self._settings.default_model:
+            model = self._named_default(self._settings.default_model, engine)
             if not model.runnable:
                 raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
             return model, "set by default_model"
@@ -175,14 +176,34 @@ class Catalog:
                 return best, why
         return fitting[-1], "embedded: nothing better is on disk"
 
+    def _default_engine(self) -> str:
+        try:
+            return registry.card(self._settings.default_engine).name if self._settings.default_engine else ""
+        except ConfigError as error:
+            raise ConfigError(f"default_engine (STT_DEFAULT_BACKEND, ASR_BACKEND): {error.message}") from None
+
     def _named_default(self, name: str, engine: str) -> Model:
         try:
-            if engine and name not in self._names:
-                match = names.choose(name, engine)
-                return self.find(match.repository)
-            return self.find(name)
+            model = self._of_engine(name, engine) if engine else self.find(name)
         except ModelNotFoundError as error:
             raise ConfigError(f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL): {error.message}") from None
+        if engine not in ("", model.engine):
+            raise ConfigError(
+                f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL) is {name}, which {model.engine} runs, "
+                f"but default_engine (STT_DEFAULT_BACKEND, ASR_BACKEND) is {engine}: change one of them."
+            )
+        return model
+
+    def _of_engine(self, name: str, engine: str) -> Model:
+        """What the name means to this engine: another engine may know the same name for other weights."""
+        if id := self._names.get(name):
+            return self._models[id]
+        match = names.choose(name, engine)
+        if id := self._names.get(match.repository):
+            return self._models[id]
+        if self._settings.pull_missing:
+            return self.inventory.fetchable(match)
+        raise ModelNotFoundError(self.how_to_fetch(name, match.repository, engine))
 
 
 def _knows_english(model: Model) -> bool:

@@ -91,12 +91,13 @@ class Inventory:
         if settings.model_dir and not settings.model_dir.is_dir():
             raise ConfigError(f"model_dir {settings.model_dir} is not a directory.")
         self._settings = settings
+        self._last: dict[str, Model] = {}
         self.store = Store(settings.model_dir or default_folder())
 
     def __iter__(self) -> Iterator[Model]:
         """All models: the config's first, then the disk's, then the embedded one."""
-        for id, entry in self._settings.models.items():
-            yield self._configured(id, entry)
+        for id in self._settings.models:
+            yield self._configured(id)
         for id, source in self.store:
             if engine := engine_of(source):
                 yield self._model(id, registry.card(engine), source, "disk", repository=id if "/" in id else "")
@@ -106,7 +107,21 @@ class Inventory:
         """A model that is not here but could be."""
         return self._model(match.repository, match.card, None, "hub", repository=match.repository)
 
-    def _configured(self, id: str, entry: config.Model) -> Model:
+    def configured(self, name: str) -> Model | None:
+        """The model of the config that has this name or alias."""
+        found = (id for id, entry in self._settings.models.items() if name == id or name in entry.aliases)
+        return next((self._configured(id) for id in found), None)
+
+    def _configured(self, id: str) -> Model:
+        """As the config has it. Files that were right once may be damaged later: that is for loading them to say."""
+        try:
+            self._last[id] = self._checked(id, self._settings.models[id])
+        except ConfigError:
+            if id not in self._last:
+                raise
+        return self._last[id]
+
+    def _checked(self, id: str, entry: config.Model) -> Model:
         engine, source, repository = self._where(id, entry)
         card = registry.card(engine)
         known = {*card.options, *COMMON_OPTIONS}
@@ -128,22 +143,28 @@ class Inventory:
         if forced and registry.card(forced).remote:
             return forced, None, ""
         name = entry.source or id
+        if (stored := self.store.find(name)) and (engine := forced or engine_of(stored)):
+            return engine, stored, name if names.is_hub_id(name) else ""
         path = Path(name).expanduser()
-        if not path.is_absolute() and not name.startswith(".") and (stored := self.store.find(name)):
-            path = stored
         if path.exists() and (engine := forced or engine_of(path)):
-            return engine, path, name if "/" in name and path != Path(name).expanduser() else ""
-        if path.exists():
-            layouts = "; ".join(f"{c.name}: {', '.join(layout)}" for c in registry.cards().values() for layout in c.layouts)
-            raise ConfigError(f"models.{id}: no engine recognises {path}. Set `engine:`, or check the files ({layouts}).")
+            return engine, path, ""
         if path.is_absolute() or name.startswith("."):
-            raise ConfigError(f"models.{id}.source: there is nothing at {path}.")
+            raise self._nothing_at(path, id)
         try:
             match = names.choose(name, forced)
         except ModelNotFoundError as error:
-            raise ConfigError(f"models.{id}: {error.message}") from None
+            raise (
+                self._nothing_at(stored or path, id)
+                if stored or path.exists()
+                else ConfigError(f"models.{id}: {error.message} If it is a directory: there is none at {path.absolute()}.")
+            ) from None
         source = self.store.find(match.repository)
         return match.card.name, source if source and match.card.runs(source) else None, match.repository
+
+    def _nothing_at(self, path: Path, id: str) -> ConfigError:
+        if not path.exists():
+            return ConfigError(f"models.{id}.source: there is nothing at {path}.")
+        return ConfigError(f"models.{id}: no engine recognises {path}. Set `engine:`, or check the files ({layouts()}).")
 
     def _embedded(self) -> Iterator[Model]:
         spec = find_spec("moonshine_voice")
@@ -183,3 +204,8 @@ def engine_of(source: Path) -> str:
     """The engine whose model these files are, the best of several; empty if none."""
     fitting = [card for card in registry.cards().values() if card.runs(source)]
     return min(fitting, key=lambda card: (bool(card.missing), card.rank)).name if fitting else ""
+
+
+def layouts() -> str:
+    """What a directory may hold to be a model, in words."""
+    return "; ".join(f"{card.name}: {', '.join(layout)}" for card in registry.cards().values() for layout in card.layouts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +11,12 @@ from fnmatch import fnmatchcase
 from eardrum.engines import registry
 from eardrum.engines.registry import Card
 from eardrum.errors import ModelNotFoundError
+
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+"""What can be an id at the hub. Names come from clients, and ids become folders and arguments of commands."""
+
+SHOWN = 80
+"""Characters of an unknown name that are repeated to whoever sent it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +36,23 @@ def matches(name: str, engine: str = "") -> list[Match]:
     """All that a name could mean, the best first; those of `engine` only, if one is given.
 
     A short name that an engine knows (`large-v3`), an id with its owner (`nvidia/parakeet-tdt-0.6b-v3`), or such an id
-    without its owner.
+    without its owner. Who gives the engine may name any id: it cannot be known what somebody's fine-tuned model is.
     """
     cards = [registry.card(engine)] if engine else registry.cards().values()
     found = [match for card in cards for match in _of_card(card, name)]
+    if engine and not found and is_hub_id(name):
+        found = [Match(registry.card(engine), name)]
     return sorted(found, key=lambda match: match.order)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether there could be such a repository at the hub."""
+    return bool(HUB_ID.fullmatch(name))
+
+
+def shown(name: str) -> str:
+    """A name in a message: quoted, on one line, not too long."""
+    return repr(name if len(name) <= SHOWN else name[:SHOWN] + "...")
 
 
 def choose(name: str, engine: str = "") -> Match:
@@ -44,11 +63,12 @@ def choose(name: str, engine: str = "") -> Match:
     """
     found = matches(name, engine)
     if not found:
-        raise ModelNotFoundError(f"No engine here knows a model {name!r}.{_nearest(name)}")
+        here = f"The engine {registry.card(engine).name} knows no" if engine else "No engine here knows a"
+        raise ModelNotFoundError(f"{here} model {shown(name)}.{_nearest(name, engine)}")
     best = [match for match in found if match.order == found[0].order]
     if len({(match.card.name, match.repository) for match in best}) > 1:
         could = ", ".join(f"{match.repository} (engine {match.card.name})" for match in best)
-        raise ModelNotFoundError(f"{name!r} could mean {could}: use the full name, or set `engine:`.")
+        raise ModelNotFoundError(f"{shown(name)} could mean {could}: use the full name, or say which engine.")
     return found[0]
 
 
@@ -57,7 +77,7 @@ def _of_card(card: Card, name: str) -> Iterator[Match]:
     if repository := {known.lower(): repository for known, repository in card.names.items()}.get(wanted):
         yield Match(card, repository)
     elif "/" in name:
-        if any(fnmatchcase(wanted, pattern) for pattern in card.repositories):
+        if is_hub_id(name) and any(fnmatchcase(wanted, pattern) for pattern in card.repositories):
             yield Match(card, name)
     else:
         known_repositories = {*card.names.values(), *(known for known in card.names if "/" in known)}
@@ -66,7 +86,8 @@ def _of_card(card: Card, name: str) -> Iterator[Match]:
             yield Match(card, repository)
 
 
-def _nearest(name: str) -> str:
-    known = {known.lower(): known for card in registry.cards().values() for known in card.names}
+def _nearest(name: str, engine: str) -> str:
+    cards = [registry.card(engine)] if engine else registry.cards().values()
+    known = {known.lower(): known for card in cards for known in card.names}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
     return f" Close to it: {', '.join(close)}." if close else " `eardrum engines` lists the names that engines know."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
@@ -13,14 +14,16 @@ from eardrum.errors import (
     ConfigError,
     EardrumError,
     ModelNotFoundError,
+    PullError,
     RunnerCrashedError,
     ShuttingDownError,
     StorageFullError,
     UnsupportedFeatureError,
 )
-from eardrum.gateway import names
+from eardrum.gateway import choice
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
@@ -114,23 +117,30 @@ class Service:
                     transcript.add(event)
         return transcript
 
-    async def pull(self, name: str) -> AsyncGenerator[Progress, None]:
-        """Fetch a model that an engine knows, or bring the one that is here up to date.
+    async def choose(self, name: str) -> Match:
+        """What `pull` would fetch for a name.
 
         Raises:
-            ModelNotFoundError: no engine knows the name.
+            ModelNotFoundError: nobody knows the name.
+            PullError: the hub cannot be asked, or no engine recognises what it has.
+        """
+        return await choice.choose(name, self.catalog.inventory, self._puller)
+
+    async def pull(self, match: Match) -> AsyncGenerator[Progress, None]:
+        """Fetch a model, or bring the one that is here up to date.
+
+        Raises:
             PullError: it cannot be had.
             StorageFullError: the disk has no room.
         """
-        match = names.choose(name)
         async with aclosing(self._puller.pull(match.repository, match.card.downloads)) as steps:
             async for progress in steps:
                 yield progress
         self.catalog.scan()
 
     async def shutdown(self) -> None:
-        """Stop every model."""
-        await self._supervisor.shutdown()
+        """Stop every model and every download."""
+        await asyncio.gather(self._supervisor.shutdown(), self._puller.shutdown())
 
     async def _serve(
         self, model: Model, request: Request, audio: Source, *, restartable: bool
@@ -166,7 +176,8 @@ class Service:
             with suppress(UnsupportedFeatureError, ModelNotFoundError):
                 other = self.catalog.find(name)
                 self.catalog.check(other, request)
-                found.append(other)
+                if other.id not in [candidate.id for candidate in found]:
+                    found.append(other)
         return [candidate for candidate in found for _ in range(ATTEMPTS)]
 
     async def _attempt(self, model: Model, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
@@ -186,10 +197,16 @@ class Service:
         if not self.settings.pull_missing:
             raise ModelNotFoundError(self.catalog.how_to_fetch(model.id, model.repository))
         log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
-        async with aclosing(self.pull(model.repository)) as steps:
-            async for _ in steps:
-                pass
-        return self.catalog.find(model.id)
+        try:
+            async with aclosing(self.pull(Match(model.card, model.repository))) as steps:
+                async for _ in steps:
+                    pass
+        except StorageFullError as error:  # not of the upload's disk: another model may still serve this request
+            raise PullError(error.message) from error
+        fetched = self.catalog.find(model.id)
+        if fetched.absent:
+            raise PullError(f"{model.repository} was fetched, but its files are not a model of the engine {model.engine}.")
+        return fetched
 
 
 def _may_go_better(error: EardrumError) -> bool:

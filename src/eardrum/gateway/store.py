@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from eardrum.errors import StorageFullError
+from eardrum.errors import ConfigError, PullError, StorageFullError
 
 IMPORTED = "imported"
 """Revision of models that did not come from the hub."""
 
-UNFINISHED = "*.part"
-"""Files of a download that was cut off."""
+CACHED = "models--"
+"""How folders of the Hugging Face cache begin."""
+
+UNFINISHED = ("*.part", "*.incomplete")
+"""Files of a download that was cut off, ours and those of the hub's own tools."""
+
+ID_BYTES = 200
+"""Longest id of a model: it becomes the name of a folder, which may have 255 bytes."""
 
 
 def default_folder() -> Path:
@@ -25,6 +32,16 @@ def default_folder() -> Path:
     return Path(home).expanduser() / "hub"
 
 
+def is_id(name: str) -> bool:
+    """Whether a model may be called so: a folder's name, or an owner's and a model's. Never a way out of the store."""
+    parts = name.split("/")
+    return (
+        len(parts) <= 2
+        and all(part and part.isprintable() and not part.startswith((".", "-", CACHED)) and "\\" not in part for part in parts)
+        and len(name.encode(errors="replace")) <= ID_BYTES
+    )
+
+
 class Store:
     """The models in one folder, by id: a directory's name, or the name at the hub."""
 
@@ -33,75 +50,122 @@ class Store:
 
     def __iter__(self) -> Iterator[tuple[str, Path]]:
         """Ids and where the files are, in the order of the names. Whether the files are a model is the engines' affair."""
-        for directory in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
-            id = directory.name
-            if id.startswith("models--"):
-                id = id.removeprefix("models--").replace("--", "/")
+        for id in self._ids():
             if source := self.find(id):
                 yield id, source
 
     def find(self, id: str) -> Path | None:
-        """The files of a model, the newest revision of them; None when there are none, or not all of them yet."""
-        cached = self._cached(id)
-        if any((cached / "blobs").glob(UNFINISHED)):
+        """The files of a model, the newest whole revision of them; None when there are none."""
+        if not is_id(id):
             return None
-        snapshots = sorted((cached / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+        snapshots = [path for path in (self._cached(id) / "snapshots").glob("*") if path.is_dir()]
         if snapshots:
-            return snapshots[-1]
-        plain = self.folder / id
-        return plain if "/" not in id and not id.startswith(("models--", ".")) and plain.is_dir() else None
+            return max(snapshots, key=lambda path: path.stat().st_mtime)
+        return self._plain(id)
 
-    def add(self, directory: Path, id: str) -> Path:
+    def unfinished(self, id: str) -> bool:
+        """Whether a download of this model was cut off, or is under way."""
+        return is_id(id) and any(any((self._cached(id) / "blobs").glob(pattern)) for pattern in UNFINISHED)
+
+    def half_fetched(self) -> list[str]:
+        """Ids of all models with an unfinished download."""
+        return [id for id in self._ids() if self.unfinished(id)]
+
+    def add(self, directory: Path, id: str, copied: Callable[[int], None]) -> Path:
         """Copy a directory in, as if it had been fetched from the hub. What is half copied is not seen as a model.
 
+        Args:
+            directory: the files; hidden ones (`.git`) stay behind.
+            id: the model's name from now on.
+            copied: told the bytes of each file that has been copied.
+
         Raises:
+            ConfigError: no model can have this id, or one has it already.
+            PullError: a file cannot be copied.
             StorageFullError: it does not fit.
         """
-        snapshot = self._cached(id) / "snapshots" / IMPORTED
-        copying = self._cached(id) / f".{IMPORTED}"
-        size, free = size_of(directory), shutil.disk_usage(_existing(self.folder)).free
+        if not is_id(id):
+            raise ConfigError(f"A model cannot be called {id!r}: choose a name of letters and digits with --name.")
+        if self.find(id):
+            raise ConfigError(f"There is a model {id} already: `eardrum rm {id}` first, or choose another name with --name.")
+        files = [path for path in directory.rglob("*") if path.is_file() and not _hidden(path.relative_to(directory))]
+        size, free = sum(path.stat().st_size for path in files), shutil.disk_usage(_existing(self.folder)).free
         if size > free:
             raise StorageFullError(f"{directory} has {size / 1e9:.1f} GB, and {self.folder} {free / 1e9:.1f} GB free: make room.")
+        copying, snapshot = self._cached(id) / f".{IMPORTED}", self._cached(id) / "snapshots" / IMPORTED
         shutil.rmtree(copying, ignore_errors=True)
         try:
-            shutil.copytree(directory, copying)
-        except BaseException:
+            for path in files:
+                target = copying / path.relative_to(directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+                copied(path.stat().st_size)
+        except OSError as error:
+            raise _worded(error, directory, self.folder) from error
+        else:
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            copying.rename(snapshot)
+        finally:
             shutil.rmtree(copying, ignore_errors=True)
-            raise
-        shutil.rmtree(snapshot, ignore_errors=True)
-        snapshot.parent.mkdir(parents=True, exist_ok=True)
-        copying.rename(snapshot)
-        os.utime(snapshot)  # its age says which revision is the newest
-        (self._cached(id) / "refs").mkdir(exist_ok=True)
-        (self._cached(id) / "refs" / "main").write_text(IMPORTED)
+            with suppress(OSError):  # only if the copy failed and nothing else is in it
+                self._cached(id).rmdir()
         return snapshot
 
     def remove(self, id: str) -> int:
         """Delete a model's files, also those of an unfinished download; returns the bytes that became free."""
+        if not is_id(id):
+            return 0
         freed = 0
-        for path in (self._cached(id), *([self.folder / id] if "/" not in id else [])):
-            if path.is_dir():
+        for path in (self._cached(id), self._plain(id)):
+            if path and path.is_symlink():  # the folder it leads to is not ours
+                path.unlink()
+            elif path and path.is_dir():
                 freed += size_of(path)
                 shutil.rmtree(path)
         with suppress(OSError):
             shutil.rmtree(self.folder / ".locks" / self._cached(id).name)
         return freed
 
-    def unfinished(self, id: str) -> bool:
-        """Whether a download of this model was cut off."""
-        return any((self._cached(id) / "blobs").glob(UNFINISHED))
+    def holds(self, source: Path) -> bool:
+        """Whether these files are in the store."""
+        return self.folder.resolve() in source.resolve().parents
+
+    def _ids(self) -> Iterator[str]:
+        try:
+            directories = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        except PermissionError:
+            raise ConfigError(
+                f"The folder of models, {self.folder}, cannot be read: set model_dir, or change its rights."
+            ) from None
+        for directory in directories:
+            id = directory.name
+            yield id.removeprefix(CACHED).replace("--", "/") if id.startswith(CACHED) else id
+
+    def _plain(self, id: str) -> Path | None:
+        plain = self.folder / id
+        return plain if "/" not in id and plain.is_dir() else None
 
     def _cached(self, id: str) -> Path:
-        return self.folder / f"models--{id.replace('/', '--')}"
+        return self.folder / f"{CACHED}{id.replace('/', '--')}"
 
 
 def size_of(source: Path) -> int:
-    """Bytes of the files at a path; links count as what they link to only where nothing else holds it."""
+    """Bytes of the files at a path; contents that several links lead to count once."""
     if source.is_file():
         return source.stat().st_size
     files = (path for path in source.rglob("*") if path.is_file())
     return sum({path.resolve(): path.stat().st_size for path in files}.values())
 
 
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.parent)
+
+
+def _worded(error: OSError, directory: Path, folder: Path) -> PullError | StorageFullError:
+    if error.errno == errno.ENOSPC:
+        return StorageFullError(f"The disk of {folder} is full: make room, then pull {directory} again.")
+    return PullError(f"{directory} cannot be copied to {folder}: {error.strerror}: {error.filename}.")

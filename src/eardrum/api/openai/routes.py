@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -53,6 +53,8 @@ class Models:
         model = self._service.catalog.find(id)
         if model.absent:
             raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
+        if not model.runnable:
+            raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.how_to_install}")
         return JSONResponse(self._object(id, model))
 
     def _object(self, id: str, model: Model) -> dict[str, Any]:
@@ -154,10 +156,10 @@ class Exchange:
         return await self._service.transcribe(model, wish.request, self._spool)
 
     async def _reply(self, transcript: Transcript, wish: Wish) -> None:
-        model = self._service.catalog.find(wish.model)
+        model = self._service.catalog.find(transcript.summary.model)  # who served it: not always who was asked
         access.record(self._scope).about(model, transcript.summary)
         response = answers.answer(transcript, wish)
-        response.headers["x-eardrum-model"] = transcript.summary.model
+        response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # ids of the config may be in any script
         _name_ignored(self._scope, response, wish, model)
         await response(self._scope, _nothing, self._send)
 

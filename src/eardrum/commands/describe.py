@@ -1,0 +1,85 @@
+"""Models and engines in words, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eardrum.engines.registry import Card
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.inventory import COMMON_OPTIONS, Model
+from eardrum.types import Capabilities
+
+ABILITIES = {
+    "translate": "translation",
+    "words": "word times",
+    "logprobs": "token probabilities",
+    "prompt": "prompt",
+    "hotwords": "keywords",
+    "temperature": "temperature",
+    "speakers": "speakers",
+    "detects_language": "language detection",
+}
+"""Capabilities that are there or not, and what people call them."""
+
+
+def size(bytes: int) -> str:
+    """Bytes as people say them."""
+    return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
+
+
+def languages(can: Capabilities) -> str:
+    """The codes, or that there are many."""
+    return ", ".join(can.languages) or "many"
+
+
+def abilities(can: Capabilities) -> str:
+    """What it can besides plain text."""
+    return ", ".join(words for name, words in ABILITIES.items() if getattr(can, name)) or "plain transcription"
+
+
+def lines(model: Model, catalog: Catalog) -> Iterator[str]:
+    """All there is to know of a model."""
+    known = [name for name, repository in model.card.names.items() if repository == model.repository]
+    facts = {
+        "model": model.id,
+        "engine": f"{model.engine} ({model.card.title})",
+        "from": model.origin,
+        "repository": model.repository,
+        "files": str(model.source or ""),
+        "size": "" if model.absent else size(model.size),
+        "languages": languages(model.capabilities),
+        "can": abilities(model.capabilities),
+        "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
+        "also called": ", ".join(dict.fromkeys([*catalog.aliases(model), *known])),
+        "fallback": ", ".join(model.fallback),
+        "set": ", ".join(f"{name}={value}" for name, value in model.options.items() if value != "auto"),
+        "options": ", ".join(dict.fromkeys([*COMMON_OPTIONS, *model.card.options])),
+    }
+    yield from (f"{label:<13}{text}" for label, text in facts.items() if text)
+    if model.absent:
+        files = ", ".join(model.card.downloads) or "all files"
+        half = "half of it is here already: " if catalog.inventory.store.unfinished(model.repository) else ""
+        yield f"\nIt is not on this machine; {half}`eardrum pull {model.id}` fetches {files} of {model.repository}."
+    if not model.runnable:
+        yield f"\nIt cannot run yet. {model.card.how_to_install}"
+
+
+def engine(card: Card) -> Iterator[tuple[str, str]]:
+    """Labels and texts for one engine."""
+    yield "installed", f"no, it needs {', '.join(card.missing)}: {card.install}" if card.missing else "yes"
+    yield "languages", languages(card.capabilities)
+    yield "can", abilities(card.capabilities)
+    if card.options:
+        yield "options", ", ".join(card.options)
+    if card.names or card.repositories:
+        yield "names", known_names(card)
+    if card.layouts:
+        yield "files", " or ".join(", ".join(layout) for layout in card.layouts)
+
+
+def known_names(card: Card) -> str:
+    """One name for each model an engine knows, and the ids it takes."""
+    by_model: dict[str, str] = {}
+    for name, repository in card.names.items():
+        by_model.setdefault(repository, name)
+    return ", ".join([*by_model.values(), *card.repositories])

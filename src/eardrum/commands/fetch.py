@@ -1,0 +1,144 @@
+"""Models into the store, with progress: from the hub, or from a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from eardrum.commands import describe
+from eardrum.engines import registry
+from eardrum.errors import ConfigError
+from eardrum.gateway import choice, names
+from eardrum.gateway.inventory import Inventory, engine_of, layouts
+from eardrum.gateway.pull import Puller
+from eardrum.gateway.store import CACHED, Store, size_of
+
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended."""
+
+Advance = Callable[[int, int], None]
+"""Told how many bytes are there, and of how many."""
+
+
+def folder_meant(name: str) -> Path | None:
+    """The folder that a name on the command line is, if it is one. A name that engines know stays a name.
+
+    Raises:
+        ConfigError: it is written as a path, and there is no such folder.
+    """
+    path = Path(name).expanduser()
+    written_as_path = name.startswith((".", "/", "~")) or name.endswith("/")
+    if path.is_dir() and (written_as_path or not names.matches(name)):
+        return path.resolve()
+    if written_as_path:
+        raise ConfigError(f"There is no folder {name}.")
+    return None
+
+
+def copied(folder: Path, store: Store, *, id: str, engine: str) -> None:
+    """Copy the model in a folder into the store.
+
+    Raises:
+        ConfigError: no engine recognises the files, or the name will not do.
+        PullError: they cannot be read.
+        StorageFullError: they do not fit.
+    """
+    source, own_id = _unpacked(folder)
+    id = id or own_id
+    recognised = engine_of(source)
+    if not recognised and not engine:
+        raise ConfigError(f"No engine recognises the files in {source}. What they look for: {layouts()}.")
+    total, done = size_of(source), 0
+    with _progress(id) as advance:
+
+        def copied(bytes: int) -> None:
+            nonlocal done
+            done += bytes
+            advance(done, total)
+
+        target = store.add(source, id, copied)
+    print(f"{id} is in the store, {describe.size(size_of(target))} at {target}.")
+    if engine and engine != recognised:
+        print(f"Have it run by {engine} with `models: {{{id}: {{engine: {engine}}}}}` in the config.")
+    else:
+        _say_how_to_use(id, recognised)
+
+
+def fetched(name: str, inventory: Inventory, engine: str) -> None:
+    """Fetch a model from the hub. Ctrl-C keeps what has arrived.
+
+    Raises:
+        ModelNotFoundError: nobody knows the name.
+        PullError: it cannot be had.
+        StorageFullError: it does not fit.
+    """
+    try:
+        asyncio.run(_fetch(name, inventory, engine))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What has arrived is kept: `eardrum pull {name}` continues.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+async def _fetch(name: str, inventory: Inventory, engine: str) -> None:
+    puller = Puller(inventory.store.folder)
+    match = await choice.choose(name, inventory, puller, engine)
+    print(f"Fetching {match.repository} for the engine {match.card.name}.", flush=True)
+    completed = 0
+    with _progress(match.repository) as advance:
+        async with aclosing(puller.pull(match.repository, match.card.downloads)) as steps:
+            async for progress in steps:
+                completed = progress.completed
+                advance(completed, progress.total)
+    print(f"{match.repository} is here, {describe.size(completed)} at {inventory.store.find(match.repository)}.")
+    _say_how_to_use(name, match.card.name)
+
+
+def _say_how_to_use(name: str, engine: str) -> None:
+    card = registry.card(engine)
+    if card.missing:
+        print(f"Before it can run: {card.how_to_install}")
+    print(f"Try it: eardrum transcribe FILE --model {name}")
+
+
+def _unpacked(folder: Path) -> tuple[Path, str]:
+    """Where in a folder the files are, and what the model is called: it may be a copy of a Hugging Face cache."""
+    if not folder.name.startswith(CACHED):
+        return folder, folder.name
+    id = folder.name.removeprefix(CACHED).replace("--", "/")
+    source = Store(folder.parent).find(id)
+    if not source:
+        raise ConfigError(f"{folder} looks like a part of the Hugging Face cache, but holds no whole model.")
+    return source, id
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Advance]:
+    """A bar on the terminal; elsewhere a line for every tenth."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        line = bar.add_task(title, total=None)
+        yield lambda completed, total: bar.update(line, completed=completed, total=total)
+
+
+class _Lines:
+    """Progress where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def __call__(self, completed: int, total: int) -> None:
+        percent = 100 * completed // total if total else 100
+        if percent >= self._next:
+            print(f"{percent:3} % of {describe.size(total)}", file=sys.stderr, flush=True)
+            self._next = percent // 10 * 10 + 10

@@ -1,0 +1,129 @@
+"""Names to engines and repositories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from eardrum.errors import ConfigError, ModelNotFoundError
+from eardrum.gateway import names
+from tests.cards import WHISPER, card
+
+pytestmark = pytest.mark.usefixtures("cards")
+
+SMALL = "Systran/faster-whisper-small"
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "repository"),
+    [
+        ("small", "whispering", SMALL),
+        ("SMALL", "whispering", SMALL),
+        ("openai/Whisper-Small", "whispering", SMALL),
+        (SMALL, "whispering", SMALL),
+        ("faster-whisper-small", "whispering", SMALL),
+        ("Faster-Whisper-Large-v3", "whispering", "Systran/faster-whisper-large-v3"),
+        ("systran/anything", "whispering", "systran/anything"),
+        ("somebody/Tuned-CT2", "whispering", "somebody/Tuned-CT2"),
+        ("openai/whisper-medium", "torching", "openai/whisper-medium"),
+        ("nvidia/parakeet-tdt-0.6b-v3", "torching", "nvidia/parakeet-tdt-0.6b-v3"),
+        ("solo", "torching", "openai/whisper-solo"),
+        ("rare", "lacking", "Rare/rare-1b"),
+    ],
+)
+def test_what_a_name_means(name: str, engine: str, repository: str) -> None:
+    match = names.choose(name)
+    assert (match.card.name, match.repository) == (engine, repository)
+
+
+def test_an_engine_may_be_forced() -> None:
+    assert names.choose("small", "torching").repository == "openai/whisper-small"
+    assert names.choose("small", "whispering").repository == SMALL
+    with pytest.raises(ModelNotFoundError, match="engine whispering knows no model 'solo'"):
+        names.choose("solo", "whispering")
+    with pytest.raises(ConfigError, match="no engine 'nobody'"):
+        names.choose("small", "nobody")
+
+
+def test_with_an_engine_any_id_will_do() -> None:
+    match = names.choose("somebody/tuned", "whispering")
+    assert (match.card, match.repository) == (WHISPER, "somebody/tuned")
+    with pytest.raises(ModelNotFoundError):
+        names.choose("somebody/tuned")
+
+
+def test_installed_engines_come_before_those_that_are_meant_for_it(cards: Callable[..., None]) -> None:
+    best = card("best", names={"small": "Best/small"}, requires=("no_such_library",), rank=0)
+    cards(WHISPER, best)
+    assert [match.card.name for match in names.matches("small")] == ["whispering", "best"]
+    assert names.choose("small").repository == SMALL
+    assert names.choose("small", "best").repository == "Best/small"
+
+
+def test_what_could_mean_two_things_is_refused_with_both(cards: Callable[..., None]) -> None:
+    cards(WHISPER, card("other", names={"small": "Other/small"}, rank=10))
+    with pytest.raises(ModelNotFoundError) as caught:
+        names.choose("small")
+    for part in (f"{SMALL} (engine whispering)", "Other/small (engine other)", "say which engine"):
+        assert part in caught.value.message
+    assert names.choose("small", "other").repository == "Other/small"
+
+
+def test_two_repositories_of_one_name_are_told_apart(cards: Callable[..., None]) -> None:
+    cards(card("one", names={"a": "X/same", "b": "Y/same"}))
+    with pytest.raises(ModelNotFoundError, match=r"X/same .*Y/same"):
+        names.choose("same")
+
+
+def test_the_nearest_names_are_told() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"'largev3'.*Close to it: large-v3") as caught:
+        names.choose("largev3")
+    assert caught.value.status == 404
+    with pytest.raises(ModelNotFoundError, match="`eardrum engines` lists the names"):
+        names.choose("qqqqqqqqqqqqqqqqqqqq")
+    with pytest.raises(ModelNotFoundError, match="solo"):
+        names.choose("sollo", "torching")
+
+
+EVIL = [
+    "",
+    " ",
+    "..",
+    "../small",
+    "systran/../../etc/passwd",
+    "systran/..",
+    "/etc/passwd",
+    "systran//x",
+    "systran/x/y",
+    "systran/x\0",
+    "systran/x\n",
+    "systran/x\r\nERROR forged",
+    "systran/.x",
+    "systran/-x",
+    "systran/a..b",
+    "systran/a--b",
+    "--cache=/tmp/x-ct2",
+    "-x/y-ct2",
+    "models--systran--x",
+    "models--a/b-ct2",
+    "größe/modell-ct2",
+    "systran/модель",
+    "\ud800/x-ct2",
+    "x/" + "y" * 10_000 + "-ct2",
+    "small" * 2_000,
+    "\0",
+    "*",
+    "systran/*",
+]
+
+
+@pytest.mark.parametrize("name", EVIL, ids=range(len(EVIL)))
+def test_what_is_no_name_means_nothing_and_does_not_reach_the_message_whole(name: str) -> None:
+    assert names.matches(name) == []
+    with pytest.raises(ModelNotFoundError) as caught:
+        names.choose(name)
+    assert "\n" not in caught.value.message
+    assert "\0" not in caught.value.message
+    assert len(caught.value.message) < 300
+    assert not names.matches(name, "whispering"), "forcing the engine must not let it pass"

@@ -1,0 +1,253 @@
+"""Downloads as the gateway has them done: shared, watched, and ended with the last who waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from threading import Event
+
+import psutil
+import pytest
+
+from eardrum import config
+from eardrum.errors import ModelNotFoundError, PullError, ShuttingDownError, StorageFullError
+from eardrum.gateway import choice
+from eardrum.gateway.inventory import Inventory
+from eardrum.gateway.pull import Progress, Puller
+from eardrum.gateway.store import Store
+from tests.cards import TORCH, WHISPER, card
+from tests.fake_hub import FakeHub, FakeRepository, fake_hub
+
+NAME = "org/model"
+BIG = bytes(400_000)
+FILES = {"model.bin": BIG, "config.json": b"{}", "notes.txt": b"not wanted"}
+PATTERNS = ("*.bin", "*.json")
+TOTAL = len(BIG) + 2
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub(org__model=FakeRepository(dict(FILES))) as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+async def puller(hub: FakeHub, tmp_path: Path) -> AsyncIterator[Puller]:
+    puller = Puller(tmp_path / "hub")
+    yield puller
+    await puller.shutdown()
+    assert children() == []
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "eardrum.hub" in child.cmdline()]
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 -- what is waited for is in other processes
+            await asyncio.sleep(0.01)
+
+
+async def pulled(puller: Puller, name: str = NAME) -> list[Progress]:
+    async with aclosing(puller.pull(name, PATTERNS)) as steps:
+        return [progress async for progress in steps]
+
+
+async def test_progress_until_all_is_there(puller: Puller, hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME].pace = 0.03
+    steps = await pulled(puller)
+    completed = [step.completed for step in steps]
+    assert completed == sorted(completed)
+    assert len(set(completed)) > 2, "no progress in between"
+    assert steps[-1].completed == steps[-1].total == TOTAL
+    source = Store(tmp_path / "hub").find(NAME)
+    assert source
+    assert sorted(path.name for path in source.iterdir()) == ["config.json", "model.bin"]
+
+
+async def test_two_who_want_the_same_share_one_download(puller: Puller, hub: FakeHub) -> None:
+    gate = hub.repositories[NAME].gate = Event()
+    one = asyncio.create_task(pulled(puller))
+    await until(lambda: hub.served)
+    two = asyncio.create_task(pulled(puller))
+    await asyncio.sleep(0.2)
+    assert len(children()) == 1
+    gate.set()
+    for steps in await asyncio.gather(one, two):
+        assert steps[-1] == Progress(TOTAL, TOTAL, steps[-1].file)
+    assert hub.served == TOTAL
+    assert len([request for request in hub.requests if request.startswith("GET /api")]) == 1
+
+
+async def test_it_ends_with_the_last_who_waits(puller: Puller, hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME].gate = Event()
+    tasks = [asyncio.create_task(pulled(puller)) for _ in range(2)]
+    await until(lambda: hub.served and children())
+    (child,) = children()
+    tasks[0].cancel()
+    await asyncio.wait([tasks[0]])
+    assert child.is_running()
+    tasks[1].cancel()
+    await asyncio.wait([tasks[1]])
+    assert not child.is_running()
+    assert Store(tmp_path / "hub").unfinished(NAME)
+
+
+async def test_who_comes_after_the_last_left_continues(puller: Puller, hub: FakeHub) -> None:
+    gate = hub.repositories[NAME].gate = Event()
+    first = asyncio.create_task(pulled(puller))
+    await until(lambda: hub.served >= len(BIG) // 2 - 20_000)
+    await asyncio.sleep(0.1)
+    first.cancel()
+    await asyncio.wait([first])
+    gate.set()
+    steps = await pulled(puller)
+    assert steps[0].completed > 0
+    assert hub.ranges, "began anew"
+    assert steps[-1].completed == TOTAL
+
+
+async def test_everybody_who_waits_hears_why_it_failed(puller: Puller, hub: FakeHub) -> None:
+    hub.repositories[NAME].status = 500
+    results = await asyncio.gather(pulled(puller), pulled(puller), return_exceptions=True)
+    assert [type(result) for result in results] == [PullError, PullError]
+    assert "out of order" in str(results[0])
+    hub.repositories[NAME].status = 200
+    assert (await pulled(puller))[-1].completed == TOTAL, "a failure must not stick"
+
+
+async def test_a_full_disk_keeps_its_kind(puller: Puller, hub: FakeHub) -> None:
+    hub.repositories[NAME].claims = 1 << 50
+    with pytest.raises(StorageFullError, match="make room"):
+        await pulled(puller)
+
+
+async def test_a_download_that_dies_is_an_error(puller: Puller, hub: FakeHub) -> None:
+    hub.repositories[NAME].gate = Event()
+    pulling = asyncio.create_task(pulled(puller))
+    await until(lambda: hub.served and children())
+    children()[0].kill()
+    with pytest.raises(PullError, match="ended with exit code -9"):
+        await pulling
+
+
+async def test_shutdown_tells_those_who_wait(puller: Puller, hub: FakeHub) -> None:
+    hub.repositories[NAME].gate = Event()
+    pulling = asyncio.create_task(pulled(puller))
+    await until(lambda: hub.served)
+    await puller.shutdown()
+    with pytest.raises(ShuttingDownError, match="what has arrived is kept"):
+        await pulling
+    with pytest.raises(ShuttingDownError):
+        await pulled(puller)
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from eardrum.gateway.pull import Puller
+async def main():
+    async for _ in Puller(Path(sys.argv[1])).pull("org/model", ()): print("going", flush=True)
+asyncio.run(main())
+"""
+
+
+def test_no_download_outlives_a_killed_gateway(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME].gate = Event()
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "going\n"
+        (child,) = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert not psutil.wait_procs([child], timeout=10)[1]
+
+
+@pytest.fixture
+def chosen(cards: Callable[..., None], puller: Puller, tmp_path: Path) -> Callable[..., object]:
+    cards(WHISPER, TORCH)
+    folder = tmp_path / "hub"
+    folder.mkdir(exist_ok=True)
+
+    async def choose(name: str, engine: str = "", **settings: object) -> tuple[str, str]:
+        match = await choice.choose(name, Inventory(config.Settings(model_dir=folder, **settings)), puller, engine)
+        return match.card.name, match.repository
+
+    return choose
+
+
+async def test_a_known_name_needs_no_hub(chosen: Callable[..., object], hub: FakeHub) -> None:
+    assert await chosen("small") == ("whispering", "Systran/faster-whisper-small")
+    assert await chosen("small", "torching") == ("torching", "openai/whisper-small")
+    assert await chosen("somebody/anything", "torching") == ("torching", "somebody/anything")
+    assert hub.requests == []
+
+
+def repository_of(files: list[str], model_type: str) -> FakeRepository:
+    contents = dict.fromkeys(files, b"x")
+    if "config.json" in contents:
+        contents["config.json"] = json.dumps({"model_type": model_type}).encode()
+    return FakeRepository(contents)
+
+
+@pytest.mark.parametrize(
+    ("files", "model_type", "engine"),
+    [
+        (["model.bin", "config.json"], "", "whispering"),
+        (["config.json", "model-1.safetensors", "README.md", "sub/x"], "whisper", "torching"),
+        (["encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"], "", "moonshine"),
+    ],
+)
+async def test_an_unknown_id_is_known_by_its_files(
+    chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str, engine: str
+) -> None:
+    hub.repositories["someone/my-finetune"] = repository_of(files, model_type)
+    assert await chosen("someone/my-finetune") == (engine, "someone/my-finetune")
+    assert hub.served < 100
+
+
+@pytest.mark.parametrize(
+    ("files", "model_type"), [(["config.json", "model.safetensors"], "bert"), (["sub/model.bin", "config.json"], ""), ([], "")]
+)
+async def test_files_that_no_engine_reads_are_refused_with_those_they_do(
+    chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str
+) -> None:
+    hub.repositories["someone/bert"] = repository_of(files, model_type)
+    with pytest.raises(PullError, match=r"No engine recognises the files of someone/bert.*whispering: model.bin, config.json"):
+        await chosen("someone/bert")
+
+
+async def test_names_that_lead_nowhere(chosen: Callable[..., object], hub: FakeHub) -> None:
+    with pytest.raises(ModelNotFoundError, match="Close to it: small"):
+        await chosen("smal")
+    with pytest.raises(ModelNotFoundError):
+        await chosen("../../etc/passwd")
+    assert hub.requests == []
+    with pytest.raises(ModelNotFoundError, match="The hub has no model nobody/nothing"):
+        await chosen("nobody/nothing")
+    with pytest.raises(PullError, match="it came with the package"):
+        await chosen("moonshine-tiny-en")
+
+
+async def test_a_name_of_the_config_means_what_the_config_says(chosen: Callable[..., object], tmp_path: Path) -> None:
+    models = {"mine": {"engine": "whispering", "source": "someone/tuned", "aliases": ["me"]}, "solo": {"source": "small"}}
+    assert await chosen("mine", models=models) == ("whispering", "someone/tuned")
+    assert await chosen("me", models=models) == ("whispering", "someone/tuned")
+    assert await chosen("solo", models=models) == ("whispering", "Systran/faster-whisper-small")
+    (tmp_path / "weights").mkdir()
+    local = {"local": {"engine": "whispering", "source": str(tmp_path / "weights")}}
+    with pytest.raises(PullError, match=r"nothing to fetch for local: it runs what is at .*weights"):
+        await chosen("local", models=local)
+
+
+async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., object], cards: Callable[..., None]) -> None:
+    cards(card("a", repositories=("x/*",)), card("b", repositories=("x/*",)))
+    with pytest.raises(ModelNotFoundError, match="could mean"):
+        await chosen("x/y")

@@ -1,0 +1,193 @@
+"""`pull`, `list`, `show`, `rm` and `engines` as typed, with real weights from a fake hub."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from eardrum.gateway.store import Store
+from tests.conftest import wait_for
+from tests.fake_hub import FakeHub, FakeRepository, fake_hub
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.test_cli import COMMAND, watch
+from tests.weights import MOONSHINE, moonshine_files
+
+pytestmark = pytest.mark.slow
+
+NAME = "someone/moon-en"
+
+
+@dataclass
+class Shell:
+    """Runs the command with an empty store and the fake hub."""
+
+    hub: FakeHub
+    store: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_", "HF_"))}
+        return clean | self.hub.environment | {"HF_HUB_CACHE": str(self.store)}
+
+    def __call__(self, *arguments: str, says: str = "", code: int = 0, **more: str) -> str:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=self.environment | more,
+            stdin=subprocess.DEVNULL,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output
+        assert says in output
+        assert "Traceback" not in output
+        return output
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    with fake_hub(someone__moon_en=FakeRepository(moonshine_files())) as hub:
+        hub.repositories = {NAME: hub.repositories["someone/moon_en"]}
+        yield Shell(hub, tmp_path / "store")
+
+
+def test_a_pulled_model_transcribes(shell: Shell, tmp_path: Path) -> None:
+    output = shell("pull", NAME)
+    assert f"Fetching {NAME} for the engine moonshine." in output
+    assert "100 % of 44 MB" in output
+    assert f"eardrum transcribe FILE --model {NAME}" in output
+    recording = tmp_path / "a.wav"
+    recording.write_bytes(encode(speech(), "wav"))
+    assert shell("transcribe", str(recording), "--model", NAME, HF_HUB_OFFLINE="1") == SPEECH_TEXT + "\n"
+    listed = shell("list")
+    assert f"{NAME} (default)" in listed
+    shown = shell("show", NAME)
+    for fact in ("moonshine (Moonshine tiny", "44 MB", "en", "token probabilities", "threads", "whisper-1", str(shell.store)):
+        assert fact in shown
+    shell("rm", NAME, says=f"{NAME} is gone; 44 MB are free again.")
+    assert NAME not in shell("list")
+    shell("rm", NAME, says="There is no model", code=1)
+
+
+def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: Shell) -> None:
+    gate = shell.hub.repositories[NAME].gate = Event()
+    process = subprocess.Popen([*COMMAND, "pull", NAME], env=shell.environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: shell.hub.sending and shell.hub.served > 3_000_000)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"What has arrived is kept: `eardrum pull {NAME}` continues." in said
+    assert "Traceback" not in said
+    shell("list", says=f"The download of {NAME} is not finished: `eardrum pull {NAME}` continues it.")
+    shell("transcribe", __file__, "--model", NAME, says="There is no model", code=1)
+    gate.set()
+    shell("pull", NAME)
+    assert shell.hub.ranges
+    assert Store(shell.store).find(NAME)
+    assert "not finished" not in shell("list")
+
+
+def test_a_terminal_sees_a_bar(shell: Shell) -> None:
+    main, terminal = pty.openpty()
+    with subprocess.Popen([*COMMAND, "pull", NAME], env=shell.environment, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        shown: list[bytes] = []
+        watching = Thread(target=watch, args=(main, shown))
+        watching.start()
+        assert process.wait(60) == 0
+        watching.join(20)
+    os.close(main)
+    assert NAME.encode() in b"".join(shown)
+
+
+def test_a_folder_is_copied_in(shell: Shell, tmp_path: Path) -> None:
+    stick = tmp_path / "stick" / "moon-en"
+    shutil.copytree(MOONSHINE, stick)
+    shell("pull", str(stick), says="moon-en is in the store, 44 MB at ")
+    shutil.rmtree(stick.parent)
+    shell("list", says="moon-en (default)")
+    shell("pull", str(shell.store / "models--moon-en"), "--name", "my/copy", says="my/copy is in the store")
+    shell("show", "my/copy", says="moonshine")
+    shell("rm", "moon-en", says="44 MB are free")
+    assert shell.hub.requests == []
+
+
+def test_folders_that_will_not_do(shell: Shell, tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "weights.xyz").write_bytes(b"x")
+    shell("pull", str(odd), says="No engine recognises the files in", code=1)
+    shell("pull", str(odd), says="moonshine: encoder_model.ort", code=1)
+    shell("pull", str(odd), "--engine", "moonshine", says="Have it run by moonshine with `models: {odd: {engine: moonshine}}`")
+    shell("pull", str(odd), "--engine", "moonshine", says="There is a model odd already", code=1)
+    shell("pull", str(odd), "--engine", "moonshine", "--name", "../x", says="cannot be called '../x'", code=1)
+    shell("pull", "./nowhere", says="There is no folder ./nowhere.", code=1)
+    shell("pull", NAME, "--name", "x", says="--name is for folders", code=1)
+
+
+def test_what_cannot_be_pulled(shell: Shell) -> None:
+    shell("pull", "larg-v9", says="No engine here knows a model 'larg-v9'", code=1)
+    shell("pull", "nobody/nothing", says="The hub has no model nobody/nothing", code=1)
+    shell("pull", "moonshine-tiny-en", says="it came with the package", code=1)
+    shell("pull", NAME, "--engine", "nobody", says="There is no engine 'nobody'", code=1)
+    shell("pull", NAME, says="HF_HUB_OFFLINE is set. Unset it, or `eardrum pull FOLDER`", code=1, HF_HUB_OFFLINE="1")
+    shell("pull", NAME, "--set", "model_dir=/nowhere", says="model_dir /nowhere is not a directory", code=1)
+    shell.hub.repositories[NAME].files["tokenizer.bin"] = b""
+    del shell.hub.repositories[NAME].files["encoder_model.ort"]
+    shell("pull", NAME, says=f"No engine recognises the files of {NAME}", code=1)
+
+
+def test_pull_works_when_the_default_model_is_what_is_missing(shell: Shell) -> None:
+    settings = ("--set", "default_model=mine", "--set", f"models.mine={{source: {NAME}, engine: moonshine, aliases: [me]}}")
+    shell("show", "mine", *settings, says=f"It is not on this machine; `eardrum pull mine` fetches all files of {NAME}")
+    shell("list", *settings, says="mine is not on this machine: `eardrum pull mine`.")
+    shell("pull", "me", *settings)
+    shell("list", *settings, says="mine (default)")
+
+
+def test_rm_deletes_only_what_is_the_stores(shell: Shell, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(MOONSHINE, own)
+    shell("rm", "mine", "--set", f"models.mine.source={own}", says="take it out there; its files at", code=1)
+    shell("rm", "moonshine-tiny-en", says="came with the package", code=1)
+    for name in ("..", "../own", "", "own/..", str(own)):
+        shell("rm", name, says="There is no model", code=1)
+    assert len(list(own.iterdir())) == len(list(MOONSHINE.iterdir()))
+
+
+def test_rm_asks_on_a_terminal(shell: Shell) -> None:
+    shell("pull", NAME)
+    for answer, stays in (("n", True), ("y", False)):
+        main, terminal = pty.openpty()
+        with subprocess.Popen(
+            [*COMMAND, "rm", NAME], env=shell.environment, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            os.write(main, f"{answer}\n".encode())
+            out, _ = process.communicate(timeout=30)
+        os.close(terminal)
+        os.close(main)
+        assert f"Delete {NAME} from {shell.store}?".encode() in out
+        assert bool(Store(shell.store).find(NAME)) is stays
+
+
+def test_engines_tells_what_each_can_and_lacks(shell: Shell) -> None:
+    output = shell("engines")
+    for part in ("moonshine", "token probabilities", "encoder_model.ort", "installed  yes"):
+        assert part in output
+
+
+def test_names_out_of_this_world(shell: Shell) -> None:
+    for name in ("a\nb", "größe/ü", "x" * 10_000, "models--a--b", "--", "*"):
+        output = shell("show", "--", name, says="No engine here knows a model", code=1)
+        assert len(output) < 1000

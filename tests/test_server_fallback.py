@@ -1,0 +1,129 @@
+"""Models that stand in for one that fails, is busy or dies, and what they do not stand in for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.test_server_lifecycle import kill_runner
+from tests.test_server_openai_client import phone_tape
+from tests.test_server_uploads import END, FILE, field, wire
+from tests.weights import MOONSHINE
+
+pytestmark = pytest.mark.slow
+
+AUDIO = encode(speech(), "wav")
+EMBEDDED = "moonshine-tiny-en"
+
+
+def settings(tmp_path: Path, **models: dict[str, object]) -> tuple[str, ...]:
+    """A config in which `broken` and `absent` always fail."""
+    broken = tmp_path / "broken-en"
+    broken.mkdir()
+    for file in MOONSHINE.iterdir():
+        (broken / file.name).symlink_to(file)
+    (broken / "decoder_model_merged.ort").unlink()
+    (broken / "decoder_model_merged.ort").write_bytes(b"not weights")
+    everything = {
+        "broken": {"source": str(broken), "fallback": [EMBEDDED]},
+        "absent": {"source": "someone/nothing", "engine": "moonshine", "fallback": ["broken", EMBEDDED]},
+    } | models
+    return "--set", f"models={json.dumps(everything)}", "--set", f"default_model={EMBEDDED}"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    one = {"source": str(MOONSHINE), "fallback": [EMBEDDED]}
+    spanish = {"source": str(MOONSHINE), "options": {"language": "es"}}
+    models = {
+        "one": one,
+        "narrow": one | {"max_requests": 1},
+        "spanish": spanish,
+        "picky": {"source": str(tmp_path / "broken-en"), "fallback": ["spanish", EMBEDDED]},
+        "hopeless": {"source": str(tmp_path / "broken-en"), "fallback": ["spanish"]},
+        "to-itself": {"source": str(tmp_path / "broken-en"), "fallback": ["to-itself", "broken"]},
+    }
+    with running(*settings(tmp_path, **models)) as started:
+        yield started
+
+
+def served_by(answer: requests.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-eardrum-model"]
+
+
+def test_what_cannot_be_loaded_or_is_not_here_is_stood_in_for(server: RunningServer) -> None:
+    for model in ("broken", "broken", "absent"):  # the second time it is not even tried
+        answer = server.post(AUDIO, model=model)
+        assert (answer.json()["text"], served_by(answer)) == (SPEECH_TEXT, EMBEDDED)
+    assert f"Trying {EMBEDDED}." in server.log
+    assert f"model={EMBEDDED}" in server.log
+    assert server.post(AUDIO, model=EMBEDDED).headers["x-eardrum-model"] == EMBEDDED
+    failed = server.post(AUDIO, model="to-itself")
+    assert failed.status_code in (500, 503)
+
+
+def test_who_cannot_do_what_is_asked_is_skipped(server: RunningServer) -> None:
+    assert served_by(server.post(AUDIO, model="picky", language="en")) == EMBEDDED
+    assert served_by(server.post(AUDIO, model="picky")) == "spanish"
+    refused = server.post(AUDIO, model="hopeless", language="en")
+    assert refused.status_code in (500, 503), "spanish does not know English, so the failure stands"
+    assert "decoder_model_merged.ort" in refused.json()["error"]["message"]
+
+
+def test_a_busy_model_is_stood_in_for(server: RunningServer) -> None:
+    with wire(server) as client:
+        client.send(field("model", "narrow") + FILE + AUDIO[:20_000])
+        wait_for(lambda: state(server, "narrow")["requests"] == 1)
+        assert served_by(server.post(AUDIO, model="narrow")) == EMBEDDED
+        client.send(AUDIO[20_000:] + END)
+        client.end()
+        client.until(b"x-eardrum-model: narrow")
+
+
+def state(server: RunningServer, model: str) -> dict[str, object]:
+    models = requests.get(f"{server.address}/health", timeout=10).json()["models"]
+    return next(entry for entry in models if entry["id"] == model)
+
+
+def test_the_mistakes_of_a_client_are_the_clients(server: RunningServer) -> None:
+    for audio, fields in ((b"not audio", {}), (AUDIO, {"language": "de"}), (AUDIO, {"response_format": "xml"})):
+        assert server.post(audio, model="one", **fields).status_code == 400
+    assert "Trying" not in server.log
+    assert state(server, EMBEDDED)["state"] == "stopped"
+
+
+def test_a_model_that_dies_again_and_again_is_stood_in_for(server: RunningServer) -> None:
+    server.post(AUDIO, model="one")
+    answers: list[requests.Response] = []
+    asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(120), "mp3"), model="one")))
+    asking.start()
+    for deaths in (1, 2):
+        wait_for(lambda: server.runners() and state(server, "one")["state"] == "ready" and server.windows() > 3, 30)
+        kill_runner(server)
+        wait_for(lambda deaths=deaths: server.log.count("by SIGKILL. Its") >= deaths)
+    asking.join(90)
+    assert served_by(answers[0]) == EMBEDDED
+    assert len(answers[0].json()["text"]) > 500
+    assert "Trying once more." in server.log
+    assert f"Trying {EMBEDDED}." in server.log
+
+
+def test_a_stream_may_change_its_model_before_the_first_segment_and_not_after(server: RunningServer) -> None:
+    streamed = server.post(AUDIO, model="broken", stream="true")
+    assert "transcript.text.done" in streamed.text
+    with wire(server) as client:
+        client.send(field("model", "one") + field("stream", "true") + FILE + encode(phone_tape(600), "mp3") + END)
+        client.end()
+        client.until(b"transcript.text.delta")
+        for runner in server.runners():
+            runner.kill()
+        client.until(b"event: error")
+        assert b"transcript.text.done" not in client.until(b'"code"')

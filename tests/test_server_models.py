@@ -1,0 +1,249 @@
+"""Models that are fetched, missing, damaged and repaired under a running server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from urllib.parse import quote
+
+import psutil
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.fake_hub import FakeHub, FakeRepository, fake_hub
+from tests.gateway.test_names import EVIL
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.weights import MOONSHINE, moonshine_files
+
+pytestmark = pytest.mark.slow
+
+NAME = "someone/moon-en"
+AUDIO = encode(speech(), "wav")
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with fake_hub() as hub:
+        hub.repositories[NAME] = FakeRepository(moonshine_files())
+        yield hub
+
+
+@contextmanager
+def serving(hub: FakeHub, store: Path, *arguments: str, prelude: str = "") -> Iterator[RunningServer]:
+    store.mkdir(exist_ok=True)
+    with running(*arguments, prelude=prelude, HF_HUB_CACHE=str(store), **hub.environment) as server:
+        yield server
+
+
+def pull(server: RunningServer, name: str, *, stream: bool = False) -> requests.Response:
+    return requests.post(f"{server.address}/api/pull/{name}", timeout=60, stream=stream)
+
+
+def lines(answer: requests.Response) -> list[dict[str, object]]:
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def downloads(server: RunningServer) -> list[psutil.Process]:
+    return [child for child in psutil.Process(server.process.pid).children() if "eardrum.hub" in child.cmdline()]
+
+
+TELL_MODULES = """
+import json, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("MODULES", json.dumps(sorted(sys.modules)), flush=True))
+"""
+
+
+def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHub, tmp_path: Path) -> None:
+    with serving(hub, tmp_path / "store", prelude=TELL_MODULES) as server:
+        assert server.post(AUDIO, model=NAME).status_code == 404
+        hub.repositories[NAME].pace = 0.0003
+        answer = pull(server, NAME)
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        first, *steps, last = lines(answer)
+        assert first == {"status": "pulling", "model": NAME, "engine": "moonshine"}
+        assert last == {"status": "success", "model": NAME}
+        assert {step["status"] for step in steps} == {"downloading"}
+        assert steps[-1]["completed"] == steps[-1]["total"] == sum(map(len, moonshine_files().values()))
+        answer = server.post(AUDIO, model=NAME)
+        assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, NAME)
+        listed = requests.get(f"{server.address}/v1/models", timeout=10).json()["data"]
+        assert NAME in [model["id"] for model in listed]
+        server.process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: "MODULES" in server.log)
+        modules = set(json.loads(server.log.split("MODULES ")[1].splitlines()[0]))
+        assert "eardrum.gateway.pull" in modules
+        heavy = {"huggingface_hub", "httpx2", "filelock", "numpy", "torch", "onnxruntime", "av", "eardrum.hub"}
+        assert not modules & heavy
+        assert not [name for name in modules if name.startswith(("eardrum.hub", "eardrum.runner", "eardrum.engines.moonshine"))]
+
+
+def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME].gate = Event()
+    with serving(hub, tmp_path / "store") as server:
+        one, two = pull(server, NAME, stream=True), pull(server, NAME, stream=True)
+        for answer in (one, two):
+            received = answer.iter_lines()
+            assert b"pulling" in next(received)
+            assert b"downloading" in next(received)
+        (child,) = downloads(server)
+        one.close()
+        two.close()
+        assert not psutil.wait_procs([child], timeout=10)[1], "fetching for nobody"
+        assert server.post(AUDIO, model=NAME).status_code == 404
+
+
+def test_shutdown_ends_a_download_and_says_so(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME].gate = Event()
+    with serving(hub, tmp_path / "store", "--set", "stop_seconds=0") as server:
+        answer = pull(server, NAME, stream=True)
+        received = answer.iter_lines()
+        next(received)
+        next(received)
+        server.process.send_signal(signal.SIGTERM)
+        last = json.loads(list(received)[-1])
+        assert (last["status"], last["code"]) == ("error", "shutting_down")
+        server.process.wait(20)
+
+
+def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
+    with serving(hub, tmp_path / "store") as server:
+        for name in ("nothing-like-it", "nobody/nothing", *(quote(name.encode(errors="replace")) for name in EVIL[2:])):
+            answer = pull(server, name)
+            assert answer.status_code == 404, name[:100]
+            assert len(answer.text) < 1000
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+        assert list((tmp_path / "store").iterdir()) == []
+        assert pull(server, "moonshine-tiny-en").status_code == 502
+        assert requests.get(f"{server.address}/api/pull/x", timeout=10).status_code == 405
+        hub.repositories[NAME].damaged = True
+        answer = pull(server, NAME)
+        last = lines(answer)[-1]
+        assert (answer.status_code, last["status"], last["code"]) == (200, "error", "pull_failed")
+        assert "arrived damaged: pull it again" in str(last["error"])
+        wait_for(lambda: "arrived damaged" in server.log)
+        assert "Traceback" not in server.log
+
+
+def test_what_runs_a_model(hub: FakeHub, tmp_path: Path) -> None:
+    settings = f"models={{mine-es: {{source: {MOONSHINE}, options: {{device: cpu}}}}}}"
+    with serving(hub, tmp_path / "store", "--set", settings, "--set", "default_model=moonshine-tiny-en") as server:
+        url = f"{server.address}/api/v1/backend"
+        default = requests.get(url, timeout=10).json()
+        assert (default["backend"], default["info"]["model"], default["info"]["language"]) == (
+            "moonshine",
+            "moonshine-tiny-en",
+            "en",
+        )
+        assert default["capabilities"]["supports_logprobs"] is True
+        assert default["capabilities"]["supports_translate"] is False
+        mine = requests.get(url, params={"model": "mine-es"}, timeout=10).json()
+        assert (mine["info"]["device"], mine["capabilities"]["languages"]) == ("cpu", ["es"])
+        refused = requests.get(url, params={"model": "nobody"}, timeout=10)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_pull_missing_fetches_on_first_use_for_all_who_wait(hub: FakeHub, tmp_path: Path) -> None:
+    settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}}}"
+    gate = hub.repositories[NAME].gate = Event()
+    with serving(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
+        assert requests.get(f"{server.address}/v1/models/mine", timeout=10).status_code == 404
+        assert "mine" not in requests.get(f"{server.address}/v1/models", timeout=10).text
+        answers: list[requests.Response] = []
+        asking = [Thread(target=lambda: answers.append(server.post(AUDIO, model="mine"))) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        wait_for(lambda: hub.sending)
+        assert len(downloads(server)) == 1
+        gate.set()
+        for thread in asking:
+            thread.join(60)
+        assert [answer.json().get("text") for answer in answers] == [SPEECH_TEXT] * 2
+        assert hub.served == sum(map(len, moonshine_files().values()))
+        assert requests.get(f"{server.address}/v1/models/mine", timeout=10).status_code == 200
+
+
+def test_a_download_that_fails_on_first_use_says_why(hub: FakeHub, tmp_path: Path) -> None:
+    settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}, odd: {{source: a/b, engine: moonshine}}}}"
+    hub.repositories["a/b"] = FakeRepository({"notes.txt": b"x"})
+    hub.repositories[NAME].status = 500
+    with serving(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
+        answer = server.post(AUDIO, model="mine")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "pull_failed")
+        assert "out of order" in answer.json()["error"]["message"]
+        odd = server.post(AUDIO, model="odd")
+        assert odd.status_code == 500
+        assert "encoder_model.ort is missing" in odd.json()["error"]["message"]
+        hub.repositories[NAME].status = 200
+        assert server.post(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
+
+
+def test_a_pull_that_was_cut_off_is_told_and_repaired_without_a_restart(hub: FakeHub, tmp_path: Path) -> None:
+    gate = hub.repositories[NAME].gate = Event()
+    settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}}}"
+    with serving(hub, tmp_path / "store", "--set", settings) as server:
+        missing = server.post(AUDIO, model="mine").json()["error"]
+        assert "is not on this machine: run `eardrum pull mine`" in missing["message"]
+        answer = pull(server, "mine", stream=True)
+        wait_for(lambda: hub.sending and hub.served > 3_000_000)
+        answer.close()
+        wait_for(lambda: not downloads(server))
+        half = server.post(AUDIO, model="mine")
+        assert half.status_code == 404
+        assert "mine (someone/moon-en) is only half fetched: run `eardrum pull mine`" in half.json()["error"]["message"]
+        gate.set()
+        assert lines(pull(server, "mine"))[-1]["status"] == "success"
+        assert hub.ranges
+        assert server.post(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
+
+
+def test_damaged_models_are_named_and_repaired_without_a_restart(hub: FakeHub, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for name in ("lacks-en", "short-en"):
+        shutil.copytree(MOONSHINE, store / name)
+    decoder = store / "short-en" / "decoder_model_merged.ort"
+    decoder.write_bytes(decoder.read_bytes()[:100_000])
+    with serving(hub, store, "--set", f"models.lacks.source={store / 'lacks-en'}") as server:
+        (store / "lacks-en" / "tokenizer.bin").unlink()
+        lacking = server.post(AUDIO, model="lacks")
+        assert lacking.status_code == 500
+        assert "tokenizer.bin is missing" in lacking.json()["error"]["message"]
+        truncated = server.post(AUDIO, model="short-en")
+        assert truncated.status_code == 500
+        assert str(decoder) in truncated.json()["error"]["message"]
+        nowhere = server.post(AUDIO, model="short-e")
+        assert nowhere.status_code == 404
+        assert "There is no model 'short-e'. Models: lacks, " in nowhere.json()["error"]["message"]
+        for name in ("decoder_model_merged.ort", "tokenizer.bin"):
+            for folder in ("lacks-en", "short-en"):
+                shutil.copy(MOONSHINE / name, store / folder / name)
+        for model in ("lacks", "short-en"):
+            wait_for(lambda model=model: server.post(AUDIO, model=model).status_code == 200)
+        assert "Traceback" not in server.log
+
+
+def test_names_that_no_model_has_do_no_harm(hub: FakeHub, tmp_path: Path) -> None:
+    with serving(hub, tmp_path / "store", "--set", "pull_missing=true") as server:
+        for name in [name for name in EVIL if name.strip()]:
+            answer = server.post(AUDIO, model=name.encode(errors="replace").decode())
+            assert answer.status_code == 404, (name[:80], answer.text[:300])
+            assert len(answer.json()["error"]["message"]) < 600
+        for name in EVIL[2:]:
+            url = f"{server.address}/v1/models/{quote(name.encode(errors='replace'), safe='')}"
+            assert requests.get(url, timeout=10).status_code == 404, name[:100]
+        assert hub.requests == []
+        assert list((tmp_path / "store").iterdir()) == []
+        assert not [line for line in server.log.splitlines() if line.startswith("ERROR forged")]
+        assert "Traceback" not in server.log
+
+
+def test_a_models_id_may_be_in_any_script(hub: FakeHub, tmp_path: Path) -> None:
+    with serving(hub, tmp_path / "store", "--set", f"models={{größe-модель: {{source: {MOONSHINE}}}}}") as server:
+        answer = server.post(AUDIO, model="größe-модель")
+        assert (answer.status_code, answer.json()["text"]) == (200, SPEECH_TEXT)
+        assert answer.headers["x-eardrum-model"] == quote("größe-модель")
