@@ -14,8 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from eardrum.engines.base import Context, Hearing, Window
-from eardrum.engines.ctranslate2_whisper import CTranslate2Whisper, _filled
 from eardrum.engines.faster_whisper import FasterWhisper
+from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, _filled
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.types import SAMPLE_RATE, Request, Task
 from tests.models import build, faster_whisper, hearing

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from eardrum.engines import registry
 from eardrum.engines.base import Hearing, Window
+from eardrum.engines.onnx.kinds import KINDS, kind_of
 from eardrum.engines.onnx_asr import OnnxAsr
-from eardrum.engines.onnx_kinds import KINDS, kind_of
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.runner.__main__ import load_engine
 from eardrum.types import Request, Task

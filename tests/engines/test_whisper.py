@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.engines.whisper import (
+from eardrum.engines.whisper.rules import (
     MOST_PREVIOUS,
     PREVIOUS_STEP,
     Decoding,

@@ -14,9 +14,9 @@ from typing import Self, cast
 from pydantic import Field
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
-from eardrum.engines.ctranslate2_whisper import CTranslate2Whisper, Search
-from eardrum.engines.whisper import Thresholds
-from eardrum.engines.whisper_rounds import Rounds
+from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, Search
+from eardrum.engines.whisper.rounds import Rounds
+from eardrum.engines.whisper.rules import Thresholds
 from eardrum.errors import UnsupportedFeatureError
 from eardrum.types import Capabilities, Request, Task
 

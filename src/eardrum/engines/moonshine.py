@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.sessions import providers, session_options
+from eardrum.engines.onnx.sessions import providers, session_options
 from eardrum.errors import ModelLoadError
 from eardrum.languages import language_in_name
 from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.sentences import sentences
+from eardrum.engines.onnx.sentences import sentences
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import language_in_name
 from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Task, Word

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.onnx_kinds import Kind, chosen_quantization, kind_of
-from eardrum.engines.sentences import sentences
-from eardrum.engines.sessions import providers, session_options
-from eardrum.engines.tokens import Spoken, mean, words_of
+from eardrum.engines.onnx.kinds import Kind, chosen_quantization, kind_of
+from eardrum.engines.onnx.sentences import sentences
+from eardrum.engines.onnx.sessions import providers, session_options
+from eardrum.engines.onnx.tokens import Spoken, mean, words_of
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import NAMES, language_in_name
 from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment, Task

@@ -17,8 +17,8 @@ from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.engines.pytorch.checkpoint import Checkpoint, read
 from eardrum.engines.pytorch.device import compute_type, device, use_threads
 from eardrum.engines.pytorch.openai_model import OpenAIModel
-from eardrum.engines.whisper import Thresholds
-from eardrum.engines.whisper_rounds import Rounds
+from eardrum.engines.whisper.rounds import Rounds
+from eardrum.engines.whisper.rules import Thresholds
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.types import Capabilities, Request, Task
 

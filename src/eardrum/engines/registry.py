@@ -27,12 +27,7 @@ CONFIG = "config.json"
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
-NOT_ENGINES = {
-    *("__init__", "base", "registry"),
-    *("whisper", "whisper_rounds", "ctranslate2_whisper"),
-    *("onnx_kinds", "sentences", "sessions", "tokens"),
-}
-"""Files beside the engines that engines share."""
+NOT_ENGINES = {"__init__", "base", "registry"}
 
 
 @dataclass(frozen=True, slots=True)

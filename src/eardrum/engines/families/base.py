@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from eardrum.engines.base import Hearing, Window
-from eardrum.engines.whisper import compression_ratio
+from eardrum.engines.whisper.rules import compression_ratio
 from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token, Word
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.families.base import Family, Wishes
 from eardrum.engines.families.whisper_model import WhisperModel
-from eardrum.engines.whisper import Thresholds
-from eardrum.engines.whisper_rounds import Rounds
+from eardrum.engines.whisper.rounds import Rounds
+from eardrum.engines.whisper.rules import Thresholds
 from eardrum.types import Capabilities
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -14,8 +14,8 @@ from typing import Any
 from eardrum.engines.base import Audio
 from eardrum.engines.families.generation import Row, generate
 from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
-from eardrum.engines.whisper import Decoding, Special, compression_ratio
-from eardrum.engines.whisper_rounds import Features
+from eardrum.engines.whisper.rounds import Features
+from eardrum.engines.whisper.rules import Decoding, Special, compression_ratio
 from eardrum.types import SAMPLE_RATE
 
 UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}

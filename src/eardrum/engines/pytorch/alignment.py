@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eardrum.engines.whisper_rounds import Features
+from eardrum.engines.whisper.rounds import Features
 
 FRAME_S = 0.02
 """Seconds per column of Whisper's attention."""

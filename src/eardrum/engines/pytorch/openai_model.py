@@ -8,8 +8,8 @@ from typing import Any
 
 from eardrum.engines.base import Audio
 from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
-from eardrum.engines.whisper import Decoding, Special
-from eardrum.engines.whisper_rounds import Features
+from eardrum.engines.whisper.rounds import Features
+from eardrum.engines.whisper.rules import Decoding, Special
 from eardrum.types import Task
 
 

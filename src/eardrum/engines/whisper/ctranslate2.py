@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 
 from eardrum.engines.base import Audio
-from eardrum.engines.whisper import TIME_STEP_S, Decoding, Special, compression_ratio
-from eardrum.engines.whisper_rounds import FRAMES_PER_SECOND, Features
+from eardrum.engines.whisper.rounds import FRAMES_PER_SECOND, Features
+from eardrum.engines.whisper.rules import TIME_STEP_S, Decoding, Special, compression_ratio
 from eardrum.errors import ModelLoadError
 
 WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"

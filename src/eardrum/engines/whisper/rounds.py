@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from eardrum.engines.base import Audio, Hearing, Window
-from eardrum.engines.whisper import (
+from eardrum.engines.whisper.rules import (
     FORGETFUL_TEMPERATURE,
     WINDOW_S,
     Decoding,

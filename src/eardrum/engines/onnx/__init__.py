@@ -1,0 +1,1 @@
+"""What engines on onnxruntime, and others whose models give tokens with times, share."""

@@ -1,0 +1,1 @@
+"""What every Whisper shares, whatever library runs it."""
