@@ -82,7 +82,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         (["--options", '{"compute_type": "int8"}'], "compute_type 'int8' cannot be had"),
         (["--options", '{"device": "cuda"}'], "device is cuda"),
         (["--source", "/nowhere"], "encoder_model.ort is missing"),
-        (["--engine", "nemo"], "There is no engine 'nemo'. Engines: moonshine"),
+        (["--engine", "parrot"], "There is no engine 'parrot'. Engines: faster_whisper, moonshine"),
     ],
 )
 def test_why_it_cannot_start(arguments: list[str], says: str) -> None:

@@ -120,7 +120,7 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="eardrum-", ignore_cleanup_errors=True) as directory:
             socket = os.path.join(directory, "runner.sock")
             try:
-                process = await self._started(model, socket)
+                process = await self._started(model, socket, directory)
             except asyncio.CancelledError:
                 self._handle(scheduler.Exited(model.id))
                 raise
@@ -140,14 +140,17 @@ class Supervisor:
             self._handle(scheduler.Exited(model.id))
             await running.upstream.close()
 
-    async def _started(self, model: Model, socket: str) -> Process:
+    async def _started(self, model: Model, socket: str, directory: str) -> Process:
         began = time.monotonic()
         try:
             process = await Process.start(
                 model.id,
                 self._command(model, socket),
                 within_s=self._start_seconds,
-                environment={"EARDRUM_RUNNER_OPTIONS": json.dumps(model.options)},  # not for everybody who lists processes
+                environment={
+                    "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options),  # not for everybody who lists processes
+                    "TMPDIR": directory,  # goes with the process, whatever a library leaves there
+                },
             )
         except (OSError, ValueError) as error:
             raise ModelLoadError(f"{model.id} could not be started: {error}") from error

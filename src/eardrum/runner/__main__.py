@@ -11,8 +11,10 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
@@ -44,6 +46,7 @@ log = logging.getLogger("eardrum.runner")
 def main() -> None:
     """Load the model and serve it until told to stop."""
     arguments = _arguments()
+    _keep_stdout()
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     tune_allocator()
     try:
@@ -118,12 +121,15 @@ def _follow_parent(server: uvicorn.Server) -> None:
 
 @contextmanager
 def _removed_at_end(socket: str | None) -> Iterator[None]:
-    """Leave no socket file behind, nor the private folder that held it, even when the parent is gone."""
+    """Leave no socket file behind, nor the private folder that held it and what libraries put there as temporary files, even
+    when the parent is gone."""
     try:
         yield
     finally:
         if socket:
             Path(socket).unlink(missing_ok=True)
+            if Path(socket).parent == Path(tempfile.gettempdir()):
+                shutil.rmtree(Path(socket).parent, ignore_errors=True)
             with suppress(OSError):
                 Path(socket).parent.rmdir()
 
@@ -138,8 +144,15 @@ def _measure(engine: Engine) -> int:
     return measured_batch(engine, Window(audio, 0.0, 1.0, (0.0, PROBE_S), Request()))
 
 
+def _keep_stdout() -> None:
+    """Keep stdout for what is said here: whatever else a library prints, from Python or from C, goes to stderr."""
+    sys.__stdout__ = os.fdopen(os.dup(1), "w", encoding="utf-8")  # type: ignore[misc]
+    sys.stdout = sys.stderr
+    os.dup2(2, 1)
+
+
 def _say(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+    print(json.dumps(message), file=sys.__stdout__, flush=True)
 
 
 def _arguments() -> argparse.Namespace:
