@@ -100,7 +100,9 @@ class Settings(BaseSettings):
     default_model: str = Field(
         "", description="Model behind `whisper-1` and behind requests that name none; empty takes the best one present."
     )
-    default_engine: str = Field("", description="Take the default model among this engine's models.")
+    default_engine: str = Field(
+        "", description="Take the default model among this engine's models, and let it run what several engines could."
+    )
     default_language: str = Field("", description="Language assumed when a client names none; empty lets the model decide.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
     compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from eardrum.gateway.catalog import DEFAULT_ALIASES, Catalog
 from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
 from eardrum.gateway.store import default_folder
 from eardrum.types import Capabilities, Request, Task
+from tests.cards import TORCH, WHISPER
 from tests.gateway.test_names import EVIL
 
 FILES = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
@@ -402,6 +404,20 @@ def test_another_servers_settings_mean_what_they_meant_there(engines: Callable[.
         catalog(default_engine="torching", default_model=EMBEDDED_ID)
     with pytest.raises(ConfigError, match=r"There is no model of the engine lacking.*pip install 'eardrum\[lacking\]'"):
         catalog(default_engine="lacking")
+
+
+def test_the_default_engine_runs_what_several_engines_could(engines: Callable[..., None], store: Path) -> None:
+    engines(WHISPER, TORCH, replace(TORCH, name="torching_too", names={}, rank=1))
+    folder = store / "models--openai--whisper-small" / "snapshots" / "r1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "whisper"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    assert catalog(default_model="openai/whisper-small").default.engine == "torching_too"
+    found = Catalog(config.load(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"}))
+    assert (found.default.id, found.default.engine) == ("openai/whisper-small", "torching")
+    assert found.find("small") is found.default
+    models = {"mine": {"source": "openai/whisper-small", "engine": "torching_too"}}
+    assert catalog(default_engine="torching", models=models).find("mine").engine == "torching_too"
 
 
 def test_a_default_whose_engine_cannot_run_says_what_to_install(engines: Callable[..., None]) -> None:

@@ -86,6 +86,11 @@ def test_the_nearest_names_are_told() -> None:
         names.choose("sollo", "torching")
 
 
+def test_a_line_end_is_no_part_of_a_name() -> None:
+    assert names.is_hub_id("systran/x")
+    assert not names.is_hub_id("systran/x\n")
+
+
 EVIL = [
     "",
     " ",
@@ -97,7 +102,7 @@ EVIL = [
     "systran//x",
     "systran/x/y",
     "systran/x\0",
-    "systran/x\n",
+    "systran/\nx",
     "systran/x\r\nERROR forged",
     "systran/.x",
     "systran/-x",

@@ -156,7 +156,7 @@ class Catalog:
             raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
 
     def _choose_default(self) -> tuple[Model, str]:
-        engine = self._default_engine()
+        engine = self.inventory.default_engine
         if self._settings.default_model:
             model = self._named_default(self._settings.default_model, engine)
             if not model.runnable:
@@ -175,12 +175,6 @@ class Catalog:
                 best = candidates[0] if origin == "config" else max(candidates, key=lambda m: m.size)
                 return best, why
         return fitting[-1], "embedded: nothing better is on disk"
-
-    def _default_engine(self) -> str:
-        try:
-            return registry.card(self._settings.default_engine).name if self._settings.default_engine else ""
-        except ConfigError as error:
-            raise ConfigError(f"default_engine (STT_DEFAULT_BACKEND, ASR_BACKEND): {error.message}") from None
 
     def _named_default(self, name: str, engine: str) -> Model:
         try:

@@ -93,13 +93,15 @@ class Inventory:
         self._settings = settings
         self._last: dict[str, Model] = {}
         self.store = Store(settings.model_dir or default_folder())
+        self.default_engine = _default_engine(settings)
+        """The engine that runs what several engines could; empty leaves it to their rank."""
 
     def __iter__(self) -> Iterator[Model]:
         """All models: the config's first, then the disk's, then the embedded one."""
         for id in self._settings.models:
             yield self._configured(id)
         for id, source in self.store:
-            if engine := engine_of(source):
+            if engine := engine_of(source, self.default_engine):
                 yield self._model(id, registry.card(engine), source, "disk", repository=id if "/" in id else "")
         yield from self._embedded()
 
@@ -143,10 +145,10 @@ class Inventory:
         if forced and registry.card(forced).remote:
             return forced, None, ""
         name = entry.source or id
-        if (stored := self.store.find(name)) and (engine := forced or engine_of(stored)):
+        if (stored := self.store.find(name)) and (engine := forced or engine_of(stored, self.default_engine)):
             return engine, stored, name if names.is_hub_id(name) else ""
         path = Path(name).expanduser()
-        if path.exists() and (engine := forced or engine_of(path)):
+        if path.exists() and (engine := forced or engine_of(path, self.default_engine)):
             return engine, path, ""
         if path.is_absolute() or name.startswith("."):
             raise self._nothing_at(path, id)
@@ -200,10 +202,18 @@ class Inventory:
         )
 
 
-def engine_of(source: Path) -> str:
-    """The engine whose model these files are, the best of several; empty if none."""
+def engine_of(source: Path, preferred: str = "") -> str:
+    """The engine whose model these files are, the preferred or else the best of several; empty if none."""
     fitting = [card for card in registry.cards().values() if card.runs(source)]
-    return min(fitting, key=lambda card: (bool(card.missing), card.rank)).name if fitting else ""
+    best = min(fitting, key=lambda card: (card.name != preferred, bool(card.missing), card.rank), default=None)
+    return best.name if best else ""
+
+
+def _default_engine(settings: config.Settings) -> str:
+    try:
+        return registry.card(settings.default_engine).name if settings.default_engine else ""
+    except ConfigError as error:
+        raise ConfigError(f"default_engine (STT_DEFAULT_BACKEND, ASR_BACKEND): {error.message}") from None
 
 
 def layouts() -> str:
