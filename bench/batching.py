@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import ctranslate2  # type: ignore[import-untyped]
 import psutil
 
 from bench.client import transcribe_with_runner
 from bench.figure import Compare, Figure
 from bench.recordings import one_window
 from bench.runners import WEIGHTS, Loaded, own_runner
-from bench.usage import cpu_of
+from bench.usage import busy, cpu_of
 from bench.whispers import hearing_whisper, reciting, utterances
 
 REQUESTS = 8
@@ -36,10 +36,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The requests once: until all are answered, CPU of the runner, the texts."""
+    """The requests once: until all are answered, CPU of the runner and of other work meanwhile, the texts."""
 
     wall_s: float
     cpu_s: float
+    foreign_s: float
     texts: Sequence[str]
 
 
@@ -51,12 +52,12 @@ def measure(quick: bool) -> list[Figure]:
         Case("float32", "Whisper tiny, float32", 1.4, reciting("tiny", tokens=tokens, quantization="float32")),
         Case("moonshine", "Moonshine tiny", 1.15, nullcontext(Loaded("moonshine", WEIGHTS))),
     ]
-    if shutil.which("nvidia-smi"):
+    if ctranslate2.get_cuda_device_count():
         model = reciting("small", quantization="float16", device="cuda")
         cases.append(Case("gpu", "Whisper small, float16, on the GPU", 2.5, model))
-    figures = list(chain.from_iterable(_figures(case, 1 if quick else 4) for case in cases))
+    figures = list(chain.from_iterable(_figures(case, 1 if quick else 6) for case in cases))
     if len(cases) < 4:
-        sentence = "There is no nvidia-smi here, so batching on a GPU was not measured."
+        sentence = "CTranslate2 sees no NVIDIA GPU here, so batching on one was not measured."
         figures[0] = replace(figures[0], note=f"{figures[0].note} {sentence}")
     return [*figures, _texts(quick)]
 
@@ -65,11 +66,12 @@ def _figures(case: Case, repetitions: int) -> list[Figure]:
     audio = [one_window()] * REQUESTS
     with case.model as model:
         batch, turns = _turns(model, 0, audio, repetitions)
-    on, off = zip(*turns, strict=True)
+    kept = sorted(turns, key=lambda pair: pair[0].foreign_s + pair[1].foreign_s)[: (repetitions + 1) // 2]
+    on, off = zip(*kept, strict=True)
     differing = sum(a != b for x, y in turns for a, b in zip(x.texts, y.texts, strict=True))
     note = (
-        f"{REQUESTS} requests of 30 s at once. The runner chose batches of {batch}. Of the {len(turns) * REQUESTS} texts "
-        f"{differing} differ between the two{'; Moonshine computes in scales that span the batch' if differing else ''}."
+        f"{REQUESTS} requests of 30 s at once. The runner chose batches of {batch}. Of {repetitions} rounds the half with least "
+        f"other work on the machine counts. Of the {len(turns) * REQUESTS} texts {differing} differ between the two."
     )
     name, what = f"batching-{case.name}", f"{REQUESTS} requests at once, {case.title}"
     times = [turn.wall_s for turn in on], [turn.wall_s for turn in off]
@@ -109,9 +111,10 @@ def _turns(model: Loaded, batch: int, audio: Sequence[bytes], repetitions: int) 
 
 async def _turn(socket: Path, process: psutil.Process, audio: Sequence[bytes]) -> Turn:
     clock = asyncio.get_running_loop().time
-    started, cpu = clock(), cpu_of(process)
+    started, cpu, foreign = clock(), cpu_of(process), busy()
     answers = await asyncio.gather(*(transcribe_with_runner(socket, one) for one in audio))
-    return Turn(clock() - started, cpu_of(process) - cpu, [_text(answer) for answer in answers])
+    wall, used = clock() - started, cpu_of(process) - cpu
+    return Turn(wall, used, max(busy() - foreign - used, 0.0), [_text(answer) for answer in answers])
 
 
 def _text(answer: bytes) -> str:

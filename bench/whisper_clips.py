@@ -18,10 +18,10 @@ from bench.whispers import NAME, reciting, settings
 
 def measure(quick: bool) -> list[Figure]:
     """Clips beside files: our server, and faster-whisper behind a lock per file."""
-    minutes, count, repetitions = (1, 4, 1) if quick else (10, 16, 3)
+    minutes, count, repetitions, tokens = (1, 4, 1, 20) if quick else (10, 16, 3, 100)
     file = tape_mp3(60 * minutes)
     with (
-        reciting("tiny") as model,
+        reciting("tiny", tokens=tokens) as model,
         running(model=NAME, settings=settings(model)) as server,
         lock_per_file(model) as (port, process),
     ):
@@ -37,8 +37,8 @@ def measure(quick: bool) -> list[Figure]:
         runs = asyncio.run(compare(systems, file, FILES, clips(count), repetitions, attempts=1 if quick else ATTEMPTS))
     decoded = ", ".join(str(run.windows) for run in runs["ours"])
     note = (
-        f"Whisper tiny of random weights, int8, beam 5, 100 tokens a window. {FILES} files of {minutes} min, {count} clips; ours "
-        f"decoded {decoded} windows of speech, faster-whisper one for each half minute, speech or not. {disturbance(runs)}"
+        f"Whisper tiny of random weights, int8, beam 5, {tokens} tokens a window. {FILES} files of {minutes} min, {count} clips; "
+        f"ours decoded {decoded} windows of speech, faster-whisper one for each half minute, speech or not. {disturbance(runs)}"
     )
     ours, lock = runs["ours"], runs["lock"]
     against = "faster-whisper, one lock per file"

@@ -16,7 +16,7 @@ from bench.whispers import NAME, hearing_whisper, settings
 
 def measure(quick: bool) -> list[Figure]:
     """Growth of the peak, in fresh processes."""
-    minutes, repetitions = (10, 1) if quick else (60, 3)
+    minutes, repetitions = (5, 1) if quick else (60, 3)
     file = tape_mp3(60 * minutes)
     ours, stock = [], []
     with hearing_whisper() as model:

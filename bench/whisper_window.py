@@ -13,21 +13,24 @@ from bench.whispers import reciting
 
 
 def measure(quick: bool) -> list[Figure]:
-    """Turn by turn in two processes, each with the model loaded."""
-    size, repetitions = ("tiny", 3) if quick else ("base", 12)
+    """Turn by turn in two processes, each with the model loaded; a middling and a larger model."""
+    return [_figure("tiny", 3)] if quick else [_figure("base", 12), _figure("small", 7)]
+
+
+def _figure(size: str, repetitions: int) -> Figure:
     with reciting(size) as model, tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as file:
         file.write(one_window())
         file.flush()
         ours, stock = _turns(model, file.name, repetitions)
     note = (
-        f"Whisper {size} of random weights, int8, beam 5, temperature 0, 100 tokens; half a minute of speech, decoded "
-        f"beforehand, {repetitions} times in turns, one window each. Ours is the engine in a process tuned like a runner's, "
-        "without server, VAD or queue; what those cost, `overhead` says. With real weights the number of tokens varies, and "
-        "with it the share of the encoder, where most of the difference is."
+        f"Random weights, int8, beam 5, temperature 0, 100 tokens; half a minute of speech, decoded beforehand, {repetitions} "
+        "times in turns, one window each. Ours is the engine in a process tuned like a runner's, without server, VAD or queue; "
+        "what those cost, `overhead` says. With real weights the number of tokens varies, and with it the share of the encoder, "
+        "where most of the difference is."
     )
-    what, against = "CPU per window of 30 s, Whisper", "faster_whisper.WhisperModel.transcribe, usual allocator"
+    what, against = f"CPU per window of 30 s, Whisper {size}", "faster_whisper.WhisperModel.transcribe, usual allocator"
     milliseconds = [[1000 * seconds for seconds in series] for series in (ours, stock)]
-    return [Figure("whisper-window", what, against, "ms", *milliseconds, Compare.TIMES_LESS, 1.12, note)]
+    return Figure(f"whisper-window-{size}", what, against, "ms", *milliseconds, Compare.TIMES_LESS, 1.12, note)
 
 
 def _turns(model: Loaded, path: str, repetitions: int) -> tuple[list[float], list[float]]:
