@@ -1,4 +1,7 @@
-"""Runs the benchmarks: `python -m bench [names...] [--quick]`. The table goes to stdout and into bench/results/."""
+"""Runs the benchmarks: `python -m bench [names...] [--quick]`. The table goes to stdout and into bench/results/.
+
+`python -m bench engines FOLDER --models a,b` measures models of one's own; see `--help` behind `engines`.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,25 @@ from pathlib import Path
 
 from bench.figure import Figure, table
 
-NAMES = ("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory")
+NAMES = (
+    *("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory"),
+    *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload"),
+)
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Measure what was named, all of it by default. The exit code is 1 when something could not be measured."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    if sys.argv[1:2] == ["engines"]:
+        importlib.import_module("bench.engines.command").main(sys.argv[2:])
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"what to measure: {', '.join(NAMES)}; by default all")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions: does it run, not what does it say")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in NAMES]:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
     figures: list[Figure] = []
     failed: list[str] = []
     text = ""

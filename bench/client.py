@@ -89,9 +89,9 @@ async def exchange(
             await writer.wait_closed()
 
 
-async def transcribe(port: int, audio: bytes | Made) -> bytes:
-    """A server's whole answer."""
-    async with exchange(port, "/v1/audio/transcriptions", form(audio)) as answer:
+async def transcribe(port: int, audio: bytes | Made, *, task: str = "transcriptions", **fields: str) -> bytes:
+    """A server's whole answer; `task` is the last part of the path."""
+    async with exchange(port, f"/v1/audio/{task}", form(audio, **fields)) as answer:
         return await answer.read()
 
 

@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import psutil
 
 from bench.client import runner_health, transcribe, transcribe_with_runner
 from bench.figure import Compare, Figure
+from bench.mixed_load import ATTEMPTS, Run, System, compare, disturbance
 from bench.recordings import clips, tape_mp3
 from bench.runners import runner
-from bench.server import busy, cpu_of, running
+from bench.server import running
+from bench.usage import cpu_of
 
 FILES = 4
-SPAN = 0.85
-"""Clips arrive during this part of the time that one system alone needs for the files."""
-
-ATTEMPTS = 3
-DISTURBED = 0.1
-"""A run is repeated when other work took more of a core than this: its times by the clock would be of something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """One way of serving: how to have it transcribe, where its runner listens, what CPU it has used."""
-
-    name: str
-    transcribe: Callable[[bytes], Awaitable[bytes]]
-    socket: Path
-    cpu: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What arrives: the files at once, each clip at its time."""
-
-    file: bytes
-    clips: Sequence[bytes]
-    at: Sequence[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """How it went: the median clip, the last file, the CPU and the windows it took, the CPU that others took meanwhile."""
-
-    clip_s: float
-    files_s: float
-    cpu_s: float
-    windows: int
-    foreign_s: float
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -68,77 +30,27 @@ def measure(quick: bool) -> list[Figure]:
         lock, lock_process = stack.enter_context(runner("lock", batch))
         fifo, fifo_process = stack.enter_context(runner("fifo", batch))
         systems = [
-            System("ours", partial(transcribe, server.port), server.socket, lambda: server.cpu),
-            System("lock", partial(transcribe_with_runner, lock), lock, lambda: cpu_of(psutil.Process(lock_process.pid))),
-            System("fifo", partial(transcribe_with_runner, fifo), fifo, lambda: cpu_of(psutil.Process(fifo_process.pid))),
+            System("ours", partial(transcribe, server.port), lambda: server.cpu, partial(windows, server.socket)),
+            _baseline("lock", lock, psutil.Process(lock_process.pid)),
+            _baseline("fifo", fifo, psutil.Process(fifo_process.pid)),
         ]
-        runs = asyncio.run(_runs(systems, file, count, repetitions))
+        runs = asyncio.run(compare(systems, file, FILES, clips(count), repetitions, attempts=1 if quick else ATTEMPTS))
     for ours, theirs in zip(runs["ours"], runs["fifo"], strict=True):
         if abs(ours.windows - theirs.windows) > 1:
             raise RuntimeError(f"Not the same work: {ours.windows} windows against {theirs.windows}")
-    foreign = {name: ", ".join(f"{run.foreign_s:.1f}" for run in series) for name, series in runs.items()}
-    note = (
-        f"{FILES} files of {len(file) * 8 / 128_000 / 60:.0f} min, {count} clips, batches of {batch}. Other work on the machine "
-        f"took {foreign['ours']} s of CPU during our runs, {foreign['lock']} s during those with a lock and {foreign['fifo']} s "
-        "during first come, first served: where these differ much, times by the clock mean little, CPU still does."
-    )
+    minutes = len(file) * 8 / 128_000 / 60
+    note = f"{FILES} files of {minutes:.0f} min, {count} clips, batches of {batch}. {disturbance(runs)}"
     return _figures(runs, note)
 
 
-async def _runs(systems: Sequence[System], file: bytes, count: int, repetitions: int) -> dict[str, list[Run]]:
-    for system in systems:
-        await system.transcribe(clips(1)[0])
-    clock = asyncio.get_running_loop().time
-    started = clock()
-    await systems[0].transcribe(file)
-    span = SPAN * FILES * (clock() - started)
-    when = random.Random(5)
-    runs: dict[str, list[Run]] = {system.name: [] for system in systems}
-    for repetition in range(repetitions):
-        slots = [span * (i + when.random()) / count for i in range(count)]
-        load = Load(file, clips(count), slots)
-        for i in range(len(systems)):
-            system = systems[(repetition + i) % len(systems)]
-            runs[system.name].append(await _undisturbed(system, load))
-    return runs
+async def windows(socket: Path) -> int:
+    """Windows a runner has decoded."""
+    count: int = (await runner_health(socket))["windows"]
+    return count
 
 
-async def _undisturbed(system: System, load: Load) -> Run:
-    """A run with little other work on the machine, or the one of `ATTEMPTS` that had least. The outcome has no say in it."""
-    tried: list[Run] = []
-    while len(tried) < ATTEMPTS:
-        tried.append(await _run(system, load))
-        if tried[-1].foreign_s < DISTURBED * tried[-1].files_s:
-            break
-    return min(tried, key=lambda run: run.foreign_s)
-
-
-async def _run(system: System, load: Load) -> Run:
-    clock = asyncio.get_running_loop().time
-    windows, cpu, foreign = (await runner_health(system.socket))["windows"], system.cpu(), busy()
-    started = clock()
-
-    async def clip(audio: bytes, at: float) -> float:
-        await asyncio.sleep(started + at - clock())
-        arrived = clock()
-        await system.transcribe(audio)
-        return clock() - arrived
-
-    async def file() -> float:
-        await system.transcribe(load.file)
-        return clock() - started
-
-    async with asyncio.TaskGroup() as group:
-        short = [group.create_task(clip(audio, at)) for audio, at in zip(load.clips, load.at, strict=True)]
-        long = [group.create_task(file()) for _ in range(FILES)]
-    used = system.cpu() - cpu
-    return Run(
-        clip_s=median(task.result() for task in short),
-        files_s=max(task.result() for task in long),
-        cpu_s=used,
-        windows=(await runner_health(system.socket))["windows"] - windows,
-        foreign_s=max(busy() - foreign - used, 0.0),
-    )
+def _baseline(name: str, socket: Path, process: psutil.Process) -> System:
+    return System(name, partial(transcribe_with_runner, socket), partial(cpu_of, process), partial(windows, socket))
 
 
 def _figures(runs: dict[str, list[Run]], note: str) -> list[Figure]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
+from bench.children import child
 from bench.client import exchange, form, next_segment, quiet_windows
 from bench.figure import Compare, Figure
 from bench.recordings import tape_mp3
-from bench.server import child, free_port, running, until_healthy
+from bench.server import free_port, running, until_healthy
 
 MBIT_PER_S = 100
 

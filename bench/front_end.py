@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from time import process_time
 
+from bench.children import child
 from bench.figure import Compare, Figure
-from bench.server import child
 
 WARM_S = 5
 

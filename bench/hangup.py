@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bench.client import exchange, form, next_segment, quiet_windows, runner_health, transcribe
 from bench.figure import Compare, Figure
 from bench.recordings import tape_mp3
-from bench.server import RunningServer, cpu_of, running
+from bench.server import RunningServer, running
+from bench.usage import cpu_of
 
 
 def measure(quick: bool) -> list[Figure]:

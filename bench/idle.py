@@ -10,8 +10,10 @@ from statistics import median
 
 import psutil
 
+from bench.children import child
 from bench.figure import Compare, Figure
-from bench.server import SERVE, child, free_port, rss_mb, until_healthy
+from bench.server import SERVE, free_port, until_healthy
+from bench.usage import rss_mb
 
 
 def measure(quick: bool) -> list[Figure]:

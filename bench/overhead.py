@@ -11,11 +11,13 @@ from pathlib import Path
 from statistics import median
 from subprocess import Popen
 
+from bench.children import child
 from bench.client import runner_health, transcribe, transcribe_with_runner
 from bench.figure import Compare, Figure
 from bench.recordings import clip_30_s
 from bench.runners import runner
-from bench.server import RunningServer, busy, child, running
+from bench.server import RunningServer, running
+from bench.usage import busy
 
 
 @dataclass(frozen=True, slots=True)

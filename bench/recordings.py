@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,14 +31,14 @@ Samples = np.ndarray[tuple[int], np.dtype[np.float32]]
 @cache
 def speech() -> Samples:
     """18 s of a book read aloud."""
-    return _decoded(SAMPLE)
+    return decoded(SAMPLE)
 
 
 @cache
 def tape() -> Samples:
     """Just under three minutes of phone announcements with pauses between them."""
     pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
-    announcements = [_decoded(path) for path in sorted(PHONE.glob("*.flac"))]
+    announcements = [decoded(path) for path in sorted(PHONE.glob("*.flac"))]
     return cast(Samples, np.concatenate([part for one in announcements for part in (one, pause)]))
 
 
@@ -52,7 +53,17 @@ def clips(count: int, seconds: float = 5.0) -> list[bytes]:
 @cache
 def clip_30_s() -> bytes:
     """Half a minute of fluent reading as MP3: windows as long as the engine takes them."""
-    return mp3(cast(Samples, np.concatenate([speech(), speech()])[: 30 * SAMPLE_RATE]))
+    return _reading(30.0)
+
+
+@cache
+def one_window() -> bytes:
+    """The same, shorter by what an MP3 adds at its ends, so that Whisper hears it in one window."""
+    return _reading(29.5)
+
+
+def _reading(seconds: float) -> bytes:
+    return mp3(cast(Samples, np.concatenate([speech(), speech()])[: int(seconds * SAMPLE_RATE)]))
 
 
 @cache
@@ -67,6 +78,25 @@ def sparse_mp3(seconds: float) -> bytes:
     minute: Samples = np.zeros(60 * SAMPLE_RATE, np.float32)
     minute[: 5 * SAMPLE_RATE] = speech()[: 5 * SAMPLE_RATE]
     return _repeated(mp3(minute), 60, seconds)
+
+
+def decoded(path: Path) -> Samples:
+    """A file's samples at 16 kHz, mono."""
+    with av.open(str(path)) as file:
+        resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        frames = [r for frame in file.decode(audio=0) for r in resampler.resample(frame)] + resampler.resample(None)
+    return cast(Samples, np.concatenate([frame.to_ndarray()[0] for frame in frames]))
+
+
+def joined(paths: Sequence[Path], seconds: float) -> bytes:
+    """Files one after another, with a pause behind each, again and again until they fill `seconds`, as MP3."""
+    pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
+    parts: list[Samples] = []
+    missing, paths_again = int(seconds * SAMPLE_RATE), cycle(paths)
+    while missing > 0:
+        parts += [decoded(next(paths_again))[:missing], pause]
+        missing -= sum(map(len, parts[-2:]))
+    return mp3(cast(Samples, np.concatenate(parts)))
 
 
 def mp3(samples: Samples) -> bytes:
@@ -126,10 +156,3 @@ def _resampled(samples: Samples, format: str, rate: int) -> Sequence[Any]:
     frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
     frame.sample_rate = SAMPLE_RATE
     return [*resampler.resample(frame), *resampler.resample(None)]
-
-
-def _decoded(path: Path) -> Samples:
-    with av.open(str(path)) as file:
-        resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
-        frames = [r for frame in file.decode(audio=0) for r in resampler.resample(frame)] + resampler.resample(None)
-    return cast(Samples, np.concatenate([frame.to_ndarray()[0] for frame in frames]))

@@ -12,13 +12,16 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import Popen
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.server import child
+import psutil
+
+from bench.children import child
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.runner.__main__ import load_engine, serve
 from eardrum.runner.app import RunnerApp
@@ -92,6 +95,35 @@ class TellingEngine(Engine):
         """Say it, then decode."""
         print(json.dumps({"batch": len(windows)}), flush=True)
         return self._engine.transcribe(windows)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a runner loads."""
+
+    engine: str
+    source: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same on a command line."""
+        return ["--engine", self.engine, "--source", str(self.source), "--options", json.dumps(self.options)]
+
+
+@contextmanager
+def own_runner(model: Loaded, batch: int) -> Iterator[tuple[Path, int, psutil.Process]]:
+    """The real runner in a process of its own: its socket, the batch size (its own choice if `batch` is 0), the process."""
+    with TemporaryDirectory(prefix="eardrum-bench-") as temp:
+        socket = Path(temp) / "inner" / "runner.sock"
+        socket.parent.mkdir()
+        arguments = [*model.arguments, "--batch", str(batch), "--socket", str(socket), "--parent"]
+        with child(["-m", "eardrum.runner", *arguments], pipes=True) as process:
+            assert process.stdout
+            message = json.loads(process.stdout.readline() or "{}")
+            if "ready" not in message:
+                raise RuntimeError(f"The runner did not start: {message}")
+            yield socket, message["ready"]["batch"], psutil.Process(process.pid)
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""Word error rates, after the texts were made alike by Whisper's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jiwer
+from whisper_normalizer.basic import BasicTextNormalizer  # type: ignore[import-untyped]
+from whisper_normalizer.english import EnglishTextNormalizer  # type: ignore[import-untyped]
+
+from bench.engines.folder import Recording
+
+WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "km", "my"})
+"""Languages in which each character is compared, since no space ends a word."""
+
+
+def word_error_rate(recordings: Sequence[Recording], texts: Sequence[str]) -> float:
+    """Words wrong, missing and too many, as a share of those said; English by English rules, the rest by the basic ones."""
+    normal = [_normaliser(recording.language) for recording in recordings]
+    said = [alike(recording.text) for alike, recording in zip(normal, recordings, strict=True)]
+    heard = [alike(text) for alike, text in zip(normal, texts, strict=True)]
+    return float(jiwer.wer(said, heard))
+
+
+@cache
+def _normaliser(language: str) -> Any:
+    if language in ("", "en"):
+        return EnglishTextNormalizer()
+    return BasicTextNormalizer(split_letters=language in WITHOUT_SPACES)

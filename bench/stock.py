@@ -1,0 +1,78 @@
+"""faster-whisper as it comes, in a process with the usual allocator: `python -m bench.stock windows|file|unload MODEL`.
+
+Nothing of this project is imported. Each line on stdin is a path; the answer is a line of JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+from faster_whisper import WhisperModel  # type: ignore[import-untyped]
+from faster_whisper.audio import decode_audio  # type: ignore[import-untyped]
+
+PLAIN = {"temperature": 0, "beam_size": 5, "condition_on_previous_text": False}
+"""As our engine decodes: one temperature, its beam, windows that know nothing of each other."""
+
+
+def windows(model: WhisperModel, path: str) -> dict[str, Any]:
+    """CPU seconds for a recording, decoded beforehand."""
+    audio = decode_audio(path)
+    started = process_time()
+    text = _text(model, audio)
+    return {"cpu_s": process_time() - started, "text": text}
+
+
+def file(model: WhisperModel, path: str) -> dict[str, Any]:
+    """The most memory ever held, after a file; and that file's text."""
+    text = _text(model, path, vad_filter=True)
+    return {"peak_mb": _status("VmHWM"), "text": text}
+
+
+def _text(model: WhisperModel, audio: Any, **options: Any) -> str:
+    segments, _ = model.transcribe(audio, language="en", **PLAIN, **options)
+    return " ".join(segment.text.strip() for segment in segments)
+
+
+def unload(folder: str, path: str) -> dict[str, Any]:
+    """Memory and open files before a model was loaded, while it was, and after it was deleted."""
+    gc.collect()
+    before = _held()
+    model = WhisperModel(folder, device="cpu")
+    _text(model, path)
+    loaded = _held()
+    del model
+    gc.collect()
+    return {"before": before, "loaded": loaded, "left": _held()}
+
+
+def _held() -> tuple[float, int]:
+    return _status("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _status(name: str) -> float:
+    """Megabytes, from the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    """Answer until stdin closes."""
+    way, folder, *compute_type = sys.argv[1:]
+    if way == "unload":
+        answer: Callable[[str], dict[str, Any]] = lambda path: unload(folder, path)  # noqa: E731 -- one of two
+    else:
+        model = WhisperModel(folder, device="cpu", compute_type=compute_type[0] if compute_type else "int8")
+        do = {"windows": windows, "file": file}[way]
+        answer = lambda path: do(model, path)  # noqa: E731 -- one of two
+    for line in sys.stdin:
+        print(json.dumps(answer(line.strip())), flush=True)
+
+
+if __name__ == "__main__":
+    main()

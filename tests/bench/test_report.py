@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.engines.beside import Beside
+from bench.engines.command import _found, _settings
+from bench.engines.report import Errors, Report, tables
+from bench.engines.served import Served, Throughput
+from eardrum import config
+
+
+def test_a_server_gets_the_users_settings_with_one_model_and_one_batch_size(tmp_path: Path) -> None:
+    file = tmp_path / "eardrum.yaml"
+    file.write_text(
+        """
+        limits: {requests: 3}
+        default_model: far
+        models:
+          near: {source: Systran/faster-whisper-tiny}
+          far:
+            engine: openai_api
+            options: {url: "http://127.0.0.1:9/v1", model: big}
+            aliases: [cloud]
+            fallback: [moonshine-tiny-en]
+        """
+    )
+    settings = config.load(file, environment={})
+    written = config.Settings(**_settings(settings, _found(settings, "cloud"), 4))
+    assert written.limits.requests == 3
+    assert written.default_model == "far"
+    (model,) = written.models.values()
+    assert (model.engine, model.source, model.batch, model.fallback) == ("openai_api", "", 4, ())
+    assert model.options["model"] == "big"
+
+
+def test_a_model_that_the_config_does_not_name_is_found_and_its_files_are_named() -> None:
+    settings = config.load(environment={})
+    (model,) = _settings(settings, _found(settings, "moonshine-tiny-en"), 0)["models"].values()
+    assert model["engine"] == "moonshine"
+    assert Path(model["source"]).is_dir()
+
+
+def test_tables_show_the_best_speed_and_every_combination() -> None:
+    throughput = [Throughput(4, True, 1, 20.0), Throughput(4, True, 8, 50.0), Throughput(1, False, 1, 19.0)]
+    served = Served(throughput, ["a"], 3.0, 2.0, 0.5, Beside(0.25, 0.5, 33.0), 300.0, 200.0)
+    text = tables([Report("m", "moonshine", Errors(0.05, 7, 0.04, 0.03), served, ["a note"])])
+    row = "| m | moonshine | 5.0 % | 4.0 %, 3.0 % (7 recordings) | 50.0 | 0.25 s, 0.50 s | 33.0 audio s/s | 2.5 s, 1.5 s |"
+    assert f"{row} 300 MB (200 MB) |" in text
+    assert "| m | 4, its own choice | 20.0 | 50.0 |" in text
+    assert "| m | 1 | 19.0 |  |" in text
+    assert "- m: a note" in text
