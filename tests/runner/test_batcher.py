@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.errors import AudioError
-from eardrum.runner.batcher import Batcher, Heard, measured_batch
+from eardrum.runner.batcher import Batcher, Heard
 from eardrum.types import Capabilities, Priority, Request, Segment
 from tests.conftest import wait_for
 
@@ -210,37 +210,6 @@ def test_close_finishes_the_batch_in_hand() -> None:
         engine.gate.set()
         batcher.close()
         assert heard(future) == "first"
-
-
-class ScriptedCostEngine(ScriptedEngine):
-    """Not a model: a batch of n windows costs what it is told, in seconds, asleep."""
-
-    def __init__(self, cost: Callable[[int], float], max_batch: int) -> None:
-        super().__init__()
-        self._cost = cost
-        self.capabilities = Capabilities(max_batch=max_batch)
-
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
-        time.sleep(self._cost(len(windows)))
-        return super().transcribe(windows)
-
-
-@pytest.mark.parametrize(
-    ("cost", "max_batch", "expected"),
-    [
-        pytest.param(lambda n: 0.015 * n, 16, 1, id="batching gains nothing"),
-        pytest.param(lambda n: 0.02, 16, 16, id="a batch costs what one costs"),
-        pytest.param(lambda n: 0.02, 8, 8, id="the engine takes at most 8"),
-        pytest.param(lambda n: 0.02, 6, 4, id="sizes are tried in steps"),
-        pytest.param(lambda n: 0.02, 1, 1, id="the engine does not batch"),
-        pytest.param(lambda n: 0.02 if n <= 4 else 0.008 * n, 16, 4, id="no gain past 4"),
-        pytest.param(lambda n: 0.02 if n <= 4 else 0.035, 16, 4, id="too little gain past 4 for twice the wait"),
-    ],
-)
-def test_the_batch_size_is_the_one_that_pays(cost: Callable[[int], float], max_batch: int, expected: int) -> None:
-    engine = ScriptedCostEngine(cost, max_batch)
-    assert measured_batch(engine, window("probe")) == expected
-    assert max(len(batch) for batch in engine.batches) <= max_batch
 
 
 def test_close_cancels_what_waits() -> None:

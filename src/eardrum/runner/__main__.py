@@ -30,10 +30,11 @@ from eardrum.engines import registry
 from eardrum.engines.base import Engine, Window
 from eardrum.errors import ConfigError, EardrumError, ModelLoadError
 from eardrum.runner.app import RunnerApp
-from eardrum.runner.batcher import Batcher, measured_batch
+from eardrum.runner.batch_size import measured_batch
+from eardrum.runner.batcher import Batcher
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import Inlet
-from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
+from eardrum.runner.memory import freeze_garbage_collector, return_free_memory, tune_allocator
 from eardrum.runner.vad import Vad
 from eardrum.types import SAMPLE_RATE, Request
 
@@ -56,6 +57,7 @@ def main() -> None:
     except EardrumError as error:
         _say({"failed": error.to_json()})
         sys.exit(1)
+    return_free_memory()  # what the largest batch tried needed
     batcher = Batcher(engine, batch=batch)
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s)
     freeze_garbage_collector()

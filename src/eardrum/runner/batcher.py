@@ -16,16 +16,6 @@ from eardrum.runner.queue import Class, FairQueue, Queue, class_of
 
 log = logging.getLogger(__name__)
 
-GAIN, FURTHER_GAIN = 1.15, 1.25
-"""Speed-up per window that makes batching worth its wait, and each doubling after that: a short clip that comes in waits for
-the batch in hand, so twice the batch is twice the wait."""
-
-PATIENCE_S = 20.0
-"""Longest time spent on finding the batch size."""
-
-LONG_S = 2.0
-"""A timing this long needs no repetition."""
-
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -151,40 +141,3 @@ def _settle(future: Future[Heard], outcome: Heard | Exception) -> None:
             future.set_result(outcome)
     except InvalidStateError:
         pass  # cancelled while it was being decoded
-
-
-def measured_batch(engine: Engine, probe: Window) -> int:
-    """The batch size worth using on this machine, by timing the engine on copies of `probe`.
-
-    Sizes grow while a window becomes enough cheaper; where batching gains nothing (an int8 Whisper on a CPU,
-    for one) the answer is 1. So it is where finding out would take too long: what is that slow is so on a CPU, and
-    gains little.
-    """
-    largest = engine.capabilities.max_batch
-    until = time.perf_counter() + PATIENCE_S
-    first = _timed(engine, [probe])  # the first call also allocates
-    if first > PATIENCE_S / 8:
-        return 1
-    best, cost, enough = 1, _cost_per_window(engine, probe, 1), GAIN
-    for size in (4, 8, 16):
-        if size > largest or time.perf_counter() + cost * size > until:
-            break
-        batched = _cost_per_window(engine, probe, size)
-        if cost / batched < enough:
-            break
-        best, cost, enough = size, batched, FURTHER_GAIN
-    return best
-
-
-def _cost_per_window(engine: Engine, probe: Window, size: int) -> float:
-    """Seconds; the better of two timings, where a timing is so short that chance could spoil it."""
-    seconds = _timed(engine, [probe] * size)
-    if seconds < LONG_S:
-        seconds = min(seconds, _timed(engine, [probe] * size))
-    return seconds / size
-
-
-def _timed(engine: Engine, windows: Sequence[Window]) -> float:
-    started = time.perf_counter()
-    engine.transcribe(windows)
-    return time.perf_counter() - started
