@@ -208,6 +208,30 @@ def parrots(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
+        ("import no_such_library", "no_such_library"),
+        ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart"),
+    ],
+)
+def test_a_library_that_fails_costs_its_model_only(parrots: Path, fault: str, says: str) -> None:
+    engine = parrots / "site" / "birds" / "parrot.py"
+    whole = engine.read_text()
+    engine.write_text(whole.replace("        parrot = cls()", f"        {fault}\n        parrot = cls()"))
+    models = {"polly": {"source": str(parrots / "polly")}}
+    path = f"{parrots / 'site'}:{':'.join(sys.path)}"
+    with running("--set", f"models={json.dumps(models)}", "--set", "default_model=moonshine-tiny-en", PYTHONPATH=path) as server:
+        failed = server.post(audio(ENGLISH), model="polly")
+        assert failed.status_code == 500
+        assert failed.json()["error"]["code"] == "model_load_failed"
+        assert says in failed.json()["error"]["message"]
+        assert server.post(audio(ENGLISH)).status_code == 200
+        engine.write_text(whole)
+        wait_for(lambda: server.post(audio(ENGLISH), model="polly").status_code == 200)
+
+
 def test_an_engine_of_another_package_is_one_file(parrots: Path) -> None:
     path = f"{parrots / 'site'}:{':'.join(sys.path)}"
     model = {"source": str(parrots / "polly"), "options": {"loud": True}}

@@ -19,6 +19,12 @@ log = logging.getLogger(__name__)
 
 LAST_LINES = 12
 GRACE_S = 5.0
+LIKELY = {
+    signal.SIGILL: " (a library built for another processor)",
+    signal.SIGKILL: " (by the system, if memory ran out)",
+}
+"""What usually lies behind a signal."""
+
 LEVELS = {"DEBUG": logging.DEBUG, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
 
 
@@ -78,7 +84,7 @@ class Process:
         if code is None:
             return "is still running"
         if code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
+            return f"was ended by {signal.Signals(-code).name}{LIKELY.get(-code, '')}"
         return f"ended with exit code {code}"
 
     @property
