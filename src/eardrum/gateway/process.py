@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 LAST_LINES = 12
 GRACE_S = 5.0
-LIKELY = {
+LIKELY: dict[int, str] = {
     signal.SIGILL: " (a library built for another processor)",
     signal.SIGKILL: " (by the system, if memory ran out)",
 }
