@@ -23,6 +23,7 @@ from eardrum.runner.__main__ import load_engine
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import Inlet
 from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
+from eardrum.runner.threads import wait_without_spinning
 from eardrum.types import SAMPLE_RATE, Request
 
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--options", default=options)
     arguments = parser.parse_args()
     tune_allocator()
+    wait_without_spinning()
     engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
     freeze_garbage_collector()
     for line in sys.stdin:

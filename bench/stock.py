@@ -1,6 +1,7 @@
 """faster-whisper as it comes, in a process with the usual allocator: `python -m bench.stock windows|file|unload MODEL`.
 
-Nothing of this project is imported. Each line on stdin is a path; the answer is a line of JSON.
+Nothing of this project is imported. Each line on stdin is a path, for `windows` with the language behind a tab; the answer is a
+line of JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ PLAIN = {"temperature": 0, "beam_size": 5, "condition_on_previous_text": False}
 """As our engine decodes: one temperature, its beam, windows that know nothing of each other."""
 
 
-def windows(model: WhisperModel, path: str) -> dict[str, Any]:
-    """CPU seconds for a recording, decoded beforehand."""
+def windows(model: WhisperModel, line: str) -> dict[str, Any]:
+    """CPU seconds for a recording, decoded beforehand; behind a tab its language, if that is known."""
+    path, _, language = line.partition("\t")
     audio = decode_audio(path)
     started = process_time()
-    text = _text(model, audio)
+    text = _text(model, audio, language=language or None)
     return {"cpu_s": process_time() - started, "text": text}
 
 
@@ -35,7 +37,7 @@ def file(model: WhisperModel, path: str) -> dict[str, Any]:
 
 
 def _text(model: WhisperModel, audio: Any, **options: Any) -> str:
-    segments, _ = model.transcribe(audio, language="en", **PLAIN, **options)
+    segments, _ = model.transcribe(audio, **{"language": "en", **PLAIN, **options})
     return " ".join(segment.text.strip() for segment in segments)
 
 
@@ -71,7 +73,7 @@ def main() -> None:
         do = {"windows": windows, "file": file}[way]
         answer = lambda path: do(model, path)  # noqa: E731 -- one of two
     for line in sys.stdin:
-        print(json.dumps(answer(line.strip())), flush=True)
+        print(json.dumps(answer(line.rstrip("\n"))), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from eardrum.runner.batcher import Batcher
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import Inlet
 from eardrum.runner.memory import freeze_garbage_collector, return_free_memory, tune_allocator
+from eardrum.runner.threads import wait_without_spinning
 from eardrum.runner.vad import Vad
 from eardrum.types import SAMPLE_RATE, Request
 
@@ -50,6 +51,7 @@ def main() -> None:
     _keep_stdout()
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     tune_allocator()
+    wait_without_spinning()
     try:
         engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
         vad = Vad()
