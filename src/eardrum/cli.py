@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from eardrum import __version__, config, log, offline, server
-from eardrum.commands import models
+from eardrum.commands import models, processes
 from eardrum.commands.options import Assignments, ConfigFile
 from eardrum.errors import EardrumError
 
@@ -86,5 +86,5 @@ def transcribe(
         raise typer.Exit(1)
 
 
-for name, command in models.COMMANDS.items():
+for name, command in (models.COMMANDS | processes.COMMANDS).items():
     app.command(name)(command)

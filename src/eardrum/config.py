@@ -67,6 +67,9 @@ class Model(Section):
     fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
     batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")
     max_requests: int = Field(0, ge=0, description="Requests at a time, waiting ones included; 0 is `limits.requests`.")
+    ttl: float = Field(
+        -1, ge=-1, description="Seconds without a request after which it is unloaded; 0 is never, -1 is `globalTTL`."
+    )
 
 
 class Limits(Section):
@@ -109,6 +112,9 @@ class Settings(BaseSettings):
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
     pull_missing: bool = Field(False, description="Fetch a model that an engine knows when a client first asks for it.")
     spool_dir: Path | None = Field(None, description="Folder for uploads in progress; empty is the system's.")
+    globalTTL: float = Field(  # noqa: N815 -- llama-swap's name
+        0, ge=0, description="Seconds without a request after which a model is unloaded; 0 is never."
+    )
     start_seconds: float = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
     stop_seconds: int = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
     models: dict[str, Model] = Field({}, description="Models by the name clients use.")
@@ -199,7 +205,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_variable(name: str, value: str) -> dict[str, Any]:
     top, _, below = name.removeprefix(PREFIX).lower().partition("__")
-    if top not in Settings.model_fields or (below and top not in NESTED):
+    if top not in {field.lower() for field in Settings.model_fields} or (below and top not in NESTED):
         raise ConfigError(f"Unknown environment variable {name}.{_nearest(top)}")
     source = EnvSettingsSource(Settings)
     source.env_vars = {name.lower(): value}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eardrum.api.openai import answers, fields
+from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.service import Service, Transcript
@@ -95,44 +94,6 @@ async def through_server(job: Job, address: str) -> int:
             return await client.transcribe(file, job.form, translate=job.translate)
 
         return await _each(job, one)
-
-
-class Client:
-    """A small client of OpenAI's API."""
-
-    def __init__(self, address: str):
-        scheme = "" if "://" in address else "http://"
-        self._address = scheme + address.rstrip("/").removesuffix("/v1")
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
-
-    async def transcribe(self, file: Path, form: Mapping[str, str], *, translate: bool = False) -> str:
-        """The answer's body.
-
-        Raises:
-            EardrumError: the server cannot be reached or refused; its sentence is passed on.
-        """
-        kind = "translations" if translate else "transcriptions"
-        data = aiohttp.FormData(dict(form))
-        with file.open("rb") as stream:
-            data.add_field("file", stream, filename=file.name)
-            try:
-                async with self._session.post(f"{self._address}/v1/audio/{kind}", data=data) as response:
-                    text = await response.text()
-                    if response.ok:
-                        return text
-                    try:
-                        message = (await response.json())["error"]["message"]
-                    except (ValueError, KeyError, TypeError, aiohttp.ContentTypeError):
-                        message = f"The server answered {response.status}: {text[:200]}"
-                    raise EardrumError(message)
-            except (aiohttp.ClientError, OSError) as error:
-                raise EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})") from error
 
 
 Advance = Callable[[float, float | None], None]

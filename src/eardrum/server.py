@@ -13,8 +13,8 @@ from pathlib import Path
 
 import uvicorn
 
-from eardrum import offline
 from eardrum.app import create_app
+from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError
 from eardrum.gateway.service import Service
@@ -128,5 +128,5 @@ def _welcome(service: Service, address: str, recording: Path) -> str:
 
 
 async def _transcribed(address: str, recording: Path) -> str:
-    async with offline.Client(address) as client:
+    async with Client(address) as client:
         return (await client.transcribe(recording, {"response_format": "text"})).strip()

@@ -15,6 +15,7 @@ from eardrum.gateway.scheduler import (
     Action,
     Cancelled,
     Done,
+    Event,
     Exited,
     Grant,
     Ready,
@@ -25,6 +26,8 @@ from eardrum.gateway.scheduler import (
     StartFailed,
     State,
     Stop,
+    Tick,
+    Unload,
     Wanted,
 )
 
@@ -202,6 +205,85 @@ def test_shutdown_rejects_who_waits_stops_what_runs_and_starts_nothing() -> None
     assert isinstance(rejection(want(scheduler, 5, model="broken", at=1e6)).error, ShuttingDownError)
 
 
+def loaded(*, ttl: float = 0.0, at: float = 0.0) -> Scheduler:
+    """A scheduler whose model serves ticket 1."""
+    scheduler = Scheduler()
+    scheduler.handle(Wanted(M, 1, 64, ttl), at)
+    scheduler.handle(Ready(M), at)
+    return scheduler
+
+
+def test_unloading_waits_for_the_work_in_hand() -> None:
+    scheduler = loaded()
+    assert scheduler.handle(Unload(M), 1.0) == []
+    assert scheduler.slots[M].state is State.DRAINING
+    assert want(scheduler, 2) == [], "who comes now waits for the next life"
+    assert scheduler.handle(Done(M, 1), 2.0) == [Stop(M)]
+    assert scheduler.handle(Exited(M), 3.0) == [Start(M)]
+    assert scheduler.handle(Ready(M), 4.0) == [Grant(2)]
+
+
+def test_an_idle_model_is_unloaded_at_once() -> None:
+    scheduler = ready()
+    assert scheduler.handle(Unload(M), 1.0) == [Stop(M)]
+    assert scheduler.handle(Unload(M), 1.0) == []
+    assert scheduler.handle(Exited(M), 2.0) == []
+    assert want(scheduler, 3) == [Start(M)]
+
+
+def test_unloading_what_is_not_up_does_nothing() -> None:
+    for scheduler in (Scheduler(), failed()):
+        assert scheduler.handle(Unload(M), 1.0) == []
+
+
+def test_a_start_is_only_broken_off_when_nobody_waits_for_it() -> None:
+    scheduler = Scheduler()
+    want(scheduler, 1)
+    assert scheduler.handle(Unload(M), 1.0) == []
+    scheduler.handle(Cancelled(M, 1), 1.0)
+    assert scheduler.handle(Unload(M), 2.0) == [Stop(M)]
+    assert want(scheduler, 2) == []
+    assert scheduler.handle(StartFailed(M, BROKEN), 3.0) == [Start(M)], "a failure of what was given up is nobody's"
+
+
+def test_a_model_is_unloaded_when_nobody_came_for_its_ttl() -> None:
+    scheduler = loaded(ttl=30.0, at=100.0)
+    assert scheduler.due is None, "it is at work"
+    scheduler.handle(Done(M, 1), 110.0)
+    assert scheduler.due == 140.0
+    assert scheduler.handle(Tick(), 139.9) == []
+    assert scheduler.handle(Tick(), 140.0) == [Stop(M)]
+    assert scheduler.due is None
+
+
+def test_a_request_renews_the_time_to_live() -> None:
+    scheduler = loaded(ttl=30.0)
+    scheduler.handle(Done(M, 1), 10.0)
+    scheduler.handle(Wanted(M, 2, 64, 30.0), 39.0)
+    assert scheduler.handle(Tick(), 40.0) == []
+    scheduler.handle(Done(M, 2), 50.0)
+    assert scheduler.due == 80.0
+
+
+def test_a_long_request_is_not_cut_by_the_time_to_live() -> None:
+    scheduler = loaded(ttl=2.0)
+    assert scheduler.handle(Tick(), 1000.0) == []
+
+
+def test_without_a_ttl_a_model_stays() -> None:
+    scheduler = ready()
+    assert scheduler.due is None
+    assert scheduler.handle(Tick(), 1e9) == []
+
+
+def test_a_model_started_for_nobody_lives_as_long_as_any() -> None:
+    scheduler = Scheduler()
+    scheduler.handle(Wanted(M, 1, 64, 30.0), 0.0)
+    scheduler.handle(Cancelled(M, 1), 1.0)
+    scheduler.handle(Ready(M), 5.0)
+    assert scheduler.due == 35.0
+
+
 class Life(RuleBasedStateMachine):
     """Any sequence of events a supervisor could report: what processes do follows from what was asked of them."""
 
@@ -219,7 +301,7 @@ class Life(RuleBasedStateMachine):
         self.processes: dict[str, str] = {}  # "starting", "up" or "stopping"
         self.down = False
 
-    def tell(self, event: Wanted | Done | Cancelled | Ready | StartFailed | Exited | Shutdown) -> None:
+    def tell(self, event: Event) -> None:
         for action in self.scheduler.handle(event, self.now):
             match action:
                 case Start(model):
@@ -228,6 +310,7 @@ class Life(RuleBasedStateMachine):
                     self.processes[model] = "starting"
                 case Stop(model):
                     assert self.processes[model] in ("starting", "up")
+                    assert self.down or not any(self.owner[t] == model for t in self.granted), "stopped at work"
                     self.processes[model] = "stopping"
                 case Grant(ticket):
                     assert self.processes[self.owner[ticket]] == "up", "granted what is not up"
@@ -240,12 +323,12 @@ class Life(RuleBasedStateMachine):
                     self.waiting.remove(ticket)
                     self.answers[ticket] += 1
 
-    @rule(model=models, limit=st.integers(1, 3))
-    def ask(self, model: str, limit: int) -> None:
+    @rule(model=models, limit=st.integers(1, 3), ttl=st.sampled_from([0.0, 10.0]))
+    def ask(self, model: str, limit: int, ttl: float) -> None:
         self.tickets += 1
         self.owner[self.tickets] = model
         self.waiting.add(self.tickets)
-        self.tell(Wanted(model, self.tickets, limit))
+        self.tell(Wanted(model, self.tickets, limit, ttl))
         assert sum(self.owner[t] == model for t in self.waiting | self.granted) <= 3
 
     @rule(data=st.data())
@@ -283,6 +366,17 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 100))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
+        idle = [m for m, slot in self.scheduler.slots.items() if slot.state is State.READY and not slot.active]
+        due = self.scheduler.due
+        self.tell(Tick())
+        assert due is None or due > self.now or any(self.processes[m] == "stopping" for m in idle)
+        assert self.scheduler.due is None or self.scheduler.due > self.now, "a tick settles what was due"
+
+    @rule(model=models)
+    def unload(self, model: str) -> None:
+        self.tell(Unload(model))
+        if not any(self.owner[t] == model for t in self.waiting | self.granted):
+            assert self.processes.get(model) in (None, "stopping")
 
     @rule(sure=st.integers(0, 9))
     def shut_down(self, sure: int) -> None:
@@ -296,7 +390,9 @@ class Life(RuleBasedStateMachine):
     def nobody_is_answered_twice_or_forgotten(self) -> None:
         assert all(count == 1 for count in self.answers.values())
         for ticket in self.waiting:
-            assert self.processes.get(self.owner[ticket]) == "starting", "waits for nothing"
+            model = self.owner[ticket]
+            at_work = any(self.owner[t] == model for t in self.granted)
+            assert self.processes.get(model) in ("starting", "stopping") or at_work, "waits for nothing"
 
     @invariant()
     def it_knows_what_it_holds(self) -> None:

@@ -15,7 +15,7 @@ from eardrum.api.access import record
 from eardrum.errors import EardrumError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.pull import Progress
-from eardrum.gateway.service import Service
+from eardrum.gateway.service import ProcessStatus, Service
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -24,6 +24,9 @@ def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/api/pull/{name:path}", admin.pull, methods=["POST"]),
         Route("/api/v1/backend", admin.backend),
+        Route("/api/ps", admin.running),
+        Route("/api/ps/{name:path}", admin.load, methods=["POST"]),
+        Route("/api/ps/{name:path}", admin.unload, methods=["DELETE"]),
     ]
 
 
@@ -52,6 +55,24 @@ class Admin:
 
         return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"cache-control": "no-store"})
 
+    async def running(self, _: HttpRequest) -> Response:
+        """The models whose processes run."""
+        return JSONResponse({"models": [_process(status) for status in self._service.processes()]})
+
+    async def load(self, request: HttpRequest) -> Response:
+        """Start a model's process, unless it runs, and wait until it serves."""
+        model = await self._service.load_model(self._named(request))
+        return JSONResponse({"status": "loaded", "model": model.id})
+
+    async def unload(self, request: HttpRequest) -> Response:
+        """End a model's process once it has finished what it has begun. That is no error if it does not run."""
+        model = self._named(request)
+        await self._service.unload(model)
+        return JSONResponse({"status": "unloaded", "model": model.id})
+
+    def _named(self, request: HttpRequest) -> Model:
+        return self._service.catalog.find(request.path_params["name"].strip())
+
     async def backend(self, request: HttpRequest) -> Response:
         """What runs a model (`?model=`, else the default one) and what that can do."""
         model = self._service.catalog.find(request.query_params.get("model", "").strip())
@@ -63,6 +84,22 @@ class Admin:
                 "speaker_unsupported_behavior": "error",
             }
         )
+
+
+def _process(status: ProcessStatus) -> dict[str, Any]:
+    model = status.model
+    return {
+        "model": model.id,
+        "engine": model.engine,
+        "state": status.state,
+        "requests": status.requests,
+        "device": model.options.get("device", "auto"),
+        "compute_type": model.options.get("compute_type", "auto"),
+        "pid": status.pid,
+        "loaded_at": round(status.loaded_at, 3),
+        "is_default": status.default,
+        "ttl_remaining": None if status.ttl_remaining is None else round(status.ttl_remaining, 1),
+    }
 
 
 def _info(model: Model) -> dict[str, Any]:

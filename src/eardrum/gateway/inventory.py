@@ -49,6 +49,8 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)
     batch: int = 0
     max_requests: int = 64
+    ttl: float = 0.0
+    """Seconds without a request after which it is unloaded; 0 is never."""
     python: str = ""
     """The interpreter of its process; empty is our own."""
     fallback: tuple[str, ...] = ()
@@ -135,6 +137,7 @@ class Inventory:
             aliases=entry.aliases,
             batch=entry.batch,
             max_requests=entry.max_requests or model.max_requests,
+            ttl=model.ttl if entry.ttl < 0 else entry.ttl,
             python=entry.python,
             fallback=entry.fallback,
         )
@@ -199,6 +202,7 @@ class Inventory:
             capabilities=replace(can, languages=(language,)) if language else can,
             options=chosen,
             max_requests=self._settings.limits.requests,
+            ttl=self._settings.globalTTL,
         )
 
 

@@ -3,9 +3,12 @@
 No clock, lock, log or I/O in here, so every hard case is a test that passes time in. The supervisor carries
 the actions out and reports back what became of them.
 
-    stopped ──wanted──▶ starting ──ready──▶ ready ──exited──▶ stopped
-                           │                   └──shutdown──▶ stopping ──exited──▶ stopped
+    stopped ──wanted──▶ starting ──ready──▶ ready ──unload──▶ draining ──last done──▶ stopping ──exited──▶ stopped
+                           │                  ├──idle for its ttl, shutdown──────────────▲
+                           │                  └──exited──▶ stopped
                            └──start failed──▶ failed ──wanted, after retry_at──▶ starting
+
+A draining model serves what it has begun; who comes now waits for its next life.
 """
 
 from __future__ import annotations
@@ -29,17 +32,22 @@ class State(StrEnum):
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
+    DRAINING = "draining"
     STOPPING = "stopping"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A request needs the model; `limit` is how many it may hold, this one included."""
+    """A request needs the model; `limit` is how many it may hold, this one included.
+
+    `ttl` is the time in seconds without a request after which the model is unloaded; 0 is never.
+    """
 
     model: str
     ticket: int
     limit: int
+    ttl: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +89,23 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Unload:
+    """Somebody wants the model's memory back."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: `due` was reached."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """The server goes down: stop everything, start nothing."""
 
 
-Event = Wanted | Done | Cancelled | Ready | StartFailed | Exited | Shutdown
+Event = Wanted | Done | Cancelled | Ready | StartFailed | Exited | Unload | Tick | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +147,19 @@ class Slot:
     state: State = State.STOPPED
     waiting: deque[int] = field(default_factory=deque)
     active: set[int] = field(default_factory=set)
+    ttl: float = 0.0
+    idle_since: float = 0.0
+    """When it was last without a request; meaningless while it has one."""
     failures: int = 0
     retry_at: float = 0.0
     error: EardrumError | None = None
+
+    @property
+    def unload_at(self) -> float | None:
+        """When its time to live is over, if nobody comes."""
+        if self.state is State.READY and self.ttl and not self.active:
+            return self.idle_since + self.ttl
+        return None
 
 
 class Scheduler:
@@ -140,32 +170,42 @@ class Scheduler:
         """Read by whoever reports states; changed only here."""
         self._down = False
 
-    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: PLR0911 -- a table of transitions
+    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: C901, PLR0911 -- a table of transitions
         """The actions that follow from `event` at time `now` (seconds of any steady clock)."""
         match event:
             case Wanted():
                 return self._wanted(event, now)
             case Done(model, ticket):
-                self._slot(model).active.discard(ticket)
-                return []
+                return self._done(model, ticket, now)
             case Cancelled(model, ticket):
                 if ticket in self._slot(model).waiting:
                     self._slot(model).waiting.remove(ticket)
                 return []
             case Ready(model):
-                return self._ready(self._slot(model))
+                return self._ready(self._slot(model), now)
             case StartFailed(model, error):
-                return self._failed(self._slot(model), error, now)
+                return self._failed(model, self._slot(model), error, now)
             case Exited(model):
                 return self._exited(model, self._slot(model))
+            case Unload(model):
+                return self._unload(model)
+            case Tick():
+                due = [model for model, slot in self.slots.items() if slot.unload_at is not None and slot.unload_at <= now]
+                return [action for model in due for action in self._unload(model)]
             case Shutdown():
                 return self._shutdown()
+
+    @property
+    def due(self) -> float | None:
+        """When to come back with a `Tick`, if ever."""
+        return min((slot.unload_at for slot in self.slots.values() if slot.unload_at is not None), default=None)
 
     def _slot(self, model: str) -> Slot:
         return self.slots.setdefault(model, Slot())
 
     def _wanted(self, event: Wanted, now: float) -> list[Action]:
         slot = self._slot(event.model)
+        slot.ttl = event.ttl
         if self._down:
             return [Reject(event.ticket, shutting_down())]
         if len(slot.waiting) + len(slot.active) >= event.limit:
@@ -181,26 +221,47 @@ class Scheduler:
         slot.waiting.append(event.ticket)
         return self._start(event.model, slot)
 
+    def _done(self, model: str, ticket: int, now: float) -> list[Action]:
+        slot = self._slot(model)
+        if ticket not in slot.active:
+            return []
+        slot.active.discard(ticket)
+        slot.idle_since = now
+        return self._stop(model, slot) if slot.state is State.DRAINING and not slot.active else []
+
+    def _unload(self, model: str) -> list[Action]:
+        """Stop the model as soon as it has finished what it has begun. Who waits for it is not forgotten."""
+        slot = self._slot(model)
+        if slot.state is State.STARTING and not slot.waiting:
+            return self._stop(model, slot)
+        if slot.state is not State.READY:
+            return []
+        slot.state = State.DRAINING
+        return [] if slot.active else self._stop(model, slot)
+
+    def _stop(self, model: str, slot: Slot) -> list[Action]:
+        slot.state = State.STOPPING
+        return [Stop(model)]
+
     def _start(self, model: str, slot: Slot) -> list[Action]:
         """Start the model unless it is on its way up, or still on its way down."""
-        if slot.state in (State.STARTING, State.STOPPING):
+        if slot.state in (State.STARTING, State.DRAINING, State.STOPPING):
             return []
         slot.state = State.STARTING
         return [Start(model)]
 
-    def _ready(self, slot: Slot) -> list[Action]:
+    def _ready(self, slot: Slot, now: float) -> list[Action]:
         if slot.state is not State.STARTING:
             return []
-        slot.state, slot.failures, slot.error = State.READY, 0, None
+        slot.state, slot.failures, slot.error, slot.idle_since = State.READY, 0, None, now
         granted = list(slot.waiting)
         slot.waiting.clear()
         slot.active.update(granted)
         return [Grant(ticket) for ticket in granted]
 
-    def _failed(self, slot: Slot, error: EardrumError, now: float) -> list[Action]:
+    def _failed(self, model: str, slot: Slot, error: EardrumError, now: float) -> list[Action]:
         if slot.state is not State.STARTING:
-            slot.state = State.STOPPED  # it was being stopped anyway
-            return []
+            return self._exited(model, slot)  # it was being stopped anyway
         slot.state, slot.error = State.FAILED, error
         slot.retry_at = now + BACK_OFF_S[min(slot.failures, len(BACK_OFF_S) - 1)]
         slot.failures += 1
@@ -215,9 +276,8 @@ class Scheduler:
         actions: list[Action] = []
         for model, slot in self.slots.items():
             actions += _reject_all(slot, shutting_down())
-            if slot.state in (State.STARTING, State.READY):
-                slot.state = State.STOPPING
-                actions.append(Stop(model))
+            if slot.state in (State.STARTING, State.READY, State.DRAINING):
+                actions += self._stop(model, slot)
         return actions
 
 

@@ -51,6 +51,21 @@ class Transcript:
             self.summary = event
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """A model's process as it is now."""
+
+    model: Model
+    state: State
+    requests: int
+    pid: int
+    loaded_at: float
+    """Unix time."""
+    default: bool
+    ttl_remaining: float | None
+    """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
+
+
 class Restart:
     """All that was heard so far is void: it begins anew."""
 
@@ -81,6 +96,38 @@ class Service:
     def load(self, model: Model) -> int:
         """Requests the model holds now."""
         return self._supervisor.load(model)
+
+    def processes(self) -> list[ProcessStatus]:
+        """The models whose processes run, in the catalog's order."""
+        return [status for model in self.catalog if (status := self._status(model))]
+
+    def _status(self, model: Model) -> ProcessStatus | None:
+        if not (running := self._supervisor.running(model)):
+            return None
+        idle = self._supervisor.idle_for(model)
+        return ProcessStatus(
+            model=model,
+            state=self.state(model),
+            requests=self.load(model),
+            pid=running.process.pid,
+            loaded_at=running.since,
+            default=model.id == self.catalog.default.id,
+            ttl_remaining=max(0.0, model.ttl - idle) if model.ttl and idle is not None else None,
+        )
+
+    async def load_model(self, model: Model) -> Model:
+        """Start the model's process, unless it runs, and wait until it serves.
+
+        Raises:
+            EardrumError: it cannot be started, or fetched.
+        """
+        model = await self._fetched(model)
+        async with self._supervisor.lease(model):
+            return model
+
+    async def unload(self, model: Model) -> None:
+        """End the model's process, once it has finished what it has begun."""
+        await self._supervisor.unload(model)
 
     def prepared(self, model: Model, request: Request) -> Request:
         """The request with the server's defaults, checked against what the model can do.

@@ -35,6 +35,8 @@ class Running:
     process: Process
     upstream: RunnerUpstream
     life: asyncio.Task[None]
+    since: float
+    """Unix time at which it was ready."""
 
 
 class Supervisor:
@@ -51,6 +53,7 @@ class Supervisor:
         self._ids = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._down = False
 
     @asynccontextmanager
@@ -67,7 +70,7 @@ class Supervisor:
         ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
         self._tickets[ticket] = granted
         try:
-            self._handle(scheduler.Wanted(model.id, ticket, model.max_requests))
+            self._handle(scheduler.Wanted(model.id, ticket, model.max_requests, model.ttl))
             try:
                 await granted
             except asyncio.CancelledError:
@@ -95,6 +98,21 @@ class Supervisor:
         slot = self._scheduler.slots.get(model.id)
         return len(slot.active) + len(slot.waiting) if slot else 0
 
+    async def unload(self, model: Model) -> None:
+        """End the model's process, once it has finished what it has begun, and wait until it is gone."""
+        self._handle(scheduler.Unload(model.id))
+        if (running := self._running.get(model.id)) and self.state(model) in (State.DRAINING, State.STOPPING):
+            await asyncio.shield(running.life)
+
+    def running(self, model: Model) -> Running | None:
+        """The model's process, if it serves."""
+        return self._running.get(model.id)
+
+    def idle_for(self, model: Model) -> float | None:
+        """Seconds since the model's last request; None while it has one, or is not loaded."""
+        slot = self._scheduler.slots.get(model.id)
+        return time.monotonic() - slot.idle_since if slot and slot.state is State.READY and not slot.active else None
+
     async def shutdown(self) -> None:
         """Stop every process and wait until all are gone."""
         self._down = True
@@ -114,6 +132,15 @@ class Supervisor:
                 case scheduler.Reject(ticket, error):
                     if not self._tickets[ticket].done():
                         self._tickets[ticket].set_exception(error)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Come back when the first model's time to live is over."""
+        if self._timer:
+            self._timer.cancel()
+        due = self._scheduler.due
+        wait = None if due is None else max(0.0, due - time.monotonic())
+        self._timer = None if wait is None else asyncio.get_running_loop().call_later(wait, self._handle, scheduler.Tick())
 
     async def _run(self, model: Model) -> None:
         """One life of a model's process: from its start to its end."""
@@ -128,7 +155,7 @@ class Supervisor:
                 log.error("%s failed to load: %s", model.id, error.message)
                 self._handle(scheduler.StartFailed(model.id, error))
                 return
-            running = Running(process, RunnerUpstream(socket), self._tasks[model.id])
+            running = Running(process, RunnerUpstream(socket), self._tasks[model.id], time.time())
             self._running[model.id] = running
             self._loaded(model, Capabilities.from_json(process.ready["capabilities"]))
             self._handle(scheduler.Ready(model.id))

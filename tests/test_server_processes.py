@@ -1,0 +1,103 @@
+"""Models come and go: loaded and unloaded by hand, and when nobody comes for their time to live."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.recordings import SPEECH_TEXT, encode, phone, speech
+
+pytestmark = pytest.mark.slow
+
+M = "moonshine-tiny-en"
+COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()"]
+
+
+def ps(server: RunningServer) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = requests.get(f"{server.address}/api/ps", timeout=10).json()["models"]
+    return found
+
+
+def test_a_model_is_loaded_and_unloaded_by_hand() -> None:
+    with running() as server:
+        assert ps(server) == []
+        loaded = requests.post(f"{server.address}/api/ps/whisper-1", timeout=60)
+        assert (loaded.status_code, loaded.json()) == (200, {"status": "loaded", "model": M})
+        (model,) = ps(server)
+        assert (model["model"], model["state"], model["requests"], model["ttl_remaining"]) == (M, "ready", 0, None)
+        assert model["is_default"]
+        assert abs(time.time() - float(str(model["loaded_at"]))) < 60
+        process = psutil.Process(int(str(model["pid"])))
+        unloaded = requests.delete(f"{server.address}/api/ps/{M}", timeout=60)
+        assert (unloaded.status_code, unloaded.json()) == (200, {"status": "unloaded", "model": M})
+        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        assert ps(server) == []
+        assert requests.delete(f"{server.address}/api/ps/{M}", timeout=60).status_code == 200, "gone is gone"
+        assert requests.delete(f"{server.address}/api/ps/nobody", timeout=60).status_code == 404
+        assert server.post(encode(speech(), "flac")).json()["text"] == SPEECH_TEXT
+
+
+def test_unloading_cuts_nobody_off() -> None:
+    """While a request is at work the process stays; who comes meanwhile is served by the next one."""
+    recording = encode(speech(), "flac")
+    with running() as server, ThreadPoolExecutor(4) as pool:
+        server.post(recording)
+        (first,) = ps(server)
+        answers = [pool.submit(server.post, recording) for _ in range(2)]
+        wait_for(lambda: ps(server)[0]["requests"] == 2)
+        gone = pool.submit(requests.delete, f"{server.address}/api/ps/{M}", timeout=60)
+        wait_for(lambda: not ps(server) or ps(server)[0]["state"] != "ready")
+        answers.append(pool.submit(server.post, recording))
+        assert [answer.result().json()["text"] for answer in answers] == [SPEECH_TEXT] * 3
+        assert gone.result().status_code == 200
+        (second,) = ps(server)
+        assert second["pid"] != first["pid"]
+
+
+def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
+    with running("--set", "globalTTL=1") as server:
+        server.post(encode(speech(), "flac"))
+        (model,) = ps(server)
+        assert 0 < float(str(model["ttl_remaining"])) <= 1
+        wait_for(lambda: not server.runners())
+        assert ps(server) == []
+        assert server.post(encode(speech(), "flac")).json()["text"] == SPEECH_TEXT
+
+
+def test_a_request_longer_than_the_time_to_live_is_not_cut(tmp_path: Path) -> None:
+    long = b"".join(encode(samples, "mp3") for _, samples, _ in phone()[:12])
+    with running("--set", "globalTTL=0.3") as server:
+        began = time.monotonic()
+        answer = server.post(long)
+        assert answer.status_code == 200
+        assert time.monotonic() - began > 0.3
+        assert "Restarting" not in server.log
+
+
+def test_the_commands() -> None:
+    with running() as server:
+
+        def eardrum(*arguments: str) -> str:
+            command = [*COMMAND, *arguments, "--server", server.address]
+            return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+        assert eardrum("ps") == "No model is loaded.\n"
+        server.post(encode(speech(), "flac"))
+        table = eardrum("ps").splitlines()
+        assert table[0].split()[:3] == ["model", "engine", "state"]
+        assert table[1].split()[:3] == [M, "moonshine", "ready"]
+        assert eardrum("stop", "whisper-1") == f"Unloaded {M}.\n"
+        assert not server.runners()
+    refused = subprocess.run(
+        [*COMMAND, "stop", "x", "--server", server.address], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert refused.returncode == 1
+    assert "is `eardrum serve` running there?" in refused.stderr
