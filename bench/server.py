@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
@@ -47,6 +48,16 @@ class RunningServer:
     def cpu(self) -> float:
         """CPU seconds of gateway and runner so far."""
         return cpu_of(self.gateway) + cpu_of(self.runner)
+
+    def unload(self, model: str) -> None:
+        """Have the server end the model's process."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
+        connection.request("DELETE", f"/api/ps/{quote(model)}")
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        if answer.status != 200:
+            raise RuntimeError(f"{model} could not be unloaded: {answer.status}")
 
     @property
     def peak_mb(self) -> tuple[float, float]:

@@ -17,9 +17,6 @@ from bench.server import RunningServer, post_clip, running
 from bench.usage import rss_mb
 from bench.whispers import NAME, reciting, settings
 
-SETTLED_S = 1.0
-"""After this the server has seen that the model's process is gone."""
-
 
 @dataclass(frozen=True, slots=True)
 class Life:
@@ -43,7 +40,7 @@ def measure(quick: bool) -> list[Figure]:
     note = (
         f"Whisper {size}, int8. RSS of all processes after the model is gone less RSS before it was loaded; loaded, that was "
         f"{ours[-1].loaded[0]:.0f} MB and {baseline[-1].loaded[0]:.0f} MB. Before: the gateway with no model, and a process that "
-        "has imported faster-whisper. The model's process is ended with SIGTERM, as the server itself does it."
+        "has imported faster-whisper. The model is unloaded with `DELETE /api/ps/NAME`."
     )
     again = "From the request to the answer for a clip of 5 s. The first time the files may have to be read from disk."
     deleted = "del model; gc.collect()"
@@ -62,9 +59,7 @@ def _ours(model: Loaded) -> Life:
         before = _held(server)
         first = _answered(server)
         loaded = _held(server)
-        server.runner.terminate()
-        server.runner.wait(20)
-        time.sleep(SETTLED_S)
+        server.unload(NAME)
         left = _held(server)
         return Life(before, loaded, left, first, _answered(server))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import textwrap
@@ -140,21 +139,23 @@ def test_the_backend_says_what_it_can(whisper: RunningServer) -> None:
 
 
 def test_a_model_that_is_gone_has_left_nothing_behind(whisper: RunningServer) -> None:
-    """Ends the model's process; the gateway is what it was before, and the model comes back as fast as it came."""
+    """Unloads the model; the gateway is what it was before, and the model comes back."""
     gateway = psutil.Process(whisper.process.pid)
     whisper.post(audio(ENGLISH))
-    for runner in whisper.runners():
-        runner.send_signal(signal.SIGTERM)
-    wait_for(lambda: not whisper.runners())
+    unload(whisper)
     rss, files = gateway.memory_info().rss, gateway.num_fds()
     for _ in range(2):
         assert whisper.post(audio(ENGLISH)).json()["text"] == ENGLISH.text
-        (runner,) = whisper.runners()
-        runner.send_signal(signal.SIGTERM)
-        wait_for(lambda: not whisper.runners())
+        assert len(whisper.runners()) == 1
+        unload(whisper)
         wait_for(lambda: gateway.num_fds() <= files)
     assert gateway.memory_info().rss <= rss + 4_000_000
     assert not whisper.open_files()
+
+
+def unload(server: RunningServer) -> None:
+    assert requests.delete(f"{server.address}/api/ps/hearing", timeout=60).status_code == 200
+    assert not server.runners()
 
 
 PARROT = '''

@@ -77,13 +77,11 @@ def _server(target: Target, batch: int) -> Iterator[RunningServer]:
 
 
 def _loading(served: Served, server: RunningServer, name: str, recordings: Sequence[Recording]) -> None:
-    """First use, the same once loaded, and again after the model's process was ended."""
+    """First use, the same once loaded, and again after it was unloaded."""
     clip = min(recordings, key=lambda recording: recording.seconds)
     served.first_use_s = _answered(server, name, clip)
     served.loaded_answer_s = min(_answered(server, name, clip) for _ in range(3))
-    server.runner.terminate()
-    server.runner.wait(30)
-    time.sleep(1)  # for the server to see that
+    server.unload(name)
     served.again_s = _answered(server, name, clip)
 
 
