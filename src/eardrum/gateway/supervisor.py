@@ -53,6 +53,7 @@ class Supervisor:
         self._ids = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
+        self._measured: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._down = False
 
@@ -182,6 +183,7 @@ class Supervisor:
         except (OSError, ValueError) as error:
             raise ModelLoadError(f"{model.id} could not be started: {error}") from error
         seconds, batch = time.monotonic() - began, process.ready["batch"]
+        self._measured[_kind(model)] = batch  # loading it again need not find out again
         log.info("%s ready after %.1f s: engine %s, batch %d, pid %d", model.id, seconds, model.engine, batch, process.pid)
         return process
 
@@ -190,7 +192,7 @@ class Supervisor:
             "--engine": model.engine,
             "--source": str(model.source or ""),
             "--socket": socket,
-            "--batch": str(model.batch),
+            "--batch": str(model.batch or self._measured.get(_kind(model), 0)),
             "--max-audio-s": str(self._max_audio_s),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
@@ -206,6 +208,11 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
+
+
+def _kind(model: Model) -> str:
+    """What a measurement of the model's speed holds for."""
+    return json.dumps([model.id, model.engine, str(model.source), model.options, model.python], sort_keys=True)
 
 
 async def _explained(model: Model, running: Running, error: RunnerCrashedError) -> RunnerCrashedError:

@@ -48,7 +48,8 @@ def _compared(engine: Engine, probe: Window, small: int, large: int) -> tuple[fl
     timings = []
     for _ in range(ROUNDS):
         timings.append((_timed(engine, probe, small), _timed(engine, probe, large)))
-        if timings[-1][1] > LONG_S:
+        one, other = timings[-1]
+        if other > LONG_S or one / small < other / large:  # no gain at all: chance will not make it one
             break
     return min(t for t, _ in timings) / small, min(t for _, t in timings) / large
 
