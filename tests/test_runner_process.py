@@ -82,6 +82,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         (["--options", '{"compute_type": "int8"}'], "compute_type 'int8' cannot be had"),
         (["--options", '{"device": "cuda"}'], "device is cuda"),
         (["--source", "/nowhere"], "encoder_model.ort is missing"),
+        (["--batch", "1000"], "batch is 1000, but this engine decodes at most 4"),
         (["--engine", "parrot"], "There is no engine 'parrot'. Engines: faster_whisper, moonshine"),
     ],
 )

@@ -55,7 +55,7 @@ def main() -> None:
     try:
         engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
         vad = Vad()
-        batch = arguments.batch or _measure(engine)
+        batch = _allowed(arguments.batch, engine) or _measure(engine)
     except EardrumError as error:
         _say({"failed": error.to_json()})
         sys.exit(1)
@@ -136,6 +136,12 @@ def _removed_at_end(socket: str | None) -> Iterator[None]:
                 shutil.rmtree(Path(socket).parent, ignore_errors=True)
             with suppress(OSError):
                 Path(socket).parent.rmdir()
+
+
+def _allowed(batch: int, engine: Engine) -> int:
+    if batch > (most := engine.capabilities.max_batch):
+        raise ConfigError(f"batch is {batch}, but this engine decodes at most {most} windows at once. Set less, or leave it out.")
+    return batch
 
 
 def _measure(engine: Engine) -> int:
