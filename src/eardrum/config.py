@@ -167,6 +167,8 @@ def load(
         tree = _merged(tree, source)
     tree = _merged(tree, {k: v for k, v in (overrides or {}).items() if v is not None})
     tree = {name: value for name, value in tree.items() if value is not None or name not in NESTED}  # `limits:` left empty
+    if isinstance(models := tree.get("models"), dict):  # of `large-v3:` its name says all
+        tree["models"] = {name: {} if entry is None else entry for name, entry in models.items()}
     try:
         return Settings(**tree)
     except ValidationError as error:

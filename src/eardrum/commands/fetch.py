@@ -17,7 +17,7 @@ from eardrum.commands import describe
 from eardrum.engines import registry
 from eardrum.errors import ConfigError
 from eardrum.gateway import choice, names
-from eardrum.gateway.inventory import Inventory, engine_of, layouts
+from eardrum.gateway.inventory import Inventory, engine_of
 from eardrum.gateway.pull import Puller
 from eardrum.gateway.store import CACHED, Store, size_of
 
@@ -34,12 +34,14 @@ def folder_meant(name: str) -> Path | None:
     Raises:
         ConfigError: it is written as a path, and there is no such folder.
     """
+    if not name:
+        raise ConfigError("Which model? Say a name or a folder.")
     path = Path(name).expanduser()
     written_as_path = name.startswith((".", "/", "~")) or name.endswith("/")
     if path.is_dir() and (written_as_path or not names.matches(name)):
         return path.resolve()
     if written_as_path:
-        raise ConfigError(f"There is no folder {name}.")
+        raise ConfigError(f"{name} is a file: name the folder that holds it." if path.exists() else f"There is no folder {name}.")
     return None
 
 
@@ -55,7 +57,7 @@ def copied(folder: Path, store: Store, *, id: str, engine: str) -> None:
     id = id or own_id
     recognised = engine_of(source)
     if not recognised and not engine:
-        raise ConfigError(f"No engine recognises the files in {source}. What they look for: {layouts()}.")
+        raise ConfigError(f"No engine recognises the files in {source}. `eardrum engines` lists which files each looks for.")
     total, done = size_of(source), 0
     with _progress(id) as advance:
 

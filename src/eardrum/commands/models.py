@@ -17,7 +17,7 @@ from eardrum.engines import registry
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway import names
 from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.inventory import Inventory
+from eardrum.gateway.inventory import Inventory, engine_of
 from eardrum.gateway.store import Store
 
 console = Console(soft_wrap=True, highlight=False)
@@ -68,7 +68,7 @@ def _notes(catalog: Catalog) -> list[str]:
         if model.absent:
             notes.append(f"{model.id} is not on this machine: `eardrum pull {model.id}`.")
     half = catalog.inventory.store.half_fetched()
-    return notes + [f"The download of {id} is not finished: `eardrum pull {id}` continues it." for id in half]
+    return notes + [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
 
 
 def show(name: Name, config_file: ConfigFile = None, assignments: Assignments = None) -> None:
@@ -93,7 +93,9 @@ def remove(
     """Delete a model's files from the store."""
     inventory = Inventory(config.load(config_file, assignments or ()))
     id = _removable(name, inventory)
-    if not yes and sys.stdin.isatty():
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"Nobody can be asked whether to delete {id} from {inventory.store.folder}: say --yes.")
         typer.confirm(f"Delete {id} from {inventory.store.folder}?", abort=True)
     freed = inventory.store.remove(id)
     print(f"{id} is gone; {describe.size(freed)} are free again.")
@@ -120,7 +122,8 @@ def _removable(name: str, inventory: Inventory) -> str:
 
 
 def _ids(store: Store) -> set[str]:
-    return {id for id, _ in store} | set(store.half_fetched())
+    """What is ours to delete: not every folder in a store is a model."""
+    return {id for id, source in store if engine_of(source)} | set(store.half_fetched())
 
 
 def engines() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Annotated, Self, cast
 
 from pydantic import Field
 
@@ -114,16 +114,18 @@ class FasterWhisper(Engine):
             "file; else float32, float16, bfloat16, int8, int8_float32, int8_float16, int8_bfloat16, int16, as the device can.",
         )
         device_index: list[int] = Field([0], min_length=1, description="Numbers of the GPUs to load the model on.")
-        threads: int = Field(0, ge=0, description="Threads per worker on a CPU; 0 leaves it to CTranslate2.")
-        workers: int = Field(1, ge=1, description="Batches decoded side by side on each device; each needs memory of its own.")
+        threads: int = Field(0, ge=0, le=512, description="Threads per worker on a CPU; 0 leaves it to CTranslate2.")
+        workers: int = Field(
+            1, ge=1, le=64, description="Batches decoded side by side on each device, each with memory of its own."
+        )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
-        beam_size: int = Field(5, ge=1, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
-        best_of: int = Field(5, ge=1, description="Samples drawn above temperature 0, of which the likeliest is taken.")
-        patience: float = Field(1.0, gt=0, description="How much longer than usual the beam search goes on.")
+        beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
+        best_of: int = Field(5, ge=1, le=50, description="Samples drawn above temperature 0, of which the likeliest is taken.")
+        patience: float = Field(1.0, gt=0, le=10, description="How much longer than usual the beam search goes on.")
         length_penalty: float = Field(1.0, description="Exponent of the length by which hypotheses are scored.")
         repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes tokens that were said already less likely.")
         no_repeat_ngram_size: int = Field(0, ge=0, description="No sequence of so many tokens is said twice; 0 allows it.")
-        temperatures: tuple[float, ...] = Field(
+        temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
             (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
             min_length=1,
             description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",
@@ -143,7 +145,7 @@ class FasterWhisper(Engine):
             "windows of a request are decoded one after another.",
         )
         prompt: str = Field("", description="Prompt for requests that bring none: names, spelling, style.")
-        suppress_tokens: tuple[int, ...] = Field(
+        suppress_tokens: tuple[Annotated[int, Field(ge=0, lt=50_000)], ...] = Field(
             (), description="Tokens never to be decoded, besides the symbols that nobody says."
         )
 

@@ -50,7 +50,7 @@ class Moonshine(Engine):
         language: str = Field(
             "", description="Language of the weights (ISO 639 code); empty takes it from the folder's name, else English."
         )
-        threads: int = Field(0, ge=0, description="Threads per decode; 0 uses every core.")
+        threads: int = Field(0, ge=0, le=512, description="Threads per decode; 0 uses every core.")
         sha256: dict[str, str] = Field({}, description="File name to expected SHA-256; a file that differs is refused.")
 
     def __init__(self, encoder: Any, decoder: Any, pieces: list[bytes], language: str):

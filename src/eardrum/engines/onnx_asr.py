@@ -154,7 +154,7 @@ class OnnxAsr(Engine):
             "Canary cannot detect one and takes English where neither this nor the request names it.",
         )
         pnc: bool | None = Field(None, description="Canary only: with punctuation and capitals (its default), or without.")
-        threads: int = Field(0, ge=0, description="Threads per decode; 0 uses every core.")
+        threads: int = Field(0, ge=0, le=512, description="Threads per decode; 0 uses every core.")
 
     def __init__(self, model: Any, kind: Kind, options: Options, language: str):
         self._model = model.with_timestamps()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
 from pydantic import Field
 
@@ -71,10 +71,10 @@ class OpenAIWhisper(Engine):
         """Options of a Whisper that runs in OpenAI's package."""
 
         compute_type: str = Field("auto", description="Number format: `auto` is float16 on a GPU and float32 on a CPU.")
-        threads: int = Field(0, ge=0, description="Threads of PyTorch on the CPU; 0 uses every core.")
-        beam_size: int = Field(1, ge=1, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
-        best_of: int = Field(5, ge=1, description="Samples drawn above temperature 0, of which the likeliest is taken.")
-        temperatures: tuple[float, ...] = Field(
+        threads: int = Field(0, ge=0, le=512, description="Threads of PyTorch on the CPU; 0 uses every core.")
+        beam_size: int = Field(1, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
+        best_of: int = Field(5, ge=1, le=50, description="Samples drawn above temperature 0, of which the likeliest is taken.")
+        temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
             (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
             min_length=1,
             description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",

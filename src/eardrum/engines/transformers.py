@@ -108,7 +108,7 @@ class Transformers(Engine):
         language: str = Field(
             "", description="Language where a request names none and the model cannot tell; empty takes it from the name."
         )
-        threads: int = Field(0, ge=0, description="Threads of PyTorch on the CPU; 0 uses every core.")
+        threads: int = Field(0, ge=0, le=512, description="Threads of PyTorch on the CPU; 0 uses every core.")
 
     def __init__(self, family: Family, capabilities: Capabilities):
         self._family = family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from eardrum.gateway import names
 from eardrum.gateway.inventory import Inventory, Model
 from eardrum.languages import language_name
 from eardrum.types import Capabilities, Request, Task
+
+log = logging.getLogger(__name__)
 
 DEFAULT_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
 """Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
@@ -150,10 +153,14 @@ class Catalog:
                 raise ConfigError(f"The alias {alias!r} of {model.id} already belongs to {owner}.")
 
     def _check_fallback(self, model: Model, name: str) -> None:
+        """A fallback that is not here yet is passed over until it is; one that nobody knows is a mistake."""
         try:
-            self.find(name)
+            if self.find(name).id == model.id:
+                raise ConfigError(f"models.{model.id}.fallback: {name} is the model itself.")
         except ModelNotFoundError as error:
-            raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
+            if not names.matches(name):
+                raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
+            log.warning("models.%s.fallback: %s", model.id, error.message)
 
     def _choose_default(self) -> tuple[Model, str]:
         engine = self.inventory.default_engine

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from eardrum.engines import registry
 from eardrum.engines.registry import Card
-from eardrum.errors import ModelNotFoundError, PullError
+from eardrum.errors import InvalidRequestError, ModelNotFoundError
 from eardrum.gateway import names
-from eardrum.gateway.inventory import EMBEDDED_ID, Inventory, engine_of, layouts
+from eardrum.gateway.inventory import EMBEDDED_ID, Inventory, engine_of
 from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Listing, Puller
 
@@ -20,15 +20,16 @@ async def choose(name: str, inventory: Inventory, puller: Puller, engine: str = 
 
     Raises:
         ModelNotFoundError: nobody knows the name, or it could mean several things.
-        PullError: the hub cannot be asked, or no engine recognises the files.
+        InvalidRequestError: there is nothing to fetch, or no engine recognises the files.
+        PullError: the hub cannot be asked.
     """
     if not engine and (model := inventory.configured(name)):
         if not model.repository:
             where = f"runs what is at {model.source}" if model.source else "calls another server"
-            raise PullError(f"There is nothing to fetch for {model.id}: it {where}.")
+            raise InvalidRequestError(f"There is nothing to fetch for {model.id}: it {where}.")
         return Match(model.card, model.repository)
     if name == EMBEDDED_ID and not engine:
-        raise PullError(f"There is nothing to fetch for {name}: it came with the package.")
+        raise InvalidRequestError(f"There is nothing to fetch for {name}: it came with the package.")
     try:
         return names.choose(name, engine)
     except ModelNotFoundError:
@@ -48,4 +49,6 @@ def _card_for(repository: str, listing: Listing) -> Card:
             config.write_text(json.dumps(listing.config), encoding="utf-8")
         if engine := engine_of(Path(folder)):
             return registry.card(engine)
-    raise PullError(f"No engine recognises the files of {repository}. What they look for: {layouts()}.")
+    raise InvalidRequestError(
+        f"No engine recognises the files of {repository}. `eardrum engines` lists which files each looks for."
+    )

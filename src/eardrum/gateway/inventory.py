@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -169,6 +170,8 @@ class Inventory:
     def _nothing_at(self, path: Path, id: str) -> ConfigError:
         if not path.exists():
             return ConfigError(f"models.{id}.source: there is nothing at {path}.")
+        if not os.access(path, os.R_OK):
+            return ConfigError(f"models.{id}: {path} cannot be read: give the user that runs the server the right to.")
         return ConfigError(f"models.{id}: no engine recognises {path}. Set `engine:`, or check the files ({layouts()}).")
 
     def _embedded(self) -> Iterator[Model]:

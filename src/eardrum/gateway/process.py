@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LAST_LINES = 12
 GRACE_S = 5.0
+LINE_BYTES = 1 << 20
 LIKELY: dict[int, str] = {
     signal.SIGILL: " (a library built for another processor)",
     signal.SIGKILL: " (by the system, if memory ran out)",
@@ -28,23 +29,48 @@ LIKELY: dict[int, str] = {
 LEVELS = {"DEBUG": logging.DEBUG, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
 
 
+class Protocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """Knows when the child is gone, even while a grandchild still holds its pipes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        super().__init__(limit=LINE_BYTES, loop=loop)
+        self.exited = loop.create_future()
+
+    def process_exited(self) -> None:
+        """Called by the event loop."""
+        if not self.exited.done():
+            self.exited.set_result(None)
+        super().process_exited()
+
+
 class Process:
     """One runner. `start` returns it when it serves; `ended` completes when it is gone."""
 
-    def __init__(self, name: str, child: asyncio.subprocess.Process):
+    def __init__(self, name: str, transport: asyncio.SubprocessTransport, protocol: Protocol, hint: str):
         self.name = name
         self.ready: dict[str, Any] = {}
         """What the runner said when it was ready."""
-        self._child = child
+        self._transport = transport
+        self._child = asyncio.subprocess.Process(transport, protocol, asyncio.get_running_loop())
+        self._exited = protocol.exited
+        self._hint = hint
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._reading = asyncio.ensure_future(self._read_log())
         self.ended = asyncio.ensure_future(self._wait())
 
     @classmethod
     async def start(
-        cls, name: str, command: Sequence[str], *, within_s: float, environment: Mapping[str, str] | None = None
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        within_s: float,
+        environment: Mapping[str, str] | None = None,
+        hint: str = "",
     ) -> Process:
         """Start `command`, with `environment` added to our own, and wait for its line of JSON on stdout.
+
+        `hint` is told to whoever reads that it did not behave like a runner.
 
         The child gets a session of its own, so that Ctrl-C reaches only the gateway, and a pipe as stdin whose
         end tells it that the gateway is gone.
@@ -52,7 +78,9 @@ class Process:
         Raises:
             ModelLoadError: it said why it failed, died, or was not ready in time.
         """
-        child = await asyncio.create_subprocess_exec(
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.subprocess_exec(
+            lambda: Protocol(loop),
             *command,
             env={**os.environ, **(environment or {})},
             stdin=PIPE,
@@ -60,7 +88,7 @@ class Process:
             stderr=PIPE,
             start_new_session=True,
         )
-        process = cls(name, child)
+        process = cls(name, transport, protocol, hint)
         try:
             async with asyncio.timeout(within_s):
                 await process._greet()
@@ -94,30 +122,44 @@ class Process:
 
     async def stop(self) -> None:
         """Ask it to end, insist after `GRACE_S`, and wait until it is gone."""
-        with suppress(ProcessLookupError):
-            self._child.terminate()
+        self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(GRACE_S):
                 await asyncio.shield(self.ended)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self._child.kill()
+            self._signal(signal.SIGKILL)
             await asyncio.shield(self.ended)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the child and to whatever it started: the session is its own."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, number)
 
     async def _greet(self) -> None:
         assert self._child.stdout
-        line = await self._child.stdout.readline()
-        if not line:
+        reading = asyncio.ensure_future(self._child.stdout.readline())
+        either: list[asyncio.Future[Any]] = [reading, self._exited]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([reading], timeout=GRACE_S)  # what the process said last may still be on its way
+        if not reading.done() or not reading.result():
+            reading.cancel()
             await asyncio.shield(self.ended)
-            raise ModelLoadError(f"The process of {self.name} {self.ending} before it was ready. {self.last_words}")
-        message = json.loads(line)
+            raise ModelLoadError(f"The process of {self.name} {self.ending} before it was ready. {self.last_words}{self._hint}")
+        line = reading.result()
+        try:
+            message = json.loads(line)
+        except ValueError:
+            said = line.decode(errors="replace").strip()
+            raise ModelLoadError(f"The process of {self.name} is no runner: it says {said[:100]!r}.{self._hint}") from None
         if "failed" in message:
             raise error_from_json(message["failed"])
         self.ready = message["ready"]
 
     async def _wait(self) -> None:
-        await self._child.wait()
-        await self._reading
+        await self._exited
+        self._signal(signal.SIGKILL)  # what it has left behind would keep its memory, and our pipes
+        await asyncio.wait([self._reading], timeout=GRACE_S)
+        self._transport.close()
 
     async def _read_log(self) -> None:
         assert self._child.stderr

@@ -64,8 +64,11 @@ class Store:
         return self._plain(id)
 
     def unfinished(self, id: str) -> bool:
-        """Whether a download of this model was cut off, or is under way."""
-        return is_id(id) and any(any((self._cached(id) / "blobs").glob(pattern)) for pattern in UNFINISHED)
+        """Whether a download or a copy of this model was cut off, or is under way."""
+        if not is_id(id):
+            return False
+        copying = self._cached(id) / f".{IMPORTED}"
+        return copying.is_dir() or any(any((self._cached(id) / "blobs").glob(pattern)) for pattern in UNFINISHED)
 
     def half_fetched(self) -> list[str]:
         """Ids of all models with an unfinished download."""
@@ -112,9 +115,17 @@ class Store:
         return snapshot
 
     def remove(self, id: str) -> int:
-        """Delete a model's files, also those of an unfinished download; returns the bytes that became free."""
-        if not is_id(id):
-            return 0
+        """Delete a model's files, also those of an unfinished download; returns the bytes that became free.
+
+        Raises:
+            ConfigError: the rights to do so are missing.
+        """
+        try:
+            return self._removed(id) if is_id(id) else 0
+        except PermissionError as error:
+            raise ConfigError(f"{id} cannot be deleted: {error.strerror}: {error.filename}.") from error
+
+    def _removed(self, id: str) -> int:
         freed = 0
         for path in (self._cached(id), self._plain(id)):
             if path and path.is_symlink():  # the folder it leads to is not ours

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from eardrum.errors import EardrumError, ModelLoadError, RunnerCrashedError
+from eardrum.errors import ConfigError, EardrumError, ModelLoadError, RunnerCrashedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.process import Process
@@ -169,25 +169,30 @@ class Supervisor:
             await running.upstream.close()
 
     async def _started(self, model: Model, socket: str, directory: str) -> Process:
-        began = time.monotonic()
+        began, interpreter = time.monotonic(), model.python or sys.executable
+        hint = f" It runs in {interpreter} (`python:`): is that a Python with Eardrum installed?" if model.python else ""
         try:
             process = await Process.start(
                 model.id,
-                self._command(model, socket),
+                [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket)],
                 within_s=self._start_seconds,
                 environment={
                     "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options),  # not for everybody who lists processes
                     "TMPDIR": directory,  # goes with the process, whatever a library leaves there
                 },
+                hint=hint,
             )
         except (OSError, ValueError) as error:
-            raise ModelLoadError(f"{model.id} could not be started: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ModelLoadError(f"{model.id} could not be started: {interpreter}: {reason}.{hint}") from error
+        except ConfigError as error:
+            raise ModelLoadError(f"models.{model.id}: {error.message}") from error
         seconds, batch = time.monotonic() - began, process.ready["batch"]
         self._measured[_kind(model)] = batch  # loading it again need not find out again
         log.info("%s ready after %.1f s: engine %s, batch %d, pid %d", model.id, seconds, model.engine, batch, process.pid)
         return process
 
-    def _command(self, model: Model, socket: str) -> list[str]:
+    def _arguments(self, model: Model, socket: str) -> list[str]:
         arguments = {
             "--engine": model.engine,
             "--source": str(model.source or ""),
@@ -196,7 +201,7 @@ class Supervisor:
             "--max-audio-s": str(self._max_audio_s),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
-        return [model.python or sys.executable, "-m", "eardrum.runner", *itertools.chain(*arguments.items()), "--parent"]
+        return [*itertools.chain(*arguments.items()), "--parent"]
 
     def _stop(self, model: str) -> None:
         if running := self._running.get(model):

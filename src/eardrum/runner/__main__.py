@@ -84,7 +84,8 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     except ValidationError as error:
         first = error.errors()[0]
         known = ", ".join(cls.Options.model_fields)
-        raise ConfigError(f"Option {'.'.join(map(str, first['loc']))} of {name}: {first['msg']}. Options: {known}.") from error
+        wrong = first["msg"].replace("tuple", "list").removeprefix("Value error, ").rstrip(".")
+        raise ConfigError(f"Option {'.'.join(map(str, first['loc']))} of {name}: {wrong}. Options: {known}.") from error
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
 

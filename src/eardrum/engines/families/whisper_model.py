@@ -109,7 +109,7 @@ class WhisperModel:
 
     def tokens(self, text: str) -> list[int]:
         """The text as tokens, without special ones."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self.special.text(self._tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens' text, without times and special tokens."""

@@ -104,8 +104,8 @@ class OpenAIModel:
         return starts, probabilities
 
     def tokens(self, text: str) -> list[int]:
-        """The text as tokens."""
-        return list(self._tokenizer.encode(text))
+        """The text as tokens; one that spells special ones out means their letters."""
+        return list(self._tokenizer.encode(text, disallowed_special=()))
 
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens' text, without times and special tokens."""

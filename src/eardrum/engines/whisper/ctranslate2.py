@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,7 @@ class CTranslate2Whisper:
     def tokens(self, text: str) -> list[int]:
         """The text as tokens, without special ones."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.special.text(ids)  # a prompt may spell special ones out
 
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens' text, without times and special tokens."""
@@ -225,6 +226,8 @@ def _needed(source: Path, name: str, advice: str) -> Path:
     path = source / name
     if not path.is_file():
         raise ModelLoadError(f"{source} is not a faster-whisper model: {name} is missing. {advice}")
+    if not os.access(path, os.R_OK):
+        raise ModelLoadError(f"{path} cannot be read: give the user that runs the server the right to.")
     return path
 
 
@@ -232,6 +235,8 @@ def _read_json(path: Path, kind: type) -> Any:
     try:
         if isinstance(data := json.loads(path.read_bytes()), kind):
             return data
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
     raise ModelLoadError(f"{path} is not of a CTranslate2 model. Fetch the model again.")

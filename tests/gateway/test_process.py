@@ -1,0 +1,77 @@
+"""A child process and whatever it starts: watched, ended, its last words kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eardrum.errors import ModelLoadError
+from eardrum.gateway.process import Process
+from tests.conftest import wait_for
+
+READY = 'print(\'{"ready": {"batch": 1}}\', flush=True)'
+GRANDCHILD = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
+"""It inherits the pipes, and holds them for a minute."""
+
+
+def script(*lines: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent("\n".join(["import os, sys, time", *lines]))]
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+async def test_a_death_is_seen_even_when_something_holds_the_pipes(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    process = await Process.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(process.ended, 3)
+    assert "SIGKILL" in process.ending
+    wait_for(lambda: not alive(int(noted.read_text())), 3)
+
+
+async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    process = await Process.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    await asyncio.wait_for(process.stop(), 3)
+    wait_for(lambda: not alive(int(noted.read_text())), 3)
+
+
+async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    began = time.monotonic()
+    with pytest.raises(ModelLoadError, match=r"not ready after 0\.5 s .*start_seconds"):
+        await Process.start("m", [*script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=0.5)
+    assert time.monotonic() - began < 3
+    wait_for(lambda: not alive(int(noted.read_text())), 3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["print('Welcome to conda')", "time.sleep(60)"], "is no runner: it says 'Welcome to conda'"),
+        (["sys.exit(3)"], "ended with exit code 3 before it was ready. It logged nothing."),
+        (["print('no such thing', file=sys.stderr)", "sys.exit(1)"], "Its last words: no such thing"),
+        (["os.kill(os.getpid(), 4)"], "was ended by SIGILL (a library built for another processor)"),
+    ],
+)
+async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        await asyncio.wait_for(Process.start("m", script(*lines), within_s=10, hint=" Look at python."), 5)
+    assert says in caught.value.message
+    assert caught.value.message.endswith("Look at python.")
+
+
+async def test_what_it_says_last_is_heard() -> None:
+    failed = 'print(\'{"failed": {"error": "ModelLoadError", "message": "No file."}}\', flush=True)'
+    with pytest.raises(ModelLoadError, match=r"^No file\.$"):
+        await Process.start("m", script(failed, "os._exit(1)"), within_s=10)
