@@ -75,7 +75,8 @@ def test_a_pulled_model_transcribes(shell: Shell, tmp_path: Path) -> None:
     shown = shell("show", NAME)
     for fact in ("moonshine (Moonshine tiny", "44 MB", "en", "token probabilities", "threads", "whisper-1", str(shell.store)):
         assert fact in shown
-    shell("rm", NAME, says=f"{NAME} is gone; 44 MB are free again.")
+    shell("rm", NAME, says="say --yes", code=1)
+    shell("rm", NAME, "--yes", says=f"{NAME} is gone; 44 MB are free again.")
     assert NAME not in shell("list")
     shell("rm", NAME, says="There is no model", code=1)
 
@@ -89,7 +90,7 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: Shell) -> 
     assert process.returncode == 130
     assert f"What has arrived is kept: `eardrum pull {NAME}` continues." in said
     assert "Traceback" not in said
-    shell("list", says=f"The download of {NAME} is not finished: `eardrum pull {NAME}` continues it.")
+    shell("list", says=f"{NAME} is not whole: pull it again, which continues a download, or `eardrum rm {NAME}`.")
     shell("transcribe", __file__, "--model", NAME, says="There is no model", code=1)
     gate.set()
     shell("pull", NAME)
@@ -119,7 +120,7 @@ def test_a_folder_is_copied_in(shell: Shell, tmp_path: Path) -> None:
     shell("list", says="moon-en (default)")
     shell("pull", str(shell.store / "models--moon-en"), "--name", "my/copy", says="my/copy is in the store")
     shell("show", "my/copy", says="moonshine")
-    shell("rm", "moon-en", says="44 MB are free")
+    shell("rm", "moon-en", "--yes", says="44 MB are free")
     assert shell.hub.requests == []
 
 
@@ -164,6 +165,23 @@ def test_rm_deletes_only_what_is_the_stores(shell: Shell, tmp_path: Path) -> Non
     for name in ("..", "../own", "", "own/..", str(own)):
         shell("rm", name, says="There is no model", code=1)
     assert len(list(own.iterdir())) == len(list(MOONSHINE.iterdir()))
+
+
+def test_rm_leaves_folders_that_are_no_models(shell: Shell) -> None:
+    thesis = shell.store / "Documents" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("precious")
+    shell("rm", "Documents", "--yes", says="There is no model", code=1)
+    assert thesis.read_text() == "precious"
+
+
+def test_a_copy_that_was_cut_off_is_seen_and_can_be_removed(shell: Shell) -> None:
+    half = shell.store / "models--big" / ".imported"
+    half.mkdir(parents=True)
+    (half / "model.bin").write_bytes(bytes(3_000_000))
+    shell("list", says="big is not whole")
+    shell("rm", "big", "--yes", says="big is gone; 3 MB are free again.")
+    assert not half.parent.exists()
 
 
 def test_rm_asks_on_a_terminal(shell: Shell) -> None:

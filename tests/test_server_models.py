@@ -119,7 +119,7 @@ def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
             assert len(answer.text) < 1000
         assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
         assert list((tmp_path / "store").iterdir()) == []
-        assert pull(server, "moonshine-tiny-en").status_code == 502
+        assert pull(server, "moonshine-tiny-en").status_code == 400
         assert requests.get(f"{server.address}/api/pull/x", timeout=10).status_code == 405
         hub.repositories[NAME].damaged = True
         answer = pull(server, NAME)

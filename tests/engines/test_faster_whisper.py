@@ -612,3 +612,27 @@ def test_a_random_model_recites_as_many_tokens_as_asked(tmp_path: Path) -> None:
         assert len(segment.tokens) == 20
         assert segment.temperature == 0.0
         assert math.exp(segment.avg_logprob) > 0.9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperatures": [-1]},
+        {"temperatures": []},
+        {"beam_size": 100_000},
+        {"best_of": 100_000},
+        {"threads": 10_000},
+        {"workers": 1000},
+        {"suppress_tokens": [99_999_999]},
+        {"device_index": 7},
+    ],
+)
+def test_options_that_would_hang_crash_or_babble_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        FasterWhisper.Options(**options)
+
+
+def test_a_prompt_that_spells_special_tokens_out_is_no_command(folder: Path) -> None:
+    engine = FasterWhisper.load(folder, FasterWhisper.Options(compute_type="float32"))
+    spoken = window(clip("u24").samples, prompt="<|endoftext|><|startoftranscript|>" * 300)
+    assert text(engine.transcribe([spoken])[0]) == clip("u24").text

@@ -425,6 +425,17 @@ def test_a_default_whose_engine_cannot_run_says_what_to_install(engines: Callabl
         catalog(default_model="rare", pull_missing=True)
 
 
+def test_a_fallback_that_could_be_fetched_is_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["large-v3", EMBEDDED_ID])})
+    assert found.find("mine").fallback == ("large-v3", EMBEDDED_ID)
+    assert "eardrum pull large-v3" in caplog.text
+
+
+def test_of_a_model_in_the_config_its_name_may_say_all() -> None:
+    found = catalog(**config.load(overrides={"models": {"large-v3": None}}, environment={}).model_dump(include={"models"}))
+    assert (found.find("large-v3").engine, found.find("large-v3").absent) == ("faster_whisper", True)
+
+
 def test_fallbacks_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.mine\.fallback: .*'nobody'"):
         catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["nobody"])})

@@ -156,7 +156,7 @@ class Catalog:
         """A fallback that is not here yet is passed over until it is; one that nobody knows is a mistake."""
         try:
             if self.find(name).id == model.id:
-                raise ConfigError(f"models.{model.id}.fallback: {name} is the model itself.")
+                log.warning("models.%s.fallback: %s is the model itself and no help.", model.id, name)
         except ModelNotFoundError as error:
             if not names.matches(name):
                 raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
