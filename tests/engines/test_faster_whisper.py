@@ -636,3 +636,8 @@ def test_a_prompt_that_spells_special_tokens_out_is_no_command(folder: Path) -> 
     engine = FasterWhisper.load(folder, FasterWhisper.Options(compute_type="float32"))
     spoken = window(clip("u24").samples, prompt="<|endoftext|><|startoftranscript|>" * 300)
     assert text(engine.transcribe([spoken])[0]) == clip("u24").text
+
+
+def test_flash_attention_is_not_for_a_cpu(folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="flash_attention"):
+        FasterWhisper.load(folder, FasterWhisper.Options(device="cpu", flash_attention=True))

@@ -46,7 +46,8 @@ def list_models(config_file: ConfigFile = None, assignments: Assignments = None)
     """Show the models this server has."""
     catalog = Catalog(config.load(config_file, assignments or ()))
     table = Table("model", "engine", "languages", "size", "from", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
         size = "not here" if model.absent else describe.size(model.size)

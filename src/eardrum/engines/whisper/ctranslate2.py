@@ -101,6 +101,10 @@ class CTranslate2Whisper:
         import ctranslate2
 
         device = _device(device, device_index, ctranslate2)
+        if settings.get("flash_attention") and device == "cpu":
+            raise ModelLoadError(
+                "flash_attention is for NVIDIA GPUs (Ampere or newer), and this model runs on the CPU: leave it out."
+            )
         compute_type = _compute_type(compute_type, device, device_index, ctranslate2)
         config, vocabulary = _read_config(source), _read_vocabulary(source)
         tokenizer, special = _read_tokenizer(source, vocabulary)
