@@ -641,3 +641,9 @@ def test_a_prompt_that_spells_special_tokens_out_is_no_command(folder: Path) -> 
 def test_flash_attention_is_not_for_a_cpu(folder: Path) -> None:
     with pytest.raises(ModelLoadError, match="flash_attention"):
         FasterWhisper.load(folder, FasterWhisper.Options(device="cpu", flash_attention=True))
+
+
+@pytest.mark.parametrize(("compute_type", "gains"), [("int8", False), ("float32", True), ("auto", False)])
+def test_whole_numbers_on_a_cpu_are_not_worth_batching(folder: Path, compute_type: str, gains: bool) -> None:
+    engine = FasterWhisper.load(folder, FasterWhisper.Options(device="cpu", compute_type=compute_type))
+    assert engine.gains_by_batching is gains

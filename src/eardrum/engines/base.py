@@ -130,6 +130,10 @@ class Engine(ABC):
     parallel: int = 1
     """Calls of `transcribe` that may run at once, each in a thread of its own (replicas on several GPUs)."""
 
+    gains_by_batching: bool = True
+    """False where batches are known to gain nothing: the batch size is then 1, unless the config says otherwise, and no time
+    is spent at load on finding out."""
+
     sequential: bool = False
     """The windows of a request are decoded one after another, each after `context.text` is there from the one before."""
 

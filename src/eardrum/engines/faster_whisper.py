@@ -158,6 +158,7 @@ class FasterWhisper(Engine):
             remembers=options.condition_on_previous_text,
         )
         self.parallel = model.replicas
+        self.gains_by_batching = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
         self.capabilities = replace(
             type(self).capabilities,
