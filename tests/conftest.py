@@ -42,7 +42,7 @@ class RunningServer:
 
     def runners(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
-        return [child for child in children if _is_runner(child)]
+        return [child for child in children if runs(child, "eardrum.runner")]
 
     def post(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
         files = {"file": ("audio", audio)} if audio is not None else {}
@@ -62,9 +62,10 @@ class RunningServer:
         return [link for link in links if str(self.temp) in link]
 
 
-def _is_runner(process: psutil.Process) -> bool:
+def runs(process: psutil.Process, module: str) -> bool:
+    """Whether the process is alive and runs this module of ours."""
     try:
-        return "eardrum.runner" in process.cmdline()
+        return module in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False  # on its way out
 

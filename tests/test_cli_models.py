@@ -129,7 +129,6 @@ def test_folders_that_will_not_do(shell: Shell, tmp_path: Path) -> None:
     odd.mkdir()
     (odd / "weights.xyz").write_bytes(b"x")
     shell("pull", str(odd), says="No engine recognises the files in", code=1)
-    shell("pull", str(odd), says="moonshine: encoder_model.ort", code=1)
     shell("pull", str(odd), "--engine", "moonshine", says="Have it run by moonshine with `models: {odd: {engine: moonshine}}`")
     shell("pull", str(odd), "--engine", "moonshine", says="There is a model odd already", code=1)
     shell("pull", str(odd), "--engine", "moonshine", "--name", "../x", says="cannot be called '../x'", code=1)

@@ -108,7 +108,7 @@ def test_a_model_that_dies_again_and_again_is_stood_in_for(server: RunningServer
     for deaths in (1, 2):
         wait_for(lambda: server.runners() and state(server, "one")["state"] == "ready" and server.windows() > 3, 30)
         kill_runner(server)
-        wait_for(lambda deaths=deaths: server.log.count("by SIGKILL. Its") >= deaths)
+        wait_for(lambda deaths=deaths: server.log.count("ran out). Its") >= deaths)
     asking.join(90)
     assert served_by(answers[0]) == EMBEDDED
     assert len(answers[0].json()["text"]) > 500

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running, wait_for
+from tests.conftest import RunningServer, running, runs, wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 from tests.gateway.test_names import EVIL
 from tests.recordings import SPEECH_TEXT, encode, speech
@@ -50,7 +50,7 @@ def lines(answer: requests.Response) -> list[dict[str, object]]:
 
 
 def downloads(server: RunningServer) -> list[psutil.Process]:
-    return [child for child in psutil.Process(server.process.pid).children() if "eardrum.hub" in child.cmdline()]
+    return [child for child in psutil.Process(server.process.pid).children() if runs(child, "eardrum.hub")]
 
 
 TELL_MODULES = """

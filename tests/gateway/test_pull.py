@@ -47,7 +47,7 @@ async def puller(hub: FakeHub, tmp_path: Path) -> AsyncIterator[Puller]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "eardrum.hub" in child.cmdline()]
+    return [child for child in psutil.Process().children() if runs(child, "eardrum.hub")]
 
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
