@@ -21,6 +21,7 @@ from eardrum.gateway.inventory import Inventory
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.store import Store
 from tests.cards import TORCH, WHISPER, card
+from tests.conftest import runs
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 
 NAME = "org/model"
