@@ -122,7 +122,9 @@ def _welcome(service: Service, address: str, recording: Path) -> str:
         lines.append(f"  {model.id}  ({model.engine}, {languages}, {model.origin})")
     lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
     if catalog.default.origin == "embedded":
-        lines.append("For better text or other languages, put a model into model_dir or name one in the config (docs/config.md).")
+        lines.append(
+            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
+        )
     lines += ["", "Try it:", f"  curl {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
     return "\n".join(lines)
 
