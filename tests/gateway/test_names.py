@@ -108,7 +108,7 @@ EVIL = [
     "systran/-x",
     "systran/a..b",
     "systran/a--b",
-    "--cache=/tmp/x-ct2",
+    "--cache=/srv/x-ct2",
     "-x/y-ct2",
     "models--systran--x",
     "models--a/b-ct2",
