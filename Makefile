@@ -18,7 +18,7 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## Everything.
 
-check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: under a minute.
+check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: about a minute.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo

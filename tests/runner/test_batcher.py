@@ -1,4 +1,4 @@
-"""One thread feeds the engine; futures carry what it heard, or how it failed."""
+"""A thread per replica feeds the engine; futures carry what it heard, or how it failed."""
 
 from __future__ import annotations
 
