@@ -63,6 +63,11 @@ class Inlet:
             self._changed.notify()
         self._room.set()
 
+    @property
+    def complete(self) -> bool:
+        """Whether every byte that will come is here, or was read already."""
+        return self._finished
+
     def read(self, size: int) -> bytes:
         """Block until there are bytes; at most `size` of them, b"" at the end. Called by PyAV.
 

@@ -17,6 +17,7 @@ from eardrum.runner.batcher import Batcher, Heard
 from eardrum.runner.decode import Decoder
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.inlet import CancelledInletError, Inlet
+from eardrum.runner.queue import CLIP_S
 from eardrum.runner.vad import FRAME, Vad
 from eardrum.runner.windows import Cut, Cutter, Cutting, Packer
 from eardrum.types import SAMPLE_RATE, Dropped, Event, Opened, Request, Segment, Summary
@@ -88,14 +89,14 @@ class Listener:
     def _decode(self) -> None:
         """The thread: audio to windows. Ends by saying so, with the error if there was one."""
         error: Exception | None = None
+        held: list[Window] = []
         try:
             for window in self._windows():
-                self._ahead.acquire()
+                held.append(window)
+                if not (self.inlet.complete and window.start < CLIP_S):
+                    self._submit(held)
                 if self._cancelled:
                     break
-                future = self._batcher.submit(self._id, window)
-                future.add_done_callback(lambda _: self._ahead.release())
-                self._tell((window, future))
         except CancelledInletError:
             pass
         except EardrumError as known:
@@ -103,7 +104,18 @@ class Listener:
         except Exception as unknown:
             error = AudioError(f"Decoding the audio failed: {unknown}")
             error.__cause__ = unknown
+        self._submit(held)
         self._tell(End(error))
+
+    def _submit(self, held: list[Window]) -> None:
+        """Queue the windows held back. A short clip that is all here is cut whole first: beside an engine that keeps every core
+        busy, decoding and cutting cost both more CPU than one after the other, for some hundredths of a second gained."""
+        while held and not self._cancelled:
+            self._ahead.acquire()
+            window = held.pop(0)
+            future = self._batcher.submit(self._id, window)
+            future.add_done_callback(lambda _: self._ahead.release())
+            self._tell((window, future))
 
     def _windows(self) -> Iterator[Window]:
         vad, cutter = self._vad.stream(), Packer(self._cutting) if self._cutting.pack else Cutter(self._cutting)

@@ -1,0 +1,111 @@
+"""One request inside a runner: when its windows reach the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+
+from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.errors import AudioError
+from eardrum.runner.batcher import Batcher
+from eardrum.runner.listener import Listener
+from eardrum.runner.vad import Vad
+from eardrum.runner.windows import Cutting
+from eardrum.types import SAMPLE_RATE, Capabilities, Event, Request, Segment, Summary
+from tests.recordings import pcm, speech
+
+RAW = Request(raw_pcm=True)
+
+
+class CountingEngine(Engine):
+    """Not a model: notes how much of the request had been decoded each time windows came."""
+
+    capabilities = Capabilities(max_window_s=10, max_batch=8)
+
+    def __init__(self) -> None:
+        self.listener: Listener | None = None
+        self.decoded_s: list[float] = []
+        self.called = threading.Event()
+
+    @classmethod
+    def load(cls, source: Path, options: EngineOptions) -> Self:
+        raise NotImplementedError
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        assert self.listener
+        self.decoded_s.append(self.listener._decoder.samples / SAMPLE_RATE)
+        self.called.set()
+        return [Hearing([Segment(0.0, window.seconds, "heard")], "en") for window in windows]
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+async def collect(events: AsyncGenerator[Event, None], into: list[Event]) -> list[Event]:
+    async for event in events:
+        into.append(event)  # noqa: PERF401 -- what came before an error counts
+    return into
+
+
+def listening(engine: CountingEngine, batcher: Batcher) -> Listener:
+    engine.listener = Listener(RAW, batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=3600)
+    return engine.listener
+
+
+async def heard(seconds: float, held_back: int) -> tuple[list[float], list[Event]]:
+    """Speech whose last `held_back` bytes arrive when the engine has been called once."""
+    engine = CountingEngine()
+    batcher = Batcher(engine, batch=4)
+    try:
+        listener = listening(engine, batcher)
+        data = pcm(np.tile(speech(), int(seconds / 18) + 1)[: int(seconds * SAMPLE_RATE)])
+        await listener.inlet.feed(data[: len(data) - held_back])
+        if not held_back:
+            listener.inlet.finish()
+        events = asyncio.ensure_future(collect(listener.events(), []))
+        if held_back:
+            assert await asyncio.to_thread(engine.called.wait, 20)
+        await listener.inlet.feed(data[len(data) - held_back :])
+        listener.inlet.finish()
+        return engine.decoded_s, await events
+    finally:
+        await asyncio.to_thread(batcher.close)
+
+
+def test_a_clip_that_is_all_here_is_cut_whole_before_it_is_decoded() -> None:
+    decoded_s, events = asyncio.run(heard(29.0, 0))
+    assert decoded_s[0] == pytest.approx(29.0)
+    assert isinstance(events[-1], Summary)
+    assert events[-1].windows > 2
+
+
+def test_what_is_still_arriving_is_decoded_as_it_comes() -> None:
+    decoded_s, events = asyncio.run(heard(29.0, 2))
+    assert decoded_s[0] < 29.0
+    assert isinstance(events[-1], Summary)
+
+
+def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:
+    """Windows held back are decoded before the error is told."""
+    engine = CountingEngine()
+    batcher = Batcher(engine, batch=4)
+
+    async def run() -> list[Event]:
+        engine.listener = Listener(RAW, batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=20)
+        await engine.listener.inlet.feed(pcm(np.tile(speech(), 2)[: 29 * SAMPLE_RATE]))
+        engine.listener.inlet.finish()
+        events: list[Event] = []
+        with pytest.raises(AudioError, match="longer than"):
+            await collect(engine.listener.events(), events)
+        return events
+
+    try:
+        assert [type(event) for event in asyncio.run(run())].count(Segment) >= 1
+    finally:
+        batcher.close()
