@@ -39,7 +39,7 @@ def config_page(schema: dict[str, Any]) -> str:
     aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
     return f"""# Settings
 
-Generated from `src/eardrum/config.py`. A YAML file (`--config FILE`, or `{PREFIX}CONFIG`) is overridden by the
+Generated from `src/eardrum/config/settings.py`. A YAML file (`--config FILE`, or `{PREFIX}CONFIG`) is overridden by the
 environment, that by `--set a.b=c`. In the environment a setting `a.b` is `{PREFIX}A__B`; lists and maps are JSON.
 Editors check the file against `config.schema.json`.
 
@@ -89,6 +89,8 @@ def kind(field: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if "anyOf" in field:
         return next(kind(option) for option in field["anyOf"] if option.get("type") != "null")
+    if "$ref" in field:
+        return "map"
     return {"array": "list", "object": "map"}.get(field["type"], field.get("format") or field["type"])
 
 

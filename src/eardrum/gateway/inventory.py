@@ -29,6 +29,12 @@ EMBEDDED_SHA256 = {
 }
 """Moonshine Tiny English as `moonshine-voice` 0.1.0 carries it (weights under the MIT licence)."""
 
+COMMAND, ADDRESS = "command", "address"
+"""What stands in the place of an engine for models that a command or another server brings."""
+
+FOREIGN = Capabilities(translate=True, words=True, prompt=True)
+"""What is let through to an upstream of which nothing is known: it refuses itself what it cannot do."""
+
 COMMON_OPTIONS = ("device", "compute_type")
 """Options that every engine has."""
 
@@ -55,6 +61,13 @@ class Model:
     python: str = ""
     """The interpreter of its process; empty is our own."""
     fallback: tuple[str, ...] = ()
+    entry: config.Model | None = None
+    """What the config says of it, if it names it."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether an HTTP server that is not a runner of ours serves it: a command, or an address."""
+        return self.engine in (COMMAND, ADDRESS)
 
     @property
     def card(self) -> Card:
@@ -64,12 +77,12 @@ class Model:
     @property
     def absent(self) -> bool:
         """Whether its files must be fetched first."""
-        return self.source is None and not self.card.remote
+        return not self.foreign and self.source is None and not self.card.remote
 
     @property
     def runnable(self) -> bool:
         """Whether the libraries of its engine are installed, as far as can be known without asking another interpreter."""
-        return bool(self.python) or not self.card.missing
+        return self.foreign or bool(self.python) or not self.card.missing
 
     @property
     def size(self) -> int:
@@ -84,6 +97,8 @@ class Model:
 
     def refined(self, capabilities: Capabilities) -> Model:
         """The model with what it said of itself once loaded, less what its kind is known not to do."""
+        if self.foreign:
+            return self
         return replace(self, capabilities=self.card.capabilities_of(self.repository or self.id, capabilities))
 
 
@@ -127,6 +142,8 @@ class Inventory:
         return self._last[id]
 
     def _checked(self, id: str, entry: config.Model) -> Model:
+        if entry.cmd or entry.proxy:
+            return self._foreign(id, entry)
         engine, source, repository = self._where(id, entry)
         card = registry.card(engine)
         known = {*card.options, *COMMON_OPTIONS}
@@ -141,6 +158,21 @@ class Inventory:
             ttl=model.ttl if entry.ttl < 0 else entry.ttl,
             python=entry.python,
             fallback=entry.fallback,
+            entry=entry,
+        )
+
+    def _foreign(self, id: str, entry: config.Model) -> Model:
+        return Model(
+            id=id,
+            engine=COMMAND if entry.cmd else ADDRESS,
+            source=None,
+            capabilities=FOREIGN,
+            origin="config",
+            aliases=entry.aliases,
+            max_requests=entry.max_requests or self._settings.limits.requests,
+            ttl=self._settings.globalTTL if entry.ttl < 0 else entry.ttl,
+            fallback=entry.fallback,
+            entry=entry,
         )
 
     def _where(self, id: str, entry: config.Model) -> tuple[str, Path | None, str]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 from eardrum.config import Settings
@@ -22,12 +22,14 @@ from eardrum.errors import (
 )
 from eardrum.gateway import choice
 from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
 from eardrum.gateway.supervisor import Supervisor
+from eardrum.gateway.upstream import RunnerUpstream
 from eardrum.types import Event, Request, Segment, Summary
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,8 @@ class ProcessStatus:
     model: Model
     state: State
     requests: int
-    pid: int
+    pid: int | None
+    """None if it is another server's."""
     loaded_at: float
     """Unix time."""
     default: bool
@@ -109,7 +112,7 @@ class Service:
             model=model,
             state=self.state(model),
             requests=self.load(model),
-            pid=running.process.pid,
+            pid=running.process.pid if running.process else None,
             loaded_at=running.since,
             default=model.id == self.catalog.default.id,
             ttl_remaining=max(0.0, model.ttl - idle) if model.ttl and idle is not None else None,
@@ -124,6 +127,10 @@ class Service:
         model = await self._fetched(model)
         async with self._supervisor.lease(model):
             return model
+
+    def lease(self, model: Model) -> AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]:
+        """The right to use the ready model for one request; see `Supervisor.lease`."""
+        return self._supervisor.lease(model)
 
     async def unload(self, model: Model) -> None:
         """End the model's process, once it has finished what it has begun."""
@@ -231,7 +238,7 @@ class Service:
         model = await self._fetched(model)
         request = self.prepared(model, request)
         async with (
-            self._supervisor.lease(model) as upstream,
+            self.lease(model) as upstream,
             aclosing(upstream.transcribe(request, audio.read())) as events,
         ):
             async for event in events:

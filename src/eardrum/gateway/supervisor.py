@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from eardrum.errors import ConfigError, EardrumError, ModelLoadError, RunnerCrashedError
 from eardrum.gateway import scheduler
-from eardrum.gateway.inventory import Model
+from eardrum.gateway.command import Command
+from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.process import Process
 from eardrum.gateway.scheduler import Scheduler, State
 from eardrum.gateway.upstream import RunnerUpstream
@@ -32,8 +34,9 @@ EXIT_S = 5.0
 class Running:
     """A model that serves: its process, the way to it, and the task that sees to its end."""
 
-    process: Process
-    upstream: RunnerUpstream
+    process: Process | Command | None
+    """None if it is another server's."""
+    upstream: RunnerUpstream | ForeignUpstream
     life: asyncio.Task[None]
     since: float
     """Unix time at which it was ready."""
@@ -58,7 +61,7 @@ class Supervisor:
         self._down = False
 
     @asynccontextmanager
-    async def lease(self, model: Model) -> AsyncIterator[RunnerUpstream]:
+    async def lease(self, model: Model) -> AsyncIterator[RunnerUpstream | ForeignUpstream]:
         """The right to use the ready model for one request; starts it first when it must.
 
         Raises:
@@ -145,6 +148,9 @@ class Supervisor:
 
     async def _run(self, model: Model) -> None:
         """One life of a model's process: from its start to its end."""
+        if model.foreign:
+            await self._run_foreign(model)
+            return
         with tempfile.TemporaryDirectory(prefix="eardrum-", ignore_cleanup_errors=True) as directory:
             socket = os.path.join(directory, "runner.sock")
             try:
@@ -167,6 +173,28 @@ class Supervisor:
             del self._running[model.id]
             self._handle(scheduler.Exited(model.id))
             await running.upstream.close()
+
+    async def _run_foreign(self, model: Model) -> None:
+        assert model.entry
+        address = model.entry.proxy.rstrip("/")
+        try:
+            command = None
+            if model.engine != ADDRESS:
+                check = address + model.entry.checkEndpoint
+                command = await Command.start(model.id, model.entry.cmd, check=check, within_s=self._start_seconds)
+        except asyncio.CancelledError:
+            self._handle(scheduler.Exited(model.id))
+            raise
+        except EardrumError as error:
+            self._handle(scheduler.StartFailed(model.id, error))
+            return
+        running = Running(command, ForeignUpstream(address), self._tasks[model.id], time.time())
+        self._running[model.id] = running
+        self._handle(scheduler.Ready(model.id))
+        await (command.ended if command else asyncio.get_running_loop().create_future())
+        del self._running[model.id]
+        self._handle(scheduler.Exited(model.id))
+        await running.upstream.close()
 
     async def _started(self, model: Model, socket: str, directory: str) -> Process:
         began, interpreter = time.monotonic(), model.python or sys.executable
@@ -205,7 +233,10 @@ class Supervisor:
 
     def _stop(self, model: str) -> None:
         if running := self._running.get(model):
-            self._background(running.process.stop())
+            if running.process:
+                self._background(running.process.stop())
+            else:
+                running.life.cancel()
         else:
             self._tasks[model].cancel()
 
@@ -223,6 +254,6 @@ def _kind(model: Model) -> str:
 async def _explained(model: Model, running: Running, error: RunnerCrashedError) -> RunnerCrashedError:
     """The crash in words a client can use, once the scheduler has seen it too."""
     await asyncio.wait([running.life], timeout=EXIT_S)
-    if running.life.done():
+    if running.life.done() and running.process:
         return RunnerCrashedError(f"The process of {model.id} {running.process.ending} while it worked on this audio.")
     return error

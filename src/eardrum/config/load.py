@@ -1,7 +1,4 @@
-"""Every setting, once. A YAML file is overridden by the environment, that by `--set a.b=c`.
-
-Each setting is one field with a description; the reference page and the JSON schema are generated from it.
-"""
+"""Reads the settings: a YAML file is overridden by the environment, that by `--set a.b=c`."""
 
 from __future__ import annotations
 
@@ -10,16 +7,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, SettingsError
 
-from eardrum.errors import ConfigError, EardrumError
-from eardrum.languages import language_code
+from eardrum.config.settings import PREFIX, Limits, Log, Model, Settings
+from eardrum.errors import ConfigError
 
-PREFIX = "EARDRUM_"
 CONFIG_VARIABLE = "EARDRUM_CONFIG"
 
 ENVIRONMENT_ALIASES = {
@@ -48,101 +44,7 @@ Yaml.yaml_implicit_resolvers = {
 Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
-class Section(BaseModel):
-    """A part of the settings. Unknown names are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(Section):
-    """One model: what runs it, where its weights are, and under which names clients find it."""
-
-    engine: str = Field("", description="Engine that runs the model; empty finds the one that fits the files or the name.")
-    source: str = Field(
-        "", description="Directory or file of the weights, or a name as for `eardrum pull`; empty takes the model's own name."
-    )
-    aliases: tuple[str, ...] = Field((), description="Further names clients may use.")
-    options: dict[str, Any] = Field({}, description="The engine's own options; see `eardrum engines`.")
-    python: str = Field("", description="Interpreter that runs the engine, for libraries with an environment of their own.")
-    fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
-    batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")
-    max_requests: int = Field(0, ge=0, description="Requests at a time, waiting ones included; 0 is `limits.requests`.")
-    ttl: float = Field(
-        -1, ge=-1, description="Seconds without a request after which it is unloaded; 0 is never, -1 is `globalTTL`."
-    )
-
-
-class Limits(Section):
-    """What one client may ask of the server."""
-
-    upload_bytes: int = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
-    json_bytes: int = Field(64 << 20, gt=0, description="Largest JSON body (`input_audio` in base64); past it 413.")
-    fields: int = Field(100, gt=0, description="Most fields in a form; past it 400.")
-    field_bytes: int = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
-    audio_seconds: float = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
-    requests: int = Field(64, gt=0, description="Requests a model holds at a time, waiting ones included; past it 503.")
-    stall_seconds: float = Field(60, gt=0, description="A client silent for so long in mid-upload is given up with 408.")
-
-
-class Log(Section):
-    """What the server says about itself."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is shown.")
-    format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for machines.")
-
-
-class Settings(BaseSettings):
-    """The whole configuration."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
-    )
-
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
-    port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    default_model: str = Field(
-        "", description="Model behind `whisper-1` and behind requests that name none; empty takes the best one present."
-    )
-    default_engine: str = Field(
-        "", description="Take the default model among this engine's models, and let it run what several engines could."
-    )
-    default_language: str = Field("", description="Language assumed when a client names none; empty lets the model decide.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
-    compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
-    model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
-    pull_missing: bool = Field(False, description="Fetch a model that an engine knows when a client first asks for it.")
-    spool_dir: Path | None = Field(None, description="Folder for uploads in progress; empty is the system's.")
-    globalTTL: float = Field(  # noqa: N815 -- llama-swap's name
-        0, ge=0, description="Seconds without a request after which a model is unloaded; 0 is never."
-    )
-    start_seconds: float = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
-    stop_seconds: int = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
-    models: dict[str, Model] = Field({}, description="Models by the name clients use.")
-    limits: Limits = Field(Limits(), description="What one client may ask of the server.")
-    log: Log = Field(Log(), description="What the server says about itself.")
-
-    @field_validator("default_language")
-    @classmethod
-    def _is_a_language(cls, spelled: str) -> str:
-        try:
-            return language_code(spelled) or ""
-        except EardrumError as error:
-            raise ValueError(error.message) from error
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` passes in: it has merged the sources already."""
-        return (init_settings,)
-
-
-NESTED = {"models", "limits", "log"}
+NESTED = {"models", "limits", "log", "hooks", "upstream", "groups", "profiles", "selectors", "peers", "memory"}
 """Settings that hold further ones."""
 
 
