@@ -18,7 +18,7 @@ from eardrum.engines import registry
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.onnx.kinds import KINDS, kind_of
 from eardrum.engines.onnx_asr import OnnxAsr
-from eardrum.errors import ModelLoadError, UnsupportedFeatureError
+from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
 from eardrum.types import Request, Task
 from tests.models import onnx_asr as scripted
@@ -123,11 +123,12 @@ def test_windows_with_other_wishes_are_of_another_batch(engine: OnnxAsr, canary:
 
 
 def test_canary_does_not_guess_what_to_translate_from(canary: OnnxAsr, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFeatureError, match="name the spoken one") as caught:
-        canary.transcribe([window(scripted.speech(HELLO), task=Task.TRANSLATE)])
-    assert caught.value.param == "language"
+    refusal = canary.refusal(Request(task=Task.TRANSLATE))
+    assert refusal
+    assert ("name the spoken one" in refusal.message, refusal.param) == (True, "language")
     german = OnnxAsr.load(scripted.build(tmp_path / "m", "aed"), OnnxAsr.Options(language="de"))
     assert german.capabilities.languages == ("de",)
+    assert not german.refusal(Request(task=Task.TRANSLATE))
     assert texts(german.transcribe([window(scripted.speech(HELLO[:2]), task=Task.TRANSLATE)])[0]) == ["de>en hello world"]
 
 

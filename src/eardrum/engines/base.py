@@ -15,6 +15,8 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from eardrum import abilities
+from eardrum.errors import UnsupportedFeatureError
 from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment
 
 Audio = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -154,6 +156,16 @@ class Engine(ABC):
     @abstractmethod
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode 1 to `capabilities.max_batch` windows at once; one hearing per window, in order."""
+
+    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+        """Why the loaded model cannot do what is asked; asked once per request, before any of its audio is decoded.
+
+        The gateway has asked the engine's card before; weights may turn out to be capable of less.
+        """
+        if ability := abilities.lacking(self.capabilities, request):
+            lack = abilities.in_words(self.capabilities, ability, request)
+            return UnsupportedFeatureError(f"This model {lack}.", param=ability)
+        return None
 
     def batch_key(self, window: Window) -> Hashable:
         """What must be equal within a batch; only windows of one key are handed to `transcribe` together."""

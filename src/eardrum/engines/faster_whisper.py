@@ -15,10 +15,10 @@ from pydantic import Field
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, Search
-from eardrum.engines.whisper.rounds import Rounds
+from eardrum.engines.whisper.rounds import Rounds, refined
 from eardrum.engines.whisper.rules import Thresholds
 from eardrum.errors import UnsupportedFeatureError
-from eardrum.types import Capabilities, Request, Task
+from eardrum.types import Capabilities, Request
 
 
 class FasterWhisper(Engine):
@@ -160,14 +160,7 @@ class FasterWhisper(Engine):
         self.parallel = model.replicas
         self.gains_by_batching = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
-        self.capabilities = replace(
-            type(self).capabilities,
-            languages=tuple(model.special.languages) if model.multilingual else ("en",),
-            detects_language=model.multilingual,
-            translate=model.multilingual,
-            words=model.aligns,
-            logprobs=model.aligns,
-        )
+        self.capabilities = replace(refined(type(self).capabilities, model), words=model.aligns, logprobs=model.aligns)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -194,26 +187,16 @@ class FasterWhisper(Engine):
         return cls(model, options)
 
     def batch_key(self, window: Window) -> Hashable:
-        """What CTranslate2 wants to be equal in a batch; windows that will be refused keep to themselves."""
-        return self._rounds.key(window), self._refusal(window.request)
+        """What must be equal within a batch."""
+        return self._rounds.key(window)
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
-        """Decode the windows together.
-
-        Raises:
-            UnsupportedFeatureError: a language or task this model does not have.
-        """
-        for window in windows:
-            if refusal := self._refusal(window.request):
-                raise UnsupportedFeatureError(refusal)
+        """Decode the windows together."""
         return self._rounds.transcribe(windows)
 
-    def _refusal(self, request: Request) -> str:
-        can = self.capabilities
-        if request.language and request.language not in can.languages:
-            return f"This Whisper does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
-        if request.task is Task.TRANSLATE and not can.translate:
-            return "This Whisper knows English only and cannot translate."
-        if (request.words or request.logprobs) and not can.words:
-            return "This Whisper's config.json has no alignment_heads: it gives neither word times nor log probabilities."
-        return ""
+    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+        """As every engine, and where word times come from."""
+        refusal = super().refusal(request)
+        if refusal and not self.capabilities.words and (request.words or request.logprobs):
+            refusal.message += " Its config.json has no alignment_heads."
+        return refusal

@@ -17,11 +17,12 @@ from typing import Any, Self, cast
 import numpy as np
 from pydantic import Field
 
+from eardrum import abilities
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.sentences import sentences
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import language_in_name
-from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Task, Word
+from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment, Task, Word
 
 SHORTEST = SAMPLE_RATE
 """Samples; NeMo fills shorter audio up on both sides, which would move the times."""
@@ -137,6 +138,16 @@ class Nemo(Engine):
         """Canary's language, task and times are one per call of the library."""
         return tuple(self._slots(window).items()) if self._prompted else None
 
+    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+        """As every engine; and Canary translates only what it knows the language of, without times of words."""
+        if refusal := super().refusal(request):
+            return refusal
+        if self._prompted and request.task is Task.TRANSLATE and request.words:
+            return UnsupportedFeatureError(
+                "This model tells no times of a translation's words: leave them out.", param="timestamp_granularities"
+            )
+        return None if self._language else abilities.untold_language(self.capabilities, request)
+
     @property
     def _tells_times(self) -> bool:
         """Whether a Canary knows when words were said: by an aligner in its file, or by tokens of its own."""
@@ -172,14 +183,6 @@ class Nemo(Engine):
         """What Canary's prompt says; formats of other years have other slots."""
         request, known = window.request, self._model.prompt.get_slots("user")
         translate = request.task is Task.TRANSLATE
-        if translate and not (request.language or self._language):
-            raise UnsupportedFeatureError(
-                "This model translates, but does not detect languages: name the spoken one in `language`.", param="language"
-            )
-        if translate and request.words:
-            raise UnsupportedFeatureError(
-                "This model tells no times of a translation's words: leave them out.", param="timestamp_granularities"
-            )
         language = request.language or self._language or CANARY_DEFAULT
         slots = {"source_lang": language, "target_lang": "en" if translate else language, **self._pnc}
         if "task" in known:

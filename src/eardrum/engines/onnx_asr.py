@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 import numpy as np
 from pydantic import Field
 
+from eardrum import abilities
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.kinds import Kind, chosen_quantization, kind_of
 from eardrum.engines.onnx.sentences import sentences
@@ -213,13 +214,13 @@ class OnnxAsr(Engine):
         """Language and task are one per call of the library."""
         return tuple(self._wishes(window.request).items())
 
+    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+        """As every engine; and Canary translates only what it knows the language of."""
+        return super().refusal(request) or (None if self._language else abilities.untold_language(self.capabilities, request))
+
     def _wishes(self, request: Request) -> dict[str, Any]:
         """What the library is told besides the audio."""
         if self._kind.name == CANARY:
-            if request.task is Task.TRANSLATE and not (request.language or self._language):
-                raise UnsupportedFeatureError(
-                    "This model translates, but does not detect languages: name the spoken one in `language`.", param="language"
-                )
             language = request.language or self._language or CANARY_DEFAULT
             target = "en" if request.task is Task.TRANSLATE else language
             return {"language": language, "target_language": target, **self._pnc}

@@ -23,9 +23,9 @@ from eardrum.engines.openai.audio import Clip, Format, clip
 from eardrum.engines.openai.chat import Chat
 from eardrum.engines.openai.client import Client
 from eardrum.engines.openai.transcriptions import Transcriptions
-from eardrum.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError
+from eardrum.errors import ConfigError, InvalidRequestError
 from eardrum.languages import language_code
-from eardrum.types import Capabilities, Request, Task
+from eardrum.types import Capabilities
 
 LOOK_S = 0.1
 """How often a request in flight is asked whether anybody still wants its answer."""
@@ -133,10 +133,7 @@ class OpenAIApi(Engine):
 
         Raises:
             UpstreamError: the upstream cannot be reached, refuses or fails.
-            UnsupportedFeatureError: something is asked that the upstream cannot do.
         """
-        for window in windows:
-            self._check(window.request)
         clips = [clip(window.audio, self._format) for window in windows]
         return self._run(self._hear_all(windows, clips))
 
@@ -147,13 +144,6 @@ class OpenAIApi(Engine):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    def _check(self, request: Request) -> None:
-        """Refuse what the options rule out: the gateway knows them only once the model is loaded."""
-        if request.words and not self.capabilities.words:
-            raise UnsupportedFeatureError("This model gives no word times.", param="timestamp_granularities")
-        if request.task is Task.TRANSLATE and not self.capabilities.translate:
-            raise UnsupportedFeatureError("This model transcribes but does not translate.", param="model")
 
     async def _hear_all(self, windows: Sequence[Window], clips: Sequence[Clip]) -> list[Hearing]:
         outcomes = await asyncio.gather(*map(self._hear, windows, clips), return_exceptions=True)

@@ -7,7 +7,6 @@ Its `transcribe` takes one file at a time and can be stopped by nobody. Here win
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
@@ -17,10 +16,10 @@ from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.engines.pytorch.checkpoint import Checkpoint, read
 from eardrum.engines.pytorch.device import compute_type, device, use_threads
 from eardrum.engines.pytorch.openai_model import OpenAIModel
-from eardrum.engines.whisper.rounds import Rounds
+from eardrum.engines.whisper.rounds import Rounds, refined
 from eardrum.engines.whisper.rules import Thresholds
-from eardrum.errors import ModelLoadError, UnsupportedFeatureError
-from eardrum.types import Capabilities, Request, Task
+from eardrum.errors import ModelLoadError
+from eardrum.types import Capabilities
 
 
 class OpenAIWhisper(Engine):
@@ -104,12 +103,7 @@ class OpenAIWhisper(Engine):
             remembers=options.condition_on_previous_text,
         )
         self.sequential = options.condition_on_previous_text
-        self.capabilities = replace(
-            type(self).capabilities,
-            languages=tuple(model.special.languages) if model.multilingual else ("en",),
-            detects_language=model.multilingual,
-            translate=model.multilingual,
-        )
+        self.capabilities = refined(type(self).capabilities, model)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -128,27 +122,12 @@ class OpenAIWhisper(Engine):
         return cls(OpenAIModel(whisper, torch, model, half=half, beam_size=options.beam_size, best_of=options.best_of), options)
 
     def batch_key(self, window: Window) -> Hashable:
-        """What must be equal within a batch; windows that will be refused keep to themselves."""
-        return self._rounds.key(window), self._refusal(window.request)
+        """What must be equal within a batch."""
+        return self._rounds.key(window)
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
-        """Decode the windows together.
-
-        Raises:
-            UnsupportedFeatureError: a language or task this model does not have.
-        """
-        for window in windows:
-            if refusal := self._refusal(window.request):
-                raise UnsupportedFeatureError(refusal)
+        """Decode the windows together."""
         return self._rounds.transcribe(windows)
-
-    def _refusal(self, request: Request) -> str:
-        can = self.capabilities
-        if request.language and request.language not in can.languages:
-            return f"This Whisper does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
-        if request.task is Task.TRANSLATE and not can.translate:
-            return "This Whisper knows English only and cannot translate."
-        return ""
 
 
 def _built(checkpoint: Checkpoint, source: Path, whisper: Any, torch: Any) -> Any:

@@ -21,9 +21,9 @@ from eardrum.engines.families.base import Family, Wishes
 from eardrum.engines.families.seq2seq import Generating, Seq2Seq
 from eardrum.engines.families.table import FAMILIES
 from eardrum.engines.pytorch.device import compute_type, device, use_threads, without_compiler_cache
-from eardrum.errors import ModelLoadError, UnsupportedFeatureError
+from eardrum.errors import ModelLoadError
 from eardrum.languages import language_in_name
-from eardrum.types import Capabilities, Request, Task
+from eardrum.types import Capabilities
 
 COMPUTE_TYPES = ("float32", "float16", "bfloat16")
 CONFIG = "config.json"
@@ -144,28 +144,12 @@ class Transformers(Engine):
         return cls(loaded, _capabilities(loaded, named))
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
-        """Decode the windows as one batch.
-
-        Raises:
-            UnsupportedFeatureError: a language or task this model does not have.
-        """
-        for window in windows:
-            if refusal := self._refusal(window.request):
-                raise UnsupportedFeatureError(refusal)
+        """Decode the windows as one batch."""
         return self._family.hear(windows)
 
     def batch_key(self, window: Window) -> Hashable:
-        """What the model's family takes once per call; windows that will be refused keep to themselves."""
-        refusal = self._refusal(window.request)
-        return refusal or self._family.key(window)
-
-    def _refusal(self, request: Request) -> str:
-        can = self.capabilities
-        if request.language and can.languages and request.language not in can.languages:
-            return f"This model does not know the language {request.language!r}; it knows {', '.join(can.languages)}."
-        if request.task is Task.TRANSLATE and not can.translate:
-            return "This model transcribes but does not translate."
-        return ""
+        """What the model's family takes once per call."""
+        return self._family.key(window)
 
 
 def _read(library: Any, loads: str, source: Path, numbers: str) -> tuple[Any, Any, dict[str, Any]]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from eardrum import config
+from eardrum import abilities, config
 from eardrum.engines import registry
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway import names
 from eardrum.gateway.inventory import Inventory, Model
-from eardrum.languages import language_name
-from eardrum.types import Capabilities, Request, Task
+from eardrum.types import Capabilities, Request
 
 log = logging.getLogger(__name__)
 
@@ -99,30 +97,12 @@ class Catalog:
             UnsupportedFeatureError: the message names what the model can do and which models can do more.
         """
         can = self._models.get(model.id, model).capabilities  # one that is fetched on demand is not in the catalog yet
-        if request.language and can.languages and request.language not in can.languages:
-            knows = ", ".join(f"{language_name(code)} ({code})" for code in can.languages)
-            wants = f"{language_name(request.language)} ({request.language})"
-            raise UnsupportedFeatureError(
-                f"{model.id} does not know {wants}, only {knows}. "
-                f"{self._others(lambda c: not c.languages or request.language in c.languages)}",
-                param="language",
-            )
-        if request.task is Task.TRANSLATE and not can.translate:
-            others = self._others(lambda c: c.translate)
-            raise UnsupportedFeatureError(f"{model.id} transcribes but does not translate. {others}", param="model")
-        if request.words and not can.words:
-            others = self._others(lambda c: c.words)
-            raise UnsupportedFeatureError(
-                f"{model.id} gives times per segment but not per word. {others}", param="timestamp_granularities"
-            )
-        if request.logprobs and not can.logprobs:
-            others = self._others(lambda c: c.logprobs)
-            raise UnsupportedFeatureError(f"{model.id} gives no token probabilities. {others}", param="include")
-        if request.speakers and not can.speakers:
-            others = self._others(lambda c: c.speakers)
-            raise UnsupportedFeatureError(f"{model.id} does not tell speakers apart. {others}", param="response_format")
+        if ability := abilities.lacking(can, request):
+            others = self._others(lambda c: abilities.has(c, ability, request))
+            lack = abilities.in_words(can, ability, request)
+            raise UnsupportedFeatureError(f"{model.id} {lack}. {others}", param=ability)
 
-    def _others(self, able: Any) -> str:
+    def _others(self, able: Callable[[Capabilities], bool]) -> str:
         names = [model.id for model in self if able(model.capabilities)]
         if names:
             return f"Models that can: {', '.join(names)}."

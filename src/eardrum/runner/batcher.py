@@ -13,6 +13,7 @@ from threading import Condition, Thread
 from eardrum.engines.base import Engine, Hearing, Window
 from eardrum.errors import EardrumError
 from eardrum.runner.queue import Class, FairQueue, Queue, class_of
+from eardrum.types import Request
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class Batcher:
     def sequential(self) -> bool:
         """Whether a request's windows must be submitted one at a time, each when the one before it is done."""
         return self._engine.sequential
+
+    def refusal(self, request: Request) -> EardrumError | None:
+        """Why the engine cannot do what is asked."""
+        return self._engine.refusal(request)
 
     def request(self) -> int:
         """A number for a new request, under which its windows are submitted."""

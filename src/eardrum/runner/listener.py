@@ -33,9 +33,15 @@ DROPPED_REPORTED = 100
 
 
 class Listener:
-    """Decodes one request's audio in a thread of its own and hands its windows to the batcher."""
+    """Decodes one request's audio in a thread of its own and hands its windows to the batcher.
+
+    Raises:
+        UnsupportedFeatureError: the engine cannot do what is asked.
+    """
 
     def __init__(self, request: Request, *, batcher: Batcher, vad: Vad, cutting: Cutting, max_seconds: float):
+        if refusal := batcher.refusal(request):
+            raise refusal
         self.inlet = Inlet()
         self._request = request
         self._batcher = batcher

@@ -8,7 +8,7 @@ of a segment goes on from there in the next round.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from math import log
@@ -34,7 +34,7 @@ from eardrum.engines.whisper.rules import (
     vote,
     whole,
 )
-from eardrum.types import Segment, Task, Token
+from eardrum.types import Capabilities, Segment, Task, Token
 
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 """Log-mel, shape [bands, frames]."""
@@ -79,6 +79,13 @@ class WhisperModel(Protocol):
 
     def pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
         """Text tokens as words and punctuation marks, each with its number of tokens."""
+
+
+def refined(declared: Capabilities, model: WhisperModel) -> Capabilities:
+    """What the engine declares, less what models for English only cannot."""
+    many = model.multilingual
+    languages = tuple(model.special.languages) if many else ("en",)
+    return replace(declared, languages=languages, detects_language=many, translate=many)
 
 
 @dataclass(slots=True, eq=False)
