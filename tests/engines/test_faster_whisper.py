@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -431,7 +432,6 @@ def test_what_the_model_cannot_do_is_refused(engine: FasterWhisper) -> None:
 def test_capabilities_are_those_of_the_weights(engine: FasterWhisper) -> None:
     assert engine.capabilities.languages == tuple(hearing.LANGUAGES)
     assert engine.capabilities.detects_language
-    assert engine.parallel == 1
     assert FasterWhisper.capabilities.languages == (), "a loaded model changed the class"
 
 
@@ -451,6 +451,16 @@ def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeyp
 
 def test_workers_decode_side_by_side(folder: Path) -> None:
     assert load(folder, workers=2).parallel == 2
+    assert load(folder, threads=1).parallel == 1
+
+
+def test_cores_are_shared_out_by_timing_where_nobody_says_how(folder: Path) -> None:
+    timed = load(folder)
+    threads, workers = timed.measured["threads"], timed.measured["workers"]
+    assert (1 <= threads * workers <= len(os.sched_getaffinity(0)), workers) == (True, timed.parallel)
+    assert load(folder, **timed.measured).parallel == timed.parallel
+    for said in ({"threads": 1}, {"workers": 1}, {"compute_type": "float32"}):
+        assert load(folder, **said).measured.get("workers", 1) == 1
 
 
 @pytest.fixture

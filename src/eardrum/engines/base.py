@@ -7,10 +7,11 @@ One engine is one file in this folder; the file's name is the engine's name. The
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,6 +132,9 @@ class Engine(ABC):
 
     parallel: int = 1
     """Calls of `transcribe` that may run at once, each in a thread of its own (replicas on several GPUs)."""
+
+    measured: Mapping[str, Any] = MappingProxyType({})
+    """Options for which a value was found by timing at load; the next load of the model is given them."""
 
     gains_by_batching: bool = True
     """False where batches are known to gain nothing: the batch size is then 1, unless the config says otherwise, and no time

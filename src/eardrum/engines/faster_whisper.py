@@ -114,9 +114,15 @@ class FasterWhisper(Engine):
             "file; else float32, float16, bfloat16, int8, int8_float32, int8_float16, int8_bfloat16, int16, as the device can.",
         )
         device_index: list[int] = Field([0], min_length=1, description="Numbers of the GPUs to load the model on.")
-        threads: int = Field(0, ge=0, le=512, description="Threads per worker on a CPU; 0 leaves it to CTranslate2.")
+        threads: int = Field(
+            0, ge=0, le=512, description="Threads per worker on a CPU; 0 times what is best, or is CTranslate2's with `workers`."
+        )
         workers: int = Field(
-            1, ge=1, le=64, description="Batches decoded side by side on each device, each with memory of its own."
+            0,
+            ge=0,
+            le=64,
+            description="Batches decoded side by side on each device, each with memory of its own; 0 is as many "
+            "as the threads leave cores for on a CPU, and 1 with `threads` or on a GPU.",
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
         beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
@@ -158,6 +164,7 @@ class FasterWhisper(Engine):
             remembers=options.condition_on_previous_text,
         )
         self.parallel = model.replicas
+        self.measured = {"threads": model.threads, "workers": model.replicas} if model.threads else {}
         self.gains_by_batching = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
         self.capabilities = replace(refined(type(self).capabilities, model), words=model.aligns, logprobs=model.aligns)
@@ -180,8 +187,8 @@ class FasterWhisper(Engine):
             device=options.device,
             device_index=options.device_index,
             compute_type=options.compute_type,
-            intra_threads=options.threads,
-            inter_threads=options.workers,
+            threads=options.threads,
+            workers=options.workers,
             flash_attention=options.flash_attention,
         )
         return cls(model, options)

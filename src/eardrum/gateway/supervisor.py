@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from eardrum.errors import ConfigError, EardrumError, ModelLoadError, RunnerCrashedError
 from eardrum.gateway import scheduler
@@ -56,7 +57,8 @@ class Supervisor:
         self._ids = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
-        self._measured: dict[str, int] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
+        self._batches: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._down = False
 
@@ -205,7 +207,9 @@ class Supervisor:
                 [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket)],
                 within_s=self._start_seconds,
                 environment={
-                    "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options),  # not for everybody who lists processes
+                    "EARDRUM_RUNNER_OPTIONS": json.dumps(
+                        model.options | self._measured.get(_kind(model), {})
+                    ),  # not for everybody who lists processes
                     "TMPDIR": directory,  # goes with the process, whatever a library leaves there
                 },
                 hint=hint,
@@ -216,7 +220,8 @@ class Supervisor:
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
         seconds, batch = time.monotonic() - began, process.ready["batch"]
-        self._measured[_kind(model)] = batch  # loading it again need not find out again
+        # Loading it again need not find out again.
+        self._batches[_kind(model)], self._measured[_kind(model)] = batch, process.ready.get("measured", {})
         log.info("%s ready after %.1f s: engine %s, batch %d, pid %d", model.id, seconds, model.engine, batch, process.pid)
         return process
 
@@ -225,7 +230,7 @@ class Supervisor:
             "--engine": model.engine,
             "--source": str(model.source or ""),
             "--socket": socket,
-            "--batch": str(model.batch or self._measured.get(_kind(model), 0)),
+            "--batch": str(model.batch or self._batches.get(_kind(model), 0)),
             "--max-audio-s": str(self._max_audio_s),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }

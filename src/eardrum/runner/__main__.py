@@ -63,7 +63,7 @@ def main() -> None:
     batcher = Batcher(engine, batch=batch)
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s)
     freeze_garbage_collector()
-    ready = {"capabilities": engine.capabilities.to_json(), "batch": batch}
+    ready = {"capabilities": engine.capabilities.to_json(), "batch": batch, "measured": dict(engine.measured)}
     serve(app, arguments, ready)
     batcher.close()
 

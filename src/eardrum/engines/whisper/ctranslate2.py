@@ -14,6 +14,7 @@ import numpy as np
 from eardrum.engines.base import Audio
 from eardrum.engines.whisper.rounds import FRAMES_PER_SECOND, Features
 from eardrum.engines.whisper.rules import TIME_STEP_S, Decoding, Special, compression_ratio
+from eardrum.engines.whisper.threads import fewest, window_seconds
 from eardrum.errors import ModelLoadError
 
 WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
@@ -71,7 +72,9 @@ class Encoded:
 class CTranslate2Whisper:
     """A loaded model with its tokenizer. Every method may be called from several threads."""
 
-    def __init__(self, library: Any, model: Any, tokenizer: Any, special: Special, config: dict[str, Any], search: Search):
+    def __init__(
+        self, library: Any, model: Any, tokenizer: Any, special: Special, config: dict[str, Any], search: Search, threads: int
+    ):
         from faster_whisper.feature_extractor import FeatureExtractor
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
@@ -85,6 +88,8 @@ class CTranslate2Whisper:
         self.multilingual: bool = model.is_multilingual
         self.aligns = bool(config.get("alignment_heads"))
         self.replicas: int = model.num_workers
+        self.threads = threads
+        """Of each worker on a CPU; 0 is CTranslate2's choice."""
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
         """Products of 8 or 16 bits, which a CPU computes no faster for many rows at once than for each."""
         self._search = search
@@ -93,9 +98,19 @@ class CTranslate2Whisper:
 
     @classmethod
     def open(
-        cls, source: Path, search: Search, *, device: str, device_index: list[int], compute_type: str, **settings: Any
+        cls,
+        source: Path,
+        search: Search,
+        *,
+        device: str,
+        device_index: list[int],
+        compute_type: str,
+        threads: int,
+        workers: int,
+        **settings: Any,
     ) -> Self:
-        """Load the folder `source`; `settings` go to CTranslate2 as they are.
+        """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, timing decides
+        where neither `threads` nor `workers` are said.
 
         Raises:
             ModelLoadError: a file is missing, damaged or of another model, or the device cannot do what was asked.
@@ -114,15 +129,19 @@ class CTranslate2Whisper:
             config["lang_ids"] = list(special.languages.values())
             settings["files"] = {path.name: path.read_bytes() for path in (source / WEIGHTS, *source.glob(f"{VOCABULARY}.*"))}
             settings["files"][CONFIG] = json.dumps(config).encode()
-        try:
-            model = ctranslate2.models.Whisper(
-                str(source), device=device, device_index=device_index, compute_type=compute_type, **settings
-            )
-        except (RuntimeError, ValueError) as error:
-            raise ModelLoadError(
-                f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file is damaged, fetch the model again."
-            ) from error
-        return cls(ctranslate2, model, tokenizer, special, config, search)
+        settings |= {"device": device, "device_index": device_index, "compute_type": compute_type}
+        # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
+        if device == "cpu" and compute_type.startswith("int") and not (threads or workers):
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+            def seconds(threads: int) -> float:
+                model = _loaded(source, ctranslate2, intra_threads=threads, **settings)
+                return window_seconds(ctranslate2, model, special, FRAMES, search.beam_size)
+
+            threads = fewest(cores, seconds)
+            workers = cores // threads
+        model = _loaded(source, ctranslate2, intra_threads=threads, inter_threads=workers or 1, **settings)
+        return cls(ctranslate2, model, tokenizer, special, config, search, threads)
 
     def features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio: shape [bands, frames]."""
@@ -204,6 +223,15 @@ class CTranslate2Whisper:
 def _filled(features: Features) -> Features:
     silence = max(float(features.max()) - DYNAMIC_RANGE, QUIETEST)
     return np.pad(features, ((0, 0), (0, FRAMES - features.shape[1])), constant_values=silence)
+
+
+def _loaded(source: Path, library: Any, **settings: Any) -> Any:
+    try:
+        return library.models.Whisper(str(source), **settings)
+    except (RuntimeError, ValueError) as error:
+        raise ModelLoadError(
+            f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file is damaged, fetch the model again."
+        ) from error
 
 
 def _device(device: str, indices: list[int], library: Any) -> str:

@@ -1,0 +1,33 @@
+"""How cores are shared out."""
+
+from __future__ import annotations
+
+import pytest
+
+from eardrum.engines.whisper.threads import SLOWER, fewest, numbers
+
+
+@pytest.mark.parametrize(
+    ("cores", "tried"), [(1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (4, [4, 2, 1]), (6, [6, 4, 2, 1]), (16, [16, 8, 4, 2, 1])]
+)
+def test_powers_of_two_are_tried(cores: int, tried: list[int]) -> None:
+    assert list(numbers(cores)) == tried
+
+
+def test_one_thread_each_where_threads_only_wait_for_each_other() -> None:
+    assert fewest(4, {4: 3.0, 2: 2.0, 1: 1.0}.__getitem__) == 1
+
+
+def test_a_lone_window_may_take_a_little_longer() -> None:
+    assert fewest(4, {4: 1.0, 2: SLOWER - 0.1, 1: SLOWER + 0.1}.__getitem__) == 2
+
+
+def test_a_large_model_keeps_its_threads_and_fewer_are_not_even_tried() -> None:
+    tried: list[int] = []
+
+    def seconds(threads: int) -> float:
+        tried.append(threads)
+        return 16.0 / threads
+
+    assert fewest(16, seconds) == 16
+    assert tried == [16, 8]
