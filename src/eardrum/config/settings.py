@@ -16,13 +16,17 @@ from eardrum.config.llama_swap import (
     Hooks,
     Matrix,
     Peer,
+    Performance,
     Profile,
     Routing,
     Selector,
+    Store,
     Timeouts,
+    Ui,
     UpstreamRoutes,
 )
-from eardrum.config.sections import Section
+from eardrum.config.macros import Scalar
+from eardrum.config.sections import Section, without_effect
 from eardrum.errors import EardrumError
 from eardrum.languages import language_code
 
@@ -65,8 +69,12 @@ class Model(Section):
     metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
     sendLoadingState: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
     timeouts: Timeouts = Field(Timeouts(), description="Of exchanges with the upstream.")
-    compat: Compat = Field(Compat(), description="For upstreams with habits.")
+    compat: Compat = Field(Compat(), description="What the upstream does its own way.")
     capabilities: Declared = Field(Declared(), description="What the upstream can do.")
+    macros: dict[str, Scalar] = Field({}, description="As `macros` of the server, for this model; they win over those.")
+    healthCheckTimeout: float = without_effect(
+        0, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
+    )
 
 
 class Limits(Section):
@@ -120,7 +128,7 @@ class Settings(BaseSettings):
     )
     healthCheckTimeout: float = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
     unloadTimeout: float = Field(10, ge=0, description="Seconds a `cmd` may take to end before it is killed.")
-    startPort: int = Field(5800, ge=1, description="First of the ports that `${PORT}` stands for.")
+    startPort: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
     sendLoadingState: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
     includeAliasesInList: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
     groups: dict[str, Group] = Field({}, description="Models that share a machine by rules.")
@@ -133,8 +141,31 @@ class Settings(BaseSettings):
     peers: dict[str, Peer] = Field({}, description="Other servers whose models are offered here.")
     upstream: UpstreamRoutes = Field(UpstreamRoutes(), description="About `/upstream/`.")
     models: dict[str, Model] = Field({}, description="Models by the name clients use.")
+    macros: dict[str, Scalar] = Field({}, description="Values that `${NAME}` stands for in everything below.")
     limits: Limits = Field(Limits(), description="What one client may ask of the server.")
     log: Log = Field(Log(), description="What the server says about itself.")
+    logLevel: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and what is unknown `info`.")
+    logTimeFormat: str = without_effect("", why="times are written in one way.", description="How times are written.")
+    logToStdout: Literal["proxy", "upstream", "both", "none"] = without_effect(
+        "proxy", why="what models say is kept apart, see `/logs`.", description="Whose output is shown."
+    )
+    logRequests: bool = without_effect(False, why="every request is one line of the log.", description="Log requests.")
+    metricsMaxInMemory: int = without_effect(
+        1000, why="requests are counted and not kept.", description="Requests remembered for the activity page."
+    )
+    captureBuffer: int = without_effect(
+        5, why="what clients send is not kept.", description="Megabytes of requests and answers that are kept."
+    )
+    store: Store | None = without_effect(None, why="nothing is kept beyond a restart.", description="Where activity is kept.")
+    ui: Ui = without_effect(Ui(), why="there is no activity page.", description="About the web page.")
+    performance: Performance = without_effect(
+        Performance(), why="the machine's load is not recorded.", description="About recording the machine's load."
+    )
+
+    @property
+    def priorities(self) -> dict[str, int]:
+        """How urgent requests for a model are; those not named have 0, and higher is sooner."""
+        return self.routing.scheduler.settings.fifo.priority if self.routing else {}
 
     @field_validator("default_language")
     @classmethod
