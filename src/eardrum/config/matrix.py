@@ -186,3 +186,31 @@ class _Parser:
 
     def _error(self, what: str, hint: str = "") -> MatrixError:
         return MatrixError(("sets", self._name), f"The set {self._name} cannot be read: {what}.{hint}")
+
+
+def holds(expression: Expression, models: Collection[str]) -> bool:
+    """Whether one of the sets holds all of these models."""
+    wanted = frozenset(models)
+    return wanted in _held(expression, wanted, {})
+
+
+def _held(
+    expression: Expression, wanted: frozenset[str], seen: dict[int, frozenset[frozenset[str]]]
+) -> frozenset[frozenset[str]]:
+    """What the sets hold of the models wanted, as far as no other set holds more: few, however many sets there are."""
+    if id(expression) in seen:
+        return seen[id(expression)]
+    if isinstance(expression, Ident):
+        found = {wanted & {expression.model}}
+    elif isinstance(expression, Or):
+        found = {held for part in expression.parts for held in _held(part, wanted, seen)}
+    else:
+        found = {frozenset[str]()}
+        for part in expression.parts:
+            found = _largest({held | more for held in found for more in _held(part, wanted, seen)})
+    seen[id(expression)] = frozenset(_largest(found))
+    return seen[id(expression)]
+
+
+def _largest(sets: set[frozenset[str]]) -> set[frozenset[str]]:
+    return {held for held in sets if not any(held < other for other in sets)}
