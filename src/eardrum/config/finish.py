@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from urllib.parse import urlsplit
 
 from eardrum.config import words
@@ -123,11 +123,10 @@ def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:
 
 def port_of(model: Model) -> int:
     """The port that a model's command listens on; 0 if that cannot be told."""
-    arguments = words.split(model.cmd)
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        value = following if argument == "--port" else argument.removeprefix("--port=") if argument[:7] == "--port=" else ""
-        if value.isdecimal():
-            return int(value)
+    for argument, following in pairwise([*words.split(model.cmd), ""]):
+        option, _, value = argument.partition("=")
+        if option == "--port" and (value or following).isdecimal():
+            return int(value or following)
     local = urlsplit(model.proxy)
     return (local.port or 0) if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
 

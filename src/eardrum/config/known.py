@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
+from pydantic.fields import FieldInfo
 
 from eardrum.config.places import Path, dotted
 from eardrum.config.settings import Settings
@@ -42,25 +43,33 @@ def _names_at(path: Path) -> set[str]:
     for part in path:
         kind = sole(kind)
         if is_section(kind):
-            fields = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
-            kind = fields.get(str(part))
+            field = fields(kind).get(str(part))
+            kind = field.annotation if field else None
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
             return set()
-    return set(_fields(sole(kind)))
+    kind = sole(kind)
+    return set(fields(kind)) if is_section(kind) else set()
 
 
-def _fields(kind: Any) -> list[str]:
-    return [field.alias or name for name, field in kind.model_fields.items()] if is_section(kind) else []
+def fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The settings of a section by all names that they have in a file."""
+    return {written: field for name, field in section.model_fields.items() for written in _written(name, field)}
+
+
+def _written(name: str, field: FieldInfo) -> list[str]:
+    if isinstance(field.validation_alias, AliasChoices):
+        return [str(choice) for choice in field.validation_alias.choices]
+    return [field.alias or name]
 
 
 @cache
-def _sections() -> tuple[tuple[str, list[str]], ...]:
+def _sections() -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(_walked())
 
 
-def _walked() -> Iterator[tuple[str, list[str]]]:
+def _walked() -> Iterator[tuple[str, tuple[str, ...]]]:
     """All parts of the settings that have names, with a path to each."""
     waiting: list[tuple[str, Any]] = [("", Settings)]
     while waiting:
@@ -70,10 +79,8 @@ def _walked() -> Iterator[tuple[str, list[str]]]:
             waiting.append((f"{where}.NAME", get_args(kind)[1]))
         elif is_section(kind):
             if where:
-                yield where, _fields(kind)
-            waiting += [
-                (f"{where}.{field.alias or name}".lstrip("."), field.annotation) for name, field in kind.model_fields.items()
-            ]
+                yield where, tuple(fields(kind))
+            waiting += [(f"{where}.{name}".lstrip("."), field.annotation) for name, field in fields(kind).items()]
 
 
 def is_section(kind: Any) -> bool:

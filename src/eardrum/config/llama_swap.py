@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
 from eardrum.config.sections import Section
 
@@ -47,7 +47,11 @@ def _pattern(pattern: str) -> str:
 class Filters(Section):
     """What is changed in a JSON body on its way to the upstream."""
 
-    stripParams: str = Field("", description="Parameters to take out, separated by commas; `model` stays.")
+    stripParams: str = Field(
+        "",
+        validation_alias=AliasChoices("stripParams", "strip_params"),
+        description="Parameters to take out, separated by commas; `model` stays.",
+    )
     setParams: dict[str, Any] = Field({}, description="Parameters to set; `a.b` is nested.")
     setParamsByID: dict[str, dict[str, Any]] = Field(
         {}, description="As `setParams`, for requests that name the model so; every name is an alias."

@@ -47,6 +47,8 @@ def resolved(tree: Tree, places: Places, known: Ports, names: Collection[str]) -
 
 
 def _with_macros(id: str, entry: Any, globals_: dict[str, Scalar], places: Places) -> Any:
+    if macros.USED.search(id):
+        raise places.error(("models", id), f"The name of a model cannot hold macros: {id}.")
     if not isinstance(entry, dict):
         return entry
     macros.defined(entry.get("macros"), ("models", id, "macros"), places)

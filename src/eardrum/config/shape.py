@@ -68,7 +68,7 @@ class Shaper:
             if path not in self._places:
                 return value
             raise self._wrong(path, _not_a_section(path), value)
-        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        fields = known.fields(section)
         shaped = {}
         for name, inner in value.items():
             below = (*path, name)
