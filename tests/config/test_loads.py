@@ -98,7 +98,8 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         {"models[a].concurrencyLimit": 2},
     ),
     "ports by the order of names": (
-        "startPort: 9000\nmodels: {z: {cmd: 's ${PORT}'}, b: {cmd: s, proxy: 'http://x'}, a: {cmd: 's ${PORT}'}, B: {cmd: 's ${PORT}'}}",
+        "startPort: 9000\nmodels: {z: {cmd: 's ${PORT}'}, b: {cmd: s, proxy: 'http://x'}, a: {cmd: 's ${PORT}'},"
+        " B: {cmd: 's ${PORT}'}}",
         {"models[B].cmd": "s 9000", "models[a].cmd": "s 9001", "models[b].proxy": "http://x", "models[z].cmd": "s 9002"},
     ),
     "macros of a model win": (
@@ -110,7 +111,8 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         {"models[a].cmd": "server --port 5800 -m a"},
     ),
     "macros in peers and elsewhere": (
-        "macros: {k: secret, n: 3}\npeers: {p: {proxy: 'http://${k}', apiKey: '${k}', models: [m], filters: {setParams: {t: '${n}'}}}}\n"
+        "macros: {k: secret, n: 3}\n"
+        "peers: {p: {proxy: 'http://${k}', apiKey: '${k}', models: [m], filters: {setParams: {t: '${n}'}}}}\n"
         "apiKeys: ['${k}']\nglobalTTL: ${n}",
         {"peers[p].apiKey": "secret", "peers[p].filters.setParams": {"t": 3}, "apiKeys": ("secret",), "globalTTL": 3},
     ),

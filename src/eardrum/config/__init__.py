@@ -2,7 +2,7 @@
 
 from eardrum.config.environment import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, FOLDER_VARIABLE
 from eardrum.config.load import Loaded, load, read
-from eardrum.config.places import Place, Remark
+from eardrum.config.places import Place, Places, Remark
 from eardrum.config.ports import Ports
 from eardrum.config.settings import PREFIX, Limits, Log, Model, Settings
 
@@ -16,6 +16,7 @@ __all__ = [
     "Log",
     "Model",
     "Place",
+    "Places",
     "Ports",
     "Remark",
     "Settings",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,7 @@ WORDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    close = yaml.SafeLoader.dispose
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -62,13 +63,12 @@ def parse(text: str, name: str) -> Document:
     Raises:
         ConfigError: it is not YAML; the message names the line.
     """
-    loader = _Loader(text)
     try:
-        node = loader.get_node() if loader.check_node() else None
-        document = Document(None, goes_on=loader.get_mark().line + 1 if loader.check_node() else 0)
+        with closing(_Loader(text)) as loader:
+            node = loader.get_node() if loader.check_node() else None
+            document = Document(None, goes_on=loader.get_mark().line + 1 if loader.check_node() else 0)
         if node:
             document.tree = _Builder(name, document.places).build(node, ())
-        return document
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         context = f"{error.context}, " if error.context and error.problem else ""
@@ -78,8 +78,7 @@ def parse(text: str, name: str) -> Document:
         raise ConfigError(f"{name}: This is not valid YAML: {str(error).splitlines()[0]}.") from None
     except RecursionError:
         raise ConfigError(f"{name}: The values are nested too deep.") from None
-    finally:
-        loader.dispose()
+    return document
 
 
 def value(text: str) -> Any:

@@ -33,6 +33,8 @@ class Loaded:
     """What was read, in this order."""
     ports: Mapping[str, int]
     """Model to the port that `${PORT}` stands for."""
+    places: Places
+    """Where each setting is written."""
 
 
 def load(
@@ -81,7 +83,7 @@ def read(
     shaper = Shaper(places)
     settings, more = finished(_settings(shaper.shaped(tree), places), places)
     everything = sorted({*remarks, *shaper.remarks, *more}, key=_order(paths))
-    return Loaded(settings, tuple(everything), tuple(paths), given)
+    return Loaded(settings, tuple(everything), tuple(paths), given, places)
 
 
 def _chosen(file: Path | Sequence[Path] | None, folder: Path | None, environment: Mapping[str, str]) -> list[Path]:
