@@ -155,6 +155,11 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         "selectors: {s: {strategy: spillover, targets: [a, b]}}",
         {"selectors[s].targets": ("a", "b")},
     ),
+    "spillover to a peer": (
+        "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\npeers: {p: {proxy: 'http://x', models: [m]}}\n"
+        "selectors: {s: {strategy: spillover, targets: [a, m, p/m]}}",
+        {"selectors[s].targets": ("a", "m", "p/m")},
+    ),
     "capabilities": (
         "models: {a: {cmd: 's ${PORT}', capabilities: {in: [text, audio], out: [text], context: 4096, tools: true}}}",
         {"models[a].capabilities.inputs": ("text", "audio"), "models[a].capabilities.context": 4096},

@@ -127,11 +127,6 @@ FAILS = {
         "'s' is a selector itself",
     ),
     "an unknown strategy": (f"{MODEL}selectors:\n  s: {{strategy: dice, targets: [a]}}", 3, "'warm', 'pin' or 'spillover'"),
-    "spillover to a peer": (
-        "peers: {p: {proxy: 'http://x', models: [m]}}\nselectors:\n  s: {strategy: spillover, targets: [m]}",
-        3,
-        "'m' is a peer's",
-    ),
     "spillover between rivals": (
         "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\ngroups: {g: {members: [a, b]}}\n"
         "selectors:\n  s:\n    strategy: spillover\n    targets: [a, b]",

@@ -109,6 +109,8 @@ def _look_at_names(loaded: Loaded, report: Report) -> None:
         report.errors.append(Finding(error.message))
         return
     for position, name in enumerate(loaded.settings.hooks.on_startup.preload):
+        if name in loaded.settings.selectors:
+            continue
         try:
             catalog.find(name)
         except ModelNotFoundError as error:

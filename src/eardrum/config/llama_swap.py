@@ -113,8 +113,8 @@ class Matrix(Section):
 class RouterSettings(Section):
     """The rules of the router in use."""
 
-    groups: dict[str, Group] = Field({}, description="As `groups`.")
-    matrix: Matrix | None = Field(None, description="As `matrix`.")
+    groups: dict[str, Group] = Field({}, description="For `use: group`.")
+    matrix: Matrix | None = Field(None, description="For `use: matrix`.")
 
 
 class Router(Section):

@@ -99,7 +99,7 @@ def checked_profiles(settings: Settings, names: Names, places: Places) -> None:
 
 
 def checked_selectors(settings: Settings, names: Names, places: Places) -> Iterator[tuple[str, Sequence[str]]]:
-    """Refuse selectors that cannot work; yields those that fill several targets, with these as ids.
+    """Refuse selectors that cannot work; yields those that fill several targets, with the ids of those that are here.
 
     Raises:
         ConfigError: the message names the selector.
@@ -108,26 +108,17 @@ def checked_selectors(settings: Settings, names: Names, places: Places) -> Itera
         path: Path = ("selectors", id)
         if names.model(id) or names.of_a_peer(id):
             raise places.error(path, f"The selector {id} has the name of a model: a name means one thing.")
-        local = [_target(id, position, settings, names, places) for position in range(len(selector.targets))]
+        for position, target in enumerate(selector.targets):
+            where = (*path, "targets", position)
+            if target in settings.selectors:
+                raise places.error(where, f"{dotted(where)}: {target!r} is a selector itself, and selectors choose among models.")
+            if not names.model(target) and not names.of_a_peer(target):
+                raise names.unknown(target, where)
         if selector.strategy == "spillover":
-            if twice := next((target for target in local if local.count(target) > 1), ""):
+            targets = [names.model(target) or target for target in selector.targets]
+            if twice := next((target for target in targets if targets.count(target) > 1), ""):
                 raise places.error((*path, "targets"), f"The selector {id} has the target {twice} twice.")
-            yield id, local
-
-
-def _target(id: str, position: int, settings: Settings, names: Names, places: Places) -> str:
-    selector, path = settings.selectors[id], ("selectors", id, "targets", position)
-    target = selector.targets[position]
-    if target in settings.selectors:
-        raise places.error(path, f"{dotted(path)}: {target!r} is a selector itself, and selectors choose among models.")
-    if model := names.model(target):
-        return model
-    if not names.of_a_peer(target):
-        raise names.unknown(target, path)
-    if selector.strategy != "pin":
-        wish = "the one that is loaded" if selector.strategy == "warm" else "how full it is"
-        raise places.error(path, f"{dotted(path)}: {target!r} is a peer's; {selector.strategy} needs to know {wish}.")
-    return target
+            yield id, [target for target in targets if target in settings.models]
 
 
 def with_priorities(settings: Settings, names: Names) -> Settings:
