@@ -47,11 +47,11 @@ WARNS = {
     "an alias twice": ("models: {a: {cmd: 's ${PORT}', aliases: [x, x]}}", ["The alias 'x' of a is here twice."]),
     "a peer's model behind ours": (f"{MODEL}peers: {{p: {{proxy: 'http://x', models: [a]}}}}", ["the one of the peer is p/a"]),
     "one port for two": (
-        "models:\n  a: {cmd: s --port 80, proxy: 'http://localhost:80'}\n  b: {cmd: s --port=80, proxy: 'http://localhost:80'}",
-        ["config.yaml:3: a and b both listen on port 80."],
+        "memory: {cpu: 1G}\nmodels:\n  a: {cmd: s --port 80, proxy: 'http://localhost:80'}\n  b: {cmd: s --port=80, proxy: 'http://localhost:80'}",
+        ["config.yaml:4: a and b both listen on port 80."],
     ),
     "one port for two by proxy": (
-        "models:\n  a: {cmd: s, proxy: 'http://127.0.0.1:81'}\n  b: {cmd: s, proxy: 'http://localhost:81'}",
+        "groups: {g: {swap: false, members: [a, b]}}\nmodels:\n  a: {cmd: s, proxy: 'http://127.0.0.1:81'}\n  b: {cmd: s, proxy: 'http://localhost:81'}",
         ["both listen on port 81"],
     ),
     "one port for two in turn": (

@@ -188,6 +188,20 @@ class _Parser:
         return MatrixError(("sets", self._name), f"The set {self._name} cannot be read: {what}.{hint}")
 
 
+def models_of(expression: Expression) -> frozenset[str]:
+    """All models that the sets speak of."""
+    return frozenset(_walked(expression, set()))
+
+
+def _walked(expression: Expression, seen: set[int]) -> Iterator[str]:
+    if isinstance(expression, Ident):
+        yield expression.model
+    elif id(expression) not in seen:
+        seen.add(id(expression))
+        for part in expression.parts:
+            yield from _walked(part, seen)
+
+
 def holds(expression: Expression, models: Collection[str]) -> bool:
     """Whether one of the sets holds all of these models."""
     wanted = frozenset(models)

@@ -89,18 +89,26 @@ def check_spillover(id: str, targets: Collection[str], settings: Settings, place
 
 
 def may_meet(one: str, other: str, settings: Settings) -> bool:
-    """Whether groups or matrix let both be loaded at a time. Without either, memory decides and they may."""
+    """Whether groups or matrix let both be loaded at a time.
+
+    Rules bind those they name, and commands that they do not: these share llama-swap's default group, or with a matrix run
+    alone. With pools of `memory` it is these that decide about who is in no group.
+    """
     if settings.matrix:
-        sets = matrix.parse(settings.matrix, settings.models).values()
-        return any(matrix.holds(expression, (one, other)) for expression in sets)
-    if not settings.groups:
-        return True
+        sets = matrix.parse(settings.matrix, settings.models)
+        named = {model for expression in sets.values() for model in matrix.models_of(expression)}
+        bound = all(id in named or settings.models[id].cmd for id in (one, other))
+        return not bound or any(matrix.holds(expression, (one, other)) for expression in sets.values())
     of = {member: group for group in settings.groups.values() for member in group.members}
-    first, second = of.get(one, ALONE), of.get(other, ALONE)
+    if not settings.memory:
+        of = {id: DEFAULT for id, model in settings.models.items() if model.cmd} | of
+    first, second = of.get(one), of.get(other)
+    if not first or not second:
+        return True
     if first is second:
         return not first.swap
     return not ((first.exclusive and not second.persistent) and (second.exclusive and not first.persistent))
 
 
-ALONE = Group()
-"""The group of all models that are in none."""
+DEFAULT = Group()
+"""The group of commands that are in none."""
