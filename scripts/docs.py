@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from eardrum.config import ENVIRONMENT_ALIASES, PREFIX, Settings
+from eardrum.config.sections import WITHOUT_EFFECT
+from eardrum.config.shared import SharedModel, SharedSettings
 from eardrum.engines import registry
 from eardrum.gateway.inventory import COMMON_OPTIONS
 
@@ -37,11 +39,16 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 def config_page(schema: dict[str, Any]) -> str:
     aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
+    table = Table(schema)
+    shared = {"": SharedSettings.model_fields, MODEL: SharedModel.model_fields}
+    own = table.rows(schema, wanted=lambda prefix, name: name not in shared.get(prefix, ()))
+    of_models = table.rows(schema["$defs"]["Model"], MODEL, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
+    of_servers = table.rows(schema, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
     return f"""# Settings
 
-Generated from `src/eardrum/config/settings.py`. A YAML file (`--config FILE`, or `{PREFIX}CONFIG`) is overridden by the
+Generated from `src/eardrum/config/`. A YAML file (`--config FILE`, or `{PREFIX}CONFIG`) is overridden by the
 environment, that by `--set a.b=c`. In the environment a setting `a.b` is `{PREFIX}A__B`; lists and maps are JSON.
-Editors check the file against `config.schema.json`.
+Editors check the file against `config.schema.json`, and `eardrum check FILE` says what it amounts to.
 
 ```yaml
 port: 8100
@@ -54,9 +61,24 @@ limits:
   upload_bytes: 1000000000
 ```
 
+- `--config` may be given several times, and `--config-dir` (`{PREFIX}CONFIG_DIR`) takes all `*.yaml` and `*.yml` of a folder.
+  Maps are joined, lists follow one another, and nothing may be set to two values.
+- In a file a name that is no setting is ignored with a warning, as llama-swap does it without one; names that begin with `x-`
+  are yours. In the environment and after `--set` it is an error.
+- `yes`, `no`, `on` and `off` are words, except where true or false is asked for. A number in quotes is a text.
+
 | setting | type | default | meaning |
 | --- | --- | --- | --- |
-{chr(10).join(rows(schema, schema))}
+{chr(10).join(own)}
+
+## Shared with llama-swap
+
+A `config.yaml` of llama-swap is one of Eardrum's: [llama-swap.md](llama-swap.md) says what macros, ports, groups and the matrix
+do. All of these can be used without llama-swap, too, and those of models apply to models of Eardrum's own where that makes sense.
+
+| setting | type | default | meaning |
+| --- | --- | --- | --- |
+{chr(10).join([*of_models, *of_servers])}
 
 ## Names other servers use
 
@@ -68,20 +90,47 @@ These variables mean the same settings here; `{PREFIX}...` wins over them.
 """
 
 
-def rows(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, field in node["properties"].items():
-        inner = schema["$defs"].get(field.get("$ref", "").removeprefix("#/$defs/"))
+MODEL = "models.NAME."
+Wanted = Callable[[str, str], bool]
+
+
+class Table:
+    """The rows of settings. What several settings hold alike is listed at the first."""
+
+    def __init__(self, schema: dict[str, Any]):
+        self._definitions = schema["$defs"]
+        self._listed: dict[str, str] = {}
+
+    def rows(self, node: dict[str, Any], prefix: str = "", *, wanted: Wanted) -> list[str]:
+        found = []
+        for name, field in node["properties"].items():
+            if wanted(prefix, name):
+                found += self._field(f"{prefix}{name}", field, wanted, required=name in node.get("required", ()))
+        return found
+
+    def _field(self, path: str, field: dict[str, Any], wanted: Wanted, *, required: bool) -> list[str]:
         values = field.get("additionalProperties")
-        each = schema["$defs"].get(values.get("$ref", "").removeprefix("#/$defs/")) if isinstance(values, dict) else None
-        if inner:
-            yield from rows(schema, inner, f"{prefix}{name}.")
-        elif each:
-            yield f"| `{prefix}{name}` | map | `{{}}` | {field['description']} |"
-            yield from rows(schema, each, f"{prefix}{name}.NAME.")
-        else:
-            required = name in node.get("required", ())
-            default = "required" if required else f"`{json.dumps(field.get('default'))}`"
-            yield f"| `{prefix}{name}` | {kind(field)} | {default} | {field['description']} |"
+        inner, each = self._section(field), self._section(values) if isinstance(values, dict) else ""
+        below = inner or each
+        if not below or WITHOUT_EFFECT in field:
+            return [
+                row(path, kind(field), "required" if required else f"`{json.dumps(field.get('default'))}`", field["description"])
+            ]
+        if below in self._listed:
+            return [row(path, "map", "`{}`", f"{field['description']} See `{self._listed[below]}`.")]
+        self._listed[below] = path
+        head = [row(path, "map", "`{}`", field["description"])] if each else []
+        return head + self.rows(self._definitions[below], f"{path}.NAME." if each else f"{path}.", wanted=wanted)
+
+    def _section(self, field: dict[str, Any]) -> str:
+        """The name of the definition that a value follows; empty if it has no names of its own."""
+        options = [field, *field.get("anyOf", ())]
+        return next((option["$ref"].removeprefix("#/$defs/") for option in options if "$ref" in option), "")
+
+
+def row(path: str, kind: str, default: str, meaning: str) -> str:
+    """A row; a bar inside it would be taken for the end of a cell."""
+    return " | ".join(["", f"`{path}`", *(cell.replace("|", "\\|") for cell in (kind, default, meaning)), ""]).strip()
 
 
 def kind(field: dict[str, Any]) -> str:

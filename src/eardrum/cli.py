@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Annotated
 import typer
 
 from eardrum import __version__, config, log, offline, server
-from eardrum.commands import models, processes
-from eardrum.commands.options import Assignments, ConfigFile
+from eardrum.commands import check, models, processes
+from eardrum.commands.options import Assignments, ConfigFile, ConfigFolder
 from eardrum.errors import EardrumError
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Speech to text behind one port.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -52,13 +55,16 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8100]")] = None,
     config_file: ConfigFile = None,
+    config_folder: ConfigFolder = None,
     assignments: Assignments = None,
     sample: Annotated[bool, typer.Option("--sample", help="Transcribe the shipped recording once up.")] = False,
 ) -> None:
     """Start the server."""
-    settings = config.load(config_file, assignments or (), overrides={"host": host, "port": port})
-    log.set_up(settings.log.level, settings.log.format)
-    server.run(settings, sample=sample)
+    loaded = config.read(config_file, assignments or (), overrides={"host": host, "port": port}, folder=config_folder)
+    log.set_up(loaded.settings.log.level, loaded.settings.log.format)
+    for warning in loaded.warnings:
+        logger.warning("%s", warning)
+    server.run(loaded.settings, sample=sample)
 
 
 @app.command()
@@ -86,5 +92,5 @@ def transcribe(
         raise typer.Exit(1)
 
 
-for name, command in (models.COMMANDS | processes.COMMANDS).items():
+for name, command in (models.COMMANDS | processes.COMMANDS | check.COMMANDS).items():
     app.command(name)(command)

@@ -436,6 +436,15 @@ def test_of_a_model_in_the_config_its_name_may_say_all() -> None:
     assert (found.find("large-v3").engine, found.find("large-v3").absent) == ("faster_whisper", True)
 
 
+def test_the_embedded_model_may_be_named_in_the_config() -> None:
+    plain = catalog().find(EMBEDDED_ID)
+    found = catalog(models={EMBEDDED_ID: {"ttl": 5, "aliases": ["tiny"]}})
+    assert (found.find(EMBEDDED_ID).source, found.find(EMBEDDED_ID).ttl) == (plain.source, 5)
+    assert {found.find(name).id for name in ("tiny", *plain.aliases)} == {EMBEDDED_ID}
+    other = catalog(models={"mine": {"source": EMBEDDED_ID}})
+    assert (other.find("mine").source, other.find(EMBEDDED_ID).source) == (plain.source, plain.source)
+
+
 def test_fallbacks_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.mine\.fallback: .*'nobody'"):
         catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["nobody"])})

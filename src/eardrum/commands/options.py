@@ -7,5 +7,6 @@ from typing import Annotated
 
 import typer
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+ConfigFile = Annotated[list[Path] | None, typer.Option("--config", help="YAML file with settings; repeatable.")]
+ConfigFolder = Annotated[Path | None, typer.Option("--config-dir", help="Folder of YAML files, read after --config.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one setting; repeatable.")]

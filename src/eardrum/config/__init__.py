@@ -1,6 +1,25 @@
 """Every setting, and where it comes from."""
 
-from eardrum.config.load import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, load
+from eardrum.config.environment import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, FOLDER_VARIABLE
+from eardrum.config.load import Loaded, load, read
+from eardrum.config.places import Place, Places, Remark
+from eardrum.config.ports import Ports
 from eardrum.config.settings import PREFIX, Limits, Log, Model, Settings
 
-__all__ = ["CONFIG_VARIABLE", "ENVIRONMENT_ALIASES", "PREFIX", "Limits", "Log", "Model", "Settings", "load"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "ENVIRONMENT_ALIASES",
+    "FOLDER_VARIABLE",
+    "PREFIX",
+    "Limits",
+    "Loaded",
+    "Log",
+    "Model",
+    "Place",
+    "Places",
+    "Ports",
+    "Remark",
+    "Settings",
+    "load",
+    "read",
+]

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, AliasChoices, Field
 
 from eardrum.config.sections import Section
 
 # ruff: noqa: N815 -- the names are llama-swap's
 
+SHORTEST_EVERY_S = 5.0
+
+DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(duration: str) -> float:
+    """Seconds of a duration as Go writes it: `1h30m`, `500ms`; a number alone is nanoseconds.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if duration.isdecimal():
+        return int(duration) * 1e-9
+    if not duration or DURATION.sub("", duration):
+        raise ValueError(f"{duration!r} is not a duration such as `5s` or `1m30s`")
+    return sum(float(number) * SECONDS[unit] for number, unit in DURATION.findall(duration))
+
+
+def _not_too_often(duration: str) -> str:
+    if 0 < seconds(duration) < SHORTEST_EVERY_S:
+        raise ValueError(f"at least {SHORTEST_EVERY_S:g}s")
+    return duration
+
+
+def _pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
 
 class Filters(Section):
     """What is changed in a JSON body on its way to the upstream."""
 
-    stripParams: str = Field("", description="Parameters to take out, separated by commas; `model` stays.")
+    stripParams: str = Field(
+        "",
+        validation_alias=AliasChoices("stripParams", "strip_params"),
+        description="Parameters to take out, separated by commas; `model` stays.",
+    )
     setParams: dict[str, Any] = Field({}, description="Parameters to set; `a.b` is nested.")
     setParamsByID: dict[str, dict[str, Any]] = Field(
         {}, description="As `setParams`, for requests that name the model so; every name is an alias."
@@ -67,15 +104,17 @@ class Matrix(Section):
     """Which models may be loaded together, as sets."""
 
     vars: dict[str, str] = Field({}, description="Short names for models.")
-    evict_costs: dict[str, int] = Field({}, description="What unloading a model costs when there is a choice; 1 if not said.")
-    sets: dict[str, str] = Field({}, description="Sets of models: `a & (b | c) & +other_set`.")
+    evict_costs: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        {}, description="What unloading a model costs when there is a choice; 1 if not said."
+    )
+    sets: dict[str, str] = Field(min_length=1, description="Sets of models: `a & (b | c) & +other_set`.")
 
 
 class RouterSettings(Section):
     """The rules of the router in use."""
 
-    groups: dict[str, Group] = Field({}, description="As `groups`.")
-    matrix: Matrix | None = Field(None, description="As `matrix`.")
+    groups: dict[str, Group] = Field({}, description="For `use: group`.")
+    matrix: Matrix | None = Field(None, description="For `use: matrix`.")
 
 
 class Router(Section):
@@ -94,7 +133,7 @@ class Fifo(Section):
 class SchedulerSettings(Section):
     """The settings of the order in use."""
 
-    fifo: Fifo = Field(Fifo(), description="First come, first served, but for priorities.")
+    fifo: Fifo = Field(Fifo(), description="Its priorities.")
 
 
 class Order(Section):
@@ -115,7 +154,7 @@ class Profile(Section):
     """Other models behind names, while it is active."""
 
     description: str = Field("", description="For people.")
-    pins: dict[str, str | None] = Field({}, description="Requested name to model; empty refuses the name.")
+    pins: dict[str, str | None] = Field(min_length=1, description="Requested name to model; empty refuses the name.")
 
 
 class Spillover(Section):
@@ -128,7 +167,7 @@ class Selector(Section):
     """A name that stands for one of several models."""
 
     strategy: Literal["warm", "pin", "spillover"] = Field("warm", description="How the target is chosen.")
-    targets: tuple[str, ...] = Field((), description="Models in the order of preference.")
+    targets: tuple[str, ...] = Field(min_length=1, description="Models in the order of preference.")
     settings: Spillover = Field(Spillover(), description="For `spillover`.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
@@ -141,7 +180,7 @@ class Peer(Section):
 
     proxy: str = Field(description="Its address.")
     apiKey: str = Field("", description="The key sent to it.")
-    models: tuple[str, ...] = Field(description="Its models.")
+    models: tuple[str, ...] = Field(min_length=1, description="Its models.")
     filters: Filters = Field(Filters(), description="As for models.")
     timeouts: PeerTimeouts = Field(PeerTimeouts(), description="As for models.")
 
@@ -161,6 +200,33 @@ class Hooks(Section):
 class UpstreamRoutes(Section):
     """About `/upstream/`."""
 
-    ignorePaths: tuple[str, ...] = Field(
+    ignorePaths: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(
         (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",), description="Paths that do not load a model that is not up: 409."
     )
+
+
+class Store(Section):
+    """Where llama-swap keeps its activity page."""
+
+    path: str = Field(min_length=1, description="A file of SQLite.")
+
+
+class Activity(Section):
+    """About the activity page."""
+
+    session_id: tuple[str, ...] = Field(
+        ("X-Session-ID", "X-Litellm-Session-Id"), description="Headers that name a client's session."
+    )
+
+
+class Ui(Section):
+    """About the web page."""
+
+    activity: Activity = Field(Activity(), description="Its page of past requests.")
+
+
+class Performance(Section):
+    """About recording the machine's load."""
+
+    disabled: bool = Field(False, description="Record nothing.")
+    every: Annotated[str, AfterValidator(_not_too_often)] = Field("5s", description="Time between two records; at least 5s.")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WITHOUT_EFFECT = "x-without-effect"
+"""Marks in the schema what is accepted for the sake of others' configs, with the reason why nothing comes of it."""
 
 
 class Section(BaseModel):
     """A part of the settings. Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def without_effect(default: Any, *, why: str, description: str, **bounds: Any) -> Any:
+    """A setting that is accepted, checked, and changes nothing; whoever sets it is told why."""
+    return Field(default, description=f"{description} Without effect: {why}", json_schema_extra={WITHOUT_EFFECT: why}, **bounds)

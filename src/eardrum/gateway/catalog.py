@@ -124,6 +124,8 @@ class Catalog:
         if owner := self._names.get(model.id):
             if model.origin == "config":
                 raise ConfigError(f"The alias {model.id!r} of {owner} is also the name of a model.")
+            if self._models[owner].source == model.source:  # the embedded one, which the config names
+                self._names |= {alias: owner for alias in model.aliases if alias not in self._names}
             return  # the config wins over the disk, the disk over the embedded one
         self._models[model.id] = model
         self._names[model.id] = model.id

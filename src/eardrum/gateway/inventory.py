@@ -181,6 +181,8 @@ class Inventory:
         if forced and registry.card(forced).remote:
             return forced, None, ""
         name = entry.source or id
+        if name in (EMBEDDED_ID, *EMBEDDED_ALIASES) and not entry.engine and (embedded := next(self._embedded(), None)):
+            return embedded.engine, embedded.source, ""
         if (stored := self.store.find(name)) and (engine := forced or engine_of(stored, self.default_engine)):
             return engine, stored, name if names.is_hub_id(name) else ""
         path = Path(name).expanduser()

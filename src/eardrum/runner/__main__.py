@@ -7,7 +7,6 @@ Says one line of JSON on stdout when the model is ready, or why it is not; logs 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from pydantic import ValidationError
 
 from eardrum.engines import registry
 from eardrum.engines.base import Engine, Window
@@ -35,6 +33,7 @@ from eardrum.runner.batcher import Batcher
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import Inlet
 from eardrum.runner.memory import freeze_garbage_collector, return_free_memory, tune_allocator
+from eardrum.runner.options import engine_class, validated
 from eardrum.runner.threads import wait_without_spinning
 from eardrum.runner.vad import Vad
 from eardrum.types import SAMPLE_RATE, Request
@@ -78,14 +77,10 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     card = registry.card(name)
     if card.missing:
         raise ModelLoadError(card.how_to_install)
+    cls = engine_class(name)
+    checked = validated(cls, name, options)
     try:
-        cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
-        return cls.load(source, cls.Options(**options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(cls.Options.model_fields)
-        wrong = first["msg"].replace("tuple", "list").removeprefix("Value error, ").rstrip(".")
-        raise ConfigError(f"Option {'.'.join(map(str, first['loc']))} of {name}: {wrong}. Options: {known}.") from error
+        return cls.load(source, checked)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
 

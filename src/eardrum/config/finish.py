@@ -1,0 +1,145 @@
+"""What a config means once it is read as a whole: names, rules, ports, and defaults that depend on other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, pairwise
+from urllib.parse import urlsplit
+
+from eardrum.config import words
+from eardrum.config.names import Names, checked_profiles, checked_selectors, with_priorities
+from eardrum.config.places import Path, Places, Remark
+from eardrum.config.settings import Log, Model, Settings
+from eardrum.config.together import check_spillover, may_meet, with_rules
+
+LEAST_START_S = 15
+LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
+IMAGES_ID, IMAGES_LIMIT = "comfyui_auto", 50
+"""llama-swap's name for a server of images whose page asks for many things at once and holds a WebSocket open."""
+
+
+def finished(settings: Settings, places: Places) -> tuple[Settings, list[Remark]]:
+    """The settings with everything worked out, and what is odd about them.
+
+    Raises:
+        ConfigError: settings contradict each other; the message names the line.
+    """
+    names = Names(settings, places)
+    settings = with_rules(settings, names, places)
+    settings = with_priorities(settings, names)
+    checked_profiles(settings, names, places)
+    for id, targets in checked_selectors(settings, names, places):
+        check_spillover(id, targets, settings, places)
+    _check_keys(settings, places)
+    _check_addresses(settings, places)
+    remarks = [*names.remarks, *_levels(settings, places), *_clashes(settings, places), *_odd(settings, places)]
+    return _completed(settings, names), remarks
+
+
+def _completed(settings: Settings, names: Names) -> Settings:
+    unload = settings.unloadTimeout or type(settings).model_fields["unloadTimeout"].default
+    settings = settings.model_copy(
+        update={
+            "healthCheckTimeout": max(settings.healthCheckTimeout, LEAST_START_S),
+            "unloadTimeout": unload,
+            "log": _log(settings),
+            "hooks": _hooks(settings, names),
+        }
+    )
+    return settings.model_copy(update={"models": {id: _entry(id, names.of(id), settings) for id in settings.models}})
+
+
+def _entry(id: str, model: Model, settings: Settings) -> Model:
+    filled: dict[str, object] = {
+        "unloadTimeout": model.unloadTimeout or settings.unloadTimeout,
+        "sendLoadingState": settings.sendLoadingState if model.sendLoadingState is None else model.sendLoadingState,
+    }
+    if id == IMAGES_ID:
+        filled["concurrencyLimit"] = max(model.concurrencyLimit, IMAGES_LIMIT)
+        filled["compat"] = model.compat.model_copy(update={"ignoreWebsockets": True})
+    return model.model_copy(update=filled)
+
+
+def _hooks(settings: Settings, names: Names) -> object:
+    """Preloads by id. What is not under `models:` stays: it may be on the disk."""
+    stripped = [name.strip() for name in settings.hooks.on_startup.preload]
+    preload = tuple(names.model(name) or name for name in stripped if name)
+    start = settings.hooks.on_startup.model_copy(update={"preload": preload})
+    return settings.hooks.model_copy(update={"on_startup": start})
+
+
+def _log(settings: Settings) -> Log:
+    if not settings.logLevel or "level" in settings.log.model_fields_set:
+        return settings.log
+    return settings.log.model_copy(update={"level": LEVELS.get(settings.logLevel.strip().lower(), "info")})
+
+
+def _levels(settings: Settings, places: Places) -> Iterator[Remark]:
+    if not settings.logLevel:
+        return
+    if "level" in settings.log.model_fields_set:
+        yield places.remark(("logLevel",), f"logLevel has no effect: log.level is set too, to {settings.log.level}.")
+    elif settings.logLevel.strip().lower() not in LEVELS:
+        yield places.remark(("logLevel",), f"logLevel {settings.logLevel!r} is none of {', '.join(LEVELS)}: it is info.")
+
+
+def _check_keys(settings: Settings, places: Places) -> None:
+    for position, key in enumerate(settings.apiKeys):
+        if not key or " " in key:
+            what = "holds a space" if key else "is empty"
+            raise places.error(("apiKeys", position), f"apiKeys[{position}] {what}: no client could send it.")
+
+
+def _check_addresses(settings: Settings, places: Places) -> None:
+    addresses: list[tuple[Path, str]] = [(("models", id, "proxy"), model.proxy) for id, model in settings.models.items()]
+    addresses += [(("peers", id, "proxy"), peer.proxy) for id, peer in settings.peers.items()]
+    for path, address in addresses:
+        if address or path[0] == "peers":
+            _check_address(address, path, places)
+
+
+def _check_address(address: str, path: Path, places: Places) -> None:
+    try:
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return
+    except ValueError:
+        pass
+    where = ".".join(map(str, path))
+    raise places.error(path, f"{where} must be an address such as http://127.0.0.1:8080 (it is {address!r}).")
+
+
+def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:
+    """Commands that listen on one port and may be up at a time."""
+    ports = {id: port for id, model in settings.models.items() if model.cmd and (port := port_of(model))}
+    for one, other in combinations(ports, 2):
+        if ports[one] == ports[other] and may_meet(one, other, settings):
+            advice = "Let their `cmd` use ${PORT}, or keep them apart by groups."
+            yield places.remark(("models", other, "cmd"), f"{one} and {other} both listen on port {ports[one]}. {advice}")
+    for id, port in ports.items():
+        if port == settings.port:
+            yield places.remark(("models", id, "cmd"), f"{id} listens on port {port}, which is the server's own.")
+
+
+def port_of(model: Model) -> int:
+    """The port that a model's command listens on; 0 if that cannot be told."""
+    for argument, following in pairwise([*words.split(model.cmd), ""]):
+        option, _, value = argument.partition("=")
+        if option == "--port" and (value or following).isdecimal():
+            return int(value or following)
+    local = urlsplit(model.proxy)
+    return (local.port or 0) if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
+
+
+def _odd(settings: Settings, places: Places) -> Iterator[Remark]:
+    if settings.healthCheckTimeout < LEAST_START_S:
+        yield places.remark(("healthCheckTimeout",), f"healthCheckTimeout is at least {LEAST_START_S} seconds.")
+    for id, model in settings.models.items():
+        if model.cmd and not words.split(model.cmd):
+            yield places.remark(("models", id, "cmd"), f"The `cmd` of {id} is empty: requests for it will fail.")
+        if not model.cmd and model.cmdStop:
+            yield places.remark(("models", id, "cmdStop"), f"cmdStop has no effect: {id} has no `cmd` that it could stop.")
+        for position, variable in enumerate(model.env):
+            if "=" not in variable:
+                path: Path = ("models", id, "env", position)
+                yield places.remark(path, f"models.{id}.env[{position}] is not of the form NAME=value.")

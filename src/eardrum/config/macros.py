@@ -1,0 +1,130 @@
+"""Macros: `${NAME}` stands for a value that the config defines further up."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from eardrum.config.places import Path, Places, dotted
+
+NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
+LONGEST_NAME = 63
+USED = re.compile(r"\$\{([a-zA-Z0-9_-]+)\}", re.ASCII)
+RESERVED = ("PORT", "PID", "MODEL_ID")
+
+LONGEST_VALUE = 1 << 20
+"""Characters: macros that use macros twice each would otherwise fill the memory."""
+
+Scalar = str | int | float | bool
+
+
+def defined(macros: Any, path: Path, places: Places) -> dict[str, Scalar]:
+    """The macros of a `macros:` section, checked; `path` is the section's.
+
+    Raises:
+        ConfigError: a name or a value that a macro cannot have.
+    """
+    if macros is None:
+        return {}
+    if not isinstance(macros, dict):
+        raise places.error(path, f"{dotted(path)} must map names to values, as in `ctx: 8192`.")
+    for name, value in macros.items():
+        if wrong := _wrong(name, value):
+            raise places.error((*path, name), f"The macro {name} {wrong}.")
+    return macros
+
+
+def _wrong(name: str, value: Any) -> str:
+    if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        return f"needs another name: up to {LONGEST_NAME} letters, digits, `_` and `-`"
+    if name in RESERVED:
+        return "has a name that is reserved: PORT, PID and MODEL_ID are given by the server"
+    if not isinstance(value, Scalar):
+        return "must be text, a number, true or false"
+    return "contains itself" if isinstance(value, str) and f"${{{name}}}" in value else ""
+
+
+def substituted(value: Any, macros: Mapping[str, Scalar], path: Path, places: Places) -> Any:
+    """`value` with all macros replaced, the last defined first and each once: a macro may use those defined before it.
+
+    A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
+    those below `filters.setParamsByID`, which are names of models.
+
+    Raises:
+        ConfigError: a value gets too long.
+    """
+    if isinstance(value, dict):
+        names_too = path[-2:] == ("filters", "setParamsByID")
+        return {
+            _name(name, macros, (*path, name), places) if names_too else name: substituted(inner, macros, (*path, name), places)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [substituted(inner, macros, (*path, position), places) for position, inner in enumerate(value)]
+    return _replaced(value, macros, path, places) if isinstance(value, str) and "${" in value else value
+
+
+def _name(name: str, macros: Mapping[str, Scalar], path: Path, places: Places) -> str:
+    return text_of(_replaced(name, macros, path, places))
+
+
+def _replaced(value: str, macros: Mapping[str, Scalar], path: Path, places: Places) -> Scalar:
+    for name in reversed(list(macros)):
+        slug = f"${{{name}}}"
+        if value == slug:
+            whole = macros[name]
+            if not isinstance(whole, str):
+                return whole
+        value = value.replace(slug, text_of(macros[name]))
+        if len(value) > LONGEST_VALUE:
+            raise places.error(path, f"{dotted(path)} gets too long: its macros make it more than {LONGEST_VALUE} characters.")
+    return value
+
+
+def left(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """The macros that a value still uses, and where."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if path[-2:] == ("filters", "setParamsByID"):
+                yield from left(name, (*path, name))
+            yield from left(inner, (*path, name))
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from left(inner, (*path, position))
+    elif isinstance(value, str):
+        yield from ((path, name) for name in USED.findall(value))
+
+
+def unknown(name: str, known: Collection[str]) -> str:
+    """What to say about a macro that stays: it does not exist, or not yet where it is used."""
+    if name in known:
+        return f"${{{name}}} is used before it is defined: a macro can use those that stand above it."
+    if name == "PORT":
+        return "${PORT} is only known to models whose `cmd` uses it."
+    if name in RESERVED:
+        return f"${{{name}}} is not known here."
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean ${{{close[0]}}}?" if close else f" A variable of the environment is ${{env.{name}}}."
+    return f"There is no macro ${{{name}}}.{hint}"
+
+
+def text_of(value: Scalar) -> str:
+    """A value inside a text, as llama-swap writes it: 1.0 is `1`, a million as a float `1e+06`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{value:+}".replace("inf", "Inf")
+    exact = Decimal(repr(value)).normalize()
+    sign, digits, shift = exact.as_tuple()
+    assert isinstance(shift, int)
+    exponent = len(digits) + shift - 1
+    if not value or -5 < exponent < 6:
+        return f"{exact:f}"
+    fraction = f".{''.join(map(str, digits[1:]))}" if digits[1:] else ""
+    return f"{'-' * sign}{digits[0]}{fraction}e{exponent:+03}"

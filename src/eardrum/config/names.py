@@ -1,0 +1,141 @@
+"""Names in a config: aliases, and everything that refers to a model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from eardrum.config.known import nearest
+from eardrum.config.places import Path, Places, Remark, dotted
+from eardrum.config.settings import Model, Settings
+from eardrum.errors import ConfigError
+
+
+class Names:
+    """What names mean in one config. `remarks` holds what was odd about them."""
+
+    def __init__(self, settings: Settings, places: Places):
+        """Gather the aliases.
+
+        Raises:
+            ConfigError: two models have one alias.
+        """
+        self._settings = settings
+        self._places = places
+        self._owners: dict[str, str] = {}
+        self.remarks: list[Remark] = []
+        self.aliases: dict[str, list[str]] = {id: [] for id in settings.models}
+        """Model to the aliases that mean it."""
+        for id, model in settings.models.items():
+            for position, alias in enumerate(model.aliases):
+                self._claim(id, alias, ("models", id, "aliases", position))
+        for id in sorted(settings.models):  # llama-swap's order: whose name it is depends on it
+            for alias in settings.models[id].filters.setParamsByID:
+                self._claim_by_parameters(id, alias)
+        for id, peer in settings.peers.items():
+            for position, name in enumerate(peer.models):
+                if self.model(name):
+                    path: Path = ("peers", id, "models", position)
+                    self._remark(path, f"{name!r} is a model here; the one of the peer is {id}/{name}.")
+
+    def model(self, name: str) -> str | None:
+        """The id of the model that has this name or alias."""
+        return name if name in self._settings.models else self._owners.get(name)
+
+    def of_a_peer(self, name: str) -> bool:
+        """Whether another server has a model that is called so here."""
+        return any(name in (model, f"{id}/{model}") for id, peer in self._settings.peers.items() for model in peer.models)
+
+    def unknown(self, name: str, path: Path) -> ConfigError:
+        """An error about a name that nothing has."""
+        if owner := self._owners.get(name):
+            return self._places.error(path, f"{dotted(path)}: {name!r} is an alias of {owner}: name the model itself.")
+        close = nearest(name, [*self._settings.models, *self._owners])
+        hint = f"Did you mean {close}?" if close else f"If it is built in or on the disk, name it there, as in `{name}:`."
+        return self._places.error(path, f"{dotted(path)}: there is no model {name!r} under `models:`. {hint}")
+
+    def of(self, id: str) -> Model:
+        """The entry of a model, with its aliases worked out."""
+        model = self._settings.models[id]
+        return model.model_copy(update={"aliases": tuple(self.aliases[id])})
+
+    def _claim(self, id: str, alias: str, path: Path) -> None:
+        owner = self._owners.get(alias)
+        if owner == id:
+            self._remark(path, f"The alias {alias!r} of {id} is here twice.")
+        elif owner:
+            raise self._places.error(path, f"The alias {alias!r} of {id} is already one of {owner}: a name means one model.")
+        elif alias in self._settings.models:
+            if alias != id:
+                self._remark(path, f"The alias {alias!r} of {id} is also the name of a model, which is the one that it means.")
+        else:
+            self._owners[alias] = id
+            self.aliases[id].append(alias)
+
+    def _claim_by_parameters(self, id: str, alias: str) -> None:
+        path: Path = ("models", id, "filters", "setParamsByID", alias)
+        owner = self._owners.get(alias)
+        if id in (alias, owner):
+            return
+        if owner or alias in self._settings.models:
+            whose = f"one of {owner}" if owner else "the name of another model"
+            raise self._places.error(path, f"Names below {dotted(path[:-1])} are aliases of {id}, but {alias!r} is {whose}.")
+        self._owners[alias] = id
+        self.aliases[id].append(alias)
+
+    def _remark(self, path: Path, message: str) -> None:
+        self.remarks.append(self._places.remark(path, message))
+
+
+def checked_profiles(settings: Settings, names: Names, places: Places) -> None:
+    """Refuse pins to names that mean nothing.
+
+    Raises:
+        ConfigError: the message names the pin.
+    """
+    for id, profile in settings.profiles.items():
+        for pin, target in profile.pins.items():
+            if target and not (names.model(target) or names.of_a_peer(target) or target in settings.selectors):
+                raise names.unknown(target, ("profiles", id, "pins", pin))
+
+
+def checked_selectors(settings: Settings, names: Names, places: Places) -> Iterator[tuple[str, Sequence[str]]]:
+    """Refuse selectors that cannot work; yields those that fill several targets, with the ids of those that are here.
+
+    Raises:
+        ConfigError: the message names the selector.
+    """
+    for id, selector in settings.selectors.items():
+        path: Path = ("selectors", id)
+        if names.model(id) or names.of_a_peer(id):
+            raise places.error(path, f"The selector {id} has the name of a model: a name means one thing.")
+        for position, target in enumerate(selector.targets):
+            where = (*path, "targets", position)
+            if target in settings.selectors:
+                raise places.error(where, f"{dotted(where)}: {target!r} is a selector itself, and selectors choose among models.")
+            if not names.model(target) and not names.of_a_peer(target):
+                raise names.unknown(target, where)
+        if selector.strategy == "spillover":
+            targets = [names.model(target) or target for target in selector.targets]
+            if twice := next((target for target in targets if targets.count(target) > 1), ""):
+                raise places.error((*path, "targets"), f"The selector {id} has the target {twice} twice.")
+            yield id, [target for target in targets if target in settings.models]
+
+
+def with_priorities(settings: Settings, names: Names) -> Settings:
+    """Priorities by id, however they were written.
+
+    Raises:
+        ConfigError: one names no model.
+    """
+    if not settings.routing or not settings.priorities:
+        return settings
+    path = ("routing", "scheduler", "settings", "fifo", "priority")
+    priority = {}
+    for name, value in settings.priorities.items():
+        if not (model := names.model(name)):
+            raise names.unknown(name, (*path, name))
+        priority[model] = value
+    scheduler = settings.routing.scheduler
+    fifo = scheduler.settings.fifo.model_copy(update={"priority": priority})
+    order = scheduler.model_copy(update={"settings": scheduler.settings.model_copy(update={"fifo": fifo})})
+    return settings.model_copy(update={"routing": settings.routing.model_copy(update={"scheduler": order})})

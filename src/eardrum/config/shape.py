@@ -1,0 +1,152 @@
+"""What a file says, held against what settings there are: unknown names are told, and words take the type they are for.
+
+llama-swap ignores names that it does not know, and so a typing error. What a file says is accepted here as well, with a remark.
+Names from the environment and from flags are left to the settings themselves, which refuse what they do not know.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path as FilePath
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from eardrum.config import known, macros
+from eardrum.config.known import is_section, sole
+from eardrum.config.places import Path, Places, Remark, dotted
+from eardrum.config.sections import WITHOUT_EFFECT
+from eardrum.config.settings import Settings
+
+TRUE, FALSE = {"y", "yes", "on"}, {"n", "no", "off"}
+"""Words that are text, except where true or false is asked for."""
+
+PRIVATE = "x-"
+"""Names that begin so are somebody's own, for anchors: nothing is said of them."""
+
+
+class Shaper:
+    """Brings a tree into the shape of the settings. `remarks` fills as it goes."""
+
+    def __init__(self, places: Places):
+        self._places = places
+        self.remarks: list[Remark] = []
+
+    def shaped(self, tree: dict[str, Any]) -> Any:
+        """The tree without what the settings do not know, and with every value of the type they ask for.
+
+        Raises:
+            ConfigError: a value in a file cannot be what its setting is; the message names the line.
+        """
+        return self._section(tree, Settings, ())
+
+    def _value(self, value: Any, kind: Any, path: Path) -> Any:
+        kind = sole(kind)
+        origin = get_origin(kind)
+        if is_section(kind):
+            return self._section(value, kind, path)
+        if origin is dict:
+            return self._map(value, get_args(kind)[1], path)
+        if path not in self._places and value is not None:
+            return value
+        if origin is tuple:
+            return self._list(value, get_args(kind)[0], path)
+        if origin is typing.Literal or kind in (str, FilePath):
+            return self._text(value, path)
+        return self._plain(value, kind, path)
+
+    def _plain(self, value: Any, kind: Any, path: Path) -> Any:
+        if kind is bool:
+            return self._truth(value, path)
+        return self._number(value, kind, path) if kind in (int, float) else value
+
+    def _section(self, value: Any, section: type[BaseModel], path: Path) -> Any:
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            if path not in self._places:
+                return value
+            raise self._wrong(path, _not_a_section(path), value)
+        fields = known.fields(section)
+        shaped = {}
+        for name, inner in value.items():
+            below = (*path, name)
+            if field := fields.get(name):
+                if inner is not None or _allows_none(field.annotation):
+                    shaped[name] = self._value(inner, field.annotation, below)
+                self._tell_without_effect(field.json_schema_extra, below)
+            elif below in self._places:
+                if not name.startswith(PRIVATE):
+                    self.remarks.append(self._places.remark(below, known.unknown(below)))
+            else:
+                shaped[name] = inner
+        return shaped
+
+    def _tell_without_effect(self, extra: Any, path: Path) -> None:
+        if isinstance(extra, dict) and (why := extra.get(WITHOUT_EFFECT)) and path in self._places:
+            self.remarks.append(self._places.remark(path, f"{dotted(path)} has no effect here: {why}"))
+
+    def _map(self, value: Any, kind: Any, path: Path) -> Any:
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            if path not in self._places:
+                return value
+            raise self._wrong(path, "must map names to values, as in `name: value`", value)
+        return {name: self._value(inner, kind, (*path, name)) for name, inner in value.items()}
+
+    def _list(self, value: Any, kind: Any, path: Path) -> Any:
+        if not isinstance(value, list):
+            raise self._wrong(path, "must be a list, as in `[a, b]`", value)
+        return [self._value(inner, kind, (*path, position)) for position, inner in enumerate(value)]
+
+    def _text(self, value: Any, path: Path) -> Any:
+        if isinstance(value, str) or value is None:
+            return value
+        if not isinstance(value, macros.Scalar):
+            raise self._wrong(path, "must be text", value)
+        written = self._places.text(path)
+        return macros.text_of(value) if written is None or "${" in written else written
+
+    def _truth(self, value: Any, path: Path) -> Any:
+        word = value.lower() if isinstance(value, str) else ""
+        if isinstance(value, bool) or word in TRUE or word in FALSE:
+            return value is True or word in TRUE
+        raise self._wrong(path, "must be true or false" + _without_quotes(word in ("true", "false")), value)
+
+    def _number(self, value: Any, kind: type, path: Path) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            number = isinstance(value, str) and value.strip().replace(".", "", 1).isdigit()
+            raise self._wrong(path, f"must be a {'whole ' if kind is int else ''}number" + _without_quotes(number), value)
+        if kind is int and isinstance(value, float) and abs(value) < 2**63:
+            if not value.is_integer():
+                self.remarks.append(self._places.remark(path, f"{dotted(path)} is a whole number: {int(value)} counts."))
+            return int(value)
+        return value
+
+    def _wrong(self, path: Path, must: str, value: Any) -> Exception:
+        return self._places.error(path, f"The setting {dotted(path)} is wrong: it {must}{shown(path, value)}.")
+
+
+SECRET = {"apiKeys", "apiKey", "env", "options"}
+"""Settings whose values may be secret: messages get into logs."""
+
+
+def shown(path: Path, value: Any) -> str:
+    """The value at fault for a message, unless it could be a secret."""
+    return "" if SECRET & set(path) else f" (it is {value!r})" if isinstance(value, macros.Scalar) else ""
+
+
+def _allows_none(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
+
+
+def _without_quotes(quoted: bool) -> str:
+    return ", without quotes" if quoted else ""
+
+
+def _not_a_section(path: Path) -> str:
+    if path[:1] == ("profiles",):
+        return "must map `pins` to models: profiles that are lists of models are no more"
+    return "must hold settings by name"

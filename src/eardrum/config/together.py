@@ -1,0 +1,114 @@
+"""Which rules are in force, groups or a matrix, whichever way the config writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from eardrum.config import matrix
+from eardrum.config.llama_swap import Group, Matrix
+from eardrum.config.matrix import Expression, MatrixError
+from eardrum.config.names import Names
+from eardrum.config.places import Path, Places
+from eardrum.config.settings import Settings
+
+NEWER: Path = ("routing", "router", "settings")
+
+
+def with_rules(settings: Settings, names: Names, places: Places) -> Settings:
+    """The settings with the rules in force as `groups` and `matrix`, one of which is empty.
+
+    Raises:
+        ConfigError: rules of both kinds, rules written both ways, or a member or word that is no model.
+    """
+    groups, chosen, path = _in_force(settings, places)
+    if chosen:
+        _parsed(chosen, settings, path, places)
+    else:
+        _check_groups(groups, names, path, settings, places)
+    return settings.model_copy(update={"groups": groups, "matrix": chosen})
+
+
+def _in_force(settings: Settings, places: Places) -> tuple[dict[str, Group], Matrix | None, Path]:
+    router = settings.routing.router if settings.routing else None
+    older = "groups" if settings.groups else "matrix"
+    if settings.groups and settings.matrix:
+        raise places.error(("matrix",), "There are both `groups` and a `matrix`, and only one can decide: remove one of them.")
+    if settings.groups or settings.matrix:
+        if router and (router.model_fields_set & {"use"} or router.settings.groups or router.settings.matrix):
+            advice = f"move `{older}` below routing.router.settings, or remove routing.router"
+            raise places.error((older,), f"There is both `{older}` and routing.router: {advice}.")
+        return settings.groups, settings.matrix, (older,)
+    if router and router.use == "matrix":
+        if not router.settings.matrix:
+            raise places.error(
+                ("routing", "router", "use"), "routing.router.use is matrix, but routing.router.settings has none."
+            )
+        return {}, router.settings.matrix, (*NEWER, "matrix")
+    return (dict(router.settings.groups) if router else {}), None, (*NEWER, "groups")
+
+
+def _check_groups(groups: Mapping[str, Group], names: Names, path: Path, settings: Settings, places: Places) -> None:
+    of: dict[str, str] = {}
+    for id, group in groups.items():
+        for position, member in enumerate(group.members):
+            where = (*path, id, "members", position)
+            if member in of:
+                again = "twice in the group" if of[member] == id else f"in the group {of[member]} and in"
+                raise places.error(where, f"The model {member} is {again} {id}: a model is in one group.")
+            if member not in settings.models:
+                raise names.unknown(member, where)
+            of[member] = id
+
+
+def _parsed(chosen: Matrix, settings: Settings, path: Path, places: Places) -> dict[str, Expression]:
+    try:
+        return matrix.parse(chosen, settings.models)
+    except MatrixError as error:
+        raise places.error((*path, *error.path), error.message) from None
+
+
+def check_spillover(id: str, targets: Collection[str], settings: Settings, places: Places) -> None:
+    """Refuse a selector whose targets push each other out: it would load one for each request.
+
+    Raises:
+        ConfigError: no rules let the targets be loaded side by side.
+    """
+    if len(targets) <= 1:
+        return
+    where: Path = ("selectors", id, "targets")
+    if settings.matrix:
+        sets = matrix.parse(settings.matrix, settings.models).values()
+        if not any(matrix.holds(expression, targets) for expression in sets):
+            raise places.error(where, f"No set of the matrix holds all targets of {id}, so they cannot spill over to each other.")
+        return
+    of = {member: name for name, group in settings.groups.items() for member in group.members}
+    shared = {of.get(target, "") for target in targets}
+    if len(shared) > 1 or shared == {""} or settings.groups[shared.pop()].swap:
+        wish = "put them into one group with `swap: false`"
+        raise places.error(where, f"The targets of {id} push each other out, so they cannot spill over to each other: {wish}.")
+
+
+def may_meet(one: str, other: str, settings: Settings) -> bool:
+    """Whether groups or matrix let both be loaded at a time.
+
+    Rules bind those they name, and commands that they do not: these share llama-swap's default group, or with a matrix run
+    alone. With pools of `memory` it is these that decide about who is in no group.
+    """
+    if settings.matrix:
+        sets = matrix.parse(settings.matrix, settings.models)
+        named = {model for expression in sets.values() for model in matrix.models_of(expression)}
+        bound = all(id in named or settings.models[id].cmd for id in (one, other))
+        return not bound or any(matrix.holds(expression, (one, other)) for expression in sets.values())
+    of = {member: group for group in settings.groups.values() for member in group.members}
+    if not settings.memory:
+        of = {id: DEFAULT for id, model in settings.models.items() if model.cmd} | of
+    first, second = of.get(one), of.get(other)
+    if not first or not second:
+        return True
+    if first is second:
+        return not first.swap
+    return not ((first.exclusive and not second.persistent) and (second.exclusive and not first.persistent))
+
+
+DEFAULT = Group()
+"""The group of commands that are in none."""

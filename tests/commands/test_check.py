@@ -1,0 +1,163 @@
+"""`eardrum check`: a look at a config without running it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from eardrum.cli import app
+from eardrum.commands.examine import hidden
+
+CONFIG = f"""
+    startPort: 9000
+    macros:
+      serve: {sys.executable} -m server --port ${{PORT}}
+    models:
+      qwen:
+        cmd: |
+          # a comment
+          ${{serve}} \\
+            --api-key ${{env.KEY}} -m "a b.gguf"
+        cmdStop: kill ${{PID}}
+        env: [TOKEN=hush, CUDA_VISIBLE_DEVICES=0]
+        aliases: [chat]
+        ttl: 300
+      gemma:
+        cmd: ${{serve}}
+      cloud:
+        proxy: https://me:hush@example.com/v1
+      moonshine-tiny-en:
+    groups:
+      llms: {{members: [qwen, gemma], exclusive: false}}
+    apiKeys: [hush]
+"""
+
+
+def checked(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(app, ["check", *arguments], env=environment)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(dedent(CONFIG))
+    return str(path)
+
+
+def test_for_people(config: str) -> None:
+    done = checked(config, KEY="hush")
+    assert done.exit_code == 0, done.output
+    assert f"{sys.executable} -m server --port 9001 --api-key '***' -m 'a b.gguf'" in " ".join(done.output.split())
+    assert "qwen  (command, port 9001, unloaded after 300 s)" in done.output
+    assert "stopped by kill '${PID}'" in done.output
+    assert "environment: TOKEN, CUDA_VISIBLE_DEVICES" in done.output
+    assert "also called: chat" in done.output
+    assert "at https://***@example.com/v1" in done.output
+    assert "moonshine-tiny-en  (moonshine)" in done.output
+    assert done.output.endswith("config.yaml: 4 models, 0 errors, 0 warnings.\n")
+    assert "hush" not in done.output
+
+
+def test_for_machines(config: str) -> None:
+    done = checked(config, "--json", KEY="hush")
+    assert done.exit_code == 0
+    report = json.loads(done.output)
+    assert (report["ok"], report["files"], report["errors"]) == (True, [config], [])
+    qwen = next(model for model in report["models"] if model["id"] == "qwen")
+    assert qwen["command"][-4:] == ["--api-key", "***", "-m", "a b.gguf"]
+    assert (qwen["port"], qwen["proxy"], qwen["environment"]) == (
+        9001,
+        "http://localhost:9001",
+        ["TOKEN", "CUDA_VISIBLE_DEVICES"],
+    )
+    assert qwen["beside"] == ["cloud", "moonshine-tiny-en"]
+    assert "hush" not in done.output
+
+
+def findings(tmp_path: Path, text: str, *arguments: str) -> tuple[dict[str, Any], int]:
+    path = tmp_path / "config.yaml"
+    path.write_text(dedent(text))
+    done = checked(str(path), "--json", *arguments)
+    return json.loads(done.output), done.exit_code
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("models:\n  a: {cmd: '${x} ${PORT}'}", 2, "There is no macro ${x}"),
+        ("models:\n  a: [", 2, "not valid YAML"),
+        ("model_dir: /nowhere", 0, "model_dir /nowhere is not a directory"),
+        ("default_model: nobody-knows", 0, "default_model"),
+        ("models:\n  b:\n  a: {source: /nowhere/at/all}", 2, "No engine here knows a model 'b'"),
+        ("models:\n  moonshine-tiny-en:\n  a:\n    source: /nowhere/at/all", 3, "models.a.source: there is nothing at"),
+        ("models:\n  moonshine-tiny-en:\n    fallback: [nobody]", 0, "models.moonshine-tiny-en.fallback"),
+        ("models:\n  a:\n    engine: telepathy", 2, "There is no engine 'telepathy'"),
+        ("models:\n  base:\n    options:\n      treads: 2", 2, "no option treads"),
+        ("models:\n  base:\n    options:\n      threads: many", 3, "Option threads of faster_whisper: Input should be"),
+        ("models:\n  base:\n    options: {device: gpu}", 3, "Option device of faster_whisper: Input should be 'auto'"),
+    ],
+)
+def test_what_keeps_the_server_from_starting(tmp_path: Path, text: str, line: int, says: str) -> None:
+    report, code = findings(tmp_path, text)
+    assert (code, report["ok"]) == (1, False)
+    first = report["errors"][0]
+    assert says in first["message"]
+    assert (first["line"], bool(first["file"])) == (line, bool(line))
+
+
+def test_all_models_that_cannot_be_are_named(tmp_path: Path) -> None:
+    report, _ = findings(tmp_path, "models: {a: {source: /nowhere/a}, b: {source: /nowhere/b}}")
+    assert [error["setting"] for error in report["errors"]] == ["models.a", "models.b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("foo: 1", 1, "Unknown setting foo"),
+        ("models:\n  a:\n    cmd: no-such-program ${PORT}", 3, "There is no program no-such-program for the `cmd` of a."),
+        ("models:\n  a: {cmd: 'true ${PORT}', cmdStop: /no/such/program}", 2, "/no/such/program for the `cmdStop` of a"),
+        ("hooks:\n  on_startup:\n    preload:\n    - moonshine-tiny-en\n    - nobody", 5, "nobody will not be preloaded"),
+        ("models:\n  base:", 2, "eardrum pull base"),
+        ("models:\n  moonshine-tiny-en: {batch: 4000}", 2, "batch is 4000"),
+    ],
+)
+def test_what_is_odd(tmp_path: Path, text: str, line: int, says: str) -> None:
+    report, code = findings(tmp_path, text)
+    assert code == 0, report
+    assert any(says in warning["message"] and warning["line"] == line for warning in report["warnings"]), report["warnings"]
+
+
+def test_several_files_and_flags(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("models: {a: {proxy: 'http://x'}}")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "two.yaml").write_text("models: {b: {proxy: 'http://x'}}")
+    done = checked(str(tmp_path / "one.yaml"), "--config-dir", str(tmp_path / "more"), "--set", "models.a.ttl=5", "--json")
+    report = json.loads(done.output)
+    assert [(model["id"], model["ttl"]) for model in report["models"]] == [("a", 5), ("b", 0)]
+    assert len(report["files"]) == 2
+
+
+def test_nothing_to_check() -> None:
+    done = checked()
+    assert (done.exit_code, done.output) == (0, "No file: 0 models, 0 errors, 0 warnings.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--api-key", "x", "-m", "y"], ["--api-key", "***", "-m", "y"]),
+        (["--api-key=x", "HF_TOKEN=x", "-e", "PASSWORD=x"], ["--api-key=***", "HF_TOKEN=***", "-e", "PASSWORD=***"]),
+        (["--max-tokens", "5", "--tokenizer", "y"], ["--max-tokens", "5", "--tokenizer", "y"]),
+        (["--api-key-file", "y", "--ssl-key-file=y"], ["--api-key-file", "y", "--ssl-key-file=y"]),
+        (["--auth", "--port", "5"], ["--auth", "--port", "5"]),
+        (["-H", "Authorization: Bearer x y"], ["-H", "Authorization: Bearer *** y"]),
+    ],
+)
+def test_secrets_are_hidden(arguments: list[str], shown: list[str]) -> None:
+    assert hidden(arguments) == shown

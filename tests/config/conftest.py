@@ -1,0 +1,42 @@
+"""Configs written to a file and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from eardrum import config
+from eardrum.errors import ConfigError
+
+Reader = Callable[..., config.Loaded]
+Refuser = Callable[..., str]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Reader:
+    def read(text: str, *assignments: str, ports: config.Ports | None = None, **environment: str) -> config.Loaded:
+        file = tmp_path / "config.yaml"
+        file.write_text(dedent(text))
+        return config.read(file, assignments, environment, ports=ports)
+
+    return read
+
+
+@pytest.fixture
+def refused(read: Reader, tmp_path: Path) -> Refuser:
+    """The message with which a config is refused, its folder left out."""
+
+    def refused(text: str, *assignments: str, **environment: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            read(text, *assignments, **environment)
+        return caught.value.message.replace(f"{tmp_path}/", "")
+
+    return refused
+
+
+def told(loaded: config.Loaded) -> list[str]:
+    """The warnings, without the folder of the file."""
+    return [str(warning).replace(f"{loaded.files[0].parent}/", "") for warning in loaded.warnings]

@@ -1,0 +1,136 @@
+"""The matrix's grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eardrum.config import matrix
+from eardrum.config.llama_swap import Matrix
+from eardrum.config.matrix import And, Expression, Ident, MatrixError, Or
+
+MODELS = ("a", "b", "c", "d", "x-1.5_b", "Org/model:7b", "größe")
+A, B, C, D = map(Ident, "abcd")
+
+
+def parsed(*sets: str, **vars: str) -> list[Expression]:
+    return list(matrix.parse(Matrix(vars=vars, sets={f"s{n}": text for n, text in enumerate(sets)}), MODELS).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a", A),
+        (" ( ( a ) ) ", A),
+        ("a & b", And((A, B))),
+        ("a|b", Or((A, B))),
+        ("a & b | c & d", Or((And((A, B)), And((C, D))))),
+        ("a & (b | c) & d", And((A, Or((B, C)), D))),
+        ("a\n& b", And((A, B))),
+        ("x-1.5_b & größe", And((Ident("x-1.5_b"), Ident("größe")))),
+        ("v & a", And((Ident("Org/model:7b"), A))),
+        ("+s1 | a", Or((And((B, C)), A))),
+        ("a & + s1", And((A, And((B, C))))),
+    ],
+)
+def test_an_expression(text: str, expected: Expression) -> None:
+    assert parsed(text, "b & c", v="Org/model:7b")[0] == expected
+
+
+def test_a_var_wins_over_a_model() -> None:
+    assert parsed("a", a="b") == [B]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "it ends where a model is expected"),
+        ("a &", "it ends where a model is expected"),
+        ("a b", "'b' is not expected here"),
+        ("& a", "'&' is not expected here"),
+        ("a & (b", "a `)` is missing"),
+        ("a)", "')' is not expected here"),
+        ("a ! b", "'!' is not expected here"),
+        ("Org/model:7b", "there is no model 'Org'"),
+        ("aa", "there is no model 'aa'. Did you mean a?"),
+        ("s1", "there is no model 's1'. It is a set: write +s1."),
+        ("+nowhere", "there is no set 'nowhere'"),
+        ("+", "there is no set ''"),
+        ("+s0", "The sets go in a circle: s0 -> s0."),
+        ("a & +s2", "The sets go in a circle: s0 -> s2 -> s3 -> s0."),
+        ("(" * 200 + "a" + ")" * 200, "nested too deep"),
+    ],
+)
+def test_what_cannot_be_read(text: str, says: str) -> None:
+    with pytest.raises(MatrixError, match=r"^The set") as caught:
+        parsed(text, "a & b", "b | +s3", "c & +s0")
+    assert says in caught.value.message
+    assert caught.value.path[0] == "sets"
+
+
+def test_a_chain_of_references_has_an_end() -> None:
+    with pytest.raises(MatrixError, match="nested too deep"):
+        parsed(*(f"+s{n + 1}" for n in range(300)), "a")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a_b", "x" * 33])
+def test_a_bad_var(name: str) -> None:
+    with pytest.raises(MatrixError, match="must be up to 32 letters") as caught:
+        parsed("a", **{name: "a"})
+    assert caught.value.path == ("vars", name)
+
+
+def test_costs() -> None:
+    found = matrix.costs(Matrix(vars={"v": "a"}, evict_costs={"v": 3, "b": 2}, sets={"s": "v"}))
+    assert found == {"a": 3, "b": 2}
+
+
+def family(expression: Expression) -> Iterator[frozenset[str]]:
+    """All sets, spelled out."""
+    if isinstance(expression, Ident):
+        yield frozenset({expression.model})
+    elif isinstance(expression, Or):
+        for part in expression.parts:
+            yield from family(part)
+    else:
+        for chosen in product(*map(family, expression.parts)):
+            yield frozenset().union(*chosen)
+
+
+expressions = st.recursive(
+    st.sampled_from([A, B, C, D]),
+    lambda inner: (
+        st.lists(inner, min_size=2, max_size=3).map(tuple).flatmap(lambda parts: st.sampled_from([And(parts), Or(parts)]))
+    ),
+    max_leaves=8,
+)
+
+
+def written(expression: Expression) -> str:
+    if isinstance(expression, Ident):
+        return expression.model
+    sign = " & " if isinstance(expression, And) else " | "
+    return f"({sign.join(map(written, expression.parts))})"
+
+
+@given(expressions)
+def test_what_is_written_is_read(expression: Expression) -> None:
+    assert parsed(written(expression)) == [expression]
+
+
+@given(expressions)
+def test_holding_agrees_with_spelling_out(expression: Expression) -> None:
+    spelled = set(family(expression))
+    for size in range(4):
+        for models in combinations("abcd", size):
+            assert matrix.holds(expression, models) == any(set(models) <= one for one in spelled)
+
+
+def test_sets_too_many_to_count() -> None:
+    tenfold = And(tuple(Or(tuple(Ident(f"m{group}-{n}") for n in range(10))) for group in range(40)))
+    assert matrix.holds(tenfold, [f"m{group}-{group % 10}" for group in range(40)])
+    assert not matrix.holds(tenfold, ["m1-1", "m1-2"])

@@ -1,0 +1,81 @@
+"""What is accepted but probably not meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.config.conftest import Reader, told
+
+MODEL = "models: {a: {cmd: 's ${PORT}'}}\n"
+
+WARNS = {
+    "an unknown key": (f"{MODEL}globalTtl: 3", ["config.yaml:2: Unknown setting globalTtl. Did you mean globalTTL?"]),
+    "a key in the wrong place": (
+        "ttl: 1800",
+        ["config.yaml:1: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?"],
+    ),
+    "an unknown key of a model": (
+        "models:\n  a:\n    cmd: s ${PORT}\n    chekEndpoint: none",
+        ["config.yaml:4: Unknown setting models.a.chekEndpoint. Did you mean checkEndpoint?"],
+    ),
+    "an unknown key deeper": (
+        "groups: {g: {persistant: true}}",
+        ["config.yaml:1: Unknown setting groups.g.persistant. Did you mean persistent?"],
+    ),
+    "a key of ours deeper": (
+        "limits: {uplod_bytes: 1}",
+        ["config.yaml:1: Unknown setting limits.uplod_bytes. Did you mean upload_bytes?"],
+    ),
+    "a key like nothing": ("zzzzzz: 1", ["config.yaml:1: Unknown setting zzzzzz. `docs/config.md` lists all settings."]),
+    "somebody's own": ("x-mine: &a {ttl: 1}\nmodels: {a: {proxy: 'http://x', <<: *a}}", []),
+    "in the order of the file": ("bbbbbb: 1\naaaaaa: 1", ["bbbbbb", "aaaaaa"]),
+    "without effect": (
+        "logTimeFormat: rfc3339\nmodels: {a: {cmd: 's ${PORT}', healthCheckTimeout: 20}}",
+        [
+            "config.yaml:1: logTimeFormat has no effect here",
+            "models.a.healthCheckTimeout has no effect here: the server's counts",
+        ],
+    ),
+    "a short time to start": ("healthCheckTimeout: 3", ["healthCheckTimeout is at least 15 seconds."]),
+    "a level that is none": ("logLevel: banana", ["logLevel 'banana' is none of debug, info,"]),
+    "two levels": ("logLevel: debug\nlog: {level: error}", ["logLevel has no effect: log.level is set too"]),
+    "a fraction": ("metricsMaxInMemory: 1.5", ["metricsMaxInMemory has no effect", "is a whole number: 1 counts."]),
+    "an alias never used": (
+        "models:\n  a:\n    cmd: s ${PORT}\n    aliases:\n    - b\n  b: {cmd: 's ${PORT}'}",
+        ["config.yaml:5: The alias 'b' of a is also the name of a model"],
+    ),
+    "an alias twice": ("models: {a: {cmd: 's ${PORT}', aliases: [x, x]}}", ["The alias 'x' of a is here twice."]),
+    "a peer's model behind ours": (f"{MODEL}peers: {{p: {{proxy: 'http://x', models: [a]}}}}", ["the one of the peer is p/a"]),
+    "one port for two": (
+        "memory: {cpu: 1G}\nmodels:\n  a: {cmd: s --port 80, proxy: 'http://localhost:80'}\n  b: {cmd: s --port=80, proxy: 'http://localhost:80'}",
+        ["config.yaml:4: a and b both listen on port 80."],
+    ),
+    "one port for two by proxy": (
+        "groups: {g: {swap: false, members: [a, b]}}\nmodels:\n  a: {cmd: s, proxy: 'http://127.0.0.1:81'}\n  b: {cmd: s, proxy: 'http://localhost:81'}",
+        ["both listen on port 81"],
+    ),
+    "one port for two in turn": (
+        "groups: {g: {members: [a, b]}}\nmodels:\n  a: {cmd: s --port 80, proxy: 'http://localhost:80'}\n"
+        "  b: {cmd: s --port 80, proxy: 'http://localhost:80'}",
+        [],
+    ),
+    "the server's own port": (
+        "port: 8100\nmodels: {a: {cmd: s --port 8100, proxy: 'http://localhost:8100'}}",
+        ["the server's own"],
+    ),
+    "nothing to run": ("models: {a: {cmd: '  ', proxy: 'http://x'}}", ["The `cmd` of a is empty"]),
+    "nothing to stop": ("models: {a: {cmdStop: x, proxy: 'http://x'}}", ["cmdStop has no effect"]),
+    "a variable without a value": (
+        "models: {a: {cmd: 's ${PORT}', env: [X]}}",
+        ["models.a.env[0] is not of the form NAME=value."],
+    ),
+    "a second document": (f"{MODEL}---\nx: 1", ["Only the first document of a file counts"]),
+    "nothing to say": (MODEL, []),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), WARNS.values(), ids=WARNS.keys())
+def test_what_is_told(read: Reader, text: str, says: list[str]) -> None:
+    warnings = told(read(text))
+    assert len(warnings) == len(says), warnings
+    assert all(expected in warning for expected, warning in zip(says, warnings, strict=True)), warnings

@@ -1,0 +1,35 @@
+"""Which models the rules of a config let be loaded at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from eardrum.config.together import may_meet
+from tests.config.conftest import Reader
+
+MODELS = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}, c: {cmd: 's ${PORT}'}, d: {proxy: 'http://d'}}\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "meeting"),
+    [
+        ("", "ad bd cd"),
+        ("memory: {cpu: 1G}", "ab ac ad bc bd cd"),
+        ("groups: {g: {members: [a, b]}}", "ad bd cd"),
+        ("groups: {g: {members: [a, b], swap: false}}", "ab ad bd cd"),
+        ("groups: {g: {members: [a], exclusive: false}}", "ab ac ad bd cd"),
+        ("groups: {g: {members: [a], persistent: true}}", "ab ac ad bd cd"),
+        ("groups: {g: {members: [a, d]}}", ""),
+        ("groups: {g: {members: [a]}, h: {members: [b], exclusive: false}}\nmemory: {cpu: 1G}", "ab ac ad bc bd cd"),
+        ("groups: {g: {members: [a]}, h: {members: [b]}}\nmemory: {cpu: 1G}", "ac ad bc bd cd"),
+        ("matrix: {sets: {s: a & b}}", "ab ad bd cd"),
+        ("matrix: {sets: {s: a & (b | c), t: b & +s}}", "ab ac ad bc bd cd"),
+        ("matrix: {sets: {s: a & d}}", "ad"),
+        ("routing: {router: {settings: {groups: {g: {members: [a, b], swap: false}}}}}", "ab ad bd cd"),
+    ],
+)
+def test_pairs(read: Reader, rules: str, meeting: str) -> None:
+    settings = read(MODELS + rules).settings
+    pairs = ("ab", "ac", "ad", "bc", "bd", "cd")
+    assert " ".join(pair for pair in pairs if may_meet(pair[0], pair[1], settings)) == meeting
+    assert all(may_meet(pair[0], pair[1], settings) == may_meet(pair[1], pair[0], settings) for pair in pairs)
