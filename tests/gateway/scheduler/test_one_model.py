@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from eardrum.errors import BusyError, ModelCoolingError, ModelLoadError, ShuttingDownError
 from eardrum.gateway.scheduler import (
@@ -15,7 +10,6 @@ from eardrum.gateway.scheduler import (
     Action,
     Cancelled,
     Done,
-    Event,
     Exited,
     Grant,
     Ready,
