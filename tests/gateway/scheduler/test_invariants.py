@@ -136,7 +136,7 @@ class Life(RuleBasedStateMachine):
         self.world.rules = rules
         self.world.tell(Reconfigured(rules, self.patience, changed, removed))
         assert not any(self.world.waiting(model) for model in removed)
-        if rules.allows(serving) and not self.world.waiting():
+        if rules.allows(self.world.processes) and not self.world.waiting():
             assert all(self.scheduler.slots[model].state is State.READY for model in unchanged)
 
     @rule(sure=st.integers(0, 19))

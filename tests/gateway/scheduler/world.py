@@ -163,7 +163,8 @@ class World:
 
     def _stop(self, model: str) -> None:
         assert self.processes[model] in ("starting", "up"), "stopped twice"
-        assert self.down or model in self.forced or not self.working(model), "signalled at work"
+        at_work = self.processes[model] == "up" and self.working(model)  # what died with an earlier process is no work
+        assert self.down or model in self.forced or not at_work, "signalled at work"
         self.processes[model] = "stopping"
         if (seconds := self.stop_s(model)) is not None:
             self.at(self.now + seconds, lambda: self.exits(model))

@@ -92,7 +92,7 @@ class Slot:
         """When it was last used, for rules that care."""
         if self.unloading or self.state in (State.DRAINING, State.STOPPING):
             return LEAVING
-        return now if self.working or self.waiting or self.state is State.STARTING else self.idle_since
+        return now if self.working or self.waiting else self.idle_since
 
     def come_up(self, turn: int, now: float) -> None:
         """It serves. If it was to be unloaded meanwhile, then only who is there already."""
