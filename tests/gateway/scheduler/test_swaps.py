@@ -211,6 +211,19 @@ def test_nobody_overtakes_whom_they_would_keep_out() -> None:
     assert w.processes == {"x": "starting"}
 
 
+def test_nobody_starts_who_would_have_to_go_again_for_somebody_ahead() -> None:
+    """Nothing keeps y out, but x, which waits for a, would evict it: it is loaded beside x, once x is."""
+    w = World(Groups((Group(frozenset("ax")), Group(frozenset("y"), exclusive=False))), PATIENCE)
+    a = w.ask("a")
+    w.started("a")
+    w.ask("x")
+    w.ask("y")
+    assert w.processes == {"a": "up"}
+    w.finish(a)
+    w.exits("a")
+    assert w.processes == {"x": "starting", "y": "starting"}
+
+
 def test_a_persistent_model_serves_during_every_swap() -> None:
     """PersistentNotEvicted."""
     ears = Group(frozenset({"ears"}), exclusive=False, persistent=True)

@@ -37,12 +37,12 @@ def turns(slots: Mapping[str, Slot], rules: Rules, patience: float, now: float) 
     for slot in _queue(slots.values(), patience, now):
         evicted = rules.evicted(slot.model, loaded | claims)
         blocked = not evicted.isdisjoint(claims) or _excluded(slot.model, rules, loaded, claims)
-        claims[slot.model] = CLAIMED
-        if blocked:
-            continue
-        if not evicted:
+        if not blocked and not evicted:
             decided.start.append(slot)
-        else:
+            loaded[slot.model] = now
+            continue
+        claims[slot.model] = CLAIMED
+        if not blocked:
             overdue = slot.head.since + patience <= now
             _make_room(decided, slot.head.order, [slots[model] for model in evicted], overdue=overdue)
     return decided
