@@ -340,6 +340,22 @@ def test_whoever_waited_twice_the_patience_goes_before_any_priority() -> None:
     assert w.processes == {"b": "starting"}
 
 
+def test_who_starves_is_helped_when_it_does_and_not_at_the_next_occasion() -> None:
+    w = world()
+    w.ask("a")
+    w.started("a")
+    w.ask("b")
+    pass_time(w, PATIENCE / 2)
+    for _ in range(3):  # while favourites take over from each other, b has patience enough for two
+        favourite = w.ask("c", priority=1)
+        pass_time(w, PATIENCE / 2 - 0.1)
+        w.leave(favourite)
+    w.ask("c", priority=1)
+    assert state(w, "a") is State.READY
+    pass_time(w, 0.3)
+    assert state(w, "a") is State.DRAINING
+
+
 def test_a_silent_websocket_does_not_hold_its_model() -> None:
     w = world()
     socket = w.ask("a", ttl=60.0)
@@ -354,12 +370,46 @@ def test_a_websocket_that_speaks_again_holds_its_model_again() -> None:
     w = world()
     socket = w.ask("a", ttl=60.0)
     w.started("a")
+    pass_time(w, 5)
     w.tell(Rest("a", socket.ticket))
-    assert w.scheduler.due == 60.0
+    assert w.scheduler.due == 65.0
     w.tell(Resume("a", socket.ticket))
     assert w.scheduler.due is None
     w.ask("b")
     assert w.processes == {"a": "up"}
+
+
+def test_a_websocket_that_ends_in_silence_was_last_used_when_it_fell_silent() -> None:
+    w = world()
+    socket = w.ask("a", ttl=60.0)
+    w.started("a")
+    w.tell(Rest("a", socket.ticket))
+    pass_time(w, 20)
+    w.finish(socket)
+    assert w.scheduler.due == 60.0
+
+
+def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
+    w = World(Pools({"cpu": 10}, dict.fromkeys("abc", {"cpu": 5})), PATIENCE)
+    up(w, "b")
+    w.now += 1.0
+    a = w.ask("a")
+    w.started("a")
+    w.unload("a")
+    w.ask("c")
+    assert w.processes == {"a": "up", "b": "up"}, "although b was used longer ago"
+    w.finish(a)
+    assert w.processes == {"a": "stopping", "b": "up"}
+
+
+def test_who_is_being_unloaded_need_not_be_waited_for_before_others_go() -> None:
+    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("x")))), PATIENCE)
+    up(w, "b")
+    w.ask("a")
+    w.started("a")
+    w.unload("a")
+    w.ask("x")
+    assert w.processes == {"a": "up", "b": "stopping"}
 
 
 def test_a_request_resets_the_time_to_live() -> None:
