@@ -115,6 +115,20 @@ class BusyError(EardrumError):
     code = "busy"
 
 
+class ConcurrencyLimitError(BusyError):
+    """The model holds as many requests as llama-swap's `concurrencyLimit` lets it."""
+
+    status = 429
+    code = "concurrency_limit"
+
+
+class UnloadedError(EardrumError):
+    """The model was unloaded by force while the request waited for it, or used it."""
+
+    status = 503
+    code = "model_unloaded"
+
+
 class ModelLoadError(EardrumError):
     """The model could not be loaded: a setting, a file or a library is at fault."""
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from eardrum.errors import BusyError, ModelCoolingError, ModelLoadError, ShuttingDownError
 from eardrum.gateway.scheduler import (
@@ -15,7 +10,6 @@ from eardrum.gateway.scheduler import (
     Action,
     Cancelled,
     Done,
-    Event,
     Exited,
     Grant,
     Ready,
@@ -240,8 +234,7 @@ def test_a_start_is_only_broken_off_when_nobody_waits_for_it() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
     assert scheduler.handle(Unload(M), 1.0) == []
-    scheduler.handle(Cancelled(M, 1), 1.0)
-    assert scheduler.handle(Unload(M), 2.0) == [Stop(M)]
+    assert scheduler.handle(Cancelled(M, 1), 1.0) == [Stop(M)]
     assert want(scheduler, 2) == []
     assert scheduler.handle(StartFailed(M, BROKEN), 3.0) == [Start(M)], "a failure of what was given up is nobody's"
 
@@ -282,124 +275,3 @@ def test_a_model_started_for_nobody_lives_as_long_as_any() -> None:
     scheduler.handle(Cancelled(M, 1), 1.0)
     scheduler.handle(Ready(M), 5.0)
     assert scheduler.due == 35.0
-
-
-class Life(RuleBasedStateMachine):
-    """Any sequence of events a supervisor could report: what processes do follows from what was asked of them."""
-
-    models = st.sampled_from(["tiny", "base"])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler = Scheduler()
-        self.now = 0.0
-        self.tickets = 0
-        self.owner: dict[int, str] = {}
-        self.waiting: set[int] = set()
-        self.granted: set[int] = set()
-        self.answers: Counter[int] = Counter()
-        self.processes: dict[str, str] = {}  # "starting", "up" or "stopping"
-        self.down = False
-
-    def tell(self, event: Event) -> None:
-        for action in self.scheduler.handle(event, self.now):
-            match action:
-                case Start(model):
-                    assert model not in self.processes, "started twice"
-                    assert not self.down, "started on the way down"
-                    self.processes[model] = "starting"
-                case Stop(model):
-                    assert self.processes[model] in ("starting", "up")
-                    assert self.down or not any(self.owner[t] == model for t in self.granted), "stopped at work"
-                    self.processes[model] = "stopping"
-                case Grant(ticket):
-                    assert self.processes[self.owner[ticket]] == "up", "granted what is not up"
-                    assert ticket in self.waiting
-                    self.waiting.remove(ticket)
-                    self.granted.add(ticket)
-                    self.answers[ticket] += 1
-                case Reject(ticket):
-                    assert ticket in self.waiting
-                    self.waiting.remove(ticket)
-                    self.answers[ticket] += 1
-
-    @rule(model=models, limit=st.integers(1, 3), ttl=st.sampled_from([0.0, 10.0]))
-    def ask(self, model: str, limit: int, ttl: float) -> None:
-        self.tickets += 1
-        self.owner[self.tickets] = model
-        self.waiting.add(self.tickets)
-        self.tell(Wanted(model, self.tickets, limit, ttl))
-        assert sum(self.owner[t] == model for t in self.waiting | self.granted) <= 3
-
-    @rule(data=st.data())
-    def give_up(self, data: st.DataObject) -> None:
-        if self.waiting:
-            ticket = data.draw(st.sampled_from(sorted(self.waiting)))
-            self.waiting.remove(ticket)
-            self.answers[ticket] += 1
-            self.tell(Cancelled(self.owner[ticket], ticket))
-            self.tell(Done(self.owner[ticket], ticket))
-
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        if self.granted:
-            ticket = data.draw(st.sampled_from(sorted(self.granted)))
-            self.granted.remove(ticket)
-            self.tell(Done(self.owner[ticket], ticket))
-
-    @rule(model=models, works=st.booleans())
-    def start_ends(self, model: str, works: bool) -> None:
-        if self.processes.get(model) == "starting":
-            if works:
-                self.processes[model] = "up"
-                self.tell(Ready(model))
-            else:
-                del self.processes[model]
-                self.tell(StartFailed(model, BROKEN))
-
-    @rule(model=models)
-    def process_ends(self, model: str) -> None:
-        if self.processes.get(model) in ("up", "stopping"):
-            del self.processes[model]
-            self.tell(Exited(model))
-
-    @rule(seconds=st.floats(0, 100))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        idle = [m for m, slot in self.scheduler.slots.items() if slot.state is State.READY and not slot.active]
-        due = self.scheduler.due
-        self.tell(Tick())
-        assert due is None or due > self.now or any(self.processes[m] == "stopping" for m in idle)
-        assert self.scheduler.due is None or self.scheduler.due > self.now, "a tick settles what was due"
-
-    @rule(model=models)
-    def unload(self, model: str) -> None:
-        self.tell(Unload(model))
-        if not any(self.owner[t] == model for t in self.waiting | self.granted):
-            assert self.processes.get(model) in (None, "stopping")
-
-    @rule(sure=st.integers(0, 9))
-    def shut_down(self, sure: int) -> None:
-        if sure == 0:
-            self.down = True
-            self.tell(Shutdown())
-            assert "starting" not in self.processes.values()
-            assert "up" not in self.processes.values()
-
-    @invariant()
-    def nobody_is_answered_twice_or_forgotten(self) -> None:
-        assert all(count == 1 for count in self.answers.values())
-        for ticket in self.waiting:
-            model = self.owner[ticket]
-            at_work = any(self.owner[t] == model for t in self.granted)
-            assert self.processes.get(model) in ("starting", "stopping") or at_work, "waits for nothing"
-
-    @invariant()
-    def it_knows_what_it_holds(self) -> None:
-        for model, slot in self.scheduler.slots.items():
-            assert set(slot.waiting) == {t for t in self.waiting if self.owner[t] == model}
-            assert slot.active == {t for t in self.granted if self.owner[t] == model}
-
-
-TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,25 @@
+"""Who must go when a model is to be loaded: groups, a matrix of sets, or pools of memory. Pure, and blind to the config."""
+
+from eardrum.gateway.rules.base import CLAIMED, LEAVING, Every, Loaded, Nothing, Rules
+from eardrum.gateway.rules.groups import Group, Groups
+from eardrum.gateway.rules.matrix import And, Expression, Matrix, One, Or
+from eardrum.gateway.rules.pools import Need, Pools, bytes_of
+
+__all__ = [
+    "CLAIMED",
+    "LEAVING",
+    "And",
+    "Every",
+    "Expression",
+    "Group",
+    "Groups",
+    "Loaded",
+    "Matrix",
+    "Need",
+    "Nothing",
+    "One",
+    "Or",
+    "Pools",
+    "Rules",
+    "bytes_of",
+]

@@ -1,0 +1,193 @@
+"""What the scheduler is told, and what it answers. A ticket stands for one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from eardrum.errors import EardrumError
+from eardrum.gateway.rules import Rules
+
+
+class State(StrEnum):
+    """States of a model."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request needs the model. What holds for the model comes with every request, so that it is never out of date.
+
+    A preload is a request as others: it is `Done` as soon as it is granted.
+    """
+
+    model: str
+    ticket: int
+    limit: int
+    """Requests it may hold, this one included; past it 503."""
+    ttl: float = 0.0
+    """Seconds without a request after which it is unloaded; 0 is never."""
+    concurrency: int = 0
+    """llama-swap's limit: as `limit`, but past it 429; 0 is none."""
+    at_once: int = 0
+    """Requests it serves at a time, while others wait; 0 is any number."""
+    priority: int = 0
+    """Of models that wait for each other the higher one is started first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A granted request is over."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A request gave up before it was granted."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A granted request, such as a WebSocket, has been silent for a while: it does not hold its model until it resumes."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A resting request is at work again."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model's process serves."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The model's process did not become ready."""
+
+    model: str
+    error: EardrumError
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A process is gone that had been ready, or whose start was broken off; asked to or not."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Somebody wants the model's memory back: when it has finished what it has begun, or, with `force`, at once."""
+
+    model: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """From now on the model lives so many seconds without a request; 0 is for ever."""
+
+    model: str
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The config is another one.
+
+    Models of `changed` are stopped when they have finished what they have begun, and who waits for them gets their next
+    life; those of `removed` are stopped too, and nobody waits for them any more. All others serve on, unless the new
+    rules forbid what is loaded: then the least recently used go.
+    """
+
+    rules: Rules
+    patience: float
+    changed: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Remeasured:
+    """More is known of what models need. It counts from the next load on."""
+
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: `due` was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """The server goes down: stop everything, start nothing."""
+
+
+Event = (
+    Wanted
+    | Done
+    | Cancelled
+    | Rest
+    | Resume
+    | Ready
+    | StartFailed
+    | Exited
+    | Unload
+    | Keep
+    | Reconfigured
+    | Remeasured
+    | Tick
+    | Shutdown
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the model's process."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the model's process, also in the middle of its start."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The ticket's request may use the model."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The ticket's request ends with this error."""
+
+    ticket: int
+    error: EardrumError
+
+
+Action = Start | Stop | Grant | Reject

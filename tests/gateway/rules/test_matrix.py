@@ -1,0 +1,108 @@
+"""llama-swap's matrix, beside a reading of it that lists every set."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eardrum.gateway.rules import CLAIMED, LEAVING, And, Expression, Matrix, One, Or
+
+MODELS = "abcde"
+
+
+def one_of(models: str) -> Or:
+    return Or(tuple(One(model) for model in models))
+
+
+def evicted(rules: Matrix, target: str, loaded: str) -> set[str]:
+    return set(rules.evicted(target, dict.fromkeys(loaded, 0.0)))
+
+
+def test_what_shares_a_set_stays() -> None:
+    rules = Matrix((And((One("a"), one_of("bc"))),))
+    assert evicted(rules, "a", "b") == set()
+    assert evicted(rules, "c", "ab") == {"b"}
+    assert rules.allows("ab")
+    assert not rules.allows("bc")
+
+
+def test_a_part_of_a_set_is_allowed() -> None:
+    assert Matrix((And((One("a"), One("b"), One("c"))),)).allows("ac")
+
+
+def test_the_cheapest_set_is_chosen() -> None:
+    sets = (And((One("x"), One("a"))), And((One("x"), One("b"))))
+    assert evicted(Matrix(sets), "x", "ab") == {"b"}, "of equals the first"
+    assert evicted(Matrix(sets, {"b": 5}), "x", "ab") == {"a"}
+
+
+def test_what_leaves_anyway_costs_nothing_and_what_is_claimed_costs_most() -> None:
+    rules = Matrix((And((One("x"), One("a"))), And((One("x"), One("b")))), {"a": 9})
+    assert rules.evicted("x", {"a": LEAVING, "b": 0.0}) == {"a"}
+    assert rules.evicted("x", {"a": 0.0, "b": CLAIMED}) == {"a"}
+
+
+def test_a_model_in_no_set_runs_alone_or_is_outside() -> None:
+    rules = Matrix((And((One("a"), One("b"))),), alone=frozenset("z"))
+    assert evicted(rules, "z", "abo") == {"a", "b"}
+    assert evicted(rules, "a", "bz") == {"z"}
+    assert evicted(rules, "o", "abz") == set()
+    assert rules.allows("abo")
+
+
+def test_ten_groups_of_ten_are_not_multiplied_out() -> None:
+    everything = And(tuple(Or(tuple(One(f"{group}.{n}") for n in range(10))) for group in range(10)))
+    loaded = {f"{group}.{n}": 0.0 for group in range(5) for n in range(1, 3)}
+    assert Matrix((everything,)).evicted("0.0", loaded) == {"0.1", "0.2", "1.2", "2.2", "3.2", "4.2"}
+
+
+def all_sets(expression: Expression) -> list[frozenset[str]]:
+    match expression:
+        case One(model):
+            return [frozenset((model,))]
+        case Or(parts):
+            return [found for part in parts for found in all_sets(part)]
+        case And(parts):
+            return [frozenset().union(*choice) for choice in product(*(all_sets(part) for part in parts))]
+
+
+expressions = st.recursive(
+    st.sampled_from(MODELS).map(One),
+    lambda inner: st.one_of(*(st.lists(inner, min_size=1, max_size=3).map(tuple).map(kind) for kind in (And, Or))),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(expressions, min_size=1, max_size=3).map(tuple),
+    st.sampled_from(MODELS),
+    st.sets(st.sampled_from(MODELS)),
+    st.dictionaries(st.sampled_from(MODELS), st.integers(1, 5)),
+)
+def test_it_is_as_good_as_listing_every_set(
+    sets: tuple[Expression, ...], target: str, loaded: set[str], costs: dict[str, int]
+) -> None:
+    running = loaded - {target}
+    listed = [found for expression in sets for found in all_sets(expression)]
+    inside = frozenset().union(*listed)
+    fitting = [found for found in listed if target in found]
+    gone = Matrix(sets, costs).evicted(target, dict.fromkeys(running, 0.0))
+
+    def cost(models: set[str]) -> int:
+        return sum(costs.get(model, 1) for model in models)
+
+    if target not in inside:
+        assert gone == set()
+        return
+    assert cost(gone) == min(cost(running & inside - found) for found in fitting)
+    assert any(running & inside - gone <= found for found in fitting)
+    assert Matrix(sets, costs).allows((running - gone) | {target})
+
+
+@given(st.lists(expressions, min_size=1, max_size=3).map(tuple), st.sets(st.sampled_from(MODELS)))
+def test_it_allows_what_some_set_holds(sets: tuple[Expression, ...], models: set[str]) -> None:
+    listed = [found for expression in sets for found in all_sets(expression)]
+    inside = models & frozenset().union(*listed)
+    assert Matrix(sets).allows(models) == (len(inside) <= 1 or any(inside <= found for found in listed))

@@ -1,0 +1,191 @@
+"""Any sequence of events that a supervisor could report, under any rules, breaks no promise."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from eardrum.gateway.rules import And, Every, Group, Groups, Matrix, Nothing, One, Or, Pools, Rules
+from eardrum.gateway.scheduler import Done, Reconfigured, Rest, Resume, Scheduler, Shutdown, State, Tick, Unload
+from tests.gateway.scheduler.world import Request, World
+
+MODELS = "abcde"
+
+groups = st.lists(
+    st.tuples(st.sets(st.sampled_from(MODELS), min_size=1), st.booleans(), st.booleans(), st.booleans()), max_size=3
+)
+expressions = st.recursive(
+    st.sampled_from(MODELS).map(One),
+    lambda inner: st.one_of(*(st.lists(inner, min_size=1, max_size=3).map(tuple).map(kind) for kind in (And, Or))),
+    max_leaves=5,
+)
+matrices = st.builds(
+    Matrix,
+    st.lists(expressions, max_size=3).map(tuple),
+    st.dictionaries(st.sampled_from(MODELS), st.integers(1, 5)),
+    st.frozensets(st.sampled_from(MODELS)),
+)
+pools = st.dictionaries(
+    st.sampled_from(MODELS), st.dictionaries(st.sampled_from(["cpu", "cuda"]), st.integers(1, 9)), min_size=2
+).map(lambda needs: Pools({"cpu": 10, "cuda": 8}, needs))
+
+
+def disjoint(drawn: list[tuple[set[str], bool, bool, bool]]) -> Groups:
+    """A model is in one group at most; the config says so too."""
+    seen: set[str] = set()
+    found = []
+    for members, *how in drawn:
+        found.append(Group(frozenset(members - seen), *how))
+        seen |= members
+    return Groups(tuple(found))
+
+
+any_rules: st.SearchStrategy[Rules] = st.one_of(
+    st.just(Nothing()),
+    groups.map(disjoint),
+    matrices,
+    pools,
+    st.tuples(groups.map(disjoint), pools).map(Every),
+)
+
+
+class Life(RuleBasedStateMachine):
+    """The test is the supervisor, the processes, the clients and the clock."""
+
+    models = st.sampled_from(MODELS)
+
+    @initialize(rules=any_rules, patience=st.sampled_from([0.0, 5.0, 10.0]))
+    def begin(self, rules: Rules, patience: float) -> None:
+        self.world = World(rules, patience)
+        self.patience = patience
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.world.scheduler
+
+    @rule(
+        model=models,
+        limit=st.integers(1, 4),
+        concurrency=st.sampled_from([0, 0, 3]),
+        ttl=st.sampled_from([0.0, 10.0]),
+        at_once=st.integers(0, 2),
+        priority=st.integers(0, 2),
+    )
+    def ask(self, model: str, limit: int, **terms: float) -> None:
+        working = len(self.world.working(model))
+        request = self.world.ask(model, limit=limit, **terms)
+        assert len(self.world.waiting(model)) + len(self.world.granted(model)) <= 4
+        if request.granted is not None and terms["at_once"]:
+            assert working < terms["at_once"]
+
+    def draw(self, data: st.DataObject, requests: list[Request]) -> Request | None:
+        return data.draw(st.sampled_from(requests)) if requests else None
+
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        if request := self.draw(data, self.world.waiting()):
+            self.world.leave(request)
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        if request := self.draw(data, self.world.granted()):
+            self.world.finish(request)
+
+    @rule(data=st.data())
+    def fall_silent_or_speak_up(self, data: st.DataObject) -> None:
+        if request := self.draw(data, self.world.granted()):
+            request.resting = not request.resting
+            kind = Rest if request.resting else Resume
+            self.world.tell(kind(request.model, request.ticket))
+
+    @rule(model=models, works=st.booleans())
+    def start_ends(self, model: str, works: bool) -> None:
+        if works:
+            self.world.started(model)
+        else:
+            self.world.start_fails(model)
+
+    @rule(model=models)
+    def process_ends(self, model: str) -> None:
+        if self.world.processes.get(model) in ("up", "stopping"):
+            self.world.exits(model)
+
+    @rule(seconds=st.floats(0, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.world.now += seconds
+        self.world.tell(Tick())
+        assert self.scheduler.due is None or self.scheduler.due > self.world.now, "a tick settles what was due"
+
+    @rule(model=models, force=st.booleans())
+    def unload(self, model: str, force: bool) -> None:
+        self.world.unload(model, force=force)
+        if force or not (self.world.waiting(model) or self.world.working(model)):
+            assert self.world.processes.get(model) in (None, "stopping")
+
+    @rule()
+    def the_same_config_again(self) -> None:
+        before = repr(self.scheduler.slots)
+        self.world.tell(Reconfigured(self.world.rules, self.patience))
+        assert repr(self.scheduler.slots) == before, "a config that is the same changes nothing"
+
+    @rule(rules=any_rules, changed=st.frozensets(models, max_size=2), removed=st.frozensets(models, max_size=1))
+    def another_config(self, rules: Rules, changed: frozenset[str], removed: frozenset[str]) -> None:
+        serving = {slot.model for slot in self.scheduler.slots.values() if slot.serves and not slot.unloading}
+        unchanged = serving - changed - removed
+        self.world.rules = rules
+        self.world.tell(Reconfigured(rules, self.patience, changed, removed))
+        assert not any(self.world.waiting(model) for model in removed)
+        if rules.allows(self.world.processes) and not self.world.waiting():
+            assert all(self.scheduler.slots[model].state is State.READY for model in unchanged)
+
+    @rule(sure=st.integers(0, 19))
+    def shut_down(self, sure: int) -> None:
+        if sure == 0:
+            self.world.down = True
+            self.world.tell(Shutdown())
+            assert set(self.world.processes.values()) <= {"stopping"}
+            assert not self.world.waiting()
+
+    @invariant()
+    def what_stays_is_allowed(self) -> None:
+        slots = self.scheduler.slots.values()
+        assert self.world.rules.allows([s.model for s in slots if s.up and not s.unloading and s.state is not State.STOPPING])
+
+    @invariant()
+    def it_knows_what_it_holds(self) -> None:
+        for model, slot in self.scheduler.slots.items():
+            assert set(slot.waiting) == {r.ticket for r in self.world.waiting(model)}
+            assert slot.active == {r.ticket for r in self.world.granted(model)}
+            assert slot.up == (model in self.world.processes)
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        """There is always something under way whose end lets the next one in."""
+        if self.world.waiting():
+            moving = set(self.world.processes.values()) & {"starting", "stopping"}
+            assert moving or any(self.world.working(model) for model in MODELS)
+
+    def teardown(self) -> None:
+        """From here on everything works, nobody new comes: so everybody is answered, and one after the other all ends."""
+        if not hasattr(self, "world"):
+            return
+        for _ in range(200):
+            for model, state in list(self.world.processes.items()):
+                if state == "starting":
+                    self.world.started(model)
+                elif state == "stopping":
+                    self.world.exits(model)
+            for request in self.world.granted():
+                self.world.finish(request)
+            self.world.now += 1.0
+            self.world.tell(Tick())
+        assert not self.world.waiting(), "forgotten"
+        for model in MODELS:
+            self.world.tell(Unload(model))
+            self.world.tell(Done(model, -1))
+        assert set(self.world.processes.values()) <= {"stopping"}
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -1,0 +1,520 @@
+"""Models that exclude each other, step by step. Where llama-swap tests the same, its name for it is given."""
+
+from __future__ import annotations
+
+import pytest
+
+from eardrum.errors import BusyError, ConcurrencyLimitError, ModelNotFoundError, UnloadedError
+from eardrum.gateway.rules import Group, Groups, Nothing, Pools
+from eardrum.gateway.scheduler import Keep, Reconfigured, Remeasured, Rest, Resume, State, Tick
+from tests.gateway.scheduler.world import BROKEN, World
+
+PATIENCE = 10.0
+
+
+def one_at_a_time(*models: str, **how: bool) -> Groups:
+    return Groups((Group(frozenset(models), **how),))
+
+
+def world(rules: Groups | None = None) -> World:
+    """A and B and C replace each other; starts and stops end when the test says so."""
+    return World(rules or one_at_a_time("a", "b", "c"), PATIENCE)
+
+
+def state(world: World, model: str) -> State:
+    return world.scheduler.slots[model].state
+
+
+def pass_time(world: World, seconds: float) -> None:
+    """As the supervisor's timer does it."""
+    world.run(world.now + seconds)
+
+
+def up(world: World, model: str) -> None:
+    """The model is loaded and idle."""
+    request = world.ask(model)
+    world.started(model)
+    world.finish(request)
+
+
+def test_an_idle_model_makes_room_at_once() -> None:
+    w = world()
+    up(w, "a")
+    b = w.ask("b")
+    assert w.processes == {"a": "stopping"}, "b starts when a is gone, not before"
+    w.exits("a")
+    assert w.processes == {"b": "starting"}
+    w.started("b")
+    assert b.granted is not None
+
+
+def test_a_model_at_work_is_not_swapped_out() -> None:
+    """NoSwapWhileServing."""
+    w = world()
+    a = w.ask("a")
+    w.started("a")
+    w.ask("b")
+    assert state(w, "a") is State.READY
+    w.finish(a)
+    assert w.processes == {"a": "stopping"}
+
+
+def test_requests_for_a_model_on_its_way_up_join_it() -> None:
+    """JoinInFlightSwap, QueueCollation."""
+    w = world()
+    up(w, "a")
+    first = w.ask("b")
+    second = w.ask("b")
+    w.exits("a")
+    third = w.ask("b")
+    w.started("b")
+    assert {r.granted is not None for r in (first, second, third)} == {True}
+    assert w.starts == ["a", "b"]
+
+
+def test_a_ready_model_serves_on_until_somebody_has_lost_patience() -> None:
+    w = world()
+    first = w.ask("a")
+    w.started("a")
+    b = w.ask("b")
+    pass_time(w, PATIENCE - 1)
+    overlapping = w.ask("a")
+    assert overlapping.granted is not None, "the fast way, although b waits"
+    w.finish(first)
+    pass_time(w, 1)
+    assert state(w, "a") is State.DRAINING
+    late = w.ask("a")
+    assert late.granted is None, "its turn is after b's"
+    w.finish(overlapping)
+    w.exits("a")
+    w.started("b")
+    assert b.granted is not None
+    w.finish(b)
+    w.exits("b")
+    w.started("a")
+    assert late.granted is not None
+    assert w.starts == ["a", "b", "a"]
+
+
+def test_a_drain_is_called_off_when_who_it_was_for_has_left() -> None:
+    w = world()
+    w.ask("a")
+    w.started("a")
+    b = w.ask("b")
+    pass_time(w, PATIENCE)
+    late = w.ask("a")
+    assert late.granted is None
+    w.leave(b)
+    assert state(w, "a") is State.READY
+    assert late.granted is not None
+
+
+def test_a_request_while_its_model_stops_waits_for_its_next_life() -> None:
+    """RequestDuringStop."""
+    w = world()
+    up(w, "a")
+    w.unload("a")
+    request = w.ask("a")
+    assert w.processes == {"a": "stopping"}
+    w.exits("a")
+    w.started("a")
+    assert request.granted is not None
+
+
+def test_a_failed_start_fails_all_who_wait_for_it_and_nobody_else() -> None:
+    """SwapDoneError_FailsAllWaiters."""
+    w = world()
+    up(w, "a")
+    waiters = [w.ask("b"), w.ask("b")]
+    other = w.ask("c")
+    w.exits("a")
+    w.start_fails("b")
+    assert [r.outcome for r in waiters] == [BROKEN, BROKEN]
+    assert w.processes == {"c": "starting"}, "a, evicted for nothing, is not loaded again by itself"
+    w.started("c")
+    assert other.granted is not None
+
+
+def test_who_leaves_the_queue_loads_nothing() -> None:
+    """OnCancel_RemovesQueued."""
+    w = world()
+    a = w.ask("a")
+    w.started("a")
+    w.leave(w.ask("b"))
+    w.finish(a)
+    assert w.processes == {"a": "up"}
+
+
+def test_who_leaves_while_the_model_loads_does_not_end_the_load() -> None:
+    w = world()
+    w.leave(w.ask("a", ttl=30.0))
+    w.started("a")
+    assert w.processes == {"a": "up"}
+    pass_time(w, 30)
+    assert w.processes == {"a": "stopping"}, "it counts as unused since it was ready"
+
+
+def test_a_load_for_nobody_makes_room_for_somebody() -> None:
+    w = world()
+    w.leave(w.ask("a"))
+    w.ask("b")
+    assert w.processes == {"a": "stopping"}
+
+
+def test_a_load_that_is_waited_for_is_not_broken_off_however_impatient_others_are() -> None:
+    w = world()
+    a = w.ask("a")
+    w.ask("b")
+    pass_time(w, 5 * PATIENCE)
+    assert w.processes == {"a": "starting"}
+    w.started("a")
+    assert a.granted is not None
+    assert state(w, "a") is State.DRAINING, "but then it serves only who was there"
+
+
+def test_disjoint_swaps_run_at_the_same_time() -> None:
+    w = World(Groups((Group(frozenset("ab"), exclusive=False), Group(frozenset("xy"), exclusive=False))), PATIENCE)
+    up(w, "a")
+    up(w, "x")
+    w.ask("b")
+    w.ask("y")
+    assert w.processes == {"a": "stopping", "x": "stopping"}
+
+
+def test_a_swap_waits_for_all_who_must_go_before_it_stops_any() -> None:
+    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("x")))), PATIENCE)
+    up(w, "a")
+    b = w.ask("b")
+    w.started("b")
+    w.ask("x")
+    assert w.processes == {"a": "up", "b": "up"}, "b is at work: nothing is won by stopping a"
+    pass_time(w, PATIENCE)
+    assert w.processes == {"a": "stopping", "b": "up"}
+    w.finish(b)
+    assert w.processes == {"a": "stopping", "b": "stopping"}
+
+
+def test_nobody_overtakes_whom_they_would_keep_out() -> None:
+    """x waits for a and b; y could start as soon as a is gone, but x would have to wait for y then."""
+    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("xy")))), PATIENCE)
+    held = [w.ask("a"), w.ask("b")]
+    w.started("a")
+    w.started("b")
+    w.ask("x")
+    w.ask("y")
+    pass_time(w, PATIENCE)
+    w.finish(held[0])
+    w.exits("a")
+    assert w.processes == {"b": "up"}
+    w.finish(held[1])
+    w.exits("b")
+    assert w.processes == {"x": "starting"}
+
+
+def test_nobody_starts_who_would_have_to_go_again_for_somebody_ahead() -> None:
+    """Nothing keeps y out, but x, which waits for a, would evict it: it is loaded beside x, once x is."""
+    w = World(Groups((Group(frozenset("ax")), Group(frozenset("y"), exclusive=False))), PATIENCE)
+    a = w.ask("a")
+    w.started("a")
+    w.ask("x")
+    w.ask("y")
+    assert w.processes == {"a": "up"}
+    w.finish(a)
+    w.exits("a")
+    assert w.processes == {"x": "starting", "y": "starting"}
+
+
+def test_a_persistent_model_serves_during_every_swap() -> None:
+    """PersistentNotEvicted."""
+    ears = Group(frozenset({"ears"}), exclusive=False, persistent=True)
+    w = World(Groups((Group(frozenset("ab")), ears)), PATIENCE)
+    up(w, "ears")
+    up(w, "a")
+    w.ask("b")
+    assert w.ask("ears").granted is not None
+    assert w.processes == {"ears": "up", "a": "stopping"}
+
+
+def test_unloading_a_slow_model_stalls_no_other() -> None:
+    w = World(Nothing(), PATIENCE)
+    up(w, "slow")
+    up(w, "other")
+    w.unload("slow")
+    assert w.ask("other").granted is not None
+    third = w.ask("third")
+    w.started("third")
+    assert third.granted is not None
+    assert w.processes["slow"] == "stopping"
+
+
+def test_an_unload_during_the_load_serves_who_waits_and_then_ends() -> None:
+    w = world()
+    request = w.ask("a")
+    w.unload("a")
+    w.started("a")
+    assert request.granted is not None
+    late = w.ask("a")
+    assert late.granted is None
+    w.finish(request)
+    assert w.processes == {"a": "stopping"}
+
+
+def test_force_unloads_at_once_whoever_waits_or_works() -> None:
+    w = world()
+    granted = w.ask("a", at_once=1)
+    w.started("a")
+    waiting = w.ask("a", at_once=1)
+    w.unload("a", force=True)
+    assert isinstance(waiting.outcome, UnloadedError)
+    assert w.processes == {"a": "stopping"}
+    w.exits("a")
+    w.finish(granted)
+    assert w.processes == {}
+    starting = w.ask("b")
+    w.unload("b", force=True)
+    assert isinstance(starting.outcome, UnloadedError)
+    assert w.processes == {"b": "stopping"}
+
+
+def test_waiting_requests_count_towards_llama_swaps_limit() -> None:
+    """ConcurrencyLimit_QueuedWaitersReserveCapacity."""
+    w = world()
+    for _ in range(10):
+        w.ask("a", concurrency=10)
+    refused = [w.ask("a", concurrency=10).outcome for _ in range(2)]
+    for error in refused:
+        assert isinstance(error, ConcurrencyLimitError)
+        assert (error.status, error.code, error.retry_after) == (429, "concurrency_limit", 1.0)
+    busy = w.ask("b", limit=0).outcome
+    assert isinstance(busy, BusyError)
+    assert busy.status == 503
+
+
+def test_a_model_that_serves_one_at_a_time_keeps_the_others_in_order() -> None:
+    w = world()
+    requests = [w.ask("a", at_once=1) for _ in range(3)]
+    w.started("a")
+    for n, request in enumerate(requests):
+        assert [r.granted is not None for r in requests] == [True] * (n + 1) + [False] * (2 - n)
+        w.finish(request)
+
+
+def test_who_was_there_when_the_model_came_up_is_served_before_the_next_swap() -> None:
+    w = world()
+    up(w, "c")
+    waiters = [w.ask("a", at_once=1) for _ in range(3)]
+    b = w.ask("b")
+    w.exits("c")
+    pass_time(w, PATIENCE)
+    w.started("a")
+    late = w.ask("a", at_once=1)
+    for request in waiters:
+        assert request.granted is not None
+        w.finish(request)
+    assert late.granted is None
+    assert w.processes == {"a": "stopping"}
+    w.exits("a")
+    w.started("b")
+    assert b.granted is not None
+
+
+def test_of_those_who_wait_the_higher_priority_is_loaded_first() -> None:
+    w = world()
+    a = w.ask("a")
+    w.started("a")
+    w.ask("b")
+    w.ask("c", priority=1)
+    w.finish(a)
+    w.exits("a")
+    assert w.processes == {"c": "starting"}
+
+
+def test_whoever_waited_twice_the_patience_goes_before_any_priority() -> None:
+    w = world()
+    w.ask("a")
+    w.ask("b")
+    pass_time(w, 2 * PATIENCE)
+    w.ask("c", priority=99)
+    w.started("a")
+    w.exits("a")
+    assert w.processes == {"b": "starting"}
+
+
+def test_who_starves_is_helped_when_it_does_and_not_at_the_next_occasion() -> None:
+    w = world()
+    w.ask("a")
+    w.started("a")
+    w.ask("b")
+    pass_time(w, PATIENCE / 2)
+    for _ in range(3):  # while favourites take over from each other, b has patience enough for two
+        favourite = w.ask("c", priority=1)
+        pass_time(w, PATIENCE / 2 - 0.1)
+        w.leave(favourite)
+    w.ask("c", priority=1)
+    assert state(w, "a") is State.READY
+    pass_time(w, 0.3)
+    assert state(w, "a") is State.DRAINING
+
+
+def test_a_silent_websocket_does_not_hold_its_model() -> None:
+    w = world()
+    socket = w.ask("a", ttl=60.0)
+    w.started("a")
+    w.ask("b")
+    socket.resting = True
+    w.tell(Rest("a", socket.ticket))
+    assert w.processes == {"a": "stopping"}
+
+
+def test_a_websocket_that_speaks_again_holds_its_model_again() -> None:
+    w = world()
+    socket = w.ask("a", ttl=60.0)
+    w.started("a")
+    pass_time(w, 5)
+    w.tell(Rest("a", socket.ticket))
+    assert w.scheduler.due == 65.0
+    w.tell(Resume("a", socket.ticket))
+    assert w.scheduler.due is None
+    w.ask("b")
+    assert w.processes == {"a": "up"}
+
+
+def test_a_websocket_that_ends_in_silence_was_last_used_when_it_fell_silent() -> None:
+    w = world()
+    socket = w.ask("a", ttl=60.0)
+    w.started("a")
+    w.tell(Rest("a", socket.ticket))
+    pass_time(w, 20)
+    w.finish(socket)
+    assert w.scheduler.due == 60.0
+
+
+def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
+    w = World(Pools({"cpu": 10}, dict.fromkeys("abc", {"cpu": 5})), PATIENCE)
+    up(w, "b")
+    w.now += 1.0
+    a = w.ask("a")
+    w.started("a")
+    w.unload("a")
+    w.ask("c")
+    assert w.processes == {"a": "up", "b": "up"}, "although b was used longer ago"
+    w.finish(a)
+    assert w.processes == {"a": "stopping", "b": "up"}
+
+
+def test_who_is_being_unloaded_need_not_be_waited_for_before_others_go() -> None:
+    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("x")))), PATIENCE)
+    up(w, "b")
+    w.ask("a")
+    w.started("a")
+    w.unload("a")
+    w.ask("x")
+    assert w.processes == {"a": "up", "b": "stopping"}
+
+
+def test_a_request_resets_the_time_to_live() -> None:
+    """TTL_ResetsOnRequest."""
+    w = world()
+    request = w.ask("a", ttl=30.0)
+    w.started("a")
+    w.finish(request)
+    pass_time(w, 29)
+    w.finish(w.ask("a", ttl=30.0))
+    pass_time(w, 29)
+    assert w.processes == {"a": "up"}
+    pass_time(w, 1)
+    assert w.processes == {"a": "stopping"}
+
+
+def test_the_time_to_live_can_be_changed_while_it_runs() -> None:
+    w = world()
+    up(w, "a")
+    w.tell(Keep("a", 5.0))
+    pass_time(w, 5)
+    assert w.processes == {"a": "stopping"}
+
+
+def test_memory_that_is_measured_counts_from_the_next_load() -> None:
+    w = World(Pools({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 5}}), PATIENCE)
+    up(w, "a")
+    up(w, "b")
+    w.rules = Pools({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 9}, "c": {"cpu": 1}})
+    w.tell(Remeasured(w.rules))
+    assert w.processes == {"a": "up", "b": "up"}
+    w.now += 1.0
+    w.finish(w.ask("b"))
+    w.ask("c")
+    assert w.processes == {"a": "stopping", "b": "up"}
+
+
+def test_a_model_that_failed_to_start_holds_up_no_other() -> None:
+    w = world()
+    w.ask("a")
+    w.start_fails("a")
+    refused = w.ask("a")
+    assert BROKEN.message in str(refused.outcome)
+    w.ask("b")
+    assert w.processes == {"b": "starting"}, "its failure is its own"
+
+
+def test_a_new_config_touches_only_what_changed() -> None:
+    w = World(Nothing(), PATIENCE)
+    working = {model: w.ask(model) for model in "abc"}
+    for model in "abc":
+        w.started(model)
+    w.tell(Reconfigured(Nothing(), PATIENCE, changed=frozenset("b"), removed=frozenset("c")))
+    assert w.processes == dict.fromkeys("abc", "up"), "nobody is signalled at work"
+    assert w.ask("a").granted is not None
+    again = w.ask("b")
+    assert again.granted is None
+    w.finish(working["b"])
+    w.finish(working["c"])
+    assert w.processes == {"a": "up", "b": "stopping", "c": "stopping"}
+    w.exits("b")
+    w.started("b")
+    assert again.granted is not None
+
+
+def test_a_new_config_has_no_old_failures_and_no_old_starts() -> None:
+    w = World(Nothing(), PATIENCE)
+    w.ask("a")
+    w.start_fails("a")
+    waiter = w.ask("b")
+    gone = w.ask("c")
+    w.tell(Reconfigured(Nothing(), PATIENCE, changed=frozenset("ab"), removed=frozenset("c")))
+    assert w.ask("a").outcome == ""
+    assert isinstance(gone.outcome, ModelNotFoundError)
+    w.exits("b")
+    w.started("b")
+    assert waiter.granted is not None
+
+
+def test_new_rules_let_go_what_they_forbid() -> None:
+    w = World(Nothing(), PATIENCE)
+    for model in "abc":
+        w.now += 1.0
+        up(w, model)
+    w.rules = one_at_a_time("a", "b")
+    w.tell(Reconfigured(w.rules, PATIENCE))
+    assert w.processes == {"a": "stopping", "b": "up", "c": "up"}, "the one used last stays"
+
+
+@pytest.mark.parametrize("patience", [0.0, 3.0])
+def test_a_new_patience_counts_at_once(patience: float) -> None:
+    w = world()
+    w.ask("a")
+    w.started("a")
+    w.ask("b")
+    pass_time(w, 5)
+    w.tell(Reconfigured(w.rules, patience))
+    assert state(w, "a") is State.DRAINING
+
+
+def test_nothing_is_due_when_nobody_waits() -> None:
+    w = world()
+    up(w, "a")
+    assert w.scheduler.due is None
+    w.ask("b")
+    w.exits("a")
+    w.tell(Tick())
+    assert w.scheduler.due is None, "a start is not hurried by the clock"

@@ -1,0 +1,53 @@
+"""Traffic in simulated time: people come, wait, are served or leave."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+from eardrum.gateway.rules import Group, Groups, Rules
+from tests.gateway.scheduler.world import Request, World
+
+LOAD_S, SERVE_S = 5.0, 1.0
+
+
+def swapping(models: str) -> Groups:
+    return Groups((Group(frozenset(models)),))
+
+
+def simulated(
+    rules: Rules,
+    models: str,
+    *,
+    rate: float,
+    patience: float,
+    requests: int = 1500,
+    seed: int = 1,
+    load_s: float = LOAD_S,
+    serve_s: float = SERVE_S,
+    leaving: float = 0.0,
+    at_once: int = 0,
+    priorities: dict[str, int] | None = None,
+) -> tuple[World, list[float]]:
+    """Poisson arrivals over `models`; the waits until they were granted, sorted. Some leave while they wait."""
+    dice = random.Random(seed)
+    world = World(rules, patience)
+    world.load_s = lambda _: load_s
+    world.stop_s = lambda _: 0.0
+
+    def ask(model: str) -> None:
+        request = world.ask(model, serve_s, at_once=at_once, priority=(priorities or {}).get(model, 0))
+        if dice.random() < leaving:
+            world.at(world.now + dice.uniform(0, 20), partial(hang_up, request))
+
+    def hang_up(request: Request) -> None:
+        if not request.outcome and request.granted is None:
+            world.leave(request)
+
+    moment = 0.0
+    for _ in range(requests):
+        moment += dice.expovariate(rate)
+        world.at(moment, partial(ask, dice.choice(models)))
+    world.run()
+    assert {r.outcome for r in world.requests.values()} <= {"served", "left"}, "everybody has an outcome"
+    return world, sorted(r.granted - r.asked for r in world.requests.values() if r.granted is not None)

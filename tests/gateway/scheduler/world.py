@@ -1,0 +1,184 @@
+"""A world for the scheduler to act on: processes that take their time to start, serve and stop, and clients that wait.
+
+It carries out what the scheduler decides, tells it what became of it, and objects to what must never happen.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eardrum.errors import EardrumError, ModelLoadError
+from eardrum.gateway.rules import Rules
+from eardrum.gateway.scheduler import (
+    Cancelled,
+    Done,
+    Event,
+    Exited,
+    Grant,
+    Ready,
+    Reject,
+    Scheduler,
+    Start,
+    StartFailed,
+    Stop,
+    Tick,
+    Unload,
+    Wanted,
+)
+
+BROKEN = ModelLoadError("It lacks a file.")
+
+
+@dataclass
+class Request:
+    """One client."""
+
+    model: str
+    ticket: int
+    serve_s: float
+    asked: float
+    granted: float | None = None
+    resting: bool = False
+    outcome: str | EardrumError = ""
+    """"served", "left", or the error."""
+
+
+class World:
+    """Owns the time. `at` plans something, `run` lets it happen."""
+
+    def __init__(self, rules: Rules, patience: float = 10.0):
+        self.rules = rules
+        self.scheduler = Scheduler(rules, patience)
+        self.now = 0.0
+        self.processes: dict[str, str] = {}
+        """ "starting", "up" or "stopping"."""
+        self.requests: dict[int, Request] = {}
+        self.starts: list[str] = []
+        self.load_s: Callable[[str], float | None] = lambda _: None
+        """None leaves the end of a start to the test; as does None for a stop."""
+        self.stop_s: Callable[[str], float | None] = lambda _: None
+        self.down = False
+        self.forced: set[str] = set()
+        self._plan: list[tuple[float, int, Callable[[], None]]] = []
+        self._ids = itertools.count(1)
+        self._timer = 0
+
+    # Clients.
+
+    def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **terms: float) -> Request:
+        request = Request(model, next(self._ids), serve_s, self.now)
+        self.requests[request.ticket] = request
+        self.tell(Wanted(model, request.ticket, limit, **terms))
+        return request
+
+    def leave(self, request: Request) -> None:
+        """The client hangs up while it waits."""
+        assert not request.outcome
+        assert request.granted is None
+        request.outcome = "left"
+        self.tell(Cancelled(request.model, request.ticket))
+        self.tell(Done(request.model, request.ticket))
+
+    def finish(self, request: Request) -> None:
+        if not request.outcome:
+            request.outcome = "served"
+            self.tell(Done(request.model, request.ticket))
+
+    def waiting(self, model: str | None = None) -> list[Request]:
+        return [r for r in self._open(model) if r.granted is None]
+
+    def granted(self, model: str | None = None) -> list[Request]:
+        return [r for r in self._open(model) if r.granted is not None]
+
+    def working(self, model: str) -> list[Request]:
+        return [r for r in self.granted(model) if not r.resting]
+
+    def _open(self, model: str | None) -> list[Request]:
+        return [r for r in self.requests.values() if not r.outcome and model in (None, r.model)]
+
+    # Processes.
+
+    def started(self, model: str) -> None:
+        if self.processes.get(model) == "starting":
+            self.processes[model] = "up"
+            self.tell(Ready(model))
+
+    def start_fails(self, model: str) -> None:
+        if self.processes.get(model) == "starting":
+            del self.processes[model]
+            self.tell(StartFailed(model, BROKEN))
+
+    def exits(self, model: str) -> None:
+        """It stops, having been told to or not; requests it worked on notice soon."""
+        del self.processes[model]
+        self.forced.discard(model)
+        self.tell(Exited(model))
+
+    # Time.
+
+    def at(self, moment: float, happening: Callable[[], None]) -> None:
+        heapq.heappush(self._plan, (moment, next(self._ids), happening))
+
+    def run(self, until: float = float("inf")) -> None:
+        """Let happen what is planned."""
+        while self._plan and self._plan[0][0] <= until:
+            moment, _, happening = heapq.heappop(self._plan)
+            self.now = max(self.now, moment)
+            happening()
+        self.now = until if until < float("inf") else self.now
+
+    # The scheduler.
+
+    def unload(self, model: str, *, force: bool = False) -> None:
+        if force:
+            self.forced.add(model)
+        self.tell(Unload(model, force))
+
+    def tell(self, event: Event) -> None:
+        for action in self.scheduler.handle(event, self.now):
+            match action:
+                case Start(model):
+                    self._start(model)
+                case Stop(model):
+                    self._stop(model)
+                case Grant(ticket):
+                    self._grant(self.requests[ticket])
+                case Reject(ticket, error):
+                    assert not self.requests[ticket].outcome, "answered twice"
+                    assert self.requests[ticket].granted is None, "rejected what was granted"
+                    self.requests[ticket].outcome = error
+        self._set_timer()
+
+    def _start(self, model: str) -> None:
+        assert model not in self.processes, "started twice"
+        assert not self.down, "started on the way down"
+        assert not self.rules.evicted(model, dict.fromkeys(self.processes, 0.0)), f"{model} started beside {self.processes}"
+        self.processes[model] = "starting"
+        self.starts.append(model)
+        if (seconds := self.load_s(model)) is not None:
+            self.at(self.now + seconds, lambda: self.started(model))
+
+    def _stop(self, model: str) -> None:
+        assert self.processes[model] in ("starting", "up"), "stopped twice"
+        at_work = self.processes[model] == "up" and self.working(model)  # what died with an earlier process is no work
+        assert self.down or model in self.forced or not at_work, "signalled at work"
+        self.processes[model] = "stopping"
+        if (seconds := self.stop_s(model)) is not None:
+            self.at(self.now + seconds, lambda: self.exits(model))
+
+    def _grant(self, request: Request) -> None:
+        assert self.processes[request.model] == "up", "granted what is not up"
+        assert not request.outcome, "granted after its end"
+        assert request.granted is None, "granted twice"
+        request.granted = self.now
+        if request.serve_s < float("inf"):
+            self.at(self.now + request.serve_s, lambda: self.finish(request))
+
+    def _set_timer(self) -> None:
+        due = self.scheduler.due
+        self._timer = timer = self._timer + 1
+        if due is not None:
+            self.at(due, lambda: self.tell(Tick()) if self._timer == timer else None)
