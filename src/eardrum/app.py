@@ -14,7 +14,8 @@ from starlette.routing import Route
 from eardrum import __version__
 from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
-from eardrum.api.asgi import App
+from eardrum.api.asgi import App, Receive, Scope, Send
+from eardrum.api.forward.routes import Forward
 from eardrum.api.openai import answers, routes
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.service import Service
@@ -51,7 +52,27 @@ def create_app(service: Service) -> App:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    return Access(app)
+    return Access(Front(Forward(service, answers.worded), app))
+
+
+class Front:
+    """Sends a request to the forwarded routes, which are plain ASGI, or to all others."""
+
+    def __init__(self, forward: Forward, others: App):
+        self._forward = forward
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        route = self._forward.route(scope) if scope["type"] == "http" else None
+        if not route:
+            await self._others(scope, receive, send)
+            return
+        try:
+            await route(scope, receive, send)
+        except EardrumError as error:
+            record(scope).note = error.message
+            await answers.refusal(error)(scope, receive, send)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
