@@ -7,7 +7,7 @@ import base64
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from aiohttp.abc import ResolveResult
@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from eardrum.config.llama_swap import Timeouts
-from eardrum.errors import UnsupportedFeatureError, UpstreamDiedError, UpstreamTimeoutError
+from eardrum.errors import UnsupportedFeatureError, UpstreamDiedError, UpstreamError, UpstreamTimeoutError
 from eardrum.types import Event, Request
 
 Headers = Sequence[tuple[str, str]]
@@ -28,6 +28,9 @@ AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
 PIECE = 1 << 18
 """Bytes of a large body that are written at once."""
+
+MESSAGE = 64 << 20
+"""Largest message of a WebSocket."""
 
 WHOLE = 1 << 20
 """Largest body that is written at once; a larger one would hold up the event loop."""
@@ -134,6 +137,28 @@ class ForeignUpstream:
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             if isinstance(request.body, Stream) and request.body.failure:
                 raise request.body.failure from None
+            raise self._worded(error) from error
+
+    async def connect(
+        self, path: str, headers: Headers, subprotocols: Sequence[str]
+    ) -> aiohttp.ClientWebSocketResponse[Literal[True]]:
+        """A WebSocket to it.
+
+        Raises:
+            UpstreamDiedError, UpstreamTimeoutError: as `send`.
+            UpstreamError: it does not want one.
+        """
+        try:
+            async with asyncio.timeout(self._answer_within):
+                return await self.session.ws_connect(
+                    URL(self.address + path, encoded=True),
+                    headers=CIMultiDict(self._headers(Outgoing("GET", path, headers))),
+                    protocols=subprotocols,
+                    max_msg_size=MESSAGE,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise UpstreamError(f"{self.address} refuses the WebSocket with {error.status}: {error.message}.") from error
+        except (aiohttp.ClientError, OSError) as error:
             raise self._worded(error) from error
 
     def transcribe(self, request: Request, audio: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:

@@ -8,15 +8,16 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from eardrum.api.asgi import App, Receive, Scope, Send, header
-from eardrum.api.forward import headers
+from eardrum.api.forward import headers, outgoing
 from eardrum.api.forward.broken import Worded
 from eardrum.api.forward.exchange import Exchange
 from eardrum.api.forward.form import Form
+from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
 from eardrum.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedFeatureError, UnsupportedMediaTypeError
 from eardrum.gateway import filters
 from eardrum.gateway.foreign import Outgoing, Stream
-from eardrum.gateway.inventory import COMMAND, Model
+from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
 CHAT = "/v1/chat/completions"
@@ -45,6 +46,9 @@ POSTED = {
 GOT = ("/v1/audio/voices", "/sdapi/v1/loras", "/props")
 """Routes that name it in the query."""
 
+SOCKETS = ("/v1/realtime",)
+"""Routes for WebSockets only, which name it there too. On the others one may be opened as well."""
+
 URLENCODED = "application/x-www-form-urlencoded"
 
 Speech = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitable[None]]
@@ -62,7 +66,10 @@ class Forward:
 
     def route(self, scope: Scope) -> App | None:
         """What serves this request, if it is for one of these routes."""
-        path, method = scope["path"], scope["method"]
+        path = scope["path"]
+        if scope["type"] == "websocket":
+            return self._socket if path in POSTED or path in GOT or path in SOCKETS else None
+        method = scope["method"]
         if method == "POST" and path in POSTED:
             return self._posted
         if method == "GET" and path in GOT:
@@ -121,6 +128,11 @@ class Forward:
         model = self._foreign(_in_query(scope), scope)
         await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, scope, None))
 
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = self._foreign(_in_query(scope), scope)
+        path = POSTED.get(scope["path"], scope["path"])
+        await relay(self._service, model, f"{path}{_query(model, scope)}", scope, receive, send)
+
     async def _not_allowed(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         takes = " and ".join(name for name, paths in (("POST", POSTED), ("GET", GOT)) if scope["path"] in paths)
         raise MethodNotAllowedError(f"{scope['path']} takes {takes}, not {scope['method']}.")
@@ -158,19 +170,12 @@ class Forward:
 
     def _outgoing(self, model: Model, scope: Scope, body: bytes | Stream | None) -> Outgoing:
         raw = scope["path"] if body is None else POSTED[scope["path"]]
-        return outgoing(self._service, model, scope, f"{raw}{_query(model, scope)}", body)
+        return outgoing.request(self._service, model, scope, f"{raw}{_query(model, scope)}", body)
 
     def _tells_loading(self, model: Model) -> bool:
         assert model.entry
         wanted = model.entry.sendLoadingState
         return self._service.settings.sendLoadingState if wanted is None else wanted
-
-
-def outgoing(service: Service, model: Model, scope: Scope, path: str, body: bytes | Stream | None) -> Outgoing:
-    """The request as the model's upstream gets it. The keys to this server stay on this machine."""
-    own = model.engine == COMMAND
-    without = frozenset((b"authorization", b"x-api-key")) if service.settings.apiKeys and not own else frozenset()
-    return Outgoing(scope["method"], path, headers.sent_on(scope, host=own, without=without), body)
 
 
 async def _whole(body: Body) -> bytes:
