@@ -52,7 +52,7 @@ class FakeUpstream:
         call = Call(request.raw_path, {name.lower(): value for name, value in request.headers.items()})
         if request.content_type == "application/json":
             call.json = await request.json()
-        else:
+        elif request.content_type == "multipart/form-data":
             _read_form(call, await request.read())
         self.calls.append(call)
         self.in_flight += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,7 +15,11 @@ from starlette.routing import Route
 from eardrum import __version__
 from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
-from eardrum.api.asgi import App
+from eardrum.api.asgi import App, Receive, Scope, Send
+from eardrum.api.auth import Keys
+from eardrum.api.cors import Cors
+from eardrum.api.forward.passthrough import Passthrough
+from eardrum.api.forward.routes import Forward
 from eardrum.api.openai import answers, routes
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.service import Service
@@ -51,7 +56,43 @@ def create_app(service: Service) -> App:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    return Access(app)
+    front = Front([Forward(service, answers.worded), Passthrough(service, answers.worded)], app)
+    return Access(Cors(Keys(front, service.settings.apiKeys, answers.worded)))
+
+
+class Edge(Protocol):
+    """An edge in plain ASGI, for bytes that are passed on."""
+
+    def route(self, scope: Scope) -> App | None:
+        """What serves this request, if it is for this edge."""
+
+
+class Front:
+    """Sends a request to the edge that wants it, or to the application with all other routes."""
+
+    def __init__(self, edges: Sequence[Edge], others: App):
+        self._edges = edges
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        route = self._route(scope)
+        if not route:
+            await self._others(scope, receive, send)
+            return
+        try:
+            await route(scope, receive, send)
+        except EardrumError as error:
+            record(scope).note = error.message
+            await answers.refusal(error)(scope, receive, send)
+
+    def _route(self, scope: Scope) -> App | None:
+        if scope["type"] not in ("http", "websocket"):
+            return None
+        for edge in self._edges:
+            if route := edge.route(scope):
+                return route
+        return None
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -56,6 +56,13 @@ class UnsupportedFeatureError(EardrumError):
     code = "unsupported_feature"
 
 
+class UnauthorizedError(EardrumError):
+    """The client showed no key, or one that is not among `apiKeys`."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class ModelNotFoundError(EardrumError):
     """No model has this name."""
 
@@ -85,6 +92,13 @@ class StalledError(EardrumError):
 
     status = 408
     code = "request_timeout"
+
+
+class NotReadyError(EardrumError):
+    """The model is not up, and this request is of a kind that does not load it."""
+
+    status = 409
+    code = "model_not_ready"
 
 
 class TooLargeError(EardrumError):
@@ -175,6 +189,13 @@ class UpstreamError(EardrumError):
 
     status = 502
     code = "upstream_failed"
+
+
+class UpstreamDiedError(RunnerCrashedError):
+    """The server behind a model cannot be reached, or broke off."""
+
+    status = 502
+    code = "upstream_died"
 
 
 class UpstreamTimeoutError(UpstreamError):

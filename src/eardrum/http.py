@@ -14,7 +14,7 @@ HEAD_BYTES = 64 << 10
 
 
 class Http(HttpToolsProtocol):
-    """One connection."""
+    """One connection. An application may end it in the middle of an answer: the extension `eardrum.hang_up` does."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
@@ -38,6 +38,7 @@ class Http(HttpToolsProtocol):
         """Its head has ended."""
         self._in_head = False
         super().on_headers_complete()
+        self.scope["extensions"] = {"eardrum.hang_up": {"call": self.transport.close}}
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, in the shape in which everything else is refused."""

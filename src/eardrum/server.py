@@ -17,6 +17,7 @@ from eardrum.app import create_app
 from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError
+from eardrum.gateway.foreign import MESSAGE
 from eardrum.gateway.service import Service
 from eardrum.http import Http
 
@@ -48,7 +49,9 @@ def run(settings: Settings, *, sample: bool = False) -> None:
         log_config=None,
         server_header=False,
         http=Http,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE,
+        ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
         timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )

@@ -51,7 +51,7 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request and log it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         scope["eardrum.record"] = entry = Record(id=f"req_{uuid.uuid4().hex[:24]}")
@@ -85,7 +85,9 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Pass the message on, with the request id; an early answer also announces that the connection ends."""
-        if message["type"] == "http.response.start":
+        if message["type"].startswith("websocket."):
+            self.status = message.get("status", self.status or 101)
+        elif message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._entry.id.encode())]
             if not self._read and self.status >= 400:
@@ -107,7 +109,7 @@ class Exchange:
 def _write(scope: Scope, entry: Record, status: int) -> None:
     facts: dict[str, object] = {
         "request": entry.id,
-        "method": scope["method"],
+        "method": scope.get("method", "SOCKET"),
         "path": scope["raw_path"].decode("latin-1"),  # as it came: decoded, it could forge lines of the log
         "status": status or 499,
     }

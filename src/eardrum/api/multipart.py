@@ -19,7 +19,10 @@ Fields = dict[str, list[str]]
 
 
 class Body:
-    """A request's body with its limits: bytes are counted as they arrive, and silence has an end."""
+    """A request's body with its limits: bytes are counted as they arrive, and silence has an end.
+
+    `received` is set once all of it is here.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, limits: Limits, *, limit: str = "upload_bytes"):
         self._receive = receive
@@ -27,7 +30,7 @@ class Body:
         self._max: int = getattr(limits, limit)
         self._stall = limits.stall_seconds
         self._size = 0
-        self._ended = False
+        self.received = asyncio.Event()
         announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._max:
             self._refuse()
@@ -40,7 +43,7 @@ class Body:
             StalledError: the client fell silent.
             ClientGoneError: the client hung up.
         """
-        if self._ended:
+        if self.received.is_set():
             return None
         try:
             async with asyncio.timeout(self._stall):
@@ -49,7 +52,8 @@ class Body:
             raise StalledError(f"Nothing arrived for {self._stall:g} s in the middle of the upload.") from None
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        self._ended = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            self.received.set()
         chunk: bytes = message.get("body", b"")
         self._size += len(chunk)
         if self._size > self._max:

@@ -78,6 +78,10 @@ class Catalog:
             return self.inventory.fetchable(match)
         raise ModelNotFoundError(self.how_to_fetch(name, match.repository))
 
+    def named(self, name: str) -> Model | None:
+        """The model of this name or alias if there is one, without a look at what may have come since."""
+        return self._present(name) if name else None
+
     def how_to_fetch(self, name: str, repository: str, engine: str = "") -> str:
         """What to do about a model that is not on this machine."""
         state = "is only half fetched" if self.inventory.store.unfinished(repository) else "is not on this machine"
@@ -151,7 +155,7 @@ class Catalog:
             if not model.runnable:
                 raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
             return model, "set by default_model"
-        fitting = [m for m in self if engine in ("", m.engine) and m.runnable and not m.absent]
+        fitting = [m for m in self if engine in ("", m.engine) and m.runnable and not m.absent and m.origin != "peer"]
         if not fitting:
             wanted = f" of the engine {engine}" if engine else ""
             hint = f" {registry.card(engine).how_to_install}" if engine and registry.card(engine).missing else ""

@@ -13,7 +13,7 @@ from eardrum import config
 from eardrum.engines import registry
 from eardrum.engines.registry import Card
 from eardrum.errors import ConfigError, ModelNotFoundError
-from eardrum.gateway import names
+from eardrum.gateway import names, peers
 from eardrum.gateway.names import Match
 from eardrum.gateway.store import Store, default_folder, size_of
 from eardrum.languages import language_in_name
@@ -49,7 +49,7 @@ class Model:
     """Its files; None if they are not on this machine, or if the engine calls another server."""
     capabilities: Capabilities
     origin: str
-    """Where it comes from: "config", "disk", "embedded" or "hub"."""
+    """Where it comes from: "config", "disk", "embedded", "peer" or "hub"."""
     repository: str = ""
     """Its name at the Hugging Face hub, if it is known from there."""
     aliases: tuple[str, ...] = ()
@@ -63,6 +63,8 @@ class Model:
     fallback: tuple[str, ...] = ()
     entry: config.Model | None = None
     """What the config says of it, if it names it."""
+    key: str = field(default="", repr=False)
+    """What its upstream wants to see instead of the client's key."""
 
     @property
     def foreign(self) -> bool:
@@ -115,13 +117,15 @@ class Inventory:
         """The engine that runs what several engines could; empty leaves it to their rank."""
 
     def __iter__(self) -> Iterator[Model]:
-        """All models: the config's first, then the disk's, then the embedded one."""
+        """All models: the config's first, then the disk's, the embedded one, and those of peers."""
         for id in self._settings.models:
             yield self._configured(id)
         for id, source in self.store:
             if engine := engine_of(source, self.default_engine):
                 yield self._model(id, registry.card(engine), source, "disk", repository=id if "/" in id else "")
         yield from self._embedded()
+        for offer in peers.offered(self._settings):
+            yield replace(self._foreign(offer.id, offer.entry), origin="peer", aliases=offer.aliases, key=offer.key)
 
     def fetchable(self, match: Match) -> Model:
         """A model that is not here but could be."""

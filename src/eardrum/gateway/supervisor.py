@@ -11,11 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from eardrum.errors import ConfigError, EardrumError, ModelLoadError, RunnerCrashedError
+from eardrum.errors import ConfigError, EardrumError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.command import Command
 from eardrum.gateway.foreign import ForeignUpstream
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 EXIT_S = 5.0
 """How long after its connection broke a process may take to be seen dead."""
+
+BROKEN_S = 0.5
+"""The same for a command, which may also break a connection and live."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,10 +193,13 @@ class Supervisor:
         except EardrumError as error:
             self._handle(scheduler.StartFailed(model.id, error))
             return
-        running = Running(command, ForeignUpstream(address), self._tasks[model.id], time.time())
+        running = Running(
+            command, ForeignUpstream(address, model.entry.timeouts, key=model.key), self._tasks[model.id], time.time()
+        )
         self._running[model.id] = running
         self._handle(scheduler.Ready(model.id))
-        await (command.ended if command else asyncio.get_running_loop().create_future())
+        with suppress(asyncio.CancelledError):  # how an address, which has no process to end, is stopped
+            await (command.ended if command else asyncio.get_running_loop().create_future())
         del self._running[model.id]
         self._handle(scheduler.Exited(model.id))
         await running.upstream.close()
@@ -258,7 +264,11 @@ def _kind(model: Model) -> str:
 
 async def _explained(model: Model, running: Running, error: RunnerCrashedError) -> RunnerCrashedError:
     """The crash in words a client can use, once the scheduler has seen it too."""
-    await asyncio.wait([running.life], timeout=EXIT_S)
-    if running.life.done() and running.process:
+    if not running.process:  # another server's
+        return error
+    await asyncio.wait([running.life], timeout=EXIT_S if isinstance(running.process, Process) else BROKEN_S)
+    if running.life.done() and isinstance(error, UpstreamDiedError):
+        return UpstreamDiedError(f"The command of {model.id} {running.process.ending}. {running.process.last_words}".rstrip())
+    if running.life.done():
         return RunnerCrashedError(f"The process of {model.id} {running.process.ending} while it worked on this audio.")
     return error

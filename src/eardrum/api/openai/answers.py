@@ -75,7 +75,7 @@ def done(transcript: Transcript, wish: Wish) -> bytes:
 
 def failed(error: EardrumError) -> bytes:
     """The event for an error after the stream has begun; OpenAI's clients raise it."""
-    return b"event: error\ndata: " + json.dumps(_error(error)).encode() + b"\n\n"
+    return b"event: error\ndata: " + json.dumps(worded(error)).encode() + b"\n\n"
 
 
 def refusal(error: EardrumError) -> Response:
@@ -85,7 +85,7 @@ def refusal(error: EardrumError) -> Response:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     elif error.status >= 500:
         headers["x-should-retry"] = "false"  # OpenAI's clients would send the whole upload twice more
-    return JSONResponse(_error(error), error.status, headers)
+    return JSONResponse(worded(error), error.status, headers)
 
 
 def model(id: str, entry: Model, state: State, aliases: list[str]) -> dict[str, Any]:
@@ -151,7 +151,8 @@ def _logprob(token: Token) -> dict[str, Any]:
     return {"token": token.text, "logprob": token.logprob, "bytes": list(token.text.encode())}
 
 
-def _error(error: EardrumError) -> dict[str, Any]:
+def worded(error: EardrumError) -> dict[str, Any]:
+    """An error as OpenAI's object."""
     kind = ERROR_TYPES.get(error.status, "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 

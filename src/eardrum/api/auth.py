@@ -1,0 +1,74 @@
+"""Lets in who shows one of the config's `apiKeys`. Pure ASGI, in front of every route."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from eardrum.api.access import record
+from eardrum.api.asgi import App, Receive, Scope, Send, header
+from eardrum.errors import EardrumError, UnauthorizedError
+
+OPEN = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
+"""What says whether the server is up, and how it is to be used."""
+
+OLLAMA = "/api/"
+"""Routes whose clients expect an error to be a string."""
+
+ASK = {"www-authenticate": 'Basic realm="eardrum"'}
+
+MISSING = "Show one of the server's keys, as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
+WRONG = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
+
+
+class Keys:
+    """Refuses requests and WebSockets without a key. Without keys in the config everybody is let in."""
+
+    def __init__(self, app: App, keys: tuple[str, ...], worded: Callable[[EardrumError], dict[str, Any]]):
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._worded = worded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if not self._keys or scope["type"] == "lifespan" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        shown = key_of(scope)
+        if self._knows(shown.encode()):
+            await self._app(scope, receive, send)
+            return
+        error = UnauthorizedError(WRONG if shown else MISSING)
+        record(scope).note = error.message
+        await self._refusal(scope["path"], error)(scope, receive, send)
+
+    def _knows(self, shown: bytes) -> bool:
+        """Whether it is one of the keys; takes as long whichever it is, and however much of it is right."""
+        return sum([hmac.compare_digest(shown, key) for key in self._keys]) > 0
+
+    def _refusal(self, path: str, error: EardrumError) -> Response:
+        body = {"error": error.message} if path.startswith(OLLAMA) else self._worded(error)
+        return JSONResponse(body, error.status, ASK)
+
+
+def key_of(scope: Scope) -> str:
+    """The key that a client shows: the password of Basic, else the Bearer token, else `x-api-key`; empty if none."""
+    scheme, _, rest = header(scope, b"authorization").strip().partition(" ")
+    match scheme.lower():
+        case "basic":
+            return _password(rest.strip())
+        case "bearer":
+            return rest.strip()
+    return header(scope, b"x-api-key").strip()
+
+
+def _password(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,118 @@
+"""One request on its way through: to the upstream of a model, and the answer back as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import aiohttp
+
+from eardrum.api.access import record
+from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.forward import headers
+from eardrum.api.forward.broken import Worded, cut_off, last_words
+from eardrum.api.forward.loading import Loading
+from eardrum.api.forward.watch import Watch
+from eardrum.errors import EardrumError, UpstreamError
+from eardrum.gateway.foreign import Outgoing, chunks
+from eardrum.gateway.forwarding import answered
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import Service
+
+EVENTS = b"text/event-stream"
+FIXED = (b"content-length", b"content-encoding")
+"""Headers of answers that nothing can be added to."""
+MOST_SAID = 1 << 16
+"""Bytes of a refusal that fit into an event of a stream that has begun."""
+
+
+class Exchange:
+    """One client and one upstream. `received` is set once the whole body has come, if it is not here yet."""
+
+    def __init__(
+        self,
+        service: Service,
+        worded: Worded,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        received: asyncio.Event | None = None,
+    ):
+        self._service = service
+        self._worded = worded
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._received = received
+        self._kind = b""
+        """The media type of the answer, once it has begun and if something could be added to it."""
+        self._begun = False
+        self._last = b""
+
+    async def run(self, model: Model, request: Outgoing, *, tell_loading: bool = False) -> None:
+        """Pass the request on and the answer back.
+
+        Raises:
+            EardrumError: before anything was sent; later errors end the answer visibly.
+            ClientGoneError: the client hung up, and the upstream was told.
+        """
+        record(self._scope).model = model.id
+        try:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(Watch(self._receive, after=self._received))
+                loading = await stack.enter_async_context(Loading(self._service, model, self._say)) if tell_loading else None
+                response = await stack.enter_async_context(answered(self._service, model, request))
+                if loading:
+                    await loading.end()
+                await self._pass_back(response)
+        except EardrumError as error:
+            if not self._begun:
+                raise
+            record(self._scope).note = error.message
+            await self._break_off(error)
+
+    async def _pass_back(self, response: aiohttp.ClientResponse) -> None:
+        if self._begun:  # with the loading state: the status is out
+            await self._pass_back_late(response)
+            return
+        if not 200 <= response.status < 600:
+            raise UpstreamError(f"{response.url.origin()} answered with the status {response.status}, which is none.")
+        raw = headers.sent_back(response.raw_headers)
+        if not any(name in FIXED for name, _ in raw):
+            self._kind = headers.content_type(raw)
+        await self._send({"type": "http.response.start", "status": response.status, "headers": raw})
+        self._begun = True
+        await self._pass_body(response)
+
+    async def _pass_body(self, response: aiohttp.ClientResponse) -> None:
+        at_end = response.content.at_eof
+        async for chunk in chunks(response):
+            if at_end():
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+                return
+            self._last = chunk
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pass_back_late(self, response: aiohttp.ClientResponse) -> None:
+        """An answer whose head has been sent already. Anything but events goes into one."""
+        if response.status == 200 and headers.content_type(headers.sent_back(response.raw_headers)) == EVENTS:
+            await self._pass_body(response)
+            return
+        said = (await response.content.read(MOST_SAID)).decode(errors="replace")
+        raise UpstreamError(f"{response.url.origin()} answered {response.status}: {said}")
+
+    async def _say(self, event: bytes) -> None:
+        """Send an event before there is an answer; the first one begins the stream."""
+        if not self._begun:
+            raw = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            self._begun, self._kind = True, EVENTS
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def _break_off(self, error: EardrumError) -> None:
+        words = last_words(self._kind, self._scope["path"], self._worded(error), self._last)
+        if words:
+            await self._send({"type": "http.response.body", "body": words, "more_body": True})
+        await cut_off(self._scope, self._receive)

@@ -1,0 +1,182 @@
+"""Forms on their way to an upstream: passed on byte for byte, of which only the value of `model` may be another.
+
+The form is looked at up to the field `model` and no further. What came before that is held in memory, or in a spool once it
+is long, as when the file is sent first; what comes after it is passed on as it comes. So an upload takes no memory however large
+it is, and one for a model that nobody knows is refused before it is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from python_multipart.multipart import parse_options_header
+
+from eardrum.api.asgi import Scope, header
+from eardrum.api.multipart import Body
+from eardrum.config import Limits
+from eardrum.errors import InvalidRequestError
+from eardrum.gateway.foreign import Stream
+from eardrum.gateway.spool import Spool
+
+FIELD = b"model"
+PART_HEAD = 16 << 10
+"""Bytes the headers of a part may take."""
+IN_MEMORY = 1 << 20
+"""Bytes before `model` that are held in memory."""
+BREAK = b"\r\n"
+
+
+class ModelField:
+    """Finds the field `model` in a form's bytes. Feed it until `over`; then `value` holds what was found, or None."""
+
+    def __init__(self, boundary: bytes, limits: Limits):
+        self.over = False
+        self.value: str | None = None
+        self.place = (0, 0)
+        """Where in the form's bytes the value begins and ends."""
+        self._delimiter = BREAK + b"--" + boundary
+        self._limits = limits
+        self._parts = 0
+        self._left: bytes = BREAK  # bytes not looked at yet; the first delimiter may lack what the others begin with
+        self._at = -len(BREAK)  # where in the form they begin
+        self._step = self._skip
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes.
+
+        Raises:
+            InvalidRequestError: this is no form, or more of one than is allowed.
+        """
+        self._left += data
+        while not self.over and self._step():
+            pass
+
+    def _skip(self) -> bool:
+        """Pass over a part, or over what precedes the first one."""
+        found = self._left.find(self._delimiter)
+        if found < 0:
+            self._drop(max(0, len(self._left) - len(self._delimiter) + 1))
+            return False
+        self._drop(found + len(self._delimiter))
+        self._step = self._after_delimiter
+        return True
+
+    def _after_delimiter(self) -> bool:
+        if self._left.startswith(b"--"):
+            self.over = True
+            return True
+        end = self._left.find(BREAK)
+        if end < 0:
+            self._bounded(PART_HEAD, "a line after its boundary")
+            return False
+        self._parts += 1
+        if self._parts > self._limits.fields:
+            raise InvalidRequestError(f"The form has more than {self._limits.fields} fields before `model`: send `model` first.")
+        self._drop(end)  # keeps the line break, so that a part without headers looks like one with them
+        self._step = self._head
+        return True
+
+    def _head(self) -> bool:
+        end = self._left.find(BREAK + BREAK)
+        if end < 0:
+            self._bounded(PART_HEAD, "the headers of a part")
+            return False
+        lines = self._left[:end].split(BREAK)
+        self._drop(end + 2 * len(BREAK))
+        self._step = self._value if _names(lines, FIELD) else self._skip
+        return True
+
+    def _value(self) -> bool:
+        end = self._left.find(self._delimiter)
+        if end < 0:
+            self._bounded(self._limits.field_bytes, "the field 'model'")
+            return False
+        self.over, self.place = True, (self._at, self._at + end)
+        self.value = self._left[:end].decode(errors="replace")
+        return True
+
+    def _drop(self, count: int) -> None:
+        self._left, self._at = self._left[count:], self._at + count
+
+    def _bounded(self, most: int, what: str) -> None:
+        if len(self._left) > most + len(self._delimiter):
+            raise InvalidRequestError(f"The form cannot be parsed: {what} takes more than {most} bytes.")
+
+
+class Form:
+    """A form that is received and passed on at the same time. The spool takes what comes before `model`, once it is long."""
+
+    def __init__(self, scope: Scope, body: Body, limits: Limits, spool: Spool):
+        _, options = parse_options_header(header(scope, b"content-type"))
+        if not (boundary := options.get(b"boundary")):
+            raise InvalidRequestError("The form has no boundary in its content-type header.")
+        length = header(scope, b"content-length")
+        self._size = int(length) if length.isdigit() else None
+        self._body = body
+        self._field = ModelField(boundary, limits)
+        self._spool = spool
+        self._held = bytearray()
+
+    async def until_model(self) -> str | None:
+        """Receive up to the field `model` and return its value; None if the form has none.
+
+        Raises:
+            EardrumError, ClientGoneError: as `Body.read`, or this is no form.
+        """
+        while not self._field.over and (chunk := await self._body.read()) is not None:
+            self._field.feed(chunk)
+            self._held += chunk
+            if len(self._held) > IN_MEMORY:
+                await self._spool.write(bytes(self._held))
+                self._held.clear()
+        if not self._field.over:
+            raise InvalidRequestError("The form ends in the middle: its closing boundary is missing.")
+        return self._field.value
+
+    def sent_on(self, model: str) -> Stream:
+        """The form for the upstream, with another name for the model."""
+        begin, end = self._field.place
+        name = model.encode() if end > begin and model else b""
+        size = self._size
+        if name and size is not None:
+            size += len(name) - (end - begin)
+        return Stream(self._chunks((begin, end), name), size)
+
+    async def _chunks(self, place: tuple[int, int], name: bytes) -> AsyncIterator[bytes]:
+        async for chunk in _replaced(self._received(), place, name) if name else self._received():
+            yield chunk
+        while (rest := await self._body.read()) is not None:
+            if rest:
+                yield rest
+
+    async def _received(self) -> AsyncIterator[bytes]:
+        self._spool.finish()
+        if self._spool.size:
+            async for chunk in self._spool.read():
+                yield chunk
+        yield bytes(self._held)
+        self._held.clear()
+
+
+async def _replaced(chunks: AsyncIterator[bytes], place: tuple[int, int], new: bytes) -> AsyncIterator[bytes]:
+    """The chunks with the bytes at this place replaced by others. The place is not empty."""
+    begin, end = place
+    at = 0
+    async for chunk in chunks:
+        after = at + len(chunk)
+        if after <= begin or at >= end:
+            yield chunk
+        else:
+            middle = new if at <= begin else b""
+            yield chunk[: max(0, begin - at)] + middle + chunk[max(0, end - at) :]
+        at = after
+
+
+def _names(lines: list[bytes], name: bytes) -> bool:
+    """Whether these are the headers of a text field of that name."""
+    for line in lines:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            _, options = parse_options_header(value.strip())
+            return options.get(b"name") == name and b"filename" not in options
+    return False

@@ -1,0 +1,71 @@
+"""Which headers cross the gateway, in either direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from eardrum.api.asgi import Scope
+
+HOP_BY_HOP = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    )
+)
+"""They speak of one connection, and ours to the upstream is another."""
+
+NOT_SENT_ON = HOP_BY_HOP | {b"content-length", b"expect", b"host", b"x-forwarded-for"}
+"""The length is that of the body that is sent, which may be another."""
+
+WEB_SOCKET = frozenset(
+    (
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+        b"sec-websocket-accept",
+    )
+)
+
+Raw = Iterable[tuple[bytes, bytes]]
+
+
+def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = frozenset()) -> list[tuple[str, str]]:
+    """The request's headers for the upstream. `host` keeps the client's, which pages of an upstream compare with their own.
+
+    `without` names what is left out besides.
+    """
+    raw: list[tuple[bytes, bytes]] = scope["headers"]
+    dropped = NOT_SENT_ON | without | _named_by_connection(raw)
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw if name not in dropped]
+    came_by = [value.decode("latin-1") for name, value in raw if name == b"x-forwarded-for"]
+    if client := scope.get("client"):
+        came_by.append(client[0])
+    if came_by:
+        headers.append(("x-forwarded-for", ", ".join(came_by)))
+    if host:
+        headers += [("host", value.decode("latin-1")) for name, value in raw if name == b"host"][:1]
+    return headers
+
+
+def sent_back(raw: Raw) -> list[tuple[bytes, bytes]]:
+    """The upstream's headers for the client. Events are kept from being buffered by proxies in front of us."""
+    lower = [(name.lower(), value) for name, value in raw]
+    dropped = HOP_BY_HOP | _named_by_connection(lower)
+    headers = [item for item in lower if item[0] not in dropped]
+    if content_type(headers) == b"text/event-stream":
+        headers = [item for item in headers if item[0] != b"x-accel-buffering"]
+        headers.append((b"x-accel-buffering", b"no"))
+    return headers
+
+
+def content_type(headers: Raw) -> bytes:
+    """The media type without its parameters, in lower case; empty if none is said."""
+    return next((value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"), b"")
+
+
+def _named_by_connection(headers: Raw) -> frozenset[bytes]:
+    return frozenset(name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")) - {
+        b"close",
+        b"keep-alive",
+    }

@@ -1,0 +1,24 @@
+"""What an upstream gets of a client's request."""
+
+from __future__ import annotations
+
+from eardrum.api.asgi import Scope
+from eardrum.api.forward import headers
+from eardrum.gateway.foreign import CREDENTIALS, Outgoing, Stream
+from eardrum.gateway.inventory import COMMAND, Model
+from eardrum.gateway.service import Service
+
+KEYS = frozenset(name.encode() for name in CREDENTIALS)
+NONE: frozenset[bytes] = frozenset()
+
+
+def request(service: Service, model: Model, scope: Scope, path: str, body: bytes | Stream | None) -> Outgoing:
+    """The request as the model's upstream gets it: a command's own, as if there were no gateway in between."""
+    return Outgoing(scope["method"], path, sent_on(service, model, scope), body)
+
+
+def sent_on(service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NONE) -> list[tuple[str, str]]:
+    """The headers. A key to this server is for this machine only: what runs elsewhere does not get it."""
+    own = model.engine == COMMAND
+    dropped = KEYS | without if service.settings.apiKeys and not own else without
+    return headers.sent_on(scope, host=own, without=dropped)

@@ -1,0 +1,93 @@
+"""`/upstream/{model}/{path}`: everything a model's server has, its pages included, under the model's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import unquote
+
+from eardrum.api.asgi import App, Receive, Scope, Send, header
+from eardrum.api.forward import outgoing
+from eardrum.api.forward.broken import Worded
+from eardrum.api.forward.exchange import Exchange
+from eardrum.api.forward.socket import relay
+from eardrum.api.multipart import Body
+from eardrum.errors import NotReadyError, UnsupportedFeatureError
+from eardrum.gateway.foreign import Stream
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.scheduler import State
+from eardrum.gateway.service import Service
+
+PREFIX = "/upstream/"
+MOST_SLASHES = 8
+"""Parts of a path that may belong to the model's name."""
+
+
+class Passthrough:
+    """The route, for any method and for WebSockets."""
+
+    def __init__(self, service: Service, worded: Worded):
+        self._service = service
+        self._worded = worded
+        self._ignored = [re.compile(pattern) for pattern in service.settings.upstream.ignorePaths]
+
+    def route(self, scope: Scope) -> App | None:
+        """What serves this request, if it is for this route."""
+        return self if scope["path"].startswith(PREFIX) else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            ModelNotFoundError: no model's name begins the path.
+            NotReadyError: it is for a file of a page, and the model is not up.
+        """
+        model, path = self._target(scope["raw_path"].decode("latin-1").removeprefix(PREFIX))
+        if not model.foreign:
+            raise UnsupportedFeatureError(
+                f"{model.id} is run by the engine {model.engine} and has no pages of its own.", param="model"
+            )
+        query = scope["query_string"].decode("latin-1")
+        query = f"?{query}" if query else ""
+        if not path:
+            await _redirect(scope, send, f"{scope['raw_path'].decode('latin-1')}/{query}")
+            return
+        if self._service.state(model) is not State.READY and any(pattern.search(path) for pattern in self._ignored):
+            raise NotReadyError(f"{model.id} is not loaded, and {path} does not load it (upstream.ignorePaths).", param="model")
+        if scope["type"] == "websocket":
+            await relay(self._service, model, f"{path}{query}", scope, receive, send)
+            return
+        await self._exchange(model, f"{path}{query}", scope, receive, send)
+
+    async def _exchange(self, model: Model, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        announced = header(scope, b"content-length")
+        if announced in ("", "0") and not header(scope, b"transfer-encoding"):
+            request = outgoing.request(self._service, model, scope, path, b"" if announced else None)
+            await Exchange(self._service, self._worded, scope, receive, send).run(model, request)
+            return
+        body = Body(scope, receive, self._service.settings.limits)
+        stream = Stream(_chunks(body), int(announced) if announced.isdigit() else None)
+        request = outgoing.request(self._service, model, scope, path, stream)
+        await Exchange(self._service, self._worded, scope, receive, send, received=body.received).run(model, request)
+
+    def _target(self, path: str) -> tuple[Model, str]:
+        """The model with the longest name that begins the path, and the path behind it; that is empty if no slash follows."""
+        parts = path.split("/")
+        for count in range(min(len(parts), MOST_SLASHES), 0, -1):
+            if model := self._service.catalog.named(unquote("/".join(parts[:count]))):
+                return model, "".join(f"/{part}" for part in parts[count:])
+        return self._service.catalog.find(unquote(parts[0])), "".join(f"/{part}" for part in parts[1:])
+
+
+async def _chunks(body: Body) -> AsyncIterator[bytes]:
+    while (chunk := await body.read()) is not None:
+        if chunk:
+            yield chunk
+
+
+async def _redirect(scope: Scope, send: Send, to: str) -> None:
+    """To the same with a slash, which links on the page need to be right. A body is to be sent again there."""
+    status = 301 if scope["method"] in ("GET", "HEAD") else 308
+    headers = [(b"location", to.encode("latin-1")), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,223 @@
+"""Routes of models that other servers serve, as llama-swap has them. Raw ASGI: bytes go through here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+from urllib.parse import parse_qs, parse_qsl, urlencode
+
+from eardrum.api.asgi import App, Receive, Scope, Send, header
+from eardrum.api.forward import headers, outgoing
+from eardrum.api.forward.broken import Worded
+from eardrum.api.forward.exchange import Exchange
+from eardrum.api.forward.form import Form
+from eardrum.api.forward.socket import relay
+from eardrum.api.multipart import Body
+from eardrum.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedFeatureError, UnsupportedMediaTypeError
+from eardrum.gateway import filters
+from eardrum.gateway.foreign import Outgoing, Stream
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import Service
+
+CHAT = "/v1/chat/completions"
+
+POSTED = {
+    **{
+        path: path
+        for path in (
+            *(CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings"),
+            *("/v1/rerank", "/v1/reranking", "/rerank", "/reranking", "/infill", "/completion"),
+            *("/v1/audio/speech", "/v1/audio/voices", "/v1/images/generations", "/v1/images/edits"),
+            *("/sdapi/v1/txt2img", "/sdapi/v1/img2img"),
+        )
+    },
+    **{
+        f"/v{path}": path  # for upstreams whose API has no version in its paths
+        for path in (
+            *("/chat/completions", "/completions", "/responses", "/messages", "/messages/count_tokens", "/embeddings"),
+            *("/rerank", "/reranking"),
+        )
+    },
+    "/audioapi/v1/tasks/run": "/v1/tasks/run",
+}
+"""Routes that name the model in their body, and the upstream's path for each."""
+
+GOT = ("/v1/audio/voices", "/sdapi/v1/loras", "/props")
+"""Routes that name it in the query."""
+
+SOCKETS = ("/v1/realtime",)
+"""Routes for WebSockets only, which name it there too. On the others one may be opened as well."""
+
+URLENCODED = "application/x-www-form-urlencoded"
+
+Speech = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitable[None]]
+"""Answers a request whose body has been read and whose model is one of our own runners."""
+
+
+class Forward:
+    """The endpoints. `own` are routes that our own models have as well, by path."""
+
+    def __init__(self, service: Service, worded: Worded, *, own: dict[str, Speech] | None = None):
+        self._service = service
+        self._limits = service.settings.limits
+        self._worded = worded
+        self._own = own or {}
+
+    def route(self, scope: Scope) -> App | None:
+        """What serves this request, if it is for one of these routes."""
+        path = scope["path"]
+        if scope["type"] == "websocket":
+            return self._socket if path in POSTED or path in GOT or path in SOCKETS else None
+        method = scope["method"]
+        if method == "POST" and path in POSTED:
+            return self._posted
+        if method == "GET" and path in GOT:
+            return self._got
+        return self._not_allowed if path in POSTED or path in GOT else None
+
+    async def _posted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (encoding := header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
+            raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it as it is.")
+        kind = headers.content_type(scope["headers"]).decode("latin-1")
+        if kind == "multipart/form-data":
+            await self._form(scope, receive, send)
+        elif not kind or kind == URLENCODED or kind.endswith(("/json", "+json")):
+            await self._text(kind, scope, receive, send)
+        else:
+            raise UnsupportedMediaTypeError(f"Send application/json or multipart/form-data, not {kind}.")
+
+    async def _text(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """A body that is read whole: JSON, whatever it is declared as, or a form without files."""
+        data = await _whole(Body(scope, receive, self._limits, limit="json_bytes"))
+        if kind == URLENCODED and not data.lstrip().startswith(b"{"):
+            await self._urlencoded(data, scope, receive, send)
+            return
+        body = _parsed(data)
+        name = body.get("model") or _in_query(scope)
+        model = self._named(name)
+        if not model.foreign:
+            await self._spoken(model, body, scope, receive, send)
+            return
+        assert model.entry
+        changed = filters.apply(body, model.entry, str(name))
+        request = self._outgoing(model, scope, data if changed is body else _dumped(changed))
+        loading = scope["path"] == CHAT and changed.get("stream") is True and self._tells_loading(model)
+        await Exchange(self._service, self._worded, scope, receive, send).run(model, request, tell_loading=loading)
+
+    async def _urlencoded(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True)
+        model = self._foreign(dict(fields).get("model") or _in_query(scope), scope)
+        assert model.entry
+        if name := model.entry.useModelName:
+            data = urlencode([(key, name if key == "model" else value) for key, value in fields]).encode()
+        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, scope, data))
+
+    async def _form(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A form with files, passed on while it comes in."""
+        body = Body(scope, receive, self._limits)
+        with self._service.spool() as spool:
+            form = Form(scope, body, self._limits, spool)
+            model = self._foreign(await form.until_model() or _in_query(scope), scope)
+            assert model.entry
+            request = self._outgoing(model, scope, form.sent_on(model.entry.useModelName))
+            exchange = Exchange(self._service, self._worded, scope, receive, send, received=body.received)
+            await exchange.run(model, request)
+
+    async def _got(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = self._foreign(_in_query(scope), scope)
+        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, scope, None))
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = self._foreign(_in_query(scope), scope)
+        path = POSTED.get(scope["path"], scope["path"])
+        await relay(self._service, model, f"{path}{_query(model, scope)}", scope, receive, send)
+
+    async def _not_allowed(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+        takes = " and ".join(name for name, paths in (("POST", POSTED), ("GET", GOT)) if scope["path"] in paths)
+        raise MethodNotAllowedError(f"{scope['path']} takes {takes}, not {scope['method']}.")
+
+    async def _spoken(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """A request for one of our own models."""
+        answer = self._own.get(scope["path"])
+        if not answer:
+            self._refuse(model, scope)
+        await answer(model, body, scope, receive, send)
+
+    def _named(self, name: object) -> Model:
+        """The model the client asks for.
+
+        Raises:
+            InvalidRequestError: it names none.
+            ModelNotFoundError: there is none of that name.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidRequestError("Say which model is meant, in the field `model`; GET /v1/models lists them.", param="model")
+        return self._service.catalog.find(name.strip())
+
+    def _foreign(self, name: object, scope: Scope) -> Model:
+        model = self._named(name)
+        if not model.foreign:
+            self._refuse(model, scope)
+        return model
+
+    def _refuse(self, model: Model, scope: Scope) -> NoReturn:
+        able = ["/v1/audio/transcriptions", *(["/v1/audio/translations"] if model.capabilities.translate else []), *self._own]
+        raise UnsupportedFeatureError(
+            f"{model.id} is a speech model of the engine {model.engine}: it serves {', '.join(able)}, not {scope['path']}.",
+            param="model",
+        )
+
+    def _outgoing(self, model: Model, scope: Scope, body: bytes | Stream | None) -> Outgoing:
+        raw = scope["path"] if body is None else POSTED[scope["path"]]
+        return outgoing.request(self._service, model, scope, f"{raw}{_query(model, scope)}", body)
+
+    def _tells_loading(self, model: Model) -> bool:
+        assert model.entry
+        wanted = model.entry.sendLoadingState
+        return self._service.settings.sendLoadingState if wanted is None else wanted
+
+
+async def _whole(body: Body) -> bytes:
+    first = await body.read() or b""
+    if body.received.is_set():
+        return bytes(first)
+    data = bytearray(first)
+    while (chunk := await body.read()) is not None:
+        data += chunk
+    return bytes(data)
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise InvalidRequestError('The body must be a JSON object, as in {"model": ...}.')
+    return body
+
+
+def _dumped(body: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The body holds a number that JSON does not have.") from None
+
+
+def _in_query(scope: Scope) -> str:
+    query = scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get("model", [""])[-1] if query else ""
+
+
+def _query(model: Model, scope: Scope) -> str:
+    """The query for the upstream, with its own name for the model."""
+    query: str = scope["query_string"].decode("latin-1")
+    if not query:
+        return ""
+    assert model.entry
+    name = model.entry.useModelName
+    if name and "model=" in query:
+        fields = parse_qsl(query, keep_blank_values=True)
+        query = urlencode([(key, name if key == "model" else value) for key, value in fields])
+    return f"?{query}"

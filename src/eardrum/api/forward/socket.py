@@ -1,0 +1,92 @@
+"""WebSockets between a client and an upstream: messages, subprotocols and close codes pass, pings are each side's own.
+
+Neither side is read from while the other does not take what was read before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+
+from eardrum.api.access import record
+from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.forward import outgoing
+from eardrum.api.forward.headers import WEB_SOCKET
+from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import Service
+
+UNSENDABLE = (1005, 1006, 1015)
+"""Codes that stand for the absence of one."""
+GOING_AWAY, BROKEN = 1001, 1011
+REASON_BYTES = 123
+
+
+async def relay(service: Service, model: Model, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Connect the client with the model's upstream until either hangs up. That is a request, which keeps the model loaded.
+
+    Raises:
+        EardrumError: before the client was let in.
+    """
+    record(scope).model = model.id
+    await receive()  # websocket.connect
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(service.lease(model))
+        assert isinstance(upstream, ForeignUpstream)
+        headers = outgoing.sent_on(service, model, scope, without=WEB_SOCKET)
+        there = await upstream.connect(path, headers, scope.get("subprotocols", ()))
+        try:
+            await send({"type": "websocket.accept", "subprotocol": there.protocol})
+            if model.entry and model.entry.compat.ignoreWebsockets:
+                await stack.aclose()  # it may be unloaded, which ends this too
+            await _until_over(there, receive, send)
+        finally:
+            await there.close(code=GOING_AWAY)
+
+
+async def _until_over(there: aiohttp.ClientWebSocketResponse[Any], receive: Receive, send: Send) -> None:
+    ways = [asyncio.ensure_future(_up(there, receive)), asyncio.ensure_future(_down(there, send))]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            if way.done():
+                way.result()
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def _up(there: aiohttp.ClientWebSocketResponse[Any], receive: Receive) -> None:
+    """What the client says."""
+    while (message := await receive())["type"] == "websocket.receive":
+        try:
+            if (text := message.get("text")) is not None:
+                await there.send_str(text)
+            else:
+                await there.send_bytes(message["bytes"])
+        except ConnectionError:  # the other way tells the client
+            await asyncio.get_running_loop().create_future()
+    code = message.get("code", UNSENDABLE[0])
+    reason = (message.get("reason") or "").encode()[:REASON_BYTES]
+    await there.close(code=GOING_AWAY if code in UNSENDABLE else code, message=reason)
+
+
+async def _down(there: aiohttp.ClientWebSocketResponse[Any], send: Send) -> None:
+    """What the upstream says."""
+    while True:
+        message = await there.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            await send({"type": "websocket.send", "text": message.data})
+        elif message.type is aiohttp.WSMsgType.BINARY:
+            await send({"type": "websocket.send", "bytes": message.data})
+        else:
+            break
+    code = there.close_code or BROKEN
+    reason = message.extra if message.type is aiohttp.WSMsgType.CLOSE and message.extra else ""
+    if code in UNSENDABLE:
+        code, reason = (1000, "") if code == UNSENDABLE[0] else (BROKEN, "The model's server broke off.")
+    await send({"type": "websocket.close", "code": code, "reason": reason})
