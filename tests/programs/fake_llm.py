@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="fake", help="the model's name in answers")
     start = parser.add_argument_group("while it starts")
     start.add_argument("--say", default="", help="print this first")
-    start.add_argument(
-        "--print-bytes", type=int, default=0, help="then so many bytes on stdout and stderr, without an end of line"
-    )
+    start.add_argument("--print-bytes", type=int, default=0, help="then so many bytes in one line, on stdout and on stderr")
     start.add_argument("--exit-code", type=int, help="end with this code instead of serving")
     start.add_argument("--exit-after", type=float, default=0.0, help="seconds until --exit-code; until then it serves")
     start.add_argument("--load-seconds", type=float, default=0.0, help="listen only after so many seconds")
@@ -155,7 +154,9 @@ async def serve(habits: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, (lambda: None) if habits.ignore_sigterm else stop.set)
-    await asyncio.sleep(habits.load_seconds)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), habits.load_seconds or 0.001)
+        return
     runner = web.AppRunner(FakeLlm(habits).app(), shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, habits.host, habits.port, reuse_address=True).start()
@@ -173,7 +174,7 @@ def main() -> None:
         print(habits.say, file=sys.stderr, flush=True)
     if habits.print_bytes:
         for stream in (sys.stdout, sys.stderr):
-            stream.write("x" * habits.print_bytes)
+            stream.write("x" * habits.print_bytes + "\n")
             stream.flush()
     if habits.daemonise and os.fork():
         return
