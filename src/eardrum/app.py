@@ -30,6 +30,7 @@ def create_app(service: Service) -> App:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.begin()
         yield
         await service.shutdown()
 

@@ -3,68 +3,159 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import shlex
+import shutil
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from eardrum import config
+from eardrum.config import words
 from eardrum.errors import ModelLoadError
+from eardrum.gateway import ports
+from eardrum.gateway.child import Child
+from eardrum.gateway.logs import Log
+from eardrum.gateway.readiness import Readiness
+from eardrum.gateway.register import Register
 
-EVERY_S = 0.1
+log = logging.getLogger(__name__)
+
+UNASKED = "none"
+"""What stands for `checkEndpoint` where nothing is to be asked."""
+
+FIRST_BREATH_S = 0.1
+"""Time in which a command that is not asked whether it serves has to show that it at least lives."""
+
+LAST_WARNING_S = 2.0
+"""Between SIGTERM and SIGKILL for a command that its `cmdStop` did not stop."""
+
+FOREGROUND = " It has to stay in the foreground as long as it serves: no `-d`, `--daemon` or `&`."
 
 
-class Command:
+class Command(Child):
     """The process. `start` returns it when it serves; `ended` completes when it is gone."""
 
-    def __init__(self, child: asyncio.subprocess.Process):
-        self._child = child
-        self.ended = asyncio.ensure_future(child.wait())
+    _stop_command: str
+    _environment: dict[str, str]
+    _unload_s: float
 
     @classmethod
-    async def start(cls, name: str, line: str, *, check: str, within_s: float) -> Command:
-        """Start `line` and wait until `check`, an address, answers 200.
+    async def start(
+        cls,
+        name: str,
+        entry: config.Model,
+        session: aiohttp.ClientSession,
+        *,
+        within_s: float,
+        unload_s: float,
+        said: Log | None = None,
+        register: Register | None = None,
+    ) -> Command:
+        """Start the command of `entry` and wait until it serves, as asked through `session`.
 
         Raises:
-            ModelLoadError: it died, or was not ready in time.
+            ModelLoadError: it cannot be started, its port is another's, it died, or was not ready in time.
         """
-        command = cls(await asyncio.create_subprocess_exec(*shlex.split(line), start_new_session=True))
+        environment = dict(variable.split("=", 1) for variable in entry.env if "=" in variable[1:])
+        argv = _argv(name, "cmd", entry.cmd, environment)
+        port = ports.claimed(entry.cmd, entry.proxy)
+        if port and ports.taken(port, urlsplit(entry.proxy).hostname or ""):
+            who = await asyncio.to_thread(ports.holder, port)
+            raise ModelLoadError(f"{name} cannot be started: {who} already listens on its port {port}.")
         try:
-            async with asyncio.timeout(within_s), aiohttp.ClientSession() as session:
-                while not await _answers(session, check):
-                    if command.ended.done():
-                        raise ModelLoadError(f"The command of {name} {command.ending}.")
-                    await asyncio.sleep(EVERY_S)
+            command = await cls.spawn(name, argv, environment, said, register)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ModelLoadError(f"{name} cannot be started: {argv[0]}: {reason} (models.{name}.cmd).") from error
+        command._stop_command, command._environment, command._unload_s = entry.cmdStop, environment, unload_s
+        try:
+            await command._serves(entry, session, within_s, port)
         except BaseException:
             await command.stop()
             raise
         return command
 
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._child.pid
-
-    @property
-    def ending(self) -> str:
-        """How it ended, in words."""
-        return f"ended with exit code {self._child.returncode}"
-
-    @property
-    def last_words(self) -> str:
-        """The last lines it logged."""
-        return ""
-
     async def stop(self) -> None:
-        """Ask it to end and wait until it is gone."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGTERM)
-        await self.ended
+        """Ask it to end, by its `cmdStop` if it has one, insist after `unloadTimeout`, and wait until it is gone."""
+        deadline = time.monotonic() + self._unload_s
+        asked = bool(self._stop_command) and not self.exited.done() and await self._run_stop_command()
+        if not asked:
+            self.send(signal.SIGTERM)
+        if await self.ends_within(deadline - time.monotonic()):
+            return
+        if asked:
+            self.send(signal.SIGTERM)
+        if not asked or not await self.ends_within(LAST_WARNING_S):
+            log.warning("%s does not end: killed after %.1f s (unloadTimeout).", self.name, self._unload_s)
+            await self.kill()
+
+    async def _serves(self, entry: config.Model, session: aiohttp.ClientSession, within_s: float, port: int) -> None:
+        """Wait until it does, and make sure that it is not somebody else who does."""
+        if entry.checkEndpoint == UNASKED:
+            await asyncio.wait([self.exited], timeout=FIRST_BREATH_S)
+        else:
+            readiness = Readiness(session, entry.proxy.rstrip("/") + "/" + entry.checkEndpoint.lstrip("/"))
+            if not await self._until(readiness, within_s):
+                raise ModelLoadError(
+                    f"{self.name} was not ready after {within_s:g} s (healthCheckTimeout): {readiness.last}. {self.last_words}"
+                )
+            if port and (other := await asyncio.to_thread(ports.stranger, port, self.pid, self._mark)):
+                raise ModelLoadError(f"The port {port} of {self.name} is not its own: {ports.named(other)} answers there.")
+        if self.exited.done():
+            await asyncio.shield(self.ended)
+            raise ModelLoadError(f"The command of {self.name} {self._early_ending} {self.last_words}")
+
+    async def _until(self, readiness: Readiness, within_s: float) -> bool:
+        """Whether it is ready, or has ended, in time."""
+        asking = asyncio.ensure_future(readiness.reached())
+        try:
+            either: list[asyncio.Future[None]] = [asking, self.exited]
+            done, _ = await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+        return bool(done)
+
+    @property
+    def _early_ending(self) -> str:
+        if self._child.returncode == 0 or self.left_others:
+            left = ", leaving others behind that have been ended too" if self.left_others else ""
+            return f"{self.ending} before it served{left}.{FOREGROUND}"
+        return f"{self.ending} before it served."
+
+    async def _run_stop_command(self) -> bool:
+        """Whether `cmdStop` did what it should, as far as it says."""
+        line = self._stop_command.replace("${PID}", str(self.pid))
+        try:
+            argv = _argv(self.name, "cmdStop", line, self._environment)
+            stopping = await Child.spawn(f"cmdStop of {self.name}", argv, self._environment, self._said, self._register)
+        except (OSError, ValueError, ModelLoadError) as error:
+            log.warning("%s cannot be stopped by its cmdStop, but by SIGTERM: %s", self.name, error)
+            return False
+        try:
+            await asyncio.wait([stopping.exited, self.ended], timeout=self._unload_s, return_when=asyncio.FIRST_COMPLETED)
+            failed = bool(stopping._child.returncode)
+            if failed:
+                log.warning("The cmdStop of %s %s. %s", self.name, stopping.ending, stopping.last_words)
+            return not failed
+        finally:
+            await stopping.kill()
 
 
-async def _answers(session: aiohttp.ClientSession, address: str) -> bool:
-    with suppress(aiohttp.ClientError, OSError):
-        async with session.get(address) as response:
-            return response.status == 200
-    return False
+def _argv(name: str, key: str, line: str, environment: dict[str, str]) -> Sequence[str]:
+    """The words of a command line, its program found."""
+    argv = words.split(line)
+    if not argv:
+        raise ModelLoadError(f"{name} cannot be started: models.{name}.{key} is empty.")
+    program = argv[0]
+    if shutil.which(program, path=environment.get("PATH", os.environ.get("PATH"))):
+        return argv
+    if Path(program).is_file() and "/" in program:
+        raise ModelLoadError(f"{name} cannot be started: {program} may not be executed (models.{name}.{key}).")
+    where = "" if "/" in program else " on the PATH"
+    raise ModelLoadError(f"{name} cannot be started: there is no program {program}{where} (models.{name}.{key}).")

@@ -24,6 +24,8 @@ from eardrum.gateway import choice
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.lives import Lives
+from eardrum.gateway.logs import Logs
 from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.scheduler import State
@@ -81,12 +83,13 @@ class Service:
             raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
         self.settings = settings
         self.catalog = Catalog(settings)
+        self.logs = Logs()
         self._puller = Puller(self.catalog.inventory.store.folder)
-        self._supervisor = Supervisor(
-            start_seconds=settings.start_seconds,
-            max_audio_s=settings.limits.audio_seconds,
-            loaded=self.catalog.refine,
-        )
+        self._supervisor = Supervisor(Lives(settings, self.logs), loaded=self.catalog.refine)
+
+    def begin(self) -> None:
+        """What is done as soon as the server is up."""
+        self._supervisor.sweep()
 
     def spool(self) -> Spool:
         """Room for one upload."""
@@ -112,7 +115,7 @@ class Service:
             model=model,
             state=self.state(model),
             requests=self.load(model),
-            pid=running.process.pid if running.process else None,
+            pid=running.pid,
             loaded_at=running.since,
             default=model.id == self.catalog.default.id,
             ttl_remaining=max(0.0, model.ttl - idle) if model.ttl and idle is not None else None,

@@ -1,0 +1,194 @@
+"""A process of ours and whatever it starts: begun, listened to, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Self
+
+from eardrum.gateway import proc
+from eardrum.gateway.lines import Lines
+from eardrum.gateway.logs import Log
+from eardrum.gateway.register import Register, end_strays
+
+log = logging.getLogger(__name__)
+
+LAST_LINES = 12
+LAST_LINE = 300
+"""Characters of a line that an error shows."""
+
+GRACE_S = 5.0
+"""Time to end, for processes that nobody gave another one; and to be gone once killed."""
+
+READ_BYTES = 1 << 14
+LIKELY: dict[int, str] = {
+    signal.SIGABRT: " (it gave up by itself)",
+    signal.SIGBUS: " (a file it had mapped was cut, or /dev/shm is full)",
+    signal.SIGILL: " (a library built for another processor)",
+    signal.SIGKILL: " (by the system, if memory ran out)",
+    signal.SIGSEGV: " (a fault in the program or a library)",
+}
+"""What usually lies behind a signal."""
+
+LEVELS = {"DEBUG": logging.DEBUG, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
+
+
+class Protocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """Knows when the child is gone, even while a grandchild still holds its pipes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        super().__init__(limit=READ_BYTES, loop=loop)
+        self.exited = loop.create_future()
+
+    def process_exited(self) -> None:
+        """Called by the event loop."""
+        if not self.exited.done():
+            self.exited.set_result(None)
+        super().process_exited()
+
+
+class Child:
+    """The process. `exited` completes when it has ended, `ended` when nothing of what it started is left either."""
+
+    hears_stdout = True
+    """What it says on stdout is for people. If not, then only what it says on stderr."""
+
+    def __init__(
+        self,
+        name: str,
+        transport: asyncio.SubprocessTransport,
+        protocol: Protocol,
+        said: Log,
+        register: Register,
+        mark: str,
+    ):
+        self.name = name
+        self.exited = protocol.exited
+        self.left_others = False
+        """Whether processes that it had started were alive when it ended."""
+        self._transport = transport
+        self._child = asyncio.subprocess.Process(transport, protocol, asyncio.get_running_loop())
+        self._said = said
+        self._register = register
+        self._mark = mark
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._reading = asyncio.ensure_future(self._listen())
+        self.ended: asyncio.Future[None] = asyncio.ensure_future(self._wait())
+
+    @classmethod
+    async def spawn(
+        cls, name: str, argv: Sequence[str], environment: Mapping[str, str], said: Log | None, register: Register | None
+    ) -> Self:
+        """Start a program, with `environment` added to our own. What it prints goes into `said`.
+
+        It gets a session of its own, so that Ctrl-C reaches only the gateway and signals reach all that it starts.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        loop, register = asyncio.get_running_loop(), register or Register(None)
+        mark = register.new_mark()
+        transport, protocol = await loop.subprocess_exec(
+            lambda: Protocol(loop),
+            *argv,
+            env={**os.environ, **dict([mark.split("=", 1)]), **environment},
+            stdin=DEVNULL if cls.hears_stdout else PIPE,
+            stdout=PIPE,
+            stderr=STDOUT if cls.hears_stdout else PIPE,
+            start_new_session=True,
+        )
+        child = cls(name, transport, protocol, said or Log(), register, mark)
+        register.note(child.pid, name)
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is its group's and its session's."""
+        return self._child.pid
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        code = self._child.returncode
+        if code is None:
+            return "is still running"
+        if code < 0:
+            return f"was ended by {signal.Signals(-code).name}{LIKELY.get(-code, '')}"
+        return f"ended with exit code {code}{_of_shell(code)}"
+
+    @property
+    def last_words(self) -> str:
+        """The last lines it logged."""
+        lines = [line[:LAST_LINE] for line in self._last_lines if line]
+        return f"Its last words: {' / '.join(lines)}" if lines else "It logged nothing."
+
+    async def stop(self) -> None:
+        """Ask it to end, insist after a while, and wait until it and all that it started are gone."""
+        self.send(signal.SIGTERM)
+        if not await self.ends_within(GRACE_S):
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it without asking, and wait until it and all that it started are gone."""
+        self.send(signal.SIGKILL)
+        await asyncio.shield(self.ended)
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Whether it is gone after so many seconds at most."""
+        await asyncio.wait([self.ended], timeout=max(0.0, seconds))
+        return self.ended.done()
+
+    def send(self, number: signal.Signals) -> None:
+        """To the child and to whatever it started: the session is its own."""
+        if self.ended.done():
+            return  # its number may be another's by now
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def heard(self) -> None:
+        """Wait until what an ended process said last has arrived."""
+        await asyncio.wait([self._reading], timeout=GRACE_S)
+
+    async def _wait(self) -> None:
+        await self.exited
+        self.left_others = _lives(self.pid)
+        self.send(signal.SIGKILL)  # what it has left behind would keep its memory, its port, and our pipes
+        await end_strays(self._mark, GRACE_S)
+        await self.heard()
+        self._register.forget(self.pid)
+        self._transport.close()
+
+    async def _listen(self) -> None:
+        stream = self._child.stdout if self.hears_stdout else self._child.stderr
+        assert stream
+        lines = Lines()
+        while data := await stream.read(READ_BYTES):
+            self._take(lines.feed(data))
+        self._take(lines.rest())
+
+    def _take(self, lines: list[str]) -> None:
+        self._last_lines.extend(lines)
+        for line in lines:
+            self._said.write(line)
+            log.log(LEVELS.get(line.split(" ", 1)[0], logging.DEBUG), "%s: %s", self.name, line)
+
+
+def _lives(group: int) -> bool:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, 0)
+        return any(process.group == group for process in proc.processes()) if proc.here() else True
+    return False
+
+
+def _of_shell(code: int) -> str:
+    """Shells and containers add 128 to the signal that ended what they ran."""
+    with suppress(ValueError):
+        number = signal.Signals(code - 128)
+        return f", which means {number.name}{LIKELY.get(number, '')}"
+    return ""

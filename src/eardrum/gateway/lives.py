@@ -1,0 +1,243 @@
+"""How models come to life: a runner of our own, any command, or an address where another server is up already."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from eardrum import config
+from eardrum.errors import ConfigError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
+from eardrum.gateway.command import UNASKED, Command
+from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.inventory import ADDRESS, Model
+from eardrum.gateway.logs import Logs
+from eardrum.gateway.process import Process
+from eardrum.gateway.readiness import Readiness
+from eardrum.gateway.register import Register
+from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.types import Capabilities
+
+log = logging.getLogger(__name__)
+
+
+class Life(Protocol):
+    """A model that serves. Whoever began it stops it, or learns of its end, and then closes it."""
+
+    ended: asyncio.Future[None]
+    """Completes when nothing of it is left."""
+    capabilities: Capabilities | None
+    """What it said of itself; None if it does not."""
+    facts: str
+    """About it, for the log."""
+
+    @property
+    def upstream(self) -> RunnerUpstream | ForeignUpstream:
+        """The way to it."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None if it is another server's."""
+
+    @property
+    def ending(self) -> str:
+        """How it ended."""
+
+    @property
+    def crash(self) -> RunnerCrashedError:
+        """The same for those whose request it took with it."""
+
+    async def stop(self) -> None:
+        """End it, and wait until it is gone."""
+
+    async def close(self) -> None:
+        """Let go of what it needed."""
+
+
+class RunnerLife:
+    """A runner, and the folder with its socket."""
+
+    def __init__(self, process: Process, socket: str, folder: tempfile.TemporaryDirectory[str]):
+        self.process = process
+        self.pid: int | None = process.pid
+        self.upstream = RunnerUpstream(socket)
+        self.capabilities: Capabilities | None = Capabilities.from_json(process.ready["capabilities"])
+        self.ended, self.stop = process.ended, process.stop
+        self.facts = f"batch {process.ready['batch']}, pid {process.pid}"
+        self._folder = folder
+
+    @property
+    def ending(self) -> str:
+        """How it ended, and what it said last."""
+        return f"The process of {self.process.name} {self.process.ending}. {self.process.last_words}"
+
+    @property
+    def crash(self) -> RunnerCrashedError:
+        """How it ended."""
+        return RunnerCrashedError(f"The process of {self.process.name} {self.process.ending} while it worked on this audio.")
+
+    async def close(self) -> None:
+        """Close the connections and remove the folder."""
+        await self.upstream.close()
+        self._folder.cleanup()
+
+
+class CommandLife:
+    """A command, and the way to where it serves."""
+
+    capabilities: Capabilities | None = None
+
+    def __init__(self, command: Command, upstream: ForeignUpstream):
+        self.pid: int | None = command.pid
+        self.upstream = upstream
+        self.ended, self.stop, self.close = command.ended, command.stop, upstream.close
+        self.facts = f"pid {command.pid}, at {upstream.address}"
+        self._command = command
+
+    @property
+    def ending(self) -> str:
+        """How it ended, and what it said last."""
+        return f"The command of {self._command.name} {self._command.ending}. {self._command.last_words}"
+
+    @property
+    def crash(self) -> RunnerCrashedError:
+        """The same: it was the answer's end too."""
+        return UpstreamDiedError(self.ending)
+
+
+class AddressLife:
+    """A server that somebody else runs: it lives until nobody wants it any more."""
+
+    capabilities: Capabilities | None = None
+    pid: int | None = None
+
+    def __init__(self, model: str, upstream: ForeignUpstream):
+        self.upstream = upstream
+        self.ending = f"{model} was unloaded."
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.close = upstream.close
+        self.facts = f"at {upstream.address}"
+
+    @property
+    def crash(self) -> RunnerCrashedError:
+        """Its end is ours."""
+        return UpstreamDiedError(self.ending)
+
+    async def stop(self) -> None:
+        """No more of it."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Lives:
+    """Begins them."""
+
+    def __init__(self, settings: config.Settings, logs: Logs):
+        self.settings = settings
+        self.register = Register(settings.spool_dir or Path(tempfile.gettempdir()))
+        self._logs = logs
+        self._measured: dict[str, dict[str, Any]] = {}
+        self._batches: dict[str, int] = {}
+
+    async def begin(self, model: Model) -> Life:
+        """Start what serves the model, and wait until it does.
+
+        Raises:
+            EardrumError: it cannot be started, died, or was not ready in time.
+        """
+        began = time.monotonic()
+        life = await (self._begin_foreign(model) if model.foreign else self._begin_runner(model))
+        log.info("%s ready after %.1f s: %s, %s", model.id, time.monotonic() - began, model.engine, life.facts)
+        return life
+
+    async def _begin_foreign(self, model: Model) -> Life:
+        assert model.entry
+        upstream = ForeignUpstream(model.entry.proxy, model.entry.timeouts, key=model.key)
+        try:
+            if model.engine == ADDRESS:
+                await self._reached(model.id, model.entry, upstream)
+                return AddressLife(model.id, upstream)
+            return CommandLife(await self._started_command(model.id, model.entry, upstream), upstream)
+        except BaseException:
+            await upstream.close()
+            raise
+
+    async def _started_command(self, id: str, entry: config.Model, upstream: ForeignUpstream) -> Command:
+        return await Command.start(
+            id,
+            entry,
+            upstream.session,
+            within_s=self.settings.healthCheckTimeout,
+            unload_s=entry.unloadTimeout or self.settings.unloadTimeout,
+            said=self._logs.of(id),
+            register=self.register,
+        )
+
+    async def _reached(self, id: str, entry: config.Model, upstream: ForeignUpstream) -> None:
+        """Another server is asked whether it serves only if the config says at which path."""
+        if "checkEndpoint" not in entry.model_fields_set or entry.checkEndpoint == UNASKED:
+            return
+        readiness = Readiness(upstream.session, f"{upstream.address}/{entry.checkEndpoint.lstrip('/')}")
+        try:
+            async with asyncio.timeout(within := self.settings.healthCheckTimeout):
+                await readiness.reached()
+        except TimeoutError:
+            raise ModelLoadError(f"{id} was not ready after {within:g} s (healthCheckTimeout): {readiness.last}.") from None
+
+    async def _begin_runner(self, model: Model) -> Life:
+        folder = tempfile.TemporaryDirectory(prefix="eardrum-", ignore_cleanup_errors=True)
+        socket = os.path.join(folder.name, "runner.sock")
+        try:
+            return RunnerLife(await self._started_runner(model, socket, folder.name), socket, folder)
+        except BaseException:
+            folder.cleanup()
+            raise
+
+    async def _started_runner(self, model: Model, socket: str, folder: str) -> Process:
+        interpreter = model.python or sys.executable
+        hint = f" It runs in {interpreter} (`python:`): is that a Python with Eardrum installed?" if model.python else ""
+        options = model.options | self._measured.get(_kind(model), {})
+        try:
+            process = await Process.start(
+                model.id,
+                [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket)],
+                within_s=self.settings.start_seconds,
+                environment={
+                    "EARDRUM_RUNNER_OPTIONS": json.dumps(options),  # not for everybody who lists processes
+                    "TMPDIR": folder,  # goes with the process, whatever a library leaves there
+                },
+                hint=hint,
+                said=self._logs.of(model.id),
+                register=self.register,
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ModelLoadError(f"{model.id} could not be started: {interpreter}: {reason}.{hint}") from error
+        except ConfigError as error:
+            raise ModelLoadError(f"models.{model.id}: {error.message}") from error
+        # Loading it again need not find out again.
+        self._batches[_kind(model)], self._measured[_kind(model)] = process.ready["batch"], process.ready.get("measured", {})
+        return process
+
+    def _arguments(self, model: Model, socket: str) -> list[str]:
+        arguments = {
+            "--engine": model.engine,
+            "--source": str(model.source or ""),
+            "--socket": socket,
+            "--batch": str(model.batch or self._batches.get(_kind(model), 0)),
+            "--max-audio-s": str(self.settings.limits.audio_seconds),
+            "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
+        }
+        return [*itertools.chain(*arguments.items()), "--parent"]
+
+
+def _kind(model: Model) -> str:
+    """What a measurement of the model's speed holds for."""
+    return json.dumps([model.id, model.engine, str(model.source), model.options, model.python], sort_keys=True)

@@ -1,0 +1,125 @@
+"""What the models' processes and the server said last, and whoever follows it.
+
+A log keeps its last lines and nothing else. A follower remembers how far it has read, so that one who is slow costs nothing:
+it finds a gap where the log went on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+
+BYTES = 100 << 10
+LINES = 4000
+"""What a log keeps at most. Lines are bounded too, because an empty one also takes memory."""
+
+LINE_BYTES = 8 << 10
+"""Longer lines are cut."""
+
+
+class Log:
+    """The last lines of one source. Everything happens on the event loop."""
+
+    def __init__(self, pass_on: Callable[[str], None] | None = None):
+        self._lines: deque[str] = deque()
+        self._bytes = 0
+        self._written = 0
+        self._waiting: set[asyncio.Event] = set()
+        self._closed = False
+        self._pass_on = pass_on
+
+    def write(self, line: str) -> None:
+        """Add a line, or several in one text that stay together."""
+        if len(line) > LINE_BYTES:
+            line = f"{line[:LINE_BYTES]} [{len(line) - LINE_BYTES} characters more]"
+        self._lines.append(line)
+        self._bytes += _size(line)
+        self._written += 1
+        while self._bytes > BYTES or len(self._lines) > LINES:
+            self._bytes -= _size(self._lines.popleft())
+        for news in self._waiting:
+            news.set()
+        if self._pass_on:
+            self._pass_on(line)
+
+    def lines(self) -> list[str]:
+        """What is still known, the oldest first."""
+        return list(self._lines)
+
+    async def follow(self, *, history: bool = True) -> AsyncGenerator[list[str], None]:
+        """Lines as they come, all that are new at a time, until `close`; before that those that are known, if wanted."""
+        read = self._written - (len(self._lines) if history else 0)
+        news = asyncio.Event()
+        self._waiting.add(news)
+        try:
+            while True:
+                if lines := self._since(read):
+                    read = self._written
+                    yield lines
+                elif self._closed:
+                    return
+                else:
+                    news.clear()
+                    await news.wait()
+        finally:
+            self._waiting.discard(news)
+
+    def close(self) -> None:
+        """End all followers, for good, as soon as they have read what there is. Lines are still taken."""
+        self._closed = True
+        for news in self._waiting:
+            news.set()
+
+    def _since(self, read: int) -> list[str]:
+        first = self._written - len(self._lines)
+        if read >= first:
+            return [self._lines[index] for index in range(read - first, len(self._lines))]
+        return [f"[{first - read} lines more]", *self._lines]
+
+
+class Logs:
+    """The server's log, and one per model."""
+
+    def __init__(self) -> None:
+        self.server = Log()
+        self.models = Log()
+        """The lines of all models, each with the model's id before it."""
+        self._of: dict[str, Log] = {}
+
+    def of(self, model: str) -> Log:
+        """The log of the model with this id."""
+        if model not in self._of:
+            self._of[model] = Log(lambda line: self.models.write(f"{model}: {line}"))
+        return self._of[model]
+
+    def close(self) -> None:
+        """End all followers, for good."""
+        for log in (self.server, self.models, *self._of.values()):
+            log.close()
+
+
+class Recorder(logging.Handler):
+    """Writes what the server logs into a log of ours, from whichever thread it comes."""
+
+    def __init__(self, log: Log, formatter: logging.Formatter | None):
+        super().__init__()
+        self.setFormatter(formatter)
+        self._log = log
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging."""
+        line = self.format(record)
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if self._loop and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._log.write, line)
+                return
+        self._log.write(line)
+
+
+def _size(line: str) -> int:
+    return 1 + (len(line) if line.isascii() else len(line.encode(errors="replace")))

@@ -1,0 +1,113 @@
+"""What Linux tells of processes and ports. On other systems nothing is known, and every answer is empty."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+LISTENS = "0A"
+GONE = "ZX"
+"""States of processes that have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """A process that has not ended."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    born: int
+    """When it began, in ticks since the machine did. Together with the pid it is one process and no other."""
+
+
+def stat(pid: int) -> Stat | None:
+    """What there is to know of a process; None if it is gone, or cannot be seen."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        if fields[0] not in GONE:
+            return Stat(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+    return None
+
+
+def processes() -> list[Stat]:
+    """All that have not ended."""
+    return [found for pid in _pids() if (found := stat(pid))]
+
+
+def program(pid: int) -> str:
+    """The name of its program."""
+    with suppress(OSError):
+        return (PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    return ""
+
+
+def carries(pid: int, start: str) -> bool:
+    """Whether an entry of the environment it was started with begins so. That of others cannot be seen."""
+    with suppress(OSError):
+        return f"\0{start}".encode() in b"\0" + (PROC / str(pid) / "environ").read_bytes()
+    return False
+
+
+def carriers(start: str) -> set[int]:
+    """All that carry such an entry and have not ended."""
+    return {pid for pid in _pids() if carries(pid, start) and stat(pid)}
+
+
+def family(root: int) -> set[int]:
+    """A process that leads a session, all of that session, and all descendants."""
+    found = processes()
+    known = {process.pid for process in found if root in (process.pid, process.group, process.session)}
+    while more := {process.pid for process in found if process.parent in known} - known:
+        known |= more
+    return known
+
+
+def holders(port: int, among: Collection[int] | None = None) -> set[int]:
+    """Who listens on a TCP port, as far as it can be seen."""
+    if not (sockets := _listening(port)):
+        return set()
+    return {pid for pid in (_pids() if among is None else among) if sockets & set(_sockets(pid))}
+
+
+def elsewhere(pid: int) -> bool:
+    """Whether it lives in a container that we do not live in."""
+    with suppress(OSError):
+        return (PROC / str(pid) / "ns" / "pid").readlink() != (PROC / "self" / "ns" / "pid").readlink()
+    return False
+
+
+def here() -> str:
+    """Says until when and among whom process ids mean what they meant: this run of the machine, this container."""
+    with suppress(OSError):
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
+    return ""
+
+
+def _pids() -> Iterator[int]:
+    with suppress(OSError):
+        yield from [int(name) for name in os.listdir(PROC) if name.isdecimal()]  # noqa: PTH208 -- names are all we need
+
+
+def _listening(port: int) -> set[str]:
+    """What the links of open files call the sockets that listen on the port."""
+    suffix, found = f":{port:04X}", set()
+    for table in ("net/tcp", "net/tcp6"):
+        with suppress(OSError):
+            rows = (line.split() for line in (PROC / table).read_text(encoding="ascii").splitlines()[1:])
+            found |= {f"socket:[{row[9]}]" for row in rows if row[1].endswith(suffix) and row[3] == LISTENS}
+    return found
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    folder = PROC / str(pid) / "fd"
+    with suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 -- as above
+            with suppress(OSError):
+                yield str((folder / name).readlink())

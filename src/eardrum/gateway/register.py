@@ -1,0 +1,162 @@
+"""What a gateway has started, on disk, so that the next one can end what is left if this one is killed.
+
+Every gateway has a file of its own, which it keeps locked: the system lets go of the lock when the gateway is gone, however
+that came. A process of a file that nobody locks is ended if it is surely meant: it began at the very moment that was noted
+(a process id alone means another process a day later), or it carries the gateway's mark in its environment, as everything
+does that was started by what the gateway started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import itertools
+import json
+import logging
+import os
+import secrets
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eardrum.gateway import proc
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "STARTED_BY_EARDRUM"
+GRACE_S = 10.0
+"""Time that what a gateway has left behind has to end."""
+
+EVERY_S = 0.02
+
+
+class Register:
+    """The processes of this gateway. Without a folder they are known, but nowhere written down."""
+
+    def __init__(self, parent: Path | None):
+        self._folder = parent / f"eardrum-{os.getuid()}" if parent else None
+        self._secret = secrets.token_hex(16)
+        self._numbers = itertools.count()
+        self._file: int | None = None
+        self._path = Path()
+
+    def new_mark(self) -> str:
+        """What the environment of the next child is to have, and so that of everything it starts: `NAME=value`."""
+        return f"{VARIABLE}={self._secret}.{next(self._numbers)}."
+
+    def note(self, pid: int, model: str) -> None:
+        """A process was started."""
+        self._write({"pid": pid, "born": found.born if (found := proc.stat(pid)) else None, "model": model})
+
+    def forget(self, pid: int) -> None:
+        """The process is gone, with all that it started."""
+        self._write({"gone": pid})
+
+    def close(self) -> None:
+        """No process is left."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = None
+        if self._folder:
+            with suppress(OSError):  # there is none, or another gateway's file is in it
+                self._folder.rmdir()
+
+    async def end_left_behind(self) -> None:
+        """End what gateways have left behind that are gone, and wait until it is gone too."""
+        if self._folder and self._folder.exists():
+            await asyncio.to_thread(_end_left_behind, self._folder)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        try:
+            if self._file is None and self._folder:
+                self._path, self._file = _opened(self._folder)
+                os.write(self._file, _line({"mark": f"{VARIABLE}={self._secret}.", "here": proc.here()}))
+            if self._file is not None:
+                os.write(self._file, _line(entry))
+        except OSError as error:
+            log.warning("%s: %s. Should this server be killed, its models' processes stay.", self._folder, error.strerror)
+            self._folder = None
+
+
+async def end_strays(mark: str, within_s: float) -> None:
+    """End everything that carries the mark of a child that has ended, and wait until it is gone."""
+    await asyncio.to_thread(_end, lambda: proc.carriers(mark), 0.0, within_s)
+
+
+def _opened(folder: Path) -> tuple[Path, int]:
+    """A new file, locked. The folder is ours alone, or else it is not used."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, "is not a folder that only this user can enter")
+    while True:
+        file, name = tempfile.mkstemp(".jsonl", f"{os.getpid()}-", folder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.stat(name).st_ino == os.fstat(file).st_ino:  # noqa: PTH116 -- not swept away before it was locked
+                return Path(name), file
+        os.close(file)
+
+
+def _end_left_behind(folder: Path) -> None:
+    for path in folder.glob("*.jsonl"):
+        with suppress(OSError), path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails as long as its gateway lives
+            entries = list(_entries(file.read()))
+            _end_all(entries)
+            path.unlink(missing_ok=True)
+
+
+def _end_all(entries: list[dict[str, Any]]) -> None:
+    head = next((entry for entry in entries if "mark" in entry), None)
+    if not head or not proc.here():
+        return
+    gone = {entry.get("gone") for entry in entries}
+    left = [entry for entry in entries if "pid" in entry and entry["pid"] not in gone and head["here"] == proc.here()]
+
+    def alive() -> set[int]:
+        roots = [entry["pid"] for entry in left if (found := proc.stat(entry["pid"])) and found.born == entry["born"]]
+        return proc.carriers(head["mark"]).union(*map(proc.family, roots)) - {os.getpid()}
+
+    if found := alive():
+        models = ", ".join(sorted({entry["model"] for entry in left})) or "models"
+        log.warning("A server that was killed has left processes of %s behind (%s): ending them.", models, _named(found))
+        _end(alive, GRACE_S, GRACE_S)
+
+
+def _end(alive: Callable[[], set[int]], ask_s: float, insist_s: float) -> None:
+    """Ask what is alive to end, kill what has not, and wait until all is gone."""
+    began = time.monotonic()
+    told: dict[int, signal.Signals] = {}
+    while (left := alive()) and (waited := time.monotonic() - began) < ask_s + insist_s:
+        number = signal.SIGTERM if waited < ask_s else signal.SIGKILL
+        for pid in left:
+            if told.get(pid) is not number:
+                told[pid] = number
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        time.sleep(EVERY_S)  # they are not our children: nobody tells us
+    if left:
+        log.error("These processes do not end: %s.", _named(left))
+
+
+def _named(pids: set[int]) -> str:
+    return ", ".join(f"{proc.program(pid)} {pid}" for pid in sorted(pids))
+
+
+def _entries(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        with suppress(ValueError):  # cut off with its gateway
+            if isinstance(entry := json.loads(line), dict):
+                yield entry
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

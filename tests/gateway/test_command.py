@@ -1,0 +1,240 @@
+"""Commands as models: readiness, failures, endings. Every one is a real process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eardrum import config
+from eardrum.errors import ModelLoadError
+from eardrum.gateway.command import Command
+from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.logs import Log
+from tests.conftest import wait_for
+from tests.programs import fake_llm, free_port
+
+pytestmark = pytest.mark.slow
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def entry(port: int, *habits: object, **keys: object) -> config.Model:
+    return config.Model.model_validate({"cmd": fake_llm(port, *habits), "proxy": f"http://127.0.0.1:{port}", **keys})
+
+
+@asynccontextmanager
+async def upstream(model: config.Model) -> AsyncIterator[ForeignUpstream]:
+    way = ForeignUpstream(model.proxy)
+    try:
+        yield way
+    finally:
+        await way.close()
+
+
+@asynccontextmanager
+async def running(
+    model: config.Model, *, within_s: float = 15, unload_s: float = 5, said: Log | None = None
+) -> AsyncIterator[tuple[Command, ForeignUpstream]]:
+    async with upstream(model) as way:
+        command = await Command.start("m", model, way.session, within_s=within_s, unload_s=unload_s, said=said)
+        try:
+            yield command, way
+        finally:
+            await command.stop()
+            assert not alive(command.pid)
+
+
+async def failure(model: config.Model, *, within_s: float = 15, unload_s: float = 5) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        async with running(model, within_s=within_s, unload_s=unload_s):
+            pass
+    return caught.value.message
+
+
+async def test_a_command_serves_with_its_environment_in_a_session_of_its_own() -> None:
+    model = entry(free_port(), env=["GREETING=hello = you", "WITHOUT_VALUE"])
+    async with running(model) as (command, way), way.session.get(f"{way.address}/env") as response:
+        told = await response.json()
+        assert (told["env"]["GREETING"], "WITHOUT_VALUE" in told["env"]) == ("hello = you", False)
+        assert told["env"]["PATH"] == os.environ["PATH"]
+        assert told["pid"] == command.pid == os.getpgid(command.pid) == os.getsid(command.pid)
+        assert told["stdin"] == "/dev/null"
+
+
+async def test_it_is_asked_until_it_is_ready_and_no_longer() -> None:
+    began = time.monotonic()
+    async with running(entry(free_port(), "--load-seconds", 0.5, "--unhealthy-seconds", 1)):
+        assert 1 <= time.monotonic() - began < 3.5
+
+
+async def test_one_that_is_not_asked_has_to_live_at_least() -> None:
+    began = time.monotonic()
+    async with running(entry(free_port(), "--load-seconds", 20, checkEndpoint="none")):
+        assert time.monotonic() - began < 2
+    dead = config.Model.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "checkEndpoint": "none"})
+    assert "ended with exit code 3 before it served. It logged nothing." in await failure(dead)
+
+
+async def test_one_that_never_becomes_ready_says_what_it_answers() -> None:
+    began, port = time.monotonic(), free_port()
+    said = await failure(entry(port, "--say", "warming up", "--unhealthy-seconds", 60), within_s=1.5)
+    assert f"m was not ready after 1.5 s (healthCheckTimeout): http://127.0.0.1:{port}/health answers 503 and not 200" in said
+    assert "warming up" in said
+    assert time.monotonic() - began < 4
+    assert "/nowhere answers 404" in await failure(entry(free_port(), checkEndpoint="/nowhere"), within_s=1.5)
+    assert "nothing listens at" in await failure(entry(free_port(), "--load-seconds", 60), within_s=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "models.m.cmd is empty"),
+        ("no-such-program --port 1", "there is no program no-such-program on the PATH (models.m.cmd)"),
+        ("/no/such/program", "there is no program /no/such/program (models.m.cmd)"),
+        ("/etc/passwd", "/etc/passwd may not be executed (models.m.cmd)"),
+        ("sh -c 'echo bad flag >&2; exit 2'", "ended with exit code 2 before it served. Its last words: bad flag"),
+        ("sh -c 'kill -9 $$'", "was ended by SIGKILL (by the system, if memory ran out) before it served."),
+        ("sh -c 'exit 137'", "exit code 137, which means SIGKILL (by the system, if memory ran out) before"),
+        ("sh -c 'kill -11 $$'", "was ended by SIGSEGV (a fault in the program or a library) before it served."),
+        ("sh -c 'echo usage: ...'", "exit code 0 before it served. It has to stay in the foreground"),
+    ],
+)
+async def test_a_start_that_fails_says_why(line: str, says: str) -> None:
+    model = config.Model.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{free_port()}"})
+    began = time.monotonic()
+    assert says in await failure(model)
+    assert time.monotonic() - began < 3, "a death is told, not waited for"
+
+
+async def test_one_that_leaves_the_foreground_is_refused_and_its_children_end() -> None:
+    port = free_port()
+    said = await failure(entry(port, "--daemonise"))
+    assert "leaving others behind that have been ended too. It has to stay in the foreground" in said
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", port))
+
+
+async def test_a_port_that_is_taken_names_who_has_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        said = await failure(entry(port))
+        assert said.endswith(f" (pid {os.getpid()}) already listens on its port {port}.")
+
+
+async def test_a_stranger_who_takes_the_port_meanwhile_is_not_taken_for_the_model() -> None:
+    port = free_port()
+    stranger = await asyncio.create_subprocess_exec(
+        *shlex.split(fake_llm(port, "--load-seconds", 0.7)), stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        model = config.Model.model_validate({"cmd": f"sh -c 'sleep 60' {port}", "proxy": f"http://127.0.0.1:{port}"})
+        said = await failure(model)
+        assert f"The port {port} of m is not its own" in said
+        assert f"(pid {stranger.pid}) answers there." in said
+    finally:
+        stranger.terminate()
+        await stranger.wait()
+
+
+async def test_a_wrapper_may_serve_from_a_child() -> None:
+    port = free_port()
+    model = config.Model.model_validate(
+        {"cmd": f"sh -c {shlex.quote(fake_llm(port) + '; true')}", "proxy": f"http://127.0.0.1:{port}"}
+    )
+    async with running(model) as (command, way), way.session.get(f"{way.address}/env") as response:
+        child = (await response.json())["pid"]
+        assert child != command.pid
+    assert not alive(child)
+
+
+@pytest.mark.parametrize("where", [["--detached"], []])
+async def test_what_it_started_ends_with_it(where: list[str], tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    async with running(entry(free_port(), "--grandchild", noted, *where)):
+        grandchild = int(noted.read_text())
+        assert alive(grandchild)
+    assert not alive(grandchild)
+    async with running(entry(free_port(), "--grandchild", noted, *where)) as (command, _):
+        grandchild = int(noted.read_text())
+        os.kill(command.pid, signal.SIGKILL)
+        await asyncio.wait_for(asyncio.shield(command.ended), 3)
+        assert not alive(grandchild)
+
+
+async def test_one_that_ignores_sigterm_is_killed_after_unload_timeout() -> None:
+    async with upstream(model := entry(free_port(), "--ignore-sigterm")) as way:
+        command = await Command.start("m", model, way.session, within_s=15, unload_s=0.5)
+        began = time.monotonic()
+        await command.stop()
+        assert 0.5 <= time.monotonic() - began < 1.5
+        assert "SIGKILL" in command.ending
+
+
+async def test_one_that_needs_time_to_stop_gets_it() -> None:
+    async with upstream(model := entry(free_port(), "--stop-seconds", 0.7)) as way:
+        command = await Command.start("m", model, way.session, within_s=15, unload_s=5)
+        await command.stop()
+        assert command.ending == "ended with exit code 0"
+
+
+async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
+    noted = tmp_path / "noted"
+    stop = f"""sh -c 'echo "$WHO ${{PID}}" > {noted}; kill -INT ${{PID}}'"""
+    async with upstream(model := entry(free_port(), cmdStop=stop, env=["WHO=me"])) as way:
+        command = await Command.start("m", model, way.session, within_s=15, unload_s=5)
+        await command.stop()
+        assert noted.read_text().split() == ["me", str(command.pid)]
+        assert command.ending == "ended with exit code 0"
+
+
+@pytest.mark.parametrize(
+    ("stop", "seconds"),
+    [("sh -c 'exit 1'", 0), ("no-such-program", 0), ("sleep 60", 1), ("true", 1)],
+)
+async def test_a_stop_command_that_does_not_stop_it_is_helped_out(stop: str, seconds: float) -> None:
+    async with upstream(model := entry(free_port(), cmdStop=stop)) as way:
+        command = await Command.start("m", model, way.session, within_s=15, unload_s=1)
+        began = time.monotonic()
+        await command.stop()
+        assert seconds <= time.monotonic() - began < seconds + 1
+        assert command.ending == "ended with exit code 0"
+
+
+async def test_megabytes_of_output_block_nobody_and_the_end_is_kept() -> None:
+    said = Log()
+    async with running(entry(free_port(), "--print-bytes", 20_000_000), said=said) as (_, way):
+        async with way.session.get(f"{way.address}/health") as response:
+            assert response.status == 200
+        await asyncio.sleep(0.1)
+        assert said.lines()[-1].endswith("listening on " + way.address.removeprefix("http://"))
+        assert sum(map(len, said.lines())) < 200_000
+
+
+async def test_a_start_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    async with upstream(model := entry(free_port(), "--grandchild", noted, "--load-seconds", 60)) as way:
+        starting = asyncio.create_task(Command.start("m", model, way.session, within_s=60, unload_s=5))
+        await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert starting.cancelled()
+        assert not alive(int(noted.read_text()))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_localhost_is_found_on_either_protocol(host: str) -> None:
+    port = free_port()
+    async with running(entry(port, "--host", host, proxy=f"http://localhost:{port}")):
+        pass
