@@ -107,7 +107,7 @@ def unknown(name: str, known: Collection[str]) -> str:
         return "${PORT} is only known to models whose `cmd` uses it."
     if name in RESERVED:
         return f"${{{name}}} is not known here."
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, [*known, *RESERVED], n=1)
     hint = f" Did you mean ${{{close[0]}}}?" if close else f" A variable of the environment is ${{env.{name}}}."
     return f"There is no macro ${{{name}}}.{hint}"
 

@@ -40,8 +40,11 @@ def resolved(tree: Tree, places: Places, known: Ports, names: Collection[str]) -
     needing = [id for id, entry in entries.items() if _uses_port(entry, "cmd")]
     given = ports.assigned(needing, start if isinstance(start, int) else FIRST_PORT, known)
     for id, entry in entries.items():
+        scope = _scope(id, entry, globals_)
+        if id not in given and isinstance(entry, dict):
+            _check_left(entry.get("cmd"), ("models", id, "cmd"), places, scope)
         entries[id] = _with_port(id, entry, given.get(id), places)
-        _check_left(entries[id], ("models", id), places, _scope(id, entry, globals_))
+        _check_left(entries[id], ("models", id), places, scope)
     done["models"] = {id: entries[id] for id in models}  # in the order written, in which they are listed
     return done, given
 

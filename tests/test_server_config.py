@@ -1,0 +1,39 @@
+"""A server on several files, as somebody who comes from llama-swap starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import running
+from tests.recordings import SPEECH_TEXT, encode, speech
+
+pytestmark = pytest.mark.slow
+
+
+def test_several_files(tmp_path: Path) -> None:
+    main, folder = tmp_path / "main.yaml", tmp_path / "conf.d"
+    folder.mkdir()
+    main.write_text("logLevel: warn\nmodels:\n  moonshine-tiny-en:\n    aliases: ['${env.NAME}']\nttl: 1800\n")
+    (folder / "llms.yaml").write_text("models: {qwen: {proxy: 'http://127.0.0.1:9', chekEndpoint: none}}")
+    with running("--config", str(main), "--config-dir", str(folder), NAME="ears") as server:
+        listed = requests.get(f"{server.address}/v1/models", timeout=20).json()
+        assert {"moonshine-tiny-en", "qwen"} <= {model["id"] for model in listed["data"]}
+        assert server.post(encode(speech(), "wav"), model="ears").json()["text"] == SPEECH_TEXT
+        assert f"{main}:5: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?" in server.log
+        assert f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean checkEndpoint?" in server.log
+        assert "INFO" not in server.log
+
+
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("models:\n  a:\n    cmd: server --port ${PROT}\n")
+    command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"eardrum: {file}:3: models.a.cmd: There is no macro ${{PROT}}. Did you mean ${{PORT}}?\n"
