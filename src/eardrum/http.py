@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -13,13 +15,59 @@ HEAD_BYTES = 64 << 10
 """Request line and headers; the parser itself would take any number of bytes into memory."""
 
 
+class Joined(asyncio.Transport):
+    """Writes at once what an answer writes in one turn of the event loop: head and body are one packet, and one system call."""
+
+    def __init__(self, transport: asyncio.Transport):
+        super().__init__()
+        self._transport = transport
+        self._waiting: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write before the next turn."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(bytes(data))
+
+    def close(self) -> None:
+        """Write what there is and close."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether it was closed, by whichever side."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            data, self._waiting = b"".join(self._waiting), []
+            self._transport.write(data)
+
+
 class Http(HttpToolsProtocol):
-    """One connection. An application may end it in the middle of an answer: the extension `eardrum.hang_up` does."""
+    """One connection, with two extensions for applications in plain ASGI.
+
+    `eardrum.hang_up` ends it in the middle of an answer. `eardrum.when_gone` takes a function that is called when the client
+    hangs up, or None; one that hung up already is told of at once.
+    """
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self._in_head = False
         self._head_bytes = 0
+        self._when_gone: Callable[[], None] | None = None
+        self._gone = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        super().connection_lost(exc)
+        self._gone = True
+        self._tell_gone(self._when_gone)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is here."""
+        super().connection_made(transport)
+        self._joined = Joined(transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes; a head that does not end in time is refused."""
@@ -38,7 +86,18 @@ class Http(HttpToolsProtocol):
         """Its head has ended."""
         self._in_head = False
         super().on_headers_complete()
-        self.scope["extensions"] = {"eardrum.hang_up": {"call": self.transport.close}}
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return  # a WebSocket: others see to it
+        self.cycle.transport = self._joined
+        self.scope["extensions"] = {
+            "eardrum.hang_up": {"call": self._joined.close},
+            "eardrum.when_gone": {"call": self._tell_gone},
+        }
+
+    def _tell_gone(self, tell: Callable[[], None] | None) -> None:
+        self._when_gone = tell
+        if tell and self._gone:
+            tell()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, in the shape in which everything else is refused."""

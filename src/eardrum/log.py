@@ -29,6 +29,8 @@ def set_up(level: str, kind: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if kind == "json" else text)
+    for fact in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # nobody is told them
+        setattr(logging, fact, False)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import shlex
 import socket
@@ -79,6 +80,7 @@ class Server(uvicorn.Server):
         """Open for business, then say so."""
         await super().startup(sockets)
         if self.started:
+            gc.freeze()  # what is here now stays: looking through it again and again would cost time
             self._greeting = asyncio.create_task(self._greet())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

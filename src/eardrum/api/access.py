@@ -16,6 +16,9 @@ from eardrum.types import Summary
 
 log = logging.getLogger("eardrum.access")
 
+HEAD = ("method", "path", "status")
+"""What a line begins with, without names."""
+
 LINGER_BYTES = 64 << 20
 LINGER_S = 5.0
 """How much of an unwanted body is read after the answer. Closing at once would destroy the answer on its way."""
@@ -128,10 +131,13 @@ def _write(scope: Scope, entry: Record, status: int) -> None:
     if entry.note:
         facts["note"] = entry.note
     level = logging.DEBUG if scope["path"] == "/health" else logging.INFO
-    log.log(level, "%s", _text(facts), extra={"facts": facts})
+    if log.isEnabledFor(level):
+        log.log(level, "%s", _text(facts), extra={"facts": facts})
 
 
 def _text(facts: dict[str, object]) -> str:
-    head = " ".join(str(facts[key]) for key in ("method", "path", "status"))
-    rest = (f"{k}={json.dumps(v) if isinstance(v, str) and ' ' in v else v}" for k, v in facts.items())
-    return " ".join([head, *(item for item in rest if item.split("=")[0] not in ("method", "path", "status"))])
+    parts = [f"{facts['method']} {facts['path']} {facts['status']}"]
+    for name, value in facts.items():
+        if name not in HEAD:
+            parts.append(f"{name}={json.dumps(value)}" if isinstance(value, str) and " " in value else f"{name}={value}")
+    return " ".join(parts)

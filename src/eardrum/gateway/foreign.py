@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -126,14 +126,10 @@ class ForeignUpstream:
             Exception: what reading the body raised.
         """
         try:
+            if not self._answer_within:
+                return await self._request(request)
             async with asyncio.timeout(self._answer_within):
-                return await self.session.request(
-                    request.method,
-                    URL(self.address + request.path, encoded=True),
-                    headers=CIMultiDict(self._headers(request)),
-                    data=_payload(request.body),
-                    allow_redirects=False,
-                )
+                return await self._request(request)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             if isinstance(request.body, Stream) and request.body.failure:
                 raise request.body.failure from None
@@ -169,6 +165,15 @@ class ForeignUpstream:
         """Close all connections."""
         await self.session.close()
 
+    def _request(self, request: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
+        return self.session.request(
+            request.method,
+            URL(self.address + request.path, encoded=True),
+            headers=CIMultiDict(self._headers(request)),
+            data=_payload(request.body),
+            allow_redirects=False,
+        )
+
     def _headers(self, request: Outgoing) -> Headers:
         headers = [*request.headers]
         if self._credentials:
@@ -190,17 +195,26 @@ class ForeignUpstream:
         return UpstreamDiedError(f"{self.address} broke off before it answered: {_said(error)}.")
 
 
+async def next_chunk(response: aiohttp.ClientResponse) -> bytes:
+    """What has come of the body of an answer since the last call; empty at its end.
+
+    Raises:
+        UpstreamDiedError: it ends in the middle.
+    """
+    try:
+        return await response.content.readany()
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamDiedError(f"{response.url.origin()} broke off in the middle of its answer: {_said(error)}.") from error
+
+
 async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """The body of an answer as it comes.
 
     Raises:
         UpstreamDiedError: it ends in the middle.
     """
-    try:
-        while chunk := await response.content.readany():
-            yield chunk
-    except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamDiedError(f"{response.url.origin()} broke off in the middle of its answer: {_said(error)}.") from error
+    while chunk := await next_chunk(response):
+        yield chunk
 
 
 def _credentials(url: URL, key: str) -> Headers:

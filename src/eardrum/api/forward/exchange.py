@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import aiohttp
 
@@ -14,7 +13,7 @@ from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
 from eardrum.api.forward.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
-from eardrum.gateway.foreign import Outgoing, chunks
+from eardrum.gateway.foreign import Outgoing, next_chunk
 from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
@@ -59,18 +58,27 @@ class Exchange:
         """
         record(self._scope).model = model.id
         try:
-            async with AsyncExitStack() as stack:
-                await stack.enter_async_context(Watch(self._receive, after=self._received))
-                loading = await stack.enter_async_context(Loading(self._service, model, self._say)) if tell_loading else None
-                response = await stack.enter_async_context(answered(self._service, model, request))
-                if loading:
-                    await loading.end()
-                await self._pass_back(response)
+            async with Watch(self._scope, self._receive, after=self._received):
+                if tell_loading:
+                    async with (
+                        Loading(self._service, model, self._say) as loading,
+                        answered(self._service, model, request) as late,
+                    ):
+                        await loading.end()
+                        await self._pass_back(late)
+                else:
+                    async with answered(self._service, model, request) as response:
+                        await self._pass_back(response)
         except EardrumError as error:
             if not self._begun:
                 raise
             record(self._scope).note = error.message
             await self._break_off(error)
+
+    async def _talk_and_pass(self, model: Model, request: Outgoing) -> None:
+        async with Loading(self._service, model, self._say) as loading, answered(self._service, model, request) as response:
+            await loading.end()
+            await self._pass_back(response)
 
     async def _pass_back(self, response: aiohttp.ClientResponse) -> None:
         if self._begun:  # with the loading state: the status is out
@@ -86,14 +94,12 @@ class Exchange:
         await self._pass_body(response)
 
     async def _pass_body(self, response: aiohttp.ClientResponse) -> None:
-        at_end = response.content.at_eof
-        async for chunk in chunks(response):
-            if at_end():
-                await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
-                return
+        chunk, more = b"", True
+        while more:
+            chunk = await next_chunk(response)
+            more = bool(chunk) and not response.content.at_eof()
             self._last = chunk
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def _pass_back_late(self, response: aiohttp.ClientResponse) -> None:
         """An answer whose head has been sent already. Anything but events goes into one."""

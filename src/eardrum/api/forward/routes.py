@@ -49,6 +49,8 @@ GOT = ("/v1/audio/voices", "/sdapi/v1/loras", "/props")
 SOCKETS = ("/v1/realtime",)
 """Routes for WebSockets only, which name it there too. On the others one may be opened as well."""
 
+ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
 URLENCODED = "application/x-www-form-urlencoded"
 
 Speech = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitable[None]]
@@ -200,7 +202,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 def _dumped(body: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+        return ENCODE(body).encode()
     except (ValueError, RecursionError):
         raise InvalidRequestError("The body holds a number that JSON does not have.") from None
 
