@@ -121,7 +121,7 @@ class Inventory:
             raise ConfigError(f"model_dir {settings.model_dir} is not a directory.")
         self._settings = settings
         self._last: dict[str, Model] = {}
-        self._priorities = settings.routing.scheduler.settings.fifo.priority if settings.routing else {}
+        self._priorities = settings.priorities
         self.store = Store(settings.model_dir or default_folder())
         self.default_engine = _default_engine(settings)
         """The engine that runs what several engines could; empty leaves it to their rank."""

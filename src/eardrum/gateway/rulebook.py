@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from eardrum.config import Settings
+from eardrum.config import Settings, matrix
 from eardrum.errors import ConfigError
 from eardrum.gateway.inventory import ADDRESS, Model
-from eardrum.gateway.rules import Every, Group, Groups, Need, Nothing, Pools, Rules, bytes_of
+from eardrum.gateway.rules import Every, Group, Groups, Matrix, Need, Nothing, Pools, Rules, bytes_of
 
 CPU = "cpu"
 
@@ -83,6 +83,10 @@ class Rulebook:
 
 
 def _of_the_config(settings: Settings) -> Rules:
+    if settings.matrix:
+        commands = frozenset(id for id, entry in settings.models.items() if entry.cmd)
+        sets = tuple(matrix.parse(settings.matrix, settings.models).values())
+        return Matrix(sets, matrix.costs(settings.matrix), alone=frozenset() if settings.memory else commands)
     if settings.groups or not settings.memory:
         return _groups(settings)
     return Nothing()
