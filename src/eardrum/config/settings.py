@@ -28,6 +28,7 @@ class Model(SharedModel):
     fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
     batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")
     max_requests: int = Field(0, ge=0, description="Requests at a time, waiting ones included; 0 is `limits.requests`.")
+    at_once: int = Field(0, ge=0, description="Requests it serves at a time, while others wait; 0 is any number.")
     memory: str = Field("", description="What it needs, as in `2.1G`; empty is measured. See `memory` of the server.")
 
 

@@ -35,6 +35,9 @@ COMMAND, ADDRESS = "command", "address"
 FOREIGN = Capabilities(translate=True, words=True, prompt=True)
 """What is let through to an upstream of which nothing is known: it refuses itself what it cannot do."""
 
+CONCURRENCY = 10
+"""llama-swap's `concurrencyLimit` of a command that sets none."""
+
 COMMON_OPTIONS = ("device", "compute_type")
 """Options that every engine has."""
 
@@ -56,6 +59,12 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)
     batch: int = 0
     max_requests: int = 64
+    concurrency: int = 0
+    """As `max_requests`, but past it 429; 0 is no such limit."""
+    at_once: int = 0
+    """Requests it serves at a time, while others wait; 0 is any number."""
+    priority: int = 0
+    """Of models that wait for each other the higher one is loaded first."""
     ttl: float = 0.0
     """Seconds without a request after which it is unloaded; 0 is never."""
     python: str = ""
@@ -112,6 +121,7 @@ class Inventory:
             raise ConfigError(f"model_dir {settings.model_dir} is not a directory.")
         self._settings = settings
         self._last: dict[str, Model] = {}
+        self._priorities = settings.priorities
         self.store = Store(settings.model_dir or default_folder())
         self.default_engine = _default_engine(settings)
         """The engine that runs what several engines could; empty leaves it to their rank."""
@@ -159,6 +169,9 @@ class Inventory:
             aliases=entry.aliases,
             batch=entry.batch,
             max_requests=entry.max_requests or model.max_requests,
+            concurrency=entry.concurrencyLimit,
+            at_once=entry.at_once,
+            priority=self._priorities.get(id, 0),
             ttl=model.ttl if entry.ttl < 0 else entry.ttl,
             python=entry.python,
             fallback=entry.fallback,
@@ -174,6 +187,9 @@ class Inventory:
             origin="config",
             aliases=entry.aliases,
             max_requests=entry.max_requests or self._settings.limits.requests,
+            concurrency=entry.concurrencyLimit or (CONCURRENCY if entry.cmd and not entry.max_requests else 0),
+            at_once=entry.at_once,
+            priority=self._priorities.get(id, 0),
             ttl=self._settings.globalTTL if entry.ttl < 0 else entry.ttl,
             fallback=entry.fallback,
             entry=entry,

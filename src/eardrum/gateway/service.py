@@ -28,9 +28,10 @@ from eardrum.gateway.lives import Lives
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
+from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
-from eardrum.gateway.supervisor import Supervisor
+from eardrum.gateway.supervisor import Lease, Supervisor
 from eardrum.gateway.upstream import RunnerUpstream
 from eardrum.types import Event, Request, Segment, Summary
 
@@ -85,7 +86,9 @@ class Service:
         self.catalog = Catalog(settings)
         self.logs = Logs()
         self._puller = Puller(self.catalog.inventory.store.folder)
-        self._supervisor = Supervisor(Lives(settings, self.logs), loaded=self.catalog.refine)
+        self._supervisor = Supervisor(
+            Lives(settings, self.logs), loaded=self.catalog.refine, rulebook=Rulebook(settings), patience=settings.patience
+        )
 
     def begin(self) -> None:
         """What is done as soon as the server is up."""
@@ -135,9 +138,13 @@ class Service:
         """The right to use the ready model for one request; see `Supervisor.lease`."""
         return self._supervisor.lease(model)
 
-    async def unload(self, model: Model) -> None:
-        """End the model's process, once it has finished what it has begun."""
-        await self._supervisor.unload(model)
+    async def unload(self, model: Model, *, force: bool = False) -> None:
+        """End the model's process, once it has finished what it has begun, or by force at once."""
+        await self._supervisor.unload(model, force=force)
+
+    def hold(self, model: Model) -> AbstractAsyncContextManager[Lease]:
+        """As `lease`, for requests that do not need the model all the time."""
+        return self._supervisor.hold(model)
 
     def prepared(self, model: Model, request: Request) -> Request:
         """The request with the server's defaults, checked against what the model can do.

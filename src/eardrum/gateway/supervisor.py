@@ -6,16 +6,17 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError
-from eardrum.gateway import scheduler
+from eardrum.gateway import memory, scheduler
 from eardrum.gateway.crashes import Crashes
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lives import Life, Lives
+from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import Scheduler, State
 from eardrum.gateway.upstream import RunnerUpstream
 from eardrum.types import Capabilities
@@ -44,13 +45,34 @@ class Running:
         return self.life.pid
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to use a ready model. One that rests, such as that of a silent WebSocket, does not hold it."""
+
+    upstream: RunnerUpstream | ForeignUpstream
+    _model: str
+    _ticket: int
+    _tell: Callable[[scheduler.Event], None]
+
+    def rest(self) -> None:
+        """From now on the model may be unloaded, which ends the request."""
+        self._tell(scheduler.Rest(self._model, self._ticket))
+
+    def resume(self) -> None:
+        """From now on it may not."""
+        self._tell(scheduler.Resume(self._model, self._ticket))
+
+
 class Supervisor:
     """The one owner of the models' lives. Everything happens on the event loop."""
 
-    def __init__(self, lives: Lives, *, loaded: Callable[[Model, Capabilities], None]):
+    def __init__(
+        self, lives: Lives, *, loaded: Callable[[Model, Capabilities], None], rulebook: Rulebook, patience: float
+    ):
         self._lives = lives
         self._loaded = loaded
-        self._scheduler = Scheduler()
+        self._rulebook = rulebook
+        self._scheduler = Scheduler(rulebook.rules, patience)
         self._crashes = Crashes()
         self._models: dict[str, Model] = {}
         self._running: dict[str, Running] = {}
@@ -59,7 +81,9 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._forced: set[str] = set()
         self._down = False
 
     def sweep(self) -> asyncio.Task[None]:
@@ -69,19 +93,28 @@ class Supervisor:
 
     @asynccontextmanager
     async def lease(self, model: Model) -> AsyncIterator[RunnerUpstream | ForeignUpstream]:
+        """The right to use the ready model for one request: `hold`, for those who need it until the end."""
+        async with self.hold(model) as held:
+            yield held.upstream
+
+    @asynccontextmanager
+    async def hold(self, model: Model) -> AsyncIterator[Lease]:
         """The right to use the ready model for one request; starts it first when it must.
 
         Raises:
             BusyError: it holds as many requests as it may.
             ModelLoadError: it cannot be started.
             RunnerCrashedError: from inside, after the process is known to be gone.
+            UnloadedError: somebody has unloaded it by force.
             ShuttingDownError: the server goes down.
         """
         self._models[model.id] = model
+        if self._rulebook.learn(model):
+            self._handle(scheduler.Remeasured(self._rulebook.rules))
         ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
         self._tickets[ticket] = granted
         try:
-            self._handle(scheduler.Wanted(model.id, ticket, model.max_requests, model.ttl))
+            self._handle(_wanted(model, ticket))
             try:
                 await granted
             except asyncio.CancelledError:
@@ -91,14 +124,20 @@ class Supervisor:
             if not running:
                 raise RunnerCrashedError(f"The process of {model.id} ended as soon as it was ready.")
             try:
-                yield running.life.upstream
+                yield Lease(running.life.upstream, model.id, ticket, self._handle)
             except RunnerCrashedError as error:
                 explained = await _explained(model, running, error)
-                raise (scheduler.shutting_down() if self._down else explained) from error
+                raise (self._why_ended(model) or explained) from error
             self._crashes.served(model.id)
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
+
+    def _why_ended(self, model: Model) -> EardrumError | None:
+        """The reason, if a process that died under a request was meant to."""
+        if self._down:
+            return scheduler.shutting_down()
+        return scheduler.unloaded(model.id) if model.id in self._forced else None
 
     def state(self, model: Model) -> State:
         """The model's state."""
@@ -110,14 +149,26 @@ class Supervisor:
         slot = self._scheduler.slots.get(model.id)
         return len(slot.active) + len(slot.waiting) if slot else 0
 
-    async def unload(self, model: Model) -> None:
-        """End the model's process, once it has finished what it has begun, and wait until it is gone.
+    async def unload(self, model: Model, *, force: bool = False) -> None:
+        """End the model's process and wait until it is gone.
 
-        One that is on its way up for somebody is left to come up.
+        It finishes what it has begun first, and serves who waits for it to come up; with force it does not.
         """
-        self._handle(scheduler.Unload(model.id))
-        if self.state(model) in (State.DRAINING, State.STOPPING):
+        if force:
+            self._forced.add(model.id)
+        self._handle(scheduler.Unload(model.id, force))
+        slot = self._scheduler.slots[model.id]
+        if slot.unloading or slot.state is State.STOPPING:
             await asyncio.wait([self._tasks[model.id]])
+
+    def reconfigure(self, rulebook: Rulebook, patience: float, changed: Set[str], removed: Set[str]) -> None:
+        """Go by another config. What did not change serves on; what did finishes what it has begun first."""
+        rulebook.measured |= {model: need for model, need in self._rulebook.measured.items() if model not in changed | removed}
+        for id, model in self._models.items():
+            if id not in changed | removed:
+                rulebook.learn(model)
+        self._rulebook = rulebook
+        self._handle(scheduler.Reconfigured(rulebook.rules, patience, frozenset(changed), frozenset(removed)))
 
     def running(self, model: Model) -> Running | None:
         """The model's process, if it serves."""
@@ -132,6 +183,8 @@ class Supervisor:
         """Stop every process and wait until all are gone."""
         self._down = True
         self._handle(scheduler.Shutdown())
+        if self._watching:
+            self._watching.cancel()
         sweeping = [self._sweeping] if self._sweeping else []
         await asyncio.gather(*self._tasks.values(), *self._stopping, *sweeping, return_exceptions=True)
         self._lives.register.close()
@@ -151,8 +204,22 @@ class Supervisor:
                         self._tickets[ticket].set_exception(error)
         self._set_timer()
 
+    def _watch(self) -> None:
+        """See from now and then what the models take, if anybody wants to know."""
+        if self._rulebook.pools and (not self._watching or self._watching.done()):
+            self._watching = asyncio.create_task(memory.watch(self._unmeasured, self._seen))
+
+    def _unmeasured(self) -> dict[str, int]:
+        models = {id: running.pid for id, running in self._running.items() if self._rulebook.to_be_measured(self._models[id])}
+        return {id: pid for id, pid in models.items() if pid is not None}
+
+    def _seen(self, taken: Mapping[str, Mapping[str, float]]) -> None:
+        changed = [self._rulebook.measure(self._models[id], need) for id, need in taken.items()]
+        if any(changed):
+            self._handle(scheduler.Remeasured(self._rulebook.rules))
+
     def _set_timer(self) -> None:
-        """Come back when the first model's time to live is over."""
+        """Come back when the first time to live, or somebody's patience, is over."""
         if self._timer:
             self._timer.cancel()
         due = self._scheduler.due
@@ -174,12 +241,14 @@ class Supervisor:
         if life.capabilities:
             self._loaded(model, life.capabilities)
         self._handle(scheduler.Ready(model.id))
+        self._watch()
         await life.ended
         if self.state(model) in (State.READY, State.DRAINING):
             log.error("%s", life.ending)
             self._crashes.died(model.id, life.ending, time.monotonic())
         # First the books, then the cleaning up: while that waits, requests may already start the next life.
         del self._running[model.id]
+        self._forced.discard(model.id)
         self._handle(scheduler.Exited(model.id))
         await life.close()
 
@@ -200,6 +269,18 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
+
+
+def _wanted(model: Model, ticket: int) -> scheduler.Wanted:
+    return scheduler.Wanted(
+        model.id,
+        ticket,
+        limit=model.max_requests,
+        ttl=model.ttl,
+        concurrency=model.concurrency,
+        at_once=model.at_once,
+        priority=model.priority,
+    )
 
 
 async def _explained(model: Model, running: Running, error: RunnerCrashedError) -> RunnerCrashedError:

@@ -7,13 +7,14 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.gateway.rules import CLAIMED, LEAVING, And, Expression, Matrix, One, Or
+from eardrum.config.matrix import And, Expression, Ident, Or
+from eardrum.gateway.rules import CLAIMED, LEAVING, Matrix
 
 MODELS = "abcde"
 
 
 def one_of(models: str) -> Or:
-    return Or(tuple(One(model) for model in models))
+    return Or(tuple(Ident(model) for model in models))
 
 
 def evicted(rules: Matrix, target: str, loaded: str) -> set[str]:
@@ -21,7 +22,7 @@ def evicted(rules: Matrix, target: str, loaded: str) -> set[str]:
 
 
 def test_what_shares_a_set_stays() -> None:
-    rules = Matrix((And((One("a"), one_of("bc"))),))
+    rules = Matrix((And((Ident("a"), one_of("bc"))),))
     assert evicted(rules, "a", "b") == set()
     assert evicted(rules, "c", "ab") == {"b"}
     assert rules.allows("ab")
@@ -29,23 +30,23 @@ def test_what_shares_a_set_stays() -> None:
 
 
 def test_a_part_of_a_set_is_allowed() -> None:
-    assert Matrix((And((One("a"), One("b"), One("c"))),)).allows("ac")
+    assert Matrix((And((Ident("a"), Ident("b"), Ident("c"))),)).allows("ac")
 
 
 def test_the_cheapest_set_is_chosen() -> None:
-    sets = (And((One("x"), One("a"))), And((One("x"), One("b"))))
+    sets = (And((Ident("x"), Ident("a"))), And((Ident("x"), Ident("b"))))
     assert evicted(Matrix(sets), "x", "ab") == {"b"}, "of equals the first"
     assert evicted(Matrix(sets, {"b": 5}), "x", "ab") == {"a"}
 
 
 def test_what_leaves_anyway_costs_nothing_and_what_is_claimed_costs_most() -> None:
-    rules = Matrix((And((One("x"), One("a"))), And((One("x"), One("b")))), {"a": 9})
+    rules = Matrix((And((Ident("x"), Ident("a"))), And((Ident("x"), Ident("b")))), {"a": 9})
     assert rules.evicted("x", {"a": LEAVING, "b": 0.0}) == {"a"}
     assert rules.evicted("x", {"a": 0.0, "b": CLAIMED}) == {"a"}
 
 
 def test_a_model_in_no_set_runs_alone_or_is_outside() -> None:
-    rules = Matrix((And((One("a"), One("b"))),), alone=frozenset("z"))
+    rules = Matrix((And((Ident("a"), Ident("b"))),), alone=frozenset("z"))
     assert evicted(rules, "z", "abo") == {"a", "b"}
     assert evicted(rules, "a", "bz") == {"z"}
     assert evicted(rules, "o", "abz") == set()
@@ -53,14 +54,14 @@ def test_a_model_in_no_set_runs_alone_or_is_outside() -> None:
 
 
 def test_ten_groups_of_ten_are_not_multiplied_out() -> None:
-    everything = And(tuple(Or(tuple(One(f"{group}.{n}") for n in range(10))) for group in range(10)))
+    everything = And(tuple(Or(tuple(Ident(f"{group}.{n}") for n in range(10))) for group in range(10)))
     loaded = {f"{group}.{n}": 0.0 for group in range(5) for n in range(1, 3)}
     assert Matrix((everything,)).evicted("0.0", loaded) == {"0.1", "0.2", "1.2", "2.2", "3.2", "4.2"}
 
 
 def all_sets(expression: Expression) -> list[frozenset[str]]:
     match expression:
-        case One(model):
+        case Ident(model):
             return [frozenset((model,))]
         case Or(parts):
             return [found for part in parts for found in all_sets(part)]
@@ -69,7 +70,7 @@ def all_sets(expression: Expression) -> list[frozenset[str]]:
 
 
 expressions = st.recursive(
-    st.sampled_from(MODELS).map(One),
+    st.sampled_from(MODELS).map(Ident),
     lambda inner: st.one_of(*(st.lists(inner, min_size=1, max_size=3).map(tuple).map(kind) for kind in (And, Or))),
     max_leaves=6,
 )

@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from eardrum.gateway.rules import And, Every, Group, Groups, Matrix, Nothing, One, Or, Pools, Rules
+from eardrum.config.matrix import And, Ident, Or
+from eardrum.gateway.rules import Every, Group, Groups, Matrix, Nothing, Pools, Rules
 from eardrum.gateway.scheduler import Done, Reconfigured, Rest, Resume, Scheduler, Shutdown, State, Tick, Unload
 from tests.gateway.scheduler.world import Request, World
 
@@ -16,7 +17,7 @@ groups = st.lists(
     st.tuples(st.sets(st.sampled_from(MODELS), min_size=1), st.booleans(), st.booleans(), st.booleans()), max_size=3
 )
 expressions = st.recursive(
-    st.sampled_from(MODELS).map(One),
+    st.sampled_from(MODELS).map(Ident),
     lambda inner: st.one_of(*(st.lists(inner, min_size=1, max_size=3).map(tuple).map(kind) for kind in (And, Or))),
     max_leaves=5,
 )

@@ -390,7 +390,7 @@ def test_a_websocket_that_ends_in_silence_was_last_used_when_it_fell_silent() ->
 
 
 def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
-    w = World(Pools({"cpu": 10}, {name: {"cpu": 5} for name in "abc"}), PATIENCE)
+    w = World(Pools({"cpu": 10}, {model: {"cpu": 5} for model in "abc"}), PATIENCE)
     up(w, "b")
     w.now += 1.0
     a = w.ask("a")

@@ -2,23 +2,19 @@
 
 from eardrum.gateway.rules.base import CLAIMED, LEAVING, Every, Loaded, Nothing, Rules
 from eardrum.gateway.rules.groups import Group, Groups
-from eardrum.gateway.rules.matrix import And, Expression, Matrix, One, Or
+from eardrum.gateway.rules.matrix import Matrix
 from eardrum.gateway.rules.pools import Need, Pools, bytes_of
 
 __all__ = [
     "CLAIMED",
     "LEAVING",
-    "And",
     "Every",
-    "Expression",
     "Group",
     "Groups",
     "Loaded",
     "Matrix",
     "Need",
     "Nothing",
-    "One",
-    "Or",
     "Pools",
     "Rules",
     "bytes_of",

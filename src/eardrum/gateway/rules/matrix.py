@@ -9,34 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from eardrum.config.matrix import Expression, Ident, Or
 from eardrum.gateway.rules.base import CLAIMED, LEAVING, Loaded
 
 FOR_THE_WORLD = 1e12
 """The cost of evicting a model that somebody ahead waits for."""
-
-
-@dataclass(frozen=True, slots=True)
-class One:
-    """One model."""
-
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class And:
-    """A set of each part, together."""
-
-    parts: tuple[Expression, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Or:
-    """A set of one of the parts."""
-
-    parts: tuple[Expression, ...]
-
-
-Expression = One | And | Or
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +30,8 @@ class Matrix:
     _members: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        members = self.alone.union(*(_models(expression) for expression in self.sets))
+        seen: dict[int, frozenset[str]] = {}
+        members = self.alone.union(*(_models(expression, seen) for expression in self.sets))
         object.__setattr__(self, "_members", members)
 
     def evicted(self, target: str, loaded: Loaded) -> frozenset[str]:
@@ -72,7 +50,8 @@ class Matrix:
 
     def _kept(self, models: frozenset[str]) -> list[frozenset[str]]:
         """What the sets hold of `models`, less what another one holds all of."""
-        return _largest(kept for expression in self.sets for kept in _projected(expression, models))
+        seen: dict[int, list[frozenset[str]]] = {}
+        return _largest(kept for expression in self.sets for kept in _projected(expression, models, seen))
 
     def _cost(self, model: str, used: float) -> float:
         if used == LEAVING:
@@ -80,18 +59,20 @@ class Matrix:
         return self.costs.get(model, 1.0) + (FOR_THE_WORLD if used == CLAIMED else 0.0)
 
 
-def _projected(expression: Expression, models: frozenset[str]) -> list[frozenset[str]]:
-    match expression:
-        case One(model):
-            return [frozenset((model,)) & models]
-        case Or(parts):
-            return _largest(kept for part in parts for kept in _projected(part, models))
-        case And(parts):
+def _projected(expression: Expression, models: frozenset[str], seen: dict[int, list[frozenset[str]]]) -> list[frozenset[str]]:
+    """What the sets of an expression hold of `models`; one that is in several places is looked at once."""
+    if id(expression) not in seen:
+        if isinstance(expression, Ident):
+            found = [frozenset((expression.model,)) & models]
+        elif isinstance(expression, Or):
+            found = _largest(kept for part in expression.parts for kept in _projected(part, models, seen))
+        else:
             found = [frozenset[str]()]
-            for part in parts:
-                theirs = _projected(part, models)
+            for part in expression.parts:
+                theirs = _projected(part, models, seen)
                 found = _largest(one | other for one in found for other in theirs)
-            return found
+        seen[id(expression)] = found
+    return seen[id(expression)]
 
 
 def _largest(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
@@ -104,7 +85,10 @@ def _largest(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
     return found
 
 
-def _models(expression: Expression) -> frozenset[str]:
-    if isinstance(expression, One):
-        return frozenset((expression.model,))
-    return frozenset().union(*(_models(part) for part in expression.parts))
+def _models(expression: Expression, seen: dict[int, frozenset[str]]) -> frozenset[str]:
+    if id(expression) not in seen:
+        if isinstance(expression, Ident):
+            seen[id(expression)] = frozenset((expression.model,))
+        else:
+            seen[id(expression)] = frozenset().union(*(_models(part, seen) for part in expression.parts))
+    return seen[id(expression)]

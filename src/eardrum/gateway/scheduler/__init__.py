@@ -23,7 +23,7 @@ from eardrum.gateway.scheduler.events import (
     Unload,
     Wanted,
 )
-from eardrum.gateway.scheduler.machine import BACK_OFF_S, RETRY_AFTER_S, Scheduler, shutting_down
+from eardrum.gateway.scheduler.machine import BACK_OFF_S, RETRY_AFTER_S, Scheduler, shutting_down, unloaded
 from eardrum.gateway.scheduler.slots import Slot, Waiter
 
 __all__ = [
@@ -54,4 +54,5 @@ __all__ = [
     "Waiter",
     "Wanted",
     "shutting_down",
+    "unloaded",
 ]

@@ -170,8 +170,9 @@ class Scheduler:
         """Who waits for it is not forgotten, except with force."""
         slot = self._slot(event.model)
         if event.force:
-            error = UnloadedError(f"{event.model} was unloaded by force; try again.", retry_after=RETRY_AFTER_S)
-            return _reject_all(slot, error) + (self._stop(slot) if slot.up and slot.state is not State.STOPPING else [])
+            return _reject_all(slot, unloaded(event.model)) + (
+                self._stop(slot) if slot.up and slot.state is not State.STOPPING else []
+            )
         if slot.state is State.STARTING and slot.waiting:
             slot.unloading = True
             return []
@@ -275,3 +276,8 @@ def _reject_all(slot: Slot, error: EardrumError) -> list[Action]:
 def shutting_down() -> EardrumError:
     """What every client is told from then on."""
     return ShuttingDownError("The server is shutting down; try again in a moment.", retry_after=RETRY_AFTER_S)
+
+
+def unloaded(model: str) -> EardrumError:
+    """What the clients of a model are told that is unloaded by force."""
+    return UnloadedError(f"{model} was unloaded by force; try again.", retry_after=RETRY_AFTER_S)

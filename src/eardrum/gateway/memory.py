@@ -1,0 +1,103 @@
+"""What the processes of models take of the machine's memory, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from asyncio.subprocess import DEVNULL, PIPE
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+PROC = Path("/proc")
+GPU_S = 10.0
+"""How long NVIDIA's driver may take to answer."""
+
+EVERY_S = 15.0
+"""Time between two looks: what a model takes grows with what it is asked."""
+
+QUESTION = ("--query-compute-apps=pid,gpu_uuid,used_memory", "--format=csv,noheader,nounits")
+NAMES = ("--query-gpu=index,uuid", "--format=csv,noheader,nounits")
+
+
+async def watch(running: Callable[[], Mapping[str, int]], seen: Callable[[Mapping[str, Mapping[str, float]]], None]) -> None:
+    """Look again and again, until nothing runs."""
+    while pids := running():
+        seen(await used(pids))
+        await asyncio.sleep(EVERY_S)
+
+
+async def used(pids: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Bytes that each model's process takes with all of its session: `cpu`, and if there are GPUs, `cuda` and `cuda:0` ...
+
+    Args:
+        pids: model to the process that leads its session.
+    """
+    sessions, resident = await asyncio.to_thread(_resident, frozenset(pids.values()))
+    found: dict[str, dict[str, float]] = {model: {"cpu": resident[pid]} for model, pid in pids.items() if pid in resident}
+    models = {pid: model for model, pid in pids.items()}
+    for pid, gpu, size in await _on_gpus():
+        if (model := models.get(sessions.get(pid, -1))) in found:
+            for pool in ("cuda", f"cuda:{gpu}"):
+                found[model][pool] = found[model].get(pool, 0.0) + size
+    return found
+
+
+def _resident(leaders: Collection[int]) -> tuple[dict[int, int], dict[int, float]]:
+    """The session of each process in these sessions, and the bytes each session takes."""
+    sessions: dict[int, int] = {}
+    sizes: dict[int, float] = defaultdict(float)
+    for pid in _processes():
+        with suppress(OSError, ValueError, IndexError):
+            fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            session = int(fields[3])
+            if session in leaders:
+                sessions[pid] = session
+                sizes[session] += _proportional(pid)
+    return sessions, dict(sizes)
+
+
+def _proportional(pid: int) -> float:
+    """Bytes in memory; what several processes share counts in parts, so that it is not counted twice."""
+    for line in (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024.0
+    return 0.0
+
+
+def _processes() -> Iterator[int]:
+    with suppress(OSError):
+        yield from [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
+
+
+async def _on_gpus() -> list[tuple[int, str, float]]:
+    """Process, index of the GPU and bytes, as NVIDIA's driver has it. In a container it may name processes that are not seen."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return []
+    rows = await _asked(program, QUESTION)
+    indices = {uuid: index for index, uuid in await _asked(program, NAMES)} if rows else {}
+    found = []
+    for pid, uuid, size in rows:
+        with suppress(ValueError):  # [N/A]
+            found.append((int(pid), indices.get(uuid, uuid), float(size) * 2**20))
+    return found
+
+
+async def _asked(program: str, question: tuple[str, ...]) -> list[list[str]]:
+    asked = await asyncio.create_subprocess_exec(program, *question, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+    try:
+        async with asyncio.timeout(GPU_S):
+            answer, _ = await asked.communicate()
+    except TimeoutError:
+        log.warning("%s did not answer in %g s: what models take of the GPU is not known.", program, GPU_S)
+        return []
+    finally:
+        if asked.returncode is None:
+            asked.kill()
+            await asked.wait()
+    return [[cell.strip() for cell in line.split(",")] for line in answer.decode(errors="replace").splitlines() if line.strip()]

@@ -1,0 +1,122 @@
+"""The rules that follow from the config and from what is known of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from eardrum.config import Settings, matrix
+from eardrum.errors import ConfigError
+from eardrum.gateway.inventory import ADDRESS, Model
+from eardrum.gateway.rules import Every, Group, Groups, Matrix, Need, Nothing, Pools, Rules, bytes_of
+
+CPU = "cpu"
+
+
+AROUND_WEIGHTS = 3e8
+"""Bytes that libraries and buffers take beside a model's weights, before it has been measured."""
+
+
+class Rulebook:
+    """Groups, matrix and pools of a config. Models are learnt as they are first asked for: nobody else can be loaded.
+
+    Raises:
+        ConfigError: a size cannot be read, or names no pool.
+    """
+
+    def __init__(self, settings: Settings, measured: Mapping[str, Need] | None = None):
+        self.pools = {name: float(_size(f"memory.{name}", size)) for name, size in settings.memory.items()}
+        self._models = settings.models
+        self._needs: dict[str, Need] = {}
+        self.measured: dict[str, Need] = dict(measured or {})
+        for id, entry in self._models.items():
+            if entry.memory:
+                _need(f"models.{id}.memory", entry.memory, self.pools, self._first_pool)
+        self._static = _of_the_config(settings)
+        self._kept = frozenset(member for group in settings.groups.values() if group.persistent for member in group.members)
+
+    @property
+    def rules(self) -> Rules:
+        """What holds now."""
+        if not self.pools:
+            return self._static
+        return Every((self._static, Pools(self.pools, dict(self._needs), self._kept)))
+
+    def learn(self, model: Model) -> bool:
+        """Take in what is known of a model before it is loaded. Whether that changed the rules."""
+        if not self.pools or model.engine == ADDRESS or model.id in self._needs:
+            return False
+        self._needs[model.id] = self._need(model)
+        return True
+
+    def measure(self, model: Model, need: Need) -> bool:
+        """Take in what the model was seen to take; the most counts. Whether that changed the rules."""
+        known = self.measured.get(model.id, {})
+        most = {pool: max(known.get(pool, 0), need.get(pool, 0)) for pool in self.pools if pool in known or pool in need}
+        if most == known:
+            return False
+        self.measured[model.id] = self._needs[model.id] = most
+        return True
+
+    def to_be_measured(self, model: Model) -> bool:
+        """Whether nobody has said what it needs, and somebody would like to know."""
+        return bool(self.pools) and model.engine != ADDRESS and not (model.entry and model.entry.memory)
+
+    def _need(self, model: Model) -> Need:
+        """What the config says, else what was seen, else what its files suggest; with nothing to go by, all there is."""
+        pool = self._pool(model)
+        if model.entry and model.entry.memory:
+            return _need(f"models.{model.id}.memory", model.entry.memory, self.pools, pool)
+        if model.id in self.measured:
+            return self.measured[model.id]
+        if pool not in self.pools:
+            return {}
+        return {pool: model.size + AROUND_WEIGHTS if model.size else self.pools[pool]}
+
+    def _pool(self, model: Model) -> str:
+        """Where it will be loaded, as far as can be told: where there is a pool for a GPU, there."""
+        device = str(model.options.get("device", ""))
+        return device if device in (*self.pools, CPU) else self._first_pool
+
+    @property
+    def _first_pool(self) -> str:
+        return next((pool for pool in self.pools if pool != CPU), CPU)
+
+
+def _of_the_config(settings: Settings) -> Rules:
+    if settings.matrix:
+        commands = frozenset(id for id, entry in settings.models.items() if entry.cmd)
+        sets = tuple(matrix.parse(settings.matrix, settings.models).values())
+        return Matrix(sets, matrix.costs(settings.matrix), alone=frozenset() if settings.memory else commands)
+    if settings.groups or not settings.memory:
+        return _groups(settings)
+    return Nothing()
+
+
+def _groups(settings: Settings) -> Groups:
+    """Commands in no group are llama-swap's default group, unless memory decides about them."""
+    groups = [
+        Group(frozenset(group.members), swap=group.swap, exclusive=group.exclusive, persistent=group.persistent)
+        for group in settings.groups.values()
+    ]
+    grouped = frozenset().union(*(group.members for group in groups))
+    rest = frozenset(id for id, entry in settings.models.items() if entry.cmd) - grouped
+    return Groups((*groups, Group(rest)) if rest and not settings.memory else tuple(groups))
+
+
+def _need(setting: str, text: str, pools: Mapping[str, float], pool: str) -> Need:
+    """`2.1G`, or with pools `cuda 20G, cpu 2G`."""
+    need: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition(" ")
+        if size and name in pools:
+            need[name] = _size(setting, size)
+        else:
+            need[pool] = _size(setting, part)
+    return need
+
+
+def _size(setting: str, text: str) -> int:
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from None

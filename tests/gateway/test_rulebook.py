@@ -1,0 +1,136 @@
+"""From a config to who must go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eardrum import config
+from eardrum.errors import ConfigError
+from eardrum.gateway.inventory import Inventory, Model
+from eardrum.gateway.rulebook import Rulebook
+
+COMMANDS = """
+models:
+  llm: {cmd: "llama-server --port ${PORT}"}
+  coder: {cmd: "llama-server --port ${PORT} -c"}
+  ears: {cmd: "whisper-server --port ${PORT}"}
+  moonshine-tiny-en: {}
+  cloud: {proxy: "http://127.0.0.1:9999"}
+"""
+
+
+def book(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> Rulebook:
+    return Rulebook(settings(tmp_path, rules, models))
+
+
+def settings(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> config.Settings:
+    file = tmp_path / "config.yaml"
+    file.write_text(models + rules)
+    return config.load(file, environment={})
+
+
+def evicted(book: Rulebook, target: str, *loaded: str) -> set[str]:
+    return set(book.rules.evicted(target, {model: float(n) for n, model in enumerate(loaded)}))
+
+
+def of(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> dict[str, Model]:
+    return {model.id: model for model in Inventory(settings(tmp_path, rules, models))}
+
+
+def test_without_groups_commands_replace_each_other_and_all_else_is_outside(tmp_path: Path) -> None:
+    rules = book(tmp_path)
+    everything = ("llm", "coder", "ears", "moonshine-tiny-en", "cloud")
+    assert evicted(rules, "llm", *everything) == {"coder", "ears"}
+    assert evicted(rules, "moonshine-tiny-en", *everything) == set()
+    assert evicted(rules, "cloud", *everything) == set()
+
+
+def test_commands_in_no_group_are_a_group(tmp_path: Path) -> None:
+    rules = book(tmp_path, "groups: {speech: {members: [ears, moonshine-tiny-en], swap: false, exclusive: false}}")
+    assert evicted(rules, "llm", "coder", "ears", "moonshine-tiny-en", "cloud") == {"coder", "ears", "moonshine-tiny-en"}
+    assert evicted(rules, "ears", "llm", "moonshine-tiny-en") == set(), "engines and commands mix"
+
+
+def test_newer_configs_write_groups_elsewhere(tmp_path: Path) -> None:
+    rules = book(tmp_path, "routing: {router: {settings: {groups: {g: {members: [llm, coder], swap: false}}}}}")
+    assert evicted(rules, "llm", "coder", "ears") == {"ears"}
+
+
+def test_a_matrix_says_what_may_be_together(tmp_path: Path) -> None:
+    rules = book(tmp_path, "matrix: {sets: {s: (llm | coder) & ears}, evict_costs: {ears: 5}}")
+    assert evicted(rules, "llm", "coder", "ears", "moonshine-tiny-en") == {"coder"}
+
+
+def test_a_command_in_no_set_runs_alone(tmp_path: Path) -> None:
+    rules = book(tmp_path, "matrix: {sets: {s: llm & ears}}")
+    assert evicted(rules, "coder", "llm", "ears", "moonshine-tiny-en") == {"llm", "ears"}
+
+
+def test_memory_takes_the_place_of_the_default_group(tmp_path: Path) -> None:
+    declared = COMMANDS.replace('${PORT}"}', '${PORT}", memory: 6G}')
+    rules = book(tmp_path, "memory: {cuda: 10GB}", declared)
+    models = of(tmp_path, "memory: {cuda: 10GB}", declared)
+    assert all(rules.learn(models[id]) for id in ("llm", "ears", "coder"))
+    assert not rules.learn(models["llm"]), "known"
+    assert not rules.learn(models["cloud"]), "an address has its memory elsewhere"
+    assert evicted(rules, "llm", "ears") == {"ears"}
+    assert evicted(rules, "coder", "ears") == {"ears"}, "of which nothing is known is loaded alone"
+
+
+def test_what_was_measured_counts_then(tmp_path: Path) -> None:
+    rules, models = book(tmp_path, "memory: {cpu: 10G}"), of(tmp_path)
+    rules.learn(models["llm"])
+    rules.learn(models["coder"])
+    assert evicted(rules, "coder", "llm") == {"llm"}
+    assert rules.measure(models["llm"], {"cpu": 3e9, "cuda": 9e9}), "pools that are not there do not count"
+    assert rules.measure(models["coder"], {"cpu": 4e9})
+    assert not rules.measure(models["coder"], {"cpu": 2e9}), "the most that was seen"
+    assert rules.measured == {"llm": {"cpu": 3e9}, "coder": {"cpu": 4e9}}
+    assert evicted(rules, "coder", "llm") == set()
+
+
+def test_a_built_in_model_is_guessed_by_its_files(tmp_path: Path) -> None:
+    rules, models = book(tmp_path, "memory: {cpu: 10G}"), of(tmp_path)
+    rules.learn(models["moonshine-tiny-en"])
+    rules.measure(models["llm"], {"cpu": 8e9})
+    assert evicted(rules, "moonshine-tiny-en", "llm") == set()
+    assert rules.to_be_measured(models["moonshine-tiny-en"])
+
+
+def test_a_model_may_name_its_pools(tmp_path: Path) -> None:
+    declared = COMMANDS.replace('${PORT}"}', '${PORT}", memory: "cpu 1G, cuda 9 GB"}')
+    pools = "memory: {cuda: 10G, cpu: 10G}"
+    rules, models = book(tmp_path, pools, declared), of(tmp_path, pools, declared)
+    for id in ("llm", "ears"):
+        rules.learn(models[id])
+    assert evicted(rules, "ears", "llm") == {"llm"}
+    assert not rules.to_be_measured(models["llm"])
+
+
+def test_groups_and_memory_hold_both_and_persistent_models_stay(tmp_path: Path) -> None:
+    declared = COMMANDS.replace('${PORT}"}', '${PORT}", memory: 6G}').replace('${PORT} -c"}', '${PORT} -c", memory: 6G}')
+    both = "memory: {cpu: 10G}\ngroups: {speech: {members: [ears], persistent: true, exclusive: false}}"
+    rules, models = book(tmp_path, both, declared), of(tmp_path, both, declared)
+    for id in ("llm", "coder", "ears"):
+        rules.learn(models[id])
+    assert evicted(rules, "llm", "coder", "ears") == {"coder"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "rules", "memory"),
+    [("memory.cuda", "memory: {cuda: lots}", "1G"), ("models.llm.memory", "memory: {cuda: 1G}", "rocm 1G")],
+)
+def test_a_size_that_is_none_is_named(tmp_path: Path, setting: str, rules: str, memory: str) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        book(tmp_path, rules, COMMANDS.replace('${PORT}"}', f'${{PORT}}", memory: {memory}}}', 1))
+
+
+def test_limits_and_priorities_reach_the_model(tmp_path: Path) -> None:
+    more = COMMANDS.replace('${PORT} -c"}', '${PORT} -c", max_requests: 7, at_once: 2}')
+    models = of(tmp_path, "routing: {scheduler: {settings: {fifo: {priority: {coder: 5}}}}}", more)
+    assert (models["llm"].concurrency, models["llm"].priority) == (10, 0)
+    assert (models["coder"].concurrency, models["coder"].max_requests) == (0, 7)
+    assert (models["coder"].at_once, models["coder"].priority) == (2, 5)
+    assert models["moonshine-tiny-en"].concurrency == 0
