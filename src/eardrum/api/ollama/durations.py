@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -41,7 +40,7 @@ def ttl(keep_alive: Any, default: float) -> float:
 
 
 def _seconds(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # noqa: PLR0124 -- NaN is not
         return float(min(max(value, -1), FOR_EVER_S))
     if isinstance(value, str):
         text = value.strip()
