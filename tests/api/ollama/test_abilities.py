@@ -9,6 +9,7 @@ import pytest
 
 from eardrum import config
 from eardrum.api.ollama import abilities, details, files
+from eardrum.api.ollama.asks import Server
 from eardrum.api.ollama.flags import Flags
 from eardrum.gateway.inventory import Inventory, Model
 
@@ -49,8 +50,9 @@ def test_who_hears() -> None:
 
 
 def test_clouds_are_known_by_their_address() -> None:
-    assert abilities.local(foreign(proxy="http://192.168.1.4:8080"))
-    assert not abilities.local(foreign(proxy="https://api.example.com"))
+    assert abilities.server(foreign(proxy="http://192.168.1.4:8080")) == Server(local=True, infills=False)
+    assert abilities.server(foreign(proxy="https://api.example.com")) == Server(local=False, infills=False)
+    assert abilities.server(foreign(cmd="/opt/llama-server -m x.gguf")) == Server(local=True, infills=True)
 
 
 @pytest.mark.parametrize(

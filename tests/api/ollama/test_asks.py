@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 
 from eardrum.api.ollama import asks
+from eardrum.api.ollama.asks import Server
 from eardrum.errors import InvalidRequestError
 
+LOCAL, CLOUD = Server(), Server(local=False)
 HI = {"role": "user", "content": "Hi"}
 PNG = base64.b64encode(b"\x89PNG\r\n" + bytes(9)).decode()
 WAV = base64.b64encode(b"RIFF\x00\x00\x00\x00WAVEfmt ").decode()
 
 
-def chat(*, local: bool = True, **wish: Any) -> dict[str, Any]:
-    return asks.chat({"messages": [HI], "stream": False} | wish, "m", local=local).body
+def chat(*, server: Server = LOCAL, **wish: Any) -> dict[str, Any]:
+    return asks.chat({"messages": [HI], "stream": False} | wish, "m", server).body
 
 
 def test_a_stream_is_the_default_and_asks_for_usage() -> None:
-    body = asks.chat({"messages": [HI]}, "m", local=True).body
+    body = asks.chat({"messages": [HI]}, "m", LOCAL).body
     assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
     assert "stream_options" not in chat()
 
@@ -38,16 +40,16 @@ def test_a_stream_is_the_default_and_asks_for_usage() -> None:
     ],
 )
 def test_options(options: Any, sent: dict[str, Any], ignored: tuple[str, ...]) -> None:
-    ask = asks.chat({"messages": [HI], "stream": False, "options": options}, "m", local=True)
+    ask = asks.chat({"messages": [HI], "stream": False, "options": options}, "m", LOCAL)
     assert ask.body == {"model": "m", "messages": [HI], "stream": False} | sent
     assert ask.ignored == ignored
 
 
 def test_clouds_get_nothing_that_openai_does_not_have() -> None:
-    ask = asks.chat({"messages": [HI], "stream": False, "options": {"top_k": 4}, "think": True}, "m", local=False)
+    ask = asks.chat({"messages": [HI], "stream": False, "options": {"top_k": 4}, "think": True}, "m", CLOUD)
     assert ask.body == {"model": "m", "messages": [HI], "stream": False}
     assert ask.ignored == ("top_k",)
-    assert chat(local=False, think="max")["reasoning_effort"] == "high"
+    assert chat(server=CLOUD, think="max")["reasoning_effort"] == "high"
 
 
 def test_thinking() -> None:
@@ -107,12 +109,22 @@ def test_thoughts_of_before_go_along() -> None:
 
 
 def test_a_prompt_is_a_chat_unless_it_is_raw() -> None:
-    ask = asks.generate({"prompt": "p", "system": "s", "stream": False}, "m", local=True)
+    ask = asks.generate({"prompt": "p", "system": "s", "stream": False}, "m", LOCAL)
     assert ask.path == "/v1/chat/completions"
     assert ask.body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
-    raw = asks.generate({"prompt": "p", "raw": True, "stream": False}, "m", local=True)
+    raw = asks.generate({"prompt": "p", "raw": True, "stream": False}, "m", LOCAL)
     assert (raw.path, raw.body) == ("/v1/completions", {"model": "m", "prompt": "p", "stream": False})
-    assert asks.generate({"prompt": "p", "suffix": "s"}, "m", local=True).body["suffix"] == "s"
+    assert asks.generate({"prompt": "p", "suffix": "s"}, "m", LOCAL).body["suffix"] == "s"
+
+
+def test_a_suffix_goes_where_it_is_understood() -> None:
+    wish = {"prompt": "def f(", "suffix": "return x", "stream": False}
+    ask = asks.generate(wish, "m", Server(infills=True))
+    assert (ask.path, ask.body) == (
+        "/infill",
+        {"model": "m", "input_prefix": "def f(", "input_suffix": "return x", "stream": False},
+    )
+    assert asks.generate(wish, "m", LOCAL).path == "/v1/completions"
 
 
 def test_embeddings() -> None:
@@ -153,7 +165,7 @@ def test_what_is_not_of_ollamas_shape_is_refused(wish: dict[str, Any], message: 
 @pytest.mark.parametrize("wish", [{"template": "{{ .Prompt }}", "prompt": "x"}, {"prompt": 3}, {"raw": True, "images": [PNG]}])
 def test_prompts_that_are_refused(wish: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
-        asks.generate(wish, "m", local=True)
+        asks.generate(wish, "m", LOCAL)
 
 
 @pytest.mark.parametrize("given", [3, {"a": 1}, [1], [["a"]]])

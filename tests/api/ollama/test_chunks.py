@@ -46,6 +46,12 @@ def test_a_whole_answer_is_read_like_a_stream() -> None:
     assert fed({"choices": [{"text": "plain", "finish_reason": "stop"}]})[1].content == "plain"
 
 
+def test_what_infill_says_has_no_choices() -> None:
+    chunks, whole = fed({"content": "a", "stop": False}, {"content": "b", "stop": True, "stop_type": "limit"})
+    assert whole.content == "ab"
+    assert (chunks.complete, chunks.last(9.0)["done_reason"]) == (True, "length")
+
+
 def test_fragments_of_several_tool_calls_become_objects() -> None:
     chunks, whole = fed(
         delta(tool_calls=[call("", 0, id="x", name="f"), call("{", 1, id="y", name="g")]),

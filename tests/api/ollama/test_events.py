@@ -55,10 +55,8 @@ def test_the_last_event_counts_without_a_blank_line() -> None:
     assert parsed([b"data: a\r"]) == ["a"]
 
 
-def test_an_event_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("endless", [b"data: " + b"x" * 30, b"data: x" + b"y" * 20 + b"\n"])
+def test_an_event_without_end_is_given_up(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "EVENT_BYTES", 100)
-    for endless in (b"data: " + b"x" * 30, b"data: x" + b"y" * 20 + b"\n"):
-        found = Events()
-        with pytest.raises(UpstreamError, match="more than 100 bytes"):
-            for _ in range(10):
-                found.feed(endless)
+    with pytest.raises(UpstreamError, match="more than 100 bytes"):
+        parsed([endless] * 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eardrum.api.ollama.asks import Server
 from eardrum.api.ollama.flags import Flags
 from eardrum.config.llama_swap import Declared
 from eardrum.gateway.inventory import Model
@@ -46,6 +47,10 @@ def hears(model: Model) -> bool:
     return Flags.of(model.entry.cmd).hears
 
 
-def local(model: Model) -> bool:
-    """Whether its server may know parameters beyond OpenAI's: clouds refuse them, and are the ones behind https."""
-    return not (model.entry and model.entry.proxy.startswith("https:"))
+def server(model: Model) -> Server:
+    """What the model's server may know beyond OpenAI's API: clouds, which are the ones behind https, refuse parameters."""
+    entry = model.entry
+    return Server(
+        local=not (entry and entry.proxy.startswith("https:")),
+        infills=bool(entry and Flags.of(entry.cmd).program.startswith("llama-server")),
+    )

@@ -21,6 +21,16 @@ EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """What an upstream may know beyond OpenAI's API."""
+
+    local: bool = True
+    """Sampling parameters and settings of templates."""
+    infills: bool = False
+    """llama-server's `/infill`; its `/v1/completions` passes over a suffix."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """A request to an upstream."""
 
@@ -30,25 +40,25 @@ class Ask:
     """Options that a server takes only when it starts, if at all."""
 
 
-def chat(wish: dict[str, Any], model: str, *, local: bool) -> Ask:
+def chat(wish: dict[str, Any], model: str, server: Server) -> Ask:
     """`/api/chat`.
 
     Args:
         wish: the body as it came.
         model: the name for the upstream.
-        local: whether the upstream may know more than OpenAI's own servers.
+        server: what the upstream may know.
 
     Raises:
         InvalidRequestError: a field is not of Ollama's shape.
     """
-    body = {"model": model, "messages": messages(wish.get("messages"))} | _common(wish, local=local)
+    body = {"model": model, "messages": messages(wish.get("messages"))} | _common(wish, local=server.local)
     if tools := wish.get("tools"):
         body["tools"] = _tools(tools)
-    parameters, ignored = _options(wish, local=local)
+    parameters, ignored = _options(wish, local=server.local)
     return Ask("/v1/chat/completions", body | parameters, ignored)
 
 
-def generate(wish: dict[str, Any], model: str, *, local: bool) -> Ask:
+def generate(wish: dict[str, Any], model: str, server: Server) -> Ask:
     """`/api/generate`: a chat of one message, because the upstream has the template; or with `raw`, or a suffix, the plain text.
 
     Raises:
@@ -59,16 +69,23 @@ def generate(wish: dict[str, Any], model: str, *, local: bool) -> Ask:
             "The template of a model cannot be changed here: leave it out, or send raw text.", param="template"
         )
     prompt, system, suffix = text(wish, "prompt"), text(wish, "system"), text(wish, "suffix")
-    parameters, ignored = _options(wish, local=local)
-    common = _common(wish, local=local)
+    parameters, ignored = _options(wish, local=server.local)
+    common = _common(wish, local=server.local)
     if wish.get("raw") or suffix:
         if wish.get("images"):
             raise InvalidRequestError("Raw text and text with a suffix have no place for images.", param="images")
-        plain = {"model": model, "prompt": prompt, **({"suffix": suffix} if suffix else {})}
-        return Ask("/v1/completions", plain | common | parameters, ignored)
+        path, plain = _plain(prompt, suffix, server)
+        return Ask(path, {"model": model} | plain | common | parameters, ignored)
     said = [{"role": "system", "content": system}] if system else []
     said.append({"role": "user", "content": content(prompt, wish.get("images"))})  # type: ignore[dict-item]
     return Ask("/v1/chat/completions", {"model": model, "messages": said} | common | parameters, ignored)
+
+
+def _plain(prompt: str, suffix: str, server: Server) -> tuple[str, dict[str, Any]]:
+    """Route and fields for text without a template."""
+    if suffix and server.infills:
+        return "/infill", {"input_prefix": prompt, "input_suffix": suffix}
+    return "/v1/completions", {"prompt": prompt} | ({"suffix": suffix} if suffix else {})
 
 
 def embed(wish: dict[str, Any], model: str) -> Ask | None:

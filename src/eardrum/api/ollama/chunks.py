@@ -105,11 +105,10 @@ class Chunks:
             raise UpstreamError(worded(error))
         self._usage = _object(event.get("usage")) or self._usage
         self._timings = _object(event.get("timings")) or self._timings
-        choices = event.get("choices")
-        choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
+        choice = _choice(event)
         piece = _piece(choice)
         self._collect(_said(choice).get("tool_calls"))
-        self._reason = choice.get("finish_reason") or self._reason
+        self._reason = _text(choice.get("finish_reason")) or self._reason
         if self._first is None and (piece or self._calls):
             self._first = now
         return piece
@@ -148,8 +147,8 @@ class Chunks:
             call = self._calls.setdefault(index if isinstance(index, int) else number, Call())
             function = _object(fragment.get("function"))
             arguments = function.get("arguments") or ""
-            call.id = call.id or fragment.get("id") or ""
-            call.name = call.name or function.get("name") or ""
+            call.id = call.id or _text(fragment.get("id"))
+            call.name = call.name or _text(function.get("name"))
             call.arguments += arguments if isinstance(arguments, str) else json.dumps(arguments)
 
 
@@ -158,6 +157,15 @@ def worded(error: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message") or error.get("error") or error.get("detail") or error
     return error if isinstance(error, str) else json.dumps(error)[:500]
+
+
+def _choice(event: dict[str, Any]) -> dict[str, Any]:
+    """The first choice; what llama-server's `/infill` says without any is put into the shape of one."""
+    choices = event.get("choices")
+    if isinstance(choices, list):
+        return _object(choices[0]) if choices else {}
+    reason = ("length" if event.get("stop_type") == "limit" else "stop") if event.get("stop") is True else None
+    return {"text": event.get("content"), "finish_reason": reason}
 
 
 def _said(choice: dict[str, Any]) -> dict[str, Any]:
@@ -171,9 +179,9 @@ def _piece(choice: dict[str, Any]) -> Piece:
     content, logprobs = said.get("content"), choice.get("logprobs")
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     return Piece(
-        content=content if isinstance(content, str) else "",
-        thinking=thinking if isinstance(thinking, str) else "",
-        logprobs=[_logprob(token) for token in tokens] if isinstance(tokens, list) else [],
+        content=_text(content),
+        thinking=_text(thinking),
+        logprobs=[_logprob(_object(token)) for token in tokens] if isinstance(tokens, list) else [],
     )
 
 
@@ -192,9 +200,13 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _count(*candidates: Any) -> int:
-    return int(next((_number(candidate) for candidate in candidates if candidate), 0))
+    return int(next((number for number in map(_number, candidates) if number), 0))
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0.0

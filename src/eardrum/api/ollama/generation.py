@@ -104,7 +104,7 @@ class Generation:
         elif abilities.hears(model):
             await self._transcribe(model, wish, reply, answering)
         else:
-            ask = mapping(wish, model.id, local=abilities.local(model))
+            ask = mapping(wish, model.id, abilities.server(model))
             self._mention(model, ask)
             await self._forward(model, ask, answering)
 
