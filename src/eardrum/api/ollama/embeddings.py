@@ -13,9 +13,8 @@ from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.generation import named
 from eardrum.api.ollama.messages import text
 from eardrum.api.ollama.names import Names
-from eardrum.api.ollama.upstream import answer
+from eardrum.api.ollama.upstream import answered, events
 from eardrum.errors import InvalidRequestError, UpstreamError
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
@@ -32,12 +31,8 @@ class Embeddings:
         began = time.monotonic()
         model = self._model(wish, reply)
         ask = asks.embed(wish, model.id)
-        loaded, said = await self._ask(model, ask)
-        figures = {
-            "total_duration": durations.nanoseconds(time.monotonic() - began),
-            "load_duration": durations.nanoseconds(loaded - began),
-            "prompt_eval_count": _tokens(said),
-        }
+        said = await self._ask(model, ask)
+        figures = {"total_duration": durations.nanoseconds(time.monotonic() - began), "prompt_eval_count": _tokens(said)}
         vectors = _vectors(model, said, len(ask.body["input"]) if ask else 0)
         await reply.whole(
             {"model": named(wish), "embeddings": vectors} | {name: value for name, value in figures.items() if value}
@@ -47,7 +42,7 @@ class Embeddings:
         """`/api/embeddings`, the older one: the vector of a prompt."""
         model = self._model(wish, reply)
         prompt = text(wish, "prompt")
-        _, said = await self._ask(model, asks.embed({"input": prompt}, model.id))
+        said = await self._ask(model, asks.embed({"input": prompt}, model.id))
         await reply.whole({"embedding": (_vectors(model, said, 1) if prompt else [[]])[0]})
 
     def _model(self, wish: dict[str, Any], reply: Reply) -> Model:
@@ -57,15 +52,13 @@ class Embeddings:
             raise InvalidRequestError(f'"{found.id}" does not support embeddings: it turns speech into text.', param="model")
         return replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl))
 
-    async def _ask(self, model: Model, ask: Ask | None) -> tuple[float, Any]:
-        """When the model was there, and what it said; with nothing to ask it is only loaded."""
-        async with self._service.lease(model) as upstream:
-            loaded = time.monotonic()
-            if not ask:
-                return loaded, {"data": []}
-            assert isinstance(upstream, ForeignUpstream)
-            async with aclosing(answer(upstream, model, ask)) as events:
-                return loaded, await anext(events)
+    async def _ask(self, model: Model, ask: Ask | None) -> Any:
+        """What the model says; with nothing to ask it is only loaded."""
+        if not ask:
+            await self._service.load_model(model)
+            return {"data": []}
+        async with answered(self._service, model, ask) as response, aclosing(events(model, response)) as said:
+            return await anext(said)
 
 
 def _vectors(model: Model, said: Any, count: int) -> list[list[float]]:

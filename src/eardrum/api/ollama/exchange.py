@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send
@@ -84,12 +84,17 @@ async def _object(upload: Body) -> dict[str, Any]:
     if not data.strip():
         raise InvalidRequestError("missing request body")
     try:
-        found = json.loads(data)
+        found = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(found, dict):
         raise InvalidRequestError("The body must be a JSON object.")
     return found
+
+
+def _no_number(name: str) -> NoReturn:
+    """What Python takes for a number and JSON does not."""
+    raise ValueError(f"{name} is no number")
 
 
 async def _while(gone: Awaitable[Any], work: Coroutine[Any, Any, None]) -> None:

@@ -14,10 +14,10 @@ from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import Chunks, Piece
 from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.names import Names
-from eardrum.api.ollama.upstream import answer
+from eardrum.api.ollama.upstream import answered, events
 from eardrum.errors import InvalidRequestError, UpstreamError
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
 from eardrum.types import Summary
 
@@ -109,12 +109,11 @@ class Generation:
             await self._forward(model, ask, answering)
 
     async def _forward(self, model: Model, ask: Ask, answering: Answering) -> None:
-        began = time.monotonic()
-        async with self._service.lease(model) as upstream:
-            assert isinstance(upstream, ForeignUpstream)
-            chunks = Chunks(began, time.monotonic())
-            async with aclosing(answer(upstream, model, ask)) as events:
-                async for event in events:
+        began, ready = time.monotonic(), self._service.state(model) is State.READY
+        async with answered(self._service, model, ask) as response:
+            chunks = Chunks(began, began if ready else time.monotonic())
+            async with aclosing(events(model, response)) as said:
+                async for event in said:
                     await answering.add(chunks.take(event, time.monotonic()))
         if not chunks.complete:
             raise UpstreamError(f"The server behind {model.id} ended in the middle of its answer.")
