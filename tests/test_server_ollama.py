@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.fake_llm import WORDS, fake_llm
+from tests.fake_chat import WORDS, fake_chat
 from tests.recordings import SPEECH_TEXT, encode, speech
 from tests.upstreams import FakeUpstream, fake_upstream
 
@@ -29,7 +29,7 @@ HI = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[FakeUpstream]:
-    with fake_upstream(fake_llm) as started:
+    with fake_upstream(fake_chat) as started:
         yield started
 
 

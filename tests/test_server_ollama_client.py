@@ -17,7 +17,7 @@ from ollama import Client, ResponseError
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_hub import FakeRepository, fake_hub
-from tests.fake_llm import WORDS, fake_llm
+from tests.fake_chat import WORDS, fake_chat
 from tests.recordings import SPEECH_TEXT, encode, speech
 from tests.upstreams import FakeUpstream, fake_upstream
 from tests.weights import moonshine_files
@@ -32,7 +32,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "description": "The 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[FakeUpstream]:
-    with fake_upstream(fake_llm) as started:
+    with fake_upstream(fake_chat) as started:
         yield started
 
 
@@ -43,7 +43,7 @@ def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = free.getsockname()[1]
     weights = tmp_path_factory.mktemp("weights") / "Qwen3-0.6B-Q8_0.gguf"
     weights.write_bytes(b"GGUF" + bytes(1000))
-    program = Path(__file__).parent / "fake_llm.py"
+    program = Path(__file__).parent / "fake_chat.py"
     models = {
         "chatty": {"proxy": llm.url, "aliases": ["gpt-local"], "metadata": {"contextLength": 4096, "family": "llama"}},
         "qwen3:0.6b": {
@@ -234,7 +234,7 @@ def test_a_model_is_loaded_and_unloaded_by_keep_alive(client: Client, server: Ru
     client.chat("qwen3:0.6b", [{"role": "user", "content": "x"}], keep_alive=0.3)
     assert "qwen3:0.6b" in loaded(client)
     wait_for(lambda: "qwen3:0.6b" not in loaded(client), 5)
-    assert not [child for child in psutil.Process(server.process.pid).children() if "fake_llm" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process(server.process.pid).children() if "fake_chat" in " ".join(child.cmdline())]
 
 
 def test_a_copy_is_another_name(client: Client) -> None:

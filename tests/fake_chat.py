@@ -1,7 +1,7 @@
 """A fake language model behind OpenAI's API, as llama-server would serve it: an HTTP program, because no real one can run here.
 
 It answers by what it is told: the last user message chooses (see `_said`). Streams are written in pieces that end anywhere.
-As a program, `python tests/fake_llm.py PORT`, it has `/health` too and serves until SIGTERM.
+As a program, `python tests/fake_chat.py PORT`, it has `/health` too and serves until SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PIECE = 23
 """Bytes written at a time: events and letters are cut in two."""
 
 
-async def fake_llm(call: Any, request: web.Request) -> web.StreamResponse:
+async def fake_chat(call: Any, request: web.Request) -> web.StreamResponse:
     """One request; `call.json` is its body."""
     body = call.json
     if request.path == "/v1/embeddings":
@@ -124,7 +124,7 @@ class _Call:
 async def _handle(request: web.Request) -> web.StreamResponse:
     if request.path == "/health":
         return web.json_response({"status": "ok"})
-    return await fake_llm(_Call(await request.json()), request)
+    return await fake_chat(_Call(await request.json()), request)
 
 
 if __name__ == "__main__":
