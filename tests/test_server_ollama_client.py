@@ -16,8 +16,8 @@ import pytest
 from ollama import Client, ResponseError
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.fake_hub import FakeRepository, fake_hub
 from tests.fake_chat import WORDS, fake_chat
+from tests.fake_hub import FakeRepository, fake_hub
 from tests.recordings import SPEECH_TEXT, encode, speech
 from tests.upstreams import FakeUpstream, fake_upstream
 from tests.weights import moonshine_files

@@ -184,18 +184,6 @@ class Service:
         """
         return await choice.choose(name, self.catalog.inventory, self._puller)
 
-    async def pull(self, match: Match) -> AsyncGenerator[Progress, None]:
-        """Fetch a model, or bring the one that is here up to date.
-
-        Raises:
-            PullError: it cannot be had.
-            StorageFullError: the disk has no room.
-        """
-        async with aclosing(self._puller.pull(match.repository, match.card.downloads)) as steps:
-            async for progress in steps:
-                yield progress
-        self.catalog.scan()
-
     async def remove(self, model: Model) -> None:
         """Unload a model and delete its files, which must be the store's.
 
@@ -210,6 +198,18 @@ class Service:
             raise InvalidRequestError(f"{model.id} is the default model: set default_model to another one first.", param="model")
         await self.unload(model)
         await asyncio.to_thread(self.catalog.inventory.store.remove, model.id)
+        self.catalog.scan()
+
+    async def pull(self, match: Match) -> AsyncGenerator[Progress, None]:
+        """Fetch a model, or bring the one that is here up to date.
+
+        Raises:
+            PullError: it cannot be had.
+            StorageFullError: the disk has no room.
+        """
+        async with aclosing(self._puller.pull(match.repository, match.card.downloads)) as steps:
+            async for progress in steps:
+                yield progress
         self.catalog.scan()
 
     async def shutdown(self) -> None:

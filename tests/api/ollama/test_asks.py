@@ -117,6 +117,13 @@ def test_a_prompt_is_a_chat_unless_it_is_raw() -> None:
     assert asks.generate({"prompt": "p", "suffix": "s"}, "m", LOCAL).body["suffix"] == "s"
 
 
+def test_probabilities_of_raw_text_are_a_number() -> None:
+    wish = {"prompt": "p", "raw": True, "logprobs": True}
+    assert asks.generate(wish, "m", LOCAL).body["logprobs"] == 1
+    body = asks.generate(wish | {"top_logprobs": 3}, "m", LOCAL).body
+    assert (body["logprobs"], "top_logprobs" in body) == (3, False)
+
+
 def test_a_suffix_goes_where_it_is_understood() -> None:
     wish = {"prompt": "def f(", "suffix": "return x", "stream": False}
     ask = asks.generate(wish, "m", Server(infills=True))

@@ -75,6 +75,8 @@ def generate(wish: dict[str, Any], model: str, server: Server) -> Ask:
         if wish.get("images"):
             raise InvalidRequestError("Raw text and text with a suffix have no place for images.", param="images")
         path, plain = _plain(prompt, suffix, server)
+        if "logprobs" in common:  # which is a number on this route
+            common["logprobs"] = common.pop("top_logprobs", 1)
         return Ask(path, {"model": model} | plain | common | parameters, ignored)
     said = [{"role": "system", "content": system}] if system else []
     said.append({"role": "user", "content": content(prompt, wish.get("images"))})  # type: ignore[dict-item]

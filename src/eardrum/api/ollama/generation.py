@@ -43,7 +43,8 @@ class Answering:
 
     def __init__(self, wish: dict[str, Any], reply: Reply, shape: Shape):
         self._name = named(wish)
-        self._lines = asks.streams(wish)
+        self.lines = asks.streams(wish)
+        """Whether the client wants pieces as they come."""
         self._reply = reply
         self._shape = shape
         self._whole = Piece()
@@ -52,14 +53,14 @@ class Answering:
         """Send one more piece, or keep it for the end."""
         if not piece:
             return
-        if self._lines:
+        if self.lines:
             await self._reply.line(self._stamped(piece) | {"done": False})
         else:
             self._whole.add(piece)
 
     async def end(self, last: dict[str, Any]) -> None:
         """Send the end: `last` is what comes after `done`."""
-        if self._lines:
+        if self.lines:
             await self._reply.line(self._stamped(Piece()) | last, last=True)
         else:
             await self._reply.whole(self._stamped(self._whole) | last)
@@ -122,7 +123,7 @@ class Generation:
 
     async def _transcribe(self, model: Model, wish: dict[str, Any], reply: Reply, answering: Answering) -> None:
         began, decoding = time.monotonic(), 0.0
-        async with aclosing(speech.transcribe(self._service, model, speech.recordings(wish))) as heard:
+        async with aclosing(speech.transcribe(self._service, model, speech.recordings(wish), whole=not answering.lines)) as heard:
             async for text in heard:
                 if isinstance(text, Summary):
                     reply.record.about(model, text)
@@ -138,4 +139,6 @@ class Generation:
         for option in ask.ignored:
             if (model.id, option) not in self._mentioned and len(self._mentioned) < 1000:
                 self._mentioned.add((model.id, option))
-                log.info("The option %r of Ollama's API has no effect on %s: set it in its `cmd`.", option[:40], model.id)
+                log.info(
+                    "The option %r of Ollama's API has no effect on %s: set it where the model is started.", option[:40], model.id
+                )

@@ -39,7 +39,7 @@ class Names:
         Raises:
             ModelNotFoundError: there is none.
         """
-        for candidate in (name, bare(name)):
+        for candidate in dict.fromkeys((name, bare(name))):
             with suppress(ModelNotFoundError):
                 return self._catalog.find(self._copies.get(bare(candidate), candidate))
         known = ", try pulling it first" if names.matches(bare(name)) else ""
