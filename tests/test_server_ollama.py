@@ -163,7 +163,7 @@ def wav(seconds: int) -> str:
         ("/api/embed", {"model": "chatty", "input": 3}, 400, "invalid input type"),
         ("/api/generate", {"model": "chatty", "prompt": "x", "template": "y"}, 400, "template"),
         ("/api/copy", {"source": "chatty"}, 400, "source and destination are required"),
-        ("/api/chat", {"model": "gone", "messages": HI}, 502, "gone"),
+        ("/api/chat", {"model": "gone", "messages": HI}, 502, "127.0.0.1:9"),
         ("/api/chat", {"model": "chatty", "pad": "x" * (5 << 20)}, 413, "limits.json_bytes"),
         ("/api/create", {"model": "x"}, 501, "not implemented"),
         ("/api/blobs/sha256:0", b"x", 501, "not implemented"),

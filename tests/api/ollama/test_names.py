@@ -17,7 +17,7 @@ from eardrum.gateway.catalog import Catalog
 def known(tmp_path: Path) -> Names:
     proxy = {"proxy": "http://127.0.0.1:1"}
     models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy}
-    return Names(Catalog(config.Settings(model_dir=tmp_path, models=models)))
+    return Names(Catalog(config.Settings(model_dir=tmp_path, models=models)).find)
 
 
 def test_every_listed_name_has_a_tag() -> None:

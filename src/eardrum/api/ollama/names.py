@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from eardrum.errors import InvalidRequestError, ModelNotFoundError
 from eardrum.gateway import names
-from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
 
 LATEST = ":latest"
@@ -27,10 +26,10 @@ def bare(name: str) -> str:
 
 
 class Names:
-    """Finds models; copies live as long as the server."""
+    """Finds models by asking `find`; copies live as long as the server."""
 
-    def __init__(self, catalog: Catalog):
-        self._catalog = catalog
+    def __init__(self, find: Callable[[str], Model]):
+        self._find = find
         self._copies: dict[str, str] = {}
 
     def find(self, name: str) -> Model:
@@ -41,7 +40,7 @@ class Names:
         """
         for candidate in dict.fromkeys((name, bare(name))):
             with suppress(ModelNotFoundError):
-                return self._catalog.find(self._copies.get(bare(candidate), candidate))
+                return self._find(self._copies.get(bare(candidate), candidate))
         known = ", try pulling it first" if names.matches(bare(name)) else ""
         raise ModelNotFoundError(f"model '{_shown(name)}' not found{known}")
 
@@ -55,7 +54,7 @@ class Names:
         model, name = self.find(source), bare(destination)
         if name not in self._copies:
             with suppress(ModelNotFoundError):
-                taken = self._catalog.find(name)
+                taken = self._find(name)
                 raise InvalidRequestError(f"'{_shown(name)}' is already a name of {taken.id}.", param="destination")
             if len(self._copies) >= COPIES:
                 raise InvalidRequestError(f"There are {COPIES} copies already: delete some, or use `aliases:` in the config.")
@@ -69,7 +68,7 @@ class Names:
         """All copies with what they mean, as far as that is still here."""
         for name, id in self._copies.items():
             with suppress(ModelNotFoundError):
-                yield name, self._catalog.find(id)
+                yield name, self._find(id)
 
 
 def _shown(name: str) -> str:

@@ -27,7 +27,7 @@ OLLAMA_VERSION = "0.13.5"
 
 def routes(service: Service) -> list[BaseRoute]:
     """All routes of this edge."""
-    names, limits = Names(service.catalog), service.settings.limits
+    names, limits = Names(service.catalog.find), service.settings.limits
     models = Models(service, names)
     generation, embeddings, storage = Generation(service, names), Embeddings(service, names), Storage(service, names)
     answers = {
