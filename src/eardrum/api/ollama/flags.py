@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import PurePath
+
+from eardrum.config.words import split
 
 WEIGHTS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo")
 CONTEXT = ("-c", "--ctx-size", "--max-model-len")
@@ -21,11 +22,7 @@ class Flags:
     @classmethod
     def of(cls, command: str) -> Flags:
         """The words of a line; `--name=value` as two."""
-        try:
-            words = shlex.split(command)
-        except ValueError:  # a quote without end; starting it is where that matters
-            words = command.split()
-        return cls(tuple(part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])))
+        return cls(tuple(part for word in split(command) for part in (word.split("=", 1) if word.startswith("--") else [word])))
 
     @property
     def program(self) -> str:
