@@ -211,6 +211,40 @@ def test_what_has_no_effect_is_logged_once(server: RunningServer) -> None:
     assert server.log.count("'num_ctx' of Ollama's API has no effect on chatty") == 1
 
 
+def test_the_configs_filters_count_here_too(tmp_path: Path, llm: FakeUpstream) -> None:
+    filters = {"stripParams": "top_k", "setParams": {"seed": 4}, "setParamsByID": {"wild": {"temperature": 2}}}
+    models = {"chatty": {"proxy": llm.url, "useModelName": "vendor/chatty-1", "filters": filters, "aliases": ["wild"]}}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models}))
+    body = {"model": "wild:latest", "messages": HI, "options": {"top_k": 3}, "stream": False}
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        assert ask(server, "/api/chat", body, headers={"authorization": "Bearer own"}).status_code == 200
+        sent = {"model": "vendor/chatty-1", "messages": HI, "stream": False, "seed": 4, "temperature": 2}
+        assert llm.calls[-1].json == sent
+        assert llm.calls[-1].headers["authorization"] == "Bearer own"
+        assert ask(server, "/api/embed", body | {"input": "x"}).status_code == 200
+        assert llm.calls[-1].json["model"] == "vendor/chatty-1"
+
+
+def test_keys_are_asked_for_in_ollamas_shape_and_stay_here(tmp_path: Path, llm: FakeUpstream) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url}}, "apiKeys": ["secret"]}))
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        refused = ask(server, "/api/chat", {"model": "chatty", "messages": HI})
+        assert (refused.status_code, type(refused.json()["error"])) == (401, str)
+        assert ask(server, "/", method="GET").text == "Ollama is running"
+        key = {"authorization": "Bearer secret"}
+        assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}, headers=key).status_code == 200
+        assert "authorization" not in llm.calls[-1].headers
+
+
+def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:
+    for _ in range(2):
+        assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
+        assert ask(server, "/api/chat", {"model": "chatty", "keep_alive": 0}).json()["done_reason"] == "unload"
+        assert "chatty" not in [model["id"] for model in ask(server, "/api/ps", method="GET").json()["models"]]
+
+
 def test_a_request_without_keep_alive_gets_what_the_config_says(tmp_path: Path, llm: FakeUpstream) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url, "ttl": 600}}}))

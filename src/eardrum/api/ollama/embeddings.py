@@ -12,9 +12,10 @@ from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.generation import named
 from eardrum.api.ollama.messages import text
-from eardrum.api.ollama.names import Names
-from eardrum.api.ollama.upstream import answered, events
+from eardrum.api.ollama.names import Names, bare
+from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import InvalidRequestError, UpstreamError
+from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
@@ -31,7 +32,7 @@ class Embeddings:
         began = time.monotonic()
         model = self._model(wish, reply)
         ask = asks.embed(wish, model.id)
-        said = await self._ask(model, ask)
+        said = await self._ask(model, ask, wish, reply)
         figures = {"total_duration": durations.nanoseconds(time.monotonic() - began), "prompt_eval_count": _tokens(said)}
         vectors = _vectors(model, said, len(ask.body["input"]) if ask else 0)
         await reply.whole(
@@ -42,7 +43,7 @@ class Embeddings:
         """`/api/embeddings`, the older one: the vector of a prompt."""
         model = self._model(wish, reply)
         prompt = text(wish, "prompt")
-        said = await self._ask(model, asks.embed({"input": prompt}, model.id))
+        said = await self._ask(model, asks.embed({"input": prompt}, model.id), wish, reply)
         await reply.whole({"embedding": (_vectors(model, said, 1) if prompt else [[]])[0]})
 
     def _model(self, wish: dict[str, Any], reply: Reply) -> Model:
@@ -52,12 +53,13 @@ class Embeddings:
             raise InvalidRequestError(f'"{found.id}" does not support embeddings: it turns speech into text.', param="model")
         return replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl))
 
-    async def _ask(self, model: Model, ask: Ask | None) -> Any:
+    async def _ask(self, model: Model, ask: Ask | None, wish: dict[str, Any], reply: Reply) -> Any:
         """What the model says; with nothing to ask it is only loaded."""
         if not ask:
             await self._service.load_model(model)
             return {"data": []}
-        async with answered(self._service, model, ask) as response, aclosing(events(model, response)) as said:
+        sent = request(self._service, model, ask, bare(named(wish)), reply.authorization)
+        async with answered(self._service, model, sent) as response, aclosing(events(model, response)) as said:
             return await anext(said)
 
 

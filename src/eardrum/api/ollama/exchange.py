@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
 from eardrum.api.access import record
-from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.asgi import Receive, Scope, Send, header
 from eardrum.api.multipart import Body
 from eardrum.api.ollama.refusals import body, refusal
 from eardrum.config import Limits
@@ -23,6 +23,8 @@ class Reply:
 
     def __init__(self, scope: Scope, send: Send):
         self.record = record(scope)
+        self.authorization = header(scope, b"authorization")
+        """What the client shows as its right to be here; empty if nothing."""
         self._scope = scope
         self._send = send
         self._streaming = False

@@ -13,9 +13,11 @@ from eardrum.api.ollama import abilities, asks, durations, speech
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import Chunks, Piece
 from eardrum.api.ollama.exchange import Reply
-from eardrum.api.ollama.names import Names
-from eardrum.api.ollama.upstream import answered, events
+from eardrum.api.ollama.names import Names, bare
+from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import InvalidRequestError, UpstreamError
+from eardrum.gateway.foreign import Outgoing
+from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
@@ -107,11 +109,11 @@ class Generation:
         else:
             ask = mapping(wish, model.id, abilities.server(model))
             self._mention(model, ask)
-            await self._forward(model, ask, answering)
+            await self._forward(model, request(self._service, model, ask, bare(named(wish)), reply.authorization), answering)
 
-    async def _forward(self, model: Model, ask: Ask, answering: Answering) -> None:
+    async def _forward(self, model: Model, sent: Outgoing, answering: Answering) -> None:
         began, ready = time.monotonic(), self._service.state(model) is State.READY
-        async with answered(self._service, model, ask) as response:
+        async with answered(self._service, model, sent) as response:
             chunks = Chunks(began, began if ready else time.monotonic())
             async with aclosing(events(model, response)) as said:
                 async for event in said:

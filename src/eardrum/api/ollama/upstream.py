@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
@@ -12,34 +11,27 @@ import aiohttp
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import worded
 from eardrum.api.ollama.events import Events
-from eardrum.errors import EardrumError, InvalidRequestError, RunnerCrashedError, UpstreamError
-from eardrum.gateway.foreign import ForeignUpstream
-from eardrum.gateway.inventory import ADDRESS, Model
+from eardrum.errors import EardrumError, InvalidRequestError, UpstreamError
+from eardrum.gateway import filters
+from eardrum.gateway.foreign import Outgoing, chunks
+from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
 
 DONE = "[DONE]"
-HEADERS = {"accept-encoding": "identity"}
+HEADERS = (("content-type", "application/json"), ("accept-encoding", "identity"))
 CLIENTS_FAULT = (400, 413, 422)
 """Statuses with which an upstream refuses what the client asked, and not us."""
 
 
-@asynccontextmanager
-async def answered(service: Service, model: Model, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
-    """The answer of the model's upstream, which is kept loaded meanwhile. Leaving before its end hangs up.
+def request(service: Service, model: Model, ask: Ask, named: str, authorization: str) -> Outgoing:
+    """What the upstream gets, with what the config changes for models asked for as `named`.
 
-    Raises:
-        UpstreamError: the upstream cannot be reached, or broke off.
-        RunnerCrashedError: so did a command of ours.
-        EardrumError: as `Service.lease`.
+    A key to this server is for this machine only: what runs elsewhere does not get it.
     """
-    async with service.lease(model) as upstream:
-        assert isinstance(upstream, ForeignUpstream)
-        try:
-            async with upstream.session.post(upstream.address + ask.path, json=ask.body, headers=HEADERS) as response:
-                yield response
-        except (aiohttp.ClientError, OSError) as error:
-            broken = UpstreamError if model.engine == ADDRESS else RunnerCrashedError
-            raise broken(f"The connection to the server behind {model.id} broke: {str(error) or type(error).__name__}") from error
+    headers = [*HEADERS]
+    if authorization and (model.engine == COMMAND or not service.settings.apiKeys):
+        headers.append(("authorization", authorization))
+    return Outgoing("POST", ask.path, headers, json.dumps(filters.apply(ask.body, model.entry, named)).encode())
 
 
 async def events(model: Model, response: aiohttp.ClientResponse) -> AsyncGenerator[Any, None]:
@@ -48,15 +40,16 @@ async def events(model: Model, response: aiohttp.ClientResponse) -> AsyncGenerat
     Raises:
         InvalidRequestError: the upstream refuses what was asked.
         UpstreamError: it fails, or sends what nobody can read.
+        UpstreamDiedError: it breaks off.
     """
     if response.status >= 400:
-        raise _refused(model, response.status, await response.read())
+        raise _refused(model, response.status, b"".join([piece async for piece in chunks(response)]))
     if response.content_type != "text/event-stream":
-        yield _parsed(model, await response.read())
+        yield _parsed(model, b"".join([piece async for piece in chunks(response)]))
         yield None
         return
     found = Events()
-    async for piece in response.content.iter_any():
+    async for piece in chunks(response):
         for data in found.feed(piece):
             yield None if data == DONE else _parsed(model, data)
             if data == DONE:
