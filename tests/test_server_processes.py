@@ -32,7 +32,7 @@ def test_a_model_is_loaded_and_unloaded_by_hand() -> None:
         loaded = requests.post(f"{server.address}/api/ps/whisper-1", timeout=60)
         assert (loaded.status_code, loaded.json()) == (200, {"status": "loaded", "model": M})
         (model,) = ps(server)
-        assert (model["model"], model["state"], model["requests"], model["ttl_remaining"]) == (M, "ready", 0, None)
+        assert (model["id"], model["state"], model["requests"], model["ttl_remaining"]) == (M, "ready", 0, None)
         assert model["is_default"]
         assert abs(time.time() - float(str(model["loaded_at"]))) < 60
         process = psutil.Process(int(str(model["pid"])))

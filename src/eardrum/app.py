@@ -20,6 +20,8 @@ from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
 from eardrum.api.forward.routes import Forward
+from eardrum.api.ollama import refusals as ollama_refusals
+from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.service import Service
@@ -42,8 +44,11 @@ def create_app(service: Service) -> App:
             {"status": "ok", "version": __version__, "default_model": service.catalog.default.id, "models": models}
         )
 
-    async def home(_: Request) -> Response:
-        return RedirectResponse("/docs")
+    async def home(request: Request) -> Response:
+        """A page for people; for Ollama's clients the sign that they are right here."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/docs")
+        return ollama_routes.greeting()
 
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[
@@ -51,6 +56,7 @@ def create_app(service: Service) -> App:
             Route("/health", health),
             *docs.routes(service),
             *routes.routes(service),
+            *ollama_routes.routes(service),
             *admin.routes(service),
         ],
         exception_handlers={EardrumError: _refused, HTTPException: _unrouted, Exception: _broken},
@@ -99,7 +105,12 @@ class Front:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, EardrumError)
     record(request.scope).note = error.message
-    return answers.refusal(error)
+    return _refusal(request, error)
+
+
+def _refusal(request: Request, error: EardrumError) -> Response:
+    """In the shape that the clients of this path read."""
+    return ollama_refusals.refusal(error) if ollama_refusals.speaks(request.url.path) else answers.refusal(error)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -112,11 +123,11 @@ async def _unrouted(request: Request, error: Exception) -> Response:
         known = NotFoundError(f"There is nothing at {path}. /docs lists every route.")
     else:
         known = EardrumError(error.detail)
-    response = answers.refusal(known)
+    response = _refusal(request, known)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _broken(request: Request, _: Exception) -> Response:
     id = record(request.scope).id
-    return answers.refusal(EardrumError(f"The server failed on this request ({id}); its log says why."))
+    return _refusal(request, EardrumError(f"The server failed on this request ({id}); its log says why."))

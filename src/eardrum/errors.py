@@ -122,6 +122,13 @@ class HeadTooLargeError(EardrumError):
     code = "headers_too_large"
 
 
+class NotOfferedError(EardrumError):
+    """A part of somebody's API that this server does not have, on purpose."""
+
+    status = 501
+    code = "not_implemented"
+
+
 class BusyError(EardrumError):
     """The model's queue is full; `retry_after` says when to come back."""
 

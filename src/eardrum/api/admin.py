@@ -24,7 +24,6 @@ def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/api/pull/{name:path}", admin.pull, methods=["POST"]),
         Route("/api/v1/backend", admin.backend),
-        Route("/api/ps", admin.running),
         Route("/api/ps/{name:path}", admin.load, methods=["POST"]),
         Route("/api/ps/{name:path}", admin.unload, methods=["DELETE"]),
     ]
@@ -55,10 +54,6 @@ class Admin:
 
         return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"cache-control": "no-store"})
 
-    async def running(self, _: HttpRequest) -> Response:
-        """The models whose processes run."""
-        return JSONResponse({"models": [_process(status) for status in self._service.processes()]})
-
     async def load(self, request: HttpRequest) -> Response:
         """Start a model's process, unless it runs, and wait until it serves."""
         model = await self._service.load_model(self._named(request))
@@ -86,10 +81,11 @@ class Admin:
         )
 
 
-def _process(status: ProcessStatus) -> dict[str, Any]:
+def process(status: ProcessStatus) -> dict[str, Any]:
+    """One entry of `GET /api/ps`, in our own words."""
     model = status.model
     return {
-        "model": model.id,
+        "id": model.id,
         "engine": model.engine,
         "state": status.state,
         "requests": status.requests,

@@ -31,7 +31,7 @@ def ps(server: Server = DEFAULT_SERVER) -> None:
     for model in models:
         left = model["ttl_remaining"]
         table.add_row(
-            model["model"],
+            model["id"],
             model["engine"],
             model["state"],
             str(model["requests"]),

@@ -13,6 +13,7 @@ from eardrum.config import Settings
 from eardrum.errors import (
     ConfigError,
     EardrumError,
+    InvalidRequestError,
     ModelNotFoundError,
     PullError,
     RunnerCrashedError,
@@ -68,6 +69,8 @@ class ProcessStatus:
     loaded_at: float
     """Unix time."""
     default: bool
+    ttl: float
+    """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
     ttl_remaining: float | None
     """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
 
@@ -113,7 +116,7 @@ class Service:
     def _status(self, model: Model) -> ProcessStatus | None:
         if not (running := self._supervisor.running(model)):
             return None
-        idle = self._supervisor.idle_for(model)
+        idle, ttl = self._supervisor.idle_for(model), self._supervisor.ttl(model)
         return ProcessStatus(
             model=model,
             state=self.state(model),
@@ -121,7 +124,8 @@ class Service:
             pid=running.pid,
             loaded_at=running.since,
             default=model.id == self.catalog.default.id,
-            ttl_remaining=max(0.0, model.ttl - idle) if model.ttl and idle is not None else None,
+            ttl=ttl,
+            ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
         )
 
     async def load_model(self, model: Model) -> Model:
@@ -189,6 +193,22 @@ class Service:
             PullError: the hub cannot be asked, or no engine recognises what it has.
         """
         return await choice.choose(name, self.catalog.inventory, self._puller)
+
+    async def remove(self, model: Model) -> None:
+        """Unload a model and delete its files, which must be the store's.
+
+        Raises:
+            InvalidRequestError: they are not, or it is the default model.
+            ConfigError: the rights to do so are missing.
+        """
+        if model.origin != "disk":
+            where = {"config": "the config: take it out there", "embedded": "the package"}.get(model.origin, "elsewhere")
+            raise InvalidRequestError(f"{model.id} cannot be deleted here: it came from {where}.", param="model")
+        if model.id == self.catalog.default.id:
+            raise InvalidRequestError(f"{model.id} is the default model: set default_model to another one first.", param="model")
+        await self.unload(model)
+        await asyncio.to_thread(self.catalog.inventory.store.remove, model.id)
+        self.catalog.scan()
 
     async def pull(self, match: Match) -> AsyncGenerator[Progress, None]:
         """Fetch a model, or bring the one that is here up to date.

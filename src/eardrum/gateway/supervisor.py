@@ -179,6 +179,11 @@ class Supervisor:
         slot = self._scheduler.slots.get(model.id)
         return time.monotonic() - slot.idle_since if slot and slot.state is State.READY and not slot.active else None
 
+    def ttl(self, model: Model) -> float:
+        """The time to live that its last request gave it, in seconds; 0 is never unloaded."""
+        slot = self._scheduler.slots.get(model.id)
+        return slot.ttl if slot else model.ttl
+
     async def shutdown(self) -> None:
         """Stop every process and wait until all are gone."""
         self._down = True

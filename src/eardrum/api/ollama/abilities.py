@@ -1,0 +1,56 @@
+"""What a model can do, in Ollama's words: by what the config declares, else by what its command says. Pure."""
+
+from __future__ import annotations
+
+from eardrum.api.ollama.asks import Server
+from eardrum.api.ollama.flags import Flags
+from eardrum.config.llama_swap import Declared
+from eardrum.gateway.inventory import Model
+
+
+def of(model: Model) -> list[str]:
+    """The capabilities, such as `completion`, `tools`, `vision`, `thinking`, `embedding`, `audio`."""
+    if not model.foreign or not model.entry:
+        return ["audio"]
+    said = model.entry.metadata.get("capabilities")
+    if isinstance(said, list | tuple):
+        return [str(ability) for ability in said]
+    flags = Flags.of(model.entry.cmd)
+    if hears(model):
+        return ["audio"]
+    return ["embedding"] if flags.embeds else _of_language_model(model.entry.capabilities, flags)
+
+
+def _of_language_model(declared: Declared, flags: Flags) -> list[str]:
+    if declared.reranker or flags.has("--reranking", "--rerank"):
+        return []  # for which Ollama has no word
+    if declared.outputs and "text" not in declared.outputs:
+        return [kind for kind in declared.outputs if kind == "image"]
+    found = {
+        "completion": True,
+        "tools": declared.tools or flags.has("--jinja", "--enable-auto-tool-choice"),
+        "vision": "image" in declared.inputs or flags.has("--mmproj", "-mm"),
+        "audio": "audio" in declared.inputs,
+        "thinking": flags.has("--reasoning-format", "--reasoning-parser") or flags.value("--reasoning-budget") not in ("", "0"),
+    }
+    return [ability for ability, there in found.items() if there]
+
+
+def hears(model: Model) -> bool:
+    """Whether the model turns speech into text and does nothing else."""
+    if not model.foreign or not model.entry:
+        return True
+    if isinstance(said := model.entry.metadata.get("capabilities"), list | tuple):
+        return list(said) == ["audio"]
+    if inputs := model.entry.capabilities.inputs:
+        return "audio" in inputs and "text" not in inputs
+    return Flags.of(model.entry.cmd).hears
+
+
+def server(model: Model) -> Server:
+    """What the model's server may know beyond OpenAI's API: clouds, which are the ones behind https, refuse parameters."""
+    entry = model.entry
+    return Server(
+        local=not (entry and entry.proxy.startswith("https:")),
+        infills=bool(entry and Flags.of(entry.cmd).program.startswith("llama-server")),
+    )

@@ -1,0 +1,84 @@
+"""`/api/embed` and `/api/embeddings`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from eardrum.api.ollama import abilities, asks, durations
+from eardrum.api.ollama.asks import Ask
+from eardrum.api.ollama.exchange import Reply
+from eardrum.api.ollama.generation import named
+from eardrum.api.ollama.messages import text
+from eardrum.api.ollama.names import Names, bare
+from eardrum.api.ollama.upstream import events, request
+from eardrum.errors import InvalidRequestError, UpstreamError
+from eardrum.gateway.forwarding import answered
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import Service
+
+
+class Embeddings:
+    """The two endpoints."""
+
+    def __init__(self, service: Service, names: Names):
+        self._service = service
+        self._names = names
+
+    async def many(self, wish: dict[str, Any], reply: Reply) -> None:
+        """`/api/embed`: a vector for each input."""
+        began = time.monotonic()
+        model = self._model(wish, reply)
+        ask = asks.embed(wish, model.id)
+        said = await self._ask(model, ask, wish, reply)
+        figures = {"total_duration": durations.nanoseconds(time.monotonic() - began), "prompt_eval_count": _tokens(said)}
+        vectors = _vectors(model, said, len(ask.body["input"]) if ask else 0)
+        await reply.whole(
+            {"model": named(wish), "embeddings": vectors} | {name: value for name, value in figures.items() if value}
+        )
+
+    async def one(self, wish: dict[str, Any], reply: Reply) -> None:
+        """`/api/embeddings`, the older one: the vector of a prompt."""
+        model = self._model(wish, reply)
+        prompt = text(wish, "prompt")
+        said = await self._ask(model, asks.embed({"input": prompt}, model.id), wish, reply)
+        await reply.whole({"embedding": (_vectors(model, said, 1) if prompt else [[]])[0]})
+
+    def _model(self, wish: dict[str, Any], reply: Reply) -> Model:
+        found = self._names.find(named(wish))
+        reply.record.model = found.id
+        if abilities.hears(found):
+            raise InvalidRequestError(f'"{found.id}" does not support embeddings: it turns speech into text.', param="model")
+        return replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl))
+
+    async def _ask(self, model: Model, ask: Ask | None, wish: dict[str, Any], reply: Reply) -> Any:
+        """What the model says; with nothing to ask it is only loaded."""
+        if not ask:
+            await self._service.load_model(model)
+            return {"data": []}
+        sent = request(self._service, model, ask, bare(named(wish)), reply.authorization)
+        async with answered(self._service, model, sent) as response, aclosing(events(model, response)) as said:
+            return await anext(said)
+
+
+def _vectors(model: Model, said: Any, count: int) -> list[list[float]]:
+    """The vectors in the order of the inputs.
+
+    Raises:
+        UpstreamError: they are not all there.
+    """
+    try:
+        vectors = [item["embedding"] for item in sorted(said["data"], key=lambda item: item.get("index", 0))]
+    except (KeyError, TypeError, AttributeError):
+        vectors = []
+    if len(vectors) != count or not all(isinstance(vector, list) for vector in vectors):
+        raise UpstreamError(f"The server behind {model.id} answered {len(vectors)} embeddings where {count} were asked for.")
+    return vectors
+
+
+def _tokens(said: Any) -> int:
+    usage = said.get("usage") if isinstance(said, dict) else None
+    count = usage.get("prompt_tokens") if isinstance(usage, dict) else 0
+    return count if isinstance(count, int) else 0

@@ -1,0 +1,146 @@
+"""`/api/chat` and `/api/generate`: text from language models, transcripts from speech models, loading and unloading."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from eardrum.api.ollama import abilities, asks, durations, speech
+from eardrum.api.ollama.asks import Ask
+from eardrum.api.ollama.chunks import Chunks, Piece
+from eardrum.api.ollama.exchange import Reply
+from eardrum.api.ollama.names import Names, bare
+from eardrum.api.ollama.upstream import events, request
+from eardrum.errors import InvalidRequestError, UpstreamError
+from eardrum.gateway.foreign import Outgoing
+from eardrum.gateway.forwarding import answered
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.scheduler import State
+from eardrum.gateway.service import Service
+from eardrum.types import Summary
+
+log = logging.getLogger(__name__)
+
+Shape = Callable[[Piece], dict[str, Any]]
+
+
+def named(wish: dict[str, Any]) -> str:
+    """The model's name in a request.
+
+    Raises:
+        InvalidRequestError: there is none.
+    """
+    name = wish.get("model") or wish.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidRequestError("model is required", param="model")
+    return name.strip()
+
+
+class Answering:
+    """One answer in the shape of its route, in lines or whole."""
+
+    def __init__(self, wish: dict[str, Any], reply: Reply, shape: Shape):
+        self._name = named(wish)
+        self.lines = asks.streams(wish)
+        """Whether the client wants pieces as they come."""
+        self._reply = reply
+        self._shape = shape
+        self._whole = Piece()
+
+    async def add(self, piece: Piece) -> None:
+        """Send one more piece, or keep it for the end."""
+        if not piece:
+            return
+        if self.lines:
+            await self._reply.line(self._stamped(piece) | {"done": False})
+        else:
+            self._whole.add(piece)
+
+    async def end(self, last: dict[str, Any]) -> None:
+        """Send the end: `last` is what comes after `done`."""
+        if self.lines:
+            await self._reply.line(self._stamped(Piece()) | last, last=True)
+        else:
+            await self._reply.whole(self._stamped(self._whole) | last)
+
+    async def nothing(self, reason: str) -> None:
+        """Answer without a word."""
+        await self._reply.whole(self._stamped(Piece()) | {"done": True, "done_reason": reason})
+
+    def _stamped(self, piece: Piece) -> dict[str, Any]:
+        return {"model": self._name, "created_at": durations.timestamp(time.time())} | self._shape(piece)
+
+
+class Generation:
+    """The two endpoints."""
+
+    def __init__(self, service: Service, names: Names):
+        self._service = service
+        self._names = names
+        self._mentioned: set[tuple[str, str]] = set()
+
+    async def chat(self, wish: dict[str, Any], reply: Reply) -> None:
+        """`/api/chat`; without messages the model is only loaded, or unloaded."""
+        await self._answer(wish, reply, Piece.as_chat, asks.chat, empty=not wish.get("messages"))
+
+    async def generate(self, wish: dict[str, Any], reply: Reply) -> None:
+        """`/api/generate`; without a prompt the model is only loaded, or unloaded."""
+        empty = not any(wish.get(field) for field in ("prompt", "images", "suffix"))
+        await self._answer(wish, reply, Piece.as_generate, asks.generate, empty=empty)
+
+    async def _answer(
+        self, wish: dict[str, Any], reply: Reply, shape: Shape, mapping: Callable[..., Ask], *, empty: bool
+    ) -> None:
+        answering, found = Answering(wish, reply, shape), self._names.find(named(wish))
+        model = replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl))
+        reply.record.model = model.id
+        if empty and model.ttl == durations.AT_ONCE_S:
+            await self._service.unload(model)
+            await answering.nothing("unload")
+        elif empty:
+            await self._service.load_model(model)
+            await answering.nothing("load")
+        elif abilities.hears(model):
+            await self._transcribe(model, wish, reply, answering)
+        else:
+            ask = mapping(wish, model.id, abilities.server(model))
+            self._mention(model, ask)
+            await self._forward(model, request(self._service, model, ask, bare(named(wish)), reply.authorization), answering)
+
+    async def _forward(self, model: Model, sent: Outgoing, answering: Answering) -> None:
+        began, ready = time.monotonic(), self._service.state(model) is State.READY
+        async with answered(self._service, model, sent) as response:
+            chunks = Chunks(began, began if ready else time.monotonic())
+            async with aclosing(events(model, response)) as said:
+                async for event in said:
+                    await answering.add(chunks.take(event, time.monotonic()))
+        if not chunks.complete:
+            raise UpstreamError(f"The server behind {model.id} ended in the middle of its answer.")
+        await answering.add(chunks.tool_calls())
+        await answering.end(chunks.last(time.monotonic()))
+
+    async def _transcribe(self, model: Model, wish: dict[str, Any], reply: Reply, answering: Answering) -> None:
+        began, decoding = time.monotonic(), 0.0
+        async with aclosing(speech.transcribe(self._service, model, speech.recordings(wish), whole=not answering.lines)) as heard:
+            async for text in heard:
+                if isinstance(text, Summary):
+                    reply.record.about(model, text)
+                    decoding += text.decode_s
+                else:
+                    await answering.add(Piece(text))
+        took = {"total_duration": time.monotonic() - began, "eval_duration": decoding}
+        figures = {name: durations.nanoseconds(seconds) for name, seconds in took.items() if seconds}
+        await answering.end({"done": True, "done_reason": "stop"} | figures)
+
+    def _mention(self, model: Model, ask: Ask) -> None:
+        """Say once of each option that it has no effect."""
+        for option in ask.ignored:
+            if (model.id, option) not in self._mentioned and len(self._mentioned) < 1000:
+                self._mentioned.add((model.id, option))
+                log.info(
+                    "The option %r of Ollama's API has no effect on %s: set it where the model is started.", option[:40], model.id
+                )

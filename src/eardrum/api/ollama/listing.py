@@ -1,0 +1,72 @@
+"""Models as Ollama lists and describes them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from eardrum.api.ollama import abilities, details, files
+from eardrum.api.ollama.durations import FOR_EVER_S, timestamp
+from eardrum.api.ollama.flags import Flags
+from eardrum.api.ollama.names import listed
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import ProcessStatus
+
+STARTED = time.time()
+"""Since when models without files are as they are."""
+
+
+def tags(models: list[Model], copies: list[tuple[str, Model]]) -> dict[str, Any]:
+    """`/api/tags`: the models that can be asked for now, and copies by name, the newest first. Reads directories."""
+    usable = [model for model in models if model.runnable and not model.absent and not (model.entry and model.entry.unlisted)]
+    found = [_tag(name, model) for name, model in [*((model.id, model) for model in usable), *copies]]
+    return {"models": sorted(found, key=lambda tag: str(tag["modified_at"]), reverse=True)}
+
+
+def _tag(name: str, model: Model) -> dict[str, Any]:
+    found = files.of(model)
+    length = details.context(model)
+    return {
+        "name": listed(name),
+        "model": listed(name),
+        "modified_at": timestamp(found.modified or STARTED),
+        "size": found.size,
+        "digest": found.digest,
+        "details": details.of(model) | ({"context_length": length} if length else {}),
+        "capabilities": abilities.of(model),
+    }
+
+
+def show(model: Model) -> dict[str, Any]:
+    """`/api/show`. Reads directories."""
+    length = details.context(model)
+    return {
+        "modelfile": f"FROM {model.id}\n",
+        "parameters": f"num_ctx {length}" if length else "",
+        "template": "{{ .Prompt }}",
+        "details": details.of(model),
+        "model_info": details.info(model),
+        "capabilities": abilities.of(model),
+        "modified_at": timestamp(files.of(model).modified or STARTED),
+    }
+
+
+def process(status: ProcessStatus, now: float) -> dict[str, Any]:
+    """One entry of `/api/ps` at the Unix time `now`. Reads directories.
+
+    Of the memory on the GPU nothing is known but whether the model is meant to be there.
+    """
+    model, found = status.model, files.of(status.model)
+    left = status.ttl if status.ttl_remaining is None else status.ttl_remaining
+    flags = Flags.of(model.entry.cmd if model.entry else "")
+    on_gpu = model.options.get("device") == "cuda" or flags.on_gpu
+    return {
+        "name": listed(model.id),
+        "model": listed(model.id),
+        "size": found.size,
+        "digest": found.digest,
+        "details": details.of(model),
+        "expires_at": timestamp(now + (left if status.ttl else FOR_EVER_S)),
+        "size_vram": found.size if on_gpu else 0,
+        "context_length": details.context(model),
+    }

@@ -1,0 +1,75 @@
+"""Models by Ollama's names: always with a tag, `latest` if there is no other, and copies, which are further names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from eardrum.errors import InvalidRequestError, ModelNotFoundError
+from eardrum.gateway import names
+from eardrum.gateway.inventory import Model
+
+LATEST = ":latest"
+
+COPIES = 1000
+"""How many names clients may add: they live in memory."""
+
+
+def listed(id: str) -> str:
+    """The name under which an id is listed. Clients add `:latest` to any name without a tag and then look for that."""
+    return id if ":" in id else id + LATEST
+
+
+def bare(name: str) -> str:
+    """The name without the tag that says nothing."""
+    return name.removesuffix(LATEST)
+
+
+class Names:
+    """Finds models by asking `find`; copies live as long as the server."""
+
+    def __init__(self, find: Callable[[str], Model]):
+        self._find = find
+        self._copies: dict[str, str] = {}
+
+    def find(self, name: str) -> Model:
+        """The model of a name, with or without `:latest`, of an alias or of a copy.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        for candidate in dict.fromkeys((name, bare(name))):
+            with suppress(ModelNotFoundError):
+                return self._find(self._copies.get(bare(candidate), candidate))
+        known = ", try pulling it first" if names.matches(bare(name)) else ""
+        raise ModelNotFoundError(f"model '{_shown(name)}' not found{known}")
+
+    def copy(self, source: str, destination: str) -> None:
+        """Let a model be known by a further name, instead of what that name meant to a copy before.
+
+        Raises:
+            ModelNotFoundError: there is no such source.
+            InvalidRequestError: the name is taken by a model, or there are too many.
+        """
+        model, name = self.find(source), bare(destination)
+        if name not in self._copies:
+            with suppress(ModelNotFoundError):
+                taken = self._find(name)
+                raise InvalidRequestError(f"'{_shown(name)}' is already a name of {taken.id}.", param="destination")
+            if len(self._copies) >= COPIES:
+                raise InvalidRequestError(f"There are {COPIES} copies already: delete some, or use `aliases:` in the config.")
+        self._copies[name] = model.id
+
+    def forget(self, name: str) -> bool:
+        """Drop a copy; False if the name is none."""
+        return self._copies.pop(bare(name), None) is not None
+
+    def copies(self) -> Iterator[tuple[str, Model]]:
+        """All copies with what they mean, as far as that is still here."""
+        for name, id in self._copies.items():
+            with suppress(ModelNotFoundError):
+                yield name, self._find(id)
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= names.SHOWN else name[: names.SHOWN] + "..."

@@ -1,0 +1,97 @@
+"""The routes of Ollama's API."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from eardrum import __version__
+from eardrum.api import admin
+from eardrum.api.ollama import listing
+from eardrum.api.ollama.embeddings import Embeddings
+from eardrum.api.ollama.exchange import Endpoint, Reply
+from eardrum.api.ollama.generation import Generation, named
+from eardrum.api.ollama.names import Names
+from eardrum.api.ollama.storage import Storage
+from eardrum.errors import ModelNotFoundError, NotOfferedError
+from eardrum.gateway.service import ProcessStatus, Service
+
+OLLAMA_VERSION = "0.13.5"
+"""The Ollama whose API this is: clients compare it with what they need, number by number."""
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    """All routes of this edge."""
+    names, limits = Names(service.catalog.find), service.settings.limits
+    models = Models(service, names)
+    generation, embeddings, storage = Generation(service, names), Embeddings(service, names), Storage(service, names)
+    answers = {
+        "show": models.show,
+        "chat": generation.chat,
+        "generate": generation.generate,
+        "embed": embeddings.many,
+        "embeddings": embeddings.one,
+        "pull": storage.pull,
+        "copy": storage.copy,
+    }
+    return [
+        Route("/api/version", models.version),
+        Route("/api/tags", models.tags),
+        Route("/api/ps", models.running),
+        *(Route(f"/api/{name}", Endpoint(limits, answer), methods=["POST"]) for name, answer in answers.items()),
+        Route("/api/delete", Endpoint(limits, storage.delete), methods=["DELETE"]),
+        Route("/api/create", _refused, methods=["POST"]),
+        Route("/api/push", _refused, methods=["POST"]),
+        Route("/api/blobs/{digest}", _refused, methods=["HEAD", "POST"]),
+    ]
+
+
+def greeting() -> Response:
+    """What Ollama says at `/`, by which its clients know that it is there."""
+    return PlainTextResponse("Ollama is running")
+
+
+class Models:
+    """What models there are and which are loaded."""
+
+    def __init__(self, service: Service, names: Names):
+        self._service = service
+        self._names = names
+
+    async def version(self, _: HttpRequest) -> Response:
+        """The version of the API, and beside it our own."""
+        return JSONResponse({"version": OLLAMA_VERSION, "eardrum": __version__})
+
+    async def tags(self, _: HttpRequest) -> Response:
+        """All models."""
+        models, copies = list(self._service.catalog), list(self._names.copies())
+        return JSONResponse(await asyncio.to_thread(listing.tags, models, copies))
+
+    async def show(self, wish: dict[str, Any], reply: Reply) -> None:
+        """One model."""
+        model = self._names.find(named(wish))
+        if model.absent:
+            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
+        await reply.whole(await asyncio.to_thread(listing.show, model))
+
+    async def running(self, _: HttpRequest) -> Response:
+        """The models whose processes run, those that stay longest first: Ollama's words and ours in one object."""
+        models = await asyncio.to_thread(_processes, self._service.processes())
+        return JSONResponse({"models": models})
+
+
+def _processes(statuses: list[ProcessStatus]) -> list[dict[str, Any]]:
+    now = time.time()
+    models = [admin.process(status) | listing.process(status, now) for status in statuses]
+    return sorted(models, key=lambda model: str(model["expires_at"]), reverse=True)
+
+
+async def _refused(request: HttpRequest) -> Response:
+    raise NotOfferedError(
+        f"{request.url.path} is not implemented: models come from the hub, a folder or the config, not from Modelfiles."
+    )

@@ -1,0 +1,79 @@
+"""Asks the upstream of a model and reads what it says, streamed or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import aiohttp
+
+from eardrum.api.ollama.asks import Ask
+from eardrum.api.ollama.chunks import worded
+from eardrum.api.ollama.events import Events
+from eardrum.errors import EardrumError, InvalidRequestError, UpstreamError
+from eardrum.gateway import filters
+from eardrum.gateway.foreign import Outgoing, chunks
+from eardrum.gateway.inventory import COMMAND, Model
+from eardrum.gateway.service import Service
+
+DONE = "[DONE]"
+HEADERS = (("content-type", "application/json"), ("accept-encoding", "identity"))
+CLIENTS_FAULT = (400, 413, 422)
+"""Statuses with which an upstream refuses what the client asked, and not us."""
+
+
+def request(service: Service, model: Model, ask: Ask, named: str, authorization: str) -> Outgoing:
+    """What the upstream gets, with what the config changes for models asked for as `named`.
+
+    A key to this server is for this machine only: what runs elsewhere does not get it.
+    """
+    headers = [*HEADERS]
+    if authorization and (model.engine == COMMAND or not service.settings.apiKeys):
+        headers.append(("authorization", authorization))
+    return Outgoing("POST", ask.path, headers, json.dumps(filters.apply(ask.body, model.entry, named)).encode())
+
+
+async def events(model: Model, response: aiohttp.ClientResponse) -> AsyncGenerator[Any, None]:
+    """Each event of the answer, or the whole answer; and None when it is whole or a stream says itself that it is done.
+
+    Raises:
+        InvalidRequestError: the upstream refuses what was asked.
+        UpstreamError: it fails, or sends what nobody can read.
+        UpstreamDiedError: it breaks off.
+    """
+    if response.status >= 400:
+        raise _refused(model, response.status, b"".join([piece async for piece in chunks(response)]))
+    if response.content_type != "text/event-stream":
+        yield _parsed(model, b"".join([piece async for piece in chunks(response)]))
+        yield None
+        return
+    found = Events()
+    async for piece in chunks(response):
+        for data in found.feed(piece):
+            yield None if data == DONE else _parsed(model, data)
+            if data == DONE:
+                return
+    for data in found.end():
+        yield None if data == DONE else _parsed(model, data)
+
+
+def _refused(model: Model, status: int, content: bytes) -> EardrumError:
+    """What the upstream said, as the client's fault or the upstream's."""
+    text = content.decode(errors="replace")
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = text.strip()[:500]
+    message = worded(said.get("error") or said if isinstance(said, dict) else said) or f"It answered {status}."
+    if status in CLIENTS_FAULT:
+        return InvalidRequestError(message)
+    return UpstreamError(f"The server behind {model.id} answered {status}: {message}")
+
+
+def _parsed(model: Model, data: bytes | str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        start = data[:200].decode(errors="replace") if isinstance(data, bytes) else data[:200]
+        raise UpstreamError(f"The server behind {model.id} sent what is not JSON: {start}") from None

@@ -1,0 +1,114 @@
+"""What models can do and are, by the config and the words of a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eardrum import config
+from eardrum.api.ollama import abilities, details, files
+from eardrum.api.ollama.asks import Server
+from eardrum.api.ollama.flags import Flags
+from eardrum.gateway.inventory import Inventory, Model
+
+
+def foreign(id: str = "m", **entry: Any) -> Model:
+    entry = {"proxy": "http://127.0.0.1:1"} | entry
+    model = Inventory(config.Settings(models={id: entry})).configured(id)
+    assert model
+    return model
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({}, ["completion"]),
+        ({"cmd": "llama-server -m x.gguf --jinja --mmproj y.gguf"}, ["completion", "tools", "vision"]),
+        ({"cmd": "llama-server --reasoning-format deepseek"}, ["completion", "thinking"]),
+        ({"cmd": "llama-server --reasoning-budget 0"}, ["completion"]),
+        ({"cmd": "llama-server --embedding"}, ["embedding"]),
+        ({"cmd": "vllm serve BAAI/bge-m3 --task=embed"}, ["embedding"]),
+        ({"cmd": "llama-server --reranking"}, []),
+        ({"cmd": "/opt/whisper-server -m tiny.bin"}, ["audio"]),
+        ({"cmd": "server --inference-path /v1/audio/transcriptions"}, ["audio"]),
+        ({"capabilities": {"in": ["audio"], "out": ["text"]}}, ["audio"]),
+        ({"capabilities": {"in": ["text", "image", "audio"], "tools": True}}, ["completion", "tools", "vision", "audio"]),
+        ({"capabilities": {"in": ["text"], "out": ["image"]}}, ["image"]),
+        ({"cmd": "whisper-wrapper", "metadata": {"capabilities": ["completion", "insert"]}}, ["completion", "insert"]),
+    ],
+)
+def test_capabilities(entry: dict[str, Any], expected: list[str]) -> None:
+    assert abilities.of(foreign(**entry)) == expected
+
+
+def test_who_hears() -> None:
+    assert abilities.hears(foreign(metadata={"capabilities": ["audio"]}))
+    assert not abilities.hears(foreign(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
+    assert not abilities.hears(foreign(capabilities={"in": ["audio", "text"]}))
+
+
+def test_clouds_are_known_by_their_address() -> None:
+    assert abilities.server(foreign(proxy="http://192.168.1.4:8080")) == Server(local=True, infills=False)
+    assert abilities.server(foreign(proxy="https://api.example.com")) == Server(local=False, infills=False)
+    assert abilities.server(foreign(cmd="/opt/llama-server -m x.gguf")) == Server(local=True, infills=True)
+
+
+@pytest.mark.parametrize(
+    ("id", "cmd", "family", "size", "quantization"),
+    [
+        ("a", "llama-server -m /m/Qwen3-30B-A3B-Q4_K_M.gguf", "qwen3", "30B", "Q4_K_M"),
+        ("a", "llama-server -hf ggml-org/gemma-3-4b-it-GGUF:Q8_0", "gemma3", "4B", "Q8_0"),
+        ("a", "vllm serve mistralai/Mixtral-8x7B-AWQ --port 1", "mixtral", "8X7B", "AWQ"),
+        ("gpt-oss-120b-mxfp4", "llama-server", "gptoss", "120B", "MXFP4"),
+        ("nomic-embed-text-v1.5.f16", "llama-server", "nomic-bert", "", "F16"),
+        ("mystery", "llama-server -m /m/b.gguf", "", "", ""),
+    ],
+)
+def test_details_are_read_off_names(id: str, cmd: str, family: str, size: str, quantization: str) -> None:
+    found = details.of(foreign(id, cmd=cmd))
+    assert (found["family"], found["parameter_size"], found["quantization_level"]) == (family, size, quantization)
+    assert found["families"] == ([family] if family else [])
+    assert all(value is not None for value in found.values())
+
+
+def test_the_config_knows_better() -> None:
+    said = {"architecture": "olmo", "family": "o", "parameterSize": "1T", "quantizationLevel": "Q1", "contextLength": 99}
+    model = foreign(cmd="llama-server -m qwen3-8b.gguf -c 4096", metadata=said)
+    found = details.of(model)
+    assert (found["family"], found["parameter_size"], found["quantization_level"]) == ("o", "1T", "Q1")
+    assert details.info(model) == {"general.architecture": "olmo", "general.basename": "m", "olmo.context_length": 99}
+    assert details.context(foreign(cmd="x -c 4096", capabilities={"context": 7})) == 7
+
+
+@pytest.mark.parametrize(
+    ("cmd", "context"), [("x -c 4096", 4096), ("x --ctx-size=512", 512), ("vllm --max-model-len 32k", 0), ("x -c", 0), ("'", 0)]
+)
+def test_context_of_a_command(cmd: str, context: int) -> None:
+    assert Flags.of(cmd).context == context
+
+
+def test_files_are_counted_and_a_digest_tells_when_they_change(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"big-0000{part}-of-00002.gguf").write_bytes(bytes(100))
+    (tmp_path / "mmproj.gguf").write_bytes(bytes(11))
+    model = foreign(cmd=f"llama-server -m {tmp_path}/big-00001-of-00002.gguf --mmproj {tmp_path}/mmproj.gguf")
+    before = files.of(model)
+    assert before.size == 211
+    assert before == files.of(model)
+    assert before.modified == max(path.stat().st_mtime for path in tmp_path.iterdir())
+    (tmp_path / "big-00002-of-00002.gguf").write_bytes(bytes(101))
+    assert files.of(model).digest != before.digest
+    assert files.of(foreign("other")).digest != files.of(foreign("m")).digest
+    assert files.of(foreign(cmd="llama-server -m nowhere.gguf")).size == 0
+
+
+def test_contents_that_several_links_lead_to_count_once(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(bytes(100))
+    for name in ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).symlink_to(tmp_path / "blob")
+    model = Inventory(config.Settings(models={"a": {"source": str(tmp_path / "model")}})).configured("a")
+    assert model
+    assert files.of(model).size == 100

@@ -1,0 +1,160 @@
+"""What upstreams stream, as Ollama's chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eardrum.api.ollama.chunks import Chunks, Piece, worded
+from eardrum.errors import UpstreamError
+
+
+def delta(reason: str | None = None, **said: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": said, "finish_reason": reason}]}
+
+
+def call(arguments: str, index: int | None = 0, **more: str) -> dict[str, Any]:
+    function = {"arguments": arguments} | ({"name": more.pop("name")} if "name" in more else {})
+    return ({"index": index} if index is not None else {}) | {"function": function} | more
+
+
+def fed(*events: Any) -> tuple[Chunks, Piece]:
+    chunks, whole = Chunks(began=0.0, sent=1.0), Piece()
+    for number, event in enumerate(events):
+        whole.add(chunks.take(event, now=2.0 + number))
+    return chunks, whole
+
+
+def test_content_and_thinking_under_either_name() -> None:
+    _, whole = fed(
+        delta(role="assistant", content=None),
+        delta(reasoning_content="a"),
+        delta(reasoning="b"),
+        delta(content="c"),
+        delta("stop"),
+    )
+    assert whole.as_chat() == {"message": {"role": "assistant", "content": "c", "thinking": "ab"}}
+    assert whole.as_generate() == {"response": "c", "thinking": "ab"}
+
+
+def test_a_whole_answer_is_read_like_a_stream() -> None:
+    chunks, whole = fed({"choices": [{"message": {"content": "Hi", "tool_calls": [call('{"a": 1}', None, name="f")]}}]}, None)
+    assert whole.content == "Hi"
+    assert chunks.complete
+    assert chunks.tool_calls().tool_calls == [{"function": {"index": 0, "name": "f", "arguments": {"a": 1}}}]
+    assert fed({"choices": [{"text": "plain", "finish_reason": "stop"}]})[1].content == "plain"
+
+
+def test_what_infill_says_has_no_choices() -> None:
+    chunks, whole = fed({"content": "a", "stop": False}, {"content": "b", "stop": True, "stop_type": "limit"})
+    assert whole.content == "ab"
+    assert (chunks.complete, chunks.last(9.0)["done_reason"]) == (True, "length")
+
+
+def test_fragments_of_several_tool_calls_become_objects() -> None:
+    chunks, whole = fed(
+        delta(tool_calls=[call("", 0, id="x", name="f"), call("{", 1, id="y", name="g")]),
+        delta(tool_calls=[call('{"a"', 0)]),
+        delta(tool_calls=[call("}", 1)]),
+        delta(tool_calls=[call(': "ü"}', 0)]),
+        delta("tool_calls"),
+    )
+    assert not whole
+    assert chunks.tool_calls().tool_calls == [
+        {"id": "x", "function": {"index": 0, "name": "f", "arguments": {"a": "ü"}}},
+        {"id": "y", "function": {"index": 1, "name": "g", "arguments": {}}},
+    ]
+    assert chunks.last(9.0)["done_reason"] == "stop"
+
+
+def test_a_tool_call_that_was_cut_off_is_none() -> None:
+    chunks, _ = fed(delta(tool_calls=[call('{"a": 1}', 0, name="f"), call('{"a": ', 1, name="g")]), delta("length"))
+    assert [made["function"]["name"] for made in chunks.tool_calls().tool_calls] == ["f"]
+    assert chunks.last(9.0)["done_reason"] == "length"
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "3", '"x"', "None"])
+def test_arguments_that_are_no_object_are_the_upstreams_mistake(arguments: str) -> None:
+    chunks, _ = fed(delta("tool_calls", tool_calls=[call(arguments, 0, name="f")]))
+    with pytest.raises(UpstreamError, match="called f with"):
+        chunks.tool_calls()
+
+
+def test_figures_come_from_usage_and_the_clock() -> None:
+    chunks, _ = fed(delta(content="a"), delta("stop"), {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+    assert chunks.last(now=6.5) == {
+        "done": True,
+        "done_reason": "stop",
+        "total_duration": 6_500_000_000,
+        "load_duration": 1_000_000_000,
+        "prompt_eval_count": 3,
+        "prompt_eval_duration": 1_000_000_000,
+        "eval_count": 4,
+        "eval_duration": 4_500_000_000,
+    }
+
+
+def test_figures_of_llama_server_are_better() -> None:
+    timings = {"prompt_n": 5, "prompt_ms": 10.5, "predicted_n": 6, "predicted_ms": 20}
+    chunks, _ = fed(delta(content="a"), delta("stop") | {"timings": timings})
+    last = chunks.last(now=6.5)
+    assert (last["prompt_eval_count"], last["prompt_eval_duration"]) == (5, 10_500_000)
+    assert (last["eval_count"], last["eval_duration"]) == (6, 20_000_000)
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    last = fed(delta(content="a"), None)[0].last(now=2.0)
+    assert "eval_count" not in last
+    assert "eval_duration" not in last
+
+
+def test_probabilities_pass() -> None:
+    token = {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -0.1}], "id": 4}
+    event = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}
+    assert fed(event)[1].as_generate()["logprobs"] == [{name: token[name] for name in list(token)[:4]}]
+
+
+def test_an_end_without_a_reason_is_none() -> None:
+    assert not fed(delta(content="a"))[0].complete
+    assert fed(delta(content="a"), None)[0].complete
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("broken", "broken"),
+        ({"message": "too long", "code": 400}, "too long"),
+        ({"error": "inner"}, "inner"),
+        ({"detail": "no such route"}, "no such route"),
+        ({"odd": 1}, '{"odd": 1}'),
+        ([1], "[1]"),
+    ],
+)
+def test_errors_are_worded_whatever_their_shape(error: Any, words: str) -> None:
+    assert worded(error) == words
+    with pytest.raises(UpstreamError) as caught:
+        fed({"error": error})
+    assert caught.value.message == words
+
+
+@pytest.mark.parametrize("event", [[], "x", 3])
+def test_what_is_no_event_is_refused(event: Any) -> None:
+    with pytest.raises(UpstreamError, match="no event"):
+        fed(event)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"choices": None},
+        {"choices": []},
+        {"choices": [None]},
+        {"choices": [{"delta": None}]},
+        {"choices": [{"delta": {"content": [1], "tool_calls": [None, {"function": None}], "reasoning": 4}, "logprobs": []}]},
+        {"usage": [], "timings": 3, "choices": {}},
+    ],
+)
+def test_odd_events_add_nothing(event: Any) -> None:
+    assert not fed(event)[1]

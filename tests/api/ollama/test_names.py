@@ -1,0 +1,67 @@
+"""Names with and without tags, and copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eardrum import config
+from eardrum.api.ollama import names
+from eardrum.api.ollama.names import Names, listed
+from eardrum.errors import InvalidRequestError, ModelNotFoundError
+from eardrum.gateway.catalog import Catalog
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Names:
+    proxy = {"proxy": "http://127.0.0.1:1"}
+    models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy}
+    return Names(Catalog(config.Settings(model_dir=tmp_path, models=models)).find)
+
+
+def test_every_listed_name_has_a_tag() -> None:
+    assert [listed(id) for id in ("a", "a:7b", "o/a")] == ["a:latest", "a:7b", "o/a:latest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [("a", "a"), ("a:latest", "a"), ("b:latest", "a"), ("c:7b", "a"), ("x", "x"), ("x:latest", "x:latest"), ("y:2", "y:2")],
+)
+def test_names_are_found_with_and_without_the_tag(known: Names, name: str, id: str) -> None:
+    assert known.find(name).id == id
+
+
+@pytest.mark.parametrize("name", ["y", "a:7b", "A", "a:latest:latest", "nobody", "nobody:latest", "a\nb"])
+def test_other_names_are_not_found(known: Names, name: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        known.find(name)
+    assert caught.value.message == f"model '{name}' not found"
+
+
+def test_of_a_name_that_could_be_fetched_that_is_said(known: Names) -> None:
+    with pytest.raises(ModelNotFoundError, match="model 'small:latest' not found, try pulling it first"):
+        known.find("small:latest")
+
+
+def test_a_long_name_is_not_repeated_whole(known: Names) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        known.find("n" * 10_000)
+    assert len(caught.value.message) < 150
+
+
+def test_copies(known: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    known.copy("a", "new")
+    known.copy("new:latest", "newer:latest")
+    assert [(name, model.id) for name, model in known.copies()] == [("new", "a"), ("newer", "a")]
+    assert known.find("newer").id == known.find("new:latest").id == "a"
+    known.copy("y:2", "new")
+    assert known.find("new").id == "y:2"
+    assert known.forget("new:latest")
+    assert not known.forget("new")
+    assert not known.forget("a")
+    with pytest.raises(InvalidRequestError, match="already a name of a"):
+        known.copy("y:2", "b")
+    monkeypatch.setattr(names, "COPIES", 1)
+    with pytest.raises(InvalidRequestError, match="1 copies"):
+        known.copy("a", "one-more")

@@ -1,0 +1,260 @@
+"""Ollama's API as raw HTTP: what Open WebUI and others send, and what goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.fake_chat import WORDS, fake_chat
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.upstreams import FakeUpstream, fake_upstream
+
+pytestmark = pytest.mark.slow
+
+M = "moonshine-tiny-en"
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[FakeUpstream]:
+    with fake_upstream(fake_chat) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    config = tmp_path_factory.mktemp("ollama") / "config.yaml"
+    models = {
+        "chatty": {"proxy": llm.url},
+        "narrow": {"proxy": llm.url, "max_requests": 1},
+        "gone": {"proxy": "http://127.0.0.1:9"},
+    }
+    config.write_text(json.dumps({"models": models, "limits": {"json_bytes": 4 << 20}}))
+    with running("--config", str(config), "--set", f"default_model={M}") as started:
+        yield started
+
+
+def ask(server: RunningServer, path: str, body: Any = None, method: str = "POST", **more: Any) -> requests.Response:
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    return requests.request(method, f"{server.address}{path}", data=data, timeout=60, **more)
+
+
+def lines(answer: requests.Response) -> list[dict[str, Any]]:
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert answer.content.endswith(b"\n")
+    return [json.loads(line) for line in answer.content.splitlines()]
+
+
+def test_the_root_greets_ollamas_clients_and_shows_people_the_page(server: RunningServer) -> None:
+    assert ask(server, "/", method="GET").text == "Ollama is running"
+    assert ask(server, "/", method="HEAD").status_code == 200
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert ask(server, "/", method="GET", headers=browser, allow_redirects=False).headers["location"] == "/docs"
+
+
+@pytest.mark.parametrize("path", ["/api/version", "/api/tags"])
+def test_what_is_asked_with_get_is_there_with_head(server: RunningServer, path: str) -> None:
+    head = ask(server, path, method="HEAD")
+    assert (head.status_code, head.content) == (200, b"")
+    assert ask(server, path, method="GET").json()
+
+
+def test_the_version_is_numbers(server: RunningServer) -> None:
+    """Open WebUI compares it part by part."""
+    version = ask(server, "/api/version", method="GET").json()["version"]
+    assert [int(part) for part in version.split(".")] >= [0, 6, 4]
+
+
+def test_open_webui_chats(server: RunningServer, llm: FakeUpstream) -> None:
+    """It takes the list, adds the tag, chats in lines and unloads with an empty prompt."""
+    listed = ask(server, "/api/tags", method="GET").json()["models"]
+    assert {"chatty:latest", f"{M}:latest"} < {model["model"] for model in listed}
+    assert all(model["name"] == model["model"] and len(model["digest"]) == 64 for model in listed)
+    payload = {"model": "chatty:latest", "messages": HI, "options": {}, "stream": True, "keep_alive": "5m", "metadata": {"a": 1}}
+    got = lines(ask(server, "/api/chat", payload))
+    assert "".join(line["message"]["content"] for line in got) == "".join(WORDS)
+    assert [line["done"] for line in got] == [False] * len(WORDS) + [True]
+    assert all(line["model"] == "chatty:latest" and datetime.fromisoformat(line["created_at"]) for line in got)
+    assert got[-1]["eval_count"] == 7
+    assert "metadata" not in llm.calls[-1].json
+    (status,) = [m for m in ask(server, "/api/ps", method="GET").json()["models"] if m["model"] == "chatty:latest"]
+    assert 290 < (datetime.fromisoformat(status["expires_at"]) - datetime.now(UTC)).total_seconds() < 301
+
+
+def test_lines_are_the_default_of_every_route_that_has_them(server: RunningServer) -> None:
+    assert len(lines(ask(server, "/api/chat", {"model": "chatty", "messages": HI}))) == len(WORDS) + 1
+    got = lines(ask(server, "/api/generate", {"model": "chatty", "prompt": "x"}))
+    assert [line["response"] for line in got] == [*WORDS, ""]
+    whole = ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "stream": False})
+    assert whole.headers["content-type"] == "application/json; charset=utf-8"
+    assert whole.json()["response"] == "".join(WORDS)
+
+
+def test_a_line_is_sent_when_its_event_has_come(server: RunningServer, llm: FakeUpstream) -> None:
+    body = {"model": "chatty", "messages": [{"role": "user", "content": "linger"}]}
+    with requests.post(f"{server.address}/api/chat", json=body, stream=True, timeout=30) as answer:
+        began = time.monotonic()
+        first = next(answer.iter_lines())
+        assert json.loads(first)["message"]["content"] == WORDS[0]
+        assert time.monotonic() - began < 5
+    wait_for(lambda: not llm.in_flight, 5)
+
+
+def test_a_speech_model_is_loaded_listed_and_unloaded(server: RunningServer) -> None:
+    loaded = ask(server, "/api/generate", {"model": M, "keep_alive": -1}).json()
+    assert (loaded["done"], loaded["done_reason"], loaded["response"]) == (True, "load", "")
+    (status,) = [m for m in ask(server, "/api/ps", method="GET").json()["models"] if m["id"] == M]
+    assert status["model"] == status["name"] == f"{M}:latest"
+    assert (status["state"], status["requests"], status["engine"], status["ttl_remaining"]) == ("ready", 0, "moonshine", None)
+    assert status["size"] > 20_000_000
+    assert datetime.fromisoformat(status["expires_at"]).year > 2300
+    command = [sys.executable, "-c", "from eardrum.cli import main; main()", "ps", "--server", server.address]
+    assert M in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    unloaded = ask(server, "/api/generate", {"model": f"{M}:latest", "prompt": "", "keep_alive": 0}).json()
+    assert unloaded["done_reason"] == "unload"
+    assert M not in [model["id"] for model in ask(server, "/api/ps", method="GET").json()["models"]]
+    again = ask(server, "/api/chat", {"model": M, "messages": [], "keep_alive": "0s"}).json()
+    assert (again["message"], again["done_reason"]) == ({"role": "assistant", "content": ""}, "unload")
+
+
+def test_a_transcript_streams_by_the_sentence(server: RunningServer) -> None:
+    images = [base64.b64encode(encode(speech(), "mp3")).decode()] * 2
+    body = {"model": "whisper-1", "messages": [{"role": "user", "images": images}, {"role": "user", "content": "now"}]}
+    got = lines(ask(server, "/api/chat", body))
+    assert "".join(line["message"]["content"] for line in got) == f"{SPEECH_TEXT}\n{SPEECH_TEXT}"
+    assert len(got) > 4
+    assert got[-1]["done_reason"] == "stop"
+    assert got[-1]["total_duration"] > 0
+
+
+def wav(seconds: int) -> str:
+    return base64.b64encode(b"RIFF" + bytes(4) + b"WAVE" + bytes(seconds)).decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/api/chat", b"", 400, "missing request body"),
+        ("/api/chat", b"{", 400, "not valid JSON"),
+        ("/api/chat", b"[" * 100_000, 400, "not valid JSON"),
+        ("/api/chat", b'{"model": NaN}', 400, "NaN is no number"),
+        ("/api/chat", b"\xff\xfe", 400, "not valid JSON"),
+        ("/api/chat", [1], 400, "must be a JSON object"),
+        ("/api/chat", {}, 400, "model is required"),
+        ("/api/chat", {"model": 3}, 400, "model is required"),
+        ("/api/show", {"name": "nobody"}, 404, "model 'nobody' not found"),
+        ("/api/show", {"model": "nobody:latest"}, 404, "model 'nobody:latest' not found"),
+        ("/api/chat", {"model": M, "messages": [{"role": "user", "images": ["not base64!"]}]}, 400, "illegal base64"),
+        ("/api/chat", {"model": M, "messages": [{"role": "user", "images": [wav(100)]}]}, 400, "decoded"),
+        ("/api/chat", {"model": M, "messages": [{"role": "user", "images": ["aGVsbG8gd29ybGQ="]}]}, 400, "decoded"),
+        ("/api/chat", {"model": M, "messages": "x"}, 400, "does not support chat"),
+        ("/api/embed", {"model": "chatty", "input": 3}, 400, "invalid input type"),
+        ("/api/generate", {"model": "chatty", "prompt": "x", "template": "y"}, 400, "template"),
+        ("/api/copy", {"source": "chatty"}, 400, "source and destination are required"),
+        ("/api/chat", {"model": "gone", "messages": HI}, 502, "127.0.0.1:9"),
+        ("/api/chat", {"model": "chatty", "pad": "x" * (5 << 20)}, 413, "limits.json_bytes"),
+        ("/api/create", {"model": "x"}, 501, "not implemented"),
+        ("/api/blobs/sha256:0", b"x", 501, "not implemented"),
+        ("/api/tags", {}, 405, "/api/tags does not take POST"),
+        ("/api/me", {}, 404, "nothing at /api/me"),
+    ],
+)
+def test_errors_are_a_status_and_a_string(server: RunningServer, path: str, body: Any, status: int, message: str) -> None:
+    answer = ask(server, path, body)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+    assert message in answer.json()["error"]
+
+
+def test_other_routes_keep_their_shape(server: RunningServer) -> None:
+    for method, path in (("POST", "/api/ps/nobody"), ("POST", "/api/pull/no-such-model"), ("GET", "/v1/nothing")):
+        assert ask(server, path, method=method).json()["error"]["code"] in ("model_not_found", "not_found")
+
+
+def test_an_error_after_the_first_line_is_the_last_line(server: RunningServer) -> None:
+    for said in ("die", "break"):
+        answer = ask(server, "/api/chat", {"model": "chatty", "messages": [{"role": "user", "content": said}]})
+        got = lines(answer)
+        assert answer.status_code == 200
+        assert [line["message"]["content"] for line in got[:-1]] == WORDS[:2]
+        assert list(got[-1]) == ["error"]
+
+
+def test_a_full_model_is_busy(server: RunningServer, llm: FakeUpstream) -> None:
+    body = {"model": "narrow", "messages": [{"role": "user", "content": "wait"}]}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(requests.post, f"{server.address}/api/chat", json=body, stream=True, timeout=3)
+        wait_for(lambda: llm.in_flight == 1)
+        answer = ask(server, "/api/chat", {"model": "narrow", "messages": HI})
+        assert answer.status_code == 503
+        assert answer.json() == {"error": "server busy, please try again.  maximum pending requests exceeded"}
+        assert int(answer.headers["retry-after"]) >= 1
+        assert isinstance(waiting.exception(), requests.Timeout)
+    wait_for(lambda: not llm.in_flight, 5)
+
+
+def test_what_has_no_effect_is_logged_once(server: RunningServer) -> None:
+    for _ in range(3):
+        ask(server, "/api/chat", {"model": "chatty", "messages": HI, "options": {"num_ctx": 4096}})
+    assert server.log.count("'num_ctx' of Ollama's API has no effect on chatty") == 1
+
+
+def test_the_configs_filters_count_here_too(tmp_path: Path, llm: FakeUpstream) -> None:
+    filters = {"stripParams": "top_k", "setParams": {"seed": 4}, "setParamsByID": {"wild": {"temperature": 2}}}
+    models = {"chatty": {"proxy": llm.url, "useModelName": "vendor/chatty-1", "filters": filters, "aliases": ["wild"]}}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models}))
+    body = {"model": "wild:latest", "messages": HI, "options": {"top_k": 3}, "stream": False}
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        assert ask(server, "/api/chat", body, headers={"authorization": "Bearer own"}).status_code == 200
+        sent = {"model": "vendor/chatty-1", "messages": HI, "stream": False, "seed": 4, "temperature": 2}
+        assert llm.calls[-1].json == sent
+        assert llm.calls[-1].headers["authorization"] == "Bearer own"
+        assert ask(server, "/api/embed", body | {"input": "x"}).status_code == 200
+        assert llm.calls[-1].json["model"] == "vendor/chatty-1"
+
+
+def test_keys_are_asked_for_in_ollamas_shape_and_stay_here(tmp_path: Path, llm: FakeUpstream) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url}}, "apiKeys": ["secret"]}))
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        refused = ask(server, "/api/chat", {"model": "chatty", "messages": HI})
+        assert (refused.status_code, type(refused.json()["error"])) == (401, str)
+        assert ask(server, "/", method="GET").text == "Ollama is running"
+        key = {"authorization": "Bearer secret"}
+        assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}, headers=key).status_code == 200
+        assert "authorization" not in llm.calls[-1].headers
+
+
+def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:
+    for _ in range(2):
+        assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
+        assert ask(server, "/api/chat", {"model": "chatty", "keep_alive": 0}).json()["done_reason"] == "unload"
+        assert "chatty" not in [model["id"] for model in ask(server, "/api/ps", method="GET").json()["models"]]
+
+
+def test_a_request_without_keep_alive_gets_what_the_config_says(tmp_path: Path, llm: FakeUpstream) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url, "ttl": 600}}}))
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+
+        def left() -> float:
+            (status,) = ask(server, "/api/ps", method="GET").json()["models"]
+            return (datetime.fromisoformat(status["expires_at"]) - datetime.now(UTC)).total_seconds()
+
+        ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "keep_alive": 30})
+        assert 28 < left() < 31
+        ask(server, "/api/generate", {"model": "chatty", "prompt": "x"})
+        assert 598 < left() < 601
