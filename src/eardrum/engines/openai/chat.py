@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from eardrum.engines.base import Hearing, Window
-from eardrum.engines.openai.answers import code_of, plain
 from eardrum.engines.openai.audio import Clip
 from eardrum.engines.openai.client import Client
 from eardrum.languages import language_name
+from eardrum.remote.answers import code_of, plain
 from eardrum.types import Request, Segment
 
 Part = Literal["audio_url", "input_audio"]

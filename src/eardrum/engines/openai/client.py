@@ -13,8 +13,8 @@ import aiohttp
 from yarl import URL
 
 from eardrum.engines.openai.address import Address
-from eardrum.engines.openai.refusal import Reply
 from eardrum.errors import UpstreamError, UpstreamTimeoutError
+from eardrum.remote.refusal import Reply
 
 CONNECT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0

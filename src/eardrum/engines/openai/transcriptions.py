@@ -9,11 +9,11 @@ import aiohttp
 from pydantic import ValidationError
 
 from eardrum.engines.base import Hearing, Window
-from eardrum.engines.openai.answers import Answer
 from eardrum.engines.openai.audio import Clip
 from eardrum.engines.openai.client import Client
-from eardrum.engines.openai.refusal import Reply
 from eardrum.errors import UnsupportedFeatureError
+from eardrum.remote.answers import Answer
+from eardrum.remote.refusal import Reply
 from eardrum.types import Request, Task
 
 FORMAT_WORDS = ("response_format", "verbose_json", "timestamp_granularities")
@@ -100,10 +100,11 @@ class Transcriptions:
         if reply.refused:
             raise self.client.refused(reply)
         try:
-            return Answer.model_validate_json(reply.body).hearing(window)
+            answer = Answer.model_validate_json(reply.body)
         except ValidationError as error:
             what = f"answered with {reply.headers.get('content-type', 'no content type')} that is no transcript in JSON"
             raise self.client.error(f"{what}: {self.client.quote(reply)}", " Check the options url and path.") from error
+        return Hearing(answer.heard(window.speech_span, window.seconds), answer.spoken or window.request.language or "")
 
     def _no_words(self, why: str) -> UnsupportedFeatureError:
         message = self.client.error(why, " Say so with `words: false` in the model's options.").message

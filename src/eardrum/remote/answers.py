@@ -1,4 +1,4 @@
-"""Turns upstreams' answers into hearings: the shapes of OpenAI and of those who nearly follow it."""
+"""Reads upstreams' transcripts: the shapes of OpenAI and of those who nearly follow it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
-from eardrum.engines.base import Hearing, Window
 from eardrum.errors import InvalidRequestError
 from eardrum.languages import language_code
 from eardrum.types import Segment, Word
@@ -60,25 +59,43 @@ class AnsweredLanguage(BaseModel):
     code: Text = ""
 
 
+class AnsweredUsage(BaseModel):
+    """What was paid for: tokens, or seconds rounded up."""
+
+    seconds: Number = 0.0
+
+
 class Answer(BaseModel):
     """The answer of a transcription in json or verbose_json."""
 
     text: Text
+    task: Text = ""
+    """What was done, as some say; whisper-server does."""
     language: Text = ""
+    duration: Number = 0.0
+    """Seconds; vLLM has them as a string."""
     languages: list[AnsweredLanguage] | None = None
     segments: list[AnsweredSegment] | None = None
     words: list[AnsweredWord] | None = None
+    usage: AnsweredUsage | None = None
 
-    def hearing(self, window: Window) -> Hearing:
-        """The answer on the window's clock. Without segments in it, the text spans the window's speech."""
-        text, tagged = plain(self.text)
-        named = [self.language, *(language.code for language in self.languages or ()), tagged]
-        found = [segment for each in self.segments or () if (segment := _segment(each, window))]
+    def heard(self, speech: tuple[float, float], seconds: float) -> list[Segment]:
+        """The segments of audio that is so long. Without any in the answer, the text spans the speech.
+
+        `speech` is where it begins and ends, in seconds. Times past the end are Whisper's, which fills up 30 s with silence.
+        """
+        found = [segment for each in self.segments or () if (segment := _segment(each, seconds))]
+        text, _ = plain(self.text)
         if not found and text:
-            found = [Segment(*window.speech_span, text=text)]
-        _distribute((_word(word, window) for word in _whole(self.words or ())), found)
-        language = next((code for name in named if (code := code_of(name))), window.request.language or "")
-        return Hearing(found, language)
+            found = [Segment(*speech, text=text)]
+        _distribute((_word(word, seconds) for word in _whole(self.words or ())), found)
+        return found
+
+    @property
+    def spoken(self) -> str:
+        """The code of the language that was heard; empty if the answer does not tell."""
+        named = [self.language, *(language.code for language in self.languages or ()), plain(self.text)[1]]
+        return next((code for name in named if (code := code_of(name))), "")
 
 
 def plain(text: str) -> tuple[str, str]:
@@ -99,11 +116,11 @@ def code_of(spelled: str) -> str:
         return ""
 
 
-def _segment(answered: AnsweredSegment, window: Window) -> Segment | None:
+def _segment(answered: AnsweredSegment, seconds: float) -> Segment | None:
     text, _ = plain(answered.text)
     if not text:
         return None
-    start, end = _within(answered.start, answered.end, window)
+    start, end = _within(answered.start, answered.end, seconds)
     return Segment(
         start=start,
         end=end,
@@ -112,7 +129,7 @@ def _segment(answered: AnsweredSegment, window: Window) -> Segment | None:
         no_speech_prob=answered.no_speech_prob,
         compression_ratio=answered.compression_ratio,
         temperature=answered.temperature,
-        words=[_word(word, window) for word in _whole(answered.words or ())],
+        words=[_word(word, seconds) for word in _whole(answered.words or ())],
     )
 
 
@@ -131,8 +148,8 @@ def _whole(words: Iterable[AnsweredWord]) -> list[AnsweredWord]:
     return joined
 
 
-def _word(answered: AnsweredWord, window: Window) -> Word:
-    start, end = _within(answered.start, answered.end, window)
+def _word(answered: AnsweredWord, seconds: float) -> Word:
+    start, end = _within(answered.start, answered.end, seconds)
     return Word(answered.word.strip(), start, end, answered.probability)
 
 
@@ -144,7 +161,6 @@ def _distribute(words: Iterable[Word], segments: list[Segment]) -> None:
             segment.words.append(word)
 
 
-def _within(start: float, end: float, window: Window) -> tuple[float, float]:
-    """Times inside the window: Whisper's may lie in the silence with which it fills up 30 s."""
-    start = min(max(start, 0.0), window.seconds)
-    return start, min(max(end, start), window.seconds)
+def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
+    start = min(max(start, 0.0), seconds)
+    return start, min(max(end, start), seconds)

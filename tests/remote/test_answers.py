@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.engines.openai.answers import plain
+from eardrum.remote.answers import plain
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, window
 from tests.upstreams import KEY
