@@ -74,6 +74,10 @@ class Request(Record):
     """A pause at least this long may end a window; None is the runner's default."""
     vad_padding_s: float | None = None
     """Audio kept before and after speech; None is the runner's default."""
+    partial: bool = False
+    """Text is wanted before its segment is complete, where a model has it so."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """Fields of the client for a server behind a model, in the client's own spelling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,13 @@ class Opened(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Delta(Record):
+    """More text, of a segment that comes later. All deltas joined are the text of all segments."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped(Record):
     """Text the model produced and the server threw away as a hallucination, with the reason."""
 
@@ -173,8 +184,11 @@ class Summary(Record):
         return cls(**{**cls._known(data), "dropped": [Dropped.from_json(item) for item in data["dropped"]]})
 
 
-Event = Opened | Segment | Summary
-"""What comes out of a request, in this order: opened, any number of segments, a summary."""
+Event = Opened | Delta | Segment | Summary
+"""What comes out of a request, in this order: opened, any number of segments, a summary.
+
+Who was asked for `partial` text may send deltas before the segments: then it sends all text so, and the segments at the end.
+"""
 
 
 @dataclass(frozen=True, slots=True)

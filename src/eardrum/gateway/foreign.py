@@ -6,6 +6,7 @@ import asyncio
 import base64
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,11 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from eardrum.config.llama_swap import Timeouts
-from eardrum.errors import UnsupportedFeatureError, UpstreamDiedError, UpstreamError, UpstreamTimeoutError
+from eardrum.errors import UpstreamDiedError, UpstreamError, UpstreamTimeoutError
+from eardrum.gateway.form import Form
+from eardrum.gateway.habits import Habits
+from eardrum.gateway.spool import Source
+from eardrum.gateway.transcription import Answered, Transcription
 from eardrum.types import Event, Request
 
 Headers = Sequence[tuple[str, str]]
@@ -94,10 +99,12 @@ class ForeignUpstream:
     """The way to it. `address` is its URL without a path of a route, such as `http://127.0.0.1:5800`.
 
     Connections are kept and used again. `localhost` is tried on IPv6 and IPv4, whichever the server listens on. `key` goes out
-    in the place of whatever credentials the client sent.
+    in the place of whatever credentials the client sent. `model` is the name it has for its model, `known` how it transcribes.
     """
 
-    def __init__(self, address: str, timeouts: Timeouts | None = None, *, key: str = ""):
+    def __init__(
+        self, address: str, timeouts: Timeouts | None = None, *, key: str = "", model: str = "", known: Habits | None = None
+    ):
         timeouts = timeouts or Timeouts()
         url = URL(address.rstrip("/"), encoded=True)
         self.address = str(url.with_user(None))
@@ -116,6 +123,8 @@ class ForeignUpstream:
             skip_auto_headers=AUTOMATIC,
             auto_decompress=False,
         )
+        secrets = tuple(value.rpartition(" ")[2] for _, value in self._credentials)
+        self._transcription = Transcription(self._answered, self.address, model, known or Habits.of({}), secrets)
 
     async def send(self, request: Outgoing) -> aiohttp.ClientResponse:
         """Send the request and return the answer once its head is here. The caller closes or reads it to its end.
@@ -157,9 +166,9 @@ class ForeignUpstream:
         except (aiohttp.ClientError, OSError) as error:
             raise self._worded(error) from error
 
-    def transcribe(self, request: Request, audio: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
-        """Send the audio as it comes and yield events as they come, as a runner does."""
-        raise UnsupportedFeatureError("Models behind a command or an address do not transcribe yet.", param="model")
+    def transcribe(self, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
+        """Send the audio as it comes and yield events as they come, as a runner does. See `Transcription.transcribe`."""
+        return self._transcription.transcribe(request, audio)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -173,6 +182,15 @@ class ForeignUpstream:
             data=_payload(request.body),
             allow_redirects=False,
         )
+
+    @asynccontextmanager
+    async def _answered(self, path: str, form: Form) -> AsyncIterator[Answered]:
+        headers = [("accept", "application/json, text/event-stream"), ("content-type", form.content_type)]
+        response = await self.send(Outgoing("POST", path, headers, Stream(aiter(form), form.size)))
+        try:
+            yield Answered(response.status, response.headers, chunks(response))
+        finally:
+            response.release()  # closes the connection if the answer was not read to its end
 
     def _headers(self, request: Outgoing) -> Headers:
         headers = [*request.headers]

@@ -14,6 +14,7 @@ from eardrum.engines import registry
 from eardrum.engines.registry import Card
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway import names, peers
+from eardrum.gateway.habits import Habits
 from eardrum.gateway.names import Match
 from eardrum.gateway.store import Store, default_folder, size_of
 from eardrum.languages import language_in_name
@@ -32,7 +33,7 @@ EMBEDDED_SHA256 = {
 COMMAND, ADDRESS = "command", "address"
 """What stands in the place of an engine for models that a command or another server brings."""
 
-FOREIGN = Capabilities(translate=True, words=True, prompt=True)
+FOREIGN = Capabilities(detects_language=True, translate=True, words=True, prompt=True, hotwords=True, temperature=True)
 """What is let through to an upstream of which nothing is known: it refuses itself what it cannot do."""
 
 CONCURRENCY = 10
@@ -179,6 +180,10 @@ class Inventory:
         )
 
     def _foreign(self, id: str, entry: config.Model) -> Model:
+        try:
+            Habits.of(entry.options)
+        except ConfigError as error:
+            raise ConfigError(f"models.{id}.options: {error.message}") from None
         return Model(
             id=id,
             engine=COMMAND if entry.cmd else ADDRESS,
@@ -186,6 +191,7 @@ class Inventory:
             capabilities=FOREIGN,
             origin="config",
             aliases=entry.aliases,
+            options=entry.options,
             max_requests=entry.max_requests or self._settings.limits.requests,
             concurrency=entry.concurrencyLimit or (CONCURRENCY if entry.cmd and not entry.max_requests else 0),
             at_once=entry.at_once,

@@ -17,6 +17,7 @@ from eardrum import config
 from eardrum.errors import ConfigError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway.command import UNASKED, Command
 from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.habits import Habits
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.process import Process
@@ -159,7 +160,13 @@ class Lives:
 
     async def _begin_foreign(self, model: Model) -> Life:
         assert model.entry
-        upstream = ForeignUpstream(model.entry.proxy, model.entry.timeouts, key=model.key)
+        upstream = ForeignUpstream(
+            model.entry.proxy,
+            model.entry.timeouts,
+            key=model.key,
+            model=model.entry.useModelName or model.id,
+            known=Habits.of(model.options),
+        )
         try:
             if model.engine == ADDRESS:
                 await self._reached(model.id, model.entry, upstream)

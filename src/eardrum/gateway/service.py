@@ -34,7 +34,7 @@ from eardrum.gateway.scheduler import State
 from eardrum.gateway.spool import Source, Spool
 from eardrum.gateway.supervisor import Lease, Supervisor
 from eardrum.gateway.upstream import RunnerUpstream
-from eardrum.types import Event, Request, Segment, Summary
+from eardrum.types import Delta, Event, Request, Segment, Summary
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +165,7 @@ class Service:
         Raises:
             EardrumError: anything that went wrong, worded for the client.
         """
+        request = replace(request, partial=True)
         async with aclosing(self._serve(model, request, audio, restartable=False)) as events:
             async for event in events:
                 assert not isinstance(event, Restart)
@@ -240,7 +241,7 @@ class Service:
             try:
                 async with aclosing(self._attempt(candidate, request, audio)) as events:
                     async for event in events:
-                        told = told or isinstance(event, Segment)
+                        told = told or isinstance(event, Segment | Delta)
                         yield replace(event, model=candidate.id) if isinstance(event, Summary) else event
                 return
             except EardrumError as error:
@@ -269,7 +270,7 @@ class Service:
         request = self.prepared(model, request)
         async with (
             self.lease(model) as upstream,
-            aclosing(upstream.transcribe(request, audio.read())) as events,
+            aclosing(upstream.transcribe(request, audio)) as events,
         ):
             async for event in events:
                 yield event

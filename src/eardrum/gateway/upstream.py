@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
 from eardrum.errors import RunnerCrashedError, error_from_json
+from eardrum.gateway.spool import Source
 from eardrum.types import Event, Opened, Request, Segment, Summary
 
 EVENTS: dict[str, Any] = {"opened": Opened, "segment": Segment, "summary": Summary}
@@ -29,7 +31,7 @@ class RunnerUpstream:
             read_bufsize=LINE_BYTES,
         )
 
-    async def transcribe(self, request: Request, audio: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
+    async def transcribe(self, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
         """Send the audio as it comes and yield events as they come. Closing the iterator hangs up.
 
         Raises:
@@ -37,10 +39,10 @@ class RunnerUpstream:
             EardrumError: what the runner answered.
         """
         name = uuid.uuid4().hex
-        headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(request.to_json())}
+        headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(replace(request, extra=()).to_json())}
         ended = False
         try:
-            async with self._session.post("http://runner/transcribe", data=audio, headers=headers) as response:
+            async with self._session.post("http://runner/transcribe", data=audio.read(), headers=headers) as response:
                 async for line in response.content:
                     ((kind, data),) = json.loads(line).items()
                     ended = kind in ("summary", "error")

@@ -61,6 +61,11 @@ def delta(segment: Segment, wish: Wish, *, before: str) -> bytes:
     return _sse(event)
 
 
+def partial(text: str) -> bytes:
+    """The event for text that comes as a server behind a model says it."""
+    return _sse({"type": "transcript.text.delta", "delta": text})
+
+
 def done(transcript: Transcript, wish: Wish) -> bytes:
     """The last event. `segments` is an extension: it is how subtitle editors get times from a stream."""
     event: dict[str, Any] = {"type": "transcript.text.done", "text": render.text(transcript.segments)}

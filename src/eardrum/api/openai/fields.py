@@ -39,13 +39,19 @@ class Wish:
     words: bool
     unknown: tuple[str, ...]
     """Fields nobody here understands; the answer names them."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """What a server behind a model gets as the client sent it: fields nobody here understands, and hints."""
 
     def asks_the_same_as(self, other: Wish) -> bool:
         """Whether one decoding answers both; they may still differ in how the answer looks."""
         return (self.model, self.request) == (other.model, other.request)
 
-    def ignored(self, can: Capabilities) -> list[str]:
-        """Fields that had no effect: unknown ones, and hints that the model cannot take.
+    def for_foreign(self) -> Request:
+        """The request for a server that is not ours, with the fields that only it may understand."""
+        return replace(self.request, extra=self.extra)
+
+    def ignored(self, can: Capabilities, *, foreign: bool = False) -> list[str]:
+        """Fields that had no effect: unknown ones, unless another server got them, and hints that the model cannot take.
 
         Hints (prompt, keywords, temperature) nudge a model and change nothing about what is asked, so a model
         without them still answers, and says so.
@@ -57,7 +63,7 @@ class Wish:
         }
         if self.stream:
             hints["response_format"] = self.response_format in ("text", "srt", "vtt")
-        return [name for name, unused in hints.items() if unused] + list(self.unknown)
+        return [name for name, unused in hints.items() if unused] + list(() if foreign else self.unknown)
 
 
 def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
@@ -99,6 +105,7 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
         segments=not granularities or "segment" in granularities,
         words=words,
         unknown=tuple(sorted({name.split("[")[0] for name in form} - KNOWN)),
+        extra=tuple((name, value) for name, values in fields.items() for value in values if value.strip() and _passes(name)),
     )
 
 
@@ -125,6 +132,13 @@ def _unbracketed(fields: Fields) -> Fields:
         elif present:
             plain.setdefault(match[1] if match else name, []).extend(present)
     return plain | {name: [json.dumps(parts)] for name, parts in objects.items()}
+
+
+def _passes(name: str) -> bool:
+    return (
+        name.partition("[")[0] in {"keywords", "hotwords", "languages", "chunking_strategy"}
+        or name.partition("[")[0] not in KNOWN
+    )
 
 
 def _text(form: Fields, name: str) -> str:

@@ -20,7 +20,7 @@ from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service, Transcript
 from eardrum.gateway.spool import Spool
-from eardrum.types import Segment, Task
+from eardrum.types import Delta, Request, Segment, Task
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -126,7 +126,7 @@ class Exchange:
         try:
             await self._until_poured(early)
             final = self._upload.wish()
-            if early and not final.stream and final.asks_the_same_as(wish):
+            if early and not final.stream and self._same(final, wish):
                 await self._reply(await early, final)
                 return
             if early:
@@ -153,7 +153,13 @@ class Exchange:
 
     async def _transcribe(self, wish: Wish) -> Transcript:
         model = self._service.catalog.find(wish.model)
-        return await self._service.transcribe(model, wish.request, self._spool)
+        return await self._service.transcribe(model, _request(wish, model), self._spool)
+
+    def _same(self, one: Wish, other: Wish) -> bool:
+        """Whether one decoding answers both."""
+        if not one.asks_the_same_as(other):
+            return False
+        return one.extra == other.extra or not self._service.catalog.find(one.model).foreign
 
     async def _reply(self, transcript: Transcript, wish: Wish) -> None:
         model = self._service.catalog.find(transcript.summary.model)  # who served it: not always who was asked
@@ -165,16 +171,20 @@ class Exchange:
 
     async def _stream(self, wish: Wish) -> None:
         model = self._service.catalog.find(wish.model)
-        transcript, said = Transcript(), ""
-        async with aclosing(self._service.stream(model, wish.request, self._spool)) as events:
+        transcript, said, in_parts = Transcript(), "", False
+        async with aclosing(self._service.stream(model, _request(wish, model), self._spool)) as events:
             async for event in events:
-                if isinstance(event, Segment):
+                if isinstance(event, Delta):
+                    await self._begin_stream(model, wish)
+                    await self._chunk(answers.partial(event.text))
+                    in_parts = True
+                elif isinstance(event, Segment) and not in_parts:
                     await self._begin_stream(model, wish)
                     await self._chunk(answers.delta(event, wish, before=said))
                     said = event.text.strip() or said
                 transcript.add(event)
         await self._poured.wait()
-        if not self._upload.wish().asks_the_same_as(wish):
+        if not self._same(self._upload.wish(), wish):
             raise InvalidRequestError("A field after the file came too late for this stream: send fields before the file.")
         await self._begin_stream(model, wish)
         access.record(self._scope).about(model, transcript.summary)
@@ -197,9 +207,13 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
+def _request(wish: Wish, model: Model) -> Request:
+    return wish.for_foreign() if model.foreign else wish.request
+
+
 def _name_ignored(scope: Scope, response: Response, wish: Wish, model: Model) -> None:
     query = [f"?{name}" for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
-    if ignored := wish.ignored(model.capabilities) + query:
+    if ignored := wish.ignored(model.capabilities, foreign=model.foreign) + query:
         response.headers["x-eardrum-ignored"] = ", ".join(ignored).encode("ascii", "replace").decode()
 
 
