@@ -66,9 +66,7 @@ class Lease:
 class Supervisor:
     """The one owner of the models' lives. Everything happens on the event loop."""
 
-    def __init__(
-        self, lives: Lives, *, loaded: Callable[[Model, Capabilities], None], rulebook: Rulebook, patience: float
-    ):
+    def __init__(self, lives: Lives, *, loaded: Callable[[Model, Capabilities], None], rulebook: Rulebook, patience: float):
         self._lives = lives
         self._loaded = loaded
         self._rulebook = rulebook
