@@ -148,3 +148,15 @@ def test_macros_of_what_the_environment_and_flags_set(read: Reader) -> None:
     assert (loaded.settings.models["a"].cmd, loaded.settings.models["b"].proxy) == ("s 5800 5", "http://5")
     assert read("models: {a: {proxy: 'http://x', ttl: 5}}", "models.a.ttl=6").settings.models["a"].ttl == 6
     assert read("models: {a: {proxy: 'http://x', ttl: 5}}", EARDRUM_MODELS__a__TTL="7").settings.models["a"].ttl == 7
+
+
+def test_names_in_the_environment_may_be_in_capitals(read: Reader) -> None:
+    settings = read(
+        "models: {a: {cmd: 's ${PORT}'}}",
+        EARDRUM_MODELS__a__CHECKENDPOINT="/x",
+        EARDRUM_MODELS__a__COMPAT__IGNOREWEBSOCKETS="true",
+        EARDRUM_UPSTREAM__IGNOREPATHS='["x"]',
+        EARDRUM_GLOBALTTL="7",
+    ).settings
+    assert (settings.models["a"].checkEndpoint, settings.models["a"].compat.ignoreWebsockets) == ("/x", True)
+    assert (settings.upstream.ignorePaths, settings.globalTTL) == (("x",), 7)

@@ -182,3 +182,21 @@ def test_no_message_shows_a_secret(refused: Refuser) -> None:
         assert "hush" not in refused(text)
     assert "hush" not in refused("apiKeys: [${env.KEY}]", KEY="hush\n")
     assert "hush" not in refused("apiKeys: ['${env.KEY}']", KEY="hush '")
+
+
+def test_all_wrong_values_are_told_at_once(refused: Refuser) -> None:
+    text = "port: high\nstartPort: 0\nmodels:\n  a: {ttl: '60', env: x}\n  b: {ttl: -2}\npeers: {p: {models: m, proxy: x}}"
+    told = refused(text).split("\n")
+    assert [line.split(" is ")[0] for line in told] == [
+        "config.yaml:1: The setting port",
+        "config.yaml:2: The setting startPort",
+        "config.yaml:4: The setting models.a.ttl",
+        "config.yaml:4: The setting models.a.env",
+        "config.yaml:5: The setting models.b.ttl",
+        "config.yaml:6: The setting peers.p.models",
+    ]
+
+
+def test_there_is_an_end_to_it(refused: Refuser) -> None:
+    told = refused("models:\n" + "".join(f"  m{n}: {{ttl: x}}\n" for n in range(100))).split("\n")
+    assert (len(told), told[-1]) == (21, "... and 80 more.")

@@ -39,7 +39,7 @@ WARNS = {
     "a short time to start": ("healthCheckTimeout: 3", ["healthCheckTimeout is at least 15 seconds."]),
     "a level that is none": ("logLevel: banana", ["logLevel 'banana' is none of debug, info,"]),
     "two levels": ("logLevel: debug\nlog: {level: error}", ["logLevel has no effect: log.level is set too"]),
-    "a fraction": ("metricsMaxInMemory: 1.5", ["metricsMaxInMemory has no effect", "is a whole number: 1 counts."]),
+    "a fraction": ("metricsMaxInMemory: 1.5", ["is a whole number: 1 counts.", "metricsMaxInMemory has no effect"]),
     "an alias never used": (
         "models:\n  a:\n    cmd: s ${PORT}\n    aliases:\n    - b\n  b: {cmd: 's ${PORT}'}",
         ["config.yaml:5: The alias 'b' of a is also the name of a model"],

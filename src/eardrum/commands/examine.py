@@ -58,7 +58,7 @@ def examined(files: Sequence[Path], folder: Path | None, assignments: Sequence[s
     try:
         loaded = config.read(files, assignments, folder=folder)
     except ConfigError as error:
-        report.errors.append(_located(error.message, files))
+        report.errors += [_located(message) for message in error.message.splitlines()]
         return report
     report.files = [str(file) for file in loaded.files]
     report.warnings += [_finding(warning) for warning in loaded.warnings]
@@ -195,6 +195,6 @@ def _finding(remark: Remark) -> Finding:
     return Finding(remark.message, place.file if place else "", place.line if place else 0, remark.path)
 
 
-def _located(message: str, files: Sequence[Path]) -> Finding:
-    match = re.match(r"(.+?):(\d+): (.*)", message, re.DOTALL)
+def _located(message: str) -> Finding:
+    match = re.fullmatch(r"(.+?):(\d+): (.*)", message)
     return Finding(match[3], match[1], int(match[2])) if match else Finding(message)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from eardrum.config.places import Path, Place, Places
+from eardrum.config.places import KeyPath, Place, Places
 from eardrum.errors import ConfigError
 
 MOST_VALUES = 500_000
@@ -99,7 +99,7 @@ class _Builder:
         self._open: set[Node] = set()
         self._built = 0
 
-    def build(self, node: Node, path: Path) -> Any:
+    def build(self, node: Node, path: KeyPath) -> Any:
         self._built += 1
         if node in self._open or self._built > MOST_VALUES:
             raise self._error(node, "an anchor holds itself" if node in self._open else "it stands for too many values")
@@ -111,7 +111,7 @@ class _Builder:
         finally:
             self._open.discard(node)
 
-    def _of(self, node: Node, path: Path) -> Any:
+    def _of(self, node: Node, path: KeyPath) -> Any:
         if isinstance(node, ScalarNode):
             return self._scalar(node)
         if node.tag not in COLLECTIONS:
@@ -125,7 +125,7 @@ class _Builder:
             built[name] = self.build(item, (*path, name))
         return built
 
-    def _place(self, node: Node, path: Path, written: Node) -> None:
+    def _place(self, node: Node, path: KeyPath, written: Node) -> None:
         text = written.value if isinstance(written, ScalarNode) else None
         self._places[path] = Place(self._name, node.start_mark.line + 1, text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic_settings import EnvSettingsSource, SettingsError
 
@@ -52,9 +52,24 @@ def _from_variable(name: str, value: str) -> dict[str, Any]:
     source = EnvSettingsSource(Settings)
     source.env_vars = {name.lower(): value}
     try:
-        return source()
+        return {top: _cased(inner, Settings.model_fields[top].annotation) for top, inner in source().items()}
     except SettingsError:
         raise ConfigError(f"The environment variable {name} must be JSON, not {value!r}.") from None
+
+
+def _cased(value: Any, kind: Any) -> Any:
+    """With the names of settings as they are written in files: those of variables are read in small letters."""
+    kind = known.sole(kind)
+    if not isinstance(value, dict):
+        return value
+    if get_origin(kind) is dict:
+        return {name: _cased(inner, get_args(kind)[1]) for name, inner in value.items()}
+    if not known.is_section(kind):
+        return value
+    fields = known.fields(kind)
+    cased = {name.lower(): name for name in fields}
+    spelled = {cased.get(name.lower(), name): inner for name, inner in value.items()}
+    return {name: _cased(inner, fields[name].annotation) if name in fields else inner for name, inner in spelled.items()}
 
 
 def from_assignments(assignments: Sequence[str]) -> dict[str, Any]:

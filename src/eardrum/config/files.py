@@ -97,7 +97,7 @@ def _substitute(environment: Mapping[str, str]) -> Callable[[re.Match[str]], str
     return substitute
 
 
-def _check_variables(value: Any, path: places.Path, where: Places) -> None:
+def _check_variables(value: Any, path: places.KeyPath, where: Places) -> None:
     """Refuse variables without a value; in comments they hurt nobody, so this is asked of what was read."""
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -111,7 +111,7 @@ def _check_variables(value: Any, path: places.Path, where: Places) -> None:
         raise where.error(path, f"The environment variable {match[2]} {wrong}.")
 
 
-def _joined(first: Any, second: Any, path: places.Path, whole: Places, added: Places) -> Any:
+def _joined(first: Any, second: Any, path: places.KeyPath, whole: Places, added: Places) -> Any:
     """Two values of one setting: maps are joined, lists follow one another, and other values must be the same."""
     if first is None or second is None:
         return second if first is None else first
@@ -126,7 +126,7 @@ def _joined(first: Any, second: Any, path: places.Path, whole: Places, added: Pl
 
 
 def _joined_maps(
-    first: dict[str, Any], second: dict[str, Any], path: places.Path, whole: Places, added: Places
+    first: dict[str, Any], second: dict[str, Any], path: places.KeyPath, whole: Places, added: Places
 ) -> dict[str, Any]:
     joined = dict(first)
     for name, value in second.items():

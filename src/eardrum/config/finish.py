@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from eardrum.config import words
 from eardrum.config.names import Names, checked_profiles, checked_selectors, with_priorities
-from eardrum.config.places import Path, Places, Remark
+from eardrum.config.places import KeyPath, Places, Remark
 from eardrum.config.settings import Log, Model, Settings
 from eardrum.config.together import check_spillover, may_meet, with_rules
 
@@ -91,14 +91,14 @@ def _check_keys(settings: Settings, places: Places) -> None:
 
 
 def _check_addresses(settings: Settings, places: Places) -> None:
-    addresses: list[tuple[Path, str]] = [(("models", id, "proxy"), model.proxy) for id, model in settings.models.items()]
+    addresses: list[tuple[KeyPath, str]] = [(("models", id, "proxy"), model.proxy) for id, model in settings.models.items()]
     addresses += [(("peers", id, "proxy"), peer.proxy) for id, peer in settings.peers.items()]
     for path, address in addresses:
         if address or path[0] == "peers":
             _check_address(address, path, places)
 
 
-def _check_address(address: str, path: Path, places: Places) -> None:
+def _check_address(address: str, path: KeyPath, places: Places) -> None:
     try:
         parts = urlsplit(address)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
@@ -141,5 +141,5 @@ def _odd(settings: Settings, places: Places) -> Iterator[Remark]:
             yield places.remark(("models", id, "cmdStop"), f"cmdStop has no effect: {id} has no `cmd` that it could stop.")
         for position, variable in enumerate(model.env):
             if "=" not in variable:
-                path: Path = ("models", id, "env", position)
+                path: KeyPath = ("models", id, "env", position)
                 yield places.remark(path, f"models.{id}.env[{position}] is not of the form NAME=value.")

@@ -11,16 +11,16 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from eardrum.config.places import Path, dotted
+from eardrum.config.places import KeyPath, dotted
 from eardrum.config.settings import Settings
 
 
-def unknown(path: Path) -> str:
+def unknown(path: KeyPath) -> str:
     """What to say about a setting that does not exist."""
     return f"Unknown setting {dotted(path)}.{hint(str(path[-1]), path[:-1])}"
 
 
-def hint(name: str, path: Path = ()) -> str:
+def hint(name: str, path: KeyPath = ()) -> str:
     """Which setting was meant by a name below `path` that does not exist."""
     here = _names_at(path)
     if name not in here and (close := nearest(name, here)):
@@ -38,7 +38,7 @@ def has_names(setting: str) -> bool:
     return is_section(kind) or get_origin(kind) is dict
 
 
-def _names_at(path: Path) -> set[str]:
+def _names_at(path: KeyPath) -> set[str]:
     kind: Any = Settings
     for part in path:
         kind = sole(kind)

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from eardrum.config import files, known, shape
 from eardrum.config.environment import CONFIG_VARIABLE, FOLDER_VARIABLE, from_assignments, from_environment, merged
 from eardrum.config.finish import finished
-from eardrum.config.places import Places, Remark, dotted
+from eardrum.config.places import KeyPath, Place, Places, Remark, dotted
 from eardrum.config.ports import Ports
 from eardrum.config.resolve import resolved
 from eardrum.config.settings import Settings
 from eardrum.config.shape import Shaper
 from eardrum.errors import ConfigError
+
+MOST_ERRORS = 20
+"""Wrong values told at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,9 @@ def read(
         tree = merged(tree, source)
     tree, given = resolved(tree, places, ports or Ports(), Settings.model_fields)
     shaper = Shaper(places)
-    settings, more = finished(_settings(shaper.shaped(tree), places), places)
-    everything = sorted({*remarks, *shaper.remarks, *more}, key=_order(paths))
-    return Loaded(settings, tuple(everything), tuple(paths), given, places)
+    settings, more = finished(_settings(shaper.shaped(tree), shaper.errors, places, paths), places)
+    warnings = sorted([*remarks, *shaper.remarks, *more], key=lambda remark: _in_order(remark.place, paths))
+    return Loaded(settings, tuple(dict.fromkeys(warnings)), tuple(paths), given, places)
 
 
 def _chosen(file: Path | Sequence[Path] | None, folder: Path | None, environment: Mapping[str, str]) -> list[Path]:
@@ -94,29 +98,36 @@ def _chosen(file: Path | Sequence[Path] | None, folder: Path | None, environment
     return files.found(named, folder)
 
 
-def _settings(tree: Any, places: Places) -> Settings:
+def _settings(tree: Any, errors: dict[KeyPath, ConfigError], places: Places, files: Sequence[Path]) -> Settings:
+    """The tree as settings.
+
+    Raises:
+        ConfigError: values are wrong; the message has a line for each of them, those found before included.
+    """
     try:
-        return Settings(**tree)
-    except ValidationError as error:
-        raise _worded(error, places) from error
+        settings = Settings(**tree)
+        if not errors:
+            return settings
+    except ValidationError as invalid:
+        found = invalid.errors()
+        errors = {error["loc"]: _worded(error, places) for error in found if error["loc"] not in errors} | errors
+    paths = sorted(errors, key=lambda path: _in_order(places.of(path), files))
+    messages = list(dict.fromkeys(errors[path].message for path in paths))
+    more = [f"... and {len(messages) - MOST_ERRORS} more."] if len(messages) > MOST_ERRORS else []
+    raise ConfigError("\n".join(messages[:MOST_ERRORS] + more))
 
 
-def _worded(error: ValidationError, places: Places) -> ConfigError:
-    first = error.errors()[0]
-    path = first["loc"]
-    if first["type"] == "extra_forbidden":
+def _worded(error: ErrorDetails, places: Places) -> ConfigError:
+    path = error["loc"]
+    if error["type"] == "extra_forbidden":
         return places.error(path, known.unknown(path))
-    if first["type"] == "missing":
+    if error["type"] == "missing":
         return places.error(path, f"The setting {dotted(path)} is missing.")
-    what = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return places.error(path, f"The setting {dotted(path)} is wrong: {what}{shape.shown(path, first['input'])}.")
+    what = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return places.error(path, f"The setting {dotted(path)} is wrong: {what}{shape.shown(path, error['input'])}.")
 
 
-def _order(paths: Sequence[Path]) -> Any:
-    positions = {str(path): position for position, path in enumerate(paths)}
-
-    def order(remark: Remark) -> tuple[int, int, str]:
-        place = remark.place
-        return (positions[place.file], place.line, remark.message) if place else (len(positions), 0, remark.message)
-
-    return order
+def _in_order(place: Place | None, files: Sequence[Path]) -> tuple[int, int]:
+    """Sorts by file and line, with what has no place at the end."""
+    names = [str(file) for file in files]
+    return (names.index(place.file), place.line) if place else (len(names), 0)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from eardrum.config.places import Path, Places, dotted
+from eardrum.config.places import KeyPath, Places, dotted
 
 NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
 LONGEST_NAME = 63
@@ -22,7 +22,7 @@ LONGEST_VALUE = 1 << 20
 Scalar = str | int | float | bool
 
 
-def defined(macros: Any, path: Path, places: Places) -> dict[str, Scalar]:
+def defined(macros: Any, path: KeyPath, places: Places) -> dict[str, Scalar]:
     """The macros of a `macros:` section, checked; `path` is the section's.
 
     Raises:
@@ -48,7 +48,7 @@ def _wrong(name: str, value: Any) -> str:
     return "contains itself" if isinstance(value, str) and f"${{{name}}}" in value else ""
 
 
-def substituted(value: Any, macros: Mapping[str, Scalar], path: Path, places: Places) -> Any:
+def substituted(value: Any, macros: Mapping[str, Scalar], path: KeyPath, places: Places) -> Any:
     """`value` with all macros replaced, the last defined first and each once: a macro may use those defined before it.
 
     A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
@@ -68,11 +68,11 @@ def substituted(value: Any, macros: Mapping[str, Scalar], path: Path, places: Pl
     return _replaced(value, macros, path, places) if isinstance(value, str) and "${" in value else value
 
 
-def _name(name: str, macros: Mapping[str, Scalar], path: Path, places: Places) -> str:
+def _name(name: str, macros: Mapping[str, Scalar], path: KeyPath, places: Places) -> str:
     return text_of(_replaced(name, macros, path, places))
 
 
-def _replaced(value: str, macros: Mapping[str, Scalar], path: Path, places: Places) -> Scalar:
+def _replaced(value: str, macros: Mapping[str, Scalar], path: KeyPath, places: Places) -> Scalar:
     for name in reversed(list(macros)):
         slug = f"${{{name}}}"
         if value == slug:
@@ -85,7 +85,7 @@ def _replaced(value: str, macros: Mapping[str, Scalar], path: Path, places: Plac
     return value
 
 
-def left(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+def left(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """The macros that a value still uses, and where."""
     if isinstance(value, dict):
         for name, inner in value.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from eardrum.config.known import nearest
-from eardrum.config.places import Path, Places, Remark, dotted
+from eardrum.config.places import KeyPath, Places, Remark, dotted
 from eardrum.config.settings import Model, Settings
 from eardrum.errors import ConfigError
 
@@ -34,7 +34,7 @@ class Names:
         for id, peer in settings.peers.items():
             for position, name in enumerate(peer.models):
                 if self.model(name):
-                    path: Path = ("peers", id, "models", position)
+                    path: KeyPath = ("peers", id, "models", position)
                     self._remark(path, f"{name!r} is a model here; the one of the peer is {id}/{name}.")
 
     def model(self, name: str) -> str | None:
@@ -45,7 +45,7 @@ class Names:
         """Whether another server has a model that is called so here."""
         return any(name in (model, f"{id}/{model}") for id, peer in self._settings.peers.items() for model in peer.models)
 
-    def unknown(self, name: str, path: Path) -> ConfigError:
+    def unknown(self, name: str, path: KeyPath) -> ConfigError:
         """An error about a name that nothing has."""
         if owner := self._owners.get(name):
             return self._places.error(path, f"{dotted(path)}: {name!r} is an alias of {owner}: name the model itself.")
@@ -58,7 +58,7 @@ class Names:
         model = self._settings.models[id]
         return model.model_copy(update={"aliases": tuple(self.aliases[id])})
 
-    def _claim(self, id: str, alias: str, path: Path) -> None:
+    def _claim(self, id: str, alias: str, path: KeyPath) -> None:
         owner = self._owners.get(alias)
         if owner == id:
             self._remark(path, f"The alias {alias!r} of {id} is here twice.")
@@ -72,7 +72,7 @@ class Names:
             self.aliases[id].append(alias)
 
     def _claim_by_parameters(self, id: str, alias: str) -> None:
-        path: Path = ("models", id, "filters", "setParamsByID", alias)
+        path: KeyPath = ("models", id, "filters", "setParamsByID", alias)
         owner = self._owners.get(alias)
         if id in (alias, owner):
             return
@@ -82,7 +82,7 @@ class Names:
         self._owners[alias] = id
         self.aliases[id].append(alias)
 
-    def _remark(self, path: Path, message: str) -> None:
+    def _remark(self, path: KeyPath, message: str) -> None:
         self.remarks.append(self._places.remark(path, message))
 
 
@@ -105,7 +105,7 @@ def checked_selectors(settings: Settings, names: Names, places: Places) -> Itera
         ConfigError: the message names the selector.
     """
     for id, selector in settings.selectors.items():
-        path: Path = ("selectors", id)
+        path: KeyPath = ("selectors", id)
         if names.model(id) or names.of_a_peer(id):
             raise places.error(path, f"The selector {id} has the name of a model: a name means one thing.")
         for position, target in enumerate(selector.targets):

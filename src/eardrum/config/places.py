@@ -7,7 +7,7 @@ from typing import Any
 
 from eardrum.errors import ConfigError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """The way from the top of the settings to a value: names, and positions in lists."""
 
 
@@ -42,30 +42,30 @@ class Places:
     """The place of every setting that a file has. Settings from the environment and from flags have none."""
 
     def __init__(self) -> None:
-        self._places: dict[Path, Place] = {}
+        self._places: dict[KeyPath, Place] = {}
 
-    def __contains__(self, path: Path) -> bool:
+    def __contains__(self, path: KeyPath) -> bool:
         return path in self._places
 
-    def __setitem__(self, path: Path, place: Place) -> None:
+    def __setitem__(self, path: KeyPath, place: Place) -> None:
         self._places[path] = place
 
-    def text(self, path: Path) -> str | None:
+    def text(self, path: KeyPath) -> str | None:
         """What the file says there, before macros."""
         place = self._places.get(path)
         return place.text if place else None
 
-    def of(self, path: Path) -> Place | None:
+    def of(self, path: KeyPath) -> Place | None:
         """The place of a setting, or else of what holds it."""
         return next((self._places[path[:depth]] for depth in range(len(path), 0, -1) if path[:depth] in self._places), None)
 
-    def adopt(self, others: Places, at: Path = (), shift: int = 0) -> None:
+    def adopt(self, others: Places, at: KeyPath = (), shift: int = 0) -> None:
         """Take over the places below `at` of another file; the items of a list that is appended to lie `shift` further on."""
         for path, place in others._places.items():
             if path[: len(at)] == at and path not in self._places:
                 self._places[_shifted(path, len(at), shift)] = place
 
-    def forget(self, tree: Any, path: Path = ()) -> None:
+    def forget(self, tree: Any, path: KeyPath = ()) -> None:
         """Give up the places of settings that something else than a file sets, which `tree` holds."""
         if isinstance(tree, dict) and (tree or not path):
             for name, value in tree.items():
@@ -73,17 +73,17 @@ class Places:
         else:
             self._places = {place: at for place, at in self._places.items() if place[: len(path)] != path}
 
-    def error(self, path: Path, message: str) -> ConfigError:
+    def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error that names the line."""
         place = self.of(path)
         return ConfigError(f"{place}: {message}" if place else message)
 
-    def remark(self, path: Path, message: str) -> Remark:
+    def remark(self, path: KeyPath, message: str) -> Remark:
         """A remark that names the line."""
         return Remark(message, self.of(path), dotted(path))
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """The setting as people write it: `models.a.aliases[0]`."""
     text = ""
     for part in path:
@@ -91,7 +91,7 @@ def dotted(path: Path) -> str:
     return text
 
 
-def _shifted(path: Path, depth: int, shift: int) -> Path:
+def _shifted(path: KeyPath, depth: int, shift: int) -> KeyPath:
     if shift and len(path) > depth and isinstance(position := path[depth], int):
         return (*path[:depth], position + shift, *path[depth + 1 :])
     return path

@@ -7,7 +7,7 @@ from typing import Any
 
 from eardrum.config import macros, ports, words
 from eardrum.config.macros import Scalar
-from eardrum.config.places import Path, Places, dotted
+from eardrum.config.places import KeyPath, Places, dotted
 from eardrum.config.ports import Ports
 
 PORT, PID = "${PORT}", "PID"
@@ -79,7 +79,7 @@ def _uses_port(entry: Any, name: str) -> bool:
 
 def _with_port(id: str, entry: Any, port: int | None, places: Places) -> Any:
     if port is not None:
-        path: Path = ("models", id)
+        path: KeyPath = ("models", id)
         return {
             name: value if name == "macros" else macros.substituted(value, {"PORT": port}, (*path, name), places)
             for name, value in entry.items()
@@ -92,7 +92,7 @@ def _with_port(id: str, entry: Any, port: int | None, places: Places) -> Any:
     return entry
 
 
-def _check_left(value: Any, path: Path, places: Places, scope: dict[str, Scalar]) -> None:
+def _check_left(value: Any, path: KeyPath, places: Places, scope: dict[str, Scalar]) -> None:
     entry = {name: inner for name, inner in value.items() if name != "macros"} if isinstance(value, dict) else value
     for where, name in macros.left(entry, path):
         if not (name == PID and where[-1] == "cmdStop"):

@@ -15,33 +15,41 @@ from pydantic import BaseModel
 
 from eardrum.config import known, macros
 from eardrum.config.known import is_section, sole
-from eardrum.config.places import Path, Places, Remark, dotted
+from eardrum.config.places import KeyPath, Places, Remark, dotted
 from eardrum.config.sections import WITHOUT_EFFECT
 from eardrum.config.settings import Settings
+from eardrum.errors import ConfigError
 
 TRUE, FALSE = {"y", "yes", "on"}, {"n", "no", "off"}
 """Words that are text, except where true or false is asked for."""
+
+WRONG = object()
 
 PRIVATE = "x-"
 """Names that begin so are somebody's own, for anchors: nothing is said of them."""
 
 
 class Shaper:
-    """Brings a tree into the shape of the settings. `remarks` fills as it goes."""
+    """Brings a tree into the shape of the settings. `remarks` and `errors` fill as it goes."""
 
     def __init__(self, places: Places):
         self._places = places
         self.remarks: list[Remark] = []
+        self.errors: dict[KeyPath, ConfigError] = {}
+        """What cannot be the value of its setting, by its path; it is left out."""
 
     def shaped(self, tree: dict[str, Any]) -> Any:
-        """The tree without what the settings do not know, and with every value of the type they ask for.
-
-        Raises:
-            ConfigError: a value in a file cannot be what its setting is; the message names the line.
-        """
+        """The tree without what the settings do not know, and with every value of the type they ask for."""
         return self._section(tree, Settings, ())
 
-    def _value(self, value: Any, kind: Any, path: Path) -> Any:
+    def _value(self, value: Any, kind: Any, path: KeyPath) -> Any:
+        try:
+            return self._strictly(value, kind, path)
+        except ConfigError as error:
+            self.errors[path] = error
+            return WRONG
+
+    def _strictly(self, value: Any, kind: Any, path: KeyPath) -> Any:
         kind = sole(kind)
         origin = get_origin(kind)
         if is_section(kind):
@@ -56,12 +64,12 @@ class Shaper:
             return self._text(value, path)
         return self._plain(value, kind, path)
 
-    def _plain(self, value: Any, kind: Any, path: Path) -> Any:
+    def _plain(self, value: Any, kind: Any, path: KeyPath) -> Any:
         if kind is bool:
             return self._truth(value, path)
         return self._number(value, kind, path) if kind in (int, float) else value
 
-    def _section(self, value: Any, section: type[BaseModel], path: Path) -> Any:
+    def _section(self, value: Any, section: type[BaseModel], path: KeyPath) -> Any:
         if value is None:
             return {}
         if not isinstance(value, dict):
@@ -81,27 +89,29 @@ class Shaper:
                     self.remarks.append(self._places.remark(below, known.unknown(below)))
             else:
                 shaped[name] = inner
-        return shaped
+        return {name: inner for name, inner in shaped.items() if inner is not WRONG}
 
-    def _tell_without_effect(self, extra: Any, path: Path) -> None:
+    def _tell_without_effect(self, extra: Any, path: KeyPath) -> None:
         if isinstance(extra, dict) and (why := extra.get(WITHOUT_EFFECT)) and path in self._places:
             self.remarks.append(self._places.remark(path, f"{dotted(path)} has no effect here: {why}"))
 
-    def _map(self, value: Any, kind: Any, path: Path) -> Any:
+    def _map(self, value: Any, kind: Any, path: KeyPath) -> Any:
         if value is None:
             return {}
         if not isinstance(value, dict):
             if path not in self._places:
                 return value
             raise self._wrong(path, "must map names to values, as in `name: value`", value)
-        return {name: self._value(inner, kind, (*path, name)) for name, inner in value.items()}
+        shaped = {name: self._value(inner, kind, (*path, name)) for name, inner in value.items()}
+        return {name: inner for name, inner in shaped.items() if inner is not WRONG}
 
-    def _list(self, value: Any, kind: Any, path: Path) -> Any:
+    def _list(self, value: Any, kind: Any, path: KeyPath) -> Any:
         if not isinstance(value, list):
             raise self._wrong(path, "must be a list, as in `[a, b]`", value)
-        return [self._value(inner, kind, (*path, position)) for position, inner in enumerate(value)]
+        shaped = [self._value(inner, kind, (*path, position)) for position, inner in enumerate(value)]
+        return [inner for inner in shaped if inner is not WRONG]
 
-    def _text(self, value: Any, path: Path) -> Any:
+    def _text(self, value: Any, path: KeyPath) -> Any:
         if isinstance(value, str) or value is None:
             return value
         if not isinstance(value, macros.Scalar):
@@ -109,13 +119,13 @@ class Shaper:
         written = self._places.text(path)
         return macros.text_of(value) if written is None or "${" in written else written
 
-    def _truth(self, value: Any, path: Path) -> Any:
+    def _truth(self, value: Any, path: KeyPath) -> Any:
         word = value.lower() if isinstance(value, str) else ""
         if isinstance(value, bool) or word in TRUE or word in FALSE:
             return value is True or word in TRUE
         raise self._wrong(path, "must be true or false" + _without_quotes(word in ("true", "false")), value)
 
-    def _number(self, value: Any, kind: type, path: Path) -> Any:
+    def _number(self, value: Any, kind: type, path: KeyPath) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             number = isinstance(value, str) and value.strip().replace(".", "", 1).isdigit()
             raise self._wrong(path, f"must be a {'whole ' if kind is int else ''}number" + _without_quotes(number), value)
@@ -125,7 +135,7 @@ class Shaper:
             return int(value)
         return value
 
-    def _wrong(self, path: Path, must: str, value: Any) -> Exception:
+    def _wrong(self, path: KeyPath, must: str, value: Any) -> ConfigError:
         return self._places.error(path, f"The setting {dotted(path)} is wrong: it {must}{shown(path, value)}.")
 
 
@@ -133,7 +143,7 @@ SECRET = {"apiKeys", "apiKey", "env", "options"}
 """Settings whose values may be secret: messages get into logs."""
 
 
-def shown(path: Path, value: Any) -> str:
+def shown(path: KeyPath, value: Any) -> str:
     """The value at fault for a message, unless it could be a secret."""
     return "" if SECRET & set(path) else f" (it is {value!r})" if isinstance(value, macros.Scalar) else ""
 
@@ -146,7 +156,7 @@ def _without_quotes(quoted: bool) -> str:
     return ", without quotes" if quoted else ""
 
 
-def _not_a_section(path: Path) -> str:
+def _not_a_section(path: KeyPath) -> str:
     if path[:1] == ("profiles",):
         return "must map `pins` to models: profiles that are lists of models are no more"
     return "must hold settings by name"

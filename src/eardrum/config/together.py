@@ -8,10 +8,10 @@ from eardrum.config import matrix
 from eardrum.config.llama_swap import Group, Matrix
 from eardrum.config.matrix import Expression, MatrixError
 from eardrum.config.names import Names
-from eardrum.config.places import Path, Places
+from eardrum.config.places import KeyPath, Places
 from eardrum.config.settings import Settings
 
-NEWER: Path = ("routing", "router", "settings")
+NEWER: KeyPath = ("routing", "router", "settings")
 
 
 def with_rules(settings: Settings, names: Names, places: Places) -> Settings:
@@ -28,7 +28,7 @@ def with_rules(settings: Settings, names: Names, places: Places) -> Settings:
     return settings.model_copy(update={"groups": groups, "matrix": chosen})
 
 
-def _in_force(settings: Settings, places: Places) -> tuple[dict[str, Group], Matrix | None, Path]:
+def _in_force(settings: Settings, places: Places) -> tuple[dict[str, Group], Matrix | None, KeyPath]:
     router = settings.routing.router if settings.routing else None
     older = "groups" if settings.groups else "matrix"
     if settings.groups and settings.matrix:
@@ -47,7 +47,7 @@ def _in_force(settings: Settings, places: Places) -> tuple[dict[str, Group], Mat
     return (dict(router.settings.groups) if router else {}), None, (*NEWER, "groups")
 
 
-def _check_groups(groups: Mapping[str, Group], names: Names, path: Path, settings: Settings, places: Places) -> None:
+def _check_groups(groups: Mapping[str, Group], names: Names, path: KeyPath, settings: Settings, places: Places) -> None:
     of: dict[str, str] = {}
     for id, group in groups.items():
         for position, member in enumerate(group.members):
@@ -60,7 +60,7 @@ def _check_groups(groups: Mapping[str, Group], names: Names, path: Path, setting
             of[member] = id
 
 
-def _parsed(chosen: Matrix, settings: Settings, path: Path, places: Places) -> dict[str, Expression]:
+def _parsed(chosen: Matrix, settings: Settings, path: KeyPath, places: Places) -> dict[str, Expression]:
     try:
         return matrix.parse(chosen, settings.models)
     except MatrixError as error:
@@ -75,7 +75,7 @@ def check_spillover(id: str, targets: Collection[str], settings: Settings, place
     """
     if len(targets) <= 1:
         return
-    where: Path = ("selectors", id, "targets")
+    where: KeyPath = ("selectors", id, "targets")
     if settings.matrix:
         sets = matrix.parse(settings.matrix, settings.models).values()
         if not any(matrix.holds(expression, targets) for expression in sets):

@@ -155,7 +155,7 @@ class Catalog:
             if not model.runnable:
                 raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
             return model, "set by default_model"
-        fitting = [m for m in self if engine in ("", m.engine) and m.runnable and not m.absent and m.origin != "peer"]
+        fitting = [m for m in self if engine in ("", m.engine) and m.hears and m.runnable and not m.absent and m.origin != "peer"]
         if not fitting:
             wanted = f" of the engine {engine}" if engine else ""
             hint = f" {registry.card(engine).how_to_install}" if engine and registry.card(engine).missing else ""

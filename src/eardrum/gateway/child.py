@@ -83,11 +83,17 @@ class Child:
 
     @classmethod
     async def spawn(
-        cls, name: str, argv: Sequence[str], environment: Mapping[str, str], said: Log | None, register: Register | None
+        cls,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        said: Log | None = None,
+        register: Register | None = None,
     ) -> Self:
         """Start a program, with `environment` added to our own. What it prints goes into `said`.
 
-        It gets a session of its own, so that Ctrl-C reaches only the gateway and signals reach all that it starts.
+        It gets a session of its own, so that Ctrl-C reaches only the gateway and signals reach all that it starts. One that
+        does not end with the gateway by itself is to be in the `register`.
 
         Raises:
             OSError: it cannot be started.

@@ -82,8 +82,13 @@ class Model:
         return self.engine in (COMMAND, ADDRESS)
 
     @property
+    def hears(self) -> bool:
+        """Whether it is for speech, as all of ours are, and others if the config says so."""
+        return not self.foreign or (self.entry is not None and "audio" in self.entry.capabilities.inputs)
+
+    @property
     def card(self) -> Card:
-        """What its engine declares."""
+        """What its engine declares. A foreign model has none."""
         return registry.card(self.engine)
 
     @property

@@ -222,7 +222,6 @@ class Lives:
                 },
                 hint=hint,
                 said=self._logs.of(model.id),
-                register=self.register,
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -10,7 +10,6 @@ from typing import Any
 from eardrum.errors import ModelLoadError, error_from_json
 from eardrum.gateway.child import GRACE_S, Child
 from eardrum.gateway.logs import Log
-from eardrum.gateway.register import Register
 
 
 class Process(Child):
@@ -30,7 +29,6 @@ class Process(Child):
         environment: Mapping[str, str] | None = None,
         hint: str = "",
         said: Log | None = None,
-        register: Register | None = None,
     ) -> Process:
         """Start `command`, with `environment` added to our own, and wait for its line of JSON on stdout.
 
@@ -41,7 +39,7 @@ class Process(Child):
             ModelLoadError: it said why it failed, died, or was not ready in time.
             OSError: it cannot be started.
         """
-        process = await cls.spawn(name, command, environment or {}, said, register)
+        process = await cls.spawn(name, command, environment or {}, said)
         try:
             async with asyncio.timeout(within_s):
                 await process._greet(hint)

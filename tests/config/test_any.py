@@ -1,0 +1,72 @@
+"""Whatever stands in a config, it loads or it is refused in words."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args, get_origin
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eardrum import config
+from eardrum.config import known
+from eardrum.errors import ConfigError
+
+WORDS = [
+    "",
+    "a",
+    "b",
+    "no",
+    "yes",
+    "60",
+    "1.5",
+    "${m}",
+    "${n}",
+    "${PORT}",
+    "${MODEL_ID}",
+    "http://x:1",
+    "s ${PORT}",
+    "a & (b | +a)",
+    "warm",
+]
+
+scalars = st.none() | st.booleans() | st.integers(-2, 70000) | st.floats(-2, 3) | st.sampled_from(WORDS)
+names = st.sampled_from(["a", "b", "m", "n", "2", "x-y", "${m}"])
+junk = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2), max_leaves=4)
+
+
+def shaped(kind: Any) -> st.SearchStrategy[Any]:
+    """Mostly what a setting can be, and sometimes what it cannot."""
+    return st.one_of(*([proper(kind)] * 9), junk)
+
+
+def proper(kind: Any) -> st.SearchStrategy[Any]:
+    kind = known.sole(kind)
+    if known.is_section(kind):
+        optional = {name: st.deferred(lambda kind=field.annotation: shaped(kind)) for name, field in known.fields(kind).items()}
+        return st.lists(st.sampled_from(sorted(optional)), max_size=4, unique=True).flatmap(
+            lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})
+        )
+    arguments = get_args(kind)
+    if get_origin(kind) is dict:
+        return st.dictionaries(names, shaped(arguments[1]), max_size=3)
+    if get_origin(kind) is tuple:
+        return st.lists(shaped(arguments[0]), max_size=2)
+    return scalars
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(shaped(config.Settings), min_size=1, max_size=2))
+def test_any_config(trees: list[Any]) -> None:
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{position}.yaml" for position in range(len(trees))]
+        for path, tree in zip(paths, trees, strict=True):
+            path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        with suppress(ConfigError):
+            loaded = config.read(paths, environment={})
+            assert all(str(warning).startswith(folder) for warning in loaded.warnings)
+            assert config.read(paths, environment={}).settings == loaded.settings
+            assert loaded.settings.model_copy() == loaded.settings

@@ -1,0 +1,155 @@
+"""What a killed gateway leaves behind is ended by the next one, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eardrum.gateway import proc
+from eardrum.gateway.register import VARIABLE, Register
+from tests.conftest import wait_for
+
+pytestmark = pytest.mark.slow
+
+GATEWAY = """
+import asyncio, sys
+from pathlib import Path
+from eardrum.gateway.child import Child
+from eardrum.gateway.register import Register
+
+async def main():
+    register = Register(Path(sys.argv[1]))
+    child = await Child.spawn("llm", sys.argv[2:], {}, None, register)
+    print(child.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that has started a command, and the command's pid."""
+    program = [sys.executable, "-c", textwrap.dedent(GATEWAY), str(folder), *command]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline())
+        try:
+            yield process, pid
+        finally:
+            process.kill()
+            for left in [pid, *proc.carriers(f"{VARIABLE}=")]:
+                if alive(left):
+                    os.kill(left, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def sweep(folder: Path) -> None:
+    asyncio.run(Register(folder).end_left_behind())
+
+
+def files(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.jsonl")]
+
+
+def test_a_command_is_ended_that_a_killed_gateway_has_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with gateway(tmp_path, "sleep", "60") as (process, pid):
+        process.kill()
+        process.wait()
+        assert alive(pid)
+        sweep(tmp_path)
+        assert not alive(pid)
+        assert f"left processes of llm behind (sleep {pid})" in caplog.text
+        assert not files(tmp_path)
+        Register(tmp_path).close()
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_it_started_ends_too_however_it_hides(tmp_path: Path) -> None:
+    """In a session of its own, with its parent gone, and ignoring SIGTERM."""
+    hidden = tmp_path / "hidden"
+    script = (
+        f"trap '' TERM; (setsid sh -c 'trap \"\" TERM; echo $$ > {hidden}; while true; do sleep 0.1; done' &) ; exec sleep 60"
+    )
+    with gateway(tmp_path, "sh", "-c", script) as (process, pid):
+        wait_for(lambda: hidden.exists() and hidden.read_text())
+        process.kill()
+        process.wait()
+        began = time.monotonic()
+        sweep(tmp_path)
+        assert time.monotonic() - began > 5, "it was asked first"
+        assert not alive(pid)
+        assert not alive(int(hidden.read_text()))
+
+
+def test_a_gateway_that_lives_keeps_its_commands(tmp_path: Path) -> None:
+    with gateway(tmp_path, "sleep", "60") as (_, pid):
+        sweep(tmp_path)
+        assert alive(pid)
+        assert len(files(tmp_path)) == 1
+
+
+def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -> None:
+    with gateway(tmp_path, "sleep", "0.1") as (process, _), subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        process.kill()
+        process.wait()
+        (file,) = files(tmp_path)
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        found = proc.stat(other.pid)
+        assert found
+        entries[1] |= {"pid": other.pid, "born": found.born - 1}
+        file.write_text("\n".join(map(json.dumps, entries)) + '\n{"pid": 1')
+        sweep(tmp_path)
+        assert alive(other.pid)
+        assert not files(tmp_path)
+        other.kill()
+
+
+def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        found = proc.stat(other.pid)
+        assert found
+        folder = tmp_path / f"eardrum-{os.getuid()}"
+        folder.mkdir()
+        entries = [{"mark": f"{VARIABLE}=x.", "here": "yesterday"}, {"pid": other.pid, "born": found.born, "model": "m"}]
+        (folder / "1.jsonl").write_text("\n".join(map(json.dumps, entries)))
+        sweep(tmp_path)
+        assert alive(other.pid)
+        other.kill()
+
+
+def test_the_file_is_for_nobody_else_and_goes_with_the_last_process(tmp_path: Path) -> None:
+    register = Register(tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing is written as long as nothing is started"
+    register.note(os.getpid(), "m")
+    (file,) = files(tmp_path)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    register.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / f"eardrum-{os.getuid()}"
+    folder.mkdir(mode=0o755)
+    register = Register(tmp_path)
+    register.note(os.getpid(), "m")
+    register.forget(os.getpid())
+    assert not files(tmp_path)
+    assert caplog.text.count("is not a folder that only this user can enter") == 1
