@@ -92,11 +92,13 @@ def findings(tmp_path: Path, text: str, *arguments: str) -> tuple[dict[str, Any]
     [
         ("models:\n  a: {cmd: '${x} ${PORT}'}", 2, "There is no macro ${x}"),
         ("models:\n  a: [", 2, "not valid YAML"),
-        ("model_dir: /nowhere", 0, "model_dir /nowhere is not a directory"),
-        ("default_model: nobody-knows", 0, "default_model"),
+        ("host: h\nmodel_dir: /nowhere", 2, "model_dir /nowhere is not a directory"),
+        ("default_model: nobody-knows", 1, "default_model"),
         ("models:\n  b:\n  a: {source: /nowhere/at/all}", 2, "No engine here knows a model 'b'"),
         ("models:\n  moonshine-tiny-en:\n  a:\n    source: /nowhere/at/all", 3, "models.a.source: there is nothing at"),
-        ("models:\n  moonshine-tiny-en:\n    fallback: [nobody]", 0, "models.moonshine-tiny-en.fallback"),
+        ("models:\n  moonshine-tiny-en:\n    fallback: [nobody]", 3, "models.moonshine-tiny-en.fallback"),
+        ("memory:\n  cpu: lots", 2, "memory.cpu: 'lots' is not a size"),
+        ("memory: {cpu: 1G}\nmodels:\n  moonshine-tiny-en: {memory: lots}", 3, "models.moonshine-tiny-en.memory: 'lots'"),
         ("models:\n  a:\n    engine: telepathy", 2, "There is no engine 'telepathy'"),
         ("models:\n  base:\n    options:\n      treads: 2", 2, "no option treads"),
         ("models:\n  base:\n    options:\n      threads: many", 3, "Option threads of faster_whisper: Input should be"),
@@ -161,3 +163,19 @@ def test_nothing_to_check() -> None:
 )
 def test_secrets_are_hidden(arguments: list[str], shown: list[str]) -> None:
     assert hidden(arguments) == shown
+
+
+@pytest.mark.parametrize(
+    ("rules", "beside"),
+    [
+        ("", {"a": ["d"], "b": ["d"], "d": ["a", "b"]}),
+        ("groups: {g: {members: [a, b], swap: false}}", {"a": ["b", "d"], "b": ["a", "d"], "d": ["a", "b"]}),
+        ("matrix: {sets: {s: a & d}}", {"a": ["d"], "b": [], "d": ["a"]}),
+        ("memory: {cpu: 10G}", {"a": ["b", "d"], "b": ["a", "d"], "d": ["a", "b"]}),
+        ("memory: {cpu: 5G}", {"a": ["d"], "b": ["d"], "d": ["a", "b"]}),
+    ],
+)
+def test_who_may_be_loaded_beside_whom(tmp_path: Path, rules: str, beside: dict[str, list[str]]) -> None:
+    models = "models: {a: {cmd: 'true ${PORT}', memory: 3G}, b: {cmd: 'true ${PORT}', memory: 3G}, d: {proxy: 'http://d'}}\n"
+    report, _ = findings(tmp_path, models + rules)
+    assert {model["id"]: model["beside"] for model in report["models"]} == beside

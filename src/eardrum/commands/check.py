@@ -64,7 +64,7 @@ def _model(model: dict[str, Any]) -> Iterator[str]:
     for label, name in (("environment", "environment"), ("also called", "aliases")):
         if name in model:
             yield from _wrapped(f"{label}: {', '.join(model[name])}")
-    yield from _wrapped(f"may be loaded beside: {', '.join(model['beside']) or 'none of the others'}")
+    yield from _wrapped(f"may be loaded beside: {', '.join(model['beside']) or 'nothing'}")
 
 
 def _wrapped(text: str) -> Iterator[str]:

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from eardrum import config
 from eardrum.config import Loaded, Remark, words
-from eardrum.config.together import may_meet
 from eardrum.errors import ConfigError, EardrumError, ModelNotFoundError
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Inventory, Model
+from eardrum.gateway.rulebook import Rulebook
+from eardrum.gateway.rules import Nothing, Rules
 
 OPTIONS_S = 60
 """Time for engines to look at options: they import numpy, but none of their own libraries."""
@@ -63,7 +64,10 @@ def examined(files: Sequence[Path], folder: Path | None, assignments: Sequence[s
     report.files = [str(file) for file in loaded.files]
     report.warnings += [_finding(warning) for warning in loaded.warnings]
     found = _models(loaded, report)
-    report.models = [_entry(id, entry, found.get(id), loaded) for id, entry in loaded.settings.models.items()]
+    rules = _rules(found, loaded, report)
+    for id, entry in loaded.settings.models.items():
+        beside = [other for other in loaded.settings.models if other != id and rules.allows((id, other))]
+        report.models.append(_entry(id, entry, found.get(id), loaded) | {"beside": beside})
     report.warnings += _missing_programs(loaded)
     report.errors += _wrong_options(found, loaded)
     if not report.errors:
@@ -77,7 +81,7 @@ def _models(loaded: Loaded, report: Report) -> dict[str, Model]:
     try:
         inventory = Inventory(loaded.settings)
     except ConfigError as error:
-        report.errors.append(Finding(error.message))
+        report.errors.append(_of_setting(error.message, loaded))
         return {}
     for id in loaded.settings.models:
         try:
@@ -102,11 +106,23 @@ def _unready(model: Model) -> Iterator[str]:
         yield f"batch is {model.batch}, but {model.engine} decodes at most {model.card.capabilities.max_batch} windows at once."
 
 
+def _rules(found: Mapping[str, Model], loaded: Loaded, report: Report) -> Rules:
+    """The rules by which the server would unload models for one another."""
+    try:
+        book = Rulebook(loaded.settings)
+    except ConfigError as error:
+        report.errors.append(_of_setting(error.message, loaded))
+        return Nothing()
+    for model in found.values():
+        book.learn(model)
+    return book.rules
+
+
 def _look_at_names(loaded: Loaded, report: Report) -> None:
     try:
         catalog = Catalog(loaded.settings)
     except ConfigError as error:
-        report.errors.append(Finding(error.message))
+        report.errors.append(_of_setting(error.message, loaded))
         return
     for position, name in enumerate(loaded.settings.hooks.on_startup.preload):
         if name in loaded.settings.selectors:
@@ -130,9 +146,8 @@ def _entry(id: str, entry: config.Model, model: Model | None, loaded: Loaded) ->
         "environment": [variable.partition("=")[0] for variable in entry.env],
         "aliases": list(entry.aliases),
         "ttl": model.ttl if model else entry.ttl,
-        "beside": [other for other in loaded.settings.models if other != id and may_meet(id, other, loaded.settings)],
     }
-    return {name: value for name, value in told.items() if value not in ("", None, []) or name == "beside"}
+    return {name: value for name, value in told.items() if value not in ("", None, [])}
 
 
 def hidden(arguments: Sequence[str]) -> list[str]:
@@ -188,6 +203,16 @@ def _wrong_options(found: Mapping[str, Model], loaded: Loaded) -> Iterator[Findi
 
 def _at(message: str, path: tuple[str | int, ...], loaded: Loaded) -> Finding:
     return _finding(loaded.places.remark(path, message))
+
+
+def _of_setting(message: str, loaded: Loaded) -> Finding:
+    """A message that begins with the setting at fault, as most about the config do."""
+    setting = re.split(r"[: ]", message)[0]
+    for id in loaded.settings.models:
+        if setting.startswith(f"models.{id}."):
+            return _at(message, ("models", id, setting.removeprefix(f"models.{id}.")), loaded)
+    path = tuple(setting.split("."))
+    return _at(message, path, loaded) if loaded.places.of(path) else Finding(message)
 
 
 def _finding(remark: Remark) -> Finding:

@@ -97,7 +97,7 @@ def may_meet(one: str, other: str, settings: Settings) -> bool:
     if settings.matrix:
         sets = matrix.parse(settings.matrix, settings.models)
         named = {model for expression in sets.values() for model in matrix.models_of(expression)}
-        bound = all(id in named or settings.models[id].cmd for id in (one, other))
+        bound = all(id in named or (settings.models[id].cmd and not settings.memory) for id in (one, other))
         return not bound or any(matrix.holds(expression, (one, other)) for expression in sets.values())
     of = {member: group for group in settings.groups.values() for member in group.members}
     if not settings.memory:
