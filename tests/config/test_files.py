@@ -81,6 +81,7 @@ def test_files_are_joined(tmp_path: Path) -> None:
     [
         ("port: 1", "\nport: 2", "two.yaml:2: port is set to something else at one.yaml:1: set it in one file."),
         ("port: 1", "port: '1'", "port is set to something else"),
+        ("port: 1", "port: true", "port is set to something else"),
         ("limits: {fields: 1}", "limits: {fields: 2}", "limits.fields is set to something else"),
         ("apiKeys: [a]", "apiKeys: b", "apiKeys is set to something else"),
         ("models: {a: }", "\n\nmodels: {a: }", "two.yaml:3: models.a is described at one.yaml:1 too"),

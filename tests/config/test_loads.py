@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from eardrum.config.llama_swap import UpstreamRoutes
 from tests.config.conftest import Reader
 
 MODEL = "models: {a: {cmd: 's ${PORT}'}}\n"
@@ -36,6 +37,8 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         {"models[a].filters.stripParams": "top_k, seed"},
     ),
     "env macro in a comment": (f"# ${{env.NOTHING}}\n{MODEL}  # ${{env.NOTHING}}", {"models[a].cmd": "s 5800"}),
+    "an empty proxy": ("models: {a: {cmd: 's ${PORT}', proxy: ''}}", {"models[a].proxy": "http://localhost:5800"}),
+    "no paths to ignore": ("upstream: {ignorePaths: []}", {"upstream.ignorePaths": UpstreamRoutes().ignorePaths}),
     "empty cmd": ("models: {a: {cmd: '', proxy: 'http://x'}}", {"models[a].cmd": "", "models[a].proxy": "http://x"}),
     "healthCheckTimeout of 3": (f"healthCheckTimeout: 3\n{MODEL}", {"healthCheckTimeout": 15}),
     "preload of unknown": (

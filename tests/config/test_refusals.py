@@ -120,6 +120,11 @@ FAILS = {
     "a bad pattern": ("upstream: {ignorePaths: ['(']}", 1, "not a regular expression"),
     "a selector named like a model": (f"{MODEL}selectors:\n  a: {{targets: [a]}}", 3, "has the name of a model"),
     "a selector of nobody": (f"{MODEL}selectors:\n  s: {{targets: [nobody]}}", 3, "selectors.s.targets[0]: there is no model"),
+    "a target that two peers have": (
+        "peers: {p: {proxy: 'http://x', models: [m]}, q: {proxy: 'http://y', models: [m]}}\nselectors:\n  s: {targets: [p/m, m]}",
+        3,
+        "selectors.s.targets[1]: there is no model 'm'",
+    ),
     "a selector without targets": ("selectors:\n  s: {targets: []}", 2, "selectors.s.targets is wrong"),
     "a selector of selectors": (
         f"{MODEL}selectors:\n  s: {{targets: [a]}}\n  t: {{targets: [s]}}",
@@ -178,6 +183,7 @@ def test_no_message_shows_a_secret(refused: Refuser) -> None:
         "peers: {p: {apiKey: [hush], models: [m], proxy: 'http://x'}}",
         "apiKeys: [hush",
         "models: {a: {options: hush}}",
+        "models: {a: {proxy: 'me:hush@x'}}",
     ):
         assert "hush" not in refused(text)
     assert "hush" not in refused("apiKeys: [${env.KEY}]", KEY="hush\n")

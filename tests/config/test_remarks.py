@@ -46,6 +46,10 @@ WARNS = {
     ),
     "an alias twice": ("models: {a: {cmd: 's ${PORT}', aliases: [x, x]}}", ["The alias 'x' of a is here twice."]),
     "a peer's model behind ours": (f"{MODEL}peers: {{p: {{proxy: 'http://x', models: [a]}}}}", ["the one of the peer is p/a"]),
+    "a model of two peers": (
+        "peers:\n  p: {proxy: 'http://x', models: [m]}\n  q: {proxy: 'http://y', models: [n, m]}",
+        ["config.yaml:3: 'm' is a model of p, too: it is only found as p/m and q/m."],
+    ),
     "one port for two": (
         "memory: {cpu: 1G}\nmodels:\n  a: {cmd: s --port 80, proxy: 'http://localhost:80'}\n  b: {cmd: s --port=80, proxy: 'http://localhost:80'}",
         ["config.yaml:4: a and b both listen on port 80."],

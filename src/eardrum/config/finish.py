@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from urllib.parse import urlsplit
 
 from eardrum.config import words
+from eardrum.config.llama_swap import UpstreamRoutes
 from eardrum.config.names import Names, checked_profiles, checked_selectors, with_priorities
 from eardrum.config.places import KeyPath, Places, Remark
 from eardrum.config.settings import Log, Model, Settings
@@ -44,6 +45,7 @@ def _completed(settings: Settings, names: Names) -> Settings:
             "unloadTimeout": unload,
             "log": _log(settings),
             "hooks": _hooks(settings, names),
+            "upstream": settings.upstream if settings.upstream.ignorePaths else UpstreamRoutes(),
         }
     )
     return settings.model_copy(update={"models": {id: _entry(id, names.of(id), settings) for id in settings.models}})
@@ -106,7 +108,8 @@ def _check_address(address: str, path: KeyPath, places: Places) -> None:
     except ValueError:
         pass
     where = ".".join(map(str, path))
-    raise places.error(path, f"{where} must be an address such as http://127.0.0.1:8080 (it is {address!r}).")
+    shown = "" if "@" in address else f" (it is {address!r})"  # there may be a password in it
+    raise places.error(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
 
 
 def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:

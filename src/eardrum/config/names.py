@@ -33,17 +33,27 @@ class Names:
                 self._claim_by_parameters(id, alias)
         for id, peer in settings.peers.items():
             for position, name in enumerate(peer.models):
-                if self.model(name):
-                    path: KeyPath = ("peers", id, "models", position)
-                    self._remark(path, f"{name!r} is a model here; the one of the peer is {id}/{name}.")
+                self._look_at_a_peer(id, name, ("peers", id, "models", position))
 
     def model(self, name: str) -> str | None:
         """The id of the model that has this name or alias."""
         return name if name in self._settings.models else self._owners.get(name)
 
     def of_a_peer(self, name: str) -> bool:
-        """Whether another server has a model that is called so here."""
-        return any(name in (model, f"{id}/{model}") for id, peer in self._settings.peers.items() for model in peer.models)
+        """Whether another server has a model that is called so here: `peer/model`, or `model` if no other peer has one."""
+        of_one = len(self._peers_with(name)) == 1
+        return of_one or any(name == f"{id}/{model}" for id, peer in self._settings.peers.items() for model in peer.models)
+
+    def _peers_with(self, model: str) -> list[str]:
+        return [id for id, peer in self._settings.peers.items() if model in peer.models]
+
+    def _look_at_a_peer(self, id: str, model: str, path: KeyPath) -> None:
+        if self.model(model):
+            self._remark(path, f"{model!r} is a model here; the one of the peer is {id}/{model}.")
+        elif (others := self._peers_with(model)) and others[0] != id:
+            self._remark(
+                path, f"{model!r} is a model of {others[0]}, too: it is only found as {others[0]}/{model} and {id}/{model}."
+            )
 
     def unknown(self, name: str, path: KeyPath) -> ConfigError:
         """An error about a name that nothing has."""

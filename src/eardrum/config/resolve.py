@@ -35,7 +35,7 @@ def resolved(tree: Tree, places: Places, known: Ports, names: Collection[str]) -
     models = tree.get("models")
     if not isinstance(models, dict):
         return done, {}
-    entries = {id: _with_macros(id, models[id], globals_, places) for id in sorted(models)}
+    entries = {id: _with_macros(id, models[id], globals_, places) for id in models}
     start = done.get("startPort")
     needing = [id for id, entry in entries.items() if _uses_port(entry, "cmd")]
     given = ports.assigned(needing, start if isinstance(start, int) else FIRST_PORT, known)
@@ -45,8 +45,7 @@ def resolved(tree: Tree, places: Places, known: Ports, names: Collection[str]) -
             _check_left(entry.get("cmd"), ("models", id, "cmd"), places, scope)
         entries[id] = _with_port(id, entry, given.get(id), places)
         _check_left(entries[id], ("models", id), places, scope)
-    done["models"] = {id: entries[id] for id in models}  # in the order written, in which they are listed
-    return done, given
+    return done | {"models": entries}, given
 
 
 def _with_macros(id: str, entry: Any, globals_: dict[str, Scalar], places: Places) -> Any:
@@ -59,7 +58,7 @@ def _with_macros(id: str, entry: Any, globals_: dict[str, Scalar], places: Place
     for name in ("cmd", "cmdStop"):
         if isinstance(entry.get(name), str):
             entry[name] = words.without_comments(entry[name])
-    if entry.get("cmd") and entry.get("proxy") is None:
+    if entry.get("cmd") and not entry.get("proxy"):
         entry["proxy"] = DEFAULT_PROXY
     scope = _scope(id, entry, globals_)
     return {
