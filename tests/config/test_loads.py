@@ -58,6 +58,10 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         "macros: {m: fast}\nmodels: {a: {cmd: 's ${PORT}', filters: {setParamsByID: {'${MODEL_ID}:${m}': {x: '${PORT}'}}}}}",
         {"models[a].filters.setParamsByID": {"a:fast": {"x": 5800}}, "models[a].aliases": ("a:fast",)},
     ),
+    "parameters by a name that is known": (
+        "models: {a: {cmd: 's ${PORT}', aliases: [x], filters: {setParamsByID: {y: {}, x: {}, a: {}}}}}",
+        {"models[a].aliases": ("x", "y")},
+    ),
     "typed macros": (
         "macros: {n: 5, b: true, f: 0.5}\nmodels: {a: {cmd: 's ${PORT} ${n} ${b} ${f}', ttl: '${n}', unlisted: '${b}',"
         " metadata: {f: '${f}', n: [x, '${n}'], s: '${n}k'}}}",

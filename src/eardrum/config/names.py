@@ -28,8 +28,8 @@ class Names:
         for id, model in settings.models.items():
             for position, alias in enumerate(model.aliases):
                 self._claim(id, alias, ("models", id, "aliases", position))
-        for id in sorted(settings.models):  # llama-swap's order: whose name it is depends on it
-            for alias in settings.models[id].filters.setParamsByID:
+        for id, model in settings.models.items():  # once all aliases are known that are said to be some
+            for alias in model.filters.setParamsByID:
                 self._claim_by_parameters(id, alias)
         for id, peer in settings.peers.items():
             for position, name in enumerate(peer.models):
