@@ -55,7 +55,12 @@ class Settings(SharedSettings, BaseSettings):
     """The whole configuration."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+        extra="forbid",
+        frozen=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        json_schema_extra={"patternProperties": {"^x-": {}}},  # somebody's own, for anchors
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
