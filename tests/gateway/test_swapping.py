@@ -24,6 +24,7 @@ from tests.programs import FAKE_LLM, fake_llm, free_port
 pytestmark = pytest.mark.slow
 
 LOAD_S = 0.3
+JSON = (("content-type", "application/json"),)
 CHAT = b'{"model": "x", "messages": [{"role": "user", "content": "hello"}]}'
 
 
@@ -59,7 +60,7 @@ def programs() -> list[str]:
 async def chat(service: Service, name: str) -> str:
     async with service.lease(service.catalog.find(name)) as upstream:
         assert isinstance(upstream, ForeignUpstream)
-        response = await upstream.send(Outgoing("POST", "/v1/chat/completions", {"content-type": "application/json"}, CHAT))
+        response = await upstream.send(Outgoing("POST", "/v1/chat/completions", JSON, CHAT))
         answer: str = (await response.json())["choices"][0]["message"]["content"]
         return answer
 
@@ -81,7 +82,7 @@ async def test_200_requests_for_3_exclusive_models_with_a_third_of_the_clients_l
                 waits.append(time.monotonic() - began)
                 together.append(programs())
                 assert isinstance(upstream, ForeignUpstream)
-                request = Outgoing("POST", "/v1/chat/completions", {"content-type": "application/json"}, CHAT)
+                request = Outgoing("POST", "/v1/chat/completions", JSON, CHAT)
                 response = await upstream.send(request)
                 await response.read()
                 return "served" if response.status == 200 else f"status {response.status}"

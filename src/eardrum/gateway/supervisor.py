@@ -30,7 +30,7 @@ BROKEN_S = 0.5
 """The same for others, which may also break a connection and live."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Running:
     """A model that serves, and the task that sees to its end."""
 
@@ -38,6 +38,8 @@ class Running:
     task: asyncio.Task[None]
     since: float
     """Unix time at which it was ready."""
+    forced: bool = False
+    """Whether it was told to end whatever it was doing."""
 
     @property
     def pid(self) -> int | None:
@@ -81,7 +83,6 @@ class Supervisor:
         self._sweeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._forced: set[str] = set()
         self._down = False
 
     def sweep(self) -> asyncio.Task[None]:
@@ -125,17 +126,17 @@ class Supervisor:
                 yield Lease(running.life.upstream, model.id, ticket, self._handle)
             except RunnerCrashedError as error:
                 explained = await _explained(model, running, error)
-                raise (self._why_ended(model) or explained) from error
+                raise (self._why_ended(model, running) or explained) from error
             self._crashes.served(model.id)
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
 
-    def _why_ended(self, model: Model) -> EardrumError | None:
+    def _why_ended(self, model: Model, running: Running) -> EardrumError | None:
         """The reason, if a process that died under a request was meant to."""
         if self._down:
             return scheduler.shutting_down()
-        return scheduler.unloaded(model.id) if model.id in self._forced else None
+        return scheduler.unloaded(model.id) if running.forced else None
 
     def state(self, model: Model) -> State:
         """The model's state."""
@@ -152,8 +153,8 @@ class Supervisor:
 
         It finishes what it has begun first, and serves who waits for it to come up; with force it does not.
         """
-        if force:
-            self._forced.add(model.id)
+        if force and (running := self._running.get(model.id)):
+            running.forced = True
         self._handle(scheduler.Unload(model.id, force))
         slot = self._scheduler.slots[model.id]
         if slot.unloading or slot.state is State.STOPPING:
@@ -251,7 +252,6 @@ class Supervisor:
             self._crashes.died(model.id, life.ending, time.monotonic())
         # First the books, then the cleaning up: while that waits, requests may already start the next life.
         del self._running[model.id]
-        self._forced.discard(model.id)
         self._handle(scheduler.Exited(model.id))
         await life.close()
 
