@@ -6,12 +6,15 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from eardrum.config import Settings
 from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError
 from eardrum.gateway import memory, scheduler
+from eardrum.gateway.changes import Changes
 from eardrum.gateway.crashes import Crashes
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
@@ -160,14 +163,24 @@ class Supervisor:
         if slot.unloading or slot.state is State.STOPPING:
             await asyncio.wait([self._tasks[model.id]])
 
-    def reconfigure(self, rulebook: Rulebook, patience: float, changed: Set[str], removed: Set[str]) -> None:
-        """Go by another config. What did not change serves on; what did finishes what it has begun first."""
-        rulebook.measured |= {model: need for model, need in self._rulebook.measured.items() if model not in changed | removed}
+    def reconfigure(self, settings: Settings, rulebook: Rulebook, models: Mapping[str, Model], changes: Changes) -> None:
+        """Go by another config, of which `models` are. What did not change serves on; what did finishes first what it does."""
+        self._lives.settings = settings
+        gone = changes.changed | changes.removed
+        rulebook.measured |= {id: need for id, need in self._rulebook.measured.items() if id not in gone}
+        self._models |= {id: models[id] for id in self._models if id in models}
         for id, model in self._models.items():
-            if id not in changed | removed:
+            if id not in changes.removed:
                 rulebook.learn(model)
         self._rulebook = rulebook
-        self._handle(scheduler.Reconfigured(rulebook.rules, patience, frozenset(changed), frozenset(removed)))
+        self._handle(scheduler.Reconfigured(rulebook.rules, settings.patience, changes.changed, changes.removed))
+        for id in self._scheduler.slots.keys() & models.keys() - gone:
+            self._handle(scheduler.Keep(id, models[id].ttl))
+
+    @property
+    def up(self) -> frozenset[str]:
+        """The models that have a process, from its start to its end."""
+        return frozenset(id for id, slot in self._scheduler.slots.items() if slot.up)
 
     def running(self, model: Model) -> Running | None:
         """The model's process, if it serves."""
@@ -197,7 +210,8 @@ class Supervisor:
         for action in self._scheduler.handle(event, time.monotonic()):
             match action:
                 case scheduler.Start(model):
-                    self._tasks[model] = asyncio.create_task(self._run(self._models[model]))
+                    self._tasks[model] = task = asyncio.create_task(self._run(self._models[model]))
+                    task.add_done_callback(partial(self._broken_off, model))
                 case scheduler.Stop(model):
                     self._stop(model)
                 case scheduler.Grant(ticket):
@@ -234,9 +248,6 @@ class Supervisor:
         """One life of a model: from its start to its end."""
         try:
             life = await self._begin(model)
-        except asyncio.CancelledError:
-            self._handle(scheduler.Exited(model.id))
-            raise
         except EardrumError as error:
             log.error("%s failed to load: %s", model.id, error.message)
             self._handle(scheduler.StartFailed(model.id, error))
@@ -254,6 +265,11 @@ class Supervisor:
         del self._running[model.id]
         self._handle(scheduler.Exited(model.id))
         await life.close()
+
+    def _broken_off(self, model: str, task: asyncio.Task[None]) -> None:
+        """A start that was stopped is over, whether it had got anywhere or not even begun."""
+        if task.cancelled():
+            self._handle(scheduler.Exited(model))
 
     async def _begin(self, model: Model) -> Life:
         if row := self._crashes.pausing(model.id, now := time.monotonic()):
