@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from tests.programs import FAKE_LLM, free_port
 
 pytestmark = pytest.mark.slow
 
-COMMAND = f"python {FAKE_LLM} --port ${{PORT}}"
+COMMAND = f"{sys.executable} {FAKE_LLM} --port ${{PORT}}"
 TOGETHER = {"all": {"swap": False, "members": ["a", "b", "c"]}}
 
 
