@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,7 +20,7 @@ import requests
 import yaml
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.programs import FAKE_LLM, free_port
+from tests.programs import FAKE_LLM
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +61,17 @@ class Edited:
         return answer
 
 
-START = free_port()
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row, from where the system gives out none by itself."""
+    while True:
+        first = random.randrange(20_000, 30_000)
+        with suppress(OSError), ExitStack() as trials:
+            for port in range(first, first + count):
+                trials.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+START = free_ports(5)
 
 
 def models(**habits: str) -> dict[str, Any]:
