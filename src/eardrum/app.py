@@ -64,7 +64,7 @@ def create_app(service: Service) -> App:
     )
     app.router.redirect_slashes = False
     front = Front([Forward(service, answers.worded), Passthrough(service, answers.worded)], app)
-    return Access(Cors(Keys(front, service.settings.apiKeys, answers.worded)))
+    return Access(Cors(Keys(front, lambda: service.settings.apiKeys, answers.worded)))
 
 
 class Edge(Protocol):

@@ -15,6 +15,7 @@ from eardrum import __version__, config, log, offline, server
 from eardrum.commands import check, models, processes
 from eardrum.commands.options import Assignments, ConfigFile, ConfigFolder
 from eardrum.errors import EardrumError
+from eardrum.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,22 @@ def serve(
     config_file: ConfigFile = None,
     config_folder: ConfigFolder = None,
     assignments: Assignments = None,
+    watch: Annotated[
+        bool, typer.Option("--watch-config", help="Read the config again when it has changed; SIGHUP does too.")
+    ] = False,
     sample: Annotated[bool, typer.Option("--sample", help="Transcribe the shipped recording once up.")] = False,
 ) -> None:
     """Start the server."""
-    loaded = config.read(config_file, assignments or (), overrides={"host": host, "port": port}, folder=config_folder)
+    overrides = {"host": host, "port": port}
+    source = Source(
+        lambda ports: config.read(config_file, assignments or (), overrides=overrides, folder=config_folder, ports=ports),
+        config_folder,
+    )
+    loaded = source.first()
     log.set_up(loaded.settings.log.level, loaded.settings.log.format)
     for warning in loaded.warnings:
         logger.warning("%s", warning)
-    server.run(loaded.settings, sample=sample)
+    server.run(loaded.settings, source, watch=watch, sample=sample)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import errno
 import gc
 import logging
 import shlex
+import signal
 import socket
 from collections.abc import Callable, Coroutine
 from importlib.resources import as_file, files
@@ -17,10 +18,11 @@ import uvicorn
 from eardrum.app import create_app
 from eardrum.client import Client
 from eardrum.config import Settings
-from eardrum.errors import ConfigError
+from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.foreign import MESSAGE
 from eardrum.gateway.service import Service
 from eardrum.http import Http
+from eardrum.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +33,20 @@ ANSWER_S = 8
 """Seconds to stop the models and to tell their clients, once the time for finishing requests is over."""
 
 
-def run(settings: Settings, *, sample: bool = False) -> None:
+def run(settings: Settings, source: Source | None = None, *, watch: bool = False, sample: bool = False) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         settings: the configuration.
+        source: where it came from; it is read again at SIGHUP.
+        watch: and when a file of it has changed.
         sample: transcribe the shipped recording through the server once it is up, and print the text.
 
     Raises:
         ConfigError: the port cannot be had.
     """
     service = Service(settings)
+    service.source = source
     log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
     listening = _bind(settings.host, settings.port)
     uvicorn_config = uvicorn.Config(
@@ -65,31 +70,62 @@ def run(settings: Settings, *, sample: bool = False) -> None:
             if sample:
                 print(f"The shipped recording says:\n\n    {await _transcribed(address, recording)}\n", flush=True)
 
-        Server(uvicorn_config, service, greet).run(sockets=[listening])
+        Server(uvicorn_config, service, greet, source if watch else None).run(sockets=[listening])
 
 
 class Server(uvicorn.Server):
-    """Calls `greet` once the server answers, and ends in order."""
+    """Calls `greet` once the server answers, reads the config again when told to, and ends in order."""
 
-    def __init__(self, settings: uvicorn.Config, service: Service, greet: Callable[[], Coroutine[None, None, None]]):
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        service: Service,
+        greet: Callable[[], Coroutine[None, None, None]],
+        watched: Source | None = None,
+    ):
         super().__init__(settings)
         self._service = service
         self._greet = greet
+        self._watched = watched
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open for business, then say so."""
         await super().startup(sockets)
         if self.started:
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
-            self._greeting = asyncio.create_task(self._greet())
+            self._begin(self._greet())
+            if self._service.source and hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reread)
+            if self._watched:
+                self._begin(self._watched.watch(self._reread))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer."""
+        self._watching_ends()
         end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
         try:
             await super().shutdown(sockets)
         finally:
             end.cancel()
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _watching_ends(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _reread(self) -> None:
+        self._begin(self._try_to_reread())
+
+    async def _try_to_reread(self) -> None:
+        try:
+            await self._service.reread()
+        except EardrumError as error:
+            log.error("The config was not taken over, the old one stays in force: %s", error.message)
 
     def _end_requests(self) -> None:
         self._ending = asyncio.create_task(self._service.shutdown())

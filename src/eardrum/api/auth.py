@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -27,16 +27,16 @@ WRONG = "The key is not one of this server's: check the client's settings, or `a
 
 
 class Keys:
-    """Refuses requests and WebSockets without a key. Without keys in the config everybody is let in."""
+    """Refuses requests and WebSockets without a key. Without keys in the config, which may change, everybody is let in."""
 
-    def __init__(self, app: App, keys: tuple[str, ...], worded: Callable[[EardrumError], dict[str, Any]]):
+    def __init__(self, app: App, keys: Callable[[], Sequence[str]], worded: Callable[[EardrumError], dict[str, Any]]):
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
         self._worded = worded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
-        if not self._keys or scope["type"] == "lifespan" or scope["path"] in OPEN:
+        if not self._keys() or scope["type"] == "lifespan" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
         shown = key_of(scope)
@@ -49,7 +49,7 @@ class Keys:
 
     def _knows(self, shown: bytes) -> bool:
         """Whether it is one of the keys; takes as long whichever it is, and however much of it is right."""
-        return sum([hmac.compare_digest(shown, key) for key in self._keys]) > 0
+        return sum([hmac.compare_digest(shown, key.encode()) for key in self._keys()]) > 0
 
     def _refusal(self, path: str, error: EardrumError) -> Response:
         body = {"error": error.message} if path.startswith(OLLAMA) else self._worded(error)

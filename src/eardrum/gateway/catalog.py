@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from eardrum import abilities, config
 from eardrum.engines import registry
@@ -88,6 +88,13 @@ class Catalog:
         full = "" if name == repository else f" ({repository})"
         option = f" --engine {engine}" if engine else ""
         return f"The model {name}{full} {state}: run `eardrum pull {name}{option}`, or set `pull_missing: true` in the config."
+
+    def adopt(self, other: Catalog, unchanged: Set[str]) -> None:
+        """Become what another catalog is. What loaded models have said of themselves stays true of those that did not change."""
+        self._settings, self.inventory = other._settings, other.inventory
+        self._default, self.why_default = other._default, other.why_default
+        self._refined = {id: capabilities for id, capabilities in self._refined.items() if id in unchanged}
+        self.scan()
 
     def refine(self, model: Model, capabilities: Capabilities) -> None:
         """Replace what the engine's card promised by what the loaded model said of itself."""

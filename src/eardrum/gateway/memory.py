@@ -6,14 +6,13 @@ import asyncio
 import logging
 import shutil
 from asyncio.subprocess import DEVNULL, PIPE
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+
+from eardrum.gateway import proc
 
 log = logging.getLogger(__name__)
 
-PROC = Path("/proc")
 GPU_S = 10.0
 """How long NVIDIA's driver may take to answer."""
 
@@ -32,46 +31,32 @@ async def watch(running: Callable[[], Mapping[str, int]], seen: Callable[[Mappin
 
 
 async def used(pids: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """Bytes that each model's process takes with all of its session: `cpu`, and if there are GPUs, `cuda` and `cuda:0` ...
+    """Bytes that each model's process takes with all that it started: `cpu`, and if there are GPUs, `cuda` and `cuda:0` ...
 
-    Args:
-        pids: model to the process that leads its session.
+    Nothing is known of what is gone, or of other systems than Linux.
     """
-    sessions, resident = await asyncio.to_thread(_resident, frozenset(pids.values()))
-    found: dict[str, dict[str, float]] = {model: {"cpu": resident[pid]} for model, pid in pids.items() if pid in resident}
-    models = {pid: model for model, pid in pids.items()}
+    families, resident = await asyncio.to_thread(_resident, pids)
+    found = {model: {"cpu": size} for model, size in resident.items() if size}
+    owners = {pid: model for model, family in families.items() for pid in family}
     for pid, gpu, size in await _on_gpus():
-        if (model := models.get(sessions.get(pid, -1))) in found:
+        if (model := owners.get(pid, "")) in found:
             for pool in ("cuda", f"cuda:{gpu}"):
                 found[model][pool] = found[model].get(pool, 0.0) + size
     return found
 
 
-def _resident(leaders: Collection[int]) -> tuple[dict[int, int], dict[int, float]]:
-    """The session of each process in these sessions, and the bytes each session takes."""
-    sessions: dict[int, int] = {}
-    sizes: dict[int, float] = defaultdict(float)
-    for pid in _processes():
-        with suppress(OSError, ValueError, IndexError):
-            fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            session = int(fields[3])
-            if session in leaders:
-                sessions[pid] = session
-                sizes[session] += _proportional(pid)
-    return sessions, dict(sizes)
+def _resident(pids: Mapping[str, int]) -> tuple[dict[str, set[int]], dict[str, float]]:
+    families = {model: proc.family(pid) for model, pid in pids.items()}
+    return families, {model: sum(map(_proportional, family)) for model, family in families.items()}
 
 
 def _proportional(pid: int) -> float:
     """Bytes in memory; what several processes share counts in parts, so that it is not counted twice."""
-    for line in (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024.0
+    with suppress(OSError, ValueError):
+        for line in (proc.PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024.0
     return 0.0
-
-
-def _processes() -> Iterator[int]:
-    with suppress(OSError):
-        yield from [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
 
 
 async def _on_gpus() -> list[tuple[int, str, float]]:

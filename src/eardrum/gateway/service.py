@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Set
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from eardrum.config import Settings
 from eardrum.errors import (
@@ -23,6 +24,7 @@ from eardrum.errors import (
 )
 from eardrum.gateway import choice
 from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lives import Lives
@@ -31,7 +33,8 @@ from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
-from eardrum.gateway.spool import Source, Spool
+from eardrum.gateway.spool import Source as Audio
+from eardrum.gateway.spool import Spool
 from eardrum.gateway.supervisor import Lease, Supervisor
 from eardrum.gateway.upstream import RunnerUpstream
 from eardrum.types import Delta, Event, Request, Segment, Summary
@@ -75,6 +78,18 @@ class ProcessStatus:
     """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
 
 
+class Source(Protocol):
+    """Where settings come from."""
+
+    async def read(self, up: Set[str]) -> Settings:
+        """Read them again; commands of the models in `up` hold their ports.
+
+        Raises:
+            ConfigError: they cannot be read, or make no sense.
+        """
+        ...
+
+
 class Restart:
     """All that was heard so far is void: it begins anew."""
 
@@ -86,6 +101,9 @@ class Service:
         if settings.spool_dir and not os.access(settings.spool_dir, os.W_OK):
             raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
         self.settings = settings
+        self.source: Source | None = None
+        """Where the settings came from, if they can be read again."""
+        self._rereading = asyncio.Lock()
         self.catalog = Catalog(settings)
         self.logs = Logs()
         self._puller = Puller(self.catalog.inventory.store.folder)
@@ -96,6 +114,34 @@ class Service:
     def begin(self) -> None:
         """What is done as soon as the server is up."""
         self._supervisor.sweep()
+
+    async def reread(self) -> Changes:
+        """Read the config again from where it came, and go by it.
+
+        Raises:
+            ConfigError: it cannot be read, or makes no sense. Then everything stays as it was.
+        """
+        if not self.source:
+            raise ConfigError("This server does not know where its settings came from: start it again with other ones.")
+        async with self._rereading:
+            changes = await self.reload(await self.source.read(self._supervisor.up))
+        log.info("The config was read again: %s.", changes)
+        return changes
+
+    async def reload(self, settings: Settings) -> Changes:
+        """Go by other settings. Models that they do not change serve on without a pause.
+
+        Raises:
+            ConfigError: they make no sense. Then everything stays as it was.
+        """
+        settings, later = effective(self.settings, settings)
+        catalog, rulebook = await asyncio.to_thread(lambda: (Catalog(settings), Rulebook(settings)))
+        models = {model.id: model for model in catalog}
+        changes = between({model.id: model for model in self.catalog}, models, later)
+        self.settings = settings
+        self.catalog.adopt(catalog, models.keys() - changes.changed)
+        self._supervisor.reconfigure(settings, rulebook, models, changes)
+        return changes
 
     def spool(self) -> Spool:
         """Room for one upload."""
@@ -159,7 +205,7 @@ class Service:
         self.catalog.check(model, request)
         return replace(request, language=request.language or self.settings.default_language or None)
 
-    async def stream(self, model: Model, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
+    async def stream(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
         """Events as they come, also while the audio is still coming in. Closing the iterator cancels the work.
 
         Raises:
@@ -171,7 +217,7 @@ class Service:
                 assert not isinstance(event, Restart)
                 yield event
 
-    async def transcribe(self, model: Model, request: Request, audio: Source) -> Transcript:
+    async def transcribe(self, model: Model, request: Request, audio: Audio) -> Transcript:
         """The whole transcript. Nothing is out before the end, so a failure at any time may be made good.
 
         Raises:
@@ -228,7 +274,7 @@ class Service:
         await asyncio.gather(self._supervisor.shutdown(), self._puller.shutdown())
 
     async def _serve(
-        self, model: Model, request: Request, audio: Source, *, restartable: bool
+        self, model: Model, request: Request, audio: Audio, *, restartable: bool
     ) -> AsyncGenerator[Event | Restart, None]:
         """The events of the first of the model and its fallbacks that does not fail.
 
@@ -265,7 +311,7 @@ class Service:
                     found.append(other)
         return [candidate for candidate in found for _ in range(ATTEMPTS)]
 
-    async def _attempt(self, model: Model, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
+    async def _attempt(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
         model = await self._fetched(model)
         request = self.prepared(model, request)
         async with (

@@ -6,12 +6,15 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from eardrum.config import Settings
 from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError
 from eardrum.gateway import memory, scheduler
+from eardrum.gateway.changes import Changes
 from eardrum.gateway.crashes import Crashes
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
@@ -30,7 +33,7 @@ BROKEN_S = 0.5
 """The same for others, which may also break a connection and live."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Running:
     """A model that serves, and the task that sees to its end."""
 
@@ -38,6 +41,8 @@ class Running:
     task: asyncio.Task[None]
     since: float
     """Unix time at which it was ready."""
+    forced: bool = False
+    """Whether it was told to end whatever it was doing."""
 
     @property
     def pid(self) -> int | None:
@@ -81,7 +86,6 @@ class Supervisor:
         self._sweeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._forced: set[str] = set()
         self._down = False
 
     def sweep(self) -> asyncio.Task[None]:
@@ -125,17 +129,17 @@ class Supervisor:
                 yield Lease(running.life.upstream, model.id, ticket, self._handle)
             except RunnerCrashedError as error:
                 explained = await _explained(model, running, error)
-                raise (self._why_ended(model) or explained) from error
+                raise (self._why_ended(model, running) or explained) from error
             self._crashes.served(model.id)
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
 
-    def _why_ended(self, model: Model) -> EardrumError | None:
+    def _why_ended(self, model: Model, running: Running) -> EardrumError | None:
         """The reason, if a process that died under a request was meant to."""
         if self._down:
             return scheduler.shutting_down()
-        return scheduler.unloaded(model.id) if model.id in self._forced else None
+        return scheduler.unloaded(model.id) if running.forced else None
 
     def state(self, model: Model) -> State:
         """The model's state."""
@@ -152,21 +156,31 @@ class Supervisor:
 
         It finishes what it has begun first, and serves who waits for it to come up; with force it does not.
         """
-        if force:
-            self._forced.add(model.id)
+        if force and (running := self._running.get(model.id)):
+            running.forced = True
         self._handle(scheduler.Unload(model.id, force))
         slot = self._scheduler.slots[model.id]
         if slot.unloading or slot.state is State.STOPPING:
             await asyncio.wait([self._tasks[model.id]])
 
-    def reconfigure(self, rulebook: Rulebook, patience: float, changed: Set[str], removed: Set[str]) -> None:
-        """Go by another config. What did not change serves on; what did finishes what it has begun first."""
-        rulebook.measured |= {model: need for model, need in self._rulebook.measured.items() if model not in changed | removed}
+    def reconfigure(self, settings: Settings, rulebook: Rulebook, models: Mapping[str, Model], changes: Changes) -> None:
+        """Go by another config, of which `models` are. What did not change serves on; what did finishes first what it does."""
+        self._lives.settings = settings
+        gone = changes.changed | changes.removed
+        rulebook.measured |= {id: need for id, need in self._rulebook.measured.items() if id not in gone}
+        self._models |= {id: models[id] for id in self._models if id in models}
         for id, model in self._models.items():
-            if id not in changed | removed:
+            if id not in changes.removed:
                 rulebook.learn(model)
         self._rulebook = rulebook
-        self._handle(scheduler.Reconfigured(rulebook.rules, patience, frozenset(changed), frozenset(removed)))
+        self._handle(scheduler.Reconfigured(rulebook.rules, settings.patience, changes.changed, changes.removed))
+        for id in self._scheduler.slots.keys() & models.keys() - gone:
+            self._handle(scheduler.Keep(id, models[id].ttl))
+
+    @property
+    def up(self) -> frozenset[str]:
+        """The models that have a process, from its start to its end."""
+        return frozenset(id for id, slot in self._scheduler.slots.items() if slot.up)
 
     def running(self, model: Model) -> Running | None:
         """The model's process, if it serves."""
@@ -196,7 +210,8 @@ class Supervisor:
         for action in self._scheduler.handle(event, time.monotonic()):
             match action:
                 case scheduler.Start(model):
-                    self._tasks[model] = asyncio.create_task(self._run(self._models[model]))
+                    self._tasks[model] = task = asyncio.create_task(self._run(self._models[model]))
+                    task.add_done_callback(partial(self._broken_off, model))
                 case scheduler.Stop(model):
                     self._stop(model)
                 case scheduler.Grant(ticket):
@@ -233,9 +248,6 @@ class Supervisor:
         """One life of a model: from its start to its end."""
         try:
             life = await self._begin(model)
-        except asyncio.CancelledError:
-            self._handle(scheduler.Exited(model.id))
-            raise
         except EardrumError as error:
             log.error("%s failed to load: %s", model.id, error.message)
             self._handle(scheduler.StartFailed(model.id, error))
@@ -251,9 +263,13 @@ class Supervisor:
             self._crashes.died(model.id, life.ending, time.monotonic())
         # First the books, then the cleaning up: while that waits, requests may already start the next life.
         del self._running[model.id]
-        self._forced.discard(model.id)
         self._handle(scheduler.Exited(model.id))
         await life.close()
+
+    def _broken_off(self, model: str, task: asyncio.Task[None]) -> None:
+        """A start that was stopped is over, whether it had got anywhere or not even begun."""
+        if task.cancelled():
+            self._handle(scheduler.Exited(model))
 
     async def _begin(self, model: Model) -> Life:
         if row := self._crashes.pausing(model.id, now := time.monotonic()):

@@ -1,0 +1,67 @@
+"""What a model's processes take, with real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eardrum.gateway import memory
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
+
+HOG = "import time\nheld = bytearray(b'x' * (80 << 20))\nprint('holds', flush=True)\ntime.sleep(60)"
+PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {HOG!r}])"
+
+
+@contextmanager
+def hog() -> Iterator[int]:
+    """A process whose child holds 80 MiB."""
+    process = subprocess.Popen([sys.executable, "-c", PARENT], start_new_session=True, stdout=subprocess.PIPE)
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == b"holds\n"
+        yield process.pid
+    finally:
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+async def test_what_a_process_and_its_children_take_is_seen() -> None:
+    with hog() as pid:
+        taken = await memory.used({"hog": pid, "gone": 2**22 + 1})
+    assert set(taken) == {"hog"}
+    assert 80 << 20 < taken["hog"]["cpu"] < 140 << 20
+
+
+async def test_watching_ends_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "EVERY_S", 0.01)
+    running: list[dict[str, int]] = [{"a": 2**22 + 1}, {"a": 2**22 + 1}, {}]
+    seen: list[object] = []
+    await asyncio.wait_for(memory.watch(lambda: running.pop(0), seen.append), 5)
+    assert seen == [{}, {}]
+
+
+async def test_nvidias_driver_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There may be no GPU here: a program that answers as nvidia-smi does, for a process of ours."""
+    with hog() as pid:
+        fake = tmp_path / "nvidia-smi"
+        fake.write_text(f"""#!/bin/sh
+case "$1" in
+  --query-compute-apps=*) echo "{pid}, GPU-b, 2048"; echo "1, GPU-a, 99"; echo "{pid}, GPU-a, [N/A]";;
+  *) echo "0, GPU-a"; echo "1, GPU-b";;
+esac
+""")
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        taken = await memory.used({"llm": pid})
+    assert taken["llm"]["cuda"] == taken["llm"]["cuda:1"] == 2048 << 20
+    assert "cuda:0" not in taken["llm"]

@@ -1,0 +1,171 @@
+"""Groups and pools with real processes: commands that serve HTTP, and time that really passes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from eardrum import config
+from eardrum.errors import BusyError, UnloadedError
+from eardrum.gateway.foreign import ForeignUpstream, Outgoing
+from eardrum.gateway.scheduler import State
+from eardrum.gateway.service import Service
+from tests.programs import FAKE_LLM, fake_llm, free_port
+
+pytestmark = pytest.mark.slow
+
+LOAD_S = 0.3
+JSON = (("content-type", "application/json"),)
+CHAT = b'{"model": "x", "messages": [{"role": "user", "content": "hello"}]}'
+
+
+def command(*habits: object, **entry: Any) -> dict[str, Any]:
+    port = free_port()
+    return {"cmd": fake_llm(port, *habits), "proxy": f"http://127.0.0.1:{port}", **entry}
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, models: dict[str, Any], **more: Any) -> AsyncIterator[Service]:
+    """A service with these models; afterwards no process of theirs is left."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"models": models, **more}))
+    service = Service(config.load(file, environment={}))
+    try:
+        yield service
+    finally:
+        await service.shutdown()
+        assert programs() == []
+
+
+def programs() -> list[str]:
+    """The ports of fake models that run, below this process."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            line = child.cmdline()
+            if str(FAKE_LLM) in line and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(line[line.index("--port") + 1])
+    return sorted(found)
+
+
+async def chat(service: Service, name: str) -> str:
+    async with service.lease(service.catalog.find(name)) as upstream:
+        assert isinstance(upstream, ForeignUpstream)
+        response = await upstream.send(Outgoing("POST", "/v1/chat/completions", JSON, CHAT))
+        answer: str = (await response.json())["choices"][0]["message"]["content"]
+        return answer
+
+
+def state(service: Service, name: str) -> State:
+    return service.state(service.catalog.find(name))
+
+
+async def test_200_requests_for_3_exclusive_models_with_a_third_of_the_clients_leaving(tmp_path: Path) -> None:
+    dice, patience, serve_s = random.Random(3), 1.0, 0.05
+    models = {name: command("--load-seconds", LOAD_S, "--delay", serve_s, concurrencyLimit=1000) for name in "abc"}
+    together: list[list[str]] = []
+    waits: list[float] = []
+
+    async def client(name: str) -> str:
+        began = time.monotonic()
+        try:
+            async with service.lease(service.catalog.find(name)) as upstream:
+                waits.append(time.monotonic() - began)
+                together.append(programs())
+                assert isinstance(upstream, ForeignUpstream)
+                request = Outgoing("POST", "/v1/chat/completions", JSON, CHAT)
+                response = await upstream.send(request)
+                await response.read()
+                return "served" if response.status == 200 else f"status {response.status}"
+        except asyncio.CancelledError:
+            return "left"
+
+    async with serving(tmp_path, models, patience=patience) as service:
+        tasks = []
+        for _ in range(200):
+            tasks.append(asyncio.create_task(client(dice.choice("abc"))))
+            if dice.random() < 1 / 3:
+                asyncio.get_running_loop().call_later(dice.uniform(0, 3), tasks[-1].cancel)
+            await asyncio.sleep(dice.expovariate(40))
+        done, waiting = await asyncio.wait(tasks, timeout=60)
+    assert not waiting
+    outcomes = {task.result() if not task.cancelled() else "left" for task in done}  # cancelled before it had begun
+    assert outcomes == {"served", "left"}
+    assert all(len(up) == 1 for up in together), "no two of them were ever up"
+    turn = 2 * (LOAD_S + serve_s) + 2.0  # a process takes its time to start and to stop, on a machine that does other things
+    assert max(waits) < patience + 2 * turn
+
+
+async def test_speech_stays_while_language_models_swap(tmp_path: Path) -> None:
+    models = {"a": command(), "b": command(), "ears": command()}
+    groups = {"speech": {"members": ["ears"], "persistent": True, "exclusive": False}}
+    async with serving(tmp_path, models, groups=groups) as service:
+        await chat(service, "ears")
+        for name in "abab":
+            assert await chat(service, name) == "You said: hello"
+            assert state(service, "ears") is State.READY
+            assert len(programs()) == 2
+
+
+async def test_the_11th_request_for_a_command_is_refused_as_llama_swap_does(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"a": command("--delay", 0.5)}) as service:
+        done = await asyncio.gather(*(chat(service, "a") for _ in range(12)), return_exceptions=True)
+        refused = [answer for answer in done if isinstance(answer, BusyError)]
+        assert [(error.status, error.retry_after) for error in refused] == [(429, 1.0)] * 2
+        assert done.count("You said: hello") == 10
+
+
+async def test_one_at_a_time(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"a": command("--delay", 0.2, at_once=1)}) as service:
+        await chat(service, "a")
+        began = time.monotonic()
+        await asyncio.gather(*(chat(service, "a") for _ in range(4)))
+        assert time.monotonic() - began >= 0.8
+
+
+async def test_unloading_one_that_is_slow_to_stop_stalls_no_other(tmp_path: Path) -> None:
+    models = {"slow": command("--stop-seconds", 2), "a": command(), "b": command()}
+    groups = {name: {"members": [name], "exclusive": False} for name in models}
+    async with serving(tmp_path, models, groups=groups) as service:
+        await asyncio.gather(chat(service, "slow"), chat(service, "a"))
+        unloading = asyncio.create_task(service.unload(service.catalog.find("slow")))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await chat(service, "a")
+        assert time.monotonic() - began < 0.5
+        await chat(service, "b")
+        assert not unloading.done()
+        assert state(service, "slow") is State.STOPPING
+        await unloading
+        assert len(programs()) == 2, "when it returns, the process is gone"
+
+
+async def test_force_ends_what_runs_and_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"a": command("--delay", 30)}) as service:
+        asking = asyncio.create_task(chat(service, "a"))
+        await service.load_model(service.catalog.find("a"))
+        await asyncio.sleep(0.2)  # the request is on its way
+        await service.unload(service.catalog.find("a"), force=True)
+        assert programs() == []
+        with pytest.raises(UnloadedError, match="unloaded by force"):
+            await asking
+
+
+async def test_what_fits_into_memory_stays_and_the_one_used_longest_ago_goes(tmp_path: Path) -> None:
+    models = {name: command(memory="4G") for name in "abc"}
+    async with serving(tmp_path, models, memory={"cpu": "10G"}) as service:
+        await chat(service, "a")
+        await chat(service, "b")
+        assert len(programs()) == 2
+        await chat(service, "a")
+        await chat(service, "c")
+        assert [state(service, name) for name in "abc"] == [State.READY, State.STOPPED, State.READY]

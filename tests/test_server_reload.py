@@ -1,0 +1,197 @@
+"""The config of a running server is edited."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.programs import FAKE_LLM
+
+pytestmark = pytest.mark.slow
+
+COMMAND = f"{sys.executable} {FAKE_LLM} --port ${{PORT}}"
+TOGETHER = {"all": {"swap": False, "members": ["a", "b", "c"]}}
+
+
+class Edited:
+    """A server and its config."""
+
+    def __init__(self, server: RunningServer, file: Path):
+        self.server = server
+        self.file = file
+
+    def write(self, **settings: Any) -> None:
+        self.file.write_text(yaml.safe_dump({"startPort": START} | settings), encoding="utf-8")
+
+    def reload(self, **settings: Any) -> str:
+        """Write it, tell the server, and return what it logged."""
+        self.write(**settings)
+        return self.hang_up()
+
+    def hang_up(self) -> str:
+        before = len(self.server.output)
+        self.server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "The config was" in "".join(self.server.output[before:]))
+        return "".join(self.server.output[before:])
+
+    def chat(self, model: str, **headers: str) -> requests.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        return requests.post(f"{self.server.address}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+    def pid(self, model: str) -> int:
+        return int(self.env(model)["pid"])
+
+    def env(self, model: str) -> dict[str, Any]:
+        answer: dict[str, Any] = requests.get(f"{self.server.address}/upstream/{model}/env", timeout=60).json()
+        return answer
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row, from where the system gives out none by itself."""
+    while True:
+        first = random.randrange(20_000, 30_000)
+        with suppress(OSError), ExitStack() as trials:
+            for port in range(first, first + count):
+                trials.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+START = free_ports(5)
+
+
+def models(**habits: str) -> dict[str, Any]:
+    return {name: {"cmd": f"{COMMAND} {habit}"} for name, habit in habits.items()}
+
+
+@contextmanager
+def edited(tmp_path: Path, *arguments: str, **settings: Any) -> Iterator[Edited]:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"startPort": START} | settings), encoding="utf-8")
+    with running("--config", str(file), *arguments) as server:
+        yield Edited(server, file)
+
+
+def test_one_changed_model_of_three_under_load_fails_no_request(tmp_path: Path) -> None:
+    three = models(a="--delay 0.02", b="--delay 0.05", c="--delay 0.02")
+    with edited(tmp_path, models=three, groups=TOGETHER) as config:
+        before = {name: config.pid(name) for name in "abc"}
+        over = Event()
+        answers: Counter[tuple[str, int]] = Counter()
+
+        def client(name: str) -> None:
+            while not over.is_set():
+                answers[name, config.chat(name).status_code] += 1
+
+        with ThreadPoolExecutor(9) as clients:
+            hammering = [clients.submit(client, name) for name in "abc" * 3]
+            time.sleep(1)
+            logged = config.reload(models=three | models(b="--delay 0.05 --name other"), groups=TOGETHER)
+            time.sleep(2.5)
+            over.set()
+        assert "changed: b." in logged
+        assert all(task.exception() is None for task in hammering)
+        assert {status for _, status in answers} == {200}, answers
+        assert min(answers.values()) > 20
+        assert (config.pid("a"), config.pid("c")) == (before["a"], before["c"])
+        assert config.pid("b") != before["b"]
+        assert "other" in config.env("b")["argv"]
+
+
+def test_the_same_config_again_changes_nothing(tmp_path: Path) -> None:
+    with edited(tmp_path, models=models(a="")) as config:
+        pid = config.pid("a")
+        assert "no model is another one" in config.hang_up()
+        assert config.pid("a") == pid
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "why"),
+    [
+        ("models: [", "YAML"),
+        ("models: {a: {cmd: 'x --port ${PROT}'}}", "PROT"),
+        ("patience: soon", "patience"),
+        ("memory: {cuda: much}", "memory.cuda"),
+        ("default_model: nobody-has-this", "nobody-has-this"),
+    ],
+)
+def test_a_config_edited_into_nonsense_is_not_taken_over(tmp_path: Path, nonsense: str, why: str) -> None:
+    with edited(tmp_path, models=models(a="")) as config:
+        pid = config.pid("a")
+        config.file.write_text(nonsense, encoding="utf-8")
+        logged = config.hang_up()
+        assert "not taken over" in logged
+        assert why in logged
+        assert config.pid("a") == pid
+        config.file.unlink()
+        assert "not taken over" in config.hang_up()
+        assert config.chat("a").status_code == 200
+        assert "added: b" in config.reload(models=models(a="", b=""))
+
+
+def test_a_removed_model_finishes_and_its_port_is_not_given_to_another(tmp_path: Path) -> None:
+    with edited(tmp_path, models=models(b="--delay 2")) as config, ThreadPoolExecutor(1) as client:
+        first = config.env("b")["argv"]
+        asking = client.submit(config.chat, "b")
+        time.sleep(0.5)
+        logged = config.reload(models=models(c=""))
+        assert "added: c; removed: b." in logged
+        assert config.chat("b").status_code == 404
+        second = config.env("c")["argv"]
+        assert second[second.index("--port") + 1] != first[first.index("--port") + 1]
+        assert asking.result().status_code == 200
+
+
+def test_what_is_said_of_a_model_counts_at_once_and_does_not_end_it(tmp_path: Path) -> None:
+    entry = models(a="")["a"]
+    with edited(tmp_path, models={"a": entry}) as config:
+        pid = config.pid("a")
+        logged = config.reload(models={"a": entry | {"aliases": ["other"], "ttl": 1, "concurrencyLimit": 3}}, apiKeys=["sesame"])
+        assert "no model is another one" in logged
+        assert config.chat("other").status_code == 401
+        assert config.chat("other", authorization="Bearer sesame").status_code == 200
+        up = requests.get(f"{config.server.address}/upstream/a/env", headers={"x-api-key": "sesame"}, timeout=20)
+        assert up.json()["pid"] == pid
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5)
+
+
+def test_settings_that_are_read_at_the_start_are_named(tmp_path: Path) -> None:
+    with edited(tmp_path, models=models(a="")) as config:
+        assert "from the next start on: limits" in config.reload(models=models(a=""), limits={"requests": 3})
+
+
+def test_a_watched_config_is_read_when_it_has_changed(tmp_path: Path) -> None:
+    with edited(tmp_path, "--watch-config", models=models(a="")) as config:
+        pid = config.pid("a")
+        config.write(models=models(a="", b=""))
+        wait_for(lambda: "added: b" in config.server.log, 10)
+        config.file.write_text("models: [", encoding="utf-8")
+        wait_for(lambda: "not taken over" in config.server.log, 10)
+        config.write(models=models(a=""))
+        wait_for(lambda: "removed: b" in config.server.log, 10)
+        assert config.pid("a") == pid
+
+
+def test_a_model_that_changes_again_and_again_ends_up_as_it_was_last_written(tmp_path: Path) -> None:
+    with edited(tmp_path, models=models(a="--name n0 --stop-seconds 0.3")) as config, ThreadPoolExecutor(4) as clients:
+        config.pid("a")
+        asking = []
+        for n in range(1, 6):
+            config.reload(models=models(a=f"--name n{n} --stop-seconds 0.3"))
+            asking.append(clients.submit(config.chat, "a"))
+        assert {task.result().status_code for task in asking} == {200}
+        assert "n5" in config.env("a")["argv"]
