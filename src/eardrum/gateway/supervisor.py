@@ -257,7 +257,7 @@ class Supervisor:
 
     async def _begin(self, model: Model) -> Life:
         if row := self._crashes.pausing(model.id, now := time.monotonic()):
-            message = f"{row.ending} That was the {row.deaths}th time in a row."
+            message = f"{row.ending} It has ended {row.deaths} times in a row."
             raise ModelCoolingError(message, param="model", retry_after=row.again_at - now)
         await asyncio.shield(self.sweep())
         return await self._lives.begin(model)
