@@ -201,6 +201,22 @@ def test_a_killed_gateway_leaves_nothing_that_the_next_does_not_end(tmp_path: Pa
     assert not list(temp.iterdir())
 
 
+def test_a_gateway_that_is_told_twice_to_end_leaves_no_command(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": {"llm": command("--delay", 60)}}))
+    with ThreadPoolExecutor(1) as pool, gateway(tmp_path, config) as (process, address):
+        body = {"model": "llm", "messages": [{"role": "user", "content": "hi"}]}
+        asking = pool.submit(requests.post, f"{address}/v1/chat/completions", json=body, timeout=30)
+        wait_for(lambda: requests.get(f"{address}/api/ps", timeout=10).json()["models"])
+        pid = requests.get(f"{address}/api/ps", timeout=10).json()["models"][0]["pid"]
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        process.wait(5)
+        wait_for(lambda: not alive(pid), 2)
+        assert asking.exception() or asking.result().status_code >= 500
+
+
 def test_the_server_itself_is_a_command_as_others(tmp_path: Path) -> None:
     port = free_port()
     serve = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", str(port)]

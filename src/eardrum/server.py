@@ -90,6 +90,8 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             end.cancel()
+            if self.force_exit:  # somebody is in a hurry: the models' own ends are skipped
+                self._service.abandon()
 
     def _end_requests(self) -> None:
         self._ending = asyncio.create_task(self._service.shutdown())

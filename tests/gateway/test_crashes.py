@@ -33,6 +33,6 @@ def test_one_request_that_is_served_is_the_end_of_the_row() -> None:
     crashes = Crashes()
     for _ in range(2):
         crashes.died("m", "The command of m ended.", 100.0)
-    crashes.served("m")
+    crashes.forget("m")
     crashes.died("m", "The command of m ended.", 100.0)
     assert crashes.pausing("m", 100.0) is None

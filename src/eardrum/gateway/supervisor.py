@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError
+from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import memory, scheduler
 from eardrum.gateway.crashes import Crashes
 from eardrum.gateway.foreign import ForeignUpstream
@@ -120,13 +120,14 @@ class Supervisor:
                 raise
             running = self._running.get(model.id)
             if not running:
-                raise RunnerCrashedError(f"The process of {model.id} ended as soon as it was ready.")
+                kind = UpstreamDiedError if model.foreign else RunnerCrashedError
+                raise kind(f"The process of {model.id} ended as soon as it was ready.")
             try:
                 yield Lease(running.life.upstream, model.id, ticket, self._handle)
             except RunnerCrashedError as error:
                 explained = await _explained(model, running, error)
                 raise (self._why_ended(model) or explained) from error
-            self._crashes.served(model.id)
+            self._crashes.forget(model.id)
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
@@ -166,6 +167,8 @@ class Supervisor:
             if id not in changed | removed:
                 rulebook.learn(model)
         self._rulebook = rulebook
+        for id in changed | removed:
+            self._crashes.forget(id)
         self._handle(scheduler.Reconfigured(rulebook.rules, patience, frozenset(changed), frozenset(removed)))
 
     def running(self, model: Model) -> Running | None:
@@ -191,6 +194,10 @@ class Supervisor:
         sweeping = [self._sweeping] if self._sweeping else []
         await asyncio.gather(*self._tasks.values(), *self._stopping, *sweeping, return_exceptions=True)
         self._lives.register.close()
+
+    def abandon(self) -> None:
+        """End every process at once, and wait for none."""
+        self._lives.register.abandon()
 
     def _handle(self, event: scheduler.Event) -> None:
         for action in self._scheduler.handle(event, time.monotonic()):
