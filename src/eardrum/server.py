@@ -108,6 +108,8 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             end.cancel()
+            if self.force_exit:  # somebody is in a hurry: the models' own ends are skipped
+                self._service.abandon()
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -160,7 +162,8 @@ def _welcome(service: Service, address: str, recording: Path) -> str:
     lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)", "", "Models"]
     for model in catalog:
         languages = ", ".join(model.capabilities.languages) or "many languages"
-        lines.append(f"  {model.id}  ({model.engine}, {languages}, {model.origin})")
+        facts = [model.engine, languages, model.origin] if model.hears else [model.engine, model.origin]
+        lines.append(f"  {model.id}  ({', '.join(facts)})")
     lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
     if catalog.default.origin == "embedded":
         lines.append(

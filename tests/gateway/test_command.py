@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
@@ -231,6 +232,18 @@ async def test_a_start_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None
         await asyncio.wait([starting])
         assert starting.cancelled()
         assert not alive(int(noted.read_text()))
+
+
+async def test_a_failed_start_that_is_cleared_away_is_killed_when_nobody_has_time() -> None:
+    async with upstream(model := entry(free_port(), "--ignore-sigterm", "--unhealthy-seconds", 60)) as way:
+        starting = asyncio.create_task(Command.start("m", model, way.session, within_s=1.5, unload_s=60))
+        await asyncio.wait([starting], timeout=2.5)
+        assert not starting.done(), "it is being asked to end"
+        starting.cancel()
+        await asyncio.wait([starting], timeout=2)
+        assert starting.cancelled()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await way.session.get(way.address)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eardrum import config
+from eardrum.config import words
 from eardrum.engines.registry import Card
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import COMMON_OPTIONS, Model
@@ -39,21 +41,13 @@ def abilities(can: Capabilities) -> str:
 
 def lines(model: Model, catalog: Catalog) -> Iterator[str]:
     """All there is to know of a model."""
-    known = [name for name, repository in model.card.names.items() if repository == model.repository]
+    facts = _foreign(model, model.entry) if model.foreign and model.entry else _own(model)
+    known = [] if model.foreign else [name for name, repository in model.card.names.items() if repository == model.repository]
     facts = {
         "model": model.id,
-        "engine": f"{model.engine} ({model.card.title})",
-        "from": model.origin,
-        "repository": model.repository,
-        "files": str(model.source or ""),
-        "size": "" if model.absent else size(model.size),
-        "languages": languages(model.capabilities),
-        "can": abilities(model.capabilities),
-        "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
+        **facts,
         "also called": ", ".join(dict.fromkeys([*catalog.aliases(model), *known])),
         "fallback": ", ".join(model.fallback),
-        "set": ", ".join(f"{name}={value}" for name, value in model.options.items() if value != "auto"),
-        "options": ", ".join(dict.fromkeys([*COMMON_OPTIONS, *model.card.options])),
     }
     yield from (f"{label:<13}{text}" for label, text in facts.items() if text)
     if model.absent:
@@ -62,6 +56,42 @@ def lines(model: Model, catalog: Catalog) -> Iterator[str]:
         yield f"\nIt is not on this machine; {half}`eardrum pull {model.id}` fetches {files} of {model.repository}."
     if not model.runnable:
         yield f"\nIt cannot run yet. {model.card.how_to_install}"
+
+
+def _own(model: Model) -> dict[str, str]:
+    """Of a model that an engine of ours runs."""
+    return {
+        "engine": f"{model.engine} ({model.card.title})",
+        "from": model.origin,
+        "repository": model.repository,
+        "files": str(model.source or ""),
+        "size": "" if model.absent else size(model.size),
+        "languages": languages(model.capabilities),
+        "can": abilities(model.capabilities),
+        "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
+        "set": ", ".join(f"{name}={value}" for name, value in model.options.items() if value != "auto"),
+        "options": ", ".join(dict.fromkeys([*COMMON_OPTIONS, *model.card.options])),
+    }
+
+
+def _foreign(model: Model, entry: config.Model) -> dict[str, str]:
+    """Of a model that another server serves. Its environment is not shown: keys are in it."""
+    can = entry.capabilities
+    more = [word for word, has in (("tools", can.tools), ("reranking", can.reranker)) if has]
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "engine": model.engine,
+        "from": model.origin,
+        "command": " ".join(words.split(entry.cmd)),
+        "stopped by": entry.cmdStop,
+        "address": entry.proxy,
+        "ready when": entry.checkEndpoint if entry.cmd else "",
+        "takes": ", ".join(can.inputs),
+        "gives": ", ".join(can.outputs),
+        "can": ", ".join(more),
+        "context": f"{can.context} tokens" if can.context else "",
+    }
 
 
 def engine(card: Card) -> Iterator[tuple[str, str]]:

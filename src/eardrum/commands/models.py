@@ -50,8 +50,9 @@ def list_models(config_file: ConfigFile = None, assignments: Assignments = None)
         column.no_wrap = True
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
-        size = "not here" if model.absent else describe.size(model.size)
-        table.add_row(model.id + mark, model.engine, describe.languages(model.capabilities), size, model.origin)
+        size = "not here" if model.absent else "-" if model.foreign else describe.size(model.size)
+        languages = describe.languages(model.capabilities) if model.hears else "-"
+        table.add_row(model.id + mark, model.engine, languages, size, model.origin)
     console.print(table)
     print()
     for note in _notes(catalog):

@@ -145,6 +145,16 @@ class Child:
         self.send(signal.SIGKILL)
         await asyncio.shield(self.ended)
 
+    async def clear(self) -> None:
+        """Stop it after a start that failed. Who cancels this has no time: then it is killed."""
+        stopping = asyncio.ensure_future(self.stop())
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            self.send(signal.SIGKILL)
+            await stopping
+            raise
+
     async def ends_within(self, seconds: float) -> bool:
         """Whether it is gone after so many seconds at most."""
         await asyncio.wait([self.ended], timeout=max(0.0, seconds))

@@ -76,7 +76,7 @@ class Command(Child):
         try:
             await command._serves(entry, session, within_s, port)
         except BaseException:
-            await command.stop()
+            await command.clear()
             raise
         return command
 

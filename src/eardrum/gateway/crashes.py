@@ -29,8 +29,8 @@ class Crashes:
         deaths = self._rows[model].deaths if model in self._rows else 0
         self._rows[model] = Row(deaths + 1, now + PAUSES_S[min(deaths, len(PAUSES_S) - 1)], ending)
 
-    def served(self, model: str) -> None:
-        """It has finished a request."""
+    def forget(self, model: str) -> None:
+        """It has finished a request, or is another model now."""
         self._rows.pop(model, None)
 
     def pausing(self, model: str, now: float) -> Row | None:

@@ -20,7 +20,7 @@ class Lines:
         *whole, self._open = (self._open + self._decoder.decode(data)).split("\n")
         lines = [_shown(line.removesuffix("\r")) for line in whole]
         if "\r" in self._open[:-1]:
-            self._open = _shown(self._open[:-1]) + self._open[-1]
+            self._open = _after_return(self._open[:-1]) + self._open[-1]
         while len(self._open) > LONGEST:
             lines.append(self._open[:LONGEST])
             self._open = self._open[LONGEST:]
@@ -33,4 +33,8 @@ class Lines:
 
 
 def _shown(line: str) -> str:
-    return line.rpartition("\r")[2].rstrip()
+    return _after_return(line).rstrip()
+
+
+def _after_return(line: str) -> str:
+    return line.rpartition("\r")[2]

@@ -191,7 +191,7 @@ class Lives:
         """Another server is asked whether it serves only if the config says at which path."""
         if "checkEndpoint" not in entry.model_fields_set or entry.checkEndpoint == UNASKED:
             return
-        readiness = Readiness(upstream.session, f"{upstream.address}/{entry.checkEndpoint.lstrip('/')}")
+        readiness = Readiness(upstream.session, f"{entry.proxy.rstrip('/')}/{entry.checkEndpoint.lstrip('/')}")
         try:
             async with asyncio.timeout(within := self.settings.healthCheckTimeout):
                 await readiness.reached()

@@ -44,10 +44,10 @@ class Process(Child):
             async with asyncio.timeout(within_s):
                 await process._greet(hint)
         except TimeoutError:
-            await process.stop()
+            await process.clear()
             raise ModelLoadError(f"{name} was not ready after {within_s:g} s (start_seconds). {process.last_words}") from None
         except BaseException:
-            await process.stop()
+            await process.clear()
             raise
         return process
 

@@ -43,6 +43,7 @@ class Register:
         self._folder = parent / f"eardrum-{os.getuid()}" if parent else None
         self._secret = secrets.token_hex(16)
         self._numbers = itertools.count()
+        self._alive: set[int] = set()
         self._file: int | None = None
         self._path = Path()
 
@@ -51,12 +52,20 @@ class Register:
         return f"{VARIABLE}={self._secret}.{next(self._numbers)}."
 
     def note(self, pid: int, model: str) -> None:
-        """A process was started."""
+        """A process was started; it leads a group."""
+        self._alive.add(pid)
         self._write({"pid": pid, "born": found.born if (found := proc.stat(pid)) else None, "model": model})
 
     def forget(self, pid: int) -> None:
         """The process is gone, with all that it started."""
+        self._alive.discard(pid)
         self._write({"gone": pid})
+
+    def abandon(self) -> None:
+        """Kill all processes there are, and wait for none. What hides from that is for the next gateway to end."""
+        for pid in self._alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
 
     def close(self) -> None:
         """No process is left."""

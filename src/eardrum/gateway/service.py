@@ -273,6 +273,10 @@ class Service:
         """Stop every model and every download."""
         await asyncio.gather(self._supervisor.shutdown(), self._puller.shutdown())
 
+    def abandon(self) -> None:
+        """End every model at once, for a server that has no time to shut down."""
+        self._supervisor.abandon()
+
     async def _serve(
         self, model: Model, request: Request, audio: Audio, *, restartable: bool
     ) -> AsyncGenerator[Event | Restart, None]:

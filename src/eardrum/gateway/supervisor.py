@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from eardrum.config import Settings
-from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError
+from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import memory, scheduler
 from eardrum.gateway.changes import Changes
 from eardrum.gateway.crashes import Crashes
@@ -124,13 +124,14 @@ class Supervisor:
                 raise
             running = self._running.get(model.id)
             if not running:
-                raise RunnerCrashedError(f"The process of {model.id} ended as soon as it was ready.")
+                kind = UpstreamDiedError if model.foreign else RunnerCrashedError
+                raise kind(f"The process of {model.id} ended as soon as it was ready.")
             try:
                 yield Lease(running.life.upstream, model.id, ticket, self._handle)
             except RunnerCrashedError as error:
                 explained = await _explained(model, running, error)
                 raise (self._why_ended(model, running) or explained) from error
-            self._crashes.served(model.id)
+            self._crashes.forget(model.id)
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
@@ -173,6 +174,8 @@ class Supervisor:
             if id not in changes.removed:
                 rulebook.learn(model)
         self._rulebook = rulebook
+        for id in gone:
+            self._crashes.forget(id)
         self._handle(scheduler.Reconfigured(rulebook.rules, settings.patience, changes.changed, changes.removed))
         for id in self._scheduler.slots.keys() & models.keys() - gone:
             self._handle(scheduler.Keep(id, models[id].ttl))
@@ -205,6 +208,10 @@ class Supervisor:
         sweeping = [self._sweeping] if self._sweeping else []
         await asyncio.gather(*self._tasks.values(), *self._stopping, *sweeping, return_exceptions=True)
         self._lives.register.close()
+
+    def abandon(self) -> None:
+        """End every process at once, and wait for none."""
+        self._lives.register.abandon()
 
     def _handle(self, event: scheduler.Event) -> None:
         for action in self._scheduler.handle(event, time.monotonic()):
@@ -273,7 +280,7 @@ class Supervisor:
 
     async def _begin(self, model: Model) -> Life:
         if row := self._crashes.pausing(model.id, now := time.monotonic()):
-            message = f"{row.ending} That was the {row.deaths}th time in a row."
+            message = f"{row.ending} It has ended {row.deaths} times in a row."
             raise ModelCoolingError(message, param="model", retry_after=row.again_at - now)
         await asyncio.shield(self.sweep())
         return await self._lives.begin(model)
