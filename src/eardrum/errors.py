@@ -205,6 +205,10 @@ class UpstreamDiedError(RunnerCrashedError):
     code = "upstream_died"
 
 
+class UpstreamUnreachableError(UpstreamDiedError):
+    """Nobody answers at the address of the server behind a model: it has not had the request."""
+
+
 class UpstreamTimeoutError(UpstreamError):
     """The server behind a model did not answer in time."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 
 
@@ -24,11 +25,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(facts, default=str)
 
 
+class TextFormatter(logging.Formatter):
+    """A line for people. The time of day is put into words once a second, not once a line."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+        self._second = 0
+        self._time = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """The time of day."""
+        if (second := int(record.created)) != self._second:
+            self._second, self._time = second, time.strftime("%H:%M:%S", time.localtime(second))
+        return self._time
+
+
 def set_up(level: str, kind: str) -> None:
     """Send the log to stderr in the chosen form."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    handler.setFormatter(JsonFormatter() if kind == "json" else text)
+    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
     for fact in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # nobody is told them
         setattr(logging, fact, False)
     root = logging.getLogger()

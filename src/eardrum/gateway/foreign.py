@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 from aiohttp.abc import ResolveResult
@@ -17,9 +18,17 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from eardrum.config.llama_swap import Timeouts
-from eardrum.errors import UpstreamDiedError, UpstreamError, UpstreamTimeoutError
+from eardrum.errors import (
+    InvalidRequestError,
+    UpstreamDiedError,
+    UpstreamError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
+)
+from eardrum.gateway.connection import Answer
 from eardrum.gateway.form import Form
 from eardrum.gateway.habits import Habits
+from eardrum.gateway.pool import LOCALHOST, Pool
 from eardrum.gateway.spool import Source
 from eardrum.gateway.transcription import Answered, Transcription
 from eardrum.types import Event, Request
@@ -31,37 +40,27 @@ CREDENTIALS = ("authorization", "x-api-key")
 AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 """What aiohttp would add to a request that has none: a proxy says what its client said."""
 
-PIECE = 1 << 18
-"""Bytes of a large body that are written at once."""
-
 MESSAGE = 64 << 20
 """Largest message of a WebSocket."""
 
-WHOLE = 1 << 20
-"""Largest body that is written at once; a larger one would hold up the event loop."""
+WITH_BODY = ("POST", "PUT", "PATCH")
+UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 
 class Stream:
     """A request's body that is sent on while it comes in. It can be read once.
 
-    `size` is its length in bytes, None if nobody knows. `begun` tells whether any of it was taken, `failure` what ended it
-    early.
+    `size` is its length in bytes, None if nobody knows. `begun` tells whether any of it was taken.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], size: int | None):
         self.size = size
         self.begun = False
-        self.failure: Exception | None = None
         self._chunks = chunks
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
-        try:
-            async for chunk in self._chunks:
-                yield chunk
-        except Exception as error:
-            self.failure = error
-            raise
+        return self._chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +78,10 @@ class Outgoing:
         return not isinstance(self.body, Stream) or not self.body.begun
 
 
-class Resolver(ThreadedResolver):
-    """Knows that `localhost` is this machine on IPv4 and on IPv6, also where the system's table has only one of them."""
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """The addresses of a host."""
-        if host != "localhost":
-            return await super().resolve(host, port, family)
-        both = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-        flags = socket.AI_NUMERICHOST
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=flags)
-            for kind, address in both
-            if family in (kind, socket.AF_UNSPEC)
-        ]
-
-
 class ForeignUpstream:
     """The way to it. `address` is its URL without a path of a route, such as `http://127.0.0.1:5800`.
 
-    Connections are kept and used again. `localhost` is tried on IPv6 and IPv4, whichever the server listens on. `key` goes out
+    Connections are kept and used again. `localhost` is tried on IPv4 and IPv6, whichever the server listens on. `key` goes out
     in the place of whatever credentials the client sent. `model` is the name it has for its model, `known` how it transcribes.
     """
 
@@ -108,41 +91,38 @@ class ForeignUpstream:
         timeouts = timeouts or Timeouts()
         url = URL(address.rstrip("/"), encoded=True)
         self.address = str(url.with_user(None))
+        self._host = url.host_port_subcomponent or ""
+        self._root = url.raw_path.rstrip("/")
         self._credentials = _credentials(url, key)
         self._answer_within = timeouts.responseHeader or None
-        handshake = timeouts.tlsHandshake if url.scheme == "https" else 0.0
+        self._pool = Pool(self.address, timeouts)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                resolver=Resolver(),
-                keepalive_timeout=timeouts.idleConn or None,
-                socket_factory=_probing(timeouts.keepalive),
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect + handshake if timeouts.connect else None),
+            connector=aiohttp.TCPConnector(limit=0, resolver=Resolver()),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect or None),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=AUTOMATIC,
             auto_decompress=False,
         )
+        """For WebSockets, and for whoever wants more than bytes."""
         secrets = tuple(value.rpartition(" ")[2] for _, value in self._credentials)
         self._transcription = Transcription(self._answered, self.address, model, known or Habits.of({}), secrets)
 
-    async def send(self, request: Outgoing) -> aiohttp.ClientResponse:
-        """Send the request and return the answer once its head is here. The caller closes or reads it to its end.
+    async def send(self, request: Outgoing) -> Answer:
+        """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
 
         Raises:
-            UpstreamDiedError: it cannot be reached, or broke off before it answered.
+            UpstreamUnreachableError: nobody answers at the address.
+            UpstreamDiedError: it broke off before it answered.
             UpstreamTimeoutError: it took longer to answer than it may.
             Exception: what reading the body raised.
         """
+        if not self._answer_within:
+            return await self._asked(request)
         try:
-            if not self._answer_within:
-                return await self._request(request)
             async with asyncio.timeout(self._answer_within):
-                return await self._request(request)
-        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            if isinstance(request.body, Stream) and request.body.failure:
-                raise request.body.failure from None
-            raise self._worded(error) from error
+                return await self._asked(request)
+        except TimeoutError:
+            raise self._too_late() from None
 
     async def connect(
         self, path: str, headers: Headers, subprotocols: Sequence[str]
@@ -163,8 +143,12 @@ class ForeignUpstream:
                 )
         except aiohttp.WSServerHandshakeError as error:
             raise UpstreamError(f"{self.address} refuses the WebSocket with {error.status}: {error.message}.") from error
+        except aiohttp.ClientConnectorError as error:
+            raise UpstreamUnreachableError(f"{self.address} cannot be reached: {error.os_error.strerror}.") from error
+        except TimeoutError as error:
+            raise self._too_late() from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._worded(error) from error
+            raise UpstreamDiedError(f"{self.address} broke off before it answered: {error}.") from error
 
     def transcribe(self, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
         """Send the audio as it comes and yield events as they come, as a runner does. See `Transcription.transcribe`."""
@@ -172,67 +156,64 @@ class ForeignUpstream:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._pool.close()
         await self.session.close()
 
-    def _request(self, request: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
-        return self.session.request(
-            request.method,
-            URL(self.address + request.path, encoded=True),
-            headers=CIMultiDict(self._headers(request)),
-            data=_payload(request.body),
-            allow_redirects=False,
-        )
+    async def _asked(self, request: Outgoing) -> Answer:
+        head, body = self._head(request), request.body
+        connection = await self._pool.connection()
+        chunked = isinstance(body, Stream) and body.size is None
+        return await connection.ask(head, body, chunked=chunked, no_body=request.method == "HEAD")
+
+    def _head(self, request: Outgoing) -> bytes:
+        """The request up to its body."""
+        if UNSENDABLE.search(request.path):
+            raise InvalidRequestError("The path has characters in it that must be escaped.")
+        lines = [f"{request.method} {self._root}{request.path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in self._headers(request)]
+        lines += _length(request)
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     @asynccontextmanager
     async def _answered(self, path: str, form: Form) -> AsyncIterator[Answered]:
         headers = [("accept", "application/json, text/event-stream"), ("content-type", form.content_type)]
         response = await self.send(Outgoing("POST", path, headers, Stream(aiter(form), form.size)))
         try:
-            yield Answered(response.status, response.headers, chunks(response))
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.raw_headers}
+            yield Answered(response.status, headers, chunks(response))
         finally:
             response.release()  # closes the connection if the answer was not read to its end
 
     def _headers(self, request: Outgoing) -> Headers:
-        headers = [*request.headers]
+        headers = request.headers
         if self._credentials:
             headers = [*(item for item in headers if item[0] not in CREDENTIALS), *self._credentials]
-        body = request.body
-        size = body.size if isinstance(body, Stream) else len(body) if body is not None else None
-        if size is not None:
-            headers.append(("content-length", str(size)))
-        return headers
+        return headers if any(name == "host" for name, _ in headers) else [("host", self._host), *headers]
 
-    def _worded(self, error: Exception) -> UpstreamDiedError | UpstreamTimeoutError:
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return UpstreamTimeoutError(f"{self.address} could not be reached in time (timeouts.connect).")
-        if isinstance(error, TimeoutError):
-            limit = f"{self._answer_within:g} s (timeouts.responseHeader)"
-            return UpstreamTimeoutError(f"{self.address} did not begin to answer within {limit}.")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return UpstreamDiedError(f"{self.address} cannot be reached: {error.os_error.strerror or error.os_error}.")
-        return UpstreamDiedError(f"{self.address} broke off before it answered: {_said(error)}.")
+    def _too_late(self) -> UpstreamTimeoutError:
+        return UpstreamTimeoutError(
+            f"{self.address} did not begin to answer within {self._answer_within:g} s (timeouts.responseHeader)."
+        )
 
 
-async def next_chunk(response: aiohttp.ClientResponse) -> bytes:
-    """What has come of the body of an answer since the last call; empty at its end.
-
-    Raises:
-        UpstreamDiedError: it ends in the middle.
-    """
-    try:
-        return await response.content.readany()
-    except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamDiedError(f"{response.url.origin()} broke off in the middle of its answer: {_said(error)}.") from error
-
-
-async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def chunks(answer: Answer) -> AsyncIterator[bytes]:
     """The body of an answer as it comes.
 
     Raises:
         UpstreamDiedError: it ends in the middle.
     """
-    while chunk := await next_chunk(response):
+    while chunk := await answer.next_chunk():
         yield chunk
+
+
+def _length(request: Outgoing) -> list[str]:
+    """The header that says how long the body is, if there is one."""
+    body = request.body
+    if isinstance(body, Stream):
+        return ["transfer-encoding: chunked" if body.size is None else f"content-length: {body.size}"]
+    if body is None:
+        return ["content-length: 0"] if request.method in WITH_BODY else []
+    return [f"content-length: {len(body)}"]
 
 
 def _credentials(url: URL, key: str) -> Headers:
@@ -244,32 +225,16 @@ def _credentials(url: URL, key: str) -> Headers:
     return []
 
 
-def _payload(body: bytes | Stream | None) -> Any:
-    if isinstance(body, bytes) and len(body) > WHOLE:
-        return _pieces(body)
-    return aiter(body) if isinstance(body, Stream) else body
+class Resolver(ThreadedResolver):
+    """Knows that `localhost` is this machine on IPv4 and on IPv6, as `Pool` does."""
 
-
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(body), PIECE):
-        yield body[at : at + PIECE]
-
-
-def _probing(every_s: float) -> Any:
-    """Makes sockets that ask every so many seconds whether the other side is still there; 0 never asks."""
-
-    def make(address: Any) -> socket.socket:
-        family, kind, protocol, *_ = address
-        made = socket.socket(family, kind, protocol)
-        if every_s:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):  # not every system has both
-                if option := getattr(socket, name, None):
-                    made.setsockopt(socket.IPPROTO_TCP, option, max(1, int(every_s)))
-        return made
-
-    return make
-
-
-def _said(error: Exception) -> str:
-    return str(error).rstrip(".") or type(error).__name__
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """The addresses of a host."""
+        if host != "localhost":
+            return await super().resolve(host, port, family)
+        families = (socket.AF_INET, socket.AF_INET6)
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            for kind, address in zip(families, LOCALHOST, strict=True)
+            if family in (kind, socket.AF_UNSPEC)
+        ]

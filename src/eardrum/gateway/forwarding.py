@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import aiohttp
-
-from eardrum.errors import RunnerCrashedError, UpstreamDiedError
+from eardrum.errors import RunnerCrashedError, UpstreamDiedError, UpstreamUnreachableError
+from eardrum.gateway.connection import Answer
 from eardrum.gateway.foreign import ForeignUpstream, Outgoing
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
@@ -31,7 +30,7 @@ class Tries:
 
 
 @asynccontextmanager
-async def answered(service: Service, model: Model, request: Outgoing) -> AsyncIterator[aiohttp.ClientResponse]:
+async def answered(service: Service, model: Model, request: Outgoing) -> AsyncIterator[Answer]:
     """The answer of a foreign model's upstream, which is kept loaded meanwhile. Leaving before the end hangs up.
 
     An upstream that dies before it answers is started again and asked once more, if the request can be repeated. Bodies are
@@ -59,15 +58,15 @@ async def answered(service: Service, model: Model, request: Outgoing) -> AsyncIt
             log.warning("%s Trying once more.", error.message)
 
 
-async def _sent(upstream: ForeignUpstream, request: Outgoing, tries: Tries) -> aiohttp.ClientResponse:
+async def _sent(upstream: ForeignUpstream, request: Outgoing, tries: Tries) -> Answer:
     """The answer, over a new connection if a kept one was closed by the other side at this very moment."""
     while True:
         try:
             return await upstream.send(request)
-        except UpstreamDiedError as error:
-            if isinstance(error.__cause__, aiohttp.ClientConnectorError):
-                tries.refused += 1
-                raise
+        except UpstreamUnreachableError:
+            tries.refused += 1
+            raise
+        except UpstreamDiedError:
             tries.broke += 1
             if tries.over or not request.repeatable:
                 raise

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
 from eardrum.app import create_app
 from eardrum.config import Settings
@@ -37,7 +38,7 @@ def serving(**settings: Any) -> Iterator[Gateway]:
         create_app(service), http=Http, ws="websockets-sansio", log_config=None, timeout_graceful_shutdown=1, lifespan="on"
     )
     server = uvicorn.Server(config)
-    started = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", service, asyncio.new_event_loop())
+    started = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", service, uvloop.new_event_loop())
 
     def serve() -> None:
         started.loop.run_until_complete(server.serve(sockets=[listening]))

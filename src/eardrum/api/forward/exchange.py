@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import aiohttp
-
 from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.forward import headers
@@ -13,7 +11,8 @@ from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
 from eardrum.api.forward.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
-from eardrum.gateway.foreign import Outgoing, next_chunk
+from eardrum.gateway.connection import Answer
+from eardrum.gateway.foreign import Outgoing
 from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
@@ -80,12 +79,12 @@ class Exchange:
             await loading.end()
             await self._pass_back(response)
 
-    async def _pass_back(self, response: aiohttp.ClientResponse) -> None:
+    async def _pass_back(self, response: Answer) -> None:
         if self._begun:  # with the loading state: the status is out
             await self._pass_back_late(response)
             return
-        if not 200 <= response.status < 600:
-            raise UpstreamError(f"{response.url.origin()} answered with the status {response.status}, which is none.")
+        if response.status >= 600:
+            raise UpstreamError(f"{response.origin} answered with the status {response.status}, which is none.")
         raw = headers.sent_back(response.raw_headers)
         if not any(name in FIXED for name, _ in raw):
             self._kind = headers.content_type(raw)
@@ -93,21 +92,21 @@ class Exchange:
         self._begun = True
         await self._pass_body(response)
 
-    async def _pass_body(self, response: aiohttp.ClientResponse) -> None:
+    async def _pass_body(self, response: Answer) -> None:
         chunk, more = b"", True
         while more:
-            chunk = await next_chunk(response)
-            more = bool(chunk) and not response.content.at_eof()
+            chunk = await response.next_chunk()
+            more = not response.ended
             self._last = chunk
             await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def _pass_back_late(self, response: aiohttp.ClientResponse) -> None:
+    async def _pass_back_late(self, response: Answer) -> None:
         """An answer whose head has been sent already. Anything but events goes into one."""
         if response.status == 200 and headers.content_type(headers.sent_back(response.raw_headers)) == EVENTS:
             await self._pass_body(response)
             return
-        said = (await response.content.read(MOST_SAID)).decode(errors="replace")
-        raise UpstreamError(f"{response.url.origin()} answered {response.status}: {said}")
+        said = (await response.read(MOST_SAID)).decode(errors="replace")
+        raise UpstreamError(f"{response.origin} answered {response.status}: {said}")
 
     async def _say(self, event: bytes) -> None:
         """Send an event before there is an answer; the first one begins the stream."""

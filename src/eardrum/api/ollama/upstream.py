@@ -6,13 +6,12 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import aiohttp
-
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import worded
 from eardrum.api.ollama.events import Events
 from eardrum.errors import EardrumError, InvalidRequestError, UpstreamError
 from eardrum.gateway import filters
+from eardrum.gateway.connection import Answer
 from eardrum.gateway.foreign import Outgoing, chunks
 from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
@@ -34,7 +33,7 @@ def request(service: Service, model: Model, ask: Ask, named: str, authorization:
     return Outgoing("POST", ask.path, headers, json.dumps(filters.apply(ask.body, model.entry, named)).encode())
 
 
-async def events(model: Model, response: aiohttp.ClientResponse) -> AsyncGenerator[Any, None]:
+async def events(model: Model, response: Answer) -> AsyncGenerator[Any, None]:
     """Each event of the answer, or the whole answer; and None when it is whole or a stream says itself that it is done.
 
     Raises:

@@ -1,0 +1,227 @@
+"""Answers of all kinds, from servers that write them byte by byte as they please."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from eardrum.config.llama_swap import Timeouts
+from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamTimeoutError
+from eardrum.gateway.foreign import ForeignUpstream, Outgoing, Stream, chunks
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+GET = Outgoing("GET", "/x")
+EARLY = b"HTTP/1.1 103 Hints\r\nlink: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[ForeignUpstream, list[int]]]:
+    """The way to a server that serves each connection with the script, and the connections it had."""
+    connections: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(len(connections))
+        try:
+            await script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    found = ForeignUpstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/root/", Timeouts(**timeouts))
+    try:
+        yield found, connections
+    finally:
+        await found.close()
+        server.close()
+        await server.wait_closed()
+
+
+def saying(*pieces: bytes, forever: bool = False) -> Script:
+    """Answers each request with these bytes; afterwards it hangs up, or waits for the next one."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            if not forever:
+                return
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status", "body"),
+    [
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"], 200, b"abc"),
+        ([b"HTTP/1.1 200 OK\r\ncontent-le", b"ngth: 3\r\n\r\na", b"bc"], 200, b"abc"),
+        ([b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\nx-after: 1\r\n\r\n"], 200, b"abc"),
+        ([b"HTTP/1.0 200 OK\r\n\r\nab", b"c"], 200, b"abc"),
+        ([b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nab", b"c"], 200, b"abc"),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n", EARLY + b"HTTP/1.1 201 OK\r\ncontent-length: 1\r\n\r\na"], 201, b"a"),
+        ([b"HTTP/1.1 204 No\r\nx: y\r\n\r\n"], 204, b""),
+        ([b"HTTP/1.1 304 Same\r\ncontent-length: 30\r\n\r\n"], 304, b""),
+        ([b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n"], 500, b""),
+    ],
+)  # fmt: skip
+async def test_a_body_ends_where_its_head_says(pieces: list[bytes], status: int, body: bytes) -> None:
+    async with upstream(saying(*pieces)) as (found, _):
+        answer = await found.send(GET)
+        assert answer.status == status
+        assert (b"link", b"x") not in answer.raw_headers
+        assert b"".join([chunk async for chunk in chunks(answer)]) == body
+        assert answer.ended
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\ncontent",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"a" * 300_000,
+    ],
+)
+async def test_what_is_no_answer_is_an_upstream_that_died(said: bytes) -> None:
+    async with upstream(saying(said)) as (found, _):
+        with pytest.raises(UpstreamDiedError):
+            await found.send(GET)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n",
+    ],
+)
+async def test_half_a_body_is_given_and_then_said_to_be_half(said: bytes) -> None:
+    async with upstream(saying(said)) as (found, _):
+        answer = await found.send(GET)
+        assert await answer.next_chunk() == b"abc"
+        with pytest.raises(UpstreamDiedError):
+            await answer.next_chunk()
+
+
+async def test_a_connection_is_used_again_unless_it_may_not_be() -> None:
+    for head, count in ((b"", 1), (b"connection: close\r\n", 3)):
+        said = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n%b\r\nok" % head
+        async with upstream(saying(said, forever=True)) as (found, connections):
+            for _ in range(3):
+                answer = await found.send(GET)
+                assert await answer.next_chunk() == b"ok"
+            assert len(connections) == count
+
+
+async def test_an_answer_that_is_left_costs_its_connection() -> None:
+    said = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"
+    async with upstream(saying(said, forever=True)) as (found, connections):
+        for _ in range(2):
+            (await found.send(GET)).release()
+        assert len(connections) == 2
+
+
+async def test_an_unused_connection_is_closed_in_time() -> None:
+    hung_up = asyncio.Event()
+
+    async def kept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(1)
+        hung_up.set()
+
+    async with upstream(kept, idleConn=0.05) as (found, _):
+        await found.send(GET)
+        await asyncio.wait_for(hung_up.wait(), 5)
+
+
+async def test_a_head_has_no_body_though_it_has_a_length() -> None:
+    async with upstream(saying(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", forever=True)) as (found, _):
+        answer = await found.send(Outgoing("HEAD", "/"))
+        assert (b"content-length", b"9") in answer.raw_headers
+        assert await answer.next_chunk() == b""
+
+
+async def test_a_body_is_sent_with_its_length_or_in_chunks() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"ab"
+        yield b"c"
+
+    for size, expected in ((3, b"abc"), (None, b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n")):
+        seen: list[bytes] = []
+
+        async def script(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: list[bytes] = seen, size: int = len(expected)
+        ) -> None:
+            seen.extend([await reader.readuntil(b"\r\n\r\n"), await reader.readexactly(size)])
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+        async with upstream(script) as (found, _):
+            await found.send(Outgoing("POST", "/p?q=1", [("x-a", "\xe9")], Stream(pieces(), size)))
+        assert seen[0].startswith(b"POST /root/p?q=1 HTTP/1.1\r\nhost: 127.0.0.1:")
+        assert b"x-a: \xe9\r\n" in seen[0]
+        assert seen[1] == expected
+
+
+async def test_what_breaks_the_body_is_raised() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"ab"
+        raise InvalidRequestError("broken")
+
+    async with upstream(saying(forever=True)) as (found, _):
+        with pytest.raises(InvalidRequestError, match="broken"):
+            await found.send(Outgoing("POST", "/", (), Stream(pieces(), 9)))
+
+
+async def test_a_slow_reader_holds_up_the_upstream_and_gets_all() -> None:
+    sent = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 40000000\r\n\r\n")
+        for _ in range(400):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+            sent += 1
+
+    async with upstream(script) as (found, _):
+        answer = await found.send(GET)
+        await asyncio.sleep(0.3)
+        assert sent < 200
+        assert sum([len(chunk) async for chunk in chunks(answer)]) == 40_000_000
+
+
+async def test_too_late_is_said_so_and_hangs_up() -> None:
+    hung_up = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+            await reader.read()
+        except ConnectionError:
+            pass
+        hung_up.set()
+
+    async with upstream(script, responseHeader=0.05) as (found, _):
+        with pytest.raises(UpstreamTimeoutError):
+            await found.send(GET)
+        await asyncio.wait_for(hung_up.wait(), 5)
+
+
+async def test_a_path_cannot_smuggle_a_header() -> None:
+    async with upstream(saying()) as (found, connections):
+        for path in ("/a b", "/a\r\nx: y", "/\xe9"):
+            with pytest.raises(InvalidRequestError):
+                await found.send(Outgoing("GET", path))
+    assert not connections
