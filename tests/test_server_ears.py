@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import requests
@@ -151,5 +150,3 @@ def test_word_times_of_a_server_without(server: RunningServer) -> None:
     for model in ("vllm", "plain"):
         error = server.post(encode(ENGLISH.samples, "wav"), model=model, **form)
         assert (error.status_code, error.json()["error"]["code"]) == (400, "unsupported_feature"), error.text
-
-

@@ -11,7 +11,7 @@ from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.forward import headers
 from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
-from eardrum.api.forward.watch import Watch
+from eardrum.api.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
 from eardrum.gateway.foreign import Outgoing, next_chunk
 from eardrum.gateway.forwarding import answered
