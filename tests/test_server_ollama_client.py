@@ -125,7 +125,8 @@ def test_a_chat_streams(client: Client, llm: FakeUpstream) -> None:
     last = chunks[-1]
     assert (last.done_reason, last.prompt_eval_count, last.eval_count) == ("stop", 11, 7)
     assert llm.calls[-1].json["chat_template_kwargs"] == {"enable_thinking": True}
-    assert "It is" not in str(chunks)
+    client.chat("chatty", [{"role": "user", "content": "Hi"}], think="high")
+    assert llm.calls[-1].json["reasoning_effort"] == "high"
 
 
 @pytest.mark.parametrize("stream", [False, True])
