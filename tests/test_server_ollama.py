@@ -238,6 +238,29 @@ def test_keys_are_asked_for_in_ollamas_shape_and_stay_here(tmp_path: Path, llm: 
         assert "authorization" not in llm.calls[-1].headers
 
 
+def test_commands_that_fail_say_how_in_ollamas_shape(tmp_path: Path) -> None:
+    program = f"{sys.executable} {Path(__file__).parent / 'programs' / 'fake_llm.py'} --port ${{PORT}}"
+    models = {
+        "unable": {"cmd": f"{program} --say no-such-device --exit-code 3"},
+        "mortal": {"cmd": f"{program} --die-after 1", "aliases": ["doomed"]},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models}))
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        unable = ask(server, "/api/chat", {"model": "unable", "messages": HI})
+        assert unable.status_code >= 500
+        assert "exit code 3" in unable.json()["error"]
+        assert "no-such-device" in unable.json()["error"]
+        got = lines(ask(server, "/api/chat", {"model": "mortal", "messages": HI}))
+        assert "".join(line["message"]["content"] for line in got) == "You said: Hi"
+        got = lines(ask(server, "/api/chat", {"model": "doomed:latest", "messages": HI}))
+        assert [line["message"]["content"] for line in got[:-1]] == ["You"]
+        assert "mortal" in got[-1]["error"]
+        assert "CUDA error: out of memory" in got[-1]["error"]
+        answer = ask(server, "/api/generate", {"model": "mortal", "prompt": "again", "stream": False})
+        assert answer.json()["response"] == "You said: again", "it was not started again"
+
+
 def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:
     for _ in range(2):
         assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
