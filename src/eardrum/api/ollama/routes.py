@@ -15,7 +15,8 @@ from eardrum.api import admin
 from eardrum.api.ollama import listing
 from eardrum.api.ollama.embeddings import Embeddings
 from eardrum.api.ollama.exchange import Endpoint, Reply
-from eardrum.api.ollama.generation import Generation, named
+from eardrum.api.ollama.fields import named
+from eardrum.api.ollama.generation import Generation
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.storage import Storage
 from eardrum.errors import ModelNotFoundError, NotOfferedError
