@@ -150,5 +150,3 @@ def test_word_times_of_a_server_without(server: RunningServer) -> None:
     for model in ("vllm", "plain"):
         error = server.post(encode(ENGLISH.samples, "wav"), model=model, **form)
         assert (error.status_code, error.json()["error"]["code"]) == (400, "unsupported_feature"), error.text
-
-

@@ -261,6 +261,25 @@ def test_commands_that_fail_say_how_in_ollamas_shape(tmp_path: Path) -> None:
         assert answer.json()["response"] == "You said: again", "it was not started again"
 
 
+def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
+    """A whisper-server is known by its command; of a vLLM the config has to say what it takes."""
+    programs = Path(__file__).parent / "programs"
+    whisper = f"{sys.executable} {programs}/fake_whisper_server.py --port ${{PORT}} --inference-path /v1/audio/transcriptions"
+    vllm = f"{sys.executable} {programs}/fake_vllm.py --port ${{PORT}} --name vllm"
+    models = {"whisper": {"cmd": whisper}, "vllm": {"cmd": vllm, "capabilities": {"in": ["audio"], "out": ["text"]}}}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models, "startPort": 5970}))
+    images = [base64.b64encode(encode(speech(), "wav")).decode()]
+    root = Path(__file__).parent.parent
+    with running("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:
+        for name in models:
+            assert ask(server, "/api/show", {"model": name}).json()["capabilities"] == ["audio"]
+            body = {"model": name, "messages": [{"role": "user", "content": "", "images": images}]}
+            got = lines(ask(server, "/api/chat", body))
+            assert "".join(line["message"]["content"] for line in got) == SPEECH_TEXT
+            assert ask(server, "/api/chat", body | {"stream": False}).json()["message"]["content"] == SPEECH_TEXT
+
+
 def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:
     for _ in range(2):
         assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200

@@ -12,7 +12,7 @@ from eardrum.errors import InvalidRequestError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.types import Request, Segment, Summary
+from eardrum.types import Delta, Request, Segment, Summary
 
 
 def recordings(wish: dict[str, Any]) -> list[Attachment]:
@@ -59,10 +59,13 @@ async def _whole(service: Service, model: Model, spool: Spool) -> Heard:
 
 
 async def _in_pieces(service: Service, model: Model, spool: Spool) -> Heard:
-    before = ""
+    before, in_parts = "", False
     async with aclosing(service.stream(model, Request(), spool)) as events:
         async for event in events:
-            if isinstance(event, Segment):
+            if isinstance(event, Delta):
+                yield event.text
+                in_parts = True
+            elif isinstance(event, Segment) and not in_parts:
                 text = event.text.strip()
                 yield render.separator(before, text) + text
                 before = text or before
