@@ -79,8 +79,8 @@ def generate(wish: dict[str, Any], model: str, server: Server) -> Ask:
         if "logprobs" in common:  # which is a number on this route
             common["logprobs"] = common.pop("top_logprobs", 1)
         return Ask(path, {"model": model} | plain | common | parameters, ignored)
-    said = [{"role": "system", "content": system}] if system else []
-    said.append({"role": "user", "content": content(prompt, wish.get("images"))})  # type: ignore[dict-item]
+    said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    said.append({"role": "user", "content": content(prompt, wish.get("images"))})
     return Ask("/v1/chat/completions", {"model": model, "messages": said} | common | parameters, ignored)
 
 
