@@ -23,6 +23,7 @@ from eardrum.api.forward.routes import Forward
 from eardrum.api.ollama import refusals as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
+from eardrum.api.origins import Origins
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.service import Service
 
@@ -64,7 +65,8 @@ def create_app(service: Service) -> App:
     )
     app.router.redirect_slashes = False
     front = Front([Forward(service, answers.worded), Passthrough(service, answers.worded)], app)
-    return Access(Cors(Keys(front, service.settings.apiKeys, answers.worded)))
+    settings = service.settings
+    return Access(Cors(Origins(Keys(front, settings.apiKeys, answers.worded), settings.host, settings.origins, _worded)))
 
 
 class Edge(Protocol):
@@ -109,8 +111,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _refusal(request: Request, error: EardrumError) -> Response:
+    return _worded(request.url.path, error)
+
+
+def _worded(path: str, error: EardrumError) -> Response:
     """In the shape that the clients of this path read."""
-    return ollama_refusals.refusal(error) if ollama_refusals.speaks(request.url.path) else answers.refusal(error)
+    return ollama_refusals.refusal(error) if ollama_refusals.speaks(path) else answers.refusal(error)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
