@@ -106,8 +106,8 @@ def test_a_line_is_sent_when_its_event_has_come(server: RunningServer, llm: Fake
     body = {"model": "chatty", "messages": [{"role": "user", "content": "linger"}]}
     with requests.post(f"{server.address}/api/chat", json=body, stream=True, timeout=30) as answer:
         began = time.monotonic()
-        first = next(answer.iter_lines())
-        assert json.loads(first)["message"]["content"] == WORDS[0]
+        came = answer.iter_lines()
+        assert [json.loads(next(came))["message"]["content"] for _ in range(2)] == WORDS[:2]
         assert time.monotonic() - began < 5
     wait_for(lambda: not llm.in_flight, 5)
 
@@ -236,6 +236,48 @@ def test_keys_are_asked_for_in_ollamas_shape_and_stay_here(tmp_path: Path, llm: 
         key = {"authorization": "Bearer secret"}
         assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}, headers=key).status_code == 200
         assert "authorization" not in llm.calls[-1].headers
+
+
+def test_commands_that_fail_say_how_in_ollamas_shape(tmp_path: Path) -> None:
+    program = f"{sys.executable} {Path(__file__).parent / 'programs' / 'fake_llm.py'} --port ${{PORT}}"
+    models = {
+        "unable": {"cmd": f"{program} --say no-such-device --exit-code 3"},
+        "mortal": {"cmd": f"{program} --die-after 1", "aliases": ["doomed"]},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models}))
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        unable = ask(server, "/api/chat", {"model": "unable", "messages": HI})
+        assert unable.status_code >= 500
+        assert "exit code 3" in unable.json()["error"]
+        assert "no-such-device" in unable.json()["error"]
+        got = lines(ask(server, "/api/chat", {"model": "mortal", "messages": HI}))
+        assert "".join(line["message"]["content"] for line in got) == "You said: Hi"
+        got = lines(ask(server, "/api/chat", {"model": "doomed:latest", "messages": HI}))
+        assert [line["message"]["content"] for line in got[:-1]] == ["You"]
+        assert "mortal" in got[-1]["error"]
+        assert "CUDA error: out of memory" in got[-1]["error"]
+        answer = ask(server, "/api/generate", {"model": "mortal", "prompt": "again", "stream": False})
+        assert answer.json()["response"] == "You said: again", "it was not started again"
+
+
+def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
+    """A whisper-server is known by its command; of a vLLM the config has to say what it takes."""
+    programs = Path(__file__).parent / "programs"
+    whisper = f"{sys.executable} {programs}/fake_whisper_server.py --port ${{PORT}} --inference-path /v1/audio/transcriptions"
+    vllm = f"{sys.executable} {programs}/fake_vllm.py --port ${{PORT}} --name vllm"
+    models = {"whisper": {"cmd": whisper}, "vllm": {"cmd": vllm, "capabilities": {"in": ["audio"], "out": ["text"]}}}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models, "startPort": 5970}))
+    images = [base64.b64encode(encode(speech(), "wav")).decode()]
+    root = Path(__file__).parent.parent
+    with running("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:
+        for name in models:
+            assert ask(server, "/api/show", {"model": name}).json()["capabilities"] == ["audio"]
+            body = {"model": name, "messages": [{"role": "user", "content": "", "images": images}]}
+            got = lines(ask(server, "/api/chat", body))
+            assert "".join(line["message"]["content"] for line in got) == SPEECH_TEXT
+            assert ask(server, "/api/chat", body | {"stream": False}).json()["message"]["content"] == SPEECH_TEXT
 
 
 def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:

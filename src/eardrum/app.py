@@ -24,6 +24,7 @@ from eardrum.api.ollama import refusals as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
 from eardrum.api.openai.chat import Chat
+from eardrum.api.origins import Origins
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.service import Service
 
@@ -65,7 +66,9 @@ def create_app(service: Service) -> App:
     )
     app.router.redirect_slashes = False
     front = Front([Forward(service, answers.worded, own={CHAT: Chat(service)}), Passthrough(service, answers.worded)], app)
-    return Access(Cors(Keys(front, lambda: service.settings.apiKeys, answers.worded)))
+    settings = service.settings
+    keys = Keys(front, lambda: service.settings.apiKeys, answers.worded)
+    return Access(Cors(Origins(keys, settings.host, settings.origins, _worded)))
 
 
 class Edge(Protocol):
@@ -110,8 +113,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _refusal(request: Request, error: EardrumError) -> Response:
+    return _worded(request.url.path, error)
+
+
+def _worded(path: str, error: EardrumError) -> Response:
     """In the shape that the clients of this path read."""
-    return ollama_refusals.refusal(error) if ollama_refusals.speaks(request.url.path) else answers.refusal(error)
+    return ollama_refusals.refusal(error) if ollama_refusals.speaks(path) else answers.refusal(error)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -63,6 +63,13 @@ class UnauthorizedError(EardrumError):
     code = "invalid_api_key"
 
 
+class ForbiddenError(EardrumError):
+    """A web page of another origin asks; the message names it."""
+
+    status = 403
+    code = "forbidden_origin"
+
+
 class ModelNotFoundError(EardrumError):
     """No model has this name."""
 

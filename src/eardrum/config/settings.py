@@ -79,6 +79,10 @@ class Settings(SharedSettings, BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     models: dict[str, Model] = Field({}, description="Models by the name clients use.")
+    origins: tuple[str, ...] = Field(
+        (),
+        description="Web pages that may use `/api/` beside those of this machine, such as `https://ui.example.com`; `*` is all.",
+    )
     default_model: str = Field(
         "", description="Model behind `whisper-1` and behind requests that name none; empty takes the best one present."
     )

@@ -22,7 +22,7 @@ from eardrum.errors import (
     StorageFullError,
     UnsupportedFeatureError,
 )
-from eardrum.gateway import choice
+from eardrum.gateway import choice, memory
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.foreign import ForeignUpstream
@@ -158,6 +158,10 @@ class Service:
     def processes(self) -> list[ProcessStatus]:
         """The models whose processes run, in the catalog's order."""
         return [status for model in self.catalog if (status := self._status(model))]
+
+    async def memory(self) -> dict[str, dict[str, float]]:
+        """Bytes that the models' processes take now, by model and pool (`cpu`, `cuda`, `cuda:0` ...), as far as can be seen."""
+        return await memory.used({status.model.id: status.pid for status in self.processes() if status.pid})
 
     def _status(self, model: Model) -> ProcessStatus | None:
         if not (running := self._supervisor.running(model)):

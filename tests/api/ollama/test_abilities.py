@@ -45,6 +45,7 @@ def test_capabilities(entry: dict[str, Any], expected: list[str]) -> None:
 
 def test_who_hears() -> None:
     assert abilities.hears(foreign(metadata={"capabilities": ["audio"]}))
+    assert abilities.hears(foreign(options={"transcriptions": "/inference"}))
     assert not abilities.hears(foreign(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
     assert not abilities.hears(foreign(capabilities={"in": ["audio", "text"]}))
 

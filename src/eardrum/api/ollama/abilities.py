@@ -44,7 +44,7 @@ def hears(model: Model) -> bool:
         return list(said) == ["audio"]
     if inputs := model.entry.capabilities.inputs:
         return "audio" in inputs and "text" not in inputs
-    return Flags.of(model.entry.cmd).hears
+    return "transcriptions" in model.entry.options or Flags.of(model.entry.cmd).hears
 
 
 def server(model: Model) -> Server:

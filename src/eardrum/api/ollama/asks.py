@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eardrum.api.ollama.messages import content, messages, text
+from eardrum.api.ollama.fields import streams, text
+from eardrum.api.ollama.messages import content, messages
 from eardrum.errors import InvalidRequestError
 
 SHARED = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
@@ -78,8 +79,8 @@ def generate(wish: dict[str, Any], model: str, server: Server) -> Ask:
         if "logprobs" in common:  # which is a number on this route
             common["logprobs"] = common.pop("top_logprobs", 1)
         return Ask(path, {"model": model} | plain | common | parameters, ignored)
-    said = [{"role": "system", "content": system}] if system else []
-    said.append({"role": "user", "content": content(prompt, wish.get("images"))})  # type: ignore[dict-item]
+    said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    said.append({"role": "user", "content": content(prompt, wish.get("images"))})
     return Ask("/v1/chat/completions", {"model": model, "messages": said} | common | parameters, ignored)
 
 
@@ -106,18 +107,6 @@ def embed(wish: dict[str, Any], model: str) -> Ask | None:
     if dimensions := wish.get("dimensions"):
         body["dimensions"] = dimensions
     return Ask("/v1/embeddings", body)
-
-
-def streams(wish: dict[str, Any]) -> bool:
-    """Whether the answer comes in lines, which it does unless the client says no.
-
-    Raises:
-        InvalidRequestError: it says neither.
-    """
-    stream = wish.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        raise InvalidRequestError(f"stream must be true or false, not {str(stream)[:40]!r}.", param="stream")
-    return stream is not False
 
 
 def _common(wish: dict[str, Any], *, local: bool) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import Any
 from eardrum.api.ollama import abilities, asks, durations
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.exchange import Reply
-from eardrum.api.ollama.generation import named
-from eardrum.api.ollama.messages import text
+from eardrum.api.ollama.fields import named, text
 from eardrum.api.ollama.names import Names, bare
 from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import InvalidRequestError, UpstreamError

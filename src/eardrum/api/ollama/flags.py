@@ -10,7 +10,6 @@ from eardrum.config.words import split
 
 WEIGHTS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo")
 CONTEXT = ("-c", "--ctx-size", "--max-model-len")
-LAYERS = ("-ngl", "--gpu-layers", "--n-gpu-layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,6 @@ class Flags:
         """Tokens of context; 0 if that is not said."""
         value = self.value(*CONTEXT)
         return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else 0
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether layers are said to be on a GPU."""
-        return self.value(*LAYERS) not in ("", "0")
 
     @property
     def hears(self) -> bool:

@@ -10,12 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from eardrum.api.ollama import abilities, asks, durations, speech
+from eardrum.api.ollama.answering import Answering, Shape
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import Chunks, Piece
 from eardrum.api.ollama.exchange import Reply
+from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.names import Names, bare
 from eardrum.api.ollama.upstream import events, request
-from eardrum.errors import InvalidRequestError, UpstreamError
+from eardrum.errors import UpstreamError
 from eardrum.gateway.foreign import Outgoing
 from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
@@ -24,55 +26,6 @@ from eardrum.gateway.service import Service
 from eardrum.types import Summary
 
 log = logging.getLogger(__name__)
-
-Shape = Callable[[Piece], dict[str, Any]]
-
-
-def named(wish: dict[str, Any]) -> str:
-    """The model's name in a request.
-
-    Raises:
-        InvalidRequestError: there is none.
-    """
-    name = wish.get("model") or wish.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidRequestError("model is required", param="model")
-    return name.strip()
-
-
-class Answering:
-    """One answer in the shape of its route, in lines or whole."""
-
-    def __init__(self, wish: dict[str, Any], reply: Reply, shape: Shape):
-        self._name = named(wish)
-        self.lines = asks.streams(wish)
-        """Whether the client wants pieces as they come."""
-        self._reply = reply
-        self._shape = shape
-        self._whole = Piece()
-
-    async def add(self, piece: Piece) -> None:
-        """Send one more piece, or keep it for the end."""
-        if not piece:
-            return
-        if self.lines:
-            await self._reply.line(self._stamped(piece) | {"done": False})
-        else:
-            self._whole.add(piece)
-
-    async def end(self, last: dict[str, Any]) -> None:
-        """Send the end: `last` is what comes after `done`."""
-        if self.lines:
-            await self._reply.line(self._stamped(Piece()) | last, last=True)
-        else:
-            await self._reply.whole(self._stamped(self._whole) | last)
-
-    async def nothing(self, reason: str) -> None:
-        """Answer without a word."""
-        await self._reply.whole(self._stamped(Piece()) | {"done": True, "done_reason": reason})
-
-    def _stamped(self, piece: Piece) -> dict[str, Any]:
-        return {"model": self._name, "created_at": durations.timestamp(time.time())} | self._shape(piece)
 
 
 class Generation:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from eardrum.api.ollama import abilities, details, files
 from eardrum.api.ollama.durations import FOR_EVER_S, timestamp
-from eardrum.api.ollama.flags import Flags
 from eardrum.api.ollama.names import listed
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import ProcessStatus
@@ -51,22 +51,20 @@ def show(model: Model) -> dict[str, Any]:
     }
 
 
-def process(status: ProcessStatus, now: float) -> dict[str, Any]:
+def process(status: ProcessStatus, taken: Mapping[str, float], now: float) -> dict[str, Any]:
     """One entry of `/api/ps` at the Unix time `now`. Reads directories.
 
-    Of the memory on the GPU nothing is known but whether the model is meant to be there.
+    `taken` is the memory of its process by pool, in bytes; of another server's process nothing is known.
     """
-    model, found = status.model, files.of(status.model)
+    model, on_gpu = status.model, taken.get("cuda", 0.0)
     left = status.ttl if status.ttl_remaining is None else status.ttl_remaining
-    flags = Flags.of(model.entry.cmd if model.entry else "")
-    on_gpu = model.options.get("device") == "cuda" or flags.on_gpu
     return {
         "name": listed(model.id),
         "model": listed(model.id),
-        "size": found.size,
-        "digest": found.digest,
+        "size": int(taken.get("cpu", 0.0) + on_gpu),
+        "digest": files.of(model).digest,
         "details": details.of(model),
         "expires_at": timestamp(now + (left if status.ttl else FOR_EVER_S)),
-        "size_vram": found.size if on_gpu else 0,
+        "size_vram": int(on_gpu),
         "context_length": details.context(model),
     }

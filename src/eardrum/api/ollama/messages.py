@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from eardrum.api.ollama.fields import text
 from eardrum.api.ollama.images import attachments
 from eardrum.errors import InvalidRequestError
 
@@ -97,17 +98,3 @@ def _tool_call(given: Any, calls: Calls, where: str) -> dict[str, Any]:
             "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),
         },
     }
-
-
-def text(given: dict[str, Any], name: str, where: str = "") -> str:
-    """A field that holds text, or nothing.
-
-    Raises:
-        InvalidRequestError: it holds something else.
-    """
-    value = given.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{f'{where}.' if where else ''}{name} must be a string.", param=name)
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -15,7 +16,8 @@ from eardrum.api import admin
 from eardrum.api.ollama import listing
 from eardrum.api.ollama.embeddings import Embeddings
 from eardrum.api.ollama.exchange import Endpoint, Reply
-from eardrum.api.ollama.generation import Generation, named
+from eardrum.api.ollama.fields import named
+from eardrum.api.ollama.generation import Generation
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.storage import Storage
 from eardrum.errors import ModelNotFoundError, NotOfferedError
@@ -81,13 +83,14 @@ class Models:
 
     async def running(self, _: HttpRequest) -> Response:
         """The models whose processes run, those that stay longest first: Ollama's words and ours in one object."""
-        models = await asyncio.to_thread(_processes, self._service.processes())
+        taken = await self._service.memory()
+        models = await asyncio.to_thread(_processes, self._service.processes(), taken)
         return JSONResponse({"models": models})
 
 
-def _processes(statuses: list[ProcessStatus]) -> list[dict[str, Any]]:
+def _processes(statuses: list[ProcessStatus], taken: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     now = time.time()
-    models = [admin.process(status) | listing.process(status, now) for status in statuses]
+    models = [admin.process(status) | listing.process(status, taken.get(status.model.id, {}), now) for status in statuses]
     return sorted(models, key=lambda model: str(model["expires_at"]), reverse=True)
 
 

@@ -6,10 +6,8 @@ import hashlib
 from contextlib import aclosing
 from typing import Any
 
-from eardrum.api.ollama.asks import streams
 from eardrum.api.ollama.exchange import Reply
-from eardrum.api.ollama.generation import named
-from eardrum.api.ollama.messages import text
+from eardrum.api.ollama.fields import named, streams, text
 from eardrum.api.ollama.names import Names, bare
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.service import Service

@@ -1,0 +1,107 @@
+"""Keeps web pages of other origins away from `/api/`, as Ollama does. Pure ASGI.
+
+A browser lets any page post to any address, this machine's own included, and then only hides the answer. That would be enough
+to fetch and to unload models. But it says which page it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+
+from eardrum.api.access import record
+from eardrum.api.asgi import App, Message, Receive, Scope, Send, header
+from eardrum.errors import EardrumError, ForbiddenError
+
+GUARDED = "/api/"
+
+APPS = ("app", "file", "tauri", "vscode-file", "vscode-webview")
+"""Schemes of programs on this machine that are pages inside; no web site can have one."""
+
+METHODS = "GET, POST, PUT, DELETE, OPTIONS"
+DAY_S = "86400"
+
+
+class Origins:
+    """Refuses pages that have no business here, and lets the others read the answers.
+
+    `also` are further origins, `*` all. `refusal` words an error for a path.
+    """
+
+    def __init__(self, app: App, listens_on: str, also: tuple[str, ...], refusal: Callable[[str, EardrumError], Response]):
+        self._app = app
+        self._local = is_local(listens_on)
+        self._also = also
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        origin = header(scope, b"origin") if scope["type"] == "http" and scope["path"].startswith(GUARDED) else ""
+        if not origin:
+            await self._app(scope, receive, send)
+        elif not may_use(origin, header(scope, b"host"), local=self._local, also=self._also):
+            error = ForbiddenError(
+                f"Pages of {origin[:100]} may not use {GUARDED}: name that origin under `origins` in the config."
+            )
+            record(scope).note = error.message
+            await self._refusal(scope["path"], error)(scope, receive, send)
+        elif scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
+            await Response(status_code=204, headers=_beforehand(scope, origin))(scope, receive, send)
+        else:
+            await self._app(scope, receive, _readable(send, origin))
+
+
+def may_use(origin: str, host: str, *, local: bool, also: tuple[str, ...]) -> bool:
+    """Whether pages of this origin may use the server.
+
+    Args:
+        origin: of the page, as the browser has it.
+        host: what the page calls the server. On its own that proves nothing while the server is for this machine only: a site
+            may have given its own name this machine's address.
+        local: whether the server is for this machine only.
+        also: origins of the config.
+    """
+    if "*" in also or origin in also:
+        return True
+    try:
+        page = urlsplit(origin)
+        name = page.hostname or ""
+    except ValueError:
+        return False
+    if page.scheme in APPS or (page.scheme in ("http", "https") and is_local(name)):
+        return True
+    return not local and bool(page.netloc) and page.netloc == host
+
+
+def is_local(name: str) -> bool:
+    """Whether a name or an address means the machine it is used on."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _beforehand(scope: Scope, origin: str) -> dict[str, str]:
+    wanted = header(scope, b"access-control-request-headers") or "authorization, content-type, x-api-key"
+    return {
+        "access-control-allow-origin": origin,
+        "access-control-allow-methods": METHODS,
+        "access-control-allow-headers": wanted,
+        "access-control-max-age": DAY_S,
+        "vary": "origin, access-control-request-headers",
+    }
+
+
+def _readable(send: Send, origin: str) -> Send:
+    async def readable(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            allowed = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+            message["headers"] = [*message.get("headers", ()), *allowed]
+        await send(message)
+
+    return readable
