@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from eardrum.config import Settings
 from eardrum.errors import (
@@ -23,6 +24,7 @@ from eardrum.errors import (
 )
 from eardrum.gateway import choice
 from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.events import Events, Topic
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lives import Lives
@@ -31,6 +33,7 @@ from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
+from eardrum.gateway.selection import Selection, Target
 from eardrum.gateway.spool import Source, Spool
 from eardrum.gateway.supervisor import Lease, Supervisor
 from eardrum.gateway.upstream import RunnerUpstream
@@ -87,15 +90,49 @@ class Service:
             raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
         self.settings = settings
         self.catalog = Catalog(settings)
+        self.selection = Selection(settings)
+        self.events = Events()
         self.logs = Logs()
         self._puller = Puller(self.catalog.inventory.store.folder)
         self._supervisor = Supervisor(
-            Lives(settings, self.logs), loaded=self.catalog.refine, rulebook=Rulebook(settings), patience=settings.patience
+            Lives(settings, self.logs),
+            loaded=self.catalog.refine,
+            changed=partial(self.events.changed, Topic.MODELS),
+            rulebook=Rulebook(settings),
+            patience=settings.patience,
         )
 
     def begin(self) -> None:
         """What is done as soon as the server is up."""
         self._supervisor.sweep()
+
+    def find(self, name: str) -> Model:
+        """The model that a client gets who asks for `name`, which may be a profile's or a selector's.
+
+        Raises:
+            ModelNotFoundError: there is none; the message lists those there are, or says how to fetch it.
+        """
+        return self.catalog.find(self.meant(name))
+
+    def meant(self, name: str) -> str:
+        """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
+
+        A spillover selector counts the requests that the models hold: take the lease without waiting for anything in between.
+
+        Raises:
+            ModelNotFoundError: the active profile refuses the name.
+        """
+        return self.selection.meant(name, self._target)
+
+    def activate(self, profile: str) -> None:
+        """Make a profile the active one; an empty name is none.
+
+        Raises:
+            NotFoundError: there is no such profile.
+        """
+        if self.selection.activate(profile):
+            self.events.changed(Topic.PROFILE)
+            self.events.changed(Topic.MODELS)
 
     def spool(self) -> Spool:
         """Room for one upload."""
@@ -149,6 +186,10 @@ class Service:
     def hold(self, model: Model) -> AbstractAsyncContextManager[Lease]:
         """As `lease`, for requests that do not need the model all the time."""
         return self._supervisor.hold(model)
+
+    async def unload_all(self) -> None:
+        """End every model's process, each once it has finished what it has begun."""
+        await asyncio.gather(*(self.unload(model) for model in self.catalog))
 
     def prepared(self, model: Model, request: Request) -> Request:
         """The request with the server's defaults, checked against what the model can do.
@@ -223,9 +264,19 @@ class Service:
                 yield progress
         self.catalog.scan()
 
+    def end_followers(self) -> None:
+        """End what has no end of its own: the streams of changes and of logs."""
+        self.events.close()
+        self.logs.close()
+
     async def shutdown(self) -> None:
         """Stop every model and every download."""
+        self.end_followers()
         await asyncio.gather(self._supervisor.shutdown(), self._puller.shutdown())
+
+    def _target(self, name: str) -> Target:
+        model = self.catalog.named(name)
+        return Target(name, self.state(model), self.load(model)) if model else Target(name)
 
     async def _serve(
         self, model: Model, request: Request, audio: Source, *, restartable: bool
