@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from starlette.applications import Starlette
@@ -15,15 +16,18 @@ from starlette.routing import Route
 from eardrum import __version__
 from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
+from eardrum.api.activity import Activity
 from eardrum.api.asgi import App, Receive, Scope, Send
 from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
 from eardrum.api.forward.routes import Forward
+from eardrum.api.llama_swap import routes as llama_swap
 from eardrum.api.ollama import refusals as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
+from eardrum.gateway.events import Topic
 from eardrum.gateway.service import Service
 
 
@@ -50,6 +54,7 @@ def create_app(service: Service) -> App:
             return RedirectResponse("/docs")
         return ollama_routes.greeting()
 
+    activity = Activity(changed=partial(service.events.changed, Topic.REQUESTS))
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[
             Route("/", home),
@@ -58,13 +63,14 @@ def create_app(service: Service) -> App:
             *routes.routes(service),
             *ollama_routes.routes(service),
             *admin.routes(service),
+            *llama_swap.routes(service, activity),
         ],
         exception_handlers={EardrumError: _refused, HTTPException: _unrouted, Exception: _broken},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     front = Front([Forward(service, answers.worded), Passthrough(service, answers.worded)], app)
-    return Access(Cors(Keys(front, service.settings.apiKeys, answers.worded)))
+    return Access(Cors(Keys(front, service.settings.apiKeys, answers.worded)), activity, answers.refusal)
 
 
 class Edge(Protocol):

@@ -8,7 +8,8 @@ import gc
 import logging
 import shlex
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError
 from eardrum.gateway.foreign import MESSAGE
+from eardrum.gateway.logs import Recorder
+from eardrum.gateway.preload import preload
 from eardrum.gateway.service import Service
 from eardrum.http import Http
 
@@ -42,7 +45,6 @@ def run(settings: Settings, *, sample: bool = False) -> None:
         ConfigError: the port cannot be had.
     """
     service = Service(settings)
-    log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
     listening = _bind(settings.host, settings.port)
     uvicorn_config = uvicorn.Config(
         create_app(service),
@@ -56,7 +58,8 @@ def run(settings: Settings, *, sample: bool = False) -> None:
         timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
-    with listening, as_file(files("eardrum") / "sample.ogg") as recording:
+    with listening, _recorded(service), as_file(files("eardrum") / "sample.ogg") as recording:
+        log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
         address = f"http://{_reachable(host)}:{port}"
 
@@ -69,22 +72,29 @@ def run(settings: Settings, *, sample: bool = False) -> None:
 
 
 class Server(uvicorn.Server):
-    """Calls `greet` once the server answers, and ends in order."""
+    """Calls `greet` once the server answers, loads what is wanted from the start, and ends in order."""
 
     def __init__(self, settings: uvicorn.Config, service: Service, greet: Callable[[], Coroutine[None, None, None]]):
         super().__init__(settings)
         self._service = service
         self._greet = greet
+        self._once_up: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open for business, then say so."""
         await super().startup(sockets)
         if self.started:
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
-            self._greeting = asyncio.create_task(self._greet())
+            self._once_up = [asyncio.create_task(self._greet()), asyncio.create_task(preload(self._service))]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer."""
+        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer.
+
+        What has no end is ended first: it would be waited for.
+        """
+        for task in self._once_up:
+            task.cancel()
+        self._service.end_followers()
         end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
         try:
             await super().shutdown(sockets)
@@ -93,6 +103,18 @@ class Server(uvicorn.Server):
 
     def _end_requests(self) -> None:
         self._ending = asyncio.create_task(self._service.shutdown())
+
+
+@contextmanager
+def _recorded(service: Service) -> Iterator[None]:
+    """Keep what the server logs, in the form in which it is shown."""
+    root = logging.getLogger()
+    recorder = Recorder(service.logs.server, root.handlers[0].formatter if root.handlers else None)
+    root.addHandler(recorder)
+    try:
+        yield
+    finally:
+        root.removeHandler(recorder)
 
 
 def _bind(host: str, port: int) -> socket.socket:
