@@ -17,7 +17,6 @@ from eardrum.api.openai import modalities
 from eardrum.api.openai.models import Models
 from eardrum.config.llama_swap import Declared, Profile, Selector
 from eardrum.errors import ModelNotFoundError
-from eardrum.gateway.catalog import DEFAULT_ALIASES
 from eardrum.gateway.service import Service
 from tests.cards import WHISPER, card, cards
 
@@ -97,7 +96,7 @@ def test_an_upstream_is_what_the_config_declares() -> None:
     found = listed(Service(settings))
     llm = found["llm"]
     assert (llm["name"], llm["description"]) == ("An LLM", "big")
-    assert llm["meta"]["llamaswap"] == {"port": 1, "type": "model", "aliases": ["gpt", *DEFAULT_ALIASES]}
+    assert llm["meta"]["llamaswap"] == {"port": 1, "type": "model", "aliases": ["gpt"]}
     assert llm["capabilities"] == {"vision": True, "function_calling": True}
     assert llm["architecture"] == {
         "input_modalities": ["text", "image"],
