@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from starlette.applications import Starlette
@@ -15,17 +16,20 @@ from starlette.routing import Route
 from eardrum import __version__
 from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
+from eardrum.api.activity import Activity
 from eardrum.api.asgi import App, Receive, Scope, Send
 from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
 from eardrum.api.forward.routes import CHAT, Forward
+from eardrum.api.llama_swap import routes as llama_swap
 from eardrum.api.ollama import refusals as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
 from eardrum.api.openai.chat import Chat
 from eardrum.api.origins import Origins
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
+from eardrum.gateway.events import Topic
 from eardrum.gateway.service import Service
 
 
@@ -52,6 +56,7 @@ def create_app(service: Service) -> App:
             return RedirectResponse("/docs")
         return ollama_routes.greeting()
 
+    activity = Activity(changed=partial(service.events.changed, Topic.REQUESTS))
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[
             Route("/", home),
@@ -60,6 +65,7 @@ def create_app(service: Service) -> App:
             *routes.routes(service),
             *ollama_routes.routes(service),
             *admin.routes(service),
+            *llama_swap.routes(service, activity),
         ],
         exception_handlers={EardrumError: _refused, HTTPException: _unrouted, Exception: _broken},
         lifespan=lifespan,
@@ -68,7 +74,7 @@ def create_app(service: Service) -> App:
     front = Front([Forward(service, answers.worded, own={CHAT: Chat(service)}), Passthrough(service, answers.worded)], app)
     settings = service.settings
     keys = Keys(front, lambda: service.settings.apiKeys, answers.worded)
-    return Access(Cors(Origins(keys, settings.host, settings.origins, _worded)))
+    return Access(Cors(Origins(keys, settings.host, settings.origins, _worded)), activity, answers.refusal)
 
 
 class Edge(Protocol):

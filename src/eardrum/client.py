@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from codecs import getincrementaldecoder
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -56,16 +58,59 @@ class Client:
         """
         return str(json.loads(await self._ask("DELETE", f"/api/ps/{quote(name)}"))["model"])
 
+    async def unload_all(self) -> None:
+        """End the processes of all models.
+
+        Raises:
+            EardrumError: as above.
+        """
+        await self._ask("POST", "/api/models/unload")
+
+    async def load(self, name: str) -> str:
+        """Start a model's process and wait until it serves; returns the model's id.
+
+        Raises:
+            EardrumError: as above.
+        """
+        return str(json.loads(await self._ask("POST", f"/api/ps/{quote(name)}"))["model"])
+
+    async def logs(self, name: str) -> str:
+        """The last lines of a model's log; without a name, of the server's.
+
+        Raises:
+            EardrumError: as above.
+        """
+        return await self._ask("GET", f"/logs/{quote(name)}" if name else "/logs")
+
+    async def follow_logs(self, name: str) -> AsyncGenerator[str, None]:
+        """The same, and then what comes, until the server ends.
+
+        Raises:
+            EardrumError: as above, or the connection broke.
+        """
+        path = f"/logs/stream/{quote(name)}" if name else "/logs/stream"
+        decoder = getincrementaldecoder("utf-8")(errors="replace")
+        async with self._asked("GET", path) as response:
+            async for chunk in response.content.iter_any():
+                yield decoder.decode(chunk)
+
     async def _ask(self, method: str, path: str, **content: Any) -> str:
+        async with self._asked(method, path, **content) as response:
+            return await response.text()
+
+    @asynccontextmanager
+    async def _asked(self, method: str, path: str, **content: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             async with self._session.request(method, self._address + path, **content) as response:
-                text = await response.text()
+                if not response.ok:
+                    raise EardrumError(_refusal(response.status, await response.text()))
+                yield response
         except (aiohttp.ClientError, OSError) as error:
             raise EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})") from error
-        if response.ok:
-            return text
-        try:
-            message = json.loads(text)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = f"The server answered {response.status}: {text[:200]}"
-        raise EardrumError(message)
+
+
+def _refusal(status: int, text: str) -> str:
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"The server answered {status}: {text[:200]}"

@@ -122,6 +122,13 @@ class UnsupportedMediaTypeError(EardrumError):
     code = "unsupported_media_type"
 
 
+class CancelledRequestError(EardrumError):
+    """Whoever runs the server cancelled the request. No client repeats a request because of this status."""
+
+    status = 499
+    code = "cancelled"
+
+
 class HeadTooLargeError(EardrumError):
     """Request line and headers are longer than any client's."""
 

@@ -39,16 +39,16 @@ class Joined(asyncio.Transport):
         return self._transport.is_closing()
 
     def _flush(self) -> None:
-        if self._waiting:
-            data, self._waiting = b"".join(self._waiting), []
+        data, self._waiting = b"".join(self._waiting), []
+        if data and not self._transport.is_closing():  # the client may have left since
             self._transport.write(data)
 
 
 class Http(HttpToolsProtocol):
-    """One connection, with two extensions for applications in plain ASGI.
+    """One connection, with three extensions for applications in plain ASGI.
 
     `eardrum.hang_up` ends it in the middle of an answer. `eardrum.when_gone` takes a function that is called when the client
-    hangs up, or None; one that hung up already is told of at once.
+    hangs up, or None; one that hung up already is told of at once. `eardrum.connection` is the transport itself.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -92,6 +92,7 @@ class Http(HttpToolsProtocol):
         self.scope["extensions"] = {
             "eardrum.hang_up": {"call": self._joined.close},
             "eardrum.when_gone": {"call": self._tell_gone},
+            "eardrum.connection": {"transport": self.transport},
         }
 
     def _tell_gone(self, tell: Callable[[], None] | None) -> None:

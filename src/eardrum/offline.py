@@ -66,7 +66,7 @@ async def here(job: Job, settings: Settings) -> int:
     """Transcribe without a server: the gateway's own parts, without its port. Returns the number of failures."""
     service = Service(settings)
     wish = fields.wish({k: [v] for k, v in job.form.items()}, Task.TRANSLATE if job.translate else Task.TRANSCRIBE)
-    model = service.catalog.find(wish.model)
+    model = service.find(wish.model)
     service.prepared(model, wish.request)
 
     async def one(file: Path, advance: Advance) -> str:

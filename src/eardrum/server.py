@@ -9,7 +9,8 @@ import logging
 import shlex
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.foreign import MESSAGE
+from eardrum.gateway.logs import Recorder
+from eardrum.gateway.preload import preload
 from eardrum.gateway.service import Service
 from eardrum.http import Http
 from eardrum.source import Source
@@ -47,7 +50,6 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
     """
     service = Service(settings)
     service.source = source
-    log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
     listening = _bind(settings.host, settings.port)
     uvicorn_config = uvicorn.Config(
         create_app(service),
@@ -61,7 +63,8 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
-    with listening, as_file(files("eardrum") / "sample.ogg") as recording:
+    with listening, _recorded(service), as_file(files("eardrum") / "sample.ogg") as recording:
+        log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
         address = f"http://{_reachable(host)}:{port}"
 
@@ -74,7 +77,8 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
 
 
 class Server(uvicorn.Server):
-    """Calls `greet` once the server answers, reads the config again when told to, and ends in order."""
+    """Calls `greet` once the server answers, loads what is wanted from the start, reads the config again when told to, and ends
+    in order."""
 
     def __init__(
         self,
@@ -95,14 +99,20 @@ class Server(uvicorn.Server):
         if self.started:
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
             self._begin(self._greet())
+            self._begin(preload(self._service))
             if self._service.source and hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reread)
             if self._watched:
                 self._begin(self._watched.watch(self._reread))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer."""
-        self._watching_ends()
+        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer.
+
+        What has no end is ended first: it would be waited for.
+        """
+        for task in self._tasks:
+            task.cancel()
+        self._service.end_followers()
         end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
         try:
             await super().shutdown(sockets)
@@ -116,10 +126,6 @@ class Server(uvicorn.Server):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _watching_ends(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
     def _reread(self) -> None:
         self._begin(self._try_to_reread())
 
@@ -131,6 +137,18 @@ class Server(uvicorn.Server):
 
     def _end_requests(self) -> None:
         self._ending = asyncio.create_task(self._service.shutdown())
+
+
+@contextmanager
+def _recorded(service: Service) -> Iterator[None]:
+    """Keep what the server logs, in the form in which it is shown."""
+    root = logging.getLogger()
+    recorder = Recorder(service.logs.server, root.handlers[0].formatter if root.handlers else None)
+    root.addHandler(recorder)
+    try:
+        yield
+    finally:
+        root.removeHandler(recorder)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from eardrum import config
 from eardrum.api.openai import answers
 from eardrum.api.openai.fields import Wish, wish
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, ModelCoolingError, StalledError, TooLargeError
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Transcript
 from eardrum.types import Dropped, Segment, Summary, Task, Token, Word
 
@@ -183,17 +180,3 @@ def test_retrying_clients_are_told_when_or_not_to() -> None:
     assert "retry-after" not in lasting
     refused = answers.refusal(InvalidRequestError("Wrong.")).headers
     assert "x-should-retry" not in refused
-
-
-def test_a_model_object() -> None:
-    entry = Catalog(config.Settings()).find("moonshine-tiny-en")
-    found = answers.model("whisper-1", entry, State.READY, ["a"])
-    assert json.loads(json.dumps(found)) == found | {"capabilities": json.loads(json.dumps(found["capabilities"]))}
-    assert (found["id"], found["object"], found["owned_by"], found["state"]) == ("whisper-1", "model", "eardrum", "ready")
-    assert isinstance(found["created"], int)
-    assert found["capabilities"]["tasks"] == ["transcribe"]
-    assert found["capabilities"]["timestamp_granularities"] == ["segment"]
-    able = replace(entry, capabilities=replace(entry.capabilities, translate=True, words=True))
-    more = answers.model("x", able, State.STOPPED, [])["capabilities"]
-    assert more["tasks"] == ["transcribe", "translate"]
-    assert more["timestamp_granularities"] == ["segment", "word"]

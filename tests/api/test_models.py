@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.requests import Request
 
 from eardrum import config
-from eardrum.api.openai.routes import Models
+from eardrum.api.openai import modalities
+from eardrum.api.openai.models import Models
+from eardrum.config.llama_swap import Declared, Profile, Selector
 from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.service import Service
 from tests.cards import WHISPER, card, cards
@@ -40,3 +45,99 @@ async def test_models_that_cannot_run_are_hidden(
     with pytest.raises(ModelNotFoundError, match="needs no_such_library: run pip install"):
         await models.one(ask("unable"))
     assert json.loads((await models.one(ask("here"))).body)["engine"] == "whispering"
+
+
+def listed(service: Service) -> dict[str, dict[str, Any]]:
+    async def asked() -> dict[str, dict[str, Any]]:
+        answer = await Models(service).list(ask())
+        return {model["id"]: model for model in json.loads(answer.body)["data"]}
+
+    return asyncio.run(asked())
+
+
+def test_a_model_object() -> None:
+    found = listed(Service(config.Settings()))["moonshine-tiny-en"]
+    assert (found["object"], found["owned_by"], found["state"]) == ("model", "eardrum", "stopped")
+    assert isinstance(found["created"], int)
+    assert found["capabilities"]["tasks"] == ["transcribe"]
+    assert found["capabilities"]["timestamp_granularities"] == ["segment"]
+    assert found["capabilities"]["audio_transcriptions"] is True
+    assert found["architecture"]["modality"] == "audio->text"
+    assert found["status"] == {"value": "unloaded"}
+    assert found["meta"]["llamaswap"]["type"] == "model"
+    assert "name" not in found
+
+
+def test_what_a_model_can_do_more_is_said() -> None:
+    entry = Service(config.Settings()).catalog.find("moonshine-tiny-en")
+    able = replace(entry, capabilities=replace(entry.capabilities, translate=True, words=True))
+    more = modalities.described(able)["capabilities"]
+    assert more["tasks"] == ["transcribe", "translate"]
+    assert more["timestamp_granularities"] == ["segment", "word"]
+
+
+def test_an_upstream_is_what_the_config_declares() -> None:
+    declared = Declared.model_validate({"in": ["text", "image"], "out": ["text"], "tools": True, "context": 4096})
+    settings = config.Settings(
+        models={
+            "llm": config.Model(
+                proxy="http://127.0.0.1:1",
+                aliases=("gpt",),
+                name="An LLM",
+                description=" big ",
+                metadata={"port": 1, "type": "mine"},
+                capabilities=declared,
+            ),
+            "unknown": config.Model(proxy="http://127.0.0.1:2"),
+            "hidden": config.Model(proxy="http://127.0.0.1:3", unlisted=True),
+        },
+        includeAliasesInList=True,
+    )
+    found = listed(Service(settings))
+    llm = found["llm"]
+    assert (llm["name"], llm["description"]) == ("An LLM", "big")
+    assert llm["meta"]["llamaswap"] == {"port": 1, "type": "model", "aliases": ["gpt"]}
+    assert llm["capabilities"] == {"vision": True, "function_calling": True}
+    assert llm["architecture"] == {
+        "input_modalities": ["text", "image"],
+        "output_modalities": ["text"],
+        "modality": "text+image->text",
+    }
+    assert llm["context_length"] == 4096
+    assert "tools" in llm["supported_parameters"]
+    assert found["gpt"]["meta"]["llamaswap"] == {"port": 1, "type": "alias", "modelID": "llm"}
+    assert found["unknown"]["capabilities"] == {}
+    assert "hidden" not in found
+
+
+async def test_selectors_and_pins_are_listed() -> None:
+    settings = config.Settings(
+        models={"a": config.Model(proxy="http://127.0.0.1:1"), "b": config.Model(proxy="http://127.0.0.1:2")},
+        selectors={
+            "any": Selector(strategy="spillover", targets=("a", "b"), name="Any of them", metadata={"k": "v"}),
+            "secret": Selector(strategy="pin", targets=("a",), unlisted=True),
+        },
+        profiles={"p": Profile(pins={"gpt": "a", "any": "a", "b": "a", "off": ""})},
+    )
+    service = Service(settings)
+    models = Models(service)
+
+    async def ids() -> dict[str, Any]:
+        return {model["id"]: model for model in json.loads((await models.list(ask())).body)["data"]}
+
+    before = await ids()
+    assert before["any"]["name"] == "Any of them"
+    assert before["any"]["meta"]["llamaswap"] == {
+        "k": "v",
+        "type": "selector",
+        "strategy": "spillover",
+        "targets": ["a", "b"],
+        "spillover": 1,
+    }
+    assert before["any"]["status"] == {"value": "unloaded"}
+    assert not {"secret", "gpt", "off"} & before.keys()
+    assert json.loads((await models.one(ask("secret"))).body)["meta"]["llamaswap"]["strategy"] == "pin"
+    service.activate("p")
+    after = await ids()
+    assert after.keys() - before.keys() == {"gpt"}
+    assert after["gpt"]["meta"]["llamaswap"] == {"type": "profile"}

@@ -5,38 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
-from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send
-from eardrum.gateway.inventory import Model
-from eardrum.types import Summary
+from starlette.responses import Response
+
+from eardrum.api.activity import Activity, Record
+from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up
+from eardrum.errors import CancelledRequestError, EardrumError
 
 log = logging.getLogger("eardrum.access")
 
+GOING_AWAY = 1001
+"""WebSocket's code for a server that ends a connection."""
 HEAD = ("method", "path", "status")
 """What a line begins with, without names."""
 
 LINGER_BYTES = 64 << 20
 LINGER_S = 5.0
 """How much of an unwanted body is read after the answer. Closing at once would destroy the answer on its way."""
-
-
-@dataclass(slots=True)
-class Record:
-    """What the log line says about a request; the edges fill in what they know."""
-
-    id: str
-    model: str = ""
-    summary: Summary | None = None
-    note: str = ""
-    started: float = field(default_factory=time.monotonic)
-
-    def about(self, model: Model, summary: Summary) -> None:
-        """The request was a transcription."""
-        self.model, self.summary = summary.model or model.id, summary
 
 
 def record(scope: Scope) -> Record:
@@ -49,32 +37,48 @@ def record(scope: Scope) -> Record:
 class Access:
     """Pure ASGI middleware around the whole application."""
 
-    def __init__(self, app: App):
+    def __init__(self, app: App, activity: Activity, refusal: Callable[[EardrumError], Response]):
         self._app = app
+        self._activity = activity
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request and log it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        scope["eardrum.record"] = entry = Record(id=f"req_{uuid.uuid4().hex[:24]}")
+        scope["eardrum.record"] = entry = Record(f"req_{uuid.uuid4().hex[:24]}", scope, self._activity)
         exchange = Exchange(entry, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGoneError:
             entry.note = "client left"
         except asyncio.CancelledError:
-            entry.note = "cut off by shutdown"
-            raise
+            if not entry.cancelled or not entry.task or entry.task.uncancel():
+                entry.note = "cut off by shutdown"
+                raise
+            await self._end_cancelled(scope, exchange)
         finally:
-            _write(scope, entry, exchange.status)
+            self._activity.over(entry)
+            _write(scope, entry)
+
+    async def _end_cancelled(self, scope: Scope, exchange: Exchange) -> None:
+        """Say that the request was cancelled; an answer that has begun is broken off, so that nobody takes it for whole."""
+        error = CancelledRequestError("Whoever runs this server cancelled the request.")
+        record(scope).note = error.message
+        if scope["type"] == "websocket":
+            await exchange.send({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
+            return
+        if record(scope).status:
+            await hang_up(scope, exchange.receive)
+            return
+        await self._refusal(error)(scope, exchange.receive, exchange.send)
 
 
 class Exchange:
     """One request's receive and send, watched."""
 
     def __init__(self, entry: Record, receive: Receive, send: Send):
-        self.status = 0
         self._entry = entry
         self._receive = receive
         self._send = send
@@ -89,16 +93,26 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Pass the message on, with the request id; an early answer also announces that the connection ends."""
         if message["type"].startswith("websocket."):
-            self.status = message.get("status", self.status or 101)
-        elif message["type"] == "http.response.start":
-            self.status = message["status"]
+            await self._send_to_socket(message)
+            return
+        if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._entry.id.encode())]
-            if not self._read and self.status >= 400:
+            self._entry.answering(message["status"], message["headers"])
+            if not self._read and self._entry.status >= 400:
                 message["headers"].append((b"connection", b"close"))
-        elif not message.get("more_body", False) and not self._read and self.status >= 400:
+            await self._send(message)
+            return
+        self._entry.answered(len(message.get("body", b"")))
+        if not message.get("more_body", False) and not self._read and self._entry.status >= 400:
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _send_to_socket(self, message: Message) -> None:
+        if not self._entry.status:
+            self._entry.answering(message.get("status", 101), list(message.get("headers", ())))
+        self._entry.answered(len(message.get("bytes") or message.get("text") or b""))
         await self._send(message)
 
     async def _linger(self) -> None:
@@ -109,12 +123,12 @@ class Exchange:
                     size += len((await self.receive()).get("body", b""))
 
 
-def _write(scope: Scope, entry: Record, status: int) -> None:
+def _write(scope: Scope, entry: Record) -> None:
     facts: dict[str, object] = {
         "request": entry.id,
         "method": scope.get("method", "SOCKET"),
         "path": scope["raw_path"].decode("latin-1"),  # as it came: decoded, it could forge lines of the log
-        "status": status or 499,
+        "status": entry.status or 499,
     }
     if entry.model:
         facts["model"] = entry.model
@@ -127,7 +141,7 @@ def _write(scope: Scope, entry: Record, status: int) -> None:
         }
         if entry.summary.dropped:
             facts["dropped"] = "; ".join(f"{item.text!r}: {item.reason}" for item in entry.summary.dropped[:3])
-    facts["total_s"] = round(time.monotonic() - entry.started, 3)
+    facts["total_s"] = round(entry.elapsed, 3)
     if entry.note:
         facts["note"] = entry.note
     level = logging.DEBUG if scope["path"] == "/health" else logging.INFO

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from eardrum.api.access import record
 from eardrum.errors import EardrumError
-from eardrum.gateway.inventory import Model
+from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
 from eardrum.gateway.service import ProcessStatus, Service
 
@@ -66,11 +66,11 @@ class Admin:
         return JSONResponse({"status": "unloaded", "model": model.id})
 
     def _named(self, request: HttpRequest) -> Model:
-        return self._service.catalog.find(request.path_params["name"].strip())
+        return self._service.find(request.path_params["name"].strip())
 
     async def backend(self, request: HttpRequest) -> Response:
         """What runs a model (`?model=`, else the default one) and what that can do."""
-        model = self._service.catalog.find(request.query_params.get("model", "").strip())
+        model = self._service.find(request.query_params.get("model", "").strip())
         return JSONResponse(
             {
                 "backend": model.engine,
@@ -102,15 +102,21 @@ def _info(model: Model) -> dict[str, Any]:
     languages = model.capabilities.languages
     return {
         "name": model.engine,
-        "type": "remote" if model.card.remote else "local",
-        "title": model.card.title,
+        "type": "remote" if model.engine == ADDRESS or (not model.foreign and model.card.remote) else "local",
+        "title": (model.entry.name if model.entry else "") if model.foreign else model.card.title,
         "model": model.id,
-        "source": model.repository or str(model.source or model.options.get("url", "")),
+        "source": _source(model),
         "device": model.options.get("device", "auto"),
         "compute_type": model.options.get("compute_type", "auto"),
         "language": languages[0] if len(languages) == 1 else "auto",
         **_supports(model),
     }
+
+
+def _source(model: Model) -> str:
+    if model.foreign and model.entry:
+        return model.entry.cmd or model.entry.proxy
+    return model.repository or str(model.source or model.options.get("url", ""))
 
 
 def _supports(model: Model) -> dict[str, Any]:

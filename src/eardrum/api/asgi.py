@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -19,3 +20,17 @@ class ClientGoneError(Exception):
 def header(scope: Scope, name: bytes) -> str:
     """The first header of this lower-case name; empty when there is none."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def transport(scope: Scope) -> asyncio.Transport:
+    """The connection itself, for what ASGI has no words for."""
+    return cast(
+        asyncio.Transport, scope["extensions"]["eardrum.connection"]["transport"]
+    )  # uvloop's derive from nothing of asyncio's
+
+
+async def hang_up(scope: Scope, receive: Receive) -> None:
+    """Break the connection off at once, whatever is still to be sent, and wait until it is gone."""
+    transport(scope).abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -50,6 +50,25 @@ AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+JSON, TEXT, EVENTS = "application/json", "text/plain", "text/event-stream"
+
+MANAGEMENT = (
+    ("get", "/running", "Models that are not stopped, with their commands and addresses", JSON),
+    ("get", "/api/ps", "Models whose processes run", JSON),
+    ("post", "/api/models/load/{model}", "Load a model and wait until it serves", TEXT),
+    ("post", "/api/models/unload/{model}", "Unload a model when it has finished what it has begun", TEXT),
+    ("post", "/api/models/unload", "Unload all models; `GET /unload` does the same", JSON),
+    ("get", "/logs", "What the server said last; `/logs/upstream` all models, `/logs/{model}` one", TEXT),
+    ("get", "/logs/stream", "The same and what comes, without end; `?no-history` only what comes", TEXT),
+    ("get", "/api/events", "What changes: states, logs, requests in progress, the active profile", EVENTS),
+    ("get", "/api/profiles", "Profiles of the config, and which is active", JSON),
+    ("put", "/api/profiles/active", 'Choose a profile, `{"name": "..."}`, or none, `{"name": null}`', JSON),
+    ("get", "/api/metrics/activity", "The last requests for models: `model`, `limit`, `page`, `order`", JSON),
+    ("post", "/api/inflight/{id}/cancel", "End a request in progress, by its `x-request-id`", JSON),
+    ("get", "/api/version", "The version of Ollama whose API this is, and our own", JSON),
+)
+"""What is for whoever runs the server: method, path, what it does, content type."""
+
 
 def routes(service: Service) -> list[BaseRoute]:
     """The two pages."""
@@ -84,6 +103,7 @@ def description() -> dict[str, Any]:
                 | {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
             },
             "/health": {"get": _get("Whether the server is up, and the state of each model")},
+            **{path: {method: _get(summary, kind)} for method, path, summary, kind in MANAGEMENT},
         },
         "components": {
             "schemas": {
@@ -125,8 +145,8 @@ def _audio(summary: str, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _get(summary: str) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": "OK", "content": {"application/json": {}}}}}
+def _get(summary: str, kind: str = JSON) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": {"description": "OK", "content": {kind: {}}}}}
 
 
 def _error(text: str) -> dict[str, Any]:
@@ -182,7 +202,7 @@ ERROR_EXAMPLE = (
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     html = (
-        f'<h2><span class="method">{method.upper()}</span> <code>{escape(path)}</code></h2><p>{escape(operation["summary"])}.</p>'
+        f'<h2><span class="method">{method.upper()}</span> <code>{escape(path)}</code></h2><p>{_prose(operation["summary"])}.</p>'
     )
     body = operation.get("requestBody")
     if body:

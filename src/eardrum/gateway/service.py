@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncGenerator, Set
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from eardrum.config import Settings
@@ -25,6 +26,7 @@ from eardrum.errors import (
 from eardrum.gateway import choice, memory
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
+from eardrum.gateway.events import Events, Topic
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lives import Lives
@@ -33,6 +35,7 @@ from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
+from eardrum.gateway.selection import Selection, Target
 from eardrum.gateway.spool import Source as Audio
 from eardrum.gateway.spool import Spool
 from eardrum.gateway.supervisor import Lease, Supervisor
@@ -105,10 +108,16 @@ class Service:
         """Where the settings came from, if they can be read again."""
         self._rereading = asyncio.Lock()
         self.catalog = Catalog(settings)
+        self.selection = Selection(settings)
+        self.events = Events()
         self.logs = Logs()
         self._puller = Puller(self.catalog.inventory.store.folder)
         self._supervisor = Supervisor(
-            Lives(settings, self.logs), loaded=self.catalog.refine, rulebook=Rulebook(settings), patience=settings.patience
+            Lives(settings, self.logs),
+            loaded=self.catalog.refine,
+            changed=partial(self.events.changed, Topic.MODELS),
+            rulebook=Rulebook(settings),
+            patience=settings.patience,
         )
 
     def begin(self) -> None:
@@ -139,9 +148,40 @@ class Service:
         models = {model.id: model for model in catalog}
         changes = between({model.id: model for model in self.catalog}, models, later)
         self.settings = settings
+        self.selection = Selection(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.adopt(catalog, models.keys() - changes.changed)
         self._supervisor.reconfigure(settings, rulebook, models, changes)
+        self.events.changed(Topic.PROFILE)
+        self.events.changed(Topic.MODELS)
         return changes
+
+    def find(self, name: str) -> Model:
+        """The model that a client gets who asks for `name`, which may be a profile's or a selector's.
+
+        Raises:
+            ModelNotFoundError: there is none; the message lists those there are, or says how to fetch it.
+        """
+        return self.catalog.find(self.meant(name))
+
+    def meant(self, name: str) -> str:
+        """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
+
+        A spillover selector counts the requests that the models hold: take the lease without waiting for anything in between.
+
+        Raises:
+            ModelNotFoundError: the active profile refuses the name.
+        """
+        return self.selection.meant(name, self._target)
+
+    def activate(self, profile: str) -> None:
+        """Make a profile the active one; an empty name is none.
+
+        Raises:
+            NotFoundError: there is no such profile.
+        """
+        if self.selection.activate(profile):
+            self.events.changed(Topic.PROFILE)
+            self.events.changed(Topic.MODELS)
 
     def spool(self) -> Spool:
         """Room for one upload."""
@@ -199,6 +239,10 @@ class Service:
     def hold(self, model: Model) -> AbstractAsyncContextManager[Lease]:
         """As `lease`, for requests that do not need the model all the time."""
         return self._supervisor.hold(model)
+
+    async def unload_all(self) -> None:
+        """End every model's process, each once it has finished what it has begun."""
+        await asyncio.gather(*(self.unload(model) for model in self.catalog))
 
     def prepared(self, model: Model, request: Request) -> Request:
         """The request with the server's defaults, checked against what the model can do.
@@ -273,13 +317,23 @@ class Service:
                 yield progress
         self.catalog.scan()
 
+    def end_followers(self) -> None:
+        """End what has no end of its own: the streams of changes and of logs."""
+        self.events.close()
+        self.logs.close()
+
     async def shutdown(self) -> None:
         """Stop every model and every download."""
+        self.end_followers()
         await asyncio.gather(self._supervisor.shutdown(), self._puller.shutdown())
 
     def abandon(self) -> None:
         """End every model at once, for a server that has no time to shut down."""
         self._supervisor.abandon()
+
+    def _target(self, name: str) -> Target:
+        model = self.catalog.named(name)
+        return Target(name, self.state(model), self.load(model)) if model else Target(name)
 
     async def _serve(
         self, model: Model, request: Request, audio: Audio, *, restartable: bool

@@ -71,9 +71,19 @@ class Lease:
 class Supervisor:
     """The one owner of the models' lives. Everything happens on the event loop."""
 
-    def __init__(self, lives: Lives, *, loaded: Callable[[Model, Capabilities], None], rulebook: Rulebook, patience: float):
+    def __init__(
+        self,
+        lives: Lives,
+        *,
+        loaded: Callable[[Model, Capabilities], None],
+        changed: Callable[[], None],
+        rulebook: Rulebook,
+        patience: float,
+    ):
         self._lives = lives
         self._loaded = loaded
+        self._changed = changed
+        self._told: dict[str, State] = {}
         self._rulebook = rulebook
         self._scheduler = Scheduler(rulebook.rules, patience)
         self._crashes = Crashes()
@@ -228,6 +238,14 @@ class Supervisor:
                     if not self._tickets[ticket].done():
                         self._tickets[ticket].set_exception(error)
         self._set_timer()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say so if a state has changed; most events change none."""
+        states = {model: slot.state for model, slot in self._scheduler.slots.items()}
+        if states != self._told:
+            self._told = states
+            self._changed()
 
     def _watch(self) -> None:
         """See from now and then what the models take, if anybody wants to know."""

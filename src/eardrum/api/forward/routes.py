@@ -97,43 +97,43 @@ class Forward:
             return
         body = _parsed(data)
         name = body.get("model") or _in_query(scope)
-        model = self._named(name)
+        model, meant = self._named(name)
         if not model.foreign:
             await self._spoken(model, body, scope, receive, send)
             return
         assert model.entry
-        changed = filters.apply(body, model.entry, str(name))
-        request = self._outgoing(model, scope, data if changed is body else _dumped(changed))
+        renamed = body if body.get("model", meant) == meant else {**body, "model": meant}
+        changed = filters.apply(renamed, model.entry, meant)
+        new = _new_name(model, meant, name)
+        request = self._outgoing(model, new, scope, data if changed is body else _dumped(changed))
         loading = scope["path"] == CHAT and changed.get("stream") is True and self._tells_loading(model)
         await Exchange(self._service, self._worded, scope, receive, send).run(model, request, tell_loading=loading)
 
     async def _urlencoded(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True)
-        model = self._foreign(dict(fields).get("model") or _in_query(scope), scope)
-        assert model.entry
-        if name := model.entry.useModelName:
-            data = urlencode([(key, name if key == "model" else value) for key, value in fields]).encode()
-        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, scope, data))
+        model, new = self._foreign(dict(fields).get("model") or _in_query(scope), scope)
+        if new:
+            data = urlencode([(key, new if key == "model" else value) for key, value in fields]).encode()
+        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, new, scope, data))
 
     async def _form(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A form with files, passed on while it comes in."""
         body = Body(scope, receive, self._limits)
         with self._service.spool() as spool:
             form = Form(scope, body, self._limits, spool)
-            model = self._foreign(await form.until_model() or _in_query(scope), scope)
-            assert model.entry
-            request = self._outgoing(model, scope, form.sent_on(model.entry.useModelName))
+            model, new = self._foreign(await form.until_model() or _in_query(scope), scope)
+            request = self._outgoing(model, new, scope, form.sent_on(new))
             exchange = Exchange(self._service, self._worded, scope, receive, send, received=body.received)
             await exchange.run(model, request)
 
     async def _got(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model = self._foreign(_in_query(scope), scope)
-        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, scope, None))
+        model, new = self._foreign(_in_query(scope), scope)
+        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, new, scope, None))
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model = self._foreign(_in_query(scope), scope)
+        model, new = self._foreign(_in_query(scope), scope)
         path = POSTED.get(scope["path"], scope["path"])
-        await relay(self._service, model, f"{path}{_query(model, scope)}", scope, receive, send)
+        await relay(self._service, model, f"{path}{_query(new, scope)}", scope, receive, send)
 
     async def _not_allowed(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         takes = " and ".join(name for name, paths in (("POST", POSTED), ("GET", GOT)) if scope["path"] in paths)
@@ -146,8 +146,8 @@ class Forward:
             self._refuse(model, scope)
         await answer(model, body, scope, receive, send)
 
-    def _named(self, name: object) -> Model:
-        """The model the client asks for.
+    def _named(self, name: object) -> tuple[Model, str]:
+        """The model the client asks for, and the name it asks by once profile and selectors have had their say.
 
         Raises:
             InvalidRequestError: it names none.
@@ -155,13 +155,15 @@ class Forward:
         """
         if not isinstance(name, str) or not name.strip():
             raise InvalidRequestError("Say which model is meant, in the field `model`; GET /v1/models lists them.", param="model")
-        return self._service.catalog.find(name.strip())
+        meant = self._service.meant(name.strip())
+        return self._service.catalog.find(meant), meant
 
-    def _foreign(self, name: object, scope: Scope) -> Model:
-        model = self._named(name)
+    def _foreign(self, name: object, scope: Scope) -> tuple[Model, str]:
+        """The model, and the name for it that takes the place of the client's; empty if that stays."""
+        model, meant = self._named(name)
         if not model.foreign:
             self._refuse(model, scope)
-        return model
+        return model, _new_name(model, meant, name)
 
     def _refuse(self, model: Model, scope: Scope) -> NoReturn:
         able = ["/v1/audio/transcriptions", *(["/v1/audio/translations"] if model.capabilities.translate else []), *self._own]
@@ -170,9 +172,9 @@ class Forward:
             param="model",
         )
 
-    def _outgoing(self, model: Model, scope: Scope, body: bytes | Stream | None) -> Outgoing:
+    def _outgoing(self, model: Model, new: str, scope: Scope, body: bytes | Stream | None) -> Outgoing:
         raw = scope["path"] if body is None else POSTED[scope["path"]]
-        return outgoing.request(self._service, model, scope, f"{raw}{_query(model, scope)}", body)
+        return outgoing.request(self._service, model, scope, f"{raw}{_query(new, scope)}", body)
 
     def _tells_loading(self, model: Model) -> bool:
         assert model.entry
@@ -212,13 +214,16 @@ def _in_query(scope: Scope) -> str:
     return parse_qs(query.decode("latin-1")).get("model", [""])[-1] if query else ""
 
 
-def _query(model: Model, scope: Scope) -> str:
-    """The query for the upstream, with its own name for the model."""
+def _new_name(model: Model, meant: str, asked: object) -> str:
+    assert model.entry
+    return model.entry.useModelName or ("" if meant == asked else meant)
+
+
+def _query(name: str, scope: Scope) -> str:
+    """The query for the upstream, with another name for the model if it gets one."""
     query: str = scope["query_string"].decode("latin-1")
     if not query:
         return ""
-    assert model.entry
-    name = model.entry.useModelName
     if name and "model=" in query:
         fields = parse_qsl(query, keep_blank_values=True)
         query = urlencode([(key, name if key == "model" else value) for key, value in fields])

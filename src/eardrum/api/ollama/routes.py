@@ -11,7 +11,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from eardrum import __version__
 from eardrum.api import admin
 from eardrum.api.ollama import listing
 from eardrum.api.ollama.embeddings import Embeddings
@@ -20,16 +19,14 @@ from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.generation import Generation
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.storage import Storage
+from eardrum.api.version import version
 from eardrum.errors import ModelNotFoundError, NotOfferedError
 from eardrum.gateway.service import ProcessStatus, Service
-
-OLLAMA_VERSION = "0.13.5"
-"""The Ollama whose API this is: clients compare it with what they need, number by number."""
 
 
 def routes(service: Service) -> list[BaseRoute]:
     """All routes of this edge."""
-    names, limits = Names(service.catalog.find), service.settings.limits
+    names, limits = Names(service.find), service.settings.limits
     models = Models(service, names)
     generation, embeddings, storage = Generation(service, names), Embeddings(service, names), Storage(service, names)
     answers = {
@@ -42,7 +39,7 @@ def routes(service: Service) -> list[BaseRoute]:
         "copy": storage.copy,
     }
     return [
-        Route("/api/version", models.version),
+        Route("/api/version", version),
         Route("/api/tags", models.tags),
         Route("/api/ps", models.running),
         *(Route(f"/api/{name}", Endpoint(limits, answer), methods=["POST"]) for name, answer in answers.items()),
@@ -64,10 +61,6 @@ class Models:
     def __init__(self, service: Service, names: Names):
         self._service = service
         self._names = names
-
-    async def version(self, _: HttpRequest) -> Response:
-        """The version of the API, and beside it our own."""
-        return JSONResponse({"version": OLLAMA_VERSION, "eardrum": __version__})
 
     async def tags(self, _: HttpRequest) -> Response:
         """All models."""

@@ -11,13 +11,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from eardrum.api import render
 from eardrum.api.openai.fields import Wish
 from eardrum.errors import EardrumError
-from eardrum.gateway.inventory import Model
-from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Transcript
 from eardrum.languages import language_name
 from eardrum.types import Segment, Token
-
-OWNER = "eardrum"
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """Headers of a stream; proxies in between are told not to collect it."""
@@ -94,28 +90,6 @@ def refusal(error: EardrumError) -> Response:
     elif error.status >= 500:
         headers["x-should-retry"] = "false"  # OpenAI's clients would send the whole upload twice more
     return JSONResponse(worded(error), error.status, headers)
-
-
-def model(id: str, entry: Model, state: State, aliases: list[str]) -> dict[str, Any]:
-    """A model object. Everything after `owned_by` is an extension."""
-    can = entry.capabilities.to_json()
-    return {
-        "id": id,
-        "object": "model",
-        "created": entry.created,
-        "owned_by": OWNER,
-        "state": state,
-        "engine": entry.engine,
-        "aliases": aliases,
-        "capabilities": {
-            "tasks": ["transcribe", *(["translate"] if entry.capabilities.translate else [])],
-            "languages": can["languages"],
-            "response_formats": ["json", "text", "srt", "verbose_json", "vtt"],
-            "timestamp_granularities": ["segment", *(["word"] if entry.capabilities.words else [])],
-            "stream": True,
-            **{name: can[name] for name in ("detects_language", "logprobs", "prompt", "hotwords", "temperature", "speakers")},
-        },
-    }
 
 
 def _verbose(transcript: Transcript, wish: Wish) -> dict[str, Any]:

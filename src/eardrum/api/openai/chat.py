@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.responses import JSONResponse
 
 from eardrum.api import access, render
+from eardrum.api.activity import Record
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.openai import answers, fields
 from eardrum.api.pieces import Pieces
@@ -114,7 +115,7 @@ class Chat:
 class Reply:
     """The answer on its way: one object, or chunks of one."""
 
-    def __init__(self, model: str, scope: Scope, send: Send, record: access.Record):
+    def __init__(self, model: str, scope: Scope, send: Send, record: Record):
         self.record = record
         self.begun = False
         self._scope = scope

@@ -7,16 +7,16 @@ from contextlib import aclosing
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote
 
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api import access
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.openai import answers, uploads
 from eardrum.api.openai.fields import Wish
+from eardrum.api.openai.models import Models
 from eardrum.api.openai.uploads import Upload
-from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError
+from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service, Transcript
 from eardrum.gateway.spool import Spool
@@ -32,33 +32,6 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/v1/models", models.list),
         Route("/v1/models/{id:path}", models.one),
     ]
-
-
-class Models:
-    """What models there are and what each can do."""
-
-    def __init__(self, service: Service):
-        self._service = service
-
-    async def list(self, _: HttpRequest) -> Response:
-        """All models."""
-        usable = [model for model in self._service.catalog if model.runnable and not model.absent]
-        return JSONResponse({"object": "list", "data": [self._object(model.id, model) for model in usable]})
-
-    async def one(self, request: HttpRequest) -> Response:
-        """One model, by its id or any alias; ids may contain slashes."""
-        id = request.path_params["id"].strip()
-        if not id:
-            return await self.list(request)
-        model = self._service.catalog.find(id)
-        if model.absent:
-            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
-        if not model.runnable:
-            raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.how_to_install}")
-        return JSONResponse(self._object(id, model))
-
-    def _object(self, id: str, model: Model) -> dict[str, Any]:
-        return answers.model(id, model, self._service.state(model), self._service.catalog.aliases(model))
 
 
 class Audio:
@@ -152,14 +125,15 @@ class Exchange:
             poured.cancel()
 
     async def _transcribe(self, wish: Wish) -> Transcript:
-        model = self._service.catalog.find(wish.model)
+        model = self._service.find(wish.model)
+        access.record(self._scope).model = model.id
         return await self._service.transcribe(model, _request(wish, model), self._spool)
 
     def _same(self, one: Wish, other: Wish) -> bool:
         """Whether one decoding answers both."""
         if not one.asks_the_same_as(other):
             return False
-        return one.extra == other.extra or not self._service.catalog.find(one.model).foreign
+        return one.extra == other.extra or not self._service.find(one.model).foreign
 
     async def _reply(self, transcript: Transcript, wish: Wish) -> None:
         model = self._service.catalog.find(transcript.summary.model)  # who served it: not always who was asked
@@ -170,7 +144,8 @@ class Exchange:
         await response(self._scope, _nothing, self._send)
 
     async def _stream(self, wish: Wish) -> None:
-        model = self._service.catalog.find(wish.model)
+        model = self._service.find(wish.model)
+        access.record(self._scope).model = model.id
         transcript, said, in_parts = Transcript(), "", False
         async with aclosing(self._service.stream(model, _request(wish, model), self._spool)) as events:
             async for event in events:

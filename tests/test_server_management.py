@@ -1,0 +1,486 @@
+"""Managing a running server as llama-swap is managed: what runs, logs, events, profiles, requests in progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+import yaml
+
+from tests.conftest import RunningServer, running, wait_for
+from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.test_server_openai_client import phone_tape
+
+pytestmark = pytest.mark.slow
+
+M = "moonshine-tiny-en"
+COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()"]
+
+WEB = """
+import http.server, sys
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        print("asked for", self.path, flush=True)
+print("serving", sys.argv[1], flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+"""
+"""A program that serves HTTP and nothing else."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def web(folder: Path, **settings: Any) -> dict[str, Any]:
+    """A model that is a command."""
+    (folder / "web.py").write_text(WEB)
+    port = free_port()
+    return {"cmd": f"{sys.executable} {folder / 'web.py'} {port}", "proxy": f"http://127.0.0.1:{port}", **settings}
+
+
+@contextmanager
+def configured(folder: Path, *arguments: str, **settings: Any) -> Iterator[RunningServer]:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    with running("--config", str(file), *arguments) as server:
+        yield server
+
+
+def get(server: RunningServer, path: str) -> Any:
+    return requests.get(f"{server.address}{path}", timeout=20).json()
+
+
+def post(server: RunningServer, path: str) -> requests.Response:
+    return requests.post(f"{server.address}{path}", timeout=60)
+
+
+class Following:
+    """A stream that is read in the background, as a client reads it."""
+
+    def __init__(self, server: RunningServer, path: str):
+        self.text = ""
+        self.ended = False
+        self.broken = False
+        self._response = requests.get(f"{server.address}{path}", stream=True, timeout=60)
+        self.headers = self._response.headers
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for chunk in self._response.iter_content(None):
+                self.text += chunk.decode()
+        except (requests.RequestException, OSError, ValueError, AttributeError):
+            self.broken = True
+        self.ended = True
+
+    def __enter__(self) -> Following:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            self._response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(20)
+        self._response.close()
+
+    def events(self) -> list[dict[str, Any]]:
+        whole = self.text[: self.text.rfind("\n\n") + 2] if "\n\n" in self.text else ""
+        messages = [json.loads(line.removeprefix("data:")) for line in whole.splitlines() if line.startswith("data:")]
+        return [{"type": message["type"], "data": json.loads(message["data"])} for message in messages]
+
+    def of(self, kind: str) -> list[Any]:
+        return [event["data"] for event in self.events() if event["type"] == kind]
+
+
+def test_models_are_shown_loaded_and_unloaded(tmp_path: Path) -> None:
+    site = web(tmp_path, aliases=["site/of:mine"], name="The web", description="It serves.", ttl=77)
+    with configured(tmp_path, models={"web": site}) as server:
+        assert get(server, "/running") == {"running": []}
+        loaded = post(server, "/api/models/load/site/of:mine")
+        assert (loaded.status_code, loaded.text) == (200, "OK")
+        assert get(server, "/running") == {
+            "running": [
+                {
+                    "model": "web",
+                    "state": "ready",
+                    "cmd": site["cmd"],
+                    "proxy": site["proxy"],
+                    "ttl": 77,
+                    "name": "The web",
+                    "description": "It serves.",
+                }
+            ]
+        }
+        (shown,) = get(server, "/api/ps")["models"]
+        process = psutil.Process(shown["pid"])
+        assert (shown["engine"], shown["state"]) == ("command", "ready")
+        unloaded = post(server, "/api/models/unload/site/of:mine")
+        assert (unloaded.status_code, unloaded.text) == (200, "OK")
+        assert not process.is_running()
+        assert get(server, "/running") == {"running": []}
+        for path in ("load/nobody", "unload/nobody"):
+            refused = post(server, f"/api/models/{path}")
+            assert refused.status_code == 404
+            assert refused.json()["error"]["code"] == "model_not_found"
+
+
+def test_all_models_are_unloaded_at_once(tmp_path: Path) -> None:
+    with configured(tmp_path, models={"web": web(tmp_path)}) as server:
+        for method, path, answer in (("GET", "/unload", "OK"), ("POST", "/api/models/unload", '{"msg":"ok"}')):
+            for model in ("web", M):
+                post(server, f"/api/models/load/{model}")
+            assert [model["model"] for model in get(server, "/running")["running"]] == [M, "web"]
+            for _ in range(2):  # nothing runs the second time, which is fine
+                done = requests.request(method, f"{server.address}{path}", timeout=60)
+                assert (done.status_code, done.text) == (200, answer)
+                assert get(server, "/running") == {"running": []}
+        assert not server.runners()
+
+
+def test_a_model_that_does_not_start_is_said_to_whoever_loads_it(tmp_path: Path) -> None:
+    broken = {"cmd": f"{sys.executable} -c 'raise SystemExit(3)'", "proxy": "http://127.0.0.1:1"}
+    with configured(tmp_path, models={"broken": broken, "web": web(tmp_path)}, default_model="web") as server:
+        refused = post(server, "/api/models/load/broken")
+        assert refused.status_code == 500
+        assert "exit code 3" in refused.json()["error"]["message"]
+        assert get(server, "/running") == {"running": []}
+        assert post(server, "/api/models/load/web").status_code == 200
+
+
+def test_logs_are_told_and_followed(tmp_path: Path) -> None:
+    with configured(tmp_path, models={"web": web(tmp_path)}) as server:
+        with Following(server, f"/logs/stream/{M}") as model, Following(server, "/logs/stream/upstream?no-history") as all_models:
+            assert model.headers["content-type"].startswith("text/plain")
+            server.post(encode(speech(), "flac"), model=M)
+            wait_for(lambda: M in all_models.text)
+            wait_for(lambda: model.text)
+            assert model.text in requests.get(f"{server.address}/logs/{M}", timeout=10).text
+            assert all_models.text.startswith(f"{M}: {model.text.splitlines()[0]}")
+        history = requests.get(f"{server.address}/logs", timeout=10)
+        assert history.headers["content-type"].startswith("text/plain")
+        assert "POST /v1/audio/transcriptions 200" in history.text
+        assert f"{M} ready after" in history.text
+        with Following(server, "/logs/stream") as old, Following(server, "/logs/stream/proxy?no-history") as new:
+            wait_for(lambda: "POST /v1/audio/transcriptions 200" in old.text)
+            requests.get(f"{server.address}/v1/models?marked", timeout=10)
+            wait_for(lambda: "GET /v1/models 200" in new.text)
+            assert "POST /v1/audio" not in new.text
+        assert requests.get(f"{server.address}/logs/stream/nobody", timeout=10).status_code == 404
+        assert requests.head(f"{server.address}/logs/stream", timeout=10).status_code == 200
+
+
+def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
+    profiles = {"day": {"description": "By day", "pins": {"whisper-1": M}}}
+    with (
+        configured(tmp_path, models={M: {}, "web": web(tmp_path)}, profiles=profiles) as server,
+        Following(server, "/api/events") as following,
+    ):
+        assert following.headers["content-type"].startswith("text/event-stream")
+        wait_for(lambda: following.of("inflight"))
+        first = following.events()
+        assert [event["type"] for event in first[:4]] == ["logData", "modelStatus", "profileChanged", "inflight"]
+        assert first[0]["data"]["source"] == "proxy"
+        assert {model["id"]: model["state"] for model in first[1]["data"]} == {M: "stopped", "web": "stopped"}
+        assert first[1]["data"][1].keys() >= {"id", "name", "description", "state", "unlisted", "peerID"}
+        assert first[2]["data"] == {"active": None}
+        assert first[3]["data"] == {"operation": "snapshot", "requests": []}
+
+        post(server, "/api/models/load/web")
+        wait_for(lambda: following.of("modelStatus")[-1][1]["state"] == "ready")
+        post(server, "/api/models/unload/web")
+        wait_for(lambda: following.of("modelStatus")[-1][1]["state"] == "stopped")
+        states = [statuses[1]["state"] for statuses in following.of("modelStatus")]
+        assert [state for state, before in zip(states, [None, *states], strict=False) if state != before] == [
+            "stopped",
+            "starting",
+            "ready",
+            "stopping",
+            "stopped",
+        ]
+
+        requests.put(f"{server.address}/api/profiles/active", json={"name": "day"}, timeout=10)
+        wait_for(lambda: following.of("profileChanged")[-1] == {"active": "day"})
+
+        server.post(encode(speech(), "flac"), model="whisper-1")
+        wait_for(lambda: following.of("activity") == [{"id": 1}])
+        upsert, *_, remove = following.of("inflight")[1:]
+        assert upsert["operation"] == "upsert"
+        assert upsert["request"].keys() >= {"id", "timestamp", "model", "req_path", "method", "req_headers", "remote_ip"}
+        assert (upsert["request"]["model"], upsert["request"]["req_path"]) == (M, "/v1/audio/transcriptions")
+        assert remove == {"operation": "remove", "id": upsert["request"]["id"]}
+        assert any(log["source"] == "upstream" and M in log["data"] for log in following.of("logData"))
+
+
+def test_profiles_change_what_names_mean(tmp_path: Path) -> None:
+    profiles = {"day": {"description": "By day", "pins": {"fast": M, "web": ""}}, "night": {"pins": {"x": "web"}}}
+    with configured(tmp_path, models={M: {}, "web": web(tmp_path)}, profiles=profiles) as server:
+        assert get(server, "/api/profiles") == {
+            "active": None,
+            "profiles": [
+                {"id": "day", "description": "By day", "pins": {"fast": M, "web": ""}},
+                {"id": "night", "description": "", "pins": {"x": "web"}},
+            ],
+        }
+
+        def activate(body: str) -> requests.Response:
+            return requests.put(f"{server.address}/api/profiles/active", data=body, timeout=10)
+
+        assert server.post(encode(speech(), "flac"), model="fast").status_code == 404
+        assert activate('{"name": "day"}').json() == {"active": "day"}
+        assert server.post(encode(speech(), "flac"), model="fast").json()["text"] == SPEECH_TEXT
+        refused = post(server, "/api/models/load/web")
+        assert refused.status_code == 404
+        assert "profile day" in refused.json()["error"]["message"]
+        for body, status in (('{"name": "noon"}', 404), ("{}", 400), ("day", 400), ('{"name": 1}', 400), ("[]", 400)):
+            assert activate(body).status_code == status, body
+        assert get(server, "/api/profiles")["active"] == "day"
+        assert activate('{"name": null}').json() == {"active": None}
+        assert post(server, "/api/models/load/web").status_code == 200
+
+
+def test_a_selector_takes_the_model_that_is_warm(tmp_path: Path) -> None:
+    selectors = {"any": {"strategy": "warm", "targets": ["web", M]}}
+    with configured(tmp_path, models={M: {}, "web": web(tmp_path)}, selectors=selectors) as server:
+        post(server, f"/api/models/load/{M}")
+        answer = server.post(encode(speech(), "flac"), model="any")
+        assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, M)
+        assert [model["model"] for model in get(server, "/running")["running"]] == [M]
+        (listed,) = [model for model in get(server, "/v1/models")["data"] if model["id"] == "any"]
+        assert (listed["meta"]["llamaswap"]["type"], listed["status"]) == ("selector", {"value": "loaded"})
+
+
+def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
+    folder = str(files("moonshine_voice") / "assets" / "tiny-en")
+    models = {name: {"engine": "moonshine", "source": folder} for name in ("a", "b")}
+    selectors = {"both": {"strategy": "spillover", "targets": ["a", "b"], "settings": {"spillover": 2}}}
+    groups = {"both": {"swap": False, "members": ["a", "b"]}}
+    with configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
+
+        def ask(_: int) -> str:
+            return server.post(encode(phone_tape(60), "mp3"), model="both").headers["x-eardrum-model"]
+
+        assert ask(0) == "a"
+        assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]
+        assert ask(0) == "a"
+
+
+def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> None:
+    long = encode(phone_tape(600), "mp3")
+    with configured(tmp_path) as server, Following(server, "/api/events") as following:
+
+        def in_progress() -> list[str]:
+            updates = following.of("inflight")
+            return [update["request"]["id"] for update in updates if update["operation"] == "upsert"]
+
+        answers: list[requests.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(server.post(long, model=M)))
+        asking.start()
+        wait_for(in_progress)
+        cancelled = post(server, f"/api/inflight/{in_progress()[-1]}/cancel")
+        assert (cancelled.status_code, cancelled.json()) == (200, {"msg": "ok"})
+        asking.join(20)
+        assert answers[0].status_code == 499
+        assert answers[0].json()["error"]["code"] == "cancelled"
+        assert answers[0].headers["x-request-id"] == in_progress()[-1]
+        wait_for(lambda: get(server, "/health")["models"][0]["requests"] == 0)
+
+        broken: list[str] = []
+
+        def stream() -> None:
+            try:
+                with requests.post(
+                    f"{server.address}/v1/audio/transcriptions",
+                    data={"model": M, "stream": "true"},
+                    files={"file": long},
+                    stream=True,
+                    timeout=60,
+                ) as response:
+                    for _ in response.iter_content(None):
+                        pass
+                broken.append("")
+            except requests.RequestException as error:
+                broken.append(str(error))
+
+        before = len(set(in_progress()))
+        asking = threading.Thread(target=stream)
+        asking.start()
+        wait_for(lambda: len(set(in_progress())) > before and following.of("inflight")[-1].get("request", {}).get("resp_bytes"))
+        assert post(server, f"/api/inflight/{in_progress()[-1]}/cancel").status_code == 200
+        asking.join(20)
+        assert broken != [""], "a broken stream has a clean end"
+        assert post(server, "/api/inflight/req_x/cancel").status_code == 404
+        assert "Traceback" not in server.log
+
+        page = get(server, "/api/metrics/activity?limit=1")
+        assert (page["page"], page["limit"], page["total"], page["total_pages"]) == (1, 1, 2, 2)
+        (row,) = page["data"]
+        assert (row["id"], row["model"], row["resp_status_code"]) == (2, M, 200)
+        (row,) = get(server, "/api/metrics/activity?order=asc&limit=1")["data"]
+        assert (row["id"], row["resp_status_code"]) == (1, 499)
+        assert row["error_msg"]
+        assert get(server, "/api/metrics/activity?model=x")["data"] == []
+        for query in ("limit=0", "limit=1000", "page=x", "order=up"):
+            assert requests.get(f"{server.address}/api/metrics/activity?{query}", timeout=10).status_code == 400, query
+
+
+def test_models_are_preloaded_one_after_another(tmp_path: Path) -> None:
+    broken = {"cmd": f"{sys.executable} -c 'raise SystemExit(3)'", "proxy": "http://127.0.0.1:1"}
+    preload = [" broken ", "site", "nobody", "", M]
+    models = {"broken": broken, "web": web(tmp_path, aliases=["site"]), M: {}}
+    with configured(tmp_path, models=models, default_model=M, hooks={"on_startup": {"preload": preload}}) as server:
+        wait_for(lambda: {model["model"] for model in get(server, "/running")["running"]} == {"web", M})
+        wait_for(lambda: [m["state"] for m in get(server, "/running")["running"]] == ["ready", "ready"])
+        order = [
+            server.log.index(text) for text in ("Preloading broken", "Preloading web", "nobody is passed over", f"Preloading {M}")
+        ]
+        assert order == sorted(order)
+        assert re.search(r"Preloading broken failed: .*exit code 3", server.log)
+
+
+def test_a_server_that_is_stopped_while_it_preloads_ends_soon(tmp_path: Path) -> None:
+    (tmp_path / "never.py").write_text("import time; time.sleep(600)")
+    never = {"cmd": f"{sys.executable} {tmp_path / 'never.py'}", "proxy": "http://127.0.0.1:1"}
+    with configured(
+        tmp_path, models={"never": never, M: {}}, default_model=M, hooks={"on_startup": {"preload": ["never", M]}}
+    ) as server:
+        wait_for(lambda: psutil.Process(server.process.pid).children())
+        began = time.monotonic()
+        server.process.terminate()
+        server.process.wait(10)
+        assert time.monotonic() - began < 5
+        assert f"Preloading {M}" not in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("path", ["/logs/stream", "/logs/stream/upstream", "/api/events"])
+def test_streams_end_with_the_server(path: str, tmp_path: Path) -> None:
+    with configured(tmp_path) as server, Following(server, path) as following:
+        if "upstream" not in path:
+            wait_for(lambda: following.text)
+        began = time.monotonic()
+        server.process.terminate()
+        server.process.wait(10)
+        assert time.monotonic() - began < 5
+        wait_for(lambda: following.ended)
+        assert not following.broken, "it was cut off"
+        assert "Traceback" not in server.log
+
+
+def open_stream(server: RunningServer, path: str) -> socket.socket:
+    """A client with small buffers that asks and never reads."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(20)
+    client.connect(server.host)
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return client
+
+
+def talk(server: RunningServer, lines: int) -> None:
+    """Have the server log lines of some length."""
+    with requests.Session() as session:
+        for number in range(lines):
+            session.get(f"{server.address}/v1/models/{number:04}{'x' * 4000}", timeout=10)
+
+
+def memory(server: RunningServer) -> int:
+    found: int = psutil.Process(server.process.pid).memory_info().rss
+    return found
+
+
+@pytest.mark.parametrize("path", ["/logs/stream", "/api/events"])
+def test_who_never_reads_is_hung_up_on_and_costs_little(path: str, tmp_path: Path) -> None:
+    with configured(tmp_path, "--set", "limits.stall_seconds=2") as server:
+        talk(server, 50)
+        before = memory(server)
+        clients = [open_stream(server, path) for _ in range(20)]
+        connections = psutil.Process(server.process.pid)
+        wait_for(lambda: len([c for c in connections.net_connections() if c.status == "ESTABLISHED"]) >= 20)
+        talk(server, 1500)
+        assert memory(server) - before < 40 << 20
+        wait_for(lambda: server.log.count("the client took nothing in") == 20, 60)
+        wait_for(lambda: not [c for c in connections.net_connections() if c.status == "ESTABLISHED"])
+        for client in clients:
+            client.close()
+        assert "Traceback" not in server.log
+
+
+def test_who_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with configured(tmp_path) as server:
+        talk(server, 50)
+        clients = [open_stream(server, path) for path in ("/logs/stream", "/api/events") for _ in range(3)]
+        talk(server, 1500)
+        began = time.monotonic()
+        server.process.terminate()
+        server.process.wait(15)
+        assert time.monotonic() - began < 6
+        for client in clients:
+            client.close()
+        assert "Traceback" not in server.log
+
+
+def test_who_hangs_up_is_forgotten(tmp_path: Path) -> None:
+    with configured(tmp_path) as server:
+        for path in ("/logs/stream", "/api/events") * 10:
+            client = open_stream(server, path)
+            client.recv(1000)
+            client.close()
+        wait_for(lambda: server.log.count("GET /logs/stream 200") + server.log.count("GET /api/events 200") == 20)
+        assert "Traceback" not in server.log
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    def eardrum(server: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, *arguments, "--server", server]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    with configured(tmp_path, models={"web": web(tmp_path, aliases=["site"])}) as server:
+        assert eardrum(server.address, "load", "site").stdout == "Loaded web.\n"
+        assert eardrum(server.address, "load", M).stdout == f"Loaded {M}.\n"
+        table = eardrum(server.address, "ps").stdout.splitlines()
+        assert sorted(line.split()[:3] for line in table[1:]) == [[M, "moonshine", "ready"], ["web", "command", "ready"]]
+        assert f"{M} ready after" in eardrum(server.address, "logs").stdout
+        assert eardrum(server.address, "logs", M).returncode == 0
+        assert eardrum(server.address, "stop", "--all").stdout == "Unloaded all models.\n"
+        assert get(server, "/running") == {"running": []}
+        for arguments in (("stop",), ("stop", "web", "--all")):
+            refused = eardrum(server.address, *arguments)
+            assert (refused.returncode, refused.stderr) == (1, "eardrum: Which model? Say one name, or --all.\n")
+        unknown = eardrum(server.address, "logs", "nobody")
+        assert unknown.returncode == 1
+        assert "There is no model 'nobody'" in unknown.stderr
+        following = subprocess.Popen(
+            [*COMMAND, "logs", "-f", "--server", server.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert following.stdout
+        assert "default model" in following.stdout.readline()
+        server.process.terminate()
+        assert "POST /api/models/unload 200" in following.stdout.read()
+        assert following.stderr
+        assert (following.wait(20), following.stderr.read()) == (0, "")
+        following.stdout.close()
+        following.stderr.close()
+    for arguments in (("load", "x"), ("logs",), ("logs", "-f"), ("ps",)):
+        refused = eardrum(server.address, *arguments)
+        assert refused.returncode == 1
+        assert "is `eardrum serve` running there?" in refused.stderr
