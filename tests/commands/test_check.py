@@ -147,7 +147,7 @@ def test_several_files_and_flags(tmp_path: Path) -> None:
 
 def test_nothing_to_check() -> None:
     done = checked()
-    assert (done.exit_code, done.output) == (0, "No file: 0 models, 0 errors, 0 warnings.\n")
+    assert (done.exit_code, done.output) == (0, "0 models, 0 errors, 0 warnings.\n")
 
 
 @pytest.mark.parametrize(

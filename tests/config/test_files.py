@@ -161,3 +161,13 @@ def test_names_in_the_environment_may_be_in_capitals(read: Reader) -> None:
     ).settings
     assert (settings.models["a"].checkEndpoint, settings.models["a"].compat.ignoreWebsockets) == ("/x", True)
     assert (settings.upstream.ignorePaths, settings.globalTTL) == (("x",), 7)
+
+
+def test_what_a_flag_sets_is_in_no_line(read: Reader) -> None:
+    text = "models:\n  a: {proxy: 'http://x', ttl: 5}"
+    for assignment in ("models.a.ttl=x", "models.a.batch=x", "models.a.tll=5"):
+        with pytest.raises(ConfigError) as caught:
+            read(text, assignment)
+        assert "config.yaml" not in caught.value.message
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: The setting models\.a\.ttl"):
+        read(text.replace("5", "x"), "models.a.batch=5")

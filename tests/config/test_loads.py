@@ -148,6 +148,10 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         "models: {comfyui_auto: {cmd: 's ${PORT}', concurrencyLimit: 4}}",
         {"models[comfyui_auto].concurrencyLimit": 50, "models[comfyui_auto].compat.ignoreWebsockets": True},
     ),
+    "comfyui_auto with a higher limit": (
+        "models: {comfyui_auto: {cmd: 's ${PORT}', concurrencyLimit: 400}}",
+        {"models[comfyui_auto].concurrencyLimit": 400},
+    ),
     "profiles": (
         f"profiles: {{p: {{pins: {{x: a, y: '', z: ~}}}}}}\n{MODEL}",
         {"profiles[p].pins": {"x": "a", "y": "", "z": None}},

@@ -138,6 +138,18 @@ FAILS = {
         6,
         "push each other out",
     ),
+    "spillover across groups": (
+        "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\n"
+        "groups: {g: {swap: false, members: [a]}, h: {swap: false, members: [b]}}\n"
+        "selectors: {s: {strategy: spillover, targets: [a, b]}}",
+        3,
+        "push each other out",
+    ),
+    "spillover without groups": (
+        "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\nselectors: {s: {strategy: spillover, targets: [a, b]}}",
+        2,
+        "put them into one group with `swap: false`",
+    ),
     "spillover without a set": (
         "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\nmatrix: {sets: {g: a | b}}\n"
         "selectors: {s: {strategy: spillover, targets: [a, b]}}",

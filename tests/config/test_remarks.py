@@ -63,6 +63,11 @@ WARNS = {
         "  b: {cmd: s --port 80, proxy: 'http://localhost:80'}",
         [],
     ),
+    "one port inside two containers": (
+        "groups: {g: {swap: false, members: [a, b]}}\nmodels:\n  a: {cmd: 'docker run -p ${PORT}:80 x --port 80'}\n"
+        "  b: {cmd: 'docker run -p ${PORT}:80 x --port 80'}",
+        [],
+    ),
     "the server's own port": (
         "port: 8100\nmodels: {a: {cmd: s --port 8100, proxy: 'http://localhost:8100'}}",
         ["the server's own"],

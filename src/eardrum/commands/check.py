@@ -48,7 +48,7 @@ def lines(report: Report) -> Iterator[str]:
             yield from (f"{INDENT}{finding}" for finding in findings)
             yield ""
     counted = [_count(len(report.models), "model"), _count(len(report.errors), "error"), _count(len(report.warnings), "warning")]
-    yield f"{', '.join(report.files) or 'No file'}: {', '.join(counted)}."
+    yield f"{', '.join(report.files)}: {', '.join(counted)}." if report.files else f"{', '.join(counted)}."
 
 
 def _model(model: dict[str, Any]) -> Iterator[str]:

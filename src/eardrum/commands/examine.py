@@ -55,7 +55,7 @@ class Report:
 
 def examined(files: Sequence[Path], folder: Path | None, assignments: Sequence[str]) -> Report:
     """Read a config and look at everything that can be looked at without loading a model."""
-    report = Report()
+    report = Report([str(file) for file in files])
     try:
         loaded = config.read(files, assignments, folder=folder)
     except ConfigError as error:

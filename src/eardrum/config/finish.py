@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, pairwise
+from itertools import combinations
 from urllib.parse import urlsplit
 
 from eardrum.config import words
@@ -125,11 +125,10 @@ def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:
 
 
 def port_of(model: Model) -> int:
-    """The port that a model's command listens on; 0 if that cannot be told."""
-    for argument, following in pairwise([*words.split(model.cmd), ""]):
-        option, _, value = argument.partition("=")
-        if option == "--port" and (value or following).isdecimal():
-            return int(value or following)
+    """The port of this machine where a model's command is found; 0 if it is on another.
+
+    Its address tells; the command may name the port inside a container.
+    """
     local = urlsplit(model.proxy)
     return (local.port or 0) if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
 

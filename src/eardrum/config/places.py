@@ -43,6 +43,7 @@ class Places:
 
     def __init__(self) -> None:
         self._places: dict[KeyPath, Place] = {}
+        self._elsewhere: set[KeyPath] = set()
 
     def __contains__(self, path: KeyPath) -> bool:
         return path in self._places
@@ -56,8 +57,11 @@ class Places:
         return place.text if place else None
 
     def of(self, path: KeyPath) -> Place | None:
-        """The place of a setting, or else of what holds it."""
-        return next((self._places[path[:depth]] for depth in range(len(path), 0, -1) if path[:depth] in self._places), None)
+        """The place of a setting, or else of what holds it; None for what is not from a file."""
+        upwards = [path[:depth] for depth in range(len(path), 0, -1)]
+        if not self._elsewhere.isdisjoint(upwards):
+            return None
+        return next((self._places[above] for above in upwards if above in self._places), None)
 
     def adopt(self, others: Places, at: KeyPath = (), shift: int = 0) -> None:
         """Take over the places below `at` of another file; the items of a list that is appended to lie `shift` further on."""
@@ -72,6 +76,7 @@ class Places:
                 self.forget(value, (*path, name))
         else:
             self._places = {place: at for place, at in self._places.items() if place[: len(path)] != path}
+            self._elsewhere.add(path)
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error that names the line."""
