@@ -65,6 +65,9 @@ from eardrum.errors import ConfigError
         ("a: &x {b: 1}\nc: {b: 2, <<: *x}", {"a": {"b": 1}, "c": {"b": 2}}),
         ("a: &x {b: 1}\nd: &y {b: 3, e: 4}\nc: {<<: [*x, *y]}", {"a": {"b": 1}, "d": {"b": 3, "e": 4}, "c": {"b": 1, "e": 4}}),
         ("a: &x {b: 1}\nd: &y {<<: *x, e: 4}\nc: {<<: *y}", {"a": {"b": 1}, "d": {"b": 1, "e": 4}, "c": {"b": 1, "e": 4}}),
+        ("a:\t1\t# one\nb:\t\t[1,\t2 ]\t\n", {"a": 1, "b": [1, 2]}),
+        ("a: b\tc \t d\t\n  e\t# f", {"a": "b\tc \t d e"}),
+        ("a: |\n  b\tc\n  \td\n", {"a": "b\tc\n\td\n"}),
         ("a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
     ],
 )
@@ -84,6 +87,7 @@ def test_nan() -> None:
         ("a: [", "f:1: This is not valid YAML"),
         ("a: b: c", "f:1: This is not valid YAML: mapping values are not allowed here"),
         ("a: 1\n\tb: 2", "f:2: "),
+        ("a:\n\tb: 2", "Indent with spaces, not with tabs."),
         ("a: 1\nb:\n  a: 1\n  a: 1", "f:4: This is not valid YAML: 'a' is here twice, first in line 3."),
         ("? [a]\n: b", "f:1: This is not valid YAML: a name cannot be a list or a map."),
         ("a: !x 1", "the tag !x means nothing here"),

@@ -38,7 +38,24 @@ WORDS = {
 
 
 class _Loader(yaml.SafeLoader):
+    """Tabs may stand between words, as in the libraries of other languages; lines are not indented with them."""
+
     close = yaml.SafeLoader.dispose
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
+            self.forward()
+            super().scan_to_next_token()
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str]:
+        blanks = ""
+        while (letter := self.peek(len(blanks))) in (" ", "\t"):
+            blanks += letter
+        tabs = "\t" in blanks
+        self.forward(len(blanks) if tabs else 0)
+        found: list[str] | None = super().scan_plain_spaces(indent, start_mark)
+        return found or ([blanks] if tabs else [])
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -73,7 +90,8 @@ def parse(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         context = f"{error.context}, " if error.context and error.problem else ""
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError(f"{where}: This is not valid YAML: {context}{error.problem or error.context}.") from None
+        tab = " Indent with spaces, not with tabs." if "\\t" in (error.problem or "") else ""
+        raise ConfigError(f"{where}: This is not valid YAML: {context}{error.problem or error.context}.{tab}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: This is not valid YAML: {str(error).splitlines()[0]}.") from None
     except RecursionError:
