@@ -24,6 +24,7 @@ TRUE, FALSE = {"y", "yes", "on"}, {"n", "no", "off"}
 """Words that are text, except where true or false is asked for."""
 
 WRONG = object()
+"""Stands for a value that is left out."""
 
 PRIVATE = "x-"
 """Names that begin so are somebody's own, for anchors: nothing is said of them."""
