@@ -36,6 +36,10 @@ WARNS = {
             "models.a.healthCheckTimeout has no effect here: the server's counts",
         ],
     ),
+    "without effect, deeper": (
+        "peers: {p: {proxy: 'http://x', models: [m], timeouts: {expectContinue: 1}}}",
+        ["expectContinue has no"],
+    ),
     "a short time to start": ("healthCheckTimeout: 3", ["healthCheckTimeout is at least 15 seconds."]),
     "a level that is none": ("logLevel: banana", ["logLevel 'banana' is none of debug, info,"]),
     "two levels": ("logLevel: debug\nlog: {level: error}", ["logLevel has no effect: log.level is set too"]),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field
 
-from eardrum.config.sections import Section
+from eardrum.config.sections import Section, without_effect
 
 # ruff: noqa: N815 -- the names are llama-swap's
 
@@ -65,7 +65,9 @@ class Timeouts(Section):
     keepalive: float = Field(30, ge=0, description="Between two probes of an idle connection.")
     responseHeader: float = Field(0, ge=0, description="Until the answer begins.")
     tlsHandshake: float = Field(10, ge=0, description="For the handshake.")
-    expectContinue: float = Field(1, ge=0, description="Until it says that it wants the body.")
+    expectContinue: float = without_effect(
+        1, why="bodies are sent without asking.", description="Until it says that it wants the body.", ge=0
+    )
     idleConn: float = Field(90, ge=0, description="An unused connection is kept.")
 
 
