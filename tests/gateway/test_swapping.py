@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator
@@ -61,7 +62,7 @@ async def chat(service: Service, name: str) -> str:
     async with service.lease(service.catalog.find(name)) as upstream:
         assert isinstance(upstream, ForeignUpstream)
         response = await upstream.send(Outgoing("POST", "/v1/chat/completions", JSON, CHAT))
-        answer: str = (await response.json())["choices"][0]["message"]["content"]
+        answer: str = json.loads(await response.read(1 << 20))["choices"][0]["message"]["content"]
         return answer
 
 
@@ -84,7 +85,7 @@ async def test_200_requests_for_3_exclusive_models_with_a_third_of_the_clients_l
                 assert isinstance(upstream, ForeignUpstream)
                 request = Outgoing("POST", "/v1/chat/completions", JSON, CHAT)
                 response = await upstream.send(request)
-                await response.read()
+                await response.read(1 << 20)
                 return "served" if response.status == 200 else f"status {response.status}"
         except asyncio.CancelledError:
             return "left"
