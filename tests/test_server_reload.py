@@ -116,6 +116,8 @@ def test_the_same_config_again_changes_nothing(tmp_path: Path) -> None:
     with edited(tmp_path, models=models(a="")) as config:
         pid = config.pid("a")
         assert "no model is another one" in config.hang_up()
+        answer = requests.post(f"{config.server.address}/api/reload", timeout=20)
+        assert answer.json() == {"status": "reloaded", "added": [], "changed": [], "removed": [], "later": []}
         assert config.pid("a") == pid
 
 
@@ -136,6 +138,9 @@ def test_a_config_edited_into_nonsense_is_not_taken_over(tmp_path: Path, nonsens
         logged = config.hang_up()
         assert "not taken over" in logged
         assert why in logged
+        answer = requests.post(f"{config.server.address}/api/reload", timeout=20)
+        assert answer.status_code == 400
+        assert why in answer.json()["error"]["message"]
         assert config.pid("a") == pid
         config.file.unlink()
         assert "not taken over" in config.hang_up()
@@ -167,6 +172,17 @@ def test_what_is_said_of_a_model_counts_at_once_and_does_not_end_it(tmp_path: Pa
         up = requests.get(f"{config.server.address}/upstream/a/env", headers={"x-api-key": "sesame"}, timeout=20)
         assert up.json()["pid"] == pid
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5)
+
+
+def test_a_model_can_be_unloaded_by_force(tmp_path: Path) -> None:
+    with edited(tmp_path, models=models(a="--delay 60")) as config, ThreadPoolExecutor(1) as client:
+        config.pid("a")
+        asking = client.submit(config.chat, "a")
+        time.sleep(0.5)
+        assert requests.delete(f"{config.server.address}/api/ps/a?force=true", timeout=20).status_code == 200
+        answer = asking.result()
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "model_unloaded"
 
 
 def test_settings_that_are_read_at_the_start_are_named(tmp_path: Path) -> None:

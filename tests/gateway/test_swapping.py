@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from eardrum import config
-from eardrum.errors import BusyError, UnloadedError
+from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, UnloadedError
 from eardrum.gateway.foreign import ForeignUpstream, Outgoing
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
@@ -61,7 +62,7 @@ async def chat(service: Service, name: str) -> str:
     async with service.lease(service.catalog.find(name)) as upstream:
         assert isinstance(upstream, ForeignUpstream)
         response = await upstream.send(Outgoing("POST", "/v1/chat/completions", JSON, CHAT))
-        answer: str = (await response.json())["choices"][0]["message"]["content"]
+        answer: str = json.loads(await response.read(1 << 20))["choices"][0]["message"]["content"]
         return answer
 
 
@@ -84,7 +85,7 @@ async def test_200_requests_for_3_exclusive_models_with_a_third_of_the_clients_l
                 assert isinstance(upstream, ForeignUpstream)
                 request = Outgoing("POST", "/v1/chat/completions", JSON, CHAT)
                 response = await upstream.send(request)
-                await response.read()
+                await response.read(1 << 20)
                 return "served" if response.status == 200 else f"status {response.status}"
         except asyncio.CancelledError:
             return "left"
@@ -169,3 +170,27 @@ async def test_what_fits_into_memory_stays_and_the_one_used_longest_ago_goes(tmp
         await chat(service, "a")
         await chat(service, "c")
         assert [state(service, name) for name in "abc"] == [State.READY, State.STOPPED, State.READY]
+
+
+async def test_a_start_that_is_stopped_before_it_has_begun_is_over(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"a": command()}) as service:
+        asking = asyncio.create_task(chat(service, "a"))
+        await asyncio.sleep(0)  # the scheduler has said Start, and nothing more has happened
+        assert state(service, "a") is State.STARTING
+        await asyncio.wait_for(service.unload(service.catalog.find("a"), force=True), 10)
+        with pytest.raises(UnloadedError):
+            await asking
+        assert state(service, "a") is State.STOPPED
+        assert await chat(service, "a") == "You said: hello"
+
+
+async def test_a_model_that_dies_again_and_again_costs_no_other_its_place(tmp_path: Path) -> None:
+    models = {"a": command("--die-after", 0), "b": command()}
+    async with serving(tmp_path, models) as service:
+        for _ in range(3):
+            with pytest.raises(RunnerCrashedError):
+                await chat(service, "a")
+        await chat(service, "b")
+        with pytest.raises(ModelCoolingError, match="3 times in a row"):
+            await chat(service, "a")
+        assert state(service, "b") is State.READY

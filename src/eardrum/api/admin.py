@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api.access import record
-from eardrum.errors import EardrumError
+from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
 from eardrum.gateway.service import ProcessStatus, Service
@@ -24,6 +24,7 @@ def routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/api/pull/{name:path}", admin.pull, methods=["POST"]),
         Route("/api/v1/backend", admin.backend),
+        Route("/api/reload", admin.reload, methods=["POST"]),
         Route("/api/ps/{name:path}", admin.load, methods=["POST"]),
         Route("/api/ps/{name:path}", admin.unload, methods=["DELETE"]),
     ]
@@ -60,10 +61,19 @@ class Admin:
         return JSONResponse({"status": "loaded", "model": model.id})
 
     async def unload(self, request: HttpRequest) -> Response:
-        """End a model's process once it has finished what it has begun. That is no error if it does not run."""
+        """End a model's process once it has finished what it has begun, or at once. That is no error if it does not run."""
         model = self._named(request)
-        await self._service.unload(model)
+        await self._service.unload(model, force=request.query_params.get("force", "") in ("1", "true"))
         return JSONResponse({"status": "unloaded", "model": model.id})
+
+    async def reload(self, _: HttpRequest) -> Response:
+        """Read the config again. If it makes no sense, everything stays as it was, and the answer says why."""
+        try:
+            changes = await self._service.reread()
+        except ConfigError as error:
+            raise InvalidRequestError(f"The config was not taken over, the old one stays in force: {error.message}") from error
+        found = {"added": changes.added, "changed": changes.changed, "removed": changes.removed, "later": changes.later}
+        return JSONResponse({"status": "reloaded", **{kind: sorted(names) for kind, names in found.items()}})
 
     def _named(self, request: HttpRequest) -> Model:
         return self._service.find(request.path_params["name"].strip())

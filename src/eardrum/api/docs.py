@@ -55,6 +55,7 @@ JSON, TEXT, EVENTS = "application/json", "text/plain", "text/event-stream"
 MANAGEMENT = (
     ("get", "/running", "Models that are not stopped, with their commands and addresses", JSON),
     ("get", "/api/ps", "Models whose processes run", JSON),
+    ("post", "/api/reload", "Read the config again; models that it does not change serve on", JSON),
     ("post", "/api/models/load/{model}", "Load a model and wait until it serves", TEXT),
     ("post", "/api/models/unload/{model}", "Unload a model when it has finished what it has begun", TEXT),
     ("post", "/api/models/unload", "Unload all models; `GET /unload` does the same", JSON),

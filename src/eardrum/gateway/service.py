@@ -13,6 +13,7 @@ from typing import Protocol
 
 from eardrum.config import Settings
 from eardrum.errors import (
+    BusyError,
     ConfigError,
     EardrumError,
     InvalidRequestError,
@@ -29,6 +30,7 @@ from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.events import Events, Topic
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.lease import Lease
 from eardrum.gateway.lives import Lives
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.names import Match
@@ -38,7 +40,7 @@ from eardrum.gateway.scheduler import State
 from eardrum.gateway.selection import Selection, Target
 from eardrum.gateway.spool import Source as Audio
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.supervisor import Lease, Supervisor
+from eardrum.gateway.supervisor import Supervisor
 from eardrum.gateway.upstream import RunnerUpstream
 from eardrum.types import Delta, Event, Request, Segment, Summary
 
@@ -404,6 +406,6 @@ class Service:
 
 def _may_go_better(error: EardrumError) -> bool:
     """Whether another try, or another model, has a chance."""
-    if isinstance(error, ModelNotFoundError):
+    if isinstance(error, ModelNotFoundError | BusyError):
         return True
     return error.status >= 500 and not isinstance(error, ShuttingDownError | StorageFullError)

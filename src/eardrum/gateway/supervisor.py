@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from eardrum.config import Settings
-from eardrum.errors import EardrumError, ModelCoolingError, RunnerCrashedError, UpstreamDiedError
+from eardrum.errors import EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import memory, scheduler
 from eardrum.gateway.changes import Changes
 from eardrum.gateway.crashes import Crashes
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.lease import Lease, wanted
 from eardrum.gateway.lives import Life, Lives
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import Scheduler, State
@@ -48,24 +49,6 @@ class Running:
     def pid(self) -> int | None:
         """Its process; None if it is another server's."""
         return self.life.pid
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to use a ready model. One that rests, such as that of a silent WebSocket, does not hold it."""
-
-    upstream: RunnerUpstream | ForeignUpstream
-    _model: str
-    _ticket: int
-    _tell: Callable[[scheduler.Event], None]
-
-    def rest(self) -> None:
-        """From now on the model may be unloaded, which ends the request."""
-        self._tell(scheduler.Rest(self._model, self._ticket))
-
-    def resume(self) -> None:
-        """From now on it may not."""
-        self._tell(scheduler.Resume(self._model, self._ticket))
 
 
 class Supervisor:
@@ -115,18 +98,19 @@ class Supervisor:
 
         Raises:
             BusyError: it holds as many requests as it may.
-            ModelLoadError: it cannot be started.
+            ModelLoadError: it cannot be started, or has died again and again.
             RunnerCrashedError: from inside, after the process is known to be gone.
             UnloadedError: somebody has unloaded it by force.
             ShuttingDownError: the server goes down.
         """
+        self._check_crashes(model)
         self._models[model.id] = model
         if self._rulebook.learn(model):
             self._handle(scheduler.Remeasured(self._rulebook.rules))
         ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
         self._tickets[ticket] = granted
         try:
-            self._handle(_wanted(model, ticket))
+            self._handle(wanted(model, ticket))
             try:
                 await granted
             except asyncio.CancelledError:
@@ -145,6 +129,12 @@ class Supervisor:
         finally:
             del self._tickets[ticket]
             self._handle(scheduler.Done(model.id, ticket))
+
+    def _check_crashes(self, model: Model) -> None:
+        """Refuse a request for a model that is left alone for a while, before anything is unloaded for it."""
+        if row := self._crashes.pausing(model.id, now := time.monotonic()):
+            message = f"{row.ending} It has ended {row.deaths} times in a row."
+            raise ModelCoolingError(message, param="model", retry_after=row.again_at - now)
 
     def _why_ended(self, model: Model, running: Running) -> EardrumError | None:
         """The reason, if a process that died under a request was meant to."""
@@ -202,7 +192,7 @@ class Supervisor:
     def idle_for(self, model: Model) -> float | None:
         """Seconds since the model's last request; None while it has one, or is not loaded."""
         slot = self._scheduler.slots.get(model.id)
-        return time.monotonic() - slot.idle_since if slot and slot.state is State.READY and not slot.active else None
+        return time.monotonic() - slot.idle_since if slot and slot.state is State.READY and not slot.working else None
 
     def ttl(self, model: Model) -> float:
         """The time to live that its last request gave it, in seconds; 0 is never unloaded."""
@@ -228,7 +218,7 @@ class Supervisor:
             match action:
                 case scheduler.Start(model):
                     self._tasks[model] = task = asyncio.create_task(self._run(self._models[model]))
-                    task.add_done_callback(partial(self._broken_off, model))
+                    task.add_done_callback(partial(self._over, model))
                 case scheduler.Stop(model):
                     self._stop(model)
                 case scheduler.Grant(ticket):
@@ -291,15 +281,17 @@ class Supervisor:
         self._handle(scheduler.Exited(model.id))
         await life.close()
 
-    def _broken_off(self, model: str, task: asyncio.Task[None]) -> None:
-        """A start that was stopped is over, whether it had got anywhere or not even begun."""
+    def _over(self, model: str, task: asyncio.Task[None]) -> None:
+        """See to it that the scheduler knows of an end that `_run` could not tell: it was not let begin, or failed itself."""
         if task.cancelled():
             self._handle(scheduler.Exited(model))
+        elif (error := task.exception()) and self._tasks[model] is task:
+            log.error("The life of %s could not be led.", model, exc_info=error)
+            self._running.pop(model, None)
+            self._handle(scheduler.StartFailed(model, ModelLoadError(f"{model} could not be loaded; the server's log says why.")))
 
     async def _begin(self, model: Model) -> Life:
-        if row := self._crashes.pausing(model.id, now := time.monotonic()):
-            message = f"{row.ending} It has ended {row.deaths} times in a row."
-            raise ModelCoolingError(message, param="model", retry_after=row.again_at - now)
+        self._check_crashes(model)  # for those who waited when it died
         await asyncio.shield(self.sweep())
         return await self._lives.begin(model)
 
@@ -313,18 +305,6 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
-
-
-def _wanted(model: Model, ticket: int) -> scheduler.Wanted:
-    return scheduler.Wanted(
-        model.id,
-        ticket,
-        limit=model.max_requests,
-        ttl=model.ttl,
-        concurrency=model.concurrency,
-        at_once=model.at_once,
-        priority=model.priority,
-    )
 
 
 async def _explained(model: Model, running: Running, error: RunnerCrashedError) -> RunnerCrashedError:

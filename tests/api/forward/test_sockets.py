@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from eardrum.api.forward import socket
 from tests.api.forward.conftest import Gateway, serving
 from tests.conftest import wait_for
 from tests.upstreams import Call, fake_upstream
@@ -104,6 +105,32 @@ async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
                 await here.receive()
                 assert gateway.service.load(model) == requests
             await asyncio.to_thread(wait_for, lambda m=model, g=gateway: g.service.load(m) == 0)
+
+
+async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "SILENT_S", 0.5)
+    with sockets(ttl=30) as (gateway, _):
+        model = gateway.service.catalog.find("m")
+
+        def held() -> bool:
+            (status,) = gateway.service.processes()
+            return status.ttl_remaining is None
+
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
+            for _ in range(8):  # longer than the silence that counts
+                await here.send_str("a")
+                await here.receive()
+                assert held()
+                await asyncio.sleep(0.1)
+            await asyncio.to_thread(wait_for, lambda: not held())
+            assert gateway.service.load(model) == 1
+            await here.send_str("a")
+            await here.receive()
+            assert held()
+            await asyncio.to_thread(wait_for, lambda: not held())
+            unloaded = asyncio.run_coroutine_threadsafe(gateway.service.unload(model), gateway.loop)
+            await asyncio.wrap_future(unloaded)
+            assert (await here.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
 
 
 @pytest.mark.parametrize(

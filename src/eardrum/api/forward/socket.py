@@ -6,6 +6,7 @@ Neither side is read from while the other does not take what was read before.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,7 +18,11 @@ from eardrum.api.forward import outgoing
 from eardrum.api.forward.headers import WEB_SOCKET
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.lease import Silence
 from eardrum.gateway.service import Service
+
+SILENT_S = 60.0
+"""A WebSocket on which nobody has said anything for so long does not keep its model from being unloaded."""
 
 UNSENDABLE = (1005, 1006, 1015)
 """Codes that stand for the absence of one."""
@@ -26,7 +31,8 @@ REASON_BYTES = 123
 
 
 async def relay(service: Service, model: Model, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """Connect the client with the model's upstream until either hangs up. That is a request, which keeps the model loaded.
+    """Connect the client with the model's upstream until either hangs up. That is a request, which keeps the model loaded
+    as long as something is said.
 
     Raises:
         EardrumError: before the client was let in.
@@ -34,17 +40,32 @@ async def relay(service: Service, model: Model, path: str, scope: Scope, receive
     record(scope).model = model.id
     await receive()  # websocket.connect
     async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(service.lease(model))
+        lease = await stack.enter_async_context(service.hold(model))
+        upstream = lease.upstream
         assert isinstance(upstream, ForeignUpstream)
         headers = outgoing.sent_on(service, model, scope, without=WEB_SOCKET)
         there = await upstream.connect(path, headers, scope.get("subprotocols", ()))
+        silence = Silence(lease, SILENT_S)
         try:
             await send({"type": "websocket.accept", "subprotocol": there.protocol})
             if model.entry and model.entry.compat.ignoreWebsockets:
+                silence.over()
                 await stack.aclose()  # it may be unloaded, which ends this too
-            await _until_over(there, receive, send)
+            await _until_over(there, _heard(receive, silence), _heard(send, silence))
         finally:
+            silence.over()
             await there.close(code=GOING_AWAY)
+
+
+def _heard(way: Callable[..., Awaitable[Any]], silence: Silence) -> Callable[..., Awaitable[Any]]:
+    """The same way, on which everything that passes breaks the silence."""
+
+    async def heard(*message: Any) -> Any:
+        passed = await way(*message)
+        silence.broken()
+        return passed
+
+    return heard
 
 
 async def _until_over(there: aiohttp.ClientWebSocketResponse[Any], receive: Receive, send: Send) -> None:
