@@ -16,7 +16,7 @@ def examples(page: str) -> list[str]:
     return re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["llama-swap.md", "config.md"])
+@pytest.mark.parametrize("page", ["llama-swap.md", "config.md", "commands.md"])
 def test_configs_that_are_shown_load_without_a_warning(page: str, tmp_path: Path) -> None:
     assert examples(page)
     for text in examples(page):

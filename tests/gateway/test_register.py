@@ -47,13 +47,13 @@ def gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         pid = int(process.stdout.readline())
+        mark = psutil.Process(pid).environ()[VARIABLE]
         try:
             yield process, pid
         finally:
             process.kill()
-            for left in [pid, *proc.carriers(f"{VARIABLE}=")]:
-                if alive(left):
-                    os.kill(left, signal.SIGKILL)
+            for left in proc.carriers(mark):
+                os.kill(left, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:
@@ -127,7 +127,7 @@ def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> N
         assert found
         folder = tmp_path / f"eardrum-{os.getuid()}"
         folder.mkdir()
-        entries = [{"mark": f"{VARIABLE}=x.", "here": "yesterday"}, {"pid": other.pid, "born": found.born, "model": "m"}]
+        entries = [{"mark": "0123456789abcdef.", "here": "yesterday"}, {"pid": other.pid, "born": found.born, "model": "m"}]
         (folder / "1.jsonl").write_text("\n".join(map(json.dumps, entries)))
         sweep(tmp_path)
         assert alive(other.pid)
@@ -153,3 +153,10 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pyte
     register.forget(os.getpid())
     assert not files(tmp_path)
     assert caplog.text.count("is not a folder that only this user can enter") == 1
+
+
+def test_a_command_of_a_command_carries_the_marks_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "outer.0.")
+    with gateway(tmp_path, "sleep", "60") as (_, pid):
+        assert proc.carries(pid, "outer.0.")
+        assert psutil.Process(pid).environ()[VARIABLE] != "outer.0."

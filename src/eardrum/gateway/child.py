@@ -15,7 +15,7 @@ from typing import Self
 from eardrum.gateway import proc
 from eardrum.gateway.lines import Lines
 from eardrum.gateway.logs import Log
-from eardrum.gateway.register import Register, end_strays
+from eardrum.gateway.register import VARIABLE, Register, end_strays
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Child:
         transport, protocol = await loop.subprocess_exec(
             lambda: Protocol(loop),
             *argv,
-            env={**os.environ, **dict([mark.split("=", 1)]), **environment},
+            env={**os.environ, VARIABLE: os.environ.get(VARIABLE, "") + mark, **environment},
             stdin=DEVNULL if cls.hears_stdout else PIPE,
             stdout=PIPE,
             stderr=STDOUT if cls.hears_stdout else PIPE,

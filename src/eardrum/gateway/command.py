@@ -31,6 +31,9 @@ UNASKED = "none"
 FIRST_BREATH_S = 0.1
 """Time in which a command that is not asked whether it serves has to show that it at least lives."""
 
+PORT_S, PORT_EVERY_S = 1.0, 0.1
+"""How long, and how often, a port is looked at that should be free."""
+
 LAST_WARNING_S = 2.0
 """Between SIGTERM and SIGKILL for a command that its `cmdStop` did not stop."""
 
@@ -63,10 +66,8 @@ class Command(Child):
         """
         environment = dict(variable.split("=", 1) for variable in entry.env if "=" in variable[1:])
         argv = _argv(name, "cmd", entry.cmd, environment)
-        port = ports.claimed(entry.cmd, entry.proxy)
-        if port and ports.taken(port, urlsplit(entry.proxy).hostname or ""):
-            who = await asyncio.to_thread(ports.holder, port)
-            raise ModelLoadError(f"{name} cannot be started: {who} already listens on its port {port}.")
+        if port := ports.claimed(entry.cmd, entry.proxy):
+            await _freed(name, port, urlsplit(entry.proxy).hostname or "")
         try:
             command = await cls.spawn(name, argv, environment, said, register)
         except (OSError, ValueError) as error:
@@ -145,6 +146,16 @@ class Command(Child):
             return not failed
         finally:
             await stopping.kill()
+
+
+async def _freed(name: str, port: int, host: str) -> None:
+    """Wait for the port a little: what forwards it to a container may outlive the container by a moment."""
+    until = time.monotonic() + PORT_S
+    while ports.taken(port, host):
+        if time.monotonic() > until:
+            who = await asyncio.to_thread(ports.holder, port)
+            raise ModelLoadError(f"{name} cannot be started: {who} already listens on its port {port}.")
+        await asyncio.sleep(PORT_EVERY_S)
 
 
 def _argv(name: str, key: str, line: str, environment: dict[str, str]) -> Sequence[str]:

@@ -47,16 +47,16 @@ def program(pid: int) -> str:
     return ""
 
 
-def carries(pid: int, start: str) -> bool:
-    """Whether an entry of the environment it was started with begins so. That of others cannot be seen."""
+def carries(pid: int, mark: str) -> bool:
+    """Whether `mark` is in the environment it was started with. That of others cannot be seen."""
     with suppress(OSError):
-        return f"\0{start}".encode() in b"\0" + (PROC / str(pid) / "environ").read_bytes()
+        return mark.encode() in (PROC / str(pid) / "environ").read_bytes()
     return False
 
 
-def carriers(start: str) -> set[int]:
-    """All that carry such an entry and have not ended."""
-    return {pid for pid in _pids() if carries(pid, start) and stat(pid)}
+def carriers(mark: str) -> set[int]:
+    """All that carry it and have not ended."""
+    return {pid for pid in _pids() if carries(pid, mark) and stat(pid)}
 
 
 def family(root: int) -> set[int]:

@@ -30,6 +30,8 @@ from eardrum.gateway import proc
 log = logging.getLogger(__name__)
 
 VARIABLE = "STARTED_BY_EARDRUM"
+"""Marks of those that started a process, one after the other: a gateway may be a command of another one."""
+
 GRACE_S = 10.0
 """Time that what a gateway has left behind has to end."""
 
@@ -48,8 +50,8 @@ class Register:
         self._path = Path()
 
     def new_mark(self) -> str:
-        """What the environment of the next child is to have, and so that of everything it starts: `NAME=value`."""
-        return f"{VARIABLE}={self._secret}.{next(self._numbers)}."
+        """What the environment of the next child is to have in `VARIABLE`, and so that of everything it starts."""
+        return f"{self._secret}.{next(self._numbers)}."
 
     def note(self, pid: int, model: str) -> None:
         """A process was started; it leads a group."""
@@ -86,7 +88,7 @@ class Register:
         try:
             if self._file is None and self._folder:
                 self._path, self._file = _opened(self._folder)
-                os.write(self._file, _line({"mark": f"{VARIABLE}={self._secret}.", "here": proc.here()}))
+                os.write(self._file, _line({"mark": f"{self._secret}.", "here": proc.here()}))
             if self._file is not None:
                 os.write(self._file, _line(entry))
         except OSError as error:
