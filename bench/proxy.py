@@ -83,7 +83,7 @@ def _figures(direct: Seen, ours: Seen, baseline: Seen, sizes: Sizes) -> list[Fig
     size = f"{sizes.upload_bytes >> 20} MB, the model first and with another name for the upstream"
     events = f"{sizes.streams} streams at once of {EVENTS} events each, paced as by a language model"
     return [
-        Figure("proxy-cpu", "CPU of the gateway per JSON request, 8 clients", usual, "ms", ours.cpu_ms, baseline.cpu_ms, less, 12),
+        Figure("proxy-cpu", "CPU of the gateway per request, 8 clients", usual, "ms", ours.cpu_ms, baseline.cpu_ms, less, 12),
         Figure("proxy-added", "added to the median latency", usual, "ms", *added, Compare.ABSOLUTE, 0.46, alone),
         Figure("proxy-crowd", "time per request, 8 clients", usual, "ms", ours.crowd_ms, baseline.crowd_ms, less, 3, together),
         Figure("proxy-events", "CPU per event", usual, "µs", ours.event_us, baseline.event_us, less, None, events),
