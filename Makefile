@@ -38,6 +38,7 @@ docs-check: $(VENV)/installed-dev
 	$(BIN)/python scripts/docs.py --check
 
 bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; see bench/README.md.
+	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python -m bench
 
 clean:

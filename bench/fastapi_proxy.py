@@ -1,22 +1,28 @@
 """A gateway as they are usually written, with FastAPI and httpx: `python -m bench.fastapi_proxy PORT UPSTREAM`.
 
-It takes the body apart, finds the model, and asks the upstream; answers are passed back as they come, forms when they are here.
-One line per request goes into the log, as with ours.
+It does what ours does, in the ways the two libraries' own pages show: takes the body apart, finds the model, asks the upstream by
+the name that knows, passes answers back as they come, lets other origins in, gives each request an id and a line in the log.
+Forms are passed on when they are here.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import AsyncIterator
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import httpx
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
+log = logging.getLogger("gateway")
 DROPPED = ("host", "content-length", "connection")
 MODELS = {"llm": "the-real-name"}
 
@@ -31,6 +37,15 @@ def create_app(upstream: str) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan)
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+
+    @app.middleware("http")
+    async def identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        id, began = uuid.uuid4().hex, time.monotonic()
+        response = await call_next(request)
+        response.headers["x-request-id"] = id
+        log.info("%s %s %s %s %.3f", request.method, request.url.path, response.status_code, id, time.monotonic() - began)
+        return response
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -63,4 +78,7 @@ def create_app(upstream: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(create_app(sys.argv[2]), port=int(sys.argv[1]))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uvicorn.run(create_app(sys.argv[2]), port=int(sys.argv[1]), access_log=False)

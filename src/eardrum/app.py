@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from eardrum import __version__
 from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
 from eardrum.api.activity import Activity
-from eardrum.api.asgi import App, Receive, Scope, Send
+from eardrum.api.asgi import App, ClientGoneError, Receive, Scope, Send
 from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
@@ -31,6 +32,8 @@ from eardrum.api.origins import Origins
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.events import Topic
 from eardrum.gateway.service import Service
+
+log = logging.getLogger(__name__)
 
 
 def create_app(service: Service) -> App:
@@ -102,6 +105,11 @@ class Front:
         except EardrumError as error:
             record(scope).note = error.message
             await answers.refusal(error)(scope, receive, send)
+        except Exception as error:
+            if isinstance(error, ClientGoneError) or record(scope).status:  # nobody is left, or an answer has begun
+                raise
+            log.exception("A request failed.")
+            await answers.refusal(_failure(record(scope).id))(scope, receive, send)
 
     def _route(self, scope: Scope) -> App | None:
         if scope["type"] not in ("http", "websocket"):
@@ -143,5 +151,8 @@ async def _unrouted(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, _: Exception) -> Response:
-    id = record(request.scope).id
-    return _refusal(request, EardrumError(f"The server failed on this request ({id}); its log says why."))
+    return _refusal(request, _failure(record(request.scope).id))
+
+
+def _failure(id: str) -> EardrumError:
+    return EardrumError(f"The server failed on this request ({id}); its log says why.")

@@ -61,3 +61,11 @@ def serving(**settings: Any) -> Iterator[Gateway]:
 @pytest.fixture
 def gateway() -> Callable[..., AbstractContextManager[Gateway]]:
     return serving
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

@@ -279,3 +279,14 @@ def test_a_large_body_with_a_changed_name_arrives_whole() -> None:
         requests.post(f"{gateway.url}{CHAT}", data=json.dumps({"model": "llm", "x": text}), timeout=20,
                       headers={"content-type": "application/json"})  # fmt: skip
         assert upstream.calls[0].json == {"model": "real", "x": text}
+
+
+def test_a_fault_of_our_own_is_an_error_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    with serving(**models("http://127.0.0.1:9")) as gateway:
+        monkeypatch.setattr(gateway.service, "lease", broken)
+        response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "server_error")
+    assert "ZeroDivisionError" in caplog.text
