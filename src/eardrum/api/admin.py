@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api.access import record
+from eardrum.api.asgi import flagged
 from eardrum.errors import EardrumError
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
@@ -60,9 +61,9 @@ class Admin:
         return JSONResponse({"status": "loaded", "model": model.id})
 
     async def unload(self, request: HttpRequest) -> Response:
-        """End a model's process once it has finished what it has begun. That is no error if it does not run."""
+        """End a model's process once it has finished what it has begun, with `?force` at once. If it does not run, all is well."""
         model = self._named(request)
-        await self._service.unload(model)
+        await self._service.unload(model, force=flagged(request.scope, "force"))
         return JSONResponse({"status": "unloaded", "model": model.id})
 
     def _named(self, request: HttpRequest) -> Model:
