@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -158,11 +159,13 @@ def test_all_models_are_unloaded_at_once(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_start_is_said_to_whoever_loads_it(tmp_path: Path) -> None:
-    broken = {"cmd": f"{sys.executable} -c 'raise SystemExit(3)'", "proxy": "http://127.0.0.1:1"}
+    program = 'print("no such weights"); raise SystemExit(3)'
+    broken = {"cmd": f"{sys.executable} -c '{program}'", "proxy": "http://127.0.0.1:1"}
     with configured(tmp_path, models={"broken": broken, "web": web(tmp_path)}, default_model="web") as server:
         refused = post(server, "/api/models/load/broken")
         assert refused.status_code == 500
         assert "exit code 3" in refused.json()["error"]["message"]
+        assert requests.get(f"{server.address}/logs/broken", timeout=10).text == "no such weights\n"
         assert get(server, "/running") == {"running": []}
         assert post(server, "/api/models/load/web").status_code == 200
 
@@ -187,6 +190,27 @@ def test_logs_are_told_and_followed(tmp_path: Path) -> None:
             assert "POST /v1/audio" not in new.text
         assert requests.get(f"{server.address}/logs/stream/nobody", timeout=10).status_code == 404
         assert requests.head(f"{server.address}/logs/stream", timeout=10).status_code == 200
+
+
+def test_what_a_command_says_is_in_its_log(tmp_path: Path) -> None:
+    with configured(tmp_path, models={"web": web(tmp_path)}) as server, Following(server, "/logs/stream/web") as following:
+        post(server, "/api/models/load/web")
+        wait_for(lambda: "asked for /health" in following.text)
+        assert following.text.startswith("serving")
+        post(server, "/api/models/unload/web")
+        post(server, "/api/models/load/web")
+        wait_for(lambda: following.text.count("serving") == 2)
+        assert following.text in requests.get(f"{server.address}/logs/web", timeout=10).text
+
+
+def test_a_model_is_unloaded_by_force(tmp_path: Path) -> None:
+    with configured(tmp_path, "--set", "stop_seconds=1") as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, encode(phone_tape(600), "mp3"), model=M)
+        wait_for(lambda: get(server, "/health")["models"][0]["requests"])
+        wait_for(lambda: get(server, "/health")["models"][0]["state"] == "ready")
+        assert post(server, f"/api/models/unload/{M}?force").text == "OK"
+        assert get(server, "/running") == {"running": []}
+        assert answer.result().status_code == 503
 
 
 def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
@@ -364,6 +388,7 @@ def test_a_server_that_is_stopped_while_it_preloads_ends_soon(tmp_path: Path) ->
         tmp_path, models={"never": never, M: {}}, default_model=M, hooks={"on_startup": {"preload": ["never", M]}}
     ) as server:
         wait_for(lambda: psutil.Process(server.process.pid).children())
+        assert [(m["model"], m["state"]) for m in get(server, "/running")["running"]] == [("never", "starting")]
         began = time.monotonic()
         server.process.terminate()
         server.process.wait(10)
@@ -474,6 +499,10 @@ def test_the_commands(tmp_path: Path) -> None:
         )
         assert following.stdout
         assert "default model" in following.stdout.readline()
+        interrupted = subprocess.Popen([*COMMAND, "logs", "-f", "upstream", "--server", server.address], stderr=subprocess.PIPE)
+        wait_for(lambda: len(psutil.Process(server.process.pid).net_connections()) >= 3)
+        interrupted.send_signal(signal.SIGINT)
+        assert (interrupted.communicate(timeout=20)[1], interrupted.returncode) == (b"", 0)
         server.process.terminate()
         assert "POST /api/models/unload 200" in following.stdout.read()
         assert following.stderr
@@ -484,3 +513,13 @@ def test_the_commands(tmp_path: Path) -> None:
         refused = eardrum(server.address, *arguments)
         assert refused.returncode == 1
         assert "is `eardrum serve` running there?" in refused.stderr
+
+
+def test_the_commands_show_a_key(tmp_path: Path) -> None:
+    with configured(tmp_path, apiKeys=["sk-1"]) as server:
+        command = [*COMMAND, "ps", "--server", server.address]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 1
+        assert "key" in refused.stderr
+        shown = subprocess.run([*command, "--key", "sk-1"], capture_output=True, text=True, timeout=60, check=True)
+        assert shown.stdout == "No model is loaded.\n"

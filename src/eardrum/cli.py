@@ -13,7 +13,7 @@ import typer
 
 from eardrum import __version__, config, log, offline, server
 from eardrum.commands import check, models, processes
-from eardrum.commands.options import Assignments, ConfigFile, ConfigFolder
+from eardrum.commands.options import Assignments, ConfigFile, ConfigFolder, Key
 from eardrum.errors import EardrumError
 from eardrum.source import Source
 
@@ -85,6 +85,7 @@ def transcribe(
     format: Annotated[Format, typer.Option(help="What to write.")] = Format.TEXT,
     output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
     server: Annotated[str, typer.Option(help="Use this server, as in http://127.0.0.1:8100; without it none is needed.")] = "",
+    key: Key = "",
     config_file: ConfigFile = None,
     assignments: Assignments = None,
 ) -> None:
@@ -92,7 +93,7 @@ def transcribe(
     job = offline.Job(files, model=model, language=language, translate=translate, format=format, output_dir=output_dir)
     job.check()
     if server:
-        failures = asyncio.run(offline.through_server(job, server))
+        failures = asyncio.run(offline.through_server(job, server, key))
     else:
         settings = config.load(config_file, assignments or ())
         log.set_up("error", settings.log.format)

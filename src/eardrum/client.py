@@ -16,12 +16,13 @@ from eardrum.errors import EardrumError
 
 
 class Client:
-    """Talks to a running server."""
+    """Talks to a running server. `key` is one of its `apiKeys`, if it has any."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, key: str = ""):
         scheme = "" if "://" in address else "http://"
         self._address = scheme + address.rstrip("/").removesuffix("/v1")
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), headers=headers)
 
     async def __aenter__(self) -> Self:
         return self
@@ -50,21 +51,21 @@ class Client:
         models: list[dict[str, Any]] = json.loads(await self._ask("GET", "/api/ps"))["models"]
         return models
 
-    async def unload(self, name: str) -> str:
-        """End a model's process; returns the model's id.
+    async def unload(self, name: str, *, force: bool = False) -> str:
+        """End a model's process, by force in the middle of requests; returns the model's id.
 
         Raises:
             EardrumError: as above.
         """
-        return str(json.loads(await self._ask("DELETE", f"/api/ps/{quote(name)}"))["model"])
+        return str(json.loads(await self._ask("DELETE", f"/api/ps/{quote(name)}{_query(force)}"))["model"])
 
-    async def unload_all(self) -> None:
+    async def unload_all(self, *, force: bool = False) -> None:
         """End the processes of all models.
 
         Raises:
             EardrumError: as above.
         """
-        await self._ask("POST", "/api/models/unload")
+        await self._ask("POST", f"/api/models/unload{_query(force)}")
 
     async def load(self, name: str) -> str:
         """Start a model's process and wait until it serves; returns the model's id.
@@ -107,6 +108,10 @@ class Client:
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})") from error
+
+
+def _query(force: bool) -> str:
+    return "?force=true" if force else ""
 
 
 def _refusal(status: int, text: str) -> str:

@@ -71,7 +71,7 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         async def greet() -> None:
             print(_welcome(service, address, recording), flush=True)
             if sample:
-                print(f"The shipped recording says:\n\n    {await _transcribed(address, recording)}\n", flush=True)
+                print(f"The shipped recording says:\n\n    {await _transcribed(service, address, recording)}\n", flush=True)
 
         Server(uvicorn_config, service, greet, source if watch else None).run(sockets=[listening])
 
@@ -191,6 +191,6 @@ def _welcome(service: Service, address: str, recording: Path) -> str:
     return "\n".join(lines)
 
 
-async def _transcribed(address: str, recording: Path) -> str:
-    async with Client(address) as client:
+async def _transcribed(service: Service, address: str, recording: Path) -> str:
+    async with Client(address, next(iter(service.settings.apiKeys), "")) as client:
         return (await client.transcribe(recording, {"response_format": "text"})).strip()

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api.access import record
+from eardrum.api.asgi import flagged
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
@@ -61,9 +62,9 @@ class Admin:
         return JSONResponse({"status": "loaded", "model": model.id})
 
     async def unload(self, request: HttpRequest) -> Response:
-        """End a model's process once it has finished what it has begun, or at once. That is no error if it does not run."""
+        """End a model's process once it has finished what it has begun, with `?force` at once. If it does not run, all is well."""
         model = self._named(request)
-        await self._service.unload(model, force=request.query_params.get("force", "") in ("1", "true"))
+        await self._service.unload(model, force=flagged(request.scope, "force"))
         return JSONResponse({"status": "unloaded", "model": model.id})
 
     async def reload(self, _: HttpRequest) -> Response:

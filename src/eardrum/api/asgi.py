@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, cast
+from urllib.parse import parse_qs
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -20,6 +21,12 @@ class ClientGoneError(Exception):
 def header(scope: Scope, name: bytes) -> str:
     """The first header of this lower-case name; empty when there is none."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def flagged(scope: Scope, name: str) -> bool:
+    """Whether the query says `?name`, `?name=1` or `?name=true`."""
+    values = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get(name, ["0"])
+    return values[-1].lower() in ("", "1", "true")
 
 
 def transport(scope: Scope) -> asyncio.Transport:

@@ -10,3 +10,4 @@ import typer
 ConfigFile = Annotated[list[Path] | None, typer.Option("--config", help="YAML file with settings; repeatable.")]
 ConfigFolder = Annotated[Path | None, typer.Option("--config-dir", help="Folder of YAML files, read after --config.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one setting; repeatable.")]
+Key = Annotated[str, typer.Option(help="One of the server's `apiKeys`, if it has any.")]

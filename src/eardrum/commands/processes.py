@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from time import time
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from eardrum.client import Client
+from eardrum.commands.options import Key
 from eardrum.errors import ConfigError
 
 console = Console(soft_wrap=True, highlight=False)
@@ -23,9 +24,9 @@ Name = Annotated[str, typer.Argument(help="Model or alias.")]
 Server = Annotated[str, typer.Option(help="The server to ask.")]
 
 
-def ps(server: Server = DEFAULT_SERVER) -> None:
+def ps(server: Server = DEFAULT_SERVER, key: Key = "") -> None:
     """Show the models that are loaded in a running server."""
-    models = asyncio.run(_running(server))
+    models = asyncio.run(_asked(server, key, Client.running))
     if not models:
         print("No model is loaded.")
         return
@@ -45,64 +46,54 @@ def ps(server: Server = DEFAULT_SERVER) -> None:
     console.print(table)
 
 
-def load(name: Name, server: Server = DEFAULT_SERVER) -> None:
+def load(name: Name, server: Server = DEFAULT_SERVER, key: Key = "") -> None:
     """Load a model in a running server and wait until it serves."""
-    print(f"Loaded {asyncio.run(_loaded(server, name))}.")
+    print(f"Loaded {asyncio.run(_asked(server, key, lambda client: client.load(name)))}.")
 
 
 def stop(
     name: Annotated[str, typer.Argument(help="Model or alias.")] = "",
     every: Annotated[bool, typer.Option("--all", help="Unload all models.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do not let it finish what it has begun.")] = False,
     server: Server = DEFAULT_SERVER,
+    key: Key = "",
 ) -> None:
     """Unload a model in a running server: its process ends when it has finished what it has begun."""
     if bool(name) == every:
         raise ConfigError("Which model? Say one name, or --all.")
     if every:
-        asyncio.run(_all_unloaded(server))
+        asyncio.run(_asked(server, key, lambda client: client.unload_all(force=force)))
         print("Unloaded all models.")
     else:
-        print(f"Unloaded {asyncio.run(_unloaded(server, name))}.")
+        print(f"Unloaded {asyncio.run(_asked(server, key, lambda client: client.unload(name, force=force)))}.")
 
 
 def logs(
     name: Annotated[str, typer.Argument(help="Model or alias, or `upstream` for all models; the server if left out.")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, too, until Ctrl-C.")] = False,
     server: Server = DEFAULT_SERVER,
+    key: Key = "",
 ) -> None:
     """Show what a model, or the server itself, said last."""
-    with suppress(KeyboardInterrupt, BrokenPipeError):
-        asyncio.run(_print_logs(server, name, follow=follow))
+    if not follow:
+        print(asyncio.run(_asked(server, key, lambda client: client.logs(name))), end="")
+        return
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_asked(server, key, lambda client: _print_logs(client, name)))
 
 
-async def _running(server: str) -> list[dict[str, Any]]:
-    async with Client(server) as client:
-        return await client.running()
+Answer = TypeVar("Answer")
 
 
-async def _loaded(server: str, name: str) -> str:
-    async with Client(server) as client:
-        return await client.load(name)
+async def _asked(server: str, key: str, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
+    async with Client(server, key) as client:
+        return await ask(client)
 
 
-async def _all_unloaded(server: str) -> None:
-    async with Client(server) as client:
-        await client.unload_all()
-
-
-async def _print_logs(server: str, name: str, *, follow: bool) -> None:
-    async with Client(server) as client:
-        if not follow:
-            print(await client.logs(name), end="")
-            return
-        async with aclosing(client.follow_logs(name)) as news:
-            async for text in news:
-                print(text, end="", flush=True)
-
-
-async def _unloaded(server: str, name: str) -> str:
-    async with Client(server) as client:
-        return await client.unload(name)
+async def _print_logs(client: Client, name: str) -> None:
+    async with aclosing(client.follow_logs(name)) as news:
+        async for text in news:
+            print(text, end="", flush=True)
 
 
 def _period(seconds: float) -> str:

@@ -242,9 +242,9 @@ class Service:
         """As `lease`, for requests that do not need the model all the time."""
         return self._supervisor.hold(model)
 
-    async def unload_all(self) -> None:
-        """End every model's process, each once it has finished what it has begun."""
-        await asyncio.gather(*(self.unload(model) for model in self.catalog))
+    async def unload_all(self, *, force: bool = False) -> None:
+        """End every model's process, each once it has finished what it has begun, or by force at once."""
+        await asyncio.gather(*(self.unload(model, force=force) for model in self.catalog))
 
     def prepared(self, model: Model, request: Request) -> Request:
         """The request with the server's defaults, checked against what the model can do.

@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.endless import Write, endless
+from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.logs import Log
 from eardrum.gateway.service import Service
 
@@ -56,7 +57,10 @@ class Stream:
 def _log(service: Service, name: str) -> Log:
     if name in (SERVER, MODELS):
         return service.logs.server if name == SERVER else service.logs.models
-    return service.logs.of(service.find(name).id)
+    model = service.find(name)
+    if model.absent:  # names of what could be fetched are without number
+        raise ModelNotFoundError(service.catalog.how_to_fetch(model.id, model.repository))
+    return service.logs.of(model.id)
 
 
 def text(lines: Sequence[str]) -> str:

@@ -7,12 +7,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api.activity import Activity
+from eardrum.api.asgi import flagged
 from eardrum.api.llama_swap import models
 from eardrum.api.llama_swap.events import Events
 from eardrum.api.llama_swap.logs import History, Stream
 from eardrum.api.llama_swap.profiles import Profiles
 from eardrum.api.llama_swap.requests import Requests
 from eardrum.gateway.service import Service
+
+FORCE = "force"
+"""In the query: do not let models finish what they have begun."""
 
 
 def routes(service: Service, activity: Activity) -> list[BaseRoute]:
@@ -53,19 +57,20 @@ class Processes:
         """The models that are not stopped, also those on their way up or down."""
         return JSONResponse({"running": models.running(self._service)})
 
-    async def unload_all(self, _: Request) -> Response:
+    async def unload_all(self, request: Request) -> Response:
         """End every model's process."""
-        await self._service.unload_all()
+        await self._service.unload_all(force=flagged(request.scope, FORCE))
         return PlainTextResponse("OK")
 
-    async def unload_every(self, _: Request) -> Response:
+    async def unload_every(self, request: Request) -> Response:
         """The same, answered as the routes under /api are."""
-        await self._service.unload_all()
+        await self._service.unload_all(force=flagged(request.scope, FORCE))
         return JSONResponse({"msg": "ok"})
 
     async def unload(self, request: Request) -> Response:
         """End one model's process. That is no error if it does not run."""
-        await self._service.unload(self._service.find(request.path_params["name"]))
+        model = self._service.find(request.path_params["name"])
+        await self._service.unload(model, force=flagged(request.scope, FORCE))
         return PlainTextResponse("OK")
 
     async def load(self, request: Request) -> Response:
