@@ -19,10 +19,11 @@ from eardrum.api.asgi import App, Receive, Scope, Send
 from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
-from eardrum.api.forward.routes import Forward
+from eardrum.api.forward.routes import CHAT, Forward
 from eardrum.api.ollama import refusals as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
+from eardrum.api.openai.chat import Chat
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.service import Service
 
@@ -63,7 +64,7 @@ def create_app(service: Service) -> App:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    front = Front([Forward(service, answers.worded), Passthrough(service, answers.worded)], app)
+    front = Front([Forward(service, answers.worded, own={CHAT: Chat(service)}), Passthrough(service, answers.worded)], app)
     return Access(Cors(Keys(front, lambda: service.settings.apiKeys, answers.worded)))
 
 

@@ -42,6 +42,19 @@ class Limits(Section):
     audio_seconds: float = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
     requests: int = Field(64, gt=0, description="Requests a model holds at a time, waiting ones included; past it 503.")
     stall_seconds: float = Field(60, gt=0, description="A client silent for so long in mid-upload is given up with 408.")
+    fetch_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts from which an `audio_url` of a chat is fetched: names, `*.name`, `*` for all public ones, and "
+        "addresses or networks, without which nothing private is reached; none fetches nothing.",
+    )
+
+    @field_validator("fetch_hosts")
+    @classmethod
+    def _are_hosts(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in listed:
+            if "://" in entry or not entry.strip() or " " in entry:
+                raise ValueError(f"{entry!r} is no host: write a name such as files.example.com, or a network such as 10.0.0.0/8")
+        return listed
 
 
 class Log(Section):

@@ -9,7 +9,7 @@ from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.forward import headers
 from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
-from eardrum.api.forward.watch import Watch
+from eardrum.api.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
 from eardrum.gateway.connection import Answer
 from eardrum.gateway.foreign import Outgoing

@@ -8,11 +8,12 @@ from typing import Any
 
 from eardrum.api import render
 from eardrum.api.ollama.images import Attachment, attachments
+from eardrum.api.pieces import Pieces
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.types import Request, Segment, Summary
+from eardrum.types import Request, Summary
 
 
 def recordings(wish: dict[str, Any]) -> list[Attachment]:
@@ -59,12 +60,10 @@ async def _whole(service: Service, model: Model, spool: Spool) -> Heard:
 
 
 async def _in_pieces(service: Service, model: Model, spool: Spool) -> Heard:
-    before = ""
+    pieces = Pieces()
     async with aclosing(service.stream(model, Request(), spool)) as events:
         async for event in events:
-            if isinstance(event, Segment):
-                text = event.text.strip()
-                yield render.separator(before, text) + text
-                before = text or before
-            elif isinstance(event, Summary):
+            if text := pieces.take(event):
+                yield text
+            if isinstance(event, Summary):
                 yield event

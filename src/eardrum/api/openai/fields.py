@@ -15,6 +15,8 @@ from eardrum.types import Capabilities, Request, Task
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 RAW_PCM = ("audio/pcm", "audio/raw", "audio/l16", "audio/x-raw")
 """Content types that declare headerless s16le mono at 16 kHz."""
+RAW_FORMATS = ("pcm", "pcm16", "raw", "s16le")
+"""Formats of `input_audio` that do."""
 
 KNOWN = {
     "model", "language", "languages", "prompt", "keywords", "hotwords", "response_format", "temperature", "include",

@@ -131,5 +131,5 @@ class JsonUpload:
 
     def wish(self) -> Wish:
         """What is asked."""
-        pcm = "audio/pcm" if self._format in ("pcm", "pcm16", "raw", "s16le") else ""
+        pcm = "audio/pcm" if self._format in fields.RAW_FORMATS else ""
         return fields.wish(self._fields, self._task, file_content_type=pcm)
