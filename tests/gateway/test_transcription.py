@@ -1,0 +1,427 @@
+"""Transcription by servers that are not ours: what they are asked, what is made of what they say, what is learned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from eardrum.errors import (
+    BusyError,
+    EardrumError,
+    InvalidRequestError,
+    RunnerCrashedError,
+    UnsupportedFeatureError,
+    UpstreamDiedError,
+    UpstreamError,
+)
+from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.habits import Habits
+from eardrum.types import Delta, Event, Request, Segment, Summary, Task
+from tests import upstreams
+from tests.recordings import encode, tone
+from tests.upstreams import Answer, Call, FakeUpstream, fake_upstream
+
+
+class Bytes:
+    """Audio in pieces, as often as it is wanted."""
+
+    def __init__(self, *pieces: bytes):
+        self.pieces = pieces
+        self.read_to_end = 0
+
+    async def read(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+        self.read_to_end += 1
+
+
+WAV = encode(tone(7.6), "wav")
+PIECES = Bytes(WAV[:1000], WAV[1000:100_000], WAV[100_000:])
+
+
+async def heard(upstream: ForeignUpstream, audio: Bytes = PIECES, **request: object) -> list[Event]:
+    return [event async for event in upstream.transcribe(Request(**request), audio)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that happens on another thread's loop."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 -- there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def foreign(url: str, key: str = "", **options: str) -> AsyncIterator[ForeignUpstream]:
+    """The way to a server."""
+    upstream = ForeignUpstream(url, model="asr", key=key, known=Habits.of(options))
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
+
+
+def asking(url: str, *requests: dict, audio: Bytes = PIECES, **options: str) -> list[list[Event]]:
+    """The events of requests one after another."""
+
+    async def main() -> list[list[Event]]:
+        async with foreign(url, **options) as upstream:
+            return [await heard(upstream, audio, **request) for request in requests]
+
+    return asyncio.run(main())
+
+
+def ask(answer: Answer, *requests: dict, audio: Bytes = PIECES, **options: str) -> tuple[list[list[Event]], list[Call]]:
+    """The events of requests one after another, and what reached the server."""
+    with fake_upstream(answer) as fake:
+        return asking(fake.url, *requests, audio=audio, **options), fake.calls
+
+
+def failure(answer: Answer, **request: object) -> EardrumError:
+    with pytest.raises(EardrumError) as caught:
+        ask(answer, request)
+    return caught.value
+
+
+def texts(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Segment)]
+
+
+def summary(events: list[Event]) -> Summary:
+    last = events[-1]
+    assert isinstance(last, Summary)
+    return last
+
+
+def test_what_is_asked_goes_into_the_form_and_the_file_is_what_it_is() -> None:
+    extra = (("beam_size", "7"), ("vad_params[a]", "x"), ("hotwords", "Elinor"), ("language", "xx"))
+    wanted = {"language": "de", "prompt": "At Norland.", "temperature": 0.2, "hotwords": ("Elinor",), "extra": extra}
+    _, (call,) = ask(upstreams.fake_whisper_server, wanted)
+    assert call.path == "/v1/audio/transcriptions"
+    assert call.fields == {
+        "model": ["asr"],
+        "response_format": ["verbose_json"],
+        "language": ["de"],
+        "prompt": ["At Norland."],
+        "temperature": ["0.2"],
+        "beam_size": ["7"],
+        "vad_params[a]": ["x"],
+        "hotwords": ["Elinor"],
+    }
+    assert (call.file, call.file_name) == (WAV, "audio.wav")
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "mp3", "ogg", "webm", "m4a", "mp4"])
+def test_files_are_named_by_their_content(form: str) -> None:
+    audio = encode(tone(0.5), form)
+    _, (call,) = ask(upstreams.fake_saying({"text": ""}), {}, audio=Bytes(audio))
+    assert call.file == audio
+    assert call.file_name.rpartition(".")[2] == {"m4a": "mp4"}.get(form, form)
+
+
+def test_a_small_file_is_announced_and_a_large_one_sent_as_it_comes() -> None:
+    for audio, announced in ((Bytes(b"RIFF"), True), (PIECES, False)):
+        _, (call,) = ask(upstreams.fake_saying({"text": ""}), {}, audio=audio)
+        assert ("content-length" in call.headers) is announced
+
+
+def test_a_whisper_servers_answer() -> None:
+    ((segment, last),), _ = ask(upstreams.fake_whisper_server, {"words": True})
+    assert isinstance(segment, Segment)
+    assert (segment.text, segment.start, segment.end) == ("And Mr. Dashwood.", 0.0, 7.6), "times end with the audio"
+    assert [word.word for word in segment.words] == ["And", "Mr.", "Dashwood."]
+    assert last == Summary("de", 7.6)
+
+
+@pytest.mark.parametrize(
+    ("answer", "spans", "seconds", "language"),
+    [
+        ({"text": " And Mr.\n Dash\n"}, [("And Mr. Dash", 0, 7.6)], 7.6, ""),
+        ({"text": "Hi.", "usage": {"type": "duration", "seconds": 8}}, [("Hi.", 0, 7.6)], 7.6, ""),
+        ({"type": "transcript.text.done", "text": "Hi.", "usage": {"type": "tokens"}}, [("Hi.", 0, 7.6)], 7.6, ""),
+        ({"text": "Hi.", "duration": "7.5", "language": "English"}, [("Hi.", 0, 7.5)], 7.5, "en"),
+        ({"text": "language German<asr_text>Ja."}, [("Ja.", 0, 7.6)], 7.6, "de"),
+        ({"text": "", "segments": []}, [], 7.6, ""),
+        ({"text": None}, [], 7.6, ""),
+        ({"text": "x", "segments": [{"start": 1, "end": 99, "text": " a\n b"}]}, [("a b", 1, 7.6)], 7.6, ""),
+    ],
+)
+def test_odd_answers(answer: dict, spans: list, seconds: float, language: str) -> None:
+    ((*segments, last),), _ = ask(upstreams.fake_saying(answer), {})
+    assert [(s.text, s.start, s.end) for s in segments if isinstance(s, Segment)] == [
+        (text, start, pytest.approx(end)) for text, start, end in spans
+    ]
+    assert isinstance(last, Summary)
+    assert (last.duration, last.language) == (pytest.approx(seconds), language)
+
+
+def test_verbose_json_is_asked_for_until_it_is_refused() -> None:
+    answers, calls = ask(upstreams.fake_json_only, {}, {})
+    assert [texts(events) for events in answers] == [["Guten Tag."]] * 2
+    assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "json"]
+    assert all(call.file == WAV for call in calls), "the whole recording each time"
+    error = failure(upstreams.fake_json_only, words=True)
+    assert (type(error), error.param) == (UnsupportedFeatureError, "timestamp_granularities")
+
+
+def fake_routes(**routes: Answer) -> Answer:
+    """A server with these routes; `_` stands for a slash. What it says elsewhere is what whisper-server says there."""
+
+    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+        found = routes.get(call.path.strip("/").replace("/", "_"))
+        return await found(call, request) if found else web.Response(status=404, text=f"File Not Found ({call.path})")
+
+    return answer
+
+
+def test_whisper_servers_own_path_is_found_and_kept() -> None:
+    answers, calls = ask(fake_routes(inference=upstreams.fake_whisper_server), {}, {})
+    assert [texts(events) for events in answers] == [["And Mr. Dashwood."]] * 2
+    assert [call.path for call in calls] == ["/v1/audio/transcriptions", "/inference", "/inference"]
+
+
+def test_a_path_that_the_config_names_is_the_only_one() -> None:
+    _, calls = ask(fake_routes(api_asr=upstreams.fake_whisper_server), {}, transcriptions="/api/asr")
+    assert [call.path for call in calls] == ["/api/asr"]
+    with pytest.raises(UpstreamError, match=r"answered 404 on /api/asr: File Not Found .*`transcriptions` in its options"):
+        ask(fake_routes(), {}, transcriptions="/api/asr")
+    with pytest.raises(UpstreamError, match="answered 404 on /v1/audio/transcriptions"):
+        ask(fake_routes(), {})
+
+
+def test_a_model_that_the_server_does_not_have_is_not_looked_for_elsewhere() -> None:
+    said = upstreams.fake_saying({"error": {"message": "The model `asr` does not exist.", "code": 404}}, 404)
+    with fake_upstream(said) as fake, pytest.raises(UpstreamError, match="The model `asr` does not exist"):
+        asking(fake.url, {})
+    assert len(fake.calls) == 1
+
+
+def test_translations_go_to_their_route_or_into_a_field() -> None:
+    wanted = {"task": Task.TRANSLATE, "language": "de"}
+    whisper = upstreams.fake_whisper_server
+    _, calls = ask(fake_routes(v1_audio_translations=whisper), wanted)
+    assert "translate" not in calls[0].fields
+    _, calls = ask(fake_routes(inference=whisper), wanted, wanted)
+    assert [call.path.rpartition("/")[2] for call in calls] == ["translations", "transcriptions", "inference", "inference"]
+    assert calls[-1].value("translate") == "true"
+    _, calls = ask(fake_routes(inference=whisper), wanted, transcriptions="/inference", translations="")
+    assert [(call.path, call.value("translate")) for call in calls] == [("/inference", "true")]
+
+
+def test_a_server_that_does_not_say_that_it_translated_is_not_believed() -> None:
+    transcribes = fake_routes(v1_audio_transcriptions=upstreams.fake_saying({"text": "Ja.", "task": "transcribe"}))
+    with pytest.raises(UnsupportedFeatureError, match="no route for translations"):
+        ask(transcribes, {"task": Task.TRANSLATE})
+    silent = fake_routes(v1_audio_transcriptions=upstreams.fake_saying({"text": "Yes."}))
+    ask(silent, {"task": Task.TRANSLATE}, translations="")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        (upstreams.fake_error_with_status_200, InvalidRequestError, "refuses this: Invalid or unsupported audio file."),
+        (upstreams.fake_fastapi_refusal, InvalidRequestError, "refuses this: body.model: Field required."),
+        (upstreams.fake_saying({"error": "Payload too large"}, 413), InvalidRequestError, "refuses this: Payload too large."),
+        (upstreams.fake_saying({"error": {"message": "slow down"}}, 429), BusyError, r"is busy \(429\): slow down."),
+        (upstreams.fake_saying({"error": "no"}, 401), UpstreamError, "answered 401: no. It wants another key"),
+        (upstreams.fake_saying({"error": "kaputt"}, 500), UpstreamError, "answered 500: kaputt."),
+        (upstreams.fake_saying({"error": "kaputt"}), UpstreamError, "answered 500: kaputt."),
+        (upstreams.fake_html, UpstreamError, "text/html.* that is no transcript in JSON: a page titled 'My router'"),
+        (upstreams.fake_html_error, UpstreamError, "answered 502: a page titled '502 Bad Gateway'"),
+        (upstreams.fake_dying, UpstreamDiedError, "broke off in the middle of its answer"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_server_and_what_it_said(answer: Answer, kind: type, said: str) -> None:
+    with pytest.raises(kind, match=rf"127\.0\.0\.1:\d+ .*{said}") as caught:
+        ask(answer, {})
+    assert caught.value.status == {InvalidRequestError: 400, BusyError: 503}.get(kind, 502)
+
+
+def test_a_key_that_a_server_quotes_stays_here() -> None:
+    with fake_upstream(upstreams.fake_openai) as fake:
+        with pytest.raises(UpstreamError, match=r"401: Incorrect API key provided: Bearer \*\*\*\."):
+            asking(fake.url, {}, key="sk-wrong")
+        assert fake.calls[0].headers["authorization"] == "Bearer sk-wrong"
+
+
+def test_a_server_that_is_not_there_may_be_started_again() -> None:
+    with fake_upstream(upstreams.fake_html) as fake:
+        pass
+    with pytest.raises(RunnerCrashedError):
+        asking(fake.url, {})
+
+
+def fake_stream(*events: object, plain: bool = False) -> Answer:
+    """A server that streams these events, each in two writes; a string is sent as it is. Verbose streams are refused."""
+
+    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+        if call.value("stream") != "true":
+            return web.json_response({"text": "Not streamed.", "segments": [{"start": 1, "end": 2, "text": "Not streamed."}]})
+        if call.value("response_format") == "verbose_json" and not plain:
+            return upstreams.error(400, "verbose_json format doesn't support streaming case")
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        for event in events:
+            data = (event if isinstance(event, str) else f"data: {json.dumps(event)}\r\n\r\n").encode()
+            await response.write(data[:9])
+            await asyncio.sleep(0.01)
+            await response.write(data[9:])
+        return response
+
+    return answer
+
+
+def chunk(text: str) -> dict:
+    return {"object": "transcription.chunk", "choices": [{"delta": {"content": text}, "finish_reason": None}]}
+
+
+def delta(text: str) -> dict:
+    return {"type": "transcript.text.delta", "delta": text}
+
+
+DONE = "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("events", "deltas", "segments", "language"),
+    [
+        ([chunk(" Guten"), chunk(" Tag."), DONE], ["Guten", " Tag."], ["Guten Tag."], ""),
+        ([chunk("lang"), chunk("uage German<asr"), chunk("_text>Guten"), chunk(" Tag."), DONE],
+         ["Guten", " Tag."], ["Guten Tag."], "de"),
+        ([chunk("lang"), chunk("uid"), DONE], ["languid"], ["languid"], ""),
+        ([chunk("la"), DONE], ["la"], ["la"], ""),
+        ([delta("I"), delta(" see"), {"type": "transcript.text.done", "text": "I see"}], ["I", " see"], ["I see"], ""),
+        ([": hello\n\n", "event: transcript.text.delta\n", delta("A."), delta(" B."), {
+            "type": "transcript.text.done", "text": "A. B.",
+            "segments": [{"id": 0, "start": 0.5, "end": 1, "text": "A."}, {"id": 1, "start": 2, "end": 3, "text": "B."}]}],
+         ["A.", " B."], ["A.", "B."], ""),
+        ([{"type": "transcript.text.done", "text": "All at once."}], ["All at once."], ["All at once."], ""),
+        ([delta("Kept."), {"type": "transcript.text.done", "text": ""}], ["Kept."], ["Kept."], ""),
+        ([DONE], [], [], ""),
+    ],
+)  # fmt: skip
+def test_streams(events: list, deltas: list[str], segments: list[str], language: str) -> None:
+    (answer,), calls = ask(fake_stream(*events), {"partial": True})
+    assert [event.text for event in answer if isinstance(event, Delta)] == deltas
+    assert texts(answer) == segments
+    assert summary(answer).language == language
+    assert [call.value("response_format") for call in calls] == ["verbose_json", "json"]
+
+
+def test_text_is_passed_on_as_it_comes() -> None:
+    """The server says the second word only after the first one has arrived."""
+    arrived = asyncio.Event()
+
+    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps(delta('One'))}\n\n".encode())
+        await until(arrived.is_set)
+        await response.write(f"data: {json.dumps(delta(' two'))}\n\n{DONE}".encode())
+        return response
+
+    async def main(fake: FakeUpstream) -> list[str]:
+        said = []
+        async with foreign(fake.url) as upstream:
+            async for event in upstream.transcribe(Request(partial=True), PIECES):
+                if isinstance(event, Delta):
+                    said.append(event.text)
+                    arrived.set()
+        return said
+
+    with fake_upstream(answer) as fake:
+        assert asyncio.run(asyncio.wait_for(main(fake), 10)) == ["One", " two"]
+
+
+def test_what_is_learned_of_streams_does_not_cost_the_times_of_others() -> None:
+    answers, calls = ask(fake_stream(chunk("a"), DONE), {"partial": True}, {}, {"partial": True})
+    assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json", "json"]
+    assert [segment.start for segment in answers[1] if isinstance(segment, Segment)] == [1]
+
+
+def test_a_server_that_refuses_to_stream_is_asked_for_all_of_it() -> None:
+    async def answer(call: Call, _: web.Request) -> web.StreamResponse:
+        if "stream" in call.fields:
+            return upstreams.error(400, "Unknown field: stream")
+        return web.json_response({"text": "Whole."})
+
+    answers, calls = ask(answer, {"partial": True}, {"partial": True})
+    assert [texts(events) for events in answers] == [["Whole."]] * 2
+    assert ["stream" in call.fields for call in calls] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("events", "kind", "said"),
+    [
+        ([chunk("Then")], UpstreamDiedError, "ended its stream before its end"),
+        ([chunk("Then"), {"error": {"message": "out of memory", "code": 500}}], UpstreamError, "answered 500: out of memory"),
+        ([chunk("Then"), "data: {nonsense\n\n"], UpstreamError, "sends a stream that is none of transcripts"),
+        ([chunk("Then"), {"type": "transcript.text.done", "text": 7}], UpstreamError, "sends a stream that is none"),
+    ],
+)
+def test_streams_that_go_wrong(events: list, kind: type, said: str) -> None:
+    error = failure(fake_stream(*events), partial=True)
+    assert (type(error), error.status) == (kind, 502)
+    assert said in error.message
+
+
+def test_closing_the_iterator_hangs_up() -> None:
+    async def main(fake: FakeUpstream) -> None:
+        async with foreign(fake.url) as upstream:
+            async with aclosing(upstream.transcribe(Request(), PIECES)) as events:
+                waiting = asyncio.ensure_future(anext(events))
+                await until(lambda: fake.in_flight)
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            await until(lambda: not fake.in_flight)
+
+    with fake_upstream(upstreams.fake_hanging) as fake:
+        asyncio.run(asyncio.wait_for(main(fake), 10))
+        assert fake.given_up == 1
+
+
+def test_the_audio_goes_out_while_it_comes_in() -> None:
+    """The server has the beginning of a recording whose end is not here yet."""
+    began = asyncio.Event()
+
+    class Slow:
+        async def read(self) -> AsyncIterator[bytes]:
+            yield WAV[:100_000]
+            await began.wait()
+            yield WAV[100_000:]
+
+    async def answer(request: web.Request) -> web.Response:
+        size = 0
+        async for data, _ in request.content.iter_chunks():
+            size += len(data)
+            if size > 90_000:
+                began.set()
+        return web.json_response({"text": str(size > len(WAV))})
+
+    async def main() -> list[str]:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            async with foreign(f"http://127.0.0.1:{runner.addresses[0][1]}") as upstream:
+                return texts([event async for event in upstream.transcribe(Request(), Slow())])
+        finally:
+            await runner.cleanup()
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)) == ["True"]
+
+
+def test_what_the_audio_raises_is_raised() -> None:
+    class Broken:
+        async def read(self) -> AsyncIterator[bytes]:
+            yield WAV[:100_000]
+            raise InvalidRequestError("The form ended early.")
+
+    with fake_upstream(upstreams.fake_whisper_server) as fake, pytest.raises(InvalidRequestError, match="ended early"):
+        asking(fake.url, {}, audio=Broken())
