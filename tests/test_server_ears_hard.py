@@ -18,6 +18,7 @@ from aiohttp import web
 
 from tests import upstreams
 from tests.conftest import RunningServer, running, wait_for
+from tests.programs import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
 from tests.test_server_uploads import FILE, field, wire
 from tests.upstreams import Call, fake_upstream
@@ -32,7 +33,7 @@ def serving(folder: Path, **models: dict) -> Iterator[RunningServer]:
     """A gateway with these models, which do not exclude each other."""
     config = folder / "config.yaml"
     groups = {"all": {"swap": False, "members": list(models)}}
-    config.write_text(json.dumps({"models": models, "groups": groups, "startPort": 5870}))
+    config.write_text(json.dumps({"models": models, "groups": groups}))
     with running("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as server:
         yield server
 
@@ -64,8 +65,12 @@ def test_a_field_after_the_file_is_asked_for_too(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tmp_path: Path) -> None:
-    command = shlex.join([sys.executable, WHISPER, "--port", "${PORT}", "--slow", "2"])
-    with serving(tmp_path, whisper={"cmd": command}) as server, ThreadPoolExecutor(1) as pool:
+    port = free_port()
+    command = shlex.join([sys.executable, WHISPER, "--port", str(port), "--slow", "2"])
+    with (
+        serving(tmp_path, whisper={"cmd": command, "proxy": f"http://127.0.0.1:{port}"}) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
         for fields in ({"response_format": "json"}, {"stream": "true"}):
             answer = pool.submit(server.post, encode(speech(), "mp3"), model="whisper", **fields)
             wait_for(lambda: _state(server, "whisper") == "busy", 60)
