@@ -194,3 +194,28 @@ def test_a_large_upload_passes_through(tmp_path: Path) -> None:
         (size,) = [int(word) for word in received.replace(b'"', b" ").split() if word.isdigit() and int(word) > 300_000_000]
         assert 300 << 20 < size < (300 << 20) + 2000
         assert most - before <= 16 << 20, f"{(most - before) >> 20} MiB more"
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A gateway whose model is that of another Eardrum."""
+    with (
+        running() as far,
+        serving(tmp_path_factory.mktemp("ours"), far={"proxy": far.address, "useModelName": "whisper-1"}) as near,
+    ):
+        yield near
+
+
+def test_another_eardrum_behind_a_model(ours: RunningServer) -> None:
+    audio = encode(speech(), "webm")
+    near = ours.post(audio, model="far", response_format="verbose_json").json()
+    own = ours.post(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
+    assert near == own, "nothing is lost on the way"
+    stream = ours.post(audio, model="far", stream="true").text
+    assert stream == ours.post(audio, model="moonshine-tiny-en", stream="true").text
+
+
+def test_a_refusal_of_another_eardrum(ours: RunningServer) -> None:
+    answer = ours.post(encode(speech(), "wav"), model="far", language="de")
+    assert answer.status_code == 400
+    assert "does not know german (de), only english (en)" in answer.json()["error"]["message"]
