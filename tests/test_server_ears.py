@@ -13,6 +13,7 @@ import requests
 from tests.conftest import RunningServer, running
 from tests.models import build
 from tests.models.hearing import clips, joined
+from tests.programs import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
 
 pytestmark = pytest.mark.slow
@@ -24,9 +25,11 @@ ENGLISH = next(clip for clip in clips() if clip.text == "Turn on the fan.")
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 
 
-def program(name: str, *arguments: str) -> str:
-    """A command of a config that runs this fake."""
-    return shlex.join([sys.executable, str(PROGRAMS / f"{name}.py"), "--port", "${PORT}", *arguments])
+def served(name: str, *arguments: str, **keys: object) -> dict:
+    """A model of a config that is this fake."""
+    port = free_port()
+    command = [sys.executable, str(PROGRAMS / f"{name}.py"), "--port", str(port), *arguments]
+    return {"cmd": shlex.join(command), "proxy": f"http://127.0.0.1:{port}", **keys}
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +38,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("ears")
     hearing = ["--engine", "faster_whisper", "--source", str(build("faster_whisper", folder / "hearing"))]
     models = {
-        "embedded": {"cmd": program("fake_whisper_server", "--inference-path", "/v1/audio/transcriptions")},
-        "whisper": {"cmd": program("fake_whisper_server", "-l", "auto", *hearing)},
-        "vllm": {"cmd": program("fake_vllm", "--name", "org/asr", *hearing), "useModelName": "org/asr"},
-        "plain": {"cmd": program("fake_vllm", "--name", "plain", "--no-verbose", *hearing), "aliases": ["the plain one"]},
+        "embedded": served("fake_whisper_server", "--inference-path", "/v1/audio/transcriptions"),
+        "whisper": served("fake_whisper_server", "-l", "auto", *hearing),
+        "vllm": served("fake_vllm", "--name", "org/asr", *hearing, useModelName="org/asr"),
+        "plain": served("fake_vllm", "--name", "plain", "--no-verbose", *hearing, aliases=["the plain one"]),
     }
     config = folder / "config.yaml"
     groups = {"speech": {"swap": False, "persistent": True, "members": list(models)}}
-    config.write_text(json.dumps({"models": models, "groups": groups, "startPort": 5890}))
+    config.write_text(json.dumps({"models": models, "groups": groups}))
     with running("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as started:
         yield started
 

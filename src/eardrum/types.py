@@ -79,6 +79,12 @@ class Request(Record):
     extra: tuple[tuple[str, str], ...] = ()
     """Fields of the client for a server behind a model, in the client's own spelling."""
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The request from `to_json`'s dict, or from a part of it."""
+        tuples = {"hotwords": tuple(data.get("hotwords", ())), "extra": tuple(map(tuple, data.get("extra", ())))}
+        return cls(**{**cls._known(data), **tuples})
+
 
 @dataclass(frozen=True, slots=True)
 class Word(Record):

@@ -23,7 +23,10 @@ class Model(SharedModel):
     source: str = Field(
         "", description="Directory or file of the weights, or a name as for `eardrum pull`; empty takes the model's own name."
     )
-    options: dict[str, Any] = Field({}, description="The engine's own options; see `eardrum engines`.")
+    options: dict[str, Any] = Field(
+        {},
+        description="The engine's own options; see `eardrum engines`. With `cmd` or `proxy`: paths of `transcriptions`, `translations`.",
+    )
     python: str = Field("", description="Interpreter that runs the engine, for libraries with an environment of their own.")
     fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
     batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")

@@ -179,7 +179,7 @@ class ForeignUpstream:
         headers = [("accept", "application/json, text/event-stream"), ("content-type", form.content_type)]
         response = await self.send(Outgoing("POST", path, headers, Stream(aiter(form), form.size)))
         try:
-            told = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.raw_headers}
+            told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.raw_headers}
             yield Answered(response.status, told, chunks(response))
         finally:
             response.release()  # closes the connection if the answer was not read to its end

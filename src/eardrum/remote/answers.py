@@ -25,6 +25,11 @@ def _finite(value: Any) -> Any:
     return 0.0 if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
+def _numbers(value: Any) -> Any:
+    """Tokens are kept if they are numbers: some servers have their texts there."""
+    return value if isinstance(value, list) and all(isinstance(item, int) for item in value) else []
+
+
 Number = Annotated[float, BeforeValidator(_finite)]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 
@@ -50,6 +55,7 @@ class AnsweredSegment(BaseModel):
     no_speech_prob: Number = 0.0
     compression_ratio: Number = 1.0
     temperature: Number = 0.0
+    tokens: Annotated[list[int], BeforeValidator(_numbers)] = []
     words: list[AnsweredWord] | None = None
 
 
@@ -129,6 +135,7 @@ def _segment(answered: AnsweredSegment, seconds: float) -> Segment | None:
         no_speech_prob=answered.no_speech_prob,
         compression_ratio=answered.compression_ratio,
         temperature=answered.temperature,
+        tokens=answered.tokens,
         words=[_word(word, seconds) for word in _whole(answered.words or ())],
     )
 

@@ -18,6 +18,9 @@ from eardrum.types import Segment, Token
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """Headers of a stream; proxies in between are told not to collect it."""
 
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+"""Headers of a stream; proxies in between are told not to collect it."""
+
 ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -46,7 +46,6 @@ class Chat:
 
     def __init__(self, service: Service):
         self._service = service
-        self._fetcher = Fetcher(service.settings.limits)
 
     async def __call__(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with what is said in the recordings of the last message that has any, a line for each.
@@ -106,7 +105,7 @@ class Chat:
 
     async def _fill(self, spool: Spool, sound: Sound) -> None:
         if sound.url:
-            await self._fetcher.pour(sound.url, spool)
+            await Fetcher(self._service.settings.limits).pour(sound.url, spool)
             return
         await spool.write(sound.data)
         spool.finish()
