@@ -62,7 +62,7 @@ class Admin:
         return JSONResponse({"status": "loaded", "model": model.id})
 
     async def unload(self, request: HttpRequest) -> Response:
-        """End a model's process once it has finished what it has begun, with `?force` at once. That is no error if it is not up."""
+        """End a model's process once it has finished what it has begun, with `?force` at once. No error if it is not up."""
         model = self._named(request)
         await self._service.unload(model, force=flagged(request.scope, "force"))
         return JSONResponse({"status": "unloaded", "model": model.id})

@@ -25,7 +25,8 @@ class Model(SharedModel):
     )
     options: dict[str, Any] = Field(
         {},
-        description="The engine's own options; see `eardrum engines`. With `cmd` or `proxy`: paths of `transcriptions`, `translations`.",
+        description="The engine's own options; see `eardrum engines`. With `cmd` or `proxy`: the paths of `transcriptions` and "
+        "`translations`.",
     )
     python: str = Field("", description="Interpreter that runs the engine, for libraries with an environment of their own.")
     fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
