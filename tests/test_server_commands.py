@@ -217,6 +217,17 @@ def test_a_gateway_that_is_told_twice_to_end_leaves_no_command(tmp_path: Path) -
         assert asking.exception() or asking.result().status_code >= 500
 
 
+@pytest.mark.parametrize(("whose", "models", "own"), [("proxy", 0, 1), ("upstream", 1, 0), ("both", 1, 1), ("none", 0, 0)])
+def test_whose_output_is_shown_is_a_setting(whose: str, models: int, own: int, tmp_path: Path) -> None:
+    with serving(tmp_path, {"llm": command("--say", "I am an LLM")}, logToStdout=whose) as server:
+        assert chat(server, "llm").status_code == 200
+        assert "llm ready after" in requests.get(f"{server.address}/logs", timeout=10).text
+        with requests.get(f"{server.address}/logs/stream/llm", stream=True, timeout=10) as kept:
+            assert next(kept.iter_lines()) == b"I am an LLM"
+    assert server.log.count("llm: I am an LLM") == models
+    assert server.log.count("llm ready after") == own
+
+
 def test_the_server_itself_is_a_command_as_others(tmp_path: Path) -> None:
     port = free_port()
     serve = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", str(port)]

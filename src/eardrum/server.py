@@ -29,6 +29,9 @@ from eardrum.source import Source
 
 log = logging.getLogger(__name__)
 
+NOTHING = logging.CRITICAL + 1
+"""The level of a log that shows nothing."""
+
 KEEP_ALIVE_S = 75
 """Seconds an idle connection stays open: longer than clients keep theirs in a pool, so that they do not reuse a dead one."""
 
@@ -143,6 +146,9 @@ class Server(uvicorn.Server):
 def _recorded(service: Service) -> Iterator[None]:
     """Keep what the server logs, in the form in which it is shown."""
     root = logging.getLogger()
+    if service.settings.logToStdout in ("upstream", "none"):
+        for handler in root.handlers:
+            handler.setLevel(NOTHING)
     recorder = Recorder(service.logs.server, root.handlers[0].formatter if root.handlers else None)
     root.addHandler(recorder)
     try:

@@ -82,8 +82,9 @@ class SharedSettings(BaseModel):
     macros: dict[str, Scalar] = Field({}, description="Values that `${NAME}` stands for in everything below.")
     logLevel: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and what is unknown `info`.")
     logTimeFormat: str = without_effect("", why="times are written in one way.", description="How times are written.")
-    logToStdout: Literal["proxy", "upstream", "both", "none"] = without_effect(
-        "proxy", why="what models say is kept apart, see `/logs`.", description="Whose output is shown."
+    logToStdout: Literal["proxy", "upstream", "both", "none"] = Field(
+        "proxy",
+        description="Whose output is shown: the server's, the models', both or nobody's. All is in `/logs`.",
     )
     logRequests: bool = without_effect(False, why="every request is one line of the log.", description="Log requests.")
     metricsMaxInMemory: int = without_effect(

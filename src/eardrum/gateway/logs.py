@@ -22,7 +22,7 @@ LINE_BYTES = 8 << 10
 class Log:
     """The last lines of one source. Everything happens on the event loop."""
 
-    def __init__(self, pass_on: Callable[[str], None] | None = None):
+    def __init__(self, pass_on: Callable[[str], object] | None = None):
         self._lines: deque[str] = deque()
         self._bytes = 0
         self._written = 0
@@ -80,11 +80,11 @@ class Log:
 
 
 class Logs:
-    """The server's log, and one per model."""
+    """The server's log, and one per model. `show` gets every line of the models, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[str], object] | None = None) -> None:
         self.server = Log()
-        self.models = Log()
+        self.models = Log(show)
         """The lines of all models, each with the model's id before it."""
         self._of: dict[str, Log] = {}
 

@@ -8,7 +8,7 @@ import aiohttp
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
-GROWTH = 1.5
+GROWTH = 1.25
 TRY_S = 5.0
 """Time for one answer: a server that loads may take connections long before it answers."""
 

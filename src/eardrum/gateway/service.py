@@ -112,7 +112,7 @@ class Service:
         self.catalog = Catalog(settings)
         self.selection = Selection(settings)
         self.events = Events()
-        self.logs = Logs()
+        self.logs = Logs(_shown if settings.logToStdout in ("upstream", "both") else None)
         self._puller = Puller(self.catalog.inventory.store.folder)
         self._supervisor = Supervisor(
             Lives(settings, self.logs),
@@ -402,6 +402,10 @@ class Service:
         if fetched.absent:
             raise PullError(f"{model.repository} was fetched, but its files are not a model of the engine {model.engine}.")
         return fetched
+
+
+def _shown(line: str) -> None:
+    print(line, flush=True)
 
 
 def _may_go_better(error: EardrumError) -> bool:
