@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from eardrum.gateway import proc
-from eardrum.gateway.register import VARIABLE, Register
+from eardrum.gateway.register import VARIABLE, Register, mark_of
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow
@@ -114,7 +115,7 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -
         found = proc.stat(other.pid)
         assert found
         entries[1] |= {"pid": other.pid, "born": found.born - 1}
-        file.write_text("\n".join(map(json.dumps, entries)) + '\n{"pid": 1')
+        file.write_text("\n".join(map(json.dumps, entries[:2])) + '\n{"pid": 1')
         sweep(tmp_path)
         assert alive(other.pid)
         assert not files(tmp_path)
@@ -126,12 +127,39 @@ def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> N
         found = proc.stat(other.pid)
         assert found
         folder = tmp_path / f"eardrum-{os.getuid()}"
-        folder.mkdir()
-        entries = [{"mark": "0123456789abcdef.", "here": "yesterday"}, {"pid": other.pid, "born": found.born, "model": "m"}]
+        folder.mkdir(mode=0o700)
+        entries = [
+            {"mark": "0123456789abcdef0123456789abcdef.", "here": "yesterday"},
+            {"pid": other.pid, "born": found.born, "model": "m"},
+        ]
         (folder / "1.jsonl").write_text("\n".join(map(json.dumps, entries)))
         sweep(tmp_path)
         assert alive(other.pid)
         other.kill()
+
+
+def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        found = proc.stat(process.pid)
+        assert found
+        register = Register(tmp_path)
+        for step in (register.note, lambda pid, _: register.forget(pid), register.note):
+            step(process.pid, "m")
+        (file,) = files(tmp_path)
+        text = file.read_text()
+        register.close()
+        file.parent.mkdir(mode=0o700)
+        file.write_text(text)
+        threading.Thread(target=process.wait).start()  # nobody else takes notice of its end
+        sweep(tmp_path)
+        assert process.wait(5) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("mark", ["", "x", None])
+def test_a_mark_that_others_could_carry_is_none(mark: str | None) -> None:
+    assert mark_of([{"mark": mark, "here": "x"}, {"pid": 1}]) is None, "it would end whatever runs"
+    assert mark_of([{"pid": 1}]) is None
+    assert mark_of([{"mark": "0123456789abcdef0123456789abcdef."}]) == "0123456789abcdef0123456789abcdef."
 
 
 def test_the_file_is_for_nobody_else_and_goes_with_the_last_process(tmp_path: Path) -> None:
@@ -152,7 +180,11 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pyte
     register.note(os.getpid(), "m")
     register.forget(os.getpid())
     assert not files(tmp_path)
-    assert caplog.text.count("is not a folder that only this user can enter") == 1
+    (folder / "1.jsonl").write_text('{"mark": "0123456789abcdef0123456789abcdef", "here": ""}')
+    sweep(tmp_path)
+    assert files(tmp_path), "it is not read: anybody may have written it"
+    assert "Nothing is ended" in caplog.text
+    assert caplog.text.count("is not a folder that only this user can enter") == 2
 
 
 def test_a_command_of_a_command_carries_the_marks_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

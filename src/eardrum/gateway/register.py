@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 VARIABLE = "STARTED_BY_EARDRUM"
 """Marks of those that started a process, one after the other: a gateway may be a command of another one."""
 
+MARK_LENGTH = 32
+"""Letters that nobody's environment has by chance."""
+
 GRACE_S = 10.0
 """Time that what a gateway has left behind has to end."""
 
@@ -43,7 +46,7 @@ class Register:
 
     def __init__(self, parent: Path | None):
         self._folder = parent / f"eardrum-{os.getuid()}" if parent else None
-        self._secret = secrets.token_hex(16)
+        self._secret = secrets.token_hex(MARK_LENGTH // 2)
         self._numbers = itertools.count()
         self._alive: set[int] = set()
         self._file: int | None = None
@@ -102,11 +105,9 @@ async def end_strays(mark: str, within_s: float) -> None:
 
 
 def _opened(folder: Path) -> tuple[Path, int]:
-    """A new file, locked. The folder is ours alone, or else it is not used."""
+    """A new file, locked."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(errno.EPERM, "is not a folder that only this user can enter")
+    _check(folder)
     while True:
         file, name = tempfile.mkstemp(".jsonl", f"{os.getpid()}-", folder)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -116,7 +117,19 @@ def _opened(folder: Path) -> tuple[Path, int]:
         os.close(file)
 
 
+def _check(folder: Path) -> None:
+    """The folder must be ours alone: whoever could write there could have any process of ours ended."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, "is not a folder that only this user can enter")
+
+
 def _end_left_behind(folder: Path) -> None:
+    try:
+        _check(folder)
+    except OSError as error:
+        log.warning("%s: %s. Nothing is ended that a killed server may have left behind.", folder, error.strerror)
+        return
     for path in folder.glob("*.jsonl"):
         with suppress(OSError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails as long as its gateway lives
@@ -126,20 +139,38 @@ def _end_left_behind(folder: Path) -> None:
 
 
 def _end_all(entries: list[dict[str, Any]]) -> None:
-    head = next((entry for entry in entries if "mark" in entry), None)
-    if not head or not proc.here():
+    if not (mark := mark_of(entries)):
         return
-    gone = {entry.get("gone") for entry in entries}
-    left = [entry for entry in entries if "pid" in entry and entry["pid"] not in gone and head["here"] == proc.here()]
+    left = _left(entries)
+    if not proc.here():
+        log.warning("A server that was killed may have left processes behind: %s.", ", ".join(map(str, left)) or "none")
+        return
+    known = left if any(entry.get("here") == proc.here() for entry in entries) else {}
 
     def alive() -> set[int]:
-        roots = [entry["pid"] for entry in left if (found := proc.stat(entry["pid"])) and found.born == entry["born"]]
-        return proc.carriers(head["mark"]).union(*map(proc.family, roots)) - {os.getpid()}
+        roots = [pid for pid, entry in known.items() if (found := proc.stat(pid)) and found.born == entry["born"]]
+        return proc.carriers(mark).union(*map(proc.family, roots)) - {os.getpid()}
 
     if found := alive():
-        models = ", ".join(sorted({entry["model"] for entry in left})) or "models"
+        models = ", ".join(sorted({entry["model"] for entry in left.values()})) or "models"
         log.warning("A server that was killed has left processes of %s behind (%s): ending them.", models, _named(found))
         _end(alive, GRACE_S, GRACE_S)
+
+
+def mark_of(entries: list[dict[str, Any]]) -> str | None:
+    """The mark of the gateway that wrote them, if it is one that nobody else carries."""
+    marks = (str(entry.get("mark", "")) for entry in entries)
+    return next((mark for mark in marks if len(mark) >= MARK_LENGTH), None)
+
+
+def _left(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What was started and was not gone at the end. A number may have come back as another process."""
+    left: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        if "pid" in entry:
+            left[entry["pid"]] = entry
+        left.pop(entry.get("gone", 0), None)
+    return left
 
 
 def _end(alive: Callable[[], set[int]], ask_s: float, insist_s: float) -> None:
