@@ -204,6 +204,35 @@ def test_engines_tells_what_each_can_and_lacks(shell: Shell) -> None:
         assert part in output
 
 
+def test_commands_and_addresses_are_listed_and_shown(shell: Shell, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        """
+        models:
+          llm:
+            cmd: |
+              llama-server --port ${PORT}
+                -m model.gguf
+            env: [SECRET=sk-1]
+            name: A language model
+            aliases: [gpt]
+            capabilities: {in: [text, image], out: [text], tools: true, context: 8192}
+          far: {proxy: "http://far:1"}
+        """
+    )
+    table = shell("list", "--config", str(config)).splitlines()
+    assert [line.split() for line in table[1:3]] == [
+        ["llm", "command", "-", "-", "config"],
+        ["far", "address", "-", "-", "config"],
+    ]
+    shown = shell("show", "gpt", "--config", str(config))
+    assert "command      llama-server --port 5800 -m model.gguf" in shown
+    assert "address      http://localhost:5800" in shown
+    assert "context      8192 tokens" in shown
+    assert "SECRET" not in shown
+    assert "address      http://far:1" in shell("show", "far", "--config", str(config))
+
+
 def test_names_out_of_this_world(shell: Shell) -> None:
     for name in ("a\nb", "größe/ü", "x" * 10_000, "models--a--b", "--", "*"):
         output = shell("show", "--", name, says="No engine here knows a model", code=1)

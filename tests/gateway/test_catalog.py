@@ -150,6 +150,25 @@ def test_the_first_of_the_config_comes_before_the_disk(store: Path, tmp_path: Pa
     assert (found.default.id, found.why_default) == ("z-first", "the first of the config")
 
 
+LLM: dict[str, object] = {"cmd": "llama-server --port 5800", "proxy": "http://localhost:5800"}
+HEARING: dict[str, object] = {"cmd": "whisper-server", "proxy": "http://localhost:5801", "capabilities": {"in": ["audio"]}}
+
+
+def test_a_command_is_the_default_only_if_it_is_for_speech(tmp_path: Path) -> None:
+    assert catalog(models={"llm": LLM}).default.id == EMBEDDED_ID
+    assert catalog(models={"llm": LLM, "ears": HEARING}).default.id == "ears"
+    assert catalog(models={"llm": LLM, "own": entry(put(tmp_path / "a")), "ears": HEARING}).default.id == "own"
+    assert catalog(models={"llm": LLM, "ears": HEARING}, default_model="llm").default.id == "llm"
+    assert catalog(models={"llm": LLM, "ears": HEARING}).find("whisper-1").id == "ears"
+    assert catalog(models={"llm": LLM | {"aliases": ["whisper-1"]}}).find("whisper-1").id == "llm"
+
+
+def test_a_language_model_is_not_named_as_one_that_translates() -> None:
+    models = catalog(models={"llm": LLM, "ears": HEARING}, default_model=EMBEDDED_ID)
+    with pytest.raises(UnsupportedFeatureError, match=r"Models that can: ears\."):
+        models.check(models.default, Request(task=Task.TRANSLATE))
+
+
 def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
     put_in_cache(store, "Org/moon")
     models = {"mine": entry(put(tmp_path / "one"), aliases=["my-alias"])}

@@ -114,7 +114,7 @@ class Catalog:
             raise UnsupportedFeatureError(f"{model.id} {lack}. {others}", param=ability)
 
     def _others(self, able: Callable[[Capabilities], bool]) -> str:
-        names = [model.id for model in self if able(model.capabilities)]
+        names = [model.id for model in self if model.hears and able(model.capabilities)]
         if names:
             return f"Models that can: {', '.join(names)}."
         engines = [card.name for card in registry.cards().values() if able(card.capabilities)]
