@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import uuid
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -47,7 +47,7 @@ class Access:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        scope["eardrum.record"] = entry = Record(f"req_{uuid.uuid4().hex[:24]}", scope, self._activity)
+        scope["eardrum.record"] = entry = Record(f"req_{secrets.token_hex(12)}", scope, self._activity)
         exchange = Exchange(entry, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)

@@ -131,7 +131,6 @@ class Connection(asyncio.Protocol):
         if self._over:
             raise UpstreamDiedError(f"{self._origin} closed the connection.")
         self.usable, self._no_body, self._head_bytes = False, no_body, 0
-        self._parser: Any = httptools.HttpResponseParser(self)
         self._answer = Answer(self, self._origin)
         self._head = asyncio.get_running_loop().create_future()
         if body is None or (isinstance(body, bytes) and len(body) <= PIECE):
@@ -177,6 +176,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is connected."""
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
 
     def data_received(self, data: bytes) -> None:

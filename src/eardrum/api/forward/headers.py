@@ -14,6 +14,9 @@ HOP_BY_HOP = frozenset(
 )
 """They speak of one connection, and ours to the upstream is another."""
 
+COMMON = frozenset((b"close", b"keep-alive"))
+"""What a `connection` header mostly says, and is no header."""
+
 NOT_SENT_ON = HOP_BY_HOP | {b"content-length", b"expect", b"host", b"x-forwarded-for"}
 """The length is that of the body that is sent, which may be another."""
 
@@ -35,24 +38,25 @@ def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = frozenset()
 
     `without` names what is left out besides.
     """
-    raw: list[tuple[bytes, bytes]] = scope["headers"]
-    dropped = NOT_SENT_ON | without | _named_by_connection(raw)
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw if name not in dropped]
-    came_by = [value.decode("latin-1") for name, value in raw if name == b"x-forwarded-for"]
+    headers: list[tuple[str, str]] = []
+    came_by: list[str] = []
+    dropped = _dropped(scope["headers"], NOT_SENT_ON | without if without else NOT_SENT_ON)
+    for name, value in scope["headers"]:
+        if name not in dropped or (host and name == b"host"):
+            headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        elif name == b"x-forwarded-for":
+            came_by.append(value.decode("latin-1"))
     if client := scope.get("client"):
         came_by.append(client[0])
     if came_by:
         headers.append(("x-forwarded-for", ", ".join(came_by)))
-    if host:
-        headers += [("host", value.decode("latin-1")) for name, value in raw if name == b"host"][:1]
     return headers
 
 
 def sent_back(raw: Raw) -> list[tuple[bytes, bytes]]:
-    """The upstream's headers for the client. Events are kept from being buffered by proxies in front of us."""
-    lower = [(name.lower(), value) for name, value in raw]
-    dropped = HOP_BY_HOP | _named_by_connection(lower)
-    headers = [item for item in lower if item[0] not in dropped]
+    """The upstream's headers, in lower case, for the client. Events are kept from being buffered by proxies in front of us."""
+    dropped = _dropped(raw, HOP_BY_HOP)
+    headers = [item for item in raw if item[0] not in dropped]
     if content_type(headers) == b"text/event-stream":
         headers = [item for item in headers if item[0] != b"x-accel-buffering"]
         headers.append((b"x-accel-buffering", b"no"))
@@ -64,8 +68,9 @@ def content_type(headers: Raw) -> bytes:
     return next((value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"), b"")
 
 
-def _named_by_connection(headers: Raw) -> frozenset[bytes]:
-    return frozenset(name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")) - {
-        b"close",
-        b"keep-alive",
-    }
+def _dropped(headers: Raw, always: frozenset[bytes]) -> frozenset[bytes]:
+    """What does not cross: what never does, and what a `connection` header names."""
+    for key, value in headers:
+        if key == b"connection" and (named := frozenset(part.strip().lower() for part in value.split(b","))) - COMMON:
+            always |= named
+    return always
