@@ -205,6 +205,17 @@ def test_a_full_model_is_busy(server: RunningServer, llm: FakeUpstream) -> None:
     wait_for(lambda: not llm.in_flight, 5)
 
 
+def test_tokens_are_counted_for_whoever_runs_the_server(server: RunningServer) -> None:
+    assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
+
+    def counted() -> list[tuple[int, int]]:
+        rows = ask(server, "/api/metrics/activity?limit=5", method="GET").json()["data"]
+        chats = [row["tokens"] for row in rows if (row["req_path"], row["model"]) == ("/api/chat", "chatty")]
+        return [(tokens["input_tokens"], tokens["output_tokens"]) for tokens in chats]
+
+    wait_for(lambda: (11, 7) in counted(), 5)
+
+
 def test_what_has_no_effect_is_logged_once(server: RunningServer) -> None:
     for _ in range(3):
         ask(server, "/api/chat", {"model": "chatty", "messages": HI, "options": {"num_ctx": 4096}})

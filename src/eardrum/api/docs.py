@@ -50,7 +50,7 @@ AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-JSON, TEXT, EVENTS = "application/json", "text/plain", "text/event-stream"
+JSON, TEXT, EVENTS, LINES = "application/json", "text/plain", "text/event-stream", "application/x-ndjson"
 
 MANAGEMENT = (
     ("get", "/running", "Models that are not stopped, with their commands and addresses", JSON),
@@ -69,6 +69,18 @@ MANAGEMENT = (
     ("get", "/api/version", "The version of Ollama whose API this is, and our own", JSON),
 )
 """What is for whoever runs the server: method, path, what it does, content type."""
+
+OLLAMA = (
+    ("get", "/api/tags", "Models, for Ollama's clients", JSON),
+    ("post", "/api/show", "One model, for Ollama's clients", JSON),
+    ("post", "/api/chat", "A chat in Ollama's shape, or the transcript of the recordings in `images`", LINES),
+    ("post", "/api/generate", "The same for a prompt", LINES),
+    ("post", "/api/embed", "Vectors in Ollama's shape", JSON),
+    ("post", "/api/pull", "Fetch a model, in Ollama's shape", LINES),
+    ("delete", "/api/delete", "Delete a model that was fetched", JSON),
+    ("post", "/api/copy", "Give a model another name until the server ends", JSON),
+)
+"""Ollama's API; docs/api.md has the rest."""
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -104,7 +116,7 @@ def description() -> dict[str, Any]:
                 | {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
             },
             "/health": {"get": _get("Whether the server is up, and the state of each model")},
-            **{path: {method: _get(summary, kind)} for method, path, summary, kind in MANAGEMENT},
+            **{path: {method: _get(summary, kind)} for method, path, summary, kind in (*MANAGEMENT, *OLLAMA)},
         },
         "components": {
             "schemas": {

@@ -10,14 +10,21 @@ from eardrum import config
 from eardrum.api.ollama import names
 from eardrum.api.ollama.names import Names, listed
 from eardrum.errors import InvalidRequestError, ModelNotFoundError
-from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.service import Service
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> Names:
     proxy = {"proxy": "http://127.0.0.1:1"}
     models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy}
-    return Names(Catalog(config.Settings(model_dir=tmp_path, models=models)).find)
+    selectors = {
+        "auto": {"targets": ["y:2", "a"]},
+        "secret": {"targets": ["a"], "unlisted": True},
+        "lost": {"targets": ["nobody"]},
+    }
+    profiles = {"night": {"pins": {"day": "a", "off": ""}}}
+    settings = config.Settings(model_dir=tmp_path, models=models, selectors=selectors, profiles=profiles)
+    return Names(Service(settings))
 
 
 def test_every_listed_name_has_a_tag() -> None:
@@ -50,10 +57,32 @@ def test_a_long_name_is_not_repeated_whole(known: Names) -> None:
     assert len(caught.value.message) < 150
 
 
+def test_pins_and_selectors_decide_what_a_name_means(known: Names, tmp_path: Path) -> None:
+    assert known.resolve("auto:latest")[1] == "y:2"
+    with pytest.raises(ModelNotFoundError):
+        known.find("day")
+    known.copy("y:2", "mine")
+    assert known.resolve("mine")[1] == "y:2"
+    assert known.resolve("b:latest") == (known.find("a"), "b")
+    settings = config.Settings(
+        model_dir=tmp_path,
+        models={"a": {"proxy": "http://127.0.0.1:1", "aliases": ["b"]}},
+        profiles={"night": {"pins": {"day": "b", "off": ""}}},
+        includeAliasesInList=True,
+    )
+    service = Service(settings)
+    service.activate("night")
+    pinned = Names(service)
+    assert pinned.resolve("day:latest") == (pinned.find("a"), "b")
+    with pytest.raises(ModelNotFoundError, match="model 'off' not found"):
+        pinned.find("off")
+    assert ("b", pinned.find("a")) in list(pinned.others())
+
+
 def test_copies(known: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     known.copy("a", "new")
     known.copy("new:latest", "newer:latest")
-    assert [(name, model.id) for name, model in known.copies()] == [("new", "a"), ("newer", "a")]
+    assert [(name, model.id) for name, model in known.others()] == [("auto", "y:2"), ("new", "a"), ("newer", "a")]
     assert known.find("newer").id == known.find("new:latest").id == "a"
     known.copy("y:2", "new")
     assert known.find("new").id == "y:2"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from eardrum.api.activity import Tokens
 from eardrum.api.ollama.chunks import Piece
 from eardrum.api.ollama.durations import timestamp
 from eardrum.api.ollama.exchange import Reply
@@ -34,6 +35,10 @@ class Answering:
             await self._reply.line(self._stamped(piece) | {"done": False})
         else:
             self._whole.add(piece)
+
+    def count(self, last: dict[str, Any]) -> None:
+        """Tell whoever runs the server what it took."""
+        self._reply.record.tokens = Tokens(last.get("prompt_eval_count", 0), last.get("eval_count", 0))
 
     async def end(self, last: dict[str, Any]) -> None:
         """Send the end: `last` is what comes after `done`."""

@@ -11,7 +11,7 @@ from eardrum.api.ollama import abilities, asks, durations
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.fields import named, text
-from eardrum.api.ollama.names import Names, bare
+from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import InvalidRequestError, UpstreamError
 from eardrum.gateway.forwarding import answered
@@ -29,9 +29,9 @@ class Embeddings:
     async def many(self, wish: dict[str, Any], reply: Reply) -> None:
         """`/api/embed`: a vector for each input."""
         began = time.monotonic()
-        model = self._model(wish, reply)
+        model, asked = self._model(wish, reply)
         ask = asks.embed(wish, model.id)
-        said = await self._ask(model, ask, wish, reply)
+        said = await self._ask(model, ask, asked, reply)
         figures = {"total_duration": durations.nanoseconds(time.monotonic() - began), "prompt_eval_count": _tokens(said)}
         vectors = _vectors(model, said, len(ask.body["input"]) if ask else 0)
         await reply.whole(
@@ -40,24 +40,25 @@ class Embeddings:
 
     async def one(self, wish: dict[str, Any], reply: Reply) -> None:
         """`/api/embeddings`, the older one: the vector of a prompt."""
-        model = self._model(wish, reply)
+        model, asked = self._model(wish, reply)
         prompt = text(wish, "prompt")
-        said = await self._ask(model, asks.embed({"input": prompt}, model.id), wish, reply)
+        said = await self._ask(model, asks.embed({"input": prompt}, model.id), asked, reply)
         await reply.whole({"embedding": (_vectors(model, said, 1) if prompt else [[]])[0]})
 
-    def _model(self, wish: dict[str, Any], reply: Reply) -> Model:
-        found = self._names.find(named(wish))
+    def _model(self, wish: dict[str, Any], reply: Reply) -> tuple[Model, str]:
+        """The model, kept as long as the client says, and the name it is asked by."""
+        found, asked = self._names.resolve(named(wish))
         reply.record.model = found.id
         if abilities.hears(found):
             raise InvalidRequestError(f'"{found.id}" does not support embeddings: it turns speech into text.', param="model")
-        return replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl))
+        return replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl)), asked
 
-    async def _ask(self, model: Model, ask: Ask | None, wish: dict[str, Any], reply: Reply) -> Any:
+    async def _ask(self, model: Model, ask: Ask | None, asked: str, reply: Reply) -> Any:
         """What the model says; with nothing to ask it is only loaded."""
         if not ask:
             await self._service.load_model(model)
             return {"data": []}
-        sent = request(self._service, model, ask, bare(named(wish)), reply.authorization)
+        sent = request(self._service, model, ask, asked, reply.authorization)
         async with answered(self._service, model, sent) as response, aclosing(events(model, response)) as said:
             return await anext(said)
 

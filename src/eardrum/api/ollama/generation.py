@@ -15,7 +15,7 @@ from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import Chunks, Piece
 from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.fields import named
-from eardrum.api.ollama.names import Names, bare
+from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import UpstreamError
 from eardrum.gateway.foreign import Outgoing
@@ -48,7 +48,7 @@ class Generation:
     async def _answer(
         self, wish: dict[str, Any], reply: Reply, shape: Shape, mapping: Callable[..., Ask], *, empty: bool
     ) -> None:
-        answering, found = Answering(wish, reply, shape), self._names.find(named(wish))
+        answering, (found, asked) = Answering(wish, reply, shape), self._names.resolve(named(wish))
         model = replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl))
         reply.record.model = model.id
         if empty and model.ttl == durations.AT_ONCE_S:
@@ -62,7 +62,7 @@ class Generation:
         else:
             ask = mapping(wish, model.id, abilities.server(model))
             self._mention(model, ask)
-            await self._forward(model, request(self._service, model, ask, bare(named(wish)), reply.authorization), answering)
+            await self._forward(model, request(self._service, model, ask, asked, reply.authorization), answering)
 
     async def _forward(self, model: Model, sent: Outgoing, answering: Answering) -> None:
         began, ready = time.monotonic(), self._service.state(model) is State.READY
@@ -74,7 +74,9 @@ class Generation:
         if not chunks.complete:
             raise UpstreamError(f"The server behind {model.id} ended in the middle of its answer.")
         await answering.add(chunks.tool_calls())
-        await answering.end(chunks.last(time.monotonic()))
+        last = chunks.last(time.monotonic())
+        answering.count(last)
+        await answering.end(last)
 
     async def _transcribe(self, model: Model, wish: dict[str, Any], reply: Reply, answering: Answering) -> None:
         began, decoding = time.monotonic(), 0.0

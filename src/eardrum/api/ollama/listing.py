@@ -8,7 +8,7 @@ from typing import Any
 
 from eardrum.api.ollama import abilities, details, files
 from eardrum.api.ollama.durations import FOR_EVER_S, timestamp
-from eardrum.api.ollama.names import listed
+from eardrum.api.ollama.names import is_listed, listed
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import ProcessStatus
 
@@ -16,10 +16,9 @@ STARTED = time.time()
 """Since when models without files are as they are."""
 
 
-def tags(models: list[Model], copies: list[tuple[str, Model]]) -> dict[str, Any]:
-    """`/api/tags`: the models that can be asked for now, and copies by name, the newest first. Reads directories."""
-    usable = [model for model in models if model.runnable and not model.absent and not (model.entry and model.entry.unlisted)]
-    found = [_tag(name, model) for name, model in [*((model.id, model) for model in usable), *copies]]
+def tags(models: list[Model], others: list[tuple[str, Model]]) -> dict[str, Any]:
+    """`/api/tags`: the models that can be asked for now, and what has another name, the newest first. Reads directories."""
+    found = [_tag(name, model) for name, model in [*((model.id, model) for model in models if is_listed(model)), *others]]
     return {"models": sorted(found, key=lambda tag: str(tag["modified_at"]), reverse=True)}
 
 

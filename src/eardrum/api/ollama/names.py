@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 from eardrum.errors import InvalidRequestError, ModelNotFoundError
 from eardrum.gateway import names
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import Service
 
 LATEST = ":latest"
 
@@ -25,22 +26,36 @@ def bare(name: str) -> str:
     return name.removesuffix(LATEST)
 
 
-class Names:
-    """Finds models by asking `find`; copies live as long as the server."""
+def is_listed(model: Model) -> bool:
+    """Whether a model can be asked for now and the config does not hide it."""
+    return model.runnable and not model.absent and not (model.entry and model.entry.unlisted)
 
-    def __init__(self, find: Callable[[str], Model]):
-        self._find = find
+
+class Names:
+    """Finds models; copies live as long as the server."""
+
+    def __init__(self, service: Service):
+        self._service = service
         self._copies: dict[str, str] = {}
 
     def find(self, name: str) -> Model:
-        """The model of a name, with or without `:latest`, of an alias or of a copy.
+        """The model of a name, with or without `:latest`, of an alias, a copy, a pin or a selector.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        return self.resolve(name)[0]
+
+    def resolve(self, name: str) -> tuple[Model, str]:
+        """The model, and the name it is asked by once copies, profile and selectors have had their say.
 
         Raises:
             ModelNotFoundError: there is none.
         """
         for candidate in dict.fromkeys((name, bare(name))):
             with suppress(ModelNotFoundError):
-                return self._find(self._copies.get(bare(candidate), candidate))
+                meant = self._service.meant(self._copies.get(bare(candidate), candidate))
+                return self._service.catalog.find(meant), meant
         known = ", try pulling it first" if names.matches(bare(name)) else ""
         raise ModelNotFoundError(f"model '{_shown(name)}' not found{known}")
 
@@ -54,7 +69,7 @@ class Names:
         model, name = self.find(source), bare(destination)
         if name not in self._copies:
             with suppress(ModelNotFoundError):
-                taken = self._find(name)
+                taken = self._service.find(name)
                 raise InvalidRequestError(f"'{_shown(name)}' is already a name of {taken.id}.", param="destination")
             if len(self._copies) >= COPIES:
                 raise InvalidRequestError(f"There are {COPIES} copies already: delete some, or use `aliases:` in the config.")
@@ -64,11 +79,15 @@ class Names:
         """Drop a copy; False if the name is none."""
         return self._copies.pop(bare(name), None) is not None
 
-    def copies(self) -> Iterator[tuple[str, Model]]:
-        """All copies with what they mean, as far as that is still here."""
-        for name, id in self._copies.items():
+    def others(self) -> Iterator[tuple[str, Model]]:
+        """Names to list beside the ids, with what they mean just now: selectors, copies, and aliases if the config says so."""
+        if self._service.settings.includeAliasesInList:
+            catalog = self._service.catalog
+            yield from ((alias, model) for model in catalog if is_listed(model) for alias in catalog.aliases(model))
+        selectors = ((id, id) for id, selector in self._service.selection.selectors.items() if not selector.unlisted)
+        for name, meaning in (*selectors, *self._copies.items()):
             with suppress(ModelNotFoundError):
-                yield name, self._find(id)
+                yield name, self._service.find(meaning)
 
 
 def _shown(name: str) -> str:

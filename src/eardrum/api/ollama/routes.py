@@ -26,7 +26,7 @@ from eardrum.gateway.service import ProcessStatus, Service
 
 def routes(service: Service) -> list[BaseRoute]:
     """All routes of this edge."""
-    names, limits = Names(service.find), service.settings.limits
+    names, limits = Names(service), service.settings.limits
     models = Models(service, names)
     generation, embeddings, storage = Generation(service, names), Embeddings(service, names), Storage(service, names)
     answers = {
@@ -64,8 +64,8 @@ class Models:
 
     async def tags(self, _: HttpRequest) -> Response:
         """All models."""
-        models, copies = list(self._service.catalog), list(self._names.copies())
-        return JSONResponse(await asyncio.to_thread(listing.tags, models, copies))
+        models, others = list(self._service.catalog), list(self._names.others())
+        return JSONResponse(await asyncio.to_thread(listing.tags, models, others))
 
     async def show(self, wish: dict[str, Any], reply: Reply) -> None:
         """One model."""
