@@ -7,6 +7,7 @@ import pytest
 from eardrum import config
 from eardrum.config.llama_swap import Profile, Selector, Spillover
 from eardrum.errors import ModelNotFoundError, NotFoundError
+from eardrum.gateway.events import Topic
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.selection import Selection, Target, chosen
 from eardrum.gateway.service import Service
@@ -120,3 +121,17 @@ def test_the_service_finds_models_through_profiles_and_selectors() -> None:
     assert service.find("gpt-4o").id == "a"
     with pytest.raises(ModelNotFoundError, match="profile p"):
         service.find("b")
+
+
+async def test_no_profile_is_active_after_the_config_was_read_again_and_followers_hear_of_it() -> None:
+    settings = config.Settings(models={"a": config.Model(proxy="http://127.0.0.1:1")}, profiles={"p": Profile(pins={"x": "a"})})
+    service = Service(settings)
+    service.activate("p")
+    with service.events.follow(*Topic) as changes:
+        await service.reload(settings.model_copy(update={"selectors": {"s": Selector(strategy="pin", targets=("a",))}}))
+        assert {Topic.PROFILE, Topic.MODELS} <= await anext(changes)
+    assert service.selection.active == ""
+    assert service.find("s").id == "a"
+    with pytest.raises(ModelNotFoundError):
+        service.find("x")
+    await service.shutdown()
