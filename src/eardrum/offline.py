@@ -15,9 +15,9 @@ from eardrum.api.openai import answers, fields
 from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError, EardrumError
-from eardrum.gateway.service import Service, Transcript
+from eardrum.gateway.service import Service
 from eardrum.gateway.spool import StoredFile
-from eardrum.types import Opened, Segment, Task
+from eardrum.types import Opened, Segment, Task, Transcript
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "verbose_json": ".json"}
 

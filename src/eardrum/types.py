@@ -222,3 +222,18 @@ class Capabilities(Record):
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The capabilities from `to_json`'s dict."""
         return cls(**{**cls._known(data), "languages": tuple(data["languages"])})
+
+
+@dataclass(slots=True)
+class Transcript:
+    """The whole answer to a request."""
+
+    segments: list[Segment] = field(default_factory=list)
+    summary: Summary = field(default_factory=lambda: Summary(language="", duration=0.0))
+
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
+        if isinstance(event, Segment):
+            self.segments.append(event)
+        elif isinstance(event, Summary):
+            self.summary = event

@@ -12,8 +12,7 @@ from starlette.responses import Response
 from eardrum.api.openai import answers
 from eardrum.api.openai.fields import Wish, wish
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, ModelCoolingError, StalledError, TooLargeError
-from eardrum.gateway.service import Transcript
-from eardrum.types import Dropped, Segment, Summary, Task, Token, Word
+from eardrum.types import Dropped, Segment, Summary, Task, Token, Transcript, Word
 
 SEGMENTS = [
     Segment(

@@ -16,7 +16,8 @@ from eardrum.api.asgi import flagged
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
-from eardrum.gateway.service import ProcessStatus, Service
+from eardrum.gateway.service import Service
+from eardrum.gateway.status import ProcessStatus
 
 
 def routes(service: Service) -> list[BaseRoute]:

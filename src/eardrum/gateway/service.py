@@ -6,25 +6,21 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Set
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from eardrum.config import Settings
 from eardrum.errors import (
-    BusyError,
     ConfigError,
-    EardrumError,
     InvalidRequestError,
     ModelNotFoundError,
     PullError,
-    RunnerCrashedError,
-    ShuttingDownError,
     StorageFullError,
-    UnsupportedFeatureError,
 )
 from eardrum.gateway import choice, memory
+from eardrum.gateway.attempts import Attempts, Restart
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.events import Events, Topic
@@ -40,47 +36,12 @@ from eardrum.gateway.scheduler import State
 from eardrum.gateway.selection import Selection, Target
 from eardrum.gateway.spool import Source as Audio
 from eardrum.gateway.spool import Spool
+from eardrum.gateway.status import ProcessStatus, status_of
 from eardrum.gateway.supervisor import Supervisor
 from eardrum.gateway.upstream import RunnerUpstream
-from eardrum.types import Delta, Event, Request, Segment, Summary
+from eardrum.types import Event, Request, Transcript
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 2
-"""How often a model is tried whose process dies."""
-
-
-@dataclass(slots=True)
-class Transcript:
-    """The whole answer to a request."""
-
-    segments: list[Segment] = field(default_factory=list)
-    summary: Summary = field(default_factory=lambda: Summary(language="", duration=0.0))
-
-    def add(self, event: Event) -> None:
-        """Take in the next event."""
-        if isinstance(event, Segment):
-            self.segments.append(event)
-        elif isinstance(event, Summary):
-            self.summary = event
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
-    """A model's process as it is now."""
-
-    model: Model
-    state: State
-    requests: int
-    pid: int | None
-    """None if it is another server's."""
-    loaded_at: float
-    """Unix time."""
-    default: bool
-    ttl: float
-    """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
-    ttl_remaining: float | None
-    """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
 
 
 class Source(Protocol):
@@ -93,10 +54,6 @@ class Source(Protocol):
             ConfigError: they cannot be read, or make no sense.
         """
         ...
-
-
-class Restart:
-    """All that was heard so far is void: it begins anew."""
 
 
 class Service:
@@ -121,6 +78,7 @@ class Service:
             rulebook=Rulebook(settings),
             patience=settings.patience,
         )
+        self._attempts = Attempts(self.catalog, fetched=self._fetched, prepared=self.prepared, lease=self.lease)
 
     def begin(self) -> None:
         """What is done as soon as the server is up."""
@@ -199,26 +157,11 @@ class Service:
 
     def processes(self) -> list[ProcessStatus]:
         """The models whose processes run, in the catalog's order."""
-        return [status for model in self.catalog if (status := self._status(model))]
+        return [status for model in self.catalog if (status := status_of(model, self._supervisor, self.catalog))]
 
     async def memory(self) -> dict[str, dict[str, float]]:
         """Bytes that the models' processes take now, by model and pool (`cpu`, `cuda`, `cuda:0` ...), as far as can be seen."""
         return await memory.used({status.model.id: status.pid for status in self.processes() if status.pid})
-
-    def _status(self, model: Model) -> ProcessStatus | None:
-        if not (running := self._supervisor.running(model)):
-            return None
-        idle, ttl = self._supervisor.idle_for(model), self._supervisor.ttl(model)
-        return ProcessStatus(
-            model=model,
-            state=self.state(model),
-            requests=self.load(model),
-            pid=running.pid,
-            loaded_at=running.since,
-            default=model.id == self.catalog.default.id,
-            ttl=ttl,
-            ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
-        )
 
     async def load_model(self, model: Model) -> Model:
         """Start the model's process, unless it runs, and wait until it serves.
@@ -262,7 +205,7 @@ class Service:
             EardrumError: anything that went wrong, worded for the client.
         """
         request = replace(request, partial=True)
-        async with aclosing(self._serve(model, request, audio, restartable=False)) as events:
+        async with aclosing(self._attempts.events(model, request, audio, restartable=False)) as events:
             async for event in events:
                 assert not isinstance(event, Restart)
                 yield event
@@ -274,7 +217,7 @@ class Service:
             EardrumError: anything that went wrong, worded for the client.
         """
         transcript = Transcript()
-        async with aclosing(self._serve(model, request, audio, restartable=True)) as events:
+        async with aclosing(self._attempts.events(model, request, audio, restartable=True)) as events:
             async for event in events:
                 if isinstance(event, Restart):
                     transcript = Transcript()
@@ -337,54 +280,6 @@ class Service:
         model = self.catalog.named(name)
         return Target(name, self.state(model), self.load(model)) if model else Target(name)
 
-    async def _serve(
-        self, model: Model, request: Request, audio: Audio, *, restartable: bool
-    ) -> AsyncGenerator[Event | Restart, None]:
-        """The events of the first of the model and its fallbacks that does not fail.
-
-        A process that dies is replaced once without a word. After a segment is out, only a restartable reader can be served
-        again from the start.
-        """
-        candidates = self._candidates(model, request)
-        while True:
-            candidate, told = candidates.pop(0), False
-            try:
-                async with aclosing(self._attempt(candidate, request, audio)) as events:
-                    async for event in events:
-                        told = told or isinstance(event, Segment | Delta)
-                        yield replace(event, model=candidate.id) if isinstance(event, Summary) else event
-                return
-            except EardrumError as error:
-                if not isinstance(error, RunnerCrashedError):
-                    candidates = [other for other in candidates if other is not candidate]
-                if not candidates or (told and not restartable) or not _may_go_better(error):
-                    raise
-                log.warning("%s Trying %s.", error.message, "once more" if candidates[0] is candidate else candidates[0].id)
-            if told:
-                yield Restart()
-
-    def _candidates(self, model: Model, request: Request) -> list[Model]:
-        """Who is asked, in this order; each twice, because a crash may have been another request's doing."""
-        self.catalog.check(model, request)
-        found = [model]
-        for name in model.fallback:
-            with suppress(UnsupportedFeatureError, ModelNotFoundError):
-                other = self.catalog.find(name)
-                self.catalog.check(other, request)
-                if other.id not in [candidate.id for candidate in found]:
-                    found.append(other)
-        return [candidate for candidate in found for _ in range(ATTEMPTS)]
-
-    async def _attempt(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
-        model = await self._fetched(model)
-        request = self.prepared(model, request)
-        async with (
-            self.lease(model) as upstream,
-            aclosing(upstream.transcribe(request, audio)) as events,
-        ):
-            async for event in events:
-                yield event
-
     async def _fetched(self, model: Model) -> Model:
         """The model with its files, which are fetched if need be and allowed."""
         if not model.absent:
@@ -406,10 +301,3 @@ class Service:
 
 def _shown(line: str) -> None:
     print(line, flush=True)
-
-
-def _may_go_better(error: EardrumError) -> bool:
-    """Whether another try, or another model, has a chance."""
-    if isinstance(error, ModelNotFoundError | BusyError):
-        return True
-    return error.status >= 500 and not isinstance(error, ShuttingDownError | StorageFullError)

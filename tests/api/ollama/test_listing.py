@@ -11,7 +11,7 @@ from eardrum.api.ollama import listing
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
-from eardrum.gateway.service import ProcessStatus
+from eardrum.gateway.status import ProcessStatus
 
 NOW = 1_700_000_000.0
 

@@ -10,7 +10,7 @@ from eardrum.api.ollama import abilities, details, files
 from eardrum.api.ollama.durations import FOR_EVER_S, timestamp
 from eardrum.api.ollama.names import is_listed, listed
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.service import ProcessStatus
+from eardrum.gateway.status import ProcessStatus
 
 STARTED = time.time()
 """Since when models without files are as they are."""

@@ -21,7 +21,8 @@ from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.storage import Storage
 from eardrum.api.version import version
 from eardrum.errors import ModelNotFoundError, NotOfferedError
-from eardrum.gateway.service import ProcessStatus, Service
+from eardrum.gateway.service import Service
+from eardrum.gateway.status import ProcessStatus
 
 
 def routes(service: Service) -> list[BaseRoute]:

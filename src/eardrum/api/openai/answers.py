@@ -11,9 +11,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from eardrum.api import render
 from eardrum.api.openai.fields import Wish
 from eardrum.errors import EardrumError
-from eardrum.gateway.service import Transcript
 from eardrum.languages import language_name
-from eardrum.types import Segment, Token
+from eardrum.types import Segment, Token, Transcript
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """Headers of a stream; proxies in between are told not to collect it."""

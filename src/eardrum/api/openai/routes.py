@@ -18,9 +18,9 @@ from eardrum.api.openai.models import Models
 from eardrum.api.openai.uploads import Upload
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.service import Service, Transcript
+from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.types import Delta, Request, Segment, Task
+from eardrum.types import Delta, Request, Segment, Task, Transcript
 
 
 def routes(service: Service) -> list[BaseRoute]:

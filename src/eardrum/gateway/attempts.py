@@ -1,0 +1,105 @@
+"""A recording is served by the first of several models that does not fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from dataclasses import replace
+
+from eardrum.errors import (
+    BusyError,
+    EardrumError,
+    ModelNotFoundError,
+    RunnerCrashedError,
+    ShuttingDownError,
+    StorageFullError,
+    UnsupportedFeatureError,
+)
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.foreign import ForeignUpstream
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.spool import Source as Audio
+from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.types import Delta, Event, Request, Segment, Summary
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+"""How often a model is tried whose process dies."""
+
+
+class Restart:
+    """All that was heard so far is void: it begins anew."""
+
+
+class Attempts:
+    """Knows whom to ask next. What it needs of the house is passed in."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        fetched: Callable[[Model], Awaitable[Model]],
+        prepared: Callable[[Model, Request], Request],
+        lease: Callable[[Model], AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]],
+    ):
+        self._catalog = catalog
+        self._fetched = fetched
+        self._prepared = prepared
+        self._lease = lease
+
+    async def events(
+        self, model: Model, request: Request, audio: Audio, *, restartable: bool
+    ) -> AsyncGenerator[Event | Restart, None]:
+        """The events of the first of the model and its fallbacks that does not fail.
+
+        A process that dies is replaced once without a word. After a segment is out, only a restartable reader can be served
+        again from the start.
+        """
+        candidates = self._candidates(model, request)
+        while True:
+            candidate, told = candidates.pop(0), False
+            try:
+                async with aclosing(self._attempt(candidate, request, audio)) as events:
+                    async for event in events:
+                        told = told or isinstance(event, Segment | Delta)
+                        yield replace(event, model=candidate.id) if isinstance(event, Summary) else event
+                return
+            except EardrumError as error:
+                if not isinstance(error, RunnerCrashedError):
+                    candidates = [other for other in candidates if other is not candidate]
+                if not candidates or (told and not restartable) or not _may_go_better(error):
+                    raise
+                log.warning("%s Trying %s.", error.message, "once more" if candidates[0] is candidate else candidates[0].id)
+            if told:
+                yield Restart()
+
+    def _candidates(self, model: Model, request: Request) -> list[Model]:
+        """Who is asked, in this order; each twice, because a crash may have been another request's doing."""
+        self._catalog.check(model, request)
+        found = [model]
+        for name in model.fallback:
+            with suppress(UnsupportedFeatureError, ModelNotFoundError):
+                other = self._catalog.find(name)
+                self._catalog.check(other, request)
+                if other.id not in [candidate.id for candidate in found]:
+                    found.append(other)
+        return [candidate for candidate in found for _ in range(ATTEMPTS)]
+
+    async def _attempt(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
+        model = await self._fetched(model)
+        request = self._prepared(model, request)
+        async with (
+            self._lease(model) as upstream,
+            aclosing(upstream.transcribe(request, audio)) as events,
+        ):
+            async for event in events:
+                yield event
+
+
+def _may_go_better(error: EardrumError) -> bool:
+    """Whether another try, or another model, has a chance."""
+    if isinstance(error, ModelNotFoundError | BusyError):
+        return True
+    return error.status >= 500 and not isinstance(error, ShuttingDownError | StorageFullError)

@@ -1,0 +1,45 @@
+"""What the models' processes are doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.scheduler import State
+from eardrum.gateway.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """A model's process as it is now."""
+
+    model: Model
+    state: State
+    requests: int
+    pid: int | None
+    """None if it is another server's."""
+    loaded_at: float
+    """Unix time."""
+    default: bool
+    ttl: float
+    """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
+    ttl_remaining: float | None
+    """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
+
+
+def status_of(model: Model, supervisor: Supervisor, catalog: Catalog) -> ProcessStatus | None:
+    """The model's process; None if it does not serve."""
+    if not (running := supervisor.running(model)):
+        return None
+    idle, ttl = supervisor.idle_for(model), supervisor.ttl(model)
+    return ProcessStatus(
+        model=model,
+        state=supervisor.state(model),
+        requests=supervisor.load(model),
+        pid=running.pid,
+        loaded_at=running.since,
+        default=model.id == catalog.default.id,
+        ttl=ttl,
+        ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
+    )
