@@ -67,10 +67,9 @@ def test_a_field_after_the_file_is_asked_for_too(tmp_path: Path) -> None:
 def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tmp_path: Path) -> None:
     port = free_port()
     command = shlex.join([sys.executable, WHISPER, "--port", str(port), "--slow", "2"])
-    with (
-        serving(tmp_path, whisper={"cmd": command, "proxy": f"http://127.0.0.1:{port}"}) as server,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    kept = [f"TMPDIR={tmp_path}"]  # what is killed leaves its files behind, but not among the gateway's
+    model = {"cmd": command, "proxy": f"http://127.0.0.1:{port}", "env": kept}
+    with serving(tmp_path, whisper=model) as server, ThreadPoolExecutor(1) as pool:
         for fields in ({"response_format": "json"}, {"stream": "true"}):
             answer = pool.submit(server.post, encode(speech(), "mp3"), model="whisper", **fields)
             wait_for(lambda: _state(server, "whisper") == "busy", 60)

@@ -18,6 +18,7 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ModelLoadError
+from eardrum.gateway import ports
 from eardrum.gateway.command import Command
 from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.logs import Log
@@ -121,10 +122,20 @@ async def test_a_start_that_fails_says_why(line: str, says: str) -> None:
 
 async def test_one_that_leaves_the_foreground_is_refused_and_its_children_end() -> None:
     port = free_port()
-    said = await failure(entry(port, "--daemonise"))
-    assert "leaving others behind that have been ended too. It has to stay in the foreground" in said
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", port))
+    said = await failure(entry(port, "--daemonise", "--load-seconds", 1))
+    assert "ended with exit code 0, leaving others behind that have been ended too before it served. It has to stay" in said
+    assert not ports.taken(port, "127.0.0.1")
+
+
+async def test_one_that_leaves_the_foreground_later_ends_with_what_it_left() -> None:
+    port = free_port()
+    line = f"sh -c {shlex.quote(fake_llm(port) + ' & sleep 2')}"
+    model = config.Model.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{port}"})
+    async with running(model) as (command, _):
+        assert await command.ends_within(5)
+        assert command.ending == "ended with exit code 0, leaving others behind that have been ended too"
+        assert "foreground" in command.advice
+        assert not ports.taken(port, "127.0.0.1")
 
 
 async def test_a_port_that_is_taken_names_who_has_it() -> None:

@@ -109,7 +109,7 @@ class Command(Child):
                 raise ModelLoadError(f"The port {port} of {self.name} is not its own: {ports.named(other)} answers there.")
         if self.exited.done():
             await asyncio.shield(self.ended)
-            raise ModelLoadError(f"The command of {self.name} {self._early_ending} {self.last_words}")
+            raise ModelLoadError(f"The command of {self.name} {self.ending} before it served.{self.advice} {self.last_words}")
 
     async def _until(self, readiness: Readiness, within_s: float) -> bool:
         """Whether it is ready, or has ended, in time."""
@@ -123,11 +123,15 @@ class Command(Child):
         return bool(done)
 
     @property
-    def _early_ending(self) -> str:
-        if self._child.returncode == 0 or self.left_others:
-            left = ", leaving others behind that have been ended too" if self.left_others else ""
-            return f"{self.ending} before it served{left}.{FOREGROUND}"
-        return f"{self.ending} before it served."
+    def ending(self) -> str:
+        """How it ended, in words."""
+        left = ", leaving others behind that have been ended too" if self.left_others else ""
+        return f"{super().ending}{left}"
+
+    @property
+    def advice(self) -> str:
+        """What to do about one that ended as if all were well."""
+        return FOREGROUND if self._child.returncode == 0 or self.left_others else ""
 
     async def _run_stop_command(self) -> bool:
         """Whether `cmdStop` did what it should, as far as it says."""

@@ -105,7 +105,8 @@ class CommandLife:
     @property
     def ending(self) -> str:
         """How it ended, and what it said last."""
-        return f"The command of {self._command.name} {self._command.ending}. {self._command.last_words}"
+        command = self._command
+        return f"The command of {command.name} {command.ending}.{command.advice} {command.last_words}"
 
     @property
     def crash(self) -> RunnerCrashedError:
