@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -21,15 +21,21 @@ EARLY = b"HTTP/1.1 103 Hints\r\nlink: x\r\n\r\n"
 async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[ForeignUpstream, list[int]]]:
     """The way to a server that serves each connection with the script, and the connections it had."""
     connections: list[int] = []
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(len(connections))
+        task = asyncio.current_task()
+        assert task
+        serving.add(task)
         try:
             await script(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     found = ForeignUpstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/root/", Timeouts(**timeouts))
@@ -39,6 +45,9 @@ async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[For
         await found.close()
         server.close()
         await server.wait_closed()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)  # or their sockets would outlive the loop
 
 
 def saying(*pieces: bytes, forever: bool = False) -> Script:
