@@ -20,10 +20,10 @@ from eardrum.app import create_app
 from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError, EardrumError
-from eardrum.gateway.foreign import MESSAGE
 from eardrum.gateway.logs import Recorder
 from eardrum.gateway.preload import preload
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.foreign import MESSAGE
 from eardrum.http import Http
 from eardrum.source import Source
 

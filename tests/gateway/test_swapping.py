@@ -17,9 +17,9 @@ import yaml
 
 from eardrum import config
 from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, UnloadedError
-from eardrum.gateway.foreign import ForeignUpstream, Outgoing
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
 from tests.programs import FAKE_LLM, fake_llm, free_port
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from eardrum.gateway.process import Process
-from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.gateway.processes.process import Process
+from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Request, Segment, Summary, Word
 
 

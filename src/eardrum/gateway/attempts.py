@@ -17,10 +17,10 @@ from eardrum.errors import (
     UnsupportedFeatureError,
 )
 from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.spool import Source as Audio
-from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Delta, Event, Request, Segment, Summary
 
 log = logging.getLogger(__name__)

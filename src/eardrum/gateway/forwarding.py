@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from eardrum.errors import RunnerCrashedError, UpstreamDiedError, UpstreamUnreachableError
-from eardrum.gateway.connection import Answer
-from eardrum.gateway.foreign import ForeignUpstream, Outgoing
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.connection import Answer
+from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from eardrum.engines import registry
 from eardrum.engines.registry import Card
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway import names, peers
-from eardrum.gateway.habits import Habits
 from eardrum.gateway.names import Match
 from eardrum.gateway.store import Store, default_folder, size_of
+from eardrum.gateway.upstreams.habits import Habits
 from eardrum.languages import language_in_name
 from eardrum.types import Capabilities
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eardrum.gateway import scheduler
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.upstreams.upstream import RunnerUpstream
 
 
 @dataclass(frozen=True, slots=True)

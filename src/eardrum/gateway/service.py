@@ -19,17 +19,17 @@ from eardrum.errors import (
     PullError,
     StorageFullError,
 )
-from eardrum.gateway import choice, memory
+from eardrum.gateway import choice
 from eardrum.gateway.attempts import Attempts, Restart
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.events import Events, Topic
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease
-from eardrum.gateway.lives import Lives
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.names import Match
+from eardrum.gateway.processes import memory
+from eardrum.gateway.processes.lives import Lives
 from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
@@ -38,7 +38,8 @@ from eardrum.gateway.spool import Source as Audio
 from eardrum.gateway.spool import Spool
 from eardrum.gateway.status import ProcessStatus, status_of
 from eardrum.gateway.supervisor import Supervisor
-from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Event, Request, Transcript
 
 log = logging.getLogger(__name__)

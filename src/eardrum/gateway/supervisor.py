@@ -13,16 +13,17 @@ from functools import partial
 
 from eardrum.config import Settings
 from eardrum.errors import EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
-from eardrum.gateway import memory, scheduler
+from eardrum.gateway import scheduler
 from eardrum.gateway.changes import Changes
-from eardrum.gateway.crashes import Crashes
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease, wanted
-from eardrum.gateway.lives import Life, Lives
+from eardrum.gateway.processes import memory
+from eardrum.gateway.processes.crashes import Crashes
+from eardrum.gateway.processes.lives import Life, Lives
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import Scheduler, State
-from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Capabilities
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
 from eardrum.api.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
-from eardrum.gateway.connection import Answer
-from eardrum.gateway.foreign import Outgoing
 from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.connection import Answer
+from eardrum.gateway.upstreams.foreign import Outgoing
 
 EVENTS = b"text/event-stream"
 FIXED = (b"content-length", b"content-encoding")

@@ -15,8 +15,8 @@ from eardrum.api.asgi import Scope, header
 from eardrum.api.multipart import Body
 from eardrum.config import Limits
 from eardrum.errors import InvalidRequestError
-from eardrum.gateway.foreign import Stream
 from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.foreign import Stream
 
 FIELD = b"model"
 PART_HEAD = 16 << 10

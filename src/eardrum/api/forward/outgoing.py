@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from eardrum.api.asgi import Scope
 from eardrum.api.forward import headers
-from eardrum.gateway.foreign import CREDENTIALS, Outgoing, Stream
 from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.foreign import CREDENTIALS, Outgoing, Stream
 
 KEYS = frozenset(name.encode() for name in CREDENTIALS)
 NONE: frozenset[bytes] = frozenset()

@@ -13,10 +13,10 @@ from eardrum.api.forward.exchange import Exchange
 from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
 from eardrum.errors import NotReadyError, UnsupportedFeatureError
-from eardrum.gateway.foreign import Stream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.foreign import Stream
 
 PREFIX = "/upstream/"
 MOST_SLASHES = 8

@@ -15,10 +15,10 @@ from eardrum.api.forward.form import Form
 from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
 from eardrum.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedFeatureError, UnsupportedMediaTypeError
-from eardrum.gateway import filters
-from eardrum.gateway.foreign import Outgoing, Stream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams import filters
+from eardrum.gateway.upstreams.foreign import Outgoing, Stream
 
 CHAT = "/v1/chat/completions"
 

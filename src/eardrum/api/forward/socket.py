@@ -16,10 +16,10 @@ from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.forward import outgoing
 from eardrum.api.forward.headers import WEB_SOCKET
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Silence
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
 
 SILENT_S = 60.0
 """A WebSocket on which nobody has said anything for so long does not keep its model from being unloaded."""

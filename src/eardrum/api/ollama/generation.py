@@ -18,11 +18,11 @@ from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import UpstreamError
-from eardrum.gateway.foreign import Outgoing
 from eardrum.gateway.forwarding import answered
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.foreign import Outgoing
 from eardrum.types import Summary
 
 log = logging.getLogger(__name__)

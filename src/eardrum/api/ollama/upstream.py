@@ -10,11 +10,11 @@ from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import worded
 from eardrum.api.ollama.events import Events
 from eardrum.errors import EardrumError, InvalidRequestError, UpstreamError
-from eardrum.gateway import filters
-from eardrum.gateway.connection import Answer
-from eardrum.gateway.foreign import Outgoing, chunks
 from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams import filters
+from eardrum.gateway.upstreams.connection import Answer
+from eardrum.gateway.upstreams.foreign import Outgoing, chunks
 
 DONE = "[DONE]"
 HEADERS = (("content-type", "application/json"), ("accept-encoding", "identity"))

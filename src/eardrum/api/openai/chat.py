@@ -22,10 +22,10 @@ from eardrum.api.openai import answers, fields
 from eardrum.api.pieces import Pieces
 from eardrum.api.watch import Watch
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError
-from eardrum.gateway.fetch import Fetcher
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.fetch import Fetcher
 from eardrum.types import Request, Summary, Task
 
 WISHES = ("language", "prompt", "hotwords", "keywords")

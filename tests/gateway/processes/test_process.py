@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from eardrum.errors import ModelLoadError
-from eardrum.gateway.process import Process
+from eardrum.gateway.processes.process import Process
 from tests.conftest import wait_for
 
 READY = 'print(\'{"ready": {"batch": 1}}\', flush=True)'

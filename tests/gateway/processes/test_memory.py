@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eardrum.gateway import memory
+from eardrum.gateway.processes import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
 

@@ -17,11 +17,11 @@ import aiohttp
 from eardrum import config
 from eardrum.config import words
 from eardrum.errors import ModelLoadError
-from eardrum.gateway import ports
-from eardrum.gateway.child import Child
 from eardrum.gateway.logs import Log
-from eardrum.gateway.readiness import Readiness
-from eardrum.gateway.register import Register
+from eardrum.gateway.processes import ports
+from eardrum.gateway.processes.child import Child
+from eardrum.gateway.processes.readiness import Readiness
+from eardrum.gateway.processes.register import Register
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import pytest
 from eardrum import config
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.inventory import ADDRESS, COMMAND, FOREIGN, Model
-from eardrum.gateway.lives import Lives
 from eardrum.gateway.logs import Logs
+from eardrum.gateway.processes.lives import Lives
 from tests.programs import fake_llm, free_port
 
 pytestmark = pytest.mark.slow

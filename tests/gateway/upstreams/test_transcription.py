@@ -19,8 +19,8 @@ from eardrum.errors import (
     UpstreamDiedError,
     UpstreamError,
 )
-from eardrum.gateway.foreign import ForeignUpstream
-from eardrum.gateway.habits import Habits
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.upstreams.habits import Habits
 from eardrum.types import Delta, Event, Request, Segment, Summary, Task
 from tests import upstreams
 from tests.recordings import encode, tone

@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from eardrum.gateway import proc
+from eardrum.gateway.processes import proc
 
 LOCAL = {"localhost": ("127.0.0.1", "::1"), "0.0.0.0": ("127.0.0.1",), "::": ("::1",)}  # noqa: S104 -- compared, not bound
 """Hosts that are this machine, and the addresses by which it is reached."""

@@ -17,8 +17,8 @@ from yarl import URL
 
 from eardrum.config import Limits
 from eardrum.errors import InvalidRequestError, TooLargeError
-from eardrum.gateway.hosts import Hosts, address
 from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.hosts import Hosts, address
 
 CONNECT_S = 10.0
 REDIRECTS = 3

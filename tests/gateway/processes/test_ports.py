@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from eardrum.gateway import ports
+from eardrum.gateway.processes import ports
 
 
 @pytest.mark.parametrize(

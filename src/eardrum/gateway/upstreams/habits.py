@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eardrum.errors import ConfigError
-from eardrum.gateway.form import Field
+from eardrum.gateway.upstreams.form import Field
 from eardrum.remote.refusal import Reply
 from eardrum.types import Request, Task
 

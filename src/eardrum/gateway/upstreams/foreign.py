@@ -25,12 +25,12 @@ from eardrum.errors import (
     UpstreamTimeoutError,
     UpstreamUnreachableError,
 )
-from eardrum.gateway.connection import Answer
-from eardrum.gateway.form import Form
-from eardrum.gateway.habits import Habits
-from eardrum.gateway.pool import LOCALHOST, Pool
 from eardrum.gateway.spool import Source
-from eardrum.gateway.transcription import Answered, Transcription
+from eardrum.gateway.upstreams.connection import Answer
+from eardrum.gateway.upstreams.form import Form
+from eardrum.gateway.upstreams.habits import Habits
+from eardrum.gateway.upstreams.pool import LOCALHOST, Pool
+from eardrum.gateway.upstreams.transcription import Answered, Transcription
 from eardrum.types import Event, Request
 
 Headers = Sequence[tuple[str, str]]

@@ -9,7 +9,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from eardrum.gateway import proc
+from eardrum.gateway.processes import proc
 
 log = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 from eardrum import config
 from eardrum.errors import ConfigError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
-from eardrum.gateway.command import UNASKED, Command
-from eardrum.gateway.foreign import ForeignUpstream
-from eardrum.gateway.habits import Habits
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.logs import Logs
-from eardrum.gateway.process import Process
-from eardrum.gateway.readiness import Readiness
-from eardrum.gateway.register import Register
-from eardrum.gateway.upstream import RunnerUpstream
+from eardrum.gateway.processes.command import UNASKED, Command
+from eardrum.gateway.processes.process import Process
+from eardrum.gateway.processes.readiness import Readiness
+from eardrum.gateway.processes.register import Register
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.upstreams.habits import Habits
+from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Capabilities
 
 log = logging.getLogger(__name__)

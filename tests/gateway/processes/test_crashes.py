@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eardrum.gateway.crashes import PAUSES_S, Crashes
+from eardrum.gateway.processes.crashes import PAUSES_S, Crashes
 
 
 def pause(crashes: Crashes, now: float) -> float:

@@ -18,10 +18,10 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ModelLoadError
-from eardrum.gateway import ports
-from eardrum.gateway.command import Command
-from eardrum.gateway.foreign import ForeignUpstream
 from eardrum.gateway.logs import Log
+from eardrum.gateway.processes import ports
+from eardrum.gateway.processes.command import Command
+from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from tests.conftest import wait_for
 from tests.programs import fake_llm, free_port
 

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from eardrum.gateway.container import HEAD_BYTES, Container, container, wav_header
 from eardrum.gateway.spool import Source
+from eardrum.gateway.upstreams.container import HEAD_BYTES, Container, container, wav_header
 
 Field = tuple[str, str]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eardrum.gateway import proc
-from eardrum.gateway.register import VARIABLE, Register, mark_of
+from eardrum.gateway.processes import proc
+from eardrum.gateway.processes.register import VARIABLE, Register, mark_of
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
-from eardrum.gateway.child import Child
-from eardrum.gateway.register import Register
+from eardrum.gateway.processes.child import Child
+from eardrum.gateway.processes.register import Register
 
 async def main():
     register = Register(Path(sys.argv[1]))

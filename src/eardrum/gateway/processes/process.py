@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eardrum.errors import ModelLoadError, error_from_json
-from eardrum.gateway.child import GRACE_S, Child
 from eardrum.gateway.logs import Log
+from eardrum.gateway.processes.child import GRACE_S, Child
 
 
 class Process(Child):

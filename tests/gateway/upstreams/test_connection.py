@@ -10,7 +10,7 @@ import pytest
 
 from eardrum.config.llama_swap import Timeouts
 from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamTimeoutError
-from eardrum.gateway.foreign import ForeignUpstream, Outgoing, Stream, chunks
+from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing, Stream, chunks
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 GET = Outgoing("GET", "/x")

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eardrum.gateway import proc
+from eardrum.gateway.processes import proc
 
 log = logging.getLogger(__name__)
 

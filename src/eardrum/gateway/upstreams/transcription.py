@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UnsupportedFeatureError, UpstreamDiedError, UpstreamError
-from eardrum.gateway import habits
-from eardrum.gateway.form import Form, Recording, recording
-from eardrum.gateway.habits import Habits, Plan
 from eardrum.gateway.spool import Source
+from eardrum.gateway.upstreams import habits
+from eardrum.gateway.upstreams.form import Form, Recording, recording
+from eardrum.gateway.upstreams.habits import Habits, Plan
 from eardrum.remote import stream
 from eardrum.remote.answers import Answer
 from eardrum.remote.refusal import Reply

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from eardrum.config.llama_swap import Timeouts
 from eardrum.errors import UpstreamTimeoutError, UpstreamUnreachableError
-from eardrum.gateway.connection import Connection
+from eardrum.gateway.upstreams.connection import Connection
 
 LOCALHOST = ("127.0.0.1", "::1")
 """What `localhost` is, also where the system's table has only one of them."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.gateway.lines import LONGEST, Lines
+from eardrum.gateway.processes.lines import LONGEST, Lines
 
 
 def whole(*pieces: bytes) -> list[str]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
-from eardrum.gateway import proc
-from eardrum.gateway.lines import Lines
 from eardrum.gateway.logs import Log
-from eardrum.gateway.register import VARIABLE, Register, end_strays
+from eardrum.gateway.processes import proc
+from eardrum.gateway.processes.lines import Lines
+from eardrum.gateway.processes.register import VARIABLE, Register, end_strays
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eardrum.config import Model
-from eardrum.gateway import filters
+from eardrum.gateway.upstreams import filters
 
 CHAT: dict[str, Any] = {"model": "m", "temperature": 0.5, "messages": [{"role": "user", "content": "hi"}], "options": {"a": 1}}
 

@@ -13,9 +13,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from eardrum.config import Limits
 from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
-from eardrum.gateway.fetch import Fetcher
-from eardrum.gateway.hosts import Hosts, address
 from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.fetch import Fetcher
+from eardrum.gateway.upstreams.hosts import Hosts, address
 
 PUBLIC = "93.184.216.34"
 

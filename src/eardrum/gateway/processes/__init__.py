@@ -1,0 +1,1 @@
+"""How models come to life, and how their processes are watched and ended."""
