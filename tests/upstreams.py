@@ -103,12 +103,22 @@ def fake_upstream(answer: Answer) -> Iterator[FakeUpstream]:
     try:
         yield fake
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_ended(runner), loop).result(10)
         asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
         assert not thread.is_alive()
+
+
+async def _ended(runner: web.AppRunner) -> None:
+    """Close everything, also connections that came in this very moment: they would outlive their loop."""
+    await runner.cleanup()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0.01)  # what is closed is gone after a turn of the loop or two
 
 
 def error(status: int, message: str, **headers: str) -> web.Response:
