@@ -112,8 +112,13 @@ def fake_upstream(answer: Answer) -> Iterator[FakeUpstream]:
 
 
 async def _ended(runner: web.AppRunner) -> None:
-    """Close everything, also connections that came in this very moment: they would outlive their loop."""
+    """Close everything, also connections that the server has not heard of yet, or whose client reads no more.
+
+    They would outlive their loop, and be complained of in the middle of another test.
+    """
     await runner.cleanup()
+    for transport in list(asyncio.get_running_loop()._transports.values()):
+        transport.abort()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Which web pages may use `/api/`."""
+"""Which web pages may use what runs the server."""
 
 from __future__ import annotations
 
@@ -53,6 +53,28 @@ def test_a_page_from_elsewhere_can_neither_change_nor_read_anything() -> None:
             assert "access-control-allow-origin" not in answer.headers
         assert isinstance(requests.get(f"{gateway.url}/api/tags", headers={"origin": EVIL}, timeout=10).json()["error"], str)
         assert requests.get(f"{gateway.url}/v1/models", headers={"origin": EVIL}, timeout=10).status_code == 200
+
+
+def test_a_picture_on_a_page_from_elsewhere_unloads_nothing() -> None:
+    picture, link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, {"sec-fetch-site": "cross-site"}
+    link["sec-fetch-mode"] = "navigate"
+    with serving() as gateway:
+
+        def status(path: str, headers: dict[str, str]) -> int:
+            return requests.get(f"{gateway.url}{path}", headers=headers, timeout=10).status_code
+
+        for path in ("/unload", "/logs", "/running", "/upstream/x/", "/api/ps"):
+            assert status(path, picture) == 403
+            assert status(path, {"origin": EVIL}) == 403
+        assert (status("/unload", link), status("/logs", link), status("/logs", {})) == (403, 200, 200)
+
+
+def test_a_socket_of_a_page_from_elsewhere_is_refused() -> None:
+    asked = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x" * 22 + "=="}
+    with serving() as gateway:
+        for origin, status in ((EVIL, 403), ("http://localhost:3000", 404)):
+            headers = asked | {"origin": origin}
+            assert requests.get(f"{gateway.url}/upstream/x/ws", headers=headers, timeout=10).status_code == status
 
 
 def test_a_page_of_this_machine_may_read_what_it_asked_for() -> None:

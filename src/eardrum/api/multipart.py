@@ -71,7 +71,8 @@ class Body:
         raise ClientGoneError
 
     def _refuse(self) -> NoReturn:
-        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param="file")
+        param = "file" if self._limit == "upload_bytes" else None
+        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param=param)
 
 
 @dataclass(slots=True)

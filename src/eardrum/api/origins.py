@@ -1,7 +1,7 @@
-"""Keeps web pages of other origins away from `/api/`, as Ollama does. Pure ASGI.
+"""Keeps web pages of other origins away from what runs the server, from upstreams' own pages, and from WebSockets. Pure ASGI.
 
-A browser lets any page post to any address, this machine's own included, and then only hides the answer. That would be enough
-to fetch and to unload models. But it says which page it was.
+A browser lets any page send to any address, this machine's own included, and then only hides the answer, of a WebSocket not even
+that. That would be enough to fetch and to unload models. But it says which page it was, or at least that it was another's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from eardrum.api.access import record
 from eardrum.api.asgi import App, Message, Receive, Scope, Send, header
 from eardrum.errors import EardrumError, ForbiddenError
 
-GUARDED = "/api/"
+GUARDED = ("/api/", "/upstream/", "/unload", "/logs", "/running")
+"""Beginnings of paths that are for whoever runs the server, and for Ollama's clients, whose rule this is."""
 
 APPS = ("app", "file", "tauri", "vscode-file", "vscode-webview")
 """Schemes of programs on this machine that are pages inside; no web site can have one."""
@@ -39,19 +40,32 @@ class Origins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        origin = header(scope, b"origin") if scope["type"] == "http" and scope["path"].startswith(GUARDED) else ""
+        socket = scope["type"] == "websocket"
+        guarded = socket or (scope["type"] == "http" and scope["path"].startswith(GUARDED))
+        origin = header(scope, b"origin") if guarded else ""
+        if guarded and not origin and _embedded_elsewhere(scope) and "*" not in self._also:
+            origin = "another site"  # pictures and scripts do not say which
         if not origin:
             await self._app(scope, receive, send)
         elif not may_use(origin, header(scope, b"host"), local=self._local, also=self._also):
             error = ForbiddenError(
-                f"Pages of {origin[:100]} may not use {GUARDED}: name that origin under `origins` in the config."
+                f"Pages of {origin[:100]} may not use {scope['path'][:100]}: name that origin under `origins` in the config."
             )
             record(scope).note = error.message
             await self._refusal(scope["path"], error)(scope, receive, send)
+        elif socket:
+            await self._app(scope, receive, send)
         elif scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
             await Response(status_code=204, headers=_beforehand(scope, origin))(scope, receive, send)
         else:
             await self._app(scope, receive, _readable(send, origin))
+
+
+def _embedded_elsewhere(scope: Scope) -> bool:
+    """Whether a page of another site has this in it, or is left by a link to where something would be unloaded."""
+    if header(scope, b"sec-fetch-site") != "cross-site":
+        return False
+    return header(scope, b"sec-fetch-mode") != "navigate" or scope["path"].startswith("/unload")
 
 
 def may_use(origin: str, host: str, *, local: bool, also: tuple[str, ...]) -> bool:

@@ -31,6 +31,8 @@ def finished(settings: Settings, places: Places) -> tuple[Settings, list[Remark]
     checked_profiles(settings, names, places)
     for id, targets in checked_selectors(settings, names, places):
         check_spillover(id, targets, settings, places)
+    if "" in settings.models:
+        raise places.error(("models", ""), "A model under `models:` has an empty name: no client could ask for it.")
     _check_keys(settings, places)
     _check_addresses(settings, places)
     remarks = [*names.remarks, *_levels(settings, places), *_clashes(settings, places), *_odd(settings, places)]

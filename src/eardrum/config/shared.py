@@ -88,7 +88,7 @@ class SharedSettings(BaseModel):
     )
     logRequests: bool = without_effect(False, why="every request is one line of the log.", description="Log requests.")
     metricsMaxInMemory: int = without_effect(
-        1000, why="requests are counted and not kept.", description="Requests remembered for the activity page."
+        1000, why="the last 1000 requests are kept.", description="Requests remembered for the activity page."
     )
     captureBuffer: int = without_effect(
         5, why="what clients send is not kept.", description="Megabytes of requests and answers that are kept."

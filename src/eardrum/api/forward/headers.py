@@ -14,6 +14,9 @@ HOP_BY_HOP = frozenset(
 )
 """They speak of one connection, and ours to the upstream is another."""
 
+NOT_SENT_BACK = HOP_BY_HOP | {b"date"}
+"""Our own answer has a date already."""
+
 COMMON = frozenset((b"close", b"keep-alive"))
 """What a `connection` header mostly says, and is no header."""
 
@@ -55,7 +58,7 @@ def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = frozenset()
 
 def sent_back(raw: Raw) -> list[tuple[bytes, bytes]]:
     """The upstream's headers, in lower case, for the client. Events are kept from being buffered by proxies in front of us."""
-    dropped = _dropped(raw, HOP_BY_HOP)
+    dropped = _dropped(raw, NOT_SENT_BACK)
     headers = [item for item in raw if item[0] not in dropped]
     if content_type(headers) == b"text/event-stream":
         headers = [item for item in headers if item[0] != b"x-accel-buffering"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -56,7 +56,9 @@ class Models:
                 yield self._selector(id, selector)
         pins = selection.profiles[selection.active].pins if selection.active else {}
         taken = {*selection.selectors, *(model.id for model in catalog)}
-        yield from (_object(pin, "profile", loaded=False) for pin, target in pins.items() if target and pin not in taken)
+        for pin, target in pins.items():
+            if target and pin not in taken:
+                yield _object(pin, "profile", loaded=self._up([target]))
 
     def _model(self, id: str, model: Model) -> Object:
         state, aliases = self._service.state(model), self._service.catalog.aliases(model)
@@ -78,16 +80,20 @@ class Models:
             **modalities.described(model),
         }
 
+    def _up(self, targets: Sequence[str]) -> bool:
+        """Whether one of these is loaded, or about to be."""
+        models = [model for target in targets if (model := self._service.catalog.named(target))]
+        return any(self._service.state(model) in (State.READY, State.STARTING) for model in models)
+
     def _selector(self, id: str, selector: Selector) -> Object:
         targets = selector.targets[:1] if selector.strategy == "pin" else selector.targets
-        models = [model for target in targets if (model := self._service.catalog.named(target))]
         facts: Object = {"strategy": selector.strategy, "targets": list(selector.targets)}
         if selector.strategy == "spillover":
             facts["spillover"] = selector.settings.spillover
         return _object(
             id,
             "selector",
-            loaded=any(self._service.state(model) in (State.READY, State.STARTING) for model in models),
+            loaded=self._up(targets),
             name=selector.name,
             description=selector.description,
             metadata=selector.metadata,

@@ -30,6 +30,7 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/v1/audio/transcriptions", Audio(service, Task.TRANSCRIBE), methods=["POST"]),
         Route("/v1/audio/translations", Audio(service, Task.TRANSLATE), methods=["POST"]),
         Route("/v1/models", models.list),
+        Route("/models", models.list),  # as llama-swap has it
         Route("/v1/models/{id:path}", models.one),
     ]
 
