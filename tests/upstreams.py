@@ -116,8 +116,13 @@ async def _ended(runner: web.AppRunner) -> None:
 
     They would outlive their loop, and be complained of in the middle of another test.
     """
+    loop = asyncio.get_running_loop()
+    for site in runner.sites:
+        for listening in site._server.sockets:
+            loop.remove_reader(listening.fileno())  # asyncio forgets to close what comes in while it stops to listen
+    await asyncio.sleep(0.01)
     await runner.cleanup()
-    for transport in list(asyncio.get_running_loop()._transports.values()):
+    for transport in list(loop._transports.values()):
         transport.abort()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
