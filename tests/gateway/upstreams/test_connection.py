@@ -38,7 +38,7 @@ async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[For
                 await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    found = ForeignUpstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/root/", Timeouts(**timeouts))
+    found = ForeignUpstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/base/", Timeouts(**timeouts))
     try:
         yield found, connections
     finally:
@@ -177,7 +177,7 @@ async def test_a_body_is_sent_with_its_length_or_in_chunks() -> None:
 
         async with upstream(script) as (found, _):
             await found.send(Outgoing("POST", "/p?q=1", [("x-a", "\xe9")], Stream(pieces(), size)))
-        assert seen[0].startswith(b"POST /root/p?q=1 HTTP/1.1\r\nhost: 127.0.0.1:")
+        assert seen[0].startswith(b"POST /base/p?q=1 HTTP/1.1\r\nhost: 127.0.0.1:")
         assert b"x-a: \xe9\r\n" in seen[0]
         assert seen[1] == expected
 
