@@ -223,6 +223,10 @@ class UpstreamUnreachableError(UpstreamDiedError):
     """Nobody answers at the address of the server behind a model: it has not had the request."""
 
 
+class UpstreamHungUpError(UpstreamDiedError):
+    """It closed a connection that was kept from an earlier request, perhaps before it saw this one."""
+
+
 class UpstreamTimeoutError(UpstreamError):
     """The server behind a model did not answer in time."""
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from eardrum.errors import RunnerCrashedError, UpstreamDiedError, UpstreamUnreachableError
+from eardrum.errors import RunnerCrashedError, UpstreamDiedError, UpstreamHungUpError, UpstreamUnreachableError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.connection import Answer
@@ -18,10 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Tries:
-    """What became of a request so far: how often an upstream had it and broke off, and how often none was there."""
+    """What became of a request so far: how often an upstream had it and broke off, how often none was there, and whether
+    a kept connection turned out to be closed."""
 
     broke: int = 0
     refused: int = 0
+    hung_up: bool = False
 
     @property
     def over(self) -> bool:
@@ -59,14 +61,21 @@ async def answered(service: Service, model: Model, request: Outgoing) -> AsyncIt
 
 
 async def _sent(upstream: ForeignUpstream, request: Outgoing, tries: Tries) -> Answer:
-    """The answer, over a new connection if a kept one was closed by the other side at this very moment."""
-    while True:
-        try:
-            return await upstream.send(request)
-        except UpstreamUnreachableError:
-            tries.refused += 1
-            raise
-        except UpstreamDiedError:
+    """The answer, over another connection at once if a kept one was closed by the other side at this very moment.
+
+    An upstream that breaks off a new connection may be dying: whoever holds the lease finds that out before it is asked again.
+    """
+    try:
+        return await upstream.send(request)
+    except UpstreamHungUpError:
+        if tries.hung_up or not request.repeatable:
             tries.broke += 1
-            if tries.over or not request.repeatable:
-                raise
+            raise
+        tries.hung_up = True
+    except UpstreamUnreachableError:
+        tries.refused += 1
+        raise
+    except UpstreamDiedError:
+        tries.broke += 1
+        raise
+    return await _sent(upstream, request, tries)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import httptools
 
-from eardrum.errors import UpstreamDiedError
+from eardrum.errors import UpstreamDiedError, UpstreamHungUpError
 
 AHEAD = 1 << 17
 """Bytes of an answer that are read before somebody takes them."""
@@ -111,6 +111,7 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._paused = self._over = False
+        self._kept = False
         self._no_body = False
         self._delimited = False
         self._head_bytes = 0
@@ -126,10 +127,11 @@ class Connection(asyncio.Protocol):
 
         Raises:
             UpstreamDiedError: the connection ends before that.
+            UpstreamHungUpError: so it does, and it had served requests before.
             Exception: what reading the body raised.
         """
         if self._over:
-            raise UpstreamDiedError(f"{self._origin} closed the connection.")
+            raise self._broken("it closed the connection")
         self.usable, self._no_body, self._head_bytes = False, no_body, 0
         self._answer = Answer(self, self._origin)
         self._head = asyncio.get_running_loop().create_future()
@@ -218,10 +220,14 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, why: str) -> None:
         if self._head and not self._head.done():
-            self._head.set_exception(UpstreamDiedError(f"{self._origin} broke off before it answered: {why}."))
+            self._head.set_exception(self._broken(why))
         elif self._answer:
             self._answer.end(why)
         self._head = self._answer = None
+
+    def _broken(self, why: str) -> UpstreamDiedError:
+        kind = UpstreamHungUpError if self._kept else UpstreamDiedError
+        return kind(f"{self._origin} broke off before it answered: {why}.")
 
     # What the parser finds.
 
@@ -264,7 +270,7 @@ class Connection(asyncio.Protocol):
         if self._sending or self._transport.is_closing() or not self._parser.should_keep_alive():
             self.abort()
         else:
-            self.usable = True
+            self.usable = self._kept = True
             self._idle(self)
 
 
