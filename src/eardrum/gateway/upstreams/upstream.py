@@ -13,6 +13,8 @@ import aiohttp
 
 from eardrum.errors import RunnerCrashedError, error_from_json
 from eardrum.gateway.spool import Source
+from eardrum.gateway.upstreams.session import LiveSession
+from eardrum.live import Settings
 from eardrum.types import Event, Opened, Request, Segment, Summary
 
 EVENTS: dict[str, Any] = {"opened": Opened, "segment": Segment, "summary": Summary}
@@ -57,6 +59,10 @@ class RunnerUpstream:
             if not ended:
                 await self._cancel(name)
         raise RunnerCrashedError("The model's process ended in the middle of its answer.")
+
+    def live(self, settings: Settings) -> LiveSession:
+        """A live session; it begins when its events are asked for."""
+        return LiveSession(self._session, settings)
 
     async def _cancel(self, name: str) -> None:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):

@@ -1,0 +1,327 @@
+"""The nouns of live speech: what a session is told, what comes out of it, and how both cross the wall.
+
+A session is one stream of audio. It falls into utterances, numbered from 1: what somebody says between two pauses, or between two
+commits. All times are seconds of audio since the session began, whatever the clock on the wall says.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Self
+
+from eardrum.errors import EardrumError, InvalidRequestError, error_from_json
+from eardrum.types import SAMPLE_RATE, Priority, Record, Request, Segment, Word
+
+
+class Encoding(StrEnum):
+    """How the audio of a session is written down."""
+
+    PCM16 = "s16le"
+    PCM32F = "f32le"
+    MULAW = "mulaw"
+    ALAW = "alaw"
+    CONTAINER = "container"
+    """Anything FFmpeg opens as a stream (webm, ogg, mp3 ...); it says itself what its rate is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format(Record):
+    """What the bytes are. Rate in Hz and channels (mixed down to one) are ignored for a container."""
+
+    encoding: Encoding = Encoding.PCM16
+    rate: int = SAMPLE_RATE
+    channels: int = 1
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The format from `to_json`'s dict."""
+        return cls(**{**cls._known(data), "encoding": Encoding(data.get("encoding", Encoding.PCM16))})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpointing(Record):
+    """When an utterance begins and ends by itself."""
+
+    threshold: float = 0.5
+    """Speech probability above which a frame counts as speech, in 0..1."""
+    prefix_s: float = 0.3
+    """Audio before the speech that belongs to the utterance."""
+    silence_s: float = 0.5
+    """A pause this long ends it."""
+    idle_s: float | None = None
+    """Silence this long after an utterance is told as `Idle`, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Record):
+    """What a session goes by. It can be changed while it runs; the format only before the first audio."""
+
+    request: Request = field(default_factory=lambda: Request(priority=Priority.LIVE))
+    format: Format = field(default_factory=Format)
+    endpointing: Endpointing | None = field(default_factory=Endpointing)
+    """None: only `Commit` and `Finish` end an utterance."""
+    partials: bool = True
+    """Text is wanted while somebody speaks."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The settings from `to_json`'s dict."""
+        endpointing = data.get("endpointing")
+        request = Request.from_json(data.get("request", {}))
+        return cls(
+            request=replace(request, priority=Priority.LIVE),
+            format=Format.from_json(data.get("format", {})),
+            endpointing=Endpointing.from_json(endpointing) if endpointing is not None else None,
+            partials=bool(data.get("partials", True)),
+        )
+
+
+# What a session is told, besides audio.
+
+
+@dataclass(frozen=True, slots=True)
+class Configure(Record):
+    """Go by other settings, from the audio that comes next. An utterance in progress is decoded as it began."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Commit(Record):
+    """End the utterance here, and give its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clear(Record):
+    """Forget the audio of the utterance in progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Record):
+    """No more audio comes: end the utterance, give its text, and end the session."""
+
+
+Command = Configure | Commit | Clear | Finish
+
+
+# What comes out of it.
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted(Record):
+    """Somebody speaks, since `at` (the prefix included). Only with endpointing."""
+
+    utterance: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Partial(Record):
+    """The text so far of an utterance in progress.
+
+    `stable` is never taken back: every later `stable`, and the final text, begins with it. `tentative` is what comes
+    behind it just now, and may change. Joined they are the text; spaces between them are theirs.
+    """
+
+    utterance: int
+    stable: str
+    tentative: str
+    start: float
+    end: float
+    """The audio up to here has been heard."""
+    words: tuple[Word, ...] = ()
+    """Of the stable text, where the model tells them and `request.words` is set."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The partial from `to_json`'s dict."""
+        return cls(**{**cls._known(data), "words": tuple(Word.from_json(word) for word in data.get("words", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped(Record):
+    """The speech was over at `at`. Only with endpointing; `Committed` follows."""
+
+    utterance: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Record):
+    """The utterance has its end, and its text is on the way: one `Final` or `Failed` follows, in the order of utterances."""
+
+    utterance: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Final(Record):
+    """The text of a whole utterance. It is empty where nobody spoke."""
+
+    utterance: int
+    start: float
+    end: float
+    text: str
+    segments: tuple[Segment, ...] = ()
+    language: str = ""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The final from `to_json`'s dict."""
+        return cls(**{**cls._known(data), "segments": tuple(Segment.from_json(item) for item in data.get("segments", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Record):
+    """The utterance has no text: the model failed on it. The session goes on."""
+
+    utterance: int
+    error: EardrumError
+
+    def to_json(self) -> dict[str, Any]:
+        """The failure as a JSON-ready dict."""
+        return {"utterance": self.utterance, "error": self.error.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The failure from `to_json`'s dict."""
+        return cls(data["utterance"], error_from_json(data["error"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared(Record):
+    """What `Clear` asked for is done. `utterance` is the one that was given up, 0 if there was none."""
+
+    utterance: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Record):
+    """A command could not be carried out (an empty commit, a change of format in the middle); all goes on as before."""
+
+    error: EardrumError
+
+    def to_json(self) -> dict[str, Any]:
+        """The refusal as a JSON-ready dict."""
+        return {"error": self.error.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The refusal from `to_json`'s dict."""
+        return cls(error_from_json(data["error"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Idle(Record):
+    """Nobody has spoken for `Endpointing.idle_s`, up to `at`."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Record):
+    """The answer to `Finish`, after all finals: the session is over."""
+
+    duration: float
+    """Seconds of audio heard."""
+    language: str = ""
+    decode_s: float = 0.0
+    """Time the engine spent on this session, partials included."""
+    partials: int = 0
+    """Decodes for partials, and how many were left out for want of time."""
+    skipped: int = 0
+
+
+LiveEvent = SpeechStarted | Partial | SpeechStopped | Committed | Final | Failed | Cleared | Refused | Idle | Ended
+
+EVENTS: dict[str, Any] = {
+    "speech_started": SpeechStarted,
+    "partial": Partial,
+    "speech_stopped": SpeechStopped,
+    "committed": Committed,
+    "final": Final,
+    "failed": Failed,
+    "cleared": Cleared,
+    "refused": Refused,
+    "idle": Idle,
+    "ended": Ended,
+}
+NAMES = {kind: name for name, kind in EVENTS.items()}
+COMMANDS: dict[str, Any] = {"configure": Configure, "commit": Commit, "clear": Clear, "finish": Finish}
+COMMAND_NAMES = {kind: name for name, kind in COMMANDS.items()}
+
+
+def event_line(event: LiveEvent) -> bytes:
+    """The event as it crosses the wall: a line of JSON with one key."""
+    return json.dumps({NAMES[type(event)]: event.to_json()}).encode() + b"\n"
+
+
+def event_from(line: bytes | str) -> LiveEvent:
+    """The event of a line.
+
+    Raises:
+        EardrumError: the line is `{"error": ...}`: the session is over.
+    """
+    ((kind, data),) = json.loads(line).items()
+    if kind == "error":
+        raise error_from_json(data)
+    event: LiveEvent = EVENTS[kind].from_json(data)
+    return event
+
+
+HEAD = struct.Struct(">cI")
+"""Before each message to the runner: what it is, and its length in bytes."""
+AUDIO, COMMAND = b"a", b"c"
+LARGEST = 16 << 20
+"""Bytes of a message; more is taken for a broken stream."""
+
+
+def audio_message(audio: bytes) -> bytes:
+    """Audio as it crosses the wall."""
+    return HEAD.pack(AUDIO, len(audio)) + audio
+
+
+def command_message(command: Command) -> bytes:
+    """A command as it crosses the wall."""
+    body = json.dumps({COMMAND_NAMES[type(command)]: command.to_json()}).encode()
+    return HEAD.pack(COMMAND, len(body)) + body
+
+
+class Messages:
+    """Takes bytes as they come and gives the messages in them: audio as bytes, or a command."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes | Command]:
+        """The messages that `data` completes.
+
+        Raises:
+            InvalidRequestError: this is not a stream of messages.
+        """
+        self._held += data
+        while len(self._held) >= HEAD.size:
+            kind, size = HEAD.unpack_from(self._held)
+            if kind not in (AUDIO, COMMAND) or size > LARGEST:
+                raise InvalidRequestError("What came is not a message of a live session.")
+            if len(self._held) < HEAD.size + size:
+                return
+            body = bytes(self._held[HEAD.size : HEAD.size + size])
+            del self._held[: HEAD.size + size]
+            yield body if kind == AUDIO else _command(body)
+
+
+def _command(body: bytes) -> Command:
+    try:
+        ((name, data),) = json.loads(body).items()
+        if name == "configure":
+            return Configure(Settings.from_json(data["settings"]))
+        command: Command = COMMANDS[name]()
+        return command
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidRequestError(f"What came is not a command of a live session: {error}") from error
