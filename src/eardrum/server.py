@@ -26,6 +26,7 @@ from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import MESSAGE
 from eardrum.http import Http
 from eardrum.source import Source
+from eardrum.websocket import WebSocket
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         log_config=None,
         server_header=False,
         http=Http,
-        ws="websockets-sansio",
+        ws=WebSocket,
         ws_max_size=MESSAGE,
         ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
         timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,

@@ -18,6 +18,7 @@ from eardrum.app import create_app
 from eardrum.config import Settings
 from eardrum.gateway.service import Service
 from eardrum.http import Http
+from eardrum.websocket import WebSocket
 
 
 @dataclass
@@ -35,7 +36,7 @@ def serving(**settings: Any) -> Iterator[Gateway]:
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(Settings(**settings))
     config = uvicorn.Config(
-        create_app(service), http=Http, ws="websockets-sansio", log_config=None, timeout_graceful_shutdown=1, lifespan="on"
+        create_app(service), http=Http, ws=WebSocket, log_config=None, timeout_graceful_shutdown=1, lifespan="on"
     )
     server = uvicorn.Server(config)
     started = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", service, uvloop.new_event_loop())

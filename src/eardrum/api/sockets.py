@@ -1,0 +1,181 @@
+"""WebSockets on which a protocol is spoken here: what such protocols share, and none of their words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from enum import IntEnum
+from types import TracebackType
+from typing import Any, Self
+
+from eardrum.api.access import record
+from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, Send, transport
+from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ShuttingDownError, TooLargeError, UnloadedError
+
+AHEAD = 4 << 20
+"""Bytes of a client's messages that may wait here: two minutes of 16 kHz. Then it is not read until there is room again."""
+
+MESSAGE_COSTS = 100
+"""What a message takes besides its bytes, about."""
+
+REASON_BYTES = 123
+"""What a closing frame has room for."""
+
+
+class Closing(IntEnum):
+    """Why a WebSocket is closed."""
+
+    DONE = 1000
+    GOING_AWAY = 1001
+    REFUSED = 1008
+    TOO_LARGE = 1009
+    FAILED = 1011
+    RESTARTING = 1012
+    TRY_LATER = 1013
+
+
+def closing(error: EardrumError) -> Closing:
+    """The code for an error that ends a session."""
+    match error:
+        case ShuttingDownError():
+            return Closing.RESTARTING
+        case BusyError() | ModelCoolingError() | UnloadedError():
+            return Closing.TRY_LATER
+        case TooLargeError():
+            return Closing.TOO_LARGE
+    return Closing.REFUSED if error.status < 500 else Closing.FAILED
+
+
+class Socket:
+    """A WebSocket from its handshake on: `async with Socket(...) as socket`, then `async for message in socket` and `say`.
+
+    A task reads all the while: who does not read learns neither that the client left nor that it is alive. A client that
+    leaves ends the work inside the block, one that takes in nothing for `stall_s` is hung up on. `over` is set when the server
+    ends: then the messages end too, `ending` is true, and who holds the socket says what is left to say and closes it.
+
+    Raises:
+        ClientGoneError: at the end of the block, and from whatever sends: the client left.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, over: asyncio.Event, stall_s: float, subprotocol: str | None = None
+    ):
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._over = over
+        self._stall_s = stall_s
+        self._subprotocol = subprotocol
+        self._waiting: deque[str | bytes] = deque()
+        self._size = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._deaf = False
+        self._closed = False
+        self._gone = False
+        self.ending = False
+
+    async def __aenter__(self) -> Self:
+        working = asyncio.current_task()
+        assert working
+        self._working: asyncio.Task[object] = working
+        if (await self._receive())["type"] != "websocket.connect":
+            raise ClientGoneError
+        if farewell := self._scope["extensions"].get("eardrum.farewell"):
+            farewell["call"]()
+        await self._deliver({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._end())}
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._gone:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            return
+        for task in self._tasks:
+            task.cancel()
+        self._working.uncancel()
+        raise ClientGoneError from error
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """What the client says, in order: text, or bytes."""
+        while True:
+            while self._waiting:
+                message = self._waiting.popleft()
+                self._size -= len(message) + MESSAGE_COSTS
+                if self._size <= AHEAD:
+                    self._room.set()
+                yield message
+            if self.ending:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    async def say(self, message: Mapping[str, Any]) -> None:
+        """Send a message as JSON."""
+        await self._deliver({"type": "websocket.send", "text": json.dumps(message, ensure_ascii=False)})
+
+    async def close(self, code: Closing = Closing.DONE, reason: str = "") -> None:
+        """Say goodbye."""
+        self._closed = True
+        short = reason.encode()[:REASON_BYTES].decode(errors="ignore")
+        await self._deliver({"type": "websocket.close", "code": int(code), "reason": short})
+
+    def ignore(self) -> None:
+        """Nothing more is wanted of the client: what it still says is thrown away, its leaving is noticed."""
+        self._deaf = True
+        self._waiting.clear()
+        self._size = 0
+        self._room.set()
+
+    async def _read(self) -> None:
+        while (message := await self._receive())["type"] == "websocket.receive":
+            if self._deaf:
+                continue
+            text = message.get("text")
+            content: str | bytes = message["bytes"] if text is None else text
+            self._waiting.append(content)
+            self._size += len(content) + MESSAGE_COSTS
+            self._news.set()
+            if self._size > AHEAD:
+                self._room.clear()
+            await self._room.wait()
+        if not self._closed:
+            self._gone = True
+            self._working.cancel()
+
+    async def _end(self) -> None:
+        await self._over.wait()
+        self.ending = True
+        self._deaf = True
+        self._room.set()
+        self._news.set()
+
+    async def _deliver(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await self._send(message)
+        except TimeoutError:
+            record(self._scope).note = "the client took nothing in"
+            transport(self._scope).abort()
+            raise ClientGoneError from None
+        except OSError as error:
+            raise ClientGoneError from error
+
+
+async def until_one_ends(*ways: Coroutine[Any, Any, None]) -> None:
+    """Go several ways at once until one ends, or fails; the others are broken off."""
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

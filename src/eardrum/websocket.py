@@ -1,0 +1,71 @@
+"""WebSockets as uvicorn speaks them, with what those need that last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+BEHIND_S = 1.0
+"""A message that waits so long for the application shows that this is slower than the client."""
+
+
+class WebSocket(WebSocketsSansIOProtocol):
+    """One connection, with two extensions for applications.
+
+    `eardrum.connection` is the transport itself. `eardrum.farewell`, once called, leaves it to the application to close when the
+    server ends: it has something to say before.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self._came = 0.0
+        self._behind = 0.0
+        self._says_farewell = False
+
+    def handle_connect(self, event: Any) -> None:
+        """A client is here."""
+        super().handle_connect(event)
+        if self.handshake_complete:
+            return  # refused: this was no proper handshake
+        extensions: dict[str, Any] = self.scope["extensions"] or {}
+        extensions["eardrum.connection"] = {"transport": self.transport}
+        extensions["eardrum.farewell"] = {"call": self._say_farewell}
+
+    def send_receive_event_to_app(self) -> None:
+        """A message is whole."""
+        self._came = self.loop.time()
+        super().send_receive_event_to_app()
+
+    async def receive(self) -> Any:
+        """The next message, for the application."""
+        message = await super().receive()
+        now = self.loop.time()
+        if now - self._came > BEHIND_S:
+            self._behind = now
+        return message
+
+    async def send(self, message: Any) -> None:
+        """A message of the application. A client that does not take in the close is hung up on all the same."""
+        await super().send(message)
+        if message["type"] == "websocket.close" and self.close_timer:
+            self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def keepalive_timeout(self) -> None:
+        """No pong came in time. That counts unless it may lie behind messages that have not been read yet."""
+        if self.read_paused or self._behind > self.ping_sent_at:
+            self.pong_timer = None
+            self.pending_ping_payload = None
+            self.schedule_ping()
+            return
+        super().keepalive_timeout()
+        self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        if self.close_sent or not self._says_farewell:
+            super().shutdown()
+
+    def _say_farewell(self) -> None:
+        self._says_farewell = True

@@ -1,0 +1,201 @@
+"""WebSockets: in order, within bounds, and over when the client or the server is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from eardrum.api import sockets
+from eardrum.api.activity import Activity, Record
+from eardrum.api.asgi import ClientGoneError, Message
+from eardrum.api.sockets import Closing, Socket, closing, until_one_ends
+from eardrum.errors import (
+    BusyError,
+    EardrumError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    RunnerCrashedError,
+    ShuttingDownError,
+    TooLargeError,
+)
+
+
+class Client:
+    """The other side of an ASGI WebSocket."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[Message] = asyncio.Queue()
+        self.sent: list[Message] = []
+        self.takes = True
+        self.aborted = False
+        self.over = asyncio.Event()
+        self.incoming.put_nowait({"type": "websocket.connect"})
+
+    def says(self, *messages: str | bytes) -> None:
+        for message in messages:
+            kind = "text" if isinstance(message, str) else "bytes"
+            self.incoming.put_nowait({"type": "websocket.receive", kind: message})
+
+    def leaves(self) -> None:
+        self.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    async def _send(self, message: Message) -> None:
+        if not self.takes:
+            await asyncio.Event().wait()
+        self.sent.append(message)
+
+    def socket(self, *, stall_s: float = 5.0) -> Socket:
+        scope: dict[str, Any] = {"type": "websocket", "path": "/", "extensions": {"eardrum.connection": {"transport": self}}}
+        scope["eardrum.record"] = Record("req_1", scope, Activity())
+        return Socket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s)
+
+
+async def test_messages_come_in_order_and_as_what_they_are() -> None:
+    client = Client()
+    client.says(b"1", "two", b"3")
+    async with client.socket() as socket:
+        heard = socket.__aiter__()
+        assert [await anext(heard) for _ in range(3)] == [b"1", "two", b"3"]
+        await socket.say({"type": "x", "text": "ä"})
+        await socket.close(Closing.REFUSED, "ü" * 100)
+    assert client.sent[0] == {"type": "websocket.accept", "subprotocol": None}
+    assert json.loads(client.sent[1]["text"]) == {"type": "x", "text": "ä"}
+    assert client.sent[2] == {"type": "websocket.close", "code": 1008, "reason": "ü" * 61}
+
+
+async def test_a_client_that_leaves_ends_the_work_at_once() -> None:
+    client = Client()
+
+    async def work() -> None:
+        async with client.socket():
+            client.says(b"nobody reads this")
+            client.leaves()
+            await asyncio.sleep(30)
+
+    with pytest.raises(ClientGoneError):
+        await work()
+
+
+async def test_a_client_that_leaves_ends_what_runs_beside() -> None:
+    client, ended = Client(), []
+
+    async def way() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append(1)
+
+    async def work() -> None:
+        async with client.socket():
+            asyncio.get_running_loop().call_later(0.01, client.leaves)
+            await until_one_ends(way(), way())
+
+    with pytest.raises(ClientGoneError):
+        await work()
+    assert ended == [1, 1]
+
+
+async def test_being_cancelled_from_outside_is_not_the_clients_leaving() -> None:
+    client = Client()
+
+    async def work() -> None:
+        async with client.socket():
+            await asyncio.sleep(30)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "AHEAD", 1000)
+    client = Client()
+    client.says(*[bytes([n]) * 400 for n in range(10)])
+    async with client.socket() as socket:
+        await asyncio.sleep(0.01)
+        assert client.incoming.qsize() == 7  # 3 x 500 bytes are above the bound
+        heard = socket.__aiter__()
+        assert [(await anext(heard))[0] for _ in range(10)] == list(range(10))
+
+
+async def test_a_client_is_noticed_to_leave_while_nothing_is_wanted_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "AHEAD", 100)
+    client = Client()
+    client.says(*[b"x" * 400] * 10)
+    client.leaves()
+
+    async def work() -> None:
+        async with client.socket() as socket:
+            await asyncio.sleep(0.01)
+            socket.ignore()
+            await asyncio.sleep(30)
+
+    with pytest.raises(ClientGoneError):
+        await work()
+
+
+async def test_a_client_that_takes_nothing_in_is_hung_up_on() -> None:
+    client = Client()
+
+    async def work() -> None:
+        async with client.socket(stall_s=0.02) as socket:
+            client.takes = False
+            await socket.say({})
+
+    with pytest.raises(ClientGoneError):
+        await work()
+    assert client.aborted
+
+
+async def test_when_the_server_ends_the_messages_do_after_those_that_came() -> None:
+    client = Client()
+    client.says(b"1", b"2")
+    async with client.socket() as socket:
+        await asyncio.sleep(0.01)
+        client.over.set()
+        await asyncio.sleep(0.01)
+        client.says(b"too late")
+        assert [message async for message in socket] == [b"1", b"2"]
+        assert socket.ending
+        await socket.close(Closing.GOING_AWAY)
+    assert client.sent[-1]["code"] == 1001
+
+
+async def test_closing_is_not_taken_for_the_clients_leaving() -> None:
+    client = Client()
+    async with client.socket() as socket:
+        await socket.close()
+        client.leaves()
+        await asyncio.sleep(0.01)
+
+
+async def test_the_first_way_that_fails_ends_the_others() -> None:
+    async def fails() -> None:
+        raise RunnerCrashedError("dead")
+
+    with pytest.raises(RunnerCrashedError):
+        await until_one_ends(asyncio.sleep(30), fails())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ModelNotFoundError("x"), 1008),
+        (InvalidRequestError("x"), 1008),
+        (TooLargeError("x"), 1009),
+        (BusyError("x"), 1013),
+        (ShuttingDownError("x"), 1012),
+        (RunnerCrashedError("x"), 1011),
+        (EardrumError("x"), 1011),
+    ],
+)
+def test_the_code_tells_whose_fault_it_was(error: EardrumError, code: int) -> None:
+    assert closing(error) == code
