@@ -39,6 +39,12 @@ class InvalidRequestError(EardrumError):
     code = "invalid_value"
 
 
+class EmptyCommitError(InvalidRequestError):
+    """There is no audio whose text could be given."""
+
+    code = "input_audio_buffer_commit_empty"
+
+
 class AudioError(EardrumError):
     """The audio cannot be decoded, has no audio track, or is longer than allowed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eardrum.api import render
+from eardrum.text import separator
 from eardrum.types import Delta, Event, Segment
 
 
@@ -23,6 +23,6 @@ class Pieces:
         if not isinstance(event, Segment) or self._in_deltas:
             return ""
         text = event.text.strip()
-        piece = render.separator(self._last, text) + text
+        piece = separator(self._last, text) + text
         self._last = text or self._last
         return piece

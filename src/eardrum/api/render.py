@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from html import escape
 
+from eardrum.text import joined
 from eardrum.types import Segment
-
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
-"""Letters and marks of Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese."""
 
 
 def text(segments: Iterable[Segment]) -> str:
     """All segments in one line."""
-    joined = ""
-    for segment in segments:
-        joined += separator(joined, segment.text.strip()) + segment.text.strip()
-    return joined
-
-
-def separator(before: str, after: str) -> str:
-    """What belongs between two stretches of text: a space, but none between scripts that are written without."""
-    if not before or not after or (UNSPACED.match(before[-1]) and UNSPACED.match(after[0])):
-        return ""
-    return " "
+    return joined(segment.text for segment in segments)
 
 
 def srt(segments: Iterable[Segment]) -> str:

@@ -4,6 +4,9 @@ The request's wishes come in the header `x-eardrum-request` as JSON. Each line o
 with one key: `opened`, `segment`, `summary` (the last line of a success) or `error` (of a failure). An answer
 without either of the last two means that the runner died.
 
+`POST /live` takes the messages of a live session (`eardrum.live`) and answers a line per event; its settings come in the header
+`x-eardrum-live`, its last line is `ended` or `error`.
+
 Hanging up cancels the request. While the runner is behind with reading it cannot see that at once, so a client that
 has sent a name in `x-eardrum-id` does better to call `DELETE /transcribe/NAME`.
 """
@@ -25,6 +28,8 @@ from starlette.routing import Route
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.runner.batcher import Batcher
 from eardrum.runner.listener import Listener
+from eardrum.runner.live import exchange
+from eardrum.runner.live.driver import Driver
 from eardrum.runner.vad import Vad
 from eardrum.runner.windows import Cutting
 from eardrum.types import Capabilities, Event, Opened, Priority, Request, Segment, Task
@@ -54,8 +59,11 @@ class RunnerApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bytes and lines bypass the framework; everything else does not need to."""
-        if scope["type"] == "http" and scope["path"] == "/transcribe" and scope["method"] == "POST":
-            await self._transcribe(scope, receive, send)
+        route = (scope["path"], scope["method"]) if scope["type"] == "http" else None
+        if route == ("/transcribe", "POST"):
+            await self._in_lines(self._transcribe(scope, receive, send), send)
+        elif route == ("/live", "POST"):
+            await self._in_lines(self._live(scope, receive, send), send)
         else:
             await self._app(scope, receive, send)
 
@@ -74,7 +82,8 @@ class RunnerApp:
             writing.cancel()
         return Response(status_code=204)
 
-    async def _transcribe(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _in_lines(self, answer: Awaitable[None], send: Send) -> None:
+        """Answer in lines of JSON, the last of which is the error if there was one."""
         await send(
             {
                 "type": "http.response.start",
@@ -83,20 +92,33 @@ class RunnerApp:
             }
         )
         try:
-            listener = Listener(
-                _request(scope),
-                batcher=self._batcher,
-                vad=self._vad,
-                cutting=Cutting.of(self._capabilities),
-                max_seconds=self._max_audio_s,
-            )
-            await self._answer(listener, _header(scope, b"x-eardrum-id"), receive, send)
+            await answer
         except EardrumError as error:
             await send(_line({"error": error.to_json()}))
         except Exception as error:
             log.exception("A request failed")
             await send(_line({"error": EardrumError(f"The model failed on this audio: {error}").to_json()}))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _transcribe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listener = Listener(
+            _request(scope),
+            batcher=self._batcher,
+            vad=self._vad,
+            cutting=Cutting.of(self._capabilities),
+            max_seconds=self._max_audio_s,
+        )
+        await self._answer(listener, _header(scope, b"x-eardrum-id"), receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        driver = Driver(
+            exchange.settings_of(_header(scope, b"x-eardrum-live")),
+            batcher=self._batcher,
+            vad=self._vad,
+            capabilities=self._capabilities,
+            max_seconds=self._max_audio_s,
+        )
+        await exchange.run(driver, receive, send)
 
     async def _answer(self, listener: Listener, name: str, receive: Receive, send: Send) -> None:
         """Send events while bytes come in; stop as soon as the other side is gone or says so."""

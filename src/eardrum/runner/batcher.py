@@ -72,16 +72,23 @@ class Batcher:
         """A number for a new request, under which its windows are submitted."""
         return next(self._ids)
 
-    def submit(self, request_id: int, window: Window) -> Future[Heard]:
-        """Queue a window; the future fails with whatever the engine raises."""
+    def submit(self, request_id: int, window: Window, rank: Class | None = None) -> Future[Heard]:
+        """Queue a window, in the class of its request unless told otherwise; the future fails with whatever the engine raises."""
         can = self._engine.capabilities
         cost = can.max_window_s if can.fixed_window else window.seconds
-        rank = class_of(window.request.priority, window.start)
+        rank = class_of(window.request.priority, window.start) if rank is None else rank
         job = Job(request_id, window, rank, cost, key=self._engine.batch_key(window))
         with self._changed:
             self._queue.push(job)
             self._changed.notify()
         return job.future
+
+    def hurry(self, request_id: int) -> None:
+        """Serve a request's waiting windows as those of live speech: they have turned out to be final."""
+        with self._changed:
+            for job in self._queue.drop(request_id):
+                job.rank = Class.LIVE
+                self._queue.push(job)
 
     def cancel(self, request_id: int) -> None:
         """Drop a request's waiting windows, and have the engine give up those it is decoding, if it can."""

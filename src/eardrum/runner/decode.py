@@ -29,6 +29,9 @@ GROUP = 80_000
 
 HEAD = 64 * 1024
 
+LIVE_HEAD = 256
+"""Bytes that tell the container of a live stream: nobody waits for more of it, as it cannot have its index at the end."""
+
 CONTAINERS = (
     "aac,ac3,adts,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,gsm,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
     "mp2,mp3,mpeg,mpegts,ogg,rm,tta,voc,w64,wav,wv"
@@ -36,6 +39,9 @@ CONTAINERS = (
 """Formats worth opening. Playlists and other formats that make FFmpeg open further files stay out."""
 
 AV_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
+
+LIVE_OPTIONS = {"probesize": "2048", "analyzeduration": "0", "fflags": "nobuffer"}
+"""Begin to decode with the first bytes that allow it."""
 
 EMPTY = "The file is empty (0 bytes)."
 
@@ -48,8 +54,9 @@ UNDECODABLE = (
 class Decoder:
     """One recording on its way in. Iterate once over its blocks of samples; `duration` is the header's claim."""
 
-    def __init__(self, inlet: Inlet, *, raw_pcm: bool, max_seconds: float):
+    def __init__(self, inlet: Inlet, *, raw_pcm: bool, max_seconds: float, live: bool = False):
         self._inlet = inlet
+        self._live = live  # samples are wanted as soon as their bytes are here
         self._raw_pcm = raw_pcm
         self._limit = int(max_seconds * SAMPLE_RATE)
         self.duration: float | None = None
@@ -82,7 +89,7 @@ class Decoder:
             yield np.frombuffer(chunk[: len(chunk) & ~1], "<i2").astype(np.float32) / np.float32(32768)
 
     def _decode_container(self) -> Iterator[Audio]:
-        head = self._inlet.peek(HEAD)
+        head = self._inlet.peek(LIVE_HEAD if self._live else HEAD)
         if not head:
             raise AudioError(EMPTY)
         with ExitStack() as closing:
@@ -90,7 +97,8 @@ class Decoder:
             if index_follows_media(head):
                 source = closing.enter_context(self._inlet.to_file())
             try:
-                container = av.open(source, "r", options=AV_OPTIONS)
+                options = AV_OPTIONS | LIVE_OPTIONS if self._live else AV_OPTIONS
+                container = av.open(source, "r", options=options)
             except (FFmpegError, ValueError) as error:
                 raise AudioError(UNDECODABLE) from error
             closing.callback(container.close)
@@ -103,7 +111,7 @@ class Decoder:
         if container.duration and container.duration > 0:
             self.duration = container.duration / 1_000_000
         resampler: AudioResampler | None = None
-        for group in _grouped(_frames(container, stream)):
+        for group in _grouped(_frames(container, stream), 1 if self._live else GROUP):
             if resampler is None or isinstance(group, Break):
                 if resampler:
                     yield from _arrays(resampler.resample(None))
@@ -154,8 +162,8 @@ def _frames(container: InputContainer, stream: Any) -> Iterator[AudioFrame]:
         raise AudioError(UNDECODABLE)
 
 
-def _grouped(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | Break]:
-    """Frames joined to groups of at least `GROUP` samples, with a `Break` where the format changes."""
+def _grouped(frames: Iterator[AudioFrame], size: int) -> Iterator[AudioFrame | Break]:
+    """Frames joined to groups of at least `size` samples, with a `Break` where the format changes."""
     for number, (_, run) in enumerate(itertools.groupby(frames, key=_format)):
         if number:
             yield Break()
@@ -163,7 +171,7 @@ def _grouped(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | Break]:
         for frame in run:
             frame.pts = None  # gaps and repeats in the timestamps are no reason to refuse the samples
             fifo.write(frame)
-            if fifo.samples >= GROUP and (group := fifo.read()):
+            if fifo.samples >= size and (group := fifo.read()):
                 yield group
         if fifo.samples and (group := fifo.read()):
             yield group

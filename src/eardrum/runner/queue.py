@@ -27,9 +27,11 @@ class Class(IntEnum):
     """Order of service."""
 
     LIVE = 0
-    CLIP = 1
-    FILE = 2
-    BULK = 3
+    PARTIAL = 1
+    """Of live speech, but only for a text that will be given again."""
+    CLIP = 2
+    FILE = 3
+    BULK = 4
 
 
 def class_of(priority: Priority, start_s: float) -> Class:
@@ -41,7 +43,7 @@ def class_of(priority: Priority, start_s: float) -> Class:
     return Class.CLIP if start_s < CLIP_S else Class.FILE
 
 
-ROOM = {Class.LIVE: 0.0, Class.CLIP: 0.5, Class.FILE: 1.0, Class.BULK: 1.0}
+ROOM = {Class.LIVE: 0.0, Class.PARTIAL: 0.0, Class.CLIP: 0.5, Class.FILE: 1.0, Class.BULK: 1.0}
 """Share of a batch up to which classes below the one whose turn it is may fill it."""
 
 

@@ -117,16 +117,8 @@ class Cutter:
         return max(self._first - self._padding, 0)
 
     def _best_pause(self) -> int:
-        """The frame in the window's last part where cutting hurts least: the middle of the quietest run."""
-        begin, end = self._lead() + int(self._max * (1 - self._rule.search)), self._next
-        probs = self._probs[begin:end]
-        quiet = np.flatnonzero(np.diff(np.concatenate([[0], probs < self._low, [0]]).astype(np.int8)))
-        if len(quiet):
-            runs = quiet.reshape(-1, 2)
-            start, stop = runs[np.argmax(runs[:, 1] - runs[:, 0])]
-            return int(begin + (start + stop + 1) // 2)
-        smooth = np.convolve(probs, np.ones(5) / 5, mode="same")
-        return int(begin + np.argmin(smooth[2:-2]) + 2)
+        begin = self._lead() + int(self._max * (1 - self._rule.search))
+        return begin + best_pause(self._probs[begin : self._next], self._low)
 
     def _take(self, end: int) -> Cut:
         """Cut the window at frame `end` of the buffer; what follows stays for the next one."""
@@ -155,6 +147,17 @@ class Cutter:
         if self._first is None and self._next > self._padding:
             self._drop(self._next - self._padding)
             self._next = min(self._padding, len(self._probs))
+
+
+def best_pause(probs: Probabilities, low: float) -> int:
+    """The frame where cutting hurts least: the middle of the longest run of quiet, else where speech is least likely."""
+    quiet = np.flatnonzero(np.diff(np.concatenate([[0], probs < low, [0]]).astype(np.int8)))
+    if len(quiet):
+        runs = quiet.reshape(-1, 2)
+        start, stop = runs[np.argmax(runs[:, 1] - runs[:, 0])]
+        return int((start + stop + 1) // 2)
+    smooth = np.convolve(probs, np.ones(5) / 5, mode="same")
+    return int(np.argmin(smooth[2:-2]) + 2)
 
 
 PIECES = 2

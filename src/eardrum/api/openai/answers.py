@@ -12,6 +12,7 @@ from eardrum.api import render
 from eardrum.api.openai.fields import Wish
 from eardrum.errors import EardrumError
 from eardrum.languages import language_name
+from eardrum.text import separator
 from eardrum.types import Segment, Token, Transcript
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -55,7 +56,7 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
 def delta(segment: Segment, wish: Wish, *, before: str) -> bytes:
     """The event for one more segment after the text `before`. All deltas joined are the text of `done`."""
     text = segment.text.strip()
-    text = render.separator(before.strip(), text) + text
+    text = separator(before.strip(), text) + text
     event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
     if wish.request.logprobs:
         event["logprobs"] = [_logprob(token) for token in segment.token_logprobs]

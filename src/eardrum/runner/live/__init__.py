@@ -1,0 +1,1 @@
+"""Live speech: a stream of audio becomes text while somebody speaks."""

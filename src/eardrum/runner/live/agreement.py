@@ -1,0 +1,64 @@
+"""Which part of a text that is still being heard will not be taken back.
+
+LocalAgreement (Liu, Spanakis, Niehues 2020; for Whisper: Machacek et al. 2023): words on which two hypotheses in a row agree are
+stable. What later hypotheses and the final text say instead of stable words is left out, and what they say behind them is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eardrum.text import bare, separator, units
+
+
+class Agreement:
+    """The hypotheses on one window, oldest first."""
+
+    def __init__(self) -> None:
+        self.stable = ""
+        self.tentative = ""
+
+    def hear(self, text: str, *, complete: bool) -> None:
+        """Take the next hypothesis. Unless it is `complete`, its last word may have been cut in two."""
+        rest = units(behind(self.stable, text))
+        agreed = _agreed(rest if complete else rest[:-1], units(self.tentative))
+        self.stable = glued(self.stable, "".join(rest[:agreed]))
+        self.tentative = "".join(rest[agreed:])
+        if self.stable:
+            self.tentative = glued(self.stable, self.tentative)[len(self.stable) :]
+
+
+def behind(stable: str, text: str) -> str:
+    """What a text says after the stable words, even if it has others in their place."""
+    if text.startswith(stable):
+        return text[len(stable) :]
+    said = units(text)
+    return "".join(said[counterpart(units(stable), said) :])
+
+
+def counterpart(stable: Sequence[str], said: Sequence[str]) -> int:
+    """How many words of `said` stand for the stable ones: those at the least edit distance, if need be most alike in number."""
+    words = [bare(unit) for unit in said]
+    distances = list(range(len(words) + 1))
+    for row, unit in enumerate(map(bare, stable), 1):
+        diagonal, distances[0] = distances[0], row
+        for column, word in enumerate(words, 1):
+            changed = diagonal + (unit != word)
+            diagonal = distances[column]
+            distances[column] = min(changed, diagonal + 1, distances[column - 1] + 1)
+    return min(range(len(distances)), key=lambda count: (distances[count], abs(count - len(stable))))
+
+
+def glued(before: str, after: str) -> str:
+    """Two stretches of text, with a space between them where it needs one."""
+    return before + ("" if after[:1].isspace() else separator(before, after)) + (after if before else after.lstrip())
+
+
+def _agreed(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words both begin with, to the letter."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a.strip() != b.strip():
+            break
+        count += 1
+    return count

@@ -1,0 +1,196 @@
+"""Finds stretches of speech in a stream while it comes: where each begins, pauses and ends.
+
+A pure state machine: samples and speech probabilities go in, marks come out, and nothing is kept but the stretch in the making.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from eardrum.engines.base import Audio
+from eardrum.live import Endpointing
+from eardrum.runner.live.tape import Tape
+from eardrum.runner.vad import FRAME, Probabilities
+from eardrum.runner.windows import FRAMES_PER_SECOND, Cut, best_pause
+from eardrum.types import Capabilities
+
+CERTAIN = 3
+"""Frames of speech before it is believed that somebody speaks; clicks are shorter."""
+
+DOUBT = 10
+"""Frames of silence after which what was not believed is forgotten."""
+
+TAIL_S = 0.25
+"""Audio kept after the last speech. A pause this long is worth a look: the stretch, should it end here, is complete."""
+
+HYSTERESIS = 0.15
+"""Speech goes on until the probability falls this far below the threshold."""
+
+SEARCH = 0.5
+"""Share of a full window, at its end, that is searched for the best pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a stretch begins and ends. Lengths are in frames."""
+
+    longest: int
+    threshold: float
+    prefix: int
+    silence: int
+    certain: int = CERTAIN
+
+    @classmethod
+    def of(cls, endpointing: Endpointing | None, capabilities: Capabilities) -> Rule:
+        """The rule for utterances that end by themselves; without endpointing, that for the windows of an utterance."""
+        longest = int(capabilities.max_window_s * FRAMES_PER_SECOND)
+        if endpointing is None:
+            # Text that must come fast wants small windows, but where every window costs the same not many of them.
+            pause = 2.0 if capabilities.fixed_window else 0.8
+            return cls(longest, threshold=0.4, prefix=_frames(0.35), silence=_frames(pause), certain=1)
+        return cls(
+            longest,
+            threshold=endpointing.threshold,
+            prefix=min(_frames(endpointing.prefix_s), longest // 4),
+            silence=max(_frames(endpointing.silence_s), 1),
+        )
+
+    @property
+    def low(self) -> float:
+        """The probability down to which speech goes on."""
+        return max(self.threshold - HYSTERESIS, 0.01)
+
+    @property
+    def tail(self) -> int:
+        """Frames kept after the last speech."""
+        return min(_frames(TAIL_S), self.silence)
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """Somebody speaks, since frame `at`."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The stretch is complete, unless speech goes on before the pause is long enough to end it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The stretch is over: at a pause, or because it cannot be longer."""
+
+    cut: Cut
+
+
+Mark = Began | Paused | Ended
+
+
+class Endpointer:
+    """Follows one stream. `rule` may be changed between two calls."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self._tape = Tape()
+        self._next = 0  # first frame not yet looked at
+        self._floor = 0  # frames before belong to earlier stretches
+        self._first: int | None = None  # first and last speech frame of the stretch in the making
+        self._last = 0
+        self._voiced = 0
+        self.begin = 0
+        """The frame at which the stretch in the making begins."""
+        self.speaking = False
+        """Whether a stretch is in the making."""
+
+    @property
+    def now(self) -> int:
+        """Frames heard so far."""
+        return self._tape.end
+
+    def feed(self, samples: Audio, probs: Probabilities) -> Iterator[Mark]:
+        """Take the next frames. At each mark that is yielded the state is that of its moment."""
+        self._tape.append(samples, probs)
+        while self._next < self._tape.end:
+            self._look(self._next)
+            self._next += 1
+            if self._first is not None:
+                yield from self._marks()
+        self._tape.forget(self.begin if self._first is not None else max(self._next - self.rule.prefix, self._floor))
+
+    def stretch(self, *, whole: bool) -> Cut:
+        """The stretch in the making: up to now, or, as `whole`, as it would be if it ended here."""
+        return self._cut(self._complete if whole else self._next)
+
+    def stop(self, rest: Audio | None = None) -> Cut | None:
+        """End the stretch now. `rest` are the samples heard since the last whole frame."""
+        cut = None
+        if self.speaking:
+            end = self._complete
+            cut = self._cut(end, rest if end == self._next else None)
+        self._begin_anew(self._next)
+        return cut
+
+    @property
+    def _complete(self) -> int:
+        return min(self._last + 1 + self.rule.tail, self._next)
+
+    def _look(self, frame: int) -> None:
+        going_on = self._first is not None and self._last == frame - 1
+        if self._tape.prob(frame) >= (self.rule.low if going_on else self.rule.threshold):
+            if self._first is None:
+                self._first = frame
+                self.begin = max(frame - self.rule.prefix, self._floor, self._tape.begin)
+            self._last = frame
+            self._voiced += 1
+
+    def _marks(self) -> Iterator[Mark]:
+        pause = self._next - 1 - self._last
+        if not self.speaking:
+            if self._voiced >= self.rule.certain:
+                self.speaking = True
+                yield Began(self.begin)
+            elif pause > DOUBT:
+                self._begin_anew(self._next, self._floor)
+        elif pause >= self.rule.silence:
+            yield self._end(self._complete)
+        elif self._next - self.begin >= self.rule.longest:
+            yield self._end(self._best_pause())
+        elif pause == self.rule.tail:
+            yield Paused()
+
+    def _end(self, end: int) -> Ended:
+        cut = self._cut(end)
+        self._begin_anew(end)
+        return Ended(cut)
+
+    def _best_pause(self) -> int:
+        searched = self.begin + int(self.rule.longest * (1 - SEARCH))
+        return searched + best_pause(self._tape.probs(searched, self._next), self.rule.low)
+
+    def _cut(self, end: int, rest: Audio | None = None) -> Cut:
+        assert self._first is not None
+        audio = self._tape.samples(self.begin, end)
+        return Cut(
+            audio=audio if rest is None else np.concatenate([audio, rest]),
+            pieces=((0, self.begin * FRAME),),
+            speech=float(self._tape.probs(self._first, max(end, self._first + 1)).max()),
+            speech_start=(self._first - self.begin) * FRAME,
+            speech_end=(min(self._last + 1, end) - self.begin) * FRAME,
+        )
+
+    def _begin_anew(self, frame: int, floor: int | None = None) -> None:
+        """Look for the next stretch from a frame on."""
+        self._next = frame
+        self._floor = frame if floor is None else floor
+        self._first = None
+        self._voiced = 0
+        self.speaking = False
+
+
+def _frames(seconds: float) -> int:
+    return round(seconds * FRAMES_PER_SECOND)

@@ -1,0 +1,275 @@
+"""The session: audio, commands and what the engine heard go in; events and what is to be decoded come out.
+
+A pure state machine, without clock, thread or I/O. Its time is the audio's. Utterances end at pauses (`Endpointing`) or by
+`Commit`. In the second case a long one is cut into windows at its pauses all the same, so that its end leaves little to decode.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+
+from eardrum.engines.base import Audio, Hearing, Window
+from eardrum.errors import EardrumError, EmptyCommitError
+from eardrum.live import (
+    Clear,
+    Cleared,
+    Command,
+    Commit,
+    Committed,
+    Configure,
+    Ended,
+    Failed,
+    Finish,
+    Idle,
+    Refused,
+    Settings,
+    SpeechStarted,
+    SpeechStopped,
+)
+from eardrum.runner.live import endpointing as ends
+from eardrum.runner.live.actions import Decode, Drop, Hurry, Output
+from eardrum.runner.live.attempts import Attempt, Attempts
+from eardrum.runner.live.utterance import Part, Utterance, heard_in, kept
+from eardrum.runner.vad import FRAME, Probabilities
+from eardrum.runner.windows import Cut
+from eardrum.types import SAMPLE_RATE, Capabilities
+
+LEAST_S = 0.1
+"""A commit of less audio is refused."""
+
+FRAME_S = FRAME / SAMPLE_RATE
+
+EMPTY = "There is no audio to commit: send at least 0.1 s before it, or leave it to the voice activity detection."
+
+
+class Session:
+    """One stream. Every method returns what follows from it, in order."""
+
+    def __init__(self, settings: Settings, capabilities: Capabilities):
+        self._settings = settings
+        self._can = capabilities
+        self._ends = ends.Endpointer(ends.Rule.of(settings.endpointing, capabilities))
+        self._attempts = Attempts(fixed_cost=capabilities.fixed_window)
+        self._ids = count(1)
+        self._numbers = count(1)
+        self._current: Utterance | None = None
+        self._committed: deque[Utterance] = deque()
+        self._parts: dict[int, tuple[Utterance, Part, Window]] = {}  # what the engine has, by the number of the window
+        self._floor = 0.0  # where the utterance in progress may begin at the earliest
+        self._idle_from: float | None = None
+        self._duration: float | None = None  # known once no more audio comes
+        self._decode_s = 0.0
+        self._language = ""
+        self._out: list[Output] = []
+
+    @property
+    def waiting(self) -> int:
+        """Finished windows that the engine has not decoded yet."""
+        return len(self._parts)
+
+    def hear(self, samples: Audio, probs: Probabilities) -> list[Output]:
+        """Take the next whole frames of 16 kHz mono with the speech probability of each."""
+        for mark in self._ends.feed(samples, probs):
+            match mark:
+                case ends.Began(at):
+                    self._begin(at * FRAME_S)
+                case ends.Paused():
+                    self._try(complete=True)
+                case ends.Ended(cut):
+                    self._end_stretch(cut)
+        if self._partial_is_due():
+            self._try(complete=False)
+        self._tell_idle()
+        return self._done()
+
+    def command(self, command: Command, rest: Audio | None = None) -> list[Output]:
+        """Carry out a command. `rest` are the samples heard since the last whole frame."""
+        match command:
+            case Configure(settings):
+                self._configure(settings)
+            case Commit():
+                self._commit_now(rest)
+            case Clear():
+                self._clear()
+            case Finish():
+                self._finish(rest)
+        return self._done()
+
+    def decoded(self, number: int, hearing: Hearing, decode_s: float, queue_s: float) -> list[Output]:
+        """The engine has decoded a window, in so many seconds after it had waited."""
+        self._decode_s += decode_s
+        attempt = self._attempts.last
+        if number in self._parts:
+            self._fill(number, hearing)
+        elif attempt and attempt.id == number:
+            attempt.hearing = hearing
+            self._attempts.decoded_in(decode_s, queue_s)
+            self._believe(attempt, hearing)
+        return self._done()
+
+    def failed(self, number: int, error: EardrumError) -> list[Output]:
+        """The engine has failed on a window."""
+        if number in self._parts:
+            _, part, _ = self._parts.pop(number)
+            part.error = error
+        elif self._attempts.last and self._attempts.last.id == number:
+            self._attempts.last = None
+        return self._done()
+
+    # Speech
+
+    def _begin(self, start: float) -> None:
+        if self._current:
+            return  # the next window of an utterance in progress
+        self._idle_from = None
+        announced = self._settings.endpointing is not None
+        self._current = Utterance(next(self._numbers), self._settings.request, start if announced else self._floor, announced)
+        if announced:
+            self._out.append(SpeechStarted(self._current.number, start))
+
+    def _end_stretch(self, cut: Cut) -> None:
+        self._close_window(cut)
+        if self._settings.endpointing:
+            self._commit(cut.end / SAMPLE_RATE, (cut.start + cut.speech_end) / SAMPLE_RATE)
+
+    def _close_window(self, cut: Cut) -> None:
+        """The open window is finished: it is decoded, unless that was begun at the pause."""
+        assert self._current
+        window = self._window(cut)
+        part = self._current.close_window()
+        attempt, self._attempts.last = self._attempts.last, None
+        if attempt and attempt.covers(window):
+            self._parts[attempt.id] = (self._current, part, window)
+            if attempt.hearing:
+                self._fill(attempt.id, attempt.hearing)
+            else:
+                self._out.append(Hurry(attempt.id))
+            return
+        if attempt and not attempt.hearing:
+            self._attempts.left_out += 1
+            self._out.append(Drop(attempt.id))
+        number = next(self._ids)
+        self._parts[number] = (self._current, part, window)
+        self._out.append(Decode(number, window, final=True))
+
+    def _commit(self, end: float, stopped: float) -> None:
+        assert self._current
+        utterance, self._current = self._current, None
+        utterance.committed = Committed(utterance.number, utterance.start, end)
+        if utterance.announced:
+            self._out.append(SpeechStopped(utterance.number, stopped))
+        self._out.append(utterance.committed)
+        self._committed.append(utterance)
+        self._floor = end
+        self._idle_from = stopped
+
+    def _window(self, cut: Cut) -> Window:
+        assert self._current
+        return Window(
+            audio=cut.audio,
+            start=cut.start / SAMPLE_RATE,
+            speech=cut.speech,
+            speech_span=(cut.speech_start / SAMPLE_RATE, cut.speech_end / SAMPLE_RATE),
+            request=self._current.request,
+        )
+
+    # Partials
+
+    def _partial_is_due(self) -> bool:
+        if not (self._settings.partials and self._current and self._ends.speaking) or self._parts or self._attempts.waiting:
+            return False
+        return self._attempts.due(self._ends.now * FRAME_S, self._ends.begin * FRAME_S)
+
+    def _try(self, *, complete: bool) -> None:
+        """Have the open window decoded as it is."""
+        if self._attempts.waiting:
+            assert self._attempts.last
+            self._attempts.left_out += 1
+            self._out.append(Drop(self._attempts.last.id))
+        window = self._window(self._ends.stretch(whole=complete))
+        self._attempts.last = Attempt(next(self._ids), window, complete)
+        self._out.append(Decode(self._attempts.last.id, window, final=False))
+
+    def _believe(self, attempt: Attempt, hearing: Hearing) -> None:
+        """A hypothesis on the open window."""
+        utterance = self._current
+        if not utterance or not self._settings.partials:
+            return
+        segments = heard_in(attempt.window, hearing)
+        before = (utterance.open.stable, utterance.open.tentative)
+        utterance.hear(segments, complete=attempt.complete)
+        if before != (utterance.open.stable, utterance.open.tentative):
+            self._tell_partial(utterance, attempt.window.start + attempt.window.seconds)
+
+    def _tell_partial(self, utterance: Utterance, end: float) -> None:
+        if all(part.done and not part.error for part in utterance.parts):
+            self._out.append(utterance.partial(end))
+
+    # Finals
+
+    def _fill(self, number: int, hearing: Hearing) -> None:
+        utterance, part, window = self._parts.pop(number)
+        part.segments = kept(part.stable, heard_in(window, hearing), window)
+        utterance.language = hearing.language or utterance.language
+        if utterance is self._current and self._settings.partials and part.segments:
+            self._tell_partial(utterance, window.start + window.seconds)
+
+    def _done(self) -> list[Output]:
+        """Everything that follows, with the finals whose turn it is, and the end."""
+        while self._committed and self._committed[0].complete:
+            end = self._committed.popleft().end()
+            self._language = self._language if isinstance(end, Failed) else end.language or self._language
+            self._out.append(end)
+        if self._duration is not None and not self._committed:
+            tried = self._attempts
+            self._out.append(Ended(self._duration, self._language, self._decode_s, tried.decoded, tried.left_out))
+        out, self._out = self._out, []
+        return out
+
+    # Commands
+
+    def _commit_now(self, rest: Audio | None) -> None:
+        now = self._now(rest)
+        manual = self._settings.endpointing is None
+        if not self._current and not (manual and now - self._floor >= LEAST_S):
+            self._out.append(Refused(EmptyCommitError(EMPTY)))
+            return
+        cut = self._ends.stop(rest)
+        if not self._current:
+            self._begin(self._floor)
+        if cut:
+            self._close_window(cut)
+        self._commit(now, (cut.start + cut.speech_end) / SAMPLE_RATE if cut else now)
+
+    def _clear(self) -> None:
+        self._ends.stop()
+        given_up, self._current = self._current, None
+        self._floor = self._ends.now * FRAME_S
+        if self._attempts.waiting:
+            assert self._attempts.last
+            self._out.append(Drop(self._attempts.last.id))
+        self._attempts.last = None
+        for number, (utterance, _, _) in list(self._parts.items()):
+            if utterance is given_up:
+                del self._parts[number]
+                self._out.append(Drop(number))
+        self._out.append(Cleared(given_up.number if given_up else 0))
+
+    def _configure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ends.rule = ends.Rule.of(settings.endpointing, self._can)
+
+    def _finish(self, rest: Audio | None) -> None:
+        self._duration = self._now(rest)
+        if self._current or (self._settings.endpointing is None and self._duration - self._floor >= LEAST_S):
+            self._commit_now(rest)
+
+    def _now(self, rest: Audio | None) -> float:
+        return self._ends.now * FRAME_S + (len(rest) if rest is not None else 0) / SAMPLE_RATE
+
+    def _tell_idle(self) -> None:
+        endpointing, now = self._settings.endpointing, self._ends.now * FRAME_S
+        if endpointing and endpointing.idle_s and self._idle_from is not None and now - self._idle_from >= endpointing.idle_s:
+            self._idle_from = None
+            self._out.append(Idle(now))

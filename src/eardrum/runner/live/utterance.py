@@ -1,0 +1,125 @@
+"""One utterance: its windows and what was heard in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from eardrum.engines.base import Hearing, Window
+from eardrum.errors import EardrumError
+from eardrum.live import Committed, Failed, Final, Partial
+from eardrum.runner.hallucination import reason_to_drop
+from eardrum.runner.live.agreement import Agreement, counterpart, glued
+from eardrum.text import joined, units
+from eardrum.types import Request, Segment, Word
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A finished window of an utterance."""
+
+    stable: str
+    """What was promised of its text before it was finished."""
+    segments: list[Segment] | None = None
+    error: EardrumError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it was decoded, or the model has failed on it."""
+        return self.segments is not None or self.error is not None
+
+    @property
+    def text(self) -> str:
+        """What was said in it."""
+        return joined(segment.text for segment in self.segments or ())
+
+
+@dataclass(slots=True, eq=False)
+class Utterance:
+    """What is said between two ends, in windows; the last one may still be open."""
+
+    number: int
+    request: Request
+    start: float
+    announced: bool
+    """Whether `SpeechStarted` was told."""
+    parts: list[Part] = field(default_factory=list)
+    open: Agreement = field(default_factory=Agreement)
+    """What is believed about the window that is still open."""
+    words: list[Word] = field(default_factory=list)
+    """Of the open window's last hypothesis, on the session's clock."""
+    committed: Committed | None = None
+    language: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is known that its end needs."""
+        return self.committed is not None and all(part.done for part in self.parts)
+
+    def close_window(self) -> Part:
+        """The open window is finished."""
+        part = Part(self.open.stable)
+        self.parts.append(part)
+        self.open, self.words = Agreement(), []
+        return part
+
+    def hear(self, segments: list[Segment], *, complete: bool) -> None:
+        """Take a hypothesis on the open window."""
+        self.open.hear(joined(segment.text for segment in segments), complete=complete)
+        self.words = [word for segment in segments for word in segment.words]
+
+    def partial(self, end: float) -> Partial:
+        """The text so far. All finished windows must have been decoded."""
+        before = joined(part.text for part in self.parts)
+        stable = glued(before, self.open.stable)
+        tentative = glued(stable, self.open.tentative)[len(stable) :]
+        words = [word for part in self.parts for segment in part.segments or () for word in segment.words]
+        words += self.words[: len(units(self.open.stable))]
+        return Partial(self.number, stable, tentative, self.start, end, tuple(words))
+
+    def end(self) -> Final | Failed:
+        """Its text, or why there is none."""
+        assert self.committed is not None
+        for part in self.parts:
+            if part.error:
+                return Failed(self.number, part.error)
+        text = joined(part.text for part in self.parts)
+        segments = tuple(segment for part in self.parts for segment in part.segments or ())
+        return Final(self.number, self.committed.start, self.committed.end, text, segments, self.language)
+
+
+def heard_in(window: Window, hearing: Hearing) -> list[Segment]:
+    """The segments of a window on the session's clock, less those that nobody said."""
+    segments = [segment.on(window.clock) for segment in hearing.segments]
+    for segment in segments:
+        segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
+    return [segment for segment in segments if segment.text.strip() and not reason_to_drop(segment, window.speech)]
+
+
+def kept(stable: str, segments: list[Segment], window: Window) -> list[Segment]:
+    """The segments such that their text begins with what is stable: its words stand where the final hearing has others."""
+    text = joined(segment.text for segment in segments)
+    if text.startswith(stable):
+        return segments
+    if not segments:
+        begin, end = window.speech_span
+        return [Segment(window.clock(begin), window.clock(end, ending=True), stable)]
+    said = [(unit, number) for number, segment in enumerate(segments) for unit in units(segment.text.strip())]
+    promised = units(stable)
+    count = counterpart(promised, [unit for unit, _ in said])
+    owners = [said[max(min(at, count - 1), 0)][1] for at in range(len(promised))]
+    fixed = []
+    for number, segment in enumerate(segments):
+        mine = [unit for unit, owner in zip(promised, owners, strict=True) if owner == number]
+        rest = [unit for unit, owner in said[count:] if owner == number]
+        changed = glued("".join(mine), "".join(rest)).strip()
+        if changed:
+            fixed.append(replace(segment, text=changed, words=_reworded(segment.words, units(changed))))
+    return fixed
+
+
+def _reworded(words: list[Word], said: list[str]) -> list[Word]:
+    """Word times for a text that differs from the one they belong to: counted from the end, where both are the same."""
+    if not words:
+        return []
+    late = [words[max(len(words) - len(said) + at, 0)] for at in range(len(said))]
+    return [replace(word, word=unit) for word, unit in zip(late, said, strict=True)]
