@@ -11,7 +11,7 @@ from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
 from eardrum.api.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
-from eardrum.gateway.forwarding import answered
+from eardrum.gateway.forwarding import Asking
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.connection import Answer
@@ -59,14 +59,9 @@ class Exchange:
         try:
             async with Watch(self._scope, self._receive, after=self._received):
                 if tell_loading:
-                    async with (
-                        Loading(self._service, model, self._say) as loading,
-                        answered(self._service, model, request) as late,
-                    ):
-                        await loading.end()
-                        await self._pass_back(late)
+                    await self._talk_and_pass(model, request)
                 else:
-                    async with answered(self._service, model, request) as response:
+                    async with Asking(self._service, model, request) as response:
                         await self._pass_back(response)
         except EardrumError as error:
             if not self._begun:
@@ -75,7 +70,7 @@ class Exchange:
             await self._break_off(error)
 
     async def _talk_and_pass(self, model: Model, request: Outgoing) -> None:
-        async with Loading(self._service, model, self._say) as loading, answered(self._service, model, request) as response:
+        async with Loading(self._service, model, self._say) as loading, Asking(self._service, model, request) as response:
             await loading.end()
             await self._pass_back(response)
 

@@ -77,7 +77,7 @@ class Scheduler:
     @property
     def due(self) -> float | None:
         """When to come back with a `Tick`, if ever."""
-        times = [slot.unload_at for slot in self.slots.values() if slot.unload_at is not None]
+        times = [at for slot in self.slots.values() if slot.ttl and (at := slot.unload_at) is not None]
         times += [at for at in deadlines(self.slots.values(), self._patience) if at > self._now]
         return min(times, default=None)
 
@@ -236,10 +236,13 @@ class Scheduler:
 
     def _settled(self, now: float) -> list[Action]:
         """Let in who may come in, start what may start, stop what has drained."""
-        if not any(slot.waiting or slot.state is State.DRAINING for slot in self.slots.values()):
-            return []
-        actions = self._take_turns(now)
-        for slot in self.slots.values():
+        restless = [slot for slot in self.slots.values() if slot.waiting or slot.state is State.DRAINING]
+        if all(slot.state is State.READY for slot in restless):
+            actions: list[Action] = []  # nobody waits for another's end: mostly, nobody waits
+        else:
+            actions = self._take_turns(now)
+            restless = list(self.slots.values())
+        for slot in restless:
             while slot.serves and slot.admits:
                 ticket = next(iter(slot.waiting))
                 del slot.waiting[ticket]
