@@ -43,8 +43,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._received = received
-        self._kind = b""
-        """The media type of the answer, once it has begun and if something could be added to it."""
+        self._headers: list[tuple[bytes, bytes]] = []
+        """Of the answer, once it has begun."""
         self._begun = False
         self._last = b""
 
@@ -80,10 +80,8 @@ class Exchange:
             return
         if response.status >= 600:
             raise UpstreamError(f"{response.origin} answered with the status {response.status}, which is none.")
-        raw = headers.sent_back(response.raw_headers)
-        if not any(name in FIXED for name, _ in raw):
-            self._kind = headers.content_type(raw)
-        await self._send({"type": "http.response.start", "status": response.status, "headers": raw})
+        self._headers = headers.sent_back(response.raw_headers)
+        await self._send({"type": "http.response.start", "status": response.status, "headers": self._headers})
         self._begun = True
         await self._pass_body(response)
 
@@ -106,13 +104,14 @@ class Exchange:
     async def _say(self, event: bytes) -> None:
         """Send an event before there is an answer; the first one begins the stream."""
         if not self._begun:
-            raw = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-            self._begun, self._kind = True, EVENTS
+            self._headers = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            self._begun = True
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def _break_off(self, error: EardrumError) -> None:
-        words = last_words(self._kind, self._scope["path"], self._worded(error), self._last)
-        if words:
+        fixed = any(name in FIXED for name, _ in self._headers)
+        kind = headers.content_type(self._headers)
+        if words := b"" if fixed else last_words(kind, self._scope["path"], self._worded(error), self._last):
             await self._send({"type": "http.response.body", "body": words, "more_body": True})
         await cut_off(self._scope, self._receive)

@@ -77,8 +77,12 @@ class Scheduler:
     @property
     def due(self) -> float | None:
         """When to come back with a `Tick`, if ever."""
-        times = [at for slot in self.slots.values() if slot.ttl and (at := slot.unload_at) is not None]
-        times += [at for at in deadlines(self.slots.values(), self._patience) if at > self._now]
+        times: list[float] = []
+        for slot in self.slots.values():
+            if slot.waiting:
+                times += [at for at in deadlines(slot, self._patience) if at > self._now]
+            elif slot.ttl and (at := slot.unload_at) is not None:
+                times.append(at)
         return min(times, default=None)
 
     def _slot(self, model: str) -> Slot:
