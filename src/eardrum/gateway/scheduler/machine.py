@@ -98,6 +98,9 @@ class Scheduler:
         if slot.state is State.FAILED:
             slot.state = State.STOPPED
         self._arrivals += 1
+        if slot.state is State.READY and slot.has_room and not self._restless:
+            slot.active.add(event.ticket)
+            return [Grant(event.ticket)]
         slot.waiting[event.ticket] = Waiter(self._arrivals, now)
         return []
 
@@ -240,13 +243,10 @@ class Scheduler:
 
     def _settled(self, now: float) -> list[Action]:
         """Let in who may come in, start what may start, stop what has drained."""
-        restless = [slot for slot in self.slots.values() if slot.waiting or slot.state is State.DRAINING]
-        if all(slot.state is State.READY for slot in restless):
-            actions: list[Action] = []  # nobody waits for another's end: mostly, nobody waits
-        else:
-            actions = self._take_turns(now)
-            restless = list(self.slots.values())
-        for slot in restless:
+        if not self._restless:
+            return []
+        actions = self._take_turns(now)
+        for slot in self.slots.values():
             while slot.serves and slot.admits:
                 ticket = next(iter(slot.waiting))
                 del slot.waiting[ticket]
@@ -255,6 +255,11 @@ class Scheduler:
             if slot.drained:
                 actions += self._stop(slot)
         return actions
+
+    @property
+    def _restless(self) -> bool:
+        """Whether anybody waits, or drains for somebody who may have stopped waiting."""
+        return any(slot.waiting or slot.state is State.DRAINING for slot in self.slots.values())
 
     def _take_turns(self, now: float) -> list[Action]:
         decided = turns(self.slots, self._rules, self._patience, now)
