@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +17,7 @@ from eardrum import __version__
 from eardrum.api import admin, docs
 from eardrum.api.access import Access, record
 from eardrum.api.activity import Activity
-from eardrum.api.asgi import App, ClientGoneError, Receive, Scope, Send
+from eardrum.api.asgi import App, ClientGoneError, Edge, Receive, Scope, Send
 from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
@@ -74,21 +73,19 @@ def create_app(service: Service) -> App:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    front = Front([Forward(service, answers.worded, own={CHAT: Chat(service)}), Passthrough(service, answers.worded)], app)
     settings = service.settings
-    keys = Keys(front, lambda: service.settings.apiKeys, answers.worded)
-    return Access(Cors(Origins(keys, settings.host, settings.origins, _worded)), activity, answers.refusal)
-
-
-class Edge(Protocol):
-    """An edge in plain ASGI, for bytes that are passed on."""
-
-    def route(self, scope: Scope) -> App | None:
-        """What serves this request, if it is for this edge."""
+    edges = (
+        Cors(),
+        Origins(settings.host, settings.origins, _worded),
+        Keys(lambda: service.settings.apiKeys, answers.worded),
+        Forward(service, answers.worded, own={CHAT: Chat(service)}),
+        Passthrough(service, answers.worded),
+    )
+    return Access(Front(edges, app), activity, answers.refusal)
 
 
 class Front:
-    """Sends a request to the edge that wants it, or to the application with all other routes."""
+    """Sends a request to the first edge that wants it, be it to refuse it, or to the application with all other routes."""
 
     def __init__(self, edges: Sequence[Edge], others: App):
         self._edges = edges

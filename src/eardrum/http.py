@@ -45,10 +45,11 @@ class Joined(asyncio.Transport):
 
 
 class Http(HttpToolsProtocol):
-    """One connection, with three extensions for applications in plain ASGI.
+    """One connection, with four extensions for applications in plain ASGI.
 
-    `eardrum.hang_up` ends it in the middle of an answer. `eardrum.when_gone` takes a function that is called when the client
-    hangs up, or None; one that hung up already is told of at once. `eardrum.connection` is the transport itself.
+    `eardrum.arrived` says whether `receive` has something to return at once. `eardrum.hang_up` ends the connection in the middle
+    of an answer. `eardrum.when_gone` takes a function that is called when the client hangs up, or None; one that hung up already
+    is told of at once. `eardrum.connection` is the transport itself.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -68,6 +69,12 @@ class Http(HttpToolsProtocol):
         """A client is here."""
         super().connection_made(transport)
         self._joined = Joined(transport)
+        self._extensions: dict[str, dict[object, object]] = {
+            "eardrum.arrived": {"call": self._arrived},
+            "eardrum.hang_up": {"call": self._joined.close},
+            "eardrum.when_gone": {"call": self._tell_gone},
+            "eardrum.connection": {"transport": transport},
+        }
 
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes; a head that does not end in time is refused."""
@@ -89,11 +96,10 @@ class Http(HttpToolsProtocol):
         if self.parser.should_upgrade() and self._should_upgrade():
             return  # a WebSocket: others see to it
         self.cycle.transport = self._joined
-        self.scope["extensions"] = {
-            "eardrum.hang_up": {"call": self._joined.close},
-            "eardrum.when_gone": {"call": self._tell_gone},
-            "eardrum.connection": {"transport": self.transport},
-        }
+        self.scope["extensions"] = self._extensions
+
+    def _arrived(self) -> bool:
+        return self.cycle.message_event.is_set()  # a request behind it begins when this one is here to its end
 
     def _tell_gone(self, tell: Callable[[], None] | None) -> None:
         self._when_gone = tell

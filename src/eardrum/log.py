@@ -32,6 +32,15 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
         self._second = 0
         self._time = ""
+        self._last: tuple[logging.LogRecord | None, str] = None, ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text. What several handlers show is put into words once."""
+        last, text = self._last
+        if record is not last:
+            text = super().format(record)
+            self._last = record, text
+        return text
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """The time of day."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import secrets
@@ -11,7 +12,7 @@ from contextlib import suppress
 
 from starlette.responses import Response
 
-from eardrum.api.activity import Activity, Record
+from eardrum.api.activity import FAILED, Activity, Record
 from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up
 from eardrum.errors import CancelledRequestError, EardrumError
 
@@ -21,6 +22,8 @@ GOING_AWAY = 1001
 """WebSocket's code for a server that ends a connection."""
 HEAD = ("method", "path", "status")
 """What a line begins with, without names."""
+
+ALLOW_ORIGIN = b"access-control-allow-origin"
 
 LINGER_BYTES = 64 << 20
 LINGER_S = 5.0
@@ -41,16 +44,19 @@ class Access:
         self._app = app
         self._activity = activity
         self._refusal = refusal
+        self._start = secrets.token_hex(8)
+        self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request and log it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        scope["eardrum.record"] = entry = Record(f"req_{secrets.token_hex(12)}", scope, self._activity)
+        scope["eardrum.record"] = entry = Record(self._new_id(), scope, self._activity)
         exchange = Exchange(entry, receive, send)
+        passed = exchange.send if scope["type"] == "http" else exchange.send_to_socket
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(scope, exchange.receive, passed)
         except ClientGoneError:
             entry.note = "client left"
         except asyncio.CancelledError:
@@ -62,12 +68,16 @@ class Access:
             self._activity.over(entry)
             _write(scope, entry)
 
+    def _new_id(self) -> str:
+        """Different from those of all other requests to all servers; to ask the system for each would cost more."""
+        return f"req_{self._start}{next(self._numbers):08x}"
+
     async def _end_cancelled(self, scope: Scope, exchange: Exchange) -> None:
         """Say that the request was cancelled; an answer that has begun is broken off, so that nobody takes it for whole."""
         error = CancelledRequestError("Whoever runs this server cancelled the request.")
         record(scope).note = error.message
         if scope["type"] == "websocket":
-            await exchange.send({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
+            await exchange.send_to_socket({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
             return
         if record(scope).status:
             await hang_up(scope, exchange.receive)
@@ -91,25 +101,26 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass the message on, with the request id; an early answer also announces that the connection ends."""
-        if message["type"].startswith("websocket."):
-            await self._send_to_socket(message)
-            return
+        """Pass the message on, with what every answer says; an early answer also announces that the connection ends."""
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._entry.id.encode())]
-            self._entry.answering(message["status"], message["headers"])
-            if not self._read and self._entry.status >= 400:
-                message["headers"].append((b"connection", b"close"))
+            headers = [*message.get("headers", ()), (b"x-request-id", self._entry.id.encode())]
+            if self._entry.readable and not any(name == ALLOW_ORIGIN for name, _ in headers):
+                headers += self._entry.readable
+            if not self._read and message["status"] >= FAILED:
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
+            self._entry.answering(message["status"], headers)
             await self._send(message)
             return
         self._entry.answered(len(message.get("body", b"")))
-        if not message.get("more_body", False) and not self._read and self._entry.status >= 400:
+        if not self._read and self._entry.status >= FAILED and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
-    async def _send_to_socket(self, message: Message) -> None:
+    async def send_to_socket(self, message: Message) -> None:
+        """The same for a WebSocket."""
         if not self._entry.status:
             self._entry.answering(message.get("status", 101), list(message.get("headers", ())))
         self._entry.answered(len(message.get("bytes") or message.get("text") or b""))

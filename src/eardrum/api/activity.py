@@ -43,6 +43,7 @@ class Record:
         "headers",
         "id",
         "note",
+        "readable",
         "scope",
         "sent",
         "started",
@@ -58,6 +59,8 @@ class Record:
         self.summary: Summary | None = None
         self.tokens = UNKNOWN
         self.note = ""
+        self.readable: tuple[tuple[bytes, bytes], ...] = ()
+        """Headers that let a page of another origin read the answer, where that says nothing of this itself."""
         self.began = time.time()
         self.started = time.monotonic()
         self.status = 0

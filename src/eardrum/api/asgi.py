@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qs
 
 Message = MutableMapping[str, Any]
@@ -14,13 +14,23 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+class Edge(Protocol):
+    """What serves some of the requests, in plain ASGI, or refuses them."""
+
+    def route(self, scope: Scope) -> App | None:
+        """What serves this request, if it is for this edge."""
+
+
 class ClientGoneError(Exception):
     """The client hung up; nobody is left to answer."""
 
 
 def header(scope: Scope, name: bytes) -> str:
     """The first header of this lower-case name; empty when there is none."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+    for key, value in scope["headers"]:
+        if key == name:
+            return cast(bytes, value).decode("latin-1")
+    return ""
 
 
 def flagged(scope: Scope, name: str) -> bool:

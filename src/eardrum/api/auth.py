@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from eardrum.api.access import record
-from eardrum.api.asgi import App, Receive, Scope, Send, header
+from eardrum.api.asgi import App, Scope, header
 from eardrum.errors import EardrumError, UnauthorizedError
 
 OPEN = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
@@ -29,23 +29,20 @@ WRONG = "The key is not one of this server's: check the client's settings, or `a
 class Keys:
     """Refuses requests and WebSockets without a key. Without keys in the config, which may change, everybody is let in."""
 
-    def __init__(self, app: App, keys: Callable[[], Sequence[str]], worded: Callable[[EardrumError], dict[str, Any]]):
-        self._app = app
+    def __init__(self, keys: Callable[[], Sequence[str]], worded: Callable[[EardrumError], dict[str, Any]]):
         self._keys = keys
         self._worded = worded
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or refuse it."""
-        if not self._keys() or scope["type"] == "lifespan" or scope["path"] in OPEN:
-            await self._app(scope, receive, send)
-            return
+    def route(self, scope: Scope) -> App | None:
+        """What refuses the request, if it is not let in."""
+        if not self._keys() or scope["path"] in OPEN:
+            return None
         shown = key_of(scope)
         if self._knows(shown.encode()):
-            await self._app(scope, receive, send)
-            return
+            return None
         error = UnauthorizedError(WRONG if shown else MISSING)
         record(scope).note = error.message
-        await self._refusal(scope["path"], error)(scope, receive, send)
+        return self._refusal(scope["path"], error)
 
     def _knows(self, shown: bytes) -> bool:
         """Whether it is one of the keys; takes as long whichever it is, and however much of it is right."""

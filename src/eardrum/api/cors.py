@@ -6,7 +6,8 @@ this machine looks at could use those. Cookies are never let through, so a site 
 
 from __future__ import annotations
 
-from eardrum.api.asgi import App, Message, Receive, Scope, Send, header
+from eardrum.api.access import record
+from eardrum.api.asgi import App, Receive, Scope, Send, header
 
 SHARED = (
     "/v1/",
@@ -24,37 +25,25 @@ SHARED = (
 """How the paths begin that any page may use."""
 
 ALLOW = (b"access-control-allow-origin", b"*")
-EXPOSE = (b"access-control-expose-headers", b"*")
+READABLE = (ALLOW, (b"access-control-expose-headers", b"*"))
 METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 DAY_S = b"86400"
 
 
 class Cors:
-    """Answers what browsers ask beforehand, and says in every answer that it may be read."""
+    """Answers what browsers ask beforehand, and has every answer say that it may be read."""
 
-    def __init__(self, app: App):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    def route(self, scope: Scope) -> App | None:
+        """What answers in the place of the routes, if they are not to."""
         if scope["type"] != "http" or not scope["path"].startswith(SHARED):
-            await self._app(scope, receive, send)
-            return
+            return None
         if scope["method"] == "OPTIONS":
-            await _allow(scope, send)
-            return
-
-        async def readable(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.get("headers", ())
-                if not any(name == ALLOW[0] for name, _ in headers):
-                    message["headers"] = [*headers, ALLOW, EXPOSE]
-            await send(message)
-
-        await self._app(scope, receive, readable)
+            return _allow
+        record(scope).readable = READABLE
+        return None
 
 
-async def _allow(scope: Scope, send: Send) -> None:
+async def _allow(scope: Scope, _: Receive, send: Send) -> None:
     wanted = header(scope, b"access-control-request-headers") or "authorization, content-type, x-api-key"
     headers = [
         ALLOW,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 
 from eardrum.api.access import record
-from eardrum.api.asgi import App, Message, Receive, Scope, Send, header
+from eardrum.api.asgi import App, Scope, header
 from eardrum.errors import EardrumError, ForbiddenError
 
 GUARDED = ("/api/", "/upstream/", "/unload", "/logs", "/running")
@@ -32,33 +32,31 @@ class Origins:
     `also` are further origins, `*` all. `refusal` words an error for a path.
     """
 
-    def __init__(self, app: App, listens_on: str, also: tuple[str, ...], refusal: Callable[[str, EardrumError], Response]):
-        self._app = app
+    def __init__(self, listens_on: str, also: tuple[str, ...], refusal: Callable[[str, EardrumError], Response]):
         self._local = is_local(listens_on)
         self._also = also
         self._refusal = refusal
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    def route(self, scope: Scope) -> App | None:
+        """What answers in the place of the routes, if they are not to."""
         socket = scope["type"] == "websocket"
-        guarded = socket or (scope["type"] == "http" and scope["path"].startswith(GUARDED))
-        origin = header(scope, b"origin") if guarded else ""
-        if guarded and not origin and _embedded_elsewhere(scope) and "*" not in self._also:
+        if not socket and not scope["path"].startswith(GUARDED):
+            return None
+        origin = header(scope, b"origin")
+        if not origin and _embedded_elsewhere(scope) and "*" not in self._also:
             origin = "another site"  # pictures and scripts do not say which
         if not origin:
-            await self._app(scope, receive, send)
-        elif not may_use(origin, header(scope, b"host"), local=self._local, also=self._also):
+            return None
+        if not may_use(origin, header(scope, b"host"), local=self._local, also=self._also):
             error = ForbiddenError(
                 f"Pages of {origin[:100]} may not use {scope['path'][:100]}: name that origin under `origins` in the config."
             )
             record(scope).note = error.message
-            await self._refusal(scope["path"], error)(scope, receive, send)
-        elif socket:
-            await self._app(scope, receive, send)
-        elif scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
-            await Response(status_code=204, headers=_beforehand(scope, origin))(scope, receive, send)
-        else:
-            await self._app(scope, receive, _readable(send, origin))
+            return self._refusal(scope["path"], error)
+        if not socket and scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
+            return Response(status_code=204, headers=_beforehand(scope, origin))
+        record(scope).readable = ((b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin"))
+        return None
 
 
 def _embedded_elsewhere(scope: Scope) -> bool:
@@ -109,13 +107,3 @@ def _beforehand(scope: Scope, origin: str) -> dict[str, str]:
         "access-control-max-age": DAY_S,
         "vary": "origin, access-control-request-headers",
     }
-
-
-def _readable(send: Send, origin: str) -> Send:
-    async def readable(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            allowed = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
-            message["headers"] = [*message.get("headers", ()), *allowed]
-        await send(message)
-
-    return readable

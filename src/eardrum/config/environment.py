@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
-
-from pydantic_settings import EnvSettingsSource, SettingsError
 
 from eardrum.config import dialect, known
 from eardrum.config.settings import PREFIX, Settings
 from eardrum.errors import ConfigError
 
 CONFIG_VARIABLE, FOLDER_VARIABLE = "EARDRUM_CONFIG", "EARDRUM_CONFIG_DIR"
+
+BELOW = "__"
+"""Between the name of a setting and one below it."""
 
 ENVIRONMENT_ALIASES = {
     "STT_DEFAULT_MODEL": "default_model",
@@ -45,20 +47,43 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_variable(name: str, value: str) -> dict[str, Any]:
-    top, _, below = name.removeprefix(PREFIX).lower().partition("__")
+    top, *below = name.removeprefix(PREFIX).lower().split(BELOW)
     settings = {field.lower(): field for field in Settings.model_fields}
     if top not in settings or (below and not known.has_names(settings[top])):
         raise ConfigError(f"Unknown environment variable {name}.{known.hint(top)}")
-    source = EnvSettingsSource(Settings)
-    source.env_vars = {name.lower(): value}
     try:
-        return {top: _cased(inner, Settings.model_fields[top].annotation) for top, inner in source().items()}
-    except SettingsError:
+        return {settings[top]: _placed(value, Settings.model_fields[settings[top]].annotation, below)}
+    except ValueError:
         raise ConfigError(f"The environment variable {name} must be JSON, not {value!r}.") from None
 
 
+def _placed(value: str, kind: Any, below: Sequence[str]) -> Any:
+    """The value as it is meant for a setting of this kind, or for one so many names below it."""
+    kind = known.sole(kind)
+    if not below:
+        return _cased(_read(value, kind), kind)
+    inner: Any = Any
+    if get_origin(kind) is dict:
+        inner = get_args(kind)[1]
+    elif known.is_section(kind):
+        fields = known.fields(kind)
+        spelled = {name.lower(): name for name in fields}.get(below[0])
+        inner = fields[spelled].annotation if spelled else Any
+        below = [spelled or below[0], *below[1:]]
+    return {below[0]: _placed(value, inner, below[1:])}
+
+
+def _read(value: str, kind: Any) -> Any:
+    """Text, unless a setting of this kind is a section, a list or a mapping.
+
+    Raises:
+        ValueError: then it must be JSON, and is not.
+    """
+    return json.loads(value) if known.is_section(kind) or get_origin(kind) in (dict, list, tuple) else value
+
+
 def _cased(value: Any, kind: Any) -> Any:
-    """With the names of settings as they are written in files: those of variables are read in small letters."""
+    """With the names of settings as they are written in files: in variables they may be in small letters."""
     kind = known.sole(kind)
     if not isinstance(value, dict):
         return value

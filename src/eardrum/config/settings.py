@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ConfigDict, Field, field_validator
 
 from eardrum.config.sections import Section
 from eardrum.config.shared import SharedModel, SharedSettings
@@ -68,15 +67,12 @@ class Log(Section):
     format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for machines.")
 
 
-class Settings(SharedSettings, BaseSettings):
+class Settings(SharedSettings):
     """The whole configuration."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        env_prefix=PREFIX,
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
         json_schema_extra={"patternProperties": {"^x-": {}}},  # somebody's own, for anchors
     )
 
@@ -117,15 +113,3 @@ class Settings(SharedSettings, BaseSettings):
             return language_code(spelled) or ""
         except EardrumError as error:
             raise ValueError(error.message) from error
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` passes in: it has merged the sources already."""
-        return (init_settings,)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 from eardrum.errors import RunnerCrashedError, UpstreamDiedError, UpstreamHungUpError, UpstreamUnreachableError
 from eardrum.gateway.inventory import Model
@@ -31,33 +30,46 @@ class Tries:
         return self.broke > 1 or self.refused > 1
 
 
-@asynccontextmanager
-async def answered(service: Service, model: Model, request: Outgoing) -> AsyncIterator[Answer]:
-    """The answer of a foreign model's upstream, which is kept loaded meanwhile. Leaving before the end hangs up.
+class Asking:
+    """The answer of a foreign model's upstream, which is kept loaded meanwhile, as a context. Leaving before the end hangs up.
 
     An upstream that dies before it answers is started again and asked once more, if the request can be repeated. Bodies are
-    to be read with `foreign.chunks`, whose errors must pass through here to be explained.
+    to be read inside, since their errors must pass through here to be explained.
 
     Raises:
         UpstreamDiedError: it died, in words that say how.
-        EardrumError: as `Service.lease` and `ForeignUpstream.send`.
+        EardrumError: as `Service.hold` and `ForeignUpstream.send`.
     """
-    tries, answering = Tries(), False
-    while True:
+
+    def __init__(self, service: Service, model: Model, request: Outgoing):
+        self._lease = service.hold(model)
+        self._request = request
+        self._answer: Answer
+
+    async def __aenter__(self) -> Answer:
+        tries = Tries()
+        while True:
+            try:
+                self._answer = await self._asked(tries)
+            except RunnerCrashedError as error:
+                if tries.over or not self._request.repeatable:
+                    raise
+                log.warning("%s Trying once more.", error.message)
+            else:
+                return self._answer
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._answer.release()  # closes the connection if the answer was not read to its end
+        await self._lease.end(error)
+
+    async def _asked(self, tries: Tries) -> Answer:
+        await self._lease.begin()
         try:
-            async with service.lease(model) as upstream:
-                assert isinstance(upstream, ForeignUpstream)
-                response = await _sent(upstream, request, tries)
-                answering = True
-                try:
-                    yield response
-                finally:
-                    response.release()  # closes the connection if the answer was not read to its end
-            return
-        except RunnerCrashedError as error:
-            if answering or tries.over or not request.repeatable:
-                raise
-            log.warning("%s Trying once more.", error.message)
+            assert isinstance(self._lease.upstream, ForeignUpstream)
+            return await _sent(self._lease.upstream, self._request, tries)
+        except BaseException as error:
+            await self._lease.end(error)
+            raise
 
 
 async def _sent(upstream: ForeignUpstream, request: Outgoing, tries: Tries) -> Answer:

@@ -3,31 +3,97 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
 
 from eardrum.gateway import scheduler
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.processes.lives import Life
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease holds its model. One that rests, such as that of a silent WebSocket, does not."""
+@dataclass(slots=True, eq=False)
+class Running:
+    """A model that serves, and the task that sees to its end."""
 
-    upstream: RunnerUpstream | ForeignUpstream
-    _model: str
-    _ticket: int
-    _tell: Callable[[scheduler.Event], None]
+    life: Life
+    task: asyncio.Task[None]
+    since: float
+    """Unix time at which it was ready."""
+    forced: bool = False
+    """Whether it was told to end whatever it was doing."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None if it is another server's."""
+        return self.life.pid
+
+
+class Owner(Protocol):
+    """Who lets requests in, and sees to what becomes of the model meanwhile."""
+
+    async def admit(self, model: Model) -> tuple[int, Running]:
+        """The beginning of a lease: its ticket, and the model that serves."""
+
+    async def dismiss(self, model: Model, ticket: int, running: Running, error: BaseException | None) -> None:
+        """The end of a lease, after this error or without one."""
+
+    def tell(self, event: scheduler.Event) -> None:
+        """Something has happened to a request."""
+
+
+class Lease:
+    """A request's time with a ready model, as a context, or from `begin` to `end`. Its owner lets it in.
+
+    A lease holds its model. One that rests, such as that of a silent WebSocket, does not.
+    """
+
+    __slots__ = ("_owner", "_running", "_ticket", "model")
+
+    def __init__(self, owner: Owner, model: Model):
+        self.model = model
+        self._owner = owner
+        self._running: Running
+        self._ticket: int
+
+    @property
+    def upstream(self) -> RunnerUpstream | ForeignUpstream:
+        """The way to the model."""
+        return self._running.life.upstream
+
+    async def begin(self) -> None:
+        """Wait for the model, which is started first if it must be.
+
+        Raises:
+            EardrumError: as `Supervisor.hold`.
+        """
+        self._ticket, self._running = await self._owner.admit(self.model)
+
+    async def end(self, error: BaseException | None = None) -> None:
+        """Let go of the model, after this error or without one.
+
+        Raises:
+            RunnerCrashedError: it was one too: how the process ended.
+            UnloadedError, ShuttingDownError: it was one, and the process was meant to end.
+        """
+        await self._owner.dismiss(self.model, self._ticket, self._running, error)
 
     def rest(self) -> None:
         """From now on the model may be unloaded, which ends the request."""
-        self._tell(scheduler.Rest(self._model, self._ticket))
+        self._owner.tell(scheduler.Rest(self.model.id, self._ticket))
 
     def resume(self) -> None:
         """From now on it may not."""
-        self._tell(scheduler.Resume(self._model, self._ticket))
+        self._owner.tell(scheduler.Resume(self.model.id, self._ticket))
+
+    async def __aenter__(self) -> Self:
+        await self.begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.end(error)
 
 
 class Silence:
@@ -59,16 +125,3 @@ class Silence:
         self._timer = self._loop.call_later(left, self._look) if left > 0 else None
         if not self._timer:
             self._lease.rest()
-
-
-def wanted(model: Model, ticket: int) -> scheduler.Wanted:
-    """What the scheduler is told of a request, with all that the config says of the model's."""
-    return scheduler.Wanted(
-        model.id,
-        ticket,
-        limit=model.max_requests,
-        ttl=model.ttl,
-        concurrency=model.concurrency,
-        at_once=model.at_once,
-        priority=model.priority,
-    )

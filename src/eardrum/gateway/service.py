@@ -182,7 +182,7 @@ class Service:
         """End the model's process, once it has finished what it has begun, or by force at once."""
         await self._supervisor.unload(model, force=force)
 
-    def hold(self, model: Model) -> AbstractAsyncContextManager[Lease]:
+    def hold(self, model: Model) -> Lease:
         """As `lease`, for requests that do not need the model all the time."""
         return self._supervisor.hold(model)
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 
 from eardrum.config import Settings
 from eardrum.errors import EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.changes import Changes
+from eardrum.gateway.dispatch import Dispatch
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.lease import Lease, wanted
+from eardrum.gateway.lease import Lease, Running
 from eardrum.gateway.processes import memory
 from eardrum.gateway.processes.crashes import Crashes
 from eardrum.gateway.processes.lives import Life, Lives
@@ -35,23 +34,6 @@ BROKEN_S = 0.5
 """The same for others, which may also break a connection and live."""
 
 
-@dataclass(slots=True, eq=False)
-class Running:
-    """A model that serves, and the task that sees to its end."""
-
-    life: Life
-    task: asyncio.Task[None]
-    since: float
-    """Unix time at which it was ready."""
-    forced: bool = False
-    """Whether it was told to end whatever it was doing."""
-
-    @property
-    def pid(self) -> int | None:
-        """Its process; None if it is another server's."""
-        return self.life.pid
-
-
 class Supervisor:
     """The one owner of the models' lives. Everything happens on the event loop."""
 
@@ -66,20 +48,15 @@ class Supervisor:
     ):
         self._lives = lives
         self._loaded = loaded
-        self._changed = changed
-        self._told: dict[str, State] = {}
         self._rulebook = rulebook
-        self._scheduler = Scheduler(rulebook.rules, patience)
+        self._dispatch = Dispatch(Scheduler(rulebook.rules, patience), start=self._start, stop=self._stop, changed=changed)
         self._crashes = Crashes()
         self._models: dict[str, Model] = {}
         self._running: dict[str, Running] = {}
-        self._tickets: dict[int, asyncio.Future[None]] = {}
-        self._ids = itertools.count()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._down = False
 
     def sweep(self) -> asyncio.Task[None]:
@@ -93,8 +70,7 @@ class Supervisor:
         async with self.hold(model) as held:
             yield held.upstream
 
-    @asynccontextmanager
-    async def hold(self, model: Model) -> AsyncIterator[Lease]:
+    def hold(self, model: Model) -> Lease:
         """The right to use the ready model for one request; starts it first when it must.
 
         Raises:
@@ -104,32 +80,35 @@ class Supervisor:
             UnloadedError: somebody has unloaded it by force.
             ShuttingDownError: the server goes down.
         """
+        return Lease(self, model)
+
+    async def admit(self, model: Model) -> tuple[int, Running]:
+        """The beginning of a lease: its ticket, and the model that serves."""
         self._check_crashes(model)
         self._models[model.id] = model
         if self._rulebook.learn(model):
-            self._handle(scheduler.Remeasured(self._rulebook.rules))
-        ticket, granted = next(self._ids), asyncio.get_running_loop().create_future()
-        self._tickets[ticket] = granted
+            self.tell(scheduler.Remeasured(self._rulebook.rules))
+        ticket = await self._dispatch.turn(model)
+        if running := self._running.get(model.id):
+            return ticket, running
+        self._dispatch.done(model.id, ticket)
+        kind = UpstreamDiedError if model.foreign else RunnerCrashedError
+        raise kind(f"The process of {model.id} ended as soon as it was ready.")
+
+    async def dismiss(self, model: Model, ticket: int, running: Running, error: BaseException | None) -> None:
+        """The end of a lease, after this error or without one."""
         try:
-            self._handle(wanted(model, ticket))
-            try:
-                await granted
-            except asyncio.CancelledError:
-                self._handle(scheduler.Cancelled(model.id, ticket))
-                raise
-            running = self._running.get(model.id)
-            if not running:
-                kind = UpstreamDiedError if model.foreign else RunnerCrashedError
-                raise kind(f"The process of {model.id} ended as soon as it was ready.")
-            try:
-                yield Lease(running.life.upstream, model.id, ticket, self._handle)
-            except RunnerCrashedError as error:
+            if isinstance(error, RunnerCrashedError):
                 explained = await _explained(model, running, error)
                 raise (self._why_ended(model, running) or explained) from error
-            self._crashes.forget(model.id)
+            if not error:
+                self._crashes.forget(model.id)
         finally:
-            del self._tickets[ticket]
-            self._handle(scheduler.Done(model.id, ticket))
+            self._dispatch.done(model.id, ticket)
+
+    def tell(self, event: scheduler.Event) -> None:
+        """Something has happened to a request."""
+        self._dispatch.tell(event)
 
     def _check_crashes(self, model: Model) -> None:
         """Refuse a request for a model that is left alone for a while, before anything is unloaded for it."""
@@ -145,12 +124,12 @@ class Supervisor:
 
     def state(self, model: Model) -> State:
         """The model's state."""
-        slot = self._scheduler.slots.get(model.id)
+        slot = self._dispatch.slots.get(model.id)
         return slot.state if slot else State.STOPPED
 
     def load(self, model: Model) -> int:
         """Requests the model holds."""
-        slot = self._scheduler.slots.get(model.id)
+        slot = self._dispatch.slots.get(model.id)
         return len(slot.active) + len(slot.waiting) if slot else 0
 
     async def unload(self, model: Model, *, force: bool = False) -> None:
@@ -160,8 +139,8 @@ class Supervisor:
         """
         if force and (running := self._running.get(model.id)):
             running.forced = True
-        self._handle(scheduler.Unload(model.id, force))
-        slot = self._scheduler.slots[model.id]
+        self.tell(scheduler.Unload(model.id, force))
+        slot = self._dispatch.slots[model.id]
         if slot.unloading or slot.state is State.STOPPING:
             await asyncio.wait([self._tasks[model.id]])
 
@@ -177,14 +156,14 @@ class Supervisor:
         self._rulebook = rulebook
         for id in gone:
             self._crashes.forget(id)
-        self._handle(scheduler.Reconfigured(rulebook.rules, settings.patience, changes.changed, changes.removed))
-        for id in self._scheduler.slots.keys() & models.keys() - gone:
-            self._handle(scheduler.Keep(id, models[id].ttl))
+        self.tell(scheduler.Reconfigured(rulebook.rules, settings.patience, changes.changed, changes.removed))
+        for id in self._dispatch.slots.keys() & models.keys() - gone:
+            self.tell(scheduler.Keep(id, models[id].ttl))
 
     @property
     def up(self) -> frozenset[str]:
         """The models that have a process, from its start to its end."""
-        return frozenset(id for id, slot in self._scheduler.slots.items() if slot.up)
+        return frozenset(id for id, slot in self._dispatch.slots.items() if slot.up)
 
     def running(self, model: Model) -> Running | None:
         """The model's process, if it serves."""
@@ -192,51 +171,32 @@ class Supervisor:
 
     def idle_for(self, model: Model) -> float | None:
         """Seconds since the model's last request; None while it has one, or is not loaded."""
-        slot = self._scheduler.slots.get(model.id)
+        slot = self._dispatch.slots.get(model.id)
         return time.monotonic() - slot.idle_since if slot and slot.state is State.READY and not slot.working else None
 
     def ttl(self, model: Model) -> float:
         """The time to live that its last request gave it, in seconds; 0 is never unloaded."""
-        slot = self._scheduler.slots.get(model.id)
+        slot = self._dispatch.slots.get(model.id)
         return slot.ttl if slot else model.ttl
 
     async def shutdown(self) -> None:
         """Stop every process and wait until all are gone."""
         self._down = True
-        self._handle(scheduler.Shutdown())
+        self.tell(scheduler.Shutdown())
         if self._watching:
             self._watching.cancel()
         sweeping = [self._sweeping] if self._sweeping else []
         await asyncio.gather(*self._tasks.values(), *self._stopping, *sweeping, return_exceptions=True)
+        self._dispatch.close()
         self._lives.register.close()
 
     def abandon(self) -> None:
         """End every process at once, and wait for none."""
         self._lives.register.abandon()
 
-    def _handle(self, event: scheduler.Event) -> None:
-        for action in self._scheduler.handle(event, time.monotonic()):
-            match action:
-                case scheduler.Start(model):
-                    self._tasks[model] = task = asyncio.create_task(self._run(self._models[model]))
-                    task.add_done_callback(partial(self._over, model))
-                case scheduler.Stop(model):
-                    self._stop(model)
-                case scheduler.Grant(ticket):
-                    if not self._tickets[ticket].done():
-                        self._tickets[ticket].set_result(None)
-                case scheduler.Reject(ticket, error):
-                    if not self._tickets[ticket].done():
-                        self._tickets[ticket].set_exception(error)
-        self._set_timer()
-        self._tell()
-
-    def _tell(self) -> None:
-        """Say so if a state has changed; most events change none."""
-        states = {model: slot.state for model, slot in self._scheduler.slots.items()}
-        if states != self._told:
-            self._told = states
-            self._changed()
+    def _start(self, model: str) -> None:
+        self._tasks[model] = task = asyncio.create_task(self._run(self._models[model]))
+        task.add_done_callback(partial(self._over, model))
 
     def _watch(self) -> None:
         """See from now and then what the models take, if anybody wants to know."""
@@ -250,15 +210,7 @@ class Supervisor:
     def _seen(self, taken: Mapping[str, Mapping[str, float]]) -> None:
         changed = [self._rulebook.measure(self._models[id], need) for id, need in taken.items()]
         if any(changed):
-            self._handle(scheduler.Remeasured(self._rulebook.rules))
-
-    def _set_timer(self) -> None:
-        """Come back when the first time to live, or somebody's patience, is over."""
-        if self._timer:
-            self._timer.cancel()
-        due = self._scheduler.due
-        wait = None if due is None else max(0.0, due - time.monotonic())
-        self._timer = None if wait is None else asyncio.get_running_loop().call_later(wait, self._handle, scheduler.Tick())
+            self.tell(scheduler.Remeasured(self._rulebook.rules))
 
     async def _run(self, model: Model) -> None:
         """One life of a model: from its start to its end."""
@@ -266,12 +218,12 @@ class Supervisor:
             life = await self._begin(model)
         except EardrumError as error:
             log.error("%s failed to load: %s", model.id, error.message)
-            self._handle(scheduler.StartFailed(model.id, error))
+            self.tell(scheduler.StartFailed(model.id, error))
             return
         self._running[model.id] = Running(life, self._tasks[model.id], time.time())
         if life.capabilities:
             self._loaded(model, life.capabilities)
-        self._handle(scheduler.Ready(model.id))
+        self.tell(scheduler.Ready(model.id))
         self._watch()
         await life.ended
         if self.state(model) in (State.READY, State.DRAINING):
@@ -279,17 +231,17 @@ class Supervisor:
             self._crashes.died(model.id, life.ending, time.monotonic())
         # First the books, then the cleaning up: while that waits, requests may already start the next life.
         del self._running[model.id]
-        self._handle(scheduler.Exited(model.id))
+        self.tell(scheduler.Exited(model.id))
         await life.close()
 
     def _over(self, model: str, task: asyncio.Task[None]) -> None:
         """See to it that the scheduler knows of an end that `_run` could not tell: it was not let begin, or failed itself."""
         if task.cancelled():
-            self._handle(scheduler.Exited(model))
+            self.tell(scheduler.Exited(model))
         elif (error := task.exception()) and self._tasks[model] is task:
             log.error("The life of %s could not be led.", model, exc_info=error)
             self._running.pop(model, None)
-            self._handle(scheduler.StartFailed(model, ModelLoadError(f"{model} could not be loaded; the server's log says why.")))
+            self.tell(scheduler.StartFailed(model, ModelLoadError(f"{model} could not be loaded; the server's log says why.")))
 
     async def _begin(self, model: Model) -> Life:
         self._check_crashes(model)  # for those who waited when it died

@@ -11,7 +11,7 @@ from eardrum.api.forward.broken import Worded, cut_off, last_words
 from eardrum.api.forward.loading import Loading
 from eardrum.api.watch import Watch
 from eardrum.errors import EardrumError, UpstreamError
-from eardrum.gateway.forwarding import answered
+from eardrum.gateway.forwarding import Asking
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.connection import Answer
@@ -43,8 +43,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._received = received
-        self._kind = b""
-        """The media type of the answer, once it has begun and if something could be added to it."""
+        self._headers: list[tuple[bytes, bytes]] = []
+        """Of the answer, once it has begun."""
         self._begun = False
         self._last = b""
 
@@ -59,14 +59,9 @@ class Exchange:
         try:
             async with Watch(self._scope, self._receive, after=self._received):
                 if tell_loading:
-                    async with (
-                        Loading(self._service, model, self._say) as loading,
-                        answered(self._service, model, request) as late,
-                    ):
-                        await loading.end()
-                        await self._pass_back(late)
+                    await self._talk_and_pass(model, request)
                 else:
-                    async with answered(self._service, model, request) as response:
+                    async with Asking(self._service, model, request) as response:
                         await self._pass_back(response)
         except EardrumError as error:
             if not self._begun:
@@ -75,7 +70,7 @@ class Exchange:
             await self._break_off(error)
 
     async def _talk_and_pass(self, model: Model, request: Outgoing) -> None:
-        async with Loading(self._service, model, self._say) as loading, answered(self._service, model, request) as response:
+        async with Loading(self._service, model, self._say) as loading, Asking(self._service, model, request) as response:
             await loading.end()
             await self._pass_back(response)
 
@@ -85,10 +80,8 @@ class Exchange:
             return
         if response.status >= 600:
             raise UpstreamError(f"{response.origin} answered with the status {response.status}, which is none.")
-        raw = headers.sent_back(response.raw_headers)
-        if not any(name in FIXED for name, _ in raw):
-            self._kind = headers.content_type(raw)
-        await self._send({"type": "http.response.start", "status": response.status, "headers": raw})
+        self._headers = headers.sent_back(response.raw_headers)
+        await self._send({"type": "http.response.start", "status": response.status, "headers": self._headers})
         self._begun = True
         await self._pass_body(response)
 
@@ -111,13 +104,14 @@ class Exchange:
     async def _say(self, event: bytes) -> None:
         """Send an event before there is an answer; the first one begins the stream."""
         if not self._begun:
-            raw = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-            self._begun, self._kind = True, EVENTS
+            self._headers = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            self._begun = True
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def _break_off(self, error: EardrumError) -> None:
-        words = last_words(self._kind, self._scope["path"], self._worded(error), self._last)
-        if words:
+        fixed = any(name in FIXED for name, _ in self._headers)
+        kind = headers.content_type(self._headers)
+        if words := b"" if fixed else last_words(kind, self._scope["path"], self._worded(error), self._last):
             await self._send({"type": "http.response.body", "body": words, "more_body": True})
         await cut_off(self._scope, self._receive)

@@ -68,7 +68,10 @@ def sent_back(raw: Raw) -> list[tuple[bytes, bytes]]:
 
 def content_type(headers: Raw) -> bytes:
     """The media type without its parameters, in lower case; empty if none is said."""
-    return next((value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"), b"")
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
 
 
 def _dropped(headers: Raw, always: frozenset[bytes]) -> frozenset[bytes]:

@@ -14,7 +14,7 @@ from eardrum.api.ollama.fields import named, text
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import InvalidRequestError, UpstreamError
-from eardrum.gateway.forwarding import answered
+from eardrum.gateway.forwarding import Asking
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
@@ -59,7 +59,7 @@ class Embeddings:
             await self._service.load_model(model)
             return {"data": []}
         sent = request(self._service, model, ask, asked, reply.authorization)
-        async with answered(self._service, model, sent) as response, aclosing(events(model, response)) as said:
+        async with Asking(self._service, model, sent) as response, aclosing(events(model, response)) as said:
             return await anext(said)
 
 

@@ -18,7 +18,7 @@ from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
 from eardrum.errors import UpstreamError
-from eardrum.gateway.forwarding import answered
+from eardrum.gateway.forwarding import Asking
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
@@ -66,7 +66,7 @@ class Generation:
 
     async def _forward(self, model: Model, sent: Outgoing, answering: Answering) -> None:
         began, ready = time.monotonic(), self._service.state(model) is State.READY
-        async with answered(self._service, model, sent) as response:
+        async with Asking(self._service, model, sent) as response:
             chunks = Chunks(began, began if ready else time.monotonic())
             async with aclosing(events(model, response)) as said:
                 async for event in said:

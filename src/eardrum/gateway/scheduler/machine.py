@@ -77,8 +77,12 @@ class Scheduler:
     @property
     def due(self) -> float | None:
         """When to come back with a `Tick`, if ever."""
-        times = [slot.unload_at for slot in self.slots.values() if slot.unload_at is not None]
-        times += [at for at in deadlines(self.slots.values(), self._patience) if at > self._now]
+        times: list[float] = []
+        for slot in self.slots.values():
+            if slot.waiting:
+                times += [at for at in deadlines(slot, self._patience) if at > self._now]
+            elif slot.ttl and (at := slot.unload_at) is not None:
+                times.append(at)
         return min(times, default=None)
 
     def _slot(self, model: str) -> Slot:
@@ -94,6 +98,9 @@ class Scheduler:
         if slot.state is State.FAILED:
             slot.state = State.STOPPED
         self._arrivals += 1
+        if slot.state is State.READY and slot.has_room and not self._restless:
+            slot.active.add(event.ticket)
+            return [Grant(event.ticket)]
         slot.waiting[event.ticket] = Waiter(self._arrivals, now)
         return []
 
@@ -236,7 +243,7 @@ class Scheduler:
 
     def _settled(self, now: float) -> list[Action]:
         """Let in who may come in, start what may start, stop what has drained."""
-        if not any(slot.waiting or slot.state is State.DRAINING for slot in self.slots.values()):
+        if not self._restless:
             return []
         actions = self._take_turns(now)
         for slot in self.slots.values():
@@ -248,6 +255,11 @@ class Scheduler:
             if slot.drained:
                 actions += self._stop(slot)
         return actions
+
+    @property
+    def _restless(self) -> bool:
+        """Whether anybody waits, or drains for somebody who may have stopped waiting."""
+        return any(slot.waiting or slot.state is State.DRAINING for slot in self.slots.values())
 
     def _take_turns(self, now: float) -> list[Action]:
         decided = turns(self.slots, self._rules, self._patience, now)

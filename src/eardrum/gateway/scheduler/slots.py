@@ -74,9 +74,14 @@ class Slot:
         return next(iter(self.waiting.values()))
 
     @property
+    def has_room(self) -> bool:
+        """Whether it serves fewer requests than it may at a time."""
+        return not 0 < self.at_once <= self.working
+
+    @property
     def admits(self) -> bool:
         """Whether the next one who waits may come in."""
-        return bool(self.waiting) and self.head.order < self.barrier and not 0 < self.at_once <= self.working
+        return bool(self.waiting) and self.head.order < self.barrier and self.has_room
 
     @property
     def drained(self) -> bool:

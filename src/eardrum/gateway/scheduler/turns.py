@@ -48,10 +48,9 @@ def turns(slots: Mapping[str, Slot], rules: Rules, patience: float, now: float) 
     return decided
 
 
-def deadlines(slots: Iterable[Slot], patience: float) -> list[float]:
-    """When the passing of time alone changes whose turn it is."""
-    waits = [slot.head.since for slot in slots if slot.waiting and not slot.up]
-    return [since + times * patience for since in waits for times in (1, STARVED)]
+def deadlines(slot: Slot, patience: float) -> list[float]:
+    """When the passing of time alone changes whose turn it is, as far as those are concerned who wait for this model."""
+    return [slot.head.since + times * patience for times in (1, STARVED)] if slot.waiting and not slot.up else []
 
 
 def _queue(slots: Iterable[Slot], patience: float, now: float) -> list[Slot]:

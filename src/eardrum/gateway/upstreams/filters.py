@@ -47,6 +47,8 @@ def filtered(body: dict[str, Any], filters: Filters, requested: str) -> dict[str
     Keys are paths: `a.b` is nested, `a.0` the first item of a list, `a.-1` the place behind its last one, `a\\.b` a name
     with a dot in it. Where a path leads through what is neither an object nor a list, that is replaced.
     """
+    if not (filters.stripParams or filters.setParams or filters.setParamsByID):
+        return body
     for name in _stripped(filters.stripParams):
         if steps := _steps(name):
             body = _without(body, steps)
