@@ -20,6 +20,8 @@ class Lease:
     _model: str
     _ticket: int
     _tell: Callable[[scheduler.Event], None]
+    served: Callable[[], None]
+    """Tells that the process has done some of its work, where a request has no end for long: its last death is forgiven."""
 
     def rest(self) -> None:
         """From now on the model may be unloaded, which ends the request."""
@@ -31,10 +33,11 @@ class Lease:
 
 
 class Silence:
-    """Lets a lease rest while nothing is said for `within_s` seconds. To say something costs no timer."""
+    """Lets a lease rest while nothing is said for `within_s` seconds, and says so. To say something costs no timer."""
 
-    def __init__(self, lease: Lease, within_s: float):
+    def __init__(self, lease: Lease, within_s: float, resting: Callable[[], None] = lambda: None):
         self._lease = lease
+        self._resting = resting
         self._within_s = within_s
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
@@ -59,6 +62,7 @@ class Silence:
         self._timer = self._loop.call_later(left, self._look) if left > 0 else None
         if not self._timer:
             self._lease.rest()
+            self._resting()
 
 
 def wanted(model: Model, ticket: int) -> scheduler.Wanted:

@@ -122,7 +122,7 @@ class Supervisor:
                 kind = UpstreamDiedError if model.foreign else RunnerCrashedError
                 raise kind(f"The process of {model.id} ended as soon as it was ready.")
             try:
-                yield Lease(running.life.upstream, model.id, ticket, self._handle)
+                yield Lease(running.life.upstream, model.id, ticket, self._handle, partial(self._crashes.forget, model.id))
             except RunnerCrashedError as error:
                 explained = await _explained(model, running, error)
                 raise (self._why_ended(model, running) or explained) from error
