@@ -237,7 +237,14 @@ class Ended(Record):
     skipped: int = 0
 
 
-LiveEvent = SpeechStarted | Partial | SpeechStopped | Committed | Final | Failed | Cleared | Refused | Idle | Ended
+@dataclass(frozen=True, slots=True)
+class Rested(Record):
+    """No audio came for so many seconds: from now on the model may be unloaded, until some comes again. Told by the gateway."""
+
+    after_s: float
+
+
+LiveEvent = SpeechStarted | Partial | SpeechStopped | Committed | Final | Failed | Cleared | Refused | Idle | Ended | Rested
 
 EVENTS: dict[str, Any] = {
     "speech_started": SpeechStarted,
@@ -250,6 +257,7 @@ EVENTS: dict[str, Any] = {
     "refused": Refused,
     "idle": Idle,
     "ended": Ended,
+    "rested": Rested,
 }
 NAMES = {kind: name for name, kind in EVENTS.items()}
 COMMANDS: dict[str, Any] = {"configure": Configure, "commit": Commit, "clear": Clear, "finish": Finish}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -96,9 +97,17 @@ class Server(uvicorn.Server):
         self._greet = greet
         self._watched = watched
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hurry = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came to end it; a second one is from somebody who is in a hurry."""
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            self._loop.call_soon_threadsafe(self._hurry.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open for business, then say so."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
@@ -112,18 +121,30 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer.
 
-        What has no end is ended first: it would be waited for.
+        What has no end is ended first: it would be waited for. Live sessions give their last texts, for which their WebSockets
+        must be open still.
         """
         for task in self._tasks:
             task.cancel()
         self._service.end_followers()
         end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
         try:
+            await self._end_sessions()
             await super().shutdown(sockets)
         finally:
             end.cancel()
             if self.force_exit:  # somebody is in a hurry: the models' own ends are skipped
                 self._service.abandon()
+
+    async def _end_sessions(self) -> None:
+        for server in self.servers:
+            server.close()
+        ending = {asyncio.create_task(self._service.sessions.end()), asyncio.create_task(self._hurry.wait())}
+        within = self._service.settings.stop_seconds + ANSWER_S
+        await asyncio.wait(ending, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 FAKE_LLM = Path(__file__).parent / "fake_llm.py"
+FAKE_RUNNER = Path(__file__).parent / "fake_runner.py"
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ import uvicorn
 
 from eardrum.engines.moonshine import Moonshine
 from eardrum.errors import EmptyCommitError
-from eardrum.gateway.upstreams.session import LiveSession
+from eardrum.gateway.upstreams.session import LiveSession, RunnerSession
 from eardrum.live import Committed, Ended, Final, LiveEvent, Partial, Refused, Settings, SpeechStarted, SpeechStopped
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import Batcher
@@ -43,7 +43,7 @@ async def connected(batcher: Batcher) -> AsyncIterator[aiohttp.ClientSession]:
 async def talked(batcher: Batcher, settings: Settings, talk: Talk) -> list[LiveEvent]:
     """All events of a session in which `talk` is said."""
     async with connected(batcher) as http:
-        session = LiveSession(http, settings)
+        session = RunnerSession(http, settings)
         talking = asyncio.ensure_future(talk(session))
         events = [event async for event in session.events()]
         await talking

@@ -4,7 +4,7 @@ from eardrum.config.environment import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, FOL
 from eardrum.config.load import Loaded, load, read
 from eardrum.config.places import Place, Places, Remark
 from eardrum.config.ports import Ports
-from eardrum.config.settings import PREFIX, Limits, Log, Model, Settings
+from eardrum.config.settings import PREFIX, Limits, Live, Log, Model, Settings
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -12,6 +12,7 @@ __all__ = [
     "FOLDER_VARIABLE",
     "PREFIX",
     "Limits",
+    "Live",
     "Loaded",
     "Log",
     "Model",

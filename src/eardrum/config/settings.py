@@ -60,6 +60,15 @@ class Limits(Section):
         return listed
 
 
+class Live(Section):
+    """Sessions in which somebody speaks and reads along."""
+
+    sessions: int = Field(32, gt=0, description="Live sessions a model has at a time, those that rest included; past it 503.")
+    idle_seconds: float = Field(
+        60, gt=0, description="A session to which no audio comes for so long does not keep its model from being unloaded."
+    )
+
+
 class Log(Section):
     """What the server says about itself."""
 
@@ -104,6 +113,7 @@ class Settings(SharedSettings):
         {}, description="Pools of memory that models share, as in `cuda: 22G` or `cpu: 48G`; what fits stays loaded."
     )
     limits: Limits = Field(Limits(), description="What one client may ask of the server.")
+    live: Live = Field(Live(), description="Sessions in which somebody speaks and reads along.")
     log: Log = Field(Log(), description="What the server says about itself.")
 
     @field_validator("default_language")

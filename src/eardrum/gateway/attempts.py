@@ -26,7 +26,7 @@ from eardrum.types import Delta, Event, Request, Segment, Summary
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
-"""How often a model is tried whose process dies."""
+"""How often a model is tried whose process dies: it may have been another request's doing."""
 
 
 class Restart:
@@ -57,9 +57,9 @@ class Attempts:
         A process that dies is replaced once without a word. After a segment is out, only a restartable reader can be served
         again from the start.
         """
-        candidates = self._candidates(model, request)
+        left = [candidate for candidate in candidates(self._catalog, model, request) for _ in range(ATTEMPTS)]
         while True:
-            candidate, told = candidates.pop(0), False
+            candidate, told = left.pop(0), False
             try:
                 async with aclosing(self._attempt(candidate, request, audio)) as events:
                     async for event in events:
@@ -68,24 +68,12 @@ class Attempts:
                 return
             except EardrumError as error:
                 if not isinstance(error, RunnerCrashedError):
-                    candidates = [other for other in candidates if other is not candidate]
-                if not candidates or (told and not restartable) or not _may_go_better(error):
+                    left = [other for other in left if other is not candidate]
+                if not left or (told and not restartable) or not may_go_better(error):
                     raise
-                log.warning("%s Trying %s.", error.message, "once more" if candidates[0] is candidate else candidates[0].id)
+                log.warning("%s Trying %s.", error.message, "once more" if left[0] is candidate else left[0].id)
             if told:
                 yield Restart()
-
-    def _candidates(self, model: Model, request: Request) -> list[Model]:
-        """Who is asked, in this order; each twice, because a crash may have been another request's doing."""
-        self._catalog.check(model, request)
-        found = [model]
-        for name in model.fallback:
-            with suppress(UnsupportedFeatureError, ModelNotFoundError):
-                other = self._catalog.find(name)
-                self._catalog.check(other, request)
-                if other.id not in [candidate.id for candidate in found]:
-                    found.append(other)
-        return [candidate for candidate in found for _ in range(ATTEMPTS)]
 
     async def _attempt(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
         model = await self._fetched(model)
@@ -98,7 +86,24 @@ class Attempts:
                 yield event
 
 
-def _may_go_better(error: EardrumError) -> bool:
+def candidates(catalog: Catalog, model: Model, request: Request) -> list[Model]:
+    """The model, and those of its fallbacks that can do what is asked, in the order in which they are.
+
+    Raises:
+        UnsupportedFeatureError: the model itself cannot.
+    """
+    catalog.check(model, request)
+    found = [model]
+    for name in model.fallback:
+        with suppress(UnsupportedFeatureError, ModelNotFoundError):
+            other = catalog.find(name)
+            catalog.check(other, request)
+            if other.id not in [candidate.id for candidate in found]:
+                found.append(other)
+    return found
+
+
+def may_go_better(error: EardrumError) -> bool:
     """Whether another try, or another model, has a chance."""
     if isinstance(error, ModelNotFoundError | BusyError):
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -42,6 +43,9 @@ class Owner(Protocol):
 
     def tell(self, event: scheduler.Event) -> None:
         """Something has happened to a request."""
+
+    def served(self, model: Model) -> None:
+        """The model's process has done some of its work."""
 
 
 class Lease:
@@ -88,6 +92,10 @@ class Lease:
         """From now on it may not."""
         self._owner.tell(scheduler.Resume(self.model.id, self._ticket))
 
+    def served(self) -> None:
+        """The process has done some of its work: its last death is forgiven. For requests that have no end for long."""
+        self._owner.served(self.model)
+
     async def __aenter__(self) -> Self:
         await self.begin()
         return self
@@ -97,10 +105,11 @@ class Lease:
 
 
 class Silence:
-    """Lets a lease rest while nothing is said for `within_s` seconds. To say something costs no timer."""
+    """Lets a lease rest while nothing is said for `within_s` seconds, and says so. To say something costs no timer."""
 
-    def __init__(self, lease: Lease, within_s: float):
+    def __init__(self, lease: Lease, within_s: float, resting: Callable[[], None] = lambda: None):
         self._lease = lease
+        self._resting = resting
         self._within_s = within_s
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
@@ -125,3 +134,4 @@ class Silence:
         self._timer = self._loop.call_later(left, self._look) if left > 0 else None
         if not self._timer:
             self._lease.rest()
+            self._resting()

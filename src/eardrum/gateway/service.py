@@ -34,6 +34,7 @@ from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.selection import Selection, Target
+from eardrum.gateway.sessions import Sessions
 from eardrum.gateway.spool import Source as Audio
 from eardrum.gateway.spool import Spool
 from eardrum.gateway.status import ProcessStatus, status_of
@@ -70,6 +71,7 @@ class Service:
         self.catalog = Catalog(settings)
         self.selection = Selection(settings)
         self.events = Events()
+        self.sessions = Sessions()
         self.logs = Logs(_shown if settings.logToStdout in ("upstream", "both") else None)
         self._puller = Puller(self.catalog.inventory.store.folder)
         self._supervisor = Supervisor(
@@ -79,7 +81,7 @@ class Service:
             rulebook=Rulebook(settings),
             patience=settings.patience,
         )
-        self._attempts = Attempts(self.catalog, fetched=self._fetched, prepared=self.prepared, lease=self.lease)
+        self._attempts = Attempts(self.catalog, fetched=self.fetched, prepared=self.prepared, lease=self.lease)
 
     def begin(self) -> None:
         """What is done as soon as the server is up."""
@@ -164,13 +166,36 @@ class Service:
         """Bytes that the models' processes take now, by model and pool (`cpu`, `cuda`, `cuda:0` ...), as far as can be seen."""
         return await memory.used({status.model.id: status.pid for status in self.processes() if status.pid})
 
+    async def fetched(self, model: Model) -> Model:
+        """The model with its files, which are fetched if need be and allowed.
+
+        Raises:
+            ModelNotFoundError: it is not here, and may not be fetched.
+            PullError: it cannot be had.
+        """
+        if not model.absent:
+            return model
+        if not self.settings.pull_missing:
+            raise ModelNotFoundError(self.catalog.how_to_fetch(model.id, model.repository))
+        log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
+        try:
+            async with aclosing(self.pull(Match(model.card, model.repository))) as steps:
+                async for _ in steps:
+                    pass
+        except StorageFullError as error:  # not of the upload's disk: another model may still serve this request
+            raise PullError(error.message) from error
+        fetched = self.catalog.find(model.id)
+        if fetched.absent:
+            raise PullError(f"{model.repository} was fetched, but its files are not a model of the engine {model.engine}.")
+        return fetched
+
     async def load_model(self, model: Model) -> Model:
         """Start the model's process, unless it runs, and wait until it serves.
 
         Raises:
             EardrumError: it cannot be started, or fetched.
         """
-        model = await self._fetched(model)
+        model = await self.fetched(model)
         async with self._supervisor.lease(model):
             return model
 
@@ -280,24 +305,6 @@ class Service:
     def _target(self, name: str) -> Target:
         model = self.catalog.named(name)
         return Target(name, self.state(model), self.load(model)) if model else Target(name)
-
-    async def _fetched(self, model: Model) -> Model:
-        """The model with its files, which are fetched if need be and allowed."""
-        if not model.absent:
-            return model
-        if not self.settings.pull_missing:
-            raise ModelNotFoundError(self.catalog.how_to_fetch(model.id, model.repository))
-        log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
-        try:
-            async with aclosing(self.pull(Match(model.card, model.repository))) as steps:
-                async for _ in steps:
-                    pass
-        except StorageFullError as error:  # not of the upload's disk: another model may still serve this request
-            raise PullError(error.message) from error
-        fetched = self.catalog.find(model.id)
-        if fetched.absent:
-            raise PullError(f"{model.repository} was fetched, but its files are not a model of the engine {model.engine}.")
-        return fetched
 
 
 def _shown(line: str) -> None:

@@ -110,6 +110,10 @@ class Supervisor:
         """Something has happened to a request."""
         self._dispatch.tell(event)
 
+    def served(self, model: Model) -> None:
+        """The model's process has done some of its work: its last death is forgiven."""
+        self._crashes.forget(model.id)
+
     def _check_crashes(self, model: Model) -> None:
         """Refuse a request for a model that is left alone for a while, before anything is unloaded for it."""
         if row := self._crashes.pausing(model.id, now := time.monotonic()):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Protocol
 
 import aiohttp
 
@@ -23,12 +24,38 @@ from eardrum.live import (
     event_from,
 )
 
-AHEAD = 1 << 20
+AHEAD = 1 << 16
 """Bytes that may wait to be sent; whoever has more to say waits."""
 
 
-class LiveSession:
+class LiveSession(Protocol):
     """One stream of audio. `feed` and the commands belong to one task, `events` to another."""
+
+    async def feed(self, audio: bytes) -> None:
+        """Hand over the next bytes of audio, any number of them; waits while too many were not heard."""
+
+    async def configure(self, settings: Settings) -> None:
+        """Go by other settings; answered by `Refused` where that cannot be."""
+
+    async def commit(self) -> None:
+        """End the utterance; answered by `Committed`, then `Final` or `Failed`, or by `Refused`."""
+
+    async def clear(self) -> None:
+        """Forget the utterance in progress; answered by `Cleared`."""
+
+    async def finish(self) -> None:
+        """No more audio comes; answered by the last finals and `Ended`, which ends `events`."""
+
+    def events(self) -> AsyncGenerator[LiveEvent, None]:
+        """Events as they come, up to `Ended`.
+
+        Raises:
+            EardrumError: the session is over, and why.
+        """
+
+
+class RunnerSession:
+    """One that ends with the runner's process."""
 
     def __init__(self, http: aiohttp.ClientSession, settings: Settings):
         self._http = http
@@ -38,7 +65,8 @@ class LiveSession:
         self._more = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._over = False
+        self.over = False
+        """Nobody listens any more, and whoever reads the events knows why."""
 
     async def feed(self, audio: bytes) -> None:
         """Hand over the next bytes of audio, any number of them; waits while the runner is far behind."""
@@ -78,14 +106,14 @@ class LiveSession:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise RunnerCrashedError(f"The connection to the model's process broke: {error}") from error
         finally:
-            self._over = True
+            self.over = True
             self._room.set()
             self._more.set()
         raise RunnerCrashedError("The model's process ended in the middle of a live session.")
 
     async def _put(self, message: bytes) -> None:
-        if self._over:
-            return  # whoever reads the events knows why
+        if self.over:
+            return
         self._waiting.append(message)
         self._size += len(message)
         self._more.set()
@@ -95,7 +123,7 @@ class LiveSession:
 
     async def _messages(self) -> AsyncIterator[bytes]:
         """Never ends by itself: the exchange does, with the last event."""
-        while not self._over:
+        while not self.over:
             await self._more.wait()
             self._more.clear()
             if self._waiting:

@@ -13,7 +13,7 @@ import aiohttp
 
 from eardrum.errors import RunnerCrashedError, error_from_json
 from eardrum.gateway.spool import Source
-from eardrum.gateway.upstreams.session import LiveSession
+from eardrum.gateway.upstreams.session import RunnerSession
 from eardrum.live import Settings
 from eardrum.types import Event, Opened, Request, Segment, Summary
 
@@ -60,9 +60,9 @@ class RunnerUpstream:
                 await self._cancel(name)
         raise RunnerCrashedError("The model's process ended in the middle of its answer.")
 
-    def live(self, settings: Settings) -> LiveSession:
+    def live(self, settings: Settings) -> RunnerSession:
         """A live session; it begins when its events are asked for."""
-        return LiveSession(self._session, settings)
+        return RunnerSession(self._session, settings)
 
     async def _cancel(self, name: str) -> None:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):

@@ -1,0 +1,75 @@
+"""Live sessions with the embedded model, whose process is killed in the middle, and with a model behind an HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from eardrum.gateway.live import named
+from eardrum.live import Committed, Final, Partial, Settings
+from tests.gateway.live.speaking import Speaker, kill, serving, speaking
+from tests.recordings import SPEECH_TEXT, pcm, silence, speech
+from tests.upstreams import error, fake_after, fake_saying, fake_upstream
+
+pytestmark = pytest.mark.slow
+
+PIECE = 3200
+
+
+def words(text: str) -> list[str]:
+    return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ").split()
+
+
+async def say(speaker: Speaker, audio: bytes, *, pace: float = 0.0) -> None:
+    """Feed the audio in pieces of a tenth of a second."""
+    for at in range(0, len(audio), PIECE):
+        await speaker.session.feed(audio[at : at + PIECE])
+        await asyncio.sleep(pace)
+
+
+def text(speaker: Speaker) -> str:
+    return " ".join(speaker.texts[number] for number in sorted(speaker.texts))
+
+
+@pytest.mark.parametrize(("settings", "part"), [(Settings(), 0.3), (Settings(), 0.8), (Settings(endpointing=None), 0.55)])
+async def test_no_word_is_lost_when_the_process_is_killed(tmp_path: Path, settings: Settings, part: float) -> None:
+    recording = pcm(speech())
+    at = int(len(recording) * part) // PIECE * PIECE
+    async with serving(tmp_path, {}) as service, speaking(service, settings=settings) as speaker:
+        await service.load_model(named(service, ""))
+        await say(speaker, recording[:at], pace=0.02)
+        await speaker.until(lambda: speaker.of(Partial))
+        kill(service)
+        await say(speaker, recording[at:] + pcm(silence(1)), pace=0.02)
+        await speaker.over(60)
+        assert words(text(speaker)) == words(SPEECH_TEXT)
+        assert [event.utterance for event in speaker.of(Final)] == [event.utterance for event in speaker.of(Committed)]
+        finals = {final.utterance: final.text for final in speaker.of(Final)}
+        assert all(finals[partial.utterance].startswith(partial.stable) for partial in speaker.of(Partial))
+
+
+async def test_a_server_that_takes_recordings_has_live_sessions_through_the_engine_openai_api(tmp_path: Path) -> None:
+    with fake_upstream(fake_saying({"text": "Hello there."})) as upstream:
+        models = {"cloud": {"engine": "openai_api", "options": {"url": f"{upstream.url}/v1", "response_format": "json"}}}
+        async with serving(tmp_path, models) as service, speaking(service, "cloud") as speaker:
+            await say(speaker, pcm(speech()) + pcm(silence(1)))
+            await speaker.over(60)
+            assert set(speaker.texts.values()) == {"Hello there."}
+            assert len(upstream.calls) >= len(speaker.texts)
+
+
+async def test_a_server_that_fails_costs_the_utterance_and_not_the_session(tmp_path: Path) -> None:
+    with fake_upstream(fake_after([lambda: error(400, "No.")] * 20, fake_saying({"text": "Hello there."}))) as upstream:
+        options = {"url": f"{upstream.url}/v1", "response_format": "json", "retries": 0}
+        async with (
+            serving(tmp_path, {"cloud": {"engine": "openai_api", "options": options}}) as service,
+            speaking(service, "cloud", Settings(partials=False)) as speaker,
+        ):
+            while "Hello there." not in speaker.texts.values():
+                said = len(speaker.texts)
+                await say(speaker, pcm(speech())[: 5 * 32_000] + pcm(silence(1)))
+                await speaker.until(lambda said=said: len(speaker.texts) > said)
+            assert "failed" in speaker.texts.values()
+            await speaker.over()
