@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.ports import free_port
 from tests.recordings import SPEECH_TEXT, encode, speech
 
 pytestmark = pytest.mark.slow
@@ -90,9 +90,3 @@ def test_why_it_cannot_start(arguments: list[str], says: str) -> None:
     with runner(*arguments) as (process, said):
         assert says in said["failed"]["message"]
         assert process.wait(20) == 1
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

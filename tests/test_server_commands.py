@@ -20,7 +20,8 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.programs import fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import fake_llm
 from tests.recordings import SPEECH_TEXT, encode, speech
 
 pytestmark = pytest.mark.slow

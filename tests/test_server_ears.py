@@ -13,7 +13,7 @@ import requests
 from tests.conftest import RunningServer, running
 from tests.models import build
 from tests.models.hearing import clips, joined
-from tests.programs import free_port
+from tests.ports import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
 
 pytestmark = pytest.mark.slow

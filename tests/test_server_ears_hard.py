@@ -18,7 +18,7 @@ from aiohttp import web
 
 from tests import upstreams
 from tests.conftest import RunningServer, running, wait_for
-from tests.programs import free_port
+from tests.ports import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
 from tests.test_server_uploads import FILE, field, wire
 from tests.upstreams import Call, fake_upstream

@@ -15,6 +15,7 @@ import requests
 from tests.conftest import RunningServer, running
 from tests.models import build
 from tests.models.hearing import clip
+from tests.ports import free_ports
 from tests.recordings import encode, speech
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,7 @@ def swapping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
     folder = tmp_path_factory.mktemp("swap")
     model = build("faster_whisper", folder / "small")
     file = folder / "config.yaml"
-    file.write_text(CONFIG.format(python=sys.executable, programs=PROGRAMS, model=model, port=15900))
+    file.write_text(CONFIG.format(python=sys.executable, programs=PROGRAMS, model=model, port=free_ports(5)))
     with running("--config", str(file)) as server:
         yield server
 

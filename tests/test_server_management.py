@@ -24,6 +24,7 @@ import requests
 import yaml
 
 from tests.conftest import RunningServer, running, wait_for
+from tests.ports import free_port
 from tests.recordings import SPEECH_TEXT, encode, speech
 from tests.test_server_openai_client import phone_tape
 
@@ -43,13 +44,6 @@ print("serving", sys.argv[1], flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
 """
 """A program that serves HTTP and nothing else."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def web(folder: Path, **settings: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import requests
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_chat import WORDS, fake_chat
+from tests.ports import free_ports
 from tests.recordings import SPEECH_TEXT, encode, speech
 from tests.upstreams import FakeUpstream, fake_upstream
 
@@ -279,7 +280,7 @@ def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
     vllm = f"{sys.executable} {programs}/fake_vllm.py --port ${{PORT}} --name vllm"
     models = {"whisper": {"cmd": whisper}, "vllm": {"cmd": vllm, "capabilities": {"in": ["audio"], "out": ["text"]}}}
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"models": models, "startPort": 5970}))
+    config.write_text(json.dumps({"models": models, "startPort": free_ports(len(models))}))
     images = [base64.b64encode(encode(speech(), "wav")).decode()]
     root = Path(__file__).parent.parent
     with running("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:

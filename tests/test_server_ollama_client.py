@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from ollama import Client, ResponseError
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.fake_hub import FakeRepository, fake_hub
+from tests.ports import free_port
 from tests.recordings import SPEECH_TEXT, encode, speech
 from tests.upstreams import FakeUpstream, fake_upstream
 from tests.weights import moonshine_files
@@ -38,9 +38,7 @@ def llm() -> Iterator[FakeUpstream]:
 
 @pytest.fixture(scope="module")
 def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     weights = tmp_path_factory.mktemp("weights") / "Qwen3-0.6B-Q8_0.gguf"
     weights.write_bytes(b"GGUF" + bytes(1000))
     program = Path(__file__).parent / "fake_chat.py"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,6 +18,7 @@ import requests
 import yaml
 
 from tests.conftest import RunningServer, running, wait_for
+from tests.ports import free_ports
 from tests.programs import FAKE_LLM
 
 pytestmark = pytest.mark.slow
@@ -59,16 +58,6 @@ class Edited:
     def env(self, model: str) -> dict[str, Any]:
         answer: dict[str, Any] = requests.get(f"{self.server.address}/upstream/{model}/env", timeout=60).json()
         return answer
-
-
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row, from where the system gives out none by itself."""
-    while True:
-        first = random.randrange(20_000, 30_000)
-        with suppress(OSError), ExitStack() as trials:
-            for port in range(first, first + count):
-                trials.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
 
 
 START = free_ports(5)

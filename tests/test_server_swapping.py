@@ -17,6 +17,7 @@ import requests
 import yaml
 
 from tests.conftest import RunningServer, running, wait_for
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def config(lock: Path) -> str:
     """Three commands in llama-swap's default group. Each of them notices if it is not alone."""
     alone = f"{sys.executable} {PROGRAMS / 'alone.py'} {lock} {sys.executable} {PROGRAMS / 'fake_llm.py'}"
     models = {name: {"cmd": f"{alone} --port ${{PORT}} --name {name} --delay 0.05", "concurrencyLimit": 100} for name in MODELS}
-    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": 15800, "models": models})
+    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": free_ports(len(MODELS)), "models": models})
 
 
 async def ask(session: aiohttp.ClientSession, address: str, name: str, leaves_after: float | None) -> tuple[str, float]:

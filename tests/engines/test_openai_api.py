@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from eardrum.types import Request, Task
 from tests import upstreams
 from tests.conftest import running, wait_for
 from tests.engines.asking import asked, engine, window
+from tests.ports import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
 from tests.upstreams import KEY, Answer, Call, fake_upstream
 
@@ -150,9 +150,7 @@ def test_windows_of_several_threads_are_in_flight_together() -> None:
 @contextmanager
 def runner(**options: object) -> Iterator[str]:
     """A runner of this engine on TCP, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "eardrum.runner", "--engine", "openai_api", "--source", "."]
     with subprocess.Popen(
         [*command, "--options", json.dumps(options), "--port", str(port)],

@@ -20,7 +20,8 @@ from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, Unl
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
-from tests.programs import FAKE_LLM, fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import FAKE_LLM, fake_llm
 
 pytestmark = pytest.mark.slow
 

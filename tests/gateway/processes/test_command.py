@@ -23,7 +23,8 @@ from eardrum.gateway.processes import ports
 from eardrum.gateway.processes.command import Command
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from tests.conftest import wait_for
-from tests.programs import fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import fake_llm
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from eardrum.errors import ModelLoadError
 from eardrum.gateway.inventory import ADDRESS, COMMAND, FOREIGN, Model
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.processes.lives import Lives
-from tests.programs import fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import fake_llm
 
 pytestmark = pytest.mark.slow
 
