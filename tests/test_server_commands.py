@@ -22,7 +22,7 @@ import requests
 from tests.conftest import RunningServer, running, wait_for
 from tests.ports import free_port
 from tests.programs import fake_llm
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def test_a_command_is_loaded_by_its_first_request_and_unloaded_by_hand(tmp_path:
 def test_a_language_model_is_never_the_default(tmp_path: Path) -> None:
     with serving(tmp_path, {"llm": command()}) as server:
         assert requests.get(f"{server.address}/health", timeout=10).json()["default_model"] == "moonshine-tiny-en"
-        assert server.post(encode(speech(), "flac"), model="whisper-1").json()["text"] == SPEECH_TEXT
+        assert server.post(spoken("flac"), model="whisper-1").json()["text"] == SPEECH_TEXT
 
 
 def test_one_that_is_slow_to_stop_holds_up_nobody(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_server_itself_is_a_command_as_others(tmp_path: Path) -> None:
     serve = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", str(port)]
     inner = {"cmd": shlex.join(serve), "proxy": f"http://localhost:{port}", "ttl": 60}
     with serving(tmp_path, {"inner": inner}) as server:
-        files = {"file": ("a.flac", encode(speech(), "flac"))}
+        files = {"file": ("a.flac", spoken("flac"))}
         answer = requests.post(f"{server.address}/upstream/inner/v1/audio/transcriptions", files=files, timeout=60)
         assert answer.json()["text"] == SPEECH_TEXT
         pid = ps(server)["inner"]["pid"]

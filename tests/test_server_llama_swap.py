@@ -16,7 +16,7 @@ from tests.conftest import RunningServer, running
 from tests.models import build
 from tests.models.hearing import clip
 from tests.ports import free_ports
-from tests.recordings import encode, speech
+from tests.recordings import encode, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ def test_language_models_swap_and_speech_stays(swapping: RunningServer) -> None:
     said = clip("u15")
     heard = swapping.post(encode(said.samples, "wav"), model="eardrum", response_format="text")
     assert heard.text.strip() == said.text, heard.text
-    assert swapping.post(encode(speech(), "mp3"), model="whisper").status_code == 200
+    assert swapping.post(spoken("mp3"), model="whisper").status_code == 200
     for model, other in (("qwen", "llama"), ("llama", "qwen"), ("gpt-4o-mini", "llama")):
         assert chat(swapping, model)["choices"][0]["message"]["content"] == "You said: hello"
         assert up(swapping) >= {"whisper", "eardrum"}
@@ -121,7 +121,7 @@ def test_speech_answers_while_language_models_swap(swapping: RunningServer) -> N
 
 @pytest.mark.parametrize("kind", ["mp3", "wav", "flac"])
 def test_a_whisper_server_answers_in_every_format(swapping: RunningServer, kind: str) -> None:
-    audio = encode(speech(), kind)
+    audio = spoken(kind)
     answers = {
         form: swapping.post(audio, model="whisper", response_format=form)
         for form in ("json", "text", "srt", "vtt", "verbose_json")

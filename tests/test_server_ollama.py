@@ -19,7 +19,7 @@ import requests
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.ports import free_ports
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken
 from tests.upstreams import FakeUpstream, fake_upstream
 
 pytestmark = pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_speech_model_is_loaded_listed_and_unloaded(server: RunningServer) -> 
 
 
 def test_a_transcript_streams_by_the_sentence(server: RunningServer) -> None:
-    images = [base64.b64encode(encode(speech(), "mp3")).decode()] * 2
+    images = [base64.b64encode(spoken("mp3")).decode()] * 2
     body = {"model": "whisper-1", "messages": [{"role": "user", "images": images}, {"role": "user", "content": "now"}]}
     got = lines(ask(server, "/api/chat", body))
     assert "".join(line["message"]["content"] for line in got) == f"{SPEECH_TEXT}\n{SPEECH_TEXT}"
@@ -281,7 +281,7 @@ def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
     models = {"whisper": {"cmd": whisper}, "vllm": {"cmd": vllm, "capabilities": {"in": ["audio"], "out": ["text"]}}}
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": models, "startPort": free_ports(len(models))}))
-    images = [base64.b64encode(encode(speech(), "wav")).decode()]
+    images = [base64.b64encode(spoken("wav")).decode()]
     root = Path(__file__).parent.parent
     with running("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:
         for name in models:

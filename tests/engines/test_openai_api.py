@@ -27,7 +27,7 @@ from tests import upstreams
 from tests.conftest import running, wait_for
 from tests.engines.asking import asked, engine, window
 from tests.ports import free_port
-from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
+from tests.recordings import ROOT, SPEECH_TEXT, speech, spoken
 from tests.upstreams import KEY, Answer, Call, fake_upstream
 
 PAGE = (ROOT / "docs" / "upstreams.md").read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ def runner(**options: object) -> Iterator[str]:
 def test_a_runner_asks_nothing_before_a_client_does() -> None:
     with fake_upstream(upstreams.fake_openai) as fake, runner(url=f"{fake.url}/v1", key=KEY, concurrency=8) as address:
         assert fake.calls == []
-        answer = requests.post(f"{address}/transcribe", data=encode(speech(), "ogg"), timeout=60)
+        answer = requests.post(f"{address}/transcribe", data=spoken("ogg"), timeout=60)
         lines = [json.loads(line) for line in answer.text.splitlines()]
         assert lines[-1]["summary"]["language"] == "en"
         assert lines[-1]["summary"]["windows"] == len(fake.calls) > 1
@@ -186,7 +186,7 @@ def test_a_runner_passes_the_upstreams_failure_on() -> None:
         fake_upstream(upstreams.fake_after(refusals, upstreams.fake_openai)) as fake,
         runner(url=f"{fake.url}/v1", key=KEY) as address,
     ):
-        answer = requests.post(f"{address}/transcribe", data=encode(speech(), "ogg"), timeout=60)
+        answer = requests.post(f"{address}/transcribe", data=spoken("ogg"), timeout=60)
         error = json.loads(answer.text.splitlines()[-1])["error"]
         assert (error["error"], error["retry_after"]) == ("UpstreamError", 70.0)
 
@@ -214,6 +214,6 @@ def test_another_eardrum_as_upstream() -> None:
         ):
             loaded.transcribe([window()])
         with runner(url=f"{server.address}/v1") as address:
-            answer = requests.post(f"{address}/transcribe", data=encode(speech(), "mp3"), timeout=60)
+            answer = requests.post(f"{address}/transcribe", data=spoken("mp3"), timeout=60)
             lines = [json.loads(line) for line in answer.text.splitlines()]
             assert " ".join(line["segment"]["text"] for line in lines[1:-1]) == SPEECH_TEXT
