@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +30,9 @@ pytestmark = pytest.mark.slow
 
 M = "moonshine-tiny-en"
 COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()"]
+
+STOP_S = 9
+"""Less than the server grants requests in progress: who ends sooner has waited for none."""
 
 WEB = """
 import http.server, sys
@@ -382,10 +384,8 @@ def test_a_server_that_is_stopped_while_it_preloads_ends_soon(tmp_path: Path) ->
     ) as server:
         wait_for(lambda: psutil.Process(server.process.pid).children())
         assert [(m["model"], m["state"]) for m in get(server, "/running")["running"]] == [("never", "starting")]
-        began = time.monotonic()
         server.process.terminate()
-        server.process.wait(10)
-        assert time.monotonic() - began < 5
+        server.process.wait(STOP_S)
         assert f"Preloading {M}" not in server.log
         assert "Traceback" not in server.log
 
@@ -395,10 +395,8 @@ def test_streams_end_with_the_server(path: str, tmp_path: Path) -> None:
     with configured(tmp_path) as server, Following(server, path) as following:
         if "upstream" not in path:
             wait_for(lambda: following.text)
-        began = time.monotonic()
         server.process.terminate()
-        server.process.wait(10)
-        assert time.monotonic() - began < 5
+        server.process.wait(STOP_S)
         wait_for(lambda: following.ended)
         assert not following.broken, "it was cut off"
         assert "Traceback" not in server.log
@@ -448,10 +446,8 @@ def test_who_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
         talk(server, 50)
         clients = [open_stream(server, path) for path in ("/logs/stream", "/api/events") for _ in range(3)]
         talk(server, 1500)
-        began = time.monotonic()
         server.process.terminate()
-        server.process.wait(15)
-        assert time.monotonic() - began < 6
+        server.process.wait(STOP_S)
         for client in clients:
             client.close()
         assert "Traceback" not in server.log

@@ -63,10 +63,10 @@ def test_unloading_cuts_nobody_off() -> None:
 
 
 def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
-    with running("--set", "globalTTL=1") as server:
+    with running("--set", "globalTTL=2") as server:
         server.post(spoken("flac"))
         (model,) = ps(server)
-        assert 0 < float(str(model["ttl_remaining"])) <= 1
+        assert 0 < float(str(model["ttl_remaining"])) <= 2
         wait_for(lambda: not ps(server))
         assert not server.runners()
         assert server.post(spoken("flac")).json()["text"] == SPEECH_TEXT

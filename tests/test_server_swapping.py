@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 PROGRAMS = Path(__file__).parent / "programs"
 MODELS = ("one", "two", "three")
-REQUESTS, ARRIVE_S = 200, 12.0
+REQUESTS, ARRIVE_S = 200, 6.0
 PATIENCE_S, LONGEST_S, LOAD_S = 1.0, 0.3, 3.0
 """A request's longest service, and how long a model may take to be stopped and another to be started on a busy machine."""
 

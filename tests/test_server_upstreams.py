@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 
 from tests import upstreams
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import SPEECH_TEXT, spoken
+from tests.test_server_uploads import END, FILE, field, wire
 from tests.upstreams import KEY, fake_upstream
 
 pytestmark = pytest.mark.slow
@@ -64,8 +64,9 @@ def test_a_local_model_answers_when_the_upstream_fails(tmp_path: Path) -> None:
 
 def test_a_client_that_leaves_takes_its_requests_with_it(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_hanging) as fake, serving(tmp_path, fake.url) as server:
-        form = {"data": {"model": "cloud"}, "files": {"file": ("a.mp3", spoken("mp3"))}}
-        with pytest.raises(requests.Timeout):
-            requests.post(f"{server.address}/v1/audio/transcriptions", timeout=4, **form)
-        wait_for(lambda: not fake.in_flight, 5)
+        with wire(server) as client:
+            client.send(field("model", "cloud") + FILE + spoken("mp3") + END)
+            client.end()
+            wait_for(lambda: fake.in_flight == 3)
+        wait_for(lambda: not fake.in_flight)
         assert fake.given_up == len(fake.calls) == 3

@@ -57,7 +57,7 @@ async def test_an_address_with_a_check_has_to_answer_it() -> None:
     async with another_server(port, "--load-seconds", 0.5):
         began = time.monotonic()
         life = await lives.begin(checked)
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.3 < time.monotonic() - began < 15
         await life.stop()
         await life.close()
 
@@ -72,7 +72,7 @@ async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: P
         assert any("listening on" in line for line in logs.of("m").lines())
         began = time.monotonic()
         await life.stop()
-        assert seconds <= time.monotonic() - began < seconds + 0.9
+        assert seconds <= time.monotonic() - began < seconds + 5
         assert "The command of m was ended by SIGKILL" in life.ending
         await life.close()
         lives.register.close()
