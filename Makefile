@@ -11,6 +11,10 @@ TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
 TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Tests run beside each other in so many processes: most of the slow ones wait for other processes.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
 .PHONY: run test test-torch check unit slow docs docs-check bench clean
 
 run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
@@ -23,10 +27,10 @@ check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: about a minu
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not (slow or torch or nemo)"
+	$(PYTEST) -m "not (slow or torch or nemo)"
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(BIN)/pytest -m "slow and not (torch or nemo)"
+	$(PYTEST) -m "slow and not (torch or nemo)"
 
 test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
 	HF_HUB_OFFLINE=1 $(TORCH_BIN)/pytest -m torch

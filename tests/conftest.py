@@ -19,6 +19,8 @@ import psutil
 import pytest
 import requests
 
+from tests.leftovers import nothing_left
+
 START_S = 60.0
 
 
@@ -133,6 +135,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All tests together leave no temporary file and no process."""
+    tmp_path_factory.getbasetemp()  # not in there: pytest keeps it for a while
+    with nothing_left():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -116,3 +116,17 @@ def phone() -> list[tuple[str, Samples, str]]:
     """Phone announcements: name, samples, what is said."""
     with (PHONE / "references.tsv").open(encoding="utf-8") as table:
         return [(r["name"], decoded(PHONE / f"{r['name']}.flac"), r["text"]) for r in csv.DictReader(table, delimiter="\t")]
+
+
+@cache
+def spoken(container: str) -> bytes:
+    """`speech()` as a file."""
+    return encode(speech(), container)
+
+
+@cache
+def tape(seconds: int) -> bytes:
+    """Phone announcements one after another for so long, as FLAC, which takes the least time to encode."""
+    pieces = [piece for _, samples, _ in phone() for piece in (samples, silence(0.5))]
+    once = np.concatenate(pieces)
+    return encode(np.resize(once, seconds * RATE), "flac")

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, encode, speech, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -127,7 +127,7 @@ def test_serve_says_how_to_use_it() -> None:
 
 def test_json_log() -> None:
     with running("--set", "log.format=json") as server:
-        server.post(encode(speech(), "wav"))
+        server.post(spoken("wav"))
         wait_for(lambda: '"eardrum.access"' in server.log)
         (line,) = [line for line in server.log.splitlines() if '"eardrum.access"' in line]
     entry = json.loads(line)

@@ -17,7 +17,7 @@ import pytest
 from eardrum.gateway.store import Store
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken
 from tests.test_cli import COMMAND, watch
 from tests.weights import MOONSHINE, moonshine_files
 
@@ -68,7 +68,7 @@ def test_a_pulled_model_transcribes(shell: Shell, tmp_path: Path) -> None:
     assert "100 % of 44 MB" in output
     assert f"eardrum transcribe FILE --model {NAME}" in output
     recording = tmp_path / "a.wav"
-    recording.write_bytes(encode(speech(), "wav"))
+    recording.write_bytes(spoken("wav"))
     assert shell("transcribe", str(recording), "--model", NAME, HF_HUB_OFFLINE="1") == SPEECH_TEXT + "\n"
     listed = shell("list")
     assert f"{NAME} (default)" in listed

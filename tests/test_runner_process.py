@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.ports import free_port
+from tests.recordings import SPEECH_TEXT, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def test_audio_in_lines_out(tmp_path: Path) -> None:
     with runner("--port", str(port), "--batch", "2") as (_, said):
         assert said["ready"]["batch"] == 2
         address = f"http://127.0.0.1:{port}"
-        events = lines(requests.post(f"{address}/transcribe", data=encode(speech(), "mp3"), timeout=60))
+        events = lines(requests.post(f"{address}/transcribe", data=spoken("mp3"), timeout=60))
         assert [next(iter(event)) for event in events] == ["opened", "segment", "segment", "segment", "summary"]
         assert " ".join(event["segment"]["text"] for event in events[1:4]) == SPEECH_TEXT
         assert (events[-1]["summary"]["windows"], events[-1]["summary"]["language"]) == (3, "en")
@@ -90,9 +90,3 @@ def test_why_it_cannot_start(arguments: list[str], says: str) -> None:
     with runner(*arguments) as (process, said):
         assert says in said["failed"]["message"]
         assert process.wait(20) == 1
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

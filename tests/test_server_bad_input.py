@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, encode, speech, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def test_a_clip_of_100_ms_is_answered(server: RunningServer) -> None:
 
 def test_three_hours_in_bounded_memory(server: RunningServer) -> None:
     three_hours = encode(np.zeros(3 * 3_600 * 16_000, np.float32), "flac", rate=8_000)
-    server.post(encode(speech(), "wav"))
+    server.post(spoken("wav"))
     (runner,) = server.runners()
     before = runner.memory_info().rss
     answer = server.post(three_hours, response_format="verbose_json").json()
@@ -60,7 +60,7 @@ def test_three_hours_in_bounded_memory(server: RunningServer) -> None:
 
 
 def test_a_truncated_mp3_is_worth_what_is_in_it(server: RunningServer) -> None:
-    whole = encode(speech(), "mp3")
+    whole = spoken("mp3")
     text = server.post(whole[: len(whole) // 2]).json()["text"]
     assert text.startswith(SPEECH_TEXT[:100])
     assert len(text) < len(SPEECH_TEXT)
@@ -74,7 +74,7 @@ def test_video_without_sound(server: RunningServer) -> None:
 
 def test_a_playlist_opens_nothing(server: RunningServer, tmp_path) -> None:
     secret = tmp_path / "secret.wav"
-    secret.write_bytes(encode(speech(), "wav"))
+    secret.write_bytes(spoken("wav"))
     for text in (f"#EXTM3U\n#EXTINF:10,\nfile://{secret}\n", f"ffconcat version 1.0\nfile {secret}\n"):
         answer = server.post(text.encode())
         assert answer.status_code == 400
@@ -82,7 +82,7 @@ def test_a_playlist_opens_nothing(server: RunningServer, tmp_path) -> None:
 
 
 def test_forms_that_are_wrong(server: RunningServer) -> None:
-    audio = encode(speech(), "wav")
+    audio = spoken("wav")
     url = f"{server.address}/v1/audio/transcriptions"
 
     def refused(answer: requests.Response) -> str:
@@ -124,7 +124,7 @@ def test_wrong_routes_speak_openai(server: RunningServer, method: str, path: str
 
 def test_json_bodies(server: RunningServer) -> None:
     url = f"{server.address}/v1/audio/transcriptions"
-    audio = base64.b64encode(encode(speech(), "mp3")).decode()
+    audio = base64.b64encode(spoken("mp3")).decode()
     body = {"model": "whisper-1", "language": None, "input_audio": {"data": audio, "format": "mp3"}}
     assert requests.post(url, json=body, timeout=60).json()["text"] == SPEECH_TEXT
     for wrong in ({}, [], {"input_audio": 3}, {"input_audio": {"data": "?"}}):
@@ -144,13 +144,13 @@ def test_raw_pcm_when_declared(server: RunningServer) -> None:
 
 def test_audio_that_is_too_long(tmp_path) -> None:
     with running("--set", "limits.audio_seconds=10") as server:
-        answer = server.post(encode(speech(), "wav"))
+        answer = server.post(spoken("wav"))
         assert answer.status_code == 400
         assert "longer than" in answer.json()["error"]["message"]
 
 
 def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
-    audio = encode(speech(), "wav")
+    audio = spoken("wav")
     answer = server.post(audio, prompt="Sense and Sensibility", temperature="0.4", foo="bar", language="", stream="")
     assert answer.json()["text"] == SPEECH_TEXT
     assert answer.headers["x-eardrum-ignored"] == "prompt, temperature, foo"
@@ -159,7 +159,7 @@ def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
 
 def test_nothing_is_left_open(server: RunningServer) -> None:
     server.post(b"not audio")
-    server.post(encode(speech(), "m4a"))
+    server.post(spoken("m4a"))
     assert server.open_files() == []
 
 

@@ -14,16 +14,16 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running
-from tests.recordings import SPEECH_TEXT, encode, pcm, speech
+from tests.recordings import SPEECH_TEXT, pcm, speech, spoken
 
 pytestmark = pytest.mark.slow
 
 MODEL = "moonshine-tiny-en"
 
 
-def spoken() -> str:
+def in_base64() -> str:
     """The recording in base64."""
-    return base64.b64encode(encode(speech(), "mp3")).decode()
+    return base64.b64encode(spoken("mp3")).decode()
 
 
 def input_audio(data: str, form: str = "mp3") -> dict[str, Any]:
@@ -48,11 +48,11 @@ def said(answer: requests.Response) -> str:
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(lambda: input_audio(spoken()), id="input_audio"),
-        pytest.param(lambda: input_audio(f"data:audio/mp3;base64,{spoken()}"), id="input_audio as data URL"),
+        pytest.param(lambda: input_audio(in_base64()), id="input_audio"),
+        pytest.param(lambda: input_audio(f"data:audio/mp3;base64,{in_base64()}"), id="input_audio as data URL"),
         pytest.param(lambda: input_audio(base64.b64encode(pcm(speech())).decode(), "pcm16"), id="headerless"),
-        pytest.param(lambda: audio_url(f"data:audio/mpeg;base64,{spoken()}"), id="audio_url"),
-        pytest.param(lambda: {"type": "audio_url", "audio_url": f"data:;base64,{spoken()}"}, id="audio_url as a string"),
+        pytest.param(lambda: audio_url(f"data:audio/mpeg;base64,{in_base64()}"), id="audio_url"),
+        pytest.param(lambda: {"type": "audio_url", "audio_url": f"data:;base64,{in_base64()}"}, id="audio_url as a string"),
     ],
 )
 def test_the_transcript_is_the_answer(server: RunningServer, part) -> None:
@@ -66,7 +66,7 @@ def test_openais_client_reads_it_whole_and_in_a_stream(server: RunningServer) ->
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="x") as client:
         messages: Any = [
             {"role": "system", "content": "You are a transcriber."},
-            {"role": "user", "content": [input_audio(spoken())]},
+            {"role": "user", "content": [input_audio(in_base64())]},
         ]
         whole = client.chat.completions.create(model=MODEL, messages=messages)
         assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (SPEECH_TEXT, "stop")
@@ -82,7 +82,7 @@ def test_the_last_message_with_audio_counts_and_each_recording_has_a_line(server
     messages = [
         {"role": "user", "content": [silent]},
         {"role": "assistant", "content": ""},
-        {"role": "user", "content": [input_audio(spoken()), input_audio(spoken())]},
+        {"role": "user", "content": [input_audio(in_base64()), input_audio(in_base64())]},
         {"role": "user", "content": "And?"},
     ]
     body = {"model": MODEL, "messages": messages}
@@ -118,7 +118,7 @@ def test_what_is_no_recording_is_refused(server: RunningServer, parts: list, sta
 @pytest.fixture
 def files() -> Iterator[str]:
     """A server with one recording; its address."""
-    data = encode(speech(), "mp3")
+    data = spoken("mp3")
 
     class Files(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.conftest import running
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def test_several_files(tmp_path: Path) -> None:
     with running("--config", str(main), "--config-dir", str(folder), NAME="ears") as server:
         listed = requests.get(f"{server.address}/v1/models", timeout=20).json()
         assert {"moonshine-tiny-en", "qwen"} <= {model["id"] for model in listed["data"]}
-        assert server.post(encode(speech(), "wav"), model="ears").json()["text"] == SPEECH_TEXT
+        assert server.post(spoken("wav"), model="ears").json()["text"] == SPEECH_TEXT
         assert f"{main}:5: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?" in server.log
         assert f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean checkEndpoint?" in server.log
         assert "INFO" not in server.log

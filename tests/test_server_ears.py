@@ -13,8 +13,8 @@ import requests
 from tests.conftest import RunningServer, running
 from tests.models import build
 from tests.models.hearing import clips, joined
-from tests.programs import free_port
-from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
+from tests.ports import free_port
+from tests.recordings import ROOT, SPEECH_TEXT, encode, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def streamed(server: RunningServer, audio: bytes, **fields: str) -> tuple[list[s
 
 
 def test_every_format_of_a_whisper_server(server: RunningServer) -> None:
-    answers = transcribed(server, encode(speech(), "mp3"), model="embedded")
+    answers = transcribed(server, spoken("mp3"), model="embedded")
     assert json.loads(answers["json"])["text"] == SPEECH_TEXT
     assert answers["text"] == SPEECH_TEXT + "\n"
     assert answers["srt"].startswith("1\n00:00:00,")

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from tests import upstreams
 from tests.conftest import RunningServer, running, wait_for
-from tests.programs import free_port
-from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
+from tests.ports import free_port
+from tests.recordings import ROOT, SPEECH_TEXT, spoken
 from tests.test_server_uploads import FILE, field, wire
 from tests.upstreams import Call, fake_upstream
 
@@ -39,12 +39,12 @@ def serving(folder: Path, **models: dict) -> Iterator[RunningServer]:
 
 
 def test_fields_that_only_the_server_knows_reach_it(tmp_path: Path) -> None:
-    audio = encode(speech(), "ogg")
+    audio = spoken("ogg")
     with fake_upstream(upstreams.fake_whisper_server) as fake:
         models = {"far": {"proxy": fake.url, "useModelName": "large-v3"}}
         with serving(tmp_path, **models) as server:
             form = {"beam_size": "7", "vad_filter": "true", "hotwords": "Elinor", "stream_options[x]": "1"}
-            answer = server.post(encode(speech(), "wav"), model="far", prompt="Hm.", **form)
+            answer = server.post(spoken("wav"), model="far", prompt="Hm.", **form)
             assert answer.status_code == 200, answer.text
             assert "x-eardrum-ignored" not in answer.headers
             assert answer.headers["x-eardrum-model"] == "far"
@@ -58,7 +58,7 @@ def test_fields_that_only_the_server_knows_reach_it(tmp_path: Path) -> None:
 def test_a_field_after_the_file_is_asked_for_too(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_whisper_server) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
         with wire(server) as client:
-            client.send(field("model", "far") + FILE + encode(speech(), "wav") + b"\r\n" + field("beam_size", "3") + b"--x--\r\n")
+            client.send(field("model", "far") + FILE + spoken("wav") + b"\r\n" + field("beam_size", "3") + b"--x--\r\n")
             client.end()
             assert b"200 OK" in client.until(b"wood")
         assert fake.calls[-1].value("beam_size") == "3"
@@ -71,7 +71,7 @@ def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tm
     model = {"cmd": command, "proxy": f"http://127.0.0.1:{port}", "env": kept}
     with serving(tmp_path, whisper=model) as server, ThreadPoolExecutor(1) as pool:
         for fields in ({"response_format": "json"}, {"stream": "true"}):
-            answer = pool.submit(server.post, encode(speech(), "mp3"), model="whisper", **fields)
+            answer = pool.submit(server.post, spoken("mp3"), model="whisper", **fields)
             wait_for(lambda: _state(server, "whisper") == "busy", 60)
             (child,) = [p for p in psutil.Process(server.process.pid).children() if WHISPER in p.cmdline()]
             child.kill()
@@ -97,7 +97,7 @@ async def fake_dying_stream(_: Call, request: web.Request) -> web.StreamResponse
 
 def test_a_stream_that_breaks_off_ends_with_an_error(tmp_path: Path) -> None:
     with fake_upstream(fake_dying_stream) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
-        answer = server.post(encode(speech(), "wav"), model="far", stream="true")
+        answer = server.post(spoken("wav"), model="far", stream="true")
         delta, error = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
         assert delta == {"type": "transcript.text.delta", "delta": "And then"}
         assert error["error"]["code"] == "upstream_died"
@@ -116,7 +116,7 @@ def test_a_server_that_broke_off_is_asked_once_more(tmp_path: Path) -> None:
         return answer
 
     with fake_upstream(dying_once()) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
-        assert server.post(encode(speech(), "wav"), model="far").json()["text"] == "And Mr. Dashwood."
+        assert server.post(spoken("wav"), model="far").json()["text"] == "And Mr. Dashwood."
         assert len(fake.calls) == 2
 
 
@@ -124,7 +124,7 @@ def test_our_own_model_stands_in_for_a_server_that_fails(tmp_path: Path) -> None
     with fake_upstream(upstreams.fake_html_error) as fake:
         far = {"proxy": fake.url, "fallback": ["moonshine-tiny-en"]}
         with serving(tmp_path, far=far) as server:
-            answer = server.post(encode(speech(), "mp3"), model="far", beam_size="7")
+            answer = server.post(spoken("mp3"), model="far", beam_size="7")
             assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, "moonshine-tiny-en")
             assert answer.headers["x-eardrum-ignored"] == "beam_size"
 
@@ -132,7 +132,7 @@ def test_our_own_model_stands_in_for_a_server_that_fails(tmp_path: Path) -> None
 def test_a_client_that_leaves_takes_its_request_with_it(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_hanging) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
         with wire(server) as client:
-            client.send(field("model", "far") + FILE + encode(speech(), "mp3") + b"\r\n--x--\r\n")
+            client.send(field("model", "far") + FILE + spoken("mp3") + b"\r\n--x--\r\n")
             client.end()
             wait_for(lambda: fake.in_flight)
         wait_for(lambda: fake.given_up == 1)
@@ -178,7 +178,7 @@ def test_a_large_upload_passes_through(tmp_path: Path) -> None:
     """Its memory stays as it is: 300 MB come in at full speed, and the server behind takes them as they come."""
     megabyte = bytes(1 << 20)
     with counting() as url, serving(tmp_path, far={"proxy": url}) as server:
-        assert server.post(encode(speech(), "wav"), model="far").status_code == 200
+        assert server.post(spoken("wav"), model="far").status_code == 200
         before = psutil.Process(server.process.pid).memory_info().rss
         most = 0
         with wire(server) as client:
@@ -206,7 +206,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def test_another_eardrum_behind_a_model(ours: RunningServer) -> None:
-    audio = encode(speech(), "webm")
+    audio = spoken("webm")
     near = ours.post(audio, model="far", response_format="verbose_json").json()
     own = ours.post(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
     assert near == own, "nothing is lost on the way"
@@ -215,6 +215,6 @@ def test_another_eardrum_behind_a_model(ours: RunningServer) -> None:
 
 
 def test_a_refusal_of_another_eardrum(ours: RunningServer) -> None:
-    answer = ours.post(encode(speech(), "wav"), model="far", language="de")
+    answer = ours.post(spoken("wav"), model="far", language="de")
     assert answer.status_code == 400
     assert "does not know german (de), only english (en)" in answer.json()["error"]["message"]

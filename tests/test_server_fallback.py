@@ -11,15 +11,14 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken, tape
 from tests.test_server_lifecycle import kill_runner
-from tests.test_server_openai_client import phone_tape
 from tests.test_server_uploads import END, FILE, field, wire
 from tests.weights import MOONSHINE
 
 pytestmark = pytest.mark.slow
 
-AUDIO = encode(speech(), "wav")
+AUDIO = spoken("wav")
 EMBEDDED = "moonshine-tiny-en"
 
 
@@ -103,7 +102,7 @@ def test_the_mistakes_of_a_client_are_the_clients(server: RunningServer) -> None
 def test_a_model_that_dies_again_and_again_is_stood_in_for(server: RunningServer) -> None:
     server.post(AUDIO, model="one")
     answers: list[requests.Response] = []
-    asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(120), "mp3"), model="one")))
+    asking = Thread(target=lambda: answers.append(server.post(tape(120), model="one")))
     asking.start()
     for deaths in (1, 2):
         wait_for(lambda: server.runners() and state(server, "one")["state"] == "ready" and server.windows() > 3, 30)
@@ -120,7 +119,7 @@ def test_a_stream_may_change_its_model_before_the_first_segment_and_not_after(se
     streamed = server.post(AUDIO, model="broken", stream="true")
     assert "transcript.text.done" in streamed.text
     with wire(server) as client:
-        client.send(field("model", "one") + field("stream", "true") + FILE + encode(phone_tape(600), "mp3") + END)
+        client.send(field("model", "one") + field("stream", "true") + FILE + tape(600) + END)
         client.end()
         client.until(b"transcript.text.delta")
         for runner in server.runners():

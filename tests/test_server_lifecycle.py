@@ -16,8 +16,7 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech
-from tests.test_server_openai_client import phone_tape
+from tests.recordings import SPEECH_TEXT, spoken, tape
 from tests.test_server_uploads import END, FILE, field, wire
 
 pytestmark = pytest.mark.slow
@@ -30,10 +29,10 @@ def kill_runner(server: RunningServer) -> None:
 
 def test_a_killed_runner_is_replaced_without_a_word() -> None:
     with running() as server:
-        server.post(encode(speech(), "wav"))
+        server.post(spoken("wav"))
         answers: list[requests.Response] = []
         before = server.windows()
-        asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(120), "mp3"))))
+        asking = Thread(target=lambda: answers.append(server.post(tape(120))))
         asking.start()
         wait_for(lambda: server.windows() > before)
         kill_runner(server)
@@ -41,13 +40,13 @@ def test_a_killed_runner_is_replaced_without_a_word() -> None:
         assert answers[0].status_code == 200
         assert len(answers[0].json()["text"]) > 500
         assert "was ended by SIGKILL" in server.log
-        assert server.post(encode(speech(), "wav")).json()["text"] == SPEECH_TEXT
+        assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_stream_that_has_begun_fails_visibly() -> None:
     with running() as server:
         with wire(server) as client:
-            client.send(field("model", "whisper-1") + field("stream", "true") + FILE + encode(phone_tape(600), "mp3") + END)
+            client.send(field("model", "whisper-1") + field("stream", "true") + FILE + tape(600) + END)
             client.end()
             client.until(b"transcript.text.delta")
             kill_runner(server)
@@ -55,14 +54,14 @@ def test_a_stream_that_has_begun_fails_visibly() -> None:
             received = client.until(b'"code"')
             assert b"was ended by SIGKILL" in received
             assert b"transcript.text.done" not in received
-        assert server.post(encode(speech(), "wav")).json()["text"] == SPEECH_TEXT
+        assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_request_that_kills_two_runners_is_given_up() -> None:
     with running() as server:
-        server.post(encode(speech(), "wav"))
+        server.post(spoken("wav"))
         answers: list[requests.Response] = []
-        asking = Thread(target=lambda: answers.append(server.post(encode(phone_tape(300), "mp3"))))
+        asking = Thread(target=lambda: answers.append(server.post(tape(300))))
         asking.start()
         for deaths in (1, 2):
             wait_for(lambda: server.runners() and ready(server) and server.windows() > 3, 30)
@@ -81,7 +80,7 @@ def ready(server: RunningServer) -> bool:
 
 def test_shutdown_in_the_middle_of_a_request() -> None:
     with running() as server, wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + encode(speech(), "mp3")[:1000])
+        client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:1000])
         wait_for(server.runners)
         runners = server.runners()
         server.process.send_signal(signal.SIGTERM)
@@ -91,7 +90,7 @@ def test_shutdown_in_the_middle_of_a_request() -> None:
 
 def test_requests_that_outlast_the_shutdown_are_told() -> None:
     with running("--set", "stop_seconds=1") as server:
-        long = encode(phone_tape(600), "mp3")
+        long = tape(600)
         answers: list[requests.Response] = []
         asking = Thread(target=lambda: answers.append(server.post(long, model="whisper-1")))
         with wire(server) as client:
@@ -139,7 +138,7 @@ def test_a_model_that_cannot_load_says_why_and_can_be_repaired(tmp_path: Path) -
     decoder.unlink()
     decoder.write_bytes(b"\0" * 1000)
     with running("--set", f"models.mine.source={broken}") as server:
-        audio = encode(speech(), "wav")
+        audio = spoken("wav")
         failed = server.post(audio, model="mine")
         assert failed.status_code == 500
         assert str(broken) in failed.json()["error"]["message"]

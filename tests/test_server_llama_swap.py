@@ -15,7 +15,8 @@ import requests
 from tests.conftest import RunningServer, running
 from tests.models import build
 from tests.models.hearing import clip
-from tests.recordings import encode, speech
+from tests.ports import free_ports
+from tests.recordings import encode, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def swapping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
     folder = tmp_path_factory.mktemp("swap")
     model = build("faster_whisper", folder / "small")
     file = folder / "config.yaml"
-    file.write_text(CONFIG.format(python=sys.executable, programs=PROGRAMS, model=model, port=15900))
+    file.write_text(CONFIG.format(python=sys.executable, programs=PROGRAMS, model=model, port=free_ports(5)))
     with running("--config", str(file)) as server:
         yield server
 
@@ -88,7 +89,7 @@ def test_language_models_swap_and_speech_stays(swapping: RunningServer) -> None:
     said = clip("u15")
     heard = swapping.post(encode(said.samples, "wav"), model="eardrum", response_format="text")
     assert heard.text.strip() == said.text, heard.text
-    assert swapping.post(encode(speech(), "mp3"), model="whisper").status_code == 200
+    assert swapping.post(spoken("mp3"), model="whisper").status_code == 200
     for model, other in (("qwen", "llama"), ("llama", "qwen"), ("gpt-4o-mini", "llama")):
         assert chat(swapping, model)["choices"][0]["message"]["content"] == "You said: hello"
         assert up(swapping) >= {"whisper", "eardrum"}
@@ -120,7 +121,7 @@ def test_speech_answers_while_language_models_swap(swapping: RunningServer) -> N
 
 @pytest.mark.parametrize("kind", ["mp3", "wav", "flac"])
 def test_a_whisper_server_answers_in_every_format(swapping: RunningServer, kind: str) -> None:
-    audio = encode(speech(), kind)
+    audio = spoken(kind)
     answers = {
         form: swapping.post(audio, model="whisper", response_format=form)
         for form in ("json", "text", "srt", "vtt", "verbose_json")

@@ -18,13 +18,13 @@ import requests
 from tests.conftest import RunningServer, running, runs, wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 from tests.gateway.test_names import EVIL
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken
 from tests.weights import MOONSHINE, moonshine_files
 
 pytestmark = pytest.mark.slow
 
 NAME = "someone/moon-en"
-AUDIO = encode(speech(), "wav")
+AUDIO = spoken("wav")
 
 
 @pytest.fixture

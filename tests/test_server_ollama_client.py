@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,8 @@ from ollama import Client, ResponseError
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.fake_hub import FakeRepository, fake_hub
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.ports import free_port
+from tests.recordings import SPEECH_TEXT, spoken
 from tests.upstreams import FakeUpstream, fake_upstream
 from tests.weights import moonshine_files
 
@@ -38,9 +38,7 @@ def llm() -> Iterator[FakeUpstream]:
 
 @pytest.fixture(scope="module")
 def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     weights = tmp_path_factory.mktemp("weights") / "Qwen3-0.6B-Q8_0.gguf"
     weights.write_bytes(b"GGUF" + bytes(1000))
     program = Path(__file__).parent / "fake_chat.py"
@@ -177,7 +175,7 @@ def test_texts_are_embedded(client: Client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_audio_in_the_place_of_pictures_is_transcribed(client: Client, stream: bool) -> None:
-    recording = encode(speech(), "wav")
+    recording = spoken("wav")
     answer = client.chat("whisper-1", [{"role": "user", "content": "Transcribe.", "images": [recording]}], stream=stream)
     chunks = list(answer) if stream else [answer]
     assert "".join(chunk.message.content or "" for chunk in chunks) == SPEECH_TEXT
@@ -272,7 +270,7 @@ def test_a_model_is_pulled_used_and_deleted(tmp_path: Path) -> None:
         assert client.pull(name).status == "success"
         assert f"{name}:latest" in names(client)
         assert client.show(name).capabilities == ["audio"]
-        recording = encode(speech(), "flac")
+        recording = spoken("flac")
         assert client.chat(name, [{"role": "user", "images": [recording]}], keep_alive="10m").message.content == SPEECH_TEXT
         assert timedelta(minutes=9) < loaded(client)[f"{name}:latest"] - datetime.now(UTC) < timedelta(minutes=11)
         client.delete(name)

@@ -7,12 +7,11 @@ import io
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import openai
 import pytest
 
 from tests.conftest import RunningServer
-from tests.recordings import SPEECH_TEXT, encode, phone, speech
+from tests.recordings import SPEECH_TEXT, encode, phone, spoken, tape
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +23,7 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 
 
 def upload(container: str) -> io.BytesIO:
-    file = io.BytesIO(encode(speech(), container))
+    file = io.BytesIO(spoken(container))
     file.name = f"speech.{container}"
     return file
 
@@ -54,7 +53,7 @@ def test_every_format_from_every_container(client: openai.OpenAI, container: str
 
 
 def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, server: RunningServer) -> None:
-    long = encode(phone_tape(seconds=180), "mp3")
+    long = tape(180)
     before = server.windows() if server.runners() else 0
     stream = client.audio.transcriptions.create(file=("long.mp3", long), model="whisper-1", stream=True)
     text, decoded_at_first_delta = "", None
@@ -68,14 +67,6 @@ def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, se
     total = server.windows() - before
     assert total > 15
     assert decoded_at_first_delta < total / 2
-
-
-def phone_tape(seconds: float) -> np.ndarray:
-    pieces: list[np.ndarray] = []
-    while sum(map(len, pieces)) < seconds * 16_000:
-        for _, samples, _ in phone():
-            pieces += [samples, np.zeros(8_000, np.float32)]
-    return np.concatenate(pieces)[: int(seconds * 16_000)]
 
 
 def test_token_probabilities(client: openai.OpenAI) -> None:

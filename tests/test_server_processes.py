@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, phone, speech
+from tests.recordings import SPEECH_TEXT, encode, phone, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +42,12 @@ def test_a_model_is_loaded_and_unloaded_by_hand() -> None:
         assert ps(server) == []
         assert requests.delete(f"{server.address}/api/ps/{M}", timeout=60).status_code == 200, "gone is gone"
         assert requests.delete(f"{server.address}/api/ps/nobody", timeout=60).status_code == 404
-        assert server.post(encode(speech(), "flac")).json()["text"] == SPEECH_TEXT
+        assert server.post(spoken("flac")).json()["text"] == SPEECH_TEXT
 
 
 def test_unloading_cuts_nobody_off() -> None:
     """While a request is at work the process stays; who comes meanwhile is served by the next one."""
-    recording = encode(speech(), "flac")
+    recording = spoken("flac")
     with running() as server, ThreadPoolExecutor(4) as pool:
         server.post(recording)
         (first,) = ps(server)
@@ -63,13 +63,13 @@ def test_unloading_cuts_nobody_off() -> None:
 
 
 def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
-    with running("--set", "globalTTL=1") as server:
-        server.post(encode(speech(), "flac"))
+    with running("--set", "globalTTL=2") as server:
+        server.post(spoken("flac"))
         (model,) = ps(server)
-        assert 0 < float(str(model["ttl_remaining"])) <= 1
+        assert 0 < float(str(model["ttl_remaining"])) <= 2
         wait_for(lambda: not ps(server))
         assert not server.runners()
-        assert server.post(encode(speech(), "flac")).json()["text"] == SPEECH_TEXT
+        assert server.post(spoken("flac")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_request_longer_than_the_time_to_live_is_not_cut(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_commands() -> None:
             return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
         assert eardrum("ps") == "No model is loaded.\n"
-        server.post(encode(speech(), "flac"))
+        server.post(spoken("flac"))
         table = eardrum("ps").splitlines()
         assert table[0].split()[:3] == ["model", "engine", "state"]
         assert table[1].split()[:3] == [M, "moonshine", "ready"]

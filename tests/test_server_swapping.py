@@ -17,12 +17,13 @@ import requests
 import yaml
 
 from tests.conftest import RunningServer, running, wait_for
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
 
 PROGRAMS = Path(__file__).parent / "programs"
 MODELS = ("one", "two", "three")
-REQUESTS, ARRIVE_S = 200, 12.0
+REQUESTS, ARRIVE_S = 200, 6.0
 PATIENCE_S, LONGEST_S, LOAD_S = 1.0, 0.3, 3.0
 """A request's longest service, and how long a model may take to be stopped and another to be started on a busy machine."""
 
@@ -31,7 +32,7 @@ def config(lock: Path) -> str:
     """Three commands in llama-swap's default group. Each of them notices if it is not alone."""
     alone = f"{sys.executable} {PROGRAMS / 'alone.py'} {lock} {sys.executable} {PROGRAMS / 'fake_llm.py'}"
     models = {name: {"cmd": f"{alone} --port ${{PORT}} --name {name} --delay 0.05", "concurrencyLimit": 100} for name in MODELS}
-    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": 15800, "models": models})
+    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": free_ports(len(MODELS)), "models": models})
 
 
 async def ask(session: aiohttp.ClientSession, address: str, name: str, leaves_after: float | None) -> tuple[str, float]:

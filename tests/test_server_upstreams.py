@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 
 from tests import upstreams
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech
+from tests.recordings import SPEECH_TEXT, spoken
+from tests.test_server_uploads import END, FILE, field, wire
 from tests.upstreams import KEY, fake_upstream
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def serving(folder: Path, url: str, **model: object) -> Iterator[RunningServer]:
 
 
 def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> None:
-    audio = encode(speech(), "webm")
+    audio = spoken("webm")
     with fake_upstream(upstreams.fake_json_only) as fake, serving(tmp_path, fake.url) as server:
         assert fake.calls == []
         srt = server.post(audio, model="cloud", response_format="srt").text
@@ -46,7 +46,7 @@ def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> Non
 
 def test_an_upstreams_failure_reaches_the_client(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_html_error) as fake, serving(tmp_path, fake.url) as server:
-        answer = server.post(encode(speech(), "mp3"), model="cloud")
+        answer = server.post(spoken("mp3"), model="cloud")
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (502, "upstream_failed")
         assert fake.url.removeprefix("http://") in error["message"]
@@ -57,15 +57,16 @@ def test_an_upstreams_failure_reaches_the_client(tmp_path: Path) -> None:
 def test_a_local_model_answers_when_the_upstream_fails(tmp_path: Path) -> None:
     fallback = {"fallback": ["moonshine-tiny-en"]}
     with fake_upstream(upstreams.fake_dying) as fake, serving(tmp_path, fake.url, **fallback) as server:
-        answer = server.post(encode(speech(), "mp3"), model="cloud")
+        answer = server.post(spoken("mp3"), model="cloud")
         assert (answer.status_code, answer.json()["text"]) == (200, SPEECH_TEXT)
         assert fake.calls
 
 
 def test_a_client_that_leaves_takes_its_requests_with_it(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_hanging) as fake, serving(tmp_path, fake.url) as server:
-        form = {"data": {"model": "cloud"}, "files": {"file": ("a.mp3", encode(speech(), "mp3"))}}
-        with pytest.raises(requests.Timeout):
-            requests.post(f"{server.address}/v1/audio/transcriptions", timeout=4, **form)
-        wait_for(lambda: not fake.in_flight, 5)
+        with wire(server) as client:
+            client.send(field("model", "cloud") + FILE + spoken("mp3") + END)
+            client.end()
+            wait_for(lambda: fake.in_flight == 3)
+        wait_for(lambda: not fake.in_flight)
         assert fake.given_up == len(fake.calls) == 3

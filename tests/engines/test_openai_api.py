@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,8 @@ from eardrum.types import Request, Task
 from tests import upstreams
 from tests.conftest import running, wait_for
 from tests.engines.asking import asked, engine, window
-from tests.recordings import ROOT, SPEECH_TEXT, encode, speech
+from tests.ports import free_port
+from tests.recordings import ROOT, SPEECH_TEXT, speech, spoken
 from tests.upstreams import KEY, Answer, Call, fake_upstream
 
 PAGE = (ROOT / "docs" / "upstreams.md").read_text(encoding="utf-8")
@@ -150,9 +150,7 @@ def test_windows_of_several_threads_are_in_flight_together() -> None:
 @contextmanager
 def runner(**options: object) -> Iterator[str]:
     """A runner of this engine on TCP, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "eardrum.runner", "--engine", "openai_api", "--source", "."]
     with subprocess.Popen(
         [*command, "--options", json.dumps(options), "--port", str(port)],
@@ -174,7 +172,7 @@ def runner(**options: object) -> Iterator[str]:
 def test_a_runner_asks_nothing_before_a_client_does() -> None:
     with fake_upstream(upstreams.fake_openai) as fake, runner(url=f"{fake.url}/v1", key=KEY, concurrency=8) as address:
         assert fake.calls == []
-        answer = requests.post(f"{address}/transcribe", data=encode(speech(), "ogg"), timeout=60)
+        answer = requests.post(f"{address}/transcribe", data=spoken("ogg"), timeout=60)
         lines = [json.loads(line) for line in answer.text.splitlines()]
         assert lines[-1]["summary"]["language"] == "en"
         assert lines[-1]["summary"]["windows"] == len(fake.calls) > 1
@@ -188,7 +186,7 @@ def test_a_runner_passes_the_upstreams_failure_on() -> None:
         fake_upstream(upstreams.fake_after(refusals, upstreams.fake_openai)) as fake,
         runner(url=f"{fake.url}/v1", key=KEY) as address,
     ):
-        answer = requests.post(f"{address}/transcribe", data=encode(speech(), "ogg"), timeout=60)
+        answer = requests.post(f"{address}/transcribe", data=spoken("ogg"), timeout=60)
         error = json.loads(answer.text.splitlines()[-1])["error"]
         assert (error["error"], error["retry_after"]) == ("UpstreamError", 70.0)
 
@@ -216,6 +214,6 @@ def test_another_eardrum_as_upstream() -> None:
         ):
             loaded.transcribe([window()])
         with runner(url=f"{server.address}/v1") as address:
-            answer = requests.post(f"{address}/transcribe", data=encode(speech(), "mp3"), timeout=60)
+            answer = requests.post(f"{address}/transcribe", data=spoken("mp3"), timeout=60)
             lines = [json.loads(line) for line in answer.text.splitlines()]
             assert " ".join(line["segment"]["text"] for line in lines[1:-1]) == SPEECH_TEXT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +19,8 @@ from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, Unl
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
-from tests.programs import FAKE_LLM, fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import FAKE_LLM, fake_llm
 
 pytestmark = pytest.mark.slow
 
@@ -70,42 +70,6 @@ def state(service: Service, name: str) -> State:
     return service.state(service.catalog.find(name))
 
 
-async def test_200_requests_for_3_exclusive_models_with_a_third_of_the_clients_leaving(tmp_path: Path) -> None:
-    dice, patience, serve_s = random.Random(3), 1.0, 0.05
-    models = {name: command("--load-seconds", LOAD_S, "--delay", serve_s, concurrencyLimit=1000) for name in "abc"}
-    together: list[list[str]] = []
-    waits: list[float] = []
-
-    async def client(name: str) -> str:
-        began = time.monotonic()
-        try:
-            async with service.lease(service.catalog.find(name)) as upstream:
-                waits.append(time.monotonic() - began)
-                together.append(programs())
-                assert isinstance(upstream, ForeignUpstream)
-                request = Outgoing("POST", "/v1/chat/completions", JSON, CHAT)
-                response = await upstream.send(request)
-                await response.read(1 << 20)
-                return "served" if response.status == 200 else f"status {response.status}"
-        except asyncio.CancelledError:
-            return "left"
-
-    async with serving(tmp_path, models, patience=patience) as service:
-        tasks = []
-        for _ in range(200):
-            tasks.append(asyncio.create_task(client(dice.choice("abc"))))
-            if dice.random() < 1 / 3:
-                asyncio.get_running_loop().call_later(dice.uniform(0, 3), tasks[-1].cancel)
-            await asyncio.sleep(dice.expovariate(40))
-        done, waiting = await asyncio.wait(tasks, timeout=60)
-    assert not waiting
-    outcomes = {task.result() if not task.cancelled() else "left" for task in done}  # cancelled before it had begun
-    assert outcomes == {"served", "left"}
-    assert all(len(up) == 1 for up in together), "no two of them were ever up"
-    turn = 2 * (LOAD_S + serve_s) + 2.0  # a process takes its time to start and to stop, on a machine that does other things
-    assert max(waits) < patience + 2 * turn
-
-
 async def test_speech_stays_while_language_models_swap(tmp_path: Path) -> None:
     models = {"a": command(), "b": command(), "ears": command()}
     groups = {"speech": {"members": ["ears"], "persistent": True, "exclusive": False}}
@@ -134,18 +98,18 @@ async def test_one_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_unloading_one_that_is_slow_to_stop_stalls_no_other(tmp_path: Path) -> None:
-    models = {"slow": command("--stop-seconds", 2), "a": command(), "b": command()}
+    models = {"slow": command("--stop-seconds", 9), "a": command(), "b": command()}
     groups = {name: {"members": [name], "exclusive": False} for name in models}
     async with serving(tmp_path, models, groups=groups) as service:
         await asyncio.gather(chat(service, "slow"), chat(service, "a"))
+        pid = next(status.pid for status in service.processes() if status.model.id == "slow")
         unloading = asyncio.create_task(service.unload(service.catalog.find("slow")))
         await asyncio.sleep(0.05)
-        began = time.monotonic()
         await chat(service, "a")
-        assert time.monotonic() - began < 0.5
         await chat(service, "b")
         assert not unloading.done()
         assert state(service, "slow") is State.STOPPING
+        psutil.Process(pid).kill()
         await unloading
         assert len(programs()) == 2, "when it returns, the process is gone"
 

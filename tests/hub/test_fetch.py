@@ -167,7 +167,7 @@ def test_a_connection_that_breaks_is_continued_in_the_same_run(fetch: Fetching) 
     repository = fetch.hub.repositories[NAME]
     repository.cut_after = 200_000
     with fetch.start() as process:
-        wait_for(lambda: fetch.hub.ranges)
+        wait_for(lambda: any(part.stat().st_size == 200_000 for part in parts(fetch.cache)))
         repository.cut_after = None
         assert process.stdout
         lines = [json.loads(line) for line in process.stdout]

@@ -16,7 +16,7 @@ import pytest
 from eardrum.errors import AudioError
 from eardrum.runner.decode import Decoder, index_follows_media
 from eardrum.runner.inlet import CancelledInletError, Inlet
-from tests.recordings import CODECS, encode, pcm, silence, speech, tone
+from tests.recordings import CODECS, encode, pcm, silence, speech, spoken, tone
 
 SAMPLES = speech()[: 2 * 16_000]
 FDS = Path("/proc/self/fd")
@@ -100,7 +100,7 @@ async def test_every_container_in_dribs(container: str) -> None:
 
 
 async def test_samples_come_out_before_the_last_byte_is_in() -> None:
-    data = encode(speech(), "mp3")
+    data = spoken("mp3")
     inlet = Inlet()
     blocks = iter(Decoder(inlet, raw_pcm=False, max_seconds=60))
     await inlet.feed(data[: len(data) * 3 // 4])
@@ -117,7 +117,7 @@ def test_only_an_index_at_the_end_makes_a_file_wait() -> None:
     for container in ("wav", "flac", "mp3", "ogg", "webm", "mkv"):
         assert not index_follows_media(encode(SAMPLES, container)[:65536])
     # Long enough that FFmpeg cannot find the media in its own buffer once it has read the index.
-    np.testing.assert_array_equal(decoded(encode(speech(), "m4a")), decoded(encode(speech(), "m4a", faststart=True)))
+    np.testing.assert_array_equal(decoded(spoken("m4a")), decoded(encode(speech(), "m4a", faststart=True)))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_odd_heads_are_not_taken_for_an_index_at_the_end(head: bytes) -> None:
 
 
 def test_the_header_says_how_long_it_is() -> None:
-    decoder = Decoder(Inlet.holding(encode(speech(), "flac")), raw_pcm=False, max_seconds=60)
+    decoder = Decoder(Inlet.holding(spoken("flac")), raw_pcm=False, max_seconds=60)
     next(blocks := iter(decoder))
     assert decoder.duration == pytest.approx(len(speech()) / 16_000, abs=0.01)
     list(blocks)
@@ -300,5 +300,5 @@ def test_raw_samples_that_never_come() -> None:
 
 
 def test_a_header_that_promises_sound_that_does_not_come() -> None:
-    flac = encode(speech(), "flac")
+    flac = spoken("flac")
     assert "cannot be decoded" in refused(flac[:42] + b"garbage" * 1000)

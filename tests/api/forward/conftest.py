@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -30,15 +30,38 @@ class Gateway:
     loop: asyncio.AbstractEventLoop
 
 
+class Server(uvicorn.Server):
+    """Begins and ends at once: uvicorn looks every tenth of a second whether it is to end, and rests for another meanwhile."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.serving = Event()
+        self.over = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        self.serving.set()
+        await self.over.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 -- uvicorn has no event for it
+                    await asyncio.sleep(0.002)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextmanager
 def serving(**settings: Any) -> Iterator[Gateway]:
     """A gateway with these settings on a free port; it ends with the block."""
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(Settings(**settings))
-    config = uvicorn.Config(
-        create_app(service), http=Http, ws=WebSocket, log_config=None, timeout_graceful_shutdown=1, lifespan="on"
-    )
-    server = uvicorn.Server(config)
+    server = Server(uvicorn.Config(create_app(service), http=Http, ws=WebSocket, log_config=None, lifespan="on"))
     started = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", service, uvloop.new_event_loop())
 
     def serve() -> None:
@@ -49,11 +72,10 @@ def serving(**settings: Any) -> Iterator[Gateway]:
     thread = Thread(target=serve, name="gateway")
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
+        assert server.serving.wait(20)
         yield started
     finally:
-        server.should_exit = True
+        started.loop.call_soon_threadsafe(server.over.set)
         thread.join(20)
         listening.close()
         assert not thread.is_alive()
@@ -62,11 +84,3 @@ def serving(**settings: Any) -> Iterator[Gateway]:
 @pytest.fixture
 def gateway() -> Callable[..., AbstractContextManager[Gateway]]:
     return serving
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

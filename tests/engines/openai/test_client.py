@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from email.utils import formatdate
 
@@ -14,6 +13,7 @@ from eardrum.engines.openai import client as client_module
 from eardrum.errors import UpstreamError, UpstreamTimeoutError
 from tests import upstreams
 from tests.engines.asking import asked, engine, failure, window
+from tests.ports import free_port
 from tests.upstreams import KEY, Answer, Call, fake_upstream
 
 
@@ -68,9 +68,7 @@ def test_a_redirect_is_not_followed() -> None:
 
 
 def test_an_upstream_that_is_not_there() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"http://127.0.0.1:{free_port()}"
     with engine(address) as loaded, pytest.raises(UpstreamError, match=r"127.0.0.1:\d+ cannot be reached: .*Is it running"):
         loaded.transcribe([window()])
     with engine("http://nowhere.invalid") as loaded, pytest.raises(UpstreamError, match=r"nowhere\.invalid:80 cannot be found"):

@@ -23,7 +23,8 @@ from eardrum.gateway.processes import ports
 from eardrum.gateway.processes.command import Command
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from tests.conftest import wait_for
-from tests.programs import fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import fake_llm
 
 pytestmark = pytest.mark.slow
 
@@ -78,24 +79,24 @@ async def test_a_command_serves_with_its_environment_in_a_session_of_its_own() -
 async def test_it_is_asked_until_it_is_ready_and_no_longer() -> None:
     began = time.monotonic()
     async with running(entry(free_port(), "--load-seconds", 0.5, "--unhealthy-seconds", 1)):
-        assert 1 <= time.monotonic() - began < 3.5
+        assert 1 <= time.monotonic() - began < 10
 
 
 async def test_one_that_is_not_asked_has_to_live_at_least() -> None:
     began = time.monotonic()
     async with running(entry(free_port(), "--load-seconds", 20, checkEndpoint="none")):
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 15
     dead = config.Model.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "checkEndpoint": "none"})
     assert "ended with exit code 3 before it served. It logged nothing." in await failure(dead)
 
 
 async def test_one_that_never_becomes_ready_says_what_it_answers() -> None:
     began, port = time.monotonic(), free_port()
-    said = await failure(entry(port, "--say", "warming up", "--unhealthy-seconds", 60), within_s=1.5)
-    assert f"m was not ready after 1.5 s (healthCheckTimeout): http://127.0.0.1:{port}/health answers 503 and not 200" in said
+    said = await failure(entry(port, "--say", "warming up", "--unhealthy-seconds", 60), within_s=2.5)
+    assert f"m was not ready after 2.5 s (healthCheckTimeout): http://127.0.0.1:{port}/health answers 503 and not 200" in said
     assert "warming up" in said
-    assert time.monotonic() - began < 4
-    assert "/nowhere answers 404" in await failure(entry(free_port(), checkEndpoint="/nowhere"), within_s=1.5)
+    assert time.monotonic() - began < 15
+    assert "/nowhere answers 404" in await failure(entry(free_port(), checkEndpoint="/nowhere"), within_s=2.5)
     assert "nothing listens at" in await failure(entry(free_port(), "--load-seconds", 60), within_s=1)
 
 
@@ -117,7 +118,7 @@ async def test_a_start_that_fails_says_why(line: str, says: str) -> None:
     model = config.Model.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{free_port()}"})
     began = time.monotonic()
     assert says in await failure(model)
-    assert time.monotonic() - began < 3, "a death is told, not waited for"
+    assert time.monotonic() - began < 10, "a death is told, not waited for"
 
 
 async def test_one_that_leaves_the_foreground_is_refused_and_its_children_end() -> None:
@@ -132,7 +133,7 @@ async def test_one_that_leaves_the_foreground_later_ends_with_what_it_left() -> 
     line = f"sh -c {shlex.quote(fake_llm(port) + ' & sleep 2')}"
     model = config.Model.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{port}"})
     async with running(model) as (command, _):
-        assert await command.ends_within(5)
+        assert await command.ends_within(20)
         assert command.ending == "ended with exit code 0, leaving others behind that have been ended too"
         assert "foreground" in command.advice
         assert not ports.taken(port, "127.0.0.1")
@@ -181,7 +182,7 @@ async def test_what_it_started_ends_with_it(where: list[str], tmp_path: Path) ->
     async with running(entry(free_port(), "--grandchild", noted, *where)) as (command, _):
         grandchild = int(noted.read_text())
         os.kill(command.pid, signal.SIGKILL)
-        await asyncio.wait_for(asyncio.shield(command.ended), 3)
+        await asyncio.wait_for(asyncio.shield(command.ended), 15)
         assert not alive(grandchild)
 
 
@@ -190,7 +191,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_unload_timeout() -> None
         command = await Command.start("m", model, way.session, within_s=15, unload_s=0.5)
         began = time.monotonic()
         await command.stop()
-        assert 0.5 <= time.monotonic() - began < 1.5
+        assert 0.5 <= time.monotonic() - began < 10
         assert "SIGKILL" in command.ending
 
 
@@ -213,14 +214,14 @@ async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stop", "seconds"),
-    [("sh -c 'exit 1'", 0), ("no-such-program", 0), ("sleep 60", 1), ("true", 1)],
+    [("sh -c 'exit 1'", 0), ("no-such-program", 0), ("sleep 60", 2), ("true", 2)],
 )
 async def test_a_stop_command_that_does_not_stop_it_is_helped_out(stop: str, seconds: float) -> None:
     async with upstream(model := entry(free_port(), cmdStop=stop)) as way:
-        command = await Command.start("m", model, way.session, within_s=15, unload_s=1)
+        command = await Command.start("m", model, way.session, within_s=15, unload_s=2)
         began = time.monotonic()
         await command.stop()
-        assert seconds <= time.monotonic() - began < seconds + 1
+        assert seconds <= time.monotonic() - began < (seconds * 5 or 2)
         assert command.ending == "ended with exit code 0"
 
 
@@ -251,7 +252,7 @@ async def test_a_failed_start_that_is_cleared_away_is_killed_when_nobody_has_tim
         await asyncio.wait([starting], timeout=2.5)
         assert not starting.done(), "it is being asked to end"
         starting.cancel()
-        await asyncio.wait([starting], timeout=2)
+        await asyncio.wait([starting], timeout=15)
         assert starting.cancelled()
         with pytest.raises(aiohttp.ClientConnectorError):
             await way.session.get(way.address)

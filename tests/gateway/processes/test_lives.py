@@ -16,7 +16,8 @@ from eardrum.errors import ModelLoadError
 from eardrum.gateway.inventory import ADDRESS, COMMAND, FOREIGN, Model
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.processes.lives import Lives
-from tests.programs import fake_llm, free_port
+from tests.ports import free_port
+from tests.programs import fake_llm
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ async def test_an_address_with_a_check_has_to_answer_it() -> None:
     async with another_server(port, "--load-seconds", 0.5):
         began = time.monotonic()
         life = await lives.begin(checked)
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.3 < time.monotonic() - began < 15
         await life.stop()
         await life.close()
 
@@ -71,7 +72,7 @@ async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: P
         assert any("listening on" in line for line in logs.of("m").lines())
         began = time.monotonic()
         await life.stop()
-        assert seconds <= time.monotonic() - began < seconds + 0.9
+        assert seconds <= time.monotonic() - began < seconds + 5
         assert "The command of m was ended by SIGKILL" in life.ending
         await life.close()
         lives.register.close()

@@ -16,6 +16,7 @@ from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
 from eardrum.gateway.upstreams.fetch import Fetcher
 from eardrum.gateway.upstreams.hosts import Hosts, address
+from tests.ports import free_port
 
 PUBLIC = "93.184.216.34"
 
@@ -149,9 +150,7 @@ def test_limits_hold() -> None:
 
 
 def test_a_port_where_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    assert "cannot be fetched" in refused(f"/to/127.0.0.1:{port}/a", "127.0.0.1")
+    assert "cannot be fetched" in refused(f"/to/127.0.0.1:{free_port()}/a", "127.0.0.1")
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a", "http:///a", "http://me:secret@127.0.0.1/a", "http://[::1", "/a"])
