@@ -90,6 +90,12 @@ class Settings(SharedSettings):
         "", description="Take the default model among this engine's models, and let it run what several engines could."
     )
     default_language: str = Field("", description="Language assumed when a client names none; empty lets the model decide.")
+    realtime_rate: int = Field(
+        24_000,
+        ge=4_000,
+        le=192_000,
+        description="Hz of PCM in the Realtime API where a client does not say it; OpenAI's is always 24000.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
     compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
