@@ -345,19 +345,14 @@ def test_a_commit_needs_audio() -> None:
 
 
 def test_a_commit_that_the_session_refuses_is_told_with_its_id() -> None:
-    """The pause before it has ended the utterance already."""
+    """A pause has ended the utterance already, before the commit came or while it was on its way."""
     talk = conversation()
-    append(talk)
-    say(talk, "input_audio_buffer.commit", event_id="first")
-    append(talk)
-    say(talk, "input_audio_buffer.commit", event_id="second")
     refused = Refused(EmptyCommitError("There is nothing to commit."))
-    wires = tell(talk, SpeechStopped(1, 1.0), Committed(1, 0, 1), refused, Committed(2, 1, 2))
-    (error,) = [wire["error"] for wire in wires if wire["type"] == "error"]
-    assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "first")
-    append(talk)
-    say(talk, "input_audio_buffer.commit", event_id="third")
-    assert tell(talk, refused)[0]["error"]["event_id"] == "third"
+    for events in ([refused], [Committed(1, 0, 1), refused], [Committed(2, 1, 2), Final(2, 1, 2, ""), refused]):
+        append(talk)
+        say(talk, "input_audio_buffer.commit", event_id=f"mine {len(events)}")
+        (error,) = [wire["error"] for wire in tell(talk, *events) if wire["type"] == "error"]
+        assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", f"mine {len(events)}")
 
 
 def test_clearing_before_any_audio_is_answered() -> None:

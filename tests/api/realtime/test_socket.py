@@ -208,7 +208,7 @@ async def test_a_model_without_room_is_told_with_the_code_for_later(stage: Stage
 async def test_a_model_that_does_not_exist(stage: Stage) -> None:
     async with connected(stage.url("?intent=transcription&model=nobody")) as socket:
         assert (await until(socket, "error"))[-1]["error"]["code"] == "model_not_found"
-        assert (await socket.receive()).data == 4000
+        assert (await socket.receive()).data == 1008
 
 
 async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: Stage) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from eardrum.errors import EardrumError, InvalidRequestError
 
+
 class UnknownEventError(InvalidRequestError):
     """The API has no event of this type."""
 
