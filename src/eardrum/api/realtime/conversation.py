@@ -17,7 +17,22 @@ from eardrum.api.realtime.refusals import UnknownEventError
 from eardrum.api.realtime.values import Part, shown
 from eardrum.api.sockets import Closing, closing
 from eardrum.errors import EardrumError, EmptyCommitError, InvalidRequestError, TooLargeError, UnsupportedFeatureError
-from eardrum.live import Clear, Cleared, Commit, Committed, Configure, Ended, Idle, LiveEvent, Refused, Settings
+from eardrum.live import (
+    Clear,
+    Cleared,
+    Commit,
+    Committed,
+    Configure,
+    Failed,
+    Final,
+    Idle,
+    LiveEvent,
+    Partial,
+    Refused,
+    Settings,
+    SpeechStarted,
+    SpeechStopped,
+)
 from eardrum.types import Request
 
 LARGEST = 15 << 20
@@ -109,12 +124,14 @@ class Conversation:
                 yield self._wire({"type": "input_audio_buffer.cleared"})
             case Idle():
                 yield from map(self._wire, self._items.idle(event))
-            case Ended():
-                return
-            case _:
-                if isinstance(event, Committed) and self._asked:
+            case Committed():
+                if self._asked:
                     self._answered = self._asked.popleft()  # or a pause came first, and the commit will be refused
                 yield from map(self._wire, self._items.told(event))
+            case SpeechStarted() | Partial() | SpeechStopped() | Final() | Failed():
+                yield from map(self._wire, self._items.told(event))
+            case _:
+                return
 
     def broken(self, error: EardrumError) -> Iterator[Step]:
         """The session is over, or cannot begin: the client is told, and the connection ends."""
