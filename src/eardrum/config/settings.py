@@ -78,6 +78,13 @@ class Settings(SharedSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate, and with those it was signed with; the server then speaks HTTPS only."
+    )
+    tls_key: Path | None = Field(
+        None,
+        description="PEM file with the certificate's private key, without a password; empty takes it from `tls_certificate`.",
+    )
     models: dict[str, Model] = Field({}, description="Models by the name clients use.")
     origins: tuple[str, ...] = Field(
         (),
