@@ -125,7 +125,7 @@ def _read(server: RunningServer) -> None:
     assert server.process.stdout
     for line in server.process.stdout:
         server.output.append(line)
-        if found := re.search(r"listens on (http://\S+)", line):
+        if found := re.search(r"listens on (https?://\S+)", line):
             server.address = found[1]
 
 

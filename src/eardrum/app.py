@@ -28,6 +28,7 @@ from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
 from eardrum.api.openai.chat import Chat
 from eardrum.api.origins import Origins
+from eardrum.api.realtime.routes import Realtime
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.events import Topic
 from eardrum.gateway.service import Service
@@ -74,10 +75,12 @@ def create_app(service: Service) -> App:
     )
     app.router.redirect_slashes = False
     settings = service.settings
+    realtime = Realtime(service)
     edges = (
         Cors(),
         Origins(settings.host, settings.origins, _worded),
-        Keys(lambda: service.settings.apiKeys, answers.worded),
+        Keys(lambda: service.settings.apiKeys, answers.worded, realtime.opens),
+        realtime,
         Forward(service, answers.worded, own={CHAT: Chat(service)}),
         Passthrough(service, answers.worded),
     )

@@ -13,7 +13,7 @@ import typer
 
 from eardrum import __version__, config, log, offline, server
 from eardrum.commands import check, models, processes
-from eardrum.commands.options import Assignments, ConfigFile, ConfigFolder, Key
+from eardrum.commands.options import Assignments, Certificate, ConfigFile, ConfigFolder, Key
 from eardrum.errors import EardrumError
 from eardrum.source import Source
 
@@ -55,6 +55,12 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8100]")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", "--tls-cert-file", help="PEM file; the server then speaks HTTPS only.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", "--tls-key-file", help="PEM file with the certificate's private key.")
+    ] = None,
     config_file: ConfigFile = None,
     config_folder: ConfigFolder = None,
     assignments: Assignments = None,
@@ -64,7 +70,7 @@ def serve(
     sample: Annotated[bool, typer.Option("--sample", help="Transcribe the shipped recording once up.")] = False,
 ) -> None:
     """Start the server."""
-    overrides = {"host": host, "port": port}
+    overrides = {"host": host, "port": port, "tls_certificate": tls_certificate, "tls_key": tls_key}
     source = Source(
         lambda ports: config.read(config_file, assignments or (), overrides=overrides, folder=config_folder, ports=ports),
         config_folder,
@@ -86,6 +92,7 @@ def transcribe(
     output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
     server: Annotated[str, typer.Option(help="Use this server, as in http://127.0.0.1:8100; without it none is needed.")] = "",
     key: Key = "",
+    certificate: Certificate = None,
     config_file: ConfigFile = None,
     assignments: Assignments = None,
 ) -> None:
@@ -93,7 +100,7 @@ def transcribe(
     job = offline.Job(files, model=model, language=language, translate=translate, format=format, output_dir=output_dir)
     job.check()
     if server:
-        failures = asyncio.run(offline.through_server(job, server, key))
+        failures = asyncio.run(offline.through_server(job, server, key, certificate))
     else:
         settings = config.load(config_file, assignments or ())
         log.set_up("error", settings.log.format)

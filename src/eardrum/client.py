@@ -7,22 +7,35 @@ from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
 
+from eardrum import tls
 from eardrum.errors import EardrumError
 
 
 class Client:
-    """Talks to a running server. `key` is one of its `apiKeys`, if it has any."""
+    """Talks to a running server.
 
-    def __init__(self, address: str, key: str = ""):
+    Args:
+        address: where it is; without a scheme it is HTTP.
+        key: one of its `apiKeys`, if it has any.
+        certificate: a PEM file to trust beside the system's authorities, or settings for TLS.
+
+    Raises:
+        ConfigError: there is no certificate in the file.
+    """
+
+    def __init__(self, address: str, key: str = "", certificate: Path | SSLContext | None = None):
         scheme = "" if "://" in address else "http://"
         self._address = scheme + address.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), headers=headers)
+        context = tls.trusting(certificate) if isinstance(certificate, Path) else certificate
+        connector = aiohttp.TCPConnector(ssl=context or True)
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), headers=headers, connector=connector)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,6 +119,11 @@ class Client:
                 if not response.ok:
                     raise EardrumError(_refusal(response.status, await response.text()))
                 yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise EardrumError(
+                f"The certificate of {self._address} is not trusted: name it, or its signer's, with --certificate, and call the "
+                f"server by the name that it is for. ({error.certificate_error})"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})") from error
 

@@ -86,9 +86,9 @@ async def here(job: Job, settings: Settings) -> int:
         await service.shutdown()
 
 
-async def through_server(job: Job, address: str, key: str = "") -> int:
+async def through_server(job: Job, address: str, key: str = "", certificate: Path | None = None) -> int:
     """Transcribe through a running server. Returns the number of failures."""
-    async with Client(address, key) as client:
+    async with Client(address, key, certificate) as client:
 
         async def one(file: Path, _: Advance) -> str:
             return await client.transcribe(file, job.form, translate=job.translate)

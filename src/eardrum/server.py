@@ -17,6 +17,7 @@ from types import FrameType
 
 import uvicorn
 
+from eardrum import tls
 from eardrum.app import create_app
 from eardrum.client import Client
 from eardrum.config import Settings
@@ -51,8 +52,9 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         sample: transcribe the shipped recording through the server once it is up, and print the text.
 
     Raises:
-        ConfigError: the port cannot be had.
+        ConfigError: the port cannot be had, or the certificate cannot be used.
     """
+    encryption = tls.serving(settings.tls_certificate, settings.tls_key)
     service = Service(settings)
     service.source = source
     listening = _bind(settings.host, settings.port)
@@ -67,11 +69,12 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
         timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )
     with listening, _recorded(service), as_file(files("eardrum") / "sample.ogg") as recording:
         log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
-        address = f"http://{_reachable(host)}:{port}"
+        address = f"{'https' if encryption else 'http'}://{_reachable(host)}:{port}"
 
         async def greet() -> None:
             print(_welcome(service, address, recording), flush=True)
@@ -215,10 +218,13 @@ def _welcome(service: Service, address: str, recording: Path) -> str:
         lines.append(
             "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
         )
-    lines += ["", "Try it:", f"  curl {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
+    curl = "curl -k" if address.startswith("https") else "curl"  # it may be for another name than the machine has for itself
+    lines += ["", "Try it:", f"  {curl} {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
     return "\n".join(lines)
 
 
 async def _transcribed(service: Service, address: str, recording: Path) -> str:
-    async with Client(address, next(iter(service.settings.apiKeys), "")) as client:
+    certificate = service.settings.tls_certificate
+    trust = tls.trusting(certificate, by_any_name=True) if certificate else None
+    async with Client(address, next(iter(service.settings.apiKeys), ""), trust) as client:
         return (await client.transcribe(recording, {"response_format": "text"})).strip()

@@ -23,22 +23,34 @@ OLLAMA = "/api/"
 ASK = {"www-authenticate": 'Basic realm="eardrum"'}
 
 MISSING = "Show one of the server's keys, as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
+SUBPROTOCOL = "openai-insecure-api-key."
+"""How pages in browsers, which cannot set headers for a WebSocket, show a key: as the name of a subprotocol."""
+
 WRONG = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
 
 
 class Keys:
-    """Refuses requests and WebSockets without a key. Without keys in the config, which may change, everybody is let in."""
+    """Refuses requests and WebSockets without a key. Without keys in the config, which may change, everybody is let in.
 
-    def __init__(self, keys: Callable[[], Sequence[str]], worded: Callable[[EardrumError], dict[str, Any]]):
+    `opens` says of what is no key whether it opens this one request.
+    """
+
+    def __init__(
+        self,
+        keys: Callable[[], Sequence[str]],
+        worded: Callable[[EardrumError], dict[str, Any]],
+        opens: Callable[[Scope, str], bool] = lambda *_: False,
+    ):
         self._keys = keys
         self._worded = worded
+        self._opens = opens
 
     def route(self, scope: Scope) -> App | None:
         """What refuses the request, if it is not let in."""
         if not self._keys() or scope["path"] in OPEN:
             return None
         shown = key_of(scope)
-        if self._knows(shown.encode()):
+        if self._knows(shown.encode()) or self._opens(scope, shown):
             return None
         error = UnauthorizedError(WRONG if shown else MISSING)
         record(scope).note = error.message
@@ -54,14 +66,17 @@ class Keys:
 
 
 def key_of(scope: Scope) -> str:
-    """The key that a client shows: the password of Basic, else the Bearer token, else `x-api-key`; empty if none."""
+    """The key that a client shows: the password of Basic, else the Bearer token, else `x-api-key`, else, for a WebSocket, what a
+    subprotocol holds; empty if none."""
     scheme, _, rest = header(scope, b"authorization").strip().partition(" ")
     match scheme.lower():
         case "basic":
             return _password(rest.strip())
         case "bearer":
             return rest.strip()
-    return header(scope, b"x-api-key").strip()
+    if key := header(scope, b"x-api-key").strip():
+        return key
+    return next((name.removeprefix(SUBPROTOCOL) for name in scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL)), "")
 
 
 def _password(encoded: str) -> str:

@@ -70,6 +70,18 @@ MANAGEMENT = (
 )
 """What is for whoever runs the server: method, path, what it does, content type."""
 
+REALTIME = (
+    (
+        "get",
+        "/v1/realtime",
+        "A WebSocket with `?intent=transcription`: text while somebody speaks, in OpenAI's Realtime API",
+        JSON,
+    ),
+    ("post", "/v1/realtime/client_secrets", "A key for such a WebSocket that expires, for pages in browsers", JSON),
+    ("post", "/v1/realtime/transcription_sessions", "The same in the shape of the API's beta", JSON),
+)
+"""Live speech."""
+
 OLLAMA = (
     ("get", "/api/tags", "Models, for Ollama's clients", JSON),
     ("post", "/api/show", "One model, for Ollama's clients", JSON),
@@ -110,6 +122,7 @@ def description() -> dict[str, Any]:
             "/v1/audio/translations": {
                 "post": _audio("Turn speech into English text, with models that translate", list(AUDIO_FIELDS))
             },
+            **{path: {method: _get(summary, kind)} for method, path, summary, kind in REALTIME},
             "/v1/models": {"get": _get("Models, what each can do and whether it is loaded")},
             "/v1/models/{id}": {
                 "get": _get("One model, by id or alias; ids may contain slashes")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import timedelta
+from pathlib import Path
 from time import time
 from typing import Annotated, TypeVar
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eardrum.client import Client
-from eardrum.commands.options import Key
+from eardrum.commands.options import Certificate, Key
 from eardrum.errors import ConfigError
 
 console = Console(soft_wrap=True, highlight=False)
@@ -24,9 +25,9 @@ Name = Annotated[str, typer.Argument(help="Model or alias.")]
 Server = Annotated[str, typer.Option(help="The server to ask.")]
 
 
-def ps(server: Server = DEFAULT_SERVER, key: Key = "") -> None:
+def ps(server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:
     """Show the models that are loaded in a running server."""
-    models = asyncio.run(_asked(server, key, Client.running))
+    models = asyncio.run(_asked(server, key, certificate, Client.running))
     if not models:
         print("No model is loaded.")
         return
@@ -46,9 +47,9 @@ def ps(server: Server = DEFAULT_SERVER, key: Key = "") -> None:
     console.print(table)
 
 
-def load(name: Name, server: Server = DEFAULT_SERVER, key: Key = "") -> None:
+def load(name: Name, server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:
     """Load a model in a running server and wait until it serves."""
-    print(f"Loaded {asyncio.run(_asked(server, key, lambda client: client.load(name)))}.")
+    print(f"Loaded {asyncio.run(_asked(server, key, certificate, lambda client: client.load(name)))}.")
 
 
 def stop(
@@ -57,15 +58,16 @@ def stop(
     force: Annotated[bool, typer.Option("--force", help="Do not let it finish what it has begun.")] = False,
     server: Server = DEFAULT_SERVER,
     key: Key = "",
+    certificate: Certificate = None,
 ) -> None:
     """Unload a model in a running server: its process ends when it has finished what it has begun."""
     if bool(name) == every:
         raise ConfigError("Which model? Say one name, or --all.")
     if every:
-        asyncio.run(_asked(server, key, lambda client: client.unload_all(force=force)))
+        asyncio.run(_asked(server, key, certificate, lambda client: client.unload_all(force=force)))
         print("Unloaded all models.")
     else:
-        print(f"Unloaded {asyncio.run(_asked(server, key, lambda client: client.unload(name, force=force)))}.")
+        print(f"Unloaded {asyncio.run(_asked(server, key, certificate, lambda client: client.unload(name, force=force)))}.")
 
 
 def logs(
@@ -73,20 +75,21 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, too, until Ctrl-C.")] = False,
     server: Server = DEFAULT_SERVER,
     key: Key = "",
+    certificate: Certificate = None,
 ) -> None:
     """Show what a model, or the server itself, said last."""
     if not follow:
-        print(asyncio.run(_asked(server, key, lambda client: client.logs(name))), end="")
+        print(asyncio.run(_asked(server, key, certificate, lambda client: client.logs(name))), end="")
         return
     with suppress(KeyboardInterrupt):
-        asyncio.run(_asked(server, key, lambda client: _print_logs(client, name)))
+        asyncio.run(_asked(server, key, certificate, lambda client: _print_logs(client, name)))
 
 
 Answer = TypeVar("Answer")
 
 
-async def _asked(server: str, key: str, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
-    async with Client(server, key) as client:
+async def _asked(server: str, key: str, certificate: Path | None, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
+    async with Client(server, key, certificate) as client:
         return await ask(client)
 
 

@@ -87,6 +87,13 @@ class Settings(SharedSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate, and with those it was signed with; the server then speaks HTTPS only."
+    )
+    tls_key: Path | None = Field(
+        None,
+        description="PEM file with the certificate's private key, without a password; empty takes it from `tls_certificate`.",
+    )
     models: dict[str, Model] = Field({}, description="Models by the name clients use.")
     origins: tuple[str, ...] = Field(
         (),
@@ -99,6 +106,12 @@ class Settings(SharedSettings):
         "", description="Take the default model among this engine's models, and let it run what several engines could."
     )
     default_language: str = Field("", description="Language assumed when a client names none; empty lets the model decide.")
+    realtime_rate: int = Field(
+        24_000,
+        ge=4_000,
+        le=192_000,
+        description="Hz of PCM in the Realtime API where a client does not say it; OpenAI's is always 24000.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
     compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")

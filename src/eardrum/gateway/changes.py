@@ -12,7 +12,10 @@ from eardrum.gateway.inventory import Model
 OF_A_COMMAND = ("cmd", "cmdStop", "env", "proxy", "checkEndpoint", "timeouts")
 """What of a model's entry its process, or the way to it, is made of. Everything else can change while it runs."""
 
-AT_THE_START = ("host", "port", "model_dir", "spool_dir", "limits", "log", "logLevel", "upstream", "origins")
+AT_THE_START = (
+    *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir"),
+    *("limits", "log", "logLevel", "upstream", "origins"),
+)
 """Settings that are read once, when the server is started."""
 
 

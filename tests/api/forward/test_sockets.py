@@ -141,7 +141,12 @@ async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(m
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/v1/realtime?model=nobody", 404), ("/v1/realtime", 400), ("/v1/realtime?model=moonshine-tiny-en", 400), ("/nothing", 403)],
+    [
+        ("/v1/responses?model=nobody", 404),
+        ("/v1/responses", 400),
+        ("/v1/responses?model=moonshine-tiny-en", 400),
+        ("/nothing", 403),
+    ],
 )
 async def test_a_socket_that_cannot_be_is_refused(path: str, status: int) -> None:
     with sockets() as (gateway, _):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eardrum.api.asgi import Scope
+from eardrum.api.auth import SUBPROTOCOL
 from eardrum.api.forward import headers
 from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
@@ -19,6 +20,15 @@ def request(service: Service, model: Model, scope: Scope, path: str, body: bytes
 
 def sent_on(service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NONE) -> list[tuple[str, str]]:
     """The headers. A key to this server is for this machine only: what runs elsewhere does not get it."""
-    own = model.engine == COMMAND
-    dropped = KEYS | without if service.settings.apiKeys and not own else without
-    return headers.sent_on(scope, host=own, without=dropped)
+    dropped = KEYS | without if _keeps_keys(service, model) else without
+    return headers.sent_on(scope, host=model.engine == COMMAND, without=dropped)
+
+
+def subprotocols(service: Service, model: Model, scope: Scope) -> list[str]:
+    """The subprotocols of a WebSocket, of which one may be a key."""
+    offered: list[str] = scope.get("subprotocols", [])
+    return [name for name in offered if not name.startswith(SUBPROTOCOL)] if _keeps_keys(service, model) else offered
+
+
+def _keeps_keys(service: Service, model: Model) -> bool:
+    return bool(service.settings.apiKeys) and model.engine != COMMAND

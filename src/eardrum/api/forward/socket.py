@@ -44,7 +44,7 @@ async def relay(service: Service, model: Model, path: str, scope: Scope, receive
         upstream = lease.upstream
         assert isinstance(upstream, ForeignUpstream)
         headers = outgoing.sent_on(service, model, scope, without=WEB_SOCKET)
-        there = await upstream.connect(path, headers, scope.get("subprotocols", ()))
+        there = await upstream.connect(path, headers, outgoing.subprotocols(service, model, scope))
         silence = Silence(lease, SILENT_S)
         try:
             await send({"type": "websocket.accept", "subprotocol": there.protocol})

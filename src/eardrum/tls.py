@@ -1,0 +1,62 @@
+"""TLS: what the server shows, and what its own clients trust."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from eardrum.errors import ConfigError
+
+
+def serving(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """What a server needs for HTTPS; None if there is no certificate.
+
+    Raises:
+        ConfigError: the message names the setting and the file at fault.
+    """
+    if not certificate:
+        if key:
+            raise ConfigError("tls_key is set but tls_certificate is not: name the certificate, or leave both out.")
+        return None
+    _check(certificate, "tls_certificate")
+    holder = f"tls_key {key}" if key else f"tls_certificate {certificate}, which has to hold the key as there is no tls_key,"
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+
+    def password() -> str:
+        raise ConfigError(f"{holder} is encrypted: write it without a password, as in `openssl pkey -in OLD -out NEW`.")
+
+    try:
+        context.load_cert_chain(certificate, key, password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"{holder} is not the key of tls_certificate {certificate}.") from None
+        raise ConfigError(f"{holder} has no private key in PEM format. ({error.reason or error})") from None
+    except OSError as error:
+        raise ConfigError(f"{holder} cannot be read: {error.strerror or error}.") from None
+    return context
+
+
+def trusting(certificate: Path, *, by_any_name: bool = False) -> ssl.SSLContext:
+    """What a client needs that trusts the certificates in a file beside the system's authorities.
+
+    With `by_any_name` it does not matter for which server they are.
+
+    Raises:
+        ConfigError: there is none in the file.
+    """
+    _check(certificate, "certificate")
+    context = ssl.create_default_context()
+    context.load_verify_locations(certificate)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the server's own is enough, without its signer's
+    context.check_hostname = not by_any_name
+    return context
+
+
+def _check(certificate: Path, name: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
+    except ssl.SSLError as error:
+        raise ConfigError(f"{name} {certificate} has no certificate in PEM format. ({error.reason or error})") from None
+    except OSError as error:
+        raise ConfigError(f"{name} {certificate} cannot be read: {error.strerror or error}.") from None

@@ -1,0 +1,221 @@
+"""The official client and a real server: recordings pushed as fast as they were spoken, with the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import av
+import jiwer
+import numpy as np
+import openai
+import pytest
+from openai.resources.realtime.realtime import AsyncRealtimeConnection
+from websockets.exceptions import ConnectionClosedOK
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from tests.conftest import RunningServer, running
+from tests.recordings import Samples, encode, phone, silence
+
+pytestmark = pytest.mark.slow
+
+normal = EnglishTextNormalizer()
+
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+COMPLETED = f"{TRANSCRIPTION}.completed"
+PIECE_S = 0.05
+
+Event = dict[str, Any]
+
+
+def clip(name: str) -> tuple[Samples, str]:
+    return next((samples, text) for found, samples, text in phone() if found == name)
+
+
+def headerless(samples: Samples, format: str = "s16le", rate: int = 24_000) -> bytes:
+    """Without a header, in one of FFmpeg's raw formats."""
+    with tempfile.NamedTemporaryFile() as file:
+        with av.open(file.name, "w", format=format) as output:
+            sound = output.add_stream({"s16le": "pcm_s16le"}.get(format, f"pcm_{format}"), rate=rate)
+            sound.layout = "mono"
+            frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
+            frame.sample_rate = 16_000
+            resampler = av.AudioResampler("s16", "mono", rate)
+            for resampled in [*resampler.resample(frame), *resampler.resample(None)]:
+                output.mux(sound.encode(resampled))
+            output.mux(sound.encode(None))
+        return file.read()
+
+
+@asynccontextmanager
+async def connected(server: RunningServer, **query: str) -> AsyncIterator[AsyncRealtimeConnection]:
+    async with (
+        openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client,
+        client.realtime.connect(extra_query={"intent": "transcription", **query}) as connection,
+    ):
+        assert (await connection.recv()).type == "session.created"
+        yield connection
+
+
+async def push(connection: AsyncRealtimeConnection, audio: bytes, bytes_per_s: int) -> None:
+    """At the speed at which it was spoken."""
+    begun, size = time.monotonic(), int(bytes_per_s * PIECE_S)
+    for number, start in enumerate(range(0, len(audio), size)):
+        await asyncio.sleep(begun + number * PIECE_S - time.monotonic())
+        await connection.input_audio_buffer.append(audio=base64.b64encode(audio[start : start + size]).decode())
+
+
+async def collected(connection: AsyncRealtimeConnection, finals: int = 1, within_s: float = 30) -> list[tuple[float, Any]]:
+    """Events with the time at which they came, up to the last of so many transcripts."""
+    events: list[tuple[float, Any]] = []
+    async with asyncio.timeout(within_s):
+        while finals:
+            event = await connection.recv()
+            assert event.type != "error", event
+            events.append((time.monotonic(), event))
+            finals -= event.type == COMPLETED
+    return events
+
+
+def said(events: list[tuple[float, Any]]) -> list[str]:
+    """The transcripts, of which each is what its deltas say."""
+    deltas: dict[str, str] = {}
+    transcripts = []
+    for _, event in events:
+        if event.type == f"{TRANSCRIPTION}.delta":
+            deltas[event.item_id] = deltas.get(event.item_id, "") + event.delta
+        elif event.type == COMPLETED:
+            assert deltas.get(event.item_id, "") == event.transcript
+            assert event.usage.type == "duration"
+            transcripts.append(event.transcript)
+    return transcripts
+
+
+async def test_the_server_hears_where_speech_begins_and_ends(server: RunningServer) -> None:
+    server.post(encode(silence(1), "wav"))  # a model that is loaded first has no time for text in between
+    (one, first), (two, second) = clip("queue-youarenext"), clip("cannot-complete-as-dialed")
+    audio = headerless(np.concatenate([silence(0.5), one, silence(1.0), two, silence(1.0)]))
+    async with connected(server) as connection:
+        await connection.session.update(
+            session={"type": "transcription", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+        )
+        assert (await connection.recv()).type == "session.updated"
+        pushing = asyncio.ensure_future(push(connection, audio, 48_000))
+        events = await collected(connection, finals=2)
+        await pushing
+    assert jiwer.wer([normal(first), normal(second)], [normal(text) for text in said(events)]) < 0.1, said(events)
+    kinds = [event.type for _, event in events]
+    ends = [
+        "input_audio_buffer.speech_stopped",
+        "input_audio_buffer.committed",
+        "conversation.item.added",
+        "conversation.item.done",
+    ]
+    for number in range(2):
+        items = [event for _, event in events if event.type == "input_audio_buffer.speech_started"]
+        mine = [event.type for _, event in events if getattr(event, "item_id", None) == items[number].item_id]
+        assert mine[0] == "input_audio_buffer.speech_started"
+        assert mine[-1] == COMPLETED
+        at = kinds.index(ends[0])
+        assert kinds[at : at + 4] == ends
+    (begun, *_), (stopped, *_) = (
+        [event for _, event in events if event.type == f"input_audio_buffer.speech_{name}"] for name in ("started", "stopped")
+    )
+    assert begun.audio_start_ms == pytest.approx(200, abs=250), "300 ms before the speech"
+    assert stopped.audio_end_ms == pytest.approx(500 + len(one) / 16, abs=800)
+    first_delta = next(when for when, event in events if event.type == f"{TRANSCRIPTION}.delta")
+    first_stop = next(when for when, event in events if event.type == ends[0])
+    assert first_delta < first_stop, "there is text while somebody speaks"
+
+
+async def test_the_client_says_where_speech_ends(server: RunningServer) -> None:
+    samples, text = clip("vm-newpassword")
+    async with connected(server, model="whisper-1") as connection:
+        await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
+        updated = await connection.recv()
+        assert updated.type == "session.updated"
+        assert updated.session.audio.input.turn_detection is None
+        await push(connection, headerless(samples), 48_000)
+        await connection.input_audio_buffer.commit()
+        events = await collected(connection)
+        assert jiwer.wer(normal(text), normal(said(events)[0])) < 0.1, said(events)
+        kinds = {event.type for _, event in events}
+        assert not kinds & {"input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped"}
+        assert events[-1][1].usage.seconds == pytest.approx(len(samples) / 16_000, abs=0.1)
+        await connection.input_audio_buffer.commit(event_id="again")
+        refused = await connection.recv()
+        assert (refused.type, refused.error.code, refused.error.event_id) == ("error", "input_audio_buffer_commit_empty", "again")
+        await connection.input_audio_buffer.append(audio=base64.b64encode(headerless(samples)).decode())
+        await connection.input_audio_buffer.commit()
+        assert jiwer.wer(normal(text), normal(said(await collected(connection))[0])) < 0.1, "all at once, in one event"
+
+
+@pytest.mark.parametrize(("kind", "format"), [("audio/pcmu", "mulaw"), ("audio/pcma", "alaw")])
+async def test_audio_of_telephones(server: RunningServer, kind: str, format: str) -> None:
+    samples, text = clip("confbridge-only-one")
+    async with connected(server) as connection:
+        await connection.session.update(
+            session={"type": "transcription", "audio": {"input": {"format": {"type": kind}, "turn_detection": None}}}
+        )
+        assert (await connection.recv()).type == "session.updated"
+        await connection.input_audio_buffer.append(audio=base64.b64encode(headerless(samples, format, 8_000)).decode())
+        await connection.input_audio_buffer.commit()
+        assert jiwer.wer(normal(text), normal(said(await collected(connection))[0])) < 0.2
+
+
+async def test_a_client_of_the_beta(server: RunningServer) -> None:
+    """As a known voice assistant does it: detection by the server, a commit when the microphone closes, the first transcript."""
+    samples, text = clip("confbridge-only-one")
+    update = {
+        "input_audio_format": "pcm16",
+        "input_audio_transcription": {"model": "gpt-4o-mini-transcribe", "prompt": "", "language": "en"},
+        "turn_detection": {"type": "server_vad"},
+        "input_audio_noise_reduction": None,
+    }
+    events: list[Event] = []
+    headers = {"OpenAI-Beta": "realtime=v1"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{server.address}/v1/realtime?intent=transcription&rate=16000", headers=headers) as socket,
+    ):
+        await socket.send_json({"type": "transcription_session.update", "session": update})
+        for piece in np.array_split((samples * 32767).astype("<i2"), 20):
+            await socket.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(piece.tobytes()).decode()})
+        await socket.send_json({"type": "input_audio_buffer.commit"})
+        async with asyncio.timeout(30):
+            while not events or events[-1]["type"] != COMPLETED:
+                events.append(json.loads((await socket.receive()).data))
+    kinds = [event["type"] for event in events]
+    assert kinds[:2] == ["transcription_session.created", "transcription_session.updated"]
+    assert "conversation.item.created" in kinds
+    assert not {"error", "conversation.item.added", "conversation.item.done"} & set(kinds)
+    assert jiwer.wer(normal(text), normal(events[-1]["transcript"])) < 0.1
+
+
+@pytest.fixture
+def own() -> Iterator[RunningServer]:
+    with running() as started:
+        yield started
+
+
+async def test_the_last_words_come_before_the_server_ends(own: RunningServer) -> None:
+    samples, text = clip("confbridge-only-one")
+    async with connected(own) as connection:
+        await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
+        assert (await connection.recv()).type == "session.updated"
+        await connection.input_audio_buffer.append(audio=base64.b64encode(headerless(samples)).decode())
+        await asyncio.sleep(0.2)
+        own.process.terminate()
+        assert jiwer.wer(normal(text), normal(said(await collected(connection))[0])) < 0.1
+        with pytest.raises(ConnectionClosedOK) as closed:
+            await connection.recv()
+        assert closed.value.rcvd
+        assert closed.value.rcvd.code == 1001
+    await asyncio.to_thread(own.process.wait, 5)
