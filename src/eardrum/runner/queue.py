@@ -76,8 +76,11 @@ class Queue(Protocol[Item]):
     def push(self, item: Item) -> None:
         """Add a window."""
 
-    def take(self, limit: int) -> list[Item]:
-        """Remove and return the next batch, 1 to `limit` windows; empty when nothing waits."""
+    def take(self, limit: int, *, live: bool = False) -> list[Item]:
+        """Remove and return the next batch, 1 to `limit` windows; empty when nothing waits.
+
+        With `live` there are sessions of live speech, whose windows may come at any moment.
+        """
 
     def drop(self, request_id: int) -> list[Item]:
         """Remove and return everything of one request."""
@@ -109,8 +112,11 @@ class FairQueue(Generic[Item]):
         """Add a window at the end of its request's line."""
         self._lines[item.rank].setdefault(item.request_id, Line()).items.append(item)
 
-    def take(self, limit: int) -> list[Item]:
-        """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits."""
+    def take(self, limit: int, *, live: bool = False) -> list[Item]:
+        """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits.
+
+        With `live`, batches of clips and files hold one window: a final waits for the one in hand and one of the share at most.
+        """
         waiting = [c for c in Class if self._lines[c]]
         if not waiting:
             return []
@@ -121,6 +127,8 @@ class FairQueue(Generic[Item]):
             self._turns[rank] = self._turn
         else:
             rank = first
+        if live and rank > Class.PARTIAL:
+            limit = 1
         batch = [self._next(rank)]
         served = self._fill(batch, rank, limit)
         filled = sum(self._fill(batch, c, int(limit * ROOM[rank])) for c in Class if c > rank)
