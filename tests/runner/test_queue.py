@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.runner.queue import CLIP_S, DEBT_S, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
+from eardrum.runner.queue import CLIP_S, DEBT_S, LIVE_SHARE, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
 from eardrum.types import Priority
 
 LONGEST_S = 30.0
@@ -164,7 +164,7 @@ def test_lower_classes_keep_their_share_under_endless_load(lower: Class, above_s
     served = dict.fromkeys(Class, 0.0)
     total = 0.0
     while total < 60 * LONGEST_S:
-        for item in windows(1, Class.LIVE, limit, above_s):
+        for item in windows(1, Class.PARTIAL, limit, above_s):
             queue.push(item)
         batch = queue.take(limit)
         served[batch[0].rank] += sum(item.cost for item in batch)
@@ -182,8 +182,8 @@ def test_lower_classes_take_turns_in_their_share() -> None:
     for _ in range(150):
         queue.push(Item(1, 10.0, Class.LIVE))
         served[queue.take(1)[0].rank] += 1
-    assert served[Class.LIVE] == 120
-    assert {served[rank] for rank in lower} == {10}
+    assert served[Class.LIVE] == 150 * (1 - LIVE_SHARE)
+    assert {served[rank] for rank in lower} == {5}
 
 
 def test_a_share_is_not_saved_up_while_nobody_needs_it() -> None:
