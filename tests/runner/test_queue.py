@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.runner.queue import CLIP_S, DEBT_S, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
+from eardrum.runner.queue import CLIP_S, DEBT_S, LIVE_SHARE, QUANTUM_S, ROOM, SHARE, Class, FairQueue, class_of
 from eardrum.types import Priority
 
 LONGEST_S = 30.0
@@ -165,7 +165,7 @@ def test_lower_classes_keep_their_share_under_endless_load(lower: Class, above_s
     served = dict.fromkeys(Class, 0.0)
     total = 0.0
     while total < whole_s:
-        for item in windows(1, Class.LIVE, limit, above_s):
+        for item in windows(1, Class.PARTIAL, limit, above_s):
             queue.push(item)
         batch = queue.take(limit)
         served[batch[0].rank] += sum(item.cost for item in batch)
@@ -183,8 +183,8 @@ def test_lower_classes_take_turns_in_their_share() -> None:
     for _ in range(150):
         queue.push(Item(1, 10.0, Class.LIVE))
         served[queue.take(1)[0].rank] += 1
-    assert served[Class.LIVE] == 120
-    assert {served[rank] for rank in lower} == {10}
+    assert served[Class.LIVE] == 150 * (1 - LIVE_SHARE)
+    assert {served[rank] for rank in lower} == {5}
 
 
 def test_a_share_is_not_saved_up_while_nobody_needs_it() -> None:
@@ -228,3 +228,35 @@ def test_dropping_while_serving_loses_nobody_elses_windows(mix: Mix, data: st.Da
         assert all(item.request_id != gone for item in batch)
         served += batch
     assert Counter(served + dropped) == Counter(items)
+
+
+def test_a_final_of_live_speech_waits_for_one_window_of_a_file_at_most() -> None:
+    """It may also meet one that is in hand. Ten sessions end at once, again and again, and a file of an hour is there."""
+    queue = filled(*windows(99, Class.FILE, 360))
+    waiting: dict[int, int] = {}
+    met = []
+    for number in range(400):
+        if number % 12 == 0:
+            for session in range(10):
+                queue.push(Item(session, 5.0, Class.LIVE, number * 10 + session))
+                waiting[number * 10 + session] = 0
+        for item in queue.take(1, live=True):
+            if item.rank is Class.LIVE:
+                met.append(waiting.pop(item.number))
+            else:
+                waiting = {n: files + 1 for n, files in waiting.items()}
+    assert max(met) == 1
+    assert len(met) > 320
+
+
+def test_finals_go_before_partials_and_partials_before_clips() -> None:
+    queue = filled(Item(1, 1.0, Class.CLIP), Item(2, 1.0, Class.PARTIAL), Item(3, 1.0, Class.LIVE))
+    assert queue.take(1, live=True)[0].request_id == 3
+    queue = filled(Item(1, 1.0, Class.CLIP), Item(2, 1.0, Class.PARTIAL))
+    assert queue.take(1, live=True)[0].request_id == 2
+
+
+def test_while_somebody_speaks_clips_and_files_are_decoded_one_by_one() -> None:
+    queue = filled(*windows(1, Class.FILE, 8))
+    assert len(queue.take(4, live=True)) == 1
+    assert len(queue.take(4, live=False)) == 4

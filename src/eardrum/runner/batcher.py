@@ -49,6 +49,8 @@ class Batcher:
         self.batch = batch
         self.decoded = 0
         """Windows decoded to the end so far."""
+        self.live = 0
+        """Sessions of live speech that are open."""
         self._engine = engine
         self._queue = queue if queue is not None else FairQueue[Job]()
         self._changed = Condition()
@@ -129,7 +131,7 @@ class Batcher:
     def _wait(self) -> list[Job]:
         with self._changed:
             while not self._closed:
-                if jobs := self._queue.take(self.batch):
+                if jobs := self._queue.take(self.batch, live=self.live > 0):
                     self._in_hand.update(jobs)
                     return jobs
                 self._changed.wait()

@@ -22,6 +22,9 @@ DEBT_S = 30.0
 SHARE = 0.2
 """Part of all audio that the classes below the first one waiting are sure to get."""
 
+LIVE_SHARE = 0.1
+"""The same below finals of live speech: ten that come at once meet one window of a file."""
+
 
 class Class(IntEnum):
     """Order of service."""
@@ -76,8 +79,11 @@ class Queue(Protocol[Item]):
     def push(self, item: Item) -> None:
         """Add a window."""
 
-    def take(self, limit: int) -> list[Item]:
-        """Remove and return the next batch, 1 to `limit` windows; empty when nothing waits."""
+    def take(self, limit: int, *, live: bool = False) -> list[Item]:
+        """Remove and return the next batch, 1 to `limit` windows; empty when nothing waits.
+
+        With `live` there are sessions of live speech, whose windows may come at any moment.
+        """
 
     def drop(self, request_id: int) -> list[Item]:
         """Remove and return everything of one request."""
@@ -109,8 +115,11 @@ class FairQueue(Generic[Item]):
         """Add a window at the end of its request's line."""
         self._lines[item.rank].setdefault(item.request_id, Line()).items.append(item)
 
-    def take(self, limit: int) -> list[Item]:
-        """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits."""
+    def take(self, limit: int, *, live: bool = False) -> list[Item]:
+        """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits.
+
+        With `live`, batches of clips and files hold one window: a final waits for the one in hand and one of the share at most.
+        """
         waiting = [c for c in Class if self._lines[c]]
         if not waiting:
             return []
@@ -121,10 +130,13 @@ class FairQueue(Generic[Item]):
             self._turns[rank] = self._turn
         else:
             rank = first
+        if live and rank > Class.PARTIAL:
+            limit = 1
         batch = [self._next(rank)]
         served = self._fill(batch, rank, limit)
         filled = sum(self._fill(batch, c, int(limit * ROOM[rank])) for c in Class if c > rank)
-        self._account(served + batch[0].cost, filled, from_share=rank is not first, lower=bool(lower))
+        share = LIVE_SHARE if rank is Class.LIVE else SHARE
+        self._account(served + batch[0].cost, filled, share if lower else 0.0, from_share=rank is not first)
         return batch
 
     def drop(self, request_id: int) -> list[Item]:
@@ -172,12 +184,12 @@ class FairQueue(Generic[Item]):
             del self._lines[rank][request_id]  # an idle request saves nothing up
         return item
 
-    def _account(self, served: float, filled: float, *, from_share: bool, lower: bool) -> None:
-        """Book a batch: `served` seconds of the class whose turn it was, `filled` of those below it."""
+    def _account(self, served: float, filled: float, share: float, *, from_share: bool) -> None:
+        """Book a batch: `served` seconds of the class whose turn it was, `filled` of those below it, which are owed a share."""
         if from_share:
             self._owed -= served
-        elif lower:
-            self._owed += served * SHARE / (1 - SHARE)
+        elif share:
+            self._owed += served * share / (1 - share)
             self._owed -= min(filled, max(self._owed, 0.0))  # a gift is no debt
         else:
             self._owed = 0.0

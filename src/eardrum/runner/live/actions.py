@@ -26,10 +26,10 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Hurry:
-    """What was asked for as a partial has turned out to be the final."""
+class Adopt:
+    """What was asked for as a partial has turned out to be a final. It may have been decoded already."""
 
     id: int
 
 
-Output = LiveEvent | Decode | Drop | Hurry
+Output = LiveEvent | Decode | Drop | Adopt

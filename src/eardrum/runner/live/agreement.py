@@ -10,6 +10,12 @@ from collections.abc import Sequence
 
 from eardrum.text import bare, separator, units
 
+APART_S = 1.5
+"""Audio between two hypotheses that count as two: what is heard a moment later is misheard in the same way."""
+
+SHAKY = 1
+"""Words at the end of a hypothesis that may have been cut in two."""
+
 
 class Agreement:
     """The hypotheses on one window, oldest first."""
@@ -17,15 +23,26 @@ class Agreement:
     def __init__(self) -> None:
         self.stable = ""
         self.tentative = ""
+        self._before: list[tuple[float, list[str]]] = []  # when, and what it said behind the stable words
 
-    def hear(self, text: str, *, complete: bool) -> None:
-        """Take the next hypothesis. Unless it is `complete`, its last word may have been cut in two."""
+    def hear(self, text: str, at: float) -> None:
+        """Take a hypothesis on the window up to second `at`."""
         rest = units(behind(self.stable, text))
-        agreed = _agreed(rest if complete else rest[:-1], units(self.tentative))
+        agreed = min(self._agreed(rest, at), max(len(rest) - SHAKY, 0))
         self.stable = glued(self.stable, "".join(rest[:agreed]))
-        self.tentative = "".join(rest[agreed:])
-        if self.stable:
-            self.tentative = glued(self.stable, self.tentative)[len(self.stable) :]
+        self._before = [(when, said[agreed:]) for when, said in self._before] + [(at, rest[agreed:])]
+        self.tentative = glued(self.stable, "".join(rest[agreed:]))[len(self.stable) :]
+
+    def _agreed(self, rest: list[str], at: float) -> int:
+        """The words that all hypotheses had, from a moment far enough back until now."""
+        count = len(rest)
+        for number in range(len(self._before) - 1, -1, -1):
+            when, said = self._before[number]
+            count = _alike(rest[:count], said)
+            if at - when >= APART_S:
+                self._before = self._before[number:]
+                return count
+        return 0
 
 
 def behind(stable: str, text: str) -> str:
@@ -54,7 +71,7 @@ def glued(before: str, after: str) -> str:
     return before + ("" if after[:1].isspace() else separator(before, after)) + (after if before else after.lstrip())
 
 
-def _agreed(one: Sequence[str], other: Sequence[str]) -> int:
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
     """How many words both begin with, to the letter."""
     count = 0
     for a, b in zip(one, other, strict=False):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eardrum.engines.base import Hearing, Window
+from eardrum.runner.windows import Cut
+from eardrum.types import SAMPLE_RATE, Request
 
-STEP_S = 0.4
+STEP_S = 0.5
 """Least audio between two attempts, and before the first one."""
 
-PACE = 3.0
-"""Audio between two attempts, in times of what decoding takes: partials of a session keep the engine busy a third of the time."""
+PACE = 4.0
+"""Audio between two attempts, in times of what decoding takes: partials of a session have a quarter of the engine at most."""
+
+CONTEXT_S = 1.0
+"""Audio before the first word that is decoded anew, so that it is heard whole."""
+
+WORTH_S = 3.0
+"""Less audio is not worth leaving out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +27,8 @@ class Attempt:
 
     id: int
     window: Window
-    complete: bool
-    """It ends with a pause."""
+    told_to: float | None = None
+    """The words up to this second were stable; those that the window holds of them are not heard anew."""
     hearing: Hearing | None = None
 
     def covers(self, window: Window) -> bool:
@@ -60,3 +68,27 @@ class Attempts:
         self.decoded += 1
         self._waited = waited
         self._cost = seconds if self._fixed_cost else seconds / max(self.last.window.seconds, 1.0)
+
+
+def window_of(cut: Cut, request: Request) -> Window:
+    """What the engine is given of a stretch."""
+    return Window(
+        audio=cut.audio,
+        start=cut.start / SAMPLE_RATE,
+        speech=cut.speech,
+        speech_span=(cut.speech_start / SAMPLE_RATE, cut.speech_end / SAMPLE_RATE),
+        request=request,
+    )
+
+
+def tail_of(window: Window, told_to: float | None) -> Window:
+    """The part of a window whose words are not known yet, with word times that show where it goes on."""
+    begin = 0.0 if told_to is None else told_to - CONTEXT_S - window.start
+    at = int(begin * SAMPLE_RATE) if begin > WORTH_S else 0
+    return replace(
+        window,
+        audio=window.audio[at:],
+        start=window.start + at / SAMPLE_RATE,
+        speech_span=(0.0 if at else window.speech_span[0], window.speech_span[1] - at / SAMPLE_RATE),
+        request=replace(window.request, words=True),
+    )

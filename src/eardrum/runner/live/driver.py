@@ -14,7 +14,7 @@ from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeature
 from eardrum.live import Command, Configure, Encoding, Ended, Finish, LiveEvent, Refused, Settings
 from eardrum.runner.batcher import Batcher, Heard
 from eardrum.runner.live import samples as raw
-from eardrum.runner.live.actions import Decode, Drop, Hurry, Output
+from eardrum.runner.live.actions import Adopt, Decode, Drop, Output
 from eardrum.runner.live.container import ContainerSamples
 from eardrum.runner.live.session import Session
 from eardrum.runner.queue import Class
@@ -51,11 +51,12 @@ class Driver:
         self._source: raw.RawSamples | ContainerSamples | None = None
         self._rest: Audio = np.empty(0, np.float32)
         self._finals, self._partials = batcher.request(), batcher.request()
-        self._context = Context()
+        self._context = self._guess = Context()
         self._line: deque[Decode] = deque()  # finals that wait for the one before, where the engine wants them one by one
         self._with_engine: dict[int, Decode] = {}
         self._events: asyncio.Queue[LiveEvent] = asyncio.Queue()
         self._changed = asyncio.Event()
+        batcher.live += 1
 
     async def take(self, message: bytes | Command) -> None:
         """Take the next audio or command; waits while the engine or the client is far behind.
@@ -84,6 +85,7 @@ class Driver:
         """Drop what the engine has not decoded, and end what was begun."""
         if isinstance(self._source, ContainerSamples):
             await self._source.close()
+        self._batcher.live -= 1
         self._line.clear()
         for number in (self._finals, self._partials):
             self._batcher.cancel(number)
@@ -133,14 +135,17 @@ class Driver:
                     self._decode(output)
                 case Drop(number):
                     self._drop(number)
-                case Hurry():
+                case Adopt():
                     self._batcher.hurry(self._partials)
+                    self._context = self._guess
                 case _:
                     self._events.put_nowait(output)
 
     def _decode(self, decode: Decode) -> None:
         if not decode.final:
-            decode.window.context = replace(self._context, votes=dict(self._context.votes))  # partials have no say
+            # What the engine learns from a partial counts only if it becomes a final.
+            self._guess = replace(self._context, votes=dict(self._context.votes))
+            decode.window.context = self._guess
             self._submit(decode, self._partials, Class.PARTIAL)
             return
         decode.window.context = self._context

@@ -20,6 +20,9 @@ from eardrum.types import Capabilities
 CERTAIN = 3
 """Frames of speech before it is believed that somebody speaks; clicks are shorter."""
 
+BREATH = 3
+"""Frames of silence that are a pause at all."""
+
 DOUBT = 10
 """Frames of silence after which what was not believed is forgotten."""
 
@@ -29,8 +32,12 @@ TAIL_S = 0.25
 HYSTERESIS = 0.15
 """Speech goes on until the probability falls this far below the threshold."""
 
-SEARCH = 0.5
-"""Share of a full window, at its end, that is searched for the best pause."""
+LONG = 0.5
+"""Part of the longest stretch from which on shorter pauses end it: the longer, the shorter."""
+
+LATE_S = 1.4
+"""The end of the longest stretch: who speaks on without a pause is interrupted there, at the best moment. No text of it is
+promised yet (`agreement.APART_S`), so none is on the wrong side of the cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,12 @@ class Rule:
     def low(self) -> float:
         """The probability down to which speech goes on."""
         return max(self.threshold - HYSTERESIS, 0.01)
+
+    def pause(self, length: int) -> int:
+        """Frames of silence that end a stretch of this length."""
+        begin, end = self.longest * LONG, self.longest - _frames(LATE_S)
+        late = min(max((length - begin) / max(end - begin, 1), 0.0), 1.0)
+        return max(round(self.silence * (1 - late)), min(BREATH, self.silence))
 
     @property
     def tail(self) -> int:
@@ -156,20 +169,22 @@ class Endpointer:
                 yield Began(self.begin)
             elif pause > DOUBT:
                 self._begin_anew(self._next, self._floor)
-        elif pause >= self.rule.silence:
-            yield self._end(self._complete)
+        elif pause >= self.rule.pause(self._next - self.begin):
+            yield self._end(self._complete, self._last + 1)
         elif self._next - self.begin >= self.rule.longest:
-            yield self._end(self._best_pause())
+            end = self._best_pause()
+            yield self._end(end, end)
         elif pause == self.rule.tail:
             yield Paused()
 
-    def _end(self, end: int) -> Ended:
+    def _end(self, end: int, floor: int) -> Ended:
+        """The stretch up to `end`; the next one may begin with the same silence, at `floor` at the earliest."""
         cut = self._cut(end)
-        self._begin_anew(end)
+        self._begin_anew(end, floor)
         return Ended(cut)
 
     def _best_pause(self) -> int:
-        searched = self.begin + int(self.rule.longest * (1 - SEARCH))
+        searched = self._next - _frames(LATE_S)
         return searched + best_pause(self._tape.probs(searched, self._next), self.rule.low)
 
     def _cut(self, end: int, rest: Audio | None = None) -> Cut:

@@ -28,8 +28,8 @@ from eardrum.live import (
     SpeechStopped,
 )
 from eardrum.runner.live import endpointing as ends
-from eardrum.runner.live.actions import Decode, Drop, Hurry, Output
-from eardrum.runner.live.attempts import Attempt, Attempts
+from eardrum.runner.live.actions import Adopt, Decode, Drop, Output
+from eardrum.runner.live.attempts import Attempt, Attempts, tail_of, window_of
 from eardrum.runner.live.utterance import Part, Utterance, heard_in, kept
 from eardrum.runner.vad import FRAME, Probabilities
 from eardrum.runner.windows import Cut
@@ -49,6 +49,7 @@ class Session:
     def __init__(self, settings: Settings, capabilities: Capabilities):
         self._settings = settings
         self._can = capabilities
+        self._tells_times = capabilities.words and not capabilities.fixed_window  # else a shorter window saves nothing
         self._ends = ends.Endpointer(ends.Rule.of(settings.endpointing, capabilities))
         self._attempts = Attempts(fixed_cost=capabilities.fixed_window)
         self._ids = count(1)
@@ -73,7 +74,7 @@ class Session:
         for mark in self._ends.feed(samples, probs):
             match mark:
                 case ends.Began(at):
-                    self._begin(at * FRAME_S)
+                    self._begin(max(at * FRAME_S, self._floor))
                 case ends.Paused():
                     self._try(complete=True)
                 case ends.Ended(cut):
@@ -136,15 +137,14 @@ class Session:
     def _close_window(self, cut: Cut) -> None:
         """The open window is finished: it is decoded, unless that was begun at the pause."""
         assert self._current
-        window = self._window(cut)
+        window = window_of(cut, self._current.request)
         part = self._current.close_window()
         attempt, self._attempts.last = self._attempts.last, None
         if attempt and attempt.covers(window):
             self._parts[attempt.id] = (self._current, part, window)
+            self._out.append(Adopt(attempt.id))
             if attempt.hearing:
                 self._fill(attempt.id, attempt.hearing)
-            else:
-                self._out.append(Hurry(attempt.id))
             return
         if attempt and not attempt.hearing:
             self._attempts.left_out += 1
@@ -164,16 +164,6 @@ class Session:
         self._floor = end
         self._idle_from = stopped
 
-    def _window(self, cut: Cut) -> Window:
-        assert self._current
-        return Window(
-            audio=cut.audio,
-            start=cut.start / SAMPLE_RATE,
-            speech=cut.speech,
-            speech_span=(cut.speech_start / SAMPLE_RATE, cut.speech_end / SAMPLE_RATE),
-            request=self._current.request,
-        )
-
     # Partials
 
     def _partial_is_due(self) -> bool:
@@ -183,12 +173,17 @@ class Session:
 
     def _try(self, *, complete: bool) -> None:
         """Have the open window decoded as it is."""
+        assert self._current
         if self._attempts.waiting:
             assert self._attempts.last
             self._attempts.left_out += 1
             self._out.append(Drop(self._attempts.last.id))
-        window = self._window(self._ends.stretch(whole=complete))
-        self._attempts.last = Attempt(next(self._ids), window, complete)
+        window = window_of(self._ends.stretch(whole=complete), self._current.request)
+        told_to = None
+        if self._tells_times and not complete:
+            told_to = self._current.told_to
+            window = tail_of(window, told_to)
+        self._attempts.last = Attempt(next(self._ids), window, told_to)
         self._out.append(Decode(self._attempts.last.id, window, final=False))
 
     def _believe(self, attempt: Attempt, hearing: Hearing) -> None:
@@ -196,11 +191,11 @@ class Session:
         utterance = self._current
         if not utterance or not self._settings.partials:
             return
-        segments = heard_in(attempt.window, hearing)
         before = (utterance.open.stable, utterance.open.tentative)
-        utterance.hear(segments, complete=attempt.complete)
+        end = attempt.window.start + attempt.window.seconds
+        utterance.hear(heard_in(attempt.window, hearing), end, attempt.told_to)
         if before != (utterance.open.stable, utterance.open.tentative):
-            self._tell_partial(utterance, attempt.window.start + attempt.window.seconds)
+            self._tell_partial(utterance, end)
 
     def _tell_partial(self, utterance: Utterance, end: float) -> None:
         if all(part.done and not part.error for part in utterance.parts):

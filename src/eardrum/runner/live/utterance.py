@@ -9,7 +9,7 @@ from eardrum.errors import EardrumError
 from eardrum.live import Committed, Failed, Final, Partial
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.live.agreement import Agreement, counterpart, glued
-from eardrum.text import joined, units
+from eardrum.text import bare, joined, units
 from eardrum.types import Request, Segment, Word
 
 
@@ -47,6 +47,8 @@ class Utterance:
     """What is believed about the window that is still open."""
     words: list[Word] = field(default_factory=list)
     """Of the open window's last hypothesis, on the session's clock."""
+    told_to: float | None = None
+    """Where the last stable word of the open window ends, if that is known."""
     committed: Committed | None = None
     language: str = ""
 
@@ -59,13 +61,26 @@ class Utterance:
         """The open window is finished."""
         part = Part(self.open.stable)
         self.parts.append(part)
-        self.open, self.words = Agreement(), []
+        self.open, self.words, self.told_to = Agreement(), [], None
         return part
 
-    def hear(self, segments: list[Segment], *, complete: bool) -> None:
-        """Take a hypothesis on the open window."""
-        self.open.hear(joined(segment.text for segment in segments), complete=complete)
-        self.words = [word for segment in segments for word in segment.words]
+    def hear(self, segments: list[Segment], at: float, told_to: float | None = None) -> None:
+        """Take a hypothesis on the open window up to second `at`: on all of it, or on what follows the words up to `told_to`."""
+        words = [word for segment in segments for word in segment.words]
+        text = joined(segment.text for segment in segments)
+        if told_to is not None:
+            known = [word for word in self.words if word.end <= told_to]
+            words = known + [word for word in words if (word.start + word.end) / 2 > told_to]
+            text = joined(word.word for word in words)
+        self.open.hear(text, at)
+        self.words = words
+        self.told_to = self._end_of_stable(text)
+
+    def _end_of_stable(self, text: str) -> float | None:
+        """Where the stable words end, if the engine has told each word of the text with its times."""
+        if not self.open.stable or [unit.strip() for unit in units(text)] != [word.word.strip() for word in self.words]:
+            return None
+        return self.words[len(units(self.open.stable)) - 1].end if text.startswith(self.open.stable) else None
 
     def partial(self, end: float) -> Partial:
         """The text so far. All finished windows must have been decoded."""
@@ -73,7 +88,7 @@ class Utterance:
         stable = glued(before, self.open.stable)
         tentative = glued(stable, self.open.tentative)[len(stable) :]
         words = [word for part in self.parts for segment in part.segments or () for word in segment.words]
-        words += self.words[: len(units(self.open.stable))]
+        words += words_in(self.open.stable, self.words)
         return Partial(self.number, stable, tentative, self.start, end, tuple(words))
 
     def end(self) -> Final | Failed:
@@ -93,6 +108,18 @@ def heard_in(window: Window, hearing: Hearing) -> list[Segment]:
     for segment in segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
     return [segment for segment in segments if segment.text.strip() and not reason_to_drop(segment, window.speech)]
+
+
+def words_in(text: str, words: list[Word]) -> list[Word]:
+    """The words of a text that is the beginning of what they say, however they are spelled."""
+    left = len(bare(text))
+    found = []
+    for word in words:
+        left -= len(bare(word.word))
+        if left < 0:
+            break
+        found.append(word)
+    return found
 
 
 def kept(stable: str, segments: list[Segment], window: Window) -> list[Segment]:
