@@ -1,0 +1,185 @@
+"""Plays a scripted stream to a live session, with decodes that take their time.
+
+Every frame of speech says one word, whose number is in its samples: so a window can be read without a model, and a word that is
+lost, doubled or out of order shows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eardrum.engines.base import Hearing, Window
+from eardrum.errors import EardrumError
+from eardrum.live import Command, Committed, Ended, Failed, Final, Finish, LiveEvent, Partial, Settings
+from eardrum.runner.live.actions import Adopt, Decode, Drop, Output
+from eardrum.runner.live.session import Session
+from eardrum.runner.vad import FRAME
+from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Word
+
+CAN = Capabilities(max_window_s=10.0)
+WORD = 9
+"""Frames of a word: 0.288 s. An odd number, so that one side of a cut has more of it."""
+
+Mishear = Callable[[list[int], bool], list[str]]
+
+
+def spoken(numbers: Sequence[int], final: bool = True) -> list[str]:
+    """The words of these numbers."""
+    return [f"w{number}" for number in numbers]
+
+
+@dataclass
+class Stream:
+    """Frames to come: the samples say which word is spoken, the probabilities that one is."""
+
+    samples: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    probs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    said: int = 0
+
+    def say(self, words: int) -> Stream:
+        """Speech without a pause."""
+        numbers = np.repeat(np.arange(self.said + 1, self.said + words + 1), WORD)
+        self.said += words
+        return self._add(numbers, 0.9)
+
+    def pause(self, seconds: float) -> Stream:
+        return self._add(np.zeros(round(seconds * SAMPLE_RATE / FRAME)), 0.02)
+
+    def _add(self, numbers: np.ndarray, prob: float) -> Stream:
+        self.samples = np.concatenate([self.samples, np.repeat(numbers, FRAME).astype(np.float32)])
+        self.probs = np.concatenate([self.probs, np.full(len(numbers), prob, np.float32)])
+        return self
+
+
+def stream(*parts: tuple[int, float]) -> Stream:
+    """So many words, then so long a pause, again and again."""
+    whole = Stream()
+    for words, pause in parts:
+        whole.say(words).pause(pause)
+    return whole
+
+
+def numbers_in(window: Window) -> list[int]:
+    """The words of which a window holds the most part; of a cut one either side gets it."""
+    frames = window.audio[::FRAME].astype(int)
+    found, counts = np.unique(frames[frames > 0], return_counts=True)
+    return [int(number) for number, count in zip(found, counts, strict=True) if count > WORD // 2]
+
+
+@dataclass
+class Play:
+    """A session and what came of it."""
+
+    settings: Settings = field(default_factory=Settings)
+    can: Capabilities = CAN
+    mishear: Mishear = spoken
+    delay: int = 0
+    """Steps that a decode takes at most."""
+    seed: int = 0
+    fails: frozenset[int] = frozenset()
+    """Windows, by their number, on which the engine fails."""
+    events: list[LiveEvent] = field(default_factory=list)
+    decodes: list[Decode] = field(default_factory=list)
+    finals: list[Window] = field(default_factory=list)
+    """The windows whose text is in finals."""
+    most_waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self.session = Session(self.settings, self.can)
+        self._random = random.Random(self.seed)
+        self._engine: list[tuple[int, Decode]] = []
+        self._step = 0
+
+    def hear(self, heard: Stream, split: int | Iterable[int] = 1) -> Play:
+        """Play a stream in portions of so many frames."""
+        at = 0
+        sizes = iter(split) if not isinstance(split, int) else iter(lambda: split, None)
+        while at < len(heard.probs):
+            size = next(sizes, 1)
+            self._do(self.session.hear(heard.samples[at * FRAME : (at + size) * FRAME], heard.probs[at : at + size]))
+            at += size
+            self.run()
+        return self
+
+    def tell(self, command: Command, rest: np.ndarray | None = None) -> Play:
+        self._do(self.session.command(command, rest))
+        return self
+
+    def finish(self) -> list[LiveEvent]:
+        """End the session, and let the engine end its work."""
+        self.tell(Finish())
+        while self._engine:
+            self.run()
+        return self.events
+
+    def run(self) -> None:
+        """Let the engine work for a step."""
+        self._step += 1
+        for due, decode in sorted(self._engine, key=lambda item: item[0]):
+            if due <= self._step and (due, decode) in self._engine:
+                self._engine.remove((due, decode))
+                self._do(self._outcome(decode))
+
+    def _outcome(self, decode: Decode) -> list[Output]:
+        if decode.id in self.fails:
+            return self.session.failed(decode.id, EardrumError("scripted"))
+        words = self.mishear(numbers_in(decode.window), decode.final)
+        begin, end = decode.window.speech_span
+        segments = [Segment(begin, end, " ".join(words), words=_timed(decode.window, words))] if words else []
+        return self.session.decoded(decode.id, Hearing(segments, "en"), 0.01, 0.0)
+
+    def _do(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Decode():
+                    self.decodes.append(output)
+                    self._engine.append((self._step + self._random.randint(0, self.delay), output))
+                    if output.final:
+                        self.finals.append(output.window)
+                case Drop(number):
+                    self._engine = [item for item in self._engine if item[1].id != number]
+                case Adopt(number):
+                    self.finals.append(next(d.window for d in self.decodes if d.id == number))
+                case _:
+                    self.events.append(output)
+        self.most_waiting = max(self.most_waiting, len(self._engine))
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def text(self) -> str:
+        return " ".join(final.text for final in self.of(Final) if final.text)
+
+
+def _timed(window: Window, words: list[str]) -> list[Word]:
+    """Times for the words of a window that wants them."""
+    if not window.request.words:
+        return []
+    frames = window.audio[::FRAME].astype(int)
+    timed = []
+    for number, word in zip(numbers_in(window), words, strict=False):
+        at = np.flatnonzero(frames == number) * FRAME / SAMPLE_RATE
+        timed.append(Word(word, float(at[0]), float(at[-1] + FRAME / SAMPLE_RATE), 0.9))
+    return timed
+
+
+def check_promises(events: list[LiveEvent]) -> None:
+    """What holds of every session: stable text is kept, and every commit gets one outcome, in order."""
+    stable: dict[int, str] = {}
+    for event in events:
+        if isinstance(event, Partial):
+            assert event.stable.startswith(stable.get(event.utterance, ""))
+            stable[event.utterance] = event.stable
+        elif isinstance(event, Final):
+            assert event.text.startswith(stable.get(event.utterance, ""))
+    committed = [event.utterance for event in events if isinstance(event, Committed)]
+    outcomes = [event.utterance for event in events if isinstance(event, Final | Failed)]
+    assert committed == outcomes
+    assert committed == sorted(set(committed))
+    assert [type(event) for event in events].count(Ended) == 1
+    assert isinstance(events[-1], Ended)

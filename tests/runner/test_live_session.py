@@ -1,0 +1,335 @@
+"""The live session, without a model: what is heard, told and decoded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eardrum.errors import EmptyCommitError
+from eardrum.live import (
+    Clear,
+    Cleared,
+    Commit,
+    Committed,
+    Configure,
+    Endpointing,
+    Failed,
+    Final,
+    Idle,
+    Partial,
+    Refused,
+    Settings,
+    SpeechStarted,
+    SpeechStopped,
+)
+from eardrum.runner.vad import FRAME
+from eardrum.types import Capabilities, Priority, Request
+from tests.runner.live_play import Play, check_promises, spoken, stream
+
+MANUAL = Settings(endpointing=None)
+SECOND = 16_000 / FRAME
+
+parts = st.lists(st.tuples(st.integers(1, 60), st.floats(0.03, 3.0)), min_size=1, max_size=6)
+
+
+def words(first: int, last: int) -> str:
+    return " ".join(spoken(range(first, last + 1)))
+
+
+def test_two_utterances_with_a_pause_between_them() -> None:
+    play = Play().hear(stream((0, 1.0), (4, 1.0), (3, 1.0)))
+    play.finish()
+    told = [(type(e), e.utterance) for e in play.events if not isinstance(e, Partial) and hasattr(e, "utterance")]
+    kinds = (SpeechStarted, SpeechStopped, Committed, Final)
+    assert told == [(kind, number) for number in (1, 2) for kind in kinds]
+    assert [final.text for final in play.of(Final)] == [words(1, 4), words(5, 7)]
+    assert play.of(SpeechStarted)[0].at == pytest.approx(0.7, abs=0.05)  # the prefix before second 1
+    assert play.of(SpeechStopped)[0].at == pytest.approx(2.15, abs=0.1)
+    assert play.events[-1].duration == pytest.approx(5.0, abs=0.1)
+
+
+def test_speech_is_told_at_once_and_its_end_after_the_pause() -> None:
+    play = Play().hear(stream((0, 1.0)))
+    play.hear(stream((1, 0.0)))
+    assert len(play.of(SpeechStarted)) == 1
+    play.hear(stream((0, 0.4)))
+    assert not play.of(Committed)
+    play.hear(stream((0, 0.2)))
+    assert len(play.of(Committed)) == 1
+
+
+def test_a_click_is_not_speech() -> None:
+    play = Play()
+    for _ in range(20):
+        click = stream((0, 0.5))
+        click.probs[4:6] = 0.95
+        play.hear(click)
+    play.finish()
+    assert not play.decodes
+    assert len(play.events) == 1
+
+
+def test_the_final_is_decoded_at_the_beginning_of_the_pause_and_is_there_at_its_end() -> None:
+    play = Play(settings=Settings(partials=False)).hear(stream((0, 1.0), (4, 0.3)))
+    assert [decode.final for decode in play.decodes] == [False]
+    play.hear(stream((0, 0.3)))
+    assert len(play.decodes) == 1
+    assert play.of(Final)[0].text == words(1, 4)
+
+
+def test_partials_promise_words_that_stay() -> None:
+    play = Play(delay=3).hear(stream((0, 0.5), (20, 1.0)))
+    play.finish()
+    check_promises(play.events)
+    partials = play.of(Partial)
+    assert any(partial.stable for partial in partials)
+    assert partials[0].end < 1.5
+    assert play.text == words(1, 20)
+
+
+def test_without_partials_no_text_is_told_before_the_final() -> None:
+    play = Play(settings=Settings(partials=False)).hear(stream((20, 0.3), (20, 1.0)))
+    play.finish()
+    assert not play.of(Partial)
+    assert len(play.decodes) < 5
+
+
+def test_what_partials_have_promised_stands_in_the_final_however_it_differs() -> None:
+    def mishear(numbers: list[int], final: bool) -> list[str]:
+        return [("W" if len(numbers) < 12 and number == 2 else "w") + str(number) for number in numbers]
+
+    play = Play(mishear=mishear).hear(stream((14, 1.0)))
+    play.finish()
+    check_promises(play.events)
+    assert play.text == f"w1 W2 {words(3, 14)}"
+    assert "".join(segment.text for segment in play.of(Final)[0].segments) == play.text
+
+
+def test_speech_without_a_pause_is_cut_and_nothing_of_it_is_lost() -> None:
+    play = Play(delay=2).hear(stream((400, 0.0)))
+    play.finish()
+    check_promises(play.events)
+    assert len(play.of(Final)) >= 10
+    assert all(window.seconds <= 10.0 for window in play.finals)
+    assert play.text == words(1, 400)
+
+
+def test_the_longer_an_utterance_the_shorter_the_pause_that_ends_it() -> None:
+    play = Play().hear(stream((20, 0.3), (2, 1.0)))
+    assert len(play.of(Committed)) == 1
+    play = Play().hear(stream((30, 0.3), (2, 1.0)))
+    assert len(play.of(Committed)) == 2
+
+
+@pytest.mark.parametrize("ends", [None, Endpointing()])
+def test_an_hour_takes_no_more_memory_than_a_minute(ends: Endpointing | None) -> None:
+    for part in (stream((0, 60.0)), stream((234, 0.0))):
+        play = Play(settings=Settings(endpointing=ends))
+        sizes = []
+        for _ in range(60):
+            play.hear(part, split=100)
+            sizes.append(play.session._ends._tape._samples.nbytes)
+        assert max(sizes) < 3 << 20
+        assert play.session.waiting == 0
+
+
+def test_silence_is_not_decoded() -> None:
+    play = Play(settings=MANUAL).hear(stream((3, 600.0), (3, 0.1)), split=50)
+    play.tell(Commit())
+    play.finish()
+    assert sum(decode.window.seconds for decode in play.decodes) < 8
+    assert play.text == words(1, 6)
+
+
+# By hand
+
+
+def test_a_commit_ends_the_utterance() -> None:
+    play = Play(settings=MANUAL).hear(stream((3, 0.5), (3, 0.0))).tell(Commit())
+    play.hear(stream((2, 0.2))).tell(Commit())
+    play.finish()
+    assert [final.text for final in play.of(Final)] == [words(1, 6), words(1, 2)]
+    assert not play.of(SpeechStarted)
+    assert play.of(Committed)[0].start == 0.0
+    assert play.of(Committed)[1].start == play.of(Committed)[0].end
+
+
+def test_a_commit_of_nothing_is_refused() -> None:
+    play = Play(settings=MANUAL).tell(Commit()).hear(stream((0, 0.07))).tell(Commit())
+    assert [type(event.error) for event in play.of(Refused)] == [EmptyCommitError] * 2
+    play.hear(stream((2, 0.0))).tell(Commit()).tell(Commit())
+    play.finish()
+    assert len(play.of(Refused)) == 3
+    assert [final.text for final in play.of(Final)] == [words(1, 2)]
+
+
+def test_what_is_committed_without_speech_gives_an_empty_final() -> None:
+    play = Play(settings=MANUAL).hear(stream((0, 2.0))).tell(Commit())
+    assert [(final.text, final.segments) for final in play.of(Final)] == [("", ())]
+    assert not play.decodes
+
+
+def test_samples_behind_the_last_whole_frame_belong_to_what_is_committed() -> None:
+    play = Play(settings=MANUAL).hear(stream((3, 0.0))).tell(Commit(), np.full(300, 3, np.float32))
+    assert len(play.finals[0].audio) == 3 * 9 * FRAME + 300
+    assert play.of(Committed)[0].end == pytest.approx((3 * 9 * FRAME + 300) / 16_000)
+
+
+def test_by_hand_too_only_the_last_window_is_left_to_decode_at_the_end() -> None:
+    play = Play(settings=MANUAL).hear(stream(*[(20, 1.0)] * 10, (5, 0.0)))
+    before = len([decode for decode in play.decodes if decode.final])
+    play.tell(Commit())
+    assert play.finals[-1].seconds < 2.5
+    assert len([decode for decode in play.decodes if decode.final]) <= before + 1
+    play.finish()
+    check_promises(play.events)
+    assert [final.text for final in play.of(Final)] == [words(1, 205)]
+
+
+def test_a_commit_ends_an_utterance_that_would_end_by_itself() -> None:
+    play = Play().tell(Commit())
+    assert len(play.of(Refused)) == 1
+    play.hear(stream((0, 1.0), (4, 0.0))).tell(Commit())
+    play.hear(stream((0, 1.0)))
+    play.finish()
+    assert [final.text for final in play.of(Final)] == [words(1, 4)]
+    assert len(play.of(SpeechStopped)) == 1
+
+
+# Commands
+
+
+def test_clear_forgets_what_was_said() -> None:
+    for mode in (MANUAL, Settings()):
+        play = Play(settings=mode, delay=5).hear(stream((20, 1.0) if mode is MANUAL else (20, 0.1))).tell(Clear())
+        play.hear(stream((0, 0.5), (3, 1.0))).tell(Commit()) if mode is MANUAL else play.hear(stream((0, 0.5), (3, 1.0)))
+        play.finish()
+        check_promises(play.events)
+        assert play.of(Cleared)[0].utterance == 1
+        assert [final.text for final in play.of(Final)] == [words(1, 3)]
+        assert play.of(Final)[0].utterance == 2
+
+
+def test_clear_of_nothing_clears_nothing() -> None:
+    assert Play().tell(Clear()).of(Cleared)[0].utterance == 0
+
+
+def test_other_settings_hold_from_the_next_utterance_on() -> None:
+    prompted = Settings(request=Request(prompt="names", priority=Priority.LIVE))
+    play = Play().hear(stream((3, 0.0))).tell(Configure(prompted)).hear(stream((3, 1.0), (3, 1.0)))
+    play.finish()
+    assert [window.request.prompt for window in play.finals] == ["", "names"]
+
+
+def test_endpointing_can_be_switched_off_and_on() -> None:
+    play = Play().hear(stream((3, 0.0))).tell(Configure(MANUAL)).hear(stream((0, 2.0), (3, 1.0)))
+    assert not play.of(Committed)
+    play.tell(Commit()).hear(stream((2, 0.0))).tell(Configure(Settings())).hear(stream((0, 1.0), (1, 1.0)))
+    play.finish()
+    check_promises(play.events)
+    assert [final.text for final in play.of(Final)] == ["w1 w2 w3 w1 w2 w3", "w1 w2", "w1"]
+
+
+def test_a_long_silence_is_told_once_after_each_utterance() -> None:
+    play = Play(settings=Settings(endpointing=Endpointing(idle_s=2.0))).hear(stream((0, 5.0)))
+    assert not play.of(Idle)
+    play.hear(stream((3, 5.0), (3, 1.0), (3, 5.0)))
+    assert len(play.of(Idle)) == 2
+    assert play.of(Idle)[0].at == pytest.approx(5 + 3 * 0.288 + 2.0, abs=0.1)
+
+
+def test_a_window_on_which_the_model_fails_costs_its_utterance_only() -> None:
+    play = Play(settings=Settings(partials=False), fails=frozenset({1, 2})).hear(stream((3, 1.0), (3, 1.0)))
+    play.finish()
+    check_promises(play.events)
+    assert [type(event) for event in play.events if isinstance(event, Final | Failed)] == [Failed, Final]
+
+
+# Cost
+
+
+def test_one_partial_at_a_time_and_none_while_a_final_waits() -> None:
+    play = Play(delay=60).hear(stream(*[(30, 0.6)] * 6))
+    play.finish()
+    check_promises(play.events)
+    assert play.most_waiting <= 3
+    assert play.events[-1].skipped > 0
+
+
+def test_partials_have_a_bounded_share_of_the_engine_however_long_somebody_speaks() -> None:
+    play = Play(can=Capabilities(max_window_s=60.0))
+    costs = []
+    slow = play.session.decoded
+
+    def decoded(number: int, hearing, decode_s: float, queue_s: float) -> list:
+        (window,) = [decode.window for decode in play.decodes if decode.id == number]
+        costs.append((window.start + window.seconds, 0.1 * window.seconds))
+        return slow(number, hearing, 0.1 * window.seconds, queue_s)
+
+    play.session.decoded = decoded  # type: ignore[method-assign]
+    play.hear(stream((160, 1.0)))
+    for until in (10, 20, 40):
+        assert sum(cost for at, cost in costs if at < until) / until < 0.3
+
+
+def test_what_is_stable_is_not_decoded_again_where_words_have_times() -> None:
+    play = Play(can=Capabilities(max_window_s=60.0, words=True)).hear(stream((150, 1.0)))
+    play.finish()
+    check_promises(play.events)
+    assert play.text == words(1, 150)
+    partials = [decode.window.seconds for decode in play.decodes if not decode.final]
+    assert max(partials[:-1]) < 6
+    assert play.of(Final)[0].segments
+
+
+def test_word_times_of_stable_text_are_told_where_they_are_wanted() -> None:
+    wished = Settings(request=Request(words=True, priority=Priority.LIVE))
+    play = Play(settings=wished, can=Capabilities(max_window_s=60.0, words=True)).hear(stream((0, 1.0), (50, 1.0)))
+    play.finish()
+    for partial in play.of(Partial):
+        assert [word.word for word in partial.words] == partial.stable.split()
+    assert play.of(Partial)[-1].words[4].start == pytest.approx(1 + 4 * 0.288, abs=0.05)
+    assert len(play.of(Final)[0].segments[0].words) == 50
+
+
+# Properties
+
+modes = st.sampled_from([Settings(), MANUAL, Settings(partials=False), Settings(endpointing=Endpointing(silence_s=0.2))])
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts, modes, st.integers(0, 40), st.integers(0, 9), st.lists(st.integers(1, 90), max_size=20))
+def test_every_word_is_in_the_finals_once(spoken_parts, mode, delay, seed, split) -> None:
+    play = Play(settings=mode, delay=delay, seed=seed)
+    whole = stream(*spoken_parts)
+    play.hear(whole, split).finish()
+    check_promises(play.events)
+    assert play.text == words(1, whole.said)
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts, modes, st.lists(st.integers(1, 90), max_size=40))
+def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, split) -> None:
+    outcomes = []
+    for portions in (1, split):
+        play = Play(settings=mode).hear(stream(*spoken_parts), portions)
+        play.finish()
+        outcomes.append([(window.start, len(window.audio)) for window in play.finals])
+        outcomes.append(play.of(Final))
+    assert outcomes[:2] == outcomes[2:]
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts, modes, st.integers(0, 40), st.randoms())
+def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, delay, chance) -> None:
+    def mishear(numbers: list[int], final: bool) -> list[str]:
+        said = [chance.choice(["w", "w", "w", "v", "W", "w x"]) + str(number) for number in numbers if chance.random() < 0.9]
+        return " ".join(said).split()
+
+    play = Play(settings=mode, delay=delay, mishear=mishear).hear(stream(*spoken_parts))
+    play.finish()
+    check_promises(play.events)
+    for final in play.of(Final):
+        assert " ".join(segment.text for segment in final.segments) == final.text
