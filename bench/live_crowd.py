@@ -44,7 +44,7 @@ class Sizes:
 
 
 FULL = Sizes((2, 4, 6, 8, 12, 16, 24, 32, 48, 64), alone_s=120, level_s=40, beside=10, beside_s=45, rounds=2)
-QUICK = Sizes((4,), alone_s=8, level_s=8, beside=3, beside_s=8, rounds=1)
+QUICK = Sizes((3,), alone_s=6, level_s=6, beside=2, beside_s=6, rounds=1)
 
 
 def measure(quick: bool) -> list[Figure]:
