@@ -66,7 +66,6 @@ class Session:
         self._resting = False
         self._loaded = False
         self._deaths = 0
-        self._stopping = False
         self._ended: Ended | None = None
 
     # What the edge calls.
@@ -99,15 +98,13 @@ class Session:
 
     async def finish(self) -> None:
         """No more audio comes; answered by the last finals and `Ended`, which ends `events`."""
-        await self._command(Finish())
-        if not self._connected and not self._unheard:
-            self._end(Ended(self._tape.seconds(self._tape.fed)))
+        self.stop()
 
     def events(self) -> AsyncGenerator[LiveEvent, None]:
         """Events as they come, up to `Ended`.
 
         Raises:
-            ShuttingDownError: the server goes down; the last texts were given, if there was time.
+            ShuttingDownError: the server went down before the last texts came.
             EardrumError: the session is over, and why.
         """
         return self._out.events()
@@ -127,15 +124,14 @@ class Session:
         return task
 
     def stop(self) -> None:
-        """The server goes down: hear what was said, give the last texts, and end."""
-        if self._tape.finished:
+        """Hear what was said, give the last texts, and end: somebody has finished, or the server goes down."""
+        if self._tape.finished or self._out.over:
             return
-        self._stopping = True
         self._tape.say(Finish())
         self._stir()
         self._more.set()
         if not self._connected and not self._unheard:
-            self._out.end(going_down())
+            self._end(Ended(self._tape.seconds(self._tape.fed)))
 
     def _over(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -236,10 +232,7 @@ class Session:
 
     def _end(self, ended: Ended) -> None:
         self._ended = ended
-        if self._stopping:
-            self._out.end(going_down())
-        else:
-            self._out.put(ended)
+        self._out.put(ended)
 
     def _rest(self) -> None:
         """Nothing was said for a while: the model may be unloaded."""

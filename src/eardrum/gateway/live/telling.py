@@ -161,6 +161,7 @@ class Telling:
 
     def _cleared(self, event: Cleared) -> LiveEvent:
         number = self._number(event.utterance) if event.utterance else 0
+        self._numbers.pop(event.utterance, None)
         self._stable.pop(number, None)
         self.current = 0
         return Cleared(number)

@@ -1,0 +1,124 @@
+"""Recordings for live sessions: phone announcements one after another, of which it is known when each word was said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import wave
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
+from typing import cast
+
+import numpy as np
+
+from bench.recordings import PAUSE_S, PHONE, Samples, decoded
+from eardrum.types import SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """A word of the reference, and the seconds at which it begins and ends."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One recording of a few seconds, with the pause behind it."""
+
+    samples: Samples
+    text: str
+    words: Sequence[SpokenWord]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Announcements one after another."""
+
+    parts: Sequence[Announcement]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def text(self) -> str:
+        """What is said."""
+        return " ".join(part.text for part in self.parts)
+
+    @property
+    def pcm(self) -> bytes:
+        """The samples as s16le."""
+        return b"".join((part.samples * 32767).astype("<i2").tobytes() for part in self.parts)
+
+    @property
+    def wav(self) -> bytes:
+        """The same as a file."""
+        file = io.BytesIO()
+        with wave.open(file, "wb") as writing:
+            writing.setnchannels(1)
+            writing.setsampwidth(2)
+            writing.setframerate(SAMPLE_RATE)
+            writing.writeframes(self.pcm)
+        return file.getvalue()
+
+    @property
+    def words(self) -> list[SpokenWord]:
+        """What is said, word for word."""
+        said, at = [], 0.0
+        for part in self.parts:
+            said += [SpokenWord(word.word, at + word.start, at + word.end) for word in part.words]
+            at += part.seconds
+        return said
+
+
+@cache
+def announcements() -> list[Announcement]:
+    """All of them, in the order of their names."""
+    pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
+    words: dict[str, list[SpokenWord]] = {}
+    for row in _rows("words.tsv"):
+        words.setdefault(row["name"], []).append(SpokenWord(row["word"], float(row["start"]), float(row["end"])))
+    found = []
+    for row in _rows("references.tsv"):
+        samples = cast(Samples, np.concatenate([decoded(PHONE / f"{row['name']}.flac"), pause]))
+        found.append(Announcement(samples, row["text"], words[row["name"]]))
+    return found
+
+
+def recording(seconds: float, *, skip: int = 0) -> Recording:
+    """Announcements for at least so many seconds; the first few may be skipped, so that no two sessions say the same at once."""
+    endless = cycle(announcements())
+    for _ in range(skip):
+        next(endless)
+    return Recording(list(_filling(endless, seconds)))
+
+
+def framed(seconds: float, frame: float) -> tuple[Recording, float]:
+    """A recording that ends with the announcements it began with, and the seconds that these take: about `frame`."""
+    endless = cycle(announcements())
+    first = list(_filling(endless, frame))
+    length = sum(part.seconds for part in first)
+    return Recording([*first, *_filling(endless, seconds - 2 * length), *first]), length
+
+
+def _filling(endless: Iterator[Announcement], seconds: float) -> Iterator[Announcement]:
+    while seconds > 0:
+        part = next(endless)
+        seconds -= part.seconds
+        yield part
+
+
+def _rows(table: str) -> list[dict[str, str]]:
+    with (PHONE / table).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
