@@ -78,7 +78,7 @@ def create_app(service: Service) -> App:
     realtime = Realtime(service)
     edges = (
         Cors(),
-        Origins(settings.host, settings.origins, _worded),
+        Origins(settings.host, settings.origins, _worded, realtime.invited),
         Keys(lambda: service.settings.apiKeys, answers.worded, realtime.opens),
         realtime,
         Forward(service, answers.worded, own={CHAT: Chat(service)}),

@@ -23,10 +23,10 @@ OLLAMA = "/api/"
 ASK = {"www-authenticate": 'Basic realm="eardrum"'}
 
 MISSING = "Show one of the server's keys, as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
+WRONG = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
+
 SUBPROTOCOL = "openai-insecure-api-key."
 """How pages in browsers, which cannot set headers for a WebSocket, show a key: as the name of a subprotocol."""
-
-WRONG = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
 
 
 class Keys:

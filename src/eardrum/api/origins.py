@@ -29,13 +29,21 @@ DAY_S = "86400"
 class Origins:
     """Refuses pages that have no business here, and lets the others read the answers.
 
-    `also` are further origins, `*` all. `refusal` words an error for a path.
+    `also` are further origins, `*` all. `refusal` words an error for a path. `invited` says of a WebSocket whether its page may
+    use it, wherever it is from.
     """
 
-    def __init__(self, listens_on: str, also: tuple[str, ...], refusal: Callable[[str, EardrumError], Response]):
+    def __init__(
+        self,
+        listens_on: str,
+        also: tuple[str, ...],
+        refusal: Callable[[str, EardrumError], Response],
+        invited: Callable[[Scope], bool] = lambda _: False,
+    ):
         self._local = is_local(listens_on)
         self._also = also
         self._refusal = refusal
+        self._invited = invited
 
     def route(self, scope: Scope) -> App | None:
         """What answers in the place of the routes, if they are not to."""
@@ -45,7 +53,7 @@ class Origins:
         origin = header(scope, b"origin")
         if not origin and _embedded_elsewhere(scope) and "*" not in self._also:
             origin = "another site"  # pictures and scripts do not say which
-        if not origin:
+        if not origin or (socket and self._invited(scope)):
             return None
         if not may_use(origin, header(scope, b"host"), local=self._local, also=self._also):
             error = ForbiddenError(

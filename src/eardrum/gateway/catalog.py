@@ -14,7 +14,10 @@ from eardrum.types import Capabilities, Request
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+DEFAULT_ALIASES = (
+    *("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe"),
+    *("gpt-live-transcribe", "gpt-realtime-whisper"),
+)
 """Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
 
 

@@ -19,6 +19,7 @@ from eardrum.errors import BusyError, EardrumError, RunnerCrashedError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.live import Clear, Cleared, Commit, Committed, Configure, Ended, Final, Finish, LiveEvent, Partial, Refused, Settings
+from eardrum.types import Summary
 from tests.api.forward.conftest import Gateway, serving
 from tests.conftest import wait_for
 
@@ -28,12 +29,14 @@ SILENCE = base64.b64encode(bytes(4800)).decode()
 class ScriptedSession:
     """Takes what it is given, and says what the script makes of it."""
 
-    def __init__(self, settings: Settings, script: Callable[[object], list[LiveEvent | EardrumError]]):
+    def __init__(self, model: Model, settings: Settings, script: Callable[[object], list[LiveEvent | EardrumError]]):
         self.told: list[object] = [settings]
         self.bytes = 0
         self.free = asyncio.Event()
         self.free.set()
         self._script = script
+        self.summary = Summary("en", 0.1)
+        self.model = model
         self._events: asyncio.Queue[LiveEvent | EardrumError] = asyncio.Queue()
 
     async def feed(self, audio: bytes) -> None:
@@ -92,11 +95,11 @@ class Stage:
         self.loads.set()
 
     @asynccontextmanager
-    async def live(self, _: Service, __: Model, settings: Settings) -> AsyncIterator[ScriptedSession]:
+    async def live(self, _: Service, model: Model, settings: Settings) -> AsyncIterator[ScriptedSession]:
         if self.refusal:
             raise self.refusal
         await self.loads.wait()
-        self.sessions.append(ScriptedSession(settings, self.script))
+        self.sessions.append(ScriptedSession(model, settings, self.script))
         self.open += 1
         try:
             yield self.sessions[-1]
@@ -364,6 +367,25 @@ async def test_a_client_secret_opens_the_socket_and_brings_its_configuration(loc
     for path in ("/v1/models", "/v1/realtime/client_secrets"):
         refused = await asyncio.to_thread(requests.get, f"{locked.gateway.url}{path}", headers=headers, timeout=10)
         assert refused.status_code == 401
+
+
+async def test_a_page_from_anywhere_may_use_the_secret_that_was_made_for_it(locked: Stage, stage: Stage) -> None:
+    """Where nobody needs a key, any page could have one made."""
+    for set_up, allowed in ((locked, True), (stage, False)):
+        value = (await asyncio.to_thread(minted, set_up)).json()["value"]
+        named = {"origin": "https://elsewhere.example", "protocols": ("realtime", f"openai-insecure-api-key.{value}")}
+        if allowed:
+            async with connected(set_up.url(), **named) as socket:
+                await until(socket, "session.created")
+            continue
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with connected(set_up.url(), **named):
+                pass
+        assert refused.value.status == 403
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        async with connected(locked.url(), origin="https://elsewhere.example", headers=KEY):
+            pass
+    assert refused.value.status == 403
 
 
 async def test_the_betas_key_and_an_expired_one(locked: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

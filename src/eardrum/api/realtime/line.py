@@ -9,13 +9,13 @@ from typing import assert_never
 
 from eardrum.api.realtime.conversation import Conversation, HangUp, Open, Step
 from eardrum.api.sockets import Closing, Socket, until_one_ends
-from eardrum.errors import EardrumError
-from eardrum.gateway.upstreams.session import LiveSession
+from eardrum.errors import EardrumError, ShuttingDownError
+from eardrum.gateway.live import Session
 from eardrum.live import Clear, Commit, Configure, Settings
 
 ENDING = HangUp(Closing.GOING_AWAY, "The server is shutting down.")
 
-Listen = Callable[[str, Settings], AbstractAsyncContextManager[LiveSession]]
+Listen = Callable[[str, Settings], AbstractAsyncContextManager[Session]]
 """A session with the model of this id."""
 
 
@@ -32,7 +32,7 @@ class Line:
         self._conversation = conversation
         self._listen = listen
         self._socket = socket
-        self._session: asyncio.Future[LiveSession] | None = None
+        self._session: asyncio.Future[Session] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._closing = False
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -96,7 +96,7 @@ class Line:
             case Clear():
                 await session.clear()
 
-    async def _transcribe(self, step: Open, ready: asyncio.Future[LiveSession]) -> None:
+    async def _transcribe(self, step: Open, ready: asyncio.Future[Session]) -> None:
         """Tell the client what a session hears. When it ends, so does the connection."""
         try:
             async with self._listen(step.model, step.settings) as session:
@@ -104,6 +104,8 @@ class Line:
                 async with aclosing(session.events()) as events:
                     async for event in events:
                         await self._do(list(self._conversation.told(event)))
+            await self._hang_up(ENDING)
+        except ShuttingDownError:  # the last texts are out, and clients take an error for more than that
             await self._hang_up(ENDING)
         except EardrumError as error:
             await self._do(self._conversation.broken(error))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import parse_qs
@@ -29,9 +30,8 @@ from eardrum.errors import (
     UnauthorizedError,
     UnsupportedFeatureError,
 )
-from eardrum.gateway.live import live
+from eardrum.gateway.live import Session, live
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.session import LiveSession
 from eardrum.live import Settings
 from eardrum.types import Request
 
@@ -53,6 +53,10 @@ class Realtime:
         """Whether the key is a client secret, and this what it is for."""
         return scope["type"] == "websocket" and scope["path"] == SOCKET and bool(self._secrets.find(key, time.time()))
 
+    def invited(self, scope: Scope) -> bool:
+        """Whether a page shows a client secret that somebody with a key has had made for it: no other page could."""
+        return bool(self._service.settings.apiKeys) and self.opens(scope, key_of(scope))
+
     def route(self, scope: Scope) -> App | None:
         """What serves this request, if it is for one of these routes."""
         path = scope["path"]
@@ -65,9 +69,14 @@ class Realtime:
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         conversation = self._conversation(scope)
 
-        def listen(id: str, settings: Settings) -> AbstractAsyncContextManager[LiveSession]:
+        @asynccontextmanager
+        async def listen(id: str, settings: Settings) -> AsyncIterator[Session]:
             record(scope).model = id
-            return live(self._service, self._service.catalog.find(id), settings)
+            async with live(self._service, self._service.catalog.find(id), settings) as session:
+                try:
+                    yield session
+                finally:
+                    record(scope).about(session.model, session.summary)
 
         over, stall_s = self._service.events.over, self._service.settings.limits.stall_seconds
         async with Socket(scope, receive, send, over=over, stall_s=stall_s, subprotocol=_subprotocol(scope)) as socket:
