@@ -1,0 +1,46 @@
+"""Audio on its way from a client to its session, which may still be waiting for its model."""
+
+from __future__ import annotations
+
+import asyncio
+
+AHEAD = 4 << 20
+"""Bytes that may wait: two minutes of what Home Assistant sends. Then the client is not read until some are gone."""
+
+
+class Waiting:
+    """A bounded stretch of bytes: one task puts, another takes."""
+
+    def __init__(self, most: int = AHEAD) -> None:
+        self._most = most
+        self._held = bytearray()
+        self._ended = False
+        self._more = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def put(self, audio: bytes) -> None:
+        """Add these bytes, and wait while there are too many."""
+        if self._ended:
+            return  # nobody takes them
+        self._held += audio
+        self._more.set()
+        if len(self._held) > self._most:
+            self._room.clear()
+        await self._room.wait()
+
+    async def take(self) -> bytes:
+        """All there is, as soon as there is any; empty at the end."""
+        while not self._held and not self._ended:
+            self._more.clear()
+            await self._more.wait()
+        taken = bytes(self._held)
+        self._held.clear()
+        self._room.set()
+        return taken
+
+    def end(self) -> None:
+        """No more comes."""
+        self._ended = True
+        self._more.set()
+        self._room.set()
