@@ -195,8 +195,8 @@ async def test_a_model_that_dies_in_the_middle_is_no_silence() -> None:
             (runner,) = server.runners()
             runner.kill()
             await client.write_event(AudioStop().event())
-            events = await answer(client)
-        assert events[-1].type == "error" or events[-1].type == "transcript-stop"
+            last = (await answer(client))[-2:]
+        assert last[-1].type == "error" or last[0].data["text"] == SPEECH_TEXT
         async with connected(port) as client:
             await say(client, pcm(speech()))
             assert await text(client) == SPEECH_TEXT

@@ -69,9 +69,16 @@ def _address(host: str) -> IPv4Address | IPv6Address:
     """The address to announce for one to listen on."""
     address = ip_address(host)
     if address.is_unspecified:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            asking.connect(ELSEWHERE)
-            address = ip_address(asking.getsockname()[0])
+        address = _address_towards(ELSEWHERE)
     if address.is_loopback:
         raise ConfigError(f"wyoming.zeroconf: nobody else can reach {address}: set wyoming.host, or host, to 0.0.0.0.")
     return address
+
+
+def _address_towards(other: tuple[str, int]) -> IPv4Address | IPv6Address:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(other)
+        except OSError as error:
+            raise ConfigError(f"wyoming.zeroconf: there is no network to announce anything on: {error.strerror}.") from error
+        return ip_address(asking.getsockname()[0])

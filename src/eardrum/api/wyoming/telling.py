@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from eardrum.api.render import separator
 from eardrum.api.wyoming.frames import Event
 from eardrum.live import Ended, Failed, Final, LiveEvent, Partial, Refused
+from eardrum.text import separator
 
 
 class Telling:
