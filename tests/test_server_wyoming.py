@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ from wyoming.event import Event
 from wyoming.info import Describe, Info
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, Samples, speech
+from tests.recordings import ROOT, SPEECH_TEXT, Samples, speech
+from tests.test_server_ears import served
 
 pytestmark = pytest.mark.slow
 
@@ -279,3 +282,17 @@ def test_with_keys_the_port_is_closed_unless_it_is_wanted() -> None:
     with listening(*keys) as (server, port):
         assert "Wyoming is open to everybody who reaches its port" in server.log
         assert not refused(port)
+
+
+async def test_a_model_of_another_server_gets_the_utterance_as_a_recording(tmp_path: Path) -> None:
+    models = {"theirs": served("fake_whisper_server", capabilities={"in": ["audio"], "out": ["text"]})}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models, "default_model": "theirs"}))
+    with listening("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as (_, port):
+        async with connected(port) as client:
+            for _ in range(2):
+                await client.write_event(Transcribe(name="theirs").event())
+                await say(client, pcm(speech()))
+                events = await answer(client)
+                assert [event.data["text"] for event in events if event.type == "transcript"] == [SPEECH_TEXT]
+                assert [event.type for event in events].count("transcript-chunk") == 1

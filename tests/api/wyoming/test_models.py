@@ -19,7 +19,7 @@ ENGLISH = "moonshine-tiny-en"
 
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
-    """English is the default; there is a model for everything, one that is not here, and two of other kinds."""
+    """English is the default; one model is for everything, one a command's, and others nobody is told of."""
     whisper = tmp_path / "whisper"
     whisper.mkdir()
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt"):
@@ -27,6 +27,7 @@ def service(tmp_path: Path) -> Service:
     entries = {
         "all": {"source": str(whisper), "engine": "faster_whisper", "aliases": ["whisper"]},
         "absent": {"source": "small"},
+        "secret": {"source": str(whisper), "engine": "faster_whisper", "unlisted": True},
         "llm": {"cmd": "server"},
         "foreign": {"cmd": "server", "capabilities": {"in": ["audio"], "out": ["text"]}},
     }
@@ -43,6 +44,7 @@ def test_the_official_client_reads_the_answer_to_describe(service: Service) -> N
     assert [(model.name, model.installed, model.languages) for model in program.models] == [
         (ENGLISH, True, ["en"]),
         ("all", True, list(NAMES)),
+        ("foreign", True, list(NAMES)),
     ]
     assert all(model.attribution.name and model.description for model in (program, *program.models))
     assert not any((info.tts, info.handle, info.intent, info.wake, info.mic, info.snd, info.satellite))

@@ -20,8 +20,8 @@ OTHERS = ("tts", "handle", "intent", "wake", "mic", "snd")
 
 
 def listed(service: Service) -> list[Model]:
-    """The models that can be used at once, the default first."""
-    usable = [m for m in service.catalog if m.hears and not m.foreign and m.runnable and not m.absent]
+    """The models for speech that can be used at once, the default first."""
+    usable = [m for m in service.catalog if m.hears and m.runnable and not m.absent and not (m.entry and m.entry.unlisted)]
     default = service.catalog.default.id
     return sorted(usable, key=lambda model: model.id != default)
 
@@ -38,7 +38,7 @@ def chosen(service: Service, ask: Ask) -> Model:
     if ask.name not in ("", PROGRAM):
         return service.find(ask.name)
     default = service.find("")
-    able = (model for model in (default, *listed(service)) if not model.foreign and _knows(model, ask.language))
+    able = (model for model in (default, *listed(service)) if _knows(model, ask.language))
     return next(able, default)
 
 

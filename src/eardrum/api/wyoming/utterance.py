@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
-from eardrum.api.wyoming import models
+from eardrum.api.wyoming import models, recording
 from eardrum.api.wyoming.asks import Ask
 from eardrum.api.wyoming.frames import Event
 from eardrum.api.wyoming.samples import Samples, Shape
@@ -18,7 +18,7 @@ from eardrum.errors import EardrumError
 from eardrum.gateway.live import live
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.session import LiveSession
-from eardrum.live import Ended, Settings
+from eardrum.live import Ended, LiveEvent, Settings
 
 log = logging.getLogger("eardrum.access")
 
@@ -70,8 +70,12 @@ class Utterance:
         self._facts["model"] = model.id
         request = self._service.prepared(model, self._ask.request)
         streaming = self._service.settings.wyoming.streaming
-        settings = Settings(request, self.shape.format, endpointing=None, partials=streaming)
         telling = Telling(request.language, streaming=streaming)
+        if model.foreign:
+            for event in await recording.heard(self._service, model, request, self.shape.format, self._waiting.pieces()):
+                await self._pass_on(event, telling, tell)
+            return
+        settings = Settings(request, self.shape.format, endpointing=None, partials=streaming)
         async with live(self._service, model, settings) as session:
             ways = [asyncio.create_task(self._listen(session, telling, tell)), asyncio.create_task(self._feed(session))]
             try:
@@ -85,17 +89,20 @@ class Utterance:
                 await asyncio.gather(*ways, return_exceptions=True)
 
     async def _feed(self, session: LiveSession) -> None:
-        while audio := await self._waiting.take():
+        async for audio in self._waiting.pieces():
             await session.feed(audio)
         await session.finish()
 
     async def _listen(self, session: LiveSession, telling: Telling, tell: Tell) -> None:
         async with aclosing(session.events()) as events:
             async for event in events:
-                if isinstance(event, Ended):
-                    self._facts |= {"audio_s": round(event.duration, 2), "decode_s": round(event.decode_s, 3)}
-                for told in telling.take(event):
-                    await tell(told)
+                await self._pass_on(event, telling, tell)
+
+    async def _pass_on(self, event: LiveEvent, telling: Telling, tell: Tell) -> None:
+        if isinstance(event, Ended):
+            self._facts |= {"audio_s": round(event.duration, 2), "decode_s": round(event.decode_s, 3)}
+        for told in telling.take(event):
+            await tell(told)
 
     def _log(self, seconds: float, note: str) -> None:
         facts = {**self._facts, "total_s": round(seconds, 3)} | ({"note": note} if note else {})

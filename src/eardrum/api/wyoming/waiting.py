@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 AHEAD = 4 << 20
 """Bytes that may wait: two minutes of what Home Assistant sends. Then the client is not read until some are gone."""
@@ -29,15 +30,17 @@ class Waiting:
             self._room.clear()
         await self._room.wait()
 
-    async def take(self) -> bytes:
-        """All there is, as soon as there is any; empty at the end."""
-        while not self._held and not self._ended:
-            self._more.clear()
-            await self._more.wait()
-        taken = bytes(self._held)
-        self._held.clear()
-        self._room.set()
-        return taken
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """What there is, as soon as there is any, until the end."""
+        while self._held or not self._ended:
+            if not self._held:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            taken = bytes(self._held)
+            self._held.clear()
+            self._room.set()
+            yield taken
 
     def end(self) -> None:
         """No more comes."""
