@@ -234,7 +234,7 @@ def test_whose_output_is_shown_is_a_setting(whose: str, models: int, own: int, t
 
 def test_the_server_itself_is_a_command_as_others(tmp_path: Path) -> None:
     port = free_port()
-    serve = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", str(port), "--no-wyoming"]
+    serve = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", str(port)]
     inner = {"cmd": shlex.join(serve), "proxy": f"http://localhost:{port}", "ttl": 60}
     with serving(tmp_path, {"inner": inner}) as server:
         files = {"file": ("a.flac", spoken("flac"))}

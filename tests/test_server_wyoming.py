@@ -273,11 +273,14 @@ def test_a_taken_port_says_what_to_do() -> None:
     assert "--no-wyoming" in done.stderr
 
 
-def test_with_keys_the_port_is_closed_unless_it_is_wanted() -> None:
+def test_with_keys_or_below_another_server_the_port_is_closed_unless_it_is_wanted() -> None:
     keys = ("--set", 'apiKeys=["secret"]')
     with running(*keys, prelude="import sys; sys.argv.remove('--no-wyoming')") as server:
         wait_for(lambda: "Try it" in server.log)
         assert "Wyoming is off: it has no room for apiKeys" in server.log
+        assert "(Wyoming)" not in server.log
+    with running(prelude="import sys; sys.argv.remove('--no-wyoming')", STARTED_BY_EARDRUM="1") as server:
+        wait_for(lambda: "Try it" in server.log)
         assert "(Wyoming)" not in server.log
     with listening(*keys) as (server, port):
         assert "Wyoming is open to everybody who reaches its port" in server.log

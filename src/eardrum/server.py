@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -25,6 +26,7 @@ from eardrum.config import Settings
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.logs import Recorder
 from eardrum.gateway.preload import preload
+from eardrum.gateway.processes.register import VARIABLE
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import MESSAGE
 from eardrum.http import Http
@@ -207,6 +209,8 @@ def _wyoming(service: Service) -> WyomingServer | None:
         if settings.enabled is None:
             log.warning("Wyoming is off: it has no room for apiKeys. To serve it to everybody, set wyoming.enabled: true.")
         return None
+    if settings.enabled is None and VARIABLE in os.environ:
+        return None  # this server is a model of another, which has the port
     if service.settings.apiKeys:
         log.warning("Wyoming is open to everybody who reaches its port: it has no room for apiKeys.")
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
