@@ -58,6 +58,8 @@ class Script:
     """The model is loaded."""
     fails: Exception | None = None
     """Why it cannot be."""
+    asked: int = 0
+    """Sessions that were wanted."""
     opened: list[tuple[Model, Settings, ScriptedSession]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class Script:
     @asynccontextmanager
     async def live(self, service: Service, model: Model, settings: Settings) -> AsyncIterator[ScriptedSession]:
         service.catalog.check(model, settings.request)
+        self.asked += 1
         await self.loads.wait()
         if self.fails:
             raise self.fails

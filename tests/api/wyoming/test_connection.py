@@ -13,6 +13,8 @@ from eardrum.errors import ModelLoadError, RunnerCrashedError
 from eardrum.live import Encoding, Failed, Format, Partial
 from tests.api.wyoming.scripted import HEARD, Client, Script, serving, settings, until
 
+START = ["transcript-start", "transcript-chunk"]
+
 
 async def test_an_utterance_as_home_assistant_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script()
@@ -46,11 +48,15 @@ async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch
 
 async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script()
+    script.loads.clear()
     async with serving(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("transcribe", language="en", context={"prompt": "x"})
         await client.speak(b"\0\1\2", width=1, rate=8000, channels=3)
         await client.speak(b"\1\0")  # before the first one has its answer
+        await asyncio.sleep(0.05)
+        assert script.asked == 1
+        script.loads.set()
         assert [await client.text(), await client.text()] == ["lights off"] * 2
         await client.speak(b"\1\0")
         assert await client.text() == "lights off"
@@ -101,7 +107,7 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
         assert info
         assert (info.type, info.data["asr"][0]["models"][0]["name"]) == ("info", "moonshine-tiny-en")
         script.loads.set()
-        assert await client.text() == "lights off"
+        assert [event.type for event in await client.answer()] == [*START, "transcript", "transcript-stop"]
 
 
 @pytest.mark.parametrize(
@@ -202,10 +208,14 @@ async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.
 
 
 async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(monkeypatch, Script()) as (_, connect):
+    script = Script()
+    script.loads.clear()
+    async with serving(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.speak()
         client.writer.write_eof()
+        await asyncio.sleep(0.05)
+        script.loads.set()
         assert await client.text() == "lights off"
         assert await client.hear() is None
 

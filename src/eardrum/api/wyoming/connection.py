@@ -179,7 +179,6 @@ class Connection:
             async with asyncio.timeout(self._stall_s):
                 await self._writer.drain()
         except TimeoutError:
-            self._writer.transport.abort()
             raise ConnectionAbortedError("The client took nothing in.") from None
 
     async def _stop(self, reading: asyncio.Task[None]) -> None:

@@ -35,7 +35,6 @@ class Frames:
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self._searched = 0
         self._head: _Head | None = None
 
     @property
@@ -66,9 +65,8 @@ class Frames:
         return self._piece(self._head)
 
     def _line(self) -> bytes | None:
-        end = self._held.find(b"\n", self._searched)
-        self._searched = len(self._held)
-        if max(end, len(self._held) if end < 0 else 0) > LINE:
+        end = self._held.find(b"\n", 0, LINE + 1)
+        if end < 0 and len(self._held) > LINE:
             raise InvalidRequestError(f"A line of more than {LINE} bytes is no Wyoming event.")
         return self._taken(end + 1) if end >= 0 else None
 
@@ -84,7 +82,6 @@ class Frames:
     def _taken(self, size: int) -> bytes:
         taken = bytes(self._held[:size])
         del self._held[:size]
-        self._searched = 0
         return taken
 
 

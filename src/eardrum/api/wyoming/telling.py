@@ -52,7 +52,7 @@ class Telling:
         return self._whole + separator(self._whole, text) + text
 
     def _chunk(self, text: str) -> list[Event]:
-        new, self._told = text[self._told :], max(self._told, len(text))
+        new, self._told = text[self._told :], len(text)
         return [*self._start(), Event("transcript-chunk", {"text": new})] if new and self._streaming else []
 
     def _start(self) -> list[Event]:

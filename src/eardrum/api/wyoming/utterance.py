@@ -62,7 +62,6 @@ class Utterance:
             note = error.message
             raise
         finally:
-            self._waiting.end()
             self._log(time.monotonic() - began, note)
 
     async def _transcribe(self, tell: Tell) -> None:
