@@ -78,7 +78,10 @@ def serve(
     flags = {"enabled": wyoming, "port": wyoming_port}
     given = {name: value for name, value in flags.items() if value is not None}
     overrides = {
-        **{"host": host, "port": port, "tls_certificate": tls_certificate, "tls_key": tls_key},
+        "host": host,
+        "port": port,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
         "wyoming": given or None,
     }
     source = Source(

@@ -183,7 +183,7 @@ async def test_audio_that_becomes_other_audio_is_refused(monkeypatch: pytest.Mon
 async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script()
     script.loads.clear()
-    audio = bytes(range(256)) * (1 << 16)  # 16 MiB, four times what may wait
+    audio = bytes(range(256)) * (1 << 16)  # 16 MiB, far more than may wait
     async with serving(monkeypatch, script) as (_, connect):
         client = await connect()
         speaking = asyncio.create_task(client.speak(audio))

@@ -1,12 +1,12 @@
-"""Audio on its way from a client to its session, which may still be waiting for its model."""
+"""Audio on its way from a client to its session, which may be far behind."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 
-AHEAD = 4 << 20
-"""Bytes that may wait: two minutes of what Home Assistant sends. Then the client is not read until some are gone."""
+AHEAD = 1 << 20
+"""Bytes that may wait, besides those that wait in the session. Then the client is not read until some are gone."""
 
 
 class Waiting:
