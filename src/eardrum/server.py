@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 
 from eardrum import tls
-from eardrum.api.wyoming.server import WyomingServer, wanted
+from eardrum.api.wyoming.server import WyomingServer
 from eardrum.app import create_app
 from eardrum.client import Client
 from eardrum.config import Settings
@@ -205,7 +205,7 @@ def _wyoming(service: Service) -> WyomingServer | None:
         ConfigError: its port cannot be had, or it cannot be announced.
     """
     settings = service.settings.wyoming
-    if not wanted(service.settings):
+    if not settings.serves(service.settings.apiKeys):
         if settings.enabled is None:
             log.warning("Wyoming is off: it has no room for apiKeys. To serve it to everybody, set wyoming.enabled: true.")
         return None

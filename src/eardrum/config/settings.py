@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,10 @@ class Wyoming(Section):
         description="Name to announce on the network, by which Home Assistant finds the server; empty announces none. Needs "
         "`eardrum[zeroconf]`.",
     )
+
+    def serves(self, keys: Sequence[str]) -> bool:
+        """Whether clients are let in. Where keys are asked for, it has to be wanted expressly."""
+        return not keys if self.enabled is None else self.enabled
 
 
 class Log(Section):

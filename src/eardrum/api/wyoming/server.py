@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 
 from eardrum.api.wyoming.announcement import Announcement
 from eardrum.api.wyoming.connection import Connection
-from eardrum.config import Settings
 from eardrum.errors import BusyError, UnauthorizedError
 from eardrum.gateway.service import Service
 
-log = logging.getLogger(__name__)
-
 CONNECTIONS = 256
 """At a time. One more takes the place of the oldest that is idle."""
-
-
-def wanted(settings: Settings) -> bool:
-    """Whether clients are let in. Wyoming knows no keys: where keys are asked for, it has to be wanted expressly."""
-    enabled = settings.wyoming.enabled
-    return not settings.apiKeys if enabled is None else enabled
 
 
 class WyomingServer:
@@ -57,6 +47,7 @@ class WyomingServer:
             for connection in self._connections:
                 connection.finish()
             if self._announcement and self._announcing:
+                self._announcing.cancel()
                 await asyncio.wait([self._announcing])
                 await self._announcement.end()
             if self._connections:
@@ -68,8 +59,8 @@ class WyomingServer:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # so that who vanished without a word is noticed
-        connection = Connection(self._service, reader, writer)
-        if not wanted(self._service.settings):  # keys came with a config that was read again
+        connection, settings = Connection(self._service, reader, writer), self._service.settings
+        if not settings.wyoming.serves(settings.apiKeys):  # keys came with a config that was read again
             connection.end(UnauthorizedError("This server asks for keys now, which Wyoming cannot show: set wyoming.enabled."))
         elif len(self._connections) >= CONNECTIONS:
             self._make_room(connection)

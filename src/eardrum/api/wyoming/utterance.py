@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -105,4 +106,5 @@ class Utterance:
 
     def _log(self, seconds: float, note: str) -> None:
         facts = {**self._facts, "total_s": round(seconds, 3)} | ({"note": note} if note else {})
-        log.info("%s", " ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
+        line = " ".join(f"{name}={json.dumps(value) if ' ' in str(value) else value}" for name, value in facts.items())
+        log.info("%s", line, extra={"facts": facts})
