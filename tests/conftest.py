@@ -22,6 +22,8 @@ import requests
 from tests.leftovers import nothing_left
 
 START_S = 60.0
+NO_WYOMING = ("--no-wyoming",)
+"""Its port is always the same: two servers at a time would want it. The tests that want it give `--wyoming --wyoming-port 0`."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ def running(*arguments: str, prelude: str = "", **environment: str) -> Iterator[
     """A server with these arguments; afterwards nothing of it may be left. `prelude` is run in its process before it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-test-") as temp:
         program = f"{prelude}\nfrom eardrum.cli import main; main()"
-        command = [sys.executable, "-c", program, "serve", "--port", "0", *arguments]
+        command = [sys.executable, "-c", program, "serve", "--port", "0", *NO_WYOMING, *arguments]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_"))}
         process = subprocess.Popen(
             command,

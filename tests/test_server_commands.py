@@ -164,9 +164,13 @@ def test_two_models_with_one_port_do_not_answer_for_each_other(tmp_path: Path) -
 @contextmanager
 def gateway(folder: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is killed, and its address."""
-    program = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", "--config", str(config)]
+    server = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", "--no-wyoming"]
     with subprocess.Popen(
-        program, env=os.environ | {"TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*server, "--config", str(config)],
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         assert process.stdout
         said = next(line for line in process.stdout if "listens on" in line)

@@ -111,7 +111,16 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
 
 def test_no_runner_outlives_a_killed_gateway() -> None:
     with tempfile.TemporaryDirectory() as temp:
-        command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", "--sample"]
+        command = [
+            sys.executable,
+            "-c",
+            "from eardrum.cli import main; main()",
+            "serve",
+            "--port",
+            "0",
+            "--no-wyoming",
+            "--sample",
+        ]
         environment = os.environ | {"TMPDIR": temp, "PYTHONUNBUFFERED": "1"}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as gateway:
             assert gateway.stdout

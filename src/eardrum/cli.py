@@ -61,6 +61,11 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", "--tls-key-file", help="PEM file with the certificate's private key.")
     ] = None,
+    wyoming: Annotated[
+        bool | None,
+        typer.Option("--wyoming/--no-wyoming", help="Serve Home Assistant.  [default: yes, unless there are apiKeys]"),
+    ] = None,
+    wyoming_port: Annotated[int | None, typer.Option(help="Port for Home Assistant.  [default: 10300]")] = None,
     config_file: ConfigFile = None,
     config_folder: ConfigFolder = None,
     assignments: Assignments = None,
@@ -70,7 +75,15 @@ def serve(
     sample: Annotated[bool, typer.Option("--sample", help="Transcribe the shipped recording once up.")] = False,
 ) -> None:
     """Start the server."""
-    overrides = {"host": host, "port": port, "tls_certificate": tls_certificate, "tls_key": tls_key}
+    flags = {"enabled": wyoming, "port": wyoming_port}
+    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {
+        "host": host,
+        "port": port,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+        "wyoming": given or None,
+    }
     source = Source(
         lambda ports: config.read(config_file, assignments or (), overrides=overrides, folder=config_folder, ports=ports),
         config_folder,

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -18,12 +19,14 @@ from types import FrameType
 import uvicorn
 
 from eardrum import tls
+from eardrum.api.wyoming.server import WyomingServer
 from eardrum.app import create_app
 from eardrum.client import Client
 from eardrum.config import Settings
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.logs import Recorder
 from eardrum.gateway.preload import preload
+from eardrum.gateway.processes.register import VARIABLE
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import MESSAGE
 from eardrum.http import Http
@@ -57,7 +60,8 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
     encryption = tls.serving(settings.tls_certificate, settings.tls_key)
     service = Service(settings)
     service.source = source
-    listening = _bind(settings.host, settings.port)
+    listening = _bind(settings.host, settings.port, "choose another with --port")
+    wyoming = _wyoming(service)
     uvicorn_config = uvicorn.Config(
         create_app(service),
         access_log=False,
@@ -77,11 +81,11 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         address = f"{'https' if encryption else 'http'}://{_reachable(host)}:{port}"
 
         async def greet() -> None:
-            print(_welcome(service, address, recording), flush=True)
+            print(_welcome(service, address, recording, wyoming), flush=True)
             if sample:
                 print(f"The shipped recording says:\n\n    {await _transcribed(service, address, recording)}\n", flush=True)
 
-        Server(uvicorn_config, service, greet, source if watch else None).run(sockets=[listening])
+        Server(uvicorn_config, service, greet, source if watch else None, wyoming).run(sockets=[listening])
 
 
 class Server(uvicorn.Server):
@@ -94,11 +98,13 @@ class Server(uvicorn.Server):
         service: Service,
         greet: Callable[[], Coroutine[None, None, None]],
         watched: Source | None = None,
+        wyoming: WyomingServer | None = None,
     ):
         super().__init__(settings)
         self._service = service
         self._greet = greet
         self._watched = watched
+        self._wyoming = wyoming
         self._tasks: set[asyncio.Task[None]] = set()
         self._hurry = asyncio.Event()
 
@@ -113,6 +119,8 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
+            if self._wyoming:
+                await self._wyoming.start()
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
             self._begin(self._greet())
             self._begin(preload(self._service))
@@ -130,6 +138,8 @@ class Server(uvicorn.Server):
         for task in self._tasks:
             task.cancel()
         self._service.end_followers()
+        if self._wyoming:
+            self._wait_for(self._wyoming.close())
         end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
         try:
             await self._end_sessions()
@@ -153,6 +163,12 @@ class Server(uvicorn.Server):
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _wait_for(self, work: Coroutine[None, None, None]) -> None:
+        """Stop the models only when this is done, as if it were a request."""
+        task = asyncio.create_task(work)
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
 
     def _reread(self) -> None:
         self._begin(self._try_to_reread())
@@ -182,7 +198,26 @@ def _recorded(service: Service) -> Iterator[None]:
         root.removeHandler(recorder)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _wyoming(service: Service) -> WyomingServer | None:
+    """The server for Home Assistant, if the config wants one.
+
+    Raises:
+        ConfigError: its port cannot be had, or it cannot be announced.
+    """
+    settings = service.settings.wyoming
+    if not settings.serves(service.settings.apiKeys):
+        if settings.enabled is None:
+            log.warning("Wyoming is off: it has no room for apiKeys. To serve it to everybody, set wyoming.enabled: true.")
+        return None
+    if settings.enabled is None and VARIABLE in os.environ:
+        return None  # this server is a model of another, which has the port
+    if service.settings.apiKeys:
+        log.warning("Wyoming is open to everybody who reaches its port: it has no room for apiKeys.")
+    advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
+    return WyomingServer(service, _bind(settings.host or service.settings.host, settings.port, advice))
+
+
+def _bind(host: str, port: int, advice: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -194,7 +229,7 @@ def _bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"Port {port} on {host} is taken: stop what uses it, or choose another with --port.") from None
+            raise ConfigError(f"Port {port} on {host} is taken: stop what uses it, or {advice}.") from None
         raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from None
     return listening
 
@@ -206,9 +241,12 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _welcome(service: Service, address: str, recording: Path) -> str:
+def _welcome(service: Service, address: str, recording: Path, wyoming: WyomingServer | None) -> str:
     catalog = service.catalog
-    lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)", "", "Models"]
+    lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)"]
+    if wyoming:
+        lines.append(f"Home Assistant: {wyoming.host} port {wyoming.port}  (Wyoming)")
+    lines += ["", "Models"]
     for model in catalog:
         languages = ", ".join(model.capabilities.languages) or "many languages"
         facts = [model.engine, languages, model.origin] if model.hears else [model.engine, model.origin]

@@ -76,6 +76,14 @@ WARNS = {
         "port: 8100\nmodels: {a: {cmd: s --port 8100, proxy: 'http://localhost:8100'}}",
         ["the server's own"],
     ),
+    "the port for Home Assistant": (
+        "models: {a: {cmd: s --port 10300, proxy: 'http://localhost:10300'}}",
+        ["the server's own"],
+    ),
+    "the port for Home Assistant, where there is none": (
+        "wyoming: {enabled: false}\nmodels: {a: {cmd: s --port 10300, proxy: 'http://localhost:10300'}}",
+        [],
+    ),
     "nothing to run": ("models: {a: {cmd: '  ', proxy: 'http://x'}}", ["The `cmd` of a is empty"]),
     "nothing to stop": ("models: {a: {cmdStop: x, proxy: 'http://x'}}", ["cmdStop has no effect"]),
     "a variable without a value": (

@@ -122,8 +122,13 @@ def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:
             advice = "Let their `cmd` use ${PORT}, or keep them apart by groups."
             yield places.remark(("models", other, "cmd"), f"{one} and {other} both listen on port {ports[one]}. {advice}")
     for id, port in ports.items():
-        if port == settings.port:
+        if port in _own_ports(settings):
             yield places.remark(("models", id, "cmd"), f"{id} listens on port {port}, which is the server's own.")
+
+
+def _own_ports(settings: Settings) -> tuple[int, ...]:
+    wyoming = settings.wyoming
+    return (settings.port, wyoming.port) if wyoming.serves(settings.apiKeys) else (settings.port,)
 
 
 def port_of(model: Model) -> int:

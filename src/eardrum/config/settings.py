@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,30 @@ class Live(Section):
     )
 
 
+class Wyoming(Section):
+    """The port for Home Assistant."""
+
+    enabled: bool | None = Field(
+        None,
+        description="Serve Wyoming, the speech protocol of Home Assistant. Nobody can show a key in it: with `apiKeys` it is off "
+        "unless this is true.",
+    )
+    host: str = Field("", description="Address to listen on; empty is `host`.")
+    port: int = Field(10300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    streaming: bool = Field(
+        True, description="Send text while somebody speaks. Home Assistant does not read it yet: false saves the work."
+    )
+    zeroconf: str = Field(
+        "",
+        description="Name to announce on the network, by which Home Assistant finds the server; empty announces none. Needs "
+        "`eardrum[zeroconf]`.",
+    )
+
+    def serves(self, keys: Sequence[str]) -> bool:
+        """Whether clients are let in. Where keys are asked for, it has to be wanted expressly."""
+        return not keys if self.enabled is None else self.enabled
+
+
 class Log(Section):
     """What the server says about itself."""
 
@@ -127,6 +152,7 @@ class Settings(SharedSettings):
     )
     limits: Limits = Field(Limits(), description="What one client may ask of the server.")
     live: Live = Field(Live(), description="Sessions in which somebody speaks and reads along.")
+    wyoming: Wyoming = Field(Wyoming(), description="The port for Home Assistant.")
     log: Log = Field(Log(), description="What the server says about itself.")
 
     @field_validator("default_language")

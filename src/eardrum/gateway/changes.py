@@ -14,7 +14,7 @@ OF_A_COMMAND = ("cmd", "cmdStop", "env", "proxy", "checkEndpoint", "timeouts")
 
 AT_THE_START = (
     *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir"),
-    *("limits", "log", "logLevel", "upstream", "origins"),
+    *("limits", "log", "logLevel", "upstream", "origins", "wyoming"),
 )
 """Settings that are read once, when the server is started."""
 

@@ -1,0 +1,167 @@
+"""A Wyoming server on loopback whose sessions say what a test has written down, and a client for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from eardrum import config
+from eardrum.api.wyoming import utterance
+from eardrum.api.wyoming.frames import Event, Frames, written
+from eardrum.api.wyoming.server import WyomingServer
+from eardrum.gateway.inventory import Model
+from eardrum.gateway.service import Service
+from eardrum.live import Ended, Final, LiveEvent, Settings
+from eardrum.server import _bind
+
+HEARD: tuple[LiveEvent, ...] = (Final(1, 0.0, 1.0, "lights off", language="en"), Ended(1.0, "en"))
+
+
+class ScriptedSession:
+    """Takes audio, and says its events once it is told to finish."""
+
+    def __init__(self, script: Sequence[LiveEvent | Exception]):
+        self.audio = b""
+        self.asked = asyncio.Event()
+        """Told to finish."""
+        self.left = False
+        self._script = script
+
+    async def feed(self, audio: bytes) -> None:
+        self.audio += audio
+
+    async def finish(self) -> None:
+        self.asked.set()
+
+    async def events(self) -> AsyncGenerator[LiveEvent, None]:
+        try:
+            await self.asked.wait()
+            for event in self._script:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self.left = True
+
+
+@dataclass
+class Script:
+    """What the sessions of a server say, and those there were."""
+
+    says: Sequence[LiveEvent | Exception] = HEARD
+    loads: asyncio.Event = field(default_factory=asyncio.Event)
+    """The model is loaded."""
+    fails: Exception | None = None
+    """Why it cannot be."""
+    asked: int = 0
+    """Sessions that were wanted."""
+    opened: list[tuple[Model, Settings, ScriptedSession]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.loads.set()
+
+    @asynccontextmanager
+    async def live(self, service: Service, model: Model, settings: Settings) -> AsyncIterator[ScriptedSession]:
+        service.catalog.check(model, settings.request)
+        self.asked += 1
+        await self.loads.wait()
+        if self.fails:
+            raise self.fails
+        session = ScriptedSession(self.says)
+        self.opened.append((model, settings, session))
+        yield session
+
+    @property
+    def session(self) -> ScriptedSession:
+        return self.opened[-1][2]
+
+
+class Client:
+    """Speaks the protocol by the frames of the server itself; what those are worth is another test's business."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self.reader = reader
+        self.writer = writer
+        self._frames = Frames()
+        self._events: list[Event] = []
+
+    async def say(self, type: str, payload: bytes = b"", **data: Any) -> None:
+        await self.raw(written(Event(type, data, payload)))
+
+    async def raw(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def speak(self, audio: bytes = b"\1\0\2\0", **shape: int) -> None:
+        """A whole utterance."""
+        await self.say("audio-start", rate=16000, width=2, channels=1)
+        await self.say("audio-chunk", audio, **{"rate": 16000, "width": 2, "channels": 1, **shape})
+        await self.say("audio-stop")
+
+    async def hear(self) -> Event | None:
+        """The next event; None if the server has hung up."""
+        while not self._events:
+            data = await self.reader.read(1 << 16)
+            if not data:
+                return None
+            self._events += self._frames.feed(data)
+        return self._events.pop(0)
+
+    async def answer(self) -> list[Event]:
+        """Events up to the end of a transcript, or of the connection."""
+        events: list[Event] = []
+        while event := await self.hear():
+            events.append(event)
+            if event.type == "transcript-stop":
+                break
+        return events
+
+    async def text(self) -> str:
+        (transcript,) = [event for event in await self.answer() if event.type == "transcript"]
+        return str(transcript.data["text"])
+
+
+def settings(stall_seconds: float = 1, **others: Any) -> config.Settings:
+    """Whatever else is on this machine, the embedded model is the default."""
+    return config.Settings(default_model="moonshine-tiny-en", limits=config.Limits(stall_seconds=stall_seconds), **others)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody tells."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+Connect = Callable[[], Any]
+
+
+@asynccontextmanager
+async def serving(
+    monkeypatch: pytest.MonkeyPatch, script: Script, chosen: config.Settings | None = None
+) -> AsyncIterator[tuple[WyomingServer, Connect]]:
+    """A server, and what connects to it; afterwards all tasks are over."""
+    monkeypatch.setattr(utterance, "live", script.live)
+    service = Service(chosen or settings())
+    server = WyomingServer(service, _bind("127.0.0.1", 0, ""))
+    await server.start()
+    clients: list[Client] = []
+
+    async def connect() -> Client:
+        clients.append(Client(*await asyncio.open_connection(server.host, server.port)))
+        return clients[-1]
+
+    before = asyncio.all_tasks()
+    try:
+        yield server, connect
+    finally:
+        for client in clients:
+            client.writer.close()
+        async with asyncio.timeout(10):
+            await server.close()
+    assert asyncio.all_tasks() <= before, "a task outlived the server"

@@ -1,0 +1,47 @@
+"""What a `transcribe` event asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from wyoming.asr import Transcribe
+
+from eardrum.api.wyoming.asks import Ask
+from eardrum.errors import InvalidRequestError
+from eardrum.types import Priority, Request
+
+
+def test_what_home_assistant_sends() -> None:
+    ask = Ask.of(Transcribe(language="de-AT").event().data)
+    assert ask == Ask(language="de")
+    assert ask.request == Request(language="de", priority=Priority.LIVE)
+
+
+def test_everything() -> None:
+    event = Transcribe(
+        name=" small ",
+        language="German",
+        context={"initial_prompt": "Wohnzimmer", "other": 1},
+        vad_sensitivity="relaxed",
+        transcript_names=["Küche", " "],
+        transcript_terms=["dimmen"],
+    ).event()
+    ask = Ask.of(event.data)
+    assert ask == Ask("small", "de", "Wohnzimmer", ("Küche", "dimmen"))
+    assert (ask.request.prompt, ask.request.hotwords) == ("Wohnzimmer", ("Küche", "dimmen"))
+
+
+@pytest.mark.parametrize("data", [{}, {"language": ""}, {"language": None, "context": None, "name": ""}, {"context": ["a"]}])
+def test_nothing(data: dict[str, Any]) -> None:
+    assert Ask.of(data) == Ask()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"language": 1}, {"language": "tlh"}, {"name": ["a"]}, {"transcript_names": "a"}, {"transcript_terms": [1]}],
+)
+def test_what_makes_no_sense_is_refused_by_name(data: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        Ask.of(data)
+    assert refused.value.param in data

@@ -1,0 +1,334 @@
+"""One connection against sessions that follow a script: order, errors, limits, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from eardrum.api.wyoming import server, waiting
+from eardrum.api.wyoming.frames import Event, written
+from eardrum.errors import ModelLoadError, RunnerCrashedError
+from eardrum.live import Encoding, Failed, Format, Partial
+from tests.api.wyoming.scripted import HEARD, Client, Script, serving, settings, until
+
+START = ["transcript-start", "transcript-chunk"]
+
+
+async def test_an_utterance_as_home_assistant_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("transcribe", language="en")
+        await client.speak(b"\1\0" * 100)
+        assert [event.type for event in await client.answer()] == [
+            "transcript-start",
+            "transcript-chunk",
+            "transcript",
+            "transcript-stop",
+        ]
+    ((model, asked, session),) = script.opened
+    assert (model.id, asked.request.language, asked.endpointing) == ("moonshine-tiny-en", "en", None)
+    assert asked.format == Format(Encoding.PCM16, 16_000, 1)
+    assert session.audio == b"\1\0" * 100
+
+
+async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\0\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        script.session._script = (Partial(1, "lights", " on", 0.0, 0.5), *HEARD)
+        script.session.asked.set()
+        start, chunk = await client.hear(), await client.hear()
+        assert (start.type, chunk) == ("transcript-start", Event("transcript-chunk", {"text": "lights"}))
+
+
+async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    script.loads.clear()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("transcribe", language="en", context={"prompt": "x"})
+        await client.speak(b"\0\1\2", width=1, rate=8000, channels=3)
+        await client.speak(b"\1\0")  # before the first one has its answer
+        await asyncio.sleep(0.05)
+        assert script.asked == 1
+        script.loads.set()
+        assert [await client.text(), await client.text()] == ["lights off"] * 2
+        await client.speak(b"\1\0")
+        assert await client.text() == "lights off"
+    wishes = [(asked.request.language, asked.request.prompt) for _, asked, _ in script.opened]
+    assert wishes == [("en", "x"), (None, ""), (None, "")]
+    assert script.opened[0][1].format == Format(Encoding.PCM16, 8_000, 3)
+    assert script.opened[0][2].audio == b"\0\x80\0\x81\0\x82"
+
+
+async def test_no_audio_is_an_empty_transcript_and_needs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("transcribe")
+        await client.say("audio-start", rate=16000, width=2, channels=1)
+        await client.say("audio-stop")
+        assert await client.text() == ""
+        await client.speak()
+        assert await client.text() == "lights off"
+    assert len(script.opened) == 1
+
+
+async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        first = script.session
+        await client.speak(b"\2\0")
+        assert await client.text() == "lights off"
+        assert (first.left, first.asked.is_set()) == (True, False)
+    assert script.session.audio == b"\2\0"
+
+
+async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    script.loads.clear()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.speak()
+        for name in ("select-program", "run-pipeline", "voice-stopped", "synthesize"):
+            await client.say(name, b"payload" * 50_000, name="eardrum")
+        await client.say("ping", text="x")
+        await client.say("describe", b"payload" * 50_000)
+        assert await client.hear() == Event("pong", {"text": "x"})
+        info = await client.hear()
+        assert info
+        assert (info.type, info.data["asr"][0]["models"][0]["name"]) == ("info", "moonshine-tiny-en")
+        script.loads.set()
+        assert [event.type for event in await client.answer()] == [*START, "transcript", "transcript-stop"]
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "says"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "invalid_value", "no Wyoming event"),
+        (written(Event("transcribe", {"language": "tlh"})), "invalid_value", "Unknown language 'tlh'"),
+        (written(Event("audio-start", {"rate": -1})), "invalid_value", "`rate` of audio"),
+    ],
+)
+async def test_what_makes_no_sense_is_told_and_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, code: str, says: str
+) -> None:
+    async with serving(monkeypatch, Script()) as (_, connect):
+        client = await connect()
+        await client.raw(data)
+        error = await client.hear()
+        assert error
+        assert (error.type, error.data["code"]) == ("error", code)
+        assert says in error.data["text"]
+        assert await client.hear() is None
+
+
+@pytest.mark.parametrize(
+    ("wishes", "code", "says"),
+    [
+        ({"name": "large-v9"}, "model_not_found", "There is no model 'large-v9'. Models: moonshine-tiny-en"),
+        ({"language": "de"}, "unsupported_feature", "moonshine-tiny-en does not know german (de)"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, wishes: dict[str, str], code: str, says: str
+) -> None:
+    async with serving(monkeypatch, Script()) as (_, connect):
+        client = await connect()
+        await client.say("transcribe", **wishes)
+        await client.speak()
+        (error,) = await client.answer()
+        assert (error.type, error.data["code"]) == ("error", code)
+        assert says in error.data["text"]
+
+
+async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing at once would reset the connection, and the error with it."""
+    async with serving(monkeypatch, Script(fails=ModelLoadError("The weights are gone."))) as (_, connect):
+        client = await connect()
+        for _ in range(20):
+            await client.say("audio-chunk", b"\1\0" * 20_000, rate=16000, width=2, channels=1)
+            await asyncio.sleep(0.01)
+        error = await client.hear()
+        assert error == Event("error", {"text": "The weights are gone.", "code": "model_load_failed"})
+        assert await client.hear() is None
+
+
+@pytest.mark.parametrize("event", [RunnerCrashedError("It died."), Failed(1, RunnerCrashedError("It died."))])
+async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, event: Exception | Failed) -> None:
+    script = Script(says=[Partial(1, "lights", "", 0.0, 0.5), event])  # type: ignore[list-item]
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.speak()
+        assert [event.type for event in await client.answer()] == ["transcript-start", "transcript-chunk", "error"]
+
+
+async def test_audio_that_becomes_other_audio_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, Script()) as (_, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.say("audio-chunk", b"\1\0", rate=8000, width=2, channels=1)
+        (error,) = await client.answer()
+        assert "cannot change in the middle" in error.data["text"]
+
+
+async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    script.loads.clear()
+    audio = bytes(range(256)) * (1 << 16)  # 16 MiB, far more than may wait
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        speaking = asyncio.create_task(client.speak(audio))
+        done, _ = await asyncio.wait([speaking], timeout=0.5)
+        assert not done, "more was taken than may wait"
+        script.loads.set()
+        await speaking
+        assert await client.text() == "lights off"
+    assert script.session.audio == audio
+    assert len(audio) > 3 * waiting.AHEAD
+
+
+async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        client.writer.close()
+        await until(lambda: script.session.left)
+        assert not script.session.asked.is_set()
+
+
+async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    script.loads.clear()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.speak()
+        client.writer.write_eof()
+        await asyncio.sleep(0.05)
+        script.loads.set()
+        assert await client.text() == "lights off"
+        assert await client.hear() is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"type": "desc', b'{"type": "a", "payload_length": 9}\nabc', written(Event("audio-chunk", {}, b"\1\0"))],
+    ids=["line", "payload", "utterance"],
+)
+async def test_who_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    async with serving(monkeypatch, Script(), settings(0.2)) as (_, connect):
+        client = await connect()
+        await client.raw(data)
+        (error,) = await client.answer()
+        assert (error.data["code"], "Nothing came for 0.2 s" in error.data["text"]) == ("request_timeout", True)
+
+
+async def test_between_utterances_a_client_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, Script(), settings(0.2)) as (_, connect):
+        client = await connect()
+        await client.speak()
+        assert await client.text() == "lights off"
+        await asyncio.sleep(0.5)
+        await client.speak()
+        assert await client.text() == "lights off"
+
+
+async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, Script(), settings(0.3)) as (running, connect):
+        client = await connect()
+        client.writer.transport.pause_reading()
+        flooding = asyncio.create_task(flood(client))
+        await asyncio.wait([flooding], timeout=10)
+        assert isinstance(flooding.exception(), OSError)
+        await until(lambda: not running._connections)
+
+
+async def flood(client: Client) -> None:
+    while True:
+        await client.say("ping", text="x" * 100_000)
+
+
+async def test_the_oldest_idle_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        speaking = [await connect() for _ in range(2)]
+        for client in speaking:
+            await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: len(script.opened) == 2)
+        idle, newcomer = await connect(), await connect()
+        assert await idle.hear() is None
+        await newcomer.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: len(script.opened) == 3)
+        refused = await (await connect()).hear()
+        assert refused
+        assert refused.data["code"] == "busy"
+        for client in (*speaking, newcomer):
+            await client.say("audio-stop")
+            assert await client.text() == "lights off"
+
+
+async def test_shutdown_waits_for_the_utterance_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (running, connect):
+        idle, client = await connect(), await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        closing = asyncio.create_task(running.close())
+        assert await idle.hear() is None
+        with pytest.raises(ConnectionError):
+            await connect()
+        await client.say("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
+        await client.say("audio-stop")
+        assert await client.text() == "lights off"
+        assert await client.hear() is None
+        await closing
+    assert script.session.audio == b"\1\0\2\0"
+
+
+async def test_a_shutdown_in_a_hurry_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (running, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        closing = asyncio.create_task(running.close())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        assert await client.hear() is None
+        await until(lambda: script.session.left)
+
+
+async def test_keys_that_come_with_another_config_close_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, Script()) as (running, connect):
+        client = await connect()
+        await client.say("ping")
+        assert (await client.hear()).type == "pong"
+        running._service.settings = settings(apiKeys=("secret",))
+        error = await (await connect()).hear()
+        assert error
+        assert error.data["code"] == "invalid_api_key"
+
+
+async def test_a_client_that_resets_the_connection_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (running, connect):
+        client = await connect()
+        await client.speak(b"\1\0" * 100_000)
+        raw = client.writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.writer.transport.abort()
+        await until(lambda: not running._connections)
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]

@@ -1,0 +1,66 @@
+"""Every width of PCM as 16 bits, however its bytes come."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eardrum.api.wyoming.samples import Samples, Shape
+from eardrum.errors import InvalidRequestError
+from eardrum.live import Encoding, Format
+
+
+def as_16_bits(audio: bytes, width: int, channels: int = 1) -> list[int]:
+    converted = Samples(Shape(16_000, width, channels)).feed(audio)
+    return list(struct.unpack(f"<{len(converted) // 2}h", converted))
+
+
+def test_bytes_are_unsigned() -> None:
+    assert as_16_bits(bytes([0, 1, 127, 128, 129, 255]), 1) == [-32768, -32512, -256, 0, 256, 32512]
+
+
+def test_the_upper_half_of_wider_samples_stays() -> None:
+    values = [-(2**31), -65536, 0, 65536, 2**31 - 1]
+    assert as_16_bits(struct.pack("<5i", *values), 4) == [-32768, -1, 0, 1, 32767]
+    of_24_bits = b"".join(struct.pack("<i", value)[1:] for value in values)
+    assert as_16_bits(of_24_bits, 3) == [-32768, -1, 0, 1, 32767]
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.lists(st.binary(max_size=25)))
+def test_however_the_bytes_are_cut_the_samples_are_the_same(width: int, channels: int, pieces: list[bytes]) -> None:
+    shape, whole = Shape(8_000, width, channels), b"".join(pieces)
+    in_pieces = Samples(shape)
+    frames = len(whole) // (width * channels)
+    assert b"".join(map(in_pieces.feed, pieces)) == Samples(shape).feed(whole)
+    assert len(Samples(shape).feed(whole)) == 2 * frames * channels
+
+
+def test_the_format_is_that_of_the_samples_we_make() -> None:
+    assert Shape(44_100, 4, 2).format == Format(Encoding.PCM16, 44_100, 2)
+
+
+def test_what_an_event_does_not_say_is_as_before() -> None:
+    assert Shape.of({"rate": 8_000, "width": None}, Shape(22_050, 1, 2)) == Shape(8_000, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"rate": 0},
+        {"rate": "16000"},
+        {"rate": 10**9},
+        {"width": 0},
+        {"width": 5},
+        {"channels": 0},
+        {"channels": True},
+        {"width": []},
+    ],
+)
+def test_impossible_audio_is_refused(data: dict[str, Any]) -> None:
+    (name,) = data
+    with pytest.raises(InvalidRequestError, match=f"`{name}` of audio is a number from"):
+        Shape.of(data, Shape())

@@ -1,0 +1,97 @@
+"""A session's events as those of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eardrum.api.wyoming.frames import Event
+from eardrum.api.wyoming.telling import Telling
+from eardrum.errors import InvalidRequestError, RunnerCrashedError
+from eardrum.live import Cleared, Committed, Ended, Failed, Final, LiveEvent, Partial, Refused
+
+ENDED = Ended(2.0, "en")
+
+
+def partial(stable: str, tentative: str = "", *, utterance: int = 1) -> Partial:
+    return Partial(utterance, stable, tentative, 0.0, 1.0)
+
+
+def final(text: str, *, utterance: int = 1, language: str = "en") -> Final:
+    return Final(utterance, 0.0, 2.0, text, language=language)
+
+
+def told(events: Sequence[LiveEvent], *, streaming: bool = True, language: str | None = None) -> list[Event]:
+    telling = Telling(language, streaming=streaming)
+    return [event for one in events for event in telling.take(one)]
+
+
+def chunks(events: list[Event]) -> list[str]:
+    return [event.data["text"] for event in events if event.type == "transcript-chunk"]
+
+
+def test_text_goes_out_as_soon_as_it_stays() -> None:
+    events = told(
+        [
+            partial("", "turn"),
+            partial("turn", " of"),
+            partial("turn", " off"),
+            partial("turn off", " the"),
+            final("turn off the light."),
+            ENDED,
+        ]
+    )
+    assert events == [
+        Event("transcript-start", {}),
+        Event("transcript-chunk", {"text": "turn"}),
+        Event("transcript-chunk", {"text": " off"}),
+        Event("transcript-chunk", {"text": " the light."}),
+        Event("transcript", {"text": "turn off the light.", "language": "en"}),
+        Event("transcript-stop"),
+    ]
+
+
+def test_a_language_that_was_asked_for_is_known_from_the_start() -> None:
+    assert told([partial("ja")], language="de")[0] == Event("transcript-start", {"language": "de"})
+
+
+def test_silence_is_an_empty_transcript_without_chunks() -> None:
+    events = told([Committed(1, 0.0, 1.0), final("", language=""), Ended(1.0)])
+    assert events == [Event("transcript-start", {}), Event("transcript", {"text": ""}), Event("transcript-stop")]
+
+
+def test_without_streaming_there_is_the_transcript_and_nothing_else() -> None:
+    events = told([partial("a"), final("a b"), ENDED], streaming=False)
+    assert events == [Event("transcript", {"text": "a b", "language": "en"})]
+
+
+def test_endless_speech_is_one_transcript() -> None:
+    events = told([final("One."), partial("Two", utterance=2), final("Two.", utterance=2), final("", utterance=3), ENDED])
+    assert chunks(events) == ["One.", " Two", "."]
+    assert events[-2].data["text"] == "One. Two."
+
+
+@given(st.lists(st.text(alphabet="ab 你.", max_size=8).map(str.strip)), st.data())
+def test_chunks_joined_are_the_transcript(texts: list[str], data: st.DataObject) -> None:
+    session: list[LiveEvent] = []
+    for number, text in enumerate(texts, 1):
+        stable = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=3)))
+        session += [partial(text[:length], utterance=number) for length in stable]
+        session.append(final(text, utterance=number))
+    events = told([*session, ENDED])
+    assert [event.type for event in events[-2:]] == ["transcript", "transcript-stop"]
+    assert "".join(chunks(events)) == events[-2].data["text"]
+    assert [event.type for event in events].count("transcript-start") == 1
+
+
+@pytest.mark.parametrize("event", [Failed(1, RunnerCrashedError("It died.")), Refused(InvalidRequestError("No."))])
+def test_what_failed_is_raised(event: LiveEvent) -> None:
+    with pytest.raises((RunnerCrashedError, InvalidRequestError)):
+        Telling().take(event)
+
+
+def test_what_is_of_no_interest_is_not_told() -> None:
+    assert told([Committed(1, 0.0, 1.0), Cleared()]) == []
