@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Thread
 
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import SAMPLE, SPEECH_TEXT, pcm, speech
@@ -143,22 +145,19 @@ def test_a_key_that_is_missing_is_asked_for() -> None:
 
 
 def test_a_server_that_dies_is_told_of() -> None:
-    with running() as server:
-        pipe = subprocess.PIPE
-        with subprocess.Popen([*COMMAND, "--server", server.address, "--json"], stdin=pipe, stdout=pipe, stderr=pipe) as program:
-            assert program.stdin
-            assert program.stdout
-            assert program.stderr
-            program.stdin.write(SAMPLE.read_bytes()[:40_000])
-            program.stdin.flush()
-            assert json.loads(program.stdout.readline())["type"] == "ready"
-            runners = server.runners()
-            server.process.kill()
-            assert program.wait(20) == 1
-            program.stdin.close()
-            assert b"broke off" in program.stderr.read()
-        for runner in runners:
-            runner.wait(10)
+    def dies(socket: ServerConnection) -> None:
+        socket.recv()
+        socket.send(json.dumps({"type": "ready"}))
+        socket.socket.shutdown(SHUT_RDWR)
+
+    with serve(dies, "127.0.0.1", 0) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        done = listen("--server", f"http://127.0.0.1:{server.socket.getsockname()[1]}", audio=SAMPLE.read_bytes())
+        server.shutdown()
+        thread.join()
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"broke off" in done.stderr
 
 
 def test_a_microphone_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from eardrum.live import (
     LiveEvent,
     Partial,
     Refused,
+    Rested,
     SpeechStarted,
     SpeechStopped,
 )
@@ -100,6 +101,7 @@ WORD = Word("hello", 0.12345, 0.4, 0.98765)
         ),
         (Cleared(2), {"type": "cleared", "utterance": 2}),
         (Idle(9.0), {"type": "idle", "at": 9.0}),
+        (Rested(60.0), {"type": "rested", "after": 60.0}),
         (Ended(12.3456, "en"), {"type": "done", "duration": 12.346, "language": "en"}),
         (Ended(0.0), {"type": "done", "duration": 0.0, "language": None}),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from eardrum.api.access import record
@@ -10,15 +10,15 @@ from eardrum.api.asgi import Scope
 from eardrum.api.sockets import Closing, Socket, alongside
 from eardrum.api.stream.config import FORMAT, Config, ignored
 from eardrum.api.stream.messages import Configured, Said, Worded, said, told
-from eardrum.errors import AudioError, EardrumError, InvalidRequestError
+from eardrum.errors import AudioError, EardrumError, InvalidRequestError, ShuttingDownError
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.live import live
+from eardrum.gateway.live import Session, live, named
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.session import LiveSession
-from eardrum.live import Clear, Commit, Encoding, Ended, Final, Finish
-from eardrum.types import Summary
+from eardrum.gateway.sessions import going_down
+from eardrum.live import Clear, Commit, Encoding, Ended, Finish
 
 SAMPLE_BYTES = {Encoding.PCM16: 2, Encoding.PCM32F: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
+HALF = "The audio ended in the middle of a sample: check `encoding` and `channels`."
 
 
 class Conversation:
@@ -45,12 +45,15 @@ class Conversation:
             elif isinstance(first, Finish):
                 await self._end(Ended(duration=0.0))
                 return
-        model = self._service.find(config.model)
+        model = named(self._service, config.model)
         config = self._checked(config, model)
         self._record.model = model.id
         async with live(self._service, model, config.settings) as session:
-            await self._say_settings("ready", config, model)
-            await alongside(self._answer(session), self._listen(session, first, config, model))
+            try:
+                await self._say_settings("ready", config, model)
+                await alongside(self._answer(session), self._listen(session, first, config, model))
+            finally:
+                self._record.summary = session.summary
 
     async def fail(self, error: EardrumError) -> None:
         """Tell the client of an error."""
@@ -58,29 +61,34 @@ class Conversation:
         await self._socket.say({"type": "error", **self._worded(error)})
 
     async def _next(self) -> Said:
-        """What the client says next, or that nothing more comes. What nobody understands is answered and passed over."""
+        """What the client says next. What nobody understands is answered and passed over.
+
+        Raises:
+            ShuttingDownError: nothing more is heard of it, because the server ends.
+        """
         async for message in self._socket:
             try:
                 return said(message)
             except InvalidRequestError as error:
                 await self.fail(error)
-        return Finish()
+        raise going_down()
 
-    async def _listen(self, session: LiveSession, first: Said | None, config: Config, model: Model) -> None:
-        """Hand on what the client says, to the end of its audio or of the server."""
-        message = await self._next() if first is None else first
-        while not isinstance(message, Finish):
-            if isinstance(message, Configured):
-                config = await self._reconfigured(session, config, message, model)
-            else:
-                await self._hand_on(session, message)
-            message = await self._next()
-        self._socket.ignore()
-        if self._heard % _frame_bytes(config):
-            await self.fail(AudioError("The audio ended in the middle of a sample: check `encoding` and `channels`.", param=None))
-        await session.finish()
+    async def _listen(self, session: Session, first: Said | None, config: Config, model: Model) -> None:
+        """Hand on what the client says, to the end of its audio or of the server, which the session sees to itself."""
+        with suppress(ShuttingDownError):
+            message = await self._next() if first is None else first
+            while not isinstance(message, Finish):
+                if isinstance(message, Configured):
+                    config = await self._reconfigured(session, config, message, model)
+                else:
+                    await self._hand_on(session, message)
+                message = await self._next()
+            self._socket.ignore()
+            if self._heard % _frame_bytes(config):
+                await self.fail(AudioError(HALF, param=None))
+            await session.finish()
 
-    async def _hand_on(self, session: LiveSession, message: Said) -> None:
+    async def _hand_on(self, session: Session, message: Said) -> None:
         match message:
             case bytes():
                 self._heard += len(message)
@@ -90,7 +98,7 @@ class Conversation:
             case Clear():
                 await session.clear()
 
-    async def _reconfigured(self, session: LiveSession, before: Config, wish: Configured, model: Model) -> Config:
+    async def _reconfigured(self, session: Session, before: Config, wish: Configured, model: Model) -> Config:
         """What holds from now on: what the client wants, or, if that cannot be, what held before."""
         try:
             config = self._checked(before.changed(wish.given), model)
@@ -105,23 +113,20 @@ class Conversation:
         await self._say_settings("configured", config, model)
         return config
 
-    async def _answer(self, session: LiveSession) -> None:
+    async def _answer(self, session: Session) -> None:
         """Tell the client what comes of it, to the end of the session."""
-        finals = 0
         async with aclosing(session.events()) as events:
             async for event in events:
                 if isinstance(event, Ended):
-                    self._record.summary = Summary(event.language, event.duration, windows=finals, decode_s=event.decode_s)
                     await self._end(event)
                 elif message := told(event, self._worded):
-                    finals += isinstance(event, Final)
                     await self._socket.say(message)
 
     async def _end(self, event: Ended) -> None:
         message = told(event, self._worded)
         assert message
         await self._socket.say(message)
-        await self._socket.close(Closing.GOING_AWAY if self._socket.ending else Closing.DONE)
+        await self._socket.close(Closing.DONE)
 
     def _checked(self, config: Config, model: Model) -> Config:
         """With the server's defaults.

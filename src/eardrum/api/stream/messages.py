@@ -21,6 +21,7 @@ from eardrum.live import (
     LiveEvent,
     Partial,
     Refused,
+    Rested,
     SpeechStarted,
     SpeechStopped,
 )
@@ -140,6 +141,7 @@ TOLD: dict[type[LiveEvent], Callable[[Any], dict[str, Any]]] = {
     Final: _final,
     Cleared: lambda event: {"type": "cleared", "utterance": event.utterance},
     Idle: lambda event: {"type": "idle", "at": _time(event.at)},
+    Rested: lambda event: {"type": "rested", "after": _time(event.after_s)},
     Ended: lambda event: {"type": "done", "duration": _time(event.duration), "language": event.language or None},
 }
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from eardrum.api.access import record
 from eardrum.api.asgi import Scope
-from eardrum.api.sockets import Closing, Socket, alongside
+from eardrum.api.sockets import Socket, alongside
 from eardrum.api.tingwu import messages
 from eardrum.api.tingwu.messages import Wishes
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.live import live
+from eardrum.gateway.live import Session, live, named
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.session import LiveSession
+from eardrum.gateway.sessions import going_down
 from eardrum.languages import language_code
 from eardrum.live import Failed, Final, LiveEvent, Partial, Settings
 from eardrum.types import Priority, Request
@@ -48,16 +48,19 @@ class Conversation:
         await self._socket.say(messages.warning(error.message, self._backend))
 
     async def _talk(self) -> None:
-        model = self._service.find(self._name)
+        model = named(self._service, self._name)
         language_code(self._language)
         self._backend = model.engine
         await self._socket.say(messages.connected(self._record.id))
         first = await self._next()  # a page that nobody speaks to yet loads no model
-        if first is not None:
-            self._record.model = model.id
-            async with live(self._service, model, self._settings(model)) as session:
+        if first is None:
+            raise going_down()
+        self._record.model = model.id
+        async with live(self._service, model, self._settings(model)) as session:
+            try:
                 await alongside(self._answer(session), self._listen(session, model, first))
-        await self._socket.close(Closing.GOING_AWAY)
+            finally:
+                self._record.summary = session.summary
 
     async def _next(self) -> bytes | Wishes | None:
         """The next audio, or other wishes; None when the server ends. What means nothing else here is answered on the way."""
@@ -76,7 +79,8 @@ class Conversation:
                 await self.warn(error)
         return None
 
-    async def _listen(self, session: LiveSession, model: Model, message: bytes | Wishes | None) -> None:
+    async def _listen(self, session: Session, model: Model, message: bytes | Wishes | None) -> None:
+        """Hand on what the client says, to the end of the server, which the session sees to itself."""
         configured = self._settings(model)
         while message is not None:
             if isinstance(message, bytes):
@@ -87,9 +91,8 @@ class Conversation:
                 configured = settings
                 await session.configure(settings)
             message = await self._next()
-        await session.finish()
 
-    async def _answer(self, session: LiveSession) -> None:
+    async def _answer(self, session: Session) -> None:
         async with aclosing(session.events()) as events:
             async for event in events:
                 await self._tell(event)
