@@ -29,6 +29,8 @@ from eardrum.api.openai import answers, routes
 from eardrum.api.openai.chat import Chat
 from eardrum.api.origins import Origins
 from eardrum.api.realtime.routes import Realtime
+from eardrum.api.stream.routes import Stream
+from eardrum.api.tingwu.routes import TingWu
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.events import Topic
 from eardrum.gateway.service import Service
@@ -83,6 +85,8 @@ def create_app(service: Service) -> App:
         realtime,
         Forward(service, answers.worded, own={CHAT: Chat(service)}),
         Passthrough(service, answers.worded),
+        Stream(service, answers.worded),
+        TingWu(service),
     )
     return Access(Front(edges, app), activity, answers.refusal)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from eardrum import __version__, config, log, offline, server
-from eardrum.commands import check, models, processes
+from eardrum.commands import check, listen, models, processes
 from eardrum.commands.options import Assignments, Certificate, ConfigFile, ConfigFolder, Key
 from eardrum.errors import EardrumError
 from eardrum.source import Source
@@ -122,5 +122,5 @@ def transcribe(
         raise typer.Exit(1)
 
 
-for name, command in (models.COMMANDS | processes.COMMANDS | check.COMMANDS).items():
+for name, command in (models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS).items():
     app.command(name)(command)

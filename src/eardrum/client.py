@@ -16,6 +16,16 @@ import aiohttp
 from eardrum import tls
 from eardrum.errors import EardrumError
 
+HEARTBEAT_S = 20.0
+"""How often a server is asked whether it is still there."""
+
+HANDSHAKE = {
+    401: "The server lets in who shows one of its `apiKeys`: say --key KEY.",
+    403: "The server does not let this program in.",
+    404: "The server does not know live sessions: it is older than this program.",
+}
+"""What a refusal of a WebSocket means, whose answer cannot be read."""
+
 
 class Client:
     """Talks to a running server.
@@ -108,6 +118,23 @@ class Client:
             async for chunk in response.content.iter_any():
                 yield decoder.decode(chunk)
 
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A live session: audio goes in, JSON comes out (docs/live.md).
+
+        Raises:
+            EardrumError: the server cannot be reached, or does not let us in.
+        """
+        try:
+            address = f"{self._address}/v1/audio/transcriptions/stream"
+            socket = await self._session.ws_connect(address, heartbeat=HEARTBEAT_S)
+        except aiohttp.WSServerHandshakeError as error:
+            raise EardrumError(HANDSHAKE.get(error.status, f"The server answered {error.status}: is it an Eardrum?")) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreached(error) from error
+        async with socket:
+            yield socket
+
     async def _ask(self, method: str, path: str, **content: Any) -> str:
         async with self._asked(method, path, **content) as response:
             return await response.text()
@@ -119,13 +146,16 @@ class Client:
                 if not response.ok:
                     raise EardrumError(_refusal(response.status, await response.text()))
                 yield response
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise EardrumError(
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreached(error) from error
+
+    def _unreached(self, error: Exception) -> EardrumError:
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return EardrumError(
                 f"The certificate of {self._address} is not trusted: name it, or its signer's, with --certificate, and call the "
                 f"server by the name that it is for. ({error.certificate_error})"
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})") from error
+            )
+        return EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})")
 
 
 def _query(force: bool) -> str:

@@ -9,6 +9,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 BEHIND_S = 1.0
 """A message that waits so long for the application shows that this is slower than the client."""
 
+GOODBYE_S = 1.0
+"""How long a client has to answer the close when the server ends."""
+
 
 class WebSocket(WebSocketsSansIOProtocol):
     """One connection, with two extensions for applications.
@@ -64,6 +67,7 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """The server ends."""
+        self.close_timeout = GOODBYE_S
         if self.close_sent or not self._says_farewell:
             super().shutdown()
 

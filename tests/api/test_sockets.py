@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from eardrum.api import sockets
 from eardrum.api.activity import Activity, Record
 from eardrum.api.asgi import ClientGoneError, Message
-from eardrum.api.sockets import Closing, Socket, closing, until_one_ends
+from eardrum.api.sockets import Closing, Socket, alongside, closing, until_one_ends
 from eardrum.errors import (
     BusyError,
     EardrumError,
@@ -50,8 +51,9 @@ class Client:
             await asyncio.Event().wait()
         self.sent.append(message)
 
-    def socket(self, *, stall_s: float = 5.0) -> Socket:
-        scope: dict[str, Any] = {"type": "websocket", "path": "/", "extensions": {"eardrum.connection": {"transport": self}}}
+    def socket(self, *, stall_s: float = 5.0, subprotocols: Sequence[str] = ()) -> Socket:
+        scope: dict[str, Any] = {"type": "websocket", "path": "/", "subprotocols": subprotocols}
+        scope["extensions"] = {"eardrum.connection": {"transport": self}}
         scope["eardrum.record"] = Record("req_1", scope, Activity())
         return Socket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s)
 
@@ -94,7 +96,7 @@ async def test_a_client_that_leaves_ends_what_runs_beside() -> None:
     async def work() -> None:
         async with client.socket():
             asyncio.get_running_loop().call_later(0.01, client.leaves)
-            await until_one_ends(way(), way())
+            await alongside(way(), way())
 
     with pytest.raises(ClientGoneError):
         await work()
@@ -177,12 +179,27 @@ async def test_closing_is_not_taken_for_the_clients_leaving() -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_the_first_way_that_fails_ends_the_others() -> None:
-    async def fails() -> None:
-        raise RunnerCrashedError("dead")
+async def fails() -> None:
+    raise RunnerCrashedError("dead")
 
+
+async def test_one_that_fails_ends_the_other() -> None:
     with pytest.raises(RunnerCrashedError):
-        await until_one_ends(asyncio.sleep(30), fails())
+        await alongside(asyncio.sleep(30), fails())
+    with pytest.raises(RunnerCrashedError):
+        await alongside(fails(), asyncio.sleep(30))
+
+
+async def test_the_leading_one_decides_about_the_end() -> None:
+    ended = []
+
+    async def leads() -> None:
+        await asyncio.sleep(0.02)
+        ended.append("leading")
+
+    await alongside(leads(), asyncio.sleep(0))
+    assert ended == ["leading"]
+    await alongside(leads(), asyncio.sleep(30))
 
 
 @pytest.mark.parametrize(
@@ -199,3 +216,24 @@ async def test_the_first_way_that_fails_ends_the_others() -> None:
 )
 def test_the_code_tells_whose_fault_it_was(error: EardrumError, code: int) -> None:
     assert closing(error) == code
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [
+        ([], None),
+        (["binary"], "binary"),
+        (["openai-insecure-api-key.sk", "mine"], "mine"),
+        (["openai-insecure-api-key.sk"], "openai-insecure-api-key.sk"),
+    ],
+)
+async def test_a_subprotocol_is_taken_and_not_the_key_if_there_is_another(offered: list[str], taken: str | None) -> None:
+    client = Client()
+    async with client.socket(subprotocols=offered):
+        assert client.sent == [{"type": "websocket.accept", "subprotocol": taken}]
+
+
+async def test_the_first_way_that_ends_ends_the_others() -> None:
+    await until_one_ends(asyncio.sleep(30), asyncio.sleep(0))
+    with pytest.raises(RunnerCrashedError):
+        await until_one_ends(asyncio.sleep(30), fails())

@@ -57,8 +57,8 @@ class Access:
         passed = exchange.send if scope["type"] == "http" else exchange.send_to_socket
         try:
             await self._app(scope, exchange.receive, passed)
-        except ClientGoneError:
-            entry.note = "client left"
+        except ClientGoneError as gone:
+            entry.note = str(gone) or "client left"
         except asyncio.CancelledError:
             if not entry.cancelled or not entry.task or entry.task.uncancel():
                 entry.note = "cut off by shutdown"

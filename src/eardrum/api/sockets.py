@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from enum import IntEnum
 from types import TracebackType
 from typing import Any, Self
 
-from eardrum.api.access import record
 from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, Send, transport
+from eardrum.api.auth import SUBPROTOCOL
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ShuttingDownError, TooLargeError, UnloadedError
 
 AHEAD = 4 << 20
@@ -67,7 +67,7 @@ class Socket:
         self._send = send
         self._over = over
         self._stall_s = stall_s
-        self._subprotocol = subprotocol
+        self._subprotocol = subprotocol or _offered(scope)  # browsers hang up on a server that takes none of those they offer
         self._waiting: deque[str | bytes] = deque()
         self._size = 0
         self._news = asyncio.Event()
@@ -76,6 +76,7 @@ class Socket:
         self._deaf = False
         self._closed = False
         self._gone = False
+        self._why = ""
         self.ending = False
 
     async def __aenter__(self) -> Self:
@@ -99,21 +100,23 @@ class Socket:
         for task in self._tasks:
             task.cancel()
         self._working.uncancel()
-        raise ClientGoneError from error
+        raise ClientGoneError(self._why) from error
 
-    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+    def __aiter__(self) -> Self:
         """What the client says, in order: text, or bytes."""
-        while True:
-            while self._waiting:
-                message = self._waiting.popleft()
-                self._size -= len(message) + MESSAGE_COSTS
-                if self._size <= AHEAD:
-                    self._room.set()
-                yield message
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        while not self._waiting:
             if self.ending:
-                return
+                raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
+        message = self._waiting.popleft()
+        self._size -= len(message) + MESSAGE_COSTS
+        if self._size <= AHEAD:
+            self._room.set()
+        return message
 
     async def say(self, message: Mapping[str, Any]) -> None:
         """Send a message as JSON."""
@@ -160,22 +163,45 @@ class Socket:
             async with asyncio.timeout(self._stall_s):
                 await self._send(message)
         except TimeoutError:
-            record(self._scope).note = "the client took nothing in"
+            self._why = "the client took nothing in"
             transport(self._scope).abort()
-            raise ClientGoneError from None
+            raise ClientGoneError(self._why) from None
         except OSError as error:
             raise ClientGoneError from error
 
 
 async def until_one_ends(*ways: Coroutine[Any, Any, None]) -> None:
     """Go several ways at once until one ends, or fails; the others are broken off."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
+    tasks = {asyncio.ensure_future(way) for way in ways}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done():
                 task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _broken_off(tasks)
+
+
+async def alongside(leading: Coroutine[Any, Any, None], *beside: Coroutine[Any, Any, None]) -> None:
+    """Do `leading` to its end, and the others meanwhile, which may end before; if one fails, all are over."""
+    lead = asyncio.ensure_future(leading)
+    tasks = {lead, *map(asyncio.ensure_future, beside)}
+    try:
+        left = tasks
+        while not lead.done():
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        await _broken_off(tasks)
+
+
+async def _broken_off(tasks: Iterable[asyncio.Future[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _offered(scope: Scope) -> str | None:
+    """One of those that the client offers; a key only if there is no other."""
+    return min(scope.get("subprotocols", ()), key=lambda name: name.startswith(SUBPROTOCOL), default=None)

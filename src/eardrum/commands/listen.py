@@ -1,0 +1,157 @@
+"""`listen`: live text on the terminal, from a microphone or from what is piped in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Annotated
+
+import aiohttp
+import typer
+
+from eardrum.client import Client
+from eardrum.commands.options import Certificate, Key
+from eardrum.commands.pieces import Pieces
+from eardrum.commands.processes import DEFAULT_SERVER, Server
+from eardrum.commands.screen import Json, Lines, Screen, Terminal
+from eardrum.errors import ConfigError, EardrumError
+
+GOOD = (1000, 1001)
+"""Codes with which a server closes that has nothing more to say."""
+
+
+def listen(
+    model: Annotated[str, typer.Option(help="Model or alias; the default model if left out.")] = "",
+    language: Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")] = "",
+    translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
+    rate: Annotated[
+        int | None, typer.Option(help="What is piped in is headerless s16le mono of so many Hz; else any format with a header.")
+    ] = None,
+    microphone: Annotated[bool, typer.Option("--microphone", help="Listen to the microphone even if stdin is a pipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every message of the server as a line of JSON.")] = False,
+    server: Server = DEFAULT_SERVER,
+    key: Key = "",
+    certificate: Certificate = None,
+) -> None:
+    """Show what is said while it is said: by the microphone, or by the audio on stdin. Ctrl-C ends it."""
+    wanted = {"model": model, "language": language, "task": "translate" if translate else ""}
+    screen: Screen = Json() if as_json else Lines()
+    if sys.stdout.isatty() and not as_json:
+        screen = Terminal(lambda: shutil.get_terminal_size().columns)
+    microphone = microphone or sys.stdin.isatty()
+    hint = "Listening; Ctrl-C ends it." if microphone else ""
+    with _source(rate, microphone=microphone) as (fd, format):
+        config = {name: value for name, value in (wanted | format).items() if value}
+        asyncio.run(_listen(partial(Client, server, key, certificate), fd, config, screen, hint))
+
+
+@contextmanager
+def _source(rate: int | None, *, microphone: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """Where the audio comes from, and what it is.
+
+    Raises:
+        ConfigError: there is no microphone, or what it needs is missing.
+    """
+    if not microphone:
+        yield sys.stdin.fileno(), {"encoding": "s16le", "sample_rate": str(rate)} if rate else {"encoding": "container"}
+        return
+    if rate:
+        raise ConfigError("--rate is for audio that is piped in: the microphone says itself what its rate is.")
+    command = [sys.executable, "-m", "eardrum.microphone"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(  # noqa: S603 -- in a session of its own, because Ctrl-C is for us
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True, bufsize=0
+    ) as program:
+        assert program.stdout
+        try:
+            if line := program.stdout.readline():
+                yield program.stdout.fileno(), {"encoding": "s16le", "sample_rate": line.decode().strip()}
+            if not line or program.poll():
+                raise ConfigError(_last_words(program))
+        finally:
+            program.terminate()
+
+
+def _last_words(program: subprocess.Popen[bytes]) -> str:
+    assert program.stderr
+    said = [line for line in program.stderr.read().decode(errors="replace").split("\n") if line.strip()]
+    return said[-1] if said else "The microphone broke off."
+
+
+async def _listen(client: Callable[[], Client], fd: int, config: Mapping[str, str], screen: Screen, hint: str) -> None:
+    """Send what comes from `fd`, and show what the server says, until both are over.
+
+    Raises:
+        EardrumError: the server cannot be reached, refuses, or fails.
+    """
+    async with client() as server, server.listen() as socket:
+        await socket.send_json({"type": "config", **config})
+        pieces = Pieces(fd)
+        sending = asyncio.create_task(_send(pieces, socket))
+        with _interrupt(pieces.stop):
+            try:
+                await _show(socket, screen, hint)
+            finally:
+                sending.cancel()
+                await asyncio.wait({sending})
+
+
+async def _send(pieces: Pieces, socket: aiohttp.ClientWebSocketResponse) -> None:
+    with suppress(ConnectionError):  # the server says why it hung up
+        async for piece in pieces:
+            await socket.send_bytes(piece)
+        await socket.send_json({"type": "finish"})
+
+
+async def _show(socket: aiohttp.ClientWebSocketResponse, screen: Screen, hint: str) -> None:
+    """Show what the server says until it closes.
+
+    Raises:
+        EardrumError: it did so before the end.
+    """
+    _write(screen.hint("Waiting for the model ..."))
+    failure = ""
+    async for message in socket:
+        if failure:  # what came after it shows that it was not the end
+            print(f"eardrum: {failure}", file=sys.stderr)
+        said = json.loads(message.data)
+        _write(screen.shown(said))
+        if said["type"] == "ready":
+            _write(screen.hint(hint))
+        failure = said["error"]["message"] if said["type"] == "error" else ""
+    if failure or socket.close_code not in GOOD:
+        raise EardrumError(failure or f"The server broke off (code {socket.close_code}): its log says why.")
+
+
+def _write(text: str) -> None:
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@contextmanager
+def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C ends the audio, so that the last words still come; the second one ends everything."""
+    loop = asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        stop()
+
+    with suppress(NotImplementedError):  # of Windows' event loop: there the first one ends everything
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"listen": listen}

@@ -1,0 +1,55 @@
+"""Bytes of a file, pipe or program as they come, read in a thread: not all of these can be waited for on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from threading import Semaphore, Thread
+from typing import Self
+
+SIZE = 32 << 10
+AHEAD = 32
+"""Pieces that may wait to be taken."""
+
+
+class Pieces:
+    """An iterator over what can be read from a file descriptor, until its end or until `stop`."""
+
+    def __init__(self, fd: int):
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = Semaphore(AHEAD)
+        self._stopped = asyncio.Event()
+        # A thread that is in the middle of a read cannot be ended; a daemon is not waited for.
+        Thread(target=self._read, daemon=True, name="pieces").start()
+
+    def stop(self) -> None:
+        """What comes from now on is not wanted."""
+        self._stopped.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = asyncio.ensure_future(self._waiting.get())
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait({piece, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not piece.done() or not piece.result():
+                raise StopAsyncIteration
+            self._room.release()
+            return piece.result()
+        finally:
+            piece.cancel()
+            stopped.cancel()
+
+    def _read(self) -> None:
+        piece = b"first"
+        while piece:
+            piece = os.read(self._fd, SIZE)
+            self._room.acquire()
+            try:
+                self._loop.call_soon_threadsafe(self._waiting.put_nowait, piece)
+            except RuntimeError:
+                return  # the event loop is over

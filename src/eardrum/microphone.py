@@ -1,0 +1,53 @@
+"""What a microphone hears, on stdout: a line with the rate in Hz, then s16le mono, until nobody reads it.
+
+`python -m eardrum.microphone`. A process of its own, because the library that knows microphones is not always there, talks to
+stderr as it likes, and must not hold up who listens.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from eardrum.types import SAMPLE_RATE
+
+try:
+    import sounddevice
+except ImportError:
+    sys.exit("The microphone needs a library that is not installed: pip install 'eardrum[microphone]'.")
+except OSError as error:  # the package is there, the library that it wraps is not
+    sys.exit(
+        f"The microphone needs PortAudio, a library of the system ({error}): apt install libportaudio2, brew install portaudio."
+    )
+
+PIECE_S = 0.1
+"""Seconds of audio that are handed on at a time."""
+
+
+def main() -> None:
+    """Hand on what the default microphone hears."""
+    try:
+        rate = _rate()
+        size = int(rate * PIECE_S)
+        with sounddevice.RawInputStream(samplerate=rate, channels=1, dtype="int16", blocksize=size) as stream:
+            sys.stdout.buffer.write(b"%d\n" % rate)
+            while True:
+                piece, _ = stream.read(size)
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # or the interpreter would flush it once more
+    except (sounddevice.PortAudioError, ValueError) as error:
+        sys.exit(f"The microphone cannot be used: {error}. Or pipe sound in: arecord ... | eardrum listen --rate 16000.")
+
+
+def _rate() -> int:
+    """16 kHz, or, where the microphone cannot do that, what it does by itself."""
+    try:
+        sounddevice.check_input_settings(samplerate=SAMPLE_RATE, channels=1, dtype="int16")
+    except sounddevice.PortAudioError:
+        return int(sounddevice.query_devices(kind="input")["default_samplerate"])
+    return SAMPLE_RATE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What clients want of a session: from the query and from messages, in every spelling, and refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eardrum.api.stream.config import Config, ignored
+from eardrum.errors import InvalidRequestError
+from eardrum.live import Encoding, Endpointing, Format
+from eardrum.types import Capabilities, Priority, Request, Task
+
+
+def test_who_wants_nothing_gets_16_khz_mono_and_endpointing() -> None:
+    config = Config().changed({})
+    assert config == Config()
+    assert config.settings.format == Format(Encoding.PCM16, 16_000, 1)
+    assert config.settings.endpointing == Endpointing()
+    assert config.settings.partials
+    assert config.settings.request.priority is Priority.LIVE
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "m", "language": "en-US", "prompt": "p", "hotwords": "a, b", "words": "true", "task": "translate"},
+        {"model": "m", "language": "English", "prompt": "p", "hotwords": ["a", "b"], "words": True, "task": "translate"},
+        {"model": "m", "language": "en", "prompt": "p", "keywords": '["a","b"]', "words": "1", "task": "translate"},
+        {
+            "model": "m",
+            "language": "en",
+            "prompt": "p",
+            "hotwords": ["a", "b"],
+            "timestamp_granularities": ["segment", "word"],
+            "task": "translate",
+        },
+    ],
+)
+def test_a_query_and_a_message_mean_the_same(given: dict[str, Any]) -> None:
+    config = Config().changed(given)
+    request = Request(task=Task.TRANSLATE, language="en", prompt="p", hotwords=("a", "b"), words=True, priority=Priority.LIVE)
+    assert (config.model, config.settings.request) == ("m", request)
+
+
+@pytest.mark.parametrize(
+    ("given", "format"),
+    [
+        ({"encoding": "pcm16"}, Format(Encoding.PCM16, 16_000)),
+        ({"encoding": "s16le", "sample_rate": "44100", "channels": "2"}, Format(Encoding.PCM16, 44_100, 2)),
+        ({"format": "f32le", "rate": 48_000}, Format(Encoding.PCM32F, 48_000)),
+        ({"encoding": "mulaw"}, Format(Encoding.MULAW, 8_000)),
+        ({"encoding": "g711_alaw", "sample_rate": 16_000}, Format(Encoding.ALAW, 16_000)),
+        ({"encoding": "webm"}, Format(Encoding.CONTAINER)),
+        ({"encoding": "audio/webm;codecs=opus"}, Format(Encoding.CONTAINER)),
+        ({"encoding": "audio/ogg"}, Format(Encoding.CONTAINER)),
+    ],
+)
+def test_audio_is_described_as_clients_describe_it(given: dict[str, Any], format: Format) -> None:
+    assert Config().changed(given).settings.format == format
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"),
+    [
+        ({"vad": False}, None),
+        ({"vad": "false"}, None),
+        ({"vad": None}, None),
+        ({"vad": "true"}, Endpointing()),
+        ({"vad": {"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 300}}, Endpointing(0.6, 0.3, 0.3)),
+        ({"vad": '{"prefix_padding_ms": 0}'}, Endpointing(prefix_s=0.0)),
+        ({"silence_duration_ms": "250", "idle_timeout_ms": "5000"}, Endpointing(silence_s=0.25, idle_s=5.0)),
+    ],
+)
+def test_pauses_are_settings_beside_vad_or_inside(given: dict[str, Any], turns: Endpointing | None) -> None:
+    assert Config().changed(given).settings.endpointing == turns
+
+
+def test_a_later_message_changes_what_it_names_and_nothing_else() -> None:
+    before = Config().changed({"model": "m", "language": "en", "silence_duration_ms": 300, "encoding": "mulaw"})
+    after = before.changed({"language": None, "threshold": 0.7})
+    assert after.settings.request.language is None
+    assert after.settings.endpointing == Endpointing(threshold=0.7, silence_s=0.3)
+    assert (after.model, after.settings.format) == (before.model, before.settings.format)
+
+
+def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
+    off = Config().changed({"vad": False})
+    assert off.changed({"language": "en"}).settings.endpointing is None
+    assert off.changed({"threshold": 0.4}).settings.endpointing == Endpointing(threshold=0.4)
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "word"),
+    [
+        ({"langauge": "en"}, "langauge", "language"),
+        ({"model": 5}, "model", "text"),
+        ({"language": "xx"}, "language", "ISO"),
+        ({"task": "sing"}, "task", "translate"),
+        ({"sample_rate": "fast"}, "sample_rate", "4000"),
+        ({"sample_rate": 1e9}, "sample_rate", "192000"),
+        ({"sample_rate": 16000.5}, "sample_rate", "whole"),
+        ({"sample_rate": True}, "sample_rate", "number"),
+        ({"sample_rate": "nan"}, "sample_rate", "number"),
+        ({"channels": 0}, "channels", "1 to 8"),
+        ({"encoding": "s24le"}, "encoding", "s16le"),
+        ({"partials": "maybe"}, "partials", "true or false"),
+        ({"words": [1]}, "words", "true or false"),
+        ({"hotwords": [1]}, "hotwords", "list"),
+        ({"hotwords": "[1"}, "hotwords", "JSON"),
+        ({"timestamp_granularities": ["letter"]}, "timestamp_granularities", "word"),
+        ({"vad": {"silence": 1}}, "vad", "silence_duration_ms"),
+        ({"vad": "perhaps"}, "vad", "true or false"),
+        ({"threshold": 2}, "threshold", "0 to 1"),
+        ({"silence_duration_ms": None}, "silence_duration_ms", "number"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], param: str, word: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        Config().changed(given)
+    assert refused.value.param == param
+    assert word in refused.value.message
+
+
+def test_what_was_understood_is_shown_in_the_clients_words() -> None:
+    shown = Config().changed({"silence_duration_ms": 300, "language": "en"}).shown()
+    assert shown == {
+        "language": "en",
+        "task": "transcribe",
+        "words": False,
+        "partials": True,
+        "encoding": "s16le",
+        "sample_rate": 16_000,
+        "channels": 1,
+        "vad": {"threshold": 0.5, "prefix_padding_ms": 300.0, "silence_duration_ms": 300.0, "idle_timeout_ms": None},
+    }
+    assert Config().changed(shown | {"vad": False}).settings.endpointing is None
+    assert "sample_rate" not in Config().changed({"encoding": "webm"}).shown()
+
+
+def test_hints_that_a_model_cannot_take_are_named() -> None:
+    request = Request(prompt="p", hotwords=("h",), temperature=0.5)
+    assert ignored(request, Capabilities()) == ["prompt", "hotwords", "temperature"]
+    assert ignored(request, Capabilities(prompt=True, hotwords=True, temperature=True)) == []
+    assert ignored(Request(), Capabilities()) == []
