@@ -50,7 +50,7 @@ class RunningServer:
 
     def post(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
         files = {"file": ("audio", audio)} if audio is not None else {}
-        return requests.post(f"{self.address}/v1/audio/{path}", data=fields, files=files, timeout=120)
+        return requests.post(f"{self.address}/v1/audio/{path}", data=fields, files=files, timeout=240)
 
     def windows(self) -> int:
         """Windows its one runner has decoded, asked of the runner itself."""

@@ -296,7 +296,7 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
     with configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
 
         def ask(_: int) -> str:
-            return server.post(tape(60), model="both").headers["x-eardrum-model"]
+            return server.post(tape(30), model="both").headers["x-eardrum-model"]
 
         assert ask(0) == "a"
         assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]
@@ -472,9 +472,11 @@ def test_the_commands(tmp_path: Path) -> None:
         assert eardrum(server.address, "load", "site").stdout == "Loaded web.\n"
         assert eardrum(server.address, "load", M).stdout == f"Loaded {M}.\n"
         table = eardrum(server.address, "ps").stdout.splitlines()
+        assert table[0].split()[:3] == ["model", "engine", "state"]
         assert sorted(line.split()[:3] for line in table[1:]) == [[M, "moonshine", "ready"], ["web", "command", "ready"]]
         assert f"{M} ready after" in eardrum(server.address, "logs").stdout
         assert eardrum(server.address, "logs", M).returncode == 0
+        assert eardrum(server.address, "stop", "site").stdout == "Unloaded web.\n"
         assert eardrum(server.address, "stop", "--all").stdout == "Unloaded all models.\n"
         assert get(server, "/running") == {"running": []}
         for arguments in (("stop",), ("stop", "web", "--all")):
@@ -498,7 +500,7 @@ def test_the_commands(tmp_path: Path) -> None:
         assert (following.wait(20), following.stderr.read()) == (0, "")
         following.stdout.close()
         following.stderr.close()
-    for arguments in (("load", "x"), ("logs",), ("logs", "-f"), ("ps",)):
+    for arguments in (("load", "x"), ("logs", "-f"), ("ps",)):
         refused = eardrum(server.address, *arguments)
         assert refused.returncode == 1
         assert "is `eardrum serve` running there?" in refused.stderr

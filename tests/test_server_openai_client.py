@@ -28,9 +28,20 @@ def upload(container: str) -> io.BytesIO:
     return file
 
 
-@pytest.mark.parametrize("container", ["mp3", "m4a", "webm", "wav"])
-@pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "verbose_json"])
-def test_every_format_from_every_container(client: openai.OpenAI, container: str, response_format: str) -> None:
+@pytest.mark.parametrize(
+    ("container", "response_format"),
+    [
+        ("mp3", "json"),
+        ("mp3", "verbose_json"),
+        ("m4a", "text"),
+        ("m4a", "verbose_json"),
+        ("webm", "srt"),
+        ("webm", "json"),
+        ("wav", "vtt"),
+        ("wav", "text"),
+    ],
+)
+def test_every_format_and_every_container(client: openai.OpenAI, container: str, response_format: str) -> None:
     answer = client.audio.transcriptions.create(file=upload(container), model="whisper-1", response_format=response_format)
     match response_format:
         case "json":
@@ -53,7 +64,7 @@ def test_every_format_from_every_container(client: openai.OpenAI, container: str
 
 
 def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, server: RunningServer) -> None:
-    long = tape(180)
+    long = tape(90)
     before = server.windows() if server.runners() else 0
     stream = client.audio.transcriptions.create(file=("long.mp3", long), model="whisper-1", stream=True)
     text, decoded_at_first_delta = "", None
@@ -65,7 +76,7 @@ def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, se
     assert event.type == "transcript.text.done"
     assert event.text == text
     total = server.windows() - before
-    assert total > 15
+    assert total > 7
     assert decoded_at_first_delta < total / 2
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,6 @@ from tests.recordings import SPEECH_TEXT, encode, phone, spoken
 pytestmark = pytest.mark.slow
 
 M = "moonshine-tiny-en"
-COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()"]
 
 
 def ps(server: RunningServer) -> list[dict[str, object]]:
@@ -80,24 +77,3 @@ def test_a_request_longer_than_the_time_to_live_is_not_cut(tmp_path: Path) -> No
         assert answer.status_code == 200
         assert time.monotonic() - began > 0.3
         assert server.log.count(f"{M} ready after") == 1, "another process had to finish it"
-
-
-def test_the_commands() -> None:
-    with running() as server:
-
-        def eardrum(*arguments: str) -> str:
-            command = [*COMMAND, *arguments, "--server", server.address]
-            return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-
-        assert eardrum("ps") == "No model is loaded.\n"
-        server.post(spoken("flac"))
-        table = eardrum("ps").splitlines()
-        assert table[0].split()[:3] == ["model", "engine", "state"]
-        assert table[1].split()[:3] == [M, "moonshine", "ready"]
-        assert eardrum("stop", "whisper-1") == f"Unloaded {M}.\n"
-        assert not server.runners()
-    refused = subprocess.run(
-        [*COMMAND, "stop", "x", "--server", server.address], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert refused.returncode == 1
-    assert "is `eardrum serve` running there?" in refused.stderr

@@ -68,7 +68,7 @@ def test_many_clients_of_models_that_exclude_each_other(tmp_path: Path) -> None:
     file.write_text(config(lock))
     with running("--config", str(file)) as server:
         outcomes = asyncio.run(storm(server))
-        wait_for(lambda: all(model["requests"] == 0 for model in health(server)["models"]), 5)
+        wait_for(lambda: all(model["requests"] == 0 for model in health(server)["models"]))
         commands = psutil.Process(server.process.pid).children(recursive=True)
         assert len(commands) == 1, "one model is left, and nothing else"
     assert not Path(f"{lock}.broken").exists(), "two models were up together"

@@ -115,7 +115,7 @@ def test_a_window_that_nobody_wants_any_more_is_given_up(answer: Answer) -> None
         began = time.monotonic()
         wanted.cancelled = True
         thread.join(10)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 8, "it waits for 60 or 15 s"
         assert heard[0].segments == []
         wait_for(lambda: not fake.in_flight)
         assert fake.given_up == (answer is upstreams.fake_hanging)

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -85,6 +86,33 @@ async def test_nothing_is_on_disk_by_name(tmp_path: Path) -> None:
         assert entries(tmp_path) == []
         assert held(tmp_path), "it is not in the folder it was told to use"
     assert not held(tmp_path)
+
+
+async def test_what_is_written_when_nobody_waits_any_more_reaches_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused upload: its thread is late, and its file's number goes to whatever is opened next."""
+    begun, go, write = Event(), Event(), os.write
+
+    def late(fd: int, data: bytes) -> int:
+        begun.set()
+        assert go.wait(20)
+        return write(fd, data)
+
+    folder = tmp_path / "spools"
+    folder.mkdir()
+    with Spool(folder) as spool:
+        writing = asyncio.create_task(spool.write(b"secret"))
+        monkeypatch.setattr(os, "write", late)
+        await asyncio.to_thread(begun.wait, 20)
+        writing.cancel()
+        await asyncio.wait([writing])
+    with (tmp_path / "other").open("wb"):
+        go.set()
+        await asyncio.get_running_loop().shutdown_default_executor()
+    assert (tmp_path / "other").read_bytes() == b""
+    await asyncio.sleep(0)
+    assert not held(folder)
 
 
 async def test_a_full_disk_is_said_and_not_counted(tmp_path: Path) -> None:

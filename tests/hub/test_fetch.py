@@ -327,7 +327,7 @@ def test_it_ends_with_its_parent(fetch: Fetching) -> None:
         wait_for(lambda: parts(fetch.cache))
         assert process.stdin
         process.stdin.close()
-        assert process.wait(5) == 1
+        assert process.wait(20) == 1
         process.stdin = None
 
 

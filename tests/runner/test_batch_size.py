@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,16 +15,32 @@ from tests.runner.test_batcher import ScriptedEngine, window
 
 
 class ScriptedCostEngine(ScriptedEngine):
-    """Not a model: a batch of n windows costs what it is told, in seconds, asleep."""
+    """Not a model: a batch of n windows costs what it is told, in seconds, by a clock of its own."""
 
     def __init__(self, cost: Callable[[int], float], max_batch: int) -> None:
         super().__init__()
         self._cost = cost
+        self.now = 0.0
         self.capabilities = Capabilities(max_batch=max_batch)
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
-        time.sleep(self._cost(len(windows)))
+        self.now += self._cost(len(windows))
         return super().transcribe(windows)
+
+
+Scripted = Callable[[Callable[[int], float], int], ScriptedCostEngine]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """An engine whose clock is the one that is looked at."""
+
+    def made(cost: Callable[[int], float], max_batch: int) -> ScriptedCostEngine:
+        engine = ScriptedCostEngine(cost, max_batch)
+        monkeypatch.setattr(batch_size, "time", SimpleNamespace(perf_counter=lambda: engine.now))
+        return engine
+
+    return made
 
 
 @pytest.mark.parametrize(
@@ -39,14 +55,15 @@ class ScriptedCostEngine(ScriptedEngine):
         pytest.param(lambda n: 0.02 if n <= 4 else 0.035, 16, 4, id="too little gain past 4 for twice the wait"),
     ],
 )
-def test_the_batch_size_is_the_one_that_pays(cost: Callable[[int], float], max_batch: int, expected: int) -> None:
-    engine = ScriptedCostEngine(cost, max_batch)
+def test_the_batch_size_is_the_one_that_pays(
+    scripted: Scripted, cost: Callable[[int], float], max_batch: int, expected: int
+) -> None:
+    engine = scripted(cost, max_batch)
     assert measured_batch(engine, window("probe")) == expected
     assert max(len(batch) for batch in engine.batches) <= max_batch
 
 
-def test_what_takes_long_to_find_out_is_not_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_size, "PATIENCE_S", 0.08)
-    engine = ScriptedCostEngine(lambda n: 0.02, 16)
+def test_what_takes_long_to_find_out_is_not_found_out(scripted: Scripted) -> None:
+    engine = scripted(lambda n: batch_size.PATIENCE_S / 4, 16)
     assert measured_batch(engine, window("probe")) == 1
     assert len(engine.batches) == 1

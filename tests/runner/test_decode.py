@@ -283,7 +283,7 @@ async def test_cancelling_ends_a_reader_that_waits(container: str, share: float)
     assert not reading.done()
     inlet.cancel()
     with pytest.raises(CancelledInletError):
-        await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(reading, 20)
 
 
 async def test_cancelling_ends_a_reader_of_raw_samples() -> None:
@@ -292,7 +292,7 @@ async def test_cancelling_ends_a_reader_of_raw_samples() -> None:
     await inlet.feed(pcm(SAMPLES))
     inlet.cancel()
     with pytest.raises(CancelledInletError):
-        await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(reading, 20)
 
 
 def test_raw_samples_that_never_come() -> None:

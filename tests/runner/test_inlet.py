@@ -10,7 +10,7 @@ from eardrum.runner.inlet import CAPACITY, CancelledInletError, Inlet
 
 
 async def soon(awaitable: asyncio.Future[object] | asyncio.Task[object]) -> object:
-    return await asyncio.wait_for(awaitable, 5)
+    return await asyncio.wait_for(awaitable, 20)
 
 
 async def blocked(task: asyncio.Task[None]) -> bool:
@@ -36,7 +36,7 @@ async def test_an_empty_chunk_is_not_the_end() -> None:
 
 async def test_the_sender_waits_while_the_reader_is_behind() -> None:
     inlet = Inlet()
-    await asyncio.wait_for(inlet.feed(b"x" * (CAPACITY - 1)), 5)
+    await asyncio.wait_for(inlet.feed(b"x" * (CAPACITY - 1)), 20)
     feeding = asyncio.create_task(inlet.feed(b"yz"))
     assert await blocked(feeding)
     assert await asyncio.to_thread(inlet.read, 1) == b"x"
@@ -84,7 +84,7 @@ async def test_cancelling_wakes_the_sender_and_the_reader() -> None:
     assert await blocked(feeding)
     full.cancel()
     await soon(feeding)
-    await asyncio.wait_for(full.feed(b"more" * CAPACITY), 5)
+    await asyncio.wait_for(full.feed(b"more" * CAPACITY), 20)
     with pytest.raises(CancelledInletError):
         full.read(1)
 

@@ -10,13 +10,15 @@ import asyncio
 import errno
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from eardrum.errors import StorageFullError
 
 CHUNK = 256 * 1024
+
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -47,12 +49,15 @@ class Spool:
         self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=directory, buffering=0)  # noqa: SIM115 -- this class is the context
         self._finished = False
         self._grown = asyncio.Event()
+        self._at_work = 0
+        self._left = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._left = True
+        self._close_if_idle()
 
     async def write(self, data: bytes) -> None:
         """Append `data` and wake the readers.
@@ -61,7 +66,7 @@ class Spool:
             StorageFullError: the disk is full.
         """
         try:
-            await asyncio.to_thread(_write_all, self._file.fileno(), data)
+            await self._in_thread(_write_all, data)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -79,13 +84,32 @@ class Spool:
         at = 0
         while True:
             if at < self.size:
-                data = await asyncio.to_thread(os.pread, self._file.fileno(), CHUNK, at)
+                data = await self._in_thread(os.pread, CHUNK, at)
                 at += len(data)
                 yield data
             elif self._finished:
                 return
             else:
                 await self._grown.wait()
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do it with the file's number and these arguments.
+
+        A thread goes on when nobody waits for it any more. The file stays open until then, because its number could be
+        another client's connection by the time it is written to.
+        """
+        working = asyncio.get_running_loop().run_in_executor(None, work, self._file.fileno(), *arguments)
+        self._at_work += 1
+        working.add_done_callback(self._has_worked)
+        return await asyncio.shield(working)
+
+    def _has_worked(self, _: asyncio.Future[T]) -> None:
+        self._at_work -= 1
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._left and not self._at_work:
+            self._file.close()
 
     def _wake(self) -> None:
         self._grown.set()

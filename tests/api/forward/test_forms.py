@@ -120,7 +120,7 @@ def test_an_unknown_model_is_refused_before_its_gigabyte_is_sent() -> None:
     with serving() as gateway, talk(gateway, part("model", b"nobody") + FILE[:1000], 1 << 30) as client:
         began = time.monotonic()
         assert client.recv(1000).startswith(b"HTTP/1.1 404 ")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
 
 
 def test_the_upstream_gets_the_form_while_it_comes_in() -> None:
@@ -132,7 +132,7 @@ def test_the_upstream_gets_the_form_while_it_comes_in() -> None:
         serving(models={"llm": {"proxy": url}}) as gateway,
         talk(gateway, form[:100_000], len(form)) as client,
     ):
-        assert first.wait(5), "the upstream waits for the whole form"
+        assert first.wait(20), "the upstream waits for the whole form"
         client.sendall(form[100_000:])
         assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
 
@@ -142,8 +142,8 @@ def test_a_client_that_leaves_in_mid_upload_ends_the_upstreams_request() -> None
     form = MODEL + FILE + END
     with raw_upstream(begun, gone) as url, serving(models={"llm": {"proxy": url}}) as gateway:
         with talk(gateway, form[:100_000], len(form)):
-            assert begun.wait(5)
-        assert gone.wait(5)
+            assert begun.wait(20)
+        assert gone.wait(20)
 
 
 def raw_upstream(begun: Event, gone: Event | None = None) -> AbstractContextManager[str]:

@@ -46,7 +46,7 @@ async def test_watching_ends_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(memory, "EVERY_S", 0.01)
     running: list[dict[str, int]] = [{"a": 2**22 + 1}, {"a": 2**22 + 1}, {}]
     seen: list[object] = []
-    await asyncio.wait_for(memory.watch(lambda: running.pop(0), seen.append), 5)
+    await asyncio.wait_for(memory.watch(lambda: running.pop(0), seen.append), 20)
     assert seen == [{}, {}]
 
 

@@ -152,7 +152,7 @@ def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> N
         file.write_text(text)
         threading.Thread(target=process.wait).start()  # nobody else takes notice of its end
         sweep(tmp_path)
-        assert process.wait(5) == -signal.SIGTERM
+        assert process.wait(20) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("mark", ["", "x", None])

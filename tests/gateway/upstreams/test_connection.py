@@ -151,7 +151,7 @@ async def test_an_unused_connection_is_closed_in_time() -> None:
 
     async with upstream(kept, idleConn=0.05) as (found, _):
         await found.send(GET)
-        await asyncio.wait_for(hung_up.wait(), 5)
+        await asyncio.wait_for(hung_up.wait(), 20)
 
 
 async def test_a_head_has_no_body_though_it_has_a_length() -> None:
@@ -225,7 +225,7 @@ async def test_too_late_is_said_so_and_hangs_up() -> None:
     async with upstream(script, responseHeader=0.05) as (found, _):
         with pytest.raises(UpstreamTimeoutError):
             await found.send(GET)
-        await asyncio.wait_for(hung_up.wait(), 5)
+        await asyncio.wait_for(hung_up.wait(), 20)
 
 
 async def test_a_path_cannot_smuggle_a_header() -> None:
