@@ -20,6 +20,8 @@ log = logging.getLogger("eardrum.access")
 
 GOING_AWAY = 1001
 """WebSocket's code for a server that ends a connection."""
+UPGRADED, REFUSED = 101, 403
+"""Statuses of WebSockets that are let in, and of those that are closed before."""
 HEAD = ("method", "path", "status")
 """What a line begins with, without names."""
 
@@ -122,7 +124,8 @@ class Exchange:
     async def send_to_socket(self, message: Message) -> None:
         """The same for a WebSocket."""
         if not self._entry.status:
-            self._entry.answering(message.get("status", 101), list(message.get("headers", ())))
+            unsaid = UPGRADED if message["type"] == "websocket.accept" else REFUSED
+            self._entry.answering(message.get("status", unsaid), list(message.get("headers", ())))
         self._entry.answered(len(message.get("bytes") or message.get("text") or b""))
         await self._send(message)
 
