@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -106,6 +107,22 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
         assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "shutting_down")
         assert "retry-after" in answers[0].headers
         server.process.wait(30)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
+def test_an_upload_that_has_not_named_its_model_is_told_too(path: str) -> None:
+    with running("--set", "stop_seconds=1") as server, wire(server, path) as client:
+        client.send(FILE + b"x" * (2 << 20))
+        wait_for(lambda: len(server.open_files()) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        client.until(b" 503 ")
+        client.until(b"shutting_down")
+        assert 0.9 < time.monotonic() - began < 3
+        client.socket.close()
+        server.process.wait(10)
+        assert time.monotonic() - began < 4
         assert "Traceback" not in server.log
 
 

@@ -26,12 +26,12 @@ def field(name: str, value: str) -> bytes:
 class Wire:
     """A client that decides about every byte. The body is sent in chunks, without a length."""
 
-    def __init__(self, server: RunningServer):
+    def __init__(self, server: RunningServer, path: str):
         self.socket = socket.create_connection(server.host, timeout=60)
         self.received = b""
         self.socket.sendall(
-            b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
-            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+            b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" % path.encode()
+            + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         )
 
     def send(self, data: bytes) -> None:
@@ -48,8 +48,8 @@ class Wire:
 
 
 @contextmanager
-def wire(server: RunningServer) -> Iterator[Wire]:
-    made = Wire(server)
+def wire(server: RunningServer, path: str = "/v1/audio/transcriptions") -> Iterator[Wire]:
+    made = Wire(server, path)
     try:
         yield made
     finally:

@@ -38,7 +38,7 @@ from eardrum.gateway.service import Service
 log = logging.getLogger(__name__)
 
 
-def create_app(service: Service) -> App:
+def create_app(service: Service) -> Access:
     """The gateway as an ASGI application. Its lifespan ends by stopping every model."""
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from eardrum import tls
+from eardrum.api.access import Access
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.app import create_app
 from eardrum.client import Client
@@ -27,6 +28,7 @@ from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.logs import Recorder
 from eardrum.gateway.preload import preload
 from eardrum.gateway.processes.register import VARIABLE
+from eardrum.gateway.scheduler import shutting_down
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import MESSAGE
 from eardrum.http import Http
@@ -62,8 +64,9 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
     service.source = source
     listening = _bind(settings.host, settings.port, "choose another with --port")
     wyoming = _wyoming(service)
+    app = create_app(service)
     uvicorn_config = uvicorn.Config(
-        create_app(service),
+        app,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -85,7 +88,7 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
             if sample:
                 print(f"The shipped recording says:\n\n    {await _transcribed(service, address, recording)}\n", flush=True)
 
-        Server(uvicorn_config, service, greet, source if watch else None, wyoming).run(sockets=[listening])
+        Server(uvicorn_config, app, service, greet, source if watch else None, wyoming).run(sockets=[listening])
 
 
 class Server(uvicorn.Server):
@@ -95,12 +98,14 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         settings: uvicorn.Config,
+        app: Access,
         service: Service,
         greet: Callable[[], Coroutine[None, None, None]],
         watched: Source | None = None,
         wyoming: WyomingServer | None = None,
     ):
         super().__init__(settings)
+        self._app = app
         self._service = service
         self._greet = greet
         self._watched = watched
@@ -180,6 +185,7 @@ class Server(uvicorn.Server):
             log.error("The config was not taken over, the old one stays in force: %s", error.message)
 
     def _end_requests(self) -> None:
+        self._app.end_uploads(shutting_down())
         self._ending = asyncio.create_task(self._service.shutdown())
 
 

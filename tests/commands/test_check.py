@@ -113,6 +113,27 @@ def test_what_keeps_the_server_from_starting(tmp_path: Path, text: str, line: in
     assert (first["line"], bool(first["file"])) == (line, bool(line))
 
 
+def test_all_contradictions_are_named_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = """\
+apiKeys: ["a b"]
+models:
+  a: {cmd: 's ${PORT}', aliases: [x]}
+  b: {cmd: 's ${PORT}', aliases: [x]}
+  c: {proxy: nowhere}
+profiles:
+  p: {pins: {z: nobody}}
+selectors:
+  s: {strategy: pin, targets: [nothing]}
+groups:
+  g: {members: [a, noone, a]}
+"""
+    report, code = findings(tmp_path, text)
+    assert code == 1
+    assert [error["line"] for error in report["errors"]] == [1, 4, 5, 7, 9, 11, 11]
+    for word, error in zip(("apiKeys", "'x'", "c.proxy", "nobody", "nothing", "noone", "twice"), report["errors"], strict=True):
+        assert word in error["message"]
+
+
 def test_all_models_that_cannot_be_are_named(tmp_path: Path) -> None:
     report, _ = findings(tmp_path, "models: {a: {source: /nowhere/a}, b: {source: /nowhere/b}}")
     assert [error["setting"] for error in report["errors"]] == ["models.a", "models.b"]

@@ -14,12 +14,15 @@ from starlette.responses import Response
 
 from eardrum.api.activity import FAILED, Activity, Record
 from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up
+from eardrum.api.waiting import KEY, Waiting
 from eardrum.errors import CancelledRequestError, EardrumError
 
 log = logging.getLogger("eardrum.access")
 
 GOING_AWAY = 1001
 """WebSocket's code for a server that ends a connection."""
+UPGRADED, REFUSED = 101, 403
+"""Statuses of WebSockets that are let in, and of those that are closed before."""
 HEAD = ("method", "path", "status")
 """What a line begins with, without names."""
 
@@ -44,6 +47,7 @@ class Access:
         self._app = app
         self._activity = activity
         self._refusal = refusal
+        self._waiting = Waiting()
         self._start = secrets.token_hex(8)
         self._numbers = itertools.count()
 
@@ -53,6 +57,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         scope["eardrum.record"] = entry = Record(self._new_id(), scope, self._activity)
+        scope[KEY] = self._waiting
         exchange = Exchange(entry, receive, send)
         passed = exchange.send if scope["type"] == "http" else exchange.send_to_socket
         try:
@@ -67,6 +72,10 @@ class Access:
         finally:
             self._activity.over(entry)
             _write(scope, entry)
+
+    def end_uploads(self, error: EardrumError) -> None:
+        """Answer with this error all who have not sent their whole request, now or later."""
+        self._waiting.end(error)
 
     def _new_id(self) -> str:
         """Different from those of all other requests to all servers; to ask the system for each would cost more."""
@@ -122,7 +131,8 @@ class Exchange:
     async def send_to_socket(self, message: Message) -> None:
         """The same for a WebSocket."""
         if not self._entry.status:
-            self._entry.answering(message.get("status", 101), list(message.get("headers", ())))
+            unsaid = UPGRADED if message["type"] == "websocket.accept" else REFUSED
+            self._entry.answering(message.get("status", unsaid), list(message.get("headers", ())))
         self._entry.answered(len(message.get("bytes") or message.get("text") or b""))
         await self._send(message)
 

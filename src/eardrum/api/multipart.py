@@ -9,9 +9,10 @@ from typing import NoReturn
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, header
+from eardrum.api.asgi import ClientGoneError, Receive, Scope, header
+from eardrum.api.waiting import KEY, Waiting
 from eardrum.config import Limits
-from eardrum.errors import InvalidRequestError, StalledError, TooLargeError
+from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
 
 Fields = dict[str, list[str]]
@@ -26,6 +27,7 @@ class Body:
 
     def __init__(self, scope: Scope, receive: Receive, limits: Limits, *, limit: str = "upload_bytes"):
         self._receive = receive
+        self._waiting = scope.get(KEY) or Waiting()
         self._arrived = scope.get("extensions", {}).get("eardrum.arrived")
         self._limit = limit
         self._max: int = getattr(limits, limit)
@@ -42,12 +44,13 @@ class Body:
         Raises:
             TooLargeError: more bytes came than allowed.
             StalledError: the client fell silent.
+            ShuttingDownError: the server has to end.
             ClientGoneError: the client hung up.
         """
         if self.received.is_set():
             return None
         here = self._arrived and self._arrived["call"]()
-        message = await (self._receive() if here else self._awaited())
+        message = await (self._receive() if here else self._waiting.message(self._receive, self._stall))
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         if not message.get("more_body", False):
@@ -57,13 +60,6 @@ class Body:
         if self._size > self._max:
             self._refuse()
         return chunk
-
-    async def _awaited(self) -> Message:
-        try:
-            async with asyncio.timeout(self._stall):
-                return await self._receive()
-        except TimeoutError:
-            raise StalledError(f"Nothing arrived for {self._stall:g} s in the middle of the upload.") from None
 
     async def until_gone(self) -> NoReturn:
         """Wait for the client to hang up.

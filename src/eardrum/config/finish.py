@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from eardrum.config import words
 from eardrum.config.llama_swap import UpstreamRoutes
-from eardrum.config.names import Names, checked_profiles, checked_selectors, with_priorities
-from eardrum.config.places import KeyPath, Places, Remark
+from eardrum.config.names import Names, check_profiles, checked_selectors, with_priorities
+from eardrum.config.places import Errors, KeyPath, Places, Remark
 from eardrum.config.settings import Log, Model, Settings
 from eardrum.config.together import check_spillover, may_meet, with_rules
 
@@ -19,22 +19,22 @@ IMAGES_ID, IMAGES_LIMIT = "comfyui_auto", 50
 """llama-swap's name for a server of images whose page asks for many things at once and holds a WebSocket open."""
 
 
-def finished(settings: Settings, places: Places) -> tuple[Settings, list[Remark]]:
-    """The settings with everything worked out, and what is odd about them.
-
-    Raises:
-        ConfigError: settings contradict each other; the message names the line.
-    """
-    names = Names(settings, places)
-    settings = with_rules(settings, names, places)
+def finished(settings: Settings, errors: Errors) -> tuple[Settings, list[Remark]]:
+    """The settings with everything worked out, and what is odd about them. `errors` gets all that contradicts itself."""
+    places, names = errors.places, Names(settings, errors)
+    settings = with_rules(settings, names, errors)
+    ruled = not errors.found
     settings = with_priorities(settings, names)
-    checked_profiles(settings, names, places)
-    for id, targets in checked_selectors(settings, names, places):
-        check_spillover(id, targets, settings, places)
+    check_profiles(settings, names)
+    for id, targets in checked_selectors(settings, names, errors):
+        if ruled:
+            check_spillover(id, targets, settings, errors)
     if "" in settings.models:
-        raise places.error(("models", ""), "A model under `models:` has an empty name: no client could ask for it.")
-    _check_keys(settings, places)
-    _check_addresses(settings, places)
+        errors.add(("models", ""), "A model under `models:` has an empty name: no client could ask for it.")
+    _check_keys(settings, errors)
+    _check_addresses(settings, errors)
+    if errors.found:
+        return settings, []
     remarks = [*names.remarks, *_levels(settings, places), *_clashes(settings, places), *_odd(settings, places)]
     return _completed(settings, names), remarks
 
@@ -87,22 +87,22 @@ def _levels(settings: Settings, places: Places) -> Iterator[Remark]:
         yield places.remark(("logLevel",), f"logLevel {settings.logLevel!r} is none of {', '.join(LEVELS)}: it is info.")
 
 
-def _check_keys(settings: Settings, places: Places) -> None:
+def _check_keys(settings: Settings, errors: Errors) -> None:
     for position, key in enumerate(settings.apiKeys):
         if not key or " " in key:
             what = "holds a space" if key else "is empty"
-            raise places.error(("apiKeys", position), f"apiKeys[{position}] {what}: no client could send it.")
+            errors.add(("apiKeys", position), f"apiKeys[{position}] {what}: no client could send it.")
 
 
-def _check_addresses(settings: Settings, places: Places) -> None:
+def _check_addresses(settings: Settings, errors: Errors) -> None:
     addresses: list[tuple[KeyPath, str]] = [(("models", id, "proxy"), model.proxy) for id, model in settings.models.items()]
     addresses += [(("peers", id, "proxy"), peer.proxy) for id, peer in settings.peers.items()]
     for path, address in addresses:
         if address or path[0] == "peers":
-            _check_address(address, path, places)
+            _check_address(address, path, errors)
 
 
-def _check_address(address: str, path: KeyPath, places: Places) -> None:
+def _check_address(address: str, path: KeyPath, errors: Errors) -> None:
     try:
         parts = urlsplit(address)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
@@ -111,7 +111,7 @@ def _check_address(address: str, path: KeyPath, places: Places) -> None:
         pass
     where = ".".join(map(str, path))
     shown = "" if "@" in address else f" (it is {address!r})"  # there may be a password in it
-    raise places.error(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
+    errors.add(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
 
 
 def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:

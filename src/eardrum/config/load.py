@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from eardrum.config import files, known, shape
 from eardrum.config.environment import CONFIG_VARIABLE, FOLDER_VARIABLE, from_assignments, from_environment, merged
 from eardrum.config.finish import finished
-from eardrum.config.places import KeyPath, Place, Places, Remark, dotted
+from eardrum.config.places import Errors, KeyPath, Place, Places, Remark, dotted
 from eardrum.config.ports import Ports
 from eardrum.config.resolve import resolved
 from eardrum.config.settings import Settings
@@ -85,7 +85,9 @@ def read(
         tree = merged(tree, source)
     tree, given = resolved(tree, places, ports or Ports(), Settings.model_fields)
     shaper = Shaper(places)
-    settings, more = finished(_settings(shaper.shaped(tree), shaper.errors, places, paths), places)
+    settings = _settings(shaper.shaped(tree), shaper.errors, places, paths)
+    settings, more = finished(settings, errors := Errors(places))
+    _raise(errors.found, places, paths)
     warnings = sorted([*remarks, *shaper.remarks, *more], key=lambda remark: _in_order(remark.place, paths))
     return Loaded(settings, tuple(dict.fromkeys(warnings)), tuple(paths), given, places)
 
@@ -111,8 +113,16 @@ def _settings(tree: Any, errors: dict[KeyPath, ConfigError], places: Places, fil
     except ValidationError as invalid:
         found = invalid.errors()
         errors = {error["loc"]: _worded(error, places) for error in found if error["loc"] not in errors} | errors
-    paths = sorted(errors, key=lambda path: _in_order(places.of(path), files))
-    messages = list(dict.fromkeys(errors[path].message for path in paths))
+    _raise(errors.items(), places, files)
+    return settings
+
+
+def _raise(errors: Collection[tuple[KeyPath, ConfigError]], places: Places, files: Sequence[Path]) -> None:
+    """Raise all of these errors as one, in the order of the files, if there are any."""
+    if not errors:
+        return
+    ordered = sorted(errors, key=lambda error: _in_order(places.of(error[0]), files))
+    messages = list(dict.fromkeys(error.message for _, error in ordered))
     more = [f"... and {len(messages) - MOST_ERRORS} more."] if len(messages) > MOST_ERRORS else []
     raise ConfigError("\n".join(messages[:MOST_ERRORS] + more))
 

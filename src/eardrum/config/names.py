@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from eardrum.config.known import nearest
-from eardrum.config.places import KeyPath, Places, Remark, dotted
+from eardrum.config.places import Errors, KeyPath, Remark, dotted
 from eardrum.config.settings import Model, Settings
-from eardrum.errors import ConfigError
 
 
 class Names:
-    """What names mean in one config. `remarks` holds what was odd about them."""
+    """What names mean in one config. `remarks` holds what was odd about them, `errors` is told what is wrong."""
 
-    def __init__(self, settings: Settings, places: Places):
-        """Gather the aliases.
-
-        Raises:
-            ConfigError: two models have one alias.
-        """
+    def __init__(self, settings: Settings, errors: Errors):
         self._settings = settings
-        self._places = places
+        self._errors = errors
         self._owners: dict[str, str] = {}
         self.remarks: list[Remark] = []
         self.aliases: dict[str, list[str]] = {id: [] for id in settings.models}
@@ -55,13 +49,14 @@ class Names:
                 path, f"{model!r} is a model of {others[0]}, too: it is only found as {others[0]}/{model} and {id}/{model}."
             )
 
-    def unknown(self, name: str, path: KeyPath) -> ConfigError:
-        """An error about a name that nothing has."""
+    def is_unknown(self, name: str, path: KeyPath) -> None:
+        """Nothing has this name, or it is not to be used here."""
         if owner := self._owners.get(name):
-            return self._places.error(path, f"{dotted(path)}: {name!r} is an alias of {owner}: name the model itself.")
+            self._errors.add(path, f"{dotted(path)}: {name!r} is an alias of {owner}: name the model itself.")
+            return
         close = nearest(name, [*self._settings.models, *self._owners])
         hint = f"Did you mean {close}?" if close else f"If it is built in or on the disk, name it there, as in `{name}:`."
-        return self._places.error(path, f"{dotted(path)}: there is no model {name!r} under `models:`. {hint}")
+        self._errors.add(path, f"{dotted(path)}: there is no model {name!r} under `models:`. {hint}")
 
     def of(self, id: str) -> Model:
         """The entry of a model, with its aliases worked out."""
@@ -73,7 +68,7 @@ class Names:
         if owner == id:
             self._remark(path, f"The alias {alias!r} of {id} is here twice.")
         elif owner:
-            raise self._places.error(path, f"The alias {alias!r} of {id} is already one of {owner}: a name means one model.")
+            self._errors.add(path, f"The alias {alias!r} of {id} is already one of {owner}: a name means one model.")
         elif alias in self._settings.models:
             if alias != id:
                 self._remark(path, f"The alias {alias!r} of {id} is also the name of a model, which is the one that it means.")
@@ -88,63 +83,53 @@ class Names:
             return
         if owner or alias in self._settings.models:
             whose = f"one of {owner}" if owner else "the name of another model"
-            raise self._places.error(path, f"Names below {dotted(path[:-1])} are aliases of {id}, but {alias!r} is {whose}.")
+            self._errors.add(path, f"Names below {dotted(path[:-1])} are aliases of {id}, but {alias!r} is {whose}.")
+            return
         self._owners[alias] = id
         self.aliases[id].append(alias)
 
     def _remark(self, path: KeyPath, message: str) -> None:
-        self.remarks.append(self._places.remark(path, message))
+        self.remarks.append(self._errors.places.remark(path, message))
 
 
-def checked_profiles(settings: Settings, names: Names, places: Places) -> None:
-    """Refuse pins to names that mean nothing.
-
-    Raises:
-        ConfigError: the message names the pin.
-    """
+def check_profiles(settings: Settings, names: Names) -> None:
+    """Pins have to be to names that mean something."""
     for id, profile in settings.profiles.items():
         for pin, target in profile.pins.items():
             if target and not (names.model(target) or names.of_a_peer(target) or target in settings.selectors):
-                raise names.unknown(target, ("profiles", id, "pins", pin))
+                names.is_unknown(target, ("profiles", id, "pins", pin))
 
 
-def checked_selectors(settings: Settings, names: Names, places: Places) -> Iterator[tuple[str, Sequence[str]]]:
-    """Refuse selectors that cannot work; yields those that fill several targets, with the ids of those that are here.
-
-    Raises:
-        ConfigError: the message names the selector.
-    """
+def checked_selectors(settings: Settings, names: Names, errors: Errors) -> Iterator[tuple[str, Sequence[str]]]:
+    """Look whether selectors can work; yields those that fill several targets, with the ids of those that are here."""
     for id, selector in settings.selectors.items():
         path: KeyPath = ("selectors", id)
         if names.model(id) or names.of_a_peer(id):
-            raise places.error(path, f"The selector {id} has the name of a model: a name means one thing.")
+            errors.add(path, f"The selector {id} has the name of a model: a name means one thing.")
         for position, target in enumerate(selector.targets):
             where = (*path, "targets", position)
             if target in settings.selectors:
-                raise places.error(where, f"{dotted(where)}: {target!r} is a selector itself, and selectors choose among models.")
-            if not names.model(target) and not names.of_a_peer(target):
-                raise names.unknown(target, where)
+                errors.add(where, f"{dotted(where)}: {target!r} is a selector itself, and selectors choose among models.")
+            elif not names.model(target) and not names.of_a_peer(target):
+                names.is_unknown(target, where)
         if selector.strategy == "spillover":
             targets = [names.model(target) or target for target in selector.targets]
             if twice := next((target for target in targets if targets.count(target) > 1), ""):
-                raise places.error((*path, "targets"), f"The selector {id} has the target {twice} twice.")
+                errors.add((*path, "targets"), f"The selector {id} has the target {twice} twice.")
             yield id, [target for target in targets if target in settings.models]
 
 
 def with_priorities(settings: Settings, names: Names) -> Settings:
-    """Priorities by id, however they were written.
-
-    Raises:
-        ConfigError: one names no model.
-    """
+    """Priorities by id, however they were written."""
     if not settings.routing or not settings.priorities:
         return settings
     path = ("routing", "scheduler", "settings", "fifo", "priority")
     priority = {}
     for name, value in settings.priorities.items():
-        if not (model := names.model(name)):
-            raise names.unknown(name, (*path, name))
-        priority[model] = value
+        if model := names.model(name):
+            priority[model] = value
+        else:
+            names.is_unknown(name, (*path, name))
     scheduler = settings.routing.scheduler
     fifo = scheduler.settings.fifo.model_copy(update={"priority": priority})
     order = scheduler.model_copy(update={"settings": scheduler.settings.model_copy(update={"fifo": fifo})})

@@ -88,6 +88,18 @@ class Places:
         return Remark(message, self.of(path), dotted(path))
 
 
+class Errors:
+    """What is wrong with settings, gathered so that all of it can be told at once."""
+
+    def __init__(self, places: Places):
+        self.places = places
+        self.found: list[tuple[KeyPath, ConfigError]] = []
+
+    def add(self, path: KeyPath, message: str) -> None:
+        """One more."""
+        self.found.append((path, self.places.error(path, message)))
+
+
 def dotted(path: KeyPath) -> str:
     """The setting as people write it: `models.a.aliases[0]`."""
     text = ""

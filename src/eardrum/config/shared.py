@@ -42,7 +42,7 @@ class SharedModel(Section):
         "", description="Address at which the model is served; empty is `http://localhost:${PORT}` if there is a `cmd`."
     )
     env: tuple[str, ...] = Field((), description="Environment of the command, as `NAME=value`.")
-    checkEndpoint: str = Field("/health", description="Path that answers 200 once the command serves; `none` does not ask.")
+    checkEndpoint: str = Field("/health", description="Path that answers 200 once the command serves; `none` asks nothing.")
     unloadTimeout: float = Field(0, ge=0, description="Seconds it may take to end before it is killed; 0 is the server's.")
     unlisted: bool = Field(False, description="Not in `/v1/models`, but usable.")
     useModelName: str = Field("", description="Name by which the upstream knows the model.")

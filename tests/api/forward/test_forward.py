@@ -113,6 +113,33 @@ def test_what_cannot_be_served_is_refused_in_openais_shape(body: bytes, kind: st
         assert "llm" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/messages", 502),
+        ("POST", "/v1/embeddings", 502),
+        ("GET", "/v1/audio/voices?model=llm", 502),
+        ("GET", "/v1/audio/voices", 400),
+        ("DELETE", CHAT, 405),
+        ("POST", "/v1/nothing", 404),
+    ],
+)
+def test_our_own_errors_below_v1_have_openais_shape(method: str, path: str, status: int) -> None:
+    with serving(**models("http://127.0.0.1:9")) as gateway:
+        response = requests.request(method, f"{gateway.url}{path}", json={"model": "llm"}, timeout=10)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_an_upstream_says_itself_stays_as_it_is() -> None:
+    async def refuse(_: Call, __: web.Request) -> web.StreamResponse:
+        return web.Response(status=418, text="no tea", headers={"x-why": "pot"})
+
+    with fake_upstream(refuse) as upstream, serving(**models(upstream.url)) as gateway:
+        response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
+    assert (response.status_code, response.text, response.headers["x-why"]) == (418, "no tea", "pot")
+
+
 def test_a_forgotten_content_type_is_forgiven(echoing: Gateway) -> None:
     """`curl -d` says that JSON is a form."""
     kind = "application/x-www-form-urlencoded"

@@ -41,6 +41,14 @@ def test_the_longest_name_that_fits_is_the_models(gateway: Gateway, path: str, e
     assert (said["method"], said["path"]) == ("GET", expected)
 
 
+@pytest.mark.parametrize("path", ["/upstream", "/upstream/", "/upstream/?a=1", "/upstream//x"])
+def test_a_path_without_a_model_is_told_how_to_name_one(gateway: Gateway, path: str) -> None:
+    response = requests.get(f"{gateway.url}{path}", timeout=10)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    assert "/upstream/MODEL/" in response.json()["error"]["message"]
+    assert "m, org/m, org/m/q4, my model." in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_any_method_passes_with_its_body(gateway: Gateway, method: str) -> None:
     said = requests.request(method, f"{gateway.url}/upstream/m/x", data="abc", timeout=10).json()

@@ -165,3 +165,31 @@ async def test_an_upstream_without_sockets_is_said_so() -> None:
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await session.ws_connect(f"{gateway.url}/upstream/m/ws")
     assert refused.value.status == 502
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "code"),
+    [
+        ("/upstream/nobody/ws", {}, 404, "model_not_found"),
+        ("/v1/realtime?model=nobody", {}, 404, "model_not_found"),
+        ("/v1/realtime", {}, 400, None),
+        ("/v1/realtime?model=m", {"origin": "https://evil.example"}, 403, None),
+        ("/v1/realtime?model=m", {"authorization": "Bearer wrong"}, 401, "invalid_api_key"),
+    ],
+)
+async def test_a_refused_socket_gets_a_status_and_an_error_and_the_log_no_fault(
+    path: str, headers: dict[str, str], status: int, code: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = {"authorization": "Bearer sk"} | headers
+    caplog.set_level("INFO")
+    with serving(models={"m": {"proxy": "http://127.0.0.1:9"}}, apiKeys=("sk",)) as gateway:
+        async with aiohttp.ClientSession() as session:
+            upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+            asked = {**key, **upgrade, "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}
+            async with session.get(f"{gateway.url}{path}", headers=asked) as refusal:
+                said = await refusal.json()
+                assert refusal.status == status
+                assert code is None or said["error"]["code"] == code
+    lines = [line for line in caplog.records if line.name == "eardrum.access"]
+    assert f"{path.partition('?')[0]} {status} " in lines[0].getMessage()
+    assert not [line for line in caplog.records if line.levelname == "ERROR"]

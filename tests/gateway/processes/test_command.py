@@ -82,10 +82,15 @@ async def test_it_is_asked_until_it_is_ready_and_no_longer() -> None:
         assert 1 <= time.monotonic() - began < 10
 
 
-async def test_one_that_is_not_asked_has_to_live_at_least() -> None:
+async def test_one_that_is_not_asked_has_to_take_connections() -> None:
     began = time.monotonic()
-    async with running(entry(free_port(), "--load-seconds", 20, checkEndpoint="none")):
-        assert time.monotonic() - began < 15
+    habits = ("--load-seconds", 0.7, "--unhealthy-seconds", 20)
+    async with running(entry(free_port(), *habits, checkEndpoint="none")) as (_, way):
+        assert 0.7 <= time.monotonic() - began < 15
+        async with way.session.get(f"{way.address}/env") as response:
+            assert response.status == 200
+    said = await failure(entry(port := free_port(), "--load-seconds", 60, checkEndpoint="none"), within_s=0.5)
+    assert f"(healthCheckTimeout): nothing listens at http://127.0.0.1:{port}. " in said
     dead = config.Model.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "checkEndpoint": "none"})
     assert "ended with exit code 3 before it served. It logged nothing." in await failure(dead)
 
@@ -159,6 +164,19 @@ async def test_a_stranger_who_takes_the_port_meanwhile_is_not_taken_for_the_mode
     finally:
         stranger.terminate()
         await stranger.wait()
+
+
+@pytest.mark.parametrize("check", ["/health", "none"])
+async def test_a_stranger_on_a_port_that_the_command_was_not_told_is_warned_of(
+    check: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    async with running(entry(port)) as (stranger, way):
+        model = config.Model.model_validate({"cmd": "sleep 60", "proxy": way.address, "checkEndpoint": check})
+        async with running(model):
+            (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+        assert f"(pid {stranger.pid}) that listens on port {port}" in warning
+        assert "models.m.proxy" in warning
 
 
 async def test_a_wrapper_may_serve_from_a_child() -> None:

@@ -12,7 +12,7 @@ from eardrum.api.forward.broken import Worded
 from eardrum.api.forward.exchange import Exchange
 from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
-from eardrum.errors import NotReadyError, UnsupportedFeatureError
+from eardrum.errors import NotFoundError, NotReadyError, UnsupportedFeatureError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
@@ -33,16 +33,17 @@ class Passthrough:
 
     def route(self, scope: Scope) -> App | None:
         """What serves this request, if it is for this route."""
-        return self if scope["path"].startswith(PREFIX) else None
+        return self if f"{scope['path']}/".startswith(PREFIX) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.
 
         Raises:
             ModelNotFoundError: no model's name begins the path.
+            NotFoundError: there is none in it.
             NotReadyError: it is for a file of a page, and the model is not up.
         """
-        model, path = self._target(scope["raw_path"].decode("latin-1").removeprefix(PREFIX))
+        model, path = self._target(scope["raw_path"].decode("latin-1")[len(PREFIX) :])
         if not model.foreign:
             raise UnsupportedFeatureError(
                 f"{model.id} is run by the engine {model.engine} and has no pages of its own.", param="model"
@@ -73,6 +74,11 @@ class Passthrough:
     def _target(self, path: str) -> tuple[Model, str]:
         """The model with the longest name that begins the path, and the path behind it; that is empty if no slash follows."""
         parts = path.split("/")
+        if not parts[0]:
+            models = ", ".join(model.id for model in self._service.catalog if model.foreign) or "none here"
+            raise NotFoundError(
+                f"Say whose server is meant: {PREFIX}MODEL/ and then the path there. Models with a server of their own: {models}."
+            )
         for count in range(min(len(parts), MOST_SLASHES), 0, -1):
             if model := self._service.catalog.named(unquote("/".join(parts[:count]))):
                 return model, "".join(f"/{part}" for part in parts[count:])

@@ -20,16 +20,13 @@ from eardrum.errors import ModelLoadError
 from eardrum.gateway.logs import Log
 from eardrum.gateway.processes import ports
 from eardrum.gateway.processes.child import Child
-from eardrum.gateway.processes.readiness import Readiness
+from eardrum.gateway.processes.readiness import Answering, Listening, Readiness
 from eardrum.gateway.processes.register import Register
 
 log = logging.getLogger(__name__)
 
 UNASKED = "none"
 """What stands for `checkEndpoint` where nothing is to be asked."""
-
-FIRST_BREATH_S = 0.1
-"""Time in which a command that is not asked whether it serves has to show that it at least lives."""
 
 PORT_S, PORT_EVERY_S = 1.0, 0.1
 """How long, and how often, a port is looked at that should be free."""
@@ -75,7 +72,7 @@ class Command(Child):
             raise ModelLoadError(f"{name} cannot be started: {argv[0]}: {reason} (models.{name}.cmd).") from error
         command._stop_command, command._environment, command._unload_s = entry.cmdStop, environment, unload_s
         try:
-            await command._serves(entry, session, within_s, port)
+            await command._serves(entry, session, within_s)
         except BaseException:
             await command.clear()
             raise
@@ -95,21 +92,31 @@ class Command(Child):
             log.warning("%s does not end: killed after %.1f s (unloadTimeout).", self.name, self._unload_s)
             await self.kill()
 
-    async def _serves(self, entry: config.Model, session: aiohttp.ClientSession, within_s: float, port: int) -> None:
+    async def _serves(self, entry: config.Model, session: aiohttp.ClientSession, within_s: float) -> None:
         """Wait until it does, and make sure that it is not somebody else who does."""
-        if entry.checkEndpoint == UNASKED:
-            await asyncio.wait([self.exited], timeout=FIRST_BREATH_S)
-        else:
-            readiness = Readiness(session, entry.proxy.rstrip("/") + "/" + entry.checkEndpoint.lstrip("/"))
-            if not await self._until(readiness, within_s):
-                raise ModelLoadError(
-                    f"{self.name} was not ready after {within_s:g} s (healthCheckTimeout): {readiness.last}. {self.last_words}"
-                )
-            if port and (other := await asyncio.to_thread(ports.stranger, port, self.pid, self._mark)):
-                raise ModelLoadError(f"The port {port} of {self.name} is not its own: {ports.named(other)} answers there.")
+        address = entry.proxy.rstrip("/")
+        asked = entry.checkEndpoint != UNASKED
+        readiness = Answering(session, f"{address}/{entry.checkEndpoint.lstrip('/')}") if asked else Listening(address)
+        if not await self._until(readiness, within_s):
+            raise ModelLoadError(
+                f"{self.name} was not ready after {within_s:g} s (healthCheckTimeout): {readiness.last}. {self.last_words}"
+            )
         if self.exited.done():
             await asyncio.shield(self.ended)
             raise ModelLoadError(f"The command of {self.name} {self.ending} before it served.{self.advice} {self.last_words}")
+        await self._owns(entry)
+
+    async def _owns(self, entry: config.Model) -> None:
+        """Look who it is that listens. A command that was not told the port may have reasons to leave it to somebody else."""
+        port = ports.of_this_machine(entry.proxy)
+        other = await asyncio.to_thread(ports.stranger, port, self.pid, self._mark) if port else None
+        if other and ports.claimed(entry.cmd, entry.proxy):
+            raise ModelLoadError(f"The port {port} of {self.name} is not its own: {ports.named(other)} answers there.")
+        if other:
+            log.warning(
+                "It is %s that listens on port %d, and nothing that the command of %s has started: is models.%s.proxy right?",
+                ports.named(other), port, self.name, self.name,
+            )  # fmt: skip
 
     async def _until(self, readiness: Readiness, within_s: float) -> bool:
         """Whether it is ready, or has ended, in time."""

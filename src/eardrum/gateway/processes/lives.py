@@ -19,7 +19,7 @@ from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.processes.command import UNASKED, Command
 from eardrum.gateway.processes.process import Process
-from eardrum.gateway.processes.readiness import Readiness
+from eardrum.gateway.processes.readiness import Answering
 from eardrum.gateway.processes.register import Register
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.habits import Habits
@@ -192,7 +192,7 @@ class Lives:
         """Another server is asked whether it serves only if the config says at which path."""
         if "checkEndpoint" not in entry.model_fields_set or entry.checkEndpoint == UNASKED:
             return
-        readiness = Readiness(upstream.session, f"{entry.proxy.rstrip('/')}/{entry.checkEndpoint.lstrip('/')}")
+        readiness = Answering(upstream.session, f"{entry.proxy.rstrip('/')}/{entry.checkEndpoint.lstrip('/')}")
         try:
             async with asyncio.timeout(within := self.settings.healthCheckTimeout):
                 await readiness.reached()

@@ -17,12 +17,17 @@ FORWARDERS = ("docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pas
 """Programs that hold a port for a container which a command of ours may have started."""
 
 
-def claimed(command: str, address: str) -> int:
-    """The port of this machine on which a command is to serve; 0 if it is not told one, or serves from another machine."""
+def of_this_machine(address: str) -> int:
+    """The port of an address on this machine; 0 if it has none, or is elsewhere."""
     url = urlsplit(address)
     local = url.hostname in LOCAL or (url.hostname or "").startswith("127.") or url.hostname == "::1"
-    named = url.port and re.search(rf"(?<!\d){url.port}(?!\d)", command)
-    return url.port if local and url.port and named else 0
+    return url.port if local and url.port else 0
+
+
+def claimed(command: str, address: str) -> int:
+    """The port of this machine on which a command is to serve; 0 if it is not told one, or serves from another machine."""
+    port = of_this_machine(address)
+    return port if port and re.search(rf"(?<!\d){port}(?!\d)", command) else 0
 
 
 def taken(port: int, host: str) -> bool:
