@@ -115,8 +115,7 @@ class Loaded:
 def own_runner(model: Loaded, batch: int) -> Iterator[tuple[Path, int, psutil.Process]]:
     """The real runner in a process of its own: its socket, the batch size (its own choice if `batch` is 0), the process."""
     with TemporaryDirectory(prefix="eardrum-bench-") as temp:
-        socket = Path(temp) / "inner" / "runner.sock"
-        socket.parent.mkdir()
+        socket = Path(temp) / "runner.sock"
         arguments = [*model.arguments, "--batch", str(batch), "--socket", str(socket), "--parent"]
         with child(["-m", "eardrum.runner", *arguments], pipes=True) as process:
             assert process.stdout
@@ -130,8 +129,7 @@ def own_runner(model: Loaded, batch: int) -> Iterator[tuple[Path, int, psutil.Pr
 def runner(order: str, batch: int, *, tell: bool = False) -> Iterator[tuple[Path, Popen[bytes]]]:
     """A runner in a process of its own: its socket, and the process whose stdout tells of batches."""
     with TemporaryDirectory(prefix="eardrum-bench-") as temp:
-        socket = Path(temp) / "inner" / "runner.sock"  # the runner removes the folder of its socket
-        socket.parent.mkdir()
+        socket = Path(temp) / "runner.sock"
         arguments = ["-m", "bench.runners", "--order", order, "--batch", str(batch), "--socket", str(socket)]
         with child([*arguments, *["--tell"] * tell], pipes=True) as process:
             assert process.stdout
@@ -149,7 +147,7 @@ def main() -> None:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--tell", action="store_true")
     arguments = parser.parse_args()
-    arguments.parent = True
+    arguments.parent, arguments.own_folder = True, None
     tune_allocator()
     engine = load_engine("moonshine", WEIGHTS, {})
     queue: Queue[Job] = FifoQueue() if arguments.order == "fifo" else FairQueue[Job]()

@@ -67,12 +67,27 @@ def test_audio_in_lines_out(tmp_path: Path) -> None:
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     directory = tmp_path / "private"
     directory.mkdir()
-    with runner("--socket", str(directory / "runner.sock"), "--parent", "--batch", "1") as (process, said):
+    own = ["--own-folder", str(directory)]
+    with runner("--socket", str(directory / "runner.sock"), *own, "--parent", "--batch", "1") as (process, said):
         assert "ready" in said
         assert process.stdin
         process.stdin.close()
         process.wait(20)
     assert not directory.exists()
+
+
+def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket may lie in the system's folder for temporary files, beside those of everybody else."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "somebody's").mkdir()
+    (tmp_path / "somebody's" / "file").touch()
+    with runner("--socket", str(tmp_path / "runner.sock"), "--parent", "--batch", "1") as (process, said):
+        assert "ready" in said
+        assert process.stdin
+        process.stdin.close()
+        process.wait(20)
+    assert [path.name for path in tmp_path.iterdir()] == ["somebody's"]
+    assert (tmp_path / "somebody's" / "file").exists()
 
 
 @pytest.mark.parametrize(

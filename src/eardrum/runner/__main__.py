@@ -13,9 +13,8 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from threading import Thread
@@ -95,7 +94,7 @@ def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) 
     # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
-    with _removed_at_end(arguments.socket):
+    with _removed_at_end(arguments.socket, arguments.own_folder):
         server.run()
 
 
@@ -120,18 +119,18 @@ def _follow_parent(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def _removed_at_end(socket: str | None) -> Iterator[None]:
-    """Leave no socket file behind, nor the private folder that held it and what libraries put there as temporary files, even
-    when the parent is gone."""
+def _removed_at_end(socket: str | None, folder: str | None) -> Iterator[None]:
+    """Leave no socket behind, nor the folder that was made for this process alone, even when the parent is gone.
+
+    Which folder that is must be said: a socket may lie beside files of others.
+    """
     try:
         yield
     finally:
         if socket:
             Path(socket).unlink(missing_ok=True)
-            if Path(socket).parent == Path(tempfile.gettempdir()):
-                shutil.rmtree(Path(socket).parent, ignore_errors=True)
-            with suppress(OSError):
-                Path(socket).parent.rmdir()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _allowed(batch: int, engine: Engine) -> int:
@@ -168,6 +167,7 @@ def _arguments() -> argparse.Namespace:
     options = os.environ.get("EARDRUM_RUNNER_OPTIONS", "{}")  # may hold keys: a command line is for all to see
     parser.add_argument("--options", default=options, help="the engine's options as JSON; else EARDRUM_RUNNER_OPTIONS")
     parser.add_argument("--socket", help="unix socket to listen on; without it TCP")
+    parser.add_argument("--own-folder", help="folder made for this process alone: removed at the end, with all that is in it")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8101)
     parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")

@@ -238,6 +238,7 @@ class Lives:
             "--engine": model.engine,
             "--source": str(model.source or ""),
             "--socket": socket,
+            "--own-folder": os.path.dirname(socket),
             "--batch": str(model.batch or self._batches.get(_kind(model), 0)),
             "--max-audio-s": str(self.settings.limits.audio_seconds),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
