@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import uvicorn
 
+from eardrum import config
 from eardrum.engines.moonshine import Moonshine
 from eardrum.errors import AudioError, EmptyCommitError, InvalidRequestError, UnsupportedFeatureError
+from eardrum.gateway.catalog import Catalog
+from eardrum.gateway.inventory import EMBEDDED_ID
 from eardrum.gateway.upstreams.session import RunnerSession
 from eardrum.live import (
     Commit,
@@ -43,6 +46,15 @@ from tests.recordings import SPEECH_TEXT, encode, g711, pcm, phone, resampled, s
 pytestmark = pytest.mark.slow
 
 Talk = Callable[[RunnerSession], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def hearing() -> Iterator[Batcher]:
+    """The embedded model, one window at a time so that texts repeat."""
+    model = Moonshine.load(Catalog(config.Settings()).find(EMBEDDED_ID).source, Moonshine.Options())
+    batcher = Batcher(model, batch=1)
+    yield batcher
+    batcher.close()
 
 
 @asynccontextmanager
@@ -221,7 +233,7 @@ def test_what_is_no_message_ends_the_session_with_an_error(hearing: Batcher) -> 
 
 @pytest.mark.parametrize("form", [Format(), Format(Encoding.CONTAINER)])
 def test_of_a_client_that_vanishes_nothing_is_left(hearing: Batcher, form: Format) -> None:
-    data = pcm(np.tile(speech(), 5)) if form.encoding is Encoding.PCM16 else encode(np.tile(speech(), 5), "webm")
+    data = pcm(np.tile(speech(), 3)) if form.encoding is Encoding.PCM16 else encode(np.tile(speech(), 3), "webm")
 
     async def run() -> None:
         async with connected(hearing) as http:
