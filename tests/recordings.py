@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -103,6 +104,24 @@ def decoded(path: Path) -> Samples:
         resampler = av.AudioResampler("flt", "mono", 16_000)
         frames = [r for frame in file.decode(audio=0) for r in resampler.resample(frame)] + resampler.resample(None)
     return np.concatenate([frame.to_ndarray()[0] for frame in frames])
+
+
+def resampled(samples: Samples, rate: int) -> Samples:
+    """The samples at another rate."""
+    frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+    frame.sample_rate = 16_000
+    resampler = av.AudioResampler("flt", "mono", rate)
+    return np.concatenate([f.to_ndarray()[0] for f in [*resampler.resample(frame), *resampler.resample(None)]])
+
+
+def g711(samples: Samples, codec: str) -> bytes:
+    """The samples as FFmpeg encodes them for a telephone."""
+    context = av.CodecContext.create(codec, "w")
+    context.sample_rate, context.format, context.layout = 16_000, "s16", "mono"
+    context.time_base = Fraction(1, 16_000)
+    frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
+    frame.sample_rate = 16_000
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
 @cache

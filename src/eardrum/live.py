@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from eardrum.errors import EardrumError, InvalidRequestError, error_from_json
-from eardrum.types import SAMPLE_RATE, Priority, Record, Request, Segment, Word
+from eardrum.types import SAMPLE_RATE, Priority, Record, Request, Segment, Task, Word
 
 
 class Encoding(StrEnum):
@@ -73,7 +73,7 @@ class Settings(Record):
         endpointing = data.get("endpointing")
         request = Request.from_json(data.get("request", {}))
         return cls(
-            request=replace(request, priority=Priority.LIVE),
+            request=replace(request, task=Task(request.task), priority=Priority.LIVE),
             format=Format.from_json(data.get("format", {})),
             endpointing=Endpointing.from_json(endpointing) if endpointing is not None else None,
             partials=bool(data.get("partials", True)),

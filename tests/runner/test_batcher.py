@@ -17,6 +17,7 @@ import pytest
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.errors import AudioError
 from eardrum.runner.batcher import Batcher, Heard
+from eardrum.runner.queue import Class
 from eardrum.types import Capabilities, Priority, Request, Segment
 from tests.conftest import wait_for
 
@@ -163,6 +164,34 @@ def test_cancelling_drops_what_waits_and_nobody_elses() -> None:
         assert not any("gone" in batch for batch in engine.batches)
         with pytest.raises(CancelledError):
             dropped[0].result()
+
+
+def test_a_partial_that_has_become_a_final_goes_before_other_partials_and_stays_when_those_are_dropped() -> None:
+    with batching(batch=1) as (batcher, engine):
+        held(batcher, engine)
+        partials, finals = batcher.request(), batcher.request()
+        batcher.submit(batcher.request(), window("another", Priority.LIVE), Class.PARTIAL)
+        adopted = batcher.submit(partials, window("adopted", Priority.LIVE), Class.PARTIAL)
+        batcher.hand_over(partials, finals)
+        dropped = batcher.submit(partials, window("dropped", Priority.LIVE), Class.PARTIAL)
+        batcher.cancel(partials)
+        engine.gate.set()
+        assert heard(adopted) == "adopted"
+        assert dropped.cancelled()
+        assert engine.batches[1] == ["adopted"]
+
+
+def test_a_window_in_hand_that_has_become_a_final_is_decoded_to_the_end() -> None:
+    with batching() as (batcher, engine):
+        engine.gate.clear()
+        partials, w = batcher.request(), window("adopted", Priority.LIVE)
+        future = batcher.submit(partials, w, Class.PARTIAL)
+        assert engine.entered.wait(10)
+        batcher.hand_over(partials, batcher.request())
+        batcher.cancel(partials)
+        assert not w.cancelled
+        engine.gate.set()
+        assert heard(future) == "adopted"
 
 
 def test_cancelling_tells_the_engine_about_windows_it_is_decoding() -> None:

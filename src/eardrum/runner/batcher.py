@@ -85,10 +85,15 @@ class Batcher:
             self._changed.notify()
         return job.future
 
-    def hurry(self, request_id: int) -> None:
-        """Serve a request's waiting windows as those of live speech: they have turned out to be final."""
+    def hand_over(self, request_id: int, to: int) -> None:
+        """Make the windows of one request those of another one, and those that wait windows of live speech: partials have
+        turned out to be final."""
         with self._changed:
-            for job in self._queue.drop(request_id):
+            waiting = self._queue.drop(request_id)
+            for job in (*waiting, *self._in_hand):
+                if job.request_id == request_id:
+                    job.request_id = to
+            for job in waiting:
                 job.rank = Class.LIVE
                 self._queue.push(job)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from eardrum.engines.base import Audio, Context
-from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError
+from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.live import Command, Configure, Encoding, Ended, Finish, LiveEvent, Refused, Settings
 from eardrum.runner.batcher import Batcher, Heard
 from eardrum.runner.live import samples as raw
@@ -54,29 +54,35 @@ class Driver:
         self._context = self._guess = Context()
         self._line: deque[Decode] = deque()  # finals that wait for the one before, where the engine wants them one by one
         self._with_engine: dict[int, Decode] = {}
-        self._events: asyncio.Queue[LiveEvent] = asyncio.Queue()
+        self._events: asyncio.Queue[LiveEvent | EardrumError] = asyncio.Queue()
+        self._turn = asyncio.Lock()  # samples may come from a container's thread while a command comes
         self._changed = asyncio.Event()
         batcher.live += 1
 
     async def take(self, message: bytes | Command) -> None:
-        """Take the next audio or command; waits while the engine or the client is far behind.
+        """Take the next audio or command; waits while the engine or the client is far behind."""
+        if isinstance(message, bytes):
+            await self._feed(message)
+            return
+        await self._flush(finished=isinstance(message, Finish))
+        async with self._turn:
+            await self._room()
+            if isinstance(message, Configure):
+                self._configure(message.settings)
+            else:
+                self._do(self._session.command(message, self._rest))
+
+    async def events(self) -> AsyncGenerator[LiveEvent, None]:
+        """What happens, up to `Ended`.
 
         Raises:
             AudioError: the audio cannot be decoded.
         """
-        if isinstance(message, bytes):
-            await self._feed(message)
-        elif isinstance(message, Configure):
-            self._configure(message.settings)
-        else:
-            await self._flush(finished=isinstance(message, Finish))
-            self._do(self._session.command(message, self._rest))
-
-    async def events(self) -> AsyncGenerator[LiveEvent, None]:
-        """What happens, up to `Ended`."""
         while True:
             event = await self._events.get()
             self._changed.set()
+            if isinstance(event, EardrumError):
+                raise event
             yield event
             if isinstance(event, Ended):
                 return
@@ -96,7 +102,7 @@ class Driver:
         if self._source is None:
             form = self._settings.format
             if form.encoding is Encoding.CONTAINER:
-                self._source = ContainerSamples(self._hear, max_seconds=self._max_seconds)
+                self._source = ContainerSamples(self._hear, self._events.put_nowait, max_seconds=self._max_seconds)
             else:
                 self._source = raw.RawSamples(form)
         if isinstance(self._source, ContainerSamples):
@@ -112,14 +118,15 @@ class Driver:
             await self._source.finish()
 
     async def _hear(self, samples: Audio) -> None:
-        samples = np.concatenate([self._rest, samples])
-        whole = len(samples) - len(samples) % FRAME
-        self._rest = samples[whole:]
-        for at in range(0, whole, SLICE):
-            await self._room()
-            block = samples[at : min(at + SLICE, whole)]
-            self._do(self._session.hear(block, self._vad(block)))
-            await asyncio.sleep(0)
+        async with self._turn:
+            samples = np.concatenate([self._rest, samples])
+            whole = len(samples) - len(samples) % FRAME
+            for at in range(0, whole, SLICE):
+                await self._room()
+                block = samples[at : min(at + SLICE, whole)]
+                self._do(self._session.hear(block, self._vad(block)))
+                await asyncio.sleep(0)
+            self._rest = samples[whole:]
 
     async def _room(self) -> None:
         while self._session.waiting >= AHEAD or self._events.qsize() >= BACKLOG:
@@ -136,7 +143,7 @@ class Driver:
                 case Drop(number):
                     self._drop(number)
                 case Adopt():
-                    self._batcher.hurry(self._partials)
+                    self._batcher.hand_over(self._partials, self._finals)
                     self._context = self._guess
                 case _:
                     self._events.put_nowait(output)
@@ -183,7 +190,7 @@ class Driver:
     # Settings
 
     def _configure(self, settings: Settings) -> None:
-        refusal: EardrumError | None = _refusal(settings, self._batcher)
+        refusal = _refusal(settings, self._batcher)
         if self._source is not None and settings.format != self._settings.format:
             refusal = InvalidRequestError(LATE, param="format")
         if refusal:
@@ -193,7 +200,7 @@ class Driver:
         self._do(self._session.command(Configure(settings)))
 
 
-def _refusal(settings: Settings, batcher: Batcher) -> UnsupportedFeatureError | InvalidRequestError | EardrumError | None:
+def _refusal(settings: Settings, batcher: Batcher) -> EardrumError | None:
     try:
         raw.check(settings.format)
     except InvalidRequestError as error:

@@ -1,0 +1,105 @@
+"""Raw audio in any portions."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eardrum.errors import InvalidRequestError
+from eardrum.live import Encoding, Format
+from eardrum.runner.live.samples import HIGHEST, LOWEST, MOST_CHANNELS, RawSamples, check
+from tests.recordings import Samples, g711, pcm, resampled, speech, tone
+
+RATES = (8_000, 22_050, 24_000, 44_100, 48_000)
+
+
+def heard(form: Format, data: bytes, portion: int = 640) -> Samples:
+    source = RawSamples(form)
+    pieces = [source.feed(data[at : at + portion]) for at in range(0, len(data), portion)]
+    return np.concatenate([*pieces, source.flush()])
+
+
+def unlike(one: Samples, other: Samples) -> float:
+    """Power of the difference, in parts of the power of the first; the ends are left out."""
+    size = min(len(one), len(other)) - 800
+    return float(np.mean((one[800:size] - other[800:size]) ** 2) / np.mean(one[800:size] ** 2))
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_any_rate_becomes_16_khz(rate: int) -> None:
+    sound = tone(2.0)
+    found = heard(Format(rate=rate), pcm(resampled(sound, rate)))
+    assert len(found) == pytest.approx(32_000, abs=200)
+    assert unlike(sound, found) < 1e-3
+
+
+def test_what_is_at_16_khz_is_not_touched() -> None:
+    data = pcm(speech()[:16_000])
+    assert np.array_equal(heard(Format(), data) * 32768, np.frombuffer(data, "<i2").astype(np.float32))
+
+
+@pytest.mark.parametrize(("encoding", "codec"), [(Encoding.MULAW, "pcm_mulaw"), (Encoding.ALAW, "pcm_alaw")])
+def test_telephone_audio_is_decoded_as_the_standard_says(encoding: Encoding, codec: str) -> None:
+    every = bytes(range(256))
+    context = av.CodecContext.create(codec, "r")
+    context.sample_rate, context.layout = 8_000, "mono"
+    (frame,) = context.decode(av.Packet(every))
+    assert np.array_equal(RawSamples(Format(encoding)).feed(every * 16)[:256] * 32768, frame.to_ndarray()[0].astype(np.float32))
+
+
+@pytest.mark.parametrize("encoding", [Encoding.MULAW, Encoding.ALAW])
+def test_telephone_audio_is_the_speech_it_was(encoding: Encoding) -> None:
+    data = g711(speech(), f"pcm_{encoding}")
+    assert unlike(speech(), heard(Format(encoding), data)) < 0.01
+
+
+def test_channels_are_mixed() -> None:
+    both = np.stack([tone(1.0, 440), tone(1.0, 1000)], axis=1)
+    found = heard(Format(channels=2), pcm(both.reshape(-1)))
+    assert np.allclose(found, both.mean(axis=1), atol=1e-3)
+
+
+def test_floats_are_taken_as_they_are_and_nonsense_in_them_is_silence() -> None:
+    wild = np.array([0.5, np.nan, np.inf, -7.0], "<f4")
+    assert heard(Format(Encoding.PCM32F), wild.tobytes()).tolist() == [0.5, 0.0, 1.0, -1.0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([16_000, 24_000, 8_000]), st.sampled_from(list(Encoding)[:4]), st.lists(st.integers(0, 3000), max_size=30))
+def test_portions_make_no_difference(rate: int, encoding: Encoding, sizes: list[int]) -> None:
+    form = Format(encoding, rate=rate)
+    data = pcm(speech()[:8_000])
+    source, pieces, at = RawSamples(form), [], 0
+    for size in sizes:
+        pieces.append(source.feed(data[at : at + size]))
+        at += size
+    pieces += [source.feed(data[at:]), source.flush()]
+    assert np.array_equal(np.concatenate(pieces), heard(form, data, len(data)), equal_nan=True)
+
+
+def test_one_byte_at_a_time_is_the_same_audio() -> None:
+    data = pcm(speech()[:4_000])
+    assert np.array_equal(heard(Format(rate=24_000), data, 1), heard(Format(rate=24_000), data))
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        (Format(rate=LOWEST - 1), "rate"),
+        (Format(rate=HIGHEST + 1), "rate"),
+        (Format(rate=-16_000), "rate"),
+        (Format(channels=0), "channels"),
+        (Format(channels=MOST_CHANNELS + 1), "channels"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused_by_name(form: Format, named: str) -> None:
+    with pytest.raises(InvalidRequestError, match=str(getattr(form, named))) as refused:
+        check(form)
+    assert refused.value.param == named
+
+
+def test_a_container_says_itself_what_its_rate_is() -> None:
+    check(Format(Encoding.CONTAINER, rate=1))
