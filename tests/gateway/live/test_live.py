@@ -336,7 +336,8 @@ async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path:
             await speaker.session.feed(sentence(1) + said(2))
             await speaker.until(lambda: len(speaker.of(SpeechStarted)) == 2)
             ending = asyncio.create_task(service.sessions.end())
-            await speaker.until(lambda: speaker.of(Ended))
+            await speaker.until(lambda: speaker.error)
+            assert isinstance(speaker.error, ShuttingDownError)
             assert speaker.texts == {1: "1", 2: "2"}
             await speaker.session.feed(sentence(3))
             assert not ending.done()
@@ -349,8 +350,20 @@ async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path:
 async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path, {"m": model(tmp_path, load_s=5)}) as service, speaking(service) as speaker:
         ending = asyncio.create_task(service.sessions.end())
-        await speaker.until(lambda: speaker.of(Ended), 1)
+        await speaker.until(lambda: speaker.error, 1)
+        assert isinstance(speaker.error, ShuttingDownError)
         assert not ending.done()
+        ending.cancel()
+
+
+async def test_who_has_finished_before_does_not_notice_the_end_of_the_server(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"m": model(tmp_path, decode_s=0.3)}) as service, speaking(service) as speaker:
+        await speaker.session.feed(sentence(1))
+        await speaker.until(lambda: speaker.of(Committed))
+        await speaker.session.finish()
+        ending = asyncio.create_task(service.sessions.end())
+        await speaker.until(lambda: speaker.of(Ended))
+        assert speaker.texts == {1: "1"}
         ending.cancel()
 
 

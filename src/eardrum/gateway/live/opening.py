@@ -32,8 +32,8 @@ async def live(service: Service, model: Model, settings: Settings) -> AsyncItera
     """A session with a model. It is open at once: what is said while the model is loaded waits.
 
     The session rests while nothing is said (`Rested`), and goes on with another process if the one that hears it dies or was
-    unloaded meanwhile. When the server goes down it is finished by itself, with the last texts and `Ended`; the server waits for
-    the edge to tell them and to leave the block. Leaving hangs up.
+    unloaded meanwhile. When the server goes down it ends by itself: the last texts come, then `events` raises
+    `ShuttingDownError`. The server waits for the edge to tell them and to leave the block. Leaving hangs up.
 
     Raises:
         UnsupportedFeatureError: the model cannot do what is asked.

@@ -66,6 +66,7 @@ class Session:
         self._resting = False
         self._loaded = False
         self._deaths = 0
+        self._stopped = False
         self._ended: Ended | None = None
 
     # What the edge calls.
@@ -98,13 +99,13 @@ class Session:
 
     async def finish(self) -> None:
         """No more audio comes; answered by the last finals and `Ended`, which ends `events`."""
-        self.stop()
+        self._finish()
 
     def events(self) -> AsyncGenerator[LiveEvent, None]:
         """Events as they come, up to `Ended`.
 
         Raises:
-            ShuttingDownError: the server went down before the last texts came.
+            ShuttingDownError: the server goes down; the last texts have come, if there was time.
             EardrumError: the session is over, and why.
         """
         return self._out.events()
@@ -124,14 +125,9 @@ class Session:
         return task
 
     def stop(self) -> None:
-        """Hear what was said, give the last texts, and end: somebody has finished, or the server goes down."""
-        if self._tape.finished or self._out.over:
-            return
-        self._tape.say(Finish())
-        self._stir()
-        self._more.set()
-        if not self._connected and not self._unheard:
-            self._end(Ended(self._tape.seconds(self._tape.fed)))
+        """The server goes down: hear what was said, give the last texts, and end. Who has finished before does not notice."""
+        self._stopped = not self._tape.finished
+        self._finish()
 
     def _over(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -157,6 +153,15 @@ class Session:
         if self._silence:
             self._silence.broken()
         self._room.set()
+
+    def _finish(self) -> None:
+        if self._tape.finished or self._out.over:
+            return
+        self._tape.say(Finish())
+        self._stir()
+        self._more.set()
+        if not self._connected and not self._unheard:
+            self._end(Ended(self._tape.seconds(self._tape.fed)))
 
     async def _command(self, command: Command) -> None:
         if not self._tape.finished and not self._out.over:
@@ -232,7 +237,10 @@ class Session:
 
     def _end(self, ended: Ended) -> None:
         self._ended = ended
-        self._out.put(ended)
+        if self._stopped:
+            self._out.end(going_down())
+        else:
+            self._out.put(ended)
 
     def _rest(self) -> None:
         """Nothing was said for a while: the model may be unloaded."""
