@@ -403,12 +403,17 @@ async def test_the_betas_key_and_an_expired_one(locked: Stage, monkeypatch: pyte
     assert refused.value.status == 401
 
 
-async def test_a_secret_that_is_unknown_is_refused_where_everybody_is_let_in(stage: Stage) -> None:
+async def test_a_secret_that_is_not_valid_is_refused_where_everybody_is_let_in(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its configuration would be missing."""
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connected(stage.url(), headers={"authorization": "Bearer ek_0"}):
-            pass
-    assert refused.value.status == 401
+    answer = (await asyncio.to_thread(minted, stage)).json()
+    monkeypatch.setattr(routes.time, "time", lambda: answer["expires_at"] + 1)
+    for value in ("ek_0", answer["value"]):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with connected(stage.url(), headers={"authorization": f"Bearer {value}"}):
+                pass
+        assert refused.value.status == 401
 
 
 @pytest.mark.parametrize(
