@@ -330,6 +330,10 @@ def test_languages_and_probabilities_where_they_are_known_and_wanted() -> None:
     completed = tell(talk, final)[-1]
     assert completed["logprobs"] == [{"token": "Hé", "logprob": -0.1, "bytes": [72, 195, 169]}]
     assert "languages" not in completed, "the client has said it; nothing was detected"
+    for without in (None, []):
+        say(talk, "session.update", session=session)
+        say(talk, "session.update", session={"type": "transcription", "include": without})
+        assert "logprobs" not in tell(talk, final)[-1]
 
 
 def test_a_commit_needs_audio() -> None:

@@ -112,7 +112,8 @@ class Stage:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    with serving(limits={"stall_seconds": 1}) as gateway:
+    models = {"second": {"source": "moonshine-tiny-en"}}
+    with serving(limits={"stall_seconds": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
         set_up = Stage(gateway)
         monkeypatch.setattr(routes, "live", set_up.live)
         yield set_up
@@ -281,12 +282,15 @@ async def test_a_refused_commit_says_which(stage: Stage) -> None:
 
 async def test_another_model_before_audio_takes_the_place_of_the_first(stage: Stage) -> None:
     async with connected(stage.url()) as socket:
-        for language in ("en", ""):
-            transcription = {"model": "whisper-1", "language": language}
-            await say(socket, "session.update", session={"audio": {"input": {"transcription": transcription}}})
+        for name in ("whisper-1", "second"):
+            await say(socket, "session.update", session={"audio": {"input": {"transcription": {"model": name}}}})
             await until(socket, "session.updated")
-        await asyncio.to_thread(wait_for, lambda: stage.sessions and len(stage.sessions[0].told) == 2)
-        assert len(stage.sessions) == 1
+            await asyncio.to_thread(wait_for, lambda: stage.sessions and stage.open == 1)
+        await asyncio.to_thread(wait_for, lambda: len(stage.sessions) == 2 and stage.open == 1)
+        await say(socket, "input_audio_buffer.append", audio=SILENCE)
+        await asyncio.to_thread(wait_for, lambda: stage.sessions[1].bytes)
+        assert [session.model.id for session in stage.sessions] == ["moonshine-tiny-en", "second"]
+        assert stage.open == 1
 
 
 @pytest.mark.parametrize(
@@ -403,12 +407,17 @@ async def test_the_betas_key_and_an_expired_one(locked: Stage, monkeypatch: pyte
     assert refused.value.status == 401
 
 
-async def test_a_secret_that_is_unknown_is_refused_where_everybody_is_let_in(stage: Stage) -> None:
+async def test_a_secret_that_is_not_valid_is_refused_where_everybody_is_let_in(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its configuration would be missing."""
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connected(stage.url(), headers={"authorization": "Bearer ek_0"}):
-            pass
-    assert refused.value.status == 401
+    answer = (await asyncio.to_thread(minted, stage)).json()
+    monkeypatch.setattr(routes.time, "time", lambda: answer["expires_at"] + 1)
+    for value in ("ek_0", answer["value"]):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with connected(stage.url(), headers={"authorization": f"Bearer {value}"}):
+                pass
+        assert refused.value.status == 401
 
 
 @pytest.mark.parametrize(
