@@ -64,15 +64,23 @@ def test_audio_in_lines_out(tmp_path: Path) -> None:
         assert (health["windows"], health["capabilities"]["languages"]) == (3, ["en"])
 
 
-def test_it_ends_with_its_parent(tmp_path: Path) -> None:
-    directory = tmp_path / "private"
+@pytest.mark.parametrize("private", [True, False])
+def test_it_ends_with_its_parent_and_only_a_private_folder_goes_with_it(
+    private: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that is the folder for temporary files, where others have theirs."""
+    directory = tmp_path / "folder"
     directory.mkdir()
-    with runner("--socket", str(directory / "runner.sock"), "--parent", "--batch", "1") as (process, said):
+    (directory / "left-by-a-library").write_text("x")
+    monkeypatch.setenv("TMPDIR", str(directory))
+    flags = ["--private"] if private else []
+    with runner("--socket", str(directory / "runner.sock"), "--parent", "--batch", "1", *flags) as (process, said):
         assert "ready" in said
         assert process.stdin
         process.stdin.close()
         process.wait(20)
-    assert not directory.exists()
+    assert directory.exists() is not private
+    assert private or [path.name for path in directory.iterdir()] == ["left-by-a-library"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
@@ -95,7 +94,7 @@ def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) 
     # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
-    with _removed_at_end(arguments.socket):
+    with _removed_at_end(arguments.socket, private=arguments.private):
         server.run()
 
 
@@ -120,15 +119,18 @@ def _follow_parent(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def _removed_at_end(socket: str | None) -> Iterator[None]:
-    """Leave no socket file behind, nor the private folder that held it and what libraries put there as temporary files, even
-    when the parent is gone."""
+def _removed_at_end(socket: str | None, *, private: bool) -> Iterator[None]:
+    """Leave no socket file behind, even when the parent is gone.
+
+    Nor, if it is `private`, the folder that held it and what libraries put there as temporary files. Nothing but being told so
+    makes a folder private: a socket may as well lie in the folder that everybody has for temporary files.
+    """
     try:
         yield
     finally:
         if socket:
             Path(socket).unlink(missing_ok=True)
-            if Path(socket).parent == Path(tempfile.gettempdir()):
+            if private:
                 shutil.rmtree(Path(socket).parent, ignore_errors=True)
             with suppress(OSError):
                 Path(socket).parent.rmdir()
@@ -173,6 +175,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")
     parser.add_argument("--max-audio-s", type=float, default=24 * 3600.0)
     parser.add_argument("--log-level", default="info")
+    parser.add_argument("--private", action="store_true", help="remove the socket's folder at the end, with all that is in it")
     parser.add_argument("--parent", action="store_true", help="end when stdin closes")
     return parser.parse_args()
 

@@ -242,7 +242,7 @@ class Lives:
             "--max-audio-s": str(self.settings.limits.audio_seconds),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
-        return [*itertools.chain(*arguments.items()), "--parent"]
+        return [*itertools.chain(*arguments.items()), "--private", "--parent"]
 
 
 def _kind(model: Model) -> str:
