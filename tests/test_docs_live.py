@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -79,7 +80,9 @@ def browser(profile: Path, microphone: Path) -> Iterator[str]:
         f"--use-file-for-fake-audio-capture={microphone}%noloop", "about:blank",
     ]  # fmt: skip
     port = profile / "DevToolsActivePort"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
+    profile.mkdir()
+    environment = os.environ | {"TMPDIR": str(profile)}  # it leaves things there
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
         try:
             wait_for(lambda: port.exists() and port.read_text(), 30)
             listed = requests.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json", timeout=10).json()
@@ -114,7 +117,7 @@ class Page:
 
     async def until(self, expression: str, seconds: float = 30) -> None:
         async with asyncio.timeout(seconds):
-            while not await self.ask(expression):
+            while not await self.ask(expression):  # noqa: ASYNC110 -- another process has no event for it
                 await asyncio.sleep(0.05)
 
     async def text(self, id: str) -> str:
@@ -135,7 +138,7 @@ async def opened(html: str, tmp_path: Path) -> AsyncIterator[Page]:
 
 
 async def test_the_page_shows_what_is_said_while_it_is_said(server: RunningServer, tmp_path: Path) -> None:
-    requests.post(f"{server.address}/api/ps/whisper-1", timeout=60)
+    await asyncio.to_thread(requests.post, f"{server.address}/api/ps/whisper-1", timeout=60)
     html = snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
     async with opened(html, tmp_path) as page:
         await page.ask("document.getElementById('start').click()")
