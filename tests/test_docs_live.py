@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -72,15 +73,19 @@ def pages(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def browser(profile: Path, microphone: Path) -> Iterator[str]:
+def browser(microphone: Path) -> Iterator[str]:
     """Chromium without a window; the address of its one page's debugger."""
+    with tempfile.TemporaryDirectory(prefix="b", ignore_cleanup_errors=True) as profile:  # it puts sockets there: keep it short
+        yield from _browser(Path(profile), microphone)
+
+
+def _browser(profile: Path, microphone: Path) -> Iterator[str]:
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run",
         f"--user-data-dir={profile}", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
         f"--use-file-for-fake-audio-capture={microphone}%noloop", "about:blank",
     ]  # fmt: skip
     port = profile / "DevToolsActivePort"
-    profile.mkdir()
     environment = os.environ | {"TMPDIR": str(profile)}  # it leaves things there
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
         try:
@@ -130,7 +135,7 @@ async def opened(html: str, tmp_path: Path) -> AsyncIterator[Page]:
     microphone.write_bytes(encode(speech()[: int(7.5 * 16_000)], "wav"))
     folder.mkdir()
     (folder / "live.html").write_text(html, encoding="utf-8")
-    with pages(folder) as address, browser(tmp_path / "profile", microphone) as debugger:
+    with pages(folder) as address, browser(microphone) as debugger:
         async with connect(debugger, max_size=None) as socket:
             page = Page(socket)
             await page.go(f"{address}/live.html")
