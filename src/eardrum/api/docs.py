@@ -71,6 +71,8 @@ MANAGEMENT = (
 """What is for whoever runs the server: method, path, what it does, content type."""
 
 REALTIME = (
+    ("get", "/v1/audio/transcriptions/stream", "A WebSocket: audio in, text while somebody speaks; docs/live.md", JSON),
+    ("get", "/ws/realtime", "The same in TingWu's messages", JSON),
     (
         "get",
         "/v1/realtime",

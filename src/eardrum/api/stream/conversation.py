@@ -126,7 +126,7 @@ class Conversation:
         message = told(event, self._worded)
         assert message
         await self._socket.say(message)
-        await self._socket.close(Closing.DONE)
+        await self._socket.close(Closing.GOING_AWAY if self._socket.ending else Closing.DONE)
 
     def _checked(self, config: Config, model: Model) -> Config:
         """With the server's defaults.
