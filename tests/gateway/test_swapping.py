@@ -25,7 +25,7 @@ from tests.programs import FAKE_LLM, fake_llm
 pytestmark = pytest.mark.slow
 
 LOAD_S = 0.3
-JSON = (("content-type", "application/json"),)
+JSON = ((b"content-type", b"application/json"),)
 CHAT = b'{"model": "x", "messages": [{"role": "user", "content": "hello"}]}'
 
 

@@ -171,8 +171,10 @@ async def test_an_upstream_without_sockets_is_said_so() -> None:
     ("path", "headers", "status", "code"),
     [
         ("/upstream/nobody/ws", {}, 404, "model_not_found"),
-        ("/v1/realtime?model=m", {"origin": "https://evil.example"}, 403, None),
-        ("/v1/realtime?model=m", {"authorization": "Bearer wrong"}, 401, "invalid_api_key"),
+        ("/v1/responses?model=nobody", {}, 404, "model_not_found"),
+        ("/v1/responses", {}, 400, None),
+        ("/v1/responses?model=m", {"origin": "https://evil.example"}, 403, None),
+        ("/v1/responses?model=m", {"authorization": "Bearer wrong"}, 401, "invalid_api_key"),
     ],
 )
 async def test_a_refused_socket_gets_a_status_and_an_error_and_the_log_no_fault(

@@ -176,7 +176,7 @@ async def test_a_body_is_sent_with_its_length_or_in_chunks() -> None:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
         async with upstream(script) as (found, _):
-            await found.send(Outgoing("POST", "/p?q=1", [("x-a", "\xe9")], Stream(pieces(), size)))
+            await found.send(Outgoing("POST", "/p?q=1", [(b"x-a", b"\xe9")], Stream(pieces(), size)))
         assert seen[0].startswith(b"POST /base/p?q=1 HTTP/1.1\r\nhost: 127.0.0.1:")
         assert b"x-a: \xe9\r\n" in seen[0]
         assert seen[1] == expected

@@ -36,23 +36,23 @@ WEB_SOCKET = frozenset(
 Raw = Iterable[tuple[bytes, bytes]]
 
 
-def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = frozenset()) -> list[tuple[str, str]]:
+def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
     """The request's headers for the upstream. `host` keeps the client's, which pages of an upstream compare with their own.
 
     `without` names what is left out besides.
     """
-    headers: list[tuple[str, str]] = []
-    came_by: list[str] = []
+    headers: list[tuple[bytes, bytes]] = []
+    came_by: list[bytes] = []
     dropped = _dropped(scope["headers"], NOT_SENT_ON | without if without else NOT_SENT_ON)
     for name, value in scope["headers"]:
         if name not in dropped or (host and name == b"host"):
-            headers.append((name.decode("latin-1"), value.decode("latin-1")))
+            headers.append((name, value))
         elif name == b"x-forwarded-for":
-            came_by.append(value.decode("latin-1"))
+            came_by.append(value)
     if client := scope.get("client"):
-        came_by.append(client[0])
+        came_by.append(client[0].encode("latin-1"))
     if came_by:
-        headers.append(("x-forwarded-for", ", ".join(came_by)))
+        headers.append((b"x-forwarded-for", b", ".join(came_by)))
     return headers
 
 

@@ -9,7 +9,7 @@ from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import CREDENTIALS, Outgoing, Stream
 
-KEYS = frozenset(name.encode() for name in CREDENTIALS)
+KEYS = frozenset(CREDENTIALS)
 NONE: frozenset[bytes] = frozenset()
 
 
@@ -18,7 +18,7 @@ def request(service: Service, model: Model, scope: Scope, path: str, body: bytes
     return Outgoing(scope["method"], path, sent_on(service, model, scope), body)
 
 
-def sent_on(service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NONE) -> list[tuple[str, str]]:
+def sent_on(service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NONE) -> list[tuple[bytes, bytes]]:
     """The headers. A key to this server is for this machine only: what runs elsewhere does not get it."""
     dropped = KEYS | without if _keeps_keys(service, model) else without
     return headers.sent_on(scope, host=model.engine == COMMAND, without=dropped)

@@ -17,7 +17,7 @@ from eardrum.gateway.upstreams.connection import Answer
 from eardrum.gateway.upstreams.foreign import Outgoing, chunks
 
 DONE = "[DONE]"
-HEADERS = (("content-type", "application/json"), ("accept-encoding", "identity"))
+HEADERS = ((b"content-type", b"application/json"), (b"accept-encoding", b"identity"))
 CLIENTS_FAULT = (400, 413, 422)
 """Statuses with which an upstream refuses what the client asked, and not us."""
 
@@ -29,7 +29,7 @@ def request(service: Service, model: Model, ask: Ask, named: str, authorization:
     """
     headers = [*HEADERS]
     if authorization and (model.engine == COMMAND or not service.settings.apiKeys):
-        headers.append(("authorization", authorization))
+        headers.append((b"authorization", authorization.encode("latin-1")))
     return Outgoing("POST", ask.path, headers, json.dumps(filters.apply(ask.body, model.entry, named)).encode())
 
 

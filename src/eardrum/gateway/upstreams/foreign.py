@@ -33,10 +33,10 @@ from eardrum.gateway.upstreams.pool import LOCALHOST, Pool
 from eardrum.gateway.upstreams.transcription import Answered, Transcription
 from eardrum.types import Event, Request
 
-Headers = Sequence[tuple[str, str]]
-"""Names in lower case, in the order they came; a name may come twice."""
+Headers = Sequence[tuple[bytes, bytes]]
+"""As they are sent. Names in lower case, in the order they came; a name may come twice."""
 
-CREDENTIALS = ("authorization", "x-api-key")
+CREDENTIALS = (b"authorization", b"x-api-key")
 AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 """What aiohttp would add to a request that has none: a proxy says what its client said."""
 
@@ -91,7 +91,7 @@ class ForeignUpstream:
         timeouts = timeouts or Timeouts()
         url = URL(address.rstrip("/"), encoded=True)
         self.address = str(url.with_user(None))
-        self._host = url.host_port_subcomponent or ""
+        self._host = (url.host_port_subcomponent or "").encode("latin-1")
         self._root = url.raw_path.rstrip("/")
         self._credentials = _credentials(url, key)
         self._answer_within = timeouts.responseHeader or None
@@ -104,7 +104,7 @@ class ForeignUpstream:
             auto_decompress=False,
         )
         """For WebSockets, and for whoever wants more than bytes."""
-        secrets = tuple(value.rpartition(" ")[2] for _, value in self._credentials)
+        secrets = tuple(value.decode().rpartition(" ")[2] for _, value in self._credentials)
         self._transcription = Transcription(self._answered, self.address, model, known or Habits.of({}), secrets)
 
     async def send(self, request: Outgoing) -> Answer:
@@ -137,7 +137,7 @@ class ForeignUpstream:
             async with asyncio.timeout(self._answer_within):
                 return await self.session.ws_connect(
                     URL(self.address + path, encoded=True),
-                    headers=CIMultiDict(self._headers(Outgoing("GET", path, headers))),
+                    headers=CIMultiDict(_decoded(self._headers(headers))),
                     protocols=subprotocols,
                     max_msg_size=MESSAGE,
                 )
@@ -169,26 +169,24 @@ class ForeignUpstream:
         """The request up to its body."""
         if UNSENDABLE.search(request.path):
             raise InvalidRequestError("The path has characters in it that must be escaped.")
-        lines = [f"{request.method} {self._root}{request.path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in self._headers(request)]
-        lines += _length(request)
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        lines = [f"{request.method} {self._root}{request.path} HTTP/1.1".encode("latin-1")]
+        lines += [name + b": " + value for name, value in self._headers(request.headers)]
+        return b"\r\n".join((*lines, *_length(request), b"", b""))
 
     @asynccontextmanager
     async def _answered(self, path: str, form: Form) -> AsyncIterator[Answered]:
-        headers = [("accept", "application/json, text/event-stream"), ("content-type", form.content_type)]
+        headers = [(b"accept", b"application/json, text/event-stream"), (b"content-type", form.content_type.encode("latin-1"))]
         response = await self.send(Outgoing("POST", path, headers, Stream(aiter(form), form.size)))
         try:
-            told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.raw_headers}
+            told = dict(_decoded(response.raw_headers))
             yield Answered(response.status, told, chunks(response))
         finally:
             response.release()  # closes the connection if the answer was not read to its end
 
-    def _headers(self, request: Outgoing) -> Headers:
-        headers = request.headers
+    def _headers(self, headers: Headers) -> Headers:
         if self._credentials:
             headers = [*(item for item in headers if item[0] not in CREDENTIALS), *self._credentials]
-        return headers if any(name == "host" for name, _ in headers) else [("host", self._host), *headers]
+        return headers if any(name == b"host" for name, _ in headers) else [(b"host", self._host), *headers]
 
     def _too_late(self) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(
@@ -206,22 +204,26 @@ async def chunks(answer: Answer) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _length(request: Outgoing) -> list[str]:
+def _decoded(headers: Headers) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _length(request: Outgoing) -> list[bytes]:
     """The header that says how long the body is, if there is one."""
     body = request.body
     if isinstance(body, Stream):
-        return ["transfer-encoding: chunked" if body.size is None else f"content-length: {body.size}"]
+        return [b"transfer-encoding: chunked" if body.size is None else b"content-length: %d" % body.size]
     if body is None:
-        return ["content-length: 0"] if request.method in WITH_BODY else []
-    return [f"content-length: {len(body)}"]
+        return [b"content-length: 0"] if request.method in WITH_BODY else []
+    return [b"content-length: %d" % len(body)]
 
 
 def _credentials(url: URL, key: str) -> Headers:
     if key:
-        return [("authorization", f"Bearer {key}"), ("x-api-key", key)]
+        return [(b"authorization", b"Bearer " + key.encode()), (b"x-api-key", key.encode())]
     if url.user is not None:
-        basic = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
-        return [("authorization", f"Basic {basic}")]
+        basic = base64.b64encode(f"{url.user}:{url.password or ''}".encode())
+        return [(b"authorization", b"Basic " + basic)]
     return []
 
 
