@@ -26,7 +26,7 @@ from eardrum.live import (
 )
 from eardrum.runner.vad import FRAME
 from eardrum.types import Capabilities, Priority, Request
-from tests.runner.live_play import Play, check_promises, spoken, stream
+from tests.runner.live_play import CAN, Play, check_promises, spoken, stream
 
 MANUAL = Settings(endpointing=None)
 SECOND = 16_000 / FRAME
@@ -296,13 +296,21 @@ def test_word_times_of_stable_text_are_told_where_they_are_wanted() -> None:
 
 # Properties
 
+models = st.sampled_from(
+    [
+        CAN,
+        Capabilities(max_window_s=30.0, fixed_window=True),
+        Capabilities(max_window_s=30.0, words=True),
+        Capabilities(max_window_s=3.0),
+    ]
+)
 modes = st.sampled_from([Settings(), MANUAL, Settings(partials=False), Settings(endpointing=Endpointing(silence_s=0.2))])
 
 
 @settings(deadline=None, max_examples=60)
-@given(parts, modes, st.integers(0, 40), st.integers(0, 9), st.lists(st.integers(1, 90), max_size=20))
-def test_every_word_is_in_the_finals_once(spoken_parts, mode, delay, seed, split) -> None:
-    play = Play(settings=mode, delay=delay, seed=seed)
+@given(parts, modes, models, st.integers(0, 40), st.integers(0, 9), st.lists(st.integers(1, 90), max_size=20))
+def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, split) -> None:
+    play = Play(settings=mode, can=can, delay=delay, seed=seed)
     whole = stream(*spoken_parts)
     play.hear(whole, split).finish()
     check_promises(play.events)
@@ -322,13 +330,13 @@ def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, 
 
 
 @settings(deadline=None, max_examples=60)
-@given(parts, modes, st.integers(0, 40), st.randoms())
-def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, delay, chance) -> None:
+@given(parts, modes, models, st.integers(0, 40), st.randoms())
+def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, can, delay, chance) -> None:
     def mishear(numbers: list[int], final: bool) -> list[str]:
         said = [chance.choice(["w", "w", "w", "v", "W", "w x"]) + str(number) for number in numbers if chance.random() < 0.9]
         return " ".join(said).split()
 
-    play = Play(settings=mode, delay=delay, mishear=mishear).hear(stream(*spoken_parts))
+    play = Play(settings=mode, can=can, delay=delay, mishear=mishear).hear(stream(*spoken_parts))
     play.finish()
     check_promises(play.events)
     for final in play.of(Final):

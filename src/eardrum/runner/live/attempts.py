@@ -14,6 +14,9 @@ STEP_S = 0.5
 PACE = 4.0
 """Audio between two attempts, in times of what decoding takes: partials of a session have a quarter of the engine at most."""
 
+PAUSED_PACE = 2.0
+"""The same where speech pauses: what is decoded then is likely to be the final."""
+
 CONTEXT_S = 1.0
 """Audio before the first word that is decoded anew, so that it is heard whole."""
 
@@ -44,6 +47,7 @@ class Attempts:
         self._fixed_cost = fixed_cost
         self._cost = 0.0  # seconds of decoding, per second of audio unless all windows cost the same
         self._waited = 0.0
+        self._heard_to = 0.0
         self.last: Attempt | None = None
         self.decoded = 0
         self.left_out = 0
@@ -53,14 +57,18 @@ class Attempts:
         """Whether the engine has one."""
         return self.last is not None and self.last.hearing is None
 
-    def due(self, heard_to: float, begin: float) -> bool:
+    def due(self, heard_to: float, begin: float, *, paused: bool = False) -> bool:
         """Whether enough of a stretch from `begin` is new at `heard_to`, in seconds of the session."""
-        seconds = heard_to - begin
-        since = begin
-        if self.last is not None:
-            since = max(begin, self.last.window.start + self.last.window.seconds)
-        cost = self._cost if self._fixed_cost else self._cost * seconds
+        since = max(begin, self._heard_to)
+        cost = self._cost if self._fixed_cost else self._cost * (heard_to - begin)
+        if paused:
+            return heard_to - since >= PAUSED_PACE * cost + self._waited
         return heard_to - since >= max(STEP_S, PACE * cost + self._waited)
+
+    def begin(self, attempt: Attempt) -> None:
+        """The engine is given one."""
+        self.last = attempt
+        self._heard_to = attempt.window.start + attempt.window.seconds
 
     def decoded_in(self, seconds: float, waited: float) -> None:
         """The last one took the engine so long, after it had waited for its turn."""

@@ -125,6 +125,11 @@ class Endpointer:
         """Frames heard so far."""
         return self._tape.end
 
+    @property
+    def heard(self) -> int:
+        """Frames looked at: at a mark there may be more to come."""
+        return self._next
+
     def feed(self, samples: Audio, probs: Probabilities) -> Iterator[Mark]:
         """Take the next frames. At each mark that is yielded the state is that of its moment."""
         self._tape.append(samples, probs)

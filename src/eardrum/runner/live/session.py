@@ -76,7 +76,8 @@ class Session:
                 case ends.Began(at):
                     self._begin(max(at * FRAME_S, self._floor))
                 case ends.Paused():
-                    self._try(complete=True)
+                    if self._attempts.due(self._ends.heard * FRAME_S, self._ends.begin * FRAME_S, paused=True):
+                        self._try(complete=True)
                 case ends.Ended(cut):
                     self._end_stretch(cut)
         if self._partial_is_due():
@@ -183,8 +184,9 @@ class Session:
         if self._tells_times and not complete:
             told_to = self._current.told_to
             window = tail_of(window, told_to)
-        self._attempts.last = Attempt(next(self._ids), window, told_to)
-        self._out.append(Decode(self._attempts.last.id, window, final=False))
+        attempt = Attempt(next(self._ids), window, told_to)
+        self._attempts.begin(attempt)
+        self._out.append(Decode(attempt.id, window, final=False))
 
     def _believe(self, attempt: Attempt, hearing: Hearing) -> None:
         """A hypothesis on the open window."""
