@@ -93,6 +93,7 @@ class Play:
         self._random = random.Random(self.seed)
         self._engine: list[tuple[int, Decode]] = []
         self._step = 0
+        self._promised: set[int] = set()  # windows whose text is part of a final
 
     def hear(self, heard: Stream, split: int | Iterable[int] = 1) -> Play:
         """Play a stream in portions of so many frames."""
@@ -136,13 +137,16 @@ class Play:
         for output in outputs:
             match output:
                 case Decode():
+                    assert output.final or not self._promised & {decode.id for _, decode in self._engine}
                     self.decodes.append(output)
                     self._engine.append((self._step + self._random.randint(0, self.delay), output))
                     if output.final:
+                        self._promised.add(output.id)
                         self.finals.append(output.window)
                 case Drop(number):
                     self._engine = [item for item in self._engine if item[1].id != number]
                 case Adopt(number):
+                    self._promised.add(number)
                     self.finals.append(next(d.window for d in self.decodes if d.id == number))
                 case _:
                     self.events.append(output)

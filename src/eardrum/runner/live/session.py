@@ -76,7 +76,7 @@ class Session:
                 case ends.Began(at):
                     self._begin(max(at * FRAME_S, self._floor))
                 case ends.Paused():
-                    if self._attempts.due(self._ends.heard * FRAME_S, self._ends.begin * FRAME_S, paused=True):
+                    if self._is_due(paused=True):
                         self._try(complete=True)
                 case ends.Ended(cut):
                     self._end_stretch(cut)
@@ -168,9 +168,13 @@ class Session:
     # Partials
 
     def _partial_is_due(self) -> bool:
-        if not (self._settings.partials and self._current and self._ends.speaking) or self._parts or self._attempts.waiting:
+        if not (self._settings.partials and self._current and self._ends.speaking) or self._attempts.waiting:
             return False
-        return self._attempts.due(self._ends.now * FRAME_S, self._ends.begin * FRAME_S)
+        return self._is_due()
+
+    def _is_due(self, *, paused: bool = False) -> bool:
+        """Whether decoding the open window as it is is worth it. Finals come first."""
+        return not self._parts and self._attempts.due(self._ends.heard * FRAME_S, self._ends.begin * FRAME_S, paused=paused)
 
     def _try(self, *, complete: bool) -> None:
         """Have the open window decoded as it is."""
