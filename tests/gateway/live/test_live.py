@@ -186,7 +186,8 @@ async def test_text_is_never_taken_back_when_the_process_dies(tmp_path: Path) ->
 async def test_what_is_too_long_to_be_heard_again_has_failed_and_the_session_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tape_module, "KEPT_S", 1.0)
+    monkeypatch.setattr(tape_module, "SPEECH_S", 1.0)
+    monkeypatch.setattr(tape_module, "QUIET_S", 1.0)
     async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service) as speaker:
         await speaker.session.feed(sentence(1))
         await speaker.session.feed(said(*range(10, 20)))

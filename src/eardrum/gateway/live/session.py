@@ -233,6 +233,7 @@ class Session:
                 self._end(event)
                 return
         self._tape.forget(self._telling.needed(self._tape.cut))
+        self._tape.speech = bool(self._telling.open or self._telling.current)
         self._out.put(event)
 
     def _end(self, ended: Ended) -> None:
