@@ -114,6 +114,7 @@ async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_pa
 async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path) -> None:
     models = {"m": model(tmp_path)}
     async with serving(tmp_path, models, live={"idle_seconds": 0.4}) as service, speaking(service) as speaker:
+        await service.load_model(named(service, "m"))
         for _ in range(10):
             await speaker.session.feed(silence(0.1))
             await asyncio.sleep(0.1)
