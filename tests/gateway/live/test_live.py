@@ -158,11 +158,11 @@ async def test_texts_are_whole_however_often_and_whenever_the_process_dies(tmp_p
             while stream:
                 size = dice.randrange(1, 9000)
                 await speaker.session.feed(stream[:size])
-                if 0 < fatal and len(stream) - size < fatal <= len(stream):
+                if fatal > 0 and len(stream) - size < fatal <= len(stream):
                     await service.load_model(named(service, "m"))
-                    served = len(speaker.texts)
+                    least = min(len(speaker.texts) + 1, number - 1)
                     kill(service)
-                    await speaker.until(lambda least=min(served + 1, number - 1): len(speaker.texts) >= least)
+                    await speaker.until(lambda least=least: len(speaker.texts) >= least)
                 stream = stream[size:]
         await speaker.over()
         assert speaker.texts == expected
