@@ -13,7 +13,7 @@ from bench.engines.folder import Recording as Reference
 from bench.figure import Compare, Figure
 from bench.live_client import PIECE_S, Talk, talk
 from bench.live_delays import delays
-from bench.live_recording import Recording, framed
+from bench.live_recording import Framed, Recording, framed
 from bench.server import RunningServer, running
 from bench.usage import busy
 
@@ -29,22 +29,23 @@ class Costs:
 
 def measure(quick: bool) -> list[Figure]:
     """A recording pushed at the speed of speech, and then the same one as a file."""
-    spoken, frame_s = framed(30, 8) if quick else framed(1200, 60)
+    frames = framed(36, 8) if quick else framed(1200, 60)
+    spoken = frames.recording
     with running() as server:
-        session, costs = asyncio.run(_talk(server, spoken, frame_s))
+        session, costs = asyncio.run(_talk(server, frames))
         text = asyncio.run(transcribe(server.port, spoken.wav, response_format="text")).decode()
-    return [*_delays(spoken, session, costs), _cpu(costs, frame_s), _errors(spoken, session, text)]
+    return [*_delays(spoken, session, costs), _cpu(costs, frames.frame_s), _errors(spoken, session, text)]
 
 
-async def _talk(server: RunningServer, spoken: Recording, frame_s: float) -> tuple[Talk, Costs]:
-    """The session, and what it took; the recording ends with the audio it began with, which lasts `frame_s`."""
+async def _talk(server: RunningServer, frames: Framed) -> tuple[Talk, Costs]:
+    """The session, and what it took."""
     cpu: list[float] = []
-    marks = {at: lambda: cpu.append(server.cpu) for at in (0.0, frame_s, spoken.seconds - frame_s)}
-    before = busy()
-    session = await talk(server.port, spoken.pcm, marks=marks)
-    begin, first, last, end = *cpu, server.cpu
-    foreign = max(busy() - before - (end - begin), 0.0)
-    return session, Costs((first - begin) / frame_s, (end - last) / frame_s, foreign)
+    moments = [moment for begin in frames.begins for moment in (begin, begin + frames.frame_s)]
+    before, begun = busy(), server.cpu
+    session = await talk(server.port, frames.recording.pcm, marks={at: lambda: cpu.append(server.cpu) for at in moments})
+    foreign = max(busy() - before - (server.cpu - begun), 0.0)
+    first, first_end, last, last_end = cpu
+    return session, Costs((first_end - first) / frames.frame_s, (last_end - last) / frames.frame_s, foreign)
 
 
 def _delays(spoken: Recording, session: Talk, costs: Costs) -> list[Figure]:

@@ -104,12 +104,25 @@ def recording(seconds: float, *, skip: int = 0) -> Recording:
     return Recording(list(_filling(endless, seconds)))
 
 
-def framed(seconds: float, frame: float) -> tuple[Recording, float]:
-    """A recording that ends with the announcements it began with, and the seconds that these take: about `frame`."""
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A recording with the same announcements near its beginning and its end, and before both the same one: so that what is left
+    to decode when they begin is the same too."""
+
+    recording: Recording
+    frame_s: float
+    begins: tuple[float, float]
+
+
+def framed(seconds: float, frame_s: float) -> Framed:
+    """Of at least so many seconds, of which about `frame_s` come twice."""
     endless = cycle(announcements())
-    first = list(_filling(endless, frame))
-    length = sum(part.seconds for part in first)
-    return Recording([*first, *_filling(endless, seconds - 2 * length), *first]), length
+    frame = list(_filling(endless, frame_s))
+    length, before = sum(part.seconds for part in frame), frame[-1]
+    opening = [before, *frame]
+    middle = list(_filling(endless, seconds - 2 * (length + before.seconds) - frame[0].seconds))
+    whole = Recording([*opening, *middle, *opening, frame[0]])
+    return Framed(whole, length, (before.seconds, whole.seconds - frame[0].seconds - length))
 
 
 def _filling(endless: Iterator[Announcement], seconds: float) -> Iterator[Announcement]:

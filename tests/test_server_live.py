@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from eardrum.gateway.live import named
 from eardrum.live import Committed, Final, Partial, Settings
+from tests.conftest import running
 from tests.gateway.live.speaking import Speaker, kill, serving, speaking
-from tests.recordings import SPEECH_TEXT, pcm, silence, speech
+from tests.recordings import SAMPLE, SPEECH_TEXT, pcm, silence, speech
 from tests.upstreams import error, fake_after, fake_saying, fake_upstream
 
 pytestmark = pytest.mark.slow
@@ -48,6 +51,29 @@ async def test_no_word_is_lost_when_the_process_is_killed(tmp_path: Path, settin
         assert [event.utterance for event in speaker.of(Final)] == [event.utterance for event in speaker.of(Committed)]
         finals = {final.utterance: final.text for final in speaker.of(Final)}
         assert all(finals[partial.utterance].startswith(partial.stable) for partial in speaker.of(Partial))
+
+
+async def test_a_client_does_not_notice_that_the_process_was_killed() -> None:
+    recording = pcm(speech()) + pcm(silence(1))
+    with running() as server:
+        assert server.post(SAMPLE.read_bytes()).status_code == 200
+        (runner,) = server.runners()
+        async with aiohttp.ClientSession() as http, http.ws_connect(f"{server.address}/v1/audio/transcriptions/stream") as socket:
+            for at in range(0, len(recording), PIECE):
+                await socket.send_bytes(recording[at : at + PIECE])
+                await asyncio.sleep(0.02)
+                if at <= len(recording) // 2 < at + PIECE:
+                    runner.kill()
+            await socket.send_json({"type": "finish"})
+            async with asyncio.timeout(60):
+                heard = [json.loads(message.data) async for message in socket]
+        assert socket.close_code == 1000
+    finals = [message for message in heard if message["type"] == "final"]
+    assert words(" ".join(final["text"] for final in finals)) == words(SPEECH_TEXT)
+    assert [final["utterance"] for final in finals] == list(range(1, len(finals) + 1))
+    assert not [message for message in heard if message["type"] == "error"]
+    assert "A live session goes on with another one." in server.log
+    assert len([line for line in server.log.splitlines() if "SOCKET /v1/audio/transcriptions/stream 101" in line]) == 1
 
 
 async def test_a_server_that_takes_recordings_has_live_sessions_through_the_engine_openai_api(tmp_path: Path) -> None:

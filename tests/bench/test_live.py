@@ -61,14 +61,16 @@ def test_every_announcement_has_its_words_in_their_order_and_inside_it() -> None
 
 
 def test_a_recording_is_as_long_as_asked_and_ends_as_it_began() -> None:
-    spoken, frame = framed(120, 20)
+    frames = framed(120, 20)
+    spoken, length = frames.recording, frames.frame_s
     assert 120 <= spoken.seconds < 130
-    assert 20 <= frame < 26
-    begin, end = (
-        [word for word in spoken.words if word.end < frame],
-        [w for w in spoken.words if w.start > spoken.seconds - frame],
+    assert 20 <= length < 26
+    one, other = (
+        [(word.word, pytest.approx(word.start - begin)) for word in spoken.words if begin <= word.start < begin + length]
+        for begin in frames.begins
     )
-    assert [word.word for word in begin] == [word.word for word in end]
+    assert one == other
+    assert 110 < frames.begins[1] + length < spoken.seconds
     assert spoken.words[-1].end < spoken.seconds
     assert len(spoken.pcm) == pytest.approx(spoken.seconds * 32_000, abs=2)
     assert recording(10, skip=3).text.startswith("Your call cannot be completed")

@@ -139,7 +139,7 @@ def test_finish_is_repeated() -> None:
 
 
 def test_no_more_is_kept_than_allowed_however_small_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape_module, "KEPT_S", 2.0)
+    monkeypatch.setattr(tape_module, "QUIET_S", 2.0)
     tape = Tape(SETTINGS)
     for _ in range(5 * SECOND // 7):
         tape.feed(b"1234567")
@@ -148,8 +148,25 @@ def test_no_more_is_kept_than_allowed_however_small_the_pieces(monkeypatch: pyte
     assert 2.9 < tape.kept_from < 3.1
 
 
+def test_more_is_kept_while_it_holds_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape_module, "QUIET_S", 1.0)
+    monkeypatch.setattr(tape_module, "SPEECH_S", 3.0)
+    tape = Tape(SETTINGS)
+    tape.speech = True
+    tape.feed(bytes(5 * SECOND))
+    taken(tape)
+    assert tape.kept_from == pytest.approx(2.0)
+    tape.speech = False
+    tape.feed(bytes(2))
+    taken(tape)
+    assert tape.kept_from == pytest.approx(4.0, abs=0.001)
+    manual = fed(bytes(5 * SECOND), settings=Settings(endpointing=None))
+    taken(manual)
+    assert manual.kept_from == pytest.approx(2.0)
+
+
 def test_what_no_process_was_sent_is_kept_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape_module, "KEPT_S", 1.0)
+    monkeypatch.setattr(tape_module, "QUIET_S", 1.0)
     tape = fed(bytes(5 * SECOND))
     assert tape.kept_from == 0.0
     assert len(audio(taken(tape))) == 5 * SECOND

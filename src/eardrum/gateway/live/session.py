@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,19 +12,16 @@ from eardrum.errors import EardrumError, InvalidRequestError, RunnerCrashedError
 from eardrum.gateway.attempts import may_go_better
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease, Silence
+from eardrum.gateway.live.memory import Memory
 from eardrum.gateway.live.outlet import Outlet
 from eardrum.gateway.live.sending import sending
-from eardrum.gateway.live.tape import Tape
-from eardrum.gateway.live.telling import Telling
 from eardrum.gateway.service import Service
 from eardrum.gateway.sessions import going_down
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.live import (
     Clear,
-    Cleared,
     Command,
     Commit,
-    Committed,
     Configure,
     Ended,
     Final,
@@ -45,8 +41,7 @@ AHEAD = 2 << 20
 ATTEMPTS = 3
 """Processes that may die in a row without having given a text in between."""
 
-
-WHOLE = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
+TORN = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
 
 
 class Session:
@@ -57,8 +52,8 @@ class Session:
         """The one that answers; a fallback once it has been found that the first cannot be loaded."""
         self._service = service
         self._others = list(models[1:])
-        self._tape = Tape(settings)
-        self._telling = Telling()
+        self._memory = Memory(settings)
+        self._tape = self._memory.tape
         self._out = Outlet()
         self._more = asyncio.Event()
         self._room = asyncio.Event()
@@ -114,7 +109,9 @@ class Session:
     def summary(self) -> Summary:
         """What is known so far, for the log."""
         ended = self._ended or Ended(self._tape.seconds(self._tape.sent))
-        return Summary(ended.language, ended.duration, windows=self._telling.finals, decode_s=ended.decode_s, model=self.model.id)
+        return Summary(
+            ended.language, ended.duration, windows=self._memory.telling.finals, decode_s=ended.decode_s, model=self.model.id
+        )
 
     # What `live` calls.
 
@@ -142,11 +139,6 @@ class Session:
     def _connected(self) -> bool:
         return self._silence is not None
 
-    @property
-    def _unheard(self) -> bool:
-        """Whether a process is needed for what was said so far."""
-        return bool(self._tape.unheard or self._telling.open or self._telling.current)
-
     def _stir(self) -> None:
         """Something happens: this is no time to rest. Whoever waits for room may look whether there is some."""
         self._resting = False
@@ -160,7 +152,7 @@ class Session:
         self._tape.say(Finish())
         self._stir()
         self._more.set()
-        if not self._connected and not self._unheard:
+        if not self._connected and not self._memory.unheard:
             self._end(Ended(self._tape.seconds(self._tape.fed)))
 
     async def _command(self, command: Command) -> None:
@@ -196,8 +188,7 @@ class Session:
             upstream = lease.upstream
             assert isinstance(upstream, RunnerUpstream)
             self._loaded = True
-            replay = self._tape.replay(self._telling.open.values())
-            self._telling.begin(replay.clock)
+            replay = self._memory.begin()
             process = upstream.live(replay.settings)
             self._silence = Silence(lease, self._service.settings.live.idle_seconds, self._rest)
             try:
@@ -213,27 +204,15 @@ class Session:
 
     async def _heard(self, event: LiveEvent, lease: Lease) -> None:
         self._stir()
-        if told := self._telling.hear(event):
-            self._note(told, lease)
+        told = self._memory.hear(event)
+        if isinstance(told, Final):
+            self._deaths = 0
+            lease.served()
+        if isinstance(told, Ended):
+            self._end(told)
+        elif told:
+            self._out.put(told)
             await self._out.room()
-
-    def _note(self, event: LiveEvent, lease: Lease) -> None:
-        """An event, and what is done with because of it."""
-        match event:
-            case Committed():
-                self._tape.committed(event.end)
-            case Cleared():
-                self._tape.cleared()
-            case Refused():
-                self._tape.refused()
-            case Final():
-                self._deaths = 0
-                lease.served()
-            case Ended():
-                self._end(event)
-                return
-        self._tape.forget(self._telling.needed(self._tape.cut))
-        self._out.put(event)
 
     def _end(self, ended: Ended) -> None:
         self._ended = ended
@@ -245,8 +224,7 @@ class Session:
     def _rest(self) -> None:
         """Nothing was said for a while: the model may be unloaded."""
         self._resting = True
-        if not self._unheard:
-            self._tape.forget()
+        self._memory.rest()
         self._out.put(Rested(self._service.settings.live.idle_seconds))
 
     def _look_at(self, error: EardrumError) -> None:
@@ -265,12 +243,10 @@ class Session:
         """What was said is said again to the next process, as far as it is kept."""
         if not self._resting:
             log.warning("%s A live session goes on with another one.", error.message)
-        in_the_middle = self._tape.whole and self._tape.sent
-        kept_from, manual = math.inf if in_the_middle else self._tape.kept_from, self._tape.settings.endpointing is None
-        for event in self._telling.lose(kept_from, self._tape.cut, error, manual=manual):
+        torn = self._memory.torn
+        for event in self._memory.lose(error):
             self._out.put(event)
-        if in_the_middle:
-            raise RunnerCrashedError(f"{error.message} {WHOLE}")
-        self._tape.rewind()
-        if self._tape.finished and not self._unheard:
+        if torn:
+            raise RunnerCrashedError(f"{error.message} {TORN}")
+        if self._tape.finished and not self._memory.unheard:
             self._end(Ended(self._tape.seconds(self._tape.fed)))

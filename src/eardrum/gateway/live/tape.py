@@ -10,9 +10,14 @@ from dataclasses import dataclass, replace
 
 from eardrum.live import Clear, Command, Commit, Committed, Configure, Encoding, Finish, Settings
 
-KEPT_S = 60.0
-KEPT_BYTES = 8 << 20
-"""Of the audio that a process was sent, so much is kept at most, whichever is less."""
+QUIET_S = 60.0
+"""So much is kept of the audio that a process was sent and has told nothing of."""
+
+SPEECH_S = 180.0
+"""So much while there is speech in it: a runner that is behind has up to four long windows waiting."""
+
+KEPT_BYTES = 16 << 20
+"""And no more than this in any case."""
 
 PIECE = 1 << 16
 """Bytes of audio that go on at a time."""
@@ -55,6 +60,8 @@ class Tape:
         self.fed = 0
         self.sent = 0
         self.finished = False
+        self.speech = False
+        """Whether in what was sent there is speech, as far as is known, that has no text yet."""
         self._first = settings  # in force where what is kept begins
         self._audio = bytearray()
         self._begin = 0
@@ -166,7 +173,8 @@ class Tape:
         """Bytes of what was sent that may be kept."""
         if self.whole:
             return 0
-        return min(int(KEPT_S * self.settings.format.rate) * self._frame, KEPT_BYTES // self._frame * self._frame)
+        seconds = SPEECH_S if self.speech or self.settings.endpointing is None else QUIET_S
+        return min(int(seconds * self.settings.format.rate) * self._frame, KEPT_BYTES // self._frame * self._frame)
 
     def _position(self, seconds: float) -> int:
         """Where this time is, as far as audio was kept and sent; between two samples, however odd the pieces are."""
