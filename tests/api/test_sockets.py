@@ -237,3 +237,19 @@ async def test_the_first_way_that_ends_ends_the_others() -> None:
     await until_one_ends(asyncio.sleep(30), asyncio.sleep(0))
     with pytest.raises(RunnerCrashedError):
         await until_one_ends(asyncio.sleep(30), fails())
+
+
+async def test_a_server_that_ends_does_not_wait_for_a_client_that_takes_nothing_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "FAREWELL_S", 0.02)
+    client = Client()
+
+    async def work() -> None:
+        async with client.socket(stall_s=60) as socket:
+            client.takes = False
+            asyncio.get_running_loop().call_later(0.01, client.over.set)
+            async with asyncio.timeout(5):
+                await socket.say({})
+
+    with pytest.raises(ClientGoneError):
+        await work()
+    assert client.aborted

@@ -20,6 +20,9 @@ AHEAD = 4 << 20
 MESSAGE_COSTS = 100
 """What a message takes besides its bytes, about."""
 
+FAREWELL_S = 1.0
+"""How long a client has to take in a message when the server ends."""
+
 REASON_BYTES = 123
 """What a closing frame has room for."""
 
@@ -53,7 +56,8 @@ class Socket:
 
     A task reads all the while: who does not read learns neither that the client left nor that it is alive. A client that
     leaves ends the work inside the block, one that takes in nothing for `stall_s` is hung up on. `over` is set when the server
-    ends: then the messages end too, `ending` is true, and who holds the socket says what is left to say and closes it.
+    ends: then the messages end too, `ending` is true, who holds the socket says what is left to say and closes it, and nobody
+    waits for a client that takes nothing in.
 
     Raises:
         ClientGoneError: at the end of the block, and from whatever sends: the client left.
@@ -77,6 +81,7 @@ class Socket:
         self._closed = False
         self._gone = False
         self._why = ""
+        self._sending: set[asyncio.Timeout] = set()
         self.ending = False
 
     async def __aenter__(self) -> Self:
@@ -157,11 +162,19 @@ class Socket:
         self._deaf = True
         self._room.set()
         self._news.set()
+        self._stall_s = min(self._stall_s, FAREWELL_S)
+        for limit in self._sending:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time() + self._stall_s)
 
     async def _deliver(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(self._stall_s):
-                await self._send(message)
+            async with asyncio.timeout(self._stall_s) as limit:
+                self._sending.add(limit)
+                try:
+                    await self._send(message)
+                finally:
+                    self._sending.discard(limit)
         except TimeoutError:
             self._why = "the client took nothing in"
             transport(self._scope).abort()

@@ -112,7 +112,7 @@ class Stage:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    models = {"second": {"source": "moonshine-tiny-en"}}
+    models = {"second": {"source": "moonshine-tiny-en"}, "elsewhere": {"proxy": "http://127.0.0.1:9"}}
     with serving(limits={"stall_seconds": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
         set_up = Stage(gateway)
         monkeypatch.setattr(routes, "live", set_up.live)
@@ -291,6 +291,24 @@ async def test_another_model_before_audio_takes_the_place_of_the_first(stage: St
         await asyncio.to_thread(wait_for, lambda: stage.sessions[1].bytes)
         assert [session.model.id for session in stage.sessions] == ["moonshine-tiny-en", "second"]
         assert stage.open == 1
+
+
+async def test_a_model_of_another_server_is_refused_by_name(stage: Stage) -> None:
+    async with connected(stage.url()) as socket:
+        await say(socket, "session.update", session={"audio": {"input": {"transcription": {"model": "elsewhere"}}}})
+        error = (await until(socket, "error"))[-1]["error"]
+        assert (error["code"], error["param"]) == ("unsupported_feature", "model")
+        assert "elsewhere" in error["message"]
+        assert "moonshine-tiny-en" in error["message"]
+
+
+async def test_the_config_may_say_the_rate() -> None:
+    with serving(realtime_rate=16_000) as gateway:
+        async with connected(f"{gateway.url}/v1/realtime") as socket:
+            (created,) = await until(socket, "session.created")
+        answer = await asyncio.to_thread(requests.post, f"{gateway.url}/v1/realtime/client_secrets", timeout=10)
+    formats = [session["audio"]["input"]["format"] for session in (created["session"], answer.json()["session"])]
+    assert formats == [{"type": "audio/pcm", "rate": 16_000}] * 2
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,8 @@ from eardrum.errors import (
     ModelNotFoundError,
     NotOfferedError,
     UnauthorizedError,
-    UnsupportedFeatureError,
 )
-from eardrum.gateway.live import Session, live
+from eardrum.gateway.live import Session, live, named
 from eardrum.gateway.service import Service
 from eardrum.live import Settings
 from eardrum.types import Request
@@ -91,11 +90,11 @@ class Realtime:
         """
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
         config = self._config()
-        if (key := key_of(scope)).startswith(PREFIX):
-            if not (secret := self._secrets.find(key, time.time())):
-                raise UnauthorizedError("The client secret has expired, or is none of this server's: ask for another one.")
+        key = key_of(scope)
+        if secret := self._secrets.find(key, time.time()):
             config = secret.config
-        named = query.get("model", "").strip()
+        elif key.startswith(PREFIX) and key not in self._service.settings.apiKeys:
+            raise UnauthorizedError("The client secret has expired, or is none of this server's: ask for another one.")
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):
             raise InvalidRequestError("intent must be transcription: this server does not talk.", param="intent")
@@ -105,7 +104,7 @@ class Realtime:
         return Conversation(
             secrets.token_hex(10),
             self._admit,
-            config if config.model else replace(config, model=named),
+            config if config.model else replace(config, model=query.get("model", "").strip()),
             beta=beta,
             certain=transcribes or bool(config.model),
         )
@@ -115,11 +114,7 @@ class Realtime:
         return Config(format=pcm(rate), pcm_rate=rate)
 
     def _admit(self, name: str, request: Request) -> tuple[str, Request]:
-        model = self._service.find(name)
-        if model.foreign:
-            raise UnsupportedFeatureError(
-                f"{model.id} is served by another server: name it in the address, as in {SOCKET}?model={model.id}.", param="model"
-            )
+        model = named(self._service, name)
         return model.id, self._service.prepared(model, request)
 
     def _is_foreign(self, scope: Scope) -> bool:
