@@ -43,6 +43,7 @@ async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch
         script.session._script = (Partial(1, "lights", " on", 0.0, 0.5), *HEARD)
         script.session.asked.set()
         start, chunk = await client.hear(), await client.hear()
+        await client.say("audio-stop")
         assert (start.type, chunk) == ("transcript-start", Event("transcript-chunk", {"text": "lights"}))
 
 
@@ -294,6 +295,18 @@ async def test_shutdown_waits_for_the_utterance_in_progress(monkeypatch: pytest.
         assert await client.hear() is None
         await closing
     assert script.session.audio == b"\1\0\2\0"
+
+
+async def test_a_session_that_the_server_ends_gives_no_half_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        script.session.asked.set()
+        *events, error = await client.answer()
+        assert [event.type for event in events] == START
+        assert (error.type, error.data["code"]) == ("error", "shutting_down")
 
 
 async def test_a_shutdown_in_a_hurry_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:

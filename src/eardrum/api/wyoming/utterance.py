@@ -18,6 +18,7 @@ from eardrum.api.wyoming.waiting import Waiting
 from eardrum.errors import EardrumError
 from eardrum.gateway.live import live
 from eardrum.gateway.service import Service
+from eardrum.gateway.sessions import going_down
 from eardrum.gateway.upstreams.session import LiveSession
 from eardrum.live import Ended, LiveEvent, Settings
 
@@ -100,6 +101,8 @@ class Utterance:
 
     async def _pass_on(self, event: LiveEvent, telling: Telling, tell: Tell) -> None:
         if isinstance(event, Ended):
+            if not self.complete:  # the server ends, and half a command may mean something else than the whole
+                raise going_down()
             self._facts |= {"audio_s": round(event.duration, 2), "decode_s": round(event.decode_s, 3)}
         for told in telling.take(event):
             await tell(told)
