@@ -56,7 +56,7 @@ class Utterance:
             EardrumError: that cannot be known, and why.
             OSError: the client is gone.
         """
-        began, note = time.monotonic(), "client left"
+        began, note = time.monotonic(), "given up"
         try:
             await self._transcribe(tell)
             note = ""
