@@ -231,6 +231,8 @@ async def test_sigterm_ends_a_server_with_idle_clients() -> None:
 async def test_sigterm_lets_an_utterance_that_is_over_have_its_answer() -> None:
     with listening() as (server, port):
         async with connected(port) as client:
+            await say(client, pcm(speech()[:RATE]))
+            await text(client)  # the model is loaded, which may take longer than the server has for its end
             await say(client, pcm(speech()))
             await client.write_event(Ping().event())
             await asyncio.wait_for(until(client, "pong"), 30)  # all of it has arrived
