@@ -22,6 +22,7 @@ from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 from wyoming.event import Event
 from wyoming.info import Describe, Info
+from wyoming.ping import Ping
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import ROOT, SPEECH_TEXT, Samples, speech
@@ -84,6 +85,12 @@ async def answer(client: AsyncTcpClient) -> list[Event]:
         if event.type == "transcript-stop":
             break
     return events
+
+
+async def until(client: AsyncTcpClient, kind: str) -> None:
+    while (event := await client.read_event()) and event.type != kind:
+        pass
+    assert event
 
 
 async def text(client: AsyncTcpClient) -> str:
@@ -224,8 +231,11 @@ async def test_sigterm_ends_a_server_with_idle_clients() -> None:
 async def test_sigterm_lets_an_utterance_that_is_over_have_its_answer() -> None:
     with listening() as (server, port):
         async with connected(port) as client:
+            await say(client, pcm(speech()[:RATE]))
+            await text(client)  # the model is loaded, which may take longer than the server has for its end
             await say(client, pcm(speech()))
-            await asyncio.to_thread(wait_for, lambda: health(server)["requests"] == 1)
+            await client.write_event(Ping().event())
+            await asyncio.wait_for(until(client, "pong"), 30)  # all of it has arrived
             server.process.send_signal(signal.SIGTERM)
             assert await text(client) == SPEECH_TEXT
             assert await client.read_event() is None

@@ -27,24 +27,33 @@ class ScriptedSession:
 
     def __init__(self, script: Sequence[LiveEvent | Exception]):
         self.audio = b""
-        self.asked = asyncio.Event()
-        """Told to finish."""
+        self.finished = False
         self.left = False
+        self.says: asyncio.Queue[LiveEvent | Exception] = asyncio.Queue()
         self._script = script
 
     async def feed(self, audio: bytes) -> None:
-        self.audio += audio
+        if not self.finished:
+            self.audio += audio
 
     async def finish(self) -> None:
-        self.asked.set()
+        if not self.finished:
+            self.finished = True
+            self.say_all()
+
+    def say_all(self) -> None:
+        for event in self._script:
+            self.says.put_nowait(event)
 
     async def events(self) -> AsyncGenerator[LiveEvent, None]:
         try:
-            await self.asked.wait()
-            for event in self._script:
+            while True:
+                event = await self.says.get()
                 if isinstance(event, Exception):
                     raise event
                 yield event
+                if isinstance(event, Ended):
+                    return
         finally:
             self.left = True
 

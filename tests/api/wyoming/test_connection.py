@@ -11,7 +11,7 @@ from eardrum.api.wyoming import server, waiting
 from eardrum.api.wyoming.frames import Event, written
 from eardrum.errors import ModelLoadError, RunnerCrashedError
 from eardrum.live import Encoding, Failed, Format, Partial
-from tests.api.wyoming.scripted import HEARD, Client, Script, serving, settings, until
+from tests.api.wyoming.scripted import Client, Script, serving, settings, until
 
 START = ["transcript-start", "transcript-chunk"]
 
@@ -40,10 +40,11 @@ async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch
         client = await connect()
         await client.say("audio-chunk", b"\0\0", rate=16000, width=2, channels=1)
         await until(lambda: script.opened)
-        script.session._script = (Partial(1, "lights", " on", 0.0, 0.5), *HEARD)
-        script.session.asked.set()
+        script.session.says.put_nowait(Partial(1, "lights", " on", 0.0, 0.5))
         start, chunk = await client.hear(), await client.hear()
         assert (start.type, chunk) == ("transcript-start", Event("transcript-chunk", {"text": "lights"}))
+        await client.say("audio-stop")
+        assert await client.text() == "lights off"
 
 
 async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) ->
         first = script.session
         await client.speak(b"\2\0")
         assert await client.text() == "lights off"
-        assert (first.left, first.asked.is_set()) == (True, False)
+        assert (first.left, first.finished) == (True, False)
     assert script.session.audio == b"\2\0"
 
 
@@ -204,7 +205,7 @@ async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.
         await until(lambda: script.opened)
         client.writer.close()
         await until(lambda: script.session.left)
-        assert not script.session.asked.is_set()
+        assert not script.session.finished
 
 
 async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +295,26 @@ async def test_shutdown_waits_for_the_utterance_in_progress(monkeypatch: pytest.
         assert await client.hear() is None
         await closing
     assert script.session.audio == b"\1\0\2\0"
+
+
+@pytest.mark.parametrize("rest", [True, False])
+async def test_a_session_that_the_server_ends_gives_no_half_command(monkeypatch: pytest.MonkeyPatch, rest: bool) -> None:
+    """Also if the rest has come by the time that the session's texts do."""
+    script = Script()
+    async with serving(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await until(lambda: script.opened)
+        script.session.finished = True
+        if rest:
+            await client.say("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
+            await client.say("audio-stop")
+            await client.say("ping")
+            assert (await client.hear()).type == "pong"
+        script.session.say_all()
+        *events, error = await client.answer()
+        assert [event.type for event in events] == START
+        assert (error.type, error.data["code"]) == ("error", "shutting_down")
 
 
 async def test_a_shutdown_in_a_hurry_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,7 @@ class Connection:
 
     async def _refuse(self, error: EardrumError) -> None:
         """Tell the error, and take in what the client is still sending for a moment."""
+        log.info("A Wyoming client at %s was refused: %s", self._client, error.message)
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self._tell(Event("error", {"text": error.message, "code": error.code}))

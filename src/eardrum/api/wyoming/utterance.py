@@ -16,9 +16,9 @@ from eardrum.api.wyoming.samples import Samples, Shape
 from eardrum.api.wyoming.telling import Telling
 from eardrum.api.wyoming.waiting import Waiting
 from eardrum.errors import EardrumError
-from eardrum.gateway.live import live
+from eardrum.gateway.live import Session, live
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.session import LiveSession
+from eardrum.gateway.sessions import going_down
 from eardrum.live import Ended, LiveEvent, Settings
 
 log = logging.getLogger("eardrum.access")
@@ -37,6 +37,7 @@ class Utterance:
         self._ask = ask
         self._samples = Samples(shape)
         self._waiting = Waiting()
+        self._heard = False  # the session has all of it
         self._facts: dict[str, object] = {"protocol": "wyoming", "client": client}
 
     async def feed(self, audio: bytes) -> None:
@@ -55,7 +56,7 @@ class Utterance:
             EardrumError: that cannot be known, and why.
             OSError: the client is gone.
         """
-        began, note = time.monotonic(), "client left"
+        began, note = time.monotonic(), "given up"
         try:
             await self._transcribe(tell)
             note = ""
@@ -88,14 +89,17 @@ class Utterance:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _feed(self, session: LiveSession) -> None:
+    async def _feed(self, session: Session) -> None:
         async for audio in self._waiting.pieces():
             await session.feed(audio)
+        self._heard = not session.finished  # else the server ends, and has not heard it all
         await session.finish()
 
-    async def _listen(self, session: LiveSession, telling: Telling, tell: Tell) -> None:
+    async def _listen(self, session: Session, telling: Telling, tell: Tell) -> None:
         async with aclosing(session.events()) as events:
             async for event in events:
+                if isinstance(event, Ended) and not self._heard:
+                    raise going_down()  # half a command may mean something else than the whole
                 await self._pass_on(event, telling, tell)
 
     async def _pass_on(self, event: LiveEvent, telling: Telling, tell: Tell) -> None:

@@ -106,6 +106,11 @@ class Session:
         return self._out.events()
 
     @property
+    def finished(self) -> bool:
+        """Whether more audio would not be heard: somebody has finished, or the server goes down."""
+        return self._tape.finished
+
+    @property
     def summary(self) -> Summary:
         """What is known so far, for the log."""
         ended = self._ended or Ended(self._tape.seconds(self._tape.sent))
