@@ -94,8 +94,8 @@ def test_a_terminal_shows_text_while_it_comes(server: RunningServer) -> None:
         reader.join()
     os.close(ours)
     text = shown.decode()
-    assert text.count("\r\x1b[K") > 4
-    assert "And Mr. John" in text.split(FIRST)[0]
+    assert text.count("\r\x1b[K") > 2
+    assert "\x1b[2m" in text.split(FIRST)[0]  # what may still change
     assert text.endswith(f"\r\x1b[K{FIRST}\r\n\r\x1b[K")
 
 
