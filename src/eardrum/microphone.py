@@ -37,7 +37,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stdout = None  # or the interpreter would flush it once more
     except (sounddevice.PortAudioError, ValueError) as error:
-        sys.exit(f"The microphone cannot be used: {error}. Or pipe sound in: arecord ... | eardrum listen --rate 16000.")
+        sys.exit(f"No microphone can be used ({error}). Sound can be piped in, too: arecord ... | eardrum listen --rate 16000.")
 
 
 def _rate() -> int:

@@ -171,6 +171,19 @@ async def test_when_the_server_ends_the_messages_do_after_those_that_came() -> N
     assert client.sent[-1]["code"] == 1001
 
 
+async def test_a_fault_of_ours_closes_it_with_a_word() -> None:
+    client = Client()
+
+    async def work() -> None:
+        async with client.socket():
+            raise KeyError("oops")
+
+    with pytest.raises(KeyError):
+        await work()
+    assert client.sent[-1]["code"] == 1011
+    assert "log" in client.sent[-1]["reason"]
+
+
 async def test_closing_is_not_taken_for_the_clients_leaving() -> None:
     client = Client()
     async with client.socket() as socket:

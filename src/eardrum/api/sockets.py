@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
 from typing import Any, Self
@@ -97,15 +98,15 @@ class Socket:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._gone:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
-            return
+        if not self._gone and isinstance(error, Exception) and not self._closed:
+            with suppress(ClientGoneError):  # a fault of ours, which somebody else logs
+                await self.close(Closing.FAILED, "The server failed on this session; its log says why.")
         for task in self._tasks:
             task.cancel()
-        self._working.uncancel()
-        raise ClientGoneError(self._why) from error
+        if self._gone:
+            self._working.uncancel()
+            raise ClientGoneError(self._why) from error
+        await asyncio.wait(self._tasks)
 
     def __aiter__(self) -> Self:
         """What the client says, in order: text, or bytes."""

@@ -101,6 +101,8 @@ async def _listen(client: Callable[[], Client], fd: int, config: Mapping[str, st
             finally:
                 sending.cancel()
                 await asyncio.wait({sending})
+        if not sending.cancelled():
+            sending.result()
 
 
 async def _send(pieces: Pieces, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -116,7 +118,7 @@ async def _show(socket: aiohttp.ClientWebSocketResponse, screen: Screen, hint: s
     Raises:
         EardrumError: it did so before the end.
     """
-    _write(screen.hint("Waiting for the model ..."))
+    _write(screen.hint("Waiting for the server ..."))
     failure = ""
     async for message in socket:
         if failure:  # what came after it shows that it was not the end

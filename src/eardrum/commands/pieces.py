@@ -47,7 +47,10 @@ class Pieces:
     def _read(self) -> None:
         piece = b"first"
         while piece:
-            piece = os.read(self._fd, SIZE)
+            try:
+                piece = os.read(self._fd, SIZE)
+            except OSError:  # of a device that is gone, say: nothing more comes
+                piece = b""
             self._room.acquire()
             try:
                 self._loop.call_soon_threadsafe(self._waiting.put_nowait, piece)

@@ -61,6 +61,20 @@ def test_audio_is_described_as_clients_describe_it(given: dict[str, Any], format
 
 
 @pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({}, 2),
+        ({"channels": 2}, 4),
+        ({"encoding": "f32le", "channels": 2}, 8),
+        ({"encoding": "alaw"}, 1),
+        ({"encoding": "webm", "channels": 2}, 1),
+    ],
+)
+def test_a_frame_is_a_sample_of_every_channel(given: dict[str, Any], size: int) -> None:
+    assert Config().changed(given).frame_bytes == size
+
+
+@pytest.mark.parametrize(
     ("given", "turns"),
     [
         ({"vad": False}, None),

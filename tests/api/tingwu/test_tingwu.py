@@ -65,7 +65,7 @@ async def test_text_comes_twice_and_the_second_is_the_last(server: RunningServer
         await socket.send(json.dumps({"is_speaking": False}))
         told = await until_final(socket)
         assert {message["mode"] for message in told[:-1]} == {"2pass-online"}
-        assert len(told) > 3
+        assert len(told) > 1
         assert told[-1] == {"mode": "2pass-offline", "text": FIRST, "is_final": True}
 
 

@@ -15,6 +15,7 @@ TELEPHONE_RATE = 8000
 """Hz of G.711, unless something else is said."""
 RATES = 4000, 192_000
 MAX_CHANNELS = 8
+SAMPLE_BYTES = {Encoding.PCM16: 2, Encoding.PCM32F: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 
 ALIASES = {
     "keywords": "hotwords",
@@ -76,6 +77,12 @@ class Config:
             partials=values.flag("partials", named["partials"]) if "partials" in named else self.settings.partials,
         )
         return Config(model, settings)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of every channel; 1 in a container, which may end anywhere."""
+        format = self.settings.format
+        return 1 if format.encoding is Encoding.CONTAINER else SAMPLE_BYTES[format.encoding] * format.channels
 
     def shown(self) -> dict[str, Any]:
         """The settings in the client's words."""

@@ -15,9 +15,8 @@ from eardrum.gateway.inventory import Model
 from eardrum.gateway.live import Session, live, named
 from eardrum.gateway.service import Service
 from eardrum.gateway.sessions import going_down
-from eardrum.live import Clear, Commit, Encoding, Ended, Finish
+from eardrum.live import Clear, Commit, Ended, Finish
 
-SAMPLE_BYTES = {Encoding.PCM16: 2, Encoding.PCM32F: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 HALF = "The audio ended in the middle of a sample: check `encoding` and `channels`."
 
 
@@ -84,7 +83,7 @@ class Conversation:
                     await self._hand_on(session, message)
                 message = await self._next()
             self._socket.ignore()
-            if self._heard % _frame_bytes(config):
+            if self._heard % config.frame_bytes:
                 await self.fail(AudioError(HALF, param=None))
             await session.finish()
 
@@ -141,8 +140,3 @@ class Conversation:
         unused = ignored(config.settings.request, model.capabilities)
         message = {"type": kind, "session": self._record.id, "model": model.id, **config.shown()}
         await self._socket.say(message | ({"ignored": unused} if unused else {}))
-
-
-def _frame_bytes(config: Config) -> int:
-    format = config.settings.format
-    return SAMPLE_BYTES.get(format.encoding, 1) * format.channels

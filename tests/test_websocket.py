@@ -1,0 +1,118 @@
+"""What WebSockets need that last: pings that wait for those who are behind, and a word before the server ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from eardrum import websocket
+from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.websocket import WebSocket
+
+PING_S = 0.2
+
+Talk = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(talk: Talk, *, ping_s: float = PING_S) -> AsyncIterator[tuple[uvicorn.Server, str]]:
+    """A server whose WebSockets are accepted, and then given to `talk`."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await talk(scope, receive, send)
+
+    config = uvicorn.Config(
+        app,
+        port=0,
+        ws=WebSocket,
+        ws_ping_interval=ping_s,
+        ws_ping_timeout=ping_s,
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 -- it has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield server, f"ws://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def sends(socket: ClientConnection, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await socket.send(b"x")
+        await asyncio.sleep(0.01)
+
+
+async def test_who_is_read_late_may_answer_pings_late() -> None:
+    heard = []
+
+    async def slow(_: Scope, receive: Receive, __: Send) -> None:
+        while (message := await receive())["type"] == "websocket.receive":
+            heard.append(message["bytes"])
+            await asyncio.sleep(0.1)
+
+    async with serving(slow) as (_, address), connect(address, ping_interval=None) as socket:
+        for _ in range(25):
+            await socket.send(bytes(200_000))
+        await asyncio.sleep(2.0)  # many times the patience with pings
+        assert socket.close_code is None
+        assert len(heard) > 10
+
+
+async def test_who_is_read_and_answers_no_ping_is_gone_however_much_it_says() -> None:
+    ended = asyncio.Event()
+
+    async def prompt(_: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(40):  # more than the client takes in: it stops reading, pings included
+            await send({"type": "websocket.send", "bytes": bytes(1000)})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+        ended.set()
+
+    async with serving(prompt) as (_, address):
+        async with connect(address, ping_interval=None, max_queue=1, close_timeout=0.1) as socket:
+            with pytest.raises(ConnectionClosed):
+                await sends(socket, 15)
+        assert ended.is_set()
+
+
+@pytest.mark.parametrize("farewell", [True, False])
+async def test_who_says_farewell_closes_when_the_server_ends(monkeypatch: pytest.MonkeyPatch, farewell: bool) -> None:
+    monkeypatch.setattr(websocket, "GOODBYE_S", 0.2)
+    over = asyncio.Event()
+
+    async def talks(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["extensions"]["eardrum.connection"]["transport"].get_extra_info("peername")
+        if farewell:
+            scope["extensions"]["eardrum.farewell"]["call"]()
+            await over.wait()
+            await send({"type": "websocket.send", "text": "last words"})
+            await send({"type": "websocket.close", "code": 1001})
+        else:
+            await receive()
+
+    async with serving(talks, ping_s=20) as (server, address), connect(address) as socket:
+        server.should_exit = True
+        asyncio.get_running_loop().call_later(0.5, over.set)
+        said = [message async for message in socket] if farewell else []
+        if not farewell:
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        assert (said, socket.close_code) == ((["last words"], 1001) if farewell else ([], 1012))
