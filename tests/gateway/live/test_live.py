@@ -36,6 +36,7 @@ from eardrum.live import (
     SpeechStarted,
 )
 from eardrum.types import Request
+from tests.conftest import wait_for
 from tests.gateway.live.speaking import kill, model, said, sentence, serving, silence, speaking
 
 pytestmark = pytest.mark.slow
@@ -44,10 +45,8 @@ MANUAL = Settings(endpointing=None)
 
 
 async def test_a_session_is_open_before_its_model_is_loaded_and_loses_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, load_s=0.5)}) as service, speaking(service) as speaker:
-        began = time.monotonic()
+    async with serving(tmp_path, {"m": model(tmp_path, load_s=1.5)}) as service, speaking(service) as speaker:
         await speaker.session.feed(sentence(1, 2, 3))
-        assert time.monotonic() - began < 0.1
         await asyncio.sleep(0.1)
         assert service.state(named(service, "m")) is State.STARTING
         await speaker.session.feed(sentence(4, 5))
@@ -63,7 +62,7 @@ async def test_who_speaks_too_far_ahead_of_the_load_waits(tmp_path: Path) -> Non
         speech = silence(40.0)
         began = time.monotonic()
         await speaker.session.feed(speech)
-        assert time.monotonic() - began < 0.3
+        assert service.state(named(service, "m")) is not State.READY, "it does not wait for the model"
         await speaker.session.feed(speech)
         assert time.monotonic() - began > 1.0
         await speaker.over()
@@ -79,8 +78,7 @@ async def test_a_model_with_a_session_is_neither_evicted_nor_unloaded_by_its_ttl
             (status,) = service.processes()
             assert (status.state, status.requests) == (State.READY, 1)
             await speaker.over()
-        await asyncio.sleep(0.6)
-        assert service.processes() == []
+        await asyncio.to_thread(wait_for, lambda: service.processes() == [])
 
 
 async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_loaded_again(tmp_path: Path) -> None:
@@ -89,8 +87,7 @@ async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_lo
         await speaker.session.feed(sentence(1))
         await speaker.until(lambda: speaker.of(Rested))
         assert speaker.of(Rested) == [Rested(0.5)]
-        await asyncio.sleep(0.8)
-        assert service.processes() == []
+        await asyncio.to_thread(wait_for, lambda: service.processes() == [])
         assert speaker.error is None
         assert service.load(named(service, "m")) == 0
         await speaker.session.feed(sentence(2, 3))
@@ -106,16 +103,16 @@ async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_pa
         await speaker.session.feed(sentence(1))
         await speaker.until(lambda: speaker.of(Rested))
         await service.unload(named(service, "m"))
-        await speaker.over(1)
+        await speaker.over()
         assert speaker.texts == {1: "1"}
         assert service.processes() == []
 
 
 async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path) -> None:
     models = {"m": model(tmp_path)}
-    async with serving(tmp_path, models, live={"idle_seconds": 0.4}) as service, speaking(service) as speaker:
+    async with serving(tmp_path, models, live={"idle_seconds": 1.0}) as service, speaking(service) as speaker:
         await service.load_model(named(service, "m"))
-        for _ in range(10):
+        for _ in range(15):
             await speaker.session.feed(silence(0.1))
             await asyncio.sleep(0.1)
         assert speaker.of(Rested) == []
@@ -345,13 +342,13 @@ async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path:
             with pytest.raises(ShuttingDownError):
                 async with speaking(service):
                     pass
-        await asyncio.wait_for(ending, 1)
+        await asyncio.wait_for(ending, 10)
 
 
 async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, load_s=5)}) as service, speaking(service) as speaker:
+    async with serving(tmp_path, {"m": model(tmp_path, load_s=20)}) as service, speaking(service) as speaker:
         ending = asyncio.create_task(service.sessions.end())
-        await speaker.until(lambda: speaker.error, 1)
+        await speaker.until(lambda: speaker.error)
         assert isinstance(speaker.error, ShuttingDownError)
         assert not ending.done()
         ending.cancel()
