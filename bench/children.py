@@ -26,12 +26,11 @@ def child(
 
     It gets a session of its own, so that Ctrl-C reaches only the benchmark, which then ends it in order.
     """
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_"))}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [python, *arguments],
             cwd=ROOT,
-            env=clean | (environment or {}),
+            env=surroundings() | (environment or {}),
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else log,
             stderr=log,
@@ -44,6 +43,12 @@ def child(
             raise
         finally:
             _end(process)
+
+
+def surroundings() -> dict[str, str]:
+    """Our environment, less what would change what is measured. Bytecode is kept, as that of an installed package is."""
+    changing = ("EARDRUM_", "STT_", "WHISPER_", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(changing)}
 
 
 def ask(process: subprocess.Popen[bytes], line: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from eardrum.answering import Answering
 from eardrum.api.openai import answers
 from eardrum.errors import EardrumError, HeadTooLargeError, InvalidRequestError
 
@@ -96,6 +97,7 @@ class Http(HttpToolsProtocol):
         if self.parser.should_upgrade() and self._should_upgrade():
             return  # a WebSocket: others see to it
         self.cycle.transport = self._joined
+        self.cycle.send = Answering(self.cycle).send  # type: ignore[assignment, method-assign]
         self.scope["extensions"] = self._extensions
 
     def _arrived(self) -> bool:

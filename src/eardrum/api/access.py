@@ -148,6 +148,9 @@ class Exchange:
 
 
 def _write(scope: Scope, entry: Record) -> None:
+    level = logging.DEBUG if scope["path"] == "/health" else logging.INFO
+    if not log.isEnabledFor(level):
+        return
     facts: dict[str, object] = {
         "request": entry.id,
         "method": scope.get("method", "SOCKET"),
@@ -168,11 +171,9 @@ def _write(scope: Scope, entry: Record) -> None:
     facts["total_s"] = round(entry.elapsed, 3)
     if entry.note:
         facts["note"] = entry.note
-    level = logging.DEBUG if scope["path"] == "/health" else logging.INFO
-    if log.isEnabledFor(level):
-        line = logging.LogRecord(log.name, level, "", 0, _text(facts), None, None)  # nobody asks which line of code logs requests
-        line.facts = facts
-        log.handle(line)
+    line = logging.LogRecord(log.name, level, "", 0, _text(facts), None, None)  # nobody asks which line of code logs requests
+    line.facts = facts
+    log.handle(line)
 
 
 def _text(facts: dict[str, object]) -> str:

@@ -14,6 +14,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+BY_NAME = "eardrum.headers"
+"""Where a scope keeps its headers for those who ask for one: several do, and clients send many."""
+
+
 class Edge(Protocol):
     """What serves some of the requests, in plain ASGI, or refuses them."""
 
@@ -27,10 +31,10 @@ class ClientGoneError(Exception):
 
 def header(scope: Scope, name: bytes) -> str:
     """The first header of this lower-case name; empty when there is none."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return cast(bytes, value).decode("latin-1")
-    return ""
+    by_name: dict[bytes, bytes] | None = scope.get(BY_NAME)
+    if by_name is None:
+        by_name = scope[BY_NAME] = dict(reversed(scope["headers"]))
+    return by_name[name].decode("latin-1") if name in by_name else ""
 
 
 def flagged(scope: Scope, name: str) -> bool:

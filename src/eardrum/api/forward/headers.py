@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eardrum.api.asgi import Scope
+from eardrum.api.asgi import Scope, header
 
 HOP_BY_HOP = frozenset(
     (
@@ -17,11 +17,13 @@ HOP_BY_HOP = frozenset(
 NOT_SENT_BACK = HOP_BY_HOP | {b"date"}
 """Our own answer has a date already."""
 
-COMMON = frozenset((b"close", b"keep-alive"))
-"""What a `connection` header mostly says, and is no header."""
+FORWARDED_FOR = b"x-forwarded-for"
 
-NOT_SENT_ON = HOP_BY_HOP | {b"content-length", b"expect", b"host", b"x-forwarded-for"}
+NOT_SENT_ON = HOP_BY_HOP | {b"content-length", b"expect", FORWARDED_FOR}
 """The length is that of the body that is sent, which may be another."""
+
+NOT_SENT_ON_ELSEWHERE = NOT_SENT_ON | {b"host"}
+NONE: frozenset[bytes] = frozenset()
 
 WEB_SOCKET = frozenset(
     (
@@ -36,29 +38,26 @@ WEB_SOCKET = frozenset(
 Raw = Iterable[tuple[bytes, bytes]]
 
 
-def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
+def sent_on(scope: Scope, *, host: bool, without: frozenset[bytes] = NONE) -> list[tuple[bytes, bytes]]:
     """The request's headers for the upstream. `host` keeps the client's, which pages of an upstream compare with their own.
 
     `without` names what is left out besides.
     """
-    headers: list[tuple[bytes, bytes]] = []
-    came_by: list[bytes] = []
-    dropped = _dropped(scope["headers"], NOT_SENT_ON | without if without else NOT_SENT_ON)
-    for name, value in scope["headers"]:
-        if name not in dropped or (host and name == b"host"):
-            headers.append((name, value))
-        elif name == b"x-forwarded-for":
-            came_by.append(value)
+    dropped = (NOT_SENT_ON if host else NOT_SENT_ON_ELSEWHERE) | without
+    if header(scope, b"connection"):
+        dropped |= _named(scope["headers"]) - ({b"host"} if host else NONE)
+    headers = [item for item in scope["headers"] if item[0] not in dropped]
+    came_by = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
     if client := scope.get("client"):
         came_by.append(client[0].encode("latin-1"))
     if came_by:
-        headers.append((b"x-forwarded-for", b", ".join(came_by)))
+        headers.append((FORWARDED_FOR, b", ".join(came_by)))
     return headers
 
 
 def sent_back(raw: Raw) -> list[tuple[bytes, bytes]]:
     """The upstream's headers, in lower case, for the client. Events are kept from being buffered by proxies in front of us."""
-    dropped = _dropped(raw, NOT_SENT_BACK)
+    dropped = NOT_SENT_BACK | _named(raw)
     headers = [item for item in raw if item[0] not in dropped]
     if content_type(headers) == b"text/event-stream":
         headers = [item for item in headers if item[0] != b"x-accel-buffering"]
@@ -74,9 +73,7 @@ def content_type(headers: Raw) -> bytes:
     return b""
 
 
-def _dropped(headers: Raw, always: frozenset[bytes]) -> frozenset[bytes]:
-    """What does not cross: what never does, and what a `connection` header names."""
-    for key, value in headers:
-        if key == b"connection" and (named := frozenset(part.strip().lower() for part in value.split(b","))) - COMMON:
-            always |= named
-    return always
+def _named(headers: Raw) -> frozenset[bytes]:
+    """What a `connection` header names: it does not cross either."""
+    values = [value for name, value in headers if name == b"connection"]
+    return frozenset(part.strip().lower() for value in values for part in value.split(b",")) if values else NONE

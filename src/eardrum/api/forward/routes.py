@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from eardrum.api.asgi import App, Receive, Scope, Send, header
-from eardrum.api.forward import headers, outgoing
+from eardrum.api.forward import outgoing
 from eardrum.api.forward.broken import Worded
 from eardrum.api.forward.exchange import Exchange
 from eardrum.api.forward.form import Form
@@ -81,7 +81,7 @@ class Forward:
     async def _posted(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (encoding := header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
             raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it as it is.")
-        kind = headers.content_type(scope["headers"]).decode("latin-1")
+        kind = header(scope, b"content-type").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             await self._form(scope, receive, send)
         elif not kind or kind == URLENCODED or kind.endswith(("/json", "+json")):
