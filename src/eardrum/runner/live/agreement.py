@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from eardrum.text import bare, separator, units
 
-APART_S = 1.5
+APART_S = 2.0
 """Audio between two hypotheses that count as two: what is heard a moment later is misheard in the same way."""
 
 SHAKY = 1
@@ -38,7 +38,7 @@ class Agreement:
         count = len(rest)
         for number in range(len(self._before) - 1, -1, -1):
             when, said = self._before[number]
-            count = _alike(rest[:count], said)
+            count = _alike(rest[:count], said[: len(said) - SHAKY])
             if at - when >= APART_S:
                 self._before = self._before[number:]
                 return count

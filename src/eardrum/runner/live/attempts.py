@@ -14,7 +14,7 @@ STEP_S = 0.5
 PACE = 4.0
 """Audio between two attempts, in times of what decoding takes: partials of a session have a quarter of the engine at most."""
 
-PAUSED_PACE = 2.0
+PAUSED_PACE = 1.0
 """The same where speech pauses: what is decoded then is likely to be the final."""
 
 CONTEXT_S = 1.0
