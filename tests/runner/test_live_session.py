@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eardrum.engines.base import Hearing
 from eardrum.errors import EmptyCommitError
 from eardrum.live import (
     Clear,
@@ -248,6 +249,21 @@ def test_a_window_on_which_the_model_fails_costs_its_utterance_only() -> None:
 
 
 # Cost
+
+
+def test_an_engine_that_fails_is_not_asked_again_and_again() -> None:
+    play = Play(can=Capabilities(max_window_s=60.0), fails=frozenset(range(100))).hear(stream((100, 0.0)))
+    assert 3 <= len(play.decodes) <= 6
+    play.finish()
+    check_promises(play.events)
+    assert len(play.of(Failed)) == 1
+
+
+def test_the_end_is_told_once_whatever_the_engine_says_later() -> None:
+    play = Play(delay=1000).hear(stream((10, 0.0)))
+    attempt = play.decodes[0].id
+    play.finish()
+    assert play.session.decoded(attempt, Hearing(), 0.1, 0.0) == []
 
 
 def test_one_partial_at_a_time_and_none_while_a_final_waits() -> None:

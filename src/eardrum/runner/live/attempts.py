@@ -17,6 +17,9 @@ PACE = 4.0
 PAUSED_PACE = 1.0
 """The same where speech pauses: what is decoded then is likely to be the final."""
 
+REST_S, LONGEST_REST_S = 1.0, 30.0
+"""Audio after an attempt on which the engine failed."""
+
 CONTEXT_S = 1.0
 """Audio before the first word that is decoded anew, so that it is heard whole."""
 
@@ -76,6 +79,11 @@ class Attempts:
         self.decoded += 1
         self._waited = waited
         self._cost = seconds if self._fixed_cost else seconds / max(self.last.window.seconds, 1.0)
+
+    def failed(self) -> None:
+        """The engine has failed on the last one: it is left alone for a while, each time longer."""
+        self.last = None
+        self._waited = min(max(2 * self._waited, REST_S), LONGEST_REST_S)
 
 
 def window_of(cut: Cut, request: Request) -> Window:

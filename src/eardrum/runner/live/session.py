@@ -116,7 +116,7 @@ class Session:
             _, part, _ = self._parts.pop(number)
             part.error = error
         elif self._attempts.last and self._attempts.last.id == number:
-            self._attempts.last = None
+            self._attempts.failed()
         return self._done()
 
     # Speech
@@ -225,6 +225,7 @@ class Session:
         if self._duration is not None and not self._committed:
             tried = self._attempts
             self._out.append(Ended(self._duration, self._language, self._decode_s, tried.decoded, tried.left_out))
+            self._duration = None
         out, self._out = self._out, []
         return out
 
