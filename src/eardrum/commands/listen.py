@@ -23,8 +23,8 @@ from eardrum.commands.processes import DEFAULT_SERVER, Server
 from eardrum.commands.screen import Json, Lines, Screen, Terminal
 from eardrum.errors import ConfigError, EardrumError
 
-GOOD = (1000, 1001)
-"""Codes with which a server closes that has nothing more to say."""
+DONE = 1000
+"""The code with which a server closes that has nothing more to say."""
 
 
 def listen(
@@ -128,7 +128,7 @@ async def _show(socket: aiohttp.ClientWebSocketResponse, screen: Screen, hint: s
         if said["type"] == "ready":
             _write(screen.hint(hint))
         failure = said["error"]["message"] if said["type"] == "error" else ""
-    if failure or socket.close_code not in GOOD:
+    if failure or socket.close_code != DONE:
         raise EardrumError(failure or f"The server broke off (code {socket.close_code}): its log says why.")
 
 

@@ -260,14 +260,15 @@ async def _flooded(address: str) -> None:
 
 
 async def test_a_server_that_ends_gives_the_last_text_before() -> None:
-    with running() as server:
+    with running("--set", "stop_seconds=60") as server:
         async with listening(server, model="whisper-1") as session:
             await session.push(sentence()[: 6 * 32_000])
             await session.until("speech_started")
             server.process.send_signal(signal.SIGTERM)
-            assert await session.end() == 1001
+            assert await session.end() == 1012
             assert FIRST.startswith(session.text[:60])
-            assert [message["type"] for _, message in session.heard[-2:]] == ["final", "done"]
+            assert [message["type"] for _, message in session.heard[-2:]] == ["final", "error"]
+            assert session.errors[0]["code"] == "shutting_down"
 
 
 async def test_whoever_runs_the_server_may_end_a_session(server: RunningServer) -> None:

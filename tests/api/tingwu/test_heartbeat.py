@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 
 from eardrum.api.activity import Activity, Record
-from eardrum.api.sockets import Socket
+from eardrum.api.sockets import Socket, alongside
 from eardrum.api.tingwu import messages
 from eardrum.api.tingwu.conversation import Conversation
 from eardrum.config import Settings
 from eardrum.errors import ShuttingDownError
 from eardrum.gateway.service import Service
 from tests.api.test_sockets import Client
+
+
+async def until_told(client: Client, count: int) -> None:
+    """End the server once the client was told so much."""
+    while len(client.sent) <= count:  # noqa: ASYNC110 -- it has no event for it
+        await asyncio.sleep(0.01)
+    client.over.set()
 
 
 async def test_a_silent_client_hears_a_heartbeat_until_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,12 +32,12 @@ async def test_a_silent_client_hears_a_heartbeat_until_the_server_ends(monkeypat
 
     async def work(socket: Socket) -> None:
         async with socket:
-            asyncio.get_running_loop().call_later(0.1, client.over.set)
-            await Conversation(Service(Settings()), socket, scope).run()
+            conversation = Conversation(Service(Settings()), socket, scope)
+            await alongside(conversation.run(), until_told(client, 4))
 
     with pytest.raises(ShuttingDownError):
         await work(client.socket())
     told = [message["text"] for message in client.sent if message["type"] == "websocket.send"]
     assert '"connected"' in told[0]
-    assert len(told) > 2
+    assert len(told) > 3
     assert all('"ping"' in text and '"timestamp"' in text for text in told[1:])

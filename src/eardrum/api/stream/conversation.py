@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from eardrum.api.access import record
 from eardrum.api.asgi import Scope
-from eardrum.api.sockets import Closing, Socket, alongside
+from eardrum.api.sockets import Socket, alongside
 from eardrum.api.stream.config import FORMAT, Config, ignored
 from eardrum.api.stream.messages import Configured, Said, Worded, said, told
 from eardrum.errors import AudioError, EardrumError, InvalidRequestError, ShuttingDownError
@@ -125,7 +125,7 @@ class Conversation:
         message = told(event, self._worded)
         assert message
         await self._socket.say(message)
-        await self._socket.close(Closing.GOING_AWAY if self._socket.ending else Closing.DONE)
+        await self._socket.close()
 
     def _checked(self, config: Config, model: Model) -> Config:
         """With the server's defaults.

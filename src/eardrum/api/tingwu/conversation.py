@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from eardrum.api.access import record
 from eardrum.api.asgi import Scope
-from eardrum.api.sockets import Closing, Socket, alongside
+from eardrum.api.sockets import Socket, alongside
 from eardrum.api.tingwu import messages
 from eardrum.api.tingwu.messages import Wishes
 from eardrum.errors import EardrumError, InvalidRequestError
@@ -61,7 +61,6 @@ class Conversation:
                 await alongside(self._answer(session), self._listen(session, model, first))
             finally:
                 self._record.summary = session.summary
-        await self._socket.close(Closing.GOING_AWAY)
 
     async def _next(self) -> bytes | Wishes | None:
         """The next audio, or other wishes; None when the server ends. What means nothing else here is answered on the way."""
