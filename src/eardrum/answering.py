@@ -81,3 +81,4 @@ class Answering:
         if not cycle.keep_alive:
             cycle.transport.close()
         cycle.on_response()
+        del vars(cycle)["send"]  # that is this object's: they would hold on to each other until a garbage collection

@@ -72,9 +72,7 @@ class Access:
         finally:
             self._activity.over(entry)
             _write(scope, entry)
-            # Request, record and task hold on to each other; parted here, they need no garbage collector.
-            entry.task = None
-            del scope["eardrum.record"]
+            del scope["eardrum.record"]  # they hold on to each other, which only a garbage collection would end
 
     def end_uploads(self, error: EardrumError) -> None:
         """Answer with this error all who have not sent their whole request, now or later."""
