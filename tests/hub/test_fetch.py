@@ -21,6 +21,8 @@ from eardrum.gateway.store import Store
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 
+pytestmark = pytest.mark.slow
+
 BIG = random.Random(1).randbytes(600_000)
 OTHER_BIG = random.Random(2).randbytes(50_000)
 FILES = {"model.bin": BIG, "config.json": b'{"model_type": "whisper"}', "sub/vocab.txt": b"a b c", "README.md": b"read me"}
@@ -177,7 +179,6 @@ def test_a_connection_that_breaks_is_continued_in_the_same_run(fetch: Fetching) 
     assert fetch.hub.served == TOTAL
 
 
-@pytest.mark.slow
 def test_a_connection_that_keeps_breaking_is_given_up_and_what_arrived_is_kept(fetch: Fetching) -> None:
     fetch.hub.repositories[NAME].cut_after = 200_000
     said = fetch()

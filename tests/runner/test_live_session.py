@@ -125,14 +125,14 @@ def test_the_longer_an_utterance_the_shorter_the_pause_that_ends_it() -> None:
 
 
 @pytest.mark.parametrize("ends", [None, Endpointing()])
-def test_an_hour_takes_no_more_memory_than_a_minute(ends: Endpointing | None) -> None:
+def test_ten_minutes_take_no_more_memory_than_one(ends: Endpointing | None) -> None:
     for part in (stream((0, 60.0)), stream((234, 0.0))):
         play = Play(settings=Settings(endpointing=ends))
         sizes = []
-        for _ in range(60):
+        for _ in range(10):
             play.hear(part, split=100)
             sizes.append(play.session._ends._tape._samples.nbytes)
-        assert max(sizes) < 3 << 20
+        assert max(sizes) < 3 << 20, "all of it is 38 MB"
         assert play.session.waiting == 0
 
 
@@ -323,7 +323,7 @@ models = st.sampled_from(
 modes = st.sampled_from([Settings(), MANUAL, Settings(partials=False), Settings(endpointing=Endpointing(silence_s=0.2))])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(parts, modes, models, st.integers(0, 40), st.integers(0, 9), st.lists(st.integers(1, 90), max_size=20))
 def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, split) -> None:
     play = Play(settings=mode, can=can, delay=delay, seed=seed)
@@ -333,7 +333,7 @@ def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, 
     assert play.text == words(1, whole.said)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(parts, modes, st.lists(st.integers(1, 90), max_size=40))
 def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, split) -> None:
     outcomes = []
@@ -345,7 +345,7 @@ def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, 
     assert outcomes[:2] == outcomes[2:]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(parts, modes, models, st.integers(0, 40), st.randoms())
 def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, can, delay, chance) -> None:
     def mishear(numbers: list[int], final: bool) -> list[str]:

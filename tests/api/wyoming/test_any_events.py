@@ -45,7 +45,7 @@ EVENT = st.one_of(
 SAID = st.lists(EVENT.map(written) | st.binary(max_size=20), max_size=12).map(b"".join)
 
 
-@trials(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@trials(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(SAID, st.integers(1, 64))
 def test_whatever_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes, step: int) -> None:
     caplog.set_level(logging.ERROR)
