@@ -10,11 +10,9 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
-from eardrum import __version__
-from eardrum.api import admin, docs
+from eardrum.api import admin, docs, front_door
 from eardrum.api.access import Access, record
 from eardrum.api.activity import Activity
 from eardrum.api.asgi import App, ClientGoneError, Edge, Receive, Scope, Send
@@ -47,25 +45,10 @@ def create_app(service: Service) -> Access:
         yield
         await service.shutdown()
 
-    async def health(_: Request) -> Response:
-        models = [
-            {"id": m.id, "state": service.state(m), "requests": service.load(m), "engine": m.engine} for m in service.catalog
-        ]
-        return JSONResponse(
-            {"status": "ok", "version": __version__, "default_model": service.catalog.default.id, "models": models}
-        )
-
-    async def home(request: Request) -> Response:
-        """A page for people; for Ollama's clients the sign that they are right here."""
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("/docs")
-        return ollama_routes.greeting()
-
     activity = Activity(changed=partial(service.events.changed, Topic.REQUESTS))
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[
-            Route("/", home),
-            Route("/health", health),
+            *front_door.routes(service),
             *docs.routes(service),
             *routes.routes(service),
             *ollama_routes.routes(service),

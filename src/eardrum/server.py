@@ -1,19 +1,15 @@
-"""Runs the gateway: binds the port, says how to use it, stays until told to stop."""
+"""Runs the gateway: takes its ports, says how to use it, stays until told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
-import os
-import shlex
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -22,16 +18,16 @@ from eardrum import tls
 from eardrum.api.access import Access
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.app import create_app
-from eardrum.client import Client
 from eardrum.config import Settings
-from eardrum.errors import ConfigError, EardrumError
+from eardrum.errors import EardrumError
 from eardrum.gateway.logs import Recorder
 from eardrum.gateway.preload import preload
-from eardrum.gateway.processes.register import VARIABLE
 from eardrum.gateway.scheduler import shutting_down
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import MESSAGE
+from eardrum.greeting import reachable, transcribed, welcome
 from eardrum.http import Http
+from eardrum.listening import bind, home_assistant
 from eardrum.source import Source
 from eardrum.websocket import WebSocket
 
@@ -62,8 +58,8 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
     encryption = tls.serving(settings.tls_certificate, settings.tls_key)
     service = Service(settings)
     service.source = source
-    listening = _bind(settings.host, settings.port, "choose another with --port")
-    wyoming = _wyoming(service)
+    listening = bind(settings.host, settings.port, "choose another with --port")
+    wyoming = home_assistant(service)
     app = create_app(service)
     uvicorn_config = uvicorn.Config(
         app,
@@ -81,12 +77,12 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
     with listening, _recorded(service), as_file(files("eardrum") / "sample.ogg") as recording:
         log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
-        address = f"{'https' if encryption else 'http'}://{_reachable(host)}:{port}"
+        address = f"{'https' if encryption else 'http'}://{reachable(host)}:{port}"
 
         async def greet() -> None:
-            print(_welcome(service, address, recording, wyoming), flush=True)
+            print(welcome(service, address, recording, wyoming), flush=True)
             if sample:
-                print(f"The shipped recording says:\n\n    {await _transcribed(service, address, recording)}\n", flush=True)
+                print(f"The shipped recording says:\n\n    {await transcribed(service, address, recording)}\n", flush=True)
 
         Server(uvicorn_config, app, service, greet, source if watch else None, wyoming).run(sockets=[listening])
 
@@ -202,73 +198,3 @@ def _recorded(service: Service) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(recorder)
-
-
-def _wyoming(service: Service) -> WyomingServer | None:
-    """The server for Home Assistant, if the config wants one.
-
-    Raises:
-        ConfigError: its port cannot be had, or it cannot be announced.
-    """
-    settings = service.settings.wyoming
-    if not settings.serves(service.settings.apiKeys):
-        if settings.enabled is None:
-            log.warning("Wyoming is off: it has no room for apiKeys. To serve it to everybody, set wyoming.enabled: true.")
-        return None
-    if settings.enabled is None and VARIABLE in os.environ:
-        return None  # this server is a model of another, which has the port
-    if service.settings.apiKeys:
-        log.warning("Wyoming is open to everybody who reaches its port: it has no room for apiKeys.")
-    advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
-    return WyomingServer(service, _bind(settings.host or service.settings.host, settings.port, advice))
-
-
-def _bind(host: str, port: int, advice: str) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-        except OSError:
-            listening.close()
-            raise
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"Port {port} on {host} is taken: stop what uses it, or {advice}.") from None
-        raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from None
-    return listening
-
-
-def _reachable(host: str) -> str:
-    """An address to call for a host to listen on."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
-
-
-def _welcome(service: Service, address: str, recording: Path, wyoming: WyomingServer | None) -> str:
-    catalog = service.catalog
-    lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)"]
-    if wyoming:
-        lines.append(f"Home Assistant: {wyoming.host} port {wyoming.port}  (Wyoming)")
-    lines += ["", "Models"]
-    for model in catalog:
-        languages = ", ".join(model.capabilities.languages) or "many languages"
-        facts = [model.engine, languages, model.origin] if model.hears else [model.engine, model.origin]
-        lines.append(f"  {model.id}  ({', '.join(facts)})")
-    lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
-    if catalog.default.origin == "embedded":
-        lines.append(
-            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
-        )
-    curl = "curl -k" if address.startswith("https") else "curl"  # it may be for another name than the machine has for itself
-    lines += ["", "Try it:", f"  {curl} {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
-    return "\n".join(lines)
-
-
-async def _transcribed(service: Service, address: str, recording: Path) -> str:
-    certificate = service.settings.tls_certificate
-    trust = tls.trusting(certificate, by_any_name=True) if certificate else None
-    async with Client(address, next(iter(service.settings.apiKeys), ""), trust) as client:
-        return (await client.transcribe(recording, {"response_format": "text"})).strip()

@@ -16,8 +16,8 @@ from eardrum.api.wyoming.frames import Event, Frames, written
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
+from eardrum.listening import bind
 from eardrum.live import Ended, Final, LiveEvent, Settings
-from eardrum.server import _bind
 
 HEARD: tuple[LiveEvent, ...] = (Final(1, 0.0, 1.0, "lights off", language="en"), Ended(1.0, "en"))
 
@@ -157,7 +157,7 @@ async def serving(
     """A server, and what connects to it; afterwards all tasks are over."""
     monkeypatch.setattr(utterance, "live", script.live)
     service = Service(chosen or settings())
-    server = WyomingServer(service, _bind("127.0.0.1", 0, ""))
+    server = WyomingServer(service, bind("127.0.0.1", 0, ""))
     await server.start()
     clients: list[Client] = []
 

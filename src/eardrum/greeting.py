@@ -1,0 +1,47 @@
+"""What a server says of itself once it is up."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from eardrum import tls
+from eardrum.api.wyoming.server import WyomingServer
+from eardrum.client import Client
+from eardrum.gateway.service import Service
+
+
+def reachable(host: str) -> str:
+    """An address to call for a host to listen on."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def welcome(service: Service, address: str, recording: Path, wyoming: WyomingServer | None) -> str:
+    """Where it is, which models it has, and what to try."""
+    catalog = service.catalog
+    lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)"]
+    if wyoming:
+        lines.append(f"Home Assistant: {wyoming.host} port {wyoming.port}  (Wyoming)")
+    lines += ["", "Models"]
+    for model in catalog:
+        languages = ", ".join(model.capabilities.languages) or "many languages"
+        facts = [model.engine, languages, model.origin] if model.hears else [model.engine, model.origin]
+        lines.append(f"  {model.id}  ({', '.join(facts)})")
+    lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
+    if catalog.default.origin == "embedded":
+        lines.append(
+            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
+        )
+    curl = "curl -k" if address.startswith("https") else "curl"  # it may be for another name than the machine has for itself
+    lines += ["", "Try it:", f"  {curl} {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
+    return "\n".join(lines)
+
+
+async def transcribed(service: Service, address: str, recording: Path) -> str:
+    """The text of a recording, by way of the port, as any client gets it."""
+    certificate = service.settings.tls_certificate
+    trust = tls.trusting(certificate, by_any_name=True) if certificate else None
+    async with Client(address, next(iter(service.settings.apiKeys), ""), trust) as client:
+        return (await client.transcribe(recording, {"response_format": "text"})).strip()
