@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff"
 _HAN = "\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
@@ -36,3 +36,31 @@ def units(text: str) -> list[str]:
 def bare(unit: str) -> str:
     """A word as it sounds: without case, spaces and punctuation."""
     return "".join(letter for letter in unit.casefold() if letter.isalnum())
+
+
+def glued(before: str, after: str) -> str:
+    """Two stretches of text, with a space between them where it needs one."""
+    if not before or before[-1].isspace():
+        return before + after.lstrip()
+    return before + ("" if after[:1].isspace() else separator(before, after)) + after
+
+
+def behind(told: str, text: str) -> str:
+    """What a text says after the words that were told already, even if it has others in their place."""
+    promised, said = units(told), units(text)
+    count = len(promised) if said[: len(promised)] == promised else counterpart(promised, said)
+    return "".join(said[count:])
+
+
+def counterpart(told: Sequence[str], said: Sequence[str]) -> int:
+    """How many words of `said` stand for those that were told: those at the least edit distance (words added, left out,
+    replaced), if need be most alike in number."""
+    words = [bare(unit) for unit in said]
+    distances = list(range(len(words) + 1))
+    for row, unit in enumerate(map(bare, told), 1):
+        diagonal, distances[0] = distances[0], row
+        for column, word in enumerate(words, 1):
+            changed = diagonal + (unit != word)
+            diagonal = distances[column]
+            distances[column] = min(changed, diagonal + 1, distances[column - 1] + 1)
+    return min(range(len(distances)), key=lambda count: (distances[count], abs(count - len(told))))

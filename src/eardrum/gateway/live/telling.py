@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from eardrum.errors import EardrumError
-from eardrum.gateway.live.continued import continued
 from eardrum.live import (
     Cleared,
     Committed,
@@ -23,6 +22,7 @@ from eardrum.live import (
     SpeechStarted,
     SpeechStopped,
 )
+from eardrum.text import behind, glued
 
 ROUNDING_S = 0.001
 """Times are floats, and audio begins and ends with samples."""
@@ -143,7 +143,8 @@ class Telling:
     def _final(self, event: Final) -> LiveEvent:
         number, start, end = self._number(event.utterance), self._time(event.start), self._time(event.end, ending=True)
         told = self.open.pop(number, None) or Committed(number, start, end)
-        text = continued(self._stable.pop(number, ""), event.text)
+        promised = self._stable.pop(number, "")
+        text = glued(promised, behind(promised, event.text))
         self._numbers.pop(event.utterance)
         self.finals += 1
         segments = tuple(segment.on(self._time) for segment in event.segments)

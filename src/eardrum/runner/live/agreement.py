@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eardrum.text import bare, separator, units
+from eardrum.text import behind, glued, units
 
 APART_S = 2.0
 """Audio between two hypotheses that count as two: what is heard a moment later is misheard in the same way."""
@@ -43,32 +43,6 @@ class Agreement:
                 self._before = self._before[number:]
                 return count
         return 0
-
-
-def behind(stable: str, text: str) -> str:
-    """What a text says after the stable words, even if it has others in their place."""
-    if text.startswith(stable):
-        return text[len(stable) :]
-    said = units(text)
-    return "".join(said[counterpart(units(stable), said) :])
-
-
-def counterpart(stable: Sequence[str], said: Sequence[str]) -> int:
-    """How many words of `said` stand for the stable ones: those at the least edit distance, if need be most alike in number."""
-    words = [bare(unit) for unit in said]
-    distances = list(range(len(words) + 1))
-    for row, unit in enumerate(map(bare, stable), 1):
-        diagonal, distances[0] = distances[0], row
-        for column, word in enumerate(words, 1):
-            changed = diagonal + (unit != word)
-            diagonal = distances[column]
-            distances[column] = min(changed, diagonal + 1, distances[column - 1] + 1)
-    return min(range(len(distances)), key=lambda count: (distances[count], abs(count - len(stable))))
-
-
-def glued(before: str, after: str) -> str:
-    """Two stretches of text, with a space between them where it needs one."""
-    return before + ("" if after[:1].isspace() else separator(before, after)) + (after if before else after.lstrip())
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:

@@ -8,8 +8,8 @@ from eardrum.engines.base import Hearing, Window
 from eardrum.errors import EardrumError
 from eardrum.live import Committed, Failed, Final, Partial
 from eardrum.runner.hallucination import reason_to_drop
-from eardrum.runner.live.agreement import Agreement, counterpart, glued
-from eardrum.text import bare, joined, units
+from eardrum.runner.live.agreement import Agreement
+from eardrum.text import bare, counterpart, glued, joined, units
 from eardrum.types import Request, Segment, Word
 
 

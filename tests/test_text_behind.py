@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.gateway.live.continued import continued
+from eardrum.text import behind, glued
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,10 @@ from eardrum.gateway.live.continued import continued
         ("one two three", "one two", "one two three"),
         ("one two ", "One two three", "one two three"),
         ("one", "", "one"),
+        ("Hello", "Hello, world", "Hello world"),
+        ("one two", "one twofold", "one two"),
         ("你好世", "您好世界", "你好世界"),
     ],
 )
 def test_the_text_goes_on_behind_what_was_told(told: str, text: str, whole: str) -> None:
-    assert continued(told, text) == whole
-    assert continued(told, text).startswith(told)
+    assert glued(told, behind(told, text)) == whole
