@@ -13,7 +13,7 @@ import openai
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running
+from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import SPEECH_TEXT, pcm, speech, spoken
 
 pytestmark = pytest.mark.slow
@@ -144,4 +144,4 @@ def test_a_recording_from_a_host_that_the_config_allows(files: str) -> None:
         refused = chat(server, audio_url(f"{files}/b.mp3"))
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "audio_url")
         assert refused.json()["error"]["message"].endswith("/b.mp3 cannot be fetched: it answered 404.")
-        assert not [file for file in server.open_files() if "(deleted)" in file], "what was fetched is gone"
+        wait_for(lambda: not [file for file in server.open_files() if "(deleted)" in file])  # what was fetched is gone

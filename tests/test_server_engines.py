@@ -150,7 +150,7 @@ def test_a_model_that_is_gone_has_left_nothing_behind(whisper: RunningServer) ->
         unload(whisper)
         wait_for(lambda: gateway.num_fds() <= files)
     assert gateway.memory_info().rss <= rss + 4_000_000
-    assert not whisper.open_files()
+    wait_for(lambda: not whisper.open_files())
 
 
 def unload(server: RunningServer) -> None:
