@@ -22,7 +22,7 @@ from bench.client import MODEL, form
 from bench.usage import cpu_of, peak_mb
 
 START_S = 60.0
-SERVE = ("-c", "from eardrum.cli import main; main()", "serve", "--no-wyoming")
+SERVE = ("-m", "eardrum", "serve", "--no-wyoming")
 
 
 @dataclass(frozen=True, slots=True)

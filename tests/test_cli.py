@@ -19,7 +19,7 @@ from tests.recordings import SPEECH_TEXT, encode, speech, spoken
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "eardrum"]
 
 
 def eardrum(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -103,7 +103,9 @@ class Spool:
         working.add_done_callback(self._has_worked)
         return await asyncio.shield(working)
 
-    def _has_worked(self, _: asyncio.Future[T]) -> None:
+    def _has_worked(self, work: asyncio.Future[T]) -> None:
+        if not work.cancelled():
+            work.exception()  # who asked for it may have gone: asyncio would complain that nobody looked
         self._at_work -= 1
         self._close_if_idle()
 
