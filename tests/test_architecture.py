@@ -21,7 +21,7 @@ def modules_after(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import eardrum.app, eardrum.cli",
+        "import eardrum.cli, eardrum.server, eardrum.offline",
         "from eardrum import app, config\n"
         "from eardrum.gateway.service import Service\n"
         "app.create_app(Service(config.Settings()))",
@@ -34,6 +34,11 @@ def test_the_gateway_imports_nothing_heavy(statement: str) -> None:
     assert not loaded & (HEAVY | HUB)
     other_side = ("eardrum.runner", "eardrum.hub", "eardrum.engines.moonshine", "eardrum.engines.base")
     assert not [name for name in loaded if name.startswith(other_side)]
+
+
+def test_a_command_does_not_wait_for_what_another_one_needs() -> None:
+    loaded = modules_after("import eardrum.cli")
+    assert not loaded & {"aiohttp", "starlette", "uvicorn", "eardrum.gateway.service"}
 
 
 def test_a_runner_knows_no_wire() -> None:

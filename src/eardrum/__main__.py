@@ -1,12 +1,9 @@
 """The command `eardrum`, which is also `python -m eardrum`."""
 
-import gc
+from eardrum.importing import uncollected
 
-gc.disable()  # importing makes next to no garbage, and to look for it takes a tenth of the time
-
-from eardrum.cli import main  # noqa: E402
-
-gc.enable()
+with uncollected():
+    from eardrum.cli import main
 
 if __name__ == "__main__":
     main()

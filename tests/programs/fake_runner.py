@@ -27,7 +27,7 @@ from typing import Any
 
 from aiohttp import web
 
-from eardrum import live
+from eardrum import live, wall
 from eardrum.errors import EardrumError, InvalidRequestError, ModelLoadError
 from eardrum.live import Settings
 from eardrum.types import Capabilities, Segment
@@ -171,7 +171,7 @@ class Runner:
         return response
 
     async def _listen(self, request: web.Request, hearing: Hearing) -> None:
-        messages = live.Messages()
+        messages = wall.Messages()
         async for data in request.content.iter_any():
             for message in messages.feed(data):
                 match message:
@@ -196,7 +196,7 @@ class Runner:
     async def _tell(self, response: web.StreamResponse, events: asyncio.Queue[live.LiveEvent]) -> None:
         while True:
             event = await events.get()
-            await response.write(live.event_line(event))
+            await response.write(wall.event_line(event))
             events.task_done()
 
 

@@ -34,13 +34,13 @@ from eardrum.live import (
     Settings,
     SpeechStarted,
     SpeechStopped,
-    event_from,
 )
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import Batcher
 from eardrum.runner.live.driver import BACKLOG, Driver
 from eardrum.runner.vad import Vad
 from eardrum.types import Request, Task
+from eardrum.wall import event_from
 from tests.recordings import SPEECH_TEXT, encode, g711, pcm, phone, resampled, silence, speech
 
 pytestmark = pytest.mark.slow

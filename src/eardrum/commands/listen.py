@@ -11,17 +11,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import aiohttp
 import typer
 
-from eardrum.client import Client
 from eardrum.commands.options import Certificate, Key
 from eardrum.commands.pieces import Pieces
 from eardrum.commands.processes import DEFAULT_SERVER, Server
 from eardrum.commands.screen import Json, Lines, Screen, Terminal
 from eardrum.errors import ConfigError, EardrumError
+from eardrum.importing import uncollected
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from eardrum.client import Client
 
 DONE = 1000
 """The code with which a server closes that has nothing more to say."""
@@ -41,6 +45,9 @@ def listen(
     certificate: Certificate = None,
 ) -> None:
     """Show what is said while it is said: by the microphone, or by the audio on stdin. Ctrl-C ends it."""
+    with uncollected():
+        from eardrum.client import Client
+
     wanted = {"model": model, "language": language, "task": "translate" if translate else ""}
     screen: Screen = Json() if as_json else Lines()
     if sys.stdout.isatty() and not as_json:

@@ -8,15 +8,18 @@ from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
 from time import time
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from eardrum.client import Client
 from eardrum.commands.options import Certificate, Key
 from eardrum.errors import ConfigError
+from eardrum.importing import uncollected
+
+if TYPE_CHECKING:
+    from eardrum.client import Client
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -27,7 +30,7 @@ Server = Annotated[str, typer.Option(help="The server to ask.")]
 
 def ps(server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:
     """Show the models that are loaded in a running server."""
-    models = asyncio.run(_asked(server, key, certificate, Client.running))
+    models = asyncio.run(_asked(server, key, certificate, lambda client: client.running()))
     if not models:
         print("No model is loaded.")
         return
@@ -89,6 +92,9 @@ Answer = TypeVar("Answer")
 
 
 async def _asked(server: str, key: str, certificate: Path | None, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:
+    with uncollected():
+        from eardrum.client import Client
+
     async with Client(server, key, certificate) as client:
         return await ask(client)
 

@@ -88,8 +88,8 @@ async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_lo
         await speaker.until(lambda: speaker.of(Rested))
         assert speaker.of(Rested) == [Rested(0.5)]
         await asyncio.to_thread(wait_for, lambda: service.processes() == [])
+        await asyncio.to_thread(wait_for, lambda: service.load(named(service, "m")) == 0)
         assert speaker.error is None
-        assert service.load(named(service, "m")) == 0
         await speaker.session.feed(sentence(2, 3))
         await speaker.over()
         assert speaker.texts == {1: "1", 2: "2 3"}

@@ -11,18 +11,8 @@ from typing import Protocol
 import aiohttp
 
 from eardrum.errors import RunnerCrashedError
-from eardrum.live import (
-    Clear,
-    Commit,
-    Configure,
-    Ended,
-    Finish,
-    LiveEvent,
-    Settings,
-    audio_message,
-    command_message,
-    event_from,
-)
+from eardrum.live import Clear, Commit, Configure, Ended, Finish, LiveEvent, Settings
+from eardrum.wall import audio_message, command_message, event_from
 
 AHEAD = 1 << 16
 """Bytes that may wait to be sent; whoever has more to say waits."""

@@ -9,8 +9,9 @@ from contextlib import aclosing
 from typing import Any
 
 from eardrum.errors import InvalidRequestError
-from eardrum.live import Finish, Messages, Settings, event_line
+from eardrum.live import Finish, Settings
 from eardrum.runner.live.driver import Driver
+from eardrum.wall import Messages, event_line
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
