@@ -41,12 +41,12 @@ class Admin:
     async def pull(self, request: HttpRequest) -> Response:
         """Fetch a model: a line of JSON per step, the last one `success` or an error."""
         name = request.path_params["name"].strip("/ ")
-        match = await self._service.choose(name)  # an unknown name is refused before anything is sent
+        match = await self._service.library.choose(name)  # an unknown name is refused before anything is sent
 
         async def lines() -> AsyncIterator[bytes]:
             yield _line({"status": "pulling", "model": match.repository, "engine": match.card.name})
             try:
-                async with aclosing(self._service.pull(match)) as steps:
+                async with aclosing(self._service.library.pull(match)) as steps:
                     async for progress in steps:
                         yield _line(_step(progress))
             except EardrumError as error:

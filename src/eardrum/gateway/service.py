@@ -12,25 +12,17 @@ from functools import partial
 from typing import Protocol
 
 from eardrum.config import Settings
-from eardrum.errors import (
-    ConfigError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    PullError,
-    StorageFullError,
-)
-from eardrum.gateway import choice
+from eardrum.errors import ConfigError
 from eardrum.gateway.attempts import Attempts, Restart
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.events import Events, Topic
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease
+from eardrum.gateway.library import Library
 from eardrum.gateway.logs import Logs
-from eardrum.gateway.names import Match
 from eardrum.gateway.processes import memory
 from eardrum.gateway.processes.lives import Lives
-from eardrum.gateway.pull import Progress, Puller
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.selection import Selection, Target
@@ -69,11 +61,11 @@ class Service:
         """Where the settings came from, if they can be read again."""
         self._rereading = asyncio.Lock()
         self.catalog = Catalog(settings)
+        self.library = Library(self.catalog)
         self.selection = Selection(settings)
         self.events = Events()
         self.sessions = Sessions()
         self.logs = Logs(_shown if settings.logToStdout in ("upstream", "both") else None)
-        self._puller = Puller(self.catalog.inventory.store.folder)
         self._supervisor = Supervisor(
             Lives(settings, self.logs),
             loaded=self.catalog.refine,
@@ -173,21 +165,7 @@ class Service:
             ModelNotFoundError: it is not here, and may not be fetched.
             PullError: it cannot be had.
         """
-        if not model.absent:
-            return model
-        if not self.settings.pull_missing:
-            raise ModelNotFoundError(self.catalog.how_to_fetch(model.id, model.repository))
-        log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
-        try:
-            async with aclosing(self.pull(Match(model.card, model.repository))) as steps:
-                async for _ in steps:
-                    pass
-        except StorageFullError as error:  # not of the upload's disk: another model may still serve this request
-            raise PullError(error.message) from error
-        fetched = self.catalog.find(model.id)
-        if fetched.absent:
-            raise PullError(f"{model.repository} was fetched, but its files are not a model of the engine {model.engine}.")
-        return fetched
+        return await self.library.fetched(model, may_pull=self.settings.pull_missing)
 
     async def load_model(self, model: Model) -> Model:
         """Start the model's process, unless it runs, and wait until it serves.
@@ -251,15 +229,6 @@ class Service:
                     transcript.add(event)
         return transcript
 
-    async def choose(self, name: str) -> Match:
-        """What `pull` would fetch for a name.
-
-        Raises:
-            ModelNotFoundError: nobody knows the name.
-            PullError: the hub cannot be asked, or no engine recognises what it has.
-        """
-        return await choice.choose(name, self.catalog.inventory, self._puller)
-
     async def remove(self, model: Model) -> None:
         """Unload a model and delete its files, which must be the store's.
 
@@ -267,26 +236,9 @@ class Service:
             InvalidRequestError: they are not, or it is the default model.
             ConfigError: the rights to do so are missing.
         """
-        if model.origin != "disk":
-            where = {"config": "the config: take it out there", "embedded": "the package"}.get(model.origin, "elsewhere")
-            raise InvalidRequestError(f"{model.id} cannot be deleted here: it came from {where}.", param="model")
-        if model.id == self.catalog.default.id:
-            raise InvalidRequestError(f"{model.id} is the default model: set default_model to another one first.", param="model")
+        self.library.check_removable(model)
         await self.unload(model)
-        await asyncio.to_thread(self.catalog.inventory.store.remove, model.id)
-        self.catalog.scan()
-
-    async def pull(self, match: Match) -> AsyncGenerator[Progress, None]:
-        """Fetch a model, or bring the one that is here up to date.
-
-        Raises:
-            PullError: it cannot be had.
-            StorageFullError: the disk has no room.
-        """
-        async with aclosing(self._puller.pull(match.repository, match.card.downloads)) as steps:
-            async for progress in steps:
-                yield progress
-        self.catalog.scan()
+        await self.library.remove(model)
 
     def end_followers(self) -> None:
         """End what has no end of its own: the streams of changes and of logs."""
@@ -296,7 +248,7 @@ class Service:
     async def shutdown(self) -> None:
         """Stop every model and every download."""
         self.end_followers()
-        await asyncio.gather(self._supervisor.shutdown(), self._puller.shutdown())
+        await asyncio.gather(self._supervisor.shutdown(), self.library.shutdown())
 
     def abandon(self) -> None:
         """End every model at once, for a server that has no time to shut down."""

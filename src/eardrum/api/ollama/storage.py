@@ -26,11 +26,11 @@ class Storage:
     async def pull(self, wish: dict[str, Any], reply: Reply) -> None:
         """Fetch a model from the hub, by any name that `eardrum pull` takes. The bytes of all its files are one layer."""
         lines = streams(wish)
-        match = await self._service.choose(bare(named(wish)))
+        match = await self._service.library.choose(bare(named(wish)))
         layer = hashlib.sha256(match.repository.encode()).hexdigest()
         if lines:
             await reply.line({"status": "pulling manifest"})
-        async with aclosing(self._service.pull(match)) as steps:
+        async with aclosing(self._service.library.pull(match)) as steps:
             async for step in steps:
                 if lines:
                     digest = {"status": f"pulling {layer[:12]}", "digest": f"sha256:{layer}"}
