@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any, Self
 import numpy as np
 
 from eardrum.engines.base import Audio
+from eardrum.engines.whisper.folder import WEIGHTS, Folder
 from eardrum.engines.whisper.rounds import FRAMES_PER_SECOND, Features
-from eardrum.engines.whisper.rules import TIME_STEP_S, Decoding, Special, compression_ratio
+from eardrum.engines.whisper.rules import TIME_STEP_S, Decoding, compression_ratio
 from eardrum.engines.whisper.threads import fewest, window_seconds
 from eardrum.errors import ModelLoadError
-
-WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
 
 FRAMES, HOP, REACH = 3000, 160, 400
 """Frames of a window, samples from one frame to the next, and how many samples a frame hears."""
@@ -72,21 +70,19 @@ class Encoded:
 class CTranslate2Whisper:
     """A loaded model with its tokenizer. Every method may be called from several threads."""
 
-    def __init__(
-        self, library: Any, model: Any, tokenizer: Any, special: Special, config: dict[str, Any], search: Search, threads: int
-    ):
+    def __init__(self, library: Any, model: Any, folder: Folder, search: Search, threads: int):
         from faster_whisper.feature_extractor import FeatureExtractor
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
 
         self._library = library
         self._model = model
-        self._tokenizer = tokenizer
+        self._tokenizer = folder.tokenizer
         self._speaking = Tokenizer
         self._extractor = FeatureExtractor(feature_size=model.n_mels)
-        self.special = special
+        self.special = folder.special
         self.multilingual: bool = model.is_multilingual
-        self.aligns = bool(config.get("alignment_heads"))
+        self.aligns = bool(folder.config.get("alignment_heads"))
         self.replicas: int = model.num_workers
         self.threads = threads
         """Of each worker on a CPU; 0 is CTranslate2's choice."""
@@ -123,25 +119,20 @@ class CTranslate2Whisper:
                 "flash_attention is for NVIDIA GPUs (Ampere or newer), and this model runs on the CPU: leave it out."
             )
         compute_type = _compute_type(compute_type, device, device_index, ctranslate2)
-        config, vocabulary = _read_config(source), _read_vocabulary(source)
-        tokenizer, special = _read_tokenizer(source, vocabulary)
-        if not config.get("lang_ids"):  # converters left them out for a while; without them no language is detected
-            config["lang_ids"] = list(special.languages.values())
-            settings["files"] = {path.name: path.read_bytes() for path in (source / WEIGHTS, *source.glob(f"{VOCABULARY}.*"))}
-            settings["files"][CONFIG] = json.dumps(config).encode()
-        settings |= {"device": device, "device_index": device_index, "compute_type": compute_type}
+        folder = Folder.read(source)
+        settings |= {"files": folder.files, "device": device, "device_index": device_index, "compute_type": compute_type}
+
+        def load(threads: int, workers: int = 1) -> Any:
+            return _loaded(source, ctranslate2, intra_threads=threads, inter_threads=workers, **settings)
+
+        def seconds(threads: int) -> float:
+            return window_seconds(ctranslate2, load(threads), folder.special, FRAMES, search.beam_size)
+
         # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
         if device == "cpu" and compute_type.startswith("int") and not (threads or workers):
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-            def seconds(threads: int) -> float:
-                model = _loaded(source, ctranslate2, intra_threads=threads, **settings)
-                return window_seconds(ctranslate2, model, special, FRAMES, search.beam_size)
-
-            threads = fewest(cores, seconds)
+            threads = fewest(cores := _cores(), seconds)
             workers = cores // threads
-        model = _loaded(source, ctranslate2, intra_threads=threads, inter_threads=workers or 1, **settings)
-        return cls(ctranslate2, model, tokenizer, special, config, search, threads)
+        return cls(ctranslate2, load(threads, workers or 1), folder, search, threads)
 
     def features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio: shape [bands, frames]."""
@@ -254,54 +245,5 @@ def _compute_type(asked: str, device: str, indices: list[int], library: Any) -> 
     return asked
 
 
-def _needed(source: Path, name: str, advice: str) -> Path:
-    if not source.is_dir():
-        raise ModelLoadError(f"{source} is not a folder: a faster-whisper model is one with {WEIGHTS}, {CONFIG} and {TOKENIZER}.")
-    path = source / name
-    if not path.is_file():
-        raise ModelLoadError(f"{source} is not a faster-whisper model: {name} is missing. {advice}")
-    if not os.access(path, os.R_OK):
-        raise ModelLoadError(f"{path} cannot be read: give the user that runs the server the right to.")
-    return path
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        if isinstance(data := json.loads(path.read_bytes()), kind):
-            return data
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
-    raise ModelLoadError(f"{path} is not of a CTranslate2 model. Fetch the model again.")
-
-
-def _read_config(source: Path) -> dict[str, Any]:
-    _needed(source, WEIGHTS, "Fetch the model again.")
-    config: dict[str, Any] = _read_json(_needed(source, CONFIG, "Fetch the model again."), dict)
-    return config
-
-
-def _read_vocabulary(source: Path) -> list[str]:
-    text = source / f"{VOCABULARY}.txt"  # what older converters wrote
-    if text.is_file():
-        return text.read_text(encoding="utf-8").split("\n")
-    vocabulary: list[str] = _read_json(_needed(source, f"{VOCABULARY}.json", "Fetch the model again."), list)
-    return vocabulary
-
-
-def _read_tokenizer(source: Path, vocabulary: list[str]) -> tuple[Any, Special]:
-    from tokenizers import Tokenizer
-
-    path = _needed(source, TOKENIZER, f"Copy it there from the model that was converted (converters: --copy_files {TOKENIZER}).")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a plain Exception
-        raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
-    try:
-        special = Special.of(tokenizer.token_to_id)
-    except LookupError as error:
-        raise ModelLoadError(f"{path} is not Whisper's: it has no token {error}. Fetch the model again.") from error
-    if vocabulary[special.start : special.start + 1] != ["<|startoftranscript|>"]:
-        raise ModelLoadError(f"{path} and {source / VOCABULARY}.* are of different models. Fetch the model again.")
-    return tokenizer, special
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
