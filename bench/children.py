@@ -26,11 +26,11 @@ def child(
 
     It gets a session of its own, so that Ctrl-C reaches only the benchmark, which then ends it in order.
     """
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="eardrum-bench-") as cache:
         process = subprocess.Popen(
             [python, *arguments],
             cwd=ROOT,
-            env=surroundings() | (environment or {}),
+            env=surroundings() | {"EARDRUM_CACHE_DIR": cache} | (environment or {}),  # every server times its models anew
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else log,
             stderr=log,

@@ -141,9 +141,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """All tests together leave no temporary file and no process."""
-    tmp_path_factory.getbasetemp()  # not in there: pytest keeps it for a while
-    with nothing_left():
+    """All tests together leave no temporary file and no process, and see nothing of what is cached on this machine."""
+    cache = tmp_path_factory.mktemp("cache")  # not in there: pytest keeps it for a while
+    with pytest.MonkeyPatch.context() as patch, nothing_left():
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
 
 

@@ -44,6 +44,18 @@ def test_a_killed_runner_is_replaced_without_a_word() -> None:
         assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
 
 
+def test_a_later_server_knows_what_an_earlier_one_has_timed(tmp_path: Path) -> None:
+    batches = []
+    for _ in range(2):
+        with running(XDG_CACHE_HOME=str(tmp_path)) as server:
+            server.post(spoken("wav"))
+            (runner,) = server.runners()
+            command = runner.cmdline()
+            batches.append(int(command[command.index("--batch") + 1]))
+    assert batches[0] == 0
+    assert batches[1] > 0
+
+
 def test_a_stream_that_has_begun_fails_visibly() -> None:
     with running() as server:
         with wire(server) as client:

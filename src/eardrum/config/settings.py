@@ -142,6 +142,10 @@ class Settings(SharedSettings):
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
     pull_missing: bool = Field(False, description="Fetch a model that an engine knows when a client first asks for it.")
     spool_dir: Path | None = Field(None, description="Folder for uploads in progress; empty is the system's.")
+    cache_dir: Path | None = Field(
+        None,
+        description="Folder where it is remembered which batch sizes and threads turned out best; empty is `~/.cache/eardrum`.",
+    )
     start_seconds: float = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
     stop_seconds: int = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
     patience: float = Field(

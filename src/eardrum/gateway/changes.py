@@ -13,7 +13,7 @@ OF_A_COMMAND = ("cmd", "cmdStop", "env", "proxy", "checkEndpoint", "timeouts")
 """What of a model's entry its process, or the way to it, is made of. Everything else can change while it runs."""
 
 AT_THE_START = (
-    *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir"),
+    *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "cache_dir"),
     *("limits", "log", "logLevel", "upstream", "origins", "wyoming"),
 )
 """Settings that are read once, when the server is started."""

@@ -25,11 +25,16 @@ ID_BYTES = 200
 
 
 def default_folder() -> Path:
-    """The Hugging Face cache, found as huggingface_hub finds it."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
+    """The Hugging Face cache, found as huggingface_hub finds it.
+
+    Raises:
+        ConfigError: that would be in the home of a user who has none.
+    """
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+    try:
+        return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    except RuntimeError:
+        raise ConfigError("This user has no home folder for the Hugging Face cache: set model_dir, HF_HOME or HOME.") from None
 
 
 def is_id(name: str) -> bool:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from eardrum import config
 from eardrum.errors import ConfigError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
@@ -21,6 +21,7 @@ from eardrum.gateway.processes.command import UNASKED, Command
 from eardrum.gateway.processes.process import Process
 from eardrum.gateway.processes.readiness import Answering
 from eardrum.gateway.processes.register import Register
+from eardrum.gateway.processes.timings import Timing, Timings, default_folder
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.habits import Habits
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
@@ -145,8 +146,7 @@ class Lives:
         self.settings = settings
         self.register = Register(settings.spool_dir or Path(tempfile.gettempdir()))
         self._logs = logs
-        self._measured: dict[str, dict[str, Any]] = {}
-        self._batches: dict[str, int] = {}
+        self._timings = Timings(settings.cache_dir or default_folder())
 
     async def begin(self, model: Model) -> Life:
         """Start what serves the model, and wait until it does.
@@ -211,14 +211,14 @@ class Lives:
     async def _started_runner(self, model: Model, socket: str, folder: str) -> Process:
         interpreter = model.python or sys.executable
         hint = f" It runs in {interpreter} (`python:`): is that a Python with Eardrum installed?" if model.python else ""
-        options = model.options | self._measured.get(_kind(model), {})
+        timing = await asyncio.to_thread(self._timings.of, model)
         try:
             process = await Process.start(
                 model.id,
-                [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket)],
+                [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket, model.batch or timing.batch)],
                 within_s=self.settings.start_seconds,
                 environment={
-                    "EARDRUM_RUNNER_OPTIONS": json.dumps(options),  # not for everybody who lists processes
+                    "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options | timing.options),  # not for everybody who lists processes
                     "TMPDIR": folder,  # goes with the process, whatever a library leaves there
                 },
                 hint=hint,
@@ -229,23 +229,18 @@ class Lives:
             raise ModelLoadError(f"{model.id} could not be started: {interpreter}: {reason}.{hint}") from error
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
-        # Loading it again need not find out again.
-        self._batches[_kind(model)], self._measured[_kind(model)] = process.ready["batch"], process.ready.get("measured", {})
+        found = Timing(timing.batch if model.batch else process.ready["batch"], process.ready.get("measured", {}))
+        await asyncio.to_thread(self._timings.keep, model, found)
         return process
 
-    def _arguments(self, model: Model, socket: str) -> list[str]:
+    def _arguments(self, model: Model, socket: str, batch: int) -> list[str]:
         arguments = {
             "--engine": model.engine,
             "--source": str(model.source or ""),
             "--socket": socket,
             "--own-folder": os.path.dirname(socket),
-            "--batch": str(model.batch or self._batches.get(_kind(model), 0)),
+            "--batch": str(batch),
             "--max-audio-s": str(self.settings.limits.audio_seconds),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
         return [*itertools.chain(*arguments.items()), "--parent"]
-
-
-def _kind(model: Model) -> str:
-    """What a measurement of the model's speed holds for."""
-    return json.dumps([model.id, model.engine, str(model.source), model.options, model.python], sort_keys=True)
