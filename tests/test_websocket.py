@@ -93,6 +93,23 @@ async def test_who_is_read_and_answers_no_ping_is_gone_however_much_it_says() ->
         assert ended.is_set()
 
 
+@pytest.mark.parametrize("size", [1000, 1001])
+async def test_a_message_larger_than_the_application_takes_ends_the_connection(size: int) -> None:
+    async def modest(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"]["eardrum.largest"]["call"](1000)
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": str(len(message["bytes"]))})
+
+    async with serving(modest) as (_, address), connect(address) as socket:
+        await socket.send(bytes(size))
+        if size == 1000:
+            assert await socket.recv() == "1000"
+        else:
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+            assert socket.close_code == 1009
+
+
 @pytest.mark.parametrize("farewell", [True, False])
 async def test_who_says_farewell_closes_when_the_server_ends(monkeypatch: pytest.MonkeyPatch, farewell: bool) -> None:
     monkeypatch.setattr(websocket, "GOODBYE_S", 0.2)

@@ -14,10 +14,11 @@ GOODBYE_S = 1.0
 
 
 class WebSocket(WebSocketsSansIOProtocol):
-    """One connection, with two extensions for applications.
+    """One connection, with three extensions for applications.
 
     `eardrum.connection` is the transport itself. `eardrum.farewell`, once called, leaves it to the application to close when the
-    server ends: it has something to say before.
+    server ends: it has something to say before. `eardrum.largest` is called with how many bytes a message may have: a larger one
+    ends the connection (1009) before it is all here.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -34,6 +35,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         extensions: dict[str, Any] = self.scope["extensions"] or {}
         extensions["eardrum.connection"] = {"transport": self.transport}
         extensions["eardrum.farewell"] = {"call": self._say_farewell}
+        extensions["eardrum.largest"] = {"call": self._take_at_most}
 
     def send_receive_event_to_app(self) -> None:
         """A message is whole."""
@@ -75,3 +77,6 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def _say_farewell(self) -> None:
         self._says_farewell = True
+
+    def _take_at_most(self, size: int) -> None:
+        self.conn.max_message_size = size

@@ -55,7 +55,7 @@ class Client:
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "subprotocols": subprotocols}
         scope["extensions"] = {"eardrum.connection": {"transport": self}}
         scope["eardrum.record"] = Record("req_1", scope, Activity())
-        return Socket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s)
+        return Socket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s, largest=1000)
 
 
 async def test_messages_come_in_order_and_as_what_they_are() -> None:

@@ -58,20 +58,30 @@ class Socket:
     A task reads all the while: who does not read learns neither that the client left nor that it is alive. A client that
     leaves ends the work inside the block, one that takes in nothing for `stall_s` is hung up on. `over` is set when the server
     ends: then the messages end too, `ending` is true, who holds the socket says what is left to say and closes it, and nobody
-    waits for a client that takes nothing in.
+    waits for a client that takes nothing in. What protocols refuse themselves, with words, are messages of more than `largest`
+    bytes; those of more than twice that never get here.
 
     Raises:
         ClientGoneError: at the end of the block, and from whatever sends: the client left.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, over: asyncio.Event, stall_s: float, subprotocol: str | None = None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        over: asyncio.Event,
+        stall_s: float,
+        largest: int,
+        subprotocol: str | None = None,
     ):
         self._scope = scope
         self._receive = receive
         self._send = send
         self._over = over
         self._stall_s = stall_s
+        self._largest = largest
         self._subprotocol = subprotocol or _offered(scope)  # browsers hang up on a server that takes none of those they offer
         self._waiting: deque[str | bytes] = deque()
         self._size = 0
@@ -93,6 +103,8 @@ class Socket:
             raise ClientGoneError
         if farewell := self._scope["extensions"].get("eardrum.farewell"):
             farewell["call"]()
+        if limit := self._scope["extensions"].get("eardrum.largest"):
+            limit["call"](2 * self._largest)
         await self._deliver({"type": "websocket.accept", "subprotocol": self._subprotocol})
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._end())}
         return self

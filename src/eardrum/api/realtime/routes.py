@@ -18,7 +18,7 @@ from eardrum.api.auth import SUBPROTOCOL, key_of
 from eardrum.api.multipart import Body
 from eardrum.api.realtime import rest
 from eardrum.api.realtime.config import RATES, Config, pcm
-from eardrum.api.realtime.conversation import Conversation
+from eardrum.api.realtime.conversation import LONGEST, Conversation
 from eardrum.api.realtime.line import Line
 from eardrum.api.realtime.secrets import PREFIX, Secrets
 from eardrum.api.sockets import Socket
@@ -78,7 +78,9 @@ class Realtime:
                     record(scope).about(session.model, session.summary)
 
         over, stall_s = self._service.events.over, self._service.settings.limits.stall_seconds
-        async with Socket(scope, receive, send, over=over, stall_s=stall_s, subprotocol=_subprotocol(scope)) as socket:
+        async with Socket(
+            scope, receive, send, over=over, stall_s=stall_s, largest=LONGEST, subprotocol=_subprotocol(scope)
+        ) as socket:
             await Line(conversation, listen, socket).run()
 
     def _conversation(self, scope: Scope) -> Conversation:

@@ -8,7 +8,7 @@ from eardrum.api.asgi import App, Receive, Scope, Send
 from eardrum.api.sockets import Socket, closing
 from eardrum.api.stream.config import Config
 from eardrum.api.stream.conversation import Conversation
-from eardrum.api.stream.messages import Worded
+from eardrum.api.stream.messages import AUDIO_BYTES, Worded
 from eardrum.errors import EardrumError, MethodNotAllowedError
 from eardrum.gateway.service import Service
 
@@ -30,7 +30,7 @@ class Stream:
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         stall_s = self._service.settings.limits.stall_seconds
-        async with Socket(scope, receive, send, over=self._service.events.over, stall_s=stall_s) as socket:
+        async with Socket(scope, receive, send, over=self._service.events.over, stall_s=stall_s, largest=AUDIO_BYTES) as socket:
             conversation = Conversation(self._service, socket, scope, self._worded)
             try:
                 query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 from eardrum.api.asgi import App, Receive, Scope, Send
 from eardrum.api.sockets import Socket, closing
 from eardrum.api.tingwu.conversation import Conversation
+from eardrum.api.tingwu.messages import LARGEST
 from eardrum.errors import EardrumError, MethodNotAllowedError
 from eardrum.gateway.service import Service
 
@@ -29,7 +30,7 @@ class TingWu:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         model, language = (query.get(name, [""])[-1] for name in ("model", "language"))
         stall_s = self._service.settings.limits.stall_seconds
-        async with Socket(scope, receive, send, over=self._service.events.over, stall_s=stall_s) as socket:
+        async with Socket(scope, receive, send, over=self._service.events.over, stall_s=stall_s, largest=LARGEST) as socket:
             conversation = Conversation(self._service, socket, scope, model=model, language=language)
             try:
                 await conversation.run()
