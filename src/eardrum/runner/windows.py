@@ -40,9 +40,10 @@ class Cutting:
 
     @classmethod
     def of(cls, capabilities: Capabilities) -> Cutting:
-        """The rule that suits a model: what is packed keeps pauses of natural length between the stretches."""
+        """The rule that suits a model. What is packed keeps pauses of up to two seconds, and that much of longer ones: with less
+        between them, what is said in one stretch is mixed up with what is said in the next."""
         if capabilities.fixed_window:
-            return cls(max_s=capabilities.max_window_s, pack=True, silence_s=1.4, padding_s=0.7)
+            return cls(max_s=capabilities.max_window_s, pack=True, silence_s=2.0, padding_s=1.0)
         return cls(max_s=capabilities.max_window_s)
 
 
