@@ -11,6 +11,9 @@ TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
 TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Where bytecode is never written, every one of the hundreds of processes that tests start compiles all sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests run beside each other in so many processes: most of the slow ones wait for other processes.
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal

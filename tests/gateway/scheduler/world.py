@@ -41,6 +41,7 @@ class Request:
     serve_s: float
     asked: float
     granted: float | None = None
+    left: float | None = None
     resting: bool = False
     outcome: str | EardrumError = ""
     """"served", "left", or the error."""
@@ -78,7 +79,7 @@ class World:
         """The client hangs up while it waits."""
         assert not request.outcome
         assert request.granted is None
-        request.outcome = "left"
+        request.outcome, request.left = "left", self.now
         self.tell(Cancelled(request.model, request.ticket))
         self.tell(Done(request.model, request.ticket))
 
