@@ -14,8 +14,8 @@ TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --cons
 # Where bytecode is never written, every one of the hundreds of processes that tests start compiles all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests run beside each other in so many processes: most of the slow ones wait for other processes.
-WORKERS ?= 2
+# Tests run beside each other in so many processes, one more than a small machine has cores: many wait for other processes.
+WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: run test test-torch check unit slow docs docs-check bench clean

@@ -14,7 +14,7 @@ from eardrum.engines.base import Window
 from eardrum.engines.moonshine import Moonshine
 from eardrum.types import Request
 from tests.conftest import RunningServer
-from tests.recordings import encode, phone
+from tests.recordings import RATE, Samples, encode, phone
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +48,20 @@ def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
 
 
 def test_forty_minutes_are_no_worse_than_the_pieces(server: RunningServer, served: list[str]) -> None:
+    """Each round has the recordings in another order, so that it is not one lucky neighbourhood that counts.
+
+    Three words in a thousand of leeway: in another order, or in other batches, there are as many more or fewer.
+    """
+    dice = np.random.default_rng(1)
     pause = np.zeros(8_000, np.float32)
-    once = np.concatenate([part for _, samples, _ in phone() for part in (samples, pause)])
-    rounds = int(np.ceil(40 * 60 * 16_000 / len(once)))
-    text = server.post(encode(np.concatenate([once] * rounds), "flac")).json()["text"]
-    references = [text for _, _, text in phone()]
-    assert errors([" ".join(references * rounds)], [text]) <= errors(references, served) + 0.005
+    said: list[str] = []
+    pieces: list[Samples] = []
+    while sum(map(len, pieces)) < 40 * 60 * RATE:
+        for number in dice.permutation(len(phone())):
+            _, samples, text = phone()[number]
+            said.append(text)
+            pieces += [samples, pause]
+    heard = server.post(encode(np.concatenate(pieces), "flac")).json()["text"]
+    whole, alone = errors([" ".join(said)], [heard]), errors([text for _, _, text in phone()], served)
+    print(f"{whole:.4%} of the words are wrong in one file, {alone:.4%} in single ones")
+    assert whole <= alone + 0.003

@@ -59,8 +59,8 @@ def test_every_utterance_is_heard_right_and_its_language_found(whisper: RunningS
 def test_twenty_minutes_are_no_worse_than_the_pieces(whisper: RunningServer) -> None:
     """English speech with pauses of all lengths; each piece alone is heard without an error (see above).
 
-    A percent and a half of leeway, because the tiny model stumbles over long recordings whoever runs it: stock faster-whisper
-    makes as many errors in them.
+    One percent of leeway, because the tiny model stumbles over half a minute full of commands whoever runs it: stock
+    faster-whisper gets twice as many words wrong.
     """
     random = np.random.default_rng(2)
     english = [clip for clip in clips() if clip.language == "en"]
@@ -72,7 +72,7 @@ def test_twenty_minutes_are_no_worse_than_the_pieces(whisper: RunningServer) -> 
     text = whisper.post(encode(np.concatenate(pieces), "flac")).json()["text"]
     normal = BasicTextNormalizer()
     heard = jiwer.process_words(normal(" ".join(clip.text for clip in said)), normal(text))
-    assert heard.wer <= 0.015, jiwer.visualize_alignment(heard)
+    assert heard.wer <= 0.01, jiwer.visualize_alignment(heard)
 
 
 def test_no_worse_than_the_engine_called_directly(whisper: RunningServer, request: pytest.FixtureRequest) -> None:
