@@ -51,6 +51,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
         pytest.param(lambda n: 0.02, 8, 8, id="the engine takes at most 8"),
         pytest.param(lambda n: 0.02, 6, 4, id="sizes are tried in steps"),
         pytest.param(lambda n: 0.02, 1, 1, id="the engine does not batch"),
+        pytest.param(lambda n: 2 + n, 16, 4, id="slow, and worth finding out"),
         pytest.param(lambda n: 0.02 if n <= 4 else 0.008 * n, 16, 4, id="no gain past 4"),
         pytest.param(lambda n: 0.02 if n <= 4 else 0.035, 16, 4, id="too little gain past 4 for twice the wait"),
     ],

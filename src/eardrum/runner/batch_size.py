@@ -14,8 +14,8 @@ SIZES = (4, 8, 16)
 ROUNDS = 3
 """How often two sizes are compared, turn by turn: other work on the machine then slows both, and the best of each counts."""
 
-PATIENCE_S = 20.0
-"""Longest time spent on finding the batch size."""
+PATIENCE_S = 30.0
+"""Longest time spent on finding the batch size, which is remembered."""
 
 LONG_S = 2.0
 """Batches that take so long are compared once: chance has less to say in them."""
@@ -30,8 +30,6 @@ def measured_batch(engine: Engine, probe: Window) -> int:
     """
     until = time.perf_counter() + PATIENCE_S
     cost = _timed(engine, probe, 1)  # the first call also allocates
-    if cost > PATIENCE_S / 8:
-        return 1
     best = 1
     for size in SIZES:
         if size > engine.capabilities.max_batch or time.perf_counter() + cost * (best + size) > until:
