@@ -28,8 +28,7 @@ def measure(quick: bool) -> list[Figure]:
     note = (
         f"{minutes} min of 128 kbit/s stereo MP3 ({len(file) / 1e6:.0f} MB). VmHWM after the file less VmHWM after a clip of "
         f"5 s, in fresh processes; ours is gateway and runner together. After the clip: {ours[-1][0]:.0f} MB against "
-        f"{stock[-1][0]:.0f} MB; in ours that is mostly what timing its batches left in the allocator. The tiny Whisper that "
-        "hears, so that an hour passes quickly: what grows is audio, not weights."
+        f"{stock[-1][0]:.0f} MB. The tiny Whisper that hears, so that an hour passes quickly: what grows is audio, not weights."
     )
     what, against = f"growth of the peak with {minutes} min of audio, Whisper", "faster-whisper transcribe(vad_filter=True)"
     return [

@@ -60,6 +60,7 @@ async def sends(socket: ClientConnection, seconds: float) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_who_is_read_late_may_answer_pings_late() -> None:
     heard = []
 

@@ -62,6 +62,7 @@ async def pulled(puller: Puller, name: str = NAME) -> list[Progress]:
         return [progress async for progress in steps]
 
 
+@pytest.mark.slow
 async def test_progress_until_all_is_there(puller: Puller, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].pace = 0.03
     steps = await pulled(puller)
@@ -161,6 +162,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_no_download_outlives_a_killed_gateway(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:

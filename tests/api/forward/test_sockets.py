@@ -111,6 +111,7 @@ async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
             await asyncio.to_thread(wait_for, lambda m=model, g=gateway: g.service.load(m) == 0)
 
 
+@pytest.mark.slow
 async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "SILENT_S", 0.5)
     with sockets(ttl=30) as (gateway, _):

@@ -232,6 +232,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: Stage) -> Non
         assert socket.close_code == 1006
 
 
+@pytest.mark.slow
 async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_without_end(stage: Stage) -> None:
     piece = base64.b64encode(bytes(3 << 20)).decode()
     async with connected(stage.url()) as socket:

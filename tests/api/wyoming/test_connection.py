@@ -244,6 +244,7 @@ async def test_between_utterances_a_client_may_be_silent(monkeypatch: pytest.Mon
         assert await client.text() == "lights off"
 
 
+@pytest.mark.slow
 async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(monkeypatch, Script(), settings(0.3)) as (running, connect):
         client = await connect()

@@ -46,6 +46,7 @@ async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
     wait_for(lambda: not alive(int(noted.read_text())), 15)
 
 
+@pytest.mark.slow
 async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     began = time.monotonic()
