@@ -33,6 +33,7 @@ class Client:
         self.takes = True
         self.aborted = False
         self.over = asyncio.Event()
+        self.largest = 0
         self.incoming.put_nowait({"type": "websocket.connect"})
 
     def says(self, *messages: str | bytes) -> None:
@@ -46,6 +47,9 @@ class Client:
     def abort(self) -> None:
         self.aborted = True
 
+    def _bounded(self, largest: int) -> None:
+        self.largest = largest
+
     async def _send(self, message: Message) -> None:
         if not self.takes:
             await asyncio.Event().wait()
@@ -53,7 +57,7 @@ class Client:
 
     def socket(self, *, stall_s: float = 5.0, subprotocols: Sequence[str] = ()) -> Socket:
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "subprotocols": subprotocols}
-        scope["extensions"] = {"eardrum.connection": {"transport": self}}
+        scope["extensions"] = {"eardrum.connection": {"transport": self}, "eardrum.largest": {"call": self._bounded}}
         scope["eardrum.record"] = Record("req_1", scope, Activity())
         return Socket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s, largest=1000)
 
@@ -69,6 +73,13 @@ async def test_messages_come_in_order_and_as_what_they_are() -> None:
     assert client.sent[0] == {"type": "websocket.accept", "subprotocol": None}
     assert json.loads(client.sent[1]["text"]) == {"type": "x", "text": "ä"}
     assert client.sent[2] == {"type": "websocket.close", "code": 1008, "reason": "ü" * 61}
+
+
+async def test_messages_of_more_than_twice_the_limit_never_get_here() -> None:
+    client = Client()
+    async with client.socket():
+        pass
+    assert client.largest == 2000
 
 
 async def test_a_client_that_leaves_ends_the_work_at_once() -> None:
