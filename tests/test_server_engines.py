@@ -60,7 +60,7 @@ def test_twenty_minutes_are_no_worse_than_the_pieces(whisper: RunningServer) -> 
     """English speech with pauses of all lengths; each piece alone is heard without an error (see above).
 
     One percent of leeway, because the tiny model stumbles over half a minute full of commands whoever runs it: stock
-    faster-whisper gets twice as many words wrong.
+    faster-whisper with its VAD had 1.8 % of such a tape wrong.
     """
     random = np.random.default_rng(2)
     english = [clip for clip in clips() if clip.language == "en"]

@@ -25,8 +25,7 @@ def measured_batch(engine: Engine, probe: Window) -> int:
     """The batch size worth using, by timing the engine on copies of `probe`.
 
     Sizes grow while a window becomes enough cheaper; where batching gains nothing (an int8 Whisper on a CPU,
-    for one) the answer is 1. So it is where finding out would take too long: what is that slow is so on a CPU, and
-    gains little.
+    for one) the answer is 1. So it is where finding out would take too long.
     """
     until = time.perf_counter() + PATIENCE_S
     cost = _timed(engine, probe, 1)  # the first call also allocates

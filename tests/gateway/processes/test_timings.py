@@ -9,7 +9,7 @@ from eardrum import config
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.processes import timings
-from eardrum.gateway.processes.timings import Timing, Timings
+from eardrum.gateway.processes.timings import Timing, Timings, default_folder
 from tests.weights import MOONSHINE
 
 FOUND = Timing(4, {"threads": 2})
@@ -81,7 +81,14 @@ def test_without_a_folder_it_is_known_as_long_as_the_process_lives(model: Model,
     known.keep(model, FOUND)
     assert known.of(model) == FOUND
     assert Timings(tmp_path / "file").of(model) == Timing()
-    homeless = Timings(None)
+
+
+def test_a_user_without_a_home_has_nowhere_to_keep_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    homeless = Timings(default_folder())
     homeless.keep(model, FOUND)
     assert homeless.of(model) == FOUND
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from eardrum.cores import usable_cores
 from eardrum.engines.base import Audio
 from eardrum.engines.whisper.folder import WEIGHTS, Folder
 from eardrum.engines.whisper.rounds import FRAMES_PER_SECOND, Features
@@ -130,7 +130,7 @@ class CTranslate2Whisper:
 
         # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
         if device == "cpu" and compute_type.startswith("int") and not (threads or workers):
-            threads = fewest(cores := _cores(), seconds)
+            threads = fewest(cores := usable_cores(), seconds)
             workers = cores // threads
         return cls(ctranslate2, load(threads, workers or 1), folder, search, threads)
 
@@ -243,7 +243,3 @@ def _compute_type(asked: str, device: str, indices: list[int], library: Any) -> 
     if asked not in have | {"default"}:
         raise ModelLoadError(f"compute_type {asked!r} cannot be had on {device} here. It can: {', '.join(sorted(have))}.")
     return asked
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eardrum import __version__
+from eardrum.cores import usable_cores
 from eardrum.gateway.inventory import Model
 
 log = logging.getLogger(__name__)
@@ -113,11 +114,10 @@ def _files(source: Path | None) -> list[tuple[str, int, int]]:
 
 def _machine() -> list[str]:
     """What a model's speed depends on here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
         platform.machine(),
         _line(CPU, "model name"),
-        str(cores),
+        str(usable_cores()),
         _line(QUOTA),
         *_gpus(),
         os.environ.get("CUDA_VISIBLE_DEVICES", ""),
