@@ -21,6 +21,16 @@ READY = 'print(\'{"ready": {"batch": 1}}\', flush=True)'
 GRANDCHILD = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
 """It inherits the pipes, and holds them for a minute."""
 
+HOLDER = """
+import socket
+if not os.fork():
+    os.closerange(0, 3)
+    held = [socket.socket() for _ in range(500)]
+    open(sys.argv[1], 'w').write(str(os.getpid()))
+    time.sleep(60)
+"""
+"""A child without the pipes, but with much to let go of."""
+
 
 def script(*lines: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent("\n".join(["import os, sys, time", *lines]))]
@@ -44,6 +54,16 @@ async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
     process = await Process.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
     await asyncio.wait_for(process.stop(), 15)
     wait_for(lambda: not alive(int(noted.read_text())), 15)
+
+
+async def test_what_it_leaves_behind_is_gone_with_the_last_of_its_files(tmp_path: Path) -> None:
+    """A process that is killed loses what it was started with first and its files last. It is not gone before."""
+    noted = tmp_path / "pid"
+    process = await Process.start("m", [*script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(process.ended, 15)
+    assert not alive(int(noted.read_text()))
 
 
 @pytest.mark.slow

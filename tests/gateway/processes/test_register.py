@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -48,13 +49,14 @@ def gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         pid = int(process.stdout.readline())
+        wait_for(lambda: VARIABLE in psutil.Process(pid).environ())  # which is empty for a moment while it starts a program
         mark = psutil.Process(pid).environ()[VARIABLE]
         try:
             yield process, pid
         finally:
             process.kill()
             for left in proc.carriers(mark):
-                os.kill(left, signal.SIGKILL)
+                os.kill(left.pid, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:
@@ -99,6 +101,17 @@ def test_what_it_started_ends_too_however_it_hides(tmp_path: Path) -> None:
         assert not alive(int(hidden.read_text()))
 
 
+def test_one_that_sheds_its_mark_while_it_ends_is_waited_for(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    ending = f"trap 'exec env -u {VARIABLE} sleep 1' TERM; echo $$ > {hidden}; while true; do sleep 0.1; done"
+    with gateway(tmp_path, "sh", "-c", f"(setsid sh -c {shlex.quote(ending)} 2>&- &) ; exec sleep 60") as (process, _):
+        wait_for(lambda: hidden.exists() and hidden.read_text())
+        process.kill()
+        process.wait()
+        sweep(tmp_path)
+        assert not alive(int(hidden.read_text()))
+
+
 def test_a_gateway_that_lives_keeps_its_commands(tmp_path: Path) -> None:
     with gateway(tmp_path, "sleep", "60") as (_, pid):
         sweep(tmp_path)
@@ -107,7 +120,7 @@ def test_a_gateway_that_lives_keeps_its_commands(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -> None:
-    with gateway(tmp_path, "sleep", "0.1") as (process, _), subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+    with gateway(tmp_path, "sleep", "60") as (process, _), subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         process.kill()
         process.wait()
         (file,) = files(tmp_path)

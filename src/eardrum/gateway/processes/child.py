@@ -173,9 +173,11 @@ class Child:
 
     async def _wait(self) -> None:
         await self.exited
-        self.left_others = _lives(self.pid)
+        left = _lives(self.pid)
+        others = proc.members(self.pid) if left else set()
+        self.left_others = bool(others) if proc.here() else left
         self.send(signal.SIGKILL)  # what it has left behind would keep its memory, its port, and our pipes
-        await end_strays(self._mark, GRACE_S)
+        await end_strays(self._mark, others, GRACE_S)
         await self.heard()
         self._register.forget(self.pid)
         self._transport.close()
@@ -197,8 +199,8 @@ class Child:
 
 def _lives(group: int) -> bool:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, 0)
-        return any(process.group == group for process in proc.processes()) if proc.here() else True
+        os.killpg(group, 0)  # which reaches those too that have ended and wait for somebody to take notice
+        return True
     return False
 
 

@@ -46,7 +46,7 @@ async def used(pids: Mapping[str, int]) -> dict[str, dict[str, float]]:
 
 
 def _resident(pids: Mapping[str, int]) -> tuple[dict[str, set[int]], dict[str, float]]:
-    families = {model: proc.family(pid) for model, pid in pids.items()}
+    families = {model: {process.pid for process in proc.family(pid)} for model, pid in pids.items()}
     return families, {model: sum(map(_proportional, family)) for model, family in families.items()}
 
 

@@ -37,7 +37,7 @@ def taken(port: int, host: str) -> bool:
 
 def stranger(port: int, root: int, mark: str) -> int | None:
     """Who else listens on the port of a command with process `root`, whose offspring carries `mark`; None if nobody is seen."""
-    family = proc.family(root) | proc.carriers(mark)
+    family = {process.pid for process in proc.family(root) | proc.carriers(mark)}
     if proc.holders(port, family):
         return None
     return next((pid for pid in sorted(proc.holders(port)) if not _may_stand_in(pid)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -16,14 +16,14 @@ GONE = "ZX"
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """A process that has not ended."""
+    """A process that has not ended. Two are equal if they are the same process, whatever has become of it meanwhile."""
 
     pid: int
-    parent: int
-    group: int
-    session: int
     born: int
     """When it began, in ticks since the machine did. Together with the pid it is one process and no other."""
+    parent: int = field(compare=False)
+    group: int = field(compare=False)
+    session: int = field(compare=False)
 
 
 def stat(pid: int) -> Stat | None:
@@ -31,8 +31,13 @@ def stat(pid: int) -> Stat | None:
     with suppress(OSError, ValueError, IndexError):
         fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         if fields[0] not in GONE:
-            return Stat(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+            return Stat(pid, int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]))
     return None
+
+
+def lives(process: Stat) -> bool:
+    """Whether it has still not ended."""
+    return stat(process.pid) == process
 
 
 def processes() -> list[Stat]:
@@ -48,22 +53,31 @@ def program(pid: int) -> str:
 
 
 def carries(pid: int, mark: str) -> bool:
-    """Whether `mark` is in the environment it was started with. That of others cannot be seen."""
+    """Whether `mark` is in the environment it was started with.
+
+    That of other users' processes cannot be seen. One that is ending loses its environment before it lets go of its ports
+    and files, and ends only then.
+    """
     with suppress(OSError):
         return mark.encode() in (PROC / str(pid) / "environ").read_bytes()
     return False
 
 
-def carriers(mark: str) -> set[int]:
+def carriers(mark: str) -> set[Stat]:
     """All that carry it and have not ended."""
-    return {pid for pid in _pids() if carries(pid, mark) and stat(pid)}
+    return {found for pid in _pids() if carries(pid, mark) and (found := stat(pid))}
 
 
-def family(root: int) -> set[int]:
+def members(group: int) -> set[Stat]:
+    """All of a process group that have not ended."""
+    return {process for process in processes() if process.group == group}
+
+
+def family(root: int) -> set[Stat]:
     """A process that leads a session, all of that session, and all descendants."""
     found = processes()
-    known = {process.pid for process in found if root in (process.pid, process.group, process.session)}
-    while more := {process.pid for process in found if process.parent in known} - known:
+    known = {process for process in found if root in (process.pid, process.group, process.session)}
+    while more := {process for process in found if process.parent in {one.pid for one in known}} - known:
         known |= more
     return known
 

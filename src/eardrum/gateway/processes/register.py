@@ -20,7 +20,7 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,9 @@ class Register:
             self._folder = None
 
 
-async def end_strays(mark: str, within_s: float) -> None:
-    """End everything that carries the mark of a child that has ended, and wait until it is gone."""
-    await asyncio.to_thread(_end, lambda: proc.carriers(mark), 0.0, within_s)
+async def end_strays(mark: str, known: set[proc.Stat], within_s: float) -> None:
+    """End all that are `known` and all that carry the mark of a child that has ended, and wait until they are gone."""
+    await asyncio.to_thread(_end, lambda: proc.carriers(mark), 0.0, within_s, known)
 
 
 def _opened(folder: Path) -> tuple[Path, int]:
@@ -147,9 +147,9 @@ def _end_all(entries: list[dict[str, Any]]) -> None:
         return
     known = left if any(entry.get("here") == proc.here() for entry in entries) else {}
 
-    def alive() -> set[int]:
+    def alive() -> set[proc.Stat]:
         roots = [pid for pid, entry in known.items() if (found := proc.stat(pid)) and found.born == entry["born"]]
-        return proc.carriers(mark).union(*map(proc.family, roots)) - {os.getpid()}
+        return {process for process in proc.carriers(mark).union(*map(proc.family, roots)) if process.pid != os.getpid()}
 
     if found := alive():
         models = ", ".join(sorted({entry["model"] for entry in left.values()})) or "models"
@@ -173,24 +173,25 @@ def _left(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return left
 
 
-def _end(alive: Callable[[], set[int]], ask_s: float, insist_s: float) -> None:
-    """Ask what is alive to end, kill what has not, and wait until all is gone."""
+def _end(alive: Callable[[], set[proc.Stat]], ask_s: float, insist_s: float, known: Iterable[proc.Stat] = ()) -> None:
+    """Ask what is alive to end, kill what has not, and wait until all is gone that was ever seen."""
     began = time.monotonic()
-    told: dict[int, signal.Signals] = {}
-    while (left := alive()) and (waited := time.monotonic() - began) < ask_s + insist_s:
+    told: dict[proc.Stat, signal.Signals] = {}
+    while (left := alive().union(filter(proc.lives, known))) and (waited := time.monotonic() - began) < ask_s + insist_s:
         number = signal.SIGTERM if waited < ask_s else signal.SIGKILL
-        for pid in left:
-            if told.get(pid) is not number:
-                told[pid] = number
+        for process in left:
+            if told.get(process) is not number:
+                told[process] = number
                 with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
+                    os.kill(process.pid, number)
+        known = left
         time.sleep(EVERY_S)  # they are not our children: nobody tells us
     if left:
         log.error("These processes do not end: %s.", _named(left))
 
 
-def _named(pids: set[int]) -> str:
-    return ", ".join(f"{proc.program(pid)} {pid}" for pid in sorted(pids))
+def _named(processes: Iterable[proc.Stat]) -> str:
+    return ", ".join(f"{proc.program(pid)} {pid}" for pid in sorted(process.pid for process in processes))
 
 
 def _entries(data: bytes) -> Iterator[dict[str, Any]]:
