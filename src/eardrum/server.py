@@ -28,6 +28,7 @@ from eardrum.gateway.upstreams.foreign import MESSAGE
 from eardrum.greeting import reachable, transcribed, welcome
 from eardrum.http import Http
 from eardrum.listening import bind, home_assistant
+from eardrum.quiet import QuietServer
 from eardrum.source import Source
 from eardrum.websocket import WebSocket
 
@@ -87,7 +88,7 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         Server(uvicorn_config, app, service, greet, source if watch else None, wyoming).run(sockets=[listening])
 
 
-class Server(uvicorn.Server):
+class Server(QuietServer):
     """Calls `greet` once the server answers, loads what is wanted from the start, reads the config again when told to, and ends
     in order."""
 
@@ -112,12 +113,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came to end it; a second one is from somebody who is in a hurry."""
         super().handle_exit(sig, frame)
-        if self.force_exit:
+        if self.force_exit and self._loop:
             self._loop.call_soon_threadsafe(self._hurry.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open for business, then say so."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             if self._wyoming:

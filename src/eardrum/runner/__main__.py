@@ -26,6 +26,7 @@ import uvicorn
 from eardrum.engines import registry
 from eardrum.engines.base import Engine, Window
 from eardrum.errors import ConfigError, EardrumError, ModelLoadError
+from eardrum.quiet import QuietServer
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batch_size import measured_batch
 from eardrum.runner.batcher import Batcher
@@ -98,7 +99,7 @@ def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) 
         server.run()
 
 
-class ReadyServer(uvicorn.Server):
+class ReadyServer(QuietServer):
     """Says that it is ready once the socket is open: whoever reads the line can connect."""
 
     def __init__(self, config: uvicorn.Config, ready: dict[str, Any]):
@@ -112,10 +113,10 @@ class ReadyServer(uvicorn.Server):
             _say({"ready": self._ready})
 
 
-def _follow_parent(server: uvicorn.Server) -> None:
+def _follow_parent(server: QuietServer) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    server.should_exit = True
+    server.end()
 
 
 @contextmanager

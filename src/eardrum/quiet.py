@@ -1,0 +1,46 @@
+"""uvicorn's server, asleep while nothing happens: its own looks ten times a second whether it is to end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+TICK_S = 1.0
+"""How old the time in the header `date` may be."""
+
+
+class QuietServer(uvicorn.Server):
+    """Ends when a signal or `end` says so. On a small machine the looks would cost more than the answers."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """End soon. May be called from any thread."""
+        self.should_exit = True
+        if self._loop:  # if not, it has not begun, and looks before it waits
+            with suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._told.set)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came; uvicorn decides what it means."""
+        super().handle_exit(sig, frame)
+        self.end()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the sockets."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        """Wait for the end."""
+        while not await self.on_tick(0):  # the date is renewed in every tenth tick, which this one then is
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._told.wait()
