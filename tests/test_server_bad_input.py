@@ -158,7 +158,7 @@ def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
 
 
 def test_nothing_is_left_open(server: RunningServer) -> None:
-    server.post(b"not audio")
+    server.post(b"not audio" * (1 << 18))
     server.post(spoken("m4a"))
     wait_for(lambda: server.open_files() == [])  # the threads that wrote for a refused request may have a moment to go
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import requests
 
+from eardrum.gateway.spool import IN_MEMORY
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import SPEECH_TEXT, encode, speech, spoken, tape
 
@@ -17,6 +19,9 @@ pytestmark = pytest.mark.slow
 
 FILE = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 END = b"\r\n--x--\r\n"
+
+STORED = 2 * IN_MEMORY
+"""Bytes of an upload that is in a file by then."""
 
 
 def field(name: str, value: str) -> bytes:
@@ -131,7 +136,7 @@ def test_the_size_limit_counts_what_arrives() -> None:
 
 def test_a_client_that_stops_sending() -> None:
     with running("--set", "limits.stall_seconds=0.5") as server, wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:1000])
+        client.send(field("model", "whisper-1") + FILE + tape(600)[:STORED])
         received = client.until(b"request_timeout")
         assert received.startswith(b"HTTP/1.1 408")
         wait_for(lambda: not server.open_files())
@@ -139,7 +144,7 @@ def test_a_client_that_stops_sending() -> None:
 
 def test_a_client_that_leaves_in_mid_upload(server: RunningServer) -> None:
     with wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:1000])
+        client.send(field("model", "whisper-1") + FILE + tape(600)[:STORED])
         wait_for(server.open_files)
     wait_for(lambda: not server.open_files())
     wait_for(lambda: "client left" in server.log)
@@ -163,7 +168,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     with running("--set", "limits.requests=2") as server, wire(server) as one, wire(server) as two:
         for client in (one, two):
             client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:1000])
-        wait_for(lambda: len(server.open_files()) == 2)
+        wait_for(lambda: requests.get(f"{server.address}/health", timeout=10).json()["models"][0]["requests"] == 2)
         wait_for(server.runners)
         busy = server.post(spoken("wav"))
         assert (busy.status_code, busy.json()["error"]["code"]) == (503, "busy")

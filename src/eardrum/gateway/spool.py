@@ -1,7 +1,7 @@
-"""An upload on its way in: a file without a name that is read while it is still being written.
+"""An upload on its way in, which is read while it is still being written: in memory, and in a file once it is long.
 
 Because the file has no name it is gone with the last process that holds it, whatever happens. Several readers
-may follow it, each from the start: that is how a request is repeated after its runner died.
+may follow an upload, each from the start: that is how a request is repeated after its runner died.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import IO, Protocol, Self, TypeVar
 
 from eardrum.errors import StorageFullError
 
 CHUNK = 256 * 1024
+IN_MEMORY = 1 << 20
+"""Bytes of an upload that never see the disk. Most uploads have no more, and need neither a file nor a thread to write it."""
 
 T = TypeVar("T")
 
@@ -46,7 +48,9 @@ class Spool:
 
     def __init__(self, directory: Path | None = None):
         self.size = 0
-        self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=directory, buffering=0)  # noqa: SIM115 -- this class is the context
+        self._directory = directory
+        self._beginning = bytearray()
+        self._file: IO[bytes] | None = None
         self._finished = False
         self._grown = asyncio.Event()
         self._at_work = 0
@@ -65,12 +69,15 @@ class Spool:
         Raises:
             StorageFullError: the disk is full.
         """
-        try:
-            await self._in_thread(_write_all, data)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise StorageFullError("There is no room left for uploads: free some, or set spool_dir.") from error
+        room = IN_MEMORY - len(self._beginning)
+        if rest := data[room:]:
+            try:
+                await self._in_thread(self._opened(), _write_all, rest)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise StorageFullError("There is no room left for uploads: free some, or set spool_dir.") from error
+        self._beginning += data[:room]
         self.size += len(data)
         self._wake()
 
@@ -84,7 +91,7 @@ class Spool:
         at = 0
         while True:
             if at < self.size:
-                data = await self._in_thread(os.pread, CHUNK, at)
+                data = await self._from(at)
                 at += len(data)
                 yield data
             elif self._finished:
@@ -92,13 +99,24 @@ class Spool:
             else:
                 await self._grown.wait()
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+    async def _from(self, at: int) -> bytes:
+        """Some of the bytes that begin there."""
+        if at < len(self._beginning):
+            return bytes(memoryview(self._beginning)[at : at + CHUNK])
+        return await self._in_thread(self._opened(), os.pread, CHUNK, at - len(self._beginning))
+
+    def _opened(self) -> IO[bytes]:
+        if not self._file:
+            self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=self._directory, buffering=0)  # noqa: SIM115 -- closed with the spool
+        return self._file
+
+    async def _in_thread(self, file: IO[bytes], work: Callable[..., T], *arguments: object) -> T:
         """Do it with the file's number and these arguments.
 
         A thread goes on when nobody waits for it any more. The file stays open until then, because its number could be
         another client's connection by the time it is written to.
         """
-        working = asyncio.get_running_loop().run_in_executor(None, work, self._file.fileno(), *arguments)
+        working = asyncio.get_running_loop().run_in_executor(None, work, file.fileno(), *arguments)
         self._at_work += 1
         working.add_done_callback(self._has_worked)
         return await asyncio.shield(working)
@@ -110,7 +128,7 @@ class Spool:
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        if self._left and not self._at_work:
+        if self._left and not self._at_work and self._file:
             self._file.close()
 
     def _wake(self) -> None:

@@ -1,8 +1,8 @@
 """Forms on their way to an upstream: passed on byte for byte, of which only the value of `model` may be another.
 
-The form is looked at up to the field `model` and no further. What came before that is held in memory, or in a spool once it
-is long, as when the file is sent first; what comes after it is passed on as it comes. So an upload takes no memory however large
-it is, and one for a model that nobody knows is refused before it is here.
+The form is looked at up to the field `model` and no further. What came before that is held in a spool, which may be long, as
+when the file is sent first; what comes after it is passed on as it comes. So an upload takes no memory however large it is, and
+one for a model that nobody knows is refused before it is here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from eardrum.gateway.upstreams.foreign import Stream
 FIELD = b"model"
 PART_HEAD = 16 << 10
 """Bytes the headers of a part may take."""
-IN_MEMORY = 1 << 20
-"""Bytes before `model` that are held in memory."""
 BREAK = b"\r\n"
 
 
@@ -104,7 +102,7 @@ class ModelField:
 
 
 class Form:
-    """A form that is received and passed on at the same time. The spool takes what comes before `model`, once it is long."""
+    """A form that is received and passed on at the same time. The spool takes what comes before `model`."""
 
     def __init__(self, scope: Scope, body: Body, limits: Limits, spool: Spool):
         _, options = parse_options_header(header(scope, b"content-type"))
@@ -115,7 +113,6 @@ class Form:
         self._body = body
         self._field = ModelField(boundary, limits)
         self._spool = spool
-        self._held = bytearray()
 
     async def until_model(self) -> str | None:
         """Receive up to the field `model` and return its value; None if the form has none.
@@ -125,10 +122,7 @@ class Form:
         """
         while not self._field.over and (chunk := await self._body.read()) is not None:
             self._field.feed(chunk)
-            self._held += chunk
-            if len(self._held) > IN_MEMORY:
-                await self._spool.write(bytes(self._held))
-                self._held.clear()
+            await self._spool.write(chunk)
         if not self._field.over:
             raise InvalidRequestError("The form ends in the middle: its closing boundary is missing.")
         return self._field.value
@@ -151,11 +145,8 @@ class Form:
 
     async def _received(self) -> AsyncIterator[bytes]:
         self._spool.finish()
-        if self._spool.size:
-            async for chunk in self._spool.read():
-                yield chunk
-        yield bytes(self._held)
-        self._held.clear()
+        async for chunk in self._spool.read():
+            yield chunk
 
 
 async def _replaced(chunks: AsyncIterator[bytes], place: tuple[int, int], new: bytes) -> AsyncIterator[bytes]:
