@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from threading import Event
@@ -104,6 +105,18 @@ async def test_what_is_short_needs_no_file(tmp_path: Path) -> None:
         spool.finish()
         assert await gathered(spool) == bytes(IN_MEMORY)
         assert not held(tmp_path)
+
+
+async def test_what_is_long_takes_no_more_memory(tmp_path: Path) -> None:
+    piece = bytes(CHUNK)
+    with Spool(tmp_path) as spool:
+        tracemalloc.start()
+        try:
+            for _ in range(8 * IN_MEMORY // CHUNK):
+                await spool.write(piece)
+            assert tracemalloc.get_traced_memory()[0] < 1.5 * IN_MEMORY
+        finally:
+            tracemalloc.stop()
 
 
 async def test_nothing_is_on_disk_by_name(tmp_path: Path) -> None:
