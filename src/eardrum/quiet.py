@@ -14,7 +14,7 @@ TICK_S = 1.0
 
 
 class QuietServer(uvicorn.Server):
-    """Ends when a signal or `end` says so. On a small machine the looks would cost more than the answers."""
+    """Ends when a signal or `end` says so. Until then it wakes only for clients and once a `TICK_S`, so that cores may rest."""
 
     def __init__(self, config: uvicorn.Config):
         super().__init__(config)

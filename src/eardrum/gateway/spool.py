@@ -72,7 +72,7 @@ class Spool:
         room = IN_MEMORY - len(self._beginning)
         if rest := data[room:]:
             try:
-                await self._in_thread(self._opened(), _write_all, rest)
+                await self._in_thread(_write_all, rest)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
@@ -103,20 +103,20 @@ class Spool:
         """Some of the bytes that begin there."""
         if at < len(self._beginning):
             return bytes(memoryview(self._beginning)[at : at + CHUNK])
-        return await self._in_thread(self._opened(), os.pread, CHUNK, at - len(self._beginning))
+        return await self._in_thread(os.pread, CHUNK, at - len(self._beginning))
 
     def _opened(self) -> IO[bytes]:
         if not self._file:
             self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=self._directory, buffering=0)  # noqa: SIM115 -- closed with the spool
         return self._file
 
-    async def _in_thread(self, file: IO[bytes], work: Callable[..., T], *arguments: object) -> T:
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Do it with the file's number and these arguments.
 
         A thread goes on when nobody waits for it any more. The file stays open until then, because its number could be
         another client's connection by the time it is written to.
         """
-        working = asyncio.get_running_loop().run_in_executor(None, work, file.fileno(), *arguments)
+        working = asyncio.get_running_loop().run_in_executor(None, work, self._opened().fileno(), *arguments)
         self._at_work += 1
         working.add_done_callback(self._has_worked)
         return await asyncio.shield(working)
