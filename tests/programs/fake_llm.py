@@ -29,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--reuse-port", action="store_true", help="listen as cpp-httplib does: SO_REUSEPORT, no SO_REUSEADDR")
     parser.add_argument("--name", default="fake", help="the model's name in answers")
     start = parser.add_argument_group("while it starts")
     start.add_argument("--say", default="", help="print this first")
@@ -159,7 +160,8 @@ async def serve(habits: argparse.Namespace) -> None:
         return
     runner = web.AppRunner(FakeLlm(habits).app(), shutdown_timeout=1)
     await runner.setup()
-    await web.TCPSite(runner, habits.host, habits.port, reuse_address=True).start()
+    shared = habits.reuse_port
+    await web.TCPSite(runner, habits.host, habits.port, reuse_address=not shared, reuse_port=shared or None).start()
     print(f"listening on {habits.host}:{habits.port}", flush=True)
     if habits.exit_code is not None:
         loop.call_later(habits.exit_after, stop.set)

@@ -144,6 +144,18 @@ async def test_one_that_leaves_the_foreground_later_ends_with_what_it_left() -> 
         assert not ports.taken(port, "127.0.0.1")
 
 
+async def test_one_that_was_just_stopped_starts_again_although_its_connections_are_remembered() -> None:
+    model = entry(port := free_port(), "--reuse-port")
+    async with running(model), asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)  # which the server is the first to close
+    assert await reader.read() == b""
+    writer.close()
+    began = time.monotonic()
+    async with running(model) as (_, way), way.session.get(f"{way.address}/health") as response:
+        assert response.status == 200
+    assert time.monotonic() - began < 15, "which are remembered for 60 s"
+
+
 async def test_a_port_that_is_taken_names_who_has_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]

@@ -40,6 +40,36 @@ def test_a_port_is_taken_on_whichever_protocol(address: str) -> None:
     assert not ports.taken(port, "localhost")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel lets a port in TIME_WAIT be bound again")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_connections_that_are_over_do_not_take_a_port(address: str) -> None:
+    """As cpp-httplib listens, which is in whisper-server and older llama-servers: with SO_REUSEPORT and not SO_REUSEADDR."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(kind) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((address, 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        client = socket.create_connection((address, port))
+        served, _ = listening.accept()
+        served.close()  # first, so that its end is the one in TIME_WAIT
+        assert client.recv(1) == b""
+        client.close()
+        assert ports.taken(port, "localhost"), "it still listens"
+    with socket.socket(kind) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            trial.bind((address, port))
+    assert not ports.taken(port, "localhost")
+    assert not ports.taken(port, address)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be seen")
+def test_a_connection_to_elsewhere_does_not_take_the_port_it_has_here() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as client:
+        assert not ports.taken(client.getsockname()[1], "127.0.0.1")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be seen")
 def test_who_listens_is_a_stranger_unless_it_is_of_the_family() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -6,6 +6,7 @@ import errno
 import re
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from eardrum.gateway.processes import proc
@@ -32,7 +33,7 @@ def claimed(command: str, address: str) -> int:
 
 def taken(port: int, host: str) -> bool:
     """Whether somebody listens where a command is to."""
-    return any(_refuses(address, port) for address in LOCAL.get(host, (host,)))
+    return any(_refuses(address, port) and _listens(address, port) for address in LOCAL.get(host, (host,)))
 
 
 def stranger(port: int, root: int, mark: str) -> int | None:
@@ -68,3 +69,13 @@ def _refuses(address: str, port: int) -> bool:
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False
+
+
+def _listens(address: str, port: int) -> bool:
+    """Whether the port is refused because of somebody who listens, where the system tells.
+
+    Linux also refuses it for a minute because of connections that are over, if their server did not set SO_REUSEADDR: those of
+    cpp-httplib (whisper-server, older llama-servers) set SO_REUSEPORT alone. The next process of such a server gets the port.
+    """
+    listening = proc.listened_on(port)
+    return listening is None or any(found.is_unspecified or found == ip_address(address) for found in listening)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 PROC = Path("/proc")
+TABLES = ("net/tcp", "net/tcp6")
+"""The TCP sockets of this machine: one row each, whatever its state."""
 LISTENS = "0A"
 GONE = "ZX"
 """States of processes that have ended."""
@@ -84,9 +88,20 @@ def family(root: int) -> set[Stat]:
 
 def holders(port: int, among: Collection[int] | None = None) -> set[int]:
     """Who listens on a TCP port, as far as it can be seen."""
-    if not (sockets := _listening(port)):
+    sockets = {f"socket:[{row[9]}]" for row in _listening(port)}  # as the links of open files call them
+    if not sockets:
         return set()
     return {pid for pid in (_pids() if among is None else among) if sockets & set(_sockets(pid))}
+
+
+def listened_on(port: int) -> set[IPv4Address | IPv6Address] | None:
+    """The addresses on which somebody listens at a TCP port; None where the system does not tell.
+
+    A connection that has been closed and is still remembered (TIME_WAIT) is no listener.
+    """
+    if not any((PROC / table).exists() for table in TABLES):
+        return None
+    return {_address(row[1].partition(":")[0]) for row in _listening(port)}
 
 
 def elsewhere(pid: int) -> bool:
@@ -109,14 +124,20 @@ def _pids() -> Iterator[int]:
         yield from [int(name) for name in os.listdir(PROC) if name.isdecimal()]  # noqa: PTH208 -- names are all we need
 
 
-def _listening(port: int) -> set[str]:
-    """What the links of open files call the sockets that listen on the port."""
-    suffix, found = f":{port:04X}", set()
-    for table in ("net/tcp", "net/tcp6"):
+def _listening(port: int) -> Iterator[list[str]]:
+    """The rows of the sockets that listen on the port."""
+    suffix = f":{port:04X}"
+    for table in TABLES:
         with suppress(OSError):
             rows = (line.split() for line in (PROC / table).read_text(encoding="ascii").splitlines()[1:])
-            found |= {f"socket:[{row[9]}]" for row in rows if row[1].endswith(suffix) and row[3] == LISTENS}
-    return found
+            yield from [row for row in rows if row[1].endswith(suffix) and row[3] == LISTENS]
+
+
+def _address(digits: str) -> IPv4Address | IPv6Address:
+    """An address of these tables: words of 32 bits in hex, each in the byte order of the machine."""
+    words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
+    found = ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
+    return (isinstance(found, IPv6Address) and found.ipv4_mapped) or found
 
 
 def _sockets(pid: int) -> Iterator[str]:
