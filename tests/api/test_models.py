@@ -89,6 +89,7 @@ def test_an_upstream_is_what_the_config_declares() -> None:
                 capabilities=declared,
             ),
             "unknown": config.Model(proxy="http://127.0.0.1:2"),
+            "ears": config.Model(cmd="whisper-server", proxy="http://127.0.0.1:4"),
             "hidden": config.Model(proxy="http://127.0.0.1:3", unlisted=True),
         },
         includeAliasesInList=True,
@@ -107,6 +108,8 @@ def test_an_upstream_is_what_the_config_declares() -> None:
     assert "tools" in llm["supported_parameters"]
     assert found["gpt"]["meta"]["llamaswap"] == {"port": 1, "type": "alias", "modelID": "llm"}
     assert found["unknown"]["capabilities"] == {}
+    assert found["ears"]["capabilities"]["audio_transcriptions"] is True, "its command says what it is for"
+    assert found["ears"]["architecture"]["modality"] == "audio->text"
     assert "hidden" not in found
 
 

@@ -172,6 +172,82 @@ def test_a_command_is_the_default_only_if_it_is_for_speech(tmp_path: Path) -> No
     assert catalog(models={"llm": LLM | {"aliases": ["whisper-1"]}}).find("whisper-1").id == "llm"
 
 
+def behind(line: str = "", **more: object) -> dict[str, object]:
+    return {"cmd": line, "proxy": "http://localhost:5802", **more}
+
+
+HEARS: list[dict[str, object]] = [
+    behind("whisper-server --port 5802 -m ggml-base.bin -l auto"),
+    behind("/opt/whisper.cpp/build/bin/whisper-server -m /models/large.bin --inference-path /v1/audio/transcriptions"),
+    behind("docker run --rm -p 5802:8080 ghcr.io/ggml-org/whisper.cpp:main-cuda -m x.bin"),
+    behind("sh -c 'exec whisper-server --port 5802 -m x.bin'"),
+    behind("vllm serve Qwen/Qwen3-ASR-1.7B --port 5802"),
+    behind("vllm serve mistralai/Voxtral-Mini-3B-2507 --port 5802"),
+    behind("uv run speaches_server --model=nvidia/parakeet-tdt-0.6b-v3"),
+    behind("some-server --route /v1/audio/transcriptions"),
+    behind(useModelName="whisper-large-v3-turbo"),
+    behind(aliases=["asr"]),
+    behind(aliases=["gpt-4o-transcribe"]),
+    behind(options={"transcriptions": "/api/hear"}),
+    behind("my-server", capabilities={"in": ["audio"]}),
+    behind("my-server", capabilities={"in": ["text", "audio"], "out": ["text"]}),
+    behind("my-server", metadata={"capabilities": ["audio"]}),
+]
+
+HEARS_NOT: list[dict[str, object]] = [
+    behind("llama-server --port 5802 -m /models/qwen3.gguf --jinja"),
+    behind("/home/whisper/llama-server --port 5802 -m /srv/asr/qwen3.gguf"),
+    behind("llama-server -m Horse-Whisperer-7B.gguf"),
+    behind("vllm serve collabora/whisperspeech"),
+    behind("vllm serve some/voxtral-tts-4b"),
+    behind(useModelName="gpt-4o-mini-tts"),
+    behind("whisper-server", capabilities={"in": ["text"], "out": ["text"]}),
+    behind("whisper-server", metadata={"capabilities": ["completion"]}),
+    behind("my-server", capabilities={"in": ["audio"], "out": ["audio"]}),
+    behind("my-server", capabilities={"out": ["text"]}, aliases=["asr"]),
+    behind(),
+]
+
+
+@pytest.mark.parametrize(("entry_", "hears"), [(e, True) for e in HEARS] + [(e, False) for e in HEARS_NOT])
+def test_a_server_that_hears_is_the_default_by_what_is_declared_or_else_by_its_names(entry_: dict, hears: bool) -> None:
+    models = {"llm": LLM, "m": entry_}
+    found = catalog(models=models)
+    assert found.find("m").hears is hears
+    for name in ("", "whisper-1", "gpt-4o-mini-transcribe"):
+        assert found.find(name).id == ("m" if hears else EMBEDDED_ID)
+
+
+def test_who_chats_too_is_the_default_only_if_nobody_is_for_speech_alone() -> None:
+    omni = behind("llama-server -m omni.gguf --mmproj omni.mmproj", capabilities={"in": ["text", "audio"], "out": ["text"]})
+    assert catalog(models={"omni": omni}).default.id == "omni"
+    assert catalog(models={"omni": omni, "ears": HEARING}).default.id == "ears"
+
+
+def test_a_peer_that_hears_comes_after_the_disk_and_before_the_embedded_model(store: Path) -> None:
+    peers = {"attic": {"proxy": "http://attic:8100", "models": ("llama-70b", "whisper-large-v3")}}
+    found = catalog(peers=peers)
+    assert (found.default.id, found.why_default) == ("attic/whisper-large-v3", "the first of a peer")
+    assert catalog(peers={"attic": {"proxy": "http://attic:8100", "models": ("llama-70b",)}}).default.id == EMBEDDED_ID
+    put_in_cache(store, "on-disk", size=500)
+    assert catalog(peers=peers).default.id == "on-disk"
+
+
+def test_live_sessions_that_name_no_model_get_one_that_takes_them(tmp_path: Path) -> None:
+    found = catalog(models={"ears": HEARING})
+    assert {name: found.for_live(name).id for name in ("", "whisper-1", "ears")} == {
+        "": EMBEDDED_ID, "whisper-1": EMBEDDED_ID, "ears": "ears",
+    }  # fmt: skip
+    found = catalog(models={"ears": HEARING, "own": entry(put(tmp_path / "a"))})
+    assert (found.for_live("").id, found.default.id) == ("own", "ears")
+    chosen = catalog(models={"ears": HEARING}, default_model="ears")
+    assert chosen.for_live("whisper-1").id == "ears", "somebody wants it so, and is told why it cannot be"
+    named = catalog(models={"ears": HEARING | {"aliases": ["whisper-1"]}})
+    assert (named.for_live("whisper-1").id, named.for_live("").id) == ("ears", EMBEDDED_ID)
+    found.adopt(catalog(models={"other": HEARING}), set())
+    assert (found.for_live("").id, found.default.id) == (EMBEDDED_ID, "other")
+
+
 def test_a_language_model_is_not_named_as_one_that_translates() -> None:
     models = catalog(models={"llm": LLM, "ears": HEARING}, default_model=EMBEDDED_ID)
     with pytest.raises(UnsupportedFeatureError, match=r"Models that can: ears\."):

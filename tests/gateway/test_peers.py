@@ -42,6 +42,6 @@ def test_models_of_peers_are_found_listed_and_asked_with_the_peers_key() -> None
     assert {"one/big", "one/shared", "two/shared", "two/mine", "mine"} <= {model["id"] for model in listed}
 
 
-def test_a_peer_is_never_the_default_model() -> None:
+def test_a_peer_of_whom_it_is_not_known_that_it_hears_is_not_the_default_model() -> None:
     with serving(peers={"p": {"proxy": "http://127.0.0.1:9", "models": ("m",)}}) as gateway:
         assert gateway.service.catalog.default.origin == "embedded"

@@ -125,7 +125,9 @@ class Settings(SharedSettings):
         description="Web pages that may use `/api/` beside those of this machine, such as `https://ui.example.com`; `*` is all.",
     )
     default_model: str = Field(
-        "", description="Model behind `whisper-1` and behind requests that name none; empty takes the best one present."
+        "",
+        description="Model behind `whisper-1` and behind requests that name none; empty takes the first of the config, else the "
+        "largest on disk, else the first of a peer, else the embedded one.",
     )
     default_engine: str = Field(
         "", description="Take the default model among this engine's models, and let it run what several engines could."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 from eardrum import abilities, config
 from eardrum.engines import registry
@@ -31,6 +31,7 @@ class Catalog:
         self._default: Model | None = None
         self.scan()
         self._default, self.why_default = self._choose_default()
+        self._live_default = self._choose_live_default(self._default)
         self.scan()
         for model in self:
             for name in model.fallback:
@@ -53,6 +54,17 @@ class Catalog:
         """The model behind requests that name none."""
         assert self._default
         return self._models[self._default.id]
+
+    def for_live(self, name: str) -> Model:
+        """As `find`, for a live session. A server behind a command or an address takes whole recordings only: where such a one
+        has become the default by itself, whoever names none gets the best one of ours.
+
+        Raises:
+            ModelNotFoundError: as `find`.
+        """
+        found = self.find(name)
+        nameless = name in ("", *DEFAULT_ALIASES) and name not in (found.id, *found.aliases)
+        return self._models[self._live_default.id] if nameless and found.id == self.default.id else found
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -95,7 +107,7 @@ class Catalog:
     def adopt(self, other: Catalog, unchanged: Set[str]) -> None:
         """Become what another catalog is. What loaded models have said of themselves stays true of those that did not change."""
         self._settings, self.inventory = other._settings, other.inventory
-        self._default, self.why_default = other._default, other.why_default
+        self._default, self.why_default, self._live_default = other._default, other.why_default, other._live_default
         self._refined = {id: capabilities for id, capabilities in self._refined.items() if id in unchanged}
         self.scan()
 
@@ -165,7 +177,7 @@ class Catalog:
             if not model.runnable:
                 raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
             return model, "set by default_model"
-        fitting = [m for m in self if engine in ("", m.engine) and m.hears and m.runnable and not m.absent and m.origin != "peer"]
+        fitting = [m for m in self if engine in ("", m.engine) and m.hears and m.runnable and not m.absent]
         if not fitting:
             wanted = f" of the engine {engine}" if engine else ""
             hint = f" {registry.card(engine).how_to_install}" if engine and registry.card(engine).missing else ""
@@ -173,11 +185,12 @@ class Catalog:
                 f"There is no model{wanted}: name one under `models:` in the config, put one into model_dir, "
                 f"run `eardrum pull NAME`, or install the embedded one with `pip install moonshine-voice==0.1.0`.{hint}"
             )
-        for origin, why in (("config", "the first of the config"), ("disk", "the largest on disk")):
-            if candidates := [m for m in fitting if m.origin == origin and _knows_english(m)]:
-                best = candidates[0] if origin == "config" else max(candidates, key=lambda m: m.size)
-                return best, why
-        return fitting[-1], "embedded: nothing better is on disk"
+        return _best(fitting)
+
+    def _choose_live_default(self, default: Model) -> Model:
+        """The default model, or the best one of ours if that is another server's and nobody has chosen it."""
+        ours = [m for m in self if not m.foreign and m.runnable and not m.absent]
+        return _best(ours)[0] if default.foreign and not self._settings.default_model and ours else default
 
     def _named_default(self, name: str, engine: str) -> Model:
         try:
@@ -201,6 +214,15 @@ class Catalog:
         if self._settings.pull_missing:
             return self.inventory.fetchable(match)
         raise ModelNotFoundError(self.how_to_fetch(name, match.repository, engine))
+
+
+def _best(fitting: Sequence[Model]) -> tuple[Model, str]:
+    """The model for requests that name none, and why it is that one. One for speech alone comes before one that also chats."""
+    for origin, why in (("config", "the first of the config"), ("disk", "the largest on disk"), ("peer", "the first of a peer")):
+        if candidates := [model for model in fitting if model.origin == origin and _knows_english(model)]:
+            best = max(candidates, key=lambda m: m.size) if origin == "disk" else min(candidates, key=lambda m: m.chats)
+            return best, why
+    return fitting[-1], "embedded: nothing better is on disk"
 
 
 def _knows_english(model: Model) -> bool:

@@ -15,6 +15,7 @@ from eardrum.engines.registry import Card
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway import names, peers
 from eardrum.gateway.names import Match
+from eardrum.gateway.recognition import takes_text_too, turns_speech_into_text
 from eardrum.gateway.store import Store, default_folder, size_of
 from eardrum.gateway.upstreams.habits import Habits
 from eardrum.languages import language_in_name
@@ -83,8 +84,13 @@ class Model:
 
     @property
     def hears(self) -> bool:
-        """Whether it is for speech, as all of ours are, and others if the config says so."""
-        return not self.foreign or (self.entry is not None and "audio" in self.entry.capabilities.inputs)
+        """Whether it turns speech into text, as all of ours do, and others by what the config says of them or by their names."""
+        return not self.entry or not self.foreign or turns_speech_into_text(self.id, self.aliases, self.entry)
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is declared as one for chats, whatever else it does."""
+        return self.foreign and self.entry is not None and takes_text_too(self.entry)
 
     @property
     def card(self) -> Card:

@@ -118,6 +118,14 @@ class Service:
         """
         return self.catalog.find(self.meant(name))
 
+    def find_for_live(self, name: str) -> Model:
+        """The model that a client gets who asks for a live session with `name`.
+
+        Raises:
+            ModelNotFoundError: as `find`.
+        """
+        return self.catalog.for_live(self.meant(name))
+
     def meant(self, name: str) -> str:
         """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
 

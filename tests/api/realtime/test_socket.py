@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 import requests
 
+from eardrum import config
 from eardrum.api.realtime import routes
 from eardrum.errors import BusyError, EardrumError, RunnerCrashedError
 from eardrum.gateway.inventory import Model
@@ -476,3 +477,16 @@ async def test_nothing_is_left_of_many_connections(stage: Stage) -> None:
     await asyncio.to_thread(wait_for, lambda: not stage.open)
     gc.collect()
     assert not [task for task in asyncio.all_tasks(stage.gateway.loop) if "Line" in repr(task)]
+
+
+def test_a_server_of_recordings_that_is_the_default_does_not_get_the_sockets() -> None:
+    ears = {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"]}}
+    realtime = routes.Realtime(Service(config.Settings.model_validate({"models": {"ears": ears}})))
+
+    def scope(model: str) -> dict[str, Any]:
+        return {"type": "websocket", "path": "/v1/realtime", "query_string": f"model={model}".encode(), "headers": []} | {
+            "subprotocols": []
+        }
+
+    assert realtime.route(scope("whisper-1"))
+    assert not realtime.route(scope("ears")), "who names it gets it, whatever it does with a socket"

@@ -265,16 +265,17 @@ async def test_a_model_that_cannot_be_loaded_ends_the_session(tmp_path: Path) ->
 
 async def test_models_of_other_servers_are_refused_by_name(tmp_path: Path) -> None:
     models = {
+        "ears": {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"], "out": ["text"]}},
         "m": model(tmp_path),
         "chat": {"proxy": "http://127.0.0.1:9"},
-        "ears": {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"], "out": ["text"]}},
     }
     async with serving(tmp_path, models) as service:
         with pytest.raises(UnsupportedFeatureError, match=r"chat is not a model for speech. Models for live sessions: m"):
             named(service, "chat")
         with pytest.raises(UnsupportedFeatureError, match="engine: openai_api"):
             named(service, "ears")
-        assert named(service, "").id == named(service, "whisper-1").id == "m"
+        assert named(service, "").id == named(service, "whisper-1").id == "m", "who names none gets one that can"
+        assert service.find("whisper-1").id == "ears", "for a recording"
 
 
 async def test_what_the_model_cannot_do_is_refused_at_once_and_in_the_middle(tmp_path: Path) -> None:

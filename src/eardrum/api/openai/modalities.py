@@ -8,12 +8,13 @@ from eardrum.config.llama_swap import Declared
 from eardrum.gateway.inventory import Model
 
 SPEECH = Declared.model_validate({"in": ("audio",), "out": ("text",)})
-"""What every model of ours is."""
+"""What every model of ours is, and one of another server of which the config says nothing, but whose name does."""
 
 
 def described(model: Model) -> dict[str, Any]:
     """`capabilities` and, as far as it is known, `architecture`, `context_length` and `supported_parameters`."""
-    declared = (model.entry.capabilities if model.entry else Declared()) if model.foreign else SPEECH
+    said = model.entry.capabilities if model.foreign and model.entry else Declared()
+    declared = SPEECH if model.hears and not said.inputs else said
     flags = _flags(declared)
     facts: dict[str, Any] = {"capabilities": flags | (_speech(model) if "audio_transcriptions" in flags else {})}
     inputs, outputs = declared.inputs, declared.outputs

@@ -125,7 +125,7 @@ class Realtime:
         if not name or key_of(scope).startswith(PREFIX):
             return False
         try:
-            return self._service.find(name).foreign
+            return self._service.find_for_live(name).foreign
         except ModelNotFoundError:
             return False
 

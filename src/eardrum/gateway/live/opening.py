@@ -22,7 +22,7 @@ def named(service: Service, name: str) -> Model:
         ModelNotFoundError: there is none.
         UnsupportedFeatureError: it cannot have live sessions.
     """
-    model = service.find(name)
+    model = service.find_for_live(name)
     _check(service, model)
     return model
 
