@@ -21,6 +21,7 @@ from av.error import FFmpegError
 
 from eardrum.engines.base import Audio
 from eardrum.errors import AudioError
+from eardrum.runner.downmix import Downmix
 from eardrum.runner.inlet import Inlet
 from eardrum.types import SAMPLE_RATE
 
@@ -110,14 +111,17 @@ class Decoder:
         stream = container.streams.audio[0]
         if container.duration and container.duration > 0:
             self.duration = container.duration / 1_000_000
+        mix: Downmix | None = None
         resampler: AudioResampler | None = None
         for group in _grouped(_frames(container, stream), 1 if self._live else GROUP):
-            if resampler is None or isinstance(group, Break):
+            if isinstance(group, Break):
                 if resampler:
                     yield from _arrays(resampler.resample(None))
-                resampler = AudioResampler("flt", "mono", SAMPLE_RATE)
-            if not isinstance(group, Break):
-                yield from _arrays(resampler.resample(group))
+                mix = resampler = None
+                continue
+            if mix is None or resampler is None:
+                mix, resampler = Downmix.of(group), AudioResampler("flt", "mono", SAMPLE_RATE)
+            yield from _arrays(resampler.resample(mix.frame(group)))
         if resampler:
             yield from _arrays(resampler.resample(None))
         elif self.duration:

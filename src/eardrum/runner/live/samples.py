@@ -12,6 +12,7 @@ from av.audio.resampler import AudioResampler
 from eardrum.engines.base import Audio
 from eardrum.errors import InvalidRequestError
 from eardrum.live import Encoding, Format
+from eardrum.runner.downmix import NO_LAYOUT, Downmix
 from eardrum.types import SAMPLE_RATE
 
 LOWEST, HIGHEST = 8_000, 192_000
@@ -20,7 +21,7 @@ LOWEST, HIGHEST = 8_000, 192_000
 MOST_CHANNELS = 8
 
 BLOCK_S = 0.032
-"""Audio that is resampled at a time. Blocks of one length make the result independent of how the bytes were portioned."""
+"""Audio that is mixed and resampled at a time. Blocks of one length make the result the same however the bytes were portioned."""
 
 
 def check(form: Format) -> None:
@@ -47,6 +48,7 @@ class RawSamples:
         self._held = bytearray()
         self._size = _WIDTH[form.encoding] * form.channels
         self._block = self._size * round(form.rate * BLOCK_S)
+        self._mix = Downmix([NO_LAYOUT] * form.channels, form.rate) if form.channels > 1 else None
         self._resampler = None if form.rate == SAMPLE_RATE else AudioResampler("flt", "mono", SAMPLE_RATE)
 
     def feed(self, data: bytes) -> Audio:
@@ -62,15 +64,20 @@ class RawSamples:
     def _take(self, size: int) -> Audio:
         data = bytes(self._held[:size])
         del self._held[:size]
-        samples = _decoded(data, self._form)
-        if self._resampler is None or not size:
+        samples = _decoded(data, self._form.encoding)
+        if not size or (self._resampler is None and self._mix is None):
             return samples
-        step = self._block // self._size
+        step = self._block // self._size * self._form.channels
         blocks = (samples[at : at + step] for at in range(0, len(samples), step))
-        return np.concatenate([piece for block in blocks for piece in self._resampled(block)] or [samples[:0]])
+        return np.concatenate([piece for block in blocks for piece in self._converted(block)] or [samples[:0]])
 
-    def _resampled(self, samples: Audio) -> Iterator[Audio]:
-        assert self._resampler
+    def _converted(self, samples: Audio) -> Iterator[Audio]:
+        """One block in mono at `SAMPLE_RATE`."""
+        if self._mix:
+            samples = self._mix.mix(np.ascontiguousarray(samples.reshape(-1, self._form.channels).T))
+        if self._resampler is None:
+            yield samples
+            return
         frame = AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
         frame.sample_rate = self._form.rate
         for resampled in self._resampler.resample(frame):
@@ -80,17 +87,15 @@ class RawSamples:
 _WIDTH = {Encoding.PCM16: 2, Encoding.PCM32F: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 
 
-def _decoded(data: bytes, form: Format) -> Audio:
-    match form.encoding:
+def _decoded(data: bytes, encoding: Encoding) -> Audio:
+    match encoding:
         case Encoding.PCM16:
-            samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
+            return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
         case Encoding.PCM32F:
-            samples = np.nan_to_num(np.frombuffer(data, "<f4"), posinf=1.0, neginf=-1.0).astype(np.float32).clip(-1, 1)
+            samples = np.nan_to_num(np.frombuffer(data, "<f4"), posinf=1.0, neginf=-1.0).astype(np.float32)
+            return cast(Audio, samples.clip(-1, 1))
         case _:
-            samples = _TABLES[form.encoding][np.frombuffer(data, np.uint8)]
-    if form.channels == 1:
-        return samples
-    return cast(Audio, samples.reshape(-1, form.channels).mean(axis=1, dtype=np.float32))
+            return cast(Audio, _TABLES[encoding][np.frombuffer(data, np.uint8)])
 
 
 def _mulaw() -> Audio:
