@@ -70,8 +70,9 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         assert last == {"status": "success", "model": NAME}
         assert {step["status"] for step in steps} == {"downloading"}
         assert steps[-1]["completed"] == steps[-1]["total"] == sum(map(len, moonshine_files().values()))
-        answer = server.post(AUDIO, model=NAME)
-        assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, NAME)
+        for name in (NAME, "whisper-1", f"{NAME}:latest"):
+            answer = server.post(AUDIO, model=name)
+            assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, NAME), name
         listed = requests.get(f"{server.address}/v1/models", timeout=10).json()["data"]
         assert NAME in [model["id"] for model in listed]
         server.process.send_signal(signal.SIGUSR1)
@@ -81,6 +82,26 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         heavy = {"huggingface_hub", "httpx2", "filelock", "numpy", "torch", "onnxruntime", "av", "eardrum.hub"}
         assert not modules & heavy
         assert not [name for name in modules if name.startswith(("eardrum.hub", "eardrum.runner", "eardrum.engines.moonshine"))]
+
+
+def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_path: Path) -> None:
+    """As `eardrum pull` and `eardrum rm` do, in another terminal."""
+    with serving(hub, tmp_path / "store") as server:
+        assert server.post(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moonshine-tiny-en"
+        assert server.post(AUDIO, model="whisper-1", language="de").status_code == 400
+        for name in ("moon-en", "moon-de"):
+            beside = tmp_path / name
+            beside.mkdir()
+            for file, content in moonshine_files().items():
+                (beside / file).write_bytes(content)
+            beside.rename(tmp_path / "store" / name)
+        assert server.post(AUDIO, model="whisper-1", language="de").headers["x-eardrum-model"] == "moon-de"
+        assert server.post(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moon-en"
+        assert requests.get(f"{server.address}/health", timeout=10).json()["default_model"] == "moon-en"
+        assert "The default model is now moon-en" in server.log
+        deleted = requests.delete(f"{server.address}/api/delete", json={"model": "moon-en"}, timeout=20)
+        assert deleted.status_code == 200
+        assert server.post(AUDIO).headers["x-eardrum-model"] == "moonshine-tiny-en"
 
 
 def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -571,3 +572,123 @@ def test_no_name_from_a_client_does_harm(engines: Callable[..., None], name: str
         catalog(pull_missing=pull_missing).find(name)
     assert len(caught.value.message) < 600
     assert "\n" not in caught.value.message
+
+
+def fresh(found: Catalog) -> Catalog:
+    """The catalog a moment later: two looks at the disk are never at the same time."""
+    found._look_at = 0
+    return found
+
+
+GERMAN = Request(language="de")
+
+
+@pytest.mark.parametrize("name", ["", "whisper-1", "gpt-live-transcribe"])
+def test_what_comes_to_the_disk_becomes_the_default_of_a_running_server(
+    store: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found = catalog()
+    assert found.find(name).id == EMBEDDED_ID
+    put_in_cache(store, "a-small", size=5)
+    assert fresh(found).find(name).id == found.default.id == "a-small"
+    put(store / "b-large", size=50)
+    assert fresh(found).find(name).id == found.default.id == "b-large"
+    assert found.why_default == "the largest on disk"
+    assert set(DEFAULT_ALIASES) <= set(found.aliases(found.default))
+    assert "The default model is now b-large: the largest on disk." in caplog.text
+    put_in_cache(store, "a-small", snapshot="an-update", size=500)
+    assert fresh(found).find(name).id == "a-small"
+
+
+def test_the_default_that_goes_from_the_disk_is_followed_by_the_next(store: Path) -> None:
+    put_in_cache(store, "large", size=50)
+    found = catalog()
+    assert found.default.id == "large"
+    shutil.rmtree(store / "models--large")
+    assert fresh(found).find("whisper-1").id == EMBEDDED_ID
+
+
+def test_a_default_that_somebody_has_chosen_stays(store: Path, tmp_path: Path) -> None:
+    chosen, first = catalog(default_model=EMBEDDED_ID), catalog(models={"mine": entry(put(tmp_path / "one"))})
+    put_in_cache(store, "large", size=50)
+    assert fresh(chosen).find("").id == EMBEDDED_ID
+    assert fresh(first).find("").id == "mine"
+    assert chosen.find("large").origin == "disk"
+
+
+def test_the_disk_is_not_looked_at_all_the_time(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, looks = catalog(), 0
+    fingerprint = found.inventory.store.fingerprint
+
+    def counted() -> object:
+        nonlocal looks
+        looks += 1
+        return fingerprint()
+
+    monkeypatch.setattr(found.inventory.store, "fingerprint", counted)
+    monkeypatch.setattr("eardrum.gateway.catalog.LOOK_SHARE", 1e9)
+    for _ in range(100):
+        found.find("whisper-1")
+    assert looks == 1
+
+
+def test_a_store_that_cannot_be_read_any_more_refuses_nobody(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = catalog()
+    put_in_cache(store, "large", size=50)
+
+    def unreadable() -> list[object]:
+        raise ConfigError("The folder of models cannot be read.")
+
+    monkeypatch.setattr(found.inventory.store, "_ids", unreadable)
+    assert fresh(found).find("").id == EMBEDDED_ID
+    assert "cannot be read" in caplog.text
+
+
+def test_who_names_a_language_and_no_model_gets_one_that_knows_it(store: Path) -> None:
+    found = catalog()
+    assert found.find("whisper-1", GERMAN).id == EMBEDDED_ID
+    put_in_cache(store, "moon-de")
+    assert fresh(found).find("whisper-1", GERMAN).id == "moon-de"
+    put_in_cache(store, "moon-large-de", size=9)
+    assert fresh(found).find("", GERMAN).id == "moon-large-de"
+    assert found.find("", Request(language="en")).id == found.find("").id == EMBEDDED_ID
+    assert found.find(EMBEDDED_ID, GERMAN).id == EMBEDDED_ID, "who names a model is refused by it"
+
+
+def test_a_usual_name_that_the_config_gives_away_names_a_model(store: Path, tmp_path: Path) -> None:
+    put_in_cache(store, "moon-de")
+    found = catalog(models={"mine-en": entry(put(tmp_path / "one"), aliases=["whisper-1"])})
+    assert found.find("whisper-1", GERMAN).id == "mine-en"
+    assert found.find("gpt-4o-transcribe", GERMAN).id == "moon-de"
+
+
+def test_of_those_that_know_the_language_one_that_can_the_rest_comes_first(store: Path, tmp_path: Path) -> None:
+    models = {name: entry(put(tmp_path / name), unlisted=name == "secret-de") for name in ("secret-de", "one-de", "two-de")}
+    found = catalog(models=models)
+    found.refine(found.find("two-de"), Capabilities(languages=("de",), translate=True))
+    assert found.find("", GERMAN).id == "one-de"
+    assert found.find("", replace(GERMAN, task=Task.TRANSLATE)).id == "two-de"
+    assert found.find("", Request(task=Task.TRANSLATE)).id == EMBEDDED_ID, "what else is asked for moves nobody"
+
+
+def test_live_sessions_without_a_name_get_a_model_that_can_have_them(store: Path) -> None:
+    put_in_cache(store, "moon-de")
+    found = catalog(models={"whisper": HEARING}, default_model=EMBEDDED_ID)
+    assert found.find("", GERMAN).id == "whisper"
+    assert found.find("", GERMAN, live=True).id == "moon-de"
+
+
+def test_the_default_knows_the_servers_language(store: Path) -> None:
+    put_in_cache(store, "moon-de", size=5)
+    put_in_cache(store, "moon-en", size=50)
+    assert catalog(default_language="de").default.id == "moon-de"
+    assert catalog().default.id == "moon-en"
+
+
+def test_a_refusal_knows_what_has_come(store: Path) -> None:
+    found = catalog()
+    put_in_cache(store, "moon-de")
+    assert "Models that can: moon-de." in refusal(fresh(found), found.find(EMBEDDED_ID), GERMAN).message

@@ -75,7 +75,9 @@ class Admin:
         except ConfigError as error:
             raise InvalidRequestError(f"The config was not taken over, the old one stays in force: {error.message}") from error
         found = {"added": changes.added, "changed": changes.changed, "removed": changes.removed, "later": changes.later}
-        return JSONResponse({"status": "reloaded", **{kind: sorted(names) for kind, names in found.items()}})
+        lists = {kind: sorted(names) for kind, names in found.items()}
+        default = {"default_model": changes.default} if changes.default else {}
+        return JSONResponse({"status": "reloaded", **lists, **default})
 
     def _named(self, request: HttpRequest) -> Model:
         return self._service.find(request.path_params["name"].strip())

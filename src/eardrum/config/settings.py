@@ -132,7 +132,10 @@ class Settings(SharedSettings):
     default_engine: str = Field(
         "", description="Take the default model among this engine's models, and let it run what several engines could."
     )
-    default_language: str = Field("", description="Language assumed when a client names none; empty lets the model decide.")
+    default_language: str = Field(
+        "",
+        description="Language assumed when a client names none, and of the default model; empty lets the model decide.",
+    )
     realtime_rate: int = Field(
         24_000,
         ge=4_000,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence, Set
+import time
+from collections.abc import Callable, Iterator, Set
 
 from eardrum import abilities, config
 from eardrum.engines import registry
@@ -20,6 +21,12 @@ DEFAULT_ALIASES = (
 )
 """Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
 
+LOOK_SHARE = 20
+"""A look at the disk is followed by so many times as long without one, so that many requests do not make many of them."""
+
+REASONS = {"config": "the first of the config", "disk": "the largest on disk", "peer": "the first of a peer"}
+"""Whose models come first where nobody has named one, and what is then said of the default. The embedded one is the last."""
+
 
 class Catalog:
     """All models by name."""
@@ -29,25 +36,44 @@ class Catalog:
         self.inventory = Inventory(settings)
         self._refined: dict[str, Capabilities] = {}
         self._default: Model | None = None
-        self.scan()
-        self._default, self.why_default = self._choose_default()
-        self._live_default = self._choose_live_default(self._default)
+        self.why_default = ""
+        self._seen: object = None
+        self._look_at = 0.0
         self.scan()
         for model in self:
             for name in model.fallback:
                 self._check_fallback(model, name)
 
     def scan(self) -> None:
-        """Look again at what is there."""
+        """Look again at what is there; the default model may become another one."""
+        self._seen = self.inventory.store.fingerprint()  # before anything is read: what comes meanwhile is seen next time
         found = list(self.inventory)  # first, so that a failure leaves everything as it was
         self._models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
         for model in found:
             self._add(model.refined(self._refined[model.id]) if model.id in self._refined else model)
-        if self._default:
-            self._models.setdefault(self._default.id, self._default)
-            for name in (self._default.id, *DEFAULT_ALIASES):
-                self._names.setdefault(name, self._default.id)
+        self._ranking = sorted((model for model in self if _usable(model)), key=_rank)
+        before, self._default = self._default, self._new_default()
+        self._models.setdefault(self._default.id, self._default)
+        self._names.setdefault(self._default.id, self._default.id)
+        self._naming_none = frozenset({"", *DEFAULT_ALIASES} - self._names.keys())
+        self._names |= dict.fromkeys(self._naming_none - {""}, self._default.id)
+        if before and before.id != self._default.id:
+            log.info("The default model is now %s: %s.", self._default.id, self.why_default)
+
+    def look(self) -> None:
+        """Scan, if something has come to the disk or gone since. What cannot be read now leaves everything as it was."""
+        began = time.monotonic()
+        if began < self._look_at:
+            return
+        if (seen := self.inventory.store.fingerprint()) != self._seen:
+            try:
+                self.scan()
+            except ConfigError as error:
+                self._seen = seen
+                log.warning("The models on disk have changed and cannot be read again: %s", error.message)
+        ended = time.monotonic()
+        self._look_at = ended + LOOK_SHARE * (ended - began)
 
     @property
     def default(self) -> Model:
@@ -55,16 +81,19 @@ class Catalog:
         assert self._default
         return self._models[self._default.id]
 
-    def for_live(self, name: str) -> Model:
+    def for_live(self, name: str, request: Request | None = None) -> Model:
         """As `find`, for a live session. A server behind a command or an address takes whole recordings only: where such a one
         has become the default by itself, whoever names none gets the best one of ours.
 
         Raises:
             ModelNotFoundError: as `find`.
         """
-        found = self.find(name)
-        nameless = name in ("", *DEFAULT_ALIASES) and name not in (found.id, *found.aliases)
-        return self._models[self._live_default.id] if nameless and found.id == self.default.id else found
+        return self.find(name, request, live=True)
+
+    @property
+    def can_do_without_default(self) -> bool:
+        """Whether another model becomes the default one when this one goes."""
+        return not self._settings.default_model and any(model.id != self.default.id for model in self._ranking)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -73,15 +102,41 @@ class Catalog:
         """All names that mean `model`, its id excepted."""
         return [name for name, id in self._names.items() if id == model.id and name != id]
 
-    def find(self, name: str) -> Model:
+    def find(self, name: str, request: Request | None = None, *, live: bool = False) -> Model:
         """The model that a client names. Its files may have to be fetched first (`Model.absent`), if the config allows that.
+
+        A client that names none gets the default model, or, if that does not know the language of the request or cannot have
+        the `live` session it is for, the best that can.
 
         Raises:
             ModelNotFoundError: none; the message lists those there are, or says how to fetch it.
         """
+        if name in self._naming_none:
+            self.look()
+            if name in self._naming_none:
+                return self._unnamed(request or Request(), live=live)
         if model := self._present(name):
             return model
         self.scan()
+        return self._found(name)
+
+    def _unnamed(self, request: Request, *, live: bool) -> Model:
+        """The model for a request that names none."""
+        default = self.default
+        if (
+            live and default.foreign and not self._settings.default_model
+        ):  # else somebody wants it so, and is told why it cannot be
+            request = request if request.language else self._usual_language
+        elif abilities.has(default.capabilities, abilities.Ability.LANGUAGE, request):
+            return default  # what it lacks beside the language is for its refusal to say
+        models = [self._models[ranked.id] for ranked in self._ranking if not _hidden(ranked)]
+        able = [model for model in models if not (live and model.foreign)] or [default]
+        knowing = [model for model in able if abilities.has(model.capabilities, abilities.Ability.LANGUAGE, request)]
+        knowing = knowing or [default if default in able else able[0]]
+        return next((model for model in knowing if not abilities.lacking(model.capabilities, request)), knowing[0])
+
+    def _found(self, name: str) -> Model:
+        """As `find`, but for names only, and without a look at the disk."""
         if model := self._present(name):
             return model
         try:
@@ -107,7 +162,7 @@ class Catalog:
     def adopt(self, other: Catalog, unchanged: Set[str]) -> None:
         """Become what another catalog is. What loaded models have said of themselves stays true of those that did not change."""
         self._settings, self.inventory = other._settings, other.inventory
-        self._default, self.why_default, self._live_default = other._default, other.why_default, other._live_default
+        self._default, self.why_default = other._default, other.why_default
         self._refined = {id: capabilities for id, capabilities in self._refined.items() if id in unchanged}
         self.scan()
 
@@ -124,6 +179,7 @@ class Catalog:
         """
         can = self._models.get(model.id, model).capabilities  # one that is fetched on demand is not in the catalog yet
         if ability := abilities.lacking(can, request):
+            self.look()  # at what could be named as able
             others = self._others(lambda c: abilities.has(c, ability, request))
             lack = abilities.in_words(can, ability, request)
             raise UnsupportedFeatureError(f"{model.id} {lack}. {others}", param=ability)
@@ -170,6 +226,15 @@ class Catalog:
                 raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
             log.warning("models.%s.fallback: %s", model.id, error.message)
 
+    def _new_default(self) -> Model:
+        try:
+            default, self.why_default = self._choose_default()
+        except ConfigError:  # what was right at the start may be gone from the disk later: then loading it says so
+            if not self._default:
+                raise
+            return self._default
+        return default
+
     def _choose_default(self) -> tuple[Model, str]:
         engine = self.inventory.default_engine
         if self._settings.default_model:
@@ -177,7 +242,7 @@ class Catalog:
             if not model.runnable:
                 raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
             return model, "set by default_model"
-        fitting = [m for m in self if engine in ("", m.engine) and m.hears and m.runnable and not m.absent]
+        fitting = [model for model in self._ranking if engine in ("", model.engine)]
         if not fitting:
             wanted = f" of the engine {engine}" if engine else ""
             hint = f" {registry.card(engine).how_to_install}" if engine and registry.card(engine).missing else ""
@@ -185,16 +250,20 @@ class Catalog:
                 f"There is no model{wanted}: name one under `models:` in the config, put one into model_dir, "
                 f"run `eardrum pull NAME`, or install the embedded one with `pip install moonshine-voice==0.1.0`.{hint}"
             )
-        return _best(fitting)
+        language = self._usual_language
+        for model in fitting:
+            if model.origin in REASONS and abilities.has(model.capabilities, abilities.Ability.LANGUAGE, language):
+                return model, REASONS[model.origin]
+        return fitting[-1], "embedded: nothing better is on disk"
 
-    def _choose_live_default(self, default: Model) -> Model:
-        """The default model, or the best one of ours if that is another server's and nobody has chosen it."""
-        ours = [m for m in self if not m.foreign and m.runnable and not m.absent]
-        return _best(ours)[0] if default.foreign and not self._settings.default_model and ours else default
+    @property
+    def _usual_language(self) -> Request:
+        """A request in the language of those who name none."""
+        return Request(language=self._settings.default_language or "en")
 
     def _named_default(self, name: str, engine: str) -> Model:
         try:
-            model = self._of_engine(name, engine) if engine else self.find(name)
+            model = self._of_engine(name, engine) if engine else self._found(name)
         except ModelNotFoundError as error:
             raise ConfigError(f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL): {error.message}") from None
         if engine not in ("", model.engine):
@@ -216,14 +285,16 @@ class Catalog:
         raise ModelNotFoundError(self.how_to_fetch(name, match.repository, engine))
 
 
-def _best(fitting: Sequence[Model]) -> tuple[Model, str]:
-    """The model for requests that name none, and why it is that one. One for speech alone comes before one that also chats."""
-    for origin, why in (("config", "the first of the config"), ("disk", "the largest on disk"), ("peer", "the first of a peer")):
-        if candidates := [model for model in fitting if model.origin == origin and _knows_english(model)]:
-            best = max(candidates, key=lambda m: m.size) if origin == "disk" else min(candidates, key=lambda m: m.chats)
-            return best, why
-    return fitting[-1], "embedded: nothing better is on disk"
+def _usable(model: Model) -> bool:
+    """Whether speech can be given to it now."""
+    return model.hears and model.runnable and not model.absent
 
 
-def _knows_english(model: Model) -> bool:
-    return not model.capabilities.languages or "en" in model.capabilities.languages
+def _hidden(model: Model) -> bool:
+    return bool(model.entry and model.entry.unlisted)
+
+
+def _rank(model: Model) -> tuple[int, bool, int]:
+    """Sorts by where models come from, those for speech alone before those that also chat, the largest on disk first."""
+    origins = [*REASONS, model.origin]
+    return origins.index(model.origin), model.chats, -model.size if model.origin == "disk" else 0

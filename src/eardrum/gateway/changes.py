@@ -29,10 +29,14 @@ class Changes:
     removed: frozenset[str] = frozenset()
     later: tuple[str, ...] = ()
     """Settings that are other ones too, but count from the next start of the server on."""
+    default: str = ""
+    """The default model, if it is another one."""
 
     def __str__(self) -> str:
         """In words, for the log and for whoever asked."""
         parts = [f"{word}: {', '.join(sorted(models))}" for word, models in self._models() if models]
+        if self.default:
+            parts.append(f"the default model: {self.default}")
         if self.later:
             parts.append(f"from the next start on: {', '.join(self.later)}")
         return "; ".join(parts) or "no model is another one"

@@ -69,7 +69,7 @@ class Library:
         return fetched
 
     def check_removable(self, model: Model) -> None:
-        """See that the model's files are the store's, and nobody's default.
+        """See that the model's files are the store's, and that requests that name no model do not need just this one.
 
         Raises:
             InvalidRequestError: it may not be deleted.
@@ -77,7 +77,7 @@ class Library:
         if model.origin != "disk":
             where = {"config": "the config: take it out there", "embedded": "the package"}.get(model.origin, "elsewhere")
             raise InvalidRequestError(f"{model.id} cannot be deleted here: it came from {where}.", param="model")
-        if model.id == self._catalog.default.id:
+        if model.id == self._catalog.default.id and not self._catalog.can_do_without_default:
             raise InvalidRequestError(f"{model.id} is the default model: set default_model to another one first.", param="model")
 
     async def remove(self, model: Model) -> None:

@@ -18,6 +18,9 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]
 SHOWN = 80
 """Characters of an unknown name that are repeated to whoever sent it."""
 
+LATEST = ":latest"
+"""The tag that Ollama's clients add to every name without one. It says nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -43,6 +46,14 @@ def matches(name: str, engine: str = "") -> list[Match]:
     if engine and not found and is_hub_id(name):
         found = [Match(registry.card(engine), name)]
     return sorted(found, key=lambda match: match.order)
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The name as it came, and the same name with the tag that says nothing, or without it."""
+    bare = name.removesuffix(LATEST)
+    if bare != name:
+        return (name, bare) if bare else (name,)
+    return (name, name + LATEST) if name and ":" not in name else (name,)
 
 
 def is_hub_id(name: str) -> bool:

@@ -45,6 +45,10 @@ class Selection:
         before, self.active = self.active, profile
         return self.active != before
 
+    def has(self, name: str) -> bool:
+        """Whether it decides what this name stands for."""
+        return name in self.selectors or (bool(self.active) and name in self.profiles[self.active].pins)
+
     def meant(self, name: str, look: Callable[[str], Target]) -> str:
         """The name of the model, or of an alias of it, that a client gets who asks for `name`.
 

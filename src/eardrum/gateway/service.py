@@ -13,9 +13,11 @@ from typing import Protocol
 
 from eardrum.config import Settings
 from eardrum.errors import ConfigError
+from eardrum.gateway import names
 from eardrum.gateway.attempts import Attempts, Restart
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
+from eardrum.gateway.copies import Copies
 from eardrum.gateway.events import Events, Topic
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease
@@ -63,6 +65,8 @@ class Service:
         self.catalog = Catalog(settings)
         self.library = Library(self.catalog)
         self.selection = Selection(settings)
+        self.copies = Copies()
+        """Names that clients have added."""
         self.events = Events()
         self.sessions = Sessions()
         self.logs = Logs(_shown if settings.logToStdout in ("upstream", "both") else None)
@@ -102,6 +106,8 @@ class Service:
         catalog, rulebook = await asyncio.to_thread(lambda: (Catalog(settings), Rulebook(settings)))
         models = {model.id: model for model in catalog}
         changes = between({model.id: model for model in self.catalog}, models, later)
+        if catalog.default.id != self.catalog.default.id:
+            changes = replace(changes, default=catalog.default.id)
         self.settings = settings
         self.selection = Selection(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.adopt(catalog, models.keys() - changes.changed)
@@ -110,31 +116,42 @@ class Service:
         self.events.changed(Topic.MODELS)
         return changes
 
-    def find(self, name: str) -> Model:
-        """The model that a client gets who asks for `name`, which may be a profile's or a selector's.
+    def find(self, name: str, request: Request | None = None) -> Model:
+        """The model that a client gets who asks for `name`, which may be a copy, a profile's or a selector's.
+
+        A client that names none gets one that knows the language of its `request`.
 
         Raises:
             ModelNotFoundError: there is none; the message lists those there are, or says how to fetch it.
         """
-        return self.catalog.find(self.meant(name))
+        return self.catalog.find(self.meant(name), request)
 
-    def find_for_live(self, name: str) -> Model:
+    def named(self, name: str) -> Model | None:
+        """The one model of this name, whatever profile and selectors make of it; without a look at what may have come since."""
+        name = self.copies.get(name) or name
+        return next((model for spelling in names.spellings(name) if (model := self.catalog.named(spelling))), None)
+
+    def find_for_live(self, name: str, request: Request | None = None) -> Model:
         """The model that a client gets who asks for a live session with `name`.
 
         Raises:
             ModelNotFoundError: as `find`.
         """
-        return self.catalog.for_live(self.meant(name))
+        return self.catalog.for_live(self.meant(name), request)
 
     def meant(self, name: str) -> str:
         """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
+
+        Every edge takes every name that any edge lists: Ollama's has `:latest` behind names without a tag.
 
         A spillover selector counts the requests that the models hold: take the lease without waiting for anything in between.
 
         Raises:
             ModelNotFoundError: the active profile refuses the name.
         """
-        return self.selection.meant(name, self._target)
+        known = (spelling for spelling in names.spellings(name) if self._has(spelling))
+        spelled = self.copies.get(name) or next(known, name.removesuffix(names.LATEST) or name)
+        return self.selection.meant(spelled, self._target)
 
     def activate(self, profile: str) -> None:
         """Make a profile the active one; an empty name is none.
@@ -241,7 +258,7 @@ class Service:
         """Unload a model and delete its files, which must be the store's.
 
         Raises:
-            InvalidRequestError: they are not, or it is the default model.
+            InvalidRequestError: they are not, or it is the only model that can be the default one.
             ConfigError: the rights to do so are missing.
         """
         self.library.check_removable(model)
@@ -261,6 +278,10 @@ class Service:
     def abandon(self) -> None:
         """End every model at once, for a server that has no time to shut down."""
         self._supervisor.abandon()
+
+    def _has(self, name: str) -> bool:
+        """Whether something here has exactly this name now."""
+        return self.selection.has(name) or self.catalog.named(name) is not None
 
     def _target(self, name: str) -> Target:
         model = self.catalog.named(name)

@@ -75,6 +75,14 @@ class Store:
         copying = self._cached(id) / f".{IMPORTED}"
         return copying.is_dir() or any(any((self._cached(id) / "blobs").glob(pattern)) for pattern in UNFINISHED)
 
+    def fingerprint(self) -> frozenset[tuple[str, int, int]]:
+        """Something that is another one when a model has come, gone or changed, and costs two looks for each to find out."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return frozenset((entry.name, _changed(entry.path), _changed(f"{entry.path}/snapshots")) for entry in entries)
+        except OSError:  # there is no folder yet, or it cannot be read
+            return frozenset()
+
     def half_fetched(self) -> list[str]:
         """Ids of all models with an unfinished download."""
         return [id for id in self._ids() if self.unfinished(id)]
@@ -171,6 +179,14 @@ def size_of(source: Path) -> int:
         return source.stat().st_size
     files = (path for path in source.rglob("*") if path.is_file())
     return sum({path.resolve(): path.stat().st_size for path in files}.values())
+
+
+def _changed(path: str) -> int:
+    """When something was put into a folder or taken out of it, in nanoseconds; 0 if there is none."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _hidden(path: Path) -> bool:

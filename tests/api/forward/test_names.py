@@ -78,6 +78,35 @@ def test_a_selector_has_no_pages(named: Gateway) -> None:
     assert requests.get(f"{named.url}/upstream/any/x", timeout=10).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["llm:latest", "any:latest", "mine", "mine:latest"])
+def test_names_that_ollamas_routes_list_are_names_everywhere(named: Gateway, name: str) -> None:
+    """Clients list by `/api/tags` and chat by `/v1`. A server in the dark gets the name that it knows."""
+    copy = {"source": "llm:latest", "destination": "mine"}
+    assert requests.post(f"{named.url}/api/copy", json=copy, timeout=10).status_code == 200
+    assert name in [m["name"] for m in requests.get(f"{named.url}/api/tags", timeout=10).json()["models"]] + ["mine"]
+    assert chat(named, name).json()["json"] == {"model": "llm", "messages": []}
+    form = requests.post(f"{named.url}{EDITS}", files={"image": b"x"}, data={"model": name}, timeout=10)
+    assert form.json()["fields"]["model"] == ["llm"]
+    assert requests.get(f"{named.url}/props?model={name}", timeout=10).json()["path"] == "/props?model=llm"
+    assert requests.get(f"{named.url}/v1/models/{name}", timeout=10).status_code == 200
+    if not name.startswith("any"):  # a selector has no pages
+        assert requests.get(f"{named.url}/upstream/{name}/x", timeout=10).json()["path"] == "/x"
+    assert requests.post(f"{named.url}/api/models/unload/{name}", timeout=10).text == "OK"
+
+
+def test_tags_do_not_lose_what_an_alias_or_the_server_behind_means(named: Gateway) -> None:
+    cold = chat(named, "llm-cold:latest").json()["json"]
+    assert cold == {"model": "llm-cold", "messages": [], "temperature": 0}
+    assert chat(named, "renamed:latest").json()["json"]["model"] == "theirs"
+    assert chat(named, "nobody:latest").status_code == chat(named, ":latest").status_code == 404
+
+
+def test_copies_are_listed_with_the_models(named: Gateway) -> None:
+    requests.post(f"{named.url}/api/copy", json={"source": "llm", "destination": "mine"}, timeout=10)
+    listed = {model["id"]: model for model in requests.get(f"{named.url}/v1/models", timeout=10).json()["data"]}
+    assert listed["mine"]["meta"]["llamaswap"]["modelID"] == "llm"
+
+
 def test_requests_spill_over() -> None:
     free = Event()
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from eardrum import config
-from eardrum.api.ollama import names
 from eardrum.api.ollama.names import Names, listed
 from eardrum.errors import InvalidRequestError, ModelNotFoundError
+from eardrum.gateway import copies
 from eardrum.gateway.service import Service
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> Names:
     proxy = {"proxy": "http://127.0.0.1:1"}
-    models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy}
+    models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy, "z:latest": proxy}
     selectors = {
         "auto": {"targets": ["y:2", "a"]},
         "secret": {"targets": ["a"], "unlisted": True},
@@ -33,7 +33,17 @@ def test_every_listed_name_has_a_tag() -> None:
 
 @pytest.mark.parametrize(
     ("name", "id"),
-    [("a", "a"), ("a:latest", "a"), ("b:latest", "a"), ("c:7b", "a"), ("x", "x"), ("x:latest", "x:latest"), ("y:2", "y:2")],
+    [
+        ("z", "z:latest"),
+        ("z:latest", "z:latest"),
+        ("a", "a"),
+        ("a:latest", "a"),
+        ("b:latest", "a"),
+        ("c:7b", "a"),
+        ("x", "x"),
+        ("x:latest", "x:latest"),
+        ("y:2", "y:2"),
+    ],
 )
 def test_names_are_found_with_and_without_the_tag(known: Names, name: str, id: str) -> None:
     assert known.find(name).id == id
@@ -91,6 +101,13 @@ def test_copies(known: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known.forget("a")
     with pytest.raises(InvalidRequestError, match="already a name of a"):
         known.copy("y:2", "b")
-    monkeypatch.setattr(names, "COPIES", 1)
+    monkeypatch.setattr(copies, "MOST", 1)
     with pytest.raises(InvalidRequestError, match="1 copies"):
         known.copy("a", "one-more")
+
+
+def test_a_copy_may_be_a_copy_of_a_copy_that_goes(known: Names) -> None:
+    known.copy("a", "new")
+    known.copy("new", "newer")
+    known.forget("new")
+    assert known.find("newer:latest").id == "a"

@@ -509,3 +509,25 @@ def test_a_session_that_breaks_ends_the_connection_so_that_clients_come_again() 
     error, end = conversation().broken(RunnerCrashedError("It died."))
     assert isinstance(error, dict)
     assert (error["error"]["type"], end) == ("server_error", HangUp(Closing.FAILED, "server_error.model_crashed"))
+
+
+def two_tongues(name: str, request: Request) -> tuple[str, Request]:
+    """Who names no model gets one that knows the language."""
+    id = name or ("german" if request.language == "de" else "english")
+    if (request.language == "de") != (id == "german") and request.language:
+        raise UnsupportedFeatureError(f"{id} does not know {request.language}.", param="language")
+    return id, request
+
+
+def test_a_language_that_comes_before_any_audio_chooses_the_model() -> None:
+    talk = Conversation("s", two_tongues, Config())
+    (_, opened) = update(talk, transcription={"language": "en"})
+    assert isinstance(opened, Open)
+    assert opened.model == "english"
+    (_, opened) = update(talk, transcription={"language": "de"})
+    assert isinstance(opened, Open)
+    assert (opened.model, opened.settings.request.language) == ("german", "de")
+    say(talk, "input_audio_buffer.append", audio=base64.b64encode(b"ab").decode())
+    (refused,) = update(talk, transcription={"language": "en"})
+    assert isinstance(refused, dict)
+    assert "german does not know en" in refused["error"]["message"]

@@ -80,7 +80,7 @@ class Passthrough:
                 f"Say whose server is meant: {PREFIX}MODEL/ and then the path there. Models with a server of their own: {models}."
             )
         for count in range(min(len(parts), MOST_SLASHES), 0, -1):
-            if model := self._service.catalog.named(unquote("/".join(parts[:count]))):
+            if model := self._service.named(unquote("/".join(parts[:count]))):
                 return model, "".join(f"/{part}" for part in parts[count:])
         return self._service.catalog.find(unquote(parts[0])), "".join(f"/{part}" for part in parts[1:])
 

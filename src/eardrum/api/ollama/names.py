@@ -1,4 +1,4 @@
-"""Models by Ollama's names: always with a tag, `latest` if there is no other, and copies, which are further names."""
+"""Models by Ollama's names: always listed with a tag, `latest` if there is no other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from contextlib import suppress
 from eardrum.errors import InvalidRequestError, ModelNotFoundError
 from eardrum.gateway import names
 from eardrum.gateway.inventory import Model
+from eardrum.gateway.names import LATEST
 from eardrum.gateway.service import Service
-
-LATEST = ":latest"
-
-COPIES = 1000
-"""How many names clients may add: they live in memory."""
 
 
 def listed(id: str) -> str:
@@ -32,11 +28,10 @@ def is_listed(model: Model) -> bool:
 
 
 class Names:
-    """Finds models; copies live as long as the server."""
+    """Finds models, and words what is not found as Ollama does."""
 
     def __init__(self, service: Service):
         self._service = service
-        self._copies: dict[str, str] = {}
 
     def find(self, name: str) -> Model:
         """The model of a name, with or without `:latest`, of an alias, a copy, a pin or a selector.
@@ -52,32 +47,29 @@ class Names:
         Raises:
             ModelNotFoundError: there is none.
         """
-        for candidate in dict.fromkeys((name, bare(name))):
-            with suppress(ModelNotFoundError):
-                meant = self._service.meant(self._copies.get(bare(candidate), candidate))
-                return self._service.catalog.find(meant), meant
+        with suppress(ModelNotFoundError):
+            meant = self._service.meant(name)
+            return self._service.catalog.find(meant), meant
         known = ", try pulling it first" if names.matches(bare(name)) else ""
         raise ModelNotFoundError(f"model '{_shown(name)}' not found{known}")
 
     def copy(self, source: str, destination: str) -> None:
-        """Let a model be known by a further name, instead of what that name meant to a copy before.
+        """Let a model be known by a further name, on every edge, instead of what that name meant to a copy before.
 
         Raises:
             ModelNotFoundError: there is no such source.
             InvalidRequestError: the name is taken by a model, or there are too many.
         """
-        model, name = self.find(source), bare(destination)
-        if name not in self._copies:
+        model, copies = self.find(source), self._service.copies
+        if destination not in copies:
             with suppress(ModelNotFoundError):
-                taken = self._service.find(name)
-                raise InvalidRequestError(f"'{_shown(name)}' is already a name of {taken.id}.", param="destination")
-            if len(self._copies) >= COPIES:
-                raise InvalidRequestError(f"There are {COPIES} copies already: delete some, or use `aliases:` in the config.")
-        self._copies[name] = model.id
+                taken = self._service.find(destination)
+                raise InvalidRequestError(f"'{_shown(destination)}' is already a name of {taken.id}.", param="destination")
+        copies.add(destination, model.id)
 
     def forget(self, name: str) -> bool:
         """Drop a copy; False if the name is none."""
-        return self._copies.pop(bare(name), None) is not None
+        return self._service.copies.forget(name)
 
     def others(self) -> Iterator[tuple[str, Model]]:
         """Names to list beside the ids, with what they mean just now: selectors, copies, and aliases if the config says so."""
@@ -85,7 +77,7 @@ class Names:
             catalog = self._service.catalog
             yield from ((alias, model) for model in catalog if is_listed(model) for alias in catalog.aliases(model))
         selectors = ((id, id) for id, selector in self._service.selection.selectors.items() if not selector.unlisted)
-        for name, meaning in (*selectors, *self._copies.items()):
+        for name, meaning in (*selectors, *self._service.copies):
             with suppress(ModelNotFoundError):
                 yield name, self._service.find(meaning)
 

@@ -65,6 +65,7 @@ class Models:
 
     async def tags(self, _: HttpRequest) -> Response:
         """All models."""
+        self._service.catalog.look()
         models, others = list(self._service.catalog), list(self._names.others())
         return JSONResponse(await asyncio.to_thread(listing.tags, models, others))
 

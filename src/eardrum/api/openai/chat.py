@@ -55,8 +55,10 @@ class Chat:
             ClientGoneError: the client left.
         """
         record = access.record(scope)
-        record.model = model.id
         request = fields.wish(fields.from_json({name: body[name] for name in WISHES if name in body}), Task.TRANSCRIBE).request
+        if isinstance(name := body.get("model"), str):
+            model = self._service.find(name.strip(), request)
+        record.model = model.id
         if not (sounds := recordings(body)):
             raise UnsupportedFeatureError(
                 f"{model.id} turns speech into text: send audio as an `input_audio` or `audio_url` part of a message, "

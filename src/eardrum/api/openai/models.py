@@ -27,7 +27,8 @@ class Models:
         self._service = service
 
     async def list(self, _: Request) -> Response:
-        """All models and what else can be asked for: selectors, pins of the active profile, and aliases if the config says so."""
+        """All models and what else can be asked for: selectors, pins of the active profile, copies, aliases if wanted."""
+        self._service.catalog.look()
         return JSONResponse({"object": "list", "data": [*self._objects()]})
 
     async def one(self, request: Request) -> Response:
@@ -59,6 +60,9 @@ class Models:
         for pin, target in pins.items():
             if target and pin not in taken:
                 yield _object(pin, "profile", loaded=self._up([target]))
+        for copy, meaning in self._service.copies:
+            if copied := catalog.named(meaning):
+                yield self._alias(copy, copied)
 
     def _model(self, id: str, model: Model) -> Object:
         state, aliases = self._service.state(model), self._service.catalog.aliases(model)

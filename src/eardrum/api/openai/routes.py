@@ -126,7 +126,7 @@ class Exchange:
             poured.cancel()
 
     async def _transcribe(self, wish: Wish) -> Transcript:
-        model = self._service.find(wish.model)
+        model = self._service.find(wish.model, wish.request)
         access.record(self._scope).model = model.id
         return await self._service.transcribe(model, _request(wish, model), self._spool)
 
@@ -134,7 +134,7 @@ class Exchange:
         """Whether one decoding answers both."""
         if not one.asks_the_same_as(other):
             return False
-        return one.extra == other.extra or not self._service.find(one.model).foreign
+        return one.extra == other.extra or not self._service.find(one.model, one.request).foreign
 
     async def _reply(self, transcript: Transcript, wish: Wish) -> None:
         model = self._service.catalog.find(transcript.summary.model)  # who served it: not always who was asked
@@ -145,7 +145,7 @@ class Exchange:
         await response(self._scope, _nothing, self._send)
 
     async def _stream(self, wish: Wish) -> None:
-        model = self._service.find(wish.model)
+        model = self._service.find(wish.model, wish.request)
         access.record(self._scope).model = model.id
         transcript, said, in_parts = Transcript(), "", False
         async with aclosing(self._service.stream(model, _request(wish, model), self._spool)) as events:

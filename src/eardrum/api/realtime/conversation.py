@@ -190,9 +190,7 @@ class Conversation:
         beta = self._items.beta or event["type"] == "transcription_session.update"
         shape = shapes.of(session, beta=beta)
         new = shape.changed(self._config, session)
-        model, settings = self._admitted(new)
-        if new.model == self._config.model and self._opened:
-            model = self._opened  # a name may mean another model by now
+        model, settings = self._readmitted(new)
         if self._audio:
             self._refuse_late(new, model)
         self._items.beta = beta
@@ -210,6 +208,21 @@ class Conversation:
     def _admitted(self, config: Config) -> tuple[str, Settings]:
         model, request = self._admit(config.model, config.request())
         return model, config.settings(request)
+
+    def _readmitted(self, new: Config) -> tuple[str, Settings]:
+        """The same for a config that follows another: with the model of the session, as its name may mean another by now.
+
+        Who names no model and then a language that this one does not know gets another one, while nothing has been heard.
+        """
+        if not self._opened or new.model != self._config.model:
+            return self._admitted(new)
+        try:
+            _, request = self._admit(self._opened, new.request())
+        except UnsupportedFeatureError:
+            if self._audio:
+                raise
+            return self._admitted(new)
+        return self._opened, new.settings(request)
 
     def _begun(self, model: str, settings: Settings) -> Open:
         self._opened = model

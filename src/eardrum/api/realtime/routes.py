@@ -116,7 +116,7 @@ class Realtime:
         return Config(format=pcm(rate), pcm_rate=rate)
 
     def _admit(self, name: str, request: Request) -> tuple[str, Request]:
-        model = named(self._service, name)
+        model = named(self._service, name, request)
         return model.id, self._service.prepared(model, request)
 
     def _is_foreign(self, scope: Scope) -> bool:

@@ -44,7 +44,7 @@ class Conversation:
             elif isinstance(first, Finish):
                 await self._end(Ended(duration=0.0))
                 return
-        model = named(self._service, config.model)
+        model = named(self._service, config.model, config.settings.request)
         config = self._checked(config, model)
         self._record.model = model.id
         async with live(self._service, model, config.settings) as session:
@@ -101,7 +101,7 @@ class Conversation:
         """What holds from now on: what the client wants, or, if that cannot be, what held before."""
         try:
             config = self._checked(before.changed(wish.given), model)
-            if config.model != before.model and self._service.find(config.model).id != model.id:
+            if config.model != before.model and named(self._service, config.model, config.settings.request).id != model.id:
                 raise InvalidRequestError(f"This session is with {model.id}: open another for {config.model}.", param="model")
             if self._heard and config.settings.format != before.settings.format:
                 raise InvalidRequestError(f"{', '.join(FORMAT)} cannot change after the first audio.", param="encoding")

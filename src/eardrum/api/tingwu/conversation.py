@@ -48,8 +48,7 @@ class Conversation:
         await self._socket.say(messages.warning(error.message, self._backend))
 
     async def _talk(self) -> None:
-        model = named(self._service, self._name)
-        language_code(self._language)
+        model = named(self._service, self._name, Request(language=language_code(self._language)))
         self._backend = model.engine
         await self._socket.say(messages.connected(self._record.id))
         first = await self._next()  # a page that nobody speaks to yet loads no model

@@ -21,6 +21,7 @@ OTHERS = ("tts", "handle", "intent", "wake", "mic", "snd")
 
 def listed(service: Service) -> list[Model]:
     """The models for speech that can be used at once, the default first."""
+    service.catalog.look()
     usable = [m for m in service.catalog if m.hears and m.runnable and not m.absent and not (m.entry and m.entry.unlisted)]
     default = service.catalog.default.id
     return sorted(usable, key=lambda model: model.id != default)
@@ -29,21 +30,12 @@ def listed(service: Service) -> list[Model]:
 def chosen(service: Service, ask: Ask) -> Model:
     """The model for an utterance.
 
-    Home Assistant offers the languages of all models together and then names the language only. So who names no model gets
-    the default one if it knows the language, else the first that does.
+    Home Assistant offers the languages of all models together and then names the language only.
 
     Raises:
         ModelNotFoundError: there is none of this name.
     """
-    if ask.name not in ("", PROGRAM):
-        return service.find(ask.name)
-    default = service.find("")
-    able = (model for model in (default, *listed(service)) if _knows(model, ask.language))
-    return next(able, default)
-
-
-def _knows(model: Model, language: str | None) -> bool:
-    return not language or not model.capabilities.languages or language in model.capabilities.languages
+    return service.find("" if ask.name == PROGRAM else ask.name, ask.request)
 
 
 def info(models: Iterable[Model], *, streaming: bool) -> Event:

@@ -13,16 +13,19 @@ from eardrum.gateway.inventory import Model
 from eardrum.gateway.live.session import Session
 from eardrum.gateway.service import Service
 from eardrum.live import Settings
+from eardrum.types import Request
 
 
-def named(service: Service, name: str) -> Model:
-    """The model that a client gets who asks for a live session with `name`; without a name it is the default model.
+def named(service: Service, name: str, request: Request | None = None) -> Model:
+    """The model that a client gets who asks for a live session with `name`.
+
+    Without a name it is the default model, or another one if that does not know the language of the request.
 
     Raises:
         ModelNotFoundError: there is none.
         UnsupportedFeatureError: it cannot have live sessions.
     """
-    model = service.find_for_live(name)
+    model = service.find_for_live(name, request)
     _check(service, model)
     return model
 
