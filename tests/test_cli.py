@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech, spoken
+from tests.recordings import PHONE, SPEECH_TEXT, encode, speech, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -80,10 +80,102 @@ def test_a_bad_file_does_not_stop_the_others(recordings: list[str], tmp_path: Pa
     assert f"{bad}: The file cannot be decoded" in done.stderr
 
 
+def clips(count: int) -> list[bytes]:
+    """Short recordings of a telephone, over and over."""
+    files = sorted(PHONE.glob("*.flac"), key=lambda path: path.stat().st_size)[:12]
+    return [files[number % len(files)].read_bytes() for number in range(count)]
+
+
+def test_a_folder_is_done_but_for_what_cannot_be(tmp_path: Path) -> None:
+    """60 recordings with the same stems. Tests run as root, who may read and write everything: so the file that cannot be
+    read is a link to nothing, and the text that cannot be written has a folder in its place."""
+    recordings, out = tmp_path / "in", tmp_path / "out"
+    for number, clip in enumerate(clips(60)):
+        path = recordings / f"day{number // 6 % 5}" / f"take{number % 3}.{('flac', 'wav')[number // 3 % 2]}"
+        path = path.with_name(f"{number // 30}-{path.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(clip)
+    everything = sorted(recordings.rglob("*.*"))
+    assert len(everything) == 60
+    for path, content in zip(everything[::11], (b"", b"no audio", b"{}", b"RIFF", b"ID3"), strict=False):
+        path.write_bytes(content)
+    everything[59].unlink()
+    everything[59].symlink_to("nowhere")
+    in_the_way = out / everything[1].relative_to(recordings).with_name(everything[1].name + ".txt")
+    in_the_way.mkdir(parents=True)
+    command = ["transcribe", str(recordings), "--output-dir", str(out)]
+
+    done = eardrum(*command)
+    failed = [line for line in done.stderr.splitlines() if line.startswith("eardrum: ")]
+    results = [path for path in out.rglob("*") if path.is_file()]
+    assert (done.returncode, done.stdout, len(failed), len(results)) == (1, "", 7, 53), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "eardrum: " not in done.stderr.partition(failed[0])[0]
+    assert done.stderr.splitlines()[-1].startswith("60 recordings: 53 transcribed (")
+    assert all(path.read_text().strip() for path in results)
+
+    before = {path: path.stat().st_mtime_ns for path in results}
+    refused = eardrum(*command)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "--skip-existing leaves them out" in refused.stderr
+    again = eardrum(*command, "--skip-existing")
+    assert [line for line in again.stderr.splitlines() if line.startswith("eardrum: ")] == failed
+    assert again.stderr.splitlines()[-1] == "60 recordings: 0 transcribed, 53 skipped, as their text is there, 7 failed."
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    results[0].unlink()
+    assert "60 recordings: 1 transcribed (" in eardrum(*command, "--skip-existing").stderr
+    assert results[0].is_file()
+
+
+def test_pipes_and_several_formats(recordings: list[str], tmp_path: Path) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    writing = Thread(target=pipe.write_bytes, args=(Path(recordings[0]).read_bytes(),))
+    writing.start()
+    formats = ("--format", "srt", "--format", "text,verbose_json", "--words", "--output-dir", str(out))
+    command = [*COMMAND, "transcribe", "-", str(pipe), *formats]
+    done = subprocess.run(command, input=Path(recordings[1]).read_bytes(), capture_output=True, timeout=120, check=True)
+    writing.join()
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{name}.{suffix}" for name in ("pipe", "stdin") for suffix in ("json", "srt", "txt")
+    ]
+    assert (out / "stdin.txt").read_text().strip() == (out / "pipe.txt").read_text().strip() == SPEECH_TEXT
+    heard = json.loads((out / "pipe.json").read_text())
+    assert " ".join(word["word"] for word in heard["words"]) == SPEECH_TEXT
+    assert len(heard["segments"]) == (out / "pipe.srt").read_text().count("-->")
+    assert b"2 recordings: 2 transcribed (" in done.stderr
+
+
+def test_several_formats_of_a_server_are_one_request(server: RunningServer, recordings: list[str], tmp_path: Path) -> None:
+    formats = ("text", "json", "srt", "vtt", "verbose_json")
+    command = ["transcribe", recordings[0], "--server", server.address, "--hotwords", "Dashwood"]
+    before = server.log.count("POST /v1/audio/transcriptions")
+    done = eardrum(*command, "--format", ",".join(formats), "--output-dir", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "hotwords has no effect: the model does not take it.\n")
+    wait_for(lambda: server.log.count("POST /v1/audio/transcriptions") > before)
+    assert server.log.count("POST /v1/audio/transcriptions") == before + 1
+    names = {"text": "one.txt", "json": "one.json", "srt": "one.srt", "vtt": "one.vtt", "verbose_json": "one.verbose.json"}
+    for format in formats:
+        alone = eardrum(*command, "--format", format).stdout
+        assert (tmp_path / names[format]).read_text().strip() == alone.strip()
+
+
+def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> None:
+    shown = eardrum("transcribe", *recordings, "--format", "srt").stdout
+    for recording, document in zip(recordings, shown.split("==> ")[1:], strict=True):
+        head, _, cues = document.partition("\n\n")
+        assert head == f"{recording} <=="
+        assert cues.startswith("1\n00:00:00,")
+        assert cues.endswith("\n\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["transcribe", "nowhere.mp3"], "There is no file nowhere.mp3."),
+        (["transcribe", "pyproject.toml", "--format", "srt,vtt"], "Several formats are for texts in files"),
+        (["transcribe", "pyproject.toml", "--skip-existing"], "say where with --output-dir"),
+        (["transcribe", "pyproject.toml", "--words"], "--words is for --format verbose_json"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),
         (["serve", "--set", "default_model=large-v9"], "There is no model 'large-v9'"),

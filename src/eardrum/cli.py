@@ -6,18 +6,16 @@ would take to start.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eardrum import __version__, config, log
-from eardrum.commands import check, listen, models, processes
-from eardrum.commands.options import Assignments, Certificate, ConfigFile, ConfigFolder, Key
+from eardrum.commands import check, listen, models, processes, transcribe
+from eardrum.commands.options import Assignments, ConfigFile, ConfigFolder
 from eardrum.errors import EardrumError
 from eardrum.importing import uncollected
 from eardrum.source import Source
@@ -27,16 +25,6 @@ logger = logging.getLogger(__name__)
 app = typer.Typer(
     help="Speech to text behind one port.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-
-
-class Format(StrEnum):
-    """Formats that `transcribe` writes."""
-
-    TEXT = "text"
-    SRT = "srt"
-    VTT = "vtt"
-    JSON = "json"
-    VERBOSE_JSON = "verbose_json"
 
 
 def main() -> None:
@@ -103,35 +91,5 @@ def serve(
     server.run(loaded.settings, source, watch=watch, sample=sample)
 
 
-@app.command()
-def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio or video files.", metavar="FILES...")],
-    model: Annotated[str, typer.Option(help="Model or alias; the default model if left out.")] = "",
-    language: Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")] = "",
-    translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
-    format: Annotated[Format, typer.Option(help="What to write.")] = Format.TEXT,
-    output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
-    server: Annotated[str, typer.Option(help="Use this server, as in http://127.0.0.1:8100; without it none is needed.")] = "",
-    key: Key = "",
-    certificate: Certificate = None,
-    config_file: ConfigFile = None,
-    assignments: Assignments = None,
-) -> None:
-    """Turn recordings into text, with or without a server."""
-    with uncollected():
-        from eardrum import offline
-
-    job = offline.Job(files, model=model, language=language, translate=translate, format=format, output_dir=output_dir)
-    job.check()
-    if server:
-        failures = asyncio.run(offline.through_server(job, server, key, certificate))
-    else:
-        settings = config.load(config_file, assignments or ())
-        log.set_up("error", settings.log.format)
-        failures = asyncio.run(offline.here(job, settings))
-    if failures:
-        raise typer.Exit(1)
-
-
-for name, command in (models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS).items():
+for name, command in (transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS).items():
     app.command(name)(command)

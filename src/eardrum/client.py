@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from codecs import getincrementaldecoder
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Self
@@ -25,6 +26,15 @@ HANDSHAKE = {
     404: "The server does not know live sessions: it is older than this program.",
 }
 """What a refusal of a WebSocket means, whose answer cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcription:
+    """A server's answer to a recording."""
+
+    body: str
+    ignored: tuple[str, ...] = ()
+    """Fields that had no effect, as the server says."""
 
 
 class Client:
@@ -53,17 +63,24 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def transcribe(self, file: Path, form: Mapping[str, str], *, translate: bool = False) -> str:
-        """The answer's body.
+    async def transcribe(
+        self, audio: Path | AsyncIterable[bytes], form: Mapping[str, Sequence[str]], *, translate: bool = False, name: str = ""
+    ) -> Transcription:
+        """What the server answers to a file, or to bytes that come in meanwhile and are called `name`.
 
         Raises:
             EardrumError: the server cannot be reached or refused; its sentence is passed on.
+            OSError: the file cannot be read.
         """
-        kind = "translations" if translate else "transcriptions"
-        data = aiohttp.FormData(dict(form))
-        with file.open("rb") as stream:
-            data.add_field("file", stream, filename=file.name)
-            return await self._ask("POST", f"/v1/audio/{kind}", data=data)
+        path = f"/v1/audio/{'translations' if translate else 'transcriptions'}"
+        with ExitStack() as files:
+            stream = files.enter_context(audio.open("rb")) if isinstance(audio, Path) else audio
+            data = aiohttp.FormData([(field, value) for field, values in form.items() for value in values])
+            name = (name or (audio.name if isinstance(audio, Path) else "audio")).encode(errors="replace").decode()
+            data.add_field("file", stream, filename=name)
+            async with self._asked("POST", path, data=data) as response:
+                ignored = response.headers.get("x-eardrum-ignored", "")
+                return Transcription(await response.text(), tuple(field.strip() for field in ignored.split(",") if field.strip()))
 
     async def running(self) -> list[dict[str, Any]]:
         """The models whose processes run, as `GET /api/ps` tells them.

@@ -44,4 +44,4 @@ async def transcribed(service: Service, address: str, recording: Path) -> str:
     certificate = service.settings.tls_certificate
     trust = tls.trusting(certificate, by_any_name=True) if certificate else None
     async with Client(address, next(iter(service.settings.apiKeys), ""), trust) as client:
-        return (await client.transcribe(recording, {"response_format": "text"})).strip()
+        return (await client.transcribe(recording, {"response_format": ["text"]})).body.strip()

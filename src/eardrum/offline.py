@@ -1,124 +1,186 @@
-"""Recordings to text files, for the command line: in this process, or through a running server."""
+"""Recordings to text for the command line: in this process, or through a running server."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from starlette.responses import Response
 
 from eardrum.api.openai import answers, fields
 from eardrum.client import Client
 from eardrum.config import Settings
-from eardrum.errors import ConfigError, EardrumError
+from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
-from eardrum.gateway.spool import StoredFile
-from eardrum.types import Opened, Segment, Task, Transcript
+from eardrum.gateway.spool import Source, Spool, StoredFile
+from eardrum.remote.answers import Answer
+from eardrum.types import Opened, Request, Segment, Summary, Task, Transcript
 
-SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "verbose_json": ".json"}
+ANY_LENGTH = float("inf")
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What the command line asks for."""
-
-    files: list[Path]
-    model: str
-    language: str
-    translate: bool
-    format: str
-    output_dir: Path | None
-
-    def check(self) -> None:
-        """Find out about missing files and a bad folder before any work is done.
-
-        Raises:
-            ConfigError: the message names the file.
-        """
-        for file in self.files:
-            if not file.is_file():
-                raise ConfigError(f"{file} is a folder: name the files." if file.is_dir() else f"There is no file {file}.")
-        if self.output_dir:
-            try:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"Cannot write to {self.output_dir}: {error.strerror}.") from None
-
-    @property
-    def form(self) -> dict[str, str]:
-        """The wishes as OpenAI's form fields."""
-        wishes = {"model": self.model, "language": self.language, "response_format": self.format}
-        return {name: value for name, value in wishes.items() if value}
-
-    def deliver(self, file: Path, text: str) -> None:
-        """Print the text, or write it next to its fellows."""
-        if self.output_dir:
-            (self.output_dir / (file.stem + SUFFIXES[self.format])).write_text(text, encoding="utf-8")
-        else:
-            print(text.strip(), flush=True)
-
-
-async def here(job: Job, settings: Settings) -> int:
-    """Transcribe without a server: the gateway's own parts, without its port. Returns the number of failures."""
-    service = Service(settings)
-    wish = fields.wish({k: [v] for k, v in job.form.items()}, Task.TRANSLATE if job.translate else Task.TRANSCRIBE)
-    model = service.find(wish.model)
-    service.prepared(model, wish.request)
-
-    async def one(file: Path, advance: Advance) -> str:
-        transcript, length = Transcript(), None
-        async with aclosing(service.stream(model, wish.request, StoredFile(file))) as events:
-            async for event in events:
-                transcript.add(event)
-                if isinstance(event, Opened):
-                    length = event.duration
-                elif isinstance(event, Segment):
-                    advance(event.end, length)
-        return bytes(answers.answer(transcript, wish).body).decode()
-
-    try:
-        return await _each(job, one)
-    finally:
-        await service.shutdown()
-
-
-async def through_server(job: Job, address: str, key: str = "", certificate: Path | None = None) -> int:
-    """Transcribe through a running server. Returns the number of failures."""
-    async with Client(address, key, certificate) as client:
-
-        async def one(file: Path, _: Advance) -> str:
-            return await client.transcribe(file, job.form, translate=job.translate)
-
-        return await _each(job, one)
-
+Audio = Path | AsyncIterable[bytes]
+"""A file, or bytes that come in meanwhile."""
 
 Advance = Callable[[float, float | None], None]
 """Told how many seconds of audio are done, and of how many, if that is known."""
 
 
-async def _each(job: Job, transcribed: Callable[[Path, Advance], Awaitable[str]]) -> int:
-    """All files, one after another; one that fails is reported and does not stop the others."""
-    failures = 0
-    for file in job.files:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked of every recording."""
+
+    form: Mapping[str, Sequence[str]]
+    """The wishes as OpenAI's form fields, but for the format."""
+    formats: tuple[str, ...]
+    """One or more values of `response_format`."""
+    translate: bool = False
+
+    def wish(self, format: str) -> fields.Wish:
+        """The wishes as the server understands them, for one of the formats.
+
+        Raises:
+            InvalidRequestError: a value is none.
+        """
+        form = {name: list(values) for name, values in self.form.items() if any(values)} | {"response_format": [format]}
+        return fields.wish(form, Task.TRANSLATE if self.translate else Task.TRANSCRIBE)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A recording's text in every format that was asked for."""
+
+    texts: Mapping[str, str]
+    seconds: float | None = None
+    """How long the recording is, where that is known."""
+    ignored: tuple[str, ...] = ()
+    """Fields of the order that had no effect."""
+
+
+class Transcriber(Protocol):
+    """Does what an order says, for one recording after another."""
+
+    async def transcribe(self, audio: Audio, name: str, advance: Advance) -> Written:
+        """The texts of one recording, which a server is told is called `name`.
+
+        Raises:
+            EardrumError: there is none; the message says why.
+            OSError: the recording cannot be read.
+        """
+        ...
+
+
+@asynccontextmanager
+async def here(order: Order, settings: Settings) -> AsyncIterator[Transcriber]:
+    """Transcribe without a server: the gateway's own parts, without its port.
+
+    Raises:
+        EardrumError: it cannot be done for any recording.
+    """
+    service = Service(settings)
+    try:
+        yield _Here(service, order)
+    finally:
+        await service.shutdown()
+
+
+class _Here:
+    def __init__(self, service: Service, order: Order):
+        self._service = service
+        self._wishes = {format: order.wish(format) for format in order.formats}
+        first = next(iter(self._wishes.values()))
+        self._model = service.find(first.model)
+        # One decoding answers all formats, so it is asked for what any of them shows.
+        self._request = replace(first.request, words=any(wish.request.words for wish in self._wishes.values()))
+        service.prepared(self._model, self._request)
+        self._ignored = tuple(first.ignored(self._model.capabilities, foreign=self._model.foreign))
+
+    async def transcribe(self, audio: Audio, name: str, advance: Advance) -> Written:
+        transcript = Transcript()
+        async with self._readable(audio) as source:
+            await _transcribe(self._service, self._model, self._request, source, transcript, advance)
+        texts = {format: _text(answers.answer(transcript, wish)) for format, wish in self._wishes.items()}
+        return Written(texts, transcript.summary.duration, self._ignored)
+
+    def _readable(self, audio: Audio) -> AbstractAsyncContextManager[Source]:
+        return _file(audio) if isinstance(audio, Path) else _spooled(audio, self._service.spool())
+
+
+async def _transcribe(
+    service: Service, model: Model, request: Request, source: Source, transcript: Transcript, advance: Advance
+) -> None:
+    length = None
+    async with aclosing(service.stream(model, request, source)) as events:
+        async for event in events:
+            transcript.add(event)
+            if isinstance(event, Opened):
+                length = event.duration
+            elif isinstance(event, Segment):
+                advance(event.end, length)
+
+
+@asynccontextmanager
+async def _file(path: Path) -> AsyncIterator[Source]:
+    yield StoredFile(path)
+
+
+@asynccontextmanager
+async def _spooled(audio: AsyncIterable[bytes], spool: Spool) -> AsyncIterator[Source]:
+    """What comes in, kept to be read again: a runner may die."""
+    with spool:
+        filling = asyncio.create_task(_fill(spool, audio))
         try:
-            with _progress(file) as advance:
-                text = await transcribed(file, advance)
-            job.deliver(file, text)
-        except EardrumError as error:
-            failures += 1
-            print(f"eardrum: {file}: {error.message}", file=sys.stderr)
-    return failures
+            yield spool
+        finally:
+            filling.cancel()
+            await asyncio.wait({filling})
+        if not filling.cancelled():
+            filling.result()
 
 
-@contextmanager
-def _progress(file: Path) -> Iterator[Advance]:
-    """A bar on the terminal that is gone when the text is printed; nothing where stderr is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
-    quiet = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=quiet) as bar:
-        line = bar.add_task(file.name, total=None, done="")
-        yield lambda seconds, length: bar.update(line, completed=seconds, total=length, done=f"{seconds:.0f} s")
+async def _fill(spool: Spool, audio: AsyncIterable[bytes]) -> None:
+    try:
+        async for piece in audio:
+            await spool.write(piece)
+    finally:
+        spool.finish()
+
+
+@asynccontextmanager
+async def through_server(
+    order: Order, address: str, key: str = "", certificate: Path | None = None
+) -> AsyncIterator[Transcriber]:
+    """Transcribe through a running server.
+
+    Raises:
+        EardrumError: the certificate is none, or a wish.
+    """
+    async with Client(address, key, certificate) as client:
+        yield _ThroughServer(client, order)
+
+
+class _ThroughServer:
+    def __init__(self, client: Client, order: Order):
+        self._client = client
+        self._order = order
+        self._wishes = {format: order.wish(format) for format in order.formats}
+        # Of several formats the richest is asked for, and the others are made of it: the recording is decoded once.
+        self._format = order.formats[0] if len(order.formats) == 1 else "verbose_json"
+
+    async def transcribe(self, audio: Audio, name: str, advance: Advance) -> Written:
+        form = {field: values for field, values in self._order.form.items() if any(values)} | {"response_format": [self._format]}
+        said = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
+        if len(self._wishes) == 1:
+            return Written({self._format: said.body}, ignored=said.ignored)
+        answer = Answer.model_validate_json(said.body)
+        transcript = Transcript(answer.heard((0.0, answer.duration), answer.duration or ANY_LENGTH))
+        transcript.summary = Summary(language=answer.spoken, duration=answer.duration)
+        texts = {format: _text(answers.answer(transcript, wish)) for format, wish in self._wishes.items()}
+        return Written(texts | {self._format: said.body}, answer.duration, said.ignored)
+
+
+def _text(response: Response) -> str:
+    return bytes(response.body).decode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from threading import Semaphore, Thread
 from typing import Self
 
@@ -13,10 +15,15 @@ AHEAD = 32
 
 
 class Pieces:
-    """An iterator over what can be read from a file descriptor, until its end or until `stop`."""
+    """An iterator over what can be read from a file descriptor, or from a path, until its end or until `stop`.
 
-    def __init__(self, fd: int):
-        self._fd = fd
+    To open a pipe takes as long as nobody writes to it: that is why it is done in the thread.
+    """
+
+    def __init__(self, source: int | Path):
+        self._source = source
+        self.error: OSError | None = None
+        """Why reading ended before the end, once it has."""
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
         self._room = Semaphore(AHEAD)
@@ -45,14 +52,26 @@ class Pieces:
             stopped.cancel()
 
     def _read(self) -> None:
-        piece = b"first"
-        while piece:
-            try:
-                piece = os.read(self._fd, SIZE)
-            except OSError:  # of a device that is gone, say: nothing more comes
-                piece = b""
+        for piece in self._pieces():
             self._room.acquire()
             try:
                 self._loop.call_soon_threadsafe(self._waiting.put_nowait, piece)
             except RuntimeError:
                 return  # the event loop is over
+
+    def _pieces(self) -> Iterator[bytes]:
+        """What can be read, and last nothing."""
+        try:
+            if isinstance(self._source, int):
+                yield from _read_all(self._source)
+            else:
+                with self._source.open("rb", buffering=0) as file:
+                    yield from _read_all(file.fileno())
+        except OSError as error:  # of a device that is gone, say: nothing more comes
+            self.error = error
+        yield b""
+
+
+def _read_all(fd: int) -> Iterator[bytes]:
+    while piece := os.read(fd, SIZE):
+        yield piece
