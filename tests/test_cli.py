@@ -130,9 +130,9 @@ def test_a_folder_is_done_but_for_what_cannot_be(tmp_path: Path) -> None:
 def test_pipes_and_several_formats(recordings: list[str], tmp_path: Path) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "out"
     os.mkfifo(pipe)
-    writing = Thread(target=pipe.write_bytes, args=(Path(recordings[0]).read_bytes(),))
+    writing = Thread(target=pipe.write_bytes, args=(Path(recordings[0]).read_bytes(),), daemon=True)
     writing.start()
-    formats = ("--format", "srt", "--format", "text,verbose_json", "--words", "--output-dir", str(out))
+    formats = ("--format", "srt", "--format", "text,verbose_json", "--output-dir", str(out))
     command = [*COMMAND, "transcribe", "-", str(pipe), *formats]
     done = subprocess.run(command, input=Path(recordings[1]).read_bytes(), capture_output=True, timeout=120, check=True)
     writing.join()
@@ -141,7 +141,6 @@ def test_pipes_and_several_formats(recordings: list[str], tmp_path: Path) -> Non
     ]
     assert (out / "stdin.txt").read_text().strip() == (out / "pipe.txt").read_text().strip() == SPEECH_TEXT
     heard = json.loads((out / "pipe.json").read_text())
-    assert " ".join(word["word"] for word in heard["words"]) == SPEECH_TEXT
     assert len(heard["segments"]) == (out / "pipe.srt").read_text().count("-->")
     assert b"2 recordings: 2 transcribed (" in done.stderr
 
@@ -175,6 +174,7 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
         (["transcribe", "nowhere.mp3"], "There is no file nowhere.mp3."),
         (["transcribe", "pyproject.toml", "--format", "srt,vtt"], "Several formats are for texts in files"),
         (["transcribe", "pyproject.toml", "--skip-existing"], "say where with --output-dir"),
+        (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "moonshine-tiny-en gives times per segment but not per word"),
         (["transcribe", "pyproject.toml", "--words"], "--words is for --format verbose_json"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),
