@@ -174,7 +174,7 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
         (["transcribe", "nowhere.mp3"], "There is no file nowhere.mp3."),
         (["transcribe", "pyproject.toml", "--format", "srt,vtt"], "Several formats are for texts in files"),
         (["transcribe", "pyproject.toml", "--skip-existing"], "say where with --output-dir"),
-        (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "moonshine-tiny-en gives times per segment but not per word"),
+        (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "gives times per segment but not per word"),
         (["transcribe", "pyproject.toml", "--words"], "--words is for --format verbose_json"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),
