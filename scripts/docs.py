@@ -13,6 +13,7 @@ from eardrum.config.sections import WITHOUT_EFFECT
 from eardrum.config.shared import SharedModel, SharedSettings
 from eardrum.engines import registry
 from eardrum.gateway.inventory import COMMON_OPTIONS
+from eardrum.units import TIME
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -65,6 +66,9 @@ limits:
   Maps are joined, lists follow one another, and nothing may be set to two values.
 - In a file a name that is no setting is ignored with a warning, as llama-swap does it without one; names that begin with `x-`
   are yours. In the environment and after `--set` it is an error.
+- A time is a number of seconds, or says its unit: `10m`, `1h30m`, `500ms`, `2 days`. A size is a number of bytes, or says its
+  unit: `50M`, `2.1GB` (powers of 1000), `22GiB` (of 1024). That holds in files, in the environment and after `--set`.
+- After `--set` a name with dots in it stands in quotes: `--set 'models."tiny.en".ttl=10m'`.
 - `yes`, `no`, `on` and `off` are words, except where true or false is asked for. A number in quotes is a text.
 
 | setting | type | default | meaning |
@@ -136,6 +140,8 @@ def row(path: str, kind: str, default: str, meaning: str) -> str:
 def kind(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
+    if pattern := next((option["pattern"] for option in field.get("anyOf", ()) if "pattern" in option), ""):
+        return "time" if pattern == TIME.pattern else "size"
     if "anyOf" in field:
         return next(kind(option) for option in field["anyOf"] if option.get("type") != "null")
     if "$ref" in field:

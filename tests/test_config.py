@@ -153,7 +153,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("EARDRUM_PROT", "1", "Unknown environment variable EARDRUM_PROT. Did you mean port?"),
+        ("EARDRUM_PROT", "1", "Unknown environment variable EARDRUM_PROT. Did you mean EARDRUM_PORT?"),
         ("EARDRUM_ZZZ", "1", "docs/config.md"),
         ("EARDRUM_PORT", "high", "port is wrong"),
         ("EARDRUM_LIMITS__UPLOD_BYTES", "1", "limits.uplod_bytes. Did you mean upload_bytes?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
@@ -71,7 +72,7 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         ws=WebSocket,
         ws_max_size=MESSAGE,
         ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
-        timeout_graceful_shutdown=settings.stop_seconds + ANSWER_S,
+        timeout_graceful_shutdown=math.ceil(settings.stop_seconds + ANSWER_S),
         timeout_keep_alive=KEEP_ALIVE_S,
         ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )

@@ -72,14 +72,6 @@ WARNS = {
         "  b: {cmd: 'docker run -p ${PORT}:80 x --port 80'}",
         [],
     ),
-    "the server's own port": (
-        "port: 8100\nmodels: {a: {cmd: s --port 8100, proxy: 'http://localhost:8100'}}",
-        ["the server's own"],
-    ),
-    "the port for Home Assistant": (
-        "models: {a: {cmd: s --port 10300, proxy: 'http://localhost:10300'}}",
-        ["the server's own"],
-    ),
     "the port for Home Assistant, where there is none": (
         "wyoming: {enabled: false}\nmodels: {a: {cmd: s --port 10300, proxy: 'http://localhost:10300'}}",
         [],

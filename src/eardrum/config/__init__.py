@@ -1,7 +1,7 @@
 """Every setting, and where it comes from."""
 
 from eardrum.config.environment import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, FOLDER_VARIABLE
-from eardrum.config.load import Loaded, load, read
+from eardrum.config.load import Loaded, examine, load, read
 from eardrum.config.places import Place, Places, Remark
 from eardrum.config.ports import Ports
 from eardrum.config.settings import PREFIX, Limits, Live, Log, Model, Settings
@@ -21,6 +21,7 @@ __all__ = [
     "Ports",
     "Remark",
     "Settings",
+    "examine",
     "load",
     "read",
 ]

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from eardrum.config.places import KeyPath, Place, Places
-from eardrum.errors import ConfigError
+from eardrum.config.places import Errors, KeyPath, Misplaced, Place, Places, Remark
 
 MOST_VALUES = 500_000
 """Values a file may stand for, anchors counted as often as they are used: a short file could mean billions."""
@@ -74,8 +73,8 @@ class Document:
     """The line of a second document, which does not count; 0 if there is none."""
 
 
-def parse(text: str, name: str) -> Document:
-    """Read a file's text; `name` is the file's, for messages.
+def parse(text: str, name: str, errors: Errors | None = None) -> Document:
+    """Read a file's text; `name` is the file's, for messages. With `errors`, single values that are wrong go there and are None.
 
     Raises:
         ConfigError: it is not YAML; the message names the line.
@@ -85,17 +84,17 @@ def parse(text: str, name: str) -> Document:
             node = loader.get_node() if loader.check_node() else None
             document = Document(None, goes_on=loader.get_mark().line + 1 if loader.check_node() else 0)
         if node:
-            document.tree = _Builder(name, document.places).build(node, ())
+            document.tree = _Builder(name, document.places, errors).build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         context = f"{error.context}, " if error.context and error.problem else ""
-        where = f"{name}:{mark.line + 1}" if mark else name
         tab = " Indent with spaces, not with tabs." if "\\t" in (error.problem or "") else ""
-        raise ConfigError(f"{where}: This is not valid YAML: {context}{error.problem or error.context}.{tab}") from None
+        what = f"This is not valid YAML: {context}{error.problem or error.context}.{tab}"
+        raise Misplaced(Remark(what, Place(name, mark.line + 1 if mark else 0))) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: This is not valid YAML: {str(error).splitlines()[0]}.") from None
+        raise Misplaced(Remark(f"This is not valid YAML: {str(error).splitlines()[0]}.", Place(name))) from None
     except RecursionError:
-        raise ConfigError(f"{name}: The values are nested too deep.") from None
+        raise Misplaced(Remark("The values are nested too deep.", Place(name))) from None
     return document
 
 
@@ -111,9 +110,10 @@ def value(text: str) -> Any:
 class _Builder:
     """Turns nodes into values and keeps the places."""
 
-    def __init__(self, name: str, places: Places):
+    def __init__(self, name: str, places: Places, errors: Errors | None):
         self._name = name
         self._places = places
+        self._errors = errors
         self._open: set[Node] = set()
         self._built = 0
 
@@ -131,9 +131,9 @@ class _Builder:
 
     def _of(self, node: Node, path: KeyPath) -> Any:
         if isinstance(node, ScalarNode):
-            return self._scalar(node)
+            return self._scalar(node, path)
         if node.tag not in COLLECTIONS:
-            raise self._error(node, f"the tag {node.tag} means nothing here")
+            return self._wrong(node, f"the tag {node.tag} means nothing here", path)
         if isinstance(node, SequenceNode):
             return [self.build(item, (*path, position)) for position, item in enumerate(node.value)]
         assert isinstance(node, MappingNode)
@@ -153,11 +153,11 @@ class _Builder:
         merged: list[MappingNode] = []
         for key, item in node.value:
             if not isinstance(key, ScalarNode):
-                raise self._error(key, "a name cannot be a list or a map")
-            if key.value in own:
+                self._wrong(key, "a name cannot be a list or a map")
+            elif key.value in own:
                 before = own[key.value][0].start_mark.line + 1
-                raise self._error(key, f"{key.value!r} is here twice, first in line {before}")
-            if key.tag == MERGE:
+                self._wrong(key, f"{key.value!r} is here twice, first in line {before}")
+            elif key.tag == MERGE:
                 merged += self._merged(item)
             else:
                 own[key.value] = key, item
@@ -176,11 +176,12 @@ class _Builder:
 
     def _merged(self, item: Node) -> Iterator[MappingNode]:
         for source in item.value if isinstance(item, SequenceNode) else [item]:
-            if not isinstance(source, MappingNode):
-                raise self._error(source, "`<<` takes a map, or a list of maps")
-            yield source
+            if isinstance(source, MappingNode):
+                yield source
+            else:
+                self._wrong(source, "`<<` takes a map, or a list of maps")
 
-    def _scalar(self, node: ScalarNode) -> Any:
+    def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix(TAG)
         written = node.value.replace("_", "")
         try:
@@ -189,13 +190,20 @@ class _Builder:
             if kind == "float":
                 return float(written.lower().replace(".", "") if written[-1:].isalpha() else written)
         except ValueError:
-            raise self._error(node, f"{node.value!r} is not a number") from None
+            return self._wrong(node, f"{node.value!r} is not a number", path)
         if kind in ("str", "null", "bool", "merge"):
             return {"null": None, "bool": node.value.lower() == "true"}.get(kind, node.value)
-        raise self._error(node, f"the tag {node.tag} means nothing here")
+        return self._wrong(node, f"the tag {node.tag} means nothing here", path)
 
-    def _error(self, node: Node, what: str) -> ConfigError:
-        return ConfigError(f"{self._name}:{node.start_mark.line + 1}: This is not valid YAML: {what}.")
+    def _wrong(self, node: Node, what: str, path: KeyPath | None = None) -> None:
+        """A mistake that keeps nobody from reading on; `path` is that of a value that there is not."""
+        error = self._error(node, what)
+        if self._errors is None:
+            raise error
+        self._errors.take(error, path)
+
+    def _error(self, node: Node, what: str) -> Misplaced:
+        return Misplaced(Remark(f"This is not valid YAML: {what}.", Place(self._name, node.start_mark.line + 1)))
 
 
 def _whole(written: str) -> int:

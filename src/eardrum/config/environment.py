@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from eardrum.config import dialect, known
+from eardrum.config.places import Errors, KeyPath, Misplaced, Place, Places, Remark, dotted
 from eardrum.config.settings import PREFIX, Settings
+from eardrum.config.shape import shown
 from eardrum.errors import ConfigError
 
 CONFIG_VARIABLE, FOLDER_VARIABLE = "EARDRUM_CONFIG", "EARDRUM_CONFIG_DIR"
 
 BELOW = "__"
 """Between the name of a setting and one below it."""
+
+NOT_SETTINGS = (CONFIG_VARIABLE, FOLDER_VARIABLE)
+"""Variables that begin like those of settings, and are for others to read."""
+
+SET = "--set"
+PART = re.compile(r"""(?:^|(?<=\.))(?:("[^"]+"|'[^']+')|([^."'=]+))(?=\.|$)""")
+"""One name of the path in front of an assignment's value."""
 
 ENVIRONMENT_ALIASES = {
     "STT_DEFAULT_MODEL": "default_model",
@@ -30,31 +40,55 @@ ENVIRONMENT_ALIASES = {
 """Names that other servers use for the same settings. The first one that is set wins, `EARDRUM_...` over all."""
 
 
-def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment sets.
-
-    Raises:
-        ConfigError: a variable of ours that is none, or one that must be JSON and is not.
-    """
+def from_environment(environment: Mapping[str, str], errors: Errors) -> tuple[dict[str, Any], Places]:
+    """What the environment sets. It is an error to set what is no setting, or no JSON to what must be some."""
     tree: dict[str, Any] = {}
+    places = Places()
     for variable, setting in ENVIRONMENT_ALIASES.items():
-        if environment.get(variable):
-            tree.setdefault(setting, environment[variable])
+        if environment.get(variable) and setting not in tree:
+            tree[setting] = environment[variable]
+            places[(setting,)] = Place(variable)
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in (CONFIG_VARIABLE, FOLDER_VARIABLE) and environment[name]:
-            tree = merged(tree, _from_variable(name, environment[name]))
-    return tree
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS and environment[name]:
+            try:
+                found = _from_variable(name, environment[name])
+            except ConfigError as error:
+                errors.take(error)
+                continue
+            _note(found, places, name)
+            tree = merged(tree, found)
+    return tree, places
 
 
 def _from_variable(name: str, value: str) -> dict[str, Any]:
     top, *below = name.removeprefix(PREFIX).lower().split(BELOW)
     settings = {field.lower(): field for field in Settings.model_fields}
     if top not in settings or (below and not known.has_names(settings[top])):
-        raise ConfigError(f"Unknown environment variable {name}.{known.hint(top)}")
+        raise Misplaced(Remark(f"Unknown environment variable {name}.{_hint(top, below)}"))
     try:
         return {settings[top]: _placed(value, Settings.model_fields[settings[top]].annotation, below)}
-    except ValueError:
-        raise ConfigError(f"The environment variable {name} must be JSON, not {value!r}.") from None
+    except ValueError as error:
+        path = (settings[top], *below)
+        message = f"The setting {dotted(path)} must be JSON here, {error}{shown(path, value)}."
+        raise Misplaced(Remark(message, Place(name), dotted(path))) from None
+
+
+def _hint(top: str, below: Sequence[str]) -> str:
+    """Which variable was meant, else where such a setting is."""
+    names = {field.upper(): field for field in Settings.model_fields}
+    if close := known.nearest(top.upper(), names):
+        return f" Did you mean {BELOW.join([PREFIX + close, *map(str.upper, below)])}?"
+    return known.hint(top)
+
+
+def _note(value: Any, places: Places, label: str, path: KeyPath = ()) -> None:
+    """Give every setting of a tree this place."""
+    if path:
+        places[path] = Place(label)
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        _note(inner, places, label, (*path, name))
+    for position, inner in enumerate(value) if isinstance(value, list) else ():
+        _note(inner, places, label, (*path, position))
 
 
 def _placed(value: str, kind: Any, below: Sequence[str]) -> Any:
@@ -74,12 +108,26 @@ def _placed(value: str, kind: Any, below: Sequence[str]) -> Any:
 
 
 def _read(value: str, kind: Any) -> Any:
-    """Text, unless a setting of this kind is a section, a list or a mapping.
+    """Text, unless a setting of this kind is a section, a list or a mapping, or a number, true or false.
 
     Raises:
-        ValueError: then it must be JSON, and is not.
+        ValueError: it must be JSON, and is not; how it would be some.
     """
-    return json.loads(value) if known.is_section(kind) or get_origin(kind) in (dict, list, tuple) else value
+    if known.is_section(kind) or get_origin(kind) in (dict, list, tuple):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('as in ["a", "b"]' if get_origin(kind) in (list, tuple) else 'as in {"name": "value"}') from None
+    return _scalar(value) if kind in (bool, int, float) else value
+
+
+def _scalar(text: str) -> Any:
+    """The number, or true or false, that a text stands for; itself if none."""
+    try:
+        found = dialect.value(text)
+    except ConfigError:
+        return text
+    return found if isinstance(found, bool | int | float) else text
 
 
 def _cased(value: Any, kind: Any) -> Any:
@@ -97,25 +145,40 @@ def _cased(value: Any, kind: Any) -> Any:
     return {name: _cased(inner, fields[name].annotation) if name in fields else inner for name, inner in spelled.items()}
 
 
-def from_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """What `--set a.b=c` sets; the value is YAML.
-
-    Raises:
-        ConfigError: it is not of that form.
-    """
+def from_assignments(assignments: Sequence[str], errors: Errors) -> tuple[dict[str, Any], Places]:
+    """What `--set a.b=c` sets; the value is YAML, and a name with dots in it stands in quotes. It is an error if it is not of that
+    form."""
     tree: dict[str, Any] = {}
+    places = Places()
     for assignment in assignments:
-        path, equals, value = assignment.partition("=")
+        written, equals, value = assignment.partition("=")
+        path = _path(written)
         if not equals or not path:
-            raise ConfigError(f"--set {assignment!r} is not of the form a.b=c.")
+            errors.take(ConfigError(f"--set {written!r} is not of the form a.b=c."))
+            continue
         try:
-            leaf = dialect.value(value)
+            document = dialect.parse(value, SET)
         except ConfigError:
-            raise ConfigError(f"--set {assignment!r}: the value of {path} is not valid YAML; put it in quotes.") from None
-        for key in reversed(path.split(".")):
+            errors.take(ConfigError(f"--set {written}: the value is not valid YAML; put it in quotes."), path)
+            continue
+        leaf = document.tree
+        for key in reversed(path):
             leaf = {key: leaf}
+        found = Places()
+        _note(leaf, found, f"{SET} {written}")
+        found[path] = Place(f"{SET} {written}", text=None if isinstance(document.tree, str) else value.strip())
+        for inner, place in document.places.items():
+            found[(*path, *inner)] = Place(f"{SET} {written}", text=place.text)
+        places.override(leaf, found)
         tree = merged(tree, leaf)
-    return tree
+    return tree, places
+
+
+def _path(written: str) -> tuple[str, ...]:
+    """The names of `a."b.c".d`; none if it is not of that form."""
+    parts = PART.findall(written)
+    whole = ".".join(quoted or plain for quoted, plain in parts)
+    return tuple(quoted[1:-1] or plain for quoted, plain in parts) if written and whole == written else ()
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,26 +15,27 @@ from eardrum.config.together import check_spillover, may_meet, with_rules
 
 LEAST_START_S = 15
 LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
+EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+"""Hosts that stand for all addresses of a machine."""
 IMAGES_ID, IMAGES_LIMIT = "comfyui_auto", 50
 """llama-swap's name for a server of images whose page asks for many things at once and holds a WebSocket open."""
 
 
 def finished(settings: Settings, errors: Errors) -> tuple[Settings, list[Remark]]:
     """The settings with everything worked out, and what is odd about them. `errors` gets all that contradicts itself."""
-    places, names = errors.places, Names(settings, errors)
+    places, names, before = errors.places, Names(settings, errors), len(errors.found)
     settings = with_rules(settings, names, errors)
-    ruled = not errors.found
+    ruled = len(errors.found) == before
     settings = with_priorities(settings, names)
     check_profiles(settings, names)
     for id, targets in checked_selectors(settings, names, errors):
-        if ruled:
+        if ruled and not errors.incomplete:
             check_spillover(id, targets, settings, errors)
     if "" in settings.models:
         errors.add(("models", ""), "A model under `models:` has an empty name: no client could ask for it.")
     _check_keys(settings, errors)
     _check_addresses(settings, errors)
-    if errors.found:
-        return settings, []
+    _check_own_ports(settings, errors)
     remarks = [*names.remarks, *_levels(settings, places), *_clashes(settings, places), *_odd(settings, places)]
     return _completed(settings, names), remarks
 
@@ -121,14 +122,29 @@ def _clashes(settings: Settings, places: Places) -> Iterator[Remark]:
         if ports[one] == ports[other] and may_meet(one, other, settings):
             advice = "Let their `cmd` use ${PORT}, or keep them apart by groups."
             yield places.remark(("models", other, "cmd"), f"{one} and {other} both listen on port {ports[one]}. {advice}")
-    for id, port in ports.items():
-        if port in _own_ports(settings):
-            yield places.remark(("models", id, "cmd"), f"{id} listens on port {port}, which is the server's own.")
 
 
-def _own_ports(settings: Settings) -> tuple[int, ...]:
+def _check_own_ports(settings: Settings, errors: Errors) -> None:
+    """One port is for one listener: the server's own, that for Home Assistant, or a command."""
     wyoming = settings.wyoming
-    return (settings.port, wyoming.port) if wyoming.serves(settings.apiKeys) else (settings.port,)
+    own = {settings.port: "port"}
+    if wyoming.serves(settings.apiKeys) and wyoming.port:
+        if wyoming.port == settings.port and _meet(settings.host, wyoming.host or settings.host):
+            path = ("wyoming", "port") if ("wyoming", "port") in errors.places else ("port",)
+            cure = "Choose another one for either, or do without Home Assistant: `wyoming.enabled: false`, `--no-wyoming`."
+            errors.add(path, f"port and wyoming.port are both {wyoming.port}, and a port has one listener. {cure}")
+        own.setdefault(wyoming.port, "wyoming.port")
+    for id, model in settings.models.items():
+        if model.cmd and (port := port_of(model)) and port in own:
+            cure = "Let its `cmd` listen on ${PORT}, or choose another port for one of them."
+            errors.add(("models", id, "cmd"), f"{id} listens on port {port}, which is the server's own ({own[port]}). {cure}")
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether two hosts to listen on have an address in common, as far as their names tell."""
+    local = {"localhost": "127.0.0.1"}
+    one, other = local.get(one, one), local.get(other, other)
+    return one == other or not {one, other}.isdisjoint(EVERYWHERE)
 
 
 def port_of(model: Model) -> int:
@@ -136,8 +152,12 @@ def port_of(model: Model) -> int:
 
     Its address tells; the command may name the port inside a container.
     """
-    local = urlsplit(model.proxy)
-    return (local.port or 0) if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
+    try:
+        local = urlsplit(model.proxy)
+        port = local.port or 0
+    except ValueError:  # which is told elsewhere
+        return 0
+    return port if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
 
 
 def _odd(settings: Settings, places: Places) -> Iterator[Remark]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, Field
 
 from eardrum.config.sections import Section, without_effect
+from eardrum.units import Seconds
 
 # ruff: noqa: N815 -- the names are llama-swap's
 
@@ -61,20 +62,20 @@ class Filters(Section):
 class Timeouts(Section):
     """Seconds that parts of an exchange with the upstream may take; 0 is any time."""
 
-    connect: float = Field(30, ge=0, description="Until it is connected.")
-    keepalive: float = Field(30, ge=0, description="Between two probes of an idle connection.")
-    responseHeader: float = Field(0, ge=0, description="Until the answer begins.")
-    tlsHandshake: float = Field(10, ge=0, description="For the handshake.")
-    expectContinue: float = without_effect(
+    connect: Seconds = Field(30, ge=0, description="Until it is connected.")
+    keepalive: Seconds = Field(30, ge=0, description="Between two probes of an idle connection.")
+    responseHeader: Seconds = Field(0, ge=0, description="Until the answer begins.")
+    tlsHandshake: Seconds = Field(10, ge=0, description="For the handshake.")
+    expectContinue: Seconds = without_effect(
         1, why="bodies are sent without asking.", description="Until it says that it wants the body.", ge=0
     )
-    idleConn: float = Field(90, ge=0, description="An unused connection is kept.")
+    idleConn: Seconds = Field(90, ge=0, description="An unused connection is kept.")
 
 
 class PeerTimeouts(Timeouts):
     """As for models, but a peer has to begin to answer."""
 
-    responseHeader: float = Field(60, ge=0, description="Until the answer begins.")
+    responseHeader: Seconds = Field(60, ge=0, description="Until the answer begins.")
 
 
 class Compat(Section):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,21 @@ from pydantic_core import ErrorDetails
 from eardrum.config import files, known, shape
 from eardrum.config.environment import CONFIG_VARIABLE, FOLDER_VARIABLE, from_assignments, from_environment, merged
 from eardrum.config.finish import finished
-from eardrum.config.places import Errors, KeyPath, Place, Places, Remark, dotted
+from eardrum.config.places import Errors, KeyPath, Places, Remark, dotted, in_order
 from eardrum.config.ports import Ports
-from eardrum.config.resolve import resolved
+from eardrum.config.resolve import Tree, resolved
 from eardrum.config.settings import Settings
 from eardrum.config.shape import Shaper
 from eardrum.errors import ConfigError
 
 MOST_ERRORS = 20
 """Wrong values told at once."""
+
+OF_A_NAME = 2
+"""Parts of a path that ends with a name of somebody's own, such as `models.a`: what is left out there may be referred to."""
+
+GONE = object()
+"""Stands for a value that is taken out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Loaded:
     """Model to the port that `${PORT}` stands for."""
     places: Places
     """Where each setting is written."""
+    errors: tuple[Remark, ...] = ()
+    """What is wrong, in the order of the files; the settings are without it."""
 
 
 def load(
@@ -62,7 +71,32 @@ def read(
     folder: Path | None = None,
     ports: Ports | None = None,
 ) -> Loaded:
+    """As `examine`, for those who want all of it to be right.
+
+    Raises:
+        ConfigError: a wrong value, an unreadable file, a contradiction; the message has a line for each, which names the setting,
+            and in a file the line.
+    """
+    loaded = examine(file, assignments, environment, overrides, folder=folder, ports=ports)
+    if loaded.errors:
+        messages = list(dict.fromkeys(map(str, loaded.errors)))
+        more = [f"... and {len(messages) - MOST_ERRORS} more."] if len(messages) > MOST_ERRORS else []
+        raise ConfigError("\n".join(messages[:MOST_ERRORS] + more))
+    return loaded
+
+
+def examine(
+    file: Path | Sequence[Path] | None = None,
+    assignments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    folder: Path | None = None,
+    ports: Ports | None = None,
+) -> Loaded:
     """Read the files, then the environment, then `a.b=c` assignments; each overrides those before it.
+
+    What is wrong is told in `Loaded.errors`, all of it at once but for what would only follow from something else.
 
     Args:
         file: one or several files, joined. With neither file nor folder, EARDRUM_CONFIG (several are separated by `:`) and
@@ -72,72 +106,84 @@ def read(
         overrides: top-level settings from flags such as --port; they come last. None is as good as not there.
         folder: its `*.yaml` and `*.yml` are joined after the files.
         ports: those that models hold, when the config is read again.
-
-    Raises:
-        ConfigError: a wrong value, an unreadable file, a contradiction; the message names the setting, and in a file the line.
     """
     environment = os.environ if environment is None else environment
-    paths = _chosen(file, folder, environment)
-    tree, places, remarks = files.read(paths, environment)
-    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
-    for source in (from_environment(environment), from_assignments(assignments), flags):
-        places.forget(source)
+    errors = Errors(Places())
+    paths = _chosen(file, folder, environment, errors)
+    tree, remarks = files.read(paths, environment, errors)
+    for source, places in (from_environment(environment, errors), from_assignments(assignments, errors)):
+        errors.places.override(source, places)
         tree = merged(tree, source)
-    tree, given = resolved(tree, places, ports or Ports(), Settings.model_fields)
-    shaper = Shaper(places)
-    settings = _settings(shaper.shaped(tree), shaper.errors, places, paths)
-    settings, more = finished(settings, errors := Errors(places))
-    _raise(errors.found, places, paths)
-    warnings = sorted([*remarks, *shaper.remarks, *more], key=lambda remark: _in_order(remark.place, paths))
-    return Loaded(settings, tuple(dict.fromkeys(warnings)), tuple(paths), given, places)
+    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
+    errors.places.override(flags)
+    tree, given = resolved(merged(tree, flags), errors, ports or Ports(), Settings.model_fields)
+    shaper = Shaper(errors)
+    settings, more = finished(_settings(shaper.shaped(tree), errors), errors)
+    names = [str(path) for path in paths]
+    warnings = in_order([*remarks, *shaper.remarks, *more], names)
+    return Loaded(settings, tuple(warnings), tuple(paths), given, errors.places, tuple(in_order(errors.found, names)))
 
 
-def _chosen(file: Path | Sequence[Path] | None, folder: Path | None, environment: Mapping[str, str]) -> list[Path]:
+def _chosen(
+    file: Path | Sequence[Path] | None, folder: Path | None, environment: Mapping[str, str], errors: Errors
+) -> list[Path]:
     named = [file] if isinstance(file, Path) else list(file or ())
     if not named and not folder:
         named = [Path(name) for name in environment.get(CONFIG_VARIABLE, "").split(os.pathsep) if name]
         folder = Path(environment[FOLDER_VARIABLE]) if environment.get(FOLDER_VARIABLE) else None
-    return files.found(named, folder)
+    return files.found(named, folder, errors)
 
 
-def _settings(tree: Any, errors: dict[KeyPath, ConfigError], places: Places, files: Sequence[Path]) -> Settings:
-    """The tree as settings.
-
-    Raises:
-        ConfigError: values are wrong; the message has a line for each of them, those found before included.
-    """
-    try:
-        settings = Settings(**tree)
-        if not errors:
-            return settings
-    except ValidationError as invalid:
-        found = invalid.errors()
-        errors = {error["loc"]: _worded(error, places) for error in found if error["loc"] not in errors} | errors
-    _raise(errors.items(), places, files)
-    return settings
-
-
-def _raise(errors: Collection[tuple[KeyPath, ConfigError]], places: Places, files: Sequence[Path]) -> None:
-    """Raise all of these errors as one, in the order of the files, if there are any."""
-    if not errors:
-        return
-    ordered = sorted(errors, key=lambda error: _in_order(places.of(error[0]), files))
-    messages = list(dict.fromkeys(error.message for _, error in ordered))
-    more = [f"... and {len(messages) - MOST_ERRORS} more."] if len(messages) > MOST_ERRORS else []
-    raise ConfigError("\n".join(messages[:MOST_ERRORS] + more))
+def _settings(tree: Tree, errors: Errors) -> Settings:
+    """The tree as settings, without the values that cannot be; these are errors."""
+    while True:
+        try:
+            return Settings(**tree)
+        except ValidationError as invalid:
+            before = tree
+            # From the end of lists to their beginning: where an item is taken out, those behind it move up.
+            for error in sorted(invalid.errors(), key=lambda error: _sortable(error["loc"]), reverse=True):
+                path: KeyPath = error["loc"]
+                missing = error["type"] == "missing"
+                if not errors.at(path):  # what is missing may have been left out because it is wrong
+                    errors.add(path, _worded(error))
+                errors.incomplete |= missing or len(path) <= OF_A_NAME
+                tree = _without(tree, path[:-1] if missing else path)
+            if tree == before:  # where the path leads nowhere
+                tree = {name: value for name, value in tree.items() if name not in {error["loc"][0] for error in invalid.errors()}}
 
 
-def _worded(error: ErrorDetails, places: Places) -> ConfigError:
+def _sortable(path: KeyPath) -> list[tuple[int, str]]:
+    return [(part, "") if isinstance(part, int) else (0, part) for part in path]
+
+
+def _without(value: Any, path: KeyPath) -> Any:
+    """A copy without what is at the path; the same if nothing is there."""
+    if not path or not isinstance(value, dict | list):
+        return GONE
+    at = path[0]
+    if isinstance(value, dict):
+        if at not in value:
+            return value
+        inner = _without(value[at], path[1:])
+        return {name: inner if name == at else old for name, old in value.items() if name != at or inner is not GONE}
+    if not isinstance(at, int) or at >= len(value):
+        return value
+    inner = _without(value[at], path[1:])
+    return [*value[:at], *([] if inner is GONE else [inner]), *value[at + 1 :]]
+
+
+def _worded(error: ErrorDetails) -> str:
     path = error["loc"]
     if error["type"] == "extra_forbidden":
-        return places.error(path, known.unknown(path))
+        return known.unknown(path)
     if error["type"] == "missing":
-        return places.error(path, f"The setting {dotted(path)} is missing.")
+        return f"The setting {dotted(path)} is missing."
     what = error["msg"].removeprefix("Value error, ").rstrip(".")
-    return places.error(path, f"The setting {dotted(path)} is wrong: {what}{shape.shown(path, error['input'])}.")
+    meant = known.nearest(error["input"], _choices(what)) if error["type"] == "literal_error" else ""
+    hint = f" Did you mean {meant}?" if meant else ""
+    return f"The setting {dotted(path)} is wrong: {what}{shape.shown(path, error['input'])}.{hint}"
 
 
-def _in_order(place: Place | None, files: Sequence[Path]) -> tuple[int, int]:
-    """Sorts by file and line, with what has no place at the end."""
-    names = [str(file) for file in files]
-    return (names.index(place.file), place.line) if place else (len(names), 0)
+def _choices(message: str) -> list[str]:
+    return re.findall(r"'([^']+)'", message)

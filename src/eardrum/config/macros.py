@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from eardrum.config.places import KeyPath, Places, dotted
+from eardrum.config.places import Errors, KeyPath, dotted
 
 NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
 LONGEST_NAME = 63
@@ -22,20 +22,17 @@ LONGEST_VALUE = 1 << 20
 Scalar = str | int | float | bool
 
 
-def defined(macros: Any, path: KeyPath, places: Places) -> dict[str, Scalar]:
-    """The macros of a `macros:` section, checked; `path` is the section's.
-
-    Raises:
-        ConfigError: a name or a value that a macro cannot have.
-    """
+def defined(macros: Any, path: KeyPath, errors: Errors) -> dict[str, Scalar]:
+    """The macros of a `macros:` section; `path` is the section's. A name or value that a macro cannot have is an error."""
     if macros is None:
         return {}
     if not isinstance(macros, dict):
-        raise places.error(path, f"{dotted(path)} must map names to values, as in `ctx: 8192`.")
+        errors.add(path, f"{dotted(path)} must map names to values, as in `ctx: 8192`.")
+        return {}
     for name, value in macros.items():
         if wrong := _wrong(name, value):
-            raise places.error((*path, name), f"The macro {name} {wrong}.")
-    return macros
+            errors.add((*path, name), f"The macro {name} {wrong}.")
+    return {name: value for name, value in macros.items() if not errors.at((*path, name))}
 
 
 def _wrong(name: str, value: Any) -> str:
@@ -48,40 +45,44 @@ def _wrong(name: str, value: Any) -> str:
     return "contains itself" if isinstance(value, str) and f"${{{name}}}" in value else ""
 
 
-def substituted(value: Any, macros: Mapping[str, Scalar], path: KeyPath, places: Places) -> Any:
+def substituted(value: Any, macros: Mapping[str, Scalar], path: KeyPath, errors: Errors) -> Any:
     """`value` with all macros replaced, the last defined first and each once: a macro may use those defined before it.
 
     A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
-    those below `filters.setParamsByID`, which are names of models.
-
-    Raises:
-        ConfigError: a value gets too long.
+    those below `filters.setParamsByID`, which are names of models: there two must not become one. It is an error, too, if a
+    value gets too long.
     """
     if isinstance(value, dict):
         names_too = path[-2:] == ("filters", "setParamsByID")
-        return {
-            _name(name, macros, (*path, name), places) if names_too else name: substituted(inner, macros, (*path, name), places)
-            for name, inner in value.items()
-        }
+        found: dict[str, Any] = {}
+        written: dict[str, str] = {}
+        for name, inner in value.items():
+            new = text_of(_replaced(name, macros, (*path, name), errors)) if names_too else name
+            if new in found:
+                errors.add((*path, name), f"{name} and {written[new]} are both {new!r} below {dotted(path)}: keep one of them.")
+                continue
+            written[new] = name
+            found[new] = substituted(inner, macros, (*path, name), errors)
+            if new != name:
+                errors.places.copy((*path, name), (*path, new))
+        return found
     if isinstance(value, list):
-        return [substituted(inner, macros, (*path, position), places) for position, inner in enumerate(value)]
-    return _replaced(value, macros, path, places) if isinstance(value, str) and "${" in value else value
+        return [substituted(inner, macros, (*path, position), errors) for position, inner in enumerate(value)]
+    return _replaced(value, macros, path, errors) if isinstance(value, str) and "${" in value else value
 
 
-def _name(name: str, macros: Mapping[str, Scalar], path: KeyPath, places: Places) -> str:
-    return text_of(_replaced(name, macros, path, places))
-
-
-def _replaced(value: str, macros: Mapping[str, Scalar], path: KeyPath, places: Places) -> Scalar:
+def _replaced(value: str, macros: Mapping[str, Scalar], path: KeyPath, errors: Errors) -> Scalar:
     for name in reversed(list(macros)):
         slug = f"${{{name}}}"
         if value == slug:
             whole = macros[name]
             if not isinstance(whole, str):
                 return whole
-        value = value.replace(slug, text_of(macros[name]))
-        if len(value) > LONGEST_VALUE:
-            raise places.error(path, f"{dotted(path)} gets too long: its macros make it more than {LONGEST_VALUE} characters.")
+        replaced = value.replace(slug, text_of(macros[name]))
+        if len(replaced) > LONGEST_VALUE:
+            errors.add(path, f"{dotted(path)} gets too long: its macros make it more than {LONGEST_VALUE} characters.")
+            break
+        value = replaced
     return value
 
 

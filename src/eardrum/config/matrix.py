@@ -64,13 +64,31 @@ def parse(matrix: Matrix, models: Collection[str]) -> dict[str, Expression]:
     Raises:
         MatrixError: bad grammar, or a name that is neither a var, a model nor a set.
     """
+    for wrong in problems(matrix, models):
+        raise wrong
+    return _Sets(matrix, models).all()
+
+
+def problems(matrix: Matrix, models: Collection[str]) -> Iterator[MatrixError]:
+    """What is wrong with it: at most one for each name and each set."""
     for var, model in matrix.vars.items():
         if not VAR.fullmatch(var):
-            raise MatrixError(("vars", var), f"The name {var!r} must be up to 32 letters, digits, `.` and `-`.")
-        _check_model(model, ("vars", var), models)
+            yield MatrixError(("vars", var), f"The name {var!r} must be up to 32 letters, digits, `.` and `-`.")
+        elif model not in models:
+            yield _no_model(model, ("vars", var), models)
     for name in matrix.evict_costs:
-        _check_model(matrix.vars.get(name, name), ("evict_costs", name), models)
-    return _Sets(matrix, models).all()
+        if (model := matrix.vars.get(name, name)) not in models and name not in matrix.vars:
+            yield _no_model(model, ("evict_costs", name), models)
+    sets = _Sets(matrix, models)
+    told: set[tuple[str, ...]] = set()
+    for name in matrix.sets:
+        try:
+            sets.get(name)
+        except MatrixError as error:
+            sets.forget_way()
+            if error.path not in told:  # it may be a set's to which several refer
+                told.add(error.path)
+                yield error
 
 
 def costs(matrix: Matrix) -> dict[str, int]:
@@ -78,10 +96,9 @@ def costs(matrix: Matrix) -> dict[str, int]:
     return {matrix.vars.get(name, name): cost for name, cost in matrix.evict_costs.items()}
 
 
-def _check_model(name: str, path: tuple[str, ...], models: Collection[str]) -> None:
-    if name not in models:
-        close = nearest(name, models)
-        raise MatrixError(path, f"There is no model {name!r}." + (f" Did you mean {close}?" if close else ""))
+def _no_model(name: str, path: tuple[str, ...], models: Collection[str]) -> MatrixError:
+    close = nearest(name, models)
+    return MatrixError(path, f"There is no model {name!r}." + (f" Did you mean {close}?" if close else ""))
 
 
 class _Sets:
@@ -106,12 +123,17 @@ class _Sets:
             self._open.pop()
         return self._parsed[name]
 
+    def forget_way(self) -> None:
+        """Begin anew after an error."""
+        self._open.clear()
+
     def has(self, name: str) -> bool:
         return name in self._matrix.sets
 
     def model(self, word: str) -> str | None:
-        found = self._matrix.vars.get(word, word)
-        return found if found in self._models else None
+        if word in self._matrix.vars:  # whose models have been looked at
+            return self._matrix.vars[word]
+        return word if word in self._models else None
 
     def nearest(self, word: str) -> str:
         close = nearest(word, [*self._matrix.vars, *self._models])

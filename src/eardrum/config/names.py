@@ -49,8 +49,16 @@ class Names:
                 path, f"{model!r} is a model of {others[0]}, too: it is only found as {others[0]}/{model} and {id}/{model}."
             )
 
+    def is_before_a_peers(self, selector: str, path: KeyPath) -> None:
+        """A selector has the name of a peer's model, and comes before it as models of our own do."""
+        others = [f"{peer}/{selector}" for peer in self._peers_with(selector)]
+        behind = f"; the one of the peer is {' or '.join(others)}" if others else ", which is then out of reach"
+        self._remark(path, f"The selector {selector} has the name of a peer's model{behind}.")
+
     def is_unknown(self, name: str, path: KeyPath) -> None:
         """Nothing has this name, or it is not to be used here."""
+        if self._errors.incomplete:
+            return
         if owner := self._owners.get(name):
             self._errors.add(path, f"{dotted(path)}: {name!r} is an alias of {owner}: name the model itself.")
             return
@@ -104,11 +112,13 @@ def checked_selectors(settings: Settings, names: Names, errors: Errors) -> Itera
     """Look whether selectors can work; yields those that fill several targets, with the ids of those that are here."""
     for id, selector in settings.selectors.items():
         path: KeyPath = ("selectors", id)
-        if names.model(id) or names.of_a_peer(id):
+        if names.model(id):
             errors.add(path, f"The selector {id} has the name of a model: a name means one thing.")
+        elif names.of_a_peer(id):
+            names.is_before_a_peers(id, path)
         for position, target in enumerate(selector.targets):
             where = (*path, "targets", position)
-            if target in settings.selectors:
+            if target in settings.selectors and not names.of_a_peer(target):
                 errors.add(where, f"{dotted(where)}: {target!r} is a selector itself, and selectors choose among models.")
             elif not names.model(target) and not names.of_a_peer(target):
                 names.is_unknown(target, where)

@@ -12,6 +12,7 @@ from eardrum.config.sections import Section
 from eardrum.config.shared import SharedModel, SharedSettings
 from eardrum.errors import EardrumError
 from eardrum.languages import language_code
+from eardrum.units import Bytes, Seconds
 
 PREFIX = "EARDRUM_"
 
@@ -39,13 +40,13 @@ class Model(SharedModel):
 class Limits(Section):
     """What one client may ask of the server."""
 
-    upload_bytes: int = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
-    json_bytes: int = Field(64 << 20, gt=0, description="Largest JSON body (`input_audio` in base64); past it 413.")
+    upload_bytes: Bytes = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
+    json_bytes: Bytes = Field(64 << 20, gt=0, description="Largest JSON body (`input_audio` in base64); past it 413.")
     fields: int = Field(100, gt=0, description="Most fields in a form; past it 400.")
-    field_bytes: int = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
-    audio_seconds: float = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
+    field_bytes: Bytes = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
+    audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
     requests: int = Field(64, gt=0, description="Requests a model holds at a time, waiting ones included; past it 503.")
-    stall_seconds: float = Field(60, gt=0, description="A client silent for so long in mid-upload is given up with 408.")
+    stall_seconds: Seconds = Field(60, gt=0, description="A client silent for so long in mid-upload is given up with 408.")
     fetch_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts from which an `audio_url` of a chat is fetched: names, `*.name`, `*` for all public ones, and "
@@ -65,7 +66,7 @@ class Live(Section):
     """Sessions in which somebody speaks and reads along."""
 
     sessions: int = Field(32, gt=0, description="Live sessions a model has at a time, those that rest included; past it 503.")
-    idle_seconds: float = Field(
+    idle_seconds: Seconds = Field(
         60, gt=0, description="A session to which no audio comes for so long does not keep its model from being unloaded."
     )
 
@@ -151,9 +152,9 @@ class Settings(SharedSettings):
         None,
         description="Folder where it is remembered which batch sizes and threads turned out best; empty is `~/.cache/eardrum`.",
     )
-    start_seconds: float = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
-    stop_seconds: int = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
-    patience: float = Field(
+    start_seconds: Seconds = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
+    stop_seconds: Seconds = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
+    patience: Seconds = Field(
         10, ge=0, description="A loaded model serves on until somebody has waited so many seconds for one it excludes."
     )
     memory: dict[str, str] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -25,6 +25,7 @@ from eardrum.config.llama_swap import (
 )
 from eardrum.config.macros import Scalar
 from eardrum.config.sections import Section, without_effect
+from eardrum.units import MEGABYTES, Seconds
 
 # ruff: noqa: N815 -- the names are llama-swap's
 
@@ -33,7 +34,7 @@ class SharedModel(Section):
     """What a model of either can have."""
 
     aliases: tuple[str, ...] = Field((), description="Further names clients may use.")
-    ttl: float = Field(
+    ttl: Seconds = Field(
         -1, ge=-1, description="Seconds without a request after which it is unloaded; 0 is never, -1 is `globalTTL`."
     )
     cmd: str = Field("", description="Command that serves the model over HTTP; `${PORT}` is its port. No shell is involved.")
@@ -43,7 +44,7 @@ class SharedModel(Section):
     )
     env: tuple[str, ...] = Field((), description="Environment of the command, as `NAME=value`.")
     checkEndpoint: str = Field("/health", description="Path that answers 200 once the command serves; `none` asks nothing.")
-    unloadTimeout: float = Field(0, ge=0, description="Seconds it may take to end before it is killed; 0 is the server's.")
+    unloadTimeout: Seconds = Field(0, ge=0, description="Seconds it may take to end before it is killed; 0 is the server's.")
     unlisted: bool = Field(False, description="Not in `/v1/models`, but usable.")
     useModelName: str = Field("", description="Name by which the upstream knows the model.")
     name: str = Field("", description="For people.")
@@ -56,7 +57,7 @@ class SharedModel(Section):
     compat: Compat = Field(Compat(), description="What the upstream does its own way.")
     capabilities: Declared = Field(Declared(), description="What the upstream can do.")
     macros: dict[str, Scalar] = Field({}, description="As `macros` of the server, for this model; they win over those.")
-    healthCheckTimeout: float = without_effect(
+    healthCheckTimeout: Seconds = without_effect(
         0, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
     )
 
@@ -64,9 +65,9 @@ class SharedModel(Section):
 class SharedSettings(BaseModel):
     """What a server of either can have."""
 
-    globalTTL: float = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0 is never.")
-    healthCheckTimeout: float = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
-    unloadTimeout: float = Field(10, ge=0, description="Seconds a `cmd` may take to end before it is killed.")
+    globalTTL: Seconds = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0 is never.")
+    healthCheckTimeout: Seconds = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
+    unloadTimeout: Seconds = Field(10, ge=0, description="Seconds a `cmd` may take to end before it is killed.")
     startPort: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
     sendLoadingState: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
     includeAliasesInList: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
@@ -90,7 +91,7 @@ class SharedSettings(BaseModel):
     metricsMaxInMemory: int = without_effect(
         1000, why="the last 1000 requests are kept.", description="Requests remembered for the activity page."
     )
-    captureBuffer: int = without_effect(
+    captureBuffer: Annotated[int, MEGABYTES] = without_effect(
         5, why="what clients send is not kept.", description="Megabytes of requests and answers that are kept."
     )
     store: Store | None = without_effect(None, why="nothing is kept beyond a restart.", description="Where activity is kept.")

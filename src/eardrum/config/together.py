@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 
 from eardrum.config import matrix
 from eardrum.config.llama_swap import Group, Matrix
-from eardrum.config.matrix import MatrixError
 from eardrum.config.names import Names
 from eardrum.config.places import Errors, KeyPath
 from eardrum.config.settings import Settings
@@ -59,12 +58,10 @@ def _check_groups(groups: Mapping[str, Group], names: Names, path: KeyPath, sett
 
 def _holds(chosen: Matrix, settings: Settings, path: KeyPath, errors: Errors) -> bool:
     """Whether a matrix can be read."""
-    try:
-        matrix.parse(chosen, settings.models)
-    except MatrixError as error:
+    wrong = list(matrix.problems(chosen, settings.models))
+    for error in wrong if not errors.incomplete else ():
         errors.add((*path, *error.path), error.message)
-        return False
-    return True
+    return not wrong
 
 
 def check_spillover(id: str, targets: Collection[str], settings: Settings, errors: Errors) -> None:

@@ -26,6 +26,7 @@ from eardrum.engines.openai.transcriptions import Transcriptions
 from eardrum.errors import ConfigError, InvalidRequestError
 from eardrum.languages import language_code
 from eardrum.types import Capabilities
+from eardrum.units import Seconds
 
 LOOK_S = 0.1
 """How often a request in flight is asked whether anybody still wants its answer."""
@@ -80,10 +81,10 @@ class OpenAIApi(Engine):
         languages: tuple[str, ...] = Field((), description="ISO 639 codes the model knows; empty: any.")
         translate: bool | None = Field(None, description="Whether it translates; unset: yes over audio routes, no in chats.")
         words: bool | None = Field(None, description="Whether it gives word times; unset: yes over audio routes, no in chats.")
-        window_seconds: float = Field(30, ge=1, le=1200, description="Longest stretch of audio sent at once.")
+        window_seconds: Seconds = Field(30, ge=1, le=1200, description="Longest stretch of audio sent at once.")
         pack: bool = Field(False, description="Fill windows with several stretches of speech: fewer requests, where each costs.")
         concurrency: int = Field(4, ge=1, le=64, description="Requests in flight.")
-        timeout_seconds: float = Field(120, gt=0, description="For one attempt, from the connection to the end of the answer.")
+        timeout_seconds: Seconds = Field(120, gt=0, description="For one attempt, from the connection to the end of the answer.")
         retries: int = Field(2, ge=0, le=10, description="Further attempts after 408, 429, 5xx and broken connections.")
 
         @field_validator("url")

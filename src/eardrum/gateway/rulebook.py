@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from eardrum.config import Settings, matrix
 from eardrum.errors import ConfigError
 from eardrum.gateway.inventory import ADDRESS, Model
-from eardrum.gateway.rules import Every, Group, Groups, Matrix, Need, Nothing, Pools, Rules, bytes_of
+from eardrum.gateway.rules import Every, Group, Groups, Matrix, Need, Nothing, Pools, Rules
+from eardrum.units import bytes_of
 
 CPU = "cpu"
 

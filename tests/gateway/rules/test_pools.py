@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.gateway.rules import LEAVING, Pools, bytes_of
+from eardrum.gateway.rules import LEAVING, Pools
+from eardrum.units import bytes_of
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,11 @@ class Models:
         catalog, selection = self._service.catalog, self._service.selection
         listed = [m for m in catalog if m.runnable and not m.absent and not (m.entry and m.entry.unlisted)]
         for model in listed:
-            yield self._model(model.id, model)
+            if model.id not in selection.selectors:  # which may have the names of peers' models, and come before them
+                yield self._model(model.id, model)
             if self._service.settings.includeAliasesInList:
-                yield from (self._alias(alias, model) for alias in catalog.aliases(model))
+                aliases = (alias for alias in catalog.aliases(model) if alias not in selection.selectors)
+                yield from (self._alias(alias, model) for alias in aliases)
         for id, selector in selection.selectors.items():
             if not selector.unlisted:
                 yield self._selector(id, selector)

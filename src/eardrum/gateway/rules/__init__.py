@@ -3,7 +3,7 @@
 from eardrum.gateway.rules.base import CLAIMED, LEAVING, Every, Loaded, Nothing, Rules
 from eardrum.gateway.rules.groups import Group, Groups
 from eardrum.gateway.rules.matrix import Matrix
-from eardrum.gateway.rules.pools import Need, Pools, bytes_of
+from eardrum.gateway.rules.pools import Need, Pools
 
 __all__ = [
     "CLAIMED",
@@ -17,5 +17,4 @@ __all__ = [
     "Nothing",
     "Pools",
     "Rules",
-    "bytes_of",
 ]

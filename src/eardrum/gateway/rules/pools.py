@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -10,25 +9,6 @@ from eardrum.gateway.rules.base import Loaded
 
 Need = Mapping[str, float]
 """Bytes of each pool that a model takes."""
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
-
-
-def bytes_of(size: str) -> int:
-    """`2.1G`, `500M`, `22GiB`, `4096` in bytes: G is 10⁹ and Gi 2³⁰; a B at the end changes nothing.
-
-    Raises:
-        ValueError: it is no size, or none above nothing.
-    """
-    found = SIZE.fullmatch(size.strip())
-    if not found or (found["binary"] and not found["unit"]):
-        raise ValueError(f"{size!r} is not a size such as 2.1G, 500M or 22GiB.")
-    unit = (BINARY_UNITS if found["binary"] else UNITS)[found["unit"].upper()]
-    if (number := round(float(found["number"]) * unit)) <= 0:
-        raise ValueError(f"{size!r} is not a size above 0.")
-    return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,101 @@
+"""Times and sizes as people write them: `10m`, `1h30m`, `50M`, `2.1 GiB`. A number alone is seconds, or bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
+
+SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+WORDS = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "day": "d"}
+"""Units as they are said; all but the first of a pair may have an `s` behind them."""
+PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]+)\s*", re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)", re.ASCII)
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE | re.ASCII)
+
+
+def seconds_of(text: str) -> float:
+    """`10m`, `1h30m`, `500ms`, `2 hours`, `90` in seconds; a minus in front of it all counts.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    stripped = text.strip()
+    if NUMBER.fullmatch(stripped):
+        return float(stripped)
+    unsigned = stripped.removeprefix("-")
+    parts = PART.findall(unsigned)
+    units = [_unit(word) for _, word in parts]
+    if not parts or PART.sub("", unsigned) or None in units:
+        raise ValueError(f"{text!r} is not a time such as 90, 10m or 1h30m")
+    total = sum(float(number) * SECONDS[unit] for (number, _), unit in zip(parts, units, strict=True) if unit)
+    return -total if stripped.startswith("-") else total
+
+
+def _unit(word: str) -> str | None:
+    if word in SECONDS:
+        return word
+    said = word.lower()
+    return WORDS.get(said) or WORDS.get(said.removesuffix("s"))
+
+
+def bytes_of(size: str) -> int:
+    """`2.1G`, `500M`, `22GiB`, `4096` in bytes: G is 10⁹ and Gi 2³⁰; a B at the end changes nothing.
+
+    Raises:
+        ValueError: it is no size, or none above nothing.
+    """
+    found = SIZE.fullmatch(size.strip())
+    if not found or (found["binary"] and not found["unit"]):
+        raise ValueError(f"{size!r} is not a size such as 2.1G, 500M or 22GiB.")
+    unit = (BINARY_UNITS if found["binary"] else UNITS)[found["unit"].upper()]
+    if (number := round(float(found["number"]) * unit)) <= 0:
+        raise ValueError(f"{size!r} is not a size above 0.")
+    return number
+
+
+def size_in_words(bytes: float) -> str:
+    """Bytes as people say them."""
+    return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Marks a number that may be written with its unit. Where that is done, `read` gives the number."""
+
+    read: Callable[[str], float]
+    noun: str
+    example: str
+    """Both for messages: `a time such as 10m`."""
+    pattern: str
+    """Of what may be written besides numbers, for the schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Read texts before the number is checked."""
+        return no_info_before_validator_function(self._number, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A number, or a text with a unit."""
+        number = handler(schema)
+        return {"anyOf": [number, {"type": "string", "pattern": self.pattern}]}
+
+    def _number(self, value: Any) -> Any:
+        return self.read(value) if isinstance(value, str) else value
+
+
+TIME = Unit(seconds_of, "a time", "10m", r"^\s*-?[0-9.].*$")
+SIZE_IN_BYTES = Unit(bytes_of, "a size", "50M", r"^\s*[0-9.]+\s*([KMGTkmgt]i?)?[Bb]?\s*$")
+MEGABYTES = Unit(lambda text: bytes_of(text) / 1e6, "a size", "50M", SIZE_IN_BYTES.pattern)
+
+Seconds = Annotated[float, TIME]
+"""A time: a number is seconds."""
+Bytes = Annotated[int, SIZE_IN_BYTES]
+"""A size: a number is bytes."""
