@@ -211,7 +211,11 @@ FAILS = {
         2,
         "strip_params and stripParams are the same setting: keep one of them.",
     ),
-    "a time that is none": ("models:\n  a: {cmd: 's ${PORT}', ttl: soon}", 2, "must be a number or a time such as 10m (it is 'soon')"),
+    "a time that is none": (
+        "models:\n  a: {cmd: 's ${PORT}', ttl: soon}",
+        2,
+        "must be a number or a time such as 10m (it is 'soon')",
+    ),
     "a size that is none": ("limits:\n  upload_bytes: big", 2, "must be a number or a size such as 50M (it is 'big')"),
     "a size of nothing": ("limits:\n  upload_bytes: 0M", 2, "limits.upload_bytes is wrong"),
     "a time below its bound": ("models:\n  a: {cmd: 's ${PORT}', ttl: -5m}", 2, "models.a.ttl is wrong: Input should be greater"),

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from eardrum.config.places import Errors, KeyPath, Misplaced, Place, Places, Remark
+from eardrum.config.places import Errors, KeyPath, Place, Places, Remark, SettingError
 
 MOST_VALUES = 500_000
 """Values a file may stand for, anchors counted as often as they are used: a short file could mean billions."""
@@ -90,11 +90,11 @@ def parse(text: str, name: str, errors: Errors | None = None) -> Document:
         context = f"{error.context}, " if error.context and error.problem else ""
         tab = " Indent with spaces, not with tabs." if "\\t" in (error.problem or "") else ""
         what = f"This is not valid YAML: {context}{error.problem or error.context}.{tab}"
-        raise Misplaced(Remark(what, Place(name, mark.line + 1 if mark else 0))) from None
+        raise SettingError(Remark(what, Place(name, mark.line + 1 if mark else 0))) from None
     except yaml.YAMLError as error:
-        raise Misplaced(Remark(f"This is not valid YAML: {str(error).splitlines()[0]}.", Place(name))) from None
+        raise SettingError(Remark(f"This is not valid YAML: {str(error).splitlines()[0]}.", Place(name))) from None
     except RecursionError:
-        raise Misplaced(Remark("The values are nested too deep.", Place(name))) from None
+        raise SettingError(Remark("The values are nested too deep.", Place(name))) from None
     return document
 
 
@@ -202,8 +202,8 @@ class _Builder:
             raise error
         self._errors.take(error, path)
 
-    def _error(self, node: Node, what: str) -> Misplaced:
-        return Misplaced(Remark(f"This is not valid YAML: {what}.", Place(self._name, node.start_mark.line + 1)))
+    def _error(self, node: Node, what: str) -> SettingError:
+        return SettingError(Remark(f"This is not valid YAML: {what}.", Place(self._name, node.start_mark.line + 1)))
 
 
 def _whole(written: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from eardrum.config import dialect, known
-from eardrum.config.places import Errors, KeyPath, Misplaced, Place, Places, Remark, dotted
+from eardrum.config.places import Errors, KeyPath, Place, Places, Remark, SettingError, dotted
 from eardrum.config.settings import PREFIX, Settings
 from eardrum.config.shape import shown
 from eardrum.errors import ConfigError
@@ -64,13 +64,13 @@ def _from_variable(name: str, value: str) -> dict[str, Any]:
     top, *below = name.removeprefix(PREFIX).lower().split(BELOW)
     settings = {field.lower(): field for field in Settings.model_fields}
     if top not in settings or (below and not known.has_names(settings[top])):
-        raise Misplaced(Remark(f"Unknown environment variable {name}.{_hint(top, below)}"))
+        raise SettingError(Remark(f"Unknown environment variable {name}.{_hint(top, below)}"))
     try:
         return {settings[top]: _placed(value, Settings.model_fields[settings[top]].annotation, below)}
     except ValueError as error:
         path = (settings[top], *below)
         message = f"The setting {dotted(path)} must be JSON here, {error}{shown(path, value)}."
-        raise Misplaced(Remark(message, Place(name), dotted(path))) from None
+        raise SettingError(Remark(message, Place(name), dotted(path))) from None
 
 
 def _hint(top: str, below: Sequence[str]) -> str:
@@ -146,8 +146,7 @@ def _cased(value: Any, kind: Any) -> Any:
 
 
 def from_assignments(assignments: Sequence[str], errors: Errors) -> tuple[dict[str, Any], Places]:
-    """What `--set a.b=c` sets; the value is YAML, and a name with dots in it stands in quotes. It is an error if it is not of that
-    form."""
+    """What `--set a.b=c` sets; the value is YAML, and a name with dots in it stands in quotes. Any other form is an error."""
     tree: dict[str, Any] = {}
     places = Places()
     for assignment in assignments:

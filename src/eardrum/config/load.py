@@ -25,8 +25,10 @@ from eardrum.errors import ConfigError
 MOST_ERRORS = 20
 """Wrong values told at once."""
 
-OF_A_NAME = 2
-"""Parts of a path that ends with a name of somebody's own, such as `models.a`: what is left out there may be referred to."""
+NAMED = ("models", "peers", "selectors")
+"""Settings below which are names that other settings refer to."""
+
+DEPTH_OF_NAMES = 2
 
 GONE = object()
 """Stands for a value that is taken out."""
@@ -147,10 +149,12 @@ def _settings(tree: Tree, errors: Errors) -> Settings:
                 missing = error["type"] == "missing"
                 if not errors.at(path):  # what is missing may have been left out because it is wrong
                     errors.add(path, _worded(error))
-                errors.incomplete |= missing or len(path) <= OF_A_NAME
+                errors.incomplete |= path[0] in NAMED and (missing or len(path) <= DEPTH_OF_NAMES)
                 tree = _without(tree, path[:-1] if missing else path)
             if tree == before:  # where the path leads nowhere
-                tree = {name: value for name, value in tree.items() if name not in {error["loc"][0] for error in invalid.errors()}}
+                tree = {
+                    name: value for name, value in tree.items() if name not in {error["loc"][0] for error in invalid.errors()}
+                }
 
 
 def _sortable(path: KeyPath) -> list[tuple[int, str]]:

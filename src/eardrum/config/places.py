@@ -39,7 +39,7 @@ class Remark:
         return f"{self.place}: {self.message}" if self.place else self.message
 
 
-class Misplaced(ConfigError):
+class SettingError(ConfigError):
     """A value that is wrong, and where it is written."""
 
     def __init__(self, remark: Remark):
@@ -107,9 +107,9 @@ class Places:
             if path not in self._places:
                 self._elsewhere.add(path)
 
-    def error(self, path: KeyPath, message: str) -> Misplaced:
+    def error(self, path: KeyPath, message: str) -> SettingError:
         """An error that names the line."""
-        return Misplaced(self.remark(path, message))
+        return SettingError(self.remark(path, message))
 
     def remark(self, path: KeyPath, message: str) -> Remark:
         """A remark that names the line."""
@@ -135,7 +135,7 @@ class Errors:
         """One more, which somebody has raised who looked at `path`, if it is the value there that is wrong."""
         if path is not None:
             self._paths.add(path)
-        self.found.append(error.remark if isinstance(error, Misplaced) else Remark(error.message))
+        self.found.append(error.remark if isinstance(error, SettingError) else Remark(error.message))
 
     def at(self, path: KeyPath) -> bool:
         """Whether a value is known to be wrong: what else there is to say of it would only follow from that."""

@@ -153,7 +153,9 @@ class Settings(SharedSettings):
         description="Folder where it is remembered which batch sizes and threads turned out best; empty is `~/.cache/eardrum`.",
     )
     start_seconds: Seconds = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
-    stop_seconds: Seconds = Field(10, ge=0, description="Time that requests in progress have to finish when the server is stopped.")
+    stop_seconds: Seconds = Field(
+        10, ge=0, description="Time that requests in progress have to finish when the server is stopped."
+    )
     patience: Seconds = Field(
         10, ge=0, description="A loaded model serves on until somebody has waited so many seconds for one it excludes."
     )

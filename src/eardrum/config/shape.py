@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from eardrum.config import known, macros
 from eardrum.config.known import is_section, sole
-from eardrum.config.places import Errors, KeyPath, Misplaced, Remark, dotted
+from eardrum.config.places import Errors, KeyPath, Remark, SettingError, dotted
 from eardrum.config.sections import WITHOUT_EFFECT
 from eardrum.config.settings import Settings
 from eardrum.units import Unit
@@ -52,7 +52,7 @@ class Shaper:
             return WRONG
         try:
             return self._strictly(value, kind, path, marks)
-        except Misplaced as error:
+        except SettingError as error:
             self._errors.take(error, path)
             return WRONG
 
@@ -65,15 +65,13 @@ class Shaper:
             return self._map(value, get_args(kind)[1], path)
         if value is None:
             return value
-        if origin is tuple:
-            return self._list(value, get_args(kind)[0], path)
-        if origin is typing.Literal or kind in (str, FilePath):
+        return self._list(value, get_args(kind)[0], path) if origin is tuple else self._plain(value, kind, path, marks)
+
+    def _plain(self, value: Any, kind: Any, path: KeyPath, marks: Sequence[Any]) -> Any:
+        if get_origin(kind) is typing.Literal or kind in (str, FilePath):
             return self._text(value, path)
         if unit := next((mark for mark in marks if isinstance(mark, Unit)), None):
             return self._with_unit(value, kind, path, unit)
-        return self._plain(value, kind, path)
-
-    def _plain(self, value: Any, kind: Any, path: KeyPath) -> Any:
         if kind is bool:
             return self._truth(value, path)
         return self._number(value, kind, path) if kind in (int, float) else value
@@ -163,7 +161,7 @@ class Shaper:
             return int(value)
         return value
 
-    def _wrong(self, path: KeyPath, must: str, value: Any) -> Misplaced:
+    def _wrong(self, path: KeyPath, must: str, value: Any) -> SettingError:
         return self._places.error(path, f"The setting {dotted(path)} is wrong: it {must}{shown(path, value)}.")
 
 
