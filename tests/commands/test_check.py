@@ -100,8 +100,9 @@ def findings(tmp_path: Path, text: str, *arguments: str) -> tuple[dict[str, Any]
         ("memory:\n  cpu: lots", 2, "memory.cpu: 'lots' is not a size"),
         ("memory: {cpu: 1G}\nmodels:\n  moonshine-tiny-en: {memory: lots}", 3, "models.moonshine-tiny-en.memory: 'lots'"),
         ("models:\n  a:\n    engine: telepathy", 2, "There is no engine 'telepathy'"),
-        ("models:\n  base:\n    options:\n      treads: 2", 2, "no option treads"),
-        ("models:\n  base:\n    options:\n      threads: many", 3, "Option threads of faster_whisper: Input should be"),
+        ("models:\n  base:\n    options:\n      treads: 2", 4, "has no option treads"),
+        ("models:\n  base:\n    options:\n      treads: 2", 4, "Did you mean threads?"),
+        ("models:\n  base:\n    options:\n      threads: many", 4, "Option threads of faster_whisper: Input should be"),
         ("models:\n  base:\n    options: {device: gpu}", 3, "Option device of faster_whisper: Input should be 'auto'"),
     ],
 )
@@ -200,3 +201,93 @@ def test_who_may_be_loaded_beside_whom(tmp_path: Path, rules: str, beside: dict[
     models = "models: {a: {cmd: 'true ${PORT}', memory: 3G}, b: {cmd: 'true ${PORT}', memory: 3G}, d: {proxy: 'http://d'}}\n"
     report, _ = findings(tmp_path, models + rules)
     assert {model["id"]: model["beside"] for model in report["models"]} == beside
+
+
+def test_everything_is_found_in_one_run(tmp_path: Path) -> None:
+    """From the words of the files to the options of engines: what is wrong early hides nothing that is wrong late."""
+    text = f"""\
+port: high
+globalTtl: 5
+model_dir: /nowhere
+spool_dir: /nowhere/either
+tls_key: /no/key.pem
+memory: {{cpu: lots, cuda: 4G}}
+models:
+  a: {{cmd: '{sys.executable} ${{PORT}} ${{nothing}}'}}
+  b: {{source: /nowhere/b}}
+  c: {{cmd: 'no-such-program ${{PORT}}', memory: much, fallback: [who]}}
+  moonshine-tiny-en:
+    options: {{treads: 2, device: gpu}}
+    fallback: [b, nobody]
+  base:
+groups:
+  g: {{members: [a, noone]}}
+hooks: {{on_startup: {{preload: [nothing-at-all]}}}}
+"""
+    report, code = findings(tmp_path, text, "--set", "limits.fieldz=1")
+    assert code == 1
+    for line, says in (
+        (1, "The setting port is wrong"),
+        (3, "model_dir /nowhere is not a directory"),
+        (4, "spool_dir /nowhere/either is not a folder"),
+        (5, "tls_key is set but tls_certificate is not"),
+        (6, "memory.cpu: 'lots' is not a size"),
+        (8, "There is no macro ${nothing}"),
+        (9, "models.b.source: there is nothing at /nowhere/b"),
+        (10, "models.c.memory: 'much' is not a size"),
+        (10, "models.c.fallback: There is no model 'who'"),
+        (12, "moonshine has no option treads"),
+        (12, "Option device of moonshine"),
+        (13, "models.moonshine-tiny-en.fallback: There is no model 'nobody'"),
+        (16, "there is no model 'noone'"),
+        (0, "Unknown setting limits.fieldz"),
+    ):
+        assert any(says in error["message"] and error["line"] == line for error in report["errors"]), (says, report["errors"])
+    assert len(report["errors"]) == 14, report["errors"]
+    for line, says in (
+        (2, "Unknown setting globalTtl"),
+        (10, "There is no program no-such-program"),
+        (14, "eardrum pull base"),
+        (17, "nothing-at-all will not be preloaded"),
+    ):
+        assert any(says in warning["message"] and warning["line"] == line for warning in report["warnings"]), report["warnings"]
+
+
+def test_a_default_model_that_is_wrong_is_told_once(tmp_path: Path) -> None:
+    report, _ = findings(tmp_path, "default_model: a\nmodels: {a: {source: /nowhere}}")
+    assert [error["setting"] for error in report["errors"]] == ["models.a"]
+
+
+def test_where_flags_and_variables_are_wrong(tmp_path: Path) -> None:
+    done = checked("--set", "port=high", EARDRUM_GLOBALTTL="soon", EARDRUM_PROT="1")
+    assert done.exit_code == 1
+    assert "    --set port: The setting port is wrong: it must be a whole number (it is 'high').\n" in done.output
+    assert "    EARDRUM_GLOBALTTL: The setting globalTTL is wrong: it must be a number or a time such as 10m" in done.output
+    assert "    Unknown environment variable EARDRUM_PROT. Did you mean EARDRUM_PORT?\n" in done.output
+
+
+def test_pools_are_shown(tmp_path: Path) -> None:
+    text = """\
+memory: {cuda: 10G, cpu: 2G}
+models:
+  a: {cmd: 'true ${PORT}', memory: 6G}
+  b: {cmd: 'true ${PORT}', memory: 'cuda 5G, cpu 1.5G'}
+  d: {proxy: 'http://d'}
+"""
+    report, code = findings(tmp_path, text)
+    assert code == 0, report
+    assert report["pools"] == [
+        {"name": "cuda", "bytes": 10_000_000_000, "models": {"a": 6_000_000_000, "b": 5_000_000_000}},
+        {"name": "cpu", "bytes": 2_000_000_000, "models": {"b": 1_500_000_000}},
+    ]
+    shown = checked(str(tmp_path / "config.yaml")).output
+    assert "Pools of memory\n    cuda has 10.0 GB; models take a 6.0 GB, b 5.0 GB\n" in shown
+
+
+def test_strictly_warnings_are_errors(tmp_path: Path) -> None:
+    _, code = findings(tmp_path, "globalTtl: 1")
+    assert code == 0
+    report, code = findings(tmp_path, "globalTtl: 1", "--strict")
+    assert (code, report["ok"], len(report["warnings"])) == (1, False, 1)
+    report, code = findings(tmp_path, "globalTTL: 1", "--strict")
+    assert (code, report["ok"]) == (0, True)

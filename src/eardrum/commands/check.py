@@ -15,6 +15,7 @@ import typer
 from eardrum.commands import examine
 from eardrum.commands.examine import Report
 from eardrum.commands.options import Assignments, ConfigFolder
+from eardrum.units import size_in_words
 
 WIDTH = 110
 INDENT = "    "
@@ -24,16 +25,18 @@ def check(
     files: Annotated[list[Path] | None, typer.Argument(help="YAML files with settings.", metavar="FILES...")] = None,
     config_folder: ConfigFolder = None,
     assignments: Assignments = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors do.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Show what a config amounts to, and what is wrong with it. The exit code is 1 if the server would not start."""
+    """Show what a config amounts to, and all that is wrong with it. The exit code is 1 if the server would not start."""
     report = examine.examined(files or (), config_folder, assignments or ())
+    ok = not (report.errors or (strict and report.warnings))
     if as_json:
-        print(json.dumps({"ok": not report.errors, **asdict(report)}, indent=2, ensure_ascii=False))
+        print(json.dumps({"ok": ok, **asdict(report)}, indent=2, ensure_ascii=False))
     else:
         for line in lines(report):
             print(line)
-    if report.errors:
+    if not ok:
         raise typer.Exit(1)
 
 
@@ -42,6 +45,11 @@ def lines(report: Report) -> Iterator[str]:
     for model in report.models:
         yield from _model(model)
         yield ""
+    if report.pools:
+        yield "Pools of memory"
+        for pool in report.pools:
+            yield from _wrapped(_pool(pool))
+        yield ""
     for title, findings in (("Errors", report.errors), ("Warnings", report.warnings)):
         if findings:
             yield title
@@ -49,6 +57,11 @@ def lines(report: Report) -> Iterator[str]:
             yield ""
     counted = [_count(len(report.models), "model"), _count(len(report.errors), "error"), _count(len(report.warnings), "warning")]
     yield f"{', '.join(report.files)}: {', '.join(counted)}." if report.files else f"{', '.join(counted)}."
+
+
+def _pool(pool: dict[str, Any]) -> str:
+    taken = [f"{id} {size_in_words(bytes)}" for id, bytes in pool["models"].items()]
+    return f"{pool['name']} has {size_in_words(pool['bytes'])}; models take {', '.join(taken) or 'nothing that is known'}"
 
 
 def _model(model: dict[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from eardrum.engines.registry import Card
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import COMMON_OPTIONS, Model
 from eardrum.types import Capabilities
+from eardrum.units import size_in_words
 
 ABILITIES = {
     "translate": "translation",
@@ -23,10 +24,7 @@ ABILITIES = {
 }
 """Capabilities that are there or not, and what people call them."""
 
-
-def size(bytes: int) -> str:
-    """Bytes as people say them."""
-    return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
+size = size_in_words
 
 
 def languages(can: Capabilities) -> str:

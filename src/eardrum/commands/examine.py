@@ -8,19 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eardrum import config
-from eardrum.config import Loaded, Remark, words
+from eardrum import config, tls
+from eardrum.api.wyoming.announcement import Announcement
+from eardrum.config import Loaded, Remark, Settings, words
+from eardrum.config.places import KeyPath
 from eardrum.errors import ConfigError, EardrumError, ModelNotFoundError
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Inventory, Model
-from eardrum.gateway.rulebook import Rulebook
-from eardrum.gateway.rules import Nothing, Rules
+from eardrum.gateway.rulebook import Rulebook, wrong_sizes
+from eardrum.gateway.spool import check_folder
 
 OPTIONS_S = 60
 """Time for engines to look at options: they import numpy, but none of their own libraries."""
@@ -40,7 +44,8 @@ class Finding:
     setting: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}" if self.file else self.message
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.message}" if place else self.message
 
 
 @dataclass(slots=True)
@@ -49,50 +54,166 @@ class Report:
 
     files: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
+    pools: list[dict[str, Any]] = field(default_factory=list)
+    """Each with its name, its bytes, and the bytes that models are known to take of it."""
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
 
+    def position(self, finding: Finding) -> tuple[int, int]:
+        """Sorts by file and line, with what has no line at the end."""
+        return (self.files.index(finding.file) if finding.file in self.files else len(self.files), finding.line)
+
 
 def examined(files: Sequence[Path], folder: Path | None, assignments: Sequence[str]) -> Report:
-    """Read a config and look at everything that can be looked at without loading a model."""
-    report = Report([str(file) for file in files])
-    try:
-        loaded = config.read(files, assignments, folder=folder)
-    except ConfigError as error:
-        report.errors += [_located(message) for message in error.message.splitlines()]
-        return report
-    report.files = [str(file) for file in loaded.files]
-    report.warnings += [_finding(warning) for warning in loaded.warnings]
-    found = _models(loaded, report)
-    rules = _rules(found, loaded, report)
-    for id, entry in loaded.settings.models.items():
-        beside = [other for other in loaded.settings.models if other != id and rules.allows((id, other))]
-        report.models.append(_entry(id, entry, found.get(id), loaded) | {"beside": beside})
-    report.warnings += _missing_programs(loaded)
-    report.errors += _wrong_options(found, loaded)
-    if not report.errors:
-        _look_at_names(loaded, report)
-    return report
+    """Read a config and look at everything that can be looked at without loading a model. No error hides the rest."""
+    loaded = config.examine(files, assignments, folder=folder)
+    look = _Look(loaded)
+    look.at_everything()
+    for findings in (look.report.errors, look.report.warnings):
+        findings.sort(key=look.report.position)
+    return look.report
 
 
-def _models(loaded: Loaded, report: Report) -> dict[str, Model]:
-    """The config's models as the server would have them; those that it could not have become errors."""
-    found = {}
-    try:
-        inventory = Inventory(loaded.settings)
-    except ConfigError as error:
-        report.errors.append(_of_setting(error.message, loaded))
-        return {}
-    for id in loaded.settings.models:
+class _Look:
+    """A look at one config. `report` fills as it goes."""
+
+    def __init__(self, loaded: Loaded):
+        self._loaded = loaded
+        self._settings = loaded.settings
+        self.report = Report(
+            files=[str(file) for file in loaded.files],
+            errors=[_finding(error) for error in loaded.errors],
+            warnings=[_finding(warning) for warning in loaded.warnings],
+        )
+
+    def at_everything(self) -> None:
+        """All there is to look at."""
+        self._look_at_places()
+        found = self._models()
+        book = self._rulebook(found)
+        for id, entry in self._settings.models.items():
+            beside = [other for other in self._settings.models if other != id and book.rules.allows((id, other))]
+            self.report.models.append(_entry(id, entry, found.get(id), self._loaded) | {"beside": beside})
+        for name, bytes in book.pools.items():
+            taken = {id: round(need[name]) for id, need in book.needs.items() if name in need}
+            self.report.pools.append({"name": name, "bytes": round(bytes), "models": taken})
+        self.report.warnings += _missing_programs(self._loaded)
+        self._look_at_options(found)
+        self._look_at_names(found)
+
+    def _look_at_places(self) -> None:
+        """What of the machine the settings name, models aside; what is not there is left out from here on."""
+        settings = self._settings
+        self._fails(lambda: check_folder(settings.spool_dir))
+        self._fails(lambda: tls.serving(settings.tls_certificate, settings.tls_key))
+        wyoming = settings.wyoming
+        if wyoming.zeroconf and wyoming.serves(settings.apiKeys):
+            with suppress(ValueError):  # a host by its name, whose address shows when the server listens
+                self._fails(lambda: Announcement(wyoming.zeroconf, wyoming.host or settings.host, wyoming.port))
+        for name, without in (("model_dir", None), ("default_engine", "")):
+            alone = Settings().model_copy(update={name: getattr(settings, name)})
+            if self._fails(partial(Inventory, alone)):
+                self._settings = self._settings.model_copy(update={name: without})
+
+    def _models(self) -> dict[str, Model]:
+        """The config's models as the server would have them; those that it could not have become errors."""
+        inventory = Inventory(self._with_models(self._settings.models))
+        found = {}
+        for id, entry in self._settings.models.items():
+            try:
+                model = inventory.configured(id)
+            except EardrumError as error:
+                self._wrong(error.message, ("models", id))
+                continue
+            if model:
+                model = model if model.foreign else replace(model, options=model.options | entry.options)
+                found[id] = model
+                self.report.warnings += [_at(message, ("models", id), self._loaded) for message in _unready(model)]
+        return found
+
+    def _with_models(self, models: Iterable[str]) -> Settings:
+        """The settings with these models, without what of them is looked at by itself."""
+        entries = {id: self._settings.models[id].model_copy(update={"fallback": ()}) for id in models}
+        ours = {id: entry.model_copy(update={"options": {}}) for id, entry in entries.items() if not (entry.cmd or entry.proxy)}
+        return self._settings.model_copy(update={"models": entries | ours})
+
+    def _rulebook(self, found: Mapping[str, Model]) -> Rulebook:
+        """The rules by which the server would unload models for one another."""
+        for path, message in list(wrong_sizes(self._settings)):
+            self._wrong(message, path)
+            self._settings = _without_size(self._settings, path)
+        book = Rulebook(self._settings)
+        for id, model in found.items():
+            book.learn(replace(model, entry=self._settings.models[id]))
+        return book
+
+    def _look_at_options(self, found: Mapping[str, Model]) -> None:
+        """Ask the engines, in a process of their own, since they import what the gateway must not."""
+        ours = [model for model in found.values() if not model.foreign]
+        for model, problems in zip(ours, _problems_of_options(ours), strict=True):
+            for problem in problems:
+                self._wrong(f"models.{model.id}: {problem['message']}", ("models", model.id, "options", *problem["path"]))
+
+    def _look_at_names(self, found: Mapping[str, Model]) -> None:
+        settings = self._with_models(found)
+        catalog = self._catalog(settings)
+        if not catalog:
+            return
+        for id in found:
+            for position, name in enumerate(self._settings.models[id].fallback):
+                if not self._is_of_the_config(name):
+                    self._doubt(partial(catalog.doubt_of_fallback, id, name), ("models", id, "fallback", position))
+        for position, name in enumerate(settings.hooks.on_startup.preload):
+            if name in settings.selectors or self._is_of_the_config(name):
+                continue
+            try:
+                catalog.find(name)
+            except ModelNotFoundError as error:
+                path = ("hooks", "on_startup", "preload", position)
+                self.report.warnings.append(_at(f"{name} will not be preloaded. {error.message}", path, self._loaded))
+
+    def _catalog(self, settings: Settings) -> Catalog | None:
+        """The names there are, whatever there is to say about the default model."""
+        if self._is_of_the_config(settings.default_model) and not any(
+            settings.default_model in (id, *entry.aliases) for id, entry in settings.models.items()
+        ):
+            settings = settings.model_copy(update={"default_model": ""})  # it is wrong itself, which has been told
+        for update in ({}, {"default_model": ""}, {"default_model": "", "default_engine": ""}):
+            try:
+                return Catalog(settings.model_copy(update=update))
+            except ConfigError as error:
+                self.report.errors.append(_of_setting(error.message, self._loaded))
+        return None
+
+    def _is_of_the_config(self, name: str) -> bool:
+        return any(name in (id, *entry.aliases) for id, entry in self._settings.models.items())
+
+    def _doubt(self, look: Callable[[], str], path: KeyPath) -> None:
         try:
-            model = inventory.configured(id)
-        except EardrumError as error:
-            report.errors.append(_at(error.message, ("models", id), loaded))
-            continue
-        if model:
-            found[id] = model
-            report.warnings += [_at(message, ("models", id), loaded) for message in _unready(model)]
-    return found
+            if doubt := look():
+                self.report.warnings.append(_at(doubt, path, self._loaded))
+        except ConfigError as error:
+            self._wrong(error.message, path)
+
+    def _fails(self, attempt: Callable[[], object]) -> bool:
+        try:
+            attempt()
+        except ConfigError as error:
+            self.report.errors.append(_of_setting(error.message, self._loaded))
+            return True
+        return False
+
+    def _wrong(self, message: str, path: KeyPath) -> None:
+        self.report.errors.append(_at(message, path, self._loaded))
+
+
+def _without_size(settings: Settings, path: KeyPath) -> Settings:
+    """The settings without one size that cannot be read."""
+    if path[0] == "memory":
+        return settings.model_copy(update={"memory": {name: size for name, size in settings.memory.items() if name != path[1]}})
+    id = str(path[1])
+    models = settings.models | {id: settings.models[id].model_copy(update={"memory": ""})}
+    return settings.model_copy(update={"models": models})
 
 
 def _unready(model: Model) -> Iterator[str]:
@@ -104,34 +225,6 @@ def _unready(model: Model) -> Iterator[str]:
         yield f"{model.id} is not on this machine: `eardrum pull {model.id}`."
     if model.batch > model.card.capabilities.max_batch:
         yield f"batch is {model.batch}, but {model.engine} decodes at most {model.card.capabilities.max_batch} windows at once."
-
-
-def _rules(found: Mapping[str, Model], loaded: Loaded, report: Report) -> Rules:
-    """The rules by which the server would unload models for one another."""
-    try:
-        book = Rulebook(loaded.settings)
-    except ConfigError as error:
-        report.errors.append(_of_setting(error.message, loaded))
-        return Nothing()
-    for model in found.values():
-        book.learn(model)
-    return book.rules
-
-
-def _look_at_names(loaded: Loaded, report: Report) -> None:
-    try:
-        catalog = Catalog(loaded.settings)
-    except ConfigError as error:
-        report.errors.append(_of_setting(error.message, loaded))
-        return
-    for position, name in enumerate(loaded.settings.hooks.on_startup.preload):
-        if name in loaded.settings.selectors:
-            continue
-        try:
-            catalog.find(name)
-        except ModelNotFoundError as error:
-            path = ("hooks", "on_startup", "preload", position)
-            report.warnings.append(_at(f"{name} will not be preloaded. {error.message}", path, loaded))
 
 
 def _entry(id: str, entry: config.Model, model: Model | None, loaded: Loaded) -> dict[str, Any]:
@@ -185,23 +278,21 @@ def _missing_programs(loaded: Loaded) -> Iterator[Finding]:
                 yield _at(f"There is no program {program} for the `{name}` of {id}.", ("models", id, name), loaded)
 
 
-def _wrong_options(found: Mapping[str, Model], loaded: Loaded) -> Iterator[Finding]:
-    """Ask the engines, in a process of their own, since they import what the gateway must not."""
-    ours = [model for model in found.values() if not model.foreign]
-    if not ours:
-        return
-    asked = json.dumps([{"engine": model.engine, "options": model.options} for model in ours])
+def _problems_of_options(models: Sequence[Model]) -> list[list[dict[str, Any]]]:
+    """What the engines have against the options of each model."""
+    if not models:
+        return []
+    asked = json.dumps([{"engine": model.engine, "options": model.options} for model in models])
     command = [sys.executable, "-m", "eardrum.runner.options"]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
     if done.returncode:
-        yield Finding(f"The options of engines cannot be checked: {done.stderr.strip().splitlines()[-1]}")
-        return
-    for model, problem in zip(ours, json.loads(done.stdout), strict=True):
-        if problem:
-            yield _at(f"models.{model.id}: {problem}", ("models", model.id, "options"), loaded)
+        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        return [[{"path": [], "message": f"The options cannot be checked: {why}"}] for _ in models]
+    problems: list[list[dict[str, Any]]] = json.loads(done.stdout)
+    return problems
 
 
-def _at(message: str, path: tuple[str | int, ...], loaded: Loaded) -> Finding:
+def _at(message: str, path: KeyPath, loaded: Loaded) -> Finding:
     return _finding(loaded.places.remark(path, message))
 
 
@@ -218,8 +309,3 @@ def _of_setting(message: str, loaded: Loaded) -> Finding:
 def _finding(remark: Remark) -> Finding:
     place = remark.place
     return Finding(remark.message, place.file if place else "", place.line if place else 0, remark.path)
-
-
-def _located(message: str) -> Finding:
-    match = re.fullmatch(r"(.+?):(\d+): (.*)", message)
-    return Finding(match[3], match[1], int(match[2])) if match else Finding(message)

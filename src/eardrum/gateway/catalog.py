@@ -42,7 +42,8 @@ class Catalog:
         self.scan()
         for model in self:
             for name in model.fallback:
-                self._check_fallback(model, name)
+                if doubt := self.doubt_of_fallback(model.id, name):
+                    log.warning("%s", doubt)
 
     def scan(self) -> None:
         """Look again at what is there; the default model may become another one."""
@@ -152,6 +153,21 @@ class Catalog:
         """The model of this name or alias if there is one, without a look at what may have come since."""
         return self._present(name) if name else None
 
+    def doubt_of_fallback(self, id: str, name: str) -> str:
+        """Why a model's fallback is no help, or none yet: one that is not here is passed over until it is. Empty if it is one.
+
+        Raises:
+            ConfigError: nobody knows it.
+        """
+        try:
+            itself = self.find(name).id == id
+        except ModelNotFoundError as error:
+            doubt = f"models.{id}.fallback: {error.message}"
+            if not names.matches(name):
+                raise ConfigError(doubt) from None
+            return doubt
+        return f"models.{id}.fallback: {name} is the model itself and no help." if itself else ""
+
     def how_to_fetch(self, name: str, repository: str, engine: str = "") -> str:
         """What to do about a model that is not on this machine."""
         state = "is only half fetched" if self.inventory.store.unfinished(repository) else "is not on this machine"
@@ -215,16 +231,6 @@ class Catalog:
             owner = self._names.setdefault(alias, model.id)
             if owner != model.id and model.origin == "config":
                 raise ConfigError(f"The alias {alias!r} of {model.id} already belongs to {owner}.")
-
-    def _check_fallback(self, model: Model, name: str) -> None:
-        """A fallback that is not here yet is passed over until it is; one that nobody knows is a mistake."""
-        try:
-            if self.find(name).id == model.id:
-                log.warning("models.%s.fallback: %s is the model itself and no help.", model.id, name)
-        except ModelNotFoundError as error:
-            if not names.matches(name):
-                raise ConfigError(f"models.{model.id}.fallback: {error.message}") from None
-            log.warning("models.%s.fallback: %s", model.id, error.message)
 
     def _new_default(self) -> Model:
         try:

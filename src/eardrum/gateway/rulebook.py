@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from eardrum.config import Settings, matrix
+from eardrum.config.places import KeyPath, dotted
 from eardrum.errors import ConfigError
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.rules import Every, Group, Groups, Matrix, Need, Nothing, Pools, Rules
@@ -25,15 +27,19 @@ class Rulebook:
     """
 
     def __init__(self, settings: Settings, measured: Mapping[str, Need] | None = None):
-        self.pools = {name: float(_size(f"memory.{name}", size)) for name, size in settings.memory.items()}
+        for _, message in wrong_sizes(settings):
+            raise ConfigError(message)
+        self.pools = _pools(settings)
         self._models = settings.models
         self._needs: dict[str, Need] = {}
         self.measured: dict[str, Need] = dict(measured or {})
-        for id, entry in self._models.items():
-            if entry.memory:
-                _need(f"models.{id}.memory", entry.memory, self.pools, self._first_pool)
         self._static = _of_the_config(settings)
         self._kept = frozenset(member for group in settings.groups.values() if group.persistent for member in group.members)
+
+    @property
+    def needs(self) -> Mapping[str, Need]:
+        """What the models that were learnt take of the pools, as far as that is known."""
+        return self._needs
 
     @property
     def rules(self) -> Rules:
@@ -66,7 +72,7 @@ class Rulebook:
         """What the config says, else what was seen, else what its files suggest; with nothing to go by, all there is."""
         pool = self._pool(model)
         if model.entry and model.entry.memory:
-            return _need(f"models.{model.id}.memory", model.entry.memory, self.pools, pool)
+            return _need(model.entry.memory, self.pools, pool)
         if model.id in self.measured:
             return self.measured[model.id]
         if pool not in self.pools:
@@ -80,7 +86,33 @@ class Rulebook:
 
     @property
     def _first_pool(self) -> str:
-        return next((pool for pool in self.pools if pool != CPU), CPU)
+        return _first(self.pools)
+
+
+def wrong_sizes(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Sizes of pools and models that cannot be read: the setting, and what is wrong with it."""
+    sizes: list[tuple[KeyPath, Callable[[], object]]] = [
+        (("memory", name), partial(bytes_of, size)) for name, size in settings.memory.items()
+    ]
+    pools = dict.fromkeys(settings.memory, 0.0)
+    sizes += [
+        (("models", id, "memory"), partial(_need, entry.memory, pools, _first(pools)))
+        for id, entry in settings.models.items()
+        if entry.memory
+    ]
+    for path, read in sizes:
+        try:
+            read()
+        except ValueError as error:
+            yield path, f"{dotted(path)}: {error}"
+
+
+def _pools(settings: Settings) -> dict[str, float]:
+    return {name: float(bytes_of(size)) for name, size in settings.memory.items()}
+
+
+def _first(pools: Iterable[str]) -> str:
+    return next((pool for pool in pools if pool != CPU), CPU)
 
 
 def _of_the_config(settings: Settings) -> Rules:
@@ -104,20 +136,17 @@ def _groups(settings: Settings) -> Groups:
     return Groups((*groups, Group(rest)) if rest and not settings.memory else tuple(groups))
 
 
-def _need(setting: str, text: str, pools: Mapping[str, float], pool: str) -> Need:
-    """`2.1G`, or with pools `cuda 20G, cpu 2G`."""
+def _need(text: str, pools: Mapping[str, float], pool: str) -> Need:
+    """`2.1G`, or with pools `cuda 20G, cpu 2G`.
+
+    Raises:
+        ValueError: it is no size.
+    """
     need: dict[str, float] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition(" ")
         if size and name in pools:
-            need[name] = _size(setting, size)
+            need[name] = bytes_of(size)
         else:
-            need[pool] = _size(setting, part)
+            need[pool] = bytes_of(part)
     return need
-
-
-def _size(setting: str, text: str) -> int:
-    try:
-        return bytes_of(text)
-    except ValueError as error:
-        raise ConfigError(f"{setting}: {error}") from None

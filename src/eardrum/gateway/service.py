@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator, Set
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
@@ -30,7 +29,7 @@ from eardrum.gateway.scheduler import State
 from eardrum.gateway.selection import Selection, Target
 from eardrum.gateway.sessions import Sessions
 from eardrum.gateway.spool import Source as Audio
-from eardrum.gateway.spool import Spool
+from eardrum.gateway.spool import Spool, check_folder
 from eardrum.gateway.status import ProcessStatus, status_of
 from eardrum.gateway.supervisor import Supervisor
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
@@ -56,8 +55,7 @@ class Service:
     """The gateway behind its edges."""
 
     def __init__(self, settings: Settings):
-        if settings.spool_dir and not os.access(settings.spool_dir, os.W_OK):
-            raise ConfigError(f"spool_dir {settings.spool_dir} is not a folder that can be written to.")
+        check_folder(settings.spool_dir)
         self.settings = settings
         self.source: Source | None = None
         """Where the settings came from, if they can be read again."""

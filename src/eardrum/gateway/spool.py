@@ -14,13 +14,23 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Protocol, Self, TypeVar
 
-from eardrum.errors import StorageFullError
+from eardrum.errors import ConfigError, StorageFullError
 
 CHUNK = 256 * 1024
 IN_MEMORY = 1 << 20
 """Bytes of an upload that never see the disk. Most uploads have no more, and need neither a file nor a thread to write it."""
 
 T = TypeVar("T")
+
+
+def check_folder(folder: Path | None) -> None:
+    """See whether uploads can be kept there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if folder and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"spool_dir {folder} is not a folder that can be written to.")
 
 
 class Source(Protocol):

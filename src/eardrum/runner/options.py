@@ -1,17 +1,19 @@
 """The options of engines, held against what the engines declare: for a runner that loads, and for a check that does not.
 
-`python -m eardrum.runner.options` reads a JSON list of `{"engine", "options"}` from stdin and prints one of what is wrong with
-each, an empty text for nothing. No model is loaded, and no library of an engine.
+`python -m eardrum.runner.options` reads a JSON list of `{"engine", "options"}` from stdin and prints a list, of a list for each:
+what is wrong with it, as `{"path", "message"}`. No model is loaded, and no library of an engine.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import sys
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from eardrum.engines import registry
 from eardrum.engines.base import Engine, EngineOptions
@@ -20,16 +22,20 @@ from eardrum.errors import ConfigError, ModelLoadError
 
 def main() -> None:
     """Check what comes in on stdin."""
-    print(json.dumps([problem(asked["engine"], asked["options"]) for asked in json.load(sys.stdin)]))
+    print(json.dumps([problems(asked["engine"], asked["options"]) for asked in json.load(sys.stdin)]))
 
 
-def problem(engine: str, options: dict[str, Any]) -> str:
-    """What is wrong with the options; empty if nothing is."""
+def problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong with the options: for each of them where below the options, and a sentence."""
     try:
-        validated(engine_class(engine), engine, options)
+        cls = engine_class(engine)
     except (ConfigError, ModelLoadError) as error:
-        return error.message
-    return ""
+        return [{"path": [], "message": error.message}]
+    try:
+        cls.Options(**options)
+    except ValidationError as error:
+        return [{"path": list(wrong["loc"]), "message": _worded(wrong, cls, engine)} for wrong in error.errors()]
+    return []
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -56,10 +62,18 @@ def validated(cls: type[Engine], name: str, options: dict[str, Any]) -> EngineOp
     try:
         return cls.Options(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(cls.Options.model_fields)
-        wrong = first["msg"].replace("tuple", "list").removeprefix("Value error, ").rstrip(".")
-        raise ConfigError(f"Option {'.'.join(map(str, first['loc']))} of {name}: {wrong}. Options: {known}.") from error
+        raise ConfigError(_worded(error.errors()[0], cls, name)) from error
+
+
+def _worded(error: ErrorDetails, cls: type[Engine], engine: str) -> str:
+    known = ", ".join(cls.Options.model_fields)
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, cls.Options.model_fields, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"{engine} has no option {name}, only {known}.{hint}"
+    what = error["msg"].replace("tuple", "list").removeprefix("Value error, ").rstrip(".")
+    return f"Option {name} of {engine}: {what}. Options: {known}." if name else f"The options of {engine} are wrong: {what}."
 
 
 if __name__ == "__main__":
