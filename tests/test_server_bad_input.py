@@ -155,6 +155,8 @@ def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
     assert answer.json()["text"] == SPEECH_TEXT
     assert answer.headers["x-eardrum-ignored"] == "prompt, temperature, foo"
     assert "x-eardrum-ignored" not in server.post(audio, prompt="", temperature="0").headers
+    words = server.post(audio, **{"timestamp_granularities[]": "word"})
+    assert words.headers["x-eardrum-ignored"] == "timestamp_granularities"
 
 
 def test_nothing_is_left_open(server: RunningServer) -> None:

@@ -238,6 +238,29 @@ def test_what_had_no_effect_is_named() -> None:
     assert read(temperature="0", model="m", language="en", stream="true").ignored(Capabilities()) == []
 
 
+@pytest.mark.parametrize(
+    ("form", "format", "stream", "idle"),
+    [
+        ({"timestamp_granularities[]": ["word"]}, "json", False, ["timestamp_granularities"]),
+        ({"timestamp_granularities[]": ["word", "segment"]}, "text", False, ["timestamp_granularities"]),
+        ({"timestamp_granularities": ["segment"]}, "json", False, ["timestamp_granularities"]),
+        ({"timestamp_granularities": ["word"]}, "srt", False, ["timestamp_granularities"]),
+        ({"timestamp_granularities": ["segment"]}, "vtt", False, []),
+        ({"timestamp_granularities[]": ["word", "segment"]}, "verbose_json", False, []),
+        ({"timestamp_granularities": ["word"]}, "verbose_json", True, ["timestamp_granularities"]),
+        ({"timestamp_granularities": ["segment"]}, "json", True, []),
+        ({"include[]": ["logprobs"]}, "json", False, []),
+        ({"include[]": ["logprobs"]}, "verbose_json", False, ["include"]),
+        ({"languages[]": ["de"]}, "json", False, []),
+        ({"languages[]": ["de", "en"]}, "json", False, ["languages"]),
+        ({"languages[]": ["de", "en"], "language": ["de"]}, "json", False, []),
+    ],
+)
+def test_what_says_nothing_to_an_answer_is_named(form: Form, format: str, stream: bool, idle: list[str]) -> None:
+    asked = read(form, response_format=format, stream=str(stream))
+    assert asked.ignored(Capabilities(words=True, logprobs=True)) == idle
+
+
 def test_which_wishes_one_decoding_answers() -> None:
     asked = read(model="m", language="en")
     assert asked.asks_the_same_as(read(model="m", language="en-US", response_format="srt", stream="true"))

@@ -41,6 +41,10 @@ class Wish:
     words: bool
     unknown: tuple[str, ...]
     """Fields nobody here understands; the answer names them."""
+    languages: tuple[str, ...] = ()
+    """Those that may be spoken, as the client writes them."""
+    idle: tuple[str, ...] = ()
+    """Fields that say nothing to this format of the answer."""
     extra: tuple[tuple[str, str], ...] = ()
     """What a server behind a model gets as the client sent it: fields nobody here understands, and hints."""
 
@@ -53,7 +57,8 @@ class Wish:
         return replace(self.request, extra=self.extra)
 
     def ignored(self, can: Capabilities, *, foreign: bool = False) -> list[str]:
-        """Fields that had no effect: unknown ones, unless another server got them, and hints that the model cannot take.
+        """Fields that had no effect: unknown ones, unless another server got them, those that say nothing to this format of the
+        answer, and hints that the model cannot take.
 
         Hints (prompt, keywords, temperature) nudge a model and change nothing about what is asked, so a model
         without them still answers, and says so.
@@ -65,7 +70,9 @@ class Wish:
         }
         if self.stream:
             hints["response_format"] = self.response_format in ("text", "srt", "vtt")
-        return [name for name, unused in hints.items() if unused] + list(() if foreign else self.unknown)
+        if len(self.languages) > 1 and not self.request.language:
+            hints["languages"] = not foreign
+        return [name for name, unused in hints.items() if unused] + [*self.idle, *(() if foreign else self.unknown)]
 
 
 def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
@@ -86,7 +93,9 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
         if value != "logprobs":
             raise InvalidRequestError(f"include may hold logprobs, not {value!r}.", param="include")
     # Granularities mean something in verbose_json only; Subtitle Edit sends them with json, where they are idle.
+    stream = _flag(form, "stream")
     words = "word" in granularities and chosen == "verbose_json"
+    logprobs = "logprobs" in _strings(form, "include")
     request = replace(
         _chunking(form),
         task=task,
@@ -95,7 +104,7 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
         hotwords=tuple(_strings(form, "keywords") or _text(form, "hotwords").split()),
         temperature=_number(form, "temperature", 0.0, 1.0) or 0.0,
         words=words,
-        logprobs="logprobs" in _strings(form, "include") and chosen == "json",
+        logprobs=logprobs and chosen == "json",
         speakers=chosen == "diarized_json" or bool(form.get("known_speaker_names") or form.get("known_speaker_references")),
         raw_pcm=file_content_type.partition(";")[0].strip().lower() in RAW_PCM,
     )
@@ -103,12 +112,27 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
         model=_text(form, "model"),
         request=request,
         response_format=chosen,
-        stream=_flag(form, "stream"),
+        stream=stream,
         segments=not granularities or "segment" in granularities,
         words=words,
+        languages=tuple(_strings(form, "languages")),
+        idle=tuple(
+            name
+            for name, without_effect in (
+                ("timestamp_granularities", _idle_granularities(granularities, chosen, stream=stream)),
+                ("include", logprobs and chosen != "json"),
+            )
+            if without_effect
+        ),
         unknown=tuple(sorted({name.split("[")[0] for name in form} - KNOWN)),
         extra=tuple((name, value) for name, values in fields.items() for value in values if value.strip() and _passes(name)),
     )
+
+
+def _idle_granularities(asked: list[str], response_format: str, *, stream: bool) -> bool:
+    """Whether one of them changes nothing: words are in verbose_json only, segments in subtitles and at the end of a stream too."""
+    words = "word" in asked and (response_format != "verbose_json" or stream)
+    return words or ("segment" in asked and response_format in ("json", "text") and not stream)
 
 
 def from_json(body: dict[str, Any]) -> Fields:
