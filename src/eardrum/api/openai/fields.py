@@ -130,7 +130,7 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
 
 
 def _idle_granularities(asked: list[str], response_format: str, *, stream: bool) -> bool:
-    """Whether one of them changes nothing: words are in verbose_json only, segments in subtitles and at the end of a stream too."""
+    """Whether one of them changes nothing: words are in verbose_json only, segments in subtitles and streams, too."""
     words = "word" in asked and (response_format != "verbose_json" or stream)
     return words or ("segment" in asked and response_format in ("json", "text") and not stream)
 
