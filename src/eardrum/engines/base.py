@@ -64,6 +64,8 @@ class Window:
     context: Context = field(default_factory=Context)
     pieces: tuple[tuple[float, float], ...] = ()
     """Where pauses were taken out: (position in the window, time in the request) of each stretch, in seconds."""
+    speech_stretches: tuple[tuple[float, float], ...] = ()
+    """Where in the window somebody speaks: (begin, end) in seconds, in order; empty if nobody has looked."""
     cancelled: bool = False
     """Nobody wants the hearing any more. Set from outside in the middle of `transcribe`; an engine that decodes step by
     step looks at it and gives up the row."""

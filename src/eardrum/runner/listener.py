@@ -18,6 +18,7 @@ from eardrum.runner.decode import Decoder
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.inlet import CancelledInletError, Inlet
 from eardrum.runner.queue import CLIP_S
+from eardrum.runner.speech_bounds import clamp_to_speech
 from eardrum.runner.vad import FRAME, Vad
 from eardrum.runner.windows import Cut, Cutter, Cutting, Packer
 from eardrum.types import SAMPLE_RATE, Dropped, Event, Opened, Request, Segment, Summary
@@ -148,6 +149,7 @@ class Listener:
             request=self._request,
             context=self._context,
             pieces=tuple((at / SAMPLE_RATE, sample / SAMPLE_RATE) for at, sample in cut.pieces),
+            speech_stretches=tuple((begin / SAMPLE_RATE, end / SAMPLE_RATE) for begin, end in cut.stretches),
         )
 
     def _tell(self, item: Decoded) -> None:
@@ -192,7 +194,7 @@ def _blocks(decoder: Decoder) -> Iterator[Audio]:
 def _segments(window: Window, heard: Heard, summary: Summary) -> Iterator[Segment]:
     """The window's segments on the request's clock, less those that nobody said."""
     for relative in heard.hearing.segments:
-        segment = relative.on(window.clock)
+        segment = clamp_to_speech(relative, window).on(window.clock)
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
         if reason := reason_to_drop(segment, window.speech):
             if len(summary.dropped) < DROPPED_REPORTED:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eardrum.engines.base import Audio
+from eardrum.runner.speech_bounds import find_stretches
 from eardrum.runner.vad import FRAME, Probabilities
 from eardrum.types import SAMPLE_RATE, Capabilities
 
@@ -57,6 +58,8 @@ class Cut:
     speech: float
     speech_start: int
     speech_end: int
+    stretches: tuple[tuple[int, int], ...] = ()
+    """Samples of `audio` at which somebody begins and ends to speak, in order."""
 
     @property
     def start(self) -> int:
@@ -131,6 +134,7 @@ class Cutter:
             speech=float(self._probs[self._first : end].max()),
             speech_start=(self._first - begin) * FRAME,
             speech_end=(min(self._last + 1, end) - begin) * FRAME,
+            stretches=find_stretches(self._probs[begin:end], self._rule.threshold, self._low),
         )
         self._drop(end)
         return cut
@@ -201,4 +205,7 @@ def _packed(cuts: list[Cut]) -> Cut:
         speech=max(cut.speech for cut in cuts),
         speech_start=cuts[0].speech_start,
         speech_end=offsets[-1] + cuts[-1].speech_end,
+        stretches=tuple(
+            (offset + begin, offset + end) for offset, cut in zip(offsets, cuts, strict=True) for begin, end in cut.stretches
+        ),
     )
