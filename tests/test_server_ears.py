@@ -15,6 +15,7 @@ from tests.models import build
 from tests.models.hearing import clips, joined
 from tests.ports import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, encode, spoken
+from tests.test_server_uploads import FILE, field, wire
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +35,12 @@ def served(name: str, *arguments: str, **keys: object) -> dict:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A gateway with four models that are commands."""
+    """A gateway with five models that are commands."""
     folder = tmp_path_factory.mktemp("ears")
     hearing = ["--engine", "faster_whisper", "--source", str(build("faster_whisper", folder / "hearing"))]
     models = {
         "embedded": served("fake_whisper_server", "--inference-path", "/v1/audio/transcriptions"),
+        "untimed": served("fake_whisper_server", "-nt", "--inference-path", "/v1/audio/transcriptions"),
         "whisper": served("fake_whisper_server", "-l", "auto", *hearing),
         "vllm": served("fake_vllm", "--name", "org/asr", *hearing, useModelName="org/asr"),
         "plain": served("fake_vllm", "--name", "plain", "--no-verbose", *hearing, aliases=["the plain one"]),
@@ -77,6 +79,26 @@ def test_every_format_of_a_whisper_server(server: RunningServer) -> None:
     assert (verbose["task"], verbose["language"], verbose["text"]) == ("transcribe", "english", SPEECH_TEXT)
     assert 17 < verbose["duration"] < 19
     assert len(verbose["segments"]) == answers["srt"].count(" --> ") == 3
+
+
+def test_every_format_of_a_whisper_server_without_timestamps(server: RunningServer) -> None:
+    """As in llama-swap's own example: `whisper-server -nt`."""
+    answers = transcribed(server, spoken("flac"), model="untimed")
+    assert json.loads(answers["json"])["text"] == SPEECH_TEXT
+    assert json.loads(answers["verbose_json"])["text"] == SPEECH_TEXT
+    assert answers["srt"].count(" --> ") == 3
+    deltas, done = streamed(server, spoken("flac"), model="untimed")
+    assert "".join(deltas) == done["text"] == SPEECH_TEXT
+    words = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    assert "per word" in server.post(spoken("flac"), model="untimed", **words).json()["error"]["message"]
+
+
+def test_a_format_named_after_the_file_is_the_one_that_counts(server: RunningServer) -> None:
+    with wire(server) as client:
+        form = field("model", "embedded") + FILE + spoken("mp3") + b"\r\n" + field("response_format", "srt") + b"--x--\r\n"
+        client.send(form)
+        client.end()
+        assert client.until(b"himself.").count(b" --> ") == 3
 
 
 def test_words_of_a_whisper_server_are_words_and_not_tokens(server: RunningServer) -> None:

@@ -202,6 +202,13 @@ async def fake_json_only(call: Call, _: web.Request) -> web.Response:
     return web.json_response({"text": "Guten Tag.", "languages": [{"code": "de"}], "usage": {"type": "duration", "seconds": 8}})
 
 
+async def fake_failing_on_verbose_json(call: Call, _: web.Request) -> web.Response:
+    """A server whose model has no times, and which falls over them: speaches with a Parakeet."""
+    if call.value("response_format") != "json":
+        return web.Response(status=500, text="Internal Server Error")
+    return web.json_response({"text": "Guten Tag."})
+
+
 async def fake_vllm_chat(call: Call, _: web.Request) -> web.Response:
     """vLLM serving Qwen3-ASR as a chat model."""
     if call.path != "/v1/chat/completions":
@@ -264,5 +271,14 @@ def fake_saying(body: Any, status: int = 200) -> Answer:
 
     async def answer(_: Call, __: web.Request) -> web.Response:
         return web.json_response(body, status=status)
+
+    return answer
+
+
+def fake_with(verbose: Any, plain: Any) -> Answer:
+    """A server that answers with the one where verbose_json is asked for, and with the other in json."""
+
+    async def answer(call: Call, _: web.Request) -> web.Response:
+        return web.json_response(verbose if call.value("response_format") == "verbose_json" else plain)
 
     return answer

@@ -59,6 +59,8 @@ class Request(Record):
     prompt: str = ""
     hotwords: tuple[str, ...] = ()
     temperature: float = 0.0
+    times: bool = True
+    """Times of segments are wanted. Without them another server is asked for the text alone."""
     words: bool = False
     """Word times are wanted."""
     logprobs: bool = False

@@ -24,7 +24,7 @@ def refused(form: Form | None = None, **fields: str | list[str]) -> InvalidReque
 
 def test_nothing_asked() -> None:
     found = read()
-    assert found == Wish("", Request(), "json", stream=False, segments=True, words=False, unknown=())
+    assert found == Wish("", Request(times=False), "json", stream=False, segments=True, words=False, unknown=())
     assert read(task=Task.TRANSLATE).request.task is Task.TRANSLATE
 
 
@@ -39,6 +39,19 @@ def test_everything_asked() -> None:
     )
     assert (found.model, found.response_format, found.stream) == ("whisper-1", "verbose_json", True)
     assert found.request == Request(language="de", prompt="Dashwood", temperature=0.5)
+
+
+def test_times_are_wanted_by_formats_that_have_them_and_by_granularities() -> None:
+    for form in ("srt", "vtt", "verbose_json", "diarized_json"):
+        assert read(response_format=form).request.times
+    for form in ("json", "text"):
+        assert not read(response_format=form).request.times
+    assert read({"timestamp_granularities[]": ["segment", "word"]}).request.times
+    assert read(stream="true").request.times, "the last event of a stream has the segments"
+
+
+def test_one_decoding_answers_with_times_and_without() -> None:
+    assert read(model="m", response_format="srt").asks_the_same_as(read(model="m"))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -119,10 +132,10 @@ def test_stream_off(text: str) -> None:
 
 @pytest.mark.parametrize("auto", ["auto", "null", ""])
 def test_chunking_left_to_the_server(auto: str) -> None:
-    assert read(chunking_strategy=auto).request == Request()
+    assert read(chunking_strategy=auto).request == Request(times=False)
 
 
-CHUNKED = Request(vad_threshold=0.4, vad_silence_s=0.2, vad_padding_s=0.3)
+CHUNKED = Request(times=False, vad_threshold=0.4, vad_silence_s=0.2, vad_padding_s=0.3)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +155,9 @@ def test_chunking_as_an_object(form: Form) -> None:
 
 
 def test_chunking_in_part() -> None:
-    assert read({"chunking_strategy[type]": ["server_vad"]}).request == Request()
+    assert read({"chunking_strategy[type]": ["server_vad"]}).request == Request(times=False)
     only = {"chunking_strategy[type]": ["server_vad"], "chunking_strategy[threshold]": ["0"]}
-    assert read(only).request == Request(vad_threshold=0.0)
+    assert read(only).request == Request(times=False, vad_threshold=0.0)
 
 
 @pytest.mark.parametrize(

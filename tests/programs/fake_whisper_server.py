@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -31,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inference-path", default="/inference")
     parser.add_argument("--convert", action="store_true")
     parser.add_argument("-l", dest="language", default="en")
+    parser.add_argument("-nt", dest="no_timestamps", action="store_true")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds a request takes besides")
     return parser.parse_args()
 
@@ -86,7 +88,8 @@ class FakeWhisperServer:
                 if self._habits.convert:
                     return web.json_response({"error": "FFmpeg conversion failed."}, status=500)
                 raise web.HTTPBadRequest from None
-        return _answer(form.get("response_format", "json"), segments, summary.language, summary.duration, translate)
+        answer = _answer(form.get("response_format", "json"), segments, summary.language, summary.duration, translate)
+        return _without_times(answer) if self._habits.no_timestamps else answer
 
 
 def _answer(form: str, segments: list[Segment], language: str, duration: float, translate: bool) -> web.Response:
@@ -110,6 +113,18 @@ def _answer(form: str, segments: list[Segment], language: str, duration: float, 
                 "language_probabilities": {language: 0.98},
             })  # fmt: skip
     return web.json_response({"text": text})
+
+
+def _without_times(answer: web.Response) -> web.Response:
+    """With -nt segments and tokens are told without `start`, `end` and `t_dtw`."""
+    if answer.content_type != "application/json":
+        return answer
+    said = json.loads(answer.text or "")
+    for segment in said.get("segments", ()):
+        for timed in (segment, *segment["words"]):
+            for name in ("start", "end", "t_dtw"):
+                timed.pop(name, None)
+    return web.json_response(said)
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:

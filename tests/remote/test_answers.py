@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 import pytest
 
-from eardrum.remote.answers import plain
+from eardrum.remote.answers import Answer, plain
+from eardrum.types import Segment
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, window
 from tests.upstreams import KEY
@@ -54,6 +59,164 @@ def test_odd_answers(body: dict, segments: list, language: str) -> None:
         assert [(segment.text, segment.start, segment.end) for segment in hearing.segments] == segments
         assert hearing.language == language
         assert all(segment.avg_logprob == 0.0 for segment in hearing.segments)
+
+
+def read(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[Segment]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer.read(data, kind).heard((0.0, seconds), seconds)
+
+
+def told(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[tuple[str, float, float]]:
+    return [(s.text, pytest.approx(s.start, abs=0.01), pytest.approx(s.end, abs=0.01)) for s in read(body, kind, seconds)]
+
+
+def timed(start: object, end: object, text: str = "Hello there.") -> dict[str, Any]:
+    return {"start": start, "end": end, "text": text}
+
+
+TIMES: list[tuple[object, object]] = [
+    (1.5, 2.39), ("1.5", "2.39"), ("1.5s", "2.39s"), ("1.50 s", "2,39 s"), ("1500ms", "2390 ms"),
+    ("00:00:01.500", "00:00:02,390"), ("0:01.5", "0:02.39"), (1500, 2390), (1_500_000_000, 2_390_000_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("start", "end"), TIMES)
+def test_times_in_every_spelling(start: object, end: object) -> None:
+    words = [{"word": "Hello", "start": start, "end": end}]
+    (segment,) = read({"text": "Hello there.", "segments": [timed(start, end) | {"words": words}]}, seconds=3.0)
+    assert (segment.start, segment.end) == (pytest.approx(1.5), pytest.approx(2.39))
+    assert (segment.words[0].start, segment.words[0].end) == (pytest.approx(1.5), pytest.approx(2.39))
+
+
+def test_nanoseconds_where_nobody_knows_how_long_the_audio_is() -> None:
+    """LocalAI, with a file whose head does not tell: Go's durations."""
+    answer = Answer.model_validate({"text": "", "segments": [timed(0, 2_390_000_000), timed(2_390_000_000, 4_000_000_000)]})
+    assert [(s.start, s.end) for s in answer.heard((0.0, 0.0), math.inf)] == [(0, 2.39), (2.39, 4.0)]
+    long = Answer.model_validate({"text": "", "segments": [timed(80_000, 86_000)]})
+    assert [(s.start, s.end) for s in long.heard((0.0, 0.0), math.inf)] == [(80_000, 86_000)], "a day is in seconds"
+    assert Answer.model_validate({"text": "x", "duration": 4_000_000_000}).seconds(0.0) == pytest.approx(4.0)
+    assert Answer.model_validate({"text": "x", "duration": "4.5s"}).seconds(0.0) == 4.5
+
+
+@pytest.mark.parametrize(
+    ("segments", "spans"),
+    [
+        ([{"text": "One."}, {"text": "Three"}], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
+        (["One.", "Three"], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
+        ([timed(1, 2, "One."), {"text": "Three"}], [("One.", 1, 2), ("Three", 2, 10)]),
+        ([{"text": "One."}, timed(4, 5, "Three")], [("One.", 0, 4), ("Three", 4, 5)]),
+        ([timed(None, 3, "One."), timed(4, None, "Three")], [("One.", 0, 3), ("Three", 4, 10)]),
+        ([timed(1, None, "One."), timed(4, None, "Three")], [("One.", 1, 4), ("Three", 4, 10)]),
+        ([timed("?", [], "One."), timed({}, True, "Three")], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
+        ([timed(1, 2, "One."), None, 7, timed(3, 4, "Three")], [("One.", 1, 2), ("Three", 3, 4)]),
+        ({"0": "One."}, [("One. Three", 0, 10)]),
+        ("One.", [("One. Three", 0, 10)]),
+    ],
+)
+def test_segments_without_times_share_what_there_is(segments: object, spans: list) -> None:
+    assert told({"text": "One. Three", "segments": segments}) == spans
+
+
+def test_whisper_server_without_timestamps() -> None:
+    """`whisper-server -nt`: neither segments nor tokens have times."""
+    tokens = [{"word": " And", "probability": 0.9}, {"word": " Mr", "probability": 0.9}, {"word": ".", "probability": 0.8}]
+    segment = {"id": 0, "text": " And Mr.", "tokens": [1, 2, 3], "words": tokens, "temperature": 0.0, "avg_logprob": -0.25}
+    (only,) = read({"task": "transcribe", "language": "english", "duration": 10, "text": " And Mr.\n", "segments": [segment]})
+    assert (only.text, only.start, only.end, only.avg_logprob, only.words) == ("And Mr.", 0, 10, -0.25, [])
+
+
+def test_whisperx() -> None:
+    """No text but that of the segments, words told twice, some without times: numbers are not aligned."""
+    words = [{"word": "In", "start": 1.0, "end": 1.2, "score": 0.9}, {"word": "1811"}, {"word": "she", "start": 2.0, "end": 2.3}]
+    segments = [{"start": 1.0, "end": 2.5, "text": " In 1811 she", "words": words, "speaker": "SPEAKER_00"}]
+    (segment,) = read({"segments": segments, "word_segments": words, "language": "en"})
+    assert segment.text == "In 1811 she"
+    assert [(word.word, word.start, word.end, word.probability) for word in segment.words] == [
+        ("In", 1.0, 1.2, 0.9), ("1811", 1.2, 2.0, 1.0), ("she", 2.0, 2.3, 1.0),
+    ]  # fmt: skip
+
+
+def test_pipelines_and_files_of_whisper_cpp() -> None:
+    chunks = [{"timestamp": [0.5, 2.0], "text": " One."}, {"timestamp": [2.0, None], "text": " Two."}]
+    assert told({"text": "One. Two.", "chunks": chunks}) == [("One.", 0.5, 2.0), ("Two.", 2.0, 10.0)]
+    times = {"timestamps": {"from": "00:00:00,500", "to": "00:00:02,000"}, "offsets": {"from": 500, "to": 2000}}
+    assert told({"result": {"language": "en"}, "transcription": [times | {"text": " One."}]}) == [("One.", 0.5, 2.0)]
+
+
+ONE, TWO, THREE = timed(1, 2, "One fish."), timed(3, 4, "Two fish."), timed(5, 6, "Red fish.")
+WHOLE = "One fish. Two fish. Red fish."
+
+
+@pytest.mark.parametrize(
+    ("segments", "spans"),
+    [
+        ([ONE, TWO, THREE], [("One fish.", 1, 2), ("Two fish.", 3, 4), ("Red fish.", 5, 6)]),
+        ([ONE, TWO], [("One fish.", 1, 2), ("Two fish. Red fish.", 3, 10)]),
+        ([ONE, THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
+        ([TWO, THREE], [("One fish. Two fish.", 3, 5), ("Red fish.", 5, 6)]),
+        ([timed(3, 4, "two FISH"), THREE], [("One fish. Two fish.", 3, 5), ("Red fish.", 5, 6)]),
+        ([ONE, timed(3, 4, ""), THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
+        ([ONE, timed(3, 4, "Tuna"), THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
+        ([timed(1, 2, "Uno"), timed(3, 4, "due")], [(WHOLE, 1, 4)]),
+        ([timed(1, 2, ""), timed(3, 4, " ")], [(WHOLE, 0, 10)]),
+        ([], [(WHOLE, 0, 10)]),
+        ([ONE, TWO, THREE, timed(7, 8, "Blue fish.")],
+         [("One fish.", 1, 2), ("Two fish.", 3, 4), ("Red fish.", 5, 6), ("Blue fish.", 7, 8)]),
+    ],
+)  # fmt: skip
+def test_segments_never_shorten_the_text(segments: list, spans: list) -> None:
+    assert told({"text": WHOLE, "segments": segments}) == spans
+
+
+def test_the_text_of_scripts_without_spaces_is_completed_too() -> None:
+    assert told({"text": "你好。世界和平。再见。", "segments": [timed(1, 2, "你好。"), timed(5, 6, "再见。")]}) == [
+        ("你好。世界和平。", 1, 5), ("再见。", 5, 6),
+    ]  # fmt: skip
+    quoted = {"text": 'He said: "No." "Why?"', "segments": [timed(1, 2, "He said"), timed(5, 6, "Why")]}
+    assert told(quoted) == [('He said: "No."', 1, 5), ('"Why?"', 5, 6)]
+
+
+def test_words_are_enough() -> None:
+    words = [{"word": "One", "start": 1, "end": 1.5}, {"word": "fish", "start": 1.5, "end": 2}]
+    (segment,) = read({"text": "", "words": words})
+    assert (segment.text, [word.word for word in segment.words]) == ("One fish", ["One", "fish"])
+    assert told({"segments": [{"start": 1, "end": 2, "words": words}]}) == [("One fish", 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"Hello there.\n", "text/plain; charset=utf-8"),
+        (b'"Hello there."', "application/json"),
+        (b'"Hello there."', "text/plain"),
+        (b'\xef\xbb\xbf{"text": "Hello there."}', "application/json"),
+        (b'{"text": ["Hello", "there."]}', "application/json"),
+        (b'[{"start": 0, "end": 10, "text": "Hello there."}]', "application/json"),
+        (b'{"transcription": "Hello there."}', "application/json"),
+        (b'{"text": "Hello there.", "usage": "1 cent", "languages": "en", "words": "none", "duration": "?", "language": 7}', ""),
+    ],
+)
+def test_a_text_in_other_wrappings(body: bytes, kind: str) -> None:
+    assert told(body, kind) == [("Hello there.", 0, 10)]
+
+
+def test_a_number_in_plain_text_is_a_text() -> None:
+    assert told(b"1811", "text/plain") == [("1811", 0, 10)]
+    assert told(b"", "text/plain") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<html></html>", "text/plain"), (b"Ollama is running", "text/html"), (b"{}", "application/json"),
+        (b"7", "application/json"),
+        (b'{"status": "ok"}', "application/json"), (b"", "application/json"), (b'["a", "b"]', "application/json"), (b"[]", ""),
+        (b'{"text": 7}', "application/json"), (b"[" * 100_000, "text/html"),
+    ],
+)  # fmt: skip
+def test_what_is_no_transcript(body: bytes, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"transcript|neither|valid|Invalid"):
+        Answer.read(body, kind)
 
 
 def test_plain_text_stays_as_it_is() -> None:

@@ -66,7 +66,7 @@ class OpenAIApi(Engine):
             "/audio/translations", description="Path for translations; empty sends the field `translate` to `path` instead."
         )
         response_format: Literal["auto", "verbose_json", "json"] = Field(
-            "auto", description="`auto` asks for verbose_json, and for json once an upstream has refused that."
+            "auto", description="`auto` asks for verbose_json where times are wanted and an upstream has it, else for json."
         )
         audio_format: Literal["auto", "flac", "wav"] = Field(
             "auto", description="How windows are sent; `auto` is FLAC (half the bytes), and WAV in chats."

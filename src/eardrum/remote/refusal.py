@@ -14,6 +14,12 @@ TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 HOPELESS = {"insufficient_quota", "billing_hard_limit_reached"}
 """Codes of 429 that waiting does not mend."""
 
+FORMAT_WORDS = ("response_format", "verbose_json", "timestamp_granularities")
+"""A refusal that has one of these in it is about the format of the answer and not about the audio."""
+
+OF_ANY_CAUSE = (200, 400, 406, 409, 415, 422, 500, 501, 502)
+"""Statuses of refusals behind which there may be the way of asking, whatever they say: servers fail on verbose_json with any."""
+
 AGAIN = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses that may pass."""
 
@@ -47,8 +53,20 @@ class Reply:
         """Whether this is an error. Some servers send one with status 200."""
         if self.status != 200:
             return True
+        if b"error" not in self.body:  # which spares a long transcript from being parsed for nothing
+            return False
         answer = self.json
         return isinstance(answer, dict) and (bool(answer.get("error")) or answer.get("object") == "error")
+
+    @property
+    def names_the_format(self) -> bool:
+        """Whether a refusal says that it is about the format of the answer."""
+        return self.status in (200, 400, 415, 422) and any(word in self.text for word in FORMAT_WORDS)
+
+    @property
+    def leaves_the_cause_open(self) -> bool:
+        """Whether a refusal may be about the way of asking although it does not say so."""
+        return self.status in OF_ANY_CAUSE and not self.stays
 
     @property
     def message(self) -> str:
@@ -69,9 +87,14 @@ class Reply:
             return None
 
     @property
+    def stays(self) -> bool:
+        """Whether the upstream says itself that no other try will do."""
+        return self.headers.get("x-should-retry", "").lower() == "false"
+
+    @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
-        if self.status not in AGAIN or self.headers.get("x-should-retry", "").lower() == "false":
+        if self.status not in AGAIN or self.stays:
             return False
         error = self.json.get("error") if isinstance(self.json, dict) else None
         return not (isinstance(error, dict) and error.get("code") in HOPELESS)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from eardrum.remote.answers import QWEN, Answer, code_of
+from eardrum.remote.answers import QWEN, Answer, code_of, plain
+from eardrum.text import joined, separator
 
 MARK = "language "
 """How a mark of Qwen3-ASR begins."""
@@ -52,10 +53,12 @@ class Streamed:
     text: str = ""
     done: bool = False
     """The stream has said that it is over."""
-    answer: Answer | None = None
-    """What its last event told besides."""
     language: str = ""
     """The language the text was marked with."""
+    _last: Answer | None = None
+    """What its last event told besides."""
+    _parts: list[Answer] = field(default_factory=list)
+    """Segments that came one by one, each as an answer of its own."""
     _held: str | None = ""
     """The beginning, as long as it may be a mark; None once it is known."""
 
@@ -63,18 +66,52 @@ class Streamed:
         """Take in the next event and return the text it adds.
 
         Raises:
-            ValueError: it is of no known kind.
+            ValueError: it cannot be read.
         """
         kind = event.get("type") or event.get("object")
         if not event or kind == "transcript.text.done":
             self.done = True
-            self.answer = Answer.model_validate(event) if event else self.answer
-            return self._add("", last=True)
-        if kind == "transcript.text.delta":
-            return self._add(str(event.get("delta") or ""))
+            self._last = Answer.model_validate({"text": "", **event}) if event else self._last
+            return ""
         if kind == "transcription.chunk":
-            return self._add("".join(str(choice["delta"].get("content") or "") for choice in event.get("choices") or ()))
+            deltas = (choice.get("delta") or {} for choice in event.get("choices") or ())
+            return self._add("".join(str(delta.get("content") or "") for delta in deltas))
+        if kind == "transcript.text.delta" or "delta" in event:
+            return self._add(str(event.get("delta") or ""))
+        if kind == "transcript.text.segment":
+            self._parts.append(Answer.model_validate({"segments": [event]}))
+        elif not kind and ("text" in event or "segments" in event):  # faster-whisper-server's: every segment is an answer
+            self._parts.append(Answer.model_validate(event))
+            return self._add_part(self._parts[-1])
         return ""
+
+    def end(self) -> str:
+        """The text that the end adds: what was held back, and what only the last event told.
+
+        A stream of parts ends without saying so.
+        """
+        self.done = self.done or bool(self._parts)
+        rest = self._add("", last=True)
+        told = plain(self._last.text)[0] if self._last else ""
+        if told.startswith(self.text) and len(told) > len(self.text):
+            rest += told[len(self.text) :]
+            self.text = told
+        return rest
+
+    def answer(self) -> Answer:
+        """The whole, as if it had come at once."""
+        said, parts = self._last or Answer.model_validate({"text": ""}), self._parts
+        language = said.language or self.language or next((part.language for part in parts if part.language), "")
+        whole: dict[str, Any] = {"text": self.text or said.text, "language": language}
+        if not said.segments and parts:
+            segments = [segment for part in parts for segment in part.segments or ()]
+            words = [word for part in parts for word in part.words or ()]
+            whole |= {"segments": segments, "words": words, "duration": said.duration or max(part.duration for part in parts)}
+        return said.model_copy(update=whole)
+
+    def _add_part(self, part: Answer) -> str:
+        text = part.text.strip() or joined(segment.text for segment in part.segments or ())
+        return self._add(separator(self.text, text) + text)
 
     def _add(self, text: str, *, last: bool = False) -> str:
         if self._held is not None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
+from eardrum.engines.base import Hearing
 from eardrum.errors import UnsupportedFeatureError, UpstreamError
 from eardrum.types import Task
 from tests import upstreams
@@ -80,13 +81,63 @@ def test_word_times_of_an_upstream_that_refuses_them() -> None:
         assert hearing.segments == []
 
 
-def test_another_refusal_does_not_cost_the_times() -> None:
-    answers = [lambda: upstreams.error(400, "Invalid file format.")]
+@pytest.mark.parametrize("status", [400, 415, 422, 500, 501, 502])
+def test_another_refusal_costs_neither_the_text_nor_the_times_of_later_windows(status: int) -> None:
+    answers = [lambda: upstreams.error(status, "Something went wrong.")]
     with fake_upstream(upstreams.fake_after(answers, upstreams.fake_whisper_server)) as fake, engine(fake.url) as loaded:
-        with pytest.raises(UpstreamError, match="Invalid file format"):
+        assert [text for (hearing,) in (loaded.transcribe([window()]) for _ in range(2)) for text in texts(hearing)] == [
+            "And Mr. Dash wood.", "And Mr. Dashwood.",
+        ]  # fmt: skip
+        assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "json", "verbose_json"]
+    both = [lambda: upstreams.error(status, "Something went wrong.")] * 2
+    assert "Something went wrong" in failure(upstreams.fake_after(both, upstreams.fake_whisper_server)).message
+
+
+def texts(hearing: Hearing) -> list[str]:
+    return [" ".join(segment.text.split()) for segment in hearing.segments]
+
+
+@pytest.mark.parametrize("status", [403, 404, 413, 429, 503])
+def test_a_refusal_for_another_reason_is_told_at_once(status: int) -> None:
+    with fake_upstream(upstreams.fake_saying({"error": "no"}, status)) as fake, engine(fake.url) as loaded:
+        with pytest.raises(UpstreamError, match=str(status)):
             loaded.transcribe([window()])
+        assert len(fake.calls) == 1
+
+
+def test_an_upstream_that_always_fails_on_verbose_json_is_soon_asked_for_json_at_once() -> None:
+    with fake_upstream(upstreams.fake_failing_on_verbose_json) as fake, engine(fake.url) as loaded:
+        for _ in range(5):
+            (hearing,) = loaded.transcribe([window()])
+            assert texts(hearing) == ["Guten Tag."]
+        asked_for = [call.value("response_format") for call in fake.calls]
+        assert asked_for == ["verbose_json", "json"] * 3 + ["json"] * 2
+
+
+def test_no_more_is_asked_than_is_needed() -> None:
+    with fake_upstream(upstreams.fake_whisper_server) as fake, engine(fake.url) as loaded:
+        for wanted in ({"times": False}, {"times": True}, {"times": False, "words": True}):
+            loaded.transcribe([window(**wanted)])
+        assert [call.value("response_format") for call in fake.calls] == ["json", "verbose_json", "verbose_json"]
+
+
+@pytest.mark.parametrize("verbose", [{"text": "", "segments": []}, {"status": "done"}, {"text": "", "segments": [{"text": " "}]}])
+def test_a_text_that_only_json_has_is_found(verbose: dict) -> None:
+    with fake_upstream(upstreams.fake_with(verbose, {"text": "Only here."})) as fake, engine(fake.url) as loaded:
+        (hearing,) = loaded.transcribe([window()])
+        assert (texts(hearing), len(fake.calls)) == (["Only here."], 2)
+
+
+def test_silence_is_looked_at_twice_only_until_verbose_json_has_had_a_text() -> None:
+    nothing = upstreams.fake_saying({"text": "", "segments": []})
+    with fake_upstream(nothing) as fake, engine(fake.url) as loaded:
+        assert loaded.transcribe([window()])[0].segments == []
+        assert len(fake.calls) == 2
+        fake.answer = upstreams.fake_whisper_server
         loaded.transcribe([window()])
-        assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "verbose_json"]
+        fake.answer = nothing
+        assert loaded.transcribe([window()])[0].segments == []
+        assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "json", "verbose_json", "verbose_json"]
 
 
 def test_a_missing_translations_route_is_named() -> None:

@@ -118,14 +118,14 @@ def test_what_is_asked_goes_into_the_form_and_the_file_is_what_it_is() -> None:
 @pytest.mark.parametrize("form", ["wav", "flac", "mp3", "ogg", "webm", "m4a", "mp4"])
 def test_files_are_named_by_their_content(form: str) -> None:
     audio = encode(tone(0.5), form)
-    _, (call,) = ask(upstreams.fake_saying({"text": ""}), {}, audio=Bytes(audio))
+    _, (call,) = ask(upstreams.fake_saying({"text": "Hi."}), {}, audio=Bytes(audio))
     assert call.file == audio
     assert call.file_name.rpartition(".")[2] == {"m4a": "mp4"}.get(form, form)
 
 
 def test_a_small_file_is_announced_and_a_large_one_sent_as_it_comes() -> None:
     for audio, announced in ((Bytes(b"RIFF"), True), (PIECES, False)):
-        _, (call,) = ask(upstreams.fake_saying({"text": ""}), {}, audio=audio)
+        _, (call,) = ask(upstreams.fake_saying({"text": "Hi."}), {}, audio=audio)
         assert ("content-length" in call.headers) is announced
 
 
@@ -166,6 +166,85 @@ def test_verbose_json_is_asked_for_until_it_is_refused() -> None:
     assert all(call.file == WAV for call in calls), "the whole recording each time"
     error = failure(upstreams.fake_json_only, words=True)
     assert (type(error), error.param) == (UnsupportedFeatureError, "timestamp_granularities")
+
+
+@pytest.mark.parametrize("status", [400, 415, 422, 500, 501, 502])
+def test_a_refusal_without_a_reason_costs_neither_the_text_nor_the_times_of_later_requests(status: int) -> None:
+    refusals = [lambda: upstreams.error(status, "Something went wrong.")]
+    answers, calls = ask(upstreams.fake_after(refusals, upstreams.fake_whisper_server), {}, {})
+    assert [texts(events) for events in answers] == [["And Mr. Dash wood."], ["And Mr. Dashwood."]]
+    assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json"]
+    assert {call.path for call in calls} == {"/v1/audio/transcriptions"}
+    with pytest.raises(EardrumError, match="Something went wrong"):
+        ask(upstreams.fake_saying({"error": "Something went wrong."}, status), {})
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 413, 429, 503, 504])
+def test_a_refusal_for_another_reason_is_told_at_once(status: int) -> None:
+    with fake_upstream(upstreams.fake_saying({"error": "no"}, status)) as fake:
+        with pytest.raises(EardrumError):
+            asking(fake.url, {})
+        assert len(fake.calls) == 1
+
+
+def test_a_server_that_always_fails_on_verbose_json_is_soon_asked_for_json_at_once() -> None:
+    answers, calls = ask(upstreams.fake_failing_on_verbose_json, *[{}] * 5)
+    assert [texts(events) for events in answers] == [["Guten Tag."]] * 5
+    assert [call.value("response_format") for call in calls] == ["verbose_json", "json"] * 3 + ["json"] * 2
+    error = failure(upstreams.fake_failing_on_verbose_json, words=True)
+    assert "answered 500" in error.message, "json has no word times"
+
+
+def test_no_more_is_asked_than_is_needed() -> None:
+    wanted = ({"times": False}, {"times": True}, {"times": False, "words": True}, {"times": False, "partial": True})
+    _, calls = ask(upstreams.fake_whisper_server, *wanted)
+    assert [call.value("response_format") for call in calls] == ["json", "verbose_json", "verbose_json", "json"]
+
+
+def test_a_server_with_verbose_json_alone_is_asked_for_that() -> None:
+    async def answer(call: Call, _: web.Request) -> web.Response:
+        if call.value("response_format") != "verbose_json":
+            return upstreams.error(400, "response_format must be verbose_json")
+        return web.json_response({"text": "Ja."})
+
+    answers, calls = ask(answer, {"times": False})
+    assert (texts(answers[0]), len(calls)) == (["Ja."], 2)
+
+
+@pytest.mark.parametrize(
+    "verbose", [{"text": "", "segments": []}, {"text": "", "segments": [{"text": " "}]}, {"status": "done"}, [1, 2], "", None]
+)
+def test_a_text_that_only_json_has_is_found(verbose: object) -> None:
+    (events,), calls = ask(upstreams.fake_with(verbose, {"text": "Only here."}), {})
+    assert (texts(events), len(calls)) == (["Only here."], 2)
+
+
+def test_silence_is_looked_at_twice_only_until_verbose_json_has_had_a_text() -> None:
+    nothing = {"text": "", "segments": [], "duration": 3}
+    with fake_upstream(upstreams.fake_with(nothing, {"text": ""})) as fake:
+
+        async def main() -> None:
+            async with foreign(fake.url) as upstream:
+                for _ in range(5):
+                    assert await heard(upstream) == [Summary("", 3)]
+                fake.answer = upstreams.fake_whisper_server
+                assert texts(await heard(upstream))
+                fake.answer = upstreams.fake_with(nothing, {"text": ""})
+                assert await heard(upstream) == [Summary("", 3)]
+
+        asyncio.run(main())
+        formats = [call.value("response_format") for call in fake.calls]
+        assert formats == ["verbose_json", "json"] * 5 + ["verbose_json"] * 2, "silence teaches nothing"
+
+
+def test_a_text_that_is_no_json() -> None:
+    async def answer(_: Call, __: web.Request) -> web.Response:
+        return web.Response(text=" Guten Tag.\n")
+
+    ((segment, last),), calls = ask(answer, {})
+    assert isinstance(segment, Segment)
+    assert (segment.text, segment.end, len(calls)) == ("Guten Tag.", pytest.approx(7.6), 1)
+    assert summary([last]).duration == pytest.approx(7.6)
 
 
 def fake_routes(**routes: Answer) -> Answer:
@@ -302,6 +381,18 @@ DONE = "data: [DONE]\n\n"
         ([{"type": "transcript.text.done", "text": "All at once."}], ["All at once."], ["All at once."], ""),
         ([delta("Kept."), {"type": "transcript.text.done", "text": ""}], ["Kept."], ["Kept."], ""),
         ([DONE], [], [], ""),
+        ([delta("One"), {"type": "transcript.text.done", "text": "One fish."}], ["One", " fish."], ["One fish."], ""),
+        ([{"text": "One.", "language": "en"}, {"text": "Two."}], ["One.", " Two."], ["One. Two."], "en"),
+        ([{"task": "transcribe", "text": "One.", "duration": 7.6, "segments": [{"start": 0.5, "end": 1, "text": " One."}]},
+          {"task": "transcribe", "text": "Two.", "duration": 7.6, "segments": [{"start": 2, "end": 3, "text": " Two."}]}],
+         ["One.", " Two."], ["One.", "Two."], ""),
+        ([delta("A. B."), {"type": "transcript.text.segment", "start": "0.5s", "end": "1s", "text": "A."},
+          {"type": "transcript.text.segment", "start": "2s", "end": "3s", "text": "B."},
+          {"type": "transcript.text.done", "text": "A. B."}], ["A. B."], ["A.", "B."], ""),
+        ([delta("A. B. C."), {"type": "transcript.text.done", "text": "A. B. C.", "segments": [
+            {"start": 0, "end": 1_000_000_000, "text": "A."}, {"start": 1_000_000_000, "end": 2_000_000_000, "text": "B."}]}],
+         ["A. B. C."], ["A.", "B. C."], ""),
+        ([{"object": "transcription.chunk", "choices": [{"delta": None}, {}]}, {"delta": "Ja."}, DONE], ["Ja."], ["Ja."], ""),
     ],
 )  # fmt: skip
 def test_streams(events: list, deltas: list[str], segments: list[str], language: str) -> None:
@@ -352,6 +443,19 @@ def test_a_server_that_refuses_to_stream_is_asked_for_all_of_it() -> None:
     answers, calls = ask(answer, {"partial": True}, {"partial": True})
     assert [texts(events) for events in answers] == [["Whole."]] * 2
     assert ["stream" in call.fields for call in calls] == [True, False, False]
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_a_server_that_fails_on_streams_is_asked_for_all_of_it(times: bool) -> None:
+    async def answer(call: Call, _: web.Request) -> web.Response:
+        if "stream" in call.fields:
+            return web.Response(status=500, text="Internal Server Error")
+        return web.json_response({"text": "Whole."})
+
+    answers, calls = ask(answer, *[{"partial": True, "times": times}] * 4)
+    assert [texts(events) for events in answers] == [["Whole."]] * 4
+    assert ["stream" in call.fields for call in calls] == [True, False] * 3 + [False]
+    assert {call.value("response_format") for call in calls} == {"verbose_json" if times else "json"}
 
 
 @pytest.mark.parametrize(

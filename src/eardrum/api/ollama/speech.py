@@ -54,14 +54,14 @@ async def transcribe(service: Service, model: Model, sounds: list[Attachment], *
 
 
 async def _whole(service: Service, model: Model, spool: Spool) -> Heard:
-    transcript = await service.transcribe(model, Request(), spool)
+    transcript = await service.transcribe(model, Request(times=False), spool)
     yield render.text(transcript.segments)
     yield transcript.summary
 
 
 async def _in_pieces(service: Service, model: Model, spool: Spool) -> Heard:
     pieces = Pieces()
-    async with aclosing(service.stream(model, Request(), spool)) as events:
+    async with aclosing(service.stream(model, Request(times=False), spool)) as events:
         async for event in events:
             if text := pieces.take(event):
                 yield text

@@ -50,7 +50,7 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
     body: dict[str, Any] = {"text": render.text(transcript.segments)}
     if wish.request.logprobs:
         body["logprobs"] = [_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
-    return JSONResponse(body | {"usage": _usage(transcript)})
+    return JSONResponse(body | _usage(transcript))
 
 
 def delta(segment: Segment, wish: Wish, *, before: str) -> bytes:
@@ -110,7 +110,7 @@ def _verbose(transcript: Transcript, wish: Wish) -> dict[str, Any]:
         body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
     if transcript.summary.dropped:
         body["dropped"] = [item.to_json() for item in transcript.summary.dropped]
-    return body | {"usage": _usage(transcript)}
+    return body | _usage(transcript)
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:
@@ -129,7 +129,10 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
-    return {"type": "duration", "seconds": math.ceil(transcript.summary.duration)}
+    """The seconds that were heard. A server that is asked for the text alone may not tell, and then nobody knows."""
+    if transcript.segments and not transcript.summary.duration:
+        return {}
+    return {"usage": {"type": "duration", "seconds": math.ceil(transcript.summary.duration)}}
 
 
 def _logprob(token: Token) -> dict[str, Any]:

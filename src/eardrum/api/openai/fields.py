@@ -13,6 +13,8 @@ from eardrum.languages import language_code
 from eardrum.types import Capabilities, Request, Task
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
+TIMED = ("srt", "verbose_json", "vtt", "diarized_json")
+"""Formats with times in them."""
 RAW_PCM = ("audio/pcm", "audio/raw", "audio/l16", "audio/x-raw")
 """Content types that declare headerless s16le mono at 16 kHz."""
 RAW_FORMATS = ("pcm", "pcm16", "raw", "s16le")
@@ -49,8 +51,8 @@ class Wish:
     """What a server behind a model gets as the client sent it: fields nobody here understands, and hints."""
 
     def asks_the_same_as(self, other: Wish) -> bool:
-        """Whether one decoding answers both; they may still differ in how the answer looks."""
-        return (self.model, self.request) == (other.model, other.request)
+        """Whether one decoding answers both; they may still differ in how the answer looks, and so in whether it has times."""
+        return (self.model, replace(self.request, times=True)) == (other.model, replace(other.request, times=True))
 
     def for_foreign(self) -> Request:
         """The request for a server that is not ours, with the fields that only it may understand."""
@@ -103,6 +105,7 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
         prompt=_text(form, "prompt")[:MAX_PROMPT],
         hotwords=tuple(_strings(form, "keywords") or _text(form, "hotwords").split()),
         temperature=_number(form, "temperature", 0.0, 1.0) or 0.0,
+        times=chosen in TIMED or bool(granularities) or _flag(form, "stream"),  # whose last event has the segments
         words=words,
         logprobs=logprobs and chosen == "json",
         speakers=chosen == "diarized_json" or bool(form.get("known_speaker_names") or form.get("known_speaker_references")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote
 
@@ -96,7 +97,7 @@ class Exchange:
         if wish.model and wish.stream:
             await self._stream(wish)
             return
-        early = asyncio.ensure_future(self._transcribe(wish)) if wish.model else None
+        early = asyncio.ensure_future(self._transcribe(wish, settled=False)) if wish.model else None
         try:
             await self._until_poured(early)
             final = self._upload.wish()
@@ -125,16 +126,23 @@ class Exchange:
         finally:
             poured.cancel()
 
-    async def _transcribe(self, wish: Wish) -> Transcript:
+    async def _transcribe(self, wish: Wish, *, settled: bool = True) -> Transcript:
+        """The transcript of what is asked, or, if that is not settled yet, of what may still be asked without any more work."""
         model = self._service.find(wish.model, wish.request)
         access.record(self._scope).model = model.id
-        return await self._service.transcribe(model, _request(wish, model), self._spool)
+        request = _request(wish, model)
+        if not settled and not _asks_another_server(model):
+            request = replace(request, times=True)
+        return await self._service.transcribe(model, request, self._spool)
 
     def _same(self, one: Wish, other: Wish) -> bool:
         """Whether one decoding answers both."""
         if not one.asks_the_same_as(other):
             return False
-        return one.extra == other.extra or not self._service.find(one.model, one.request).foreign
+        model = self._service.find(one.model, one.request)
+        if _asks_another_server(model) and one.request.times and not other.request.times:
+            return False
+        return one.extra == other.extra or not model.foreign
 
     async def _reply(self, transcript: Transcript, wish: Wish) -> None:
         model = self._service.catalog.find(transcript.summary.model)  # who served it: not always who was asked
@@ -185,6 +193,11 @@ class Exchange:
 
 def _request(wish: Wish, model: Model) -> Request:
     return wish.for_foreign() if model.foreign else wish.request
+
+
+def _asks_another_server(model: Model) -> bool:
+    """Whether times have to be asked for: our own engines have them anyway."""
+    return model.foreign or model.card.remote
 
 
 def _name_ignored(scope: Scope, response: Response, wish: Wish, model: Model) -> None:

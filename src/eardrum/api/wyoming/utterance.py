@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from eardrum.api.wyoming import models, recording
 from eardrum.api.wyoming.asks import Ask
@@ -73,7 +74,8 @@ class Utterance:
         streaming = self._service.settings.wyoming.streaming
         telling = Telling(request.language, streaming=streaming)
         if model.foreign:
-            for event in await recording.heard(self._service, model, request, self.shape.format, self._waiting.pieces()):
+            text_alone = replace(request, times=False)
+            for event in await recording.heard(self._service, model, text_alone, self.shape.format, self._waiting.pieces()):
                 await self._pass_on(event, telling, tell)
             return
         settings = Settings(request, self.shape.format, endpointing=None, partials=streaming)

@@ -46,16 +46,18 @@ class Client:
         """Close all connections."""
         await self._session.close()
 
-    async def post(self, path: str, body: Callable[[], dict[str, Any]]) -> Reply:
+    async def post(self, path: str, body: Callable[[], dict[str, Any]], *, last_resort: bool = True) -> Reply:
         """Send what `body` makes (keyword arguments of aiohttp's `post`, anew for each attempt) and return the answer.
 
-        The answer may be a refusal that trying again does not mend; every other failure is raised.
+        The answer may be a refusal that trying again does not mend, or, if this is not the last resort, one that another way of
+        asking might; every other failure is raised.
 
         Raises:
             UpstreamError: the upstream cannot be reached, breaks off, or is still failing after the last attempt.
             UpstreamTimeoutError: it did not answer in time. Not tried again: that would take as long once more.
         """
         for attempt in itertools.count(1):
+            reply: Reply | None = None
             try:
                 reply = await self._exchange(path, body())
                 if not reply.may_pass:
@@ -70,6 +72,8 @@ class Client:
                     raise error from broken
             wait = error.retry_after if error.retry_after is not None else _backoff(attempt)
             if attempt > self.address.retries or wait > LONGEST_WAIT_S:
+                if reply and not last_resort and reply.leaves_the_cause_open:
+                    return reply
                 error.retry_after = wait
                 raise error
             await asyncio.sleep(wait)

@@ -6,18 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from pydantic import ValidationError
 
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.openai.audio import Clip
 from eardrum.engines.openai.client import Client
-from eardrum.errors import UnsupportedFeatureError
+from eardrum.errors import UnsupportedFeatureError, UpstreamError
 from eardrum.remote.answers import Answer
 from eardrum.remote.refusal import Reply
 from eardrum.types import Request, Task
 
-FORMAT_WORDS = ("response_format", "verbose_json", "timestamp_granularities")
-"""A refusal that has one of these in it is about the format of the answer and not about the audio."""
+VERBOSE, PLAIN = "verbose_json", "json"
+
+GUESSES = 3
+"""So often in a row verbose_json must have been refused without a reason, and json been served, until json is asked for at once:
+an upstream that is in trouble for a moment keeps its times."""
 
 Form = dict[str, str | list[str]]
 
@@ -34,31 +36,64 @@ class Transcriptions:
     fields: dict[str, str] = field(default_factory=dict)
     hotwords_field: str = ""
     response_format: str = "auto"
+    _has_verbose_text: bool = False
+    """Whether a text has ever come in verbose_json: an empty one then means silence."""
+    _guesses: int = 0
 
     async def hear(self, window: Window, clip: Clip) -> Hearing:
         """Send the clip and read the answer.
 
-        With the format `auto`, an upstream that refuses verbose_json is asked for json from then on.
+        With the format `auto`, an upstream is asked for json where nobody wants times. Where somebody does, one that refuses
+        verbose_json, fails on it, or has no text in it, is asked for json as well, and at once as soon as that is known.
 
         Raises:
             UpstreamError: it fails, refuses, or answers with something else.
             UnsupportedFeatureError: word times were asked of an upstream that has none.
         """
-        finding_out = self.response_format == "auto"  # as of now: other windows may find out meanwhile
-        chosen = "verbose_json" if finding_out else self.response_format
-        reply = await self._post(window.request, clip, chosen)
-        if finding_out and _about_the_format(reply) and not window.request.words:
-            reply = await self._post(window.request, clip, "json")
-            if not reply.refused:
-                self.response_format = "json"
-        hearing = self._read(reply, window)
-        if window.request.words and hearing.segments and not any(segment.words for segment in hearing.segments):
+        request = window.request
+        if self.response_format != "auto":  # as of now: other windows may find out meanwhile
+            answer = self._read(await self._post(request, clip, self.response_format))
+        elif not (request.times or request.words):
+            answer = self._read(await self._post(request, clip, PLAIN))
+        else:
+            answer = await self._in_either(request, clip)
+        hearing = Hearing(answer.heard(window.speech_span, window.seconds), answer.spoken or request.language or "")
+        if request.words and hearing.segments and not any(segment.words for segment in hearing.segments):
             raise self._no_words("gives no word times")
         return hearing
 
-    async def _post(self, request: Request, clip: Clip, response_format: str) -> Reply:
+    async def _in_either(self, request: Request, clip: Clip) -> Answer:
+        """The answer in verbose_json, or in json if there is none."""
+        if request.words:  # which json does not have
+            return self._read(await self._post(request, clip, VERBOSE))
+        reply = await self._post(request, clip, VERBOSE, last_resort=False)
+        refused = reply.refused
+        if refused and not (reply.names_the_format or reply.leaves_the_cause_open):
+            raise self.client.refused(reply)
+        try:
+            answer = None if refused else self._read(reply)
+        except UpstreamError:
+            answer = None
+        if answer and (self._has_verbose_text or not answer.empty):
+            self._has_verbose_text, self._guesses = True, 0
+            return answer
+        plain = await self._post(request, clip, PLAIN)
+        if plain.refused:
+            if answer:
+                return answer
+            raise self.client.refused(plain if reply.names_the_format else reply)
+        other = self._read(plain)
+        if other.empty and answer:
+            return answer
+        if not other.empty:
+            self._guesses += 1
+            if (reply.names_the_format and refused) or self._guesses >= GUESSES:
+                self.response_format = PLAIN
+        return other
+
+    async def _post(self, request: Request, clip: Clip, response_format: str, *, last_resort: bool = True) -> Reply:
         translating = request.task is Task.TRANSLATE
-        if request.words and response_format != "verbose_json":
+        if request.words and response_format != VERBOSE:
             raise self._no_words("answers in json only, without word times")
         form = self.form(request, response_format)
         path = (self.translations_path if translating else "") or self.path
@@ -71,8 +106,8 @@ class Transcriptions:
             data.add_field("file", clip.data, filename=clip.name, content_type=clip.media_type)
             return {"data": data}
 
-        reply = await self.client.post(path, body)
-        if request.words and _about_the_format(reply):
+        reply = await self.client.post(path, body, last_resort=last_resort)
+        if request.words and reply.refused and reply.names_the_format:
             raise self._no_words(f"refuses word times ({self.client.quote(reply).rstrip('.')})")
         return reply
 
@@ -96,15 +131,15 @@ class Transcriptions:
             asked[self.hotwords_field] = list(request.hotwords) if repeated else ", ".join(request.hotwords)
         return {**self.fields, **{name: value for name, value in asked.items() if value}}
 
-    def _read(self, reply: Reply, window: Window) -> Hearing:
+    def _read(self, reply: Reply) -> Answer:
         if reply.refused:
             raise self.client.refused(reply)
+        kind = reply.headers.get("content-type", "")
         try:
-            answer = Answer.model_validate_json(reply.body)
-        except ValidationError as error:
-            what = f"answered with {reply.headers.get('content-type', 'no content type')} that is no transcript in JSON"
+            return Answer.read(reply.body, kind)
+        except ValueError as error:
+            what = f"answered with {kind or 'no content type'} that is no transcript in JSON"
             raise self.client.error(f"{what}: {self.client.quote(reply)}", " Check the options url and path.") from error
-        return Hearing(answer.heard(window.speech_span, window.seconds), answer.spoken or window.request.language or "")
 
     def _no_words(self, why: str) -> UnsupportedFeatureError:
         message = self.client.error(why, " Say so with `words: false` in the model's options.").message
@@ -114,7 +149,3 @@ class Transcriptions:
 def _joined(request: Request) -> str:
     """Prompt and hotwords as one text: models lean towards words they have seen."""
     return " ".join(filter(None, (request.prompt, ", ".join(request.hotwords))))
-
-
-def _about_the_format(reply: Reply) -> bool:
-    return reply.refused and reply.status in (200, 400, 422) and any(word in reply.text for word in FORMAT_WORDS)

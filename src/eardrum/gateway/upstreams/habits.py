@@ -20,8 +20,9 @@ OPTIONS = ("transcriptions", "translations")
 
 VERBOSE, PLAIN = "verbose_json", "json"
 
-FORMAT_WORDS = ("response_format", VERBOSE, "timestamp_granularities")
-"""A refusal that has one of these in it is about the format of the answer and not about the audio."""
+GUESSES = 3
+"""So often in a row a server must have served another way of asking, after refusals that named no reason, until it is asked so at
+once: one that is in trouble for a moment keeps its times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class Plan:
     """The first is taken; the others are left should there be nothing at its path."""
     format: str
     stream: bool
+    tried: tuple[tuple[str, bool], ...] = ()
+    """Formats, with streaming or without, that were refused on this way."""
+    guessed: bool = False
+    """Whether a refusal that named no reason led here."""
 
     @property
     def way(self) -> Way:
@@ -58,7 +63,11 @@ class Habits:
     translating: tuple[Way, ...]
     streams: bool = True
     formats: dict[bool, str] = field(default_factory=lambda: {False: VERBOSE, True: VERBOSE})
-    """What is asked for without streaming, and with it."""
+    """What is asked for where times are wanted, without streaming and with it."""
+    has_verbose_text: bool = False
+    """Whether a text has ever come in verbose_json: an empty one then means silence."""
+    guesses: int = 0
+    """Guessed plans in a row that have worked."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Habits:
@@ -83,39 +92,79 @@ class Habits:
             by_route = by_field if translations == "" else (Way(TRANSLATIONS), *by_field)
         return cls(tuple(map(Way, paths)), by_route)
 
-    def first(self, request: Request) -> Plan:
-        """How the request is asked first."""
-        ways = self.translating if request.task is Task.TRANSLATE else self.transcribing
-        stream = request.partial and self.streams and ways[0].certain
-        return Plan(ways, self.formats[stream], stream)
+    def first(self, request: Request) -> Plan | None:
+        """How the request is asked first: for no more than it needs, since what is more may be what a server gets wrong."""
+        return self._plan(self.translating if request.task is Task.TRANSLATE else self.transcribing, request)
 
-    def learn(self, plan: Plan, request: Request) -> None:
-        """The plan has worked."""
-        self.formats[plan.stream] = plan.format
-        self.streams = self.streams and (plan.stream or not request.partial or not plan.way.certain)
+    def after(self, plan: Plan, refusal: Reply, request: Request) -> Plan | None:
+        """What to try once the plan was refused; None if another way of asking would not change that."""
+        other = PLAIN if plan.format == VERBOSE else VERBOSE
+        if nothing_there(refusal):
+            return self._plan(plan.ways[1:], request)
+        if refusal.names_the_format:
+            return _next(plan, (other, plan.stream), (other, False))
+        if not refusal.leaves_the_cause_open:
+            return None
+        unstreamed = ((self._format(plan.way, request, stream=False), False), (PLAIN, False)) if plan.stream else ()
+        if plan.stream and "stream" in refusal.text.lower():
+            return _next(plan, *unstreamed)
+        found = _next(plan, *unstreamed, *_in_json(plan.way, request), guessed=True)
+        return found or (self._plan(plan.ways[1:], request) if refusal.status == 501 else None)
+
+    def instead(self, plan: Plan, request: Request) -> Plan | None:
+        """What to try if an answer cannot be read, or has no text in it although there may be one; None if nothing is left."""
+        return _next(plan, *_in_json(plan.way, request), guessed=True)
+
+    def doubts_silence(self, plan: Plan) -> bool:
+        """Whether an answer without a text may come of the way it was asked for: some servers have the text in json only."""
+        return plan.format == VERBOSE and not self.has_verbose_text
+
+    def learn(self, plan: Plan, request: Request, *, silent: bool = False) -> None:
+        """The plan has worked; with a text, or `silent` without."""
         if request.task is Task.TRANSLATE:
             self.translating = plan.ways
         else:
             self.transcribing = plan.ways
+        if plan.guessed:
+            self.guesses += not silent
+            if silent or self.guesses < GUESSES:
+                return
+        elif plan.format == VERBOSE:
+            self.guesses = 0
+            self.has_verbose_text = self.has_verbose_text or not silent
+        if request.times or request.words:
+            self.formats[plan.stream] = plan.format
+        self.streams = self.streams and (plan.stream or not request.partial or not plan.way.certain)
+
+    def _plan(self, ways: tuple[Way, ...], request: Request) -> Plan | None:
+        if not ways:
+            return None
+        stream = request.partial and self.streams and ways[0].certain
+        return Plan(ways, self._format(ways[0], request, stream=stream), stream)
+
+    def _format(self, way: Way, request: Request, *, stream: bool) -> str:
+        if not way.certain:
+            return VERBOSE  # where a server says what it has done
+        return self.formats[stream] if request.times or request.words else PLAIN
 
 
-def after(plan: Plan, refusal: Reply) -> Plan | None:
-    """What to try once the plan was refused; None if another way of asking would not change that."""
-    if nothing_there(refusal):
-        ways = plan.ways[1:]
-        return replace(plan, ways=ways, stream=plan.stream and ways[0].certain) if ways else None
-    if refusal.status not in (200, 400, 415, 422):
-        return None
-    if plan.format == VERBOSE and any(word in refusal.text for word in FORMAT_WORDS):
-        return replace(plan, format=PLAIN)
-    if plan.stream and "stream" in refusal.text.lower():
-        return replace(plan, format=VERBOSE, stream=False)
+def _next(plan: Plan, *others: tuple[str, bool], guessed: bool = False) -> Plan | None:
+    """The plan in the first of the other formats that was not tried yet, with streaming or without."""
+    tried = (*plan.tried, (plan.format, plan.stream))
+    for form, stream in others:
+        if (form, stream) not in tried:
+            return replace(plan, format=form, stream=stream, tried=tried, guessed=guessed or plan.guessed)
     return None
+
+
+def _in_json(way: Way, request: Request) -> tuple[tuple[str, bool], ...]:
+    """Word times, and what a server has done, are in verbose_json only."""
+    return () if request.words or not way.certain else ((PLAIN, False),)
 
 
 def nothing_there(reply: Reply) -> bool:
     """Whether the server has no such route. What it says about models that it does not have is another matter."""
-    return reply.status in (404, 405, 501) and "model" not in reply.message.lower()
+    return reply.status in (404, 405) and "model" not in reply.message.lower()
 
 
 def fields(plan: Plan, request: Request, model: str) -> list[Field]:

@@ -13,8 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UnsupportedFeatureError, UpstreamDiedError, UpstreamError
 from eardrum.gateway.spool import Source
 from eardrum.gateway.upstreams import habits
@@ -29,7 +27,7 @@ from eardrum.types import Delta, Event, Request, Summary
 ANSWER_BYTES = 128 << 20
 """Largest answer that is read: a day with all its words is about half of it."""
 LARGE_BYTES = 1 << 20
-"""A larger one is parsed in a thread: it would hold up the event loop."""
+"""A larger one is read in a thread: it would hold up the event loop."""
 QUOTED = 300
 """Characters of a server's message that are passed on."""
 CLIENTS = (400, 413, 415, 422)
@@ -47,6 +45,25 @@ class Answered:
 
 Post = Callable[[str, Form], AbstractAsyncContextManager[Answered]]
 """Sends a form to a path. Leaving before the answer was read hangs up."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What has become of a request so far."""
+
+    events: list[Event] | None = None
+    failure: EardrumError | None = None
+
+    def result(self) -> list[Event]:
+        """What was heard.
+
+        Raises:
+            EardrumError: no way of asking has led to an answer.
+        """
+        if self.events is None:
+            assert self.failure
+            raise self.failure
+        return self.events
 
 
 class Transcription:
@@ -70,27 +87,43 @@ class Transcription:
             UnsupportedFeatureError: it cannot do what is asked.
             UpstreamError: it fails, or answers with something else.
         """
-        plan: Plan | None = self._habits.first(request)
-        refused: Reply | None = None
+        plan, outcome = self._habits.first(request), Outcome()
         while plan:
             file = await recording(audio, raw_pcm=request.raw_pcm)
             form = Form(habits.fields(plan, request, self._model), file)
             async with self._post(plan.way.path, form) as answered:
                 if answered.status == 200 and _media_type(answered) == "text/event-stream":
-                    self._habits.learn(plan, request)
+                    self._habits.learn(plan, request, silent=True)
                     async with aclosing(self._streamed(answered, request, file)) as events:
                         async for event in events:
                             yield event
                     return
                 reply = await self._read(plan, answered)
-            if not reply.refused:
-                for heard in await self._heard(plan, reply, request, file):
-                    yield heard
-                return
-            refused = refused if refused and habits.nothing_there(reply) else reply
-            plan = habits.after(plan, reply)
-        assert refused
-        raise self._refused(refused)
+            plan = await self._consider(plan, reply, request, file, outcome)
+        for heard in outcome.result():
+            yield heard
+
+    async def _consider(self, plan: Plan, reply: Reply, request: Request, file: Recording, outcome: Outcome) -> Plan | None:
+        """Take in a whole answer and return what to try next, if it is not the last word."""
+        if reply.refused:
+            if not (outcome.failure and habits.nothing_there(reply)):
+                outcome.failure = self._refused(reply)
+            return self._habits.after(plan, reply, request)
+        try:
+            answer = await self._understood(plan, reply, request)
+        except UpstreamError as error:
+            outcome.failure = outcome.failure or error
+            return self._habits.instead(plan, request)
+        if answer.empty and outcome.events is not None:
+            return None  # it has heard nothing either way
+        if len(reply.body) > LARGE_BYTES:
+            outcome.events = await asyncio.to_thread(self._worded, answer, request, file)
+        else:
+            outcome.events = self._worded(answer, request, file)
+        if answer.empty and self._habits.doubts_silence(plan) and (other := self._habits.instead(plan, request)):
+            return other
+        self._habits.learn(plan, request, silent=answer.empty)
+        return None
 
     async def _read(self, plan: Plan, answered: Answered) -> Reply:
         body = bytearray()
@@ -100,28 +133,27 @@ class Transcription:
                 raise self._error(f"sends more than {ANSWER_BYTES >> 20} MiB as an answer")
         return Reply(plan.way.path, answered.status, answered.headers, bytes(body))
 
-    async def _heard(self, plan: Plan, reply: Reply, request: Request, file: Recording) -> list[Event]:
+    async def _understood(self, plan: Plan, reply: Reply, request: Request) -> Answer:
+        kind = reply.headers.get("content-type", "")
         try:
             if len(reply.body) > LARGE_BYTES:
-                answer = await asyncio.to_thread(Answer.model_validate_json, reply.body)
+                answer = await asyncio.to_thread(Answer.read, reply.body, kind)
             else:
-                answer = Answer.model_validate_json(reply.body)
-        except ValidationError as error:
-            kind = reply.headers.get("content-type", "no content type")
-            raise self._error(f"answered with {kind} that is no transcript in JSON: {self._quoted(reply)}") from error
+                answer = Answer.read(reply.body, kind)
+        except ValueError as error:
+            what = f"answered with {kind or 'no content type'} that is no transcript in JSON"
+            raise self._error(f"{what}: {self._quoted(reply)}") from error
         if not plan.way.certain and answer.task != request.task:
             raise UnsupportedFeatureError(
                 f"The server at {self._address} has no route for translations, and does not say that it translated. "
                 "If it does so by the field `translate`, set `translations: ''` in the model's options.",
                 param="model",
             )
-        worded = self._worded(answer, request, file)
-        self._habits.learn(plan, request)
-        return worded
+        return answer
 
     def _worded(self, answer: Answer, request: Request, file: Recording) -> list[Event]:
         """The events of a whole answer."""
-        seconds = answer.duration or file.kind.seconds or (answer.usage.seconds if answer.usage else 0.0)
+        seconds = answer.seconds(file.kind.seconds)
         segments = answer.heard((0.0, seconds), seconds or math.inf)
         if request.words and segments and not request.partial and not any(segment.words for segment in segments):
             message = f"The server at {self._address} gives times per segment at most, not per word."
@@ -141,16 +173,15 @@ class Transcription:
                     yield Delta(text)
                 if heard.done:
                     break
+            if text := heard.end():
+                yield Delta(text)
+            worded = self._worded(heard.answer(), request, file)
         except (ValueError, KeyError, TypeError) as error:
             raise self._error(f"sends a stream that is none of transcripts: {error}") from error
         if not heard.done:
             raise UpstreamDiedError(f"The server at {self._address} ended its stream before its end.")
-        said = heard.answer or Answer(text=heard.text)
-        answer = said.model_copy(update={"text": heard.text or said.text, "language": said.language or heard.language})
-        if answer.text and not heard.text:  # it has sent nothing but the end
-            yield Delta(answer.text)
-        for worded in self._worded(answer, request, file):
-            yield worded
+        for said in worded:
+            yield said
 
     def _refused(self, reply: Reply) -> EardrumError:
         said = self._quoted(reply).rstrip(".")
