@@ -20,6 +20,7 @@ from eardrum.api.access import Access
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.app import create_app
 from eardrum.config import Settings
+from eardrum.engines import registry
 from eardrum.errors import EardrumError
 from eardrum.gateway.logs import Recorder
 from eardrum.gateway.preload import preload
@@ -77,6 +78,8 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )
     with listening, _recorded(service), as_file(files("eardrum") / "sample.ogg") as recording:
+        for failed in registry.broken():
+            log.warning("%s", failed)
         log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
         address = f"{'https' if encryption else 'http'}://{reachable(host)}:{port}"

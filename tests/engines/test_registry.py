@@ -25,7 +25,7 @@ def test_a_card_says_what_its_class_says(card: registry.Card) -> None:
     assert issubclass(cls, Engine)
     assert cls.__module__ == card.module
     assert card.name == card.module.rpartition(".")[2]
-    declared = {f.name for f in fields(registry.Card)} - {"name", "module", "class_name", "options"}
+    declared = {f.name for f in fields(registry.Card)} - {"name", "module", "class_name", "options", "package"}
     assert {name: getattr(card, name) for name in declared} == {name: getattr(cls, name) for name in declared}
     assert set(card.options) <= set(cls.Options.model_fields)
     assert set(cls.Options.model_fields) == {*card.options, *Engine.Options.model_fields}
@@ -94,7 +94,7 @@ class Parrot(Engine):
     extra = "parrot"
     title = "Parrots"
     layouts = (("parrot.bin",),)
-    names: tuple = ("x",)
+    names: dict = {"polly": "parrots/polly"}
     capabilities = Capabilities(languages=("en", "de"), translate=True, max_batch=4)
 
     class Options(EngineOptions):
@@ -111,6 +111,7 @@ def test_a_card_of_a_file_that_cannot_be_imported(tmp_path: Path) -> None:
     assert (card.class_name, card.options, card.layouts) == ("Parrot", ("volume", "color"), (("parrot.bin",),))
     assert card.capabilities.languages == ("en", "de")
     assert card.capabilities.max_batch == 4
+    assert card.names == {"polly": "parrots/polly"}
     assert card.missing == ("no_such_library",)
     assert card.install == "pip install 'eardrum[parrot]'"
 

@@ -20,6 +20,7 @@ from eardrum import config, tls
 from eardrum.api.wyoming.announcement import Announcement
 from eardrum.config import Loaded, Remark, Settings, words
 from eardrum.config.places import KeyPath
+from eardrum.engines import registry
 from eardrum.errors import ConfigError, EardrumError, ModelNotFoundError
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Inventory, Model
@@ -104,6 +105,7 @@ class _Look:
     def _look_at_places(self) -> None:
         """What of the machine the settings name, models aside; what is not there is left out from here on."""
         settings = self._settings
+        self.report.warnings += [Finding(str(failed)) for failed in registry.broken()]
         self._fails(lambda: check_folder(settings.spool_dir))
         self._fails(lambda: tls.serving(settings.tls_certificate, settings.tls_key))
         wyoming = settings.wyoming

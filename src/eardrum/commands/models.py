@@ -70,7 +70,8 @@ def _notes(catalog: Catalog) -> list[str]:
         if model.absent:
             notes.append(f"{model.id} is not on this machine: `eardrum pull {model.id}`.")
     half = catalog.inventory.store.half_fetched()
-    return notes + [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
+    notes += [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
+    return notes + [str(failed) for failed in registry.broken()]
 
 
 def show(name: Name, config_file: ConfigFile = None, assignments: Assignments = None) -> None:
@@ -135,6 +136,8 @@ def engines() -> None:
         for label, text in describe.engine(card):
             print(f"  {label:<11}{text}")
         print()
+    for failed in registry.broken():
+        print(failed)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"pull": pull, "list": list_models, "show": show, "rm": remove, "engines": engines}

@@ -108,7 +108,8 @@ def _with_port(id: str, entry: Any, port: int | None, errors: Errors) -> Any:
         set_here = ("models", id, "proxy") in errors.places
         which = "uses" if set_here else f"is not set and would be {DEFAULT_PROXY}, which uses"
         cure = "Let `cmd` listen on ${PORT}, or name the port in `proxy`."
-        errors.add(("models", id, "proxy"), f"The `proxy` of {id} {which} ${{PORT}}, but its `cmd` does not. {cure}")
+        if not errors.at(("models", id, "cmd")):  # where it may be meant
+            errors.add(("models", id, "proxy"), f"The `proxy` of {id} {which} ${{PORT}}, but its `cmd` does not. {cure}")
         return {name: value for name, value in entry.items() if name != "proxy"}
     return entry
 

@@ -2,22 +2,26 @@
 
 What an engine's class body declares as literals (`requires`, `layouts`, `names`, `capabilities` ...) is read from the source
 with `ast`, so the gateway knows every engine while its libraries stay on disk.
-Engines of other packages are found through the entry point group `eardrum.engines` (name = module).
+Engines of other packages are found through the entry point group `eardrum.engines` (name = module, or module:class), wherever
+Python's import system finds the module: nothing of it is run. One that is wrong is reported and left out.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.metadata import entry_points
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from eardrum.errors import ConfigError
 from eardrum.types import Capabilities
@@ -27,6 +31,7 @@ CONFIG = "config.json"
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
+OURS = "eardrum"
 NOT_ENGINES = {"__init__", "base", "registry"}
 
 
@@ -51,11 +56,13 @@ class Card:
     remote: bool = False
     apart: str = ""
     options: tuple[str, ...] = ()
+    package: str = OURS
+    """What pip knows it as part of."""
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Libraries it needs that are not installed. Looked up, never imported."""
-        return tuple(name for name in self.requires if find_spec(name) is None)
+        return tuple(name for name in self.requires if _spec(name) is None)
 
     def runs(self, directory: Path) -> bool:
         """Whether the directory holds a model of this engine, by its files.
@@ -88,18 +95,57 @@ class Card:
     def install(self) -> str:
         """The command that installs what is missing."""
         if self.apart:
-            return f"python3 -m venv {self.name} && {self.name}/bin/pip install eardrum '{self.apart}'"
-        return f"pip install 'eardrum[{self.extra}]'" if self.extra else "pip install --force-reinstall eardrum"
+            others = "" if self.package == OURS else f" '{self.package}'"
+            return f"python3 -m venv {self.name} && {self.name}/bin/pip install eardrum{others} '{self.apart}'"
+        return f"pip install '{self.package}[{self.extra}]'" if self.extra else f"pip install --force-reinstall {self.package}"
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An engine of another package that cannot be used."""
+
+    name: str
+    package: str
+    why: str
+    """A sentence about it, without a subject or a full stop."""
+
+    def __str__(self) -> str:
+        return f"The engine {self.name} of the package {self.package} is left out: {self.why}."
+
+
+class CardError(ValueError):
+    """A file holds no engine, or one whose declarations are wrong; the message says what."""
+
+
+def cards() -> dict[str, Card]:
+    """All engines by name."""
+    return _found()[0]
+
+
+def broken() -> tuple[Broken, ...]:
+    """What other packages offer as engines and is none."""
+    return _found()[1]
 
 
 @cache
-def cards() -> dict[str, Card]:
-    """All engines by name."""
+def _found() -> tuple[dict[str, Card], tuple[Broken, ...]]:
     found = {}
-    for name, module, path in _sources():
-        if card := _read(name, module, path):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in NOT_ENGINES and (card := _read(path.stem, f"{__package__}.{path.stem}", path)):
+            found[path.stem] = card
+    failed: dict[str, Broken] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        package = entry.dist.name if entry.dist else "?"
+        name = entry.name.replace("-", "_")
+        try:
+            card = _of_another_package(entry, name, package)
+            if (other := found.get(name)) and other != card:  # a package may be found twice, as where it is developed
+                raise CardError(f"there is an engine of that name already, in {other.package}")
             found[name] = card
-    return found
+        except Exception as error:  # noqa: BLE001 -- somebody else's file may be wrong in any way, and is told
+            why = str(error) if isinstance(error, CardError) else f"{type(error).__name__}: {error}"
+            failed[name] = Broken(name, package, why.splitlines()[0].rstrip(".") if why else type(error).__name__)
+    return found, tuple(failed.values())
 
 
 def card(name: str) -> Card:
@@ -108,10 +154,12 @@ def card(name: str) -> Card:
     Raises:
         ConfigError: there is none; the message lists those there are.
     """
-    try:
-        return cards()[OTHER_NAMES.get(name, name.replace("-", "_"))]
-    except KeyError:
-        raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(cards()))}.") from None
+    meant = OTHER_NAMES.get(name, name.replace("-", "_"))
+    if meant in cards():
+        return cards()[meant]
+    if failed := next((failed for failed in broken() if failed.name == meant), None):
+        raise ConfigError(str(failed))
+    raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(cards()))}.")
 
 
 def _holds(directory: Path, pattern: str) -> bool:
@@ -128,34 +176,116 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _sources() -> Iterator[tuple[str, str, Path]]:
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in NOT_ENGINES:
-            yield path.stem, f"{__package__}.{path.stem}", path
-    for entry in entry_points(group=ENTRY_POINTS):
-        path = Path(*entry.module.split(".")).with_suffix(".py")
-        if entry.dist and (located := Path(str(entry.dist.locate_file(path)))).is_file():
-            yield entry.name, entry.module, located
+def _of_another_package(entry: EntryPoint, name: str, package: str) -> Card:
+    """The card of an engine that is registered as an entry point.
+
+    Raises:
+        CardError: there is none.
+    """
+    module, _, attribute = entry.value.partition("[")[0].replace(" ", "").partition(":")
+    spec = _spec(module)
+    if not spec:
+        raise CardError(f"there is no module {module}")
+    if not (spec.has_location and spec.origin and spec.origin.endswith(".py")):
+        raise CardError(f"the module {module} has no file with its source, from which it could be read what it can do")
+    try:
+        card = _read(name, module, Path(spec.origin), package, attribute)
+    except SyntaxError as error:
+        raise CardError(f"{spec.origin}:{error.lineno or 1}: {error.msg}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CardError(f"{spec.origin}: its `{first['loc'][0]}` is wrong: {first['msg']}") from None
+    except CardError as error:
+        raise CardError(f"{spec.origin}: {error}") from None
+    if not card:
+        wanted = f"class {attribute}" if attribute else "class that is derived from `Engine`"
+        raise CardError(f"{spec.origin} has no {wanted}")
+    return card
 
 
-def _read(name: str, module: str, path: Path) -> Card | None:
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module would be imported from. Unlike `find_spec` it runs nothing of the packages around it."""
+    spec: ModuleSpec | None = None
+    path: Sequence[str] | None = None
+    parts = module.split(".")
+    for depth in range(len(parts)):
+        name = ".".join(parts[: depth + 1])
+        try:
+            finding = (finder.find_spec(name, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+            spec = next((found for found in finding if found), None)
+        except KeyError:  # a folder without `__init__.py`, for which Python asks the module around it, which is not imported
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [str(Path(around, parts[depth])) for around in path or ()]
+        if not spec:
+            return None
+        path = spec.submodule_search_locations
+        if path is None and depth < len(parts) - 1:
+            return None
+    return spec
+
+
+def _read(name: str, module: str, path: Path, package: str = OURS, class_name: str = "") -> Card | None:
+    """The card of the first engine in a file, or of the one that is named.
+
+    Raises:
+        CardError, ValidationError: it declares what an engine cannot be.
+        SyntaxError: the file is no Python.
+    """
+    tree = ast.parse(path.read_bytes(), str(path))
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Engine" for b in node.bases):
-            declared = {f.name for f in fields(Card)}
+        if isinstance(node, ast.ClassDef) and (node.name == class_name if class_name else _is_an_engine(node)):
+            declared = {f.name for f in fields(Card)} - {"name", "module", "class_name", "options", "package"}
             literals = {name: value for name, value in _literals(node) if name in declared}
-            return Card(name=name, module=module, class_name=node.name, options=tuple(_option_names(node)), **literals)
+            if "capabilities" not in literals:
+                raise CardError("the engine declares no `capabilities`, as in `capabilities = Capabilities(max_batch=8)`")
+            options = tuple(_option_names(node))
+            card = Card(name=name, module=module, class_name=node.name, package=package, options=options, **literals)
+            return card if package == OURS else _checked(card)
     return None
+
+
+def _is_an_engine(node: ast.ClassDef) -> bool:
+    names = (base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases)
+    return "Engine" in names
+
+
+def _checked(card: Card) -> Card:
+    """The card with everything of the type that it should have."""
+    values = {f.name: getattr(card, f.name) for f in fields(Card)} | {"capabilities": asdict(card.capabilities)}
+    return TypeAdapter(Card).validate_python(values)
 
 
 def _literals(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     for statement in node.body:
         match statement:
-            case ast.Assign([ast.Name("capabilities")], ast.Call(keywords=keywords)):
-                yield "capabilities", Capabilities(**{k.arg: ast.literal_eval(k.value) for k in keywords if k.arg})
-            case ast.Assign([ast.Name(name)], value):
+            case ast.Assign([ast.Name("capabilities")], value) | ast.AnnAssign(ast.Name("capabilities"), _, value) if value:
+                yield "capabilities", _capabilities(value)
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value) if value:
                 with suppress(ValueError):  # computed: of no interest to a card
                     yield name, ast.literal_eval(value)
+
+
+def _capabilities(value: ast.expr) -> Capabilities:
+    made = value.func if isinstance(value, ast.Call) else None
+    by = made.attr if isinstance(made, ast.Attribute) else getattr(made, "id", "")
+    if (
+        not isinstance(value, ast.Call)
+        or by != "Capabilities"
+        or value.args
+        or any(keyword.arg is None for keyword in value.keywords)
+    ):
+        raise CardError("its `capabilities` must be written out, as in `Capabilities(max_batch=8)`: they are read, not run")
+    known = {f.name for f in fields(Capabilities)}
+    given: dict[str, Any] = {}
+    for keyword in value.keywords:
+        assert keyword.arg
+        if keyword.arg not in known:
+            raise CardError(f"there is no capability {keyword.arg}, only {', '.join(sorted(known))}")
+        try:
+            given[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise CardError(f"its capability {keyword.arg} must be a literal: it is read, not run") from None
+    return Capabilities(**given)
 
 
 def _option_names(node: ast.ClassDef) -> Iterator[str]:
