@@ -47,6 +47,14 @@ def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
     assert errors(references, served) <= errors(references, direct) + 2 / words
 
 
+def test_very_quiet_recordings_lose_few_words(server: RunningServer, served: list[str]) -> None:
+    """Seventy decibels below full scale: without a gain every fourth word is lost."""
+    quiet = [samples * np.float32(10 ** (-70 / 20) / samples.std()) for _, samples, _ in phone()]
+    heard = [server.post(encode(samples, "wav")).json()["text"] for samples in quiet]
+    references = [text for _, _, text in phone()]
+    assert errors(references, heard) < errors(references, served) + 0.06
+
+
 def test_forty_minutes_are_no_worse_than_the_pieces(server: RunningServer, served: list[str]) -> None:
     """Each round has the recordings in another order, so that it is not one lucky neighbourhood that counts.
 

@@ -15,6 +15,7 @@ from eardrum.engines.base import Audio, Context, Window
 from eardrum.errors import AudioError, EardrumError
 from eardrum.runner.batcher import Batcher, Heard
 from eardrum.runner.decode import Decoder
+from eardrum.runner.gain import Gain, raised
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.inlet import CancelledInletError, Inlet
 from eardrum.runner.queue import CLIP_S
@@ -125,13 +126,14 @@ class Listener:
             self._tell((window, future))
 
     def _windows(self) -> Iterator[Window]:
-        vad, cutter = self._vad.stream(), Packer(self._cutting) if self._cutting.pack else Cutter(self._cutting)
+        vad, gain = self._vad.stream(), Gain()
+        cutter = Packer(self._cutting) if self._cutting.pack else Cutter(self._cutting)
         opened = False
         for block in _blocks(self._decoder):
             if not opened:
                 opened = True
                 self._tell(Opened(self._decoder.duration))
-            for cut in cutter.feed(block, vad(block)):
+            for cut in cutter.feed(block, vad(gain(block))):
                 yield self._window(cut)
         for cut in cutter.finish():
             yield self._window(cut)
@@ -139,7 +141,7 @@ class Listener:
     def _window(self, cut: Cut) -> Window:
         filled_up = max(0, cut.end - self._decoder.samples)  # with silence, to make the last frame whole
         return Window(
-            audio=cut.audio,
+            audio=raised(cut.audio),
             start=cut.start / SAMPLE_RATE,
             speech=cut.speech,
             speech_span=(

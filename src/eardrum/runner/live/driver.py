@@ -13,6 +13,7 @@ from eardrum.engines.base import Audio, Context
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.live import Command, Configure, Encoding, Ended, Finish, LiveEvent, Refused, Settings
 from eardrum.runner.batcher import Batcher, Heard
+from eardrum.runner.gain import LIVE_FIRST_DB, Gain, raised
 from eardrum.runner.live import samples as raw
 from eardrum.runner.live.actions import Adopt, Decode, Drop, Output
 from eardrum.runner.live.container import ContainerSamples
@@ -46,6 +47,7 @@ class Driver:
         self._settings = settings
         self._batcher = batcher
         self._vad = vad.stream()
+        self._gain = Gain(LIVE_FIRST_DB)
         self._session = Session(settings, capabilities)
         self._max_seconds = max_seconds
         self._source: raw.RawSamples | ContainerSamples | None = None
@@ -124,7 +126,7 @@ class Driver:
             for at in range(0, whole, SLICE):
                 await self._room()
                 block = samples[at : min(at + SLICE, whole)]
-                self._do(self._session.hear(block, self._vad(block)))
+                self._do(self._session.hear(block, self._vad(self._gain(block))))
                 await asyncio.sleep(0)
             self._rest = samples[whole:]
 
@@ -163,6 +165,7 @@ class Driver:
 
     def _submit(self, decode: Decode, request: int, rank: Class) -> None:
         self._with_engine[decode.id] = decode
+        decode.window.audio = raised(decode.window.audio)
         future = asyncio.wrap_future(self._batcher.submit(request, decode.window, rank))
         future.add_done_callback(lambda done: self._decoded(decode, done))
 
