@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import tempfile
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,11 @@ CODECS = {
     "webm": ("webm", "libopus", 48_000),
     "mp4": ("mp4", "aac", 44_100),
     "mkv": ("matroska", "aac", 44_100),
+    "aac": ("adts", "aac", 44_100),
+    "aiff": ("aiff", "pcm_s16be", 16_000),
+    "caf": ("caf", "alac", 44_100),
+    "ts": ("mpegts", "mp2", 44_100),
+    "mov": ("mov", "aac", 44_100),
 }
 VIDEO = {"mp4", "mkv"}
 RATE = 16_000
@@ -76,6 +83,34 @@ def _encode_sound(output, sound, samples: Samples) -> None:
     for resampled in resampler.resample(None):
         output.mux(sound.encode(resampled))
     output.mux(sound.encode(None))
+
+
+def retimed(data: bytes, muxer: str, move: Callable[[float], float | None], **options: str) -> bytes:
+    """The same packets in a container of FFmpeg's name `muxer`, those of sound at other times, or left out where that is None."""
+    with (
+        av.open(io.BytesIO(data)) as file,
+        tempfile.NamedTemporaryFile() as target,
+        av.open(target.name, "w", format=muxer, options=options) as output,
+    ):
+        streams = {stream.index: output.add_stream_from_template(stream) for stream in file.streams}
+        first: dict[int, int] = {}
+        packets = []
+        for packet in file.demux():
+            if packet.pts is None:
+                continue
+            tick = packet.time_base
+            first.setdefault(packet.stream.index, packet.pts)
+            if packet.stream.type == "audio":
+                moved = move(float((packet.pts - first[packet.stream.index]) * tick))
+                if moved is None:
+                    continue
+                packet.pts = packet.dts = first[packet.stream.index] + round(moved / tick)
+            packets.append((float(packet.dts * tick), packet))
+        for _, packet in sorted(packets, key=lambda timed: timed[0]):
+            packet.stream = streams[packet.stream.index]
+            output.mux(packet)
+        output.close()
+        return Path(target.name).read_bytes()
 
 
 def silence(seconds: float) -> Samples:

@@ -7,16 +7,16 @@ import io
 import socket
 import struct
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eardrum.errors import AudioError
-from eardrum.runner.decode import Decoder, index_follows_media
+from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import CancelledInletError, Inlet
-from tests.recordings import CODECS, encode, pcm, silence, speech, spoken, tone
+from tests.recordings import CODECS, encode, pcm, retimed, silence, speech, spoken, tone
 
 SAMPLES = speech()[: 2 * 16_000]
 FDS = Path("/proc/self/fd")
@@ -31,11 +31,16 @@ def nothing_left_open() -> Iterator[None]:
     assert len(list(FDS.iterdir())) <= before
 
 
-def decoded(data: bytes, *, raw_pcm: bool = False, max_seconds: float = 60.0) -> np.ndarray:
-    decoder = Decoder(Inlet.holding(data), raw_pcm=raw_pcm, max_seconds=max_seconds)
+def heard(data: bytes, *, raw_pcm: bool = False, max_seconds: float = 60.0, live: bool = False) -> tuple[np.ndarray, str]:
+    """The samples of a file, and the warnings that come with them."""
+    decoder = Decoder(Inlet.holding(data), raw_pcm=raw_pcm, max_seconds=max_seconds, live=live)
     blocks = list(decoder)
     assert decoder.samples == sum(map(len, blocks))
-    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    return np.concatenate(blocks) if blocks else np.empty(0, np.float32), " ".join(decoder.warnings)
+
+
+def decoded(data: bytes, **how: float) -> np.ndarray:
+    return heard(data, **how)[0]
 
 
 def refused(data: bytes, **how: float) -> str:
@@ -53,6 +58,13 @@ def like(found: np.ndarray, expected: np.ndarray) -> float:
     return float(max(np.corrcoef(found[SLACK + d : SLACK + d + size], middle)[0, 1] for d in range(-1200, 1200, 1)))
 
 
+def found_at(found: np.ndarray, piece: np.ndarray) -> float:
+    """Seconds at which a piece of the original is found again."""
+    size = 1 << int(np.ceil(np.log2(len(found) + len(piece))))
+    matches = np.fft.irfft(np.fft.rfft(found, size) * np.conj(np.fft.rfft(piece, size)))
+    return int(np.argmax(matches[: len(found)])) / 16_000
+
+
 def wav_header(size: int, *, rate: int = 16_000, channels: int = 1) -> bytes:
     """A header that claims `size` bytes of samples."""
     form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2, channels * 2, 16)
@@ -65,7 +77,7 @@ def wav_header(size: int, *, rate: int = 16_000, channels: int = 1) -> bytes:
 def test_every_container(container: str, rate: int | None) -> None:
     found = decoded(encode(SAMPLES, container, rate=rate))
     assert found.dtype == np.float32
-    assert len(SAMPLES) <= len(found) <= len(SAMPLES) + SLACK
+    assert len(SAMPLES) - (1024 if container == "caf" else 0) <= len(found) <= len(SAMPLES) + SLACK
     assert np.abs(found).max() <= 1.5
 
 
@@ -110,22 +122,112 @@ async def test_samples_come_out_before_the_last_byte_is_in() -> None:
         await asyncio.to_thread(list, blocks)
 
 
-def test_only_an_index_at_the_end_makes_a_file_wait() -> None:
-    last, first = encode(SAMPLES, "m4a"), encode(SAMPLES, "m4a", faststart=True)
-    assert index_follows_media(last[:65536])
-    assert not index_follows_media(first[:65536])
-    for container in ("wav", "flac", "mp3", "ogg", "webm", "mkv"):
-        assert not index_follows_media(encode(SAMPLES, container)[:65536])
-    # Long enough that FFmpeg cannot find the media in its own buffer once it has read the index.
-    np.testing.assert_array_equal(decoded(spoken("m4a")), decoded(encode(speech(), "m4a", faststart=True)))
+def boxes(data: bytes) -> dict[bytes, bytes]:
+    """The boxes of an MP4 by their kinds."""
+    found, at = {}, 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4])
+        found[data[at + 4 : at + 8]] = data[at : at + size]
+        at += size
+    return found
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def moved(moov: bytes, by: int) -> bytes:
+    """The index of media that lies so many bytes further back."""
+    at = moov.index(b"stco") + 8
+    (count,) = struct.unpack_from(">I", moov, at)
+    offsets = [offset + by for offset in struct.unpack_from(f">{count}I", moov, at + 4)]
+    return moov[: at + 4] + struct.pack(f">{count}I", *offsets) + moov[at + 4 + 4 * count :]
+
+
+def behind(first: bytes) -> bytes:
+    """An M4A with its index at the end, and something else before its media."""
+    parts = boxes(spoken("m4a"))
+    return parts[b"ftyp"] + first + parts[b"free"] + parts[b"mdat"] + moved(parts[b"moov"], len(first))
+
+
+def aiff_back_to_front() -> bytes:
+    """An AIFF that describes its samples behind them."""
+    data = spoken("aiff")
+    at = data.index(b"SSND")
+    return data[:12] + data[at:] + data[12:at]
+
+
+def preview() -> bytes:
+    """A QuickTime film that begins with its preview."""
+    pnot, parts = box(b"pnot", bytes(12)), boxes(spoken("mov"))
+    rest = b"".join(part for kind, part in parts.items() if kind != b"moov")
+    return pnot + rest + moved(parts[b"moov"], len(pnot))
+
+
+SOUGHT: dict[str, Callable[[], bytes]] = {
+    "index last": lambda: spoken("m4a"),
+    "index last behind 100 KB of room": lambda: behind(box(b"free", bytes(100_000))),
+    "index last behind 2 MB of room": lambda: behind(box(b"skip", bytes(2_000_000))),
+    "mov": lambda: spoken("mov"),
+    "mov with a preview": preview,
+    "caf": lambda: spoken("caf"),
+    "aiff": aiff_back_to_front,
+}
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("what", SOUGHT)
+def test_what_must_be_sought_in_is_read_as_a_file(what: str, live: bool) -> None:
+    found, warnings = heard(SOUGHT[what](), live=live)
+    assert len(found) == pytest.approx(len(speech()), abs=SLACK)
+    assert found_at(found, speech()[160_000:192_000]) == pytest.approx(10, abs=0.05)
+    assert not warnings
+
+
+async def test_a_file_that_must_be_sought_in_may_come_slowly() -> None:
+    data = behind(box(b"free", bytes(1_100_000)))
+    inlet = Inlet()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=False, max_seconds=60))))
+    for start in range(0, len(data), 50_000):
+        await inlet.feed(data[start : start + 50_000])
+    inlet.finish()
+    np.testing.assert_array_equal(np.concatenate(await reading), decoded(data))
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_what_is_no_audio_is_refused_before_all_of_it_is_here(live: bool) -> None:
+    inlet = Inlet()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=False, max_seconds=60, live=live))))
+    for _ in range(3):
+        await inlet.feed(b"Dear server, this is no MP3.\n" * 20_000)
+    try:
+        with pytest.raises(AudioError, match="cannot be decoded"):
+            await asyncio.wait_for(asyncio.shield(reading), 20)
+    finally:
+        inlet.cancel()
 
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"\0" * 7, b"\0\0\0\0ftyp", b"\0\0\0\x08ftyp" * 10, b"\0\0\0\x04ftypmdat" * 3, b"\xff\xff\xff\xffftyp", b"RIFF" * 99],
+    [b"\0" * 7, b"\0\0\0\0ftyp", b"\0\0\0\x08ftyp" * 10, b"\0\0\0\x04ftypmdat" * 3, b"\xff\xff\xff\xffftyp", b"caff", b"OggS"],
 )
-def test_odd_heads_are_not_taken_for_an_index_at_the_end(head: bytes) -> None:
-    assert not index_follows_media(head)
+def test_odd_heads_are_refused(head: bytes) -> None:
+    assert "cannot be decoded" in refused(head)
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_a_live_container_loses_nothing_of_its_beginning(container: str) -> None:
+    data = encode(speech(), container, faststart=container in ("m4a", "mp4"))
+    live, whole = decoded(data, live=True), decoded(data)
+    assert len(whole) - len(live) < 0.03 * 16_000
+    piece = speech()[5 * 16_000 : 8 * 16_000]
+    assert found_at(live, piece) == pytest.approx(found_at(whole, piece), abs=0.01)
+
+
+def test_a_live_mp4_in_fragments_loses_nothing_of_its_beginning() -> None:
+    data = retimed(spoken("m4a"), "mp4", lambda at: at, movflags="frag_keyframe+empty_moov", frag_duration="500000")
+    assert len(decoded(data)) == pytest.approx(len(speech()), abs=SLACK)
+    assert len(decoded(data, live=True)) == len(decoded(data))
 
 
 def test_the_header_says_how_long_it_is() -> None:
@@ -222,6 +324,137 @@ def test_a_wav_without_samples_is_empty() -> None:
     assert len(decoded(file.getvalue())) == 0
 
 
+PIECES = (speech()[: 3 * 16_000], speech()[3 * 16_000 : 6 * 16_000])
+
+CLOCKS = {
+    # what it is: (made from, FFmpeg's name, options)
+    "mkv": ("mkv", "matroska", {}),
+    "mp4": ("mp4", "mp4", {"movflags": "faststart"}),
+    "m4a": ("m4a", "ipod", {}),
+    "webm": ("webm", "webm", {}),
+    "ogg": ("ogg", "ogg", {}),
+    "ts": ("mkv", "mpegts", {}),
+    "flv": ("m4a", "flv", {}),
+    "fragments": ("m4a", "mp4", {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+}
+
+
+def clocked(kind: str, move: Callable[[float], float | None]) -> bytes:
+    source, muxer, options = CLOCKS[kind]
+    return retimed(encode(np.concatenate(PIECES), source), muxer, move, **options)
+
+
+def placed(found: np.ndarray) -> tuple[float, float]:
+    """Where the middles of the two pieces are, less where they were."""
+    one, two = (piece[16_000 : 2 * 16_000] for piece in PIECES)
+    return found_at(found, one) - 1, found_at(found, two) - 4
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in CLOCKS if kind != "fragments"])
+def test_sound_that_begins_late_is_late(kind: str, live: bool) -> None:
+    found, warnings = heard(clocked(kind, lambda at: at + 5), live=live)
+    assert placed(found) == pytest.approx((5, 5), abs=0.1)
+    assert len(found) / 16_000 == pytest.approx(11, abs=0.2)
+    assert not warnings
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("kind", CLOCKS)
+def test_a_recorder_that_paused_leaves_a_gap(kind: str, live: bool) -> None:
+    found, warnings = heard(clocked(kind, lambda at: at if at < 3 else at + 20), live=live)
+    assert placed(found) == pytest.approx((0, 20), abs=0.1)
+    assert len(found) / 16_000 == pytest.approx(26, abs=0.2)
+    assert "no audio from 3.0 to 23.0 s" in warnings
+
+
+def test_silence_that_was_not_sent_keeps_its_place() -> None:
+    """Opus sends a packet in 0.4 s where nobody speaks."""
+    found, warnings = heard(clocked("webm", lambda at: at if at < 1 or at > 2.5 or at % 0.4 < 0.02 else None))
+    assert placed(found)[1] == pytest.approx(0, abs=0.1)
+    assert len(found) / 16_000 == pytest.approx(6, abs=0.1)
+    assert not warnings
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(("source", "muxer"), [("mkv", "matroska"), ("webm", "webm"), ("mkv", "mpegts")])
+def test_a_clock_that_begins_anew_goes_on(source: str, muxer: str, live: bool) -> None:
+    one, two = (retimed(encode(piece, source), muxer, lambda at: at + 2) for piece in PIECES)
+    found, _ = heard(one + two, live=live)
+    first, second = placed(found)
+    assert second - first in (pytest.approx(0, abs=0.2), pytest.approx(2, abs=0.2))
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("kind", ["mkv", "webm"])
+def test_a_wild_timestamp_means_nothing(kind: str, live: bool) -> None:
+    once = iter([20_000.0])
+    found, _ = heard(clocked(kind, lambda at: next(once, at) if at > 3 else at), max_seconds=86_400, live=live)
+    assert placed(found) == pytest.approx((0, 0), abs=0.1)
+    assert len(found) / 16_000 == pytest.approx(6, abs=0.2)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_gap_longer_than_may_be_is_not_believed(live: bool) -> None:
+    data = clocked("mkv", lambda at: at if at < 3 else at + 50_000)
+    found, warnings = heard(data, max_seconds=3600, live=live)
+    assert placed(found) == pytest.approx((0, 0), abs=0.1)
+    assert "leap to 50,003 s" in warnings
+
+
+@pytest.mark.parametrize("kind", ["mkv", "webm", "mp4", "ts"])
+def test_a_stretch_that_was_lost_does_not_shift_the_rest(kind: str) -> None:
+    found, warnings = heard(clocked(kind, lambda at: at if at < 2.2 or at > 3.2 else None))
+    assert placed(found) == pytest.approx((0, 0), abs=0.1)
+    assert len(found) / 16_000 == pytest.approx(6, abs=0.2)
+    assert "no audio from 2.2 to 3.2 s" in warnings
+
+
+def test_damaged_packets_are_told_and_do_not_shift_the_rest() -> None:
+    data = bytearray(encode(np.concatenate(PIECES), "m4a", faststart=True))
+    at = data.index(b"mdat") + (len(data) - data.index(b"mdat")) * 5 // 12
+    data[at : at + 2500] = b"\xff" * 2500
+    found, warnings = heard(bytes(data))
+    assert placed(found) == pytest.approx((0, 0), abs=0.05)
+    assert "packets, the first at 2." in warnings
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("container", [kind for kind in CODECS if kind not in ("ts", "mov", "caf")])
+def test_a_file_that_breaks_off_says_so(container: str, live: bool) -> None:
+    data = encode(SAMPLES, container, faststart=container in ("m4a", "mp4"))
+    found, warnings = heard(data[: len(data) * 6 // 10], live=live)
+    assert 0.3 * len(SAMPLES) < len(found) < 0.75 * len(SAMPLES)
+    assert "breaks off at" in warnings or (container == "aac" and "A packet at" in warnings)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("container", CODECS)
+def test_a_sound_file_has_no_warnings(container: str, live: bool) -> None:
+    assert not heard(encode(SAMPLES, container), live=live)[1]
+
+
+def test_an_ogg_that_breaks_off_between_two_pages_says_so() -> None:
+    data = spoken("ogg")
+    assert "its end is missing" in heard(data[: data.rindex(b"OggS")])[1]
+
+
+@pytest.mark.parametrize("claimed", [0, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_that_does_not_know_its_length_is_not_taken_for_broken(claimed: int) -> None:
+    assert not heard(wav_header(claimed) + pcm(SAMPLES))[1]
+
+
+def test_what_stands_behind_the_samples_of_a_wav_belongs_to_it() -> None:
+    data = wav_header(2 * len(SAMPLES)) + pcm(SAMPLES) + b"LIST" + struct.pack("<I", 300_000) + bytes(300_000)
+    data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    assert not heard(data)[1]
+
+
+@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(5000), b"APETAGEX" + bytes(300)])
+def test_what_stands_behind_an_mp3_is_no_damage(tail: bytes) -> None:
+    assert not heard(encode(SAMPLES, "mp3") + tail)[1]
+
+
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 def test_a_video_without_sound_is_refused(container: str) -> None:
     assert "no audio track" in refused(encode(None, container))
@@ -261,6 +494,35 @@ def test_too_much_is_noticed_before_all_of_it_is_decoded() -> None:
 def test_a_chain_of_files_is_one_recording(container: str) -> None:
     data = encode(SAMPLES, container)
     assert len(decoded(data + data)) == pytest.approx(2 * len(SAMPLES), abs=SLACK)
+
+
+def ogg(codec: str, rate: int | None = None) -> bytes:
+    """An Ogg of Opus, or of FLAC, which can be of any rate."""
+    return retimed(encode(SAMPLES, codec, rate=rate), "ogg", lambda at: at)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    "links",
+    [[("flac", 44_100), ("flac", 16_000)], [("ogg", None), ("flac", 22_050)], [("flac", 8_000), ("ogg", None)]],
+)
+def test_a_chained_ogg_may_change_its_rate_and_its_codec(links: list[tuple[str, int | None]], live: bool) -> None:
+    chain = b"".join(ogg(codec, rate) for codec, rate in links)
+    found, warnings = heard(chain, live=live)
+    assert len(found) == pytest.approx(2 * len(SAMPLES), abs=2 * SLACK)
+    middle = SAMPLES[8_000:24_000]
+    assert found_at(found[: len(SAMPLES)], middle) == pytest.approx(0.5, abs=0.02)
+    assert found_at(found[len(SAMPLES) :], middle) == pytest.approx(0.5, abs=0.05)
+    assert not warnings
+
+
+def test_a_link_of_a_chain_that_cannot_be_decoded_costs_only_itself() -> None:
+    good, bad = ogg("ogg"), bytearray(ogg("flac"))
+    bad[28:80] = bytes(52)
+    for chain in (good + bad + good, bad + good + good):
+        found, warnings = heard(bytes(chain))
+        assert len(found) == pytest.approx(2 * len(SAMPLES), abs=SLACK)
+        assert "damaged" in warnings
 
 
 @pytest.mark.parametrize("rates", [(44_100, 24_000), (16_000, 44_100)])

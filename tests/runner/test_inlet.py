@@ -136,16 +136,3 @@ async def test_peeking_waits_for_all_it_wants_or_the_end() -> None:
     inlet.finish()
     assert await soon(peeking) == b"abc"
     assert Inlet.holding(b"").peek(5) == b""
-
-
-async def test_a_file_gets_all_bytes_and_can_seek() -> None:
-    inlet = Inlet()
-    await inlet.feed(b"abc")
-    inlet.peek(2)
-    await inlet.feed(b"def")
-    inlet.finish()
-    with inlet.to_file() as file:
-        assert file.read() == b"abcdef"
-        file.seek(2)
-        assert file.read(2) == b"cd"
-        assert not isinstance(file.name, str), "the file has a name on disk"

@@ -1,37 +1,77 @@
 """Decodes any audio or video to 16 kHz mono float32, as a stream and with bounded memory.
 
 PyAV carries FFmpeg's libraries, so no ffmpeg binary is needed. The source is read as a pipe while it is
-still being uploaded; only containers whose index lies behind the media wait for the last byte.
+still being uploaded. Containers that cannot be read so (an index behind the media, say) wait for the last byte: what was read
+before the first sample is kept, and read again as a file.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import IO, Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import IO, cast
 
 import av
 import numpy as np
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 
 from eardrum.engines.base import Audio
 from eardrum.errors import AudioError
+from eardrum.runner.claims import claimed_bytes, claimed_seconds
+from eardrum.runner.damage import Damage
 from eardrum.runner.downmix import Downmix
 from eardrum.runner.inlet import Inlet
+from eardrum.runner.kept import KeptStream, Readable
+from eardrum.runner.media_clock import Gap, MediaClock
+from eardrum.runner.ogg import CAPTURE, OggLinks
 from eardrum.types import SAMPLE_RATE
 
 GROUP = 80_000
 """Samples gathered before they are resampled: frame by frame costs 1.4 times as much."""
 
-HEAD = 64 * 1024
+FAILURES = 8
+"""Errors in a row before a container counts as broken off."""
 
-LIVE_HEAD = 256
-"""Bytes that tell the container of a live stream: nobody waits for more of it, as it cannot have its index at the end."""
+SILENCE = np.zeros(GROUP, np.float32)
+
+PROBED = 1 << 20
+"""Bytes after which FFmpeg gives up on what no demuxer knows."""
+
+SOUGHT = (b"caff", b"FORM")
+"""How containers begin that FFmpeg refuses at once, without reading to the end, where it has to seek in them."""
+
+HEAD = 1 << 20
+"""Bytes in which the header of an MP3 is looked for, behind its pictures."""
+
+LIVE_GAP_S = 3600.0
+"""Longest gap in the timestamps of a live stream that is believed: to hear so much silence takes a second."""
+
+REST_S = 0.15
+RESTS_S = {"opus": 0.5, "libopus": 0.5, "libspeex": 0.5}
+"""Gaps up to this are no loss: recorders drift, and some codecs send little or nothing in silence."""
+
+FIRST = 64
+"""Bytes in which other files say how long they are."""
+
+FROM_ZERO = ("matroska", "mov", "flv", "ogg", "asf")
+"""Containers whose timestamps count from the beginning of the recording, unless it was cut out of a longer one."""
+
+CUT_OUT_S = 60.0
+"""Timestamps that begin later than this count from somewhere else."""
+
+DELAY_S = 1.0
+"""Beside pictures timestamps may begin later than at 0 because these are not shown in the order in which they are stored."""
+
+WITHOUT_CLOCK = ("avi",)
+"""Containers whose timestamps are the number of packets, empty ones included or not."""
 
 CONTAINERS = (
     "aac,ac3,adts,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,gsm,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
@@ -41,8 +81,8 @@ CONTAINERS = (
 
 AV_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
 
-LIVE_OPTIONS = {"probesize": "2048", "analyzeduration": "0", "fflags": "nobuffer"}
-"""Begin to decode with the first bytes that allow it."""
+LIVE_OPTIONS = {"probesize": "2048", "analyzeduration": "0"}
+"""Begin to decode with the first bytes that allow it. (`fflags=nobuffer` would drop those that were looked at.)"""
 
 EMPTY = "The file is empty (0 bytes)."
 
@@ -63,15 +103,23 @@ class Decoder:
         self.duration: float | None = None
         """Seconds, as the container's header claims once it is open; None when it does not say."""
         self.samples = 0
-        """Samples decoded so far."""
+        """Samples decoded so far, with those of gaps."""
+        self._damage = Damage()
+        self._head = b""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be decoded so far, in sentences."""
+        return self._damage.warnings
 
     def __iter__(self) -> Iterator[Audio]:
         """Blocks of samples of any length.
 
         Raises:
             AudioError: empty, undecodable, without sound, or longer than allowed.
+            StorageFullError: the audio has to be read from a disk that is full.
         """
-        for block in self._decode_pcm() if self._raw_pcm else self._decode_container():
+        for block in self._decode_pcm() if self._raw_pcm else self._decode_containers():
             self.samples += len(block)
             if self.samples > self._limit:
                 raise AudioError(
@@ -79,6 +127,11 @@ class Decoder:
                     "send it in parts or raise limits.audio_seconds."
                 )
             yield block
+
+    @property
+    def _at(self) -> float:
+        """Seconds that came out so far."""
+        return self.samples / SAMPLE_RATE
 
     def _decode_pcm(self) -> Iterator[Audio]:
         if not self._inlet.peek(1):
@@ -89,91 +142,211 @@ class Decoder:
             rest = chunk[len(chunk) & ~1 :]
             yield np.frombuffer(chunk[: len(chunk) & ~1], "<i2").astype(np.float32) / np.float32(32768)
 
-    def _decode_container(self) -> Iterator[Audio]:
-        head = self._inlet.peek(LIVE_HEAD if self._live else HEAD)
+    def _decode_containers(self) -> Iterator[Audio]:
+        head = self._inlet.peek(len(CAPTURE))
         if not head:
             raise AudioError(EMPTY)
-        with ExitStack() as closing:
-            source: IO[bytes] | Inlet = self._inlet
-            if index_follows_media(head):
-                source = closing.enter_context(self._inlet.to_file())
-            try:
-                options = AV_OPTIONS | LIVE_OPTIONS if self._live else AV_OPTIONS
-                container = av.open(source, "r", options=options)
-            except (FFmpegError, ValueError) as error:
-                raise AudioError(UNDECODABLE) from error
-            closing.callback(container.close)
-            yield from self._resample(container)
+        if head == CAPTURE:
+            yield from self._decode_chain(OggLinks(self._inlet))
+        else:
+            yield from self._decode_container(self._inlet)
 
-    def _resample(self, container: InputContainer) -> Iterator[Audio]:
-        if not container.streams.audio:
-            raise AudioError("The file has no audio track.")
-        stream = container.streams.audio[0]
-        if container.duration and container.duration > 0:
-            self.duration = container.duration / 1_000_000
+    def _decode_chain(self, links: OggLinks) -> Iterator[Audio]:
+        """One Ogg file after the other. Of several those that cannot be decoded cost only themselves."""
+        failure: AudioError | None = None
+        while True:
+            try:
+                yield from self._decode_container(links)
+            except AudioError as error:
+                if self._live and not self.samples:
+                    raise
+                failure = error
+                self._damage.broken_off(self._at)
+            if not links.advance():
+                break
+        if failure and not self.samples:
+            raise failure
+        if links.cut_off:
+            self._damage.cut_off(self._at)
+
+    def _decode_container(self, source: Readable) -> Iterator[Audio]:
+        with ExitStack() as closing:
+            kept = KeptStream(source)
+            closing.callback(kept.close)
+            try:
+                yield from self._decode_file(kept, kept)
+            except SeekNeededError:
+                self._damage = Damage()
+                self._head = kept.head(FIRST)
+                yield from self._decode_file(kept.to_file(), kept)
+
+    def _decode_file(self, file: IO[bytes] | KeptStream, kept: KeptStream) -> Iterator[Audio]:
+        """Samples of a container that is read as a pipe (`kept` itself) or as a file.
+
+        Raises:
+            SeekNeededError: it gives no samples as a pipe, and everything is still kept.
+        """
+        piped = file is kept
+        try:
+            container = av.open(file, "r", options=AV_OPTIONS | LIVE_OPTIONS if self._live and piped else AV_OPTIONS)
+        except (FFmpegError, ValueError) as error:
+            if piped and self._is_worth_seeking(kept):
+                raise SeekNeededError from error
+            raise AudioError(UNDECODABLE) from error
+        with container:
+            if not container.streams.audio:
+                raise AudioError("The file has no audio track.")
+            stream = container.streams.audio[0]
+            if container.duration and container.duration > 0:
+                self.duration = container.duration / 1_000_000
+            begin = self.samples
+            rest = RESTS_S.get(stream.codec_context.name, REST_S)
+            clock = MediaClock[AudioFrame](_origin(container), partial(self._believes, begin / SAMPLE_RATE, rest))
+            frames = self._frames(container, stream, kept, partial(_time, clock, begin), piped=piped)
+            yield from self._resample(clock.follow(frames), begin)
+            if self.samples == begin and self.duration:
+                raise AudioError(UNDECODABLE)  # the header promised sound and none came
+            self._compare(container, stream, kept, begin, clock.at)
+
+    def _is_worth_seeking(self, kept: KeptStream) -> bool:
+        """Whether a demuxer refused what it knows, or everything is here anyway: else it is no audio, and why read more of it?"""
+        if self._live:
+            return kept.ended or kept.head(4) in SOUGHT
+        return kept.ended or kept.size < PROBED
+
+    def _believes(self, begin: float, rest: float, gap: Gap) -> bool:
+        """Whether a container that began there can leave such a gap. Gaps longer than a `rest` of its codec are told of."""
+        believed = begin + gap.end <= self._limit / SAMPLE_RATE and not (self._live and gap.end - gap.start > LIVE_GAP_S)
+        gap = Gap(begin + gap.start, begin + gap.end)
+        if not believed:
+            self._damage.doubted(gap)
+        elif gap.start and gap.end - gap.start > rest:
+            self._damage.gap(gap)
+        return believed
+
+    def _frames(
+        self, container: InputContainer, stream: AudioStream, kept: KeptStream, now: Callable[[], float], *, piped: bool
+    ) -> Iterator[AudioFrame]:
+        """Decoded frames; damaged packets are skipped, a file without a single good frame is refused."""
+        decoded = False
+        timed = not container.format.name.startswith(WITHOUT_CLOCK)
+        for packet in self._packets(container, stream, now):
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                self._damage.packet(now())
+                continue
+            if frames and not decoded:
+                decoded = True
+                if piped:
+                    self._head = kept.head(HEAD if container.format.name == "mp3" else FIRST)
+                    kept.forget()
+            for frame in frames:
+                if not timed:
+                    frame.pts = None
+                yield frame
+        if not decoded and piped:
+            raise SeekNeededError
+        if not decoded and self._damage:
+            raise AudioError(UNDECODABLE)
+
+    def _packets(self, container: InputContainer, stream: AudioStream, now: Callable[[], float]) -> Iterator[Packet[AudioStream]]:
+        """Packets up to the end, or to where the container breaks off: a truncated recording is worth what was in it."""
+        failures = 0
+        while True:
+            try:
+                for packet in container.demux(stream):
+                    failures = 0
+                    yield packet
+            except FFmpegError:
+                failures += 1  # most demuxers go on behind what they do not understand
+                if failures == 1:
+                    self._damage.packet(now())
+                if failures == FAILURES:
+                    self._damage.broken_off(now())
+                    return
+            else:
+                return
+
+    def _resample(self, timed: Iterator[AudioFrame | Gap], begin: int) -> Iterator[Audio]:
+        """To 16 kHz mono, with silence for gaps in the clock of a container that begins at sample `begin`."""
         mix: Downmix | None = None
         resampler: AudioResampler | None = None
-        for group in _grouped(_frames(container, stream), 1 if self._live else GROUP):
+        for group in _grouped(timed, 1 if self._live else GROUP):
             if isinstance(group, Break):
                 if resampler:
                     yield from _arrays(resampler.resample(None))
                 mix = resampler = None
+                # Counted from the samples that are out, so that what resampling rounds off does not add up.
+                while group.until and (missing := begin + round(group.until * SAMPLE_RATE) - self.samples) > 0:
+                    yield SILENCE[:missing]
                 continue
             if mix is None or resampler is None:
                 mix, resampler = Downmix.of(group), AudioResampler("flt", "mono", SAMPLE_RATE)
             yield from _arrays(resampler.resample(mix.frame(group)))
         if resampler:
             yield from _arrays(resampler.resample(None))
-        elif self.duration:
-            raise AudioError(UNDECODABLE)  # the header promised sound and none came
+
+    def _compare(self, container: InputContainer, stream: AudioStream, kept: KeptStream, begin: int, seconds: float) -> None:
+        """See whether there was as much as the header says."""
+        if claimed := _claimed(container, stream) or claimed_seconds(self._head):
+            self._damage.compare(begin / SAMPLE_RATE + seconds, begin / SAMPLE_RATE + claimed)
+        elif claimed_size := claimed_bytes(self._head):
+            kept.drain(claimed_size)  # what stands behind the audio counts
+            self._damage.short_of_bytes(begin / SAMPLE_RATE + seconds, kept.size, claimed_size)
+
+
+class SeekNeededError(Exception):
+    """As a pipe the container gives nothing; as a file it may."""
 
 
 class Break:
-    """Marks a change of the sample format in mid-stream: what follows needs a fresh resampler."""
+    """What follows needs a fresh resampler: the sample format changes, or there is no audio until so many seconds."""
+
+    def __init__(self, until: float | None = None):
+        self.until = until
 
 
-def index_follows_media(head: bytes) -> bool:
-    """Whether this is an MP4 family file whose `moov` box comes after `mdat`, so that one must seek."""
-    at = 0
-    while at + 8 <= len(head):
-        size, kind = int.from_bytes(head[at : at + 4]), head[at + 4 : at + 8]
-        if at == 0 and kind not in (b"ftyp", b"wide", b"free", b"skip", b"mdat", b"moov"):
-            return False
-        if kind in (b"moov", b"mdat"):
-            return kind == b"mdat"
-        if size < 8:
-            return False
-        at += size
-    return False
+def _time(clock: MediaClock[AudioFrame], begin: int) -> float:
+    return begin / SAMPLE_RATE + clock.at
 
 
-def _frames(container: InputContainer, stream: Any) -> Iterator[AudioFrame]:
-    """Decoded frames; damaged packets are skipped, a file without a single good frame is refused."""
-    decoded = damaged = 0
-    try:
-        for packet in container.demux(stream):
-            try:
-                frames = cast(list[AudioFrame], packet.decode())
-            except FFmpegError:
-                damaged += 1
-                continue
-            decoded += len(frames)
-            yield from frames
-    except FFmpegError:
-        # The container breaks off: a truncated recording is worth what was in it.
-        damaged += 1
-    if damaged and not decoded:
-        raise AudioError(UNDECODABLE)
+def _origin(container: InputContainer) -> float | None:
+    """What the container's clock shows where the recording begins, in seconds; None if it has none."""
+    if container.start_time is None:
+        return None
+    start = container.start_time / 1_000_000
+    if not container.format.name.startswith(FROM_ZERO) or start > CUT_OUT_S:
+        return start
+    return start if container.streams.video and start < DELAY_S else 0.0
 
 
-def _grouped(frames: Iterator[AudioFrame], size: int) -> Iterator[AudioFrame | Break]:
-    """Frames joined to groups of at least `size` samples, with a `Break` where the format changes."""
-    for number, (_, run) in enumerate(itertools.groupby(frames, key=_format)):
+def _claimed(container: InputContainer, stream: AudioStream) -> float | None:
+    """How long the sound is by the header, in seconds; None if that does not tell it apart from the pictures."""
+    if container.format.name.startswith(WITHOUT_CLOCK):
+        return None
+    if container.format.name.startswith("matroska"):
+        with suppress(ValueError):  # written by some programs for each track: "00:00:17.944000000"
+            hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    elif stream.duration and stream.time_base and (stream.frames or len(container.streams) == 1):
+        return float(stream.duration * stream.time_base)
+    if len(container.streams) == 1 and container.duration:
+        return container.duration / 1_000_000
+    return None
+
+
+def _grouped(frames: Iterator[AudioFrame | Gap], size: int) -> Iterator[AudioFrame | Break]:
+    """Frames joined to groups of at least `size` samples, with a `Break` where the format changes or there is a gap."""
+    for number, (kind, run) in enumerate(itertools.groupby(frames, key=_format)):
+        if not kind:
+            yield from (Break(gap.end) for gap in cast(Iterator[Gap], run))
+            continue
         if number:
             yield Break()
         fifo = AudioFifo()
-        for frame in run:
-            frame.pts = None  # gaps and repeats in the timestamps are no reason to refuse the samples
+        for frame in cast(Iterator[AudioFrame], run):
+            frame.pts = None  # they were looked at: repeats and jitter are no reason to refuse the samples
             fifo.write(frame)
             if fifo.samples >= size and (group := fifo.read()):
                 yield group
@@ -181,8 +354,8 @@ def _grouped(frames: Iterator[AudioFrame], size: int) -> Iterator[AudioFrame | B
             yield group
 
 
-def _format(frame: AudioFrame) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.sample_rate
+def _format(frame: AudioFrame | Gap) -> tuple[str, str, int] | None:
+    return None if isinstance(frame, Gap) else (frame.format.name, frame.layout.name, frame.sample_rate)
 
 
 def _arrays(frames: list[AudioFrame]) -> Iterator[Audio]:

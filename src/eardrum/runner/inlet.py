@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import deque
 from threading import Condition
-from typing import IO, Self
+from typing import Self
 
 CAPACITY = 1 << 20
 """Bytes held before the sender has to wait."""
@@ -105,15 +104,3 @@ class Inlet:
         if chunk:  # an empty one would read as the end
             self._chunks.append(memoryview(chunk))  # a view: taking slices off a large chunk must not copy the rest
             self._size += len(chunk)
-
-    def to_file(self) -> IO[bytes]:
-        """Wait for all bytes and return them as a seekable file without a name."""
-        file = tempfile.TemporaryFile(prefix="eardrum-")  # noqa: SIM115 -- handed to the caller
-        try:
-            while chunk := self.read(1 << 20):
-                file.write(chunk)
-            file.seek(0)
-        except BaseException:
-            file.close()
-            raise
-        return file

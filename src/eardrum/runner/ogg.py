@@ -1,0 +1,91 @@
+"""Chained Ogg: files one behind the other, as radio stations and recorders in parts write them.
+
+FFmpeg's demuxer gives up, or decodes garbage, where the next one has another rate, codec or number of channels. So each is
+handed to it as a stream of its own. The pages of Ogg are those of RFC 3533.
+"""
+
+from __future__ import annotations
+
+from eardrum.runner.kept import Readable
+
+CAPTURE = b"OggS"
+HEAD = 27
+"""Bytes of a page before the lengths of its segments."""
+CHUNK = 1 << 16
+FIRST, LAST = 2, 4
+"""Flags of the pages that begin and end a logical stream."""
+
+
+class OggLinks:
+    """Reads one link of the chain after the other: `read` comes to an end where the next begins, and `advance` goes on there."""
+
+    def __init__(self, source: Readable):
+        self._source = source
+        self._held = bytearray()
+        self._ready = b""
+        self._next = b""  # the page with which the next link begins
+        self._begun = False  # a page of this link that is no first one has passed
+        self._ended = False
+        self._complete = False
+        self.skipped = 0
+        """Bytes between pages, which belong to nothing."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the last page that came is not whole, or not marked as the last."""
+        return not self._complete
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of this link, b"" at its end."""
+        if not self._ready and not self._next:
+            self._ready = self._page()
+        data, self._ready = self._ready[:size], self._ready[size:]
+        return data
+
+    def advance(self) -> bool:
+        """Skip the rest of this link and begin with the next one; False if there is none."""
+        while self.read(CHUNK):
+            pass
+        self._ready, self._next, self._begun = self._next, b"", False
+        return bool(self._ready)
+
+    def _page(self) -> bytes:
+        """The next page of this link, or what lies before it; b"" at the end."""
+        if not self._holds(HEAD):
+            return self._rest()
+        if not self._held.startswith(CAPTURE):
+            return self._junk()
+        segments = self._held[26]
+        if not self._holds(HEAD + segments) or not self._holds(size := HEAD + segments + sum(self._held[HEAD : HEAD + segments])):
+            return self._rest()
+        page = self._take(size)
+        first = bool(page[5] & FIRST)
+        self._complete = bool(page[5] & LAST)
+        if first and self._begun:
+            self._next = page
+            return b""
+        self._begun = self._begun or not first
+        return page
+
+    def _rest(self) -> bytes:
+        if self._held:
+            self._complete = False
+        return self._take(len(self._held))
+
+    def _junk(self) -> bytes:
+        at = self._held.find(CAPTURE)
+        junk = self._take(at if at > 0 else len(self._held) - len(CAPTURE) + 1)
+        self.skipped += len(junk)
+        return junk
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._held[:size])
+        del self._held[:size]
+        return data
+
+    def _holds(self, size: int) -> bool:
+        while len(self._held) < size and not self._ended:
+            chunk = self._source.read(CHUNK)
+            self._ended = not chunk
+            self._held += chunk
+        return len(self._held) >= size
