@@ -75,6 +75,10 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
             assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, NAME), name
         listed = requests.get(f"{server.address}/v1/models", timeout=10).json()["data"]
         assert NAME in [model["id"] for model in listed]
+        del hub.repositories[NAME]  # a model that is here can be pulled whatever the hub says
+        pulled = requests.post(f"{server.address}/api/pull", json={"model": NAME}, timeout=60)
+        assert [line["status"] for line in lines(pulled)][-1] == "success"
+        assert "could not be brought up to date" in server.log
         server.process.send_signal(signal.SIGUSR1)
         wait_for(lambda: "MODULES" in server.log)
         modules = set(json.loads(server.log.split("MODULES ")[1].splitlines()[0]))

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import requests
+from aiohttp import web
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.ports import free_ports
 from tests.recordings import SPEECH_TEXT, spoken
-from tests.upstreams import FakeUpstream, fake_upstream
+from tests.upstreams import Answer, Call, FakeUpstream, fake_upstream
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,16 @@ def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
     config.write_text(json.dumps({"models": models, "limits": {"json_bytes": 4 << 20}}))
     with running("--config", str(config), "--set", f"default_model={M}") as started:
         yield started
+
+
+def refusing(status: int) -> Answer:
+    """An upstream that refuses everything for a while."""
+
+    async def refuse(call: Call, request: web.Request) -> web.StreamResponse:
+        error = {"error": {"code": status, "message": "come back later", "type": "unavailable_error"}}
+        return web.json_response(error, status=status, headers={"retry-after": "7"})
+
+    return refuse
 
 
 def ask(server: RunningServer, path: str, body: Any = None, method: str = "POST", **more: Any) -> requests.Response:
@@ -177,6 +188,51 @@ def test_errors_are_a_status_and_a_string(server: RunningServer, path: str, body
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
     assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 413, 422, 429, 501, 503, 504, 529])
+@pytest.mark.parametrize(
+    "body",
+    [{"messages": HI}, {"messages": HI, "stream": False}, {"prompt": "x"}, {"input": "x"}],
+    ids=["chat", "whole", "generate", "embed"],
+)
+def test_a_status_that_says_what_to_do_is_kept(
+    server: RunningServer, llm: FakeUpstream, status: int, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/api/chat" if "messages" in body else "/api/embed" if "input" in body else "/api/generate"
+    monkeypatch.setattr(llm, "answer", refusing(status))
+    answer = ask(server, path, {"model": "chatty", **body})
+    assert (answer.status_code, answer.headers["retry-after"]) == (status, "7")
+    assert "come back later" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("status", [404, 405, 500, 502])
+def test_a_status_that_would_be_wrong_of_this_server_is_not(
+    server: RunningServer, llm: FakeUpstream, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm, "answer", refusing(status))
+    answer = ask(server, "/api/chat", {"model": "chatty", "messages": HI})
+    assert answer.status_code == 502
+    assert "come back later" in answer.json()["error"]
+
+
+def test_a_prompt_goes_on_from_the_last_ones_context(server: RunningServer, llm: FakeUpstream) -> None:
+    first = ask(server, "/api/generate", {"model": "chatty", "prompt": "Why?", "system": "Be short.", "stream": False}).json()
+    assert all(isinstance(number, int) for number in first["context"])
+    (*_, last) = lines(ask(server, "/api/generate", {"model": "chatty", "prompt": "And?", "context": first["context"]}))
+    sent = [("system", "Be short."), ("user", "Why?"), ("assistant", "".join(WORDS)), ("user", "And?")]
+    assert [(message["role"], message["content"]) for message in llm.calls[-1].json["messages"]] == sent
+    assert len(last["context"]) > len(first["context"])
+    other = ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "context": [1, 2], "options": {"num_ctx": 4}})
+    assert (other.status_code, other.headers["x-eardrum-ignored"]) == (200, "num_ctx, context")
+    assert "context" not in lines(ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "raw": True}))[-1]
+
+
+@pytest.mark.parametrize("name", [M, f"{M}:latest", "whisper-1", "chatty:latest"])
+def test_to_pull_what_is_here_is_a_success(server: RunningServer, name: str) -> None:
+    assert ask(server, "/api/pull", {"model": name, "stream": False}).json() == {"status": "success"}
+    steps = [line["status"] for line in lines(ask(server, "/api/pull", {"name": name}))]
+    assert (steps[0], steps[-1]) == ("pulling manifest", "success")
 
 
 def test_other_routes_keep_their_shape(server: RunningServer) -> None:

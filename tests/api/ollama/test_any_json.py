@@ -48,6 +48,7 @@ WISH = objects(
     think=st.booleans(),
     logprobs=st.booleans(),
     keep_alive=st.integers(),
+    context=st.lists(st.integers(0, 1 << 24), max_size=5).map(lambda numbers: [0xEA2D01, 3 * len(numbers), *numbers]),
 )
 TOKENS = objects(content=st.lists(objects(token=st.text(), logprob=st.floats()), max_size=2))
 CHOICE = objects(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
+import zlib
 from typing import Any
 
 import pytest
 
-from eardrum.api.ollama import asks
+from eardrum.api.ollama import asks, context
 from eardrum.api.ollama.asks import Server
 from eardrum.errors import InvalidRequestError
 
@@ -32,6 +34,9 @@ def test_a_stream_is_the_default_and_asks_for_usage() -> None:
     [
         ({"num_predict": 5}, {"max_tokens": 5}, ()),
         ({"num_predict": -1}, {}, ()),
+        ({"num_predict": 10.0}, {"max_tokens": 10}, ()),
+        ({"num_predict": 10.7, "seed": 42.0, "top_k": 40.0}, {"max_tokens": 10, "seed": 42, "top_k": 40}, ()),
+        ({"num_predict": -1.0, "temperature": 1, "stop": "x"}, {"temperature": 1, "stop": "x"}, ()),
         ({"num_predict": 0}, {}, ()),
         ({"temperature": 0, "seed": 3, "top_p": None}, {"temperature": 0, "seed": 3}, ()),
         ({"num_ctx": 8192, "num_gpu": 1, "odd": 2}, {}, ("num_ctx", "num_gpu", "odd")),
@@ -146,7 +151,12 @@ def test_embeddings() -> None:
     [
         ({"messages": "x"}, "messages must be a list"),
         ({"messages": ["x"]}, r"messages\[0\] must be an object"),
-        ({"messages": [{"role": "robot"}]}, r"messages\[0\].role"),
+        ({"messages": [{"content": "x"}]}, r"messages\[0\].role"),
+        ({"messages": [{"role": 1}]}, r"messages\[0\].role"),
+        ({"options": {"num_predict": "10"}}, 'option "num_predict" must be of type integer'),
+        ({"options": {"seed": True}}, 'option "seed" must be of type integer'),
+        ({"options": {"num_predict": float("inf")}}, "must be of type integer"),
+        ({"options": {"temperature": "warm"}}, 'option "temperature" must be of type float32'),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"messages\[0\].content must be a string"),
         ({"messages": [HI | {"images": "x"}]}, "list of base64"),
         ({"messages": [HI | {"images": ["###"]}]}, r"messages\[0\].images\[0\]: illegal base64"),
@@ -179,3 +189,57 @@ def test_prompts_that_are_refused(wish: dict[str, Any]) -> None:
 def test_inputs_of_other_types_are_refused(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="invalid input type"):
         asks.embed({"input": given}, "m")
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool", "developer", "control", "function", "ipython"])
+def test_who_may_speak_is_for_the_template_to_say(role: str) -> None:
+    assert chat(messages=[{"role": role, "content": "x"}])["messages"][0]["role"] == role
+
+
+SYSTEM, PROMPT = {"role": "system", "content": "s"}, {"role": "user", "content": "p"}
+
+
+def test_a_prompt_with_a_context_goes_on_from_there() -> None:
+    first = asks.generate({"prompt": "Wer bist du?", "system": "s"}, "m", Server())
+    assert first.turns == (("system", "s"), ("user", "Wer bist du?"))
+    numbers = json.loads(json.dumps(context.packed((*first.turns, ("assistant", "Ich bin blü. 🎤")))))
+    assert all(0 <= number < 1 << 31 for number in numbers)
+    said = [{"role": "user", "content": "Wer bist du?"}, {"role": "assistant", "content": "Ich bin blü. 🎤"}]
+    second = asks.generate({"prompt": "p", "context": numbers}, "m", Server())
+    assert second.body["messages"] == [SYSTEM, *said, PROMPT]
+    other = asks.generate({"prompt": "p", "system": "t", "context": numbers}, "m", Server())
+    assert other.body["messages"] == [{"role": "system", "content": "t"}, *said, PROMPT]
+    assert (second.ignored, other.turns[0] if other.turns else ()) == ((), ("system", "t"))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [1, 2, 3],
+        [context.MARK],
+        [context.MARK, 5],
+        [context.MARK, 10**9, 1],
+        [context.MARK, -1, 1],
+        [context.MARK, 3, 1 << 40],
+        context.packed((("user", "x"),))[:-1],
+        [*context.packed((("user", "x"),)), 1],
+        [context.MARK, 9, *(int.from_bytes(zlib.compress(b"7")[at : at + 3], "big") for at in (0, 3, 6))],
+    ],
+)
+def test_a_context_of_another_server_is_named_and_passed_over(numbers: list[int]) -> None:
+    ask = asks.generate({"prompt": "p", "context": numbers}, "m", Server())
+    assert (ask.body["messages"], ask.ignored) == ([PROMPT], ("context",))
+
+
+def test_a_context_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = context.packed((("user", "x" * 100_000),))
+    assert len(numbers) < 1000
+    assert context.unpacked(numbers) == (("user", "x" * 100_000),)
+    monkeypatch.setattr(context, "LARGEST", 50_000)
+    assert context.unpacked(numbers) is None
+
+
+@pytest.mark.parametrize("wish", [{"context": 3}, {"context": ["a"]}, {"context": [1.5]}, {"raw": True, "context": [1]}])
+def test_what_is_no_context_is_refused(wish: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="context"):
+        asks.generate({"prompt": "p"} | wish, "m", Server())

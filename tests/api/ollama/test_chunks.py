@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eardrum.api.ollama import refusals
 from eardrum.api.ollama.chunks import Chunks, Piece, worded
 from eardrum.errors import UpstreamError
 
@@ -158,3 +159,12 @@ def test_what_is_no_event_is_refused(event: Any) -> None:
 )
 def test_odd_events_add_nothing(event: Any) -> None:
     assert not fed(event)[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(400, 400), (429, 429), (503, 503), (500, 502), (7, 502), ("rate_limit_exceeded", 502)]
+)
+def test_a_status_in_an_event_is_the_answers_if_that_has_not_begun(code: Any, status: int) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        fed({"error": {"message": "m", "code": code}})
+    assert refusals.refusal(caught.value).status_code == status

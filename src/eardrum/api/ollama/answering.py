@@ -8,6 +8,7 @@ from typing import Any
 
 from eardrum.api.activity import Tokens
 from eardrum.api.ollama.chunks import Piece
+from eardrum.api.ollama.context import Turns, packed
 from eardrum.api.ollama.durations import timestamp
 from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.fields import named, streams
@@ -26,11 +27,13 @@ class Answering:
         self._reply = reply
         self._shape = shape
         self._whole = Piece()
+        self._said: list[str] = []
 
     async def add(self, piece: Piece) -> None:
         """Send one more piece, or keep it for the end."""
         if not piece:
             return
+        self._said.append(piece.content)
         if self.lines:
             await self._reply.line(self._stamped(piece) | {"done": False})
         else:
@@ -40,8 +43,10 @@ class Answering:
         """Tell whoever runs the server what it took."""
         self._reply.record.tokens = Tokens(last.get("prompt_eval_count", 0), last.get("eval_count", 0))
 
-    async def end(self, last: dict[str, Any]) -> None:
-        """Send the end: `last` is what comes after `done`."""
+    async def end(self, last: dict[str, Any], before: Turns | None = None) -> None:
+        """Send the end: `last` is what comes after `done`. With what was said `before`, the client can go on from here."""
+        if before is not None:
+            last = last | {"context": packed((*before, ("assistant", "".join(self._said))))}
         if self.lines:
             await self._reply.line(self._stamped(Piece()) | last, last=True)
         else:

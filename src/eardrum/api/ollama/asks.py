@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from eardrum.api.ollama.context import Turns, unpacked
 from eardrum.api.ollama.fields import streams, text
 from eardrum.api.ollama.messages import content, messages
 from eardrum.errors import InvalidRequestError
@@ -16,6 +18,9 @@ LOCAL = (
     "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta",
 )  # fmt: skip
 """Options that servers such as llama-server have, under the same names, and clouds refuse."""
+
+WHOLE = ("num_predict", "top_k", "seed", "repeat_last_n", "mirostat")
+"""Options that are whole numbers. Languages that know one kind of number only send them as `10.0`."""
 
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 """How hard to think, in OpenAI's words, which know no more than high everywhere."""
@@ -38,7 +43,9 @@ class Ask:
     path: str
     body: dict[str, Any]
     ignored: tuple[str, ...] = ()
-    """Options that a server takes only when it starts, if at all."""
+    """What has no effect: options that a server takes only when it starts, if at all, and the `context` of another server."""
+    turns: Turns | None = None
+    """What will have been said before the answer, for routes that remember it."""
 
 
 def chat(wish: dict[str, Any], model: str, server: Server) -> Ask:
@@ -73,15 +80,21 @@ def generate(wish: dict[str, Any], model: str, server: Server) -> Ask:
     parameters, ignored = _options(wish, local=server.local)
     common = _common(wish, local=server.local)
     if wish.get("raw") or suffix:
-        if wish.get("images"):
-            raise InvalidRequestError("Raw text and text with a suffix have no place for images.", param="images")
+        for field in ("images", "context"):
+            if wish.get(field):
+                raise InvalidRequestError(f"Raw text and text with a suffix have no place for {field}.", param=field)
         path, plain = _plain(prompt, suffix, server)
         if "logprobs" in common:  # which is a number on this route
             common["logprobs"] = common.pop("top_logprobs", 1)
         return Ask(path, {"model": model} | plain | common | parameters, ignored)
-    said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    before = unpacked(wish.get("context"))
+    ignored += ("context",) if before is None else ()
+    turns = tuple(turn for turn in before or () if not (system and turn[0] == "system"))
+    turns = (("system", system), *turns) if system else turns
+    said: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
     said.append({"role": "user", "content": content(prompt, wish.get("images"))})
-    return Ask("/v1/chat/completions", {"model": model, "messages": said} | common | parameters, ignored)
+    body = {"model": model, "messages": said} | common | parameters
+    return Ask("/v1/chat/completions", body, ignored, (*turns, ("user", prompt)))
 
 
 def _plain(prompt: str, suffix: str, server: Server) -> tuple[str, dict[str, Any]]:
@@ -150,13 +163,27 @@ def _options(wish: dict[str, Any], *, local: bool) -> tuple[dict[str, Any], tupl
     options = wish.get("options") or {}
     if not isinstance(options, dict):
         raise InvalidRequestError("options must be an object.", param="options")
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: _option(name, value) for name, value in options.items() if value is not None}
     taken = SHARED + (LOCAL if local else ())
     parameters = {name: given[name] for name in taken if name in given}
-    limit = given.get("num_predict")
-    if isinstance(limit, int) and limit > 0:  # below that: as much as there is
+    if (limit := given.get("num_predict", 0)) > 0:  # below that: as much as there is
         parameters["max_tokens"] = limit
     return parameters, tuple(sorted(given.keys() - {*taken, "num_predict"}))
+
+
+def _option(name: str, value: Any) -> Any:
+    """An option's value in the type that it has.
+
+    Raises:
+        InvalidRequestError: it is of another one, in Ollama's words.
+    """
+    if name == "stop" or name not in (*SHARED, *LOCAL, *WHOLE):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number:
+        kind = "integer" if name in WHOLE else "float32"
+        raise InvalidRequestError(f'option "{name}" must be of type {kind}, not {str(value)[:40]!r}.', param="options")
+    return int(value) if name in WHOLE else value
 
 
 def _tools(given: Any) -> list[Any]:

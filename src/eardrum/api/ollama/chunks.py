@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eardrum.api.ollama.durations import nanoseconds
+from eardrum.api.ollama.refusals import of_upstream
 from eardrum.errors import UpstreamError
 
 
@@ -94,7 +95,7 @@ class Chunks:
         None is the end that streams have of their own, `[DONE]`.
 
         Raises:
-            UpstreamError: the event says that something went wrong, or is not one.
+            UpstreamError: the event is none, or says that something went wrong; `UpstreamRefusedError` if it has a status.
         """
         if event is None:
             self._reason = self._reason or "stop"
@@ -102,7 +103,8 @@ class Chunks:
         if not isinstance(event, dict):
             raise UpstreamError(f"The server behind the model sent what is no event: {json.dumps(event)[:200]}")
         if error := event.get("error"):
-            raise UpstreamError(worded(error))
+            code = error.get("code") if isinstance(error, dict) else None
+            raise of_upstream("the model", code if isinstance(code, int) else 0, worded(error))
         self._usage = _object(event.get("usage")) or self._usage
         self._timings = _object(event.get("timings")) or self._timings
         choice = _choice(event)

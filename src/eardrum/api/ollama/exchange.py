@@ -17,6 +17,9 @@ from eardrum.errors import EardrumError, InvalidRequestError
 JSON = [(b"content-type", b"application/json; charset=utf-8")]
 LINES = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
+MOST_NAMED = 20
+"""Of what has no effect so much is named: a header has an end."""
+
 
 class Reply:
     """The answer on its way."""
@@ -25,6 +28,8 @@ class Reply:
         self.record = record(scope)
         self.authorization = header(scope, b"authorization")
         """What the client shows as its right to be here; empty if nothing."""
+        self.ignored: tuple[str, ...] = ()
+        """Fields and options that have no effect, named in the answer."""
         self._scope = scope
         self._send = send
         self._streaming = False
@@ -32,15 +37,20 @@ class Reply:
     async def whole(self, data: dict[str, Any] | None) -> None:
         """One object is all of it, or nothing is."""
         content = b"" if data is None else _json(data)
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*JSON, _length(content)]})
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*JSON, _length(content), *self._unused]})
         await self._send({"type": "http.response.body", "body": content, "more_body": False})
 
     async def line(self, data: dict[str, Any], *, last: bool = False) -> None:
         """One more line."""
         if not self._streaming:
             self._streaming = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": LINES})
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*LINES, *self._unused]})
         await self._send({"type": "http.response.body", "body": _json(data) + b"\n", "more_body": not last})
+
+    @property
+    def _unused(self) -> list[tuple[bytes, bytes]]:
+        names = ", ".join(name[:40] for name in self.ignored[:MOST_NAMED] if name.isascii() and name.isprintable())
+        return [(b"x-eardrum-ignored", names.encode())] if names else []
 
     async def refuse(self, error: EardrumError) -> None:
         """End with an error: as the answer, or, once that has begun, as its last line."""

@@ -13,6 +13,7 @@ from eardrum.api.ollama import abilities, asks, durations, speech
 from eardrum.api.ollama.answering import Answering, Shape
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import Chunks, Piece
+from eardrum.api.ollama.context import Turns
 from eardrum.api.ollama.exchange import Reply
 from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.names import Names
@@ -62,9 +63,11 @@ class Generation:
         else:
             ask = mapping(wish, model.id, abilities.server(model))
             self._mention(model, ask)
-            await self._forward(model, request(self._service, model, ask, asked, reply.authorization), answering)
+            reply.ignored = ask.ignored
+            sent = request(self._service, model, ask, asked, reply.authorization)
+            await self._forward(model, sent, answering, ask.turns)
 
-    async def _forward(self, model: Model, sent: Outgoing, answering: Answering) -> None:
+    async def _forward(self, model: Model, sent: Outgoing, answering: Answering, turns: Turns | None) -> None:
         began, ready = time.monotonic(), self._service.state(model) is State.READY
         async with Asking(self._service, model, sent) as response:
             chunks = Chunks(began, began if ready else time.monotonic())
@@ -76,7 +79,7 @@ class Generation:
         await answering.add(chunks.tool_calls())
         last = chunks.last(time.monotonic())
         answering.count(last)
-        await answering.end(last)
+        await answering.end(last, turns)
 
     async def _transcribe(self, model: Model, wish: dict[str, Any], reply: Reply, answering: Answering) -> None:
         began, decoding = time.monotonic(), 0.0

@@ -9,17 +9,17 @@ from typing import Any
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import worded
 from eardrum.api.ollama.events import Events
-from eardrum.errors import EardrumError, InvalidRequestError, UpstreamError
+from eardrum.api.ollama.refusals import of_upstream
+from eardrum.errors import EardrumError, UpstreamError
 from eardrum.gateway.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams import filters
 from eardrum.gateway.upstreams.connection import Answer
 from eardrum.gateway.upstreams.foreign import Outgoing, chunks
+from eardrum.remote.refusal import Reply
 
 DONE = "[DONE]"
 HEADERS = ((b"content-type", b"application/json"), (b"accept-encoding", b"identity"))
-CLIENTS_FAULT = (400, 413, 422)
-"""Statuses with which an upstream refuses what the client asked, and not us."""
 
 
 def request(service: Service, model: Model, ask: Ask, named: str, authorization: str) -> Outgoing:
@@ -37,12 +37,12 @@ async def events(model: Model, response: Answer) -> AsyncGenerator[Any, None]:
     """Each event of the answer, or the whole answer; and None when it is whole or a stream says itself that it is done.
 
     Raises:
-        InvalidRequestError: the upstream refuses what was asked.
+        UpstreamRefusedError: the upstream refuses what was asked, with a status that tells the client what to do.
         UpstreamError: it fails, or sends what nobody can read.
         UpstreamDiedError: it breaks off.
     """
     if response.status >= 400:
-        raise _refused(model, response.status, b"".join([piece async for piece in chunks(response)]))
+        raise _refused(model, response, b"".join([piece async for piece in chunks(response)]))
     if response.content_type != "text/event-stream":
         yield _parsed(model, b"".join([piece async for piece in chunks(response)]))
         yield None
@@ -57,17 +57,13 @@ async def events(model: Model, response: Answer) -> AsyncGenerator[Any, None]:
         yield None if data == DONE else _parsed(model, data)
 
 
-def _refused(model: Model, status: int, content: bytes) -> EardrumError:
-    """What the upstream said, as the client's fault or the upstream's."""
-    text = content.decode(errors="replace")
-    try:
-        said = json.loads(text)
-    except ValueError:
-        said = text.strip()[:500]
-    message = worded(said.get("error") or said if isinstance(said, dict) else said) or f"It answered {status}."
-    if status in CLIENTS_FAULT:
-        return InvalidRequestError(message)
-    return UpstreamError(f"The server behind {model.id} answered {status}: {message}")
+def _refused(model: Model, response: Answer, content: bytes) -> EardrumError:
+    """What the upstream said, and when to come back."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.raw_headers}
+    reply = Reply("", response.status, headers, content)
+    said = reply.json if reply.json is not None else reply.text[:500]
+    message = worded(said.get("error") or said if isinstance(said, dict) else said) or f"It answered {response.status}."
+    return of_upstream(model.id, response.status, message, reply.retry_after)
 
 
 def _parsed(model: Model, data: bytes | str) -> Any:
