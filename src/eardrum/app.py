@@ -71,7 +71,7 @@ def create_app(service: Service) -> Access:
         Stream(service, answers.worded),
         TingWu(service),
     )
-    return Access(Front(edges, app), activity, answers.refusal)
+    return Access(Front(edges, app), activity, answers.refusal, lambda: service.settings.limits.stall_seconds)
 
 
 class Front:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from eardrum.answering import Answering
 from eardrum.api.openai import answers
 from eardrum.errors import EardrumError, HeadTooLargeError, InvalidRequestError
+from eardrum.stalling import StallTimer
+
+log = logging.getLogger(__name__)
 
 HEAD_BYTES = 64 << 10
 """Request line and headers; the parser itself would take any number of bytes into memory."""
@@ -19,9 +23,10 @@ HEAD_BYTES = 64 << 10
 class Joined(asyncio.Transport):
     """Writes at once what an answer writes in one turn of the event loop: head and body are one packet, and one system call."""
 
-    def __init__(self, transport: asyncio.Transport):
+    def __init__(self, transport: asyncio.Transport, stall: StallTimer):
         super().__init__()
         self._transport = transport
+        self._stall = stall
         self._waiting: list[bytes] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -34,6 +39,7 @@ class Joined(asyncio.Transport):
         """Write what there is and close."""
         self._flush()
         self._transport.close()
+        self._stall.start()  # it is closed once everything is sent
 
     def is_closing(self) -> bool:
         """Whether it was closed, by whichever side."""
@@ -50,7 +56,7 @@ class Http(HttpToolsProtocol):
 
     `eardrum.arrived` says whether `receive` has something to return at once. `eardrum.hang_up` ends the connection in the middle
     of an answer. `eardrum.when_gone` takes a function that is called when the client hangs up, or None; one that hung up already
-    is told of at once. `eardrum.connection` is the transport itself.
+    is told of at once. `eardrum.connection` is the transport itself, and the timer that bounds how long it may take nothing in.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -63,19 +69,36 @@ class Http(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         super().connection_lost(exc)
+        self._stall.stop()
         self._gone = True
         self._tell_gone(self._when_gone)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is here."""
         super().connection_made(transport)
-        self._joined = Joined(transport)
+        self._stall = StallTimer(transport, self._hung_up)
+        self._joined = Joined(transport, self._stall)
         self._extensions: dict[str, dict[object, object]] = {
             "eardrum.arrived": {"call": self._arrived},
             "eardrum.hang_up": {"call": self._joined.close},
             "eardrum.when_gone": {"call": self._tell_gone},
-            "eardrum.connection": {"transport": transport},
+            "eardrum.connection": {"transport": transport, "stall": self._stall},
         }
+
+    def pause_writing(self) -> None:
+        """The client has not taken in what was sent so far."""
+        super().pause_writing()
+        self._stall.start()
+
+    def resume_writing(self) -> None:
+        """It has, or most of it."""
+        super().resume_writing()
+        self._stall.stop()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No further request came."""
+        super().timeout_keep_alive_handler()
+        self._stall.start()
 
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes; a head that does not end in time is refused."""
@@ -99,6 +122,11 @@ class Http(HttpToolsProtocol):
         self.cycle.transport = self._joined
         self.cycle.send = Answering(self.cycle).send  # type: ignore[assignment, method-assign]
         self.scope["extensions"] = self._extensions
+
+    def _hung_up(self) -> None:
+        """The client is hung up on. Its request is in the log with the reason, unless it has its line already."""
+        if self.cycle.response_complete:
+            log.info("A client at %s was hung up on: %s", self.client[0] if self.client else "?", self._stall.reason)
 
     def _arrived(self) -> bool:
         return self.cycle.message_event.is_set()  # a request behind it begins when this one is here to its end

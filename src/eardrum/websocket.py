@@ -6,6 +6,8 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from eardrum.stalling import StallTimer
+
 BEHIND_S = 1.0
 """A message that waits so long for the application shows that this is slower than the client."""
 
@@ -16,9 +18,9 @@ GOODBYE_S = 1.0
 class WebSocket(WebSocketsSansIOProtocol):
     """One connection, with three extensions for applications.
 
-    `eardrum.connection` is the transport itself. `eardrum.farewell`, once called, leaves it to the application to close when the
-    server ends: it has something to say before. `eardrum.largest` is called with how many bytes a message may have: a larger one
-    ends the connection (1009) before it is all here.
+    `eardrum.connection` is the transport itself, and its timer as in `Http`. `eardrum.farewell`, once called, leaves it to the
+    application to close when the server ends: it has something to say before. `eardrum.largest` is called with how many bytes a
+    message may have: a larger one ends the connection (1009) before it is all here.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -26,6 +28,25 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._came = 0.0
         self._behind = 0.0
         self._says_farewell = False
+        self._stall: StallTimer | None = None
+
+    def pause_writing(self) -> None:
+        """The client has not taken in what was sent so far."""
+        super().pause_writing()
+        if self._stall:
+            self._stall.start()
+
+    def resume_writing(self) -> None:
+        """It has, or most of it."""
+        super().resume_writing()
+        if self._stall:
+            self._stall.stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        super().connection_lost(exc)
+        if self._stall:
+            self._stall.stop()
 
     def handle_connect(self, event: Any) -> None:
         """A client is here."""
@@ -33,7 +54,8 @@ class WebSocket(WebSocketsSansIOProtocol):
         if self.handshake_complete:
             return  # refused: this was no proper handshake
         extensions: dict[str, Any] = self.scope["extensions"] or {}
-        extensions["eardrum.connection"] = {"transport": self.transport}
+        self._stall = StallTimer(self.transport, lambda: None)
+        extensions["eardrum.connection"] = {"transport": self.transport, "stall": self._stall}
         extensions["eardrum.farewell"] = {"call": self._say_farewell}
         extensions["eardrum.largest"] = {"call": self._take_at_most}
 

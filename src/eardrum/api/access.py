@@ -13,7 +13,7 @@ from contextlib import suppress
 from starlette.responses import Response
 
 from eardrum.api.activity import FAILED, Activity, Record
-from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up
+from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up, stall_timer
 from eardrum.api.waiting import KEY, Waiting
 from eardrum.errors import CancelledRequestError, EardrumError
 
@@ -43,8 +43,15 @@ def record(scope: Scope) -> Record:
 class Access:
     """Pure ASGI middleware around the whole application."""
 
-    def __init__(self, app: App, activity: Activity, refusal: Callable[[EardrumError], Response]):
+    def __init__(
+        self,
+        app: App,
+        activity: Activity,
+        refusal: Callable[[EardrumError], Response],
+        stall_s: Callable[[], float] = lambda: 0.0,
+    ):
         self._app = app
+        self._stall_s = stall_s
         self._activity = activity
         self._refusal = refusal
         self._waiting = Waiting()
@@ -58,6 +65,8 @@ class Access:
             return
         scope["eardrum.record"] = entry = Record(self._new_id(), scope, self._activity)
         scope[KEY] = self._waiting
+        if stall := stall_timer(scope):
+            stall.seconds = self._stall_s()
         exchange = Exchange(entry, receive, send)
         passed = exchange.send if scope["type"] == "http" else exchange.send_to_socket
         try:
@@ -70,6 +79,8 @@ class Access:
                 raise
             await self._end_cancelled(scope, exchange)
         finally:
+            if stall and stall.reason:
+                entry.note = stall.reason
             self._activity.over(entry)
             _write(scope, entry)
             del scope["eardrum.record"]  # they hold on to each other, which only a garbage collection would end

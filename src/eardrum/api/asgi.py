@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qs
 
+from eardrum.stalling import StallTimer
+
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,6 +50,12 @@ def transport(scope: Scope) -> asyncio.Transport:
     return cast(
         asyncio.Transport, scope["extensions"]["eardrum.connection"]["transport"]
     )  # uvloop's derive from nothing of asyncio's
+
+
+def stall_timer(scope: Scope) -> StallTimer | None:
+    """What bounds how long the client may take nothing in; None with a server that is not ours."""
+    found = (scope.get("extensions") or {}).get("eardrum.connection", {}).get("stall")
+    return cast(StallTimer | None, found)
 
 
 async def hang_up(scope: Scope, receive: Receive) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send, hang_up, transport
 from eardrum.gateway.service import Service
+from eardrum.stalling import stalled
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -33,7 +34,7 @@ async def endless(
             async with asyncio.timeout(service.settings.limits.stall_seconds):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
-            record(scope).note = "the client took nothing in"
+            record(scope).note = stalled(service.settings.limits.stall_seconds)
             transport(scope).abort()
 
     telling = asyncio.ensure_future(tell(write))

@@ -14,6 +14,7 @@ from typing import Any, Self
 from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, Send, transport
 from eardrum.api.auth import SUBPROTOCOL
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ShuttingDownError, TooLargeError, UnloadedError
+from eardrum.stalling import stalled
 
 AHEAD = 4 << 20
 """Bytes of a client's messages that may wait here: two minutes of 16 kHz. Then it is not read until there is room again."""
@@ -189,7 +190,7 @@ class Socket:
                 finally:
                     self._sending.discard(limit)
         except TimeoutError:
-            self._why = "the client took nothing in"
+            self._why = "The client took nothing in when the server ended." if self.ending else stalled(self._stall_s)
             transport(self._scope).abort()
             raise ClientGoneError(self._why) from None
         except OSError as error:

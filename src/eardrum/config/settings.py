@@ -46,7 +46,12 @@ class Limits(Section):
     field_bytes: Bytes = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
     audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
     requests: int = Field(64, gt=0, description="Requests a model holds at a time, waiting ones included; past it 503.")
-    stall_seconds: Seconds = Field(60, gt=0, description="A client silent for so long in mid-upload is given up with 408.")
+    stall_seconds: Seconds = Field(
+        60,
+        gt=0,
+        description="A client silent for so long in mid-upload is given up with 408; one that takes in nothing of its "
+        "answer for so long is hung up on.",
+    )
     fetch_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts from which an `audio_url` of a chat is fetched: names, `*.name`, `*` for all public ones, and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
 import pytest
@@ -245,7 +246,8 @@ async def test_between_utterances_a_client_may_be_silent(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     async with serving(monkeypatch, Script(), settings(0.3)) as (running, connect):
         client = await connect()
         client.writer.transport.pause_reading()
@@ -253,6 +255,7 @@ async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.Monke
         await asyncio.wait([flooding], timeout=10)
         assert isinstance(flooding.exception(), OSError)
         await until(lambda: not running._connections)
+    assert "was hung up on: The client took nothing in for 0.3 s (limits.stall_seconds)." in caplog.text
 
 
 async def flood(client: Client) -> None:

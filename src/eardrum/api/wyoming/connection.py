@@ -14,6 +14,7 @@ from eardrum.api.wyoming.telling import Telling
 from eardrum.api.wyoming.utterance import Utterance
 from eardrum.errors import EardrumError, InvalidRequestError, ShuttingDownError, StalledError
 from eardrum.gateway.service import Service
+from eardrum.stalling import stalled
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Connection:
         except EardrumError as error:
             await self._stop(reading)
             await self._refuse(error)
+        except ConnectionAbortedError as error:
+            log.info("A Wyoming client at %s was hung up on: %s", self._client, error)
         except OSError:
             pass  # the client is gone
         except Exception:
@@ -179,7 +182,7 @@ class Connection:
             async with asyncio.timeout(self._stall_s):
                 await self._writer.drain()
         except TimeoutError:
-            raise ConnectionAbortedError("The client took nothing in.") from None
+            raise ConnectionAbortedError(stalled(self._stall_s)) from None
 
     async def _stop(self, reading: asyncio.Task[None]) -> None:
         reading.cancel()

@@ -64,6 +64,9 @@ class Utterance:
         except EardrumError as error:
             note = error.message
             raise
+        except ConnectionAbortedError as error:
+            note = str(error)
+            raise
         finally:
             self._log(time.monotonic() - began, note)
 
