@@ -1,7 +1,7 @@
-"""Writes src/eardrum/runner/vad.onnx, or with --check fails when the file is not what this script writes.
+"""Writes vad.onnx and vad_memory.onnx in src/eardrum/runner, or with --check fails when they are not what this script writes.
 
-The file is Silero VAD v6 (MIT, Copyright (c) 2020-present Silero Team) with the weights it was published with and the same
-inputs, outputs and results, to a few millionths. Only the order of the arithmetic differs. The published graph
+They are Silero VAD v6 (MIT, Copyright (c) 2020-present Silero Team) with the weights it was published with and, one after the
+other, the same results, to a few millionths. Only the order of the arithmetic differs. The published graph
 convolves each frame of 32 ms by itself: matrix products of five rows and fewer, which leave a CPU mostly idle. Here
 every convolution is a product over all frames of a block at once:
 
@@ -10,7 +10,8 @@ every convolution is a product over all frames of a block at once:
   drops, is left out.
 - Each position of a convolution is one product of its neighbours, side by side, with the stacked taps. Taps that would
   fall on the padding are left out.
-- The LSTM and what follows are as published.
+- The LSTM and what follows are as published, in a graph of their own: what a frame sounds like depends on no other frame,
+  so the memory can be begun anew in the middle of a block without computing the rest of it twice.
 
 The published graph is read from the installed faster-whisper.
 """
@@ -26,9 +27,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-TARGET = Path(__file__).parent.parent / "src" / "eardrum" / "runner" / "vad.onnx"
+TARGET = Path(__file__).parent.parent / "src" / "eardrum" / "runner"
 PUBLISHED_SHA256 = "4cbf549b8326f60f80f2536d9eefeb450a9abe83365a098031c89719f1be17d2"
 INPUT, HOP, BINS, POSITIONS = 576, 128, 129, 4
+FEATURES = 128
+"""Numbers that the convolutions make of a frame, and numbers in each half of the memory."""
 
 LICENSE = """MIT License
 
@@ -49,11 +52,13 @@ IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
 
 def main() -> None:
-    model = equivalent(published_weights())
-    if "--check" not in sys.argv:
-        TARGET.write_bytes(model)
-    elif not TARGET.exists() or TARGET.read_bytes() != model:
-        sys.exit(f"Out of date: {TARGET.name}. Run `python scripts/vad_graph.py`.")
+    weights = published_weights()
+    for name, model in (("vad.onnx", encoder(weights)), ("vad_memory.onnx", memory(weights))):
+        target = TARGET / name
+        if "--check" not in sys.argv:
+            target.write_bytes(model)
+        elif not target.exists() or target.read_bytes() != model:
+            sys.exit(f"Out of date: {name}. Run `python scripts/vad_graph.py`.")
 
 
 def published_weights() -> dict[str, np.ndarray]:
@@ -67,12 +72,27 @@ def published_weights() -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(data).graph.initializer}
 
 
-def equivalent(weights: dict[str, np.ndarray]) -> bytes:
+def encoder(weights: dict[str, np.ndarray]) -> bytes:
+    """Frames of samples, [n, 576], to what they sound like, [n, 128]."""
     graph = Graph()
     frames = transform(graph, weights["encoder.feature_extractor.forward_basis_buffer"][:, 0])
-    encoded = encode(graph, frames, weights)
-    decode(graph, encoded, weights)
-    return graph.model()
+    graph.reshape(encode(graph, frames, weights), -1, FEATURES, outputs=("features",))
+    return graph.model("silero_vad_v6", {"input": ("n", INPUT)}, {"features": ("n", FEATURES)})
+
+
+def memory(weights: dict[str, np.ndarray]) -> bytes:
+    """What frames sound like to the probability of each, with the state carried in and out."""
+    graph = Graph()
+    decode(graph, "features", weights)
+    state = (1, 1, FEATURES)
+    return graph.model(
+        "silero_vad_v6_memory",
+        {"features": ("n", FEATURES), "h": state, "c": state},
+        {"speech_probs": ("n",), "hn": state, "cn": state},
+    )
+
+
+Shape = tuple[int | str, ...]
 
 
 class Graph:
@@ -98,17 +118,11 @@ class Graph:
     def reshape(self, tensor: str, *shape: int, outputs: tuple[str, ...] = ()) -> str:
         return self.add("Reshape", tensor, self.constant(shape, np.int64), outputs=outputs)
 
-    def model(self) -> bytes:
-        def tensor(name: str, *shape: int | str) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    def model(self, name: str, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> bytes:
+        def tensors(shapes: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
+            return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
-        graph = helper.make_graph(
-            self._nodes,
-            "silero_vad_v6",
-            inputs=[tensor("input", "n", INPUT), tensor("h", 1, 1, 128), tensor("c", 1, 1, 128)],
-            outputs=[tensor("speech_probs", "n"), tensor("hn", 1, 1, 128), tensor("cn", 1, 1, 128)],
-            initializer=self._constants,
-        )
+        graph = helper.make_graph(self._nodes, name, tensors(inputs), tensors(outputs), initializer=self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8, doc_string=LICENSE)
         onnx.checker.check_model(model, full_check=True)
         return model.SerializeToString(deterministic=True)

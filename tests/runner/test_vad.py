@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import csv
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import faster_whisper
 import numpy as np
+import onnxruntime as ort
 import pytest
-from faster_whisper.vad import get_vad_model
 
 from eardrum.errors import ModelLoadError
-from eardrum.runner.vad import FRAME, MODEL, Vad
-from tests.recordings import ROOT, noise, phone, silence, speech
+from eardrum.live import Endpointing
+from eardrum.runner.live.endpointing import Began, Endpointer, Rule
+from eardrum.runner.vad import FRAME, MEMORY, MODEL, Vad, VadStream
+from eardrum.types import Capabilities
+from tests.recordings import PHONE, RATE, ROOT, noise, phone, silence, speech
 
 PUBLISHED = Path(faster_whisper.__file__).parent / "assets" / "silero_vad_v6.onnx"
 RECORDINGS = {
@@ -35,7 +41,11 @@ def whole_frames(samples: np.ndarray) -> np.ndarray:
 
 
 def in_blocks(vad: Vad, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
-    stream, at, found = vad.stream(), 0, []
+    return of_stream(vad.stream(), samples, sizes)
+
+
+def of_stream(stream: VadStream, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
+    at, found = 0, []
     while at < len(samples):
         size = sizes[len(found) % len(sizes)] * FRAME
         found.append(stream(samples[at : at + size]))
@@ -43,11 +53,23 @@ def in_blocks(vad: Vad, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
     return np.concatenate(found)
 
 
+def framed(samples: np.ndarray) -> np.ndarray:
+    """Frames as the published model gets them: each behind the end of the one before."""
+    frames = samples.reshape(-1, FRAME)
+    return np.concatenate([np.concatenate([np.zeros((1, 64), np.float32), frames[:-1, -64:]]), frames], axis=1)
+
+
+def in_one_pass(samples: np.ndarray) -> np.ndarray:
+    """What the published model says, its memory never begun anew."""
+    inputs = framed(samples)
+    state = {"h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)}
+    return session(PUBLISHED).run(None, {"input": inputs - inputs.mean(axis=1, keepdims=True), **state})[0].reshape(-1)
+
+
 @pytest.mark.parametrize("sizes", [[10_000], [156], [1], [3, 1, 7, 2, 50]])
 def test_a_stream_in_blocks_equals_one_pass(vad: Vad, sizes: list[int]) -> None:
     samples = whole_frames(speech())
-    # Their model blanks the end of the last frame it is given: one more frame than is compared.
-    expected = get_vad_model()(np.concatenate([samples, silence(FRAME / 16_000)])).reshape(-1)[:-1]
+    expected = in_one_pass(samples)
     found = in_blocks(vad, samples, sizes)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -71,12 +93,159 @@ def test_silence_and_noise_are_not_speech(vad: Vad) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
-@pytest.mark.parametrize("sizes", [[156], [16, 1, 31]])
-def test_the_graph_equals_the_published_one(vad: Vad, name: str, sizes: list[int]) -> None:
-    samples = whole_frames(RECORDINGS[name]())
-    found, published = in_blocks(vad, samples, sizes), in_blocks(Vad(PUBLISHED), samples, sizes)
-    assert len(found) == len(samples) // FRAME
-    assert np.abs(found - published).max() < 1e-4
+def test_the_graphs_one_after_the_other_equal_the_published_one(name: str) -> None:
+    inputs = framed(whole_frames(RECORDINGS[name]()))
+    state = {"h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)}
+    (features,) = session(MODEL).run(None, {"input": inputs})
+    found, *remembered = session(MEMORY).run(None, {"features": features, **state})
+    published, *expected = session(PUBLISHED).run(None, {"input": inputs, **state})
+    assert found.shape == (len(inputs),)
+    assert np.abs(found - published.reshape(-1)).max() < 1e-4
+    for one, other in zip(remembered, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def session(path: Path) -> ort.InferenceSession:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+
+# The memory, where nobody speaks
+
+
+def random(seconds: float, low: int, high: int) -> np.ndarray:
+    steps = np.random.default_rng(7).integers(low, high, int(seconds * RATE), endpoint=True)
+    return (steps / 32768).astype(np.float32)
+
+
+def constant(seconds: float, step: int) -> np.ndarray:
+    return np.full(int(seconds * RATE), step / 32768, np.float32)
+
+
+def hum(seconds: float) -> np.ndarray:
+    return (0.001 * np.sin(2 * np.pi * 50 * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def music(seconds: float, level: float) -> np.ndarray:
+    """Chords that are struck four times a second, always others."""
+    dice, step = np.random.default_rng(5), RATE // 4
+    at = np.arange(step) / RATE
+    notes = (220, 261, 329, 392, 440, 523, 659)
+    chords = [
+        sum(np.sin(2 * np.pi * note * part * at) / part for note in dice.choice(notes, 3) for part in (1, 2, 3)) * np.exp(-4 * at)
+        for _ in range(int(4 * seconds))
+    ]
+    played = np.concatenate(chords)
+    return (level * played / np.sqrt((played**2).mean())).astype(np.float32)
+
+
+WITHOUT_SPEECH = {
+    "digital silence": silence,
+    "the last bit": lambda seconds: random(seconds, -1, 1),
+    "one step off zero": lambda seconds: constant(seconds, 1),
+    "a telephone's zero": lambda seconds: constant(seconds, 8),
+    "an offset": lambda seconds: constant(seconds, -1000),
+    "comfort noise": lambda seconds: noise(seconds, 0.001),
+    "louder comfort noise": lambda seconds: noise(seconds, 0.003),
+    "noise": lambda seconds: noise(seconds, 0.01),
+    "hum": hum,
+}
+
+
+@cache
+def words() -> list[np.ndarray]:
+    """Fifty single words."""
+    recordings = {name: samples for name, samples, _ in phone()}
+    with (PHONE / "words.tsv").open(encoding="utf-8") as table:
+        rows = [row for row in csv.DictReader(table, delimiter="\t") if 0.3 <= float(row["end"]) - float(row["start"]) <= 0.9]
+    cut = [recordings[row["name"]][int(float(row["start"]) * RATE) : int(float(row["end"]) * RATE)] for row in rows]
+    loud = [word for word in cut if np.sqrt((word**2).mean()) > 0.04]
+    return loud[:: len(loud) // 50][:50]
+
+
+def began(stream: VadStream, said: np.ndarray, behind: np.ndarray) -> float | None:
+    """After how many seconds a live session notices what is said, if it does."""
+    probs = of_stream(copy.copy(stream), whole_frames(np.concatenate([said, behind])), [16])
+    ends = Endpointer(Rule.of(Endpointing(prefix_s=0), Capabilities(max_window_s=10)))
+    marks = ends.feed(np.zeros(len(probs) * FRAME, np.float32), probs)
+    return next((mark.at * FRAME / RATE for mark in marks if isinstance(mark, Began)), None)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_SPEECH)
+@pytest.mark.parametrize("seconds", [20, 61])
+def test_words_are_noticed_however_long_nobody_spoke_before(vad: Vad, kind: str, seconds: int) -> None:
+    make = WITHOUT_SPEECH[kind]
+    short, long = vad.stream(), vad.stream()
+    of_stream(short, whole_frames(make(1.0)), [16])
+    before = of_stream(long, whole_frames(make(seconds)), [16])
+    assert before.max() < 0.25
+    missed = [number for number, word in enumerate(words()) if began(long, word, make(1.0)) is None]
+    at_once = [number for number, word in enumerate(words()) if began(short, word, make(1.0)) is None]
+    assert len(missed) <= max(len(at_once), 4 if kind == "noise" else 2)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_SPEECH)
+def test_sentences_are_noticed_as_soon_as_at_once(vad: Vad, kind: str) -> None:
+    make = WITHOUT_SPEECH[kind]
+    short, long = vad.stream(), vad.stream()
+    of_stream(short, whole_frames(make(1.0)), [16])
+    of_stream(long, whole_frames(make(61)), [16])
+    late = 0
+    for name, samples, _ in phone()[:20]:
+        expected, found = began(short, samples, make(1.0)), began(long, samples, make(1.0))
+        assert expected is not None, name
+        assert found is not None, name
+        late += found > expected + 0.15
+        assert found < expected + 0.3, name
+    assert late <= (4 if kind == "noise" else 1)
+
+
+def test_where_it_begins_anew_does_not_depend_on_the_blocks(vad: Vad) -> None:
+    pieces = [silence(7.3), speech()[: 3 * RATE], noise(12.1, 0.02), speech()[: 2 * RATE], silence(3)]
+    samples = whole_frames(np.concatenate(pieces))
+    expected = in_blocks(vad, samples, [156])
+    for sizes in ([10_000], [1], [16], [33, 5, 128]):
+        np.testing.assert_allclose(in_blocks(vad, samples, sizes), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_speaks_without_long_pauses_is_heard_as_by_one_pass(vad: Vad, seed: int) -> None:
+    """The memory is not begun anew between words, sentences or speakers."""
+    order = np.random.default_rng(seed).permutation(len(phone()))
+    samples = whole_frames(np.concatenate([np.concatenate([phone()[number][1], silence(0.5)]) for number in order[:12]]))
+    expected = in_one_pass(samples)
+    np.testing.assert_allclose(in_blocks(vad, samples, [16]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.01, 0.003])
+def test_music_is_not_speech_however_long_it_plays(vad: Vad, level: float) -> None:
+    """A memory that knew nothing of what was played before would take every tenth chord for a syllable."""
+    probs = in_blocks(vad, whole_frames(music(60, level)), [16])
+    assert (probs >= 0.5).sum() <= 10
+    ends = Endpointer(Rule.of(Endpointing(), Capabilities(max_window_s=10)))
+    marks = list(ends.feed(np.zeros(len(probs) * FRAME, np.float32), probs))
+    assert sum(isinstance(mark, Began) for mark in marks) <= 1
+
+
+def test_beginning_anew_costs_no_second_pass_over_the_sounds() -> None:
+    calls: list[int] = []
+
+    class CountingModel:
+        def __init__(self, path: Path) -> None:
+            self._session = session(path)
+
+        def run(self, names: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            calls.append(len(next(iter(inputs.values()))))
+            return self._session.run(names, inputs)
+
+    samples = whole_frames(noise(60, 0.02))
+    stream = VadStream(CountingModel(MODEL), session(MEMORY))
+    of_stream(stream, samples, [156])
+    assert sum(calls) == len(samples) // FRAME
+    calls.clear()
+    of_stream(VadStream(session(MODEL), CountingModel(MEMORY)), samples, [156])
+    assert sum(calls) <= 2 * len(samples) // FRAME
 
 
 def test_the_graph_is_what_its_script_writes() -> None:
@@ -91,3 +260,5 @@ def test_a_missing_or_damaged_model_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.onnx", damaged):
         with pytest.raises(ModelLoadError, match=path.name):
             Vad(path)
+        with pytest.raises(ModelLoadError, match=path.name):
+            Vad(memory=path)
