@@ -1,8 +1,8 @@
 """Voice activity: the probability of speech for every 32 ms of a stream, with bounded memory.
 
-Silero VAD v6 (MIT), as two graphs (scripts/vad_graph.py writes them): one hears all frames of a block at once, the other remembers.
-The memory is carried from block to block, and begun anew where nobody speaks: what it keeps of minutes without speech makes it
-deaf to the words that follow (snakers4/silero-vad#725). Where and how does not depend on how the stream is divided into blocks.
+Silero VAD v6 (MIT), as two graphs (scripts/vad_graph.py writes them): one hears all frames of a block at once, the other
+remembers. Its memory is carried from block to block, and begun anew where nobody speaks: what it keeps of minutes without speech
+makes it deaf to the words that follow (snakers4/silero-vad#725). Where that happens does not depend on the division into blocks.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ FEATURES = 128
 """Numbers by which the memory knows a frame, and numbers of each half of its state."""
 
 STRIDE = 32
-"""Frames from one moment at which the memory may begin anew to the next, and of quiet before it: a second. PAST holds whole ones."""
+"""Frames from one moment at which the memory may begin anew to the next, and of quiet before it: a second."""
 
 PAST = 160
-"""Frames without speech before all but these are forgotten: five seconds. With fewer, chords of music are taken for syllables; with
-more, words after noise are missed."""
+"""Frames without speech before all but these are forgotten: five seconds, whole strides. With fewer, chords of music are taken for
+syllables; with more, words after noise are missed."""
 
 SPEECH = 0.25
 """Below, nobody speaks."""
 
 QUIET_DB, STEADY_DB, NOTHING_DB = -48.0, 6.0, -80.0
-"""Quiet frames are no louder than that, and none is that much louder than another; below the last figure all are nothing at all."""
+"""Quiet frames are no louder than that, and none is that much louder than another; below the last all are nothing at all."""
 
 MODEL = Path(__file__).with_name("vad.onnx")
 MEMORY = Path(__file__).with_name("vad_memory.onnx")
@@ -44,8 +44,8 @@ MEMORY = Path(__file__).with_name("vad_memory.onnx")
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 """Speech probability per frame, shape [n], in 0..1."""
 
-Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
-"""What frames sound like, shape [n, 128]."""
+Rows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""One row per frame: its samples, [n, 512], or what it sounds like, [n, 128]."""
 
 
 class Vad:
@@ -81,7 +81,7 @@ class VadStream:
         self._memory = memory
         self._forget()
         self._context = np.zeros(CONTEXT, np.float32)
-        self._past: Features = np.empty((0, FEATURES), np.float32)  # the last frames
+        self._past: Rows = np.empty((0, FEATURES), np.float32)  # the last frames
         self._levels = np.empty(0, np.float32)
         self._frames = 0
         self._without = 0  # frames since the last one of speech
@@ -105,19 +105,19 @@ class VadStream:
         self._past, self._levels = self._past[-PAST:], self._levels[-STRIDE:]
         return np.concatenate(found)
 
-    def _encode(self, frames: Audio) -> Features:
-        """What each frame sounds like, less its mean: an offset and what rumbles below the voice hide weak words from the model."""
+    def _encode(self, frames: Rows) -> Rows:
+        """What each frame sounds like, less its mean: an offset, or what rumbles below the voice, hides weak words."""
         inputs = np.empty((len(frames), CONTEXT + FRAME), np.float32)
         inputs[:, CONTEXT:] = frames
         inputs[0, :CONTEXT] = self._context
         inputs[1:, :CONTEXT] = frames[:-1, -CONTEXT:]
         self._context = frames[-1, -CONTEXT:].copy()
         inputs -= inputs.mean(axis=1, keepdims=True)
-        return cast(Features, self._encoder.run(None, {"input": inputs})[0])
+        return cast(Rows, self._encoder.run(None, {"input": inputs})[0])
 
-    def _begin_anew(self, past: Features, levels: Audio) -> None:
-        """Forget what lies too far behind, unless somebody speaks. Of quiet there is nothing to remember; other sounds, music above
-        all, are told from speech by what came before."""
+    def _begin_anew(self, past: Rows, levels: Audio) -> None:
+        """Forget what lies too far behind, unless somebody speaks. Of quiet there is nothing to remember; other sounds, music
+        above all, are told from speech by what came before."""
         if self._without < STRIDE:
             return
         if levels.max() <= QUIET_DB and np.ptp(levels) <= STEADY_DB:
@@ -130,7 +130,7 @@ class VadStream:
         self._h = np.zeros((1, 1, FEATURES), np.float32)
         self._c = np.zeros((1, 1, FEATURES), np.float32)
 
-    def _remember(self, features: Features) -> Probabilities:
+    def _remember(self, features: Rows) -> Probabilities:
         output, self._h, self._c = self._memory.run(None, {"features": features, "h": self._h, "c": self._c})
         return cast(Probabilities, output)
 
@@ -140,6 +140,6 @@ class VadStream:
         self._without = len(probs) - 1 - int(speech[-1]) if len(speech) else self._without + len(probs)
 
 
-def _levels(frames: Audio) -> Audio:
+def _levels(frames: Rows) -> Audio:
     """How loud each frame is, in dB of full scale. A constant is nothing."""
     return cast(Audio, 10 * np.log10(np.maximum(frames.var(axis=1), np.float32(10 ** (NOTHING_DB / 10)))))
