@@ -29,7 +29,7 @@ STRIDE = 32
 """Frames from one moment at which the memory may begin anew to the next, and of quiet before it: a second."""
 
 PAST = 160
-"""Frames without speech before all but these are forgotten: five seconds, whole strides. With fewer, chords of music are taken for
+"""Frames without speech before all but these are forgotten: five seconds, whole strides. With fewer, chords are taken for
 syllables; with more, words after noise are missed."""
 
 SPEECH = 0.25
