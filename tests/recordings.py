@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "src" / "eardrum" / "sample.ogg"
@@ -42,6 +43,15 @@ CODECS = {
     "ts": ("mpegts", "mp2", 44_100),
     "mov": ("mov", "aac", 44_100),
 }
+TRACK_CODECS = {
+    "matroska": "pcm_s16le",
+    "webm": "libopus",
+    "mp4": "aac",
+    "mov": "alac",
+    "mpegts": "aac",
+    "avi": "pcm_s16le",
+}
+"""Containers with room for several audio tracks."""
 VIDEO = {"mp4", "mkv"}
 RATE = 16_000
 
@@ -111,6 +121,34 @@ def retimed(data: bytes, muxer: str, move: Callable[[float], float | None], **op
             output.mux(packet)
         output.close()
         return Path(target.name).read_bytes()
+
+
+def encode_tracks(*sounds: Samples, container: str = "matroska", marked: Sequence[int] | None = None, aside: int = 0) -> bytes:
+    """A file with a track for each, interleaved. `marked` are the default ones, counted from 1; `aside` is for commentators."""
+    with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=container) as output:
+        streams = [output.add_stream(TRACK_CODECS[container], rate=48_000 if container == "webm" else RATE) for _ in sounds]
+        for number, stream in enumerate(streams, 1):
+            stream.layout = "mono"
+            if marked is not None:
+                stream.disposition = Disposition.default if number in marked else Disposition(0)
+            if number == aside:
+                stream.disposition |= Disposition.comment
+        resamplers = [av.AudioResampler(s.codec_context.format, "mono", s.codec_context.sample_rate) for s in streams]
+        for start in range(0, max(map(len, sounds)), RATE // 10):
+            for sound, stream, resampler in zip(sounds, streams, resamplers, strict=True):
+                piece = (sound[start : start + RATE // 10] * 32767).astype(np.int16)
+                if not len(piece):
+                    continue
+                frame = av.AudioFrame.from_ndarray(piece[None], format="s16", layout="mono")
+                frame.sample_rate = RATE
+                for resampled in resampler.resample(frame):
+                    output.mux(stream.encode(resampled))
+        for stream, resampler in zip(streams, resamplers, strict=True):
+            for resampled in resampler.resample(None):
+                output.mux(stream.encode(resampled))
+            output.mux(stream.encode(None))
+        output.close()
+        return Path(file.name).read_bytes()
 
 
 def silence(seconds: float) -> Samples:

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import PHONE, SPEECH_TEXT, encode, speech, spoken
+from tests.recordings import PHONE, SPEECH_TEXT, encode, encode_tracks, speech, spoken, tone
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,17 @@ def test_transcribe_through_a_server(server: RunningServer, recordings: list[str
     refused = eardrum("transcribe", recordings[0], "--server", server.address, "--language", "de")
     assert refused.returncode == 1
     assert "does not know german" in refused.stderr
+
+
+def test_one_of_several_audio_tracks(server: RunningServer, tmp_path: Path) -> None:
+    path = tmp_path / "recorded.mkv"
+    path.write_bytes(encode_tracks(tone(18), speech()))
+    for where in ([], ["--server", server.address]):
+        done = eardrum("transcribe", str(path), "--audio-track", "2", "--format", "verbose_json", *where)
+        said = json.loads(done.stdout)
+        assert (said["text"], said["audio_track"], said["audio_tracks"]) == (SPEECH_TEXT, 2, 2)
+        refused = eardrum("transcribe", str(path), "--audio-track", "3", *where)
+        assert (refused.returncode, "2 audio tracks" in refused.stderr) == (1, True)
 
 
 def test_a_terminal_sees_progress(recordings: list[str]) -> None:

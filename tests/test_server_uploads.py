@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import requests
 
 from eardrum.gateway.spool import IN_MEMORY
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech, spoken, tape
+from tests.recordings import RATE, SPEECH_TEXT, encode, encode_tracks, silence, speech, spoken, tape, tone
 
 pytestmark = pytest.mark.slow
 
@@ -173,3 +174,30 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         busy = server.post(spoken("wav"))
         assert (busy.status_code, busy.json()["error"]["code"]) == (503, "busy")
         assert int(busy.headers["retry-after"]) > 0
+
+
+def test_of_several_audio_tracks_the_one_with_sound_or_the_one_asked_for_is_heard(server: RunningServer) -> None:
+    """As programs that record write them: the first track is the default one, and nothing is on it."""
+    data = encode_tracks(silence(6), speech()[: 6 * RATE], np.tile(tone(1), 6), container="mp4")
+    said = server.post(data, response_format="verbose_json")
+    assert "Dashwood" in said.json()["text"]
+    assert (said.json()["audio_track"], said.json()["audio_tracks"]) == (2, 3)
+    for response_format in ("json", "text", "srt", "vtt"):
+        response = server.post(data, audio_track="2", response_format=response_format)
+        assert "Dashwood" in response.text
+        assert (response.headers["x-eardrum-audio-track"], response.headers["x-eardrum-audio-tracks"]) == ("2", "3")
+    streamed = server.post(data, stream="true")
+    assert "Dashwood" in streamed.text
+    assert (streamed.headers["x-eardrum-audio-track"], streamed.headers["x-eardrum-audio-tracks"]) == ("2", "3")
+    silent = server.post(data, audio_track="1")
+    assert (silent.json()["text"], silent.headers["x-eardrum-audio-track"]) == ("", "1")
+    files = {"file": ("a.mp4", data)}
+    by_header = requests.post(
+        f"{server.address}/v1/audio/transcriptions", files=files, headers={"x-eardrum-audio-track": "1"}, timeout=60
+    )
+    assert by_header.headers["x-eardrum-audio-track"] == "1"
+    for stream in ("false", "true"):
+        refused = server.post(data, audio_track="4", stream=stream)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "audio_track"
+        assert "3 audio tracks" in refused.json()["error"]["message"]

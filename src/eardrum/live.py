@@ -32,6 +32,8 @@ class Format(Record):
     encoding: Encoding = Encoding.PCM16
     rate: int = SAMPLE_RATE
     channels: int = 1
+    audio_track: int | None = None
+    """Which of a container's audio tracks is meant, counted from 1; None lets the container decide."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

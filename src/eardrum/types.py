@@ -76,6 +76,8 @@ class Request(Record):
     """A pause at least this long may end a window; None is the runner's default."""
     vad_padding_s: float | None = None
     """Audio kept before and after speech; None is the runner's default."""
+    audio_track: int | None = None
+    """Which of several audio tracks is meant, counted from 1; None lets the file decide."""
     partial: bool = False
     """Text is wanted before its segment is complete, where a model has it so."""
     extra: tuple[tuple[str, str], ...] = ()
@@ -151,6 +153,9 @@ class Opened(Record):
     """The audio has begun to decode; `duration` is what its header claims, in seconds."""
 
     duration: float | None
+    audio_track: int = 0
+    """The audio track that is heard, counted from 1; 0 if that is not known."""
+    audio_tracks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +190,10 @@ class Summary(Record):
     """Time the engine spent on batches that held this request's windows, shared evenly."""
     model: str = ""
     """Id of the model that answered."""
+    audio_track: int = 0
+    """The audio track that was heard, counted from 1; 0 if that is not known."""
+    audio_tracks: int = 0
+    """How many there are."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

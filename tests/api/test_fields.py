@@ -304,3 +304,20 @@ def test_arrays_with_indexes() -> None:
     form = {"timestamp_granularities[0]": ["word"], "response_format": ["verbose_json"]}
     assert read(form).words
     assert read({"chunking_strategy[type]": ["auto"]}).request.vad_threshold is None
+
+
+def test_an_audio_track_is_a_number_from_1_in_a_field_or_else_in_the_header() -> None:
+    assert read().request.audio_track is None
+    assert read(audio_track="2").request.audio_track == 2
+    assert read(from_json({"audio_track": 3})).request.audio_track == 3
+    assert wish({}, Task.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
+    assert wish({"audio_track": ["1"]}, Task.TRANSCRIBE, audio_track="2").request.audio_track == 1
+    assert not read(audio_track="2").unknown
+    assert not read(audio_track="2").asks_the_same_as(read())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "first", "²", "99999999999999999999", "1001", "[1]"])
+def test_what_is_no_audio_track(value: str) -> None:
+    error = refused(audio_track=value)
+    assert error.param == "audio_track"
+    assert "counted from 1" in error.message

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SAMPLE, SPEECH_TEXT, pcm, speech
+from tests.recordings import SAMPLE, SPEECH_TEXT, encode_tracks, pcm, speech, tone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -48,6 +48,15 @@ def test_json_is_what_the_server_says(server: RunningServer) -> None:
     assert said[0]["type"] == "ready"
     assert said[-1]["type"] == "done"
     assert " ".join(message["text"] for message in said if message["type"] == "final") == SPEECH_TEXT
+
+
+def test_one_of_several_audio_tracks_is_listened_to(server: RunningServer) -> None:
+    data = encode_tracks(tone(18), speech())
+    done = listen("--server", server.address, "--audio-track", "2", audio=data)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, LINES, b"")
+    refused = listen("--server", server.address, "--audio-track", "3", audio=data)
+    assert (refused.returncode, refused.stdout) == (1, b"")
+    assert b"2 audio tracks" in refused.stderr
 
 
 def test_a_file_is_piped_in_as_well_as_a_pipe(server: RunningServer) -> None:
@@ -116,6 +125,7 @@ def _read(fd: int, into: bytearray) -> None:
         (["--language", "de"], "does not know german"),
         (["--translate"], "does not translate"),
         (["--rate", "5"], "sample_rate must be"),
+        (["--audio-track", "2", "--rate", "16000"], "--audio-track is for files"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(server: RunningServer, arguments: list[str], sentence: str) -> None:

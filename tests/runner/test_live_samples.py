@@ -92,6 +92,7 @@ def test_one_byte_at_a_time_is_the_same_audio() -> None:
         (Format(rate=HIGHEST + 1), "rate"),
         (Format(rate=-16_000), "rate"),
         (Format(channels=0), "channels"),
+        (Format(audio_track=2), "audio_track"),
         (Format(channels=MOST_CHANNELS + 1), "channels"),
     ],
 )

@@ -44,6 +44,10 @@ AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt": ("Text that nudges the model, where it can take one.", {"type": "string"}),
     "keywords[]": ("Words to expect, where the model can take them.", {"type": "array", "items": {"type": "string"}}),
     "temperature": ("Sampling temperature, where the model has one.", {"type": "number", "minimum": 0, "maximum": 1}),
+    "audio_track": (
+        "Which of several audio tracks to hear, counted from 1; else the default one, or the first with sound.",
+        {"type": "integer", "minimum": 1},
+    ),
     "chunking_strategy": (
         "`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
         {"type": "string", "default": "auto"},

@@ -38,6 +38,10 @@ def listen(
     rate: Annotated[
         int | None, typer.Option(help="What is piped in is headerless s16le mono of so many Hz; else any format with a header.")
     ] = None,
+    audio_track: Annotated[
+        int | None,
+        typer.Option(min=1, help="Which audio track of what is piped in, counted from 1; the default one if left out."),
+    ] = None,
     microphone: Annotated[bool, typer.Option("--microphone", help="Listen to the microphone even if stdin is a pipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every message of the server as a line of JSON.")] = False,
     server: Server = DEFAULT_SERVER,
@@ -54,6 +58,9 @@ def listen(
         screen = Terminal(lambda: shutil.get_terminal_size().columns)
     microphone = microphone or sys.stdin.isatty()
     hint = "Listening; Ctrl-C ends it." if microphone else ""
+    if audio_track and (rate or microphone):
+        raise ConfigError("--audio-track is for files that are piped in: a microphone has one, and so has headerless audio.")
+    wanted["audio_track"] = str(audio_track or "")
     with _source(rate, microphone=microphone) as (fd, format):
         config = {name: value for name, value in (wanted | format).items() if value}
         asyncio.run(_listen(partial(Client, server, key, certificate), fd, config, screen, hint))

@@ -41,6 +41,10 @@ def transcribe(
         list[str] | None, typer.Option(help="Words and names to listen for, separated by commas; repeatable.")
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="With verbose_json: when each word was said, too.")] = False,
+    audio_track: Annotated[
+        int | None,
+        typer.Option(min=1, help="Which audio track, counted from 1; the default one, or the first with sound, if left out."),
+    ] = None,
     format: Annotated[
         list[str] | None,
         typer.Option(help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas.  [default: text]"),
@@ -63,6 +67,7 @@ def transcribe(
         "model": [model],
         "language": [language],
         "prompt": [prompt],
+        "audio_track": [str(audio_track or "")],
         **_hotwords(hotwords or ()),
         "timestamp_granularities": ["segment", "word"] if words else [],
     }

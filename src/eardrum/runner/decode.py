@@ -25,6 +25,7 @@ from av.packet import Packet
 
 from eardrum.engines.base import Audio
 from eardrum.errors import AudioError
+from eardrum.runner import tracks
 from eardrum.runner.claims import claimed_bytes, claimed_seconds
 from eardrum.runner.damage import Damage
 from eardrum.runner.downmix import Downmix
@@ -32,6 +33,7 @@ from eardrum.runner.inlet import Inlet
 from eardrum.runner.kept import KeptStream, Readable
 from eardrum.runner.media_clock import Gap, MediaClock
 from eardrum.runner.ogg import CAPTURE, OggLinks
+from eardrum.runner.tracks import HELD_S, LIVE_HELD_S, Tracks
 from eardrum.types import SAMPLE_RATE
 
 GROUP = 80_000
@@ -95,8 +97,9 @@ UNDECODABLE = (
 class Decoder:
     """One recording on its way in. Iterate once over its blocks of samples; `duration` is the header's claim."""
 
-    def __init__(self, inlet: Inlet, *, raw_pcm: bool, max_seconds: float, live: bool = False):
+    def __init__(self, inlet: Inlet, *, raw_pcm: bool, max_seconds: float, live: bool = False, audio_track: int | None = None):
         self._inlet = inlet
+        self._wanted = audio_track
         self._live = live  # samples are wanted as soon as their bytes are here
         self._raw_pcm = raw_pcm
         self._limit = int(max_seconds * SAMPLE_RATE)
@@ -104,6 +107,8 @@ class Decoder:
         """Seconds, as the container's header claims once it is open; None when it does not say."""
         self.samples = 0
         """Samples decoded so far, with those of gaps."""
+        self.audio_track, self.audio_tracks = 1, 1
+        """The audio track that is heard, counted from 1, of how many; known with the first samples."""
         self._damage = Damage()
         self._head = b""
 
@@ -117,6 +122,7 @@ class Decoder:
 
         Raises:
             AudioError: empty, undecodable, without sound, or longer than allowed.
+            InvalidRequestError: there is no such audio track.
             StorageFullError: the audio has to be read from a disk that is full.
         """
         for block in self._decode_pcm() if self._raw_pcm else self._decode_containers():
@@ -134,6 +140,7 @@ class Decoder:
         return self.samples / SAMPLE_RATE
 
     def _decode_pcm(self) -> Iterator[Audio]:
+        tracks.check(self._wanted, 1)
         if not self._inlet.peek(1):
             raise AudioError(EMPTY)
         rest = b""
@@ -193,20 +200,21 @@ class Decoder:
             if piped and self._is_worth_seeking(kept):
                 raise SeekNeededError from error
             raise AudioError(UNDECODABLE) from error
-        with container:
+        with container, ExitStack() as closing:
             if not container.streams.audio:
                 raise AudioError("The file has no audio track.")
-            stream = container.streams.audio[0]
+            choice = Tracks(container.streams.audio, self._wanted, held_s=LIVE_HELD_S if self._live else HELD_S)
+            closing.callback(choice.close)
             if container.duration and container.duration > 0:
                 self.duration = container.duration / 1_000_000
             begin = self.samples
-            rest = RESTS_S.get(stream.codec_context.name, REST_S)
+            rest = RESTS_S.get(choice.stream.codec_context.name, REST_S)
             clock = MediaClock[AudioFrame](_origin(container), partial(self._believes, begin / SAMPLE_RATE, rest))
-            frames = self._frames(container, stream, kept, partial(_time, clock, begin), piped=piped)
+            frames = self._frames(container, choice, kept, partial(_time, clock, begin), piped=piped)
             yield from self._resample(clock.follow(frames), begin)
             if self.samples == begin and self.duration:
                 raise AudioError(UNDECODABLE)  # the header promised sound and none came
-            self._compare(container, stream, kept, begin, clock.at)
+            self._compare(container, choice.stream, kept, begin, clock.at)
 
     def _is_worth_seeking(self, kept: KeptStream) -> bool:
         """Whether a demuxer refused what it knows, or everything is here anyway: else it is no audio, and why read more of it?"""
@@ -225,16 +233,17 @@ class Decoder:
         return believed
 
     def _frames(
-        self, container: InputContainer, stream: AudioStream, kept: KeptStream, now: Callable[[], float], *, piped: bool
+        self, container: InputContainer, choice: Tracks, kept: KeptStream, now: Callable[[], float], *, piped: bool
     ) -> Iterator[AudioFrame]:
         """Decoded frames; damaged packets are skipped, a file without a single good frame is refused."""
         decoded = False
         timed = not container.format.name.startswith(WITHOUT_CLOCK)
-        for packet in self._packets(container, stream, now):
+        for packet in self._packets(container, choice, now):
             try:
                 frames = packet.decode()
             except FFmpegError:
-                self._damage.packet(now())
+                if packet.stream is choice.stream:
+                    self._damage.packet(now())
                 continue
             if frames and not decoded:
                 decoded = True
@@ -244,20 +253,27 @@ class Decoder:
             for frame in frames:
                 if not timed:
                     frame.pts = None
-                yield frame
+                yield from self._chosen(choice, choice.take(packet.stream, frame))
+        yield from self._chosen(choice, choice.finish())
         if not decoded and piped:
             raise SeekNeededError
         if not decoded and self._damage:
             raise AudioError(UNDECODABLE)
 
-    def _packets(self, container: InputContainer, stream: AudioStream, now: Callable[[], float]) -> Iterator[Packet[AudioStream]]:
+    def _chosen(self, choice: Tracks, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
+        for frame in frames:
+            self.audio_track, self.audio_tracks = choice.number, choice.count
+            yield frame
+
+    def _packets(self, container: InputContainer, choice: Tracks, now: Callable[[], float]) -> Iterator[Packet[AudioStream]]:
         """Packets up to the end, or to where the container breaks off: a truncated recording is worth what was in it."""
         failures = 0
         while True:
             try:
-                for packet in container.demux(stream):
+                for packet in cast("Iterator[Packet[AudioStream]]", container.demux(choice.streams)):
                     failures = 0
-                    yield packet
+                    if choice.has(packet.stream):
+                        yield packet
             except FFmpegError:
                 failures += 1  # most demuxers go on behind what they do not understand
                 if failures == 1:

@@ -79,9 +79,14 @@ class Downmix:
         """The frame in mono at the same rate."""
         if len(self._plain) == 1:
             return frame
-        mixed = AudioFrame.from_ndarray(self.mix(_channels(frame, len(self._plain)))[None], format="flt", layout="mono")
+        mixed = AudioFrame.from_ndarray(self.samples(frame)[None], format="flt", layout="mono")
         mixed.sample_rate = frame.sample_rate
         return mixed
+
+    def samples(self, frame: AudioFrame) -> Audio:
+        """The frame's samples in mono, shape [n]."""
+        channels = _channels(frame, len(self._plain))
+        return channels[0] if len(self._plain) == 1 else self.mix(channels)
 
     def mix(self, samples: Channels) -> Audio:
         """The samples in mono, shape [n]."""

@@ -49,7 +49,7 @@ class Listener:
         self._batcher = batcher
         self._vad = vad
         self._cutting = _adjusted(cutting, request)
-        self._decoder = Decoder(self.inlet, raw_pcm=request.raw_pcm, max_seconds=max_seconds)
+        self._decoder = Decoder(self.inlet, raw_pcm=request.raw_pcm, max_seconds=max_seconds, audio_track=request.audio_track)
         self._id = batcher.request()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Queue[Decoded] = asyncio.Queue()
@@ -82,6 +82,7 @@ class Listener:
             if item.error:
                 raise item.error
             summary.duration = self._decoder.samples / SAMPLE_RATE
+            summary.audio_track, summary.audio_tracks = self._decoder.audio_track, self._decoder.audio_tracks
             yield summary
         finally:
             await self._cancel()
@@ -132,7 +133,7 @@ class Listener:
         for block in _blocks(self._decoder):
             if not opened:
                 opened = True
-                self._tell(Opened(self._decoder.duration))
+                self._tell(Opened(self._decoder.duration, self._decoder.audio_track, self._decoder.audio_tracks))
             for cut in cutter.feed(block, vad(gain(block))):
                 yield self._window(cut)
         for cut in cutter.finish():

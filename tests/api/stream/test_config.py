@@ -118,6 +118,8 @@ def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
         ({"sample_rate": "nan"}, "sample_rate", "number"),
         ({"channels": 0}, "channels", "1 to 8"),
         ({"encoding": "s24le"}, "encoding", "s16le"),
+        ({"audio_track": 0}, "audio_track", "1 to 1000"),
+        ({"audio_track": "first"}, "audio_track", "1 to 1000"),
         ({"partials": "maybe"}, "partials", "true or false"),
         ({"words": [1]}, "words", "true or false"),
         ({"hotwords": [1]}, "hotwords", "list"),
@@ -157,3 +159,9 @@ def test_hints_that_a_model_cannot_take_are_named() -> None:
     assert ignored(request, Capabilities()) == ["prompt", "hotwords", "temperature"]
     assert ignored(request, Capabilities(prompt=True, hotwords=True, temperature=True)) == []
     assert ignored(Request(), Capabilities()) == []
+
+
+def test_an_audio_track_is_part_of_the_format() -> None:
+    format = Config().changed({"encoding": "container", "audio_track": "2"}).settings.format
+    assert format.audio_track == 2
+    assert type(format).from_json(format.to_json()) == format

@@ -529,3 +529,33 @@ def test_what_the_audio_raises_is_raised() -> None:
 
     with fake_upstream(upstreams.fake_whisper_server) as fake, pytest.raises(InvalidRequestError, match="ended early"):
         asking(fake.url, {}, audio=Broken())
+
+
+def saying(headers: dict[str, str], *, streams: bool = False) -> Answer:
+    async def answer(call: Call, request: web.Request) -> web.Response:
+        if streams:
+            done = 'data: {"type": "transcript.text.done", "text": "hello"}\n\n'
+            return web.Response(text=done, content_type="text/event-stream", headers=headers)
+        return web.json_response({"text": "hello"}, headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_audio_track_goes_to_the_server_and_another_eardrum_says_which_it_heard(streams: bool) -> None:
+    headers = {"x-eardrum-audio-track": "2", "x-eardrum-audio-tracks": "3"}
+    (events,), (call,) = ask(saying(headers, streams=streams), {"audio_track": 2, "partial": streams})
+    assert call.value("audio_track") == "2"
+    assert isinstance(summary := events[-1], Summary)
+    assert (summary.audio_track, summary.audio_tracks) == (2, 3)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-eardrum-audio-track": "1"}, {"x-eardrum-audio-track": "two"}])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_server_that_does_not_say_that_it_heard_this_audio_track_is_not_believed(
+    headers: dict[str, str], streams: bool
+) -> None:
+    error = failure(saying(headers, streams=streams), audio_track=2, partial=streams)
+    assert isinstance(error, UnsupportedFeatureError)
+    assert "does not choose between audio tracks" in error.message
+    assert error.param == "audio_track"

@@ -13,7 +13,7 @@ from eardrum.api.openai.fields import Wish
 from eardrum.errors import EardrumError
 from eardrum.languages import language_name
 from eardrum.text import separator
-from eardrum.types import Segment, Token, Transcript
+from eardrum.types import Opened, Segment, Summary, Token, Transcript
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """Headers of a stream; proxies in between are told not to collect it."""
@@ -51,6 +51,13 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
     if wish.request.logprobs:
         body["logprobs"] = [_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
     return JSONResponse(body | _usage(transcript))
+
+
+def name_track(response: Response, heard: Opened | Summary) -> None:
+    """Say in headers which of several audio tracks is heard."""
+    if heard.audio_tracks:
+        response.headers["x-eardrum-audio-track"] = str(heard.audio_track)
+        response.headers["x-eardrum-audio-tracks"] = str(heard.audio_tracks)
 
 
 def delta(segment: Segment, wish: Wish, *, before: str) -> bytes:
@@ -108,6 +115,8 @@ def _verbose(transcript: Transcript, wish: Wish) -> dict[str, Any]:
         ]
     if wish.segments:
         body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+    if transcript.summary.audio_tracks > 1:
+        body |= {"audio_track": transcript.summary.audio_track, "audio_tracks": transcript.summary.audio_tracks}
     if transcript.summary.dropped:
         body["dropped"] = [item.to_json() for item in transcript.summary.dropped]
     return body | _usage(transcript)

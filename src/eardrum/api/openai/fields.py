@@ -22,11 +22,13 @@ RAW_FORMATS = ("pcm", "pcm16", "raw", "s16le")
 
 KNOWN = {
     "model", "language", "languages", "prompt", "keywords", "hotwords", "response_format", "temperature", "include",
-    "timestamp_granularities", "stream", "chunking_strategy", "known_speaker_names", "known_speaker_references",
+    "timestamp_granularities", "stream", "chunking_strategy", "known_speaker_names", "known_speaker_references", "audio_track",
 }  # fmt: skip
 
 MAX_PROMPT = 4000
 """Characters; models look at far fewer, and the wishes travel in a header."""
+
+MOST_TRACKS = 1000
 
 BRACKETS = re.compile(r"(\w+)\[(\w*)\]")
 
@@ -77,8 +79,10 @@ class Wish:
         return [name for name, unused in hints.items() if unused] + [*self.idle, *(() if foreign else self.unknown)]
 
 
-def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
+def wish(fields: Fields, task: Task, *, file_content_type: str = "", audio_track: str = "") -> Wish:
     """Read the fields. Empty strings count as unset; array fields may have brackets or not, or be JSON.
+
+    `audio_track` is that of the request's header, for clients whose fields are fixed.
 
     Raises:
         InvalidRequestError: a value is not one of those allowed; `param` names the field.
@@ -109,6 +113,7 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "") -> Wish:
         words=words,
         logprobs=logprobs and chosen == "json",
         speakers=chosen == "diarized_json" or bool(form.get("known_speaker_names") or form.get("known_speaker_references")),
+        audio_track=_track(_text(form, "audio_track") or audio_track.strip()),
         raw_pcm=file_content_type.partition(";")[0].strip().lower() in RAW_PCM,
     )
     return Wish(
@@ -215,6 +220,15 @@ def _flag(form: Fields, name: str) -> bool:
     if value in ("true", "1", "yes", "on"):
         return True
     raise InvalidRequestError(f"{name} must be true or false, not {value!r}.", param=name)
+
+
+def _track(value: str) -> int | None:
+    if not value:
+        return None
+    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_TRACKS):
+        message = f"audio_track must be the number of an audio track, counted from 1, not {value[:200]!r}."
+        raise InvalidRequestError(message, param="audio_track")
+    return int(value)
 
 
 def _language(form: Fields) -> str | None:

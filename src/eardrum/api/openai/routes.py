@@ -21,7 +21,7 @@ from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.types import Delta, Request, Segment, Task, Transcript
+from eardrum.types import Delta, Opened, Request, Segment, Task, Transcript
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -150,31 +150,34 @@ class Exchange:
         response = answers.answer(transcript, wish)
         response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # ids of the config may be in any script
         _name_ignored(self._scope, response, wish, model)
+        answers.name_track(response, transcript.summary)
         await response(self._scope, _nothing, self._send)
 
     async def _stream(self, wish: Wish) -> None:
         model = self._service.find(wish.model, wish.request)
         access.record(self._scope).model = model.id
-        transcript, said, in_parts = Transcript(), "", False
+        transcript, said, in_parts, opened = Transcript(), "", False, Opened(None)
         async with aclosing(self._service.stream(model, _request(wish, model), self._spool)) as events:
             async for event in events:
-                if isinstance(event, Delta):
-                    await self._begin_stream(model, wish)
+                if isinstance(event, Opened):
+                    opened = event
+                elif isinstance(event, Delta):
+                    await self._begin_stream(model, wish, opened)
                     await self._chunk(answers.partial(event.text))
                     in_parts = True
                 elif isinstance(event, Segment) and not in_parts:
-                    await self._begin_stream(model, wish)
+                    await self._begin_stream(model, wish, opened)
                     await self._chunk(answers.delta(event, wish, before=said))
                     said = event.text.strip() or said
                 transcript.add(event)
         await self._poured.wait()
         if not self._same(self._upload.wish(), wish):
             raise InvalidRequestError("A field after the file came too late for this stream: send fields before the file.")
-        await self._begin_stream(model, wish)
+        await self._begin_stream(model, wish, opened)
         access.record(self._scope).about(model, transcript.summary)
         await self._end_stream(answers.done(transcript, wish))
 
-    async def _begin_stream(self, model: Model, wish: Wish) -> None:
+    async def _begin_stream(self, model: Model, wish: Wish, opened: Opened) -> None:
         if self._streaming:
             return
         self._streaming = True
@@ -182,6 +185,7 @@ class Exchange:
         del response.headers["content-length"]
         response.headers.update({"cache-control": "no-cache", "x-accel-buffering": "no"})
         _name_ignored(self._scope, response, wish, model)
+        answers.name_track(response, opened)
         await self._send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
 
     async def _chunk(self, data: bytes) -> None:

@@ -16,6 +16,9 @@ from eardrum.errors import InvalidRequestError, UnsupportedMediaTypeError
 from eardrum.gateway.spool import Spool
 from eardrum.types import Task
 
+AUDIO_TRACK = b"x-eardrum-audio-track"
+"""Request header that says what the field `audio_track` does."""
+
 NO_FILE = "The form holds no file: send the audio in the field 'file' of multipart/form-data."
 
 
@@ -66,6 +69,7 @@ class FormUpload:
     def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
         self.body = Body(scope, receive, limits)
         self._task = task
+        self._audio_track = header(scope, AUDIO_TRACK)
         self._form = Form(scope, self.body, limits)
 
     async def begin(self) -> None:
@@ -84,7 +88,9 @@ class FormUpload:
 
     def wish(self) -> Wish:
         """What is asked, by the fields read so far."""
-        return fields.wish(self._form.fields, self._task, file_content_type=self._form.file_content_type)
+        return fields.wish(
+            self._form.fields, self._task, file_content_type=self._form.file_content_type, audio_track=self._audio_track
+        )
 
 
 class JsonUpload:
@@ -93,6 +99,7 @@ class JsonUpload:
     def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
         self.body = Body(scope, receive, limits, limit="json_bytes")
         self._task = task
+        self._audio_track = header(scope, AUDIO_TRACK)
         self._fields: Fields = {}
         self._audio = b""
         self._format = ""
@@ -132,4 +139,4 @@ class JsonUpload:
     def wish(self) -> Wish:
         """What is asked."""
         pcm = "audio/pcm" if self._format in fields.RAW_FORMATS else ""
-        return fields.wish(self._fields, self._task, file_content_type=pcm)
+        return fields.wish(self._fields, self._task, file_content_type=pcm, audio_track=self._audio_track)

@@ -15,6 +15,7 @@ TELEPHONE_RATE = 8000
 """Hz of G.711, unless something else is said."""
 RATES = 4000, 192_000
 MAX_CHANNELS = 8
+MOST_TRACKS = 1000
 SAMPLE_BYTES = {Encoding.PCM16: 2, Encoding.PCM32F: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 
 ALIASES = {
@@ -44,7 +45,7 @@ ASKED: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 }
 """Settings that are the request's: the house's name, and how they are read."""
 
-FORMAT = ("encoding", "sample_rate", "channels")
+FORMAT = ("encoding", "sample_rate", "channels", "audio_track")
 """Settings that cannot change once there was audio."""
 
 KNOWN = ("model", *ASKED, *FORMAT, "partials", "timestamp_granularities", "vad", *TURNS)
@@ -129,6 +130,8 @@ def _format(before: Settings, named: Mapping[str, Any]) -> Any:
         format = replace(format, rate=values.whole("sample_rate", named["sample_rate"], *RATES))
     if "channels" in named:
         format = replace(format, channels=values.whole("channels", named["channels"], 1, MAX_CHANNELS))
+    if "audio_track" in named:
+        format = replace(format, audio_track=values.whole("audio_track", named["audio_track"], 1, MOST_TRACKS))
     return format
 
 

@@ -176,6 +176,7 @@ def fields(plan: Plan, request: Request, model: str) -> list[Field]:
         ("language", request.language or ""),
         ("prompt", request.prompt),
         ("temperature", f"{request.temperature:g}" if request.temperature else ""),
+        ("audio_track", str(request.audio_track or "")),
         ("translate", "true" if plan.way.translate else ""),
         ("stream", "true" if plan.stream else ""),
         *(("timestamp_granularities[]", value) for value in ("word", "segment") if words),

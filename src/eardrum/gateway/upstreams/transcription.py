@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UnsupportedFeatureError, UpstreamDiedError, UpstreamError
 from eardrum.gateway.spool import Source
@@ -92,11 +92,12 @@ class Transcription:
             file = await recording(audio, raw_pcm=request.raw_pcm)
             form = Form(habits.fields(plan, request, self._model), file)
             async with self._post(plan.way.path, form) as answered:
+                self._check_track(request, answered)
                 if answered.status == 200 and _media_type(answered) == "text/event-stream":
                     self._habits.learn(plan, request, silent=True)
                     async with aclosing(self._streamed(answered, request, file)) as events:
                         async for event in events:
-                            yield event
+                            yield _with_track(event, answered.headers)
                     return
                 reply = await self._read(plan, answered)
             plan = await self._consider(plan, reply, request, file, outcome)
@@ -120,10 +121,19 @@ class Transcription:
             outcome.events = await asyncio.to_thread(self._worded, answer, request, file)
         else:
             outcome.events = self._worded(answer, request, file)
+        outcome.events = [_with_track(event, reply.headers) for event in outcome.events]
         if answer.empty and self._habits.doubts_silence(plan) and (other := self._habits.instead(plan, request)):
             return other
         self._habits.learn(plan, request, silent=answer.empty)
         return None
+
+    def _check_track(self, request: Request, answered: Answered) -> None:
+        """See that a server which was told an audio track has heard that one: most would hear another without a word."""
+        if request.audio_track and answered.status == 200 and _track(answered.headers) != request.audio_track:
+            raise UnsupportedFeatureError(
+                f"The server at {self._address} does not choose between audio tracks: send the one that is meant alone.",
+                param="audio_track",
+            )
 
     async def _read(self, plan: Plan, answered: Answered) -> Reply:
         body = bytearray()
@@ -207,6 +217,18 @@ class Transcription:
         for secret in self._secrets:
             said = said.replace(secret, "***")
         return said if len(said) <= QUOTED else f"{said[:QUOTED]}…"
+
+
+def _track(headers: Mapping[str, str], name: str = "x-eardrum-audio-track") -> int:
+    """The audio track that another Eardrum says it has heard; 0 if the server does not say."""
+    value = headers.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
+
+
+def _with_track(event: Event, headers: Mapping[str, str]) -> Event:
+    if not isinstance(event, Summary):
+        return event
+    return replace(event, audio_track=_track(headers), audio_tracks=_track(headers, "x-eardrum-audio-tracks"))
 
 
 def _media_type(answered: Answered) -> str:

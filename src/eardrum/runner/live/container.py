@@ -20,12 +20,17 @@ class ContainerSamples:
     """
 
     def __init__(
-        self, hear: Callable[[Audio], Awaitable[None]], fail: Callable[[EardrumError], None], *, max_seconds: float
+        self,
+        hear: Callable[[Audio], Awaitable[None]],
+        fail: Callable[[EardrumError], None],
+        *,
+        max_seconds: float,
+        audio_track: int | None,
     ) -> None:
         self._hear = hear
         self._fail = fail
         self._inlet = Inlet()
-        self._decoder = Decoder(self._inlet, raw_pcm=False, max_seconds=max_seconds, live=True)
+        self._decoder = Decoder(self._inlet, raw_pcm=False, max_seconds=max_seconds, live=True, audio_track=audio_track)
         self._loop = asyncio.get_running_loop()
         self._heard: Future[None] | None = None
         self._closed = False

@@ -104,7 +104,12 @@ class Driver:
         if self._source is None:
             form = self._settings.format
             if form.encoding is Encoding.CONTAINER:
-                self._source = ContainerSamples(self._hear, self._events.put_nowait, max_seconds=self._max_seconds)
+                self._source = ContainerSamples(
+                    self._hear,
+                    self._events.put_nowait,
+                    max_seconds=self._max_seconds,
+                    audio_track=form.audio_track,
+                )
             else:
                 self._source = raw.RawSamples(form)
         if isinstance(self._source, ContainerSamples):

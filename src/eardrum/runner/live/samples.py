@@ -28,13 +28,17 @@ def check(form: Format) -> None:
     """See that audio of this format can be read.
 
     Raises:
-        InvalidRequestError: rate or channels out of range.
+        InvalidRequestError: rate, channels or track out of range.
     """
     if form.encoding is Encoding.CONTAINER:
         return
     if not LOWEST <= form.rate <= HIGHEST:
         raise InvalidRequestError(
             f"A rate of {form.rate} Hz cannot be heard: send audio of {LOWEST} to {HIGHEST} Hz and say which.", param="rate"
+        )
+    if (form.audio_track or 1) > 1:
+        raise InvalidRequestError(
+            f"Audio without a container has one audio track: audio_track cannot be {form.audio_track}.", param="audio_track"
         )
     if not 1 <= form.channels <= MOST_CHANNELS:
         raise InvalidRequestError(f"{form.channels} channels cannot be heard: send 1 to {MOST_CHANNELS}.", param="channels")
