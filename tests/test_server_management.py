@@ -463,6 +463,24 @@ def test_who_hangs_up_is_forgotten(tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
+def test_health_says_that_the_default_model_has_failed(tmp_path: Path) -> None:
+    broken = tmp_path / "broken-en"
+    broken.mkdir()
+    for file in ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"):
+        (broken / file).write_bytes(b"nothing")
+    with configured(tmp_path, models={"mine": {"source": str(broken)}}) as server:
+        assert (get(server, "/health")["status"], get(server, "/health")["default_model"]) == ("ok", "mine")
+        assert server.post(spoken("wav")).status_code == 500
+        health = get(server, "/health")
+        assert health["status"] == "degraded"
+        assert "mine" in health["reason"]
+        assert {model["id"]: model.get("reason") for model in health["models"]}["mine"] == "failed"
+        (gone,) = get(server, "/api/ps")["gone"]
+        assert (gone["id"], gone["reason"]) == ("mine", "failed")
+        assert server.post(spoken("wav"), model=M).status_code == 200
+        assert get(server, "/health")["status"] == "degraded"
+
+
 def test_the_commands(tmp_path: Path) -> None:
     def eardrum(server: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*COMMAND, *arguments, "--server", server]
@@ -474,11 +492,19 @@ def test_the_commands(tmp_path: Path) -> None:
         table = eardrum(server.address, "ps").stdout.splitlines()
         assert table[0].split()[:3] == ["model", "engine", "state"]
         assert sorted(line.split()[:3] for line in table[1:]) == [[M, "moonshine", "ready"], ["web", "command", "ready"]]
+        assert all(re.search(r"ready +0 +[1-9]\d* MB +\d+", line) for line in table[1:]), table
         assert f"{M} ready after" in eardrum(server.address, "logs").stdout
         assert eardrum(server.address, "logs", M).returncode == 0
         assert eardrum(server.address, "stop", "site").stdout == "Unloaded web.\n"
         assert eardrum(server.address, "stop", "--all").stdout == "Unloaded all models.\n"
         assert get(server, "/running") == {"running": []}
+        none, *gone = eardrum(server.address, "ps").stdout.splitlines()
+        assert none == "No model is loaded."
+        assert sorted(line.partition(" went ")[0] for line in gone) == [M, "web"]
+        assert all(line.endswith(" ago: somebody unloaded it.") for line in gone)
+        (entry, _) = sorted(get(server, "/api/ps")["gone"], key=lambda entry: str(entry["id"]))
+        assert (entry["id"], entry["reason"], entry["for"]) == (M, "hand", None)
+        assert {model["id"]: model.get("reason") for model in get(server, "/health")["models"]}["web"] == "hand"
         for arguments in (("stop",), ("stop", "web", "--all")):
             refused = eardrum(server.address, *arguments)
             assert (refused.returncode, refused.stderr) == (1, "eardrum: Which model? Say one name, or --all.\n")

@@ -82,14 +82,14 @@ class Client:
                 ignored = response.headers.get("x-eardrum-ignored", "")
                 return Transcription(await response.text(), tuple(field.strip() for field in ignored.split(",") if field.strip()))
 
-    async def running(self) -> list[dict[str, Any]]:
-        """The models whose processes run, as `GET /api/ps` tells them.
+    async def running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The models whose processes run, and those that have gone, as `GET /api/ps` tells them.
 
         Raises:
             EardrumError: as above.
         """
-        models: list[dict[str, Any]] = json.loads(await self._ask("GET", "/api/ps"))["models"]
-        return models
+        said = json.loads(await self._ask("GET", "/api/ps"))
+        return said["models"], said.get("gone", [])
 
     async def unload(self, name: str, *, force: bool = False) -> str:
         """End a model's process, by force in the middle of requests; returns the model's id.

@@ -16,6 +16,7 @@ import yaml
 
 from eardrum import config
 from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, UnloadedError
+from eardrum.gateway import scheduler
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
@@ -134,6 +135,33 @@ async def test_what_fits_into_memory_stays_and_the_one_used_longest_ago_goes(tmp
         await chat(service, "a")
         await chat(service, "c")
         assert [state(service, name) for name in "abc"] == [State.READY, State.STOPPED, State.READY]
+
+
+async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "eardrum.gateway")
+    models = {"a": command(), "b": command(), "short": command(ttl=1), "mortal": command("--die-after", 0)}
+    groups = {"ab": {"members": ["a", "b"]}, "rest": {"members": ["short", "mortal"], "exclusive": False, "swap": False}}
+    async with serving(tmp_path, models, groups=groups) as service:
+        await chat(service, "a")
+        await chat(service, "b")
+        await chat(service, "short")
+        await service.unload(service.catalog.find("b"))
+        with pytest.raises(RunnerCrashedError):
+            await chat(service, "mortal")
+        async with asyncio.timeout(20):
+            while state(service, "short") is not State.STOPPED:
+                await asyncio.sleep(0.05)
+        found = {gone.model: gone.going.reason.value for gone in service.departures}
+        assert found == {"a": "group", "b": "hand", "short": "ttl", "mortal": "crash"}
+        assert service.departures.counts["mortal", scheduler.Reason.CRASH] >= 1
+        lines = [record.getMessage() for record in caplog.records if "was unloaded" in record.getMessage()]
+        assert lines == [
+            "a was unloaded: it made room for b (group).",
+            "b was unloaded: somebody unloaded it.",
+            "short was unloaded: nobody asked for it for the length of its ttl.",
+        ]
+        await chat(service, "a")
+        assert service.departures.of("a") is None, "it is there again"
 
 
 async def test_a_start_that_is_stopped_before_it_has_begun_is_over(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from eardrum.api.access import record
 from eardrum.api.asgi import flagged
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
+from eardrum.gateway.departures import Departure
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
 from eardrum.gateway.service import Service
@@ -109,6 +110,18 @@ def process(status: ProcessStatus) -> dict[str, Any]:
         "loaded_at": round(status.loaded_at, 3),
         "is_default": status.default,
         "ttl_remaining": None if status.ttl_remaining is None else round(status.ttl_remaining, 1),
+        "reason": status.going.reason if status.going else None,
+    }
+
+
+def departure(gone: Departure) -> dict[str, Any]:
+    """One entry of what `GET /api/ps` tells of models that are not there any more."""
+    return {
+        "id": gone.model,
+        "reason": gone.going.reason,
+        "for": gone.going.other or None,
+        "message": str(gone),
+        "at": round(gone.at, 3),
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from eardrum import __version__
 from eardrum.api.ollama.routes import greeting
+from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
 
@@ -15,11 +18,18 @@ def routes(service: Service) -> list[Route]:
     """`/` and `/health`."""
 
     async def health(_: Request) -> Response:
-        models = [
-            {"id": m.id, "state": service.state(m), "requests": service.load(m), "engine": m.engine} for m in service.catalog
-        ]
+        """200 as long as the server serves, whatever one model does: who restarts it for that one takes all others along."""
+        service.catalog.look()
+        default = service.catalog.default
+        failure = service.failure(default)
         return JSONResponse(
-            {"status": "ok", "version": __version__, "default_model": service.catalog.default.id, "models": models}
+            {
+                "status": "degraded" if failure else "ok",
+                **({"reason": f"The default model {default.id} has failed: {failure}"} if failure else {}),
+                "version": __version__,
+                "default_model": default.id,
+                "models": [_health(service, model) for model in service.catalog],
+            }
         )
 
     async def home(request: Request) -> Response:
@@ -27,3 +37,14 @@ def routes(service: Service) -> list[Route]:
         return RedirectResponse("/docs") if "text/html" in request.headers.get("accept", "") else greeting()
 
     return [Route("/", home), Route("/health", health)]
+
+
+def _health(service: Service, model: Model) -> dict[str, Any]:
+    gone = service.departures.of(model.id)
+    return {
+        "id": model.id,
+        "state": service.state(model),
+        "requests": service.load(model),
+        "engine": model.engine,
+        **({"reason": gone.going.reason} if gone else {}),
+    }

@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,30 +24,55 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True, highlight=False)
 
 DEFAULT_SERVER = "http://127.0.0.1:8100"
+WIDE = 250
+"""Columns where nobody looks: a program reads a line for each model."""
+
+GONE = 10
+"""Models that have gone and are shown: the last ones."""
 Name = Annotated[str, typer.Argument(help="Model or alias.")]
 Server = Annotated[str, typer.Option(help="The server to ask.")]
 
 
 def ps(server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:
-    """Show the models that are loaded in a running server."""
-    models = asyncio.run(_asked(server, key, certificate, lambda client: client.running()))
+    """Show the models that are loaded in a running server, and why others have gone."""
+    models, gone = asyncio.run(_asked(server, key, certificate, lambda client: client.running()))
     if not models:
         print("No model is loaded.")
-        return
-    table = Table("model", "engine", "state", "requests", "pid", "loaded for", "unloads in", box=None, pad_edge=False)
+    else:
+        (console if console.is_terminal else Console(width=WIDE)).print(_table(models))
+    for departure in gone[:GONE]:
+        print(f"{departure['id']} went {_period(time() - departure['at'])} ago: {departure['message']}.".replace("..", "."))
+
+
+def _table(models: list[dict[str, Any]]) -> Table:
+    columns = ("model", "engine", "state", "requests", "memory", "pid", "loaded for", "unloads in")
+    table = Table(*columns, box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for model in models:
         left = model["ttl_remaining"]
         table.add_row(
             model["id"],
             model["engine"],
-            model["state"],
+            f"{model['state']} ({model['reason']})" if model.get("reason") else model["state"],
             str(model["requests"]),
+            _memory(model),
             "-" if model["pid"] is None else str(model["pid"]),
             _period(time() - model["loaded_at"]),
             "-" if left is None else _period(left),
         )
-    console.print(table)
+    return table
+
+
+def _memory(model: dict[str, Any]) -> str:
+    """What its process takes, and how much of that on a GPU; of another server's nothing is known."""
+    whole, on_gpu = model.get("size", 0), model.get("size_vram", 0)
+    if not whole:
+        return "-"
+    return _bytes(whole) + (f" ({_bytes(on_gpu)} GPU)" if on_gpu else "")
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def load(name: Name, server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:

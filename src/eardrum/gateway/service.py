@@ -17,6 +17,7 @@ from eardrum.gateway.attempts import Attempts, Restart
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.changes import Changes, between, effective
 from eardrum.gateway.copies import Copies
+from eardrum.gateway.departures import Departures
 from eardrum.gateway.events import Events, Topic
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease
@@ -172,6 +173,15 @@ class Service:
     def load(self, model: Model) -> int:
         """Requests the model holds now."""
         return self._supervisor.load(model)
+
+    @property
+    def departures(self) -> Departures:
+        """The models that have gone, why, and how often."""
+        return self._supervisor.departures
+
+    def failure(self, model: Model) -> str:
+        """Why the model cannot be used just now; empty if nothing is known against it."""
+        return self._supervisor.failure(model)
 
     def processes(self) -> list[ProcessStatus]:
         """The models whose processes run, in the catalog's order."""

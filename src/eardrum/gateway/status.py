@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
-from eardrum.gateway.scheduler import State
+from eardrum.gateway.scheduler import Going, State
 from eardrum.gateway.supervisor import Supervisor
 
 
@@ -26,6 +26,8 @@ class ProcessStatus:
     """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
     ttl_remaining: float | None
     """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
+    going: Going | None = None
+    """Why it is on its way out, if it is."""
 
 
 def status_of(model: Model, supervisor: Supervisor, catalog: Catalog) -> ProcessStatus | None:
@@ -42,4 +44,5 @@ def status_of(model: Model, supervisor: Supervisor, catalog: Catalog) -> Process
         default=model.id == catalog.default.id,
         ttl=ttl,
         ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
+        going=supervisor.going(model),
     )

@@ -13,6 +13,7 @@ from eardrum.config import Settings
 from eardrum.errors import EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.changes import Changes
+from eardrum.gateway.departures import Departures
 from eardrum.gateway.dispatch import Dispatch
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.lease import Lease, Running
@@ -20,7 +21,7 @@ from eardrum.gateway.processes import memory
 from eardrum.gateway.processes.crashes import Crashes
 from eardrum.gateway.processes.lives import Life, Lives
 from eardrum.gateway.rulebook import Rulebook
-from eardrum.gateway.scheduler import Scheduler, State
+from eardrum.gateway.scheduler import Going, Reason, Scheduler, State
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Capabilities
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 EXIT_S = 5.0
 """How long after its connection broke a runner may take to be seen dead."""
+
+UNWANTED = (Reason.CRASH, Reason.FAILED)
+"""Ends that nobody has asked for."""
 
 BROKEN_S = 0.5
 """The same for others, which may also break a connection and live."""
@@ -51,6 +55,8 @@ class Supervisor:
         self._rulebook = rulebook
         self._dispatch = Dispatch(Scheduler(rulebook.rules, patience), start=self._start, stop=self._stop, changed=changed)
         self._crashes = Crashes()
+        self.departures = Departures()
+        """The models that have gone, and why."""
         self._models: dict[str, Model] = {}
         self._running: dict[str, Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -135,6 +141,19 @@ class Supervisor:
         """Requests the model holds."""
         slot = self._dispatch.slots.get(model.id)
         return len(slot.active) + len(slot.waiting) if slot else 0
+
+    def failure(self, model: Model) -> str:
+        """Why the model cannot be used just now: it could not be loaded, or has died again and again."""
+        slot = self._dispatch.slots.get(model.id)
+        if slot and slot.state is State.FAILED and slot.error:
+            return slot.error.message
+        row = self._crashes.pausing(model.id, time.monotonic())
+        return row.ending if row else ""
+
+    def going(self, model: Model) -> Going | None:
+        """Why the model goes, if it is on its way out."""
+        slot = self._dispatch.slots.get(model.id)
+        return slot.going if slot else None
 
     async def unload(self, model: Model, *, force: bool = False) -> None:
         """End the model's process and wait until it is gone.
@@ -222,11 +241,12 @@ class Supervisor:
             life = await self._begin(model)
         except EardrumError as error:
             log.error("%s failed to load: %s", model.id, error.message)
-            self.tell(scheduler.StartFailed(model.id, error))
+            self._gone(scheduler.StartFailed(model.id, error), error.message)
             return
         self._running[model.id] = Running(life, self._tasks[model.id], time.time())
         if life.capabilities:
             self._loaded(model, life.capabilities)
+        self.departures.forget(model.id)
         self.tell(scheduler.Ready(model.id))
         self._watch()
         await life.ended
@@ -235,17 +255,24 @@ class Supervisor:
             self._crashes.died(model.id, life.ending, time.monotonic())
         # First the books, then the cleaning up: while that waits, requests may already start the next life.
         del self._running[model.id]
-        self.tell(scheduler.Exited(model.id))
+        self._gone(scheduler.Exited(model.id), life.ending)
         await life.close()
+
+    def _gone(self, event: scheduler.Exited | scheduler.StartFailed, said: str = "") -> None:
+        """A model's process is no more, or never was. The scheduler knows why; of what nobody wanted, `said` tells more."""
+        self.tell(event)
+        if going := self._dispatch.slots[event.model].gone:
+            self.departures.add(event.model, going, said if going.reason in UNWANTED else "")
 
     def _over(self, model: str, task: asyncio.Task[None]) -> None:
         """See to it that the scheduler knows of an end that `_run` could not tell: it was not let begin, or failed itself."""
         if task.cancelled():
-            self.tell(scheduler.Exited(model))
+            self._gone(scheduler.Exited(model))
         elif (error := task.exception()) and self._tasks[model] is task:
             log.error("The life of %s could not be led.", model, exc_info=error)
             self._running.pop(model, None)
-            self.tell(scheduler.StartFailed(model, ModelLoadError(f"{model} could not be loaded; the server's log says why.")))
+            failed = ModelLoadError(f"{model} could not be loaded; the server's log says why.")
+            self._gone(scheduler.StartFailed(model, failed), failed.message)
 
     async def _begin(self, model: Model) -> Life:
         self._check_crashes(model)  # for those who waited when it died

@@ -41,6 +41,7 @@ def statuses(service: Service) -> Iterator[dict[str, Any]]:
     """All models with their states, then those of other servers."""
     for model in sorted(service.catalog, key=lambda model: model.id):
         aliases = service.catalog.aliases(model)
+        gone = service.departures.of(model.id)
         yield {
             "id": model.id,
             "state": STATES[service.state(model)],
@@ -48,6 +49,7 @@ def statuses(service: Service) -> Iterator[dict[str, Any]]:
             "peerID": "",
             **_for_people(model),
             **({"aliases": aliases} if aliases else {}),
+            **({"reason": gone.going.reason, "message": str(gone)} if gone else {}),
         }
     for peer, entry in service.settings.peers.items():
         for name in entry.models:

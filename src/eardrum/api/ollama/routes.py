@@ -77,10 +77,14 @@ class Models:
         await reply.whole(await asyncio.to_thread(listing.show, model))
 
     async def running(self, _: HttpRequest) -> Response:
-        """The models whose processes run, those that stay longest first: Ollama's words and ours in one object."""
+        """The models whose processes run, those that stay longest first: Ollama's words and ours in one object.
+
+        Beside them stand those that have gone, the latest first, and why.
+        """
         taken = await self._service.memory()
         models = await asyncio.to_thread(_processes, self._service.processes(), taken)
-        return JSONResponse({"models": models})
+        gone = [admin.departure(departure) for departure in self._service.departures]
+        return JSONResponse({"models": models, "gone": gone[::-1]})
 
 
 def _processes(statuses: list[ProcessStatus], taken: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:

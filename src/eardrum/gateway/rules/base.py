@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 Loaded = Mapping[str, float]
 """Models that hold memory now, with the time of their last use: `LEAVING` and `CLAIMED` are two times that are none."""
@@ -19,6 +19,11 @@ CLAIMED = float("inf")
 class Rules(Protocol):
     """Which models may be loaded together."""
 
+    @property
+    def kind(self) -> str:
+        """What they are about, in a word."""
+        ...
+
     def evicted(self, target: str, loaded: Loaded) -> frozenset[str]:
         """The models of `loaded` that must be gone before `target` may be started; never `target` itself."""
         ...
@@ -31,6 +36,8 @@ class Rules(Protocol):
 @dataclass(frozen=True, slots=True)
 class Nothing:
     """No rules: what is loaded stays."""
+
+    kind: ClassVar[str] = "nothing"
 
     def evicted(self, target: str, loaded: Loaded) -> frozenset[str]:
         """Nobody."""
@@ -46,14 +53,25 @@ class Every:
     """Several rules at once. Those behind are asked about what those before them let stay."""
 
     rules: tuple[Rules, ...]
+    kind: ClassVar[str] = "rules"
 
     def evicted(self, target: str, loaded: Loaded) -> frozenset[str]:
         """Whom any of them evicts."""
-        gone: frozenset[str] = frozenset()
+        return frozenset(self.blamed(target, loaded))
+
+    def blamed(self, target: str, loaded: Loaded) -> dict[str, str]:
+        """Whom any of them evicts, and of which kind that one is."""
+        gone: dict[str, str] = {}
         for rules in self.rules:
-            gone |= rules.evicted(target, {model: used for model, used in loaded.items() if model not in gone})
+            stay = {model: used for model, used in loaded.items() if model not in gone}
+            gone |= dict.fromkeys(rules.evicted(target, stay), rules.kind)
         return gone
 
     def allows(self, models: Collection[str]) -> bool:
         """Whether all of them do."""
         return all(rules.allows(models) for rules in self.rules)
+
+
+def blamed(rules: Rules, target: str, loaded: Loaded) -> dict[str, str]:
+    """The models that must be gone before `target` may be started, each with the kind of the rule that says so."""
+    return rules.blamed(target, loaded) if isinstance(rules, Every) else dict.fromkeys(rules.evicted(target, loaded), rules.kind)

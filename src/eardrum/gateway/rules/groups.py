@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import ClassVar
 
 from eardrum.gateway.rules.base import Loaded
 
@@ -31,6 +32,7 @@ class Groups:
     llama-swap's default group, of all commands that are in no other, is a group like others here.
     """
 
+    kind: ClassVar[str] = "group"
     groups: tuple[Group, ...]
     _of: Mapping[str, Group] = field(init=False, repr=False, compare=False)
 

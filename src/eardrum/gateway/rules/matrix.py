@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from eardrum.config.matrix import Expression, Ident, Or
 from eardrum.gateway.rules.base import CLAIMED, LEAVING, Loaded
@@ -24,6 +25,7 @@ class Matrix:
     set runs alone, as llama-swap has it; one that is in neither is outside: it evicts nobody and nobody evicts it.
     """
 
+    kind: ClassVar[str] = "matrix"
     sets: tuple[Expression, ...]
     costs: Mapping[str, float] = field(default_factory=dict)
     alone: frozenset[str] = frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from eardrum.gateway.rules.base import Loaded
 
@@ -19,6 +20,7 @@ class Pools:
     Models of `kept` are not evicted: they were told to stay.
     """
 
+    kind: ClassVar[str] = "pool"
     sizes: Mapping[str, float]
     needs: Mapping[str, Need] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()

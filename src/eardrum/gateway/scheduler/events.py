@@ -20,6 +20,47 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+class Reason(StrEnum):
+    """Why a model goes, or has gone."""
+
+    TTL = "ttl"
+    POOL = "pool"
+    GROUP = "group"
+    MATRIX = "matrix"
+    HAND = "hand"
+    FORCE = "force"
+    RELOAD = "reload"
+    SHUTDOWN = "shutdown"
+    CRASH = "crash"
+    FAILED = "failed"
+    """It could not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """A model's way out."""
+
+    reason: Reason
+    other: str = ""
+    """The model that it makes room for, if it does."""
+
+    def __str__(self) -> str:
+        """In words, for the log and for people."""
+        return f"{WORDS[self.reason]} {self.other} ({self.reason})" if self.other else WORDS[self.reason]
+
+
+WORDS = {
+    Reason.TTL: "nobody asked for it for the length of its ttl",
+    **dict.fromkeys((Reason.POOL, Reason.GROUP, Reason.MATRIX), "it made room for"),
+    Reason.HAND: "somebody unloaded it",
+    Reason.FORCE: "somebody unloaded it by force",
+    Reason.RELOAD: "the config was read again, and has another one for it, none, or no room",
+    Reason.SHUTDOWN: "the server ends",
+    Reason.CRASH: "its process ended by itself",
+    Reason.FAILED: "it could not be started",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A request needs the model. What holds for the model comes with every request, so that it is never out of date.

@@ -25,7 +25,7 @@ from eardrum.errors import (
 )
 from eardrum.gateway.rules import Nothing, Rules
 from eardrum.gateway.scheduler import events
-from eardrum.gateway.scheduler.events import Action, Event, Grant, Reject, Start, State, Stop
+from eardrum.gateway.scheduler.events import Action, Event, Going, Grant, Reason, Reject, Start, State, Stop
 from eardrum.gateway.scheduler.slots import Slot, Waiter
 from eardrum.gateway.scheduler.turns import deadlines, turns
 
@@ -130,8 +130,8 @@ class Scheduler:
     def _cancelled(self, event: events.Cancelled, _: float) -> list[Action]:
         slot = self._slot(event.model)
         slot.waiting.pop(event.ticket, None)
-        if slot.state is State.STARTING and slot.unloading and not slot.waiting:
-            return self._stop(slot)
+        if slot.state is State.STARTING and slot.unloading and not slot.waiting and slot.going:
+            return self._stop(slot, slot.going)
         return []
 
     def _rest(self, event: events.Rest, now: float) -> list[Action]:
@@ -159,16 +159,18 @@ class Scheduler:
     def _failed(self, event: events.StartFailed, now: float) -> list[Action]:
         slot = self._slot(event.model)
         if slot.state is not State.STARTING:  # it was being stopped anyway
-            slot.go_down(State.STOPPED)
+            slot.go_down(State.STOPPED, slot.going or Going(Reason.FAILED))
             return []
-        slot.go_down(State.FAILED)
+        slot.go_down(State.FAILED, Going(Reason.FAILED))
         slot.error = event.error
         slot.retry_at = now + BACK_OFF_S[min(slot.failures, len(BACK_OFF_S) - 1)]
         slot.failures += 1
         return _reject_all(slot, event.error)
 
     def _exited(self, event: events.Exited, _: float) -> list[Action]:
-        self._slot(event.model).go_down(State.STOPPED)
+        slot = self._slot(event.model)
+        meant = slot.going if slot.state is State.STOPPING else None
+        slot.go_down(State.STOPPED, meant or Going(Reason.CRASH))
         return []
 
     # What is told about the server.
@@ -176,21 +178,22 @@ class Scheduler:
     def _unload(self, event: events.Unload, _: float) -> list[Action]:
         """Who waits for it is not forgotten, except with force."""
         slot = self._slot(event.model)
+        going = Going(Reason.FORCE if event.force else Reason.HAND)
         if event.force:
             return _reject_all(slot, unloaded(event.model)) + (
-                self._stop(slot) if slot.up and slot.state is not State.STOPPING else []
+                self._stop(slot, going) if slot.up and slot.state is not State.STOPPING else []
             )
         if slot.state is State.STARTING and slot.waiting:
-            slot.unloading = True
+            slot.unloading, slot.going = True, going
             return []
-        return self._leave(slot)
+        return self._leave(slot, going)
 
-    def _leave(self, slot: Slot) -> list[Action]:
+    def _leave(self, slot: Slot, going: Going) -> list[Action]:
         """Make the model end as soon as it has finished what it has begun. A start is nothing begun."""
         if slot.state is State.STARTING:
-            return self._stop(slot)
+            return self._stop(slot, going)
         if slot.serves:
-            slot.drain(0, for_good=True)
+            slot.drain(0, going, for_good=True)
         return []
 
     def _keep(self, event: events.Keep, _: float) -> list[Action]:
@@ -203,7 +206,7 @@ class Scheduler:
         for model in event.changed | event.removed:
             slot = self._slot(model)
             slot.failures, slot.retry_at = 0, 0.0
-            actions += self._leave(slot)
+            actions += self._leave(slot, Going(Reason.RELOAD))
             if model in event.removed:
                 actions += _reject_all(slot, ModelNotFoundError(f"{model} is no longer in the config."))
         return actions + self._obey(now)
@@ -217,7 +220,7 @@ class Scheduler:
             if self._rules.allows([*staying, slot.model]):
                 staying.append(slot.model)
             else:
-                actions += self._leave(slot)
+                actions += self._leave(slot, Going(Reason.RELOAD))
         return actions
 
     def _remeasured(self, event: events.Remeasured, _: float) -> list[Action]:
@@ -227,7 +230,7 @@ class Scheduler:
     def _tick(self, _: events.Tick, now: float) -> list[Action]:
         for slot in self.slots.values():
             if slot.unload_at is not None and slot.unload_at <= now:
-                self._leave(slot)
+                self._leave(slot, Going(Reason.TTL))
         return []
 
     def _shutdown(self, _: events.Shutdown, __: float) -> list[Action]:
@@ -236,7 +239,7 @@ class Scheduler:
         for slot in self.slots.values():
             actions += _reject_all(slot, shutting_down())
             if slot.up and slot.state is not State.STOPPING:
-                actions += self._stop(slot)
+                actions += self._stop(slot, Going(Reason.SHUTDOWN))
         return actions
 
     # What follows, whatever was told.
@@ -252,8 +255,8 @@ class Scheduler:
                 del slot.waiting[ticket]
                 slot.active.add(ticket)
                 actions.append(Grant(ticket))
-            if slot.drained:
-                actions += self._stop(slot)
+            if slot.drained and slot.going:
+                actions += self._stop(slot, slot.going)
         return actions
 
     @property
@@ -265,17 +268,17 @@ class Scheduler:
         decided = turns(self.slots, self._rules, self._patience, now)
         for slot in self.slots.values():
             if slot.model in decided.barriers:
-                slot.drain(decided.barriers[slot.model], for_good=False)
+                slot.drain(decided.barriers[slot.model], decided.going[slot.model], for_good=False)
             elif slot.state is State.DRAINING and not slot.unloading:
                 slot.serve_on()
-        actions = [action for slot in decided.stop.values() for action in self._stop(slot)]
+        actions = [action for slot in decided.stop.values() for action in self._stop(slot, decided.going[slot.model])]
         for slot in decided.start:
             slot.state = State.STARTING
             actions.append(Start(slot.model))
         return actions
 
-    def _stop(self, slot: Slot) -> list[Action]:
-        slot.state = State.STOPPING
+    def _stop(self, slot: Slot, going: Going) -> list[Action]:
+        slot.state, slot.going = State.STOPPING, going
         return [Stop(slot.model)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from eardrum.errors import EardrumError
 from eardrum.gateway.rules import LEAVING
-from eardrum.gateway.scheduler.events import State
+from eardrum.gateway.scheduler.events import Going, State
 
 EVERYBODY = 1 << 62
 """A barrier behind which nobody is: more arrivals than there will be."""
@@ -44,6 +44,10 @@ class Slot:
     """While it drains: who arrived before this is still served."""
     unloading: bool = False
     """It drains for good. A model that drains for a swap may go on if nobody waits for that any more."""
+    going: Going | None = None
+    """Why it is on its way out, if it is."""
+    gone: Going | None = None
+    """Why it went the last time."""
     failures: int = 0
     retry_at: float = 0.0
     error: EardrumError | None = None
@@ -103,17 +107,19 @@ class Slot:
         """It serves. If it was to be unloaded meanwhile, then only who is there already."""
         self.state, self.turn, self.idle_since = State.READY, turn, now
         self.failures, self.error = 0, None
-        if self.unloading:
-            self.drain(turn, for_good=True)
+        if self.unloading and self.going:
+            self.drain(turn, self.going, for_good=True)
 
-    def drain(self, barrier: int, *, for_good: bool) -> None:
+    def drain(self, barrier: int, going: Going, *, for_good: bool) -> None:
         """Serve only who arrived before `barrier`."""
         self.state, self.barrier, self.unloading = State.DRAINING, barrier, for_good
+        self.going = going
 
     def serve_on(self) -> None:
         """What it drained for is called off."""
-        self.state, self.barrier = State.READY, EVERYBODY
+        self.state, self.barrier, self.going = State.READY, EVERYBODY, None
 
-    def go_down(self, state: State) -> None:
+    def go_down(self, state: State, why: Going) -> None:
         """Its process is gone."""
         self.state, self.barrier, self.unloading = state, EVERYBODY, False
+        self.going, self.gone = None, why

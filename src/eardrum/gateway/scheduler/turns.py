@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from eardrum.gateway.rules import CLAIMED, Rules
-from eardrum.gateway.scheduler.events import State
+from eardrum.gateway.rules import CLAIMED, Rules, blamed
+from eardrum.gateway.scheduler.events import Going, Reason, State
 from eardrum.gateway.scheduler.slots import Slot
 
 STARVED = 2
@@ -27,6 +27,8 @@ class Turns:
     """Loaded for nobody, in the way of somebody."""
     barriers: dict[str, int] = field(default_factory=dict)
     """Models that drain for others, and before which arrival one must have come to be served by them still."""
+    going: dict[str, Going] = field(default_factory=dict)
+    """Of all these, why."""
 
 
 def turns(slots: Mapping[str, Slot], rules: Rules, patience: float, now: float) -> Turns:
@@ -35,8 +37,8 @@ def turns(slots: Mapping[str, Slot], rules: Rules, patience: float, now: float) 
     loaded = {slot.model: slot.used(now) for slot in slots.values() if slot.up}
     claims: dict[str, float] = {}
     for slot in _queue(slots.values(), patience, now):
-        evicted = rules.evicted(slot.model, loaded | claims)
-        blocked = not evicted.isdisjoint(claims) or _excluded(slot.model, rules, loaded, claims)
+        evicted = blamed(rules, slot.model, loaded | claims)
+        blocked = not evicted.keys().isdisjoint(claims) or _excluded(slot.model, rules, loaded, claims)
         if not blocked and not evicted:
             decided.start.append(slot)
             loaded[slot.model] = now
@@ -44,7 +46,8 @@ def turns(slots: Mapping[str, Slot], rules: Rules, patience: float, now: float) 
         claims[slot.model] = CLAIMED
         if not blocked:
             overdue = slot.head.since + patience <= now
-            _make_room(decided, slot.head.order, [slots[model] for model in evicted], overdue=overdue)
+            going = {model: Going(Reason(kind), slot.model) for model, kind in evicted.items()}
+            _make_room(decided, slot.head.order, [slots[model] for model in evicted], going, overdue=overdue)
     return decided
 
 
@@ -72,10 +75,11 @@ def _excluded(model: str, rules: Rules, loaded: Mapping[str, float], claims: Map
     return False
 
 
-def _make_room(decided: Turns, order: int, evicted: list[Slot], *, overdue: bool) -> None:
+def _make_room(decided: Turns, order: int, evicted: list[Slot], going: Mapping[str, Going], *, overdue: bool) -> None:
     if not overdue and not all(_free(slot) for slot in evicted):
         return  # to stop one while another serves on would help nobody
     for slot in evicted:
+        decided.going.setdefault(slot.model, going[slot.model])
         if slot.state is State.STARTING and not slot.waiting:
             decided.stop[slot.model] = slot
         elif slot.serves and not slot.unloading:
