@@ -17,6 +17,7 @@ import yaml
 from eardrum import config
 from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, UnloadedError
 from eardrum.gateway import scheduler
+from eardrum.gateway.events import Topic
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
@@ -144,21 +145,22 @@ async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, capl
     async with serving(tmp_path, models, groups=groups) as service:
         await chat(service, "a")
         await chat(service, "b")
-        await chat(service, "short")
+        with service.events.follow(Topic.MODELS) as changes:
+            await chat(service, "short")
+            async with asyncio.timeout(20):
+                while state(service, "short") is not State.STOPPED:
+                    await anext(changes)
         await service.unload(service.catalog.find("b"))
         with pytest.raises(RunnerCrashedError):
             await chat(service, "mortal")
-        async with asyncio.timeout(20):
-            while state(service, "short") is not State.STOPPED:
-                await asyncio.sleep(0.05)
         found = {gone.model: gone.going.reason.value for gone in service.departures}
         assert found == {"a": "group", "b": "hand", "short": "ttl", "mortal": "crash"}
         assert service.departures.counts["mortal", scheduler.Reason.CRASH] >= 1
         lines = [record.getMessage() for record in caplog.records if "was unloaded" in record.getMessage()]
         assert lines == [
             "a was unloaded: it made room for b (group).",
-            "b was unloaded: somebody unloaded it.",
             "short was unloaded: nobody asked for it for the length of its ttl.",
+            "b was unloaded: somebody unloaded it.",
         ]
         await chat(service, "a")
         assert service.departures.of("a") is None, "it is there again"
