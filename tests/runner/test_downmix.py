@@ -152,3 +152,19 @@ def test_every_format_of_samples(form: str) -> None:
     mixed = Downmix.of(frame).frame(frame)
     assert (mixed.samples, mixed.sample_rate, mixed.layout.name) == (100, RATE, "mono")
     np.testing.assert_allclose(mixed.to_ndarray()[0], 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_costs_only_itself(value: float) -> None:
+    for channels in (VOICE[None].copy(), np.stack([VOICE, -VOICE])):
+        channels[0, 1000] = value
+        found = heard(wav(channels, kind="<f4"))
+        assert np.isfinite(found).all()
+        assert distance_db(found[2000:], ONE[2000:]) < -20
+
+
+def test_a_voice_that_cancels_itself_keeps_its_sign_whichever_channel_is_louder() -> None:
+    dice = np.random.default_rng(2)
+    sway = 1 + 0.2 * np.sin(2 * np.pi * 3 * np.arange(len(VOICE)) / RATE)
+    channels = np.stack([VOICE * sway, -VOICE * (2 - sway)]) + dice.normal(0, VOICE.std() / 30, (2, len(VOICE)))
+    assert distance_db(heard(wav(channels.astype(np.float32), kind="<f4")), ONE) < -15

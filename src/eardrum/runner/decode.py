@@ -376,4 +376,7 @@ def _format(frame: AudioFrame | Gap) -> tuple[str, str, int] | None:
 
 def _arrays(frames: list[AudioFrame]) -> Iterator[Audio]:
     for frame in frames:
-        yield cast(Audio, frame.to_ndarray()[0])
+        samples = frame.to_ndarray()[0]
+        if not np.isfinite(samples).all():  # as files of floats may be: one would silence the voice activity model for good
+            samples = np.nan_to_num(samples, posinf=1.0, neginf=-1.0)
+        yield cast(Audio, samples)

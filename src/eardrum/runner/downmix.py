@@ -39,8 +39,8 @@ FADE_S = 0.005
 MEMORY_S = 0.15
 """Levels are averaged over about this long, so that the weights do not follow single periods of a voice."""
 
-STRIDE = 8
-"""One of so many samples is measured: it costs an eighth, and ratios of levels stay what they are."""
+MEASURED_HZ = 8_000
+"""Rate at which levels are measured."""
 
 BEGIN_DB, FULL_DB = 6.0, 12.0
 """How far the mix must be below the loudest channel for the other weights to begin to count, and to be all that counts.
@@ -65,6 +65,7 @@ class Downmix:
 
     def __init__(self, names: Sequence[str], rate: int):
         self._rate = rate
+        self._every = max(round(rate / MEASURED_HZ), 1)
         self._plain = _plain(names)
         self._trust = np.array([SUBWOOFER if name.startswith("LFE") else 1.0 for name in names])
         self._products = np.zeros((len(names), len(names)))  # recent power of the channels, and of each with each
@@ -91,24 +92,32 @@ class Downmix:
     def mix(self, samples: Channels) -> Audio:
         """The samples in mono, shape [n]."""
         mixed = np.empty(samples.shape[1], np.float32)
-        step = int(self._rate * BLOCK_S)
-        for start in range(0, len(mixed), step):
-            block, before = samples[:, start : start + step], self._weights
-            self._weights = self._next(block)
-            np.dot(self._weights.astype(np.float32), block, out=mixed[start : start + step])
+        slow = self._slowed(samples)
+        steps = round(MEASURED_HZ * BLOCK_S)
+        for number, start in enumerate(range(0, len(mixed), steps * self._every)):
+            end = start + steps * self._every
+            block, before = samples[:, start:end], self._weights
+            self._weights = self._next(slow[:, number * steps : (number + 1) * steps])
+            np.einsum("c,cn->n", self._weights.astype(np.float32), block, out=mixed[start:end])
             if self._weights is not before:
                 fade = block[:, : int(self._rate * FADE_S)]
                 mixed[start : start + fade.shape[1]] += (before - self._weights) @ fade * np.linspace(1, 0, fade.shape[1])
         return mixed
 
-    def _next(self, block: Channels) -> Weights:
+    def _slowed(self, samples: Channels) -> Channels:
+        """The samples at about `MEASURED_HZ`, by means of a few: what is above the voice, hiss above all, counts for less."""
+        whole = samples.shape[1] - samples.shape[1] % self._every
+        means = samples[:, 0 : whole : self._every].copy()
+        for at in range(1, self._every):
+            means += samples[:, at : whole : self._every]
+        return means * np.float32(1 / self._every)
+
+    def _next(self, slow: Channels) -> Weights:
         """The weights for the next block."""
-        # Second differences leave out what is below the voice: rumble is no reason to drop the mix.
-        last = block.shape[1] - 2
-        bends = block[:, 2::STRIDE] + block[:, :last:STRIDE] - 2 * block[:, 1 : last + 1 : STRIDE]
-        if bends.size:
-            keep = math.exp(-block.shape[1] / self._rate / MEMORY_S)
-            self._products = keep * self._products + (1 - keep) / bends.shape[1] * (bends @ bends.T)
+        changes = np.diff(slow, axis=1)  # which leaves out what is below the voice
+        if changes.size:
+            keep = math.exp(-slow.shape[1] / MEASURED_HZ / MEMORY_S)
+            self._products = keep * self._products + (1 - keep) / changes.shape[1] * (changes @ changes.T)
         powers = self._products.diagonal() * self._trust
         loudest = int(powers.argmax())
         mix = float(self._plain @ self._products @ self._plain)
@@ -116,6 +125,8 @@ class Downmix:
             missing = 10 * math.log10(powers[loudest] / max(mix, FLOOR))
             share = min((missing - BEGIN_DB) / (FULL_DB - BEGIN_DB), 1.0)
             aligned = np.sign(self._products[loudest]) * powers / powers.sum()
+            if aligned @ self._products @ self._weights < 0:
+                aligned = -aligned  # another channel is the loudest now: that must not turn the voice around
             return cast(Weights, (1 - share) * self._plain + share * aligned)
         return self._plain
 
@@ -137,6 +148,8 @@ def _channels(frame: AudioFrame, count: int) -> Channels:
     if not frame.format.is_planar:
         samples = samples.reshape(-1, count).T
     floats = samples.astype(np.float32, order="C")
+    if kind.kind == "f" and not np.isfinite(floats).all():
+        floats = np.nan_to_num(floats, posinf=1.0, neginf=-1.0)
     if kind.kind == "u":
         floats -= 128
     return floats if kind.kind == "f" else floats * np.float32(2.0 ** (1 - 8 * kind.itemsize))

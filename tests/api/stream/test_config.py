@@ -116,7 +116,7 @@ def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
         ({"sample_rate": 16000.5}, "sample_rate", "whole"),
         ({"sample_rate": True}, "sample_rate", "number"),
         ({"sample_rate": "nan"}, "sample_rate", "number"),
-        ({"channels": 0}, "channels", "1 to 8"),
+        ({"channels": 0}, "channels", "1 to 64"),
         ({"encoding": "s24le"}, "encoding", "s16le"),
         ({"audio_track": 0}, "audio_track", "1 to 1000"),
         ({"audio_track": "first"}, "audio_track", "1 to 1000"),

@@ -14,7 +14,7 @@ from eardrum.types import SAMPLE_RATE, Capabilities, Request
 TELEPHONE_RATE = 8000
 """Hz of G.711, unless something else is said."""
 RATES = 4000, 192_000
-MAX_CHANNELS = 8
+MAX_CHANNELS = 64
 MOST_TRACKS = 1000
 SAMPLE_BYTES = {Encoding.PCM16: 2, Encoding.PCM32F: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 

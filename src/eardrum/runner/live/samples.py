@@ -18,7 +18,7 @@ from eardrum.types import SAMPLE_RATE
 LOWEST, HIGHEST = 8_000, 192_000
 """Rates in Hz."""
 
-MOST_CHANNELS = 8
+MOST_CHANNELS = 64
 
 BLOCK_S = 0.032
 """Audio that is mixed and resampled at a time. Blocks of one length make the result the same however the bytes were portioned."""
