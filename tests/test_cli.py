@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -16,14 +18,18 @@ import pytest
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import PHONE, SPEECH_TEXT, encode, encode_tracks, speech, spoken, tone
+from tests.weights import MOONSHINE
 
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "eardrum"]
 
 
-def eardrum(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+def eardrum(
+    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **(environment or {})}
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False)
 
 
 @pytest.fixture
@@ -168,6 +174,22 @@ def test_several_formats_of_a_server_are_one_request(server: RunningServer, reco
     for format in formats:
         alone = eardrum(*command, "--format", format).stdout
         assert (tmp_path / names[format]).read_text().strip() == alone.strip()
+
+
+def test_a_folder_may_stand_in_a_models_place(recordings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(MOONSHINE, folder)
+    assert eardrum("transcribe", recordings[0], "--model", str(folder)).stdout == SPEECH_TEXT + "\n"
+    assert "mine (default)" in " ".join(eardrum("list", "--set", f"default_model={folder}").stdout.split())
+    for variable in ("WHISPER_MODEL", "STT_DEFAULT_MODEL", "EARDRUM_DEFAULT_MODEL"):
+        assert "mine (default)" in " ".join(eardrum("list", environment={variable: str(folder)}).stdout.split())
+    assert "Moonshine" in eardrum("show", str(folder)).stdout
+    refused = eardrum("transcribe", recordings[0], "--model", str(folder), "--language", "de")
+    assert refused.returncode == 1
+    assert "mine does not know german" in refused.stderr
+    for path, says in ((tmp_path, "No engine recognises"), (tmp_path / "nowhere", "There is no model at")):
+        assert says in eardrum("transcribe", recordings[0], "--model", str(path)).stderr
+    assert "a server has models by name" in eardrum("transcribe", recordings[0], "--model", str(folder), "--server", "x").stderr
 
 
 def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> None:

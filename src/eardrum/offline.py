@@ -14,6 +14,7 @@ from starlette.responses import Response
 from eardrum.api.openai import answers, fields
 from eardrum.client import Client
 from eardrum.config import Settings
+from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Source, Spool, StoredFile
@@ -82,7 +83,16 @@ async def here(order: Order, settings: Settings) -> AsyncIterator[Transcriber]:
     """
     service = Service(settings)
     try:
-        yield _Here(service, order)
+        try:
+            transcriber = _Here(service, order)
+        except ModelNotFoundError:
+            name = "".join(order.form.get("model", ()))
+            if not service.catalog.inventory.at(name):
+                raise
+            service = Service(settings.model_copy(update={"default_model": name}))
+            # By its id, so that no other model is taken for what this one lacks.
+            transcriber = _Here(service, replace(order, form={**order.form, "model": [service.catalog.default.id]}))
+        yield transcriber
     finally:
         await service.shutdown()
 

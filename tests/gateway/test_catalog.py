@@ -692,3 +692,60 @@ def test_a_refusal_knows_what_has_come(store: Path) -> None:
     found = catalog()
     put_in_cache(store, "moon-de")
     assert "Models that can: moon-de." in refusal(fresh(found), found.find(EMBEDDED_ID), GERMAN).message
+
+
+def test_a_folder_may_stand_in_the_place_of_the_default_models_name(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = put(tmp_path / "models" / "mine")
+    for path in (str(folder), "models/mine", "./models/mine", "models/mine/", "~/models/mine"):
+        default = catalog(default_model=path).default
+        assert (default.id, default.source, default.engine) == ("mine", folder, "moonshine"), path
+    again = catalog(default_model="models/mine")
+    again.scan()
+    assert again.find("whisper-1").source == again.find("mine").source == folder
+    assert "mine" in [model.id for model in again]
+
+
+def test_a_part_of_a_hugging_face_cache_is_such_a_folder_too(tmp_path: Path) -> None:
+    snapshot = put_in_cache(tmp_path / "copy", "someone/moon")
+    for path in (snapshot, snapshot.parent.parent):
+        default = catalog(default_model=str(path)).default
+        assert (default.id, default.source) == ("someone/moon", snapshot)
+
+
+def test_a_folder_that_the_catalog_knows_is_the_model_it_knows(store: Path, tmp_path: Path) -> None:
+    known = put(tmp_path / "models" / "moon")
+    other = put(tmp_path / "other" / "moon")
+    by_path = catalog(model_dir=known.parent, default_model=str(known))
+    assert (by_path.default.id, by_path.default.origin) == ("moon", "disk")
+    both = catalog(model_dir=known.parent, default_model=str(other))
+    assert (both.default.id, both.find("moon").source) == (str(other), known)
+
+
+def test_a_name_stays_a_name_where_a_folder_is_called_so_too(
+    engines: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines(WHISPER)
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / EMBEDDED_ID)
+    (tmp_path / "large-v3").mkdir()
+    assert catalog(default_model=EMBEDDED_ID).default.origin == "embedded"
+    with pytest.raises(ConfigError, match="run `eardrum pull large-v3`"):
+        catalog(default_model="large-v3")
+
+
+def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=f"No engine recognises {tmp_path}/empty as a model"):
+        catalog(default_model=str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="There is no model at /nowhere/at/all"):
+        catalog(default_model="/nowhere/at/all")
+
+
+def test_no_client_can_name_a_folder(tmp_path: Path) -> None:
+    folder = put(tmp_path / "mine")
+    with pytest.raises(ModelNotFoundError):
+        catalog().find(str(folder))

@@ -19,7 +19,7 @@ from eardrum.errors import ConfigError
 from eardrum.gateway import choice, names
 from eardrum.gateway.inventory import Inventory, engine_of
 from eardrum.gateway.pull import Puller
-from eardrum.gateway.store import CACHED, Store, size_of
+from eardrum.gateway.store import Store, is_written_as_path, size_of, unpacked
 
 INTERRUPTED = 130
 """Exit code of what Ctrl-C ended."""
@@ -37,7 +37,7 @@ def folder_meant(name: str) -> Path | None:
     if not name:
         raise ConfigError("Which model? Say a name or a folder.")
     path = Path(name).expanduser()
-    written_as_path = name.startswith((".", "/", "~")) or name.endswith("/")
+    written_as_path = is_written_as_path(name)
     if path.is_dir() and (written_as_path or not names.matches(name)):
         return path.resolve()
     if written_as_path:
@@ -53,7 +53,7 @@ def copied(folder: Path, store: Store, *, id: str, engine: str) -> None:
         PullError: they cannot be read.
         StorageFullError: they do not fit.
     """
-    source, own_id = _unpacked(folder)
+    source, own_id = unpacked(folder)
     id = id or own_id
     recognised = engine_of(source)
     if not recognised and not engine:
@@ -108,17 +108,6 @@ def _say_how_to_use(name: str, engine: str) -> None:
     if card.missing:
         print(f"Before it can run: {card.how_to_install}")
     print(f"Try it: eardrum transcribe FILE --model {name}")
-
-
-def _unpacked(folder: Path) -> tuple[Path, str]:
-    """Where in a folder the files are, and what the model is called: it may be a copy of a Hugging Face cache."""
-    if not folder.name.startswith(CACHED):
-        return folder, folder.name
-    id = folder.name.removeprefix(CACHED).replace("--", "/")
-    source = Store(folder.parent).find(id)
-    if not source:
-        raise ConfigError(f"{folder} looks like a part of the Hugging Face cache, but holds no whole model.")
-    return source, id
 
 
 @contextmanager

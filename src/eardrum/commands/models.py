@@ -81,8 +81,7 @@ def show(name: Name, config_file: ConfigFile = None, assignments: Assignments = 
     try:
         model = catalog.find(name)
     except ModelNotFoundError:
-        match = names.choose(name)
-        model = catalog.inventory.fetchable(match)
+        model = catalog.inventory.at(name) or catalog.inventory.fetchable(names.choose(name))
     for line in describe.lines(model, catalog):
         print(line)
 

@@ -17,6 +17,7 @@ from eardrum.commands.options import Assignments, Certificate, ConfigFile, Key
 from eardrum.commands.recordings import STDIN, Recording, find_recordings
 from eardrum.commands.results import SUFFIXES, Targets, existing, plan_targets
 from eardrum.errors import ConfigError
+from eardrum.gateway.store import is_written_as_path
 from eardrum.importing import uncollected
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def transcribe(
         raise ConfigError("--words is for --format verbose_json: the other formats have no place for the times of words.")
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing keeps the texts that are there, --overwrite does not: say one of them.")
+    if server and is_written_as_path(model):
+        raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder of this machine.")
     if STDIN in inputs and sys.stdin.isatty():
         raise ConfigError("`-` is what is piped in, and stdin is a terminal: pipe a recording in, or name a file.")
     recordings, failures = find_recordings(inputs)

@@ -132,8 +132,8 @@ class Settings(SharedSettings):
     )
     default_model: str = Field(
         "",
-        description="Model behind `whisper-1` and behind requests that name none; empty takes the first of the config, else the "
-        "largest on disk, else the first of a peer, else the embedded one.",
+        description="Model behind `whisper-1` and behind requests that name none, or a folder that holds one; empty takes the "
+        "first of the config, else the largest on disk, else the first of a peer, else the embedded one.",
     )
     default_engine: str = Field(
         "", description="Take the default model among this engine's models, and let it run what several engines could."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 
 from eardrum import abilities, config
 from eardrum.engines import registry
@@ -269,7 +270,8 @@ class Catalog:
 
     def _named_default(self, name: str, engine: str) -> Model:
         try:
-            model = self._of_engine(name, engine) if engine else self._found(name)
+            model = None if self._present(name) else self._at(name)
+            model = model or (self._of_engine(name, engine) if engine else self._found(name))
         except ModelNotFoundError as error:
             raise ConfigError(f"default_model (STT_DEFAULT_MODEL, WHISPER_MODEL): {error.message}") from None
         if engine not in ("", model.engine):
@@ -278,6 +280,20 @@ class Catalog:
                 f"but default_engine (STT_DEFAULT_BACKEND, ASR_BACKEND) is {engine}: change one of them."
             )
         return model
+
+    def _at(self, path: str) -> Model | None:
+        """The model in a folder, if it is one; it may be in the catalog already."""
+        if not (model := self.inventory.at(path)):
+            return None
+        for other in self:
+            if (
+                other.source
+                and model.source
+                and other.engine == model.engine
+                and other.source.resolve() == model.source.resolve()
+            ):
+                return other
+        return replace(model, id=str(model.source)) if model.id in self._names else model
 
     def _of_engine(self, name: str, engine: str) -> Model:
         """What the name means to this engine: another engine may know the same name for other weights."""

@@ -16,7 +16,7 @@ from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway import names, peers
 from eardrum.gateway.names import Match
 from eardrum.gateway.recognition import takes_text_too, turns_speech_into_text
-from eardrum.gateway.store import Store, default_folder, size_of
+from eardrum.gateway.store import Store, default_folder, is_written_as_path, size_of, unpacked
 from eardrum.gateway.upstreams.habits import Habits
 from eardrum.languages import language_in_name
 from eardrum.types import Capabilities
@@ -152,6 +152,27 @@ class Inventory:
     def fetchable(self, match: Match) -> Model:
         """A model that is not here but could be."""
         return self._model(match.repository, match.card, None, "hub", repository=match.repository)
+
+    def at(self, name: str) -> Model | None:
+        """The model in the folder or file that stands in a model's place; None if it is a name.
+
+        Raises:
+            ConfigError: it can only be a path, and there is no model.
+        """
+        path, written_as_path = Path(name).expanduser(), is_written_as_path(name)
+        if os.path.exists(path):
+            source, id = unpacked(path.resolve())
+            engine = engine_of(source, self.default_engine) or (self.default_engine if written_as_path else "")
+            if engine:
+                return self._model(id, registry.card(engine), source, "config", repository=id if "/" in id else "")
+            problem = f"No engine recognises {path} as a model. Set `default_engine`, or check the files ({layouts()})."
+            if not os.access(path, os.R_OK):
+                problem = f"{path} cannot be read: give the user that runs Eardrum the right to."
+        else:
+            problem = f"There is no model at {path}: there is nothing."
+        if written_as_path:
+            raise ConfigError(problem)
+        return None
 
     def configured(self, name: str) -> Model | None:
         """The model of the config that has this name or alias."""

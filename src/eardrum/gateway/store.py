@@ -47,6 +47,27 @@ def is_id(name: str) -> bool:
     )
 
 
+def is_written_as_path(name: str) -> bool:
+    """Whether what stands in a model's place can only be a folder or a file."""
+    return name.startswith((".", "/", "~")) or name.endswith("/")
+
+
+def unpacked(folder: Path) -> tuple[Path, str]:
+    """Where in a folder the files are, and what the model is called: it may be a part of a Hugging Face cache, or a copy of one.
+
+    Raises:
+        ConfigError: it is a part without a whole model.
+    """
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHED):
+        return folder, _id_of(folder.parent.parent)
+    if not folder.name.startswith(CACHED):
+        return folder, folder.name
+    source = Store(folder.parent).find(_id_of(folder))
+    if not source:
+        raise ConfigError(f"{folder} looks like a part of the Hugging Face cache, but holds no whole model.")
+    return source, _id_of(folder)
+
+
 class Store:
     """The models in one folder, by id: a directory's name, or the name at the hub."""
 
@@ -162,8 +183,7 @@ class Store:
                 f"The folder of models, {self.folder}, cannot be read: set model_dir, or change its rights."
             ) from None
         for directory in directories:
-            id = directory.name
-            yield id.removeprefix(CACHED).replace("--", "/") if id.startswith(CACHED) else id
+            yield _id_of(directory)
 
     def _plain(self, id: str) -> Path | None:
         plain = self.folder / id
@@ -187,6 +207,11 @@ def _changed(path: str) -> int:
         return Path(path).stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _id_of(folder: Path) -> str:
+    name = folder.name
+    return name.removeprefix(CACHED).replace("--", "/") if name.startswith(CACHED) else name
 
 
 def _hidden(path: Path) -> bool:
