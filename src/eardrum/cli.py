@@ -23,14 +23,20 @@ from eardrum.source import Source
 logger = logging.getLogger(__name__)
 
 app = typer.Typer(
-    help="Speech to text behind one port.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Speech to text behind one port.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+NAME = "eardrum"
 
 
 def main() -> None:
     """Run a command. An error is one sentence that says what to do."""
     try:
-        app()
+        app(prog_name=NAME)
     except EardrumError as error:
         print(f"eardrum: {error.message}", file=sys.stderr)
         sys.exit(1)
@@ -44,10 +50,18 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+@app.command("help")
+def show_help(
+    command: Annotated[str, typer.Argument(help="The command to explain; all of them if left out.", show_default=False)] = "",
+) -> None:
+    """Explain a command."""
+    app([*([command] if command else []), "--help"], prog_name=NAME)
+
+
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8100]")] = None,
+    host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(show_default="8100", help="Port to listen on.")] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option("--tls-certificate", "--tls-cert-file", help="PEM file; the server then speaks HTTPS only.")
     ] = None,
@@ -56,9 +70,9 @@ def serve(
     ] = None,
     wyoming: Annotated[
         bool | None,
-        typer.Option("--wyoming/--no-wyoming", help="Serve Home Assistant.  [default: yes, unless there are apiKeys]"),
+        typer.Option("--wyoming/--no-wyoming", show_default="yes, unless there are apiKeys", help="Serve Home Assistant."),
     ] = None,
-    wyoming_port: Annotated[int | None, typer.Option(help="Port for Home Assistant.  [default: 10300]")] = None,
+    wyoming_port: Annotated[int | None, typer.Option(show_default="10300", help="Port for Home Assistant.")] = None,
     config_file: ConfigFile = None,
     config_folder: ConfigFolder = None,
     assignments: Assignments = None,

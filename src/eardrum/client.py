@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -15,17 +16,38 @@ from urllib.parse import quote
 import aiohttp
 
 from eardrum import tls
-from eardrum.errors import EardrumError
+from eardrum.errors import ConfigError, EardrumError
 
 HEARTBEAT_S = 20.0
 """How often a server is asked whether it is still there."""
 
 HANDSHAKE = {
-    401: "The server lets in who shows one of its `apiKeys`: say --key KEY.",
+    401: "The server lets in who shows one of its `apiKeys`: say --key KEY, or set EARDRUM_KEY.",
     403: "The server does not let this program in.",
     404: "The server does not know live sessions: it is older than this program.",
 }
 """What a refusal of a WebSocket means, whose answer cannot be read."""
+
+
+def reachable(host: str) -> str:
+    """An address to call for a host to listen on."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def usual_address(environment: Mapping[str, str]) -> str:
+    """Where a server of this machine listens, as far as variables say it.
+
+    Raises:
+        ConfigError: the port is none.
+    """
+    host = reachable(environment.get("EARDRUM_HOST") or "127.0.0.1")
+    port = environment.get("EARDRUM_PORT") or "8100"
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"EARDRUM_PORT is {port!r}, which is no port that can be asked: say --server ADDRESS.")
+    scheme = "https" if environment.get("EARDRUM_TLS_CERTIFICATE") else "http"
+    return f"{scheme}://{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +63,16 @@ class Client:
     """Talks to a running server.
 
     Args:
-        address: where it is; without a scheme it is HTTP.
+        address: where it is; without a scheme it is HTTP. Empty is where a server with this environment would be.
         key: one of its `apiKeys`, if it has any.
         certificate: a PEM file to trust beside the system's authorities, or settings for TLS.
 
     Raises:
-        ConfigError: there is no certificate in the file.
+        ConfigError: there is no certificate in the file, or no port in the environment.
     """
 
     def __init__(self, address: str, key: str = "", certificate: Path | SSLContext | None = None):
+        address = address or usual_address(os.environ)
         scheme = "" if "://" in address else "http://"
         self._address = scheme + address.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}

@@ -11,13 +11,6 @@ from eardrum.client import Client
 from eardrum.gateway.service import Service
 
 
-def reachable(host: str) -> str:
-    """An address to call for a host to listen on."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
-
-
 def welcome(service: Service, address: str, recording: Path, wyoming: WyomingServer | None) -> str:
     """Where it is, which models it has, and what to try."""
     catalog = service.catalog

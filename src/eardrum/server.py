@@ -19,6 +19,7 @@ from eardrum import tls
 from eardrum.api.access import Access
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.app import create_app
+from eardrum.client import reachable
 from eardrum.config import Settings
 from eardrum.engines import registry
 from eardrum.errors import EardrumError
@@ -27,7 +28,7 @@ from eardrum.gateway.preload import preload
 from eardrum.gateway.scheduler import shutting_down
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.foreign import MESSAGE
-from eardrum.greeting import reachable, transcribed, welcome
+from eardrum.greeting import transcribed, welcome
 from eardrum.http import Http
 from eardrum.listening import bind, home_assistant
 from eardrum.quiet import QuietServer

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eardrum.commands.options import Certificate, Key
+from eardrum.commands.options import Certificate, Key, Server
 from eardrum.commands.pieces import Pieces
-from eardrum.commands.processes import DEFAULT_SERVER, Server
 from eardrum.commands.screen import Json, Lines, Screen, Terminal
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.importing import uncollected
@@ -44,7 +43,7 @@ def listen(
     ] = None,
     microphone: Annotated[bool, typer.Option("--microphone", help="Listen to the microphone even if stdin is a pipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every message of the server as a line of JSON.")] = False,
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
     key: Key = "",
     certificate: Certificate = None,
 ) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eardrum.commands.options import Certificate, Key
+from eardrum.commands.options import Certificate, Key, Server
 from eardrum.errors import ConfigError
 from eardrum.importing import uncollected
 
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
 
 console = Console(soft_wrap=True, highlight=False)
 
-DEFAULT_SERVER = "http://127.0.0.1:8100"
 WIDE = 250
 """Columns where nobody looks: a program reads a line for each model."""
 
 GONE = 10
 """Models that have gone and are shown: the last ones."""
 Name = Annotated[str, typer.Argument(help="Model or alias.")]
-Server = Annotated[str, typer.Option(help="The server to ask.")]
 
 
-def ps(server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:
+def ps(server: Server = "", key: Key = "", certificate: Certificate = None) -> None:
     """Show the models that are loaded in a running server, and why others have gone."""
     models, gone = asyncio.run(_asked(server, key, certificate, lambda client: client.running()))
     if not models:
@@ -75,7 +73,7 @@ def _bytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def load(name: Name, server: Server = DEFAULT_SERVER, key: Key = "", certificate: Certificate = None) -> None:
+def load(name: Name, server: Server = "", key: Key = "", certificate: Certificate = None) -> None:
     """Load a model in a running server and wait until it serves."""
     print(f"Loaded {asyncio.run(_asked(server, key, certificate, lambda client: client.load(name)))}.")
 
@@ -84,7 +82,7 @@ def stop(
     name: Annotated[str, typer.Argument(help="Model or alias.")] = "",
     every: Annotated[bool, typer.Option("--all", help="Unload all models.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do not let it finish what it has begun.")] = False,
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
     key: Key = "",
     certificate: Certificate = None,
 ) -> None:
@@ -101,7 +99,7 @@ def stop(
 def logs(
     name: Annotated[str, typer.Argument(help="Model or alias, or `upstream` for all models; the server if left out.")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, too, until Ctrl-C.")] = False,
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
     key: Key = "",
     certificate: Certificate = None,
 ) -> None:

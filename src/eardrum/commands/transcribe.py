@@ -48,12 +48,17 @@ def transcribe(
     ] = None,
     format: Annotated[
         list[str] | None,
-        typer.Option(help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas.  [default: text]"),
+        typer.Option(show_default="text", help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas."),
     ] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what has its text already.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the texts that are there already.")] = False,
-    server: Annotated[str, typer.Option(help="Use this server, as in http://127.0.0.1:8100; without it none is needed.")] = "",
+    server: Annotated[
+        str,
+        typer.Option(
+            envvar=config.CLIENT_SERVER_VARIABLE, help="Use this server, as in http://127.0.0.1:8100; without it none is needed."
+        ),
+    ] = "",
     key: Key = "",
     certificate: Certificate = None,
     config_file: ConfigFile = None,

@@ -15,6 +15,15 @@ from eardrum.errors import ConfigError
 
 CONFIG_VARIABLE, FOLDER_VARIABLE = "EARDRUM_CONFIG", "EARDRUM_CONFIG_DIR"
 
+CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE = (
+    "EARDRUM_SERVER",
+    "EARDRUM_KEY",
+    "EARDRUM_CERTIFICATE",
+)
+"""For commands that ask a running server. They are no settings of one."""
+
+NOT_SETTINGS = {CONFIG_VARIABLE, FOLDER_VARIABLE, CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE}
+
 BELOW = "__"
 """Between the name of a setting and one below it."""
 
