@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -188,3 +188,54 @@ async def test_a_model_that_dies_again_and_again_costs_no_other_its_place(tmp_pa
         with pytest.raises(ModelCoolingError, match="3 times in a row"):
             await chat(service, "a")
         assert state(service, "b") is State.READY
+
+
+async def until(reached: Callable[[], object]) -> None:
+    """Wait for what nobody tells."""
+    async with asyncio.timeout(30):
+        while not reached():  # noqa: ASYNC110 -- there is no event: it is looked at from outside
+            await asyncio.sleep(0.02)
+
+
+HURRIED_S = 12
+"""Far less than `unloadTimeout` grants here: who is told to end at once waits for none of it."""
+
+
+async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(tmp_path: Path) -> None:
+    models = {"a": command("--delay", 60, "--ignore-sigterm", unloadTimeout=60)}
+    async with serving(tmp_path, models) as service:
+        model = service.catalog.find("a")
+        asking = asyncio.create_task(chat(service, "a"))
+        await until(service.processes)
+        await asyncio.sleep(0.2)  # the request is with the command by then
+        began = time.monotonic()
+        unloading = asyncio.create_task(service.unload(model, force=True))
+        with pytest.raises(UnloadedError):
+            await asking
+        assert not unloading.done()  # the client is not kept until the process is gone
+        await unloading
+        assert time.monotonic() - began < HURRIED_S
+        assert state(service, "a") is State.STOPPED
+
+
+@pytest.mark.parametrize(
+    "habits", [("--stop-seconds", 60), ("--ignore-sigterm", "--load-seconds", 60)], ids=["stopping", "loading"]
+)
+async def test_force_ends_what_is_patiently_stopped_or_still_loading(tmp_path: Path, habits: tuple[object, ...]) -> None:
+    async with serving(tmp_path, {"a": command(*habits, unloadTimeout=60)}) as service:
+        model = service.catalog.find("a")
+        loading = asyncio.create_task(service.load_model(model))
+        if "--stop-seconds" in habits:
+            await loading
+            patient = asyncio.create_task(service.unload(model))
+            await until(lambda: state(service, "a") is State.STOPPING)
+        else:
+            await until(programs)
+            await asyncio.sleep(0.5)  # it does not heed SIGTERM by then
+            patient = loading
+        began = time.monotonic()
+        await service.unload(model, force=True)
+        await asyncio.wait([patient])
+        assert time.monotonic() - began < HURRIED_S
+        assert state(service, "a") is State.STOPPED
+        assert isinstance(patient.exception(), UnloadedError | None)

@@ -31,11 +31,14 @@ log = logging.getLogger(__name__)
 EXIT_S = 5.0
 """How long after its connection broke a runner may take to be seen dead."""
 
+BROKEN_S = 0.5
+"""The same for others, which may also break a connection and live."""
+
 UNWANTED = (Reason.CRASH, Reason.FAILED)
 """Ends that nobody has asked for."""
 
-BROKEN_S = 0.5
-"""The same for others, which may also break a connection and live."""
+FORCED_S = 2.0
+"""How long a process may take to end by itself that is unloaded by force while it is loading."""
 
 
 class Supervisor:
@@ -105,6 +108,8 @@ class Supervisor:
         """The end of a lease, after this error or without one."""
         try:
             if isinstance(error, RunnerCrashedError):
+                if running.forced:  # nobody waits to see how it ends
+                    raise scheduler.unloaded(model.id) from error
                 explained = await _explained(model, running, error)
                 raise (self._why_ended(model, running) or explained) from error
             if not error:
@@ -162,10 +167,16 @@ class Supervisor:
         """
         if force and (running := self._running.get(model.id)):
             running.forced = True
+            if self.state(model) is State.STOPPING:  # patiently, until now
+                self._background(running.life.stop_at_once())
         self.tell(scheduler.Unload(model.id, force))
         slot = self._dispatch.slots[model.id]
         if slot.unloading or slot.state is State.STOPPING:
-            await asyncio.wait([self._tasks[model.id]])
+            task = self._tasks[model.id]
+            if force and model.id not in self._running:  # a start, which has been told to end
+                await asyncio.wait([task], timeout=FORCED_S)
+                task.cancel()
+            await asyncio.wait([task])
 
     def reconfigure(self, settings: Settings, rulebook: Rulebook, models: Mapping[str, Model], changes: Changes) -> None:
         """Go by another config, of which `models` are. What did not change serves on; what did finishes first what it does."""
@@ -281,7 +292,7 @@ class Supervisor:
 
     def _stop(self, model: str) -> None:
         if running := self._running.get(model):
-            self._background(running.life.stop())
+            self._background(running.life.stop_at_once() if running.forced else running.life.stop())
         else:
             self._tasks[model].cancel()
 

@@ -32,7 +32,7 @@ PORT_S, PORT_EVERY_S = 1.0, 0.1
 """How long, and how often, a port is looked at that should be free."""
 
 LAST_WARNING_S = 2.0
-"""Between SIGTERM and SIGKILL for a command that its `cmdStop` did not stop."""
+"""Between SIGTERM and SIGKILL for a command that its `cmdStop` did not stop, or that is to have no time."""
 
 FOREGROUND = " It has to stay in the foreground as long as it serves: no `-d`, `--daemon` or `&`."
 
@@ -43,6 +43,7 @@ class Command(Child):
     _stop_command: str
     _environment: dict[str, str]
     _unload_s: float
+    _stopping = False
 
     @classmethod
     async def start(
@@ -80,6 +81,7 @@ class Command(Child):
 
     async def stop(self) -> None:
         """Ask it to end, by its `cmdStop` if it has one, insist after `unloadTimeout`, and wait until it is gone."""
+        self._stopping = True
         deadline = time.monotonic() + self._unload_s
         asked = bool(self._stop_command) and not self.exited.done() and await self._run_stop_command()
         if not asked:
@@ -90,6 +92,15 @@ class Command(Child):
             self.send(signal.SIGTERM)
         if not asked or not await self.ends_within(LAST_WARNING_S):
             log.warning("%s does not end: killed after %.1f s (unloadTimeout).", self.name, self._unload_s)
+            await self.kill()
+
+    async def stop_at_once(self) -> None:
+        """End it without time for what it is doing: the least it needs to end what it has started, such as a container."""
+        if self._stop_command and not self._stopping:
+            await self.stop()
+            return
+        self.send(signal.SIGTERM)
+        if not await self.ends_within(LAST_WARNING_S):
             await self.kill()
 
     async def _serves(self, entry: config.Model, session: aiohttp.ClientSession, within_s: float) -> None:

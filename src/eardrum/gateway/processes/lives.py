@@ -59,6 +59,9 @@ class Life(Protocol):
     async def stop(self) -> None:
         """End it, and wait until it is gone."""
 
+    async def stop_at_once(self) -> None:
+        """The same, whatever it is doing, and also when it is being stopped."""
+
     async def close(self) -> None:
         """Let go of what it needed."""
 
@@ -71,7 +74,7 @@ class RunnerLife:
         self.pid: int | None = process.pid
         self.upstream = RunnerUpstream(socket)
         self.capabilities: Capabilities | None = Capabilities.from_json(process.ready["capabilities"])
-        self.ended, self.stop = process.ended, process.stop
+        self.ended, self.stop, self.stop_at_once = process.ended, process.stop, process.kill
         self.facts = f"batch {process.ready['batch']}, pid {process.pid}"
         self._folder = folder
 
@@ -102,6 +105,11 @@ class CommandLife:
         self.ended, self.stop, self.close = command.ended, command.stop, upstream.close
         self.facts = f"pid {command.pid}, at {upstream.address}"
         self._command = command
+
+    async def stop_at_once(self) -> None:
+        """Hang up on it first: there are servers that finish what they have begun whatever they are told."""
+        await self.upstream.close()
+        await self._command.stop_at_once()
 
     @property
     def ending(self) -> str:
@@ -137,6 +145,10 @@ class AddressLife:
         """No more of it."""
         if not self.ended.done():
             self.ended.set_result(None)
+
+    async def stop_at_once(self) -> None:
+        """No more of it."""
+        await self.stop()
 
 
 class Lives:

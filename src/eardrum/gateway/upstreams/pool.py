@@ -8,7 +8,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from eardrum.config.llama_swap import Timeouts
-from eardrum.errors import UpstreamTimeoutError, UpstreamUnreachableError
+from eardrum.errors import UpstreamDiedError, UpstreamTimeoutError, UpstreamUnreachableError
 from eardrum.gateway.upstreams.connection import Connection
 
 LOCALHOST = ("127.0.0.1", "::1")
@@ -29,6 +29,7 @@ class Pool:
         self._free: list[tuple[Connection, float]] = []
         self._all: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._closed = False
 
     async def connection(self) -> Connection:
         """One that can take a request.
@@ -36,7 +37,10 @@ class Pool:
         Raises:
             UpstreamUnreachableError: nobody answers there.
             UpstreamTimeoutError: not in time.
+            UpstreamDiedError: the pool was closed.
         """
+        if self._closed:
+            raise UpstreamDiedError(f"{self._address} is not asked any more.")
         while self._free:
             kept, _ = self._free.pop()
             if kept.usable:
@@ -48,7 +52,8 @@ class Pool:
             raise UpstreamTimeoutError(f"{self._address} could not be reached in time (timeouts.connect).") from None
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all of them, for good."""
+        self._closed = True
         if self._sweeping:
             self._sweeping.cancel()
         for connection in list(self._all):

@@ -1,0 +1,104 @@
+"""Where client commands look for their server, and how commands explain themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from eardrum import cli, config
+from eardrum.client import Client, usual_address
+from eardrum.errors import ConfigError
+
+CLIENT = {"EARDRUM_SERVER": "gpu-box:9", "EARDRUM_KEY": "sesame", "EARDRUM_CERTIFICATE": "box.pem"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "address"),
+    [
+        ({}, "http://127.0.0.1:8100"),
+        ({"EARDRUM_PORT": "9000"}, "http://127.0.0.1:9000"),
+        ({"EARDRUM_PORT": "9000", "EARDRUM_HOST": "0.0.0.0"}, "http://127.0.0.1:9000"),
+        ({"EARDRUM_HOST": "192.168.1.5"}, "http://192.168.1.5:8100"),
+        ({"EARDRUM_HOST": "::1", "EARDRUM_PORT": "1"}, "http://[::1]:1"),
+        ({"EARDRUM_TLS_CERTIFICATE": "box.pem"}, "https://127.0.0.1:8100"),
+        ({"EARDRUM_PORT": "", "EARDRUM_HOST": ""}, "http://127.0.0.1:8100"),
+    ],
+)
+def test_the_server_is_where_one_with_this_environment_would_listen(environment: Mapping[str, str], address: str) -> None:
+    assert usual_address(environment) == address
+
+
+@pytest.mark.parametrize("port", ["0", "x", "-1", "65536"])
+def test_a_port_that_is_none_is_named(port: str) -> None:
+    with pytest.raises(ConfigError, match=f"EARDRUM_PORT is '{port}'"):
+        usual_address({"EARDRUM_PORT": port})
+
+
+@pytest.mark.parametrize("command", [["ps"], ["load", "m"], ["stop", "m"], ["stop", "--all"], ["logs"], ["logs", "-f"]])
+def test_client_commands_take_address_and_key_from_the_environment(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, Path | None]] = []
+
+    def seen(_: Client, address: str, key: str = "", certificate: Path | None = None) -> None:
+        asked.append((address, key, certificate))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(Client, "__init__", seen)
+    CliRunner().invoke(cli.app, command, env=CLIENT, input="")
+    CliRunner().invoke(cli.app, [*command, "--server", "here:1", "--key", "k"], env=CLIENT, input="")
+    assert asked == [("gpu-box:9", "sesame", Path("box.pem")), ("here:1", "k", Path("box.pem"))]
+
+
+def test_listen_and_transcribe_do_so_too() -> None:
+    for command in (["listen"], ["transcribe", __file__]):
+        argv, env = [sys.executable, "-m", "eardrum", *command], {**os.environ, "EARDRUM_SERVER": "127.0.0.1:9"}
+        done = subprocess.run(argv, input="", capture_output=True, text=True, timeout=60, env=env, check=False)
+        assert "No answer from http://127.0.0.1:9" in done.stderr
+
+
+def test_what_is_for_clients_is_no_setting_of_a_server() -> None:
+    assert config.load(environment=CLIENT) == config.load(environment={})
+
+
+def commands() -> list[str]:
+    return sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_explains_itself(name: str) -> None:
+    for arguments in ([name, "-h"], [name, "--help"], ["help", name]):
+        shown = CliRunner().invoke(cli.app, arguments, prog_name="eardrum")
+        assert shown.exit_code == 0
+        assert f"Usage: eardrum {name}" in shown.output
+    assert name in CliRunner().invoke(cli.app, ["help"]).output
+
+
+def test_help_for_what_is_no_command() -> None:
+    shown = CliRunner().invoke(cli.app, ["help", "nothing"])
+    assert shown.exit_code == 2
+    assert "No such command 'nothing'" in shown.output
+
+
+def test_defaults_are_shown() -> None:
+    shown = CliRunner().invoke(cli.app, ["help", "serve"], env={"COLUMNS": "300"}).output
+    for default in ("127.0.0.1", "8100", "10300", "yes, unless there are apiKeys"):
+        assert f"[default: ({default})]" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete(shell: str) -> None:
+    def said(**variables: str) -> str:
+        command = [sys.executable, "-m", "eardrum"]
+        env = {**os.environ, **variables}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=True).stdout
+
+    assert "_EARDRUM_COMPLETE=complete_" + shell in said(_EARDRUM_COMPLETE=f"source_{shell}")
+    words = {"COMP_WORDS": "eardrum tr", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "eardrum tr"}
+    fish = {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    assert "transcribe" in said(_EARDRUM_COMPLETE=f"complete_{shell}", **words, **fish)
