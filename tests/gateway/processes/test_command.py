@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -105,6 +106,14 @@ async def test_one_that_never_becomes_ready_says_what_it_answers() -> None:
     assert "nothing listens at" in await failure(entry(free_port(), "--load-seconds", 60), within_s=1)
 
 
+OPTIONS = [f"  --option-{letter} N   what to do if it should fail (error: 0)" for letter in "abcdefghijklmnopqrst"]
+
+
+def talking(*lines: str) -> str:
+    """A command that says this, and ends."""
+    return shlex.join([sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit(1)", "\n".join(lines)])
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -112,6 +121,23 @@ async def test_one_that_never_becomes_ready_says_what_it_answers() -> None:
         ("no-such-program --port 1", "there is no program no-such-program on the PATH (models.m.cmd)"),
         ("/no/such/program", "there is no program /no/such/program (models.m.cmd)"),
         ("/etc/passwd", "/etc/passwd may not be executed (models.m.cmd)"),
+        (
+            talking("error: unknown argument: --foo", "", "usage: x [options]", *OPTIONS),
+            "It complained: error: unknown argument: --foo --",
+        ),
+        (talking("x: --foo is none of ours", *OPTIONS), "Its first words: x: --foo is none of ours -- Its last words: "),
+        (
+            talking("model.cpp:7: GGML_ASSERT(x) failed", *(f"{n}: 0x7f in main ()" for n in range(30)), "Aborted"),
+            "It complained: model.cpp:7: GGML_ASSERT(x) failed -- Its last words: 19: 0x7f",
+        ),
+        (
+            talking("ValueError: the cause", *["  File x"] * 30, "RuntimeError: it failed, see above", *["  File y"] * 30),
+            "It complained: ValueError: the cause / RuntimeError: it failed, see above -- Its last words: ",
+        ),
+        (
+            talking("error: the last words hold it", "usage: x [options]"),
+            "served. Its last words: error: the last words hold it / ",
+        ),
         ("sh -c 'echo bad flag >&2; exit 2'", "ended with exit code 2 before it served. Its last words: bad flag"),
         ("sh -c 'kill -9 $$'", "was ended by SIGKILL (by the system, if memory ran out) before it served."),
         ("sh -c 'exit 137'", "exit code 137, which means SIGKILL (by the system, if memory ran out) before"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections import deque
@@ -25,6 +26,14 @@ LAST_LINE = 300
 
 GRACE_S = 5.0
 """Time to end, for processes that nobody gave another one; and to be gone once killed."""
+
+COMPLAINT = re.compile(
+    r"^(?![\s-]).*(\b(error|fatal|fail(ed|ure)?|panic(ked)?|exception|abort(ed)?|cannot|can't|could not|couldn't|unable|"
+    r"unknown|unexpected|unrecogni[sz]ed|unsupported|invalid|illegal|undefined|not (defined|found|supported|recogni[sz]ed)|"
+    r"no such|denied|missing|required|out of memory)\b|(error|exception):)",
+    re.IGNORECASE,
+)
+"""A line that says what is wrong. Those that begin with a space or a dash are of a usage text, or of a traceback."""
 
 READ_BYTES = 1 << 14
 LIKELY: dict[int, str] = {
@@ -78,6 +87,9 @@ class Child:
         self._register = register
         self._mark = mark
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._scrolled_complaints: list[str] = []
+        """The first that the last lines hold no longer, and the latest one."""
+        self._first_line, self._started = "", False
         self._reading = asyncio.ensure_future(self._listen())
         self.ended: asyncio.Future[None] = asyncio.ensure_future(self._wait())
 
@@ -130,9 +142,19 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """The last lines it logged."""
+        """The last lines it logged, after what it complained of before: usage texts and stacks come last."""
         lines = [line[:LAST_LINE] for line in self._last_lines if line]
-        return f"Its last words: {' / '.join(lines)}" if lines else "It logged nothing."
+        if not lines:
+            return "It logged nothing."
+        last = f"Its last words: {' / '.join(lines)}"
+        if self._scrolled_complaints:
+            return f"It complained: {' / '.join(self._scrolled_complaints)} -- {last}"
+        return f"Its first words: {self._first_line} -- {last}" if self._first_line else last
+
+    def has_started(self) -> None:
+        """What it said until now is of no interest if it should end."""
+        self._scrolled_complaints.clear()
+        self._first_line, self._started = "", True
 
     async def stop(self) -> None:
         """Ask it to end, insist after a while, and wait until it and all that it started are gone."""
@@ -190,9 +212,18 @@ class Child:
             self._take(lines.feed(data))
         self._take(lines.rest())
 
+    def _scroll(self, line: str) -> None:
+        """Keep of a line that the last lines hold no longer what explains an end."""
+        if COMPLAINT.search(line):
+            self._scrolled_complaints[1:] = [line]
+        elif not self._started:
+            self._first_line = self._first_line or line
+
     def _take(self, lines: list[str]) -> None:
-        self._last_lines.extend(lines)
         for line in lines:
+            if len(self._last_lines) == LAST_LINES:
+                self._scroll(self._last_lines[0][:LAST_LINE])
+            self._last_lines.append(line)
             self._said.write(line)
             log.log(LEVELS.get(line.split(" ", 1)[0], logging.DEBUG), "%s: %s", self.name, line)
 

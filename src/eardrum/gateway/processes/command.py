@@ -77,6 +77,7 @@ class Command(Child):
         except BaseException:
             await command.clear()
             raise
+        command.has_started()
         return command
 
     async def stop(self) -> None:

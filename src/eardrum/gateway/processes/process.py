@@ -49,6 +49,7 @@ class Process(Child):
         except BaseException:
             await process.clear()
             raise
+        process.has_started()
         return process
 
     async def _greet(self, hint: str) -> None:
