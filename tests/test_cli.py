@@ -241,13 +241,29 @@ def test_list_and_engines() -> None:
     assert "moonshine" in eardrum("engines").stdout
 
 
+def tried(server: RunningServer, **variables: str) -> str:
+    """What comes of the line that the server printed, in a shell."""
+    (line,) = [line.strip() for line in server.log.splitlines() if line.strip().startswith("curl")]
+    env = {**os.environ, **variables}
+    said = subprocess.run(line.replace("curl", "curl -s", 1), shell=True, capture_output=True, timeout=60, check=True, env=env)
+    answer: str = json.loads(said.stdout)["text"]
+    return answer
+
+
 def test_serve_says_how_to_use_it() -> None:
-    with running() as server:
+    with running("--set", "models.best.source=large-v3") as server:
         for part in ("moonshine-tiny-en", "The default is", "curl http://127.0.0.1:", "/docs", "nothing better is on disk"):
             assert part in server.log
-        (curl,) = [line.split() for line in server.log.splitlines() if line.strip().startswith("curl")]
-        said = subprocess.run([*curl[:1], "-s", *curl[1:]], capture_output=True, text=True, timeout=60, check=True)
-        assert json.loads(said.stdout)["text"] == SPEECH_TEXT
+        (absent,) = [line for line in server.log.splitlines() if line.strip().startswith("best ")]
+        assert absent.endswith("config, not on this machine: `eardrum pull large-v3`)")
+        assert "not on this machine" not in server.log.replace(absent, "")
+        assert tried(server) == SPEECH_TEXT
+
+
+def test_what_serve_says_works_with_keys_and_tells_none_in_a_log() -> None:
+    with running("--set", "apiKeys=[sesame]") as server:
+        assert tried(server, EARDRUM_KEY="sesame") == SPEECH_TEXT
+        assert "sesame" not in server.log
 
 
 def test_json_log() -> None:

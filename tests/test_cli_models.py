@@ -7,6 +7,7 @@ import pty
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from threading import Event, Thread
 
 import pytest
 
+from eardrum.engines import registry
 from eardrum.gateway.store import Store
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
@@ -148,10 +150,21 @@ def test_what_cannot_be_pulled(shell: Shell) -> None:
     shell("pull", NAME, says=f"No engine recognises the files of {NAME}", code=1)
 
 
+def test_an_extra_that_is_missing_is_told_before_the_download(shell: Shell) -> None:
+    lacking = next(card for card in registry.cards().values() if card.missing and not card.apart)
+    command = [*COMMAND, "pull", NAME, "--engine", lacking.name]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=shell.environment, check=False, timeout=60
+    )
+    first, *rest = done.stdout.splitlines()
+    assert f"run {sys.executable} -m pip install 'eardrum[{lacking.extra}]'" in first
+    assert rest[0] == f"Fetching {NAME} for the engine {lacking.name}."
+
+
 def test_pull_works_when_the_default_model_is_what_is_missing(shell: Shell) -> None:
     settings = ("--set", "default_model=mine", "--set", f"models.mine={{source: {NAME}, engine: moonshine, aliases: [me]}}")
-    shell("show", "mine", *settings, says=f"It is not on this machine; `eardrum pull mine` fetches all files of {NAME}")
-    shell("list", *settings, says="mine is not on this machine: `eardrum pull mine`.")
+    shell("show", "mine", *settings, says=f"It is not on this machine; `eardrum pull {NAME}` fetches all files of {NAME}")
+    shell("list", *settings, says=f"mine is not on this machine: `eardrum pull {NAME}`.")
     shell("pull", "me", *settings)
     shell("list", *settings, says="mine (default)")
 

@@ -208,6 +208,18 @@ def test_a_model_is_unloaded_by_force(tmp_path: Path) -> None:
         assert answer.result().status_code == 503
 
 
+def test_what_the_page_on_llama_swap_calls_missing_is(server: RunningServer) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "llama-swap.md").read_text(encoding="utf-8")
+    table = page.split("## What is missing")[1].split("## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| ") and "404" in row]
+    paths = [path for routes, _ in rows for path in re.findall(r"`(?:GET )?(/[\w/]+)", routes) if path != "/logs"]
+    assert {"/ui", "/metrics", "/api/captures/ID", "/upstream"} <= set(paths)
+    statuses = {path: requests.get(server.address + path, timeout=10).status_code for path in paths}
+    assert statuses == dict.fromkeys(paths, 404)
+    assert get(server, "/health")["status"] == "ok"
+    assert requests.get(f"{server.address}/wol-health", timeout=10).text == "OK"
+
+
 def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
     profiles = {"day": {"description": "By day", "pins": {"whisper-1": M}}}
     with (

@@ -213,14 +213,14 @@ def test_a_pull_that_was_cut_off_is_told_and_repaired_without_a_restart(hub: Fak
     settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}}}"
     with serving(hub, tmp_path / "store", "--set", settings) as server:
         missing = server.post(AUDIO, model="mine").json()["error"]
-        assert "is not on this machine: run `eardrum pull mine`" in missing["message"]
+        assert f"is not on this machine: run `eardrum pull {NAME}`" in missing["message"]
         answer = pull(server, "mine", stream=True)
         wait_for(lambda: hub.sending and hub.served > 3_000_000)
         answer.close()
         wait_for(lambda: not downloads(server))
         half = server.post(AUDIO, model="mine")
         assert half.status_code == 404
-        assert "mine (someone/moon-en) is only half fetched: run `eardrum pull mine`" in half.json()["error"]["message"]
+        assert f"mine ({NAME}) is only half fetched: run `eardrum pull {NAME}`" in half.json()["error"]["message"]
         gate.set()
         assert lines(pull(server, "mine"))[-1]["status"] == "success"
         assert hub.ranges

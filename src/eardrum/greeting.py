@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from eardrum import tls
@@ -21,15 +22,31 @@ def welcome(service: Service, address: str, recording: Path, wyoming: WyomingSer
     for model in catalog:
         languages = ", ".join(model.capabilities.languages) or "many languages"
         facts = [model.engine, languages, model.origin] if model.hears else [model.engine, model.origin]
+        if model.absent:
+            facts.append(f"not on this machine: `{model.pull_command()}`")
+        elif not model.runnable:
+            facts.append(f"cannot run yet: {model.card.install_here}")
         lines.append(f"  {model.id}  ({', '.join(facts)})")
     lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
     if catalog.default.origin == "embedded":
         lines.append(
             "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
         )
-    curl = "curl -k" if address.startswith("https") else "curl"  # it may be for another name than the machine has for itself
-    lines += ["", "Try it:", f"  {curl} {address}/v1/audio/transcriptions -F file=@{shlex.quote(str(recording))}", ""]
+    lines += ["", "Try it:", f"  {_request(service, address, recording)}", ""]
     return "\n".join(lines)
+
+
+def _request(service: Service, address: str, recording: Path) -> str:
+    """A command for a shell that has the recording transcribed."""
+    curl = ["curl"]
+    if address.startswith("https"):
+        curl.append("-k")  # the certificate may be for another name than the machine has for itself
+    if key := next(iter(service.settings.apiKeys), ""):
+        # Whoever started the server on a terminal may see its key; in a log it would be there for others.
+        header = f"Authorization: Bearer {key}"
+        curl += ["-H", shlex.quote(header) if sys.stdout.isatty() else '"Authorization: Bearer $EARDRUM_KEY"']
+    curl += [f"{address}/v1/audio/transcriptions", "-F", shlex.quote(f"file=@{recording}")]
+    return " ".join(curl)
 
 
 async def transcribed(service: Service, address: str, recording: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
+from eardrum.gateway import names
 from eardrum.gateway.catalog import DEFAULT_ALIASES, Catalog
 from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
 from eardrum.gateway.store import default_folder
@@ -749,3 +750,29 @@ def test_no_client_can_name_a_folder(tmp_path: Path) -> None:
     folder = put(tmp_path / "mine")
     with pytest.raises(ModelNotFoundError):
         catalog().find(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("entry_", "command"),
+    [
+        ({"source": "small"}, "eardrum pull small"),
+        ({"source": "Systran/faster-whisper-small"}, "eardrum pull Systran/faster-whisper-small"),
+        ({"source": "small", "engine": "torching"}, "eardrum pull small --engine torching"),
+        ({"source": "someone/tuned", "engine": "torching"}, "eardrum pull someone/tuned"),
+    ],
+)
+def test_a_model_that_the_config_alone_knows_is_fetched_by_its_source(
+    engines: Callable[..., None], entry_: dict[str, object], command: str
+) -> None:
+    engines(WHISPER, TORCH)
+    here = catalog(models={"best": entry_})
+    assert here.find("best").pull_command() == command
+    assert f"run `{command}`" in here.how_to_fetch(here.find("best"))
+    at_a_shell = catalog(models={})
+    match = names.choose(*command.split()[2:3], "torching" if "--engine" in command or "tuned" in command else "")
+    assert at_a_shell.inventory.fetchable(match).repository == here.find("best").repository
+
+
+def test_a_configs_name_that_engines_know_for_other_weights_is_not_what_is_fetched(engines: Callable[..., None]) -> None:
+    engines(WHISPER, TORCH)
+    assert catalog(models={"small": {"source": "large-v3"}}).find("small").pull_command() == "eardrum pull large-v3"

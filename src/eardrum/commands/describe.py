@@ -51,9 +51,9 @@ def lines(model: Model, catalog: Catalog) -> Iterator[str]:
     if model.absent:
         files = ", ".join(model.card.downloads) or "all files"
         half = "half of it is here already: " if catalog.inventory.store.unfinished(model.repository) else ""
-        yield f"\nIt is not on this machine; {half}`eardrum pull {model.id}` fetches {files} of {model.repository}."
+        yield f"\nIt is not on this machine; {half}`{model.pull_command()}` fetches {files} of {model.repository}."
     if not model.runnable:
-        yield f"\nIt cannot run yet. {model.card.how_to_install}"
+        yield f"\nIt cannot run yet. {model.card.how_to_install_here}"
 
 
 def _own(model: Model) -> dict[str, str]:
@@ -94,7 +94,7 @@ def _foreign(model: Model, entry: config.Model) -> dict[str, str]:
 
 def engine(card: Card) -> Iterator[tuple[str, str]]:
     """Labels and texts for one engine."""
-    yield "installed", f"no, it needs {', '.join(card.missing)}: {card.install}" if card.missing else "yes"
+    yield "installed", f"no, it needs {', '.join(card.missing)}: {card.install_here}" if card.missing else "yes"
     yield "languages", languages(card.capabilities)
     yield "can", abilities(card.capabilities)
     if card.options:

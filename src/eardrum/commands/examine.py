@@ -222,9 +222,9 @@ def _unready(model: Model) -> Iterator[str]:
     if model.foreign:
         return
     if not model.runnable:
-        yield f"{model.id} cannot run yet. {model.card.how_to_install}"
+        yield f"{model.id} cannot run yet. {model.card.how_to_install_here}"
     if model.absent:
-        yield f"{model.id} is not on this machine: `eardrum pull {model.id}`."
+        yield f"{model.id} is not on this machine: `{model.pull_command()}`."
     if model.batch > model.card.capabilities.max_batch:
         yield f"batch is {model.batch}, but {model.engine} decodes at most {model.card.capabilities.max_batch} windows at once."
 

@@ -56,6 +56,7 @@ def copied(folder: Path, store: Store, *, id: str, engine: str) -> None:
     source, own_id = unpacked(folder)
     id = id or own_id
     recognised = engine_of(source)
+    _warn_of_missing(engine or recognised)
     if not recognised and not engine:
         raise ConfigError(f"No engine recognises the files in {source}. `eardrum engines` lists which files each looks for.")
     total, done = size_of(source), 0
@@ -92,6 +93,7 @@ def fetched(name: str, inventory: Inventory, engine: str) -> None:
 async def _fetch(name: str, inventory: Inventory, engine: str) -> None:
     puller = Puller(inventory.store.folder)
     match = await choice.choose(name, inventory, puller, engine)
+    _warn_of_missing(match.card.name)
     print(f"Fetching {match.repository} for the engine {match.card.name}.", flush=True)
     completed = 0
     with _progress(match.repository) as advance:
@@ -103,10 +105,16 @@ async def _fetch(name: str, inventory: Inventory, engine: str) -> None:
     _say_how_to_use(name, match.card.name)
 
 
+def _warn_of_missing(engine: str) -> None:
+    """Before what may take long."""
+    if engine and (card := registry.card(engine)).missing:
+        print(f"It cannot run yet. {card.how_to_install_here}", file=sys.stderr, flush=True)
+
+
 def _say_how_to_use(name: str, engine: str) -> None:
     card = registry.card(engine)
     if card.missing:
-        print(f"Before it can run: {card.how_to_install}")
+        print(f"Before it can run: {card.how_to_install_here}")
     print(f"Try it: eardrum transcribe FILE --model {name}")
 
 

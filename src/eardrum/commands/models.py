@@ -66,9 +66,9 @@ def _notes(catalog: Catalog) -> list[str]:
         if aliases := catalog.aliases(model):
             notes.append(f"{model.id} is also called {', '.join(aliases)}.")
         if not model.runnable:
-            notes.append(f"{model.id} cannot run yet. {model.card.how_to_install}")
+            notes.append(f"{model.id} cannot run yet. {model.card.how_to_install_here}")
         if model.absent:
-            notes.append(f"{model.id} is not on this machine: `eardrum pull {model.id}`.")
+            notes.append(f"{model.id} is not on this machine: `{model.pull_command()}`.")
     half = catalog.inventory.store.half_fetched()
     notes += [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
     return notes + [str(failed) for failed in registry.broken()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -85,11 +86,19 @@ class Card:
     @property
     def how_to_install(self) -> str:
         """The sentence for whoever lacks its libraries."""
+        return self._how_to(self.install)
+
+    @property
+    def how_to_install_here(self) -> str:
+        """The same for whoever sits at this machine."""
+        return self._how_to(self.install_here)
+
+    def _how_to(self, install: str) -> str:
         needs = f"The engine {self.name} needs {', '.join(self.missing) or 'its libraries'}"
         if self.apart:
             then = f"set `python: {self.name}/bin/python` in the model's config"
-            return f"{needs} in an interpreter of its own: run {self.install}, and {then}."
-        return f"{needs}: run {self.install}."
+            return f"{needs} in an interpreter of its own: run {install}, and {then}."
+        return f"{needs}: run {install}."
 
     @property
     def install(self) -> str:
@@ -98,6 +107,15 @@ class Card:
             others = "" if self.package == OURS else f" '{self.package}'"
             return f"python3 -m venv {self.name} && {self.name}/bin/pip install eardrum{others} '{self.apart}'"
         return f"pip install '{self.package}[{self.extra}]'" if self.extra else f"pip install --force-reinstall {self.package}"
+
+    @property
+    def install_here(self) -> str:
+        """The same for the interpreter that runs this: `pip` on the PATH may be another one's."""
+        if self.apart:
+            return self.install
+        python = shlex.quote(sys.executable)
+        pip = f"{python} -m pip install" if _spec("pip") else f"uv pip install --python {python}"
+        return self.install.replace("pip install", pip, 1)
 
 
 @dataclass(frozen=True, slots=True)

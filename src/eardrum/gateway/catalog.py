@@ -146,9 +146,10 @@ class Catalog:
         except ModelNotFoundError as error:
             known = ", ".join([*self._models, *DEFAULT_ALIASES])
             raise ModelNotFoundError(f"There is no model {names.shown(name)}. Models: {known}. {error.message}") from None
+        model = self.inventory.fetchable(match)
         if self._settings.pull_missing:
-            return self.inventory.fetchable(match)
-        raise ModelNotFoundError(self.how_to_fetch(name, match.repository))
+            return model
+        raise ModelNotFoundError(self.how_to_fetch(model, name))
 
     def named(self, name: str) -> Model | None:
         """The model of this name or alias if there is one, without a look at what may have come since."""
@@ -169,12 +170,12 @@ class Catalog:
             return doubt
         return f"models.{id}.fallback: {name} is the model itself and no help." if itself else ""
 
-    def how_to_fetch(self, name: str, repository: str, engine: str = "") -> str:
-        """What to do about a model that is not on this machine."""
-        state = "is only half fetched" if self.inventory.store.unfinished(repository) else "is not on this machine"
-        full = "" if name == repository else f" ({repository})"
-        option = f" --engine {engine}" if engine else ""
-        return f"The model {name}{full} {state}: run `eardrum pull {name}{option}`, or set `pull_missing: true` in the config."
+    def how_to_fetch(self, model: Model, called: str = "") -> str:
+        """What to do about a model that is not on this machine, and that was called so."""
+        name = called or model.id
+        state = "is only half fetched" if self.inventory.store.unfinished(model.repository) else "is not on this machine"
+        full = "" if name == model.repository else f" ({model.repository})"
+        return f"The model {name}{full} {state}: run `{model.pull_command(called)}`, or set `pull_missing: true` in the config."
 
     def adopt(self, other: Catalog, unchanged: Set[str]) -> None:
         """Become what another catalog is. What loaded models have said of themselves stays true of those that did not change."""
@@ -302,9 +303,10 @@ class Catalog:
         match = names.choose(name, engine)
         if id := self._names.get(match.repository):
             return self._models[id]
+        model = self.inventory.fetchable(match)
         if self._settings.pull_missing:
-            return self.inventory.fetchable(match)
-        raise ModelNotFoundError(self.how_to_fetch(name, match.repository, engine))
+            return model
+        raise ModelNotFoundError(self.how_to_fetch(model, name))
 
 
 def _usable(model: Model) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -106,6 +107,17 @@ class Model:
     def runnable(self) -> bool:
         """Whether the libraries of its engine are installed, as far as can be known without asking another interpreter."""
         return self.foreign or bool(self.python) or not self.card.missing
+
+    def pull_command(self, called: str = "") -> str:
+        """The command that fetches its files, for a shell that knows no config: by what it is called, if it is so there too."""
+        source = self.entry.source if self.entry else ""
+        for name in (called or self.id, source):
+            for engine in ("", self.engine):
+                if _means(name, engine, self):
+                    return f"eardrum pull {shlex.quote(name)}" + (f" --engine {engine}" if engine else "")
+        other = names.matches(self.repository)
+        option = f" --engine {self.engine}" if other and other[0].card.name != self.engine else ""
+        return f"eardrum pull {shlex.quote(self.repository)}{option}"
 
     @property
     def size(self) -> int:
@@ -299,6 +311,15 @@ class Inventory:
             max_requests=self._settings.limits.requests,
             ttl=self._settings.globalTTL,
         )
+
+
+def _means(name: str, engine: str, model: Model) -> bool:
+    """Whether a name that engines know stands for this very model."""
+    try:
+        match = names.choose(name, engine) if name and names.matches(name) else None
+    except ModelNotFoundError:
+        return False
+    return bool(match and match.repository == model.repository and match.card.name == model.engine)
 
 
 def engine_of(source: Path, preferred: str = "") -> str:

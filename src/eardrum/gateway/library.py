@@ -55,7 +55,7 @@ class Library:
         if not model.absent:
             return model
         if not may_pull:
-            raise ModelNotFoundError(self._catalog.how_to_fetch(model.id, model.repository))
+            raise ModelNotFoundError(self._catalog.how_to_fetch(model))
         log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
         try:
             async with aclosing(self.pull(Match(model.card, model.repository))) as steps:

@@ -59,7 +59,7 @@ def _log(service: Service, name: str) -> Log:
         return service.logs.server if name == SERVER else service.logs.models
     model = service.find(name)
     if model.absent:  # names of what could be fetched are without number
-        raise ModelNotFoundError(service.catalog.how_to_fetch(model.id, model.repository))
+        raise ModelNotFoundError(service.catalog.how_to_fetch(model))
     return service.logs.of(model.id)
 
 

@@ -73,7 +73,7 @@ class Models:
         """One model."""
         model = self._names.find(named(wish))
         if model.absent:
-            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
+            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model))
         await reply.whole(await asyncio.to_thread(listing.show, model))
 
     async def running(self, _: HttpRequest) -> Response:

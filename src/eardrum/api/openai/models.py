@@ -40,7 +40,7 @@ class Models:
             return JSONResponse(self._selector(id, self._service.selection.selectors[id]))
         model = self._service.find(id)
         if model.absent:
-            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model.id, model.repository))
+            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model))
         if not model.runnable:
             raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.how_to_install}")
         return JSONResponse(self._model(id, model))
