@@ -22,12 +22,10 @@ CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE = (
 )
 """For commands that ask a running server. They are no settings of one."""
 
-NOT_SETTINGS = {CONFIG_VARIABLE, FOLDER_VARIABLE, CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE}
-
 BELOW = "__"
 """Between the name of a setting and one below it."""
 
-NOT_SETTINGS = (CONFIG_VARIABLE, FOLDER_VARIABLE)
+NOT_SETTINGS = (CONFIG_VARIABLE, FOLDER_VARIABLE, CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE)
 """Variables that begin like those of settings, and are for others to read."""
 
 SET = "--set"
