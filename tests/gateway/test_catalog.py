@@ -537,6 +537,14 @@ def test_a_fallback_that_could_be_fetched_is_no_mistake(tmp_path: Path, caplog: 
     assert "eardrum pull large-v3" in caplog.text
 
 
+def test_a_speech_model_is_no_help_to_a_language_model(caplog: pytest.LogCaptureFixture) -> None:
+    catalog(models={"llm": LLM | {"fallback": [EMBEDDED_ID]}})
+    assert f"models.llm.fallback: {EMBEDDED_ID} is a speech model and no help" in caplog.text
+    caplog.clear()
+    catalog(models={"llm": LLM | {"fallback": ["ears"]}, "ears": HEARING | {"fallback": [EMBEDDED_ID]}})
+    assert "no help" not in caplog.text
+
+
 def test_of_a_model_in_the_config_its_name_may_say_all() -> None:
     found = catalog(**config.load(overrides={"models": {"large-v3": None}}, environment={}).model_dump(include={"models"}))
     assert (found.find("large-v3").engine, found.find("large-v3").absent) == ("faster_whisper", True)

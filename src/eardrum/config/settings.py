@@ -30,7 +30,9 @@ class Model(SharedModel):
         "`translations`.",
     )
     python: str = Field("", description="Interpreter that runs the engine, for libraries with an environment of their own.")
-    fallback: tuple[str, ...] = Field((), description="Models to ask, in this order, when this one fails or is too busy.")
+    fallback: tuple[str, ...] = Field(
+        (), description="Models to ask, in this order, when this one fails or is too busy, before anything was answered."
+    )
     batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")
     max_requests: int = Field(0, ge=0, description="Requests at a time, waiting ones included; 0 is `limits.requests`.")
     at_once: int = Field(0, ge=0, description="Requests it serves at a time, while others wait; 0 is any number.")

@@ -103,6 +103,17 @@ def candidates(catalog: Catalog, model: Model, request: Request) -> list[Model]:
     return found
 
 
+def stand_ins(catalog: Catalog, model: Model) -> list[tuple[str, Model]]:
+    """The fallbacks of a model, each with the name by which the config calls it; those that are not here are passed over."""
+    found: list[tuple[str, Model]] = []
+    for name in model.fallback:
+        with suppress(ModelNotFoundError):
+            other = catalog.find(name)
+            if other.id not in (model.id, *(known.id for _, known in found)):
+                found.append((name, other))
+    return found
+
+
 def may_go_better(error: EardrumError) -> bool:
     """Whether another try, or another model, has a chance."""
     if isinstance(error, ModelNotFoundError | BusyError):

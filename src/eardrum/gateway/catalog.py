@@ -162,13 +162,18 @@ class Catalog:
             ConfigError: nobody knows it.
         """
         try:
-            itself = self.find(name).id == id
+            other = self.find(name)
         except ModelNotFoundError as error:
             doubt = f"models.{id}.fallback: {error.message}"
             if not names.matches(name):
                 raise ConfigError(doubt) from None
             return doubt
-        return f"models.{id}.fallback: {name} is the model itself and no help." if itself else ""
+        if other.id == id:
+            return f"models.{id}.fallback: {name} is the model itself and no help."
+        model = self._models[id]
+        if model.foreign and not model.hears and not other.foreign:
+            return f"models.{id}.fallback: {name} is a speech model and no help where {id} is asked for text."
+        return ""
 
     def how_to_fetch(self, model: Model, called: str = "") -> str:
         """What to do about a model that is not on this machine, and that was called so."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from eardrum.api.asgi import App, Receive, Scope, Send, header
 from eardrum.api.forward import outgoing
 from eardrum.api.forward.broken import Worded
-from eardrum.api.forward.exchange import Exchange
+from eardrum.api.forward.exchange import Exchange, Try
 from eardrum.api.forward.form import Form
 from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
 from eardrum.errors import InvalidRequestError, MethodNotAllowedError, UnsupportedFeatureError, UnsupportedMediaTypeError
+from eardrum.gateway.attempts import stand_ins
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams import filters
@@ -101,20 +103,34 @@ class Forward:
         if not model.foreign:
             await self._spoken(model, body, scope, receive, send)
             return
-        assert model.entry
-        renamed = body if body.get("model", meant) == meant else {**body, "model": meant}
-        changed = filters.apply(renamed, model.entry, meant)
-        new = _new_name(model, meant, name)
-        request = self._outgoing(model, new, scope, data if changed is body else _dumped(changed))
-        loading = scope["path"] == CHAT and changed.get("stream") is True and self._tells_loading(model)
-        await Exchange(self._service, self._worded, scope, receive, send).run(model, request, tell_loading=loading)
+        tries = [self._chat_try(model, meant, name, body, data, scope)]
+        for spelled, other in stand_ins(self._service.catalog, model):
+            if other.foreign:
+                tries.append(self._chat_try(other, spelled, name, body, data, scope))
+        await Exchange(self._service, self._worded, scope, receive, send).run_first(tries)
+
+    def _chat_try(self, model: Model, meant: str, name: object, body: dict[str, Any], data: bytes, scope: Scope) -> Try:
+        """A body in JSON for one model, asked for as `meant`."""
+
+        def prepare() -> tuple[Outgoing, bool]:
+            assert model.entry
+            renamed = body if body.get("model", meant) == meant else {**body, "model": meant}
+            changed = filters.apply(renamed, model.entry, meant)
+            loading = scope["path"] == CHAT and changed.get("stream") is True and self._tells_loading(model)
+            sent = data if changed is body else _dumped(changed)
+            return self._outgoing(model, _new_name(model, meant, name), scope, sent), loading
+
+        return Try(model, prepare)
 
     async def _urlencoded(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True)
         model, new = self._foreign(dict(fields).get("model") or _in_query(scope), scope)
-        if new:
-            data = urlencode([(key, new if key == "model" else value) for key, value in fields]).encode()
-        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, new, scope, data))
+
+        def request(model: Model, new: str) -> Outgoing:
+            renamed = [(key, new if new and key == "model" else value) for key, value in fields]
+            return self._outgoing(model, new, scope, urlencode(renamed).encode() if new else data)
+
+        await Exchange(self._service, self._worded, scope, receive, send).run_first(self._tries(model, new, request))
 
     async def _form(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A form with files, passed on while it comes in."""
@@ -122,13 +138,15 @@ class Forward:
         with self._service.spool() as spool:
             form = Form(scope, body, self._limits, spool)
             model, new = self._foreign(await form.until_model() or _in_query(scope), scope)
-            request = self._outgoing(model, new, scope, form.sent_on(new))
             exchange = Exchange(self._service, self._worded, scope, receive, send, received=body.received)
-            await exchange.run(model, request)
+            await exchange.run_first(
+                self._tries(model, new, lambda model, new: self._outgoing(model, new, scope, form.sent_on(new)))
+            )
 
     async def _got(self, scope: Scope, receive: Receive, send: Send) -> None:
         model, new = self._foreign(_in_query(scope), scope)
-        await Exchange(self._service, self._worded, scope, receive, send).run(model, self._outgoing(model, new, scope, None))
+        tries = self._tries(model, new, lambda model, new: self._outgoing(model, new, scope, None))
+        await Exchange(self._service, self._worded, scope, receive, send).run_first(tries)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         model, new = self._foreign(_in_query(scope), scope)
@@ -175,6 +193,12 @@ class Forward:
     def _outgoing(self, model: Model, new: str, scope: Scope, body: bytes | Stream | None) -> Outgoing:
         raw = scope["path"] if body is None else POSTED[scope["path"]]
         return outgoing.request(self._service, model, scope, f"{raw}{_query(new, scope)}", body)
+
+    def _tries(self, model: Model, new: str, request: Callable[[Model, str], Outgoing]) -> list[Try]:
+        """The model and its fallbacks, each with another name for it where it gets one."""
+        others = [(other, _new_name(other, spelled, None)) for spelled, other in stand_ins(self._service.catalog, model)]
+        foreign = [(one, name) for one, name in ((model, new), *others) if one.foreign]
+        return [Try(one, partial(lambda one, name: (request(one, name), False), one, name)) for one, name in foreign]
 
     def _tells_loading(self, model: Model) -> bool:
         assert model.entry

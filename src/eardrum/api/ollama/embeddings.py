@@ -10,6 +10,7 @@ from typing import Any
 from eardrum.api.ollama import abilities, asks, durations
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.exchange import Reply
+from eardrum.api.ollama.fallback import first_answer
 from eardrum.api.ollama.fields import named, text
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
@@ -31,7 +32,7 @@ class Embeddings:
         began = time.monotonic()
         model, asked = self._model(wish, reply)
         ask = asks.embed(wish, model.id)
-        said = await self._ask(model, ask, asked, reply)
+        said = await self._ask(model, ask, asked, reply, wish.get("keep_alive"))
         figures = {"total_duration": durations.nanoseconds(time.monotonic() - began), "prompt_eval_count": _tokens(said)}
         vectors = _vectors(model, said, len(ask.body["input"]) if ask else 0)
         await reply.whole(
@@ -42,7 +43,7 @@ class Embeddings:
         """`/api/embeddings`, the older one: the vector of a prompt."""
         model, asked = self._model(wish, reply)
         prompt = text(wish, "prompt")
-        said = await self._ask(model, asks.embed({"input": prompt}, model.id), asked, reply)
+        said = await self._ask(model, asks.embed({"input": prompt}, model.id), asked, reply, wish.get("keep_alive"))
         await reply.whole({"embedding": (_vectors(model, said, 1) if prompt else [[]])[0]})
 
     def _model(self, wish: dict[str, Any], reply: Reply) -> tuple[Model, str]:
@@ -53,14 +54,19 @@ class Embeddings:
             raise InvalidRequestError(f'"{found.id}" does not support embeddings: it turns speech into text.', param="model")
         return replace(found, ttl=durations.ttl(wish.get("keep_alive"), found.ttl)), asked
 
-    async def _ask(self, model: Model, ask: Ask | None, asked: str, reply: Reply) -> Any:
+    async def _ask(self, model: Model, ask: Ask | None, asked: str, reply: Reply, keep_alive: Any) -> Any:
         """What the model says; with nothing to ask it is only loaded."""
         if not ask:
             await self._service.load_model(model)
             return {"data": []}
-        sent = request(self._service, model, ask, asked, reply.authorization)
-        async with Asking(self._service, model, sent) as response, aclosing(events(model, response)) as said:
-            return await anext(said)
+
+        async def one(model: Model, asked: str) -> Any:
+            renamed = replace(ask, body={**ask.body, "model": model.id})
+            sent = request(self._service, model, renamed, asked, reply.authorization)
+            async with Asking(self._service, model, sent) as response, aclosing(events(model, response)) as said:
+                return await anext(said)
+
+        return await first_answer(self._service, model, asked, reply, one, keep_alive=keep_alive)
 
 
 def _vectors(model: Model, said: Any, count: int) -> list[list[float]]:

@@ -34,6 +34,11 @@ class Reply:
         self._send = send
         self._streaming = False
 
+    @property
+    def begun(self) -> bool:
+        """Whether something of it was sent."""
+        return self._streaming
+
     async def whole(self, data: dict[str, Any] | None) -> None:
         """One object is all of it, or nothing is."""
         content = b"" if data is None else _json(data)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from eardrum.api.ollama import abilities, asks, durations, speech
@@ -15,6 +16,7 @@ from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import Chunks, Piece
 from eardrum.api.ollama.context import Turns
 from eardrum.api.ollama.exchange import Reply
+from eardrum.api.ollama.fallback import first_answer
 from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.upstream import events, request
@@ -61,11 +63,17 @@ class Generation:
         elif abilities.hears(model):
             await self._transcribe(model, wish, reply, answering)
         else:
-            ask = mapping(wish, model.id, abilities.server(model))
-            self._mention(model, ask)
-            reply.ignored = ask.ignored
-            sent = request(self._service, model, ask, asked, reply.authorization)
-            await self._forward(model, sent, answering, ask.turns)
+            one = partial(self._generate, wish=wish, reply=reply, shape=shape, mapping=mapping)
+            await first_answer(self._service, model, asked, reply, one, keep_alive=wish.get("keep_alive"))
+
+    async def _generate(
+        self, model: Model, asked: str, *, wish: dict[str, Any], reply: Reply, shape: Shape, mapping: Callable[..., Ask]
+    ) -> None:
+        ask = mapping(wish, model.id, abilities.server(model))
+        self._mention(model, ask)
+        reply.ignored = ask.ignored
+        sent = request(self._service, model, ask, asked, reply.authorization)
+        await self._forward(model, sent, Answering(wish, reply, shape), ask.turns)
 
     async def _forward(self, model: Model, sent: Outgoing, answering: Answering, turns: Turns | None) -> None:
         began, ready = time.monotonic(), self._service.state(model) is State.READY
