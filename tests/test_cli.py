@@ -97,6 +97,16 @@ def test_a_bad_file_does_not_stop_the_others(recordings: list[str], tmp_path: Pa
     assert f"{bad}: The file cannot be decoded" in done.stderr
 
 
+def test_what_could_not_be_decoded_is_said(server: RunningServer, tmp_path: Path) -> None:
+    short = tmp_path / "short.mp3"
+    short.write_bytes(spoken("mp3")[: len(spoken("mp3")) // 2])
+    for where in ([], ["--server", server.address]):
+        done = eardrum("transcribe", str(short), *where)
+        assert done.returncode == 0
+        assert SPEECH_TEXT.startswith(done.stdout.strip()[:100])
+        assert "short.mp3: The file breaks off at 9.0 s: its header promises 18.0 s." in done.stderr
+
+
 def clips(count: int) -> list[bytes]:
     """Short recordings of a telephone, over and over."""
     files = sorted(PHONE.glob("*.flac"), key=lambda path: path.stat().st_size)[:12]

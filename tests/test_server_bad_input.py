@@ -61,9 +61,15 @@ def test_an_hour_in_bounded_memory(server: RunningServer) -> None:
 
 def test_a_truncated_mp3_is_worth_what_is_in_it(server: RunningServer) -> None:
     whole = spoken("mp3")
-    text = server.post(whole[: len(whole) // 2]).json()["text"]
+    answer = server.post(whole[: len(whole) // 2], response_format="verbose_json")
+    text = answer.json()["text"]
     assert text.startswith(SPEECH_TEXT[:100])
     assert len(text) < len(SPEECH_TEXT)
+    (warning,) = answer.json()["warnings"]
+    assert warning.startswith("The file breaks off at 9.0 s")
+    assert answer.headers["x-eardrum-warnings"] == warning
+    wait_for(lambda: warning in server.log)
+    assert "x-eardrum-warnings" not in server.post(whole).headers
 
 
 def test_video_without_sound(server: RunningServer) -> None:

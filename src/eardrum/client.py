@@ -57,6 +57,8 @@ class Transcription:
     body: str
     ignored: tuple[str, ...] = ()
     """Fields that had no effect, as the server says."""
+    warnings: tuple[str, ...] = ()
+    """What of the audio the server could not decode."""
 
 
 class Client:
@@ -103,7 +105,12 @@ class Client:
             data.add_field("file", stream, filename=name)
             async with self._asked("POST", path, data=data) as response:
                 ignored = response.headers.get("x-eardrum-ignored", "")
-                return Transcription(await response.text(), tuple(field.strip() for field in ignored.split(",") if field.strip()))
+                warning = response.headers.get("x-eardrum-warnings", "")
+                return Transcription(
+                    await response.text(),
+                    tuple(field.strip() for field in ignored.split(",") if field.strip()),
+                    (warning,) if warning else (),
+                )
 
     async def running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The models whose processes run, and those that have gone, as `GET /api/ps` tells them.

@@ -234,6 +234,13 @@ class Ended(Record):
     partials: int = 0
     """Decodes for partials, and how many were left out for want of time."""
     skipped: int = 0
+    warnings: tuple[str, ...] = ()
+    """What of the audio could not be decoded, in sentences."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The end from `to_json`'s dict."""
+        return cls(**{**cls._known(data), "warnings": tuple(data.get("warnings", ()))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Written:
     """How long the recording is, where that is known."""
     ignored: tuple[str, ...] = ()
     """Fields of the order that had no effect."""
+    warnings: tuple[str, ...] = ()
+    """What of the recording could not be decoded."""
 
 
 class Transcriber(Protocol):
@@ -113,7 +115,7 @@ class _Here:
         async with self._readable(audio) as source:
             await _transcribe(self._service, self._model, self._request, source, transcript, advance)
         texts = {format: _text(answers.answer(transcript, wish)) for format, wish in self._wishes.items()}
-        return Written(texts, transcript.summary.duration, self._ignored)
+        return Written(texts, transcript.summary.duration, self._ignored, tuple(transcript.summary.warnings))
 
     def _readable(self, audio: Audio) -> AbstractAsyncContextManager[Source]:
         return _file(audio) if isinstance(audio, Path) else _spooled(audio, self._service.spool())
@@ -184,12 +186,12 @@ class _ThroughServer:
         form = {field: values for field, values in self._order.form.items() if any(values)} | {"response_format": [self._format]}
         said = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
         if len(self._wishes) == 1:
-            return Written({self._format: said.body}, ignored=said.ignored)
+            return Written({self._format: said.body}, ignored=said.ignored, warnings=said.warnings)
         answer = Answer.model_validate_json(said.body)
         transcript = Transcript(answer.heard((0.0, answer.duration), answer.duration or ANY_LENGTH))
         transcript.summary = Summary(language=answer.spoken, duration=answer.duration)
         texts = {format: _text(answers.answer(transcript, wish)) for format, wish in self._wishes.items()}
-        return Written(texts | {self._format: said.body}, answer.duration, said.ignored)
+        return Written(texts | {self._format: said.body}, answer.duration, said.ignored, said.warnings)
 
 
 def _text(response: Response) -> str:

@@ -194,6 +194,8 @@ class Summary(Record):
     """The audio track that was heard, counted from 1; 0 if that is not known."""
     audio_tracks: int = 0
     """How many there are."""
+    warnings: list[str] = field(default_factory=list)
+    """What of the audio could not be decoded, in sentences."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -129,6 +129,15 @@ def test_what_was_thrown_away_is_told() -> None:
     assert "dropped" not in body(answers.answer(TRANSCRIPT, asked("verbose_json")))
 
 
+def test_what_could_not_be_decoded_is_told() -> None:
+    heard = Transcript(SEGMENTS, replace(TRANSCRIPT.summary, warnings=["The file breaks off at 3.0 s."]))
+    assert body(answers.answer(heard, asked("verbose_json")))["warnings"] == ["The file breaks off at 3.0 s."]
+    assert event(answers.done(heard, asked()))["warnings"] == ["The file breaks off at 3.0 s."]
+    assert "warnings" not in body(answers.answer(heard, asked()))
+    assert "warnings" not in body(answers.answer(TRANSCRIPT, asked("verbose_json")))
+    assert "warnings" not in event(answers.done(TRANSCRIPT, asked()))
+
+
 def test_deltas_joined_are_the_text_of_done() -> None:
     segments = [*SEGMENTS, Segment(6, 7, "  Was it?  "), Segment(7, 8, "Yes.")]
     before = ["", *(segment.text for segment in segments)]

@@ -37,6 +37,13 @@ def test_what_is_piped_in_becomes_lines(server: RunningServer) -> None:
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, LINES, b"")
 
 
+def test_sound_that_breaks_off_is_said_to(server: RunningServer) -> None:
+    done = listen("--server", server.address, audio=SAMPLE.read_bytes()[:-20_000])
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith(FIRST)
+    assert b"breaks off" in done.stderr
+
+
 def test_headerless_sound_needs_its_rate(server: RunningServer) -> None:
     done = listen("--server", server.address, "--rate", "16000", "--language", "en", audio=pcm(speech()))
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, LINES, b"")

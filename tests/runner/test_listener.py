@@ -18,7 +18,7 @@ from eardrum.runner.listener import Listener
 from eardrum.runner.vad import Vad
 from eardrum.runner.windows import Cutting
 from eardrum.types import SAMPLE_RATE, Capabilities, Event, Request, Segment, Summary
-from tests.recordings import pcm, speech
+from tests.recordings import pcm, retimed, speech, spoken
 
 RAW = Request(raw_pcm=True)
 
@@ -89,6 +89,32 @@ def test_what_is_still_arriving_is_decoded_as_it_comes() -> None:
     decoded_s, events = asyncio.run(heard(29.0, 2))
     assert decoded_s[0] < 29.0
     assert isinstance(events[-1], Summary)
+
+
+def test_times_and_warnings_are_those_of_the_container() -> None:
+    """A recorder that paused for 30 s, and a file that breaks off."""
+    engine = CountingEngine()
+    batcher = Batcher(engine, batch=4)
+    data = retimed(spoken("webm"), "webm", lambda at: at if at < 6 else at + 30)
+
+    async def run() -> list[Event]:
+        engine.listener = Listener(Request(), batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=3600)
+        await engine.listener.inlet.feed(data[: len(data) * 9 // 10])
+        engine.listener.inlet.finish()
+        return await collect(engine.listener.events(), [])
+
+    try:
+        events = asyncio.run(run())
+    finally:
+        batcher.close()
+    starts = [event.start for event in events if isinstance(event, Segment)]
+    assert min(starts) < 0.3
+    assert not [start for start in starts if 6 <= start < 35.6]
+    assert max(starts) > 36
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    assert summary.duration == pytest.approx(46, abs=1.5)
+    assert [warning[:20] for warning in summary.warnings] == ["There is no audio fr", "The file breaks off "]
 
 
 def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:

@@ -41,7 +41,7 @@ from eardrum.runner.live.driver import BACKLOG, Driver
 from eardrum.runner.vad import Vad
 from eardrum.types import Request, Task
 from eardrum.wall import event_from
-from tests.recordings import SPEECH_TEXT, encode, g711, pcm, phone, resampled, silence, speech
+from tests.recordings import SPEECH_TEXT, encode, g711, pcm, phone, resampled, retimed, silence, speech
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +169,19 @@ def test_audio_of_any_format_is_heard(hearing: Batcher, form: Format, data: Call
     events = asyncio.run(talked(hearing, Settings(format=form, partials=False), pushing(data(), 1001)))
     assert likeness(text(events), SPEECH_TEXT) > 0.95
     assert events[-1].duration == pytest.approx(len(speech()) / 16_000, abs=0.3)
+
+
+def test_a_live_container_keeps_its_head_and_its_clock(hearing: Batcher) -> None:
+    gap = retimed(encode(speech(), "webm"), "webm", lambda at: at if at < 6 else at + 30)
+    form = Settings(format=Format(Encoding.CONTAINER), partials=False)
+    events = asyncio.run(talked(hearing, form, pushing(gap[: len(gap) * 9 // 10], 1001)))
+    finals: list[Final] = [final for final in of(Final, events) if final.text]
+    assert finals[0].text.startswith("And Mr. John Dashwood had then leisure")
+    assert finals[0].start < 0.3
+    assert {round(final.end) // 30 for final in finals} == {0, 1}
+    assert not [final for final in finals if final.end - final.start > 12]
+    assert events[-1].duration == pytest.approx(46, abs=1.5)
+    assert [warning[:20] for warning in events[-1].warnings] == ["There is no audio fr", "The file breaks off "]
 
 
 def test_one_byte_at_a_time_is_heard_too(hearing: Batcher) -> None:

@@ -177,6 +177,8 @@ def _write(scope: Scope, entry: Record) -> None:
         }
         if entry.summary.dropped:
             facts["dropped"] = "; ".join(f"{item.text!r}: {item.reason}" for item in entry.summary.dropped[:3])
+        if entry.summary.warnings:
+            facts["warnings"] = " ".join(entry.summary.warnings)
     facts["total_s"] = round(entry.elapsed, 3)
     if entry.note:
         facts["note"] = entry.note

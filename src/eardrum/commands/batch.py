@@ -123,6 +123,8 @@ class Batch:
         self._audio_s += written.seconds or 0.0
         for field in written.ignored:
             self._note(f"{FLAGS.get(field, field)} has no effect: the model does not take it.")
+        for warning in written.warnings:
+            say(f"{title}: {warning}")
         if len(self.jobs) > 1 and not sys.stderr.isatty():
             audio = "" if written.seconds is None else f"{duration(written.seconds)} of audio "
             say(f"{title}: {audio}in {duration(took_s)}")

@@ -141,6 +141,8 @@ async def _show(socket: aiohttp.ClientWebSocketResponse, screen: Screen, hint: s
         if said["type"] == "ready":
             _write(screen.hint(hint))
         failure = said["error"]["message"] if said["type"] == "error" else ""
+        for warning in said.get("warnings", ()):
+            print(f"eardrum: {warning}", file=sys.stderr)
     if failure or socket.close_code != DONE:
         raise EardrumError(failure or f"The server broke off (code {socket.close_code}): its log says why.")
 

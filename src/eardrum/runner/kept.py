@@ -49,11 +49,6 @@ class KeptStream:
             _write(self._kept, chunk)
         return chunk
 
-    @property
-    def whole(self) -> bool:
-        """Whether all that was read is still kept."""
-        return self._kept is not None
-
     def head(self, size: int) -> bytes:
         """The first bytes, as far as they were read and are kept."""
         if not self._kept:

@@ -83,6 +83,7 @@ class Listener:
                 raise item.error
             summary.duration = self._decoder.samples / SAMPLE_RATE
             summary.audio_track, summary.audio_tracks = self._decoder.audio_track, self._decoder.audio_tracks
+            summary.warnings = list(self._decoder.warnings)
             yield summary
         finally:
             await self._cancel()

@@ -103,6 +103,7 @@ WORD = Word("hello", 0.12345, 0.4, 0.98765)
         (Idle(9.0), {"type": "idle", "at": 9.0}),
         (Rested(60.0), {"type": "rested", "after": 60.0}),
         (Ended(12.3456, "en"), {"type": "done", "duration": 12.346, "language": "en"}),
+        (Ended(1.0, warnings=("A.",)), {"type": "done", "duration": 1.0, "language": None, "warnings": ["A."]}),
         (Ended(0.0), {"type": "done", "duration": 0.0, "language": None}),
     ],
 )

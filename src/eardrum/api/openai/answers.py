@@ -84,6 +84,8 @@ def done(transcript: Transcript, wish: Wish) -> bytes:
         {"id": number, "start": _time(s.start), "end": _time(s.end), "text": s.text.strip()}
         for number, s in enumerate(transcript.segments)
     ]
+    if transcript.summary.warnings:
+        event["warnings"] = transcript.summary.warnings
     return _sse(event)
 
 
@@ -119,6 +121,8 @@ def _verbose(transcript: Transcript, wish: Wish) -> dict[str, Any]:
         body |= {"audio_track": transcript.summary.audio_track, "audio_tracks": transcript.summary.audio_tracks}
     if transcript.summary.dropped:
         body["dropped"] = [item.to_json() for item in transcript.summary.dropped]
+    if transcript.summary.warnings:
+        body["warnings"] = transcript.summary.warnings
     return body | _usage(transcript)
 
 

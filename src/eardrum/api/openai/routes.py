@@ -149,6 +149,8 @@ class Exchange:
         access.record(self._scope).about(model, transcript.summary)
         response = answers.answer(transcript, wish)
         response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # ids of the config may be in any script
+        if transcript.summary.warnings:
+            response.headers["x-eardrum-warnings"] = " ".join(transcript.summary.warnings).encode("ascii", "replace").decode()
         _name_ignored(self._scope, response, wish, model)
         answers.name_track(response, transcript.summary)
         await response(self._scope, _nothing, self._send)

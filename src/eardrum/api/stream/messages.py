@@ -142,7 +142,12 @@ TOLD: dict[type[LiveEvent], Callable[[Any], dict[str, Any]]] = {
     Cleared: lambda event: {"type": "cleared", "utterance": event.utterance},
     Idle: lambda event: {"type": "idle", "at": _time(event.at)},
     Rested: lambda event: {"type": "rested", "after": _time(event.after_s)},
-    Ended: lambda event: {"type": "done", "duration": _time(event.duration), "language": event.language or None},
+    Ended: lambda event: {
+        "type": "done",
+        "duration": _time(event.duration),
+        "language": event.language or None,
+        **({"warnings": list(event.warnings)} if event.warnings else {}),
+    },
 }
 
 

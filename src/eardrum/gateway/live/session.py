@@ -115,7 +115,12 @@ class Session:
         """What is known so far, for the log."""
         ended = self._ended or Ended(self._tape.seconds(self._tape.sent))
         return Summary(
-            ended.language, ended.duration, windows=self._memory.telling.finals, decode_s=ended.decode_s, model=self.model.id
+            ended.language,
+            ended.duration,
+            windows=self._memory.telling.finals,
+            decode_s=ended.decode_s,
+            model=self.model.id,
+            warnings=list(ended.warnings),
         )
 
     # What `live` calls.

@@ -38,6 +38,11 @@ class ContainerSamples:
         self._thread = Thread(target=self._decode, name="live-container", daemon=True)
         self._thread.start()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be decoded so far, in sentences."""
+        return self._decoder.warnings
+
     async def feed(self, data: bytes) -> None:
         """Take the next bytes; waits while the thread is far behind."""
         if not self._over.is_set():

@@ -152,6 +152,9 @@ class Driver:
                 case Adopt():
                     self._batcher.hand_over(self._partials, self._finals)
                     self._context = self._guess
+                case Ended():
+                    warnings = self._source.warnings if isinstance(self._source, ContainerSamples) else ()
+                    self._events.put_nowait(replace(output, warnings=warnings))
                 case _:
                     self._events.put_nowait(output)
 

@@ -1,0 +1,72 @@
+"""Pages to links of a chain, however the bytes come."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from eardrum.runner.ogg import FIRST, LAST, OggLinks
+
+
+def page(body: bytes, flags: int = 0, serial: int = 1) -> bytes:
+    lengths = bytes([255] * (len(body) // 255) + [len(body) % 255])
+    return b"OggS" + struct.pack("<BBqIIIB", 0, flags, 0, serial, 0, 0, len(lengths)) + lengths + body
+
+
+class Dribs:
+    """Bytes, so many at a time."""
+
+    def __init__(self, data: bytes, size: int):
+        self._data = data
+        self._size = size
+
+    def read(self, size: int) -> bytes:
+        size = min(size, self._size)
+        piece, self._data = self._data[:size], self._data[size:]
+        return piece
+
+
+def split(data: bytes, size: int = 7) -> tuple[list[bytes], OggLinks]:
+    links, found = OggLinks(Dribs(data, size)), []
+    while True:
+        link = b""
+        while piece := links.read(100):
+            link += piece
+        found.append(link)
+        assert not links.read(1)
+        if not links.advance():
+            return found, links
+
+
+ONE = page(b"head", FIRST) + page(b"OggS" * 200) + page(b"end", LAST)
+PICTURES = page(b"head", FIRST) + page(b"pictures", FIRST, 2) + page(b"a") + page(b"b", LAST, 2) + page(b"c", LAST)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
+@pytest.mark.parametrize("links", [[ONE], [PICTURES], [ONE, PICTURES, ONE]])
+def test_every_link_is_a_stream(links: list[bytes], size: int) -> None:
+    found, reader = split(b"".join(links), size)
+    assert found == links
+    assert not reader.cut_off
+
+
+def test_the_rest_of_a_link_can_be_skipped() -> None:
+    links = OggLinks(Dribs(ONE + PICTURES, 50))
+    links.read(10)
+    assert links.advance()
+    assert links.read(1000) == page(b"head", FIRST)
+
+
+@pytest.mark.parametrize("missing", [1, 5, 29, 31, len(page(b"end")), 400])
+def test_an_end_that_is_missing_is_noticed(missing: int) -> None:
+    found, links = split((ONE + ONE)[:-missing])
+    assert b"".join(found) == (ONE + ONE)[:-missing]
+    assert links.cut_off
+
+
+def test_what_lies_between_pages_is_passed_on() -> None:
+    junk = b"Ogg? " * 100
+    for data in (junk + ONE, ONE + junk + page(b"x"), ONE[:40] + junk + ONE):
+        found, _ = split(data)
+        assert b"".join(found) == data
