@@ -108,20 +108,67 @@ def test_what_partials_have_promised_stands_in_the_final_however_it_differs() ->
     assert "".join(segment.text for segment in play.of(Final)[0].segments) == play.text
 
 
-def test_speech_without_a_pause_is_cut_and_nothing_of_it_is_lost() -> None:
+def test_speech_without_a_pause_is_decoded_in_windows_and_nothing_of_it_is_lost() -> None:
     play = Play(delay=2).hear(stream((400, 0.0)))
+    assert len(play.finals) >= 10
+    assert play.session.waiting <= 1
     play.finish()
     check_promises(play.events)
-    assert len(play.of(Final)) >= 10
     assert all(window.seconds <= 10.0 for window in play.finals)
     assert play.text == words(1, 400)
 
 
-def test_the_longer_an_utterance_the_shorter_the_pause_that_ends_it() -> None:
-    play = Play().hear(stream((20, 0.3), (2, 1.0)))
-    assert len(play.of(Committed)) == 1
-    play = Play().hear(stream((30, 0.3), (2, 1.0)))
-    assert len(play.of(Committed)) == 2
+@pytest.mark.parametrize("can", [CAN, Capabilities(max_window_s=30.0, fixed_window=True), Capabilities(max_window_s=3.0)])
+@pytest.mark.parametrize("silence_s", [0.2, 0.5, 1.6, 2.0, 5.0])
+def test_only_the_clients_own_pause_ends_what_somebody_says(silence_s: float, can: Capabilities) -> None:
+    short, long = silence_s - 0.1, silence_s + 0.1
+    turn = ((9, short), (30, short), (1, short), (60, short), (2, long))
+    play = Play(settings=Settings(endpointing=Endpointing(silence_s=silence_s)), can=can).hear(stream((0, 1.0), *turn, *turn))
+    assert [final.text for final in play.of(Final)] == [words(1, 102), words(103, 204)]
+    ends = [[type(event) for event in play.of(kind)] for kind in (SpeechStarted, SpeechStopped, Committed)]
+    assert [len(kind) for kind in ends] == [2, 2, 2]
+    stopped = 1 + 102 * 0.288 + 4 * short
+    assert play.of(SpeechStopped)[0].at == pytest.approx(stopped, abs=0.15)
+    assert play.of(Committed)[0].end == pytest.approx(stopped + min(0.25, silence_s), abs=0.15)
+    assert play.of(Partial), "text comes while somebody speaks"
+    play.finish()
+    check_promises(play.events)
+
+
+def test_at_the_end_of_a_long_utterance_only_its_last_window_is_left_to_decode() -> None:
+    play = Play(settings=Settings(endpointing=Endpointing(silence_s=2.0))).hear(stream(*[(20, 1.0)] * 5, (5, 0.0)))
+    assert len(play.finals) == 5
+    assert not play.of(Final)
+    play.hear(stream((0, 2.1)))
+    assert len(play.finals) == 6
+    assert play.finals[-1].seconds < 2.5
+
+
+@pytest.mark.parametrize("prefix_s", [0.0, 0.3])
+def test_a_word_behind_a_cut_is_heard_whole_however_short_the_prefix(prefix_s: float) -> None:
+    rule = Endpointing(silence_s=2.0, prefix_s=prefix_s)
+    play = Play(settings=Settings(endpointing=rule)).hear(stream((20, 1.0), (3, 2.5)))
+    first, second = play.finals
+    assert second.speech_span[0] >= 0.3
+    assert second.start > first.start + first.seconds
+
+
+def test_a_click_keeps_somebody_speaking_and_is_not_decoded() -> None:
+    play = Play(settings=Settings(endpointing=Endpointing(silence_s=1.5))).hear(stream((9, 1.0)))
+    click = stream((0, 1.0))
+    click.probs[3] = 0.9
+    play.hear(click)
+    assert not play.of(Committed)
+    play.hear(stream((0, 0.8)))
+    assert [final.text for final in play.of(Final)] == [words(1, 9)]
+    assert len(play.finals) == 1
+
+
+def test_the_longer_a_window_the_shorter_the_pause_that_ends_it() -> None:
+    for count, expected in ((20, 1), (30, 2)):
+        play = Play().hear(stream((count, 0.3), (2, 1.0)))
+        assert len(play.finals) == expected
+        assert len(play.of(Committed)) == 1
 
 
 @pytest.mark.parametrize("ends", [None, Endpointing()])
@@ -197,6 +244,26 @@ def test_a_commit_ends_an_utterance_that_would_end_by_itself() -> None:
     play.finish()
     assert [final.text for final in play.of(Final)] == [words(1, 4)]
     assert len(play.of(SpeechStopped)) == 1
+
+
+def test_a_commit_between_utterances_gives_an_empty_final_and_no_speech() -> None:
+    """Clients that listen for pauses themselves commit when they hear one, whatever was committed by itself before."""
+    play = Play().hear(stream((0, 1.0))).tell(Commit()).hear(stream((4, 1.0))).tell(Commit()).tell(Commit())
+    assert [final.text for final in play.of(Final)] == ["", words(1, 4), ""]
+    assert len(play.of(SpeechStarted)) == len(play.of(SpeechStopped)) == 1
+    assert len(play.of(Refused)) == 1
+    play.hear(stream((3, 1.0)))
+    play.finish()
+    check_promises(play.events)
+    assert [final.text for final in play.of(Final)][3:] == [words(1, 3)]
+
+
+def test_a_commit_in_the_first_moment_of_a_word_keeps_it() -> None:
+    play = Play().hear(stream((0, 1.0)))
+    begun = stream((1, 0.0))
+    begun.samples, begun.probs = begun.samples[: 2 * FRAME], begun.probs[:2]
+    play.hear(begun).tell(Commit())
+    assert play.finals[0].audio[-2 * FRAME :].min() == 1
 
 
 # Commands
@@ -320,7 +387,12 @@ models = st.sampled_from(
         Capabilities(max_window_s=3.0),
     ]
 )
-modes = st.sampled_from([Settings(), MANUAL, Settings(partials=False), Settings(endpointing=Endpointing(silence_s=0.2))])
+modes = st.sampled_from(
+    [
+        *(Settings(), MANUAL, Settings(partials=False)),
+        *(Settings(endpointing=Endpointing(silence_s=seconds)) for seconds in (0.2, 2.0)),
+    ]
+)
 
 
 @settings(deadline=None, max_examples=40)

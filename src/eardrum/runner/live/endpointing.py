@@ -1,6 +1,7 @@
-"""Finds stretches of speech in a stream while it comes: where each begins, pauses and ends.
+"""Finds stretches of speech in a stream while it comes: where each begins, pauses and ends, and where nobody speaks any more.
 
-A pure state machine: samples and speech probabilities go in, marks come out, and nothing is kept but the stretch in the making.
+A stretch is a window for the engine; one or more of them are what somebody says before a pause that ends it. A pure state machine:
+samples and speech probabilities go in, marks come out, and nothing is kept but the stretch in the making.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ TAIL_S = 0.25
 HYSTERESIS = 0.15
 """Speech goes on until the probability falls this far below the threshold."""
 
+WINDOW_PAUSE_S, FULL_WINDOW_PAUSE_S = 0.8, 2.0
+"""The longest pause within a stretch: text that must come fast wants small windows, but where every window costs the same not
+many of them."""
+
+WINDOW_PREFIX = 11
+"""Frames before the speech of a stretch that is not the first one."""
+
 LONG = 0.5
 """Part of the longest stretch from which on shorter pauses end it: the longer, the shorter."""
 
@@ -48,21 +56,24 @@ class Rule:
     threshold: float
     prefix: int
     silence: int
+    over: int | None
+    """Frames of silence after which nobody speaks any more; None: only a command says so."""
     certain: int = CERTAIN
 
     @classmethod
     def of(cls, endpointing: Endpointing | None, capabilities: Capabilities) -> Rule:
         """The rule for utterances that end by themselves; without endpointing, that for the windows of an utterance."""
         longest = int(capabilities.max_window_s * FRAMES_PER_SECOND)
+        pause = _frames(FULL_WINDOW_PAUSE_S if capabilities.fixed_window else WINDOW_PAUSE_S)
         if endpointing is None:
-            # Text that must come fast wants small windows, but where every window costs the same not many of them.
-            pause = 2.0 if capabilities.fixed_window else 0.8
-            return cls(longest, threshold=0.4, prefix=_frames(0.35), silence=_frames(pause), certain=1)
+            return cls(longest, threshold=0.4, prefix=WINDOW_PREFIX, silence=pause, over=None, certain=1)
+        over = max(_frames(endpointing.silence_s), 1)
         return cls(
             longest,
             threshold=endpointing.threshold,
             prefix=min(_frames(endpointing.prefix_s), longest // 4),
-            silence=max(_frames(endpointing.silence_s), 1),
+            silence=min(pause, over),
+            over=over,
         )
 
     @property
@@ -101,7 +112,12 @@ class Ended:
     cut: Cut
 
 
-Mark = Began | Paused | Ended
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Nobody has spoken since the last stretch for as long as ends what is said."""
+
+
+Mark = Began | Paused | Ended | Over
 
 
 class Endpointer:
@@ -115,6 +131,8 @@ class Endpointer:
         self._first: int | None = None  # first and last speech frame of the stretch in the making
         self._last = 0
         self._voiced = 0
+        self._going_on = False  # somebody has spoken, and may go on after a pause or the end of a stretch
+        self._torn = False  # the last stretch ended in mid-speech
         self.begin = 0
         """The frame at which the stretch in the making begins."""
         self.speaking = False
@@ -138,20 +156,29 @@ class Endpointer:
             self._next += 1
             if self._first is not None:
                 yield from self._marks()
-        self._tape.forget(self.begin if self._first is not None else max(self._next - self.rule.prefix, self._floor))
+            if self._going_on and self.rule.over is not None and self._next - 1 - self._last >= self.rule.over:
+                self._going_on = self._torn = False
+                yield Over()
+        self._tape.forget(self.begin if self._first is not None else max(self._next - self._lead, self._floor))
 
     def stretch(self, *, whole: bool) -> Cut:
         """The stretch in the making: up to now, or, as `whole`, as it would be if it ended here."""
         return self._cut(self._complete if whole else self._next)
 
     def stop(self, rest: Audio | None = None) -> Cut | None:
-        """End the stretch now. `rest` are the samples heard since the last whole frame."""
+        """End the stretch now, however little was said of it. `rest` are the samples heard since the last whole frame."""
         cut = None
-        if self.speaking:
+        if self._first is not None:
             end = self._complete
             cut = self._cut(end, rest if end == self._next else None)
         self._begin_anew(self._next)
+        self._going_on = self._torn = False
         return cut
+
+    @property
+    def _lead(self) -> int:
+        """Frames before speech that belong to its stretch: as few as the client likes, but a word at a cut is heard whole."""
+        return max(self.rule.prefix, WINDOW_PREFIX) if self._going_on else self.rule.prefix
 
     @property
     def _complete(self) -> int:
@@ -162,15 +189,16 @@ class Endpointer:
         if self._tape.prob(frame) >= (self.rule.low if going_on else self.rule.threshold):
             if self._first is None:
                 self._first = frame
-                self.begin = max(frame - self.rule.prefix, self._floor, self._tape.begin)
+                self.begin = max(frame - self._lead, self._floor, self._tape.begin)
             self._last = frame
             self._voiced += 1
 
     def _marks(self) -> Iterator[Mark]:
         pause = self._next - 1 - self._last
         if not self.speaking:
-            if self._voiced >= self.rule.certain:
-                self.speaking = True
+            if self._torn or self._voiced >= self.rule.certain:
+                self.speaking = self._going_on = True
+                self._torn = False
                 yield Began(self.begin)
             elif pause > DOUBT:
                 self._begin_anew(self._next, self._floor)
@@ -179,6 +207,7 @@ class Endpointer:
         elif self._next - self.begin >= self.rule.longest:
             end = self._best_pause()
             yield self._end(end, end)
+            self._last, self._torn = min(self._last, end - 1), True
         elif pause == self.rule.tail:
             yield Paused()
 

@@ -1,7 +1,8 @@
 """The session: audio, commands and what the engine heard go in; events and what is to be decoded come out.
 
 A pure state machine, without clock, thread or I/O. Its time is the audio's. Utterances end at pauses (`Endpointing`) or by
-`Commit`. In the second case a long one is cut into windows at its pauses all the same, so that its end leaves little to decode.
+`Commit`. In both cases a long one is cut into windows at shorter pauses, so that its end leaves little to decode: no engine's
+window ends what somebody says.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Session:
         self._current: Utterance | None = None
         self._committed: deque[Utterance] = deque()
         self._parts: dict[int, tuple[Utterance, Part, Window]] = {}  # what the engine has, by the number of the window
+        self._spoken_to = (0.0, 0.0)  # the end of the last window, and of the speech in it
         self._floor = 0.0  # where the utterance in progress may begin at the earliest
         self._idle_from: float | None = None
         self._duration: float | None = None  # known once no more audio comes
@@ -79,7 +81,9 @@ class Session:
                     if self._is_due(paused=True):
                         self._try(complete=True)
                 case ends.Ended(cut):
-                    self._end_stretch(cut)
+                    self._close_window(cut)
+                case ends.Over():
+                    self._commit(*self._spoken_to)
         if self._partial_is_due():
             self._try(complete=False)
         self._tell_idle()
@@ -126,18 +130,17 @@ class Session:
             return  # the next window of an utterance in progress
         self._idle_from = None
         announced = self._settings.endpointing is not None
-        self._current = Utterance(next(self._numbers), self._settings.request, start if announced else self._floor, announced)
+        self._current = self._begun(start if announced else self._floor, announced=announced)
         if announced:
             self._out.append(SpeechStarted(self._current.number, start))
 
-    def _end_stretch(self, cut: Cut) -> None:
-        self._close_window(cut)
-        if self._settings.endpointing:
-            self._commit(cut.end / SAMPLE_RATE, (cut.start + cut.speech_end) / SAMPLE_RATE)
+    def _begun(self, start: float, *, announced: bool) -> Utterance:
+        return Utterance(next(self._numbers), self._settings.request, start, announced)
 
     def _close_window(self, cut: Cut) -> None:
         """The open window is finished: it is decoded, unless that was begun at the pause."""
         assert self._current
+        self._spoken_to = cut.end / SAMPLE_RATE, (cut.start + cut.speech_end) / SAMPLE_RATE
         window = window_of(cut, self._current.request)
         part = self._current.close_window()
         attempt, self._attempts.last = self._attempts.last, None
@@ -233,13 +236,11 @@ class Session:
 
     def _commit_now(self, rest: Audio | None) -> None:
         now = self._now(rest)
-        manual = self._settings.endpointing is None
-        if not self._current and not (manual and now - self._floor >= LEAST_S):
+        if not self._current and now - self._floor < LEAST_S:
             self._out.append(Refused(EmptyCommitError(EMPTY)))
             return
         cut = self._ends.stop(rest)
-        if not self._current:
-            self._begin(self._floor)
+        self._current = self._current or self._begun(self._floor, announced=False)
         if cut:
             self._close_window(cut)
         self._commit(now, (cut.start + cut.speech_end) / SAMPLE_RATE if cut else now)
