@@ -13,8 +13,9 @@ import pytest
 from eardrum import config
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway import names
-from eardrum.gateway.catalog import DEFAULT_ALIASES, Catalog
+from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
+from eardrum.gateway.names import DEFAULT_ALIASES
 from eardrum.gateway.store import default_folder
 from eardrum.types import Capabilities, Request, Task
 from tests.cards import TORCH, WHISPER

@@ -132,3 +132,14 @@ def test_what_is_no_name_means_nothing_and_does_not_reach_the_message_whole(name
     assert "\0" not in caught.value.message
     assert len(caught.value.message) < 300
     assert not names.matches(name, "whispering"), "forcing the engine must not let it pass"
+
+
+@pytest.mark.parametrize("name", ["gpt-4o-mini-transcribe-2025-12-15", "gpt-4o-mini-transcribe-2025-12-15:latest"])
+def test_the_date_behind_a_name_that_clients_cannot_help_sending_says_nothing(name: str) -> None:
+    assert names.meanings(name)[0] == name
+    assert "gpt-4o-mini-transcribe" in names.meanings(name)
+
+
+@pytest.mark.parametrize("name", ["", "tiny", "mine-2025-12-15", "gpt-4o-transcribe-2025", "gpt-4o-transcribe-2025-12-15-x"])
+def test_other_names_mean_themselves(name: str) -> None:
+    assert names.meanings(name) == names.spellings(name)

@@ -135,3 +135,21 @@ async def test_no_profile_is_active_after_the_config_was_read_again_and_follower
     with pytest.raises(ModelNotFoundError):
         service.find("x")
     await service.shutdown()
+
+
+def test_dated_names_of_openai_mean_what_they_mean_without_the_date() -> None:
+    mine = config.Model(proxy="http://127.0.0.1:1", aliases=("gpt-4o-transcribe", "gpt-realtime-whisper-2030-01-01"))
+    service = Service(config.Settings(models={"mine": mine}, default_model="moonshine-tiny-en"))
+    for name, id in {
+        "gpt-4o-mini-transcribe-2025-12-15": "moonshine-tiny-en",
+        "gpt-4o-transcribe-diarize": "moonshine-tiny-en",
+        "gpt-4o-transcribe-2025-03-20": "mine",
+        "gpt-4o-transcribe-2025-03-20:latest": "mine",
+        "gpt-realtime-whisper-2026-05-07": "moonshine-tiny-en",
+        "gpt-realtime-whisper-2030-01-01": "mine",
+    }.items():
+        assert service.find(name).id == id, name
+        assert service.find_for_live(name).id == id, name
+    for name in ("gpt-4o-transcribe-2025", "gpt-5-2025-08-07"):
+        with pytest.raises(ModelNotFoundError):
+            service.find(name)

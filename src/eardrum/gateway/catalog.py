@@ -12,15 +12,10 @@ from eardrum.engines import registry
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway import names
 from eardrum.gateway.inventory import Inventory, Model
+from eardrum.gateway.names import DEFAULT_ALIASES
 from eardrum.types import Capabilities, Request
 
 log = logging.getLogger(__name__)
-
-DEFAULT_ALIASES = (
-    *("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe"),
-    *("gpt-live-transcribe", "gpt-realtime-whisper"),
-)
-"""Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
 
 LOOK_SHARE = 20
 """A look at the disk is followed by so many times as long without one, so that many requests do not make many of them."""

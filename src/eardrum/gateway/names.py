@@ -18,6 +18,15 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]
 SHOWN = 80
 """Characters of an unknown name that are repeated to whoever sent it."""
 
+DEFAULT_ALIASES = (
+    *("whisper-1", "gpt-4o-transcribe", "gpt-4o-transcribe-diarize", "gpt-4o-mini-transcribe", "gpt-transcribe"),
+    *("gpt-live-transcribe", "gpt-realtime-whisper"),
+)
+"""Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
+
+DATED = re.compile(r"(.+)-\d{4}-\d{2}-\d{2}", re.ASCII)
+"""How OpenAI names one state of a model: `gpt-4o-mini-transcribe-2025-12-15`."""
+
 LATEST = ":latest"
 """The tag that Ollama's clients add to every name without one. It says nothing."""
 
@@ -54,6 +63,12 @@ def spellings(name: str) -> tuple[str, ...]:
     if bare != name:
         return (name, bare) if bare else (name,)
     return (name, name + LATEST) if name and ":" not in name else (name,)
+
+
+def meanings(name: str) -> tuple[str, ...]:
+    """The spellings of a name, then those without the date behind a name that clients cannot help sending."""
+    dated = DATED.fullmatch(name.removesuffix(LATEST))
+    return spellings(name) + (spellings(dated[1]) if dated and dated[1] in DEFAULT_ALIASES else ())
 
 
 def is_hub_id(name: str) -> bool:

@@ -128,7 +128,7 @@ class Service:
     def named(self, name: str) -> Model | None:
         """The one model of this name, whatever profile and selectors make of it; without a look at what may have come since."""
         name = self.copies.get(name) or name
-        return next((model for spelling in names.spellings(name) if (model := self.catalog.named(spelling))), None)
+        return next((model for spelling in names.meanings(name) if (model := self.catalog.named(spelling))), None)
 
     def find_for_live(self, name: str, request: Request | None = None) -> Model:
         """The model that a client gets who asks for a live session with `name`.
@@ -141,14 +141,15 @@ class Service:
     def meant(self, name: str) -> str:
         """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
 
-        Every edge takes every name that any edge lists: Ollama's has `:latest` behind names without a tag.
+        Every edge takes every name that any edge lists: Ollama's has `:latest` behind names without a tag. OpenAI's dated names
+        (`gpt-4o-mini-transcribe-2025-12-15`) mean what they do without the date, unless somebody has named a model so.
 
         A spillover selector counts the requests that the models hold: take the lease without waiting for anything in between.
 
         Raises:
             ModelNotFoundError: the active profile refuses the name.
         """
-        known = (spelling for spelling in names.spellings(name) if self._has(spelling))
+        known = (spelling for spelling in names.meanings(name) if self._has(spelling))
         spelled = self.copies.get(name) or next(known, name.removesuffix(names.LATEST) or name)
         return self.selection.meant(spelled, self._target)
 

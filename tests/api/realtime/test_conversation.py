@@ -36,9 +36,13 @@ from eardrum.types import Request, Segment, Token
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
+BY_HAND = ("gpt-live-transcribe", "gpt-realtime-whisper", "gpt-realtime-whisper-2026-05-07")
+"""Models whose clients listen for pauses themselves."""
+
+
 def admit(name: str, request: Request) -> tuple[str, Request]:
     """A catalog with two models, of which one has two names; both know English only."""
-    ids = {"": "one", "one": "one", "whisper-1": "one", "two": "two"}
+    ids = {"": "one", "one": "one", "whisper-1": "one", "two": "two"} | dict.fromkeys(BY_HAND, "one")
     if name not in ids:
         raise ModelNotFoundError(f"There is no model {name}.")
     if request.language not in (None, "en"):
@@ -161,6 +165,26 @@ def test_only_the_fields_of_an_update_change() -> None:
     assert isinstance(configure, Configure)
     assert shown["session"]["audio"]["input"]["turn_detection"] is None
     assert configure.settings.request.language == "en"
+
+
+@pytest.mark.parametrize("model", BY_HAND)
+@pytest.mark.parametrize("beta", [False, True])
+def test_clients_of_some_models_commit_themselves_unless_they_say_otherwise(model: str, beta: bool) -> None:
+    (created,) = conversation(Config(model=model), beta=beta).greeting()
+    assert (created["session"] if beta else created["session"]["audio"]["input"])["turn_detection"] is None  # type: ignore[index]
+    assert opened(append(conversation(Config(model=model)))).settings.endpointing is None
+    talk = conversation()
+    shown, begun = update(talk, transcription={"model": model})
+    assert shown["session"]["audio"]["input"]["turn_detection"] is None  # type: ignore[index]
+    assert isinstance(begun, Open)
+    assert begun.settings.endpointing is None
+    _, changed = update(talk, turn_detection={"type": "server_vad", "silence_duration_ms": 700})
+    assert isinstance(changed, Configure)
+    assert changed.settings.endpointing == Endpointing(silence_s=0.7)
+    _, changed = update(talk, transcription={"model": model, "language": "en"})
+    assert isinstance(changed, Configure)
+    assert changed.settings.endpointing == Endpointing(silence_s=0.7), "what the client has said stays"
+    assert opened(update(conversation(), transcription={"model": "whisper-1"})).settings.endpointing == Endpointing()
 
 
 def test_semantic_detection_is_patience() -> None:

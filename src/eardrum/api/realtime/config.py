@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 from eardrum.api.realtime.detection import Detection
@@ -18,6 +19,9 @@ PCM_RATE = 24_000
 PHONE_RATE = 8_000
 """Hz of G.711, always."""
 RATES = 4_000, 192_000
+
+COMMITTED = re.compile(r"(gpt-live-transcribe|gpt-realtime-whisper)(-\d{4}-\d{2}-\d{2})?", re.ASCII)
+"""Names of models with which OpenAI has no turn detection unless it is asked for: their clients listen for pauses themselves."""
 
 MAX_PROMPT = 4000
 """Characters; models look at far fewer."""
@@ -40,10 +44,18 @@ class Config:
     prompt: str = ""
     keywords: tuple[str, ...] = ()
     format: Format = field(default_factory=lambda: pcm(PCM_RATE))
-    detection: Detection | None = field(default_factory=Detection)
+    wanted: Detection | None = field(default_factory=Detection)
+    """What the client has said of turn detection, if it has."""
+    chosen: bool = False
+    """Whether it has."""
     logprobs: bool = False
     pcm_rate: int = PCM_RATE
     """Hz of PCM whose rate the client does not say."""
+
+    @property
+    def detection(self) -> Detection | None:
+        """What is in force: the client's choice, else what its model's name means."""
+        return self.wanted if self.chosen or not COMMITTED.fullmatch(self.model) else None
 
     def request(self) -> Request:
         """What is asked of the model.

@@ -51,7 +51,7 @@ def _listening(now: Config, given: Part, transcript: str, noise: str) -> Config:
             )
         now = transcription(now, wanted)
     if "turn_detection" in given:
-        now = replace(now, detection=detection.changed(now.detection, given.part("turn_detection")))
+        now = replace(now, wanted=detection.changed(now.detection, given.part("turn_detection")), chosen=True)
     if reduction := given.part(noise):  # of a known kind, and not done: the answer says null
         reduction.choice("type", ("near_field", "far_field"), "")
     return now

@@ -1,7 +1,7 @@
 """Finds stretches of speech in a stream while it comes: where each begins, pauses and ends, and where nobody speaks any more.
 
-A stretch is a window for the engine; one or more of them are what somebody says before a pause that ends it. A pure state machine:
-samples and speech probabilities go in, marks come out, and nothing is kept but the stretch in the making.
+A stretch is a window for the engine; one or more of them are what somebody says before a pause that ends it. A pure state
+machine: samples and speech probabilities go in, marks come out, and nothing is kept but the stretch in the making.
 """
 
 from __future__ import annotations
