@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import pytest
 import requests
@@ -28,12 +30,10 @@ def embedded() -> Path:
 
 
 @contextmanager
-def runner(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+def runner(*arguments: str, log: IO[str] | int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], dict]]:
     """A runner and the first line it says."""
     command = [sys.executable, "-m", "eardrum.runner", "--engine", "moonshine", "--source", str(embedded()), *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             assert process.stdout
             yield process, json.loads(process.stdout.readline())
@@ -62,6 +62,21 @@ def test_audio_in_lines_out(tmp_path: Path) -> None:
         assert requests.delete(f"{address}/transcribe/nobody", timeout=60).status_code == 204
         health = requests.get(f"{address}/health", timeout=60).json()
         assert (health["windows"], health["capabilities"]["languages"]) == (3, ["en"])
+
+
+def test_a_live_session_that_rests_ends_with_it_and_is_no_error(tmp_path: Path) -> None:
+    """A client may say nothing for hours; whoever unloads its model waits for nobody and reads of no failure."""
+    port = free_port()
+    with (tmp_path / "log").open("w+") as log, runner("--port", str(port), "--batch", "1", log=log) as (process, said):
+        assert "ready" in said
+        with socket.create_connection(("127.0.0.1", port), 20) as client:
+            client.sendall(b"POST /live HTTP/1.1\r\nhost: runner\r\ntransfer-encoding: chunked\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+            assert client.recv(4096).endswith(b"0\r\n\r\n"), "the answer has its end"
+        log.seek(0)
+        assert [line for line in log if "ERROR" in line or "Traceback" in line] == []
 
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:

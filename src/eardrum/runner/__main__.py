@@ -89,7 +89,7 @@ def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) 
     """Listen on the socket or the TCP port, say so, and stay until a signal or the parent's end."""
     where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
     config = uvicorn.Config(app, **where, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=1)
-    server = ReadyServer(config, ready)
+    server = ReadyServer(config, ready, app)
     if arguments.parent:
         Thread(target=_follow_parent, args=(server,), name="parent", daemon=True).start()
     # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
@@ -102,15 +102,21 @@ def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) 
 class ReadyServer(QuietServer):
     """Says that it is ready once the socket is open: whoever reads the line can connect."""
 
-    def __init__(self, config: uvicorn.Config, ready: dict[str, Any]):
+    def __init__(self, config: uvicorn.Config, ready: dict[str, Any], app: RunnerApp):
         super().__init__(config)
         self._ready = ready
+        self._app = app
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Open the socket, then say so."""
         await super().startup(sockets)
         if self.started:
             _say({"ready": self._ready})
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """End what does not end by itself, then wait for the rest."""
+        self._app.end()
+        await super().shutdown(sockets)
 
 
 def _follow_parent(server: QuietServer) -> None:

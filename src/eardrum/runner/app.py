@@ -50,6 +50,7 @@ class RunnerApp:
         self._capabilities = capabilities
         self._max_audio_s = max_audio_s
         self._named: dict[str, asyncio.Future[None]] = {}
+        self._over = asyncio.Event()
         self._app = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -66,6 +67,10 @@ class RunnerApp:
             await self._in_lines(self._live(scope, receive, send), send)
         else:
             await self._app(scope, receive, send)
+
+    def end(self) -> None:
+        """The process ends: so do live sessions, which may rest for hours; requests may be answered yet."""
+        self._over.set()
 
     async def _health(self, _: HttpRequest) -> Response:
         return JSONResponse(
@@ -118,7 +123,7 @@ class RunnerApp:
             capabilities=self._capabilities,
             max_seconds=self._max_audio_s,
         )
-        await exchange.run(driver, receive, send)
+        await exchange.run(driver, receive, send, self._over)
 
     async def _answer(self, listener: Listener, name: str, receive: Receive, send: Send) -> None:
         """Send events while bytes come in; stop as soon as the other side is gone or says so."""

@@ -108,6 +108,21 @@ async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_pa
         assert service.processes() == []
 
 
+@pytest.mark.parametrize("force", [False, True])
+async def test_who_speaks_the_moment_a_resting_sessions_model_was_unloaded_notices_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, force: bool
+) -> None:
+    models = {"m": model(tmp_path)}
+    async with serving(tmp_path, models, live={"idle_seconds": 0.3}) as service, speaking(service) as speaker:
+        await speaker.session.feed(sentence(1))
+        await speaker.until(lambda: speaker.of(Rested))
+        await service.unload(named(service, "m"), force=force)
+        await speaker.session.feed(sentence(2, 3))
+        await speaker.over()
+        assert speaker.texts == {1: "1", 2: "2 3"}
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
 async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path) -> None:
     models = {"m": model(tmp_path)}
     async with serving(tmp_path, models, live={"idle_seconds": 1.0}) as service, speaking(service) as speaker:

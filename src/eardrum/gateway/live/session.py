@@ -59,6 +59,7 @@ class Session:
         self._room = asyncio.Event()
         self._silence: Silence | None = None
         self._resting = False
+        self._rested = False  # so does the process, for all that is known: it has said nothing since
         self._loaded = False
         self._deaths = 0
         self._stopped = False
@@ -197,7 +198,7 @@ class Session:
                 return
             upstream = lease.upstream
             assert isinstance(upstream, RunnerUpstream)
-            self._loaded = True
+            self._loaded, self._rested = True, False
             replay = self._memory.begin()
             process = upstream.live(replay.settings)
             self._silence = Silence(lease, self._service.settings.live.idle_seconds, self._rest)
@@ -214,6 +215,7 @@ class Session:
 
     async def _heard(self, event: LiveEvent, lease: Lease) -> None:
         self._stir()
+        self._rested = False
         told = self._memory.hear(event)
         if isinstance(told, Final):
             self._deaths = 0
@@ -233,14 +235,14 @@ class Session:
 
     def _rest(self) -> None:
         """Nothing was said for a while: the model may be unloaded."""
-        self._resting = True
+        self._resting = self._rested = True
         self._memory.rest()
         self._out.put(Rested(self._service.settings.live.idle_seconds))
 
     def _look_at(self, error: EardrumError) -> None:
         """Go on with another process, or another model, or not."""
-        if isinstance(error, RunnerCrashedError) or (self._resting and isinstance(error, UnloadedError)):
-            self._deaths += not self._resting
+        if isinstance(error, RunnerCrashedError) or (self._rested and isinstance(error, UnloadedError)):
+            self._deaths += not self._rested
             if self._deaths < ATTEMPTS:
                 self._take_up(error)
                 return
@@ -251,7 +253,7 @@ class Session:
 
     def _take_up(self, error: EardrumError) -> None:
         """What was said is said again to the next process, as far as it is kept."""
-        if not self._resting:
+        if not self._rested:
             log.warning("%s A live session goes on with another one.", error.message)
         torn = self._memory.torn
         for event in self._memory.lose(error):

@@ -29,23 +29,24 @@ def settings_of(header: str) -> Settings:
         raise InvalidRequestError(f"The header x-eardrum-live does not hold settings in JSON: {error}") from error
 
 
-async def run(driver: Driver, receive: Receive, send: Send) -> None:
-    """Go on until the session has ended or the client is gone.
+async def run(driver: Driver, receive: Receive, send: Send, over: asyncio.Event) -> None:
+    """Go on until the session has ended, the client is gone, or all is `over`: no session ends by itself.
 
     Raises:
         EardrumError: the session cannot go on.
     """
     reading = asyncio.ensure_future(_read(driver, receive))
     writing = asyncio.ensure_future(_write(driver, send))
+    ending = asyncio.ensure_future(over.wait())
     try:
-        await asyncio.wait([reading, writing], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([reading, writing, ending], return_when=asyncio.FIRST_COMPLETED)
         for task in (writing, reading):
             if task.done():
                 task.result()
     finally:
-        reading.cancel()
-        writing.cancel()
-        await asyncio.wait([reading, writing])
+        for begun in (reading, writing, ending):
+            begun.cancel()
+        await asyncio.wait([reading, writing, ending])
         await driver.close()
 
 
