@@ -17,6 +17,7 @@ import pytest
 import requests
 from aiohttp import web
 
+from tests import gguf_files
 from tests.conftest import RunningServer, running, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.ports import free_ports
@@ -345,6 +346,50 @@ def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
             got = lines(ask(server, "/api/chat", body))
             assert "".join(line["message"]["content"] for line in got) == SPEECH_TEXT
             assert ask(server, "/api/chat", body | {"stream": False}).json()["message"]["content"] == SPEECH_TEXT
+
+
+LLAMA_SERVER = """#!{python}
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+PROPS = {{"default_generation_settings": {{"n_ctx": 8192}}, "chat_template": "{{{{ tools }}}}", "modalities": {{"vision": True}}}}
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        content = json.dumps(PROPS if self.path == "/props" else {{"status": "ok"}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def test_a_plain_llama_server_is_shown_by_its_weights_and_once_it_runs_by_itself(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(LLAMA_SERVER.format(python=sys.executable))
+    program.chmod(0o755)
+    gguf_files.put(tmp_path / "x.gguf")
+    models = {
+        "plain": {"cmd": f"{program} --port ${{PORT}} -m {tmp_path}/x.gguf"},
+        "fetched": {"cmd": f"{program} --port ${{PORT}} -hf org/gemma-3-4b-GGUF"},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": models, "startPort": free_ports(len(models))}))
+    with running("--config", str(config), "--set", f"default_model={M}") as server:
+        shown = ask(server, "/api/show", {"model": "plain:latest"}).json()
+        assert shown["capabilities"] == ["completion", "tools"]
+        assert shown["model_info"]["qwen3.context_length"] == 40960
+        assert ask(server, "/api/show", {"model": "fetched"}).json()["capabilities"] == ["completion"]
+        assert ask(server, "/running", method="GET").json()["running"] == [], "it was started to be shown"
+        assert ask(server, "/api/generate", {"model": "fetched", "stream": False}).json()["done_reason"] == "load"
+        shown = ask(server, "/api/show", {"model": "fetched"}).json()
+        assert shown["capabilities"] == ["completion", "tools", "vision"]
+        assert shown["model_info"]["gemma3.context_length"] == 8192
+        tags = {tag["name"]: tag for tag in ask(server, "/api/tags", method="GET").json()["models"]}
+        assert tags["fetched:latest"]["details"]["context_length"] == 8192
+        assert tags["plain:latest"]["details"]["quantization_level"] == "Q4_K_M"
 
 
 def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:

@@ -180,6 +180,11 @@ class Service:
         """The models that have gone, why, and how often."""
         return self._supervisor.departures
 
+    def since(self, model: Model) -> float:
+        """Unix time since when the model's process serves; 0 if it does not."""
+        running = self._supervisor.running(model)
+        return running.since if running else 0.0
+
     def failure(self, model: Model) -> str:
         """Why the model cannot be used just now; empty if nothing is known against it."""
         return self._supervisor.failure(model)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eardrum import config
-from eardrum.api.ollama import abilities, details, files
+from eardrum.api.ollama import abilities, details, files, listing, weights
 from eardrum.api.ollama.asks import Server
 from eardrum.api.ollama.flags import Flags
 from eardrum.gateway.inventory import Inventory, Model
+from tests import gguf_files
 
 
 def foreign(id: str = "m", **entry: Any) -> Model:
@@ -113,3 +115,82 @@ def test_contents_that_several_links_lead_to_count_once(tmp_path: Path) -> None:
     model = Inventory(config.Settings(models={"a": {"source": str(tmp_path / "model")}})).configured("a")
     assert model
     assert files.of(model).size == 100
+
+
+def plain(tmp_path: Path, flags: str = "", program: str = "llama-server", **values: Any) -> Model:
+    """A command with nothing but its weights."""
+    path = gguf_files.put(tmp_path / "x.gguf", {**gguf_files.QWEN, **values})
+    return foreign("m", cmd=f"{program} -m {path} {flags}")
+
+
+def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
+    shown = listing.show(plain(tmp_path))
+    assert shown["capabilities"] == ["completion", "tools"]
+    assert ".Tools" in shown["template"]
+    facts = shown["model_info"]
+    assert (facts["general.architecture"], facts["qwen3.context_length"], facts["qwen3.embedding_length"]) == (
+        "qwen3",
+        40960,
+        2560,
+    )
+    assert not [key for key, value in facts.items() if isinstance(value, list) or (isinstance(value, str) and len(value) > 1000)]
+    told = shown["details"]
+    assert (told["family"], told["parameter_size"], told["quantization_level"]) == ("qwen3", "4B", "Q4_K_M")
+    (tag,) = listing.tags([plain(tmp_path)], [])["models"]
+    assert (tag["details"]["context_length"], tag["capabilities"]) == (40960, ["completion", "tools"])
+    assert json.loads(json.dumps(shown, allow_nan=False)) == shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "values", "expected"),
+    [
+        ("--no-jinja", {}, ["completion"]),
+        ("--chat-template chatml", {}, ["completion"]),
+        ("--chat-template chatml --jinja", {}, ["completion", "tools"]),
+        ("--mmproj y.gguf", {}, ["completion", "tools", "vision"]),
+        ("", {"tokenizer.chat_template": "{{ messages }}"}, ["completion"]),
+        ("", {"tokenizer.chat_template": "{{ tools }}<think>"}, ["completion", "tools", "thinking"]),
+        ("--reasoning-budget 0", {"tokenizer.chat_template": "{{ tools }}<think>"}, ["completion", "tools"]),
+        ("", {"general.architecture": "nomic-bert"}, ["embedding"]),
+        ("", {"qwen3.pooling_type": 3}, ["embedding"]),
+        ("", {"qwen3.pooling_type": 4}, []),
+    ],
+)
+def test_weights_and_flags_together(tmp_path: Path, flags: str, values: dict[str, Any], expected: list[str]) -> None:
+    shown = listing.show(plain(tmp_path, flags, **values))
+    assert shown["capabilities"] == expected
+    assert (".Tools" in shown["template"]) is ("tools" in expected)
+
+
+def test_a_context_that_is_set_comes_before_that_of_the_weights(tmp_path: Path) -> None:
+    assert details.info(model := plain(tmp_path, "-c 4096"), weights.of(model))["qwen3.context_length"] == 4096
+    assert details.info(model := plain(tmp_path, "-c 0"), weights.of(model))["qwen3.context_length"] == 40960
+
+
+def test_weights_are_read_of_llama_servers_only_and_damaged_ones_are_no_harm(tmp_path: Path) -> None:
+    assert listing.show(plain(tmp_path, program="other-server"))["capabilities"] == ["completion"]
+    assert listing.show(plain(tmp_path, program="docker run ghcr.io/ggml-org/llama.cpp:server"))["capabilities"][-1] == "tools"
+    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 100):
+        (tmp_path / "bad.gguf").write_bytes(content)
+        shown = listing.show(foreign("m", cmd=f"llama-server -m {tmp_path}/bad.gguf"))
+        assert (shown["capabilities"], shown["template"]) == (["completion"], "{{ .Prompt }}")
+
+
+PROPS = {
+    "default_generation_settings": {"n_ctx": 8192},
+    "chat_template": "{{ tools }}",
+    "modalities": {"vision": True, "audio": False},
+}
+
+
+def test_a_server_that_runs_knows_best(tmp_path: Path) -> None:
+    shown = listing.show(foreign("m", cmd="llama-server -hf ggml-org/gemma-3-4b-it-GGUF"), PROPS)
+    assert shown["capabilities"] == ["completion", "tools", "vision"]
+    assert shown["model_info"]["gemma3.context_length"] == 8192
+    unable = PROPS | {"chat_template_caps": {"supports_tools": False}}
+    assert listing.show(plain(tmp_path), unable)["capabilities"] == ["completion", "vision"]
+
+
+@pytest.mark.parametrize("odd", [{"modalities": 3}, {"chat_template": 3}, {"default_generation_settings": {"n_ctx": "8k"}}])
+def test_odd_properties_are_none(odd: dict[str, Any]) -> None:
+    assert listing.show(foreign("m", cmd="llama-server"), odd) == listing.show(foreign("m", cmd="llama-server"))

@@ -46,6 +46,11 @@ class Flags:
         return self.value(*WEIGHTS)
 
     @property
+    def llama(self) -> bool:
+        """Whether it is llama-server that runs, perhaps in a container or below another program."""
+        return any(PurePath(word).name.startswith("llama-server") or "llama.cpp" in word for word in self.words)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """All that could be files of weights."""
         return tuple(value for value in (self.weights, self.value("--mmproj", "-mm")) if value)

@@ -12,13 +12,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api import admin
-from eardrum.api.ollama import listing
+from eardrum.api.ollama import listing, weights
 from eardrum.api.ollama.embeddings import Embeddings
 from eardrum.api.ollama.exchange import Endpoint, Reply
 from eardrum.api.ollama.fields import named
 from eardrum.api.ollama.generation import Generation
 from eardrum.api.ollama.names import Names
 from eardrum.api.ollama.storage import Storage
+from eardrum.api.ollama.weights import Props
 from eardrum.api.version import version
 from eardrum.errors import ModelNotFoundError, NotOfferedError
 from eardrum.gateway.service import Service
@@ -62,19 +63,23 @@ class Models:
     def __init__(self, service: Service, names: Names):
         self._service = service
         self._names = names
+        self._props = Props(service)
 
     async def tags(self, _: HttpRequest) -> Response:
         """All models."""
         self._service.catalog.look()
         models, others = list(self._service.catalog), list(self._names.others())
-        return JSONResponse(await asyncio.to_thread(listing.tags, models, others))
+        props = {model.id: self._props.known(model) for model in (*models, *(model for _, model in others))}
+        return JSONResponse(
+            await asyncio.to_thread(listing.tags, models, others, lambda model: weights.of(model, props[model.id]))
+        )
 
     async def show(self, wish: dict[str, Any], reply: Reply) -> None:
         """One model."""
         model = self._names.find(named(wish))
         if model.absent:
             raise ModelNotFoundError(self._service.catalog.how_to_fetch(model))
-        await reply.whole(await asyncio.to_thread(listing.show, model))
+        await reply.whole(await asyncio.to_thread(listing.show, model, await self._props.ask(model)))
 
     async def running(self, _: HttpRequest) -> Response:
         """The models whose processes run, those that stay longest first: Ollama's words and ours in one object.

@@ -1,0 +1,198 @@
+"""The head of a GGUF file: what a language model says of itself. Nothing of its weights is read."""
+
+from __future__ import annotations
+
+import math
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MOST = 64 << 20
+"""Bytes that are read, at most. The largest vocabularies take half of that."""
+PIECE = 1 << 20
+KEYS = 4096
+"""More than any model has."""
+LONGEST_KEY = 1 << 16
+
+NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+STRING, ARRAY = 8, 9
+LENGTH = struct.Struct("<Q")
+
+TEMPLATE = "tokenizer.chat_template"
+
+FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+}  # fmt: skip
+"""llama.cpp's numbers of quantisations."""
+
+RANKING = 4
+"""llama.cpp's pooling type of rerankers."""
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Keys and values, arrays such as the vocabulary excepted."""
+
+    values: Mapping[str, Value]
+
+    @property
+    def architecture(self) -> str:
+        """Such as `qwen3`; it begins the keys of what belongs to it."""
+        said = self.values.get("general.architecture", "")
+        return said if isinstance(said, str) else ""
+
+    @property
+    def context(self) -> int:
+        """Tokens of context it was trained with; 0 if it does not say."""
+        return self._number(f"{self.architecture}.context_length")
+
+    @property
+    def template(self) -> str:
+        """How messages become text; empty if it is no model for chats."""
+        said = self.values.get(TEMPLATE, "")
+        return said if isinstance(said, str) else ""
+
+    @property
+    def quantization(self) -> str:
+        """Such as `Q4_K_M`; empty if nobody knows."""
+        return FILE_TYPES.get(self._number("general.file_type", -1), "")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it turns texts into vectors."""
+        return "bert" in self.architecture or self._number(self._pooling, -1) >= 0
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it is a reranker."""
+        return self._number(self._pooling, -1) == RANKING
+
+    @property
+    def _pooling(self) -> str:
+        return f"{self.architecture}.pooling_type"
+
+    def _number(self, key: str, default: int = 0) -> int:
+        value = self.values.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def read(path: Path) -> Head | None:
+    """The head of a file; None if it is none of GGUF, is damaged, or cannot be read. Again only if the file is another one."""
+    try:
+        status = path.stat()
+        return _read(str(path), status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _read(path: str, _: int, __: int) -> Head | None:
+    try:
+        with Path(path).open("rb") as file:
+            return Head(_Reader(file).values())
+    except (OSError, OverflowError, ValueError):
+        return None
+
+
+class _Reader:
+    """Goes through a file from its beginning, piece by piece.
+
+    Every `ValueError` it raises means that the file is not what it should be.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._data = b""
+        self._at = 0
+        self._left = MOST
+
+    def values(self) -> dict[str, Value]:
+        """All that is no array."""
+        if self._take(4) != MAGIC or self._number("<I") not in VERSIONS:
+            raise ValueError("not of GGUF, or of a version nobody writes")
+        self._number("<Q")  # tensors
+        if (keys := self._number("<Q")) > KEYS:
+            raise ValueError("too many keys")
+        found: dict[str, Value] = {}
+        for _ in range(int(keys)):
+            key = self._text(LONGEST_KEY)
+            kind = int(self._number("<I"))
+            if kind == ARRAY:
+                self._skip_array()
+            elif kind == STRING:
+                found[key] = self._text(MOST)
+            elif isinstance(number := self._number(NUMBERS.get(kind, "")), int) or math.isfinite(number):
+                found[key] = number
+        return found
+
+    def _number(self, format: str) -> int | float:
+        if not format:
+            raise ValueError("a type that nobody knows")
+        (number,) = struct.unpack(format, self._take(struct.calcsize(format)))
+        return number  # type: ignore[no-any-return]
+
+    def _text(self, longest: int) -> str:
+        if (length := int(self._number("<Q"))) > longest:
+            raise ValueError("too long a text")
+        return self._take(length).decode(errors="replace")
+
+    def _skip_array(self) -> None:
+        kind, count = int(self._number("<I")), int(self._number("<Q"))
+        if kind == STRING:
+            self._skip_texts(count)
+        elif kind in NUMBERS:
+            self._skip(count * struct.calcsize(NUMBERS[kind]))
+        else:
+            raise ValueError("an array of what nobody knows")
+
+    def _skip_texts(self, count: int) -> None:
+        """Vocabularies have hundreds of thousands: this loop is most of the work."""
+        unpack = LENGTH.unpack_from
+        while count:
+            data, at, end = self._data, self._at, len(self._data) - 8
+            needed = 8
+            while count and at <= end:
+                needed = 8 + unpack(data, at)[0]
+                if at + needed > end + 8:
+                    break
+                at += needed
+                count -= 1
+                needed = 8
+            self._at = at
+            if count:
+                self._more(needed)
+
+    def _skip(self, size: int) -> None:
+        here = min(size, len(self._data) - self._at)
+        self._at += here
+        if size > here:
+            self._file.seek(size - here, 1)
+
+    def _take(self, size: int) -> bytes:
+        if len(self._data) - self._at < size:
+            self._more(size)
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def _more(self, needed: int) -> None:
+        """Have so many bytes at hand."""
+        kept = self._data[self._at :]
+        wanted = max(PIECE, needed - len(kept))
+        if wanted > self._left:
+            raise ValueError("larger than any head")
+        piece = self._file.read(wanted)
+        self._left -= len(piece)
+        self._data, self._at = kept + piece, 0
+        if len(self._data) < needed:
+            raise ValueError("the file ends too soon")
