@@ -108,7 +108,7 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--options", '{"thread": 2}'], "Option thread of moonshine"),
+        (["--options", '{"thread": 2}'], "moonshine has no option thread"),
         (["--options", '{"compute_type": "int8"}'], "compute_type 'int8' cannot be had"),
         (["--options", '{"device": "cuda"}'], "device is cuda"),
         (["--source", "/nowhere"], "encoder_model.ort is missing"),

@@ -177,6 +177,12 @@ class ModelLoadError(EardrumError):
     code = "model_load_failed"
 
 
+class DeviceError(ModelLoadError):
+    """The device cannot be used: its driver, a library or the library's build is at fault."""
+
+    code = "device_unusable"
+
+
 class ModelCoolingError(ModelLoadError):
     """The model failed to load a moment ago; the next attempt is at `retry_after`."""
 

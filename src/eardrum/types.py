@@ -237,6 +237,17 @@ class Capabilities(Record):
         return cls(**{**cls._known(data), "languages": tuple(data["languages"])})
 
 
+@dataclass(frozen=True, slots=True)
+class Placement(Record):
+    """Where a loaded model computes, and in which numbers. Empty is not said."""
+
+    device: str = ""
+    """`cpu` or `cuda`."""
+    compute_type: str = ""
+    reason: str = ""
+    """Why it is not on the GPU on which `auto` would have it: a sentence, with what to do."""
+
+
 @dataclass(slots=True)
 class Transcript:
     """The whole answer to a request."""

@@ -114,7 +114,7 @@ def test_wishes_that_cannot_be_met_are_refused(checkpoint: Path) -> None:
 @pytest.mark.torch
 def test_a_gpu_that_is_not_there_is_missed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device is cuda" in fails(checkpoint, device="cuda")
+    assert "cannot use an NVIDIA GPU here" in fails(checkpoint, device="cuda")
 
 
 class Trap:

@@ -242,7 +242,7 @@ def test_number_formats_are_those_of_pytorch(models: Path) -> None:
 @pytest.mark.torch
 def test_a_gpu_that_is_not_there_is_missed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device is cuda" in fails(source(models, "moonshine"), device="cuda")
+    assert "cannot use an NVIDIA GPU here" in fails(source(models, "moonshine"), device="cuda")
 
 
 @pytest.fixture

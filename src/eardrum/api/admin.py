@@ -19,6 +19,7 @@ from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
 from eardrum.gateway.service import Service
 from eardrum.gateway.status import ProcessStatus
+from eardrum.types import Placement
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -89,7 +90,7 @@ class Admin:
         return JSONResponse(
             {
                 "backend": model.engine,
-                "info": _info(model),
+                "info": _info(model, self._service.placement(model)),
                 "capabilities": _supports(model),
                 "speaker_unsupported_behavior": "error",
             }
@@ -104,8 +105,7 @@ def process(status: ProcessStatus) -> dict[str, Any]:
         "engine": model.engine,
         "state": status.state,
         "requests": status.requests,
-        "device": model.options.get("device", "auto"),
-        "compute_type": model.options.get("compute_type", "auto"),
+        **placed(model, status.placement),
         "pid": status.pid,
         "loaded_at": round(status.loaded_at, 3),
         "is_default": status.default,
@@ -125,7 +125,16 @@ def departure(gone: Departure) -> dict[str, Any]:
     }
 
 
-def _info(model: Model) -> dict[str, Any]:
+def placed(model: Model, placement: Placement) -> dict[str, Any]:
+    """Where a loaded model computes and in which numbers; what is asked for, where it does not say."""
+    found: dict[str, Any] = {
+        "device": placement.device or model.options.get("device", "auto"),
+        "compute_type": placement.compute_type or model.options.get("compute_type", "auto"),
+    }
+    return found | ({"device_reason": placement.reason} if placement.reason else {})
+
+
+def _info(model: Model, placement: Placement | None) -> dict[str, Any]:
     languages = model.capabilities.languages
     return {
         "name": model.engine,
@@ -133,8 +142,7 @@ def _info(model: Model) -> dict[str, Any]:
         "title": (model.entry.name if model.entry else "") if model.foreign else model.card.title,
         "model": model.id,
         "source": _source(model),
-        "device": model.options.get("device", "auto"),
-        "compute_type": model.options.get("compute_type", "auto"),
+        **placed(model, placement or Placement()),
         "language": languages[0] if len(languages) == 1 else "auto",
         **_supports(model),
     }

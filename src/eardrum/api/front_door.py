@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from eardrum import __version__
+from eardrum.api.admin import placed
 from eardrum.api.ollama.routes import greeting
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
@@ -40,11 +41,12 @@ def routes(service: Service) -> list[Route]:
 
 
 def _health(service: Service, model: Model) -> dict[str, Any]:
-    gone = service.departures.of(model.id)
+    gone, placement = service.departures.of(model.id), service.placement(model)
     return {
         "id": model.id,
         "state": service.state(model),
         "requests": service.load(model),
         "engine": model.engine,
+        **(placed(model, placement) if placement and not model.foreign else {}),
         **({"reason": gone.going.reason} if gone else {}),
     }

@@ -20,7 +20,7 @@ from eardrum import config, tls
 from eardrum.api.wyoming.announcement import Announcement
 from eardrum.config import Loaded, Remark, Settings, words
 from eardrum.config.places import KeyPath
-from eardrum.engines import registry
+from eardrum.engines import cuda, registry
 from eardrum.errors import ConfigError, EardrumError, ModelNotFoundError
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Inventory, Model
@@ -100,7 +100,9 @@ class _Look:
             self.report.pools.append({"name": name, "bytes": round(bytes), "models": taken})
         self.report.warnings += _missing_programs(self._loaded)
         self._look_at_options(found)
-        self._look_at_names(found)
+        catalog = self._look_at_names(found)
+        default = [catalog.default] if catalog and catalog.default.id not in found else []
+        self._look_at_devices([*found.values(), *default])
 
     def _look_at_places(self) -> None:
         """What of the machine the settings name, models aside; what is not there is left out from here on."""
@@ -156,11 +158,28 @@ class _Look:
             for problem in problems:
                 self._wrong(f"models.{model.id}: {problem['message']}", ("models", model.id, "options", *problem["path"]))
 
-    def _look_at_names(self, found: Mapping[str, Model]) -> None:
+    def _look_at_devices(self, models: Iterable[Model]) -> None:
+        """Ask the libraries of those that are to be on a GPU whether they can use one; the same question is asked once."""
+        told: dict[str, dict[str, str]] = {}
+        for model in models:
+            if model.foreign or model.absent or not model.runnable or model.card.remote or not _wants_a_gpu(model):
+                continue
+            asked = json.dumps({"engine": model.engine, "options": _about_devices(model)}, sort_keys=True)
+            answer = told.get(f"{model.python} {asked}") or _device_of(model, asked)
+            told[f"{model.python} {asked}"] = answer
+            path: KeyPath = ("models", model.id, "options", "device")
+            path = path if path in self._loaded.places else ("device",)
+            if answer["wrong"]:
+                self._wrong(f"{model.id}: {answer['wrong']}", path)
+            elif answer["reason"]:
+                self.report.warnings.append(_at(f"{model.id} would run on the CPU: {answer['reason']}", path, self._loaded))
+
+    def _look_at_names(self, found: Mapping[str, Model]) -> Catalog | None:
+        """Whatever refers to models; returns all there are."""
         settings = self._with_models(found)
         catalog = self._catalog(settings)
         if not catalog:
-            return
+            return None
         for id in found:
             for position, name in enumerate(self._settings.models[id].fallback):
                 if not self._is_of_the_config(name):
@@ -173,6 +192,7 @@ class _Look:
             except ModelNotFoundError as error:
                 path = ("hooks", "on_startup", "preload", position)
                 self.report.warnings.append(_at(f"{name} will not be preloaded. {error.message}", path, self._loaded))
+        return catalog
 
     def _catalog(self, settings: Settings) -> Catalog | None:
         """The names there are, whatever there is to say about the default model."""
@@ -278,6 +298,28 @@ def _missing_programs(loaded: Loaded) -> Iterator[Finding]:
             program = next(iter(words.split(line)), "")
             if program and not shutil.which(program, path=variables.get("PATH", os.environ.get("PATH"))):
                 yield _at(f"There is no program {program} for the `{name}` of {id}.", ("models", id, name), loaded)
+
+
+def _wants_a_gpu(model: Model) -> bool:
+    """Whether it is to be loaded on one, or would be if it can be used."""
+    device = model.options.get("device", "auto")
+    return device == "cuda" or (device == "auto" and cuda.seems_present())
+
+
+def _about_devices(model: Model) -> dict[str, Any]:
+    return {name: value for name, value in model.options.items() if name in ("device", "device_index")}
+
+
+def _device_of(model: Model, asked: str) -> dict[str, str]:
+    """Where the engine's library would load the model. A library that cannot bear the question costs a process and no more."""
+    command = [model.python or sys.executable, "-m", "eardrum.runner.options", "--device"]
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
+        answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+        why = f"the process that asked its library died or did not answer ({type(error).__name__})"
+        return {"device": "", "reason": "", "wrong": f"whether {model.engine} can use a GPU cannot be found out: {why}."}
+    return answer
 
 
 def _problems_of_options(models: Sequence[Model]) -> list[list[dict[str, Any]]]:

@@ -38,14 +38,17 @@ def ps(server: Server = "", key: Key = "", certificate: Certificate = None) -> N
         print("No model is loaded.")
     else:
         (console if console.is_terminal else Console(width=WIDE)).print(_table(models))
+    for model in models:
+        if reason := model.get("device_reason"):
+            print(f"\n{model['id']} runs on the CPU: {reason}")
     for departure in gone[:GONE]:
         print(f"{departure['id']} went {_period(time() - departure['at'])} ago: {departure['message']}.".replace("..", "."))
 
 
 def _table(models: list[dict[str, Any]]) -> Table:
-    columns = ("model", "engine", "state", "requests", "memory", "pid", "loaded for", "unloads in")
+    columns = ("model", "engine", "state", "requests", "device", "memory", "pid", "loaded for", "unloads in")
     table = Table(*columns, box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table.columns[0].no_wrap = table.columns[4].no_wrap = True
     for model in models:
         left = model["ttl_remaining"]
         table.add_row(
@@ -53,6 +56,7 @@ def _table(models: list[dict[str, Any]]) -> Table:
             model["engine"],
             f"{model['state']} ({model['reason']})" if model.get("reason") else model["state"],
             str(model["requests"]),
+            "-" if "auto" in (model["device"], model["compute_type"]) else f"{model['device']}, {model['compute_type']}",
             _memory(model),
             "-" if model["pid"] is None else str(model["pid"]),
             _period(time() - model["loaded_at"]),

@@ -83,6 +83,16 @@ class Window:
         return self.start + position
 
 
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a model is to be loaded."""
+
+    name: str
+    """`cpu` or `cuda`; `auto` leaves it to `load`."""
+    reason: str = ""
+    """Why it is not the GPU, where there seems to be one: a sentence, with what to do."""
+
+
 @dataclass(slots=True)
 class Hearing:
     """What an engine heard in one window: segments with times relative to the window's start."""
@@ -145,10 +155,28 @@ class Engine(ABC):
     sequential: bool = False
     """The windows of a request are decoded one after another, each after `context.text` is there from the one before."""
 
+    device: str = ""
+    """Where a loaded model computes: `cpu` or `cuda`. Empty is not said."""
+
+    compute_type: str = ""
+    """The number format in which it computes. Empty is not said."""
+
+    reason: str = ""
+    """Why it is not on the GPU on which `auto` would have it. Whoever loads it says so."""
+
     capabilities: Capabilities
 
     class Options(EngineOptions):
         """The model's `options:` in the config."""
+
+    @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where `load` is to put the model, which is then told so in `options.device`. No weights are looked at.
+
+        Raises:
+            DeviceError: `options.device` is cuda, and that cannot be had.
+        """
+        return Device(options.device)
 
     @classmethod
     @abstractmethod
@@ -156,6 +184,7 @@ class Engine(ABC):
         """Load the weights at `source`.
 
         Raises:
+            DeviceError: the GPU that was found cannot be used after all.
             ModelLoadError: a file is missing, damaged or of another kind; the message names it.
         """
 

@@ -13,8 +13,8 @@ from typing import Annotated, Self, cast
 
 from pydantic import Field
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
-from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, Search
+from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, Search, found_device
 from eardrum.engines.whisper.rounds import Rounds, refined
 from eardrum.engines.whisper.rules import Thresholds
 from eardrum.errors import UnsupportedFeatureError
@@ -164,10 +164,16 @@ class FasterWhisper(Engine):
             remembers=options.condition_on_previous_text,
         )
         self.parallel = model.replicas
+        self.device, self.compute_type = model.device, model.compute_type
         self.measured = {"threads": model.threads, "workers": model.replicas} if model.threads else {}
         self.gains_by_batching = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
         self.capabilities = replace(refined(type(self).capabilities, model), words=model.aligns, logprobs=model.aligns)
+
+    @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where CTranslate2 says it can compute."""
+        return found_device(options.device, cast(FasterWhisper.Options, options).device_index)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:

@@ -18,8 +18,8 @@ from typing import Any, Self, cast
 import numpy as np
 from pydantic import Field
 
-from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.onnx.sessions import providers, session_options
+from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.onnx.sessions import check_device, found_device, number_format, providers, session_options
 from eardrum.errors import ModelLoadError
 from eardrum.languages import language_in_name
 from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token
@@ -65,6 +65,13 @@ class Moonshine(Engine):
         self._step_outputs = [name for name in outputs if ".encoder." not in name]
 
     @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where this onnxruntime can be asked to compute."""
+        import onnxruntime
+
+        return found_device(onnxruntime, options.device)
+
+    @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the graphs and the tokenizer in the directory `source`."""
         import onnxruntime as ort
@@ -84,7 +91,9 @@ class Moonshine(Engine):
         if len(pieces) != vocabulary:
             raise ModelLoadError(f"{source / TOKENIZER} is of another model: it has {len(pieces)} tokens, not {vocabulary}.")
         language = options.language or language_in_name(source.name) or "en"
-        return cls(encoder, decoder, pieces, language)
+        engine = cls(encoder, decoder, pieces, language)
+        engine.device, engine.compute_type = check_device(ort, decoder, options.device), number_format(source / DECODER)
+        return engine
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch, greedily."""

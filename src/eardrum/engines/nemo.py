@@ -18,8 +18,9 @@ import numpy as np
 from pydantic import Field
 
 from eardrum import abilities
-from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.sentences import sentences
+from eardrum.engines.pytorch.device import found_device
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import language_in_name
 from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment, Task, Word
@@ -98,6 +99,13 @@ class Nemo(Engine):
         self.capabilities = replace(can, languages=(self._language,)) if self._language else can
 
     @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where PyTorch can compute."""
+        import torch
+
+        return found_device(options, torch)
+
+    @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the .nemo file `source`, or the only one in the directory `source`, or the Canary-Qwen in it."""
         options = cast(Nemo.Options, options)
@@ -108,9 +116,7 @@ class Nemo(Engine):
         os.environ["HF_HUB_OFFLINE"] = "1"
         import torch
 
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ModelLoadError("device is cuda, but this PyTorch finds no CUDA: install one built for it, or set device: cpu.")
-        device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+        device = found_device(options, torch).name
         try:
             model = _restored(file, device) if file.suffix == ".nemo" else _salm(file, device, options.compute_type)
         except ImportError:
@@ -119,7 +125,12 @@ class Nemo(Engine):
             raise ModelLoadError(f"NeMo cannot load {file}: {error}") from error
         if options.pnc is not None and not hasattr(model, "prompt_format"):
             raise ModelLoadError(f"{file} is no Canary; the option pnc is for Canary only: leave it out.")
-        return cls(model, options, source, device)
+        engine = cls(model, options, source, device)
+        engine.device = device
+        engine.compute_type = (
+            str(next(model.parameters()).dtype).removeprefix("torch.") if engine._format == "auto" else engine._format
+        )
+        return engine
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch; all of one `batch_key`."""

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field
 
 from eardrum import abilities
-from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.kinds import Kind, chosen_quantization, kind_of
 from eardrum.engines.onnx.sentences import sentences
-from eardrum.engines.onnx.sessions import providers, session_options
+from eardrum.engines.onnx.sessions import check_device, found_device, providers, session_options
 from eardrum.engines.onnx.tokens import Spoken, mean, words_of
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import NAMES, language_in_name
@@ -40,6 +40,9 @@ MORE_THAN_TOKENS = {
     "nemo-conformer-aed": range(8),  # rounded up to a multiple of 8
 }
 """How many outputs a graph may have more than its vocabulary has tokens."""
+
+FORMATS = {"fp16": "float16"}
+"""Quantizations that are called otherwise elsewhere."""
 
 
 class OnnxAsr(Engine):
@@ -169,6 +172,13 @@ class OnnxAsr(Engine):
         self._ending = EndingRows(model.asr) if kind.name == CANARY else None
 
     @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where this onnxruntime can be asked to compute."""
+        import onnxruntime
+
+        return found_device(onnxruntime, options.device)
+
+    @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the graphs and the vocabulary in the directory `source`; never looks for them elsewhere."""
         import onnx_asr
@@ -194,7 +204,10 @@ class OnnxAsr(Engine):
         except Exception as error:  # onnxruntime has a class for each kind of damage, the vocabulary's reader others
             raise ModelLoadError(f"onnx-asr cannot load {source} as a {kind.name}: {error}") from error
         _check_vocabulary(model.asr, kind, source)
+        session = next(part for part in vars(model.asr).values() if hasattr(part, "get_providers"))
+        device = check_device(onnxruntime, session, options.device)
         engine = cls(model, kind, options, options.language or language_in_name(source.name) or "")
+        engine.device, engine.compute_type = device, FORMATS.get(quantization, quantization or "float32")
         engine._try(source)
         return engine
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 from pydantic import Field, SecretStr, field_validator
 from yarl import URL
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.openai.address import Address
 from eardrum.engines.openai.audio import Clip, Format, clip
 from eardrum.engines.openai.chat import Chat
@@ -117,6 +117,11 @@ class OpenAIApi(Engine):
         self._way = _way(options, self._client)
         self.parallel = options.concurrency
         self.capabilities = _capabilities(options)
+
+    @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """None of ours: where the model is, is the upstream's business."""
+        return Device("auto")
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Self, cast
 
 from pydantic import Field
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.pytorch.checkpoint import Checkpoint, read
-from eardrum.engines.pytorch.device import compute_type, device, use_threads
+from eardrum.engines.pytorch.device import compute_type, found_device, use_threads
 from eardrum.engines.pytorch.openai_model import OpenAIModel
 from eardrum.engines.whisper.rounds import Rounds, refined
 from eardrum.engines.whisper.rules import Thresholds
@@ -106,20 +106,30 @@ class OpenAIWhisper(Engine):
         self.capabilities = refined(type(self).capabilities, model)
 
     @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where PyTorch can compute."""
+        import torch
+
+        return found_device(options, torch)
+
+    @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the `.pt` file, the directory with one, or the Hugging Face directory `source`."""
         import torch
         import whisper
 
         options = cast(OpenAIWhisper.Options, options)
-        where = device(options, torch)
+        where = found_device(options, torch).name
         numbers = {"cuda": "float16", "cpu": "float32"}[where]
         half = compute_type(options, (numbers,), numbers) == "float16"
         use_threads(options.threads, torch)
         checkpoint = read(source, torch)
         # No gradients, in whichever thread it runs.
         model = _built(checkpoint, source, whisper, torch).to(where).eval().requires_grad_(False)
-        return cls(OpenAIModel(whisper, torch, model, half=half, beam_size=options.beam_size, best_of=options.best_of), options)
+        opened = OpenAIModel(whisper, torch, model, half=half, beam_size=options.beam_size, best_of=options.best_of)
+        engine = cls(opened, options)
+        engine.device, engine.compute_type = where, numbers
+        return engine
 
     def batch_key(self, window: Window) -> Hashable:
         """What must be equal within a batch."""

@@ -33,7 +33,7 @@ OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
 OURS = "eardrum"
-NOT_ENGINES = {"__init__", "base", "registry"}
+NOT_ENGINES = {"__init__", "base", "cuda", "registry"}
 
 
 @dataclass(frozen=True, slots=True)

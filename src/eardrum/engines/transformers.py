@@ -16,11 +16,11 @@ from typing import Any, Self, cast
 from pydantic import Field
 
 from eardrum.engines import registry
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.families.base import Family, Wishes
 from eardrum.engines.families.seq2seq import Generating, Seq2Seq
 from eardrum.engines.families.table import FAMILIES
-from eardrum.engines.pytorch.device import compute_type, device, use_threads, without_compiler_cache
+from eardrum.engines.pytorch.device import compute_type, found_device, use_threads, without_compiler_cache
 from eardrum.errors import ModelLoadError
 from eardrum.languages import language_in_name
 from eardrum.types import Capabilities
@@ -115,6 +115,13 @@ class Transformers(Engine):
         self.capabilities = capabilities
 
     @classmethod
+    def find_device(cls, options: EngineOptions) -> Device:
+        """Where PyTorch can compute."""
+        import torch
+
+        return found_device(options, torch)
+
+    @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the weights, the processor and the tokenizer in the directory `source`."""
         family = FAMILIES[_model_type(source)]
@@ -126,7 +133,7 @@ class Transformers(Engine):
         import transformers
 
         options = cast(Transformers.Options, options)
-        where = device(options, torch)
+        where = found_device(options, torch).name
         numbers = compute_type(options, COMPUTE_TYPES, "auto" if where == "cuda" else "float32")
         use_threads(options.threads, torch)
         transformers.utils.logging.disable_progress_bar()
@@ -141,7 +148,9 @@ class Transformers(Engine):
         only = named.languages[0] if len(named.languages) == 1 else ""
         language = options.language or language_in_name(source.name) or only
         loaded = family(model, processor, Wishes(options.beam_size, language))
-        return cls(loaded, _capabilities(loaded, named))
+        engine = cls(loaded, _capabilities(loaded, named))
+        engine.device, engine.compute_type = where, str(model.dtype).removeprefix("torch.")
+        return engine
 
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch."""

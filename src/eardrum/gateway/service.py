@@ -35,7 +35,7 @@ from eardrum.gateway.status import ProcessStatus, status_of
 from eardrum.gateway.supervisor import Supervisor
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
-from eardrum.types import Event, Request, Transcript
+from eardrum.types import Event, Placement, Request, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +188,11 @@ class Service:
     def failure(self, model: Model) -> str:
         """Why the model cannot be used just now; empty if nothing is known against it."""
         return self._supervisor.failure(model)
+
+    def placement(self, model: Model) -> Placement | None:
+        """Where the model computes; None if it is not loaded."""
+        running = self._supervisor.running(model)
+        return running.life.placement if running else None
 
     def processes(self) -> list[ProcessStatus]:
         """The models whose processes run, in the catalog's order."""

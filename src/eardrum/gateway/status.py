@@ -8,6 +8,7 @@ from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import Going, State
 from eardrum.gateway.supervisor import Supervisor
+from eardrum.types import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class ProcessStatus:
     """None if it is another server's."""
     loaded_at: float
     """Unix time."""
+    placement: Placement
     default: bool
     ttl: float
     """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
@@ -41,6 +43,7 @@ def status_of(model: Model, supervisor: Supervisor, catalog: Catalog) -> Process
         requests=supervisor.load(model),
         pid=running.pid,
         loaded_at=running.since,
+        placement=running.life.placement,
         default=model.id == catalog.default.id,
         ttl=ttl,
         ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from eardrum.engines import registry
-from eardrum.engines.base import Engine, Window
-from eardrum.errors import ConfigError, EardrumError, ModelLoadError
+from eardrum.engines import cuda, registry
+from eardrum.engines.base import Engine, EngineOptions, Window
+from eardrum.engines.cuda import one_line
+from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
 from eardrum.quiet import QuietServer
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batch_size import measured_batch
@@ -33,13 +34,15 @@ from eardrum.runner.batcher import Batcher
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import Inlet
 from eardrum.runner.memory import freeze_garbage_collector, return_free_memory, tune_allocator
-from eardrum.runner.options import engine_class, validated
+from eardrum.runner.options import chosen_device, engine_class, validated
 from eardrum.runner.threads import wait_without_spinning
 from eardrum.runner.vad import Vad
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.types import SAMPLE_RATE, Placement, Request
 
 PROBE_S = 3
 """Seconds of the sample recording on which batch sizes are timed."""
+
+FULL = "out of memory"
 
 log = logging.getLogger("eardrum.runner")
 
@@ -58,11 +61,21 @@ def main() -> None:
     except EardrumError as error:
         _say({"failed": error.to_json()})
         sys.exit(1)
+    except Exception as error:
+        log.exception("The model could not be loaded.")
+        why = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {one_line(error)}."
+        _say({"failed": ModelLoadError(why).to_json()})
+        sys.exit(1)
     return_free_memory()  # what the largest batch tried needed
     batcher = Batcher(engine, batch=batch)
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s)
     freeze_garbage_collector()
-    ready = {"capabilities": engine.capabilities.to_json(), "batch": batch, "measured": dict(engine.measured)}
+    ready = {
+        "capabilities": engine.capabilities.to_json(),
+        "batch": batch,
+        "measured": dict(engine.measured),
+        "placement": Placement(engine.device, engine.compute_type, engine.reason).to_json(),
+    }
     serve(app, arguments, ready)
     batcher.close()
 
@@ -70,8 +83,11 @@ def main() -> None:
 def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     """Import an engine's file and load a model with it.
 
+    A GPU that `auto` would have, and that cannot be used, is stood in for by the CPU; `Engine.reason` says why.
+
     Raises:
         ConfigError: no such engine, or an option it does not have.
+        DeviceError: a GPU is asked for that cannot be used.
         ModelLoadError: a library is missing or fails on import, or the weights cannot be loaded.
     """
     card = registry.card(name)
@@ -80,9 +96,38 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     cls = engine_class(name)
     checked = validated(cls, name, options)
     try:
-        return cls.load(source, checked)
+        device = chosen_device(cls, checked)
+        if device.name != "cuda":
+            engine = cls.load(source, _on(checked, device.name))
+            engine.reason = device.reason
+            return engine
+        _say({"trying": device.name})  # the gateway's clue, should a library end the process
+        return _on_gpu(cls, source, checked)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
+
+
+def _on(options: EngineOptions, device: str) -> EngineOptions:
+    return options.model_copy(update={"device": device})
+
+
+def _on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Engine:
+    """Load the model on the GPU, and try it: libraries are loaded when they are first needed. Else, for `auto`, on the CPU."""
+    try:
+        engine = cls.load(source, _on(options, "cuda"))
+        engine.transcribe([_sample_window()])
+    except ImportError:
+        raise
+    except Exception as error:
+        failed = error if isinstance(error, EardrumError) else cuda.unusable(f"The engine {cls.__name__}", error)
+        if options.device == "cuda":
+            raise (cuda.asked_for(failed) if isinstance(failed, DeviceError) else failed) from error
+        if FULL in failed.message.lower():  # of which the CPU is no cure: the model would be there, and too slow
+            raise failed from error
+        engine = cls.load(source, _on(options, "cpu"))  # if that fails too, the GPU was not at fault
+        engine.reason = failed.message
+        log.warning("%s It runs on the CPU.", failed.message)
+    return engine
 
 
 def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) -> None:
@@ -150,10 +195,15 @@ def _measure(engine: Engine) -> int:
     """The batch size for this machine, timed on real speech: the recording that ships with the package."""
     if engine.capabilities.max_batch == 1 or not engine.gains_by_batching:
         return 1
+    return measured_batch(engine, _sample_window())
+
+
+def _sample_window() -> Window:
+    """Real speech: the beginning of the recording that ships with the package."""
     sample = (files("eardrum") / "sample.ogg").read_bytes()
     pieces = list(Decoder(Inlet.holding(sample), raw_pcm=False, max_seconds=60))
     audio = np.concatenate(pieces)[: PROBE_S * SAMPLE_RATE]
-    return measured_batch(engine, Window(audio, 0.0, 1.0, (0.0, PROBE_S), Request()))
+    return Window(audio, 0.0, 1.0, (0.0, PROBE_S), Request())
 
 
 def _keep_stdout() -> None:

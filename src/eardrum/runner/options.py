@@ -2,6 +2,9 @@
 
 `python -m eardrum.runner.options` reads a JSON list of `{"engine", "options"}` from stdin and prints a list, of a list for each:
 what is wrong with it, as `{"path", "message"}`. No model is loaded, and no library of an engine.
+
+With `--device` it reads one such object, imports the engine's library, and prints where that would load a model:
+`{"device", "reason", "wrong"}`.
 """
 
 from __future__ import annotations
@@ -15,14 +18,31 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from eardrum.engines import registry
-from eardrum.engines.base import Engine, EngineOptions
-from eardrum.errors import ConfigError, ModelLoadError
+from eardrum.engines import cuda, registry
+from eardrum.engines.base import Device, Engine, EngineOptions
+from eardrum.errors import ConfigError, DeviceError, ModelLoadError
 
 
 def main() -> None:
     """Check what comes in on stdin."""
+    if "--device" in sys.argv:
+        asked = json.load(sys.stdin)
+        answer = json.dumps(device_in_words(asked["engine"], asked["options"]))
+        print(answer)
+        return
     print(json.dumps([problems(asked["engine"], asked["options"]) for asked in json.load(sys.stdin)]))
+
+
+def device_in_words(engine: str, options: dict[str, Any]) -> dict[str, str]:
+    """Where a model would be loaded, why not on a GPU, and what is wrong with the wish."""
+    try:
+        cls = engine_class(engine)
+        device = chosen_device(cls, validated(cls, engine, options))
+    except (ConfigError, ModelLoadError) as error:
+        return {"device": "", "reason": "", "wrong": error.message}
+    except ImportError as error:
+        return {"device": "", "reason": "", "wrong": f"The engine {engine} cannot import its library ({error})."}
+    return {"device": device.name, "reason": device.reason, "wrong": ""}
 
 
 def problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -38,6 +58,26 @@ def problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
+def chosen_device(cls: type[Engine], options: EngineOptions) -> Device:
+    """Where the engine would load a model with these options.
+
+    Raises:
+        DeviceError: a GPU is asked for, and the engine cannot use one.
+        ImportError: a library of it cannot be imported.
+    """
+    try:
+        return cls.find_device(options)
+    except DeviceError as error:
+        raise cuda.asked_for(error) from error
+    except ImportError:
+        raise
+    except Exception as error:
+        failed = cuda.unusable(f"The engine {cls.__name__}", error)
+        if options.device == "cuda":
+            raise cuda.asked_for(failed) from error
+        return Device("cpu", failed.message)
+
+
 def engine_class(name: str) -> type[Engine]:
     """Import an engine's file.
 
@@ -50,6 +90,11 @@ def engine_class(name: str) -> type[Engine]:
         cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
+    except Exception as error:  # another package's may be wrong in any way
+        why = f"{type(error).__name__}: {cuda.one_line(error)}"
+        raise ModelLoadError(f"The file of the engine {name} ({card.module}) cannot be imported: {why}.") from error
+    if not issubclass(cls, Engine):
+        raise ModelLoadError(f"The class {card.class_name} of {card.module} is not derived from eardrum.engines.base.Engine.")
     return cls
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL, RTLD_GLOBAL
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
-from eardrum.errors import ModelLoadError
+from eardrum.engines import cuda
+from eardrum.engines.base import Device
+
+LIBRARY = "onnxruntime"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+INTEGER_OPERATORS = (b"MatMulInteger", b"DynamicQuantizeLinear", b"QLinearMatMul", b"DynamicQuantizeMatMul")
 
 
 def session_options(onnxruntime: Any, threads: int) -> Any:
@@ -17,14 +25,54 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
     return settings
 
 
+def found_device(onnxruntime: Any, device: str) -> Device:
+    """Where this build of onnxruntime can be asked to compute. Whether it does shows with the first session.
+
+    Raises:
+        DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
+    """
+    if device == "cpu":
+        return Device("cpu")
+    if CUDA in onnxruntime.get_available_providers():
+        return Device("cuda")
+    if device == "cuda":
+        raise cuda.unusable(LIBRARY, "it is built without CUDA", "install onnxruntime-gpu in its place")
+    return Device("cpu")
+
+
 def providers(onnxruntime: Any, device: str) -> list[str]:
     """Where to run: a GPU when asked for, or when this build of onnxruntime can and nothing was said.
 
     Raises:
-        ModelLoadError: `device` is cuda, but this onnxruntime has no CUDA.
+        DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
     """
-    have = onnxruntime.get_available_providers()
-    if device == "cuda" and "CUDAExecutionProvider" not in have:
-        raise ModelLoadError("device is cuda, but this onnxruntime has no CUDA: install onnxruntime-gpu in its place.")
-    cuda = ["CUDAExecutionProvider"] if device != "cpu" and "CUDAExecutionProvider" in have else []
-    return [*cuda, "CPUExecutionProvider"]
+    return [CUDA, CPU] if found_device(onnxruntime, device).name == "cuda" else [CPU]
+
+
+def check_device(onnxruntime: Any, session: Any, asked: str) -> str:
+    """The device on which a session computes.
+
+    Raises:
+        DeviceError: it is not the one that was asked for: where CUDA does not work, onnxruntime takes the CPU without a word.
+    """
+    found = "cuda" if CUDA in session.get_providers() else "cpu"
+    if asked == "cuda" and found == "cpu":
+        raise cuda.unusable(LIBRARY, _cause(onnxruntime))
+    return found
+
+
+def _cause(onnxruntime: Any) -> str:
+    """Why CUDA does not work: what the system has against loading the library that brings it."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=RTLD_GLOBAL)
+        CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return str(error)
+    return "it does not say why"
+
+
+def number_format(path: Path) -> str:
+    """The format of the numbers in which a graph computes, as far as its operators tell."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as graph:
+        return "int8" if any(graph.find(operator) >= 0 for operator in INTEGER_OPERATORS) else "float32"

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from eardrum.engines.base import EngineOptions
-from eardrum.errors import ModelLoadError
+from eardrum.engines import cuda
+from eardrum.engines.base import Device, EngineOptions
+from eardrum.errors import DeviceError, ModelLoadError
 
 
-def device(options: EngineOptions, torch: Any) -> str:
-    """The device to run on.
+def found_device(options: EngineOptions, torch: Any) -> Device:
+    """The device to run on: a GPU if PyTorch can use one, and nothing else was said.
 
     Raises:
-        ModelLoadError: a GPU is asked for and PyTorch sees none.
+        DeviceError: a GPU is asked for and PyTorch cannot use one.
     """
-    cuda = torch.cuda.is_available()
-    if options.device == "cuda" and not cuda:
-        why = "no GPU is visible" if torch.version.cuda else f"PyTorch {torch.__version__} is built without CUDA"
-        raise ModelLoadError(f"device is cuda, but {why}: set device to cpu, or install PyTorch for your CUDA.")
-    return "cuda" if cuda and options.device != "cpu" else "cpu"
+    if options.device == "cpu":
+        return Device("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong with the driver is said below
+        if torch.cuda.is_available():
+            return Device("cuda")
+    error = _unusable(torch)
+    if options.device == "cuda":
+        raise error
+    return Device("cpu", error.message if torch.version.cuda and cuda.seems_present() else "")
+
+
+def _unusable(torch: Any) -> DeviceError:
+    if not torch.version.cuda:
+        return cuda.unusable(
+            f"PyTorch {torch.__version__}", "it is built without CUDA", "install PyTorch for your CUDA in its place"
+        )
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError, OSError) as cause:
+        return cuda.unusable("PyTorch", cause)
+    return cuda.unusable("PyTorch", "it sees none")
 
 
 def compute_type(options: EngineOptions, known: tuple[str, ...], auto: str) -> str:

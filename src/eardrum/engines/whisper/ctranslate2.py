@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 
 from eardrum.cores import usable_cores
-from eardrum.engines.base import Audio
+from eardrum.engines import cuda
+from eardrum.engines.base import Audio, Device
 from eardrum.engines.whisper.folder import WEIGHTS, Folder
 from eardrum.engines.whisper.rounds import FRAMES_PER_SECOND, Features
 from eardrum.engines.whisper.rules import TIME_STEP_S, Decoding, compression_ratio
@@ -22,6 +24,10 @@ FRAMES, HOP, REACH = 3000, 160, 400
 DYNAMIC_RANGE, QUIETEST = 2.0, -1.5
 """Of log-mel features: nothing lies further below the loudest, nor lower at all."""
 MOST_TOKENS = 448
+
+LIBRARY = "CTranslate2"
+CUDA = re.compile(r"cuda|cublas|cudnn|libnv|out of memory", re.IGNORECASE)
+"""What its errors speak of when they are about the GPU."""
 
 PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "float32")}
 """Compute types that `auto` takes, the first that the device has."""
@@ -84,6 +90,8 @@ class CTranslate2Whisper:
         self.multilingual: bool = model.is_multilingual
         self.aligns = bool(folder.config.get("alignment_heads"))
         self.replicas: int = model.num_workers
+        self.device: str = model.device
+        self.compute_type: str = model.compute_type
         self.threads = threads
         """Of each worker on a CPU; 0 is CTranslate2's choice."""
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
@@ -113,7 +121,7 @@ class CTranslate2Whisper:
         """
         import ctranslate2
 
-        device = _device(device, device_index, ctranslate2)
+        device = _device(found_device(device, device_index).name, device_index, ctranslate2)
         if settings.get("flash_attention") and device == "cpu":
             raise ModelLoadError(
                 "flash_attention is for NVIDIA GPUs (Ampere or newer), and this model runs on the CPU: leave it out."
@@ -216,24 +224,55 @@ def _filled(features: Features) -> Features:
     return np.pad(features, ((0, 0), (0, FRAMES - features.shape[1])), constant_values=silence)
 
 
-def _loaded(source: Path, library: Any, **settings: Any) -> Any:
+def found_device(device: str, indices: Sequence[int]) -> Device:
+    """Where CTranslate2 can be told to load: on a GPU if it sees one that answers, and nothing else was said.
+
+    Raises:
+        DeviceError: `device` is cuda, and it sees none.
+    """
+    import ctranslate2 as library
+
+    if device == "cpu":
+        return Device("cpu")
     try:
-        return library.models.Whisper(str(source), **settings)
+        if count := library.get_cuda_device_count():
+            for index in indices:  # it counts GPUs with which it can do nothing
+                library.get_supported_compute_types("cuda", min(index, count - 1))
+            return Device("cuda")
+        library.get_supported_compute_types("cuda", 0)  # which says why there is none
+        error = cuda.unusable(LIBRARY, "it sees none")
+    except (RuntimeError, ValueError) as cause:
+        error = cuda.unusable(LIBRARY, cause)
+        count = _counted(library)
+    if device == "cuda":
+        raise error
+    return Device("cpu", error.message if count or cuda.seems_present() else "")
+
+
+def _counted(library: Any) -> int:
+    try:
+        return int(library.get_cuda_device_count())
+    except RuntimeError:
+        return 1  # something is there that does not answer
+
+
+def _loaded(source: Path, library: Any, *, device: str, **settings: Any) -> Any:
+    try:
+        return library.models.Whisper(str(source), device=device, **settings)
     except (RuntimeError, ValueError) as error:
+        if device == "cuda" and CUDA.search(str(error)):
+            raise cuda.unusable(LIBRARY, error) from error
         raise ModelLoadError(
             f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file is damaged, fetch the model again."
         ) from error
 
 
 def _device(device: str, indices: list[int], library: Any) -> str:
-    count = library.get_cuda_device_count()
-    if device == "cuda" and not count:
-        raise ModelLoadError("device is cuda, but CTranslate2 sees no NVIDIA GPU here: check the driver, or set device to cpu.")
-    found = "cuda" if count and device != "cpu" else "cpu"
-    if wrong := [index for index in indices if not 0 <= index < (count if found == "cuda" else 1)]:
-        there = f"there are {count} GPUs, counted from 0" if found == "cuda" else "on the CPU there is only 0"
-        raise ModelLoadError(f"device_index {wrong[0]} does not exist: {there}.")
-    return found
+    there = 1 if device == "cpu" else library.get_cuda_device_count()
+    if wrong := [index for index in indices if not 0 <= index < there]:
+        count = f"there are {there} GPUs, counted from 0" if device == "cuda" else "on the CPU there is only 0"
+        raise ModelLoadError(f"device_index {wrong[0]} does not exist: {count}.")
+    return device
 
 
 def _compute_type(asked: str, device: str, indices: list[int], library: Any) -> str:

@@ -156,6 +156,11 @@ class Child:
         self._scrolled_complaints.clear()
         self._first_line, self._started = "", True
 
+    @property
+    def last_line(self) -> str:
+        """The very last line it logged."""
+        return next((line[:LAST_LINE].strip() for line in reversed(self._last_lines) if line.strip()), "it logged nothing")
+
     async def stop(self) -> None:
         """Ask it to end, insist after a while, and wait until it and all that it started are gone."""
         self.send(signal.SIGTERM)

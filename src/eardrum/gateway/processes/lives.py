@@ -10,11 +10,13 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from eardrum import config
-from eardrum.errors import ConfigError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
+from eardrum.engines import cuda
+from eardrum.errors import ConfigError, DeviceError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.processes.command import UNASKED, Command
@@ -25,7 +27,7 @@ from eardrum.gateway.processes.timings import Timing, Timings, default_folder
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.habits import Habits
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
-from eardrum.types import Capabilities
+from eardrum.types import Capabilities, Placement
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class Life(Protocol):
     """Completes when nothing of it is left."""
     capabilities: Capabilities | None
     """What it said of itself; None if it does not."""
+    placement: Placement
+    """Where it computes, as far as it says so."""
     facts: str
     """About it, for the log."""
 
@@ -69,13 +73,17 @@ class Life(Protocol):
 class RunnerLife:
     """A runner, and the folder with its socket."""
 
-    def __init__(self, process: Process, socket: str, folder: tempfile.TemporaryDirectory[str]):
+    def __init__(self, process: Process, socket: str, folder: tempfile.TemporaryDirectory[str], reason: str = ""):
+        """`reason` is why the model was not loaded on a GPU, if the process does not know."""
         self.process = process
         self.pid: int | None = process.pid
         self.upstream = RunnerUpstream(socket)
         self.capabilities: Capabilities | None = Capabilities.from_json(process.ready["capabilities"])
+        self.placement = Placement.from_json(process.ready.get("placement", {}) | ({"reason": reason} if reason else {}))
         self.ended, self.stop, self.stop_at_once = process.ended, process.stop, process.kill
-        self.facts = f"batch {process.ready['batch']}, pid {process.pid}"
+        where = [f"on {self.placement.device}"] if self.placement.device else []
+        numbers = [self.placement.compute_type] if self.placement.compute_type else []
+        self.facts = ", ".join([*where, *numbers, f"batch {process.ready['batch']}", f"pid {process.pid}"])
         self._folder = folder
 
     @property
@@ -98,6 +106,7 @@ class CommandLife:
     """A command, and the way to where it serves."""
 
     capabilities: Capabilities | None = None
+    placement = Placement()
 
     def __init__(self, command: Command, upstream: ForeignUpstream):
         self.pid: int | None = command.pid
@@ -127,6 +136,7 @@ class AddressLife:
     """A server that somebody else runs: it lives until nobody wants it any more."""
 
     capabilities: Capabilities | None = None
+    placement = Placement()
     pid: int | None = None
 
     def __init__(self, model: str, upstream: ForeignUpstream):
@@ -169,6 +179,8 @@ class Lives:
         began = time.monotonic()
         life = await (self._begin_foreign(model) if model.foreign else self._begin_runner(model))
         log.info("%s ready after %.1f s: %s, %s", model.id, time.monotonic() - began, model.engine, life.facts)
+        if life.placement.reason:
+            log.warning("%s runs on the CPU: %s", model.id, life.placement.reason)
         return life
 
     async def _begin_foreign(self, model: Model) -> Life:
@@ -215,7 +227,14 @@ class Lives:
         folder = tempfile.TemporaryDirectory(prefix="eardrum-", ignore_cleanup_errors=True)
         socket = os.path.join(folder.name, "runner.sock")
         try:
-            return RunnerLife(await self._started_runner(model, socket, folder.name), socket, folder)
+            try:
+                process, reason = await self._started_runner(model, socket, folder.name), ""
+            except DeviceError as error:
+                if model.options.get("device", "auto") != "auto":
+                    raise cuda.asked_for(error) from error
+                on_cpu = replace(model, options={**model.options, "device": "cpu"})
+                process, reason = await self._started_runner(on_cpu, socket, folder.name), error.message
+            return RunnerLife(process, socket, folder, reason)
         except BaseException:
             folder.cleanup()
             raise

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eardrum.errors import ModelLoadError, error_from_json
+from eardrum.engines import cuda
+from eardrum.errors import DeviceError, ModelLoadError, error_from_json
 from eardrum.gateway.logs import Log
 from eardrum.gateway.processes.child import GRACE_S, Child
 
@@ -18,6 +19,8 @@ class Process(Child):
     hears_stdout = False
     ready: dict[str, Any]
     """What the runner said when it was ready."""
+    trying = ""
+    """The device on which it was loading the model when it was last heard of, where that is known to end processes."""
 
     @classmethod
     async def start(
@@ -36,6 +39,7 @@ class Process(Child):
         pipe as stdin whose end tells it that the gateway is gone.
 
         Raises:
+            DeviceError: it died when it tried a GPU.
             ModelLoadError: it said why it failed, died, or was not ready in time.
             OSError: it cannot be started.
         """
@@ -53,6 +57,16 @@ class Process(Child):
         return process
 
     async def _greet(self, hint: str) -> None:
+        """Listen until it is ready."""
+        message = await self._message(hint)
+        while "trying" in message:
+            self.trying = message["trying"]
+            message = await self._message(hint)
+        if "failed" in message:
+            raise error_from_json(message["failed"])
+        self.ready = message["ready"]
+
+    async def _message(self, hint: str) -> dict[str, Any]:
         assert self._child.stdout
         reading = asyncio.ensure_future(self._child.stdout.readline())
         either: list[asyncio.Future[Any]] = [reading, self.exited]
@@ -61,13 +75,14 @@ class Process(Child):
         if not reading.done() or not reading.result():
             reading.cancel()
             await asyncio.shield(self.ended)
+            if self.trying:
+                tried = f"The process of {self.name} {self.ending} when it tried the GPU"
+                raise DeviceError(f"{tried} ({self.last_line}): {cuda.remedy_for(self.last_line)}.")
             raise ModelLoadError(f"The process of {self.name} {self.ending} before it was ready. {self.last_words}{hint}")
         line = reading.result()
         try:
-            message = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
         except ValueError:
             said = line.decode(errors="replace").strip()
             raise ModelLoadError(f"The process of {self.name} is no runner: it says {said[:100]!r}.{hint}") from None
-        if "failed" in message:
-            raise error_from_json(message["failed"])
-        self.ready = message["ready"]
+        return message
