@@ -22,7 +22,6 @@ class ProcessStatus:
     """None if it is another server's."""
     loaded_at: float
     """Unix time."""
-    placement: Placement
     default: bool
     ttl: float
     """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
@@ -30,6 +29,7 @@ class ProcessStatus:
     """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
     going: Going | None = None
     """Why it is on its way out, if it is."""
+    placement: Placement = Placement()
 
 
 def status_of(model: Model, supervisor: Supervisor, catalog: Catalog) -> ProcessStatus | None:
