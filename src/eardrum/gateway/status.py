@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
@@ -29,7 +29,7 @@ class ProcessStatus:
     """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
     going: Going | None = None
     """Why it is on its way out, if it is."""
-    placement: Placement = Placement()
+    placement: Placement = field(default_factory=Placement)
 
 
 def status_of(model: Model, supervisor: Supervisor, catalog: Catalog) -> ProcessStatus | None:
