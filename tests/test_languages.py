@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eardrum import languages
 from eardrum.errors import InvalidRequestError
 from eardrum.languages import NAMES, language_code, language_in_name, language_name
 
@@ -35,7 +36,41 @@ def test_other_spellings(spelled: str, code: str) -> None:
     assert language_code(spelled) == code
 
 
-@pytest.mark.parametrize("spelled", [None, "", "  ", "auto", "AUTO", "null", "multi"])
+@pytest.mark.parametrize(
+    ("spelled", "code"),
+    [
+        ("eng", "en"),
+        ("deu", "de"),
+        ("ger", "de"),
+        ("GER", "de"),
+        ("fra", "fr"),
+        ("fre", "fr"),
+        ("spa", "es"),
+        ("por-BR", "pt"),
+        ("zho", "zh"),
+        ("chi", "zh"),
+        ("cmn-Hans-CN", "zh"),
+        ("jav", "jw"),
+        ("nob", "no"),
+        ("fil", "tl"),
+        ("fas", "fa"),
+        ("per", "fa"),
+        ("may", "ms"),
+    ],
+)
+def test_codes_of_three_letters(spelled: str, code: str) -> None:
+    assert language_code(spelled) == code
+
+
+def test_every_language_has_a_code_of_three_letters_and_none_has_two_meanings() -> None:
+    table = languages._LONG_CODES
+    assert set(table.values()) == set(NAMES)
+    assert all(len(long) == 3 and long.isascii() and long.islower() for long in table)
+    assert all(table[long] == long for long in table if long in NAMES)
+    assert not {long for long in table if long in languages._CODES and languages._CODES[long] != table[long]}
+
+
+@pytest.mark.parametrize("spelled", [None, "", "  ", "auto", "AUTO", "null", "multi", "und", "UND", "mul", "mis", "zxx"])
 def test_no_language_named(spelled: str | None) -> None:
     assert language_code(spelled) is None
 
