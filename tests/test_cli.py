@@ -48,6 +48,13 @@ def test_transcribe_without_a_server(recordings: list[str], tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == ["one.srt", "two.srt"]
     assert (out / "two.srt").read_text().startswith("1\n00:00:00,")
+    plain = (out / "two.srt").read_text()
+    shape = ["--subtitles", "broadcast", "--max-line-width", "30"]
+    done = eardrum("transcribe", recordings[1], "--format", "srt", "--output-dir", str(out), "--overwrite", *shape)
+    assert done.returncode == 0, done.stderr
+    shaped = (out / "two.srt").read_text()
+    assert shaped.count("-->") > plain.count("-->")
+    assert all(len(line) <= 30 for line in shaped.splitlines())
 
 
 def test_transcribe_through_a_server(server: RunningServer, recordings: list[str]) -> None:
@@ -67,6 +74,12 @@ def test_one_of_several_audio_tracks(server: RunningServer, tmp_path: Path) -> N
         assert (said["text"], said["audio_track"], said["audio_tracks"]) == (SPEECH_TEXT, 2, 2)
         refused = eardrum("transcribe", str(path), "--audio-track", "3", *where)
         assert (refused.returncode, "2 audio tracks" in refused.stderr) == (1, True)
+
+
+def test_a_shape_for_text_is_named(recordings: list[str]) -> None:
+    done = eardrum("transcribe", recordings[0], "--max_line_width", "30")
+    assert done.stdout == SPEECH_TEXT + "\n"
+    assert "max_line_width" in done.stderr
 
 
 def test_a_terminal_sees_progress(recordings: list[str]) -> None:

@@ -163,6 +163,8 @@ def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
     assert "x-eardrum-ignored" not in server.post(audio, prompt="", temperature="0").headers
     words = server.post(audio, **{"timestamp_granularities[]": "word"})
     assert words.headers["x-eardrum-ignored"] == "timestamp_granularities"
+    shaped = server.post(audio, subtitles="broadcast", max_line_width="30", multilingual="true")
+    assert shaped.headers["x-eardrum-ignored"] == "multilingual, subtitles, max_line_width"
 
 
 def test_nothing_is_left_open(server: RunningServer) -> None:

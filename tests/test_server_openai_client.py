@@ -28,6 +28,18 @@ def upload(container: str) -> io.BytesIO:
     return file
 
 
+@pytest.mark.parametrize("response_format", ["srt", "vtt"])
+def test_subtitles_with_a_shape(client: openai.OpenAI, response_format: str) -> None:
+    extra: dict[str, str] = {"subtitles": "broadcast", "max_line_width": "32"}
+    wanted = {"file": upload("mp3"), "model": "whisper-1", "response_format": response_format, "extra_body": extra}
+    cues = client.audio.transcriptions.create(**wanted).removeprefix("WEBVTT\n\n").strip().split("\n\n")
+    texts = [cue.splitlines()[2 if response_format == "srt" else 1 :] for cue in cues]
+    assert " ".join(line for lines in texts for line in lines) == SPEECH_TEXT
+    assert all(1 <= len(lines) <= 2 for lines in texts)
+    assert all(len(line) <= 32 for lines in texts for line in lines)
+    assert len(cues) > 4, "the sentences are longer than two lines"
+
+
 @pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "verbose_json"])
 @pytest.mark.parametrize("container", ["mp3", "m4a", "webm", "wav"])
 def test_every_format_and_every_container(client: openai.OpenAI, container: str, response_format: str) -> None:

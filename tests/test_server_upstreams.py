@@ -36,6 +36,8 @@ def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> Non
         srt = server.post(audio, model="cloud", response_format="srt").text
         assert srt.startswith("1\n00:00:00,2")
         assert srt.count("\nGuten Tag.\n") == 3, "one for each stretch of speech"
+        shaped = server.post(audio, model="cloud", response_format="srt", max_line_width="5", max_line_count="1").text
+        assert shaped.count("\nGuten\n") == shaped.count("\nTag.\n") == 3
         verbose = server.post(audio, model="cloud", response_format="verbose_json").json()
         assert (verbose["language"], len(verbose["segments"])) == ("german", 3)
         stream = server.post(audio, model="cloud", stream="true").text

@@ -38,24 +38,19 @@ _CODES = {name: code for code, name in NAMES.items()} | {
     "mo": "ro",
 }
 
-_LONG_CODES: dict[str, str] = {
-    long: code
-    for code, *longs in (
-        entry.split()
-        for entry in """
-        af afr|am amh|ar ara arb|as asm|az aze azj|ba bak|be bel|bg bul|bn ben|bo bod tib|br bre|bs bos|ca cat|cs ces cze|
-        cy cym wel|da dan|de deu ger|el ell gre|en eng|es spa|et est ekk|eu eus baq|fa fas per pes|fi fin|fo fao|fr fra fre|gl glg|
-        gu guj|ha hau|haw haw|he heb|hi hin|hr hrv|ht hat|hu hun|hy hye arm|id ind|is isl ice|it ita|ja jpn|jw jav|ka kat geo|
-        kk kaz|km khm|kn kan|ko kor|la lat|lb ltz|ln lin|lo lao|lt lit|lv lav lvs|mg mlg plt|mi mri mao|mk mkd mac|ml mal|mn mon khk|
-        mr mar|ms msa may zsm|mt mlt|my mya bur|ne nep npi|nl nld dut|nn nno|no nor nob|oc oci|pa pan|pl pol|ps pus pbt|pt por|
-        ro ron rum mol|ru rus|sa san|sd snd|si sin|sk slk slo|sl slv|sn sna|so som|sq sqi alb als|sr srp|su sun|sv swe|sw swa swh|
-        ta tam|te tel|tg tgk|th tha|tk tuk|tl tgl fil|tr tur|tt tat|uk ukr|ur urd|uz uzb uzn|vi vie|yi yid ydd|yo yor|yue yue|
-        zh zho chi cmn
-        """.split("|")
-    )
-    for long in longs
-}
-"""ISO 639-2 (both of its codes, where there are two) and 639-3 to the code here: containers, FFmpeg and media servers have these."""
+_LONG_TABLE = """
+af afr|am amh|ar ara arb|as asm|az aze azj|ba bak|be bel|bg bul|bn ben|bo bod tib|br bre|bs bos|ca cat|cs ces cze|
+cy cym wel|da dan|de deu ger|el ell gre|en eng|es spa|et est ekk|eu eus baq|fa fas per pes|fi fin|fo fao|fr fra fre|
+gl glg|gu guj|ha hau|haw haw|he heb|hi hin|hr hrv|ht hat|hu hun|hy hye arm|id ind|is isl ice|it ita|ja jpn|jw jav|
+ka kat geo|kk kaz|km khm|kn kan|ko kor|la lat|lb ltz|ln lin|lo lao|lt lit|lv lav lvs|mg mlg plt|mi mri mao|mk mkd mac|
+ml mal|mn mon khk|mr mar|ms msa may zsm|mt mlt|my mya bur|ne nep npi|nl nld dut|nn nno|no nor nob|oc oci|pa pan|
+pl pol|ps pus pbt|pt por|ro ron rum mol|ru rus|sa san|sd snd|si sin|sk slk slo|sl slv|sn sna|so som|sq sqi alb als|
+sr srp|su sun|sv swe|sw swa swh|ta tam|te tel|tg tgk|th tha|tk tuk|tl tgl fil|tr tur|tt tat|uk ukr|ur urd|uz uzb uzn|
+vi vie|yi yid ydd|yo yor|yue yue|zh zho chi cmn
+"""
+
+_LONG_CODES = {long: entry.split()[0] for entry in _LONG_TABLE.split("|") for long in entry.split()[1:]}
+"""ISO 639-2 (both codes, where there are two) and 639-3 to the code here: media files and media servers have these."""
 
 NOT_SAID = ("", "auto", "null", "none", "multi", "und", "mul", "mis", "zxx")
 """What stands for no language: nothing named, several of them (`mul`), or not known (`und`), as media files say it."""

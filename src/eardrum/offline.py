@@ -19,6 +19,7 @@ from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Source, Spool, StoredFile
 from eardrum.remote.answers import Answer
+from eardrum.subtitles import ANY, Shape
 from eardrum.types import Opened, Request, Segment, Summary, Task, Transcript
 
 ANY_LENGTH = float("inf")
@@ -40,14 +41,14 @@ class Order:
     """One or more values of `response_format`."""
     translate: bool = False
 
-    def wish(self, format: str) -> fields.Wish:
-        """The wishes as the server understands them, for one of the formats.
+    def wish(self, format: str, shape: Shape = ANY) -> fields.Wish:
+        """The wishes as the server understands them, for one of the formats. `shape` is what subtitles have otherwise.
 
         Raises:
             InvalidRequestError: a value is none.
         """
         form = {name: list(values) for name, values in self.form.items() if any(values)} | {"response_format": [format]}
-        return fields.wish(form, Task.TRANSLATE if self.translate else Task.TRANSCRIBE)
+        return fields.wish(form, Task.TRANSLATE if self.translate else Task.TRANSCRIBE, shape=shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +87,38 @@ async def here(order: Order, settings: Settings) -> AsyncIterator[Transcriber]:
     service = Service(settings)
     try:
         try:
-            transcriber = _Here(service, order)
+            transcriber = _Here(service, order, settings.subtitles.shape)
         except ModelNotFoundError:
             name = "".join(order.form.get("model", ()))
             if not service.catalog.inventory.at(name):
                 raise
             service = Service(settings.model_copy(update={"default_model": name}))
             # By its id, so that no other model is taken for what this one lacks.
-            transcriber = _Here(service, replace(order, form={**order.form, "model": [service.catalog.default.id]}))
+            transcriber = _Here(
+                service, replace(order, form={**order.form, "model": [service.catalog.default.id]}), settings.subtitles.shape
+            )
         yield transcriber
     finally:
         await service.shutdown()
 
 
 class _Here:
-    def __init__(self, service: Service, order: Order):
+    def __init__(self, service: Service, order: Order, shape: Shape):
         self._service = service
-        self._wishes = {format: order.wish(format) for format in order.formats}
-        first = next(iter(self._wishes.values()))
+        self._wishes = {format: order.wish(format, shape) for format in order.formats}
+        wishes = list(self._wishes.values())
+        first = wishes[0]
         self._model = service.find(first.model)
         # One decoding answers all formats, so it is asked for what any of them shows.
-        self._request = replace(first.request, words=any(wish.request.words for wish in self._wishes.values()))
+        self._request = replace(
+            first.request,
+            words=any(wish.request.words for wish in wishes),
+            words_if_any=any(wish.request.words_if_any for wish in wishes),
+        )
         service.prepared(self._model, self._request)
-        self._ignored = tuple(first.ignored(self._model.capabilities, foreign=self._model.foreign))
+        can, foreign = self._model.capabilities, self._model.foreign
+        ignored = [wish.ignored(can, foreign=foreign) for wish in wishes]
+        self._ignored = tuple(name for name in ignored[0] if all(name in names for names in ignored))
 
     async def transcribe(self, audio: Audio, name: str, advance: Advance) -> Written:
         transcript = Transcript()
@@ -184,6 +194,8 @@ class _ThroughServer:
 
     async def transcribe(self, audio: Audio, name: str, advance: Advance) -> Written:
         form = {field: values for field, values in self._order.form.items() if any(values)} | {"response_format": [self._format]}
+        if len(self._wishes) > 1 and fields.SUBTITLES & self._wishes.keys():
+            form = {field: values for field, values in form.items() if field not in fields.SHAPING}  # it is done here
         said = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
         if len(self._wishes) == 1:
             return Written({self._format: said.body}, ignored=said.ignored, warnings=said.warnings)

@@ -80,6 +80,10 @@ class Request(Record):
     """Which of several audio tracks is meant, counted from 1; None lets the file decide."""
     partial: bool = False
     """Text is wanted before its segment is complete, where a model has it so."""
+    multilingual: bool = False
+    """Each window is in a language of its own, where nobody names one and the model finds languages out."""
+    words_if_any: bool = False
+    """Word times are used if the model has them; nothing is refused for want of them."""
     extra: tuple[tuple[str, str], ...] = ()
     """Fields of the client for a server behind a model, in the client's own spelling."""
 

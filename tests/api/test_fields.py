@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from eardrum.api.openai.fields import MAX_PROMPT, Wish, from_json, wish
 from eardrum.errors import InvalidRequestError
+from eardrum.subtitles import BROADCAST, Shape
 from eardrum.types import Capabilities, Request, Task
 
 Form = dict[str, list[str]]
@@ -321,3 +324,84 @@ def test_what_is_no_audio_track(value: str) -> None:
     error = refused(audio_track=value)
     assert error.param == "audio_track"
     assert "counted from 1" in error.message
+
+
+SHAPE = {
+    "max_line_width": "37",
+    "max_line_count": "3",
+    "max_words_per_line": "5",
+    "highlight_words": "true",
+    "min_duration": "0.5",
+    "max_duration": "6",
+    "min_gap": "0.1",
+    "max_characters_per_second": "15",
+}
+
+
+@pytest.mark.parametrize("response_format", ["srt", "vtt"])
+def test_the_shape_of_subtitles(response_format: str) -> None:
+    found = read(response_format=response_format, **SHAPE)
+    assert found.shape == Shape(37, 3, 5, True, 0.5, 6.0, 0.1, 15.0)
+    assert found.request.words_if_any
+    assert not found.request.words, "models without word times answer, too"
+    assert found.ignored(Capabilities()) == []
+    assert found.for_foreign().extra == (), "servers behind models are not asked: it is done here"
+    assert not read(response_format=response_format).request.words_if_any
+
+
+def test_presets_and_defaults() -> None:
+    assert read(response_format="srt").shape.plain
+    assert read(response_format="srt", subtitles="broadcast").shape == BROADCAST
+    assert read(response_format="srt", subtitles="broadcast", max_duration="0").shape == replace(BROADCAST, max_duration=0)
+    configured = wish({"response_format": ["vtt"], "max_line_count": ["1"]}, Task.TRANSCRIBE, shape=BROADCAST)
+    assert configured.shape == replace(BROADCAST, max_line_count=1)
+    off = wish({"response_format": ["vtt"], "subtitles": ["none"]}, Task.TRANSCRIBE, shape=BROADCAST)
+    assert off.shape.plain
+    assert not off.request.words_if_any
+
+
+@pytest.mark.parametrize("response_format", ["json", "text", "verbose_json"])
+def test_a_shape_for_a_format_without_cues_is_named(response_format: str) -> None:
+    found = read(response_format=response_format, subtitles="broadcast", max_line_width="20")
+    assert found.ignored(Capabilities()) == ["subtitles", "max_line_width"]
+    assert not found.request.words_if_any
+    assert read(response_format=response_format).ignored(Capabilities()) == []
+    streamed = read(response_format="srt", stream="true", **SHAPE)
+    assert set(streamed.ignored(Capabilities())) == {"response_format", *SHAPE}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_line_width", "wide"),
+        ("max_line_width", "-1"),
+        ("max_line_width", "42.5"),
+        ("max_line_count", "1e9"),
+        ("max_words_per_line", "nan"),
+        ("highlight_words", "perhaps"),
+        ("min_duration", "-0.1"),
+        ("max_duration", "inf"),
+        ("min_gap", "2s"),
+        ("max_characters_per_second", "fast"),
+        ("subtitles", "netflix"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(name: str, value: str) -> None:
+    error = refused(response_format="srt", **{name: value})
+    assert error.param == name
+    assert name in error.message
+
+
+def test_durations_that_exclude_each_other_are_refused() -> None:
+    assert refused(response_format="srt", min_duration="3", max_duration="2").param == "min_duration"
+
+
+def test_many_languages_in_one_recording() -> None:
+    found = read(multilingual="true")
+    assert found.request.multilingual
+    assert found.ignored(Capabilities(detects_language=True)) == []
+    assert found.ignored(Capabilities()) == ["multilingual"]
+    assert found.ignored(Capabilities(), foreign=True) == [], "it got the field"
+    assert ("multilingual", "true") in found.for_foreign().extra
+    assert not read(multilingual="true", language="de").request.multilingual, "who names a language means it"
+    assert refused(multilingual="maybe").param == "multilingual"

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.api import render
-from eardrum.types import Segment
+from eardrum.subtitles import Shape
+from eardrum.types import Segment, Word
 
 
 def cue(start: float, end: float, text: str = "Hi.") -> Segment:
@@ -82,3 +83,28 @@ def test_a_blank_line_in_the_text_does_not_end_the_cue() -> None:
 def test_vtt_escapes_what_would_be_markup() -> None:
     assert "a &lt;b&gt; &amp; c" in render.vtt([cue(0, 1, "a <b> & c")])
     assert "a <b> & c" in render.srt([cue(0, 1, "a <b> & c")])
+
+
+WORDS = [Word("a", 0.0, 1.0, 1), Word("<b>", 1.5, 2.0, 1), Word("c", 2.0, 3.0, 1), Word("-->", 3.0, 4.0, 1)]
+
+
+def test_a_shape_gives_cues_lines() -> None:
+    segments = [Segment(0.0, 4.0, "a <b> c -->", words=WORDS)]
+    shape = Shape(max_line_width=5, max_line_count=2)
+    assert render.srt(segments, shape) == "1\n00:00:00,000 --> 00:00:04,000\na <b>\nc →\n\n"
+    assert render.vtt(segments, shape) == "WEBVTT\n\n00:00:00.000 --> 00:00:04.000\na &lt;b&gt;\nc →\n\n"
+
+
+def test_highlighted_words_are_underlined_as_by_openai_whisper() -> None:
+    written = render.vtt([Segment(0.0, 3.0, "a <b> c", words=WORDS[:3])], Shape(highlight_words=True))
+    assert written == (
+        "WEBVTT\n\n"
+        "00:00:00.000 --> 00:00:01.000\n<u>a</u> &lt;b&gt; c\n\n"
+        "00:00:01.000 --> 00:00:01.500\na &lt;b&gt; c\n\n"
+        "00:00:01.500 --> 00:00:02.000\na <u>&lt;b&gt;</u> c\n\n"
+        "00:00:02.000 --> 00:00:03.000\na &lt;b&gt; <u>c</u>\n\n"
+    )
+
+
+def test_the_length_of_the_recording_bounds_the_last_cue() -> None:
+    assert "--> 00:00:01,500" in render.srt([cue(1.0, 1.2)], Shape(min_duration=1.0, max_duration=2.0), duration=1.5)

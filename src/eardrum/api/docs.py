@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from eardrum import __version__
 from eardrum.gateway.service import Service
 from eardrum.languages import NAMES
+from eardrum.subtitles import PRESETS
 
 AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "file": (
@@ -43,6 +44,19 @@ AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "prompt": ("Text that nudges the model, where it can take one.", {"type": "string"}),
     "keywords[]": ("Words to expect, where the model can take them.", {"type": "array", "items": {"type": "string"}}),
+    "subtitles": (
+        "srt and vtt: `broadcast` gives cues two lines of 42, 5/6 to 7 seconds; the fields below win over it. 0 is no limit.",
+        {"type": "string", "enum": list(PRESETS)},
+    ),
+    "max_line_width": ("srt and vtt: columns of a line.", {"type": "integer", "minimum": 0}),
+    "max_line_count": ("srt and vtt: lines of a cue.", {"type": "integer", "minimum": 0}),
+    "max_words_per_line": ("srt and vtt: words of a line; alone it makes a cue of each.", {"type": "integer", "minimum": 0}),
+    "highlight_words": ("srt and vtt: underline each word while it is said.", {"type": "boolean"}),
+    "min_duration": ("srt and vtt: seconds a cue stays at least, if there is room.", {"type": "number", "minimum": 0}),
+    "max_duration": ("srt and vtt: seconds a cue stays at most.", {"type": "number", "minimum": 0}),
+    "min_gap": ("srt and vtt: seconds between cues.", {"type": "number", "minimum": 0}),
+    "max_characters_per_second": ("srt and vtt: cues stay longer, to be read so fast.", {"type": "number", "minimum": 0}),
+    "multilingual": ("Each window is in a language of its own, where the model finds languages out.", {"type": "boolean"}),
     "temperature": ("Sampling temperature, where the model has one.", {"type": "number", "minimum": 0, "maximum": 1}),
     "audio_track": (
         "Which of several audio tracks to hear, counted from 1; else the default one, or the first with sound.",

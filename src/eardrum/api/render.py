@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from html import escape
 
+from eardrum import subtitles
+from eardrum.subtitles import ANY, Cue, Shape
 from eardrum.text import joined
 from eardrum.types import Segment
 
@@ -14,23 +17,50 @@ def text(segments: Iterable[Segment]) -> str:
     return joined(segment.text for segment in segments)
 
 
-def srt(segments: Iterable[Segment]) -> str:
-    """SubRip: numbered cues with comma milliseconds."""
-    cues = (
-        f"{number}\n{_time(s.start, ',')} --> {_time(s.end, ',')}\n{_cue_text(s)}\n\n" for number, s in enumerate(segments, 1)
+def srt(segments: Iterable[Segment], shape: Shape = ANY, *, duration: float = 0.0) -> str:
+    """SubRip: numbered cues with comma milliseconds. `duration` is the recording's, in seconds, 0 if it is not known."""
+    cues = _cues(segments, shape, duration, str)
+    return "".join(
+        f"{number}\n{_time(start, ',')} --> {_time(end, ',')}\n{text}\n\n" for number, (start, end, text) in enumerate(cues, 1)
     )
-    return "".join(cues)
 
 
-def vtt(segments: Iterable[Segment]) -> str:
-    """WebVTT; the header is there even when nobody spoke."""
-    cues = (f"{_time(s.start, '.')} --> {_time(s.end, '.')}\n{escape(_cue_text(s), quote=False)}\n\n" for s in segments)
-    return "WEBVTT\n\n" + "".join(cues)
+def vtt(segments: Iterable[Segment], shape: Shape = ANY, *, duration: float = 0.0) -> str:
+    """WebVTT; the header is there even when nobody spoke. `duration` as for `srt`."""
+    cues = _cues(segments, shape, duration, partial(escape, quote=False))
+    return "WEBVTT\n\n" + "".join(f"{_time(start, '.')} --> {_time(end, '.')}\n{text}\n\n" for start, end, text in cues)
 
 
-def _cue_text(segment: Segment) -> str:
+def _cues(
+    segments: Iterable[Segment], shape: Shape, duration: float, escaped: Callable[[str], str]
+) -> Iterator[tuple[float, float, str]]:
+    """Start, end and text of each cue: of each segment, unless a shape is asked for."""
+    if shape.plain:
+        yield from ((segment.start, segment.end, escaped(_without_arrows(segment.text))) for segment in segments)
+        return
+    for cue in subtitles.cues(segments, shape, duration=duration):
+        if shape.highlight_words:
+            yield from _highlighted(cue, escaped)
+        else:
+            yield cue.start, cue.end, "\n".join(escaped(_without_arrows(line)) for line in cue.texts)
+
+
+def _highlighted(cue: Cue, escaped: Callable[[str], str]) -> Iterator[tuple[float, float, str]]:
+    """A cue for each word, in which it is underlined, as openai-whisper writes them."""
+    for start, end, spoken in subtitles.highlights(cue):
+        lines = []
+        for line in cue.lines:
+            text = ""
+            for piece in line:
+                word = escaped(_without_arrows(piece.text))
+                text += (piece.space if text else "") + (f"<u>{word}</u>" if piece is spoken else word)
+            lines.append(text)
+        yield start, end, "\n".join(lines)
+
+
+def _without_arrows(text: str) -> str:
     """The text in one line, because a blank line would end the cue, without arrows, which would start one."""
-    return " ".join(segment.text.split()).replace("-->", "→")
+    return " ".join(text.split()).replace("-->", "→")
 
 
 def _time(seconds: float, mark: str) -> str:

@@ -16,6 +16,7 @@ from eardrum.commands.progress import Advance, duration, say, show_progress
 from eardrum.commands.recordings import STDIN, Failure, Recording
 from eardrum.commands.results import Targets, check_writable, write_result
 from eardrum.errors import EardrumError
+from eardrum.subtitles import RULES
 
 if TYPE_CHECKING:
     from eardrum.offline import Transcriber, Written
@@ -122,7 +123,8 @@ class Batch:
         self._done += 1
         self._audio_s += written.seconds or 0.0
         for field in written.ignored:
-            self._note(f"{FLAGS.get(field, field)} has no effect: the model does not take it.")
+            why = "only srt and vtt have cues" if field in ("subtitles", *RULES) else "the model does not take it"
+            self._note(f"{FLAGS.get(field, field)} has no effect: {why}.")
         for warning in written.warnings:
             say(f"{title}: {warning}")
         if len(self.jobs) > 1 and not sys.stderr.isatty():

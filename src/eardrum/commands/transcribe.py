@@ -16,6 +16,18 @@ from eardrum.commands.batch import Batch, Job
 from eardrum.commands.options import Assignments, Certificate, ConfigFile, Key
 from eardrum.commands.recordings import STDIN, Recording, find_recordings
 from eardrum.commands.results import SUFFIXES, Targets, existing, plan_targets
+from eardrum.commands.shape import (
+    HighlightWords,
+    MaxCharactersPerSecond,
+    MaxDuration,
+    MaxLineCount,
+    MaxLineWidth,
+    MaxWordsPerLine,
+    MinDuration,
+    MinGap,
+    Subtitles,
+    shape_fields,
+)
 from eardrum.errors import ConfigError
 from eardrum.gateway.store import is_written_as_path
 from eardrum.importing import uncollected
@@ -53,6 +65,15 @@ def transcribe(
     output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what has its text already.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the texts that are there already.")] = False,
+    subtitles: Subtitles = None,
+    max_line_width: MaxLineWidth = None,
+    max_line_count: MaxLineCount = None,
+    max_words_per_line: MaxWordsPerLine = None,
+    highlight_words: HighlightWords = None,
+    min_duration: MinDuration = None,
+    max_duration: MaxDuration = None,
+    min_gap: MinGap = None,
+    max_characters_per_second: MaxCharactersPerSecond = None,
     server: Annotated[
         str,
         typer.Option(
@@ -76,6 +97,17 @@ def transcribe(
         "audio_track": [str(audio_track or "")],
         **_hotwords(hotwords or ()),
         "timestamp_granularities": ["segment", "word"] if words else [],
+        **shape_fields(
+            subtitles=subtitles,
+            max_line_width=max_line_width,
+            max_line_count=max_line_count,
+            max_words_per_line=max_words_per_line,
+            highlight_words=highlight_words,
+            min_duration=min_duration,
+            max_duration=max_duration,
+            min_gap=min_gap,
+            max_characters_per_second=max_characters_per_second,
+        ),
     }
     if words and "verbose_json" not in formats:
         raise ConfigError("--words is for --format verbose_json: the other formats have no place for the times of words.")

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 
 from eardrum.config import dialect, known
 from eardrum.config.places import Errors, KeyPath, Place, Places, Remark, SettingError, dotted
+from eardrum.config.sections import Section
 from eardrum.config.settings import PREFIX, Settings
 from eardrum.config.shape import shown
 from eardrum.errors import ConfigError
@@ -43,6 +44,9 @@ ENVIRONMENT_ALIASES = {
     "WHISPER_LANGUAGE": "default_language",
     "WHISPER_DOWNLOAD_ROOT": "model_dir",
     "DEVICE": "device",
+    "SUBTITLE_MAX_LINE_WIDTH": "subtitles.max_line_width",
+    "SUBTITLE_MAX_LINE_COUNT": "subtitles.max_line_count",
+    "SUBTITLE_HIGHLIGHT_WORDS": "subtitles.highlight_words",
 }
 """Names that other servers use for the same settings. The first one that is set wins, `EARDRUM_...` over all."""
 
@@ -52,9 +56,12 @@ def from_environment(environment: Mapping[str, str], errors: Errors) -> tuple[di
     tree: dict[str, Any] = {}
     places = Places()
     for variable, setting in ENVIRONMENT_ALIASES.items():
-        if environment.get(variable) and setting not in tree:
-            tree[setting] = environment[variable]
-            places[(setting,)] = Place(variable)
+        path: KeyPath = tuple(setting.split("."))
+        if environment.get(variable) and path not in places:
+            top, *below = setting.split(".")
+            value = environment[variable]
+            tree = merged(tree, {top: _placed(value, Settings.model_fields[top].annotation, below) if below else value})
+            places[path] = Place(variable)
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in NOT_SETTINGS and environment[name]:
             try:
@@ -120,6 +127,8 @@ def _read(value: str, kind: Any) -> Any:
     Raises:
         ValueError: it must be JSON, and is not; how it would be some.
     """
+    if isinstance(kind, type) and issubclass(kind, Section) and kind.shorthand and not value.lstrip().startswith("{"):
+        return value
     if known.is_section(kind) or get_origin(kind) in (dict, list, tuple):
         try:
             return json.loads(value)

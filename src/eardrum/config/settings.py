@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from eardrum.config.sections import Section
 from eardrum.config.shared import SharedModel, SharedSettings
 from eardrum.errors import EardrumError
 from eardrum.languages import language_code
+from eardrum.subtitles import ANY, MOST, PRESETS, Shape
 from eardrum.units import Bytes, Seconds
 
 PREFIX = "EARDRUM_"
@@ -102,6 +103,56 @@ class Wyoming(Section):
         return not keys if self.enabled is None else self.enabled
 
 
+class Subtitles(Section):
+    """What cues of srt and vtt look like, unless a request says it. `subtitles: broadcast` is its preset."""
+
+    shorthand = "preset"
+
+    preset: Literal["none", "broadcast"] = Field(
+        "none",
+        description="`broadcast`: two lines of 42 columns, 5/6 to 7 seconds, two frames between cues, 20 characters a second, "
+        "broken where sentences and clauses end. What is set beside it wins. `none`: a segment is a cue.",
+    )
+    max_line_width: int | None = Field(
+        None,
+        ge=0,
+        le=MOST["max_line_width"],
+        description="Columns of a line; Chinese, Japanese and Korean letters take two. 0: any.",
+    )
+    max_line_count: int | None = Field(
+        None, ge=0, le=MOST["max_line_count"], description="Lines of a cue. 0: a segment stays one cue, of as many as it takes."
+    )
+    max_words_per_line: int | None = Field(
+        None,
+        ge=0,
+        le=MOST["max_words_per_line"],
+        description="Words of a line; alone it makes a cue of each line. 0: any number.",
+    )
+    highlight_words: bool | None = Field(None, description="Repeat each cue for each of its words, underlined while it is said.")
+    min_duration: float | None = Field(
+        None, ge=0, le=MOST["min_duration"], description="Seconds a cue stays at least, if the next one leaves room."
+    )
+    max_duration: float | None = Field(None, ge=0, le=MOST["max_duration"], description="Seconds a cue stays at most. 0: any.")
+    min_gap: float | None = Field(None, ge=0, le=MOST["min_gap"], description="Seconds between cues.")
+    max_characters_per_second: float | None = Field(
+        None,
+        ge=0,
+        le=MOST["max_characters_per_second"],
+        description="Cues stay longer to be read at this speed, if the next one leaves room. 0: no matter.",
+    )
+
+    @property
+    def shape(self) -> Shape:
+        """All of it together."""
+        return ANY.changed(self.model_dump(exclude_none=True))
+
+    @model_validator(mode="after")
+    def _durations_in_order(self) -> Subtitles:
+        if 0 < self.shape.max_duration < self.shape.min_duration:
+            raise ValueError("min_duration is more than max_duration")
+        return self
+
+
 class Log(Section):
     """What the server says about itself."""
 
@@ -172,6 +223,11 @@ class Settings(SharedSettings):
     limits: Limits = Field(Limits(), description="What one client may ask of the server.")
     live: Live = Field(Live(), description="Sessions in which somebody speaks and reads along.")
     wyoming: Wyoming = Field(Wyoming(), description="The port for Home Assistant.")
+    subtitles: Subtitles = Field(
+        Subtitles(),
+        description="What cues of srt and vtt look like, unless a request says it.",
+        json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
+    )
     log: Log = Field(Log(), description="What the server says about itself.")
 
     @field_validator("default_language")

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from eardrum.config import known, macros
 from eardrum.config.known import is_section, sole
 from eardrum.config.places import Errors, KeyPath, Remark, SettingError, dotted
-from eardrum.config.sections import WITHOUT_EFFECT
+from eardrum.config.sections import WITHOUT_EFFECT, Section
 from eardrum.config.settings import Settings
 from eardrum.units import Unit
 
@@ -79,6 +79,8 @@ class Shaper:
     def _section(self, value: Any, section: type[BaseModel], path: KeyPath) -> dict[str, Any]:
         if value is None:
             return {}
+        if isinstance(value, str) and issubclass(section, Section) and section.shorthand:
+            value = {section.shorthand: value}
         if not isinstance(value, dict):
             self._errors.incomplete = True
             raise self._wrong(path, _not_a_section(path), value)

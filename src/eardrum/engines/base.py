@@ -137,7 +137,7 @@ class Engine(ABC):
     """Where several engines fit a name, the installed one with the lowest rank runs it."""
 
     remote: ClassVar[bool] = False
-    """The weights are behind an address in the options; there are no files."""
+    """The weights are behind an address in the options; there are no files. Only an answer shows what they can do."""
 
     apart: ClassVar[str] = ""
     """What pip installs for it, if that cannot share an interpreter with the rest: the model's `python:` names another one."""

@@ -66,6 +66,11 @@ class Batcher:
         """Whether a request's windows must be submitted one at a time, each when the one before it is done."""
         return self._engine.sequential
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether it is certain before decoding that the engine tells word times, if it says so."""
+        return not self._engine.remote
+
     def refusal(self, request: Request) -> EardrumError | None:
         """Why the engine cannot do what is asked."""
         return self._engine.refusal(request)

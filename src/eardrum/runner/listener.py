@@ -44,6 +44,7 @@ class Listener:
     def __init__(self, request: Request, *, batcher: Batcher, vad: Vad, cutting: Cutting, max_seconds: float):
         if refusal := batcher.refusal(request):
             raise refusal
+        request = _with_words(request, batcher)
         self.inlet = Inlet()
         self._request = request
         self._batcher = batcher
@@ -168,6 +169,12 @@ class End:
 
 
 Decoded = tuple[Window, Future[Heard]] | Opened | End
+
+
+def _with_words(request: Request, batcher: Batcher) -> Request:
+    """The request for word times, if they are wanted where a model has them and this one does."""
+    wanted = replace(request, words=True)
+    return wanted if request.words_if_any and batcher.knows_words and not batcher.refusal(wanted) else request
 
 
 def _adjusted(cutting: Cutting, request: Request) -> Cutting:

@@ -42,9 +42,9 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
         case "text":
             return PlainTextResponse(render.text(transcript.segments) + "\n")
         case "srt":
-            return PlainTextResponse(render.srt(transcript.segments))
+            return PlainTextResponse(render.srt(transcript.segments, wish.shape, duration=transcript.summary.duration))
         case "vtt":
-            return PlainTextResponse(render.vtt(transcript.segments))
+            return PlainTextResponse(render.vtt(transcript.segments, wish.shape, duration=transcript.summary.duration))
         case "verbose_json":
             return JSONResponse(_verbose(transcript, wish))
     body: dict[str, Any] = {"text": render.text(transcript.segments)}

@@ -10,6 +10,7 @@ from typing import Any
 from eardrum.api.multipart import Fields
 from eardrum.errors import InvalidRequestError
 from eardrum.languages import language_code
+from eardrum.subtitles import ANY, MOST, PRESETS, RULES, Shape
 from eardrum.types import Capabilities, Request, Task
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
@@ -23,7 +24,13 @@ RAW_FORMATS = ("pcm", "pcm16", "raw", "s16le")
 KNOWN = {
     "model", "language", "languages", "prompt", "keywords", "hotwords", "response_format", "temperature", "include",
     "timestamp_granularities", "stream", "chunking_strategy", "known_speaker_names", "known_speaker_references", "audio_track",
+    "multilingual",
 }  # fmt: skip
+
+SUBTITLES = frozenset(("srt", "vtt"))
+"""Formats whose cues have a shape."""
+SHAPING = frozenset(("subtitles", *RULES))
+"""Fields that give them one."""
 
 MAX_PROMPT = 4000
 """Characters; models look at far fewer, and the wishes travel in a header."""
@@ -49,6 +56,10 @@ class Wish:
     """Those that may be spoken, as the client writes them."""
     idle: tuple[str, ...] = ()
     """Fields that say nothing to this format of the answer."""
+    shape: Shape = ANY
+    """What cues have to look like."""
+    shaping: tuple[str, ...] = ()
+    """Fields that ask for it."""
     extra: tuple[tuple[str, str], ...] = ()
     """What a server behind a model gets as the client sent it: fields nobody here understands, and hints."""
 
@@ -71,18 +82,22 @@ class Wish:
             "prompt": bool(self.request.prompt) and not can.prompt,
             "keywords": bool(self.request.hotwords) and not can.hotwords,
             "temperature": self.request.temperature > 0 and not can.temperature,
+            "multilingual": self.request.multilingual and not (can.detects_language or foreign),
         }
         if self.stream:
             hints["response_format"] = self.response_format in ("text", "srt", "vtt")
         if len(self.languages) > 1 and not self.request.language:
             hints["languages"] = not foreign
+        if self.stream or self.response_format not in SUBTITLES:
+            hints |= dict.fromkeys(self.shaping, True)
         return [name for name, unused in hints.items() if unused] + [*self.idle, *(() if foreign else self.unknown)]
 
 
-def wish(fields: Fields, task: Task, *, file_content_type: str = "", audio_track: str = "") -> Wish:
+def wish(fields: Fields, task: Task, *, file_content_type: str = "", audio_track: str = "", shape: Shape = ANY) -> Wish:
     """Read the fields. Empty strings count as unset; array fields may have brackets or not, or be JSON.
 
-    `audio_track` is that of the request's header, for clients whose fields are fixed.
+    `audio_track` is that of the request's header, for clients whose fields are fixed; `shape` is what subtitles look like where the
+    fields do not say it.
 
     Raises:
         InvalidRequestError: a value is not one of those allowed; `param` names the field.
@@ -102,15 +117,24 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "", audio_track
     stream = _flag(form, "stream")
     words = "word" in granularities and chosen == "verbose_json"
     logprobs = "logprobs" in _strings(form, "include")
+    shaping = _shaping(form)
+    shape = shape.changed(shaping)
+    if 0 < shape.max_duration < shape.min_duration:
+        raise InvalidRequestError(
+            f"min_duration ({shape.min_duration:g}) is more than max_duration ({shape.max_duration:g}).", param="min_duration"
+        )
+    language = _language(form)
     request = replace(
         _chunking(form),
         task=task,
-        language=_language(form),
+        language=language,
+        multilingual=_flag(form, "multilingual") and not language,
         prompt=_text(form, "prompt")[:MAX_PROMPT],
         hotwords=tuple(_strings(form, "keywords") or _text(form, "hotwords").split()),
         temperature=_number(form, "temperature", 0.0, 1.0) or 0.0,
         times=chosen in TIMED or bool(granularities) or _flag(form, "stream"),  # whose last event has the segments
         words=words,
+        words_if_any=chosen in SUBTITLES and not shape.plain,
         logprobs=logprobs and chosen == "json",
         speakers=chosen == "diarized_json" or bool(form.get("known_speaker_names") or form.get("known_speaker_references")),
         audio_track=_track(_text(form, "audio_track") or audio_track.strip()),
@@ -132,7 +156,9 @@ def wish(fields: Fields, task: Task, *, file_content_type: str = "", audio_track
             )
             if without_effect
         ),
-        unknown=tuple(sorted({name.split("[")[0] for name in form} - KNOWN)),
+        unknown=tuple(sorted({name.split("[")[0] for name in form} - KNOWN - SHAPING)),
+        shape=shape,
+        shaping=tuple("subtitles" if name == "preset" else name for name in shaping),
         extra=tuple((name, value) for name, values in fields.items() for value in values if value.strip() and _passes(name)),
     )
 
@@ -170,8 +196,8 @@ def _unbracketed(fields: Fields) -> Fields:
 
 def _passes(name: str) -> bool:
     return (
-        name.partition("[")[0] in {"keywords", "hotwords", "languages", "chunking_strategy"}
-        or name.partition("[")[0] not in KNOWN
+        name.partition("[")[0] in {"keywords", "hotwords", "languages", "chunking_strategy", "multilingual"}
+        or name.partition("[")[0] not in KNOWN | SHAPING
     )
 
 
@@ -237,6 +263,22 @@ def _language(form: Fields) -> str | None:
         return code
     possible = {language_code(value, param="languages") for value in _strings(form, "languages")}
     return possible.pop() if len(possible) == 1 else None
+
+
+def _shaping(form: Fields) -> dict[str, Any]:
+    """The rules for subtitles that the fields set."""
+    rules: dict[str, Any] = {}
+    if preset := _text(form, "subtitles"):
+        rules["preset"] = _choice(form, "subtitles", tuple(PRESETS), preset)
+    for name, most in MOST.items():
+        whole = name.startswith("max_line") or name == "max_words_per_line"
+        if (number := _number(form, name, 0, most)) is not None:
+            if whole and number != int(number):
+                raise InvalidRequestError(f"{name} must be a whole number, not {number:g}.", param=name)
+            rules[name] = int(number) if whole else number
+    if _text(form, "highlight_words"):
+        rules["highlight_words"] = _flag(form, "highlight_words")
+    return rules
 
 
 def _chunking(form: Fields) -> Request:

@@ -45,7 +45,7 @@ class Audio:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one upload, whichever way it is packed."""
-        upload = uploads.open_upload(scope, receive, self._task, self._service.settings.limits)
+        upload = uploads.open_upload(scope, receive, self._task, self._service.settings)
         with self._service.spool() as spool:
             await upload.begin()
             await Exchange(self._service, upload, spool, scope, send).run()

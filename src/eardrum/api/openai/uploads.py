@@ -11,9 +11,10 @@ from eardrum.api.asgi import Receive, Scope, header
 from eardrum.api.multipart import Body, Fields, Form
 from eardrum.api.openai import fields
 from eardrum.api.openai.fields import Wish
-from eardrum.config import Limits
+from eardrum.config import Limits, Settings
 from eardrum.errors import InvalidRequestError, UnsupportedMediaTypeError
 from eardrum.gateway.spool import Spool
+from eardrum.subtitles import Shape
 from eardrum.types import Task
 
 AUDIO_TRACK = b"x-eardrum-audio-track"
@@ -41,7 +42,7 @@ class Upload(Protocol):
         """
 
 
-def open_upload(scope: Scope, receive: Receive, task: Task, limits: Limits) -> Upload:
+def open_upload(scope: Scope, receive: Receive, task: Task, settings: Settings) -> Upload:
     """The upload by its content type.
 
     Raises:
@@ -53,9 +54,9 @@ def open_upload(scope: Scope, receive: Receive, task: Task, limits: Limits) -> U
         raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it as it is.")
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return FormUpload(scope, receive, task, limits)
+        return FormUpload(scope, receive, task, settings.limits, settings.subtitles.shape)
     if kind == "application/json":
-        return JsonUpload(scope, receive, task, limits)
+        return JsonUpload(scope, receive, task, settings.limits, settings.subtitles.shape)
     if kind == "application/x-www-form-urlencoded":
         raise InvalidRequestError(NO_FILE, param="file")
     raise UnsupportedMediaTypeError(
@@ -66,10 +67,11 @@ def open_upload(scope: Scope, receive: Receive, task: Task, limits: Limits) -> U
 class FormUpload:
     """The usual way: a multipart form."""
 
-    def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
+    def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits, shape: Shape):
         self.body = Body(scope, receive, limits)
         self._task = task
         self._audio_track = header(scope, AUDIO_TRACK)
+        self._shape = shape
         self._form = Form(scope, self.body, limits)
 
     async def begin(self) -> None:
@@ -89,17 +91,22 @@ class FormUpload:
     def wish(self) -> Wish:
         """What is asked, by the fields read so far."""
         return fields.wish(
-            self._form.fields, self._task, file_content_type=self._form.file_content_type, audio_track=self._audio_track
+            self._form.fields,
+            self._task,
+            file_content_type=self._form.file_content_type,
+            audio_track=self._audio_track,
+            shape=self._shape,
         )
 
 
 class JsonUpload:
     """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
 
-    def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits):
+    def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits, shape: Shape):
         self.body = Body(scope, receive, limits, limit="json_bytes")
         self._task = task
         self._audio_track = header(scope, AUDIO_TRACK)
+        self._shape = shape
         self._fields: Fields = {}
         self._audio = b""
         self._format = ""
@@ -139,4 +146,4 @@ class JsonUpload:
     def wish(self) -> Wish:
         """What is asked."""
         pcm = "audio/pcm" if self._format in fields.RAW_FORMATS else ""
-        return fields.wish(self._fields, self._task, file_content_type=pcm, audio_track=self._audio_track)
+        return fields.wish(self._fields, self._task, file_content_type=pcm, audio_track=self._audio_track, shape=self._shape)
