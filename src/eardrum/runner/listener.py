@@ -18,6 +18,7 @@ from eardrum.runner.decode import Decoder
 from eardrum.runner.gain import Gain, raised
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.inlet import CancelledInletError, Inlet
+from eardrum.runner.placing import placed
 from eardrum.runner.queue import CLIP_S
 from eardrum.runner.speech_bounds import clamp_to_speech
 from eardrum.runner.vad import FRAME, Vad
@@ -204,8 +205,10 @@ def _blocks(decoder: Decoder) -> Iterator[Audio]:
 
 def _segments(window: Window, heard: Heard, summary: Summary) -> Iterator[Segment]:
     """The window's segments on the request's clock, less those that nobody said."""
-    for relative in heard.hearing.segments:
-        segment = clamp_to_speech(relative, window).on(window.clock)
+    placed_segments = (
+        segment for relative in heard.hearing.segments for segment in placed(clamp_to_speech(relative, window), window)
+    )
+    for segment in placed_segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
         if reason := reason_to_drop(segment, window.speech):
             if len(summary.dropped) < DROPPED_REPORTED:

@@ -9,6 +9,7 @@ from eardrum.errors import EardrumError
 from eardrum.live import Committed, Failed, Final, Partial
 from eardrum.runner.hallucination import reason_to_drop
 from eardrum.runner.live.agreement import Agreement
+from eardrum.runner.placing import placed
 from eardrum.text import bare, counterpart, glued, joined, units
 from eardrum.types import Request, Segment, Word
 
@@ -104,7 +105,7 @@ class Utterance:
 
 def heard_in(window: Window, hearing: Hearing) -> list[Segment]:
     """The segments of a window on the session's clock, less those that nobody said."""
-    segments = [segment.on(window.clock) for segment in hearing.segments]
+    segments = [segment for relative in hearing.segments for segment in placed(relative, window)]
     for segment in segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
     return [segment for segment in segments if segment.text.strip() and not reason_to_drop(segment, window.speech)]
