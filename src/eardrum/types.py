@@ -131,6 +131,8 @@ class Segment(Record):
     no_speech_prob: float = 0.0
     compression_ratio: float = 1.0
     temperature: float = 0.0
+    unended: bool = False
+    """The decoder was stopped at its cap before it ended the text itself, as those do that loop."""
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[Token] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)

@@ -154,6 +154,7 @@ class Moonshine(Engine):
             text=text,
             avg_logprob=row.avg_logprob,
             compression_ratio=len(text.encode()) / len(zlib.compress(text.encode())),
+            unended=len(row.tokens) >= row.limit,
             tokens=row.tokens,
         )
         if window.request.logprobs:

@@ -16,7 +16,7 @@ from eardrum.errors import AudioError, EardrumError
 from eardrum.runner.batcher import Batcher, Heard
 from eardrum.runner.decode import Decoder
 from eardrum.runner.gain import Gain, raised
-from eardrum.runner.hallucination import reason_to_drop
+from eardrum.runner.hallucination import judged
 from eardrum.runner.inlet import CancelledInletError, Inlet
 from eardrum.runner.placing import placed
 from eardrum.runner.queue import CLIP_S
@@ -210,8 +210,8 @@ def _segments(window: Window, heard: Heard, summary: Summary) -> Iterator[Segmen
     )
     for segment in placed_segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
-        if reason := reason_to_drop(segment, window.speech):
-            if len(summary.dropped) < DROPPED_REPORTED:
-                summary.dropped.append(Dropped(segment.start, segment.end, segment.text, reason))
-        else:
-            yield segment
+        verdict = judged(segment, window.speech)
+        if verdict.reason and len(summary.dropped) < DROPPED_REPORTED:
+            summary.dropped.append(Dropped(segment.start, segment.end, verdict.dropped, verdict.reason))
+        if verdict.segment:
+            yield verdict.segment

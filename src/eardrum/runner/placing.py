@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from eardrum.engines.base import Window
+from eardrum.runner.parts import tokens_between, word_places
 from eardrum.text import units
 from eardrum.timing import lengthened
 from eardrum.types import Segment, Word
@@ -81,7 +82,7 @@ def _by_words(segment: Segment, stretches: Sequence[Stretch], window: Window) ->
     groups = [(number, len(list(group))) for number, group in groupby(where)]
     if len(groups) == 1:
         return [(segment, stretches[groups[0][0]])]
-    cuts = _cuts(segment.text, segment.words)
+    cuts = word_places(segment.text, segment.words)
     if cuts is None:
         return None
     parts, first = [], 0
@@ -126,28 +127,9 @@ def _best_cut(said: Sequence[str], letters: float, least: int, most: int) -> int
     return found
 
 
-def _cuts(text: str, words: Sequence[Word]) -> list[int] | None:
-    """Where in the text each word begins, and its end; None if the words are not those of the text."""
-    found, at = [], 0
-    for word in words:
-        begin = text.find(word.word, at)
-        if begin < 0 or text[at:begin].strip():
-            return None
-        found.append(begin)
-        at = begin + len(word.word)
-    return None if text[at:].strip() else [*found, len(text)]
-
-
 def _part(segment: Segment, first: int, last: int, start: float, end: float, words: list[Word]) -> Segment:
     """The letters `first` to `last` of a segment, with what is known of them. Tokens are not known by letters: the first part
     keeps them."""
-    tokens, at = [], 0
-    whole = "".join(token.text for token in segment.token_logprobs)
-    lead = len(whole) - len(whole.lstrip())
-    for token in segment.token_logprobs:
-        if first <= at - lead + len(token.text) - len(token.text.lstrip()) < last:
-            tokens.append(token)
-        at += len(token.text)
     return replace(
         segment,
         start=start,
@@ -155,5 +137,5 @@ def _part(segment: Segment, first: int, last: int, start: float, end: float, wor
         text=segment.text[first:last].strip(),
         words=words,
         tokens=segment.tokens if first == 0 else [],
-        token_logprobs=tokens,
+        token_logprobs=tokens_between(segment, first, last),
     )

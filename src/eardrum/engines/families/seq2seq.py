@@ -35,15 +35,19 @@ class Generating(Family):
             ends=[GivenUp(windows)],
             beams=1 if temperature > 0 else self.wishes.beam_size,
             end=self.model.generation_config.eos_token_id,
-            limits=[int(window.seconds * self.tokens_per_second) + self.spare_tokens for window in windows],
+            limits=[self._limit(window) for window in windows],
             **sampling,
         )
+
+    def _limit(self, window: Window) -> int:
+        return int(window.seconds * self.tokens_per_second) + self.spare_tokens
 
     def hearing(self, window: Window, row: Row, text: str, language: str) -> Hearing:
         """A row as one segment."""
         made = heard(window, text, language, avg_logprob=row.avg_logprob, tokens=row.tokens)
         for segment in made.segments:
             segment.temperature = window.request.temperature
+            segment.unended = len(row.tokens) >= self._limit(window)
             if window.request.logprobs:
                 segment.token_logprobs = tokens_of(self.processor.tokenizer, row.tokens, row.logprobs)
         return made

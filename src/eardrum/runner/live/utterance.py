@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from eardrum.engines.base import Hearing, Window
 from eardrum.errors import EardrumError
 from eardrum.live import Committed, Failed, Final, Partial
-from eardrum.runner.hallucination import reason_to_drop
+from eardrum.runner.hallucination import judged
 from eardrum.runner.live.agreement import Agreement
 from eardrum.runner.placing import placed
 from eardrum.text import bare, counterpart, glued, joined, units
@@ -108,7 +108,8 @@ def heard_in(window: Window, hearing: Hearing) -> list[Segment]:
     segments = [segment for relative in hearing.segments for segment in placed(relative, window)]
     for segment in segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
-    return [segment for segment in segments if segment.text.strip() and not reason_to_drop(segment, window.speech)]
+    kept = [judged(segment, window.speech).segment for segment in segments if segment.text.strip()]
+    return [segment for segment in kept if segment]
 
 
 def words_in(text: str, words: list[Word]) -> list[Word]:
