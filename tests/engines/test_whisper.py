@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from eardrum.engines.whisper.rules import (
@@ -164,3 +166,25 @@ def test_special_tokens_are_read_from_the_vocabulary() -> None:
     assert special.text([5, hearing.END_OF_TEXT, at(1), 6]) == [5, 6]
     with pytest.raises(LookupError, match="startofprev"):
         Special.of(lambda name: None if "startofprev" in name else 1)
+
+
+ZEROS = "zero, " * 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "decodings", "seconds", "chosen"),
+    [
+        # Hot decodings of repeated speech leave some of it out, or are noise.
+        ([ZEROS, "zero, zero, zero."], [decoding(ratio=4), decoding(ratio=2, temperature=0.4)], 8.0, 0),
+        ([ZEROS, ZEROS, "a noise"], [decoding(ratio=4), decoding(ratio=4), decoding(-1.5, temperature=1.0)], 8.0, 0),
+        # A loop is faster than speech, unsure, or something else is heard once it is broken.
+        ([ZEROS, "zero, zero."], [decoding(ratio=4), decoding(ratio=2, temperature=0.4)], 2.0, 1),
+        ([ZEROS, "zero, zero."], [decoding(-1.2, ratio=4), decoding(ratio=2, temperature=0.4)], 8.0, 1),
+        ([ZEROS, "And then he left."], [decoding(ratio=4), decoding(ratio=1, temperature=0.4)], 8.0, 1),
+        ([ZEROS, "a noise"], [decoding(ratio=4), decoding(-1.5, temperature=1.0)], 8.0, 1),
+        ([ZEROS, ""], [decoding(ratio=4), decoding(temperature=1.0)], 8.0, 1),
+    ],
+)
+def test_repeated_speech_is_told_from_loops(texts: list[str], decodings: list[Decoding], seconds: float, chosen: int) -> None:
+    numbered = [replace(one, tokens=[number]) for number, one in enumerate(decodings)]
+    assert Thresholds().chosen(numbered, texts, seconds) is numbered[chosen]

@@ -100,6 +100,8 @@ class Row:
     previous: list[int] = field(default_factory=list)
     ladder: list[float] = field(default_factory=list)
     tried: list[Decoding] = field(default_factory=list)
+    best: Decoding | None = None
+    """The one that is believed."""
     voted: dict[str, float] = field(default_factory=dict)
     """What this row said about the request's language."""
     spans: list[Span] = field(default_factory=list)
@@ -188,7 +190,7 @@ class Rounds:
         for row in rows:
             row.previous = self._previous(row.window)
             row.ladder = ladder(self._temperatures, row.window.request.temperature)
-            row.tried = []
+            row.tried, row.best = [], None
         waiting = list(range(len(rows)))
         while waiting:
             for alike in _groups(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
@@ -209,7 +211,7 @@ class Rounds:
         for row in rows:
             row.spans, row.rest = [], None
             if row.tried and not row.window.cancelled:
-                best = self._thresholds.best(row.tried)
+                best = row.best = self._best(row)
                 if not self._thresholds.silent(best):
                     row.split(best, self._special.times)
         aligned = self._align(rows, encoded)
@@ -220,6 +222,12 @@ class Rounds:
                     self._remember(row)
             if not row.hearing.segments:
                 self._take_back(row)
+
+    def _best(self, row: Row) -> Decoding:
+        if len(row.tried) == 1:
+            return row.tried[0]
+        texts = [self._model.text(decoding.tokens) for decoding in row.tried]
+        return self._thresholds.chosen(row.tried, texts, row.seconds)
 
     def _take_back(self, row: Row) -> None:
         """Where nobody speaks, no language is spoken."""
@@ -246,7 +254,7 @@ class Rounds:
         return aligned
 
     def _segments(self, row: Row, aligned: tuple[list[float], list[float]] | None) -> list[Segment]:
-        best = self._thresholds.best(row.tried)
+        best = row.best or self._best(row)
         texts = [self._special.text(span.tokens) for span in row.spans]
         firsts = accumulate((len(text) for text in texts), initial=0)
         segments = []

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from eardrum.languages import NAMES
+from eardrum.text import bare
 from eardrum.types import Task, Word
 
 WINDOW_S = 30.0
@@ -28,6 +29,9 @@ HEARD_ENOUGH_S = 30.0
 """Seconds of a request's speech after which its language is settled."""
 FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
+
+LETTERS_A_SECOND = 20.0
+"""Nobody speaks faster for long."""
 
 OPENING = "\"'“¿([{-"
 CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 -- full-width on purpose
@@ -135,6 +139,24 @@ class Thresholds:
             return decodings[-1]
         believable = [decoding for decoding in decodings if not self._repetitive(decoding)]
         return max(believable or decodings, key=lambda decoding: decoding.avg_logprob)
+
+    def chosen(self, decodings: Sequence[Decoding], texts: Sequence[str], seconds: float) -> Decoding:
+        """`best`, unless people repeated themselves: then what looked like a loop is what was said.
+
+        It is, if it is sure, no faster than speech, and either the best has nothing but fewer of the same words, or is in
+        doubt itself while another attempt had the same text. `texts` are those of the decodings, of so much audio.
+        """
+        best = self.best(decodings)
+        said = set(map(bare, texts[decodings.index(best)].split()))
+        for decoding, text in zip(decodings, texts, strict=True):
+            unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
+            if decoding is best or not self._repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
+                continue
+            words = list(map(bare, text.split()))
+            confirmed = sum(list(map(bare, other.split())) == words for other in texts) > 1
+            if (said and said <= set(words)) or (confirmed and self.doubtful(best)):
+                return decoding
+        return best
 
     def _repetitive(self, decoding: Decoding) -> bool:
         return self.compression_ratio is not None and decoding.compression_ratio > self.compression_ratio
