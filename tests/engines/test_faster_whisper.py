@@ -168,6 +168,27 @@ def test_languages_are_detected_until_enough_was_heard(engine: FasterWhisper, mo
     assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
 
 
+def test_a_language_that_follows_at_length_is_noticed(engine: FasterWhisper) -> None:
+    context = Context(votes={"de": 31.0}, unheard=15.0)
+    assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
+    assert context.votes["en"] == pytest.approx(15 + len(clip("u06").samples) / SAMPLE_RATE, rel=0.2), "for what came before, too"
+    assert context.unheard == 0
+    context.unheard = 25.0
+    assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "en"
+
+
+def test_each_window_may_have_a_language_of_its_own(engine: FasterWhisper) -> None:
+    context = Context()
+    names = ["u03", "u06", "u15", "u30"]
+    heard = engine.transcribe([window(clip(name).samples, context, multilingual=True) for name in names])
+    assert [h.language for h in heard] == ["de", "en", "de", "en"]
+    assert [text(h) for h in heard] == [clip(name).text for name in names]
+    (late,) = engine.transcribe([window(clip("u06").samples, Context(votes={"de": 500.0}), multilingual=True)])
+    assert late.language == "en"
+    (named,) = engine.transcribe([window(clip("u06").samples, Context(), multilingual=True, language="de")])
+    assert named.language == "de"
+
+
 def test_silence_has_no_say_in_the_language(engine: FasterWhisper) -> None:
     context = Context()
     first, second = engine.transcribe([window(silence(20), context), window(clip("u06").samples, context)])

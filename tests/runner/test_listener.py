@@ -14,7 +14,7 @@ import pytest
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.errors import AudioError
 from eardrum.runner.batcher import Batcher
-from eardrum.runner.listener import Listener
+from eardrum.runner.listener import Listener, _adjusted
 from eardrum.runner.vad import Vad
 from eardrum.runner.windows import Cutting
 from eardrum.types import SAMPLE_RATE, Capabilities, Event, Request, Segment, Summary
@@ -135,3 +135,43 @@ def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:
         assert [type(event) for event in asyncio.run(run())].count(Segment) >= 1
     finally:
         batcher.close()
+
+
+class PolyglotEngine(CountingEngine):
+    """An engine that is not one: hears English in the first window, German in the next two, and Dutch in the last."""
+
+    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+        """A language by the window's time."""
+        return [Hearing([Segment(0.0, window.seconds, "heard")], self._language(window)) for window in windows]
+
+    def _language(self, window: Window) -> str:
+        return "fr" if window.seconds < 3 else ["en", "de", "de", "nl"][min(int(window.start / 8), 3)]
+
+
+def test_the_language_is_that_of_most_of_the_speech() -> None:
+    engine = PolyglotEngine()
+    batcher = Batcher(engine, batch=1)
+
+    async def run() -> list[Event]:
+        listener = listening(engine, batcher)
+        events = asyncio.ensure_future(collect(listener.events(), []))
+        await listener.inlet.feed(pcm(np.tile(speech(), 2)[: 33 * SAMPLE_RATE]))
+        listener.inlet.finish()
+        return await events
+
+    try:
+        events = asyncio.run(run())
+    finally:
+        batcher.close()
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    assert summary.language == "de"
+
+
+def test_windows_with_languages_of_their_own_are_not_packed() -> None:
+    packed = Cutting(max_s=30, pack=True, silence_s=2.0, padding_s=1.0)
+    assert _adjusted(packed, Request()) == packed
+    apart = _adjusted(packed, Request(multilingual=True))
+    assert (apart.pack, apart.silence_s) == (False, 1.0)
+    assert _adjusted(packed, Request(multilingual=True, language="de")) == packed
+    assert _adjusted(packed, Request(multilingual=True, vad_silence_s=0.4)).silence_s == 0.4

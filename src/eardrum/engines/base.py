@@ -43,6 +43,8 @@ class Context:
 
     votes: dict[str, float] = field(default_factory=dict)
     """Language code to the sum of its probabilities, weighted by seconds of speech."""
+    unheard: float = 0.0
+    """Seconds of speech since the engine last found out a language: the next finding stands for them, too."""
     text: str = ""
     """What was said before, as far as the engine wants to remember it."""
 

@@ -244,6 +244,8 @@ class Service:
             UnsupportedFeatureError: the model cannot do what is asked.
         """
         self.catalog.check(model, request)
+        if request.multilingual:
+            return request
         return replace(request, language=request.language or self.settings.default_language or None)
 
     async def stream(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:

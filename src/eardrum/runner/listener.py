@@ -31,6 +31,9 @@ BLOCK = FRAME * 156
 AHEAD = 8
 """Windows a request may have waiting: enough to fill a batch, few enough to bound its memory."""
 
+OWN_LANGUAGE_PAUSE_S = 1.0
+"""Between speakers of different languages there is a pause; windows that have their own language end there."""
+
 DROPPED_REPORTED = 100
 """Hallucinations listed in a summary; more are only counted by their absence."""
 
@@ -68,6 +71,7 @@ class Listener:
         """
         self._thread.start()
         summary = Summary(language=self._request.language or "", duration=0.0)
+        spoken: dict[str, float] = {}
         try:
             while not isinstance(item := await self._ready.get(), End):
                 if isinstance(item, Opened):
@@ -78,7 +82,10 @@ class Listener:
                 summary.windows += 1
                 summary.queue_s = max(summary.queue_s, heard.queue_s)
                 summary.decode_s += heard.decode_s
-                summary.language = heard.hearing.language or summary.language
+                if language := heard.hearing.language:
+                    begin, end = window.speech_span
+                    spoken[language] = spoken.get(language, 0.0) + max(end - begin, 0.0)
+                    summary.language = self._request.language or self._most_spoken(spoken)
                 for segment in _segments(window, heard, summary):
                     yield segment
             if item.error:
@@ -89,6 +96,11 @@ class Listener:
             yield summary
         finally:
             await self._cancel()
+
+    def _most_spoken(self, spoken: dict[str, float]) -> str:
+        """The language of most of the speech. What the engine found out counts for more than what it decoded each window in."""
+        votes = spoken if self._request.multilingual else self._context.votes or spoken
+        return max(votes, key=votes.__getitem__)
 
     async def _cancel(self) -> None:
         self._cancelled = True
@@ -184,6 +196,8 @@ def _adjusted(cutting: Cutting, request: Request) -> Cutting:
         "silence_s": request.vad_silence_s,
         "padding_s": request.vad_padding_s,
     }
+    if request.multilingual and not request.language:
+        cutting = replace(cutting, pack=False, silence_s=min(cutting.silence_s, OWN_LANGUAGE_PAUSE_S))
     return replace(cutting, **{name: wish for name, wish in wishes.items() if wish is not None})
 
 

@@ -42,6 +42,8 @@ Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 FRAMES_PER_SECOND = 100
 LEAST_S = 0.3
 """Less speech than this is not worth a round, and less progress than this is none."""
+LEAST_OWN_S = 0.5
+"""Less speech than this does not tell its language: it is taken to be in that of the rest."""
 REMEMBERED = 2000
 """Characters of earlier text that are kept; more than the model can be told."""
 SURE_OF_NOTHING = 1e-10
@@ -167,23 +169,35 @@ class Rounds:
         return [Hearing() if row.window.cancelled or not row.hearing.segments else row.hearing for row in rows]
 
     def _find_languages(self, rows: Sequence[Row], encoded: Any) -> None:
-        """A row's language is its request's, or the one with most votes of the request's windows so far."""
+        """A row's language is its request's, or the one with most votes of the request's windows so far, or its own."""
         unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.hearing.language]
-        unsettled = [n for n in unknown if not rows[n].window.request.language and not settled(rows[n].window.context.votes)]
+        unsettled = [n for n in unknown if self._is_unsettled(rows[n].window)]
         detected = self._model.detect(encoded, unsettled) if unsettled else []
         with self._voting:
             for number, probabilities in zip(unsettled, detected, strict=True):
                 row = rows[number]
-                begin, end = row.window.speech_span
-                spoken = max(end - begin, LEAST_S)
+                context = row.window.context
+                spoken, context.unheard = _spoken(row.window) + context.unheard, 0.0
                 row.voted = {code: p * spoken for code, p in probabilities.items() if code in self._special.languages}
-                vote(row.window.context.votes, row.voted)
+                vote(context.votes, row.voted)
             for number in unknown:
                 window = rows[number].window
-                rows[number].hearing.language = window.request.language or favourite(window.context.votes)
+                own = rows[number].voted if window.request.multilingual and _spoken(window) >= LEAST_OWN_S else {}
+                rows[number].hearing.language = window.request.language or favourite(own or window.context.votes)
         if not self._model.multilingual:
             for row in rows:
                 row.hearing.language = "en"
+
+    def _is_unsettled(self, window: Window) -> bool:
+        """Whether the language has to be looked for in this window."""
+        if window.request.language:
+            return False
+        context = window.context
+        with self._voting:
+            if window.request.multilingual or not settled(context.votes, context.unheard + _spoken(window)):
+                return True
+            context.unheard += _spoken(window)
+        return False
 
     def _decode(self, rows: Sequence[Row], encoded: Any) -> None:
         """Try each row at one temperature after another until there is no doubt; rows at the same one go together."""
@@ -312,6 +326,11 @@ class Rounds:
         if not self._model.multilingual:
             return [self._special.start]
         return self._special.beginning(row.hearing.language, row.window.request.task)
+
+
+def _spoken(window: Window) -> float:
+    begin, end = window.speech_span
+    return max(end - begin, LEAST_S)
 
 
 def _groups(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:

@@ -26,7 +26,9 @@ MOST_PREVIOUS = 223
 PREVIOUS_STEP = 32
 """What was said before is cut to a multiple of this, so that windows agree on its length and can share a batch."""
 HEARD_ENOUGH_S = 30.0
-"""Seconds of a request's speech after which its language is settled."""
+"""Seconds of a request's speech after which its language is looked for less and less often."""
+HEARD_AGAIN = 0.5
+"""Then it is once that share of what was heard before has followed: a dozen times an hour, and most of the speech decides."""
 FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
 
@@ -248,9 +250,10 @@ def vote(votes: dict[str, float], seconds: Mapping[str, float], sign: int = 1) -
         votes[language] = votes.get(language, 0.0) + sign * share
 
 
-def settled(votes: Mapping[str, float]) -> bool:
-    """Whether enough speech was heard to be sure of the language."""
-    return sum(votes.values()) > HEARD_ENOUGH_S * 0.99
+def settled(votes: Mapping[str, float], unheard: float = 0.0) -> bool:
+    """Whether enough speech was heard to be sure of the language, of which so many seconds have no vote yet."""
+    heard = sum(votes.values())
+    return heard > HEARD_ENOUGH_S * 0.99 and unheard < heard * HEARD_AGAIN
 
 
 def favourite(votes: Mapping[str, float]) -> str:
