@@ -96,8 +96,8 @@ class Wish:
 def wish(fields: Fields, task: Task, *, file_content_type: str = "", audio_track: str = "", shape: Shape = ANY) -> Wish:
     """Read the fields. Empty strings count as unset; array fields may have brackets or not, or be JSON.
 
-    `audio_track` is that of the request's header, for clients whose fields are fixed; `shape` is that of subtitles where the fields
-    do not say it.
+    `audio_track` is that of the request's header, for clients whose fields are fixed; `shape` is what subtitles have where no
+    field says it.
 
     Raises:
         InvalidRequestError: a value is not one of those allowed; `param` names the field.
