@@ -11,11 +11,11 @@ from typing import Self
 import numpy as np
 import pytest
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
 from eardrum.errors import AudioError
 from eardrum.runner.batcher import Batcher
 from eardrum.runner.listener import Listener, _adjusted
-from eardrum.runner.vad import Vad
+from eardrum.runner.vad import Probabilities, Vad, VadStream
 from eardrum.runner.windows import Cutting
 from eardrum.types import SAMPLE_RATE, Capabilities, Event, Request, Segment, Summary
 from tests.recordings import pcm, retimed, speech, spoken
@@ -115,6 +115,37 @@ def test_times_and_warnings_are_those_of_the_container() -> None:
     assert isinstance(summary, Summary)
     assert summary.duration == pytest.approx(46, abs=1.5)
     assert [warning[:20] for warning in summary.warnings] == ["There is no audio fr", "The file breaks off "]
+
+
+def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+
+    def count(stream: VadStream, samples: Audio) -> Probabilities:
+        nonlocal looked_at
+        looked_at += len(samples)
+        return look(stream, samples)
+
+    look = VadStream.__call__
+    monkeypatch.setattr(VadStream, "__call__", count)
+    engine = CountingEngine()
+    batcher = Batcher(engine, batch=4)
+    data = retimed(spoken("webm"), "webm", lambda at: at if at < 6 else at + 3 * 3600)
+
+    async def run() -> list[Event]:
+        engine.listener = Listener(Request(), batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=86_400)
+        await engine.listener.inlet.feed(data)
+        engine.listener.inlet.finish()
+        return await collect(engine.listener.events(), [])
+
+    try:
+        events = asyncio.run(run())
+    finally:
+        batcher.close()
+    assert looked_at < 60 * SAMPLE_RATE
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    assert summary.duration == pytest.approx(3 * 3600 + 18, abs=0.5)
+    assert [event.start for event in events if isinstance(event, Segment)][-1] > 3 * 3600 + 6
 
 
 def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:

@@ -28,6 +28,9 @@ from eardrum.types import SAMPLE_RATE, Dropped, Event, Opened, Request, Segment,
 BLOCK = FRAME * 156
 """Samples per step through the VAD: 5 s. Larger gains nothing, smaller costs up to twice the CPU."""
 
+SILENT = 3
+"""Blocks of digital silence after which more of it is not looked at: a gap in a recording's clock may last for hours."""
+
 AHEAD = 8
 """Windows a request may have waiting: enough to fill a batch, few enough to bound its memory."""
 
@@ -144,12 +147,14 @@ class Listener:
     def _windows(self) -> Iterator[Window]:
         vad, gain = self._vad.stream(), Gain()
         cutter = Packer(self._cutting) if self._cutting.pack else Cutter(self._cutting)
-        opened = False
+        opened, silent = False, 0
         for block in _blocks(self._decoder):
+            silent = 0 if block.any() else silent + 1
             if not opened:
                 opened = True
                 self._tell(Opened(self._decoder.duration, self._decoder.audio_track, self._decoder.audio_tracks))
-            for cut in cutter.feed(block, vad(gain(block))):
+            probs = vad(gain(block)) if silent <= SILENT else np.zeros(len(block) // FRAME, np.float32)
+            for cut in cutter.feed(block, probs):
                 yield self._window(cut)
         for cut in cutter.finish():
             yield self._window(cut)
