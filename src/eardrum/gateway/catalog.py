@@ -146,6 +146,10 @@ class Catalog:
             return model
         raise ModelNotFoundError(self.how_to_fetch(model, name))
 
+    def has(self, name: str) -> bool:
+        """Whether a model has exactly this name or alias, without a look at what may have come since."""
+        return name in self._names
+
     def named(self, name: str) -> Model | None:
         """The model of this name or alias if there is one, without a look at what may have come since."""
         return self._present(name) if name else None

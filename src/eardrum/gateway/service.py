@@ -149,9 +149,7 @@ class Service:
         Raises:
             ModelNotFoundError: the active profile refuses the name.
         """
-        known = (spelling for spelling in names.meanings(name) if self._has(spelling))
-        spelled = self.copies.get(name) or next(known, name.removesuffix(names.LATEST) or name)
-        return self.selection.meant(spelled, self._target)
+        return self.selection.meant(self.copies.get(name) or self._spelled(name), self._target)
 
     def activate(self, profile: str) -> None:
         """Make a profile the active one; an empty name is none.
@@ -300,9 +298,14 @@ class Service:
         """End every model at once, for a server that has no time to shut down."""
         self._supervisor.abandon()
 
-    def _has(self, name: str) -> bool:
-        """Whether something here has exactly this name now."""
-        return self.selection.has(name) or self.catalog.named(name) is not None
+    def _spelled(self, name: str) -> str:
+        """The name as what is here has it: exactly, or as one of those by which its weights are known; else without a tag."""
+        spellings = names.meanings(name)
+        exact = (spelling for spelling in spellings if self.selection.has(spelling) or self.catalog.has(spelling))
+        if found := next(exact, ""):
+            return found
+        known = (spelling for spelling in spellings if self.catalog.named(spelling))
+        return next(known, name.removesuffix(names.LATEST) or name)
 
     def _target(self, name: str) -> Target:
         model = self.catalog.named(name)
