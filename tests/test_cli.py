@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import socket
 import subprocess
@@ -195,8 +196,13 @@ def test_several_formats_of_a_server_are_one_request(server: RunningServer, reco
     assert server.log.count("POST /v1/audio/transcriptions") == before + 1
     names = {"text": "one.txt", "json": "one.json", "srt": "one.srt", "vtt": "one.vtt", "verbose_json": "one.verbose.json"}
     for format in formats:
-        alone = eardrum(*command, "--format", format).stdout
-        assert (tmp_path / names[format]).read_text().strip() == alone.strip()
+        alone = eardrum(*command, "--format", format.replace("text", "txt")).stdout
+        assert without_logprobs((tmp_path / names[format]).read_text()) == without_logprobs(alone)
+
+
+def without_logprobs(document: str) -> str:
+    """Windows that share a batch are decoded with other roundings than windows alone: their probabilities differ a little."""
+    return re.sub(r'("(?:avg_logprob|no_speech_prob|logprob)": )[-\d.e]+', r"\1?", document).strip()
 
 
 def test_a_folder_may_stand_in_a_models_place(recordings: list[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -79,6 +80,21 @@ def test_every_container(container: str, rate: int | None) -> None:
     assert found.dtype == np.float32
     assert len(SAMPLES) - (1024 if container == "caf" else 0) <= len(found) <= len(SAMPLES) + SLACK
     assert np.abs(found).max() <= 1.5
+
+
+@pytest.mark.parametrize(("muxer", "codec"), [("nut", "pcm_s16le"), ("sox", "pcm_s32le"), ("ircam", "pcm_s16le")])
+def test_rarer_containers(muxer: str, codec: str) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format=muxer) as output:
+        track = output.add_stream(codec, rate=48_000)
+        track.layout = "mono"
+        resampler = av.AudioResampler(track.codec_context.format, track.layout, 48_000)
+        frame = av.AudioFrame.from_ndarray(SAMPLES[None], format="flt", layout="mono")
+        frame.sample_rate = 16_000
+        for resampled in [*resampler.resample(frame), *resampler.resample(None)]:
+            output.mux(track.encode(resampled))
+        output.mux(track.encode(None))
+    assert like(decoded(file.getvalue()), SAMPLES) > 0.95
 
 
 @pytest.mark.parametrize("container", ["wav", "mp3", "m4a", "ogg"])

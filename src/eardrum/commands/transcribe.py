@@ -187,12 +187,13 @@ def _missing(targets: Targets, there: set[Path]) -> Targets:
 
 
 def _formats(given: Sequence[str]) -> list[str]:
-    """The formats, each once.
+    """The formats, each once. `txt` is the name that Whisper's own command has for text.
 
     Raises:
         BadParameter: one of them is none.
     """
     names = [name.strip().lower() for value in given for name in value.split(",") if name.strip()]
+    names = ["text" if name == "txt" else name for name in names]
     for name in names:
         if name not in SUFFIXES:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(SUFFIXES)}.", param_hint="'--format'")

@@ -79,8 +79,8 @@ WITHOUT_CLOCK = ("avi",)
 """Containers whose timestamps are the number of packets, empty ones included or not."""
 
 CONTAINERS = (
-    "aac,ac3,adts,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,gsm,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
-    "mp2,mp3,mpeg,mpegts,ogg,rm,tta,voc,w64,wav,wv"
+    "aac,ac3,adts,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,iff,ircam,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
+    "mp2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,qcp,rm,sox,tak,truehd,tta,voc,w64,wav,wtv,wv"
 )
 """Formats worth opening. Playlists and other formats that make FFmpeg open further files stay out."""
 
