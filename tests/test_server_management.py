@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import json
 import re
@@ -17,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 import requests
@@ -24,7 +27,7 @@ import yaml
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.ports import free_port
-from tests.recordings import SPEECH_TEXT, spoken, tape
+from tests.recordings import SPEECH_TEXT, pcm, silence, spoken, tape
 
 pytestmark = pytest.mark.slow
 
@@ -73,11 +76,11 @@ def post(server: RunningServer, path: str) -> requests.Response:
 class Following:
     """A stream that is read in the background, as a client reads it."""
 
-    def __init__(self, server: RunningServer, path: str):
+    def __init__(self, server: RunningServer, path: str, headers: dict[str, str] | None = None):
         self.text = ""
         self.ended = False
         self.broken = False
-        self._response = requests.get(f"{server.address}{path}", stream=True, timeout=60)
+        self._response = requests.get(f"{server.address}{path}", headers=headers, stream=True, timeout=60)
         self.headers = self._response.headers
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -260,6 +263,44 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         assert (upsert["request"]["model"], upsert["request"]["req_path"]) == (M, "/v1/audio/transcriptions")
         assert remove == {"operation": "remove", "id": upsert["request"]["id"]}
         assert any(log["source"] == "upstream" and M in log["data"] for log in following.of("logData"))
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions/stream", "/v1/realtime?intent=transcription", "/ws/realtime"])
+def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path, path: str) -> None:
+    key, queried = "sk-the-key-of-this-server", "sk-the-key-in-the-query"
+    header = {"authorization": f"Bearer {key}"}
+    with (
+        configured(tmp_path, apiKeys=[key]) as server,
+        Following(server, "/api/events", header) as before,
+    ):
+        wait_for(lambda: before.of("inflight"))
+
+        async def talk() -> None:
+            url = f"{server.address}{path}{'&' if '?' in path else '?'}model={M}"
+            if "stream" not in path:  # which refuses what it does not know
+                url += f"&api_key={queried}"
+            protocols = ("realtime", f"openai-insecure-api-key.{key}")
+            async with aiohttp.ClientSession() as session, session.ws_connect(url, protocols=protocols) as socket:
+                if "intent" in path:
+                    audio = base64.b64encode(pcm(silence(1))).decode()
+                    await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
+                else:
+                    await socket.send_bytes(pcm(silence(1)))
+                await asyncio.to_thread(wait_for, lambda: len(before.of("inflight")) > 1)
+                with Following(server, "/api/events", header) as during:
+                    await asyncio.to_thread(wait_for, lambda: during.of("inflight"))
+                    (told,) = during.of("inflight")[0]["requests"]
+                    assert (told["method"], told["req_path"]) == ("GET", path.partition("?")[0])
+                    assert told["req_headers"]["sec-websocket-protocol"] == "realtime, [redacted]"
+                    assert not during.ended
+
+        asyncio.run(talk())
+        wait_for(lambda: before.of("activity") == [{"id": 1}])
+        assert not before.ended
+        for page in ("/logs", "/logs/upstream", "/api/metrics/activity"):
+            before.text += requests.get(f"{server.address}{page}", headers=header, timeout=20).text
+        assert key not in before.text + server.log
+        assert queried not in before.text + server.log
 
 
 def test_profiles_change_what_names_mean(tmp_path: Path) -> None:

@@ -37,6 +37,20 @@ def test_a_long_line_is_cut() -> None:
     assert line.endswith(f"[{1_000_000 - logs.LINE_BYTES} characters more]")
 
 
+def test_a_log_shows_no_keys() -> None:
+    shown: list[str] = []
+    log = Log(shown.append)
+    log.write('10.0.0.7 - "GET /v1/realtime?model=m&api_key=sk-secret&Token=sk-secret HTTP/1.1" 101')
+    log.write("> Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-secret, other")
+    log.write("--api-key-file=keys.txt, and ?page=2&key=")
+    assert log.lines() == shown
+    assert shown == [
+        '10.0.0.7 - "GET /v1/realtime?model=m&api_key=[redacted]&Token=[redacted] HTTP/1.1" 101',
+        "> Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.[redacted], other",
+        "--api-key-file=keys.txt, and ?page=2&key=",
+    ]
+
+
 async def test_a_follower_gets_what_is_known_and_then_what_comes() -> None:
     log = Log()
     log.write("a")

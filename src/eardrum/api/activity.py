@@ -84,6 +84,11 @@ class Record:
         self._activity.learned(self)
 
     @property
+    def method(self) -> str:
+        """How it was asked. A WebSocket, of which ASGI does not say this, begins with a GET."""
+        return str(self.scope.get("method", "GET"))
+
+    @property
     def elapsed(self) -> float:
         """Seconds since it began."""
         return time.monotonic() - self.started

@@ -11,6 +11,8 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
+from eardrum.redaction import redacted_line
+
 BYTES = 100 << 10
 LINES = 4000
 """What a log keeps at most. Lines are bounded too, because an empty one also takes memory."""
@@ -31,9 +33,10 @@ class Log:
         self._pass_on = pass_on
 
     def write(self, line: str) -> None:
-        """Add a line, or several in one text that stay together."""
+        """Add a line, or several in one text that stay together. Keys in it are left out."""
         if len(line) > LINE_BYTES:
             line = f"{line[:LINE_BYTES]} [{len(line) - LINE_BYTES} characters more]"
+        line = redacted_line(line)
         self._lines.append(line)
         self._bytes += _size(line)
         self._written += 1

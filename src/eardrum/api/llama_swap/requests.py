@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from eardrum.api.activity import Activity, Finished, Record
 from eardrum.errors import InvalidRequestError, NotFoundError
+from eardrum.redaction import redacted_headers
 
-SECRET = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie", "set-cookie"})
 ROWS, MOST_ROWS = 25, 999
 
 
@@ -94,10 +94,10 @@ def _entry(record: Record) -> dict[str, Any]:
         "timestamp": _time(record.began),
         "model": record.model,
         "req_path": record.scope["path"],
-        "method": record.scope["method"],
-        "req_headers": _headers(record.scope["headers"]),
+        "method": record.method,
+        "req_headers": redacted_headers(record.scope["headers"]),
         "remote_ip": client[0] if client else "",
-        "resp_headers": _headers(record.headers),
+        "resp_headers": redacted_headers(record.headers),
         "resp_bytes": record.sent,
         "elapsed_ms": round(record.elapsed * 1000),
     }
@@ -109,7 +109,7 @@ def _row(row: Finished) -> dict[str, Any]:
         "timestamp": _time(row.began),
         "model": row.model,
         "req_path": row.path,
-        "resp_content_type": _headers(row.headers).get("content-type", ""),
+        "resp_content_type": redacted_headers(row.headers).get("content-type", ""),
         "resp_status_code": row.status,
         "tokens": {
             "cache_tokens": row.tokens.cached,
@@ -122,11 +122,6 @@ def _row(row: Finished) -> dict[str, Any]:
         "has_capture": False,
         **({"error_msg": row.error} if row.error else {}),
     }
-
-
-def _headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    named = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
-    return {name: "[redacted]" if name in SECRET else value for name, value in named}
 
 
 def _time(seconds: float) -> str:

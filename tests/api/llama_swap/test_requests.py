@@ -1,0 +1,53 @@
+"""Requests for models in llama-swap's words, whatever kind of request it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from eardrum.api.activity import Activity, Record
+from eardrum.api.llama_swap.requests import InProgress
+
+KEY = "sk-very-secret"
+
+
+async def in_progress(activity: Activity, id: str, **scope: Any) -> Record:
+    record = Record(id, {"path": "/v1/realtime", "headers": [], "client": ("10.0.0.7", 5), **scope}, activity)
+    record.model = "m"
+    return record
+
+
+async def test_a_websocket_is_told_as_the_get_that_it_began_with() -> None:
+    activity = Activity()
+    follower = InProgress(activity)
+    await in_progress(activity, "socket", type="websocket")
+    await in_progress(activity, "upload", type="http", method="POST", client=None)
+    told = [update["request"] for update in follower.news()]
+    assert [(entry["method"], entry["remote_ip"]) for entry in told] == [("GET", "10.0.0.7"), ("POST", "")]
+    assert InProgress(activity).snapshot()["requests"] == told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("Authorization", f"Bearer {KEY}", "[redacted]"),
+        ("api-key", KEY, "[redacted]"),
+        ("x-goog-api-key", KEY, "[redacted]"),
+        ("x-auth-token", KEY, "[redacted]"),
+        ("cookie", KEY, "[redacted]"),
+        ("sec-websocket-protocol", f"realtime, openai-insecure-api-key.{KEY}, openai-beta.realtime-v1", None),
+        ("sec-websocket-protocol", f"bearer,{KEY}", "[redacted], [redacted]"),
+        ("referer", f"https://page.example/talk?key={KEY}&x=1", "https://page.example/talk?[redacted]"),
+        ("x-original-uri", f"/v1/realtime?model=m&api_key={KEY}", "/v1/realtime?[redacted]"),
+        ("user-agent", "OpenAI/Python 2.1", "OpenAI/Python 2.1"),
+        ("x-ratelimit-remaining-tokens", "7", "7"),
+    ],
+)
+async def test_keys_are_not_told(name: str, value: str, shown: str | None) -> None:
+    activity = Activity()
+    record = await in_progress(activity, "a", type="websocket", headers=[(name.encode(), value.encode())])
+    record.answering(101, [(name.encode(), value.encode())])
+    (entry,) = InProgress(activity).snapshot()["requests"]
+    shown = shown or "realtime, [redacted], openai-beta.realtime-v1"
+    assert entry["req_headers"] == entry["resp_headers"] == {name.lower(): shown}
