@@ -39,6 +39,15 @@ from eardrum.types import SAMPLE_RATE
 GROUP = 80_000
 """Samples gathered before they are resampled: frame by frame costs 1.4 times as much."""
 
+VALUES, MOST_S = 16 * GROUP, 60.0
+"""No group has more samples, those of all channels counted, nor lasts longer: what is mixed and resampled takes a few MB then."""
+
+FRAME_VALUES = 1 << 21
+"""The same for a frame. Recorders write some thousand; a file of a hundred MB may be a single one."""
+
+LOWEST, HIGHEST = 1_000, 1_000_000
+"""Rates in Hz. Nothing is understood below, and a header of one Hz makes days of a few kB."""
+
 AT_ONCE = 64 * 1024
 """Bytes that are waited for before a file is decoded: most short clips are here as a whole then, which makes them cheaper."""
 
@@ -129,13 +138,17 @@ class Decoder:
             StorageFullError: the audio has to be read from a disk that is full.
         """
         for block in self._decode_pcm() if self._raw_pcm else self._decode_containers():
+            self._check_length(len(block))
             self.samples += len(block)
-            if self.samples > self._limit:
-                raise AudioError(
-                    f"The audio is longer than {self._limit / SAMPLE_RATE:,.0f} s, the limit of this server: "
-                    "send it in parts or raise limits.audio_seconds."
-                )
             yield block
+
+    def _check_length(self, more: int) -> None:
+        """See that there may be so many more samples."""
+        if self.samples + more > self._limit:
+            raise AudioError(
+                f"The audio is longer than {self._limit / SAMPLE_RATE:,.0f} s, the limit of this server: "
+                "send it in parts or raise limits.audio_seconds."
+            )
 
     @property
     def _at(self) -> float:
@@ -206,6 +219,8 @@ class Decoder:
         with container, ExitStack() as closing:
             if not container.streams.audio:
                 raise AudioError("The file has no audio track.")
+            for stream in container.streams.audio:
+                stream.codec_context.options = {"max_samples": str(FRAME_VALUES)}
             choice = Tracks(container.streams.audio, self._wanted, held_s=LIVE_HELD_S if self._live else HELD_S)
             closing.callback(choice.close)
             if container.duration and container.duration > 0:
@@ -254,6 +269,7 @@ class Decoder:
                     self._head = kept.head(HEAD if container.format.name == "mp3" else FIRST)
                     kept.forget()
             for frame in frames:
+                _check_rate(frame.sample_rate)
                 if not timed:
                     frame.pts = None
                 yield from self._chosen(choice, choice.take(packet.stream, frame))
@@ -302,6 +318,7 @@ class Decoder:
                 continue
             if mix is None or resampler is None:
                 mix, resampler = Downmix.of(group), AudioResampler("flt", "mono", SAMPLE_RATE)
+            self._check_length(group.samples * SAMPLE_RATE // group.sample_rate)
             yield from _arrays(resampler.resample(mix.frame(group)))
         if resampler:
             yield from _arrays(resampler.resample(None))
@@ -324,6 +341,18 @@ class Break:
 
     def __init__(self, until: float | None = None):
         self.until = until
+
+
+def _check_rate(rate: int) -> None:
+    """See that sound of this rate can be heard.
+
+    Raises:
+        AudioError: it cannot, or the header lies.
+    """
+    if not LOWEST <= rate <= HIGHEST:
+        raise AudioError(
+            f"By its header the audio has {rate:,} samples a second, which is no sound: send {LOWEST:,} to {HIGHEST:,} Hz."
+        )
 
 
 def _time(clock: MediaClock[AudioFrame], begin: int) -> float:
@@ -363,14 +392,19 @@ def _grouped(frames: Iterator[AudioFrame | Gap], size: int) -> Iterator[AudioFra
             continue
         if number:
             yield Break()
-        fifo = AudioFifo()
+        fifo, most = AudioFifo(), 1
         for frame in cast(Iterator[AudioFrame], run):
             frame.pts = None  # they were looked at: repeats and jitter are no reason to refuse the samples
             fifo.write(frame)
-            if fifo.samples >= size and (group := fifo.read()):
-                yield group
-        if fifo.samples and (group := fifo.read()):
-            yield group
+            most = max(min(VALUES // len(frame.layout.channels), int(MOST_S * frame.sample_rate)), 1)
+            yield from _taken(fifo, min(size, most), most)
+        yield from _taken(fifo, 1, most)
+
+
+def _taken(fifo: AudioFifo, least: int, most: int) -> Iterator[AudioFrame]:
+    """Groups of these sizes, as many as there are."""
+    while fifo.samples >= least and (group := fifo.read(min(fifo.samples, most))):
+        yield group
 
 
 def _format(frame: AudioFrame | Gap) -> tuple[str, str, int] | None:
