@@ -20,15 +20,17 @@ from eardrum.api.auth import Keys
 from eardrum.api.cors import Cors
 from eardrum.api.forward.passthrough import Passthrough
 from eardrum.api.forward.routes import CHAT, Forward
+from eardrum.api.hosts import Hosts
 from eardrum.api.llama_swap import routes as llama_swap
 from eardrum.api.ollama import refusals as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import answers, routes
 from eardrum.api.openai.chat import Chat
-from eardrum.api.origins import Origins
+from eardrum.api.origins import NoFetching, Origins
 from eardrum.api.realtime.routes import Realtime
 from eardrum.api.stream.routes import Stream
 from eardrum.api.tingwu.routes import TingWu
+from eardrum.config import Settings
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.events import Topic
 from eardrum.gateway.service import Service
@@ -59,11 +61,17 @@ def create_app(service: Service) -> Access:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    settings = service.settings
     realtime = Realtime(service)
+
+    def settings() -> Settings:
+        return service.settings
+
+    origins = Origins(settings, _worded, realtime.invited)
     edges = (
+        Hosts(settings, _worded),
         Cors(),
-        Origins(settings.host, settings.origins, _worded, realtime.invited),
+        origins,
+        NoFetching(origins.is_strange),
         Keys(lambda: service.settings.apiKeys, answers.worded, realtime.opens),
         realtime,
         Forward(service, answers.worded, own={CHAT: Chat(service)}),

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+LONGEST_MESSAGE, LONGEST_PARAM = 4000, 200
+"""Characters. Messages repeat what clients sent, to them and to the log, and clients send anything."""
+
 
 class EardrumError(Exception):
     """Base of all errors that are worded for a client."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "server_error"
+    longest: ClassVar[int] = LONGEST_MESSAGE
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None):
+        message = printable(message, self.longest)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = None if param is None else printable(param, LONGEST_PARAM)
         self.retry_after = retry_after
         """Seconds after which trying again makes sense; None when it does not."""
 
@@ -74,6 +79,12 @@ class ForbiddenError(EardrumError):
 
     status = 403
     code = "forbidden_origin"
+
+
+class UnknownHostError(ForbiddenError):
+    """The request is for a name that is not this server's: a web page may have led its own name here."""
+
+    code = "forbidden_host"
 
 
 class ModelNotFoundError(EardrumError):
@@ -250,6 +261,14 @@ class ConfigError(EardrumError):
     """The configuration is wrong; the message names the setting."""
 
     code = "config_error"
+    longest = 1 << 20  # a line for everything that is wrong in somebody's own files
+
+
+def printable(text: str, longest: int) -> str:
+    """The text as it can be sent: no longer than this, and without halves of characters, which UTF-8 has no bytes for."""
+    if len(text) > longest:
+        text = f"{text[:longest]}... ({len(text) - longest} characters more)"
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def error_from_json(data: dict[str, Any]) -> EardrumError:

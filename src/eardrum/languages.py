@@ -73,7 +73,7 @@ def language_code(spelled: str | None, *, param: str = "language") -> str | None
         if candidate in _LONG_CODES:
             return _LONG_CODES[candidate]
     raise InvalidRequestError(
-        f"Unknown language {spelled!r}: send an ISO 639 code such as 'en' or 'deu', or leave it out.", param=param
+        f"Unknown language {(spelled or '')[:80]!r}: send an ISO 639 code such as 'en' or 'deu', or leave it out.", param=param
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import requests
 
-from eardrum.api.origins import is_local, may_use
+from eardrum.api.hosts import is_local
+from eardrum.api.origins import may_use
 from tests.api.forward.conftest import serving
 
 EVIL = "https://evil.example"
@@ -37,7 +38,7 @@ EVIL = "https://evil.example"
     ],
 )
 def test_who_may(origin: str, host: str, local: bool, also: tuple[str, ...], allowed: bool) -> None:
-    assert may_use(origin, host, local=local, also=also) is allowed
+    assert may_use(origin, host, known=not local, also=also) is allowed
 
 
 def test_what_is_local() -> None:

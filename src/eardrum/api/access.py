@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from starlette.responses import Response
 
-from eardrum.api.activity import FAILED, Activity, Record
+from eardrum.api.activity import FAILED, LONGEST_PATH, Activity, Record
 from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up, stall_timer
 from eardrum.api.waiting import KEY, Waiting
 from eardrum.errors import CancelledRequestError, EardrumError
@@ -163,7 +163,7 @@ def _write(scope: Scope, entry: Record) -> None:
     facts: dict[str, object] = {
         "request": entry.id,
         "method": scope.get("method", "SOCKET"),
-        "path": scope["raw_path"].decode("latin-1"),  # as it came: decoded, it could forge lines of the log
+        "path": scope["raw_path"][:LONGEST_PATH].decode("latin-1"),  # as it came: decoded, it could forge lines of the log
         "status": entry.status or 499,
     }
     if entry.model:

@@ -16,6 +16,9 @@ from eardrum.types import Summary
 KEPT = 1000
 """Requests that are remembered when they are over."""
 
+LONGEST_PATH = 1000
+"""Characters of a path that are remembered."""
+
 FAILED = 400
 
 
@@ -155,7 +158,7 @@ class Activity:
                 number=next(self._numbers),
                 began=record.began,
                 model=record.model,
-                path=record.scope["path"],
+                path=record.scope["path"][:LONGEST_PATH],
                 status=record.status,
                 headers=record.headers,
                 seconds=record.elapsed,

@@ -50,15 +50,15 @@ class Keys:
         if not self._keys() or scope["path"] in OPEN:
             return None
         shown = key_of(scope)
-        if self._knows(shown.encode()) or self._opens(scope, shown):
+        if self._knows(shown) or self._opens(scope, shown):
             return None
         error = UnauthorizedError(WRONG if shown else MISSING)
         record(scope).note = error.message
         return self._refusal(scope["path"], error)
 
-    def _knows(self, shown: bytes) -> bool:
+    def _knows(self, shown: str) -> bool:
         """Whether it is one of the keys; takes as long whichever it is, and however much of it is right."""
-        return sum([hmac.compare_digest(shown, key.encode()) for key in self._keys()]) > 0
+        return sum([hmac.compare_digest(shown.encode(), key.encode()) for key in self._keys()]) > 0
 
     def _refusal(self, path: str, error: EardrumError) -> Response:
         body = {"error": error.message} if path.startswith(OLLAMA) else self._worded(error)
@@ -73,10 +73,20 @@ def key_of(scope: Scope) -> str:
         case "basic":
             return _password(rest.strip())
         case "bearer":
-            return rest.strip()
+            return _text(rest.strip())
     if key := header(scope, b"x-api-key").strip():
-        return key
+        return _text(key)
     return next((name.removeprefix(SUBPROTOCOL) for name in scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL)), "")
+
+
+def _text(sent: str) -> str:
+    """A header's bytes, which were read as Latin-1, in the encoding in which clients send what is not ASCII: mostly UTF-8."""
+    if sent.isascii():
+        return sent
+    try:
+        return sent.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return sent
 
 
 def _password(encoded: str) -> str:

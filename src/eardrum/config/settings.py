@@ -183,6 +183,11 @@ class Settings(SharedSettings):
         (),
         description="Web pages that may use `/api/` beside those of this machine, such as `https://ui.example.com`; `*` is all.",
     )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names by which clients ask this server, such as `stt.example.com` or `*.example.com`; `*` is any. Needed "
+        "where there are neither `apiKeys` nor a certificate, besides addresses, `localhost` and names of private networks.",
+    )
     default_model: str = Field(
         "",
         description="Model behind `whisper-1` and behind requests that name none, or a folder that holds one; empty takes the "

@@ -11,6 +11,9 @@ from eardrum.gateway.names import LATEST, spellings
 MOST = 1000
 """How many names clients may add: they live in memory."""
 
+LONGEST = 500
+"""Characters of such a name: Ollama's own, with host, owner, model and tag, have 350 at most."""
+
 
 class Copies:
     """Names to the names that they stand for, which are no copies themselves. `:latest` behind a name changes nothing."""
@@ -33,8 +36,10 @@ class Copies:
         """Let a name stand for another, instead of what it stood for before.
 
         Raises:
-            InvalidRequestError: there are too many.
+            InvalidRequestError: the name is too long, or there are too many.
         """
+        if len(name) > LONGEST:
+            raise InvalidRequestError(f"The name of a copy has at most {LONGEST} characters.", param="destination")
         self.forget(name)
         if len(self._meanings) >= MOST:
             raise InvalidRequestError(f"There are {MOST} copies already: delete some, or use `aliases:` in the config.")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from contextvars import ContextVar
 
 from eardrum.errors import InvalidRequestError, ModelNotFoundError, PullError, StorageFullError
 from eardrum.gateway import choice
@@ -15,6 +16,9 @@ from eardrum.gateway.names import Match
 from eardrum.gateway.pull import Progress, Puller
 
 log = logging.getLogger(__name__)
+
+MAY_FETCH: ContextVar[bool] = ContextVar("MAY_FETCH", default=True)
+"""Whether what is done just now is for somebody who may have models fetched. It holds for a task and those that it begins."""
 
 
 class Library:
@@ -54,7 +58,7 @@ class Library:
         """
         if not model.absent:
             return model
-        if not may_pull:
+        if not may_pull or not MAY_FETCH.get():
             raise ModelNotFoundError(self._catalog.how_to_fetch(model))
         log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
         try:

@@ -7,6 +7,7 @@ import json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.service import Service
 
@@ -34,10 +35,12 @@ class Profiles:
 
     async def activate(self, request: Request) -> Response:
         """Make one the active one, or none."""
+        written = await request.body()
         try:
-            body = json.loads(await request.body())
-        except ValueError:
+            body = json.loads(written)
+        except (ValueError, RecursionError):
             raise InvalidRequestError(f"The body is not JSON: {EXAMPLE}.") from None
+        check_whole(written, body)
         if not isinstance(body, dict) or "name" not in body:
             raise InvalidRequestError(f"The field `name` is missing: {EXAMPLE}.", param="name")
         if not isinstance(body["name"], str | None):

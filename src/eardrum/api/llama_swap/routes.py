@@ -25,7 +25,7 @@ def routes(service: Service, activity: Activity) -> list[BaseRoute]:
     history, stream = History(service), Stream(service)
     return [
         Route("/running", processes.running),
-        Route("/unload", processes.unload_all),
+        Route("/unload", processes.unload_all, methods=["GET", "POST"]),
         Route("/api/models/unload", processes.unload_every, methods=["POST"]),
         Route("/api/models/unload/{name:path}", processes.unload, methods=["POST"]),
         Route("/api/models/load/{name:path}", processes.load, methods=["POST"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +171,10 @@ def _options(wish: dict[str, Any], *, local: bool) -> tuple[dict[str, Any], tupl
     return parameters, tuple(sorted(given.keys() - {*taken, "num_predict"}))
 
 
+LARGEST = sys.float_info.max
+"""A whole number in JSON may have any number of digits, and no engine takes one beyond this."""
+
+
 def _option(name: str, value: Any) -> Any:
     """An option's value in the type that it has.
 
@@ -179,7 +183,7 @@ def _option(name: str, value: Any) -> Any:
     """
     if name == "stop" or name not in (*SHARED, *LOCAL, *WHOLE):
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if not number:
         kind = "integer" if name in WHOLE else "float32"
         raise InvalidRequestError(f'option "{name}" must be of type {kind}, not {str(value)[:40]!r}.', param="options")

@@ -7,18 +7,17 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
+from eardrum.api import header_values
 from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send, header
 from eardrum.api.multipart import Body
 from eardrum.api.ollama.refusals import body, refusal
+from eardrum.api.whole_text import check_whole
 from eardrum.config import Limits
 from eardrum.errors import EardrumError, InvalidRequestError
 
 JSON = [(b"content-type", b"application/json; charset=utf-8")]
 LINES = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-
-MOST_NAMED = 20
-"""Of what has no effect so much is named: a header has an end."""
 
 
 class Reply:
@@ -54,8 +53,7 @@ class Reply:
 
     @property
     def _unused(self) -> list[tuple[bytes, bytes]]:
-        names = ", ".join(name[:40] for name in self.ignored[:MOST_NAMED] if name.isascii() and name.isprintable())
-        return [(b"x-eardrum-ignored", names.encode())] if names else []
+        return [(b"x-eardrum-ignored", header_values.listed(self.ignored).encode())] if self.ignored else []
 
     async def refuse(self, error: EardrumError) -> None:
         """End with an error: as the answer, or, once that has begun, as its last line."""
@@ -106,6 +104,7 @@ async def _object(upload: Body) -> dict[str, Any]:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(found, dict):
         raise InvalidRequestError("The body must be a JSON object.")
+    check_whole(data, found)
     return found
 
 

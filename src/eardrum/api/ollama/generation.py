@@ -104,9 +104,9 @@ class Generation:
 
     def _mention(self, model: Model, ask: Ask) -> None:
         """Say once of each option that it has no effect."""
-        for option in ask.ignored:
+        for option in (name[:40] for name in ask.ignored):  # what is remembered is bounded
             if (model.id, option) not in self._mentioned and len(self._mentioned) < 1000:
                 self._mentioned.add((model.id, option))
                 log.info(
-                    "The option %r of Ollama's API has no effect on %s: set it where the model is started.", option[:40], model.id
+                    "The option %r of Ollama's API has no effect on %s: set it where the model is started.", option, model.id
                 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eardrum.api.multipart import Fields
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 from eardrum.languages import language_code
 from eardrum.subtitles import ANY, MOST, PRESETS, RULES, Shape
@@ -211,9 +212,11 @@ def _strings(form: Fields, name: str) -> list[str]:
     for value in form.get(name, []):
         if value.lstrip().startswith("["):
             try:
-                values += [str(item) for item in json.loads(value)]
+                items = json.loads(value)
             except (ValueError, RecursionError):
                 raise InvalidRequestError(f"{name} is not valid JSON: {value[:200]!r}.", param=name) from None
+            check_whole(value, items)
+            values += [str(item) for item in items]
         else:
             values += [item.strip() for item in value.split(",") if item.strip()]
     return values
@@ -251,7 +254,7 @@ def _flag(form: Fields, name: str) -> bool:
 def _track(value: str) -> int | None:
     if not value:
         return None
-    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_TRACKS):
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and 1 <= int(value) <= MOST_TRACKS):
         message = f"audio_track must be the number of an audio track, counted from 1, not {value[:200]!r}."
         raise InvalidRequestError(message, param="audio_track")
     return int(value)
@@ -299,7 +302,7 @@ def _chunking(form: Fields) -> Request:
         }
         given = {name: _within(float(v) / unit, most) for name, (v, unit, most) in wishes.items() if v is not None}
         return Request.from_json(given)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InvalidRequestError(
             "chunking_strategy must be auto, or an object with type server_vad, threshold (0 to 1), "
             f"silence_duration_ms and prefix_padding_ms, not {value[:200]!r}.",

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from eardrum.api import access
+from eardrum.api import access, header_values
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.openai import answers, uploads
 from eardrum.api.openai.fields import Wish
@@ -150,7 +150,7 @@ class Exchange:
         response = answers.answer(transcript, wish)
         response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # ids of the config may be in any script
         if transcript.summary.warnings:
-            response.headers["x-eardrum-warnings"] = " ".join(transcript.summary.warnings).encode("ascii", "replace").decode()
+            response.headers["x-eardrum-warnings"] = header_values.sentence(" ".join(transcript.summary.warnings))
         _name_ignored(self._scope, response, wish, model)
         answers.name_track(response, transcript.summary)
         await response(self._scope, _nothing, self._send)
@@ -209,7 +209,7 @@ def _asks_another_server(model: Model) -> bool:
 def _name_ignored(scope: Scope, response: Response, wish: Wish, model: Model) -> None:
     query = [f"?{name}" for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
     if ignored := wish.ignored(model.capabilities, foreign=model.foreign) + query:
-        response.headers["x-eardrum-ignored"] = ", ".join(ignored).encode("ascii", "replace").decode()
+        response.headers["x-eardrum-ignored"] = header_values.listed(ignored)
 
 
 async def _finished(task: asyncio.Future[Any]) -> None:

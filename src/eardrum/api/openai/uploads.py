@@ -11,6 +11,7 @@ from eardrum.api.asgi import Receive, Scope, header
 from eardrum.api.multipart import Body, Fields, Form
 from eardrum.api.openai import fields
 from eardrum.api.openai.fields import Wish
+from eardrum.api.whole_text import check_whole
 from eardrum.config import Limits, Settings
 from eardrum.errors import InvalidRequestError, UnsupportedMediaTypeError
 from eardrum.gateway.spool import Spool
@@ -124,6 +125,7 @@ class JsonUpload:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+        check_whole(data, body)
         try:
             audio = body.pop("input_audio")
             self._format = str(audio.get("format") or "")

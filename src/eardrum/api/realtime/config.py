@@ -26,6 +26,12 @@ COMMITTED = re.compile(r"(gpt-live-transcribe|gpt-realtime-whisper)(-\d{4}-\d{2}
 MAX_PROMPT = 4000
 """Characters; models look at far fewer."""
 
+LONGEST_NAME = 500
+"""Characters of a model's name, or of a language."""
+
+MOST_ITEMS, LONGEST_LIST = 1000, 20_000
+"""Keywords and languages, and the characters of all of them."""
+
 CONVERSATION = (
     *("instructions", "tools", "tool_choice", "voice", "output_modalities", "max_output_tokens", "speed", "temperature"),
     *("output_audio_format", "max_response_output_tokens", "prompt", "tracing", "truncation", "reasoning"),
@@ -89,9 +95,23 @@ def transcription(now: Config, given: Part) -> Config:
     Raises:
         InvalidRequestError: a value is of the wrong kind.
     """
-    texts = {name: given.text(name) for name in ("model", "language", "prompt") if name in given}
+    texts = {name: _bounded(given, name) for name in ("model", "language", "prompt") if name in given}
     lists = {name: given.texts(name) for name in ("languages", "keywords") if name in given}
+    for name, items in lists.items():
+        if len(items) > MOST_ITEMS or sum(map(len, items)) > LONGEST_LIST:
+            message = f"{given.path(name)} has at most {MOST_ITEMS} entries and {LONGEST_LIST} characters."
+            raise InvalidRequestError(message, param=given.path(name))
     return replace(now, **texts, **lists)  # type: ignore[arg-type]
+
+
+def _bounded(given: Part, name: str) -> str:
+    """The text, cut where no model looks any more if it is a prompt: a configuration is kept, and told to the client."""
+    text = given.text(name)
+    if name == "prompt":
+        return text[:MAX_PROMPT]
+    if len(text) > LONGEST_NAME:
+        raise InvalidRequestError(f"{given.path(name)} has at most {LONGEST_NAME} characters.", param=given.path(name))
+    return text
 
 
 def included(now: Config, session: Part) -> Config:

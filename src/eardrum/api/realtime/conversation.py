@@ -16,6 +16,7 @@ from eardrum.api.realtime.items import Items, Wire
 from eardrum.api.realtime.refusals import UnknownEventError
 from eardrum.api.realtime.values import Part, shown
 from eardrum.api.sockets import Closing, closing
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import EardrumError, EmptyCommitError, InvalidRequestError, TooLargeError, UnsupportedFeatureError
 from eardrum.live import (
     Clear,
@@ -39,6 +40,8 @@ LARGEST = 15 << 20
 """Bytes of audio in one event."""
 LONGEST = (LARGEST + 2) // 3 * 4 + 4096
 """Characters of an event with that much."""
+LONGEST_ID = 512
+"""Characters of a client's `event_id`: it is kept until the answer."""
 
 TALKING = ("response.", "conversation.item.", "output_audio_buffer.")
 """How the types of events begin that are for sessions that talk."""
@@ -108,7 +111,7 @@ class Conversation:
         id: str | None = None
         try:
             event = _parsed(message)
-            id = event["event_id"] if isinstance(event.get("event_id"), str) else None
+            id = event["event_id"][:LONGEST_ID] if isinstance(event.get("event_id"), str) else None
             yield from self._act(event, id)
         except EardrumError as error:
             yield self._wire({"type": "error", "error": {**refusals.worded(error), "event_id": id}})
@@ -256,6 +259,7 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
         raise InvalidRequestError('An event is a JSON object, as in {"type": "input_audio_buffer.commit"}.')
     if not isinstance(event.get("type"), str):
         raise InvalidRequestError("An event says its type, as a string.", param="type")
+    check_whole(message, event)
     return event
 
 

@@ -12,6 +12,7 @@ from eardrum.api.realtime.config import Config
 from eardrum.api.realtime.conversation import Admit
 from eardrum.api.realtime.secrets import LONGEST_S, SHORTEST_S, USUAL_S, Secret, Secrets
 from eardrum.api.realtime.values import Part
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 
 CLIENT_SECRETS = "/v1/realtime/client_secrets"
@@ -29,9 +30,11 @@ async def parsed(body: Body) -> Part:
     while (chunk := await body.read()) is not None:
         data += chunk
     try:
-        return Part(json.loads(data) if data.strip() else {}, "the body")
+        found = json.loads(data) if data.strip() else {}
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+    check_whole(data, found)
+    return Part(found, "the body")
 
 
 def client_secret(body: Part, keys: Secrets, admit: Admit, config: Config, now: float) -> dict[str, Any]:

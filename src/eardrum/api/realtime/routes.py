@@ -150,6 +150,6 @@ def _subprotocol(scope: Scope) -> str | None:
 
 
 def _rate(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not RATES[0] <= int(text[:9]) <= RATES[1]:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not RATES[0] <= int(text) <= RATES[1]:
         raise InvalidRequestError(f"rate must be a number of Hz from {RATES[0]} to {RATES[1]}, not {text[:20]!r}.", param="rate")
     return int(text)

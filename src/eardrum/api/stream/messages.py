@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
 from eardrum.live import (
     Clear,
@@ -78,6 +79,7 @@ def _parsed(message: str) -> dict[str, Any]:
         ) from None
     if not isinstance(parsed, dict):
         raise InvalidRequestError('A text message is a JSON object, as in {"type": "commit"}.')
+    check_whole(message, parsed)
     return parsed
 
 

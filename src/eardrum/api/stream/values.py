@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 from eardrum.languages import language_code
 from eardrum.live import Encoding
@@ -69,7 +70,7 @@ def number(name: str, value: Any, least: float, most: float) -> float:
         if isinstance(value, bool):
             raise TypeError
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = float("nan")
     if not least <= found <= most:
         raise wrong(name, f"a number from {least:g} to {most:g}", value)
@@ -118,9 +119,11 @@ def mapping(name: str, value: Any) -> Mapping[str, Any]:
 def parsed(name: str, value: str) -> Any:
     """What a JSON text says."""
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except (ValueError, RecursionError):
         raise wrong(name, "valid JSON", value) from None
+    check_whole(value, found)
+    return found
 
 
 def wrong(name: str, expected: str, value: Any) -> InvalidRequestError:

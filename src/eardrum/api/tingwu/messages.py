@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import Settings
 from eardrum.types import Capabilities
@@ -69,6 +70,7 @@ def parsed(message: str) -> dict[str, Any]:
         said = None
     if not isinstance(said, dict):
         raise InvalidRequestError('A text message is a JSON object, as in {"is_speaking": false}; audio goes into binary ones.')
+    check_whole(message, said)
     return said
 
 

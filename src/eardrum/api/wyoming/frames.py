@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 
 LINE = DATA = 1 << 20
@@ -108,6 +109,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         raise InvalidRequestError("What came is no Wyoming event, which begins with a line of JSON.") from None
+    check_whole(text, parsed)
     return _object(parsed)
 
 
