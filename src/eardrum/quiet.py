@@ -21,6 +21,11 @@ class QuietServer(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = asyncio.Event()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Its event loop, once it has begun."""
+        return self._loop
+
     def end(self) -> None:
         """End soon. May be called from any thread."""
         self.should_exit = True

@@ -14,6 +14,9 @@ from eardrum.api.ollama.routes import greeting
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
+SILENT_S = 2.0
+"""How long a process may owe a sign of life before that is told."""
+
 
 def routes(service: Service) -> list[Route]:
     """`/` and `/health`."""
@@ -23,6 +26,8 @@ def routes(service: Service) -> list[Route]:
         service.catalog.look()
         default = service.catalog.default
         failure = service.failure(default)
+        if not failure and (silent := service.silent_s(default)) > SILENT_S:
+            failure = f"its process gives no sign of life for {silent:.0f} s."
         return JSONResponse(
             {
                 "status": "degraded" if failure else "ok",
@@ -49,4 +54,5 @@ def _health(service: Service, model: Model) -> dict[str, Any]:
         "engine": model.engine,
         **(placed(model, placement) if placement and not model.foreign else {}),
         **({"reason": gone.going.reason} if gone else {}),
+        **({"silent_seconds": round(silent, 1)} if (silent := service.silent_s(model)) > SILENT_S else {}),
     }

@@ -216,6 +216,17 @@ class Settings(SharedSettings):
         description="Folder where it is remembered which batch sizes and threads turned out best; empty is `~/.cache/eardrum`.",
     )
     start_seconds: Seconds = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
+    answer_seconds: Seconds = Field(
+        30,
+        gt=0,
+        description="A model's process that gives no sign of life for so long is ended, and its requests begin anew in the next "
+        "one. A thread of its own answers, whatever the engine does. For engines of ours, not for commands.",
+    )
+    batch_seconds: Seconds = Field(
+        600,
+        gt=0,
+        description="The same for one whose engine does not come back from a single batch for so long, as on a hung GPU.",
+    )
     stop_seconds: Seconds = Field(
         10, ge=0, description="Time that requests in progress have to finish when the server is stopped."
     )

@@ -187,6 +187,11 @@ class Service:
         """Why the model cannot be used just now; empty if nothing is known against it."""
         return self._supervisor.failure(model)
 
+    def silent_s(self, model: Model) -> float:
+        """Seconds that the model's process owes a sign of life; 0 if it owes none."""
+        running = self._supervisor.running(model)
+        return running.life.silent_s if running else 0.0
+
     def placement(self, model: Model) -> Placement | None:
         """Where the model computes; None if it is not loaded."""
         running = self._supervisor.running(model)

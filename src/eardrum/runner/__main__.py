@@ -33,6 +33,7 @@ from eardrum.runner.batch_size import measured_batch
 from eardrum.runner.batcher import Batcher
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import Inlet
+from eardrum.runner.liveness import Liveness
 from eardrum.runner.memory import freeze_garbage_collector, return_free_memory, tune_allocator
 from eardrum.runner.options import chosen_device, engine_class, validated
 from eardrum.runner.threads import wait_without_spinning
@@ -75,8 +76,9 @@ def main() -> None:
         "batch": batch,
         "measured": dict(engine.measured),
         "placement": Placement(engine.device, engine.compute_type, engine.reason).to_json(),
+        "answers": arguments.parent,
     }
-    serve(app, arguments, ready)
+    serve(app, arguments, ready, Liveness(batcher))
     batcher.close()
 
 
@@ -130,13 +132,13 @@ def _on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Engine:
     return engine
 
 
-def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any]) -> None:
+def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: Liveness) -> None:
     """Listen on the socket or the TCP port, say so, and stay until a signal or the parent's end."""
     where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
     config = uvicorn.Config(app, **where, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=1)
     server = ReadyServer(config, ready, app)
     if arguments.parent:
-        Thread(target=_follow_parent, args=(server,), name="parent", daemon=True).start()
+        Thread(target=_follow_parent, args=(server, liveness), name="parent", daemon=True).start()
     # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
@@ -164,9 +166,10 @@ class ReadyServer(QuietServer):
         await super().shutdown(sockets)
 
 
-def _follow_parent(server: QuietServer) -> None:
+def _follow_parent(server: QuietServer, liveness: Liveness) -> None:
+    """Answer whatever the parent asks, until it is gone. There is only one question."""
     while os.read(sys.stdin.fileno(), 4096):
-        pass
+        _say({"alive": liveness.report(server.loop)})
     server.end()
 
 

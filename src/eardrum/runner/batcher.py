@@ -8,7 +8,7 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Condition, Thread, get_ident
 
 from eardrum.engines.base import Engine, Hearing, Window
 from eardrum.errors import EardrumError
@@ -56,6 +56,8 @@ class Batcher:
         self._changed = Condition()
         self._closed = False
         self._in_hand: set[Job] = set()
+        self._begun: dict[int, float] = {}
+        """When each thread's batch in hand was begun."""
         self._ids = itertools.count()
         self._threads = [Thread(target=self._run, name=f"engine-{n}", daemon=True) for n in range(engine.parallel)]
         for thread in self._threads:
@@ -70,6 +72,12 @@ class Batcher:
     def knows_words(self) -> bool:
         """Whether it is certain before decoding that the engine tells word times, if it says so."""
         return not self._engine.remote
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds that the oldest batch in hand takes already. An engine that asks a server elsewhere has timeouts of its own."""
+        begun = [] if self._engine.remote else list(self._begun.values())
+        return time.monotonic() - min(begun) if begun else 0.0
 
     def refusal(self, request: Request) -> EardrumError | None:
         """Why the engine cannot do what is asked."""
@@ -148,8 +156,11 @@ class Batcher:
         return []
 
     def _decode(self, jobs: Sequence[Job]) -> None:
-        started = time.monotonic()
-        hearings = self._engine.transcribe([job.window for job in jobs])
+        self._begun[get_ident()] = started = time.monotonic()
+        try:
+            hearings = self._engine.transcribe([job.window for job in jobs])
+        finally:
+            del self._begun[get_ident()]
         share = (time.monotonic() - started) / len(jobs)
         with self._changed:
             self.decoded += sum(not job.window.cancelled for job in jobs)

@@ -96,3 +96,59 @@ async def test_what_it_says_last_is_heard() -> None:
     failed = 'print(\'{"failed": {"error": "ModelLoadError", "message": "No file."}}\', flush=True)'
     with pytest.raises(ModelLoadError, match=r"^No file\.$"):
         await Process.start("m", script(failed, "os._exit(1)"), within_s=10)
+
+
+ANSWERS = """
+print('{"ready": {"batch": 1, "answers": true}}', flush=True)
+while os.read(0, 4096):
+    print('{"alive": {"batch_s": %s, "loop_s": %s}}', flush=True)
+"""
+
+
+async def ends_by_itself(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:
+    """How a watched process ends, if it does while nobody ends it."""
+    process = await Process.start("m", script(ready), within_s=10)
+    try:
+        process.watch(answer_s=0.3, batch_s=5)
+        if pause:
+            os.kill(process.pid, signal.SIGSTOP)
+        return process.ending if await process.ends_within(within_s + 3 * pause) else ""
+    finally:
+        await process.kill()
+
+
+@pytest.mark.parametrize(
+    ("ready", "pause", "why"),
+    [
+        pytest.param(ANSWERS % (0, 0), True, "gave no sign of life for 0.3 s (answer_seconds)", id="stopped"),
+        pytest.param(ANSWERS % (5.1, 0), False, "did not come back from a batch for 5 s (batch_seconds)", id="a hung engine"),
+        pytest.param(ANSWERS % (0, 0.4), False, "took in nothing for 0.3 s (answer_seconds)", id="a hung loop"),
+    ],
+)
+async def test_a_process_that_hangs_is_ended(ready: str, pause: bool, why: str) -> None:
+    assert why in await ends_by_itself(ready, pause=pause)
+
+
+@pytest.mark.parametrize(
+    "ready",
+    [
+        pytest.param(ANSWERS % (4.9, 0.2), id="at work"),
+        pytest.param(READY + "\ntime.sleep(60)", id="a program that does not answer by nature"),
+    ],
+)
+async def test_one_that_works_is_left_alone(ready: str) -> None:
+    assert await ends_by_itself(ready) == ""
+
+
+async def test_what_it_owes_is_known_before_it_is_ended() -> None:
+    process = await Process.start("m", script(ANSWERS % (0, 0)), within_s=10)
+    try:
+        process.watch(answer_s=20, batch_s=0.1)
+        os.kill(process.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.4)
+        assert 0.1 < process.silent_s < 0.4
+        os.kill(process.pid, signal.SIGCONT)
+        await asyncio.sleep(0.2)
+        assert process.silent_s < 0.1
+    finally:
+        await process.kill()

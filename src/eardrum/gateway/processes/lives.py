@@ -45,6 +45,10 @@ class Life(Protocol):
     """About it, for the log."""
 
     @property
+    def silent_s(self) -> float:
+        """Seconds that it owes a sign of life; 0 if it is not asked for any."""
+
+    @property
     def upstream(self) -> RunnerUpstream | ForeignUpstream:
         """The way to it."""
 
@@ -87,6 +91,11 @@ class RunnerLife:
         self._folder = folder
 
     @property
+    def silent_s(self) -> float:
+        """Seconds that the process owes a sign of life."""
+        return self.process.silent_s
+
+    @property
     def ending(self) -> str:
         """How it ended, and what it said last."""
         return f"The process of {self.process.name} {self.process.ending}. {self.process.last_words}"
@@ -107,6 +116,7 @@ class CommandLife:
 
     capabilities: Capabilities | None = None
     placement = Placement()
+    silent_s = 0.0
 
     def __init__(self, command: Command, upstream: ForeignUpstream):
         self.pid: int | None = command.pid
@@ -137,6 +147,7 @@ class AddressLife:
 
     capabilities: Capabilities | None = None
     placement = Placement()
+    silent_s = 0.0
     pid: int | None = None
 
     def __init__(self, model: str, upstream: ForeignUpstream):
@@ -260,6 +271,7 @@ class Lives:
             raise ModelLoadError(f"{model.id} could not be started: {interpreter}: {reason}.{hint}") from error
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
+        process.watch(answer_s=self.settings.answer_seconds, batch_s=self.settings.batch_seconds)
         found = Timing(timing.batch if model.batch else process.ready["batch"], process.ready.get("measured", {}))
         await asyncio.to_thread(self._timings.keep, model, found)
         return process

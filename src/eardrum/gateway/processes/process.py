@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,14 @@ from eardrum.errors import DeviceError, ModelLoadError, error_from_json
 from eardrum.gateway.logs import Log
 from eardrum.gateway.processes.child import GRACE_S, Child
 
+log = logging.getLogger(__name__)
+
+EVERY_S = 10.0
+"""How often a process is asked for a sign of life."""
+
+LATE_S = 1.0
+"""How long after its time an answer is looked for once more."""
+
 
 class Process(Child):
     """One runner. `start` returns it when it serves; `ended` completes when it is gone."""
@@ -19,6 +29,10 @@ class Process(Child):
     hears_stdout = False
     ready: dict[str, Any]
     """What the runner said when it was ready."""
+    _hung = ""
+    """Why it was ended that did not work any more."""
+    _asked_at: float | None = None
+    """When it was asked for a sign of life that it has not given."""
     trying = ""
     """The device on which it was loading the model when it was last heard of, where that is known to end processes."""
 
@@ -55,6 +69,62 @@ class Process(Child):
             raise
         process.has_started()
         return process
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        return self._hung or super().ending
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds that it owes an answer."""
+        return time.monotonic() - self._asked_at if self._asked_at is not None else 0.0
+
+    def watch(self, *, answer_s: float, batch_s: float) -> None:
+        """From now on end it if it gives no sign of life for `answer_s`, or needs more than `batch_s` for one batch.
+
+        A program that does not say that it `answers` is left alone.
+        """
+        if self.ready.get("answers"):
+            self._watching = asyncio.ensure_future(self._watch(answer_s, batch_s))
+
+    async def _watch(self, answer_s: float, batch_s: float) -> None:
+        every_s = min(EVERY_S, answer_s / 2, batch_s / 2)
+        while not await self.ends_within(every_s):
+            found = await self._sign_of_life(answer_s)
+            if self.exited.done():
+                return
+            if found is None:
+                self._hung = f"gave no sign of life for {answer_s:g} s (answer_seconds) and was killed"
+            elif found.get("batch_s", 0.0) > batch_s:
+                self._hung = f"did not come back from a batch for {batch_s:g} s (batch_seconds) and was killed"
+            elif found.get("loop_s", 0.0) > answer_s:
+                self._hung = f"took in nothing for {answer_s:g} s (answer_seconds) and was killed"
+            if self._hung:
+                log.error("The process of %s hangs: it %s.", self.name, self._hung)
+                await self.kill()
+                return
+
+    async def _sign_of_life(self, within_s: float) -> dict[str, float] | None:
+        """What it says of itself; None if it says nothing, `{}` if it cannot be asked any more."""
+        assert self._child.stdin
+        assert self._child.stdout
+        self._child.stdin.write(b"?\n")
+        self._asked_at = time.monotonic()
+        reading = asyncio.ensure_future(self._child.stdout.readline())
+        try:
+            await asyncio.wait([reading, self.exited], timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():  # this process may have been the one that stood still: its answer is there then
+                await asyncio.wait([reading, self.exited], timeout=LATE_S, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return None
+            self._asked_at = None
+            found: dict[str, float] = json.loads(reading.result() or "{}").get("alive", {})
+            return found
+        except (OSError, ValueError):  # it is on its way out
+            return {}
+        finally:
+            reading.cancel()
 
     async def _greet(self, hint: str) -> None:
         """Listen until it is ready."""
