@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, speech, spoken
+from tests.recordings import ROOT, SPEECH_TEXT, decoded, encode, silence, speech, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +165,13 @@ def test_hints_a_model_cannot_take_are_named(server: RunningServer) -> None:
     assert words.headers["x-eardrum-ignored"] == "timestamp_granularities"
     shaped = server.post(audio, subtitles="broadcast", max_line_width="30", multilingual="true")
     assert shaped.headers["x-eardrum-ignored"] == "multilingual, subtitles, max_line_width"
+
+
+def test_a_word_said_ten_times_is_not_taken_for_a_loop(server: RunningServer) -> None:
+    zero = decoded(ROOT / "tests" / "data" / "digits" / "0.ogg")
+    answer = server.post(encode(np.tile(np.concatenate([zero, silence(0.2)]), 10), "wav"), response_format="verbose_json").json()
+    assert answer["text"].lower().count("zero") == 10
+    assert "dropped" not in answer
 
 
 def test_nothing_is_left_open(server: RunningServer) -> None:
