@@ -201,6 +201,27 @@ def test_no_more_is_asked_than_is_needed() -> None:
     assert [call.value("response_format") for call in calls] == ["json", "verbose_json", "verbose_json", "json"]
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "asked_again"), [(400, "timestamp_granularities: word is not supported", 0), (500, "", 1)]
+)
+def test_words_are_asked_for_where_they_are_welcome_and_times_survive_their_refusal(
+    status: int, said: str, asked_again: int
+) -> None:
+    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+        if "timestamp_granularities[]" in call.fields:
+            return web.Response(status=status, text=said)
+        return await upstreams.fake_whisper_server(call, request)
+
+    (first, second), calls = ask(answer, {"words_if_any": True}, {"words_if_any": True})
+    plain, _ = ask(upstreams.fake_whisper_server, {})
+    assert first == second == plain[0]
+    granularities = [call.fields.get("timestamp_granularities[]") for call in calls]
+    assert granularities == [["word", "segment"], None, *[["word", "segment"]] * asked_again, None]
+    assert all(call.fields["response_format"] == ["verbose_json"] for call in calls)
+    _, (given,) = ask(upstreams.fake_whisper_server, {"words_if_any": True})
+    assert given.fields["timestamp_granularities[]"] == ["word", "segment"]
+
+
 def test_a_server_with_verbose_json_alone_is_asked_for_that() -> None:
     async def answer(call: Call, _: web.Request) -> web.Response:
         if call.value("response_format") != "verbose_json":

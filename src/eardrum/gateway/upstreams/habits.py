@@ -48,6 +48,8 @@ class Plan:
     """Formats, with streaming or without, that were refused on this way."""
     guessed: bool = False
     """Whether a refusal that named no reason led here."""
+    words: bool = False
+    """Whether word times are asked for although the answer can do without."""
 
     @property
     def way(self) -> Way:
@@ -68,6 +70,8 @@ class Habits:
     """Whether a text has ever come in verbose_json: an empty one then means silence."""
     guesses: int = 0
     """Guessed plans in a row that have worked."""
+    gives_words: bool = True
+    """Whether word times may be asked for by those who can do without: no more, once the server has refused them."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Habits:
@@ -101,6 +105,9 @@ class Habits:
         other = PLAIN if plan.format == VERBOSE else VERBOSE
         if nothing_there(refusal):
             return self._plan(plan.ways[1:], request)
+        if plan.words and (refusal.names_the_format or refusal.leaves_the_cause_open):
+            self.gives_words = self.gives_words and not refusal.names_the_format
+            return replace(plan, words=False)
         if refusal.names_the_format:
             return _next(plan, (other, plan.stream), (other, False))
         if not refusal.leaves_the_cause_open:
@@ -140,7 +147,8 @@ class Habits:
         if not ways:
             return None
         stream = request.partial and self.streams and ways[0].certain
-        return Plan(ways, self._format(ways[0], request, stream=stream), stream)
+        form = self._format(ways[0], request, stream=stream)
+        return Plan(ways, form, stream, words=request.words_if_any and self.gives_words and form == VERBOSE)
 
     def _format(self, way: Way, request: Request, *, stream: bool) -> str:
         if not way.certain:
@@ -169,7 +177,7 @@ def nothing_there(reply: Reply) -> bool:
 
 def fields(plan: Plan, request: Request, model: str) -> list[Field]:
     """The form's fields beside the file: those that we understand, and the client's others as it sent them."""
-    words = request.words and plan.format == VERBOSE
+    words = (request.words or plan.words) and plan.format == VERBOSE
     asked: list[Field] = [
         ("model", model),
         ("response_format", plan.format),
