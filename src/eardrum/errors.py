@@ -6,7 +6,13 @@ can be derived from it. Errors cross the wall between runner and gateway as JSON
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]+@")
+"""Name and password in an address: messages name addresses of upstreams."""
+
+HIDDEN = "***"
 
 LONGEST_MESSAGE, LONGEST_PARAM = 4000, 200
 """Characters. Messages repeat what clients sent, to them and to the log, and clients send anything."""
@@ -265,10 +271,18 @@ class ConfigError(EardrumError):
 
 
 def printable(text: str, longest: int) -> str:
-    """The text as it can be sent: no longer than this, and without halves of characters, which UTF-8 has no bytes for."""
-    if len(text) > longest:
-        text = f"{text[:longest]}... ({len(text) - longest} characters more)"
+    """The text as it can be sent: no longer than this, without logins of addresses, and without halves of characters, which UTF-8
+    has no bytes for."""
+    more = len(text) - longest
+    text = without_login(text[: 2 * longest])[:longest]
+    if more > 0:
+        text = f"{text}... ({more} characters more)"
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def without_login(text: str) -> str:
+    """The text without the logins of the addresses in it."""
+    return LOGIN.sub(f"{HIDDEN}@", text) if "@" in text and "://" in text else text
 
 
 def error_from_json(data: dict[str, Any]) -> EardrumError:

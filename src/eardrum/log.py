@@ -8,6 +8,8 @@ import sys
 import time
 from datetime import UTC, datetime
 
+from eardrum import redaction
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line; the facts of a request become keys of their own."""
@@ -22,7 +24,7 @@ class JsonFormatter(logging.Formatter):
         facts |= getattr(record, "facts", None) or {"message": record.getMessage()}
         if record.exc_info:
             facts["exception"] = self.formatException(record.exc_info)
-        return json.dumps(facts, default=str)
+        return redaction.hide(json.dumps(facts, default=str))
 
 
 class TextFormatter(logging.Formatter):
@@ -38,7 +40,7 @@ class TextFormatter(logging.Formatter):
         """The record as text. What several handlers show is put into words once."""
         last, text = self._last
         if record is not last:
-            text = super().format(record)
+            text = redaction.hide(super().format(record))
             self._last = record, text
         return text
 

@@ -1,9 +1,17 @@
-"""Keeps keys out of what is shown: of the headers of requests, and of lines of logs."""
+"""Keeps keys and passwords out of what is shown: headers, logs, errors, and the commands and addresses of models.
+
+Two ways, because neither is enough. A place that looks like a secret's is covered: the login of an address, the value of
+`--api-key`, what follows `Bearer`. And what is known to be a secret, from the config, is covered wherever it stands: a
+program may print its own key in any form.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from eardrum.errors import HIDDEN, LOGIN, without_login
 
 REDACTED = "[redacted]"
 
@@ -23,6 +31,32 @@ NAME = r"[\w.-]*(?:key|token|secret|password|passwd|signature|credential|auth|au
 IN_QUERY = re.compile(rf"([?&]{NAME}=)[^&\s\"'`<>#]+", re.IGNORECASE)
 IN_SUBPROTOCOL = re.compile(r"(api-?key\.)[^\s,;\"'`<>]+", re.IGNORECASE)
 QUERY = re.compile(r"\?\S+")
+
+BEARER = re.compile(r"(?i:bearer|basic)\s+([\w.~+/=-]{6,})")
+OPTION = re.compile(r"(?<![\w.-])-{0,2}[A-Za-z_][\w.-]*")
+AFTER_OPTION = re.compile(r"(?:\s*[=:]\s*|\s+(?!-))(?P<value>\"[^\"]*\"|'[^']*'|[^\s\"'},]+)")
+AFTER_NAME = re.compile(r"[\"']?\s*[=:]\s*(?:(?i:bearer|basic)\s+)?(?P<value>\"[^\"]*\"|'[^']*'|[^\s\"'},]+)")
+
+SHORTEST = 6
+"""Characters of a secret that is covered wherever it stands: shorter ones are words that messages have too."""
+
+
+class _Known:
+    """The secrets of this process, which has one log as well."""
+
+    def __init__(self) -> None:
+        self.values: set[str] = set()
+        self.pattern: re.Pattern[str] | None = None
+
+    def add(self, values: Iterable[str]) -> None:
+        """These too. Those of a config that was changed stay: lines of the log still hold them."""
+        self.values |= {value for value in values if len(value) >= SHORTEST and not value.startswith(("/", "./", "${"))}
+        longest_first = sorted(self.values, key=len, reverse=True)
+        either = "|".join(map(re.escape, longest_first))
+        self.pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])") if either else None
+
+
+_known = _Known()
 
 
 def redacted_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -47,3 +81,69 @@ def _redacted_value(name: str, value: str) -> str:
         offered = (item.strip() for item in value.split(","))
         return ", ".join(item if item.startswith(HARMLESS_SUBPROTOCOLS) else REDACTED for item in offered)
     return QUERY.sub(f"?{REDACTED}", redacted_line(value)) if "?" in value else redacted_line(value)
+
+
+def learn(values: Iterable[str]) -> None:
+    """Cover these wherever they stand from now on, in this process."""
+    _known.add(values)
+
+
+def hide(text: str) -> str:
+    """The text without logins of addresses, without keys in queries, and without any secret that is known."""
+    text = redacted_line(text)
+    text = without_login(text)
+    return _known.pattern.sub(HIDDEN, text) if _known.pattern else text
+
+
+def hide_in_command(command: str) -> str:
+    """A command line without values that are secrets by the name of their option or variable, or of what stands before them."""
+    shown, at = [], 0
+    for start, end in _spans(command):
+        if start >= at:
+            shown += [command[at:start], HIDDEN]
+            at = end
+    return hide("".join([*shown, command[at:]]))
+
+
+def secrets_in(command: str) -> Iterator[str]:
+    """The values that `hide_in_command` covers, and the passwords in addresses."""
+    yield from (command[start:end] for start, end in _spans(command))
+    yield from passwords_in(command)
+
+
+def passwords_in(text: str) -> Iterator[str]:
+    """The passwords, or keys in the place of a name, of the addresses in a text."""
+    for login in LOGIN.findall(text):
+        name, _, password = login[:-1].partition(":")
+        yield password or name
+
+
+def secrets_among(values: Mapping[str, Any]) -> Iterator[str]:
+    """The texts in a tree of settings that are secrets by their names, and the passwords of its addresses."""
+    for name, value in values.items():
+        for inner in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(inner, Mapping):
+                yield from secrets_among(inner)
+            elif isinstance(inner, str) and is_secret(name):
+                yield inner
+            elif isinstance(inner, str):
+                yield from passwords_in(inner)
+
+
+def is_secret(name: str) -> bool:
+    """Whether what an option, variable or header of this name holds is a secret."""
+    parts = re.split(r"[-_.]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("-"))
+    return not SECRET_WORDS.isdisjoint(parts) and parts[-1] not in ("file", "path", "env")
+
+
+def _spans(command: str) -> Iterator[tuple[int, int]]:
+    """Where in a command line secrets stand."""
+    found = [match.span(1) for match in BEARER.finditer(command)]
+    for name in OPTION.finditer(command):
+        if is_secret(name[0]):
+            after = AFTER_OPTION if name[0].startswith("-") else AFTER_NAME
+            if match := after.match(command, name.end()):
+                start, end = match.span("value")
+                quoted = command[start] in "\"'" and end - start > 1
+                found.append((start + quoted, end - quoted))
+    yield from sorted(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -13,6 +14,7 @@ import pytest
 import requests
 
 from tests.api.forward.conftest import Gateway, serving
+from tests.ports import free_port
 
 EVIL = "https://evil.example"
 REBOUND = "evil.example:8100"
@@ -339,3 +341,31 @@ async def test_nor_is_one_in_a_live_session(local: Gateway) -> None:
             assert "server_error" not in json.dumps(error)
             await ws.close()
             assert ws.close_code != 1011
+
+
+def test_nobody_reads_passwords_and_keys_of_the_config() -> None:
+    secrets = ("pass-word-1", "cmd-key-22", "env-token-3", "option-key-4")
+    say = "import os,sys,http.server as h; print(sys.argv, os.environ['MY_TOKEN'], flush=True); sys.exit(3)"
+    models = {
+        "cmd": {
+            "cmd": f'{sys.executable} -c "{say}" --api-key cmd-key-22 --port ${{PORT}}',
+            "proxy": f"http://user:pass-word-1@127.0.0.1:{free_port()}",
+            "env": ("MY_TOKEN=env-token-3",),
+        },
+        "far": {"proxy": f"http://user:pass-word-1@127.0.0.1:{free_port()}"},
+        "cloud": {
+            "engine": "openai_api",
+            "options": {"url": "http://127.0.0.1:9/v1", "key": "option-key-4"},
+        },
+    }
+    with serving(models=models, default_model=MODEL) as gateway:
+        told = [requests.post(f"{gateway.url}/api/ps/{name}", timeout=30).text for name in models]
+        asked = {"model": "far", "messages": []}
+        told += [requests.post(f"{gateway.url}/v1/chat/completions", json=asked, timeout=30).text]
+        paths = ["/running", "/logs", "/logs/cmd", "/logs/upstream", "/health", "/api/ps", "/v1/models", "/api/tags"]
+        paths += [f"/api/v1/backend?model={name}" for name in models]
+        told += [requests.get(gateway.url + path, timeout=10).text for path in paths]
+        assert "--api-key" in requests.get(f"{gateway.url}/logs/cmd", timeout=10).text
+        assert "--api-key ***" in requests.get(f"{gateway.url}/api/v1/backend?model=cmd", timeout=10).text
+    for answer in told:
+        assert not [secret for secret in secrets if secret in answer], answer

@@ -19,6 +19,7 @@ from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.pull import Progress
 from eardrum.gateway.service import Service
 from eardrum.gateway.status import ProcessStatus
+from eardrum.redaction import hide_in_command
 from eardrum.types import Placement
 
 
@@ -150,8 +151,8 @@ def _info(model: Model, placement: Placement | None) -> dict[str, Any]:
 
 def _source(model: Model) -> str:
     if model.foreign and model.entry:
-        return model.entry.cmd or model.entry.proxy
-    return model.repository or str(model.source or model.options.get("url", ""))
+        return hide_in_command(model.entry.cmd or model.entry.proxy)
+    return model.repository or hide_in_command(str(model.source or model.options.get("url", "")))
 
 
 def _supports(model: Model) -> dict[str, Any]:

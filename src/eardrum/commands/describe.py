@@ -9,6 +9,7 @@ from eardrum.config import words
 from eardrum.engines.registry import Card
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import COMMON_OPTIONS, Model
+from eardrum.redaction import hide_in_command
 from eardrum.types import Capabilities
 from eardrum.units import size_in_words
 
@@ -81,9 +82,9 @@ def _foreign(model: Model, entry: config.Model) -> dict[str, str]:
         "description": entry.description,
         "engine": model.engine,
         "from": model.origin,
-        "command": " ".join(words.split(entry.cmd)),
-        "stopped by": entry.cmdStop,
-        "address": entry.proxy,
+        "command": hide_in_command(" ".join(words.split(entry.cmd))),
+        "stopped by": hide_in_command(entry.cmdStop),
+        "address": hide_in_command(entry.proxy),
         "ready when": entry.checkEndpoint if entry.cmd else "",
         "takes": ", ".join(can.inputs),
         "gives": ", ".join(can.outputs),

@@ -14,25 +14,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from eardrum import config, tls
 from eardrum.api.wyoming.announcement import Announcement
 from eardrum.config import Loaded, Remark, Settings, words
 from eardrum.config.places import KeyPath
 from eardrum.engines import cuda, registry
-from eardrum.errors import ConfigError, EardrumError, ModelNotFoundError
+from eardrum.errors import HIDDEN, ConfigError, EardrumError, ModelNotFoundError, without_login
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Inventory, Model
 from eardrum.gateway.rulebook import Rulebook, wrong_sizes
 from eardrum.gateway.spool import check_folder
+from eardrum.redaction import hide_in_command, is_secret
 
 OPTIONS_S = 60
 """Time for engines to look at options: they import numpy, but none of their own libraries."""
-
-HIDDEN = "***"
-SECRET_WORDS = {"key", "apikey", "token", "secret", "password", "passwd", "auth"}
-BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -256,7 +252,7 @@ def _entry(id: str, entry: config.Model, model: Model | None, loaded: Loaded) ->
         "command": hidden(words.split(entry.cmd)),
         "stop": hidden(words.split(entry.cmdStop)),
         "port": loaded.ports.get(id),
-        "proxy": _without_login(entry.proxy),
+        "proxy": without_login(entry.proxy),
         "source": str(model.source or "") if model else "",
         "environment": [variable.partition("=")[0] for variable in entry.env],
         "aliases": list(entry.aliases),
@@ -273,22 +269,12 @@ def hidden(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if secret_follows and not argument.startswith("-"):
             shown.append(HIDDEN)
-        elif equals and value and _is_secret(name):
+        elif equals and value and is_secret(name):
             shown.append(f"{name}={HIDDEN}")
         else:
-            shown.append(BEARER.sub(rf"\1{HIDDEN}", argument))
-        secret_follows = argument.startswith("-") and not equals and _is_secret(name)
+            shown.append(hide_in_command(argument))
+        secret_follows = argument.startswith("-") and not equals and is_secret(name)
     return shown
-
-
-def _is_secret(name: str) -> bool:
-    parts = re.split(r"[-_.]+", name.lower().strip("-"))
-    return bool(SECRET_WORDS & set(parts)) and parts[-1] not in ("file", "path")
-
-
-def _without_login(address: str) -> str:
-    login, at, _ = urlsplit(address).netloc.rpartition("@")
-    return address.replace(f"{login}{at}", f"{HIDDEN}@", 1) if at else address
 
 
 def _missing_programs(loaded: Loaded) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
-from eardrum.redaction import redacted_line
+from eardrum import redaction
 
 BYTES = 100 << 10
 LINES = 4000
@@ -34,9 +34,9 @@ class Log:
 
     def write(self, line: str) -> None:
         """Add a line, or several in one text that stay together. Keys in it are left out."""
+        line = redaction.hide(line)
         if len(line) > LINE_BYTES:
             line = f"{line[:LINE_BYTES]} [{len(line) - LINE_BYTES} characters more]"
-        line = redacted_line(line)
         self._lines.append(line)
         self._bytes += _size(line)
         self._written += 1

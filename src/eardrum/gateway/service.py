@@ -10,7 +10,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from eardrum import redaction
 from eardrum.config import Settings
+from eardrum.config.secrets import secrets_of
 from eardrum.errors import ConfigError
 from eardrum.gateway import names
 from eardrum.gateway.attempts import Attempts, Restart
@@ -57,6 +59,7 @@ class Service:
 
     def __init__(self, settings: Settings):
         check_folder(settings.spool_dir)
+        redaction.learn(secrets_of(settings))
         self.settings = settings
         self.source: Source | None = None
         """Where the settings came from, if they can be read again."""
@@ -107,6 +110,7 @@ class Service:
         changes = between({model.id: model for model in self.catalog}, models, later)
         if catalog.default.id != self.catalog.default.id:
             changes = replace(changes, default=catalog.default.id)
+        redaction.learn(secrets_of(settings))
         self.settings = settings
         self.selection = Selection(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.adopt(catalog, models.keys() - changes.changed)

@@ -8,6 +8,7 @@ from typing import Any
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
+from eardrum.redaction import hide_in_command
 
 STATES = {
     State.STOPPED: "stopped",
@@ -27,8 +28,8 @@ def running(service: Service) -> list[dict[str, Any]]:
         {
             "model": model.id,
             "state": state,
-            "cmd": model.entry.cmd if model.entry else "",
-            "proxy": model.entry.proxy if model.entry else "",
+            "cmd": hide_in_command(model.entry.cmd) if model.entry else "",
+            "proxy": hide_in_command(model.entry.proxy) if model.entry else "",
             "ttl": int(model.ttl) if model.ttl == int(model.ttl) else model.ttl,
             **_for_people(model),
         }

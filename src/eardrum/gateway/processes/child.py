@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
+from eardrum import redaction
 from eardrum.gateway.logs import Log
 from eardrum.gateway.processes import proc
 from eardrum.gateway.processes.lines import Lines
@@ -225,7 +226,7 @@ class Child:
             self._first_line = self._first_line or line
 
     def _take(self, lines: list[str]) -> None:
-        for line in lines:
+        for line in map(redaction.hide, lines):  # before anybody has it: last words become messages
             if len(self._last_lines) == LAST_LINES:
                 self._scroll(self._last_lines[0][:LAST_LINE])
             self._last_lines.append(line)
