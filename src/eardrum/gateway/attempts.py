@@ -19,14 +19,12 @@ from eardrum.errors import (
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.spool import Source as Audio
+from eardrum.gateway.trials import Suspicion
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Delta, Event, Request, Segment, Summary
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 2
-"""How often a model is tried whose process dies: it may have been another request's doing."""
 
 
 class Restart:
@@ -42,7 +40,7 @@ class Attempts:
         *,
         fetched: Callable[[Model], Awaitable[Model]],
         prepared: Callable[[Model, Request], Request],
-        lease: Callable[[Model], AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]],
+        lease: Callable[[Model, Suspicion], AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]],
     ):
         self._catalog = catalog
         self._fetched = fetched
@@ -54,32 +52,33 @@ class Attempts:
     ) -> AsyncGenerator[Event | Restart, None]:
         """The events of the first of the model and its fallbacks that does not fail.
 
-        A process that dies is replaced once without a word. After a segment is out, only a restartable reader can be served
+        A process that dies is replaced without a word, until it is known to die of this very request (`trials`). After
+        a segment is out, only a restartable reader can be served
         again from the start.
         """
-        left = [candidate for candidate in candidates(self._catalog, model, request) for _ in range(ATTEMPTS)]
+        left, suspicion = candidates(self._catalog, model, request), Suspicion()
         while True:
-            candidate, told = left.pop(0), False
+            candidate, told = left[0], False
             try:
-                async with aclosing(self._attempt(candidate, request, audio)) as events:
+                async with aclosing(self._attempt(candidate, request, audio, suspicion)) as events:
                     async for event in events:
                         told = told or isinstance(event, Segment | Delta)
                         yield replace(event, model=candidate.id) if isinstance(event, Summary) else event
                 return
             except EardrumError as error:
-                if not isinstance(error, RunnerCrashedError):
-                    left = [other for other in left if other is not candidate]
+                if not isinstance(error, RunnerCrashedError) or suspicion.convicted:
+                    left, suspicion = left[1:], Suspicion()
                 if not left or (told and not restartable) or not may_go_better(error):
                     raise
                 log.warning("%s Trying %s.", error.message, "once more" if left[0] is candidate else left[0].id)
             if told:
                 yield Restart()
 
-    async def _attempt(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
+    async def _attempt(self, model: Model, request: Request, audio: Audio, suspicion: Suspicion) -> AsyncGenerator[Event, None]:
         model = await self._fetched(model)
         request = self._prepared(model, request)
         async with (
-            self._lease(model) as upstream,
+            self._lease(model, suspicion) as upstream,
             aclosing(upstream.transcribe(request, audio)) as events,
         ):
             async for event in events:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
 from eardrum.gateway import scheduler
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.processes.lives import Life
+from eardrum.gateway.trials import Suspicion, Trial
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 
@@ -25,6 +26,8 @@ class Running:
     """Unix time at which it was ready."""
     forced: bool = False
     """Whether it was told to end whatever it was doing."""
+    served: set[Lease] = field(default_factory=set)
+    """The leases that are in its hands, and if it has died those that were. Those that rest are not."""
 
     @property
     def pid(self) -> int | None:
@@ -35,11 +38,14 @@ class Running:
 class Owner(Protocol):
     """Who lets requests in, and sees to what becomes of the model meanwhile."""
 
-    async def admit(self, model: Model) -> tuple[int, Running]:
+    async def admit(self, lease: Lease) -> tuple[int, Running]:
         """The beginning of a lease: its ticket, and the model that serves."""
 
-    async def dismiss(self, model: Model, ticket: int, running: Running, error: BaseException | None) -> None:
+    async def dismiss(self, lease: Lease, ticket: int, running: Running, error: BaseException | None) -> None:
         """The end of a lease, after this error or without one."""
+
+    def trial(self, lease: Lease) -> Trial:
+        """The lease's way in, which may wait for that of others."""
 
     def tell(self, event: scheduler.Event) -> None:
         """Something has happened to a request."""
@@ -54,10 +60,13 @@ class Lease:
     A lease holds its model. One that rests, such as that of a silent WebSocket, does not.
     """
 
-    __slots__ = ("_owner", "_running", "_ticket", "model")
+    __slots__ = ("_owner", "_running", "_ticket", "model", "suspicion", "trial")
 
-    def __init__(self, owner: Owner, model: Model):
+    def __init__(self, owner: Owner, model: Model, suspicion: Suspicion | None = None):
         self.model = model
+        self.suspicion = suspicion or Suspicion()
+        """What speaks against the request, from one lease to the next."""
+        self.trial: Trial
         self._owner = owner
         self._running: Running
         self._ticket: int
@@ -73,7 +82,15 @@ class Lease:
         Raises:
             EardrumError: as `Supervisor.hold`.
         """
-        self._ticket, self._running = await self._owner.admit(self.model)
+        self.trial = self._owner.trial(self)
+        await self.trial.enter()
+        try:
+            self._ticket, self._running = await self._owner.admit(self)
+        except BaseException:
+            self.trial.leave()
+            raise
+        self._running.served.add(self)
+        self.trial.begin()
 
     async def end(self, error: BaseException | None = None) -> None:
         """Let go of the model, after this error or without one.
@@ -82,18 +99,26 @@ class Lease:
             RunnerCrashedError: it was one too: how the process ended.
             UnloadedError, ShuttingDownError: it was one, and the process was meant to end.
         """
-        await self._owner.dismiss(self.model, self._ticket, self._running, error)
+        try:
+            await self._owner.dismiss(self, self._ticket, self._running, error)
+        finally:
+            self.trial.leave()
 
     def rest(self) -> None:
         """From now on the model may be unloaded, which ends the request."""
+        self._running.served.discard(self)
+        self.trial.leave()
         self._owner.tell(scheduler.Rest(self.model.id, self._ticket))
 
     def resume(self) -> None:
         """From now on it may not."""
+        self._running.served.add(self)
         self._owner.tell(scheduler.Resume(self.model.id, self._ticket))
 
     def served(self) -> None:
         """The process has done some of its work: its last death is forgiven. For requests that have no end for long."""
+        self.suspicion.clear()
+        self.trial.leave()
         self._owner.served(self.model)
 
     async def __aenter__(self) -> Self:

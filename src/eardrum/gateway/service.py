@@ -35,6 +35,7 @@ from eardrum.gateway.spool import Source as Audio
 from eardrum.gateway.spool import Spool, check_folder
 from eardrum.gateway.status import ProcessStatus, status_of
 from eardrum.gateway.supervisor import Supervisor
+from eardrum.gateway.trials import Suspicion
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Event, Placement, Request, Transcript
@@ -228,17 +229,19 @@ class Service:
         async with self._supervisor.lease(model):
             return model
 
-    def lease(self, model: Model) -> AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]:
+    def lease(
+        self, model: Model, suspicion: Suspicion | None = None
+    ) -> AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]:
         """The right to use the ready model for one request; see `Supervisor.lease`."""
-        return self._supervisor.lease(model)
+        return self._supervisor.lease(model, suspicion)
 
     async def unload(self, model: Model, *, force: bool = False) -> None:
         """End the model's process, once it has finished what it has begun, or by force at once."""
         await self._supervisor.unload(model, force=force)
 
-    def hold(self, model: Model) -> Lease:
+    def hold(self, model: Model, suspicion: Suspicion | None = None) -> Lease:
         """As `lease`, for requests that do not need the model all the time."""
-        return self._supervisor.hold(model)
+        return self._supervisor.hold(model, suspicion)
 
     async def unload_all(self, *, force: bool = False) -> None:
         """End every model's process, each once it has finished what it has begun, or by force at once."""

@@ -22,6 +22,7 @@ from eardrum.gateway.processes.crashes import Crashes
 from eardrum.gateway.processes.lives import Life, Lives
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import Going, Reason, Scheduler, State
+from eardrum.gateway.trials import Suspicion, Trial, Trials
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.types import Capabilities
@@ -33,6 +34,9 @@ EXIT_S = 5.0
 
 BROKEN_S = 0.5
 """The same for others, which may also break a connection and live."""
+
+WAITED_S = 15.0
+"""Longest pause after crashes that is waited for by requests which were only there when it happened."""
 
 UNWANTED = (Reason.CRASH, Reason.FAILED)
 """Ends that nobody has asked for."""
@@ -58,6 +62,7 @@ class Supervisor:
         self._rulebook = rulebook
         self._dispatch = Dispatch(Scheduler(rulebook.rules, patience), start=self._start, stop=self._stop, changed=changed)
         self._crashes = Crashes()
+        self._trials = Trials()
         self.departures = Departures()
         """The models that have gone, and why."""
         self._models: dict[str, Model] = {}
@@ -74,13 +79,14 @@ class Supervisor:
         return self._sweeping
 
     @asynccontextmanager
-    async def lease(self, model: Model) -> AsyncIterator[RunnerUpstream | ForeignUpstream]:
+    async def lease(self, model: Model, suspicion: Suspicion | None = None) -> AsyncIterator[RunnerUpstream | ForeignUpstream]:
         """The right to use the ready model for one request: `hold`, for those who need it until the end."""
-        async with self.hold(model) as held:
+        async with self.hold(model, suspicion) as held:
             yield held.upstream
 
-    def hold(self, model: Model) -> Lease:
-        """The right to use the ready model for one request; starts it first when it must.
+    def hold(self, model: Model, suspicion: Suspicion | None = None) -> Lease:
+        """The right to use the ready model for one request; starts it first when it must. A request that is tried again
+        brings what is suspected of it.
 
         Raises:
             BusyError: it holds as many requests as it may.
@@ -89,10 +95,17 @@ class Supervisor:
             UnloadedError: somebody has unloaded it by force.
             ShuttingDownError: the server goes down.
         """
-        return Lease(self, model)
+        return Lease(self, model, suspicion)
 
-    async def admit(self, model: Model) -> tuple[int, Running]:
+    def trial(self, lease: Lease) -> Trial:
+        """The lease's way in, which may wait for that of others."""
+        return self._trials.of(lease.model.id, lease.suspicion)
+
+    async def admit(self, lease: Lease) -> tuple[int, Running]:
         """The beginning of a lease: its ticket, and the model that serves."""
+        model = lease.model
+        if lease.trial.on and not lease.suspicion.alone:
+            await self._pause(model)
         self._check_crashes(model)
         self._models[model.id] = model
         if self._rulebook.learn(model):
@@ -101,21 +114,35 @@ class Supervisor:
         if running := self._running.get(model.id):
             return ticket, running
         self._dispatch.done(model.id, ticket)
+        lease.suspicion.died(alone=False, within_s=0.0)
         kind = UpstreamDiedError if model.foreign else RunnerCrashedError
         raise kind(f"The process of {model.id} ended as soon as it was ready.")
 
-    async def dismiss(self, model: Model, ticket: int, running: Running, error: BaseException | None) -> None:
+    async def dismiss(self, lease: Lease, ticket: int, running: Running, error: BaseException | None) -> None:
         """The end of a lease, after this error or without one."""
+        model = lease.model
         try:
             if isinstance(error, RunnerCrashedError):
                 if running.forced:  # nobody waits to see how it ends
                     raise scheduler.unloaded(model.id) from error
                 explained = await _explained(model, running, error)
+                self._suspect(lease, running)
                 raise (self._why_ended(model, running) or explained) from error
             if not error:
                 self._crashes.forget(model.id)
         finally:
+            if not running.life.ended.done():  # else it stays, for the others who were there to see
+                running.served.discard(lease)
             self._dispatch.done(model.id, ticket)
+
+    def _suspect(self, lease: Lease, running: Running) -> None:
+        """It may be this request that the process died of, unless it rested."""
+        if lease not in running.served:
+            return
+        died = running.life.ended.done() and running.pid is not None
+        alone = not died or len(running.served) == 1
+        lease.suspicion.died(alone=alone, within_s=time.monotonic() - lease.trial.began)
+        lease.suspicion.suspected = died  # who only broke a connection is no danger to others
 
     def tell(self, event: scheduler.Event) -> None:
         """Something has happened to a request."""
@@ -124,6 +151,12 @@ class Supervisor:
     def served(self, model: Model) -> None:
         """The model's process has done some of its work: its last death is forgiven."""
         self._crashes.forget(model.id)
+
+    async def _pause(self, model: Model) -> None:
+        """Wait until the model may be started again, if that is soon: for those whom others have taken along."""
+        row = self._crashes.pausing(model.id, now := time.monotonic())
+        if row and (left := row.again_at - now) <= WAITED_S:
+            await asyncio.sleep(left)
 
     def _check_crashes(self, model: Model) -> None:
         """Refuse a request for a model that is left alone for a while, before anything is unloaded for it."""

@@ -17,6 +17,7 @@ from eardrum.gateway.live.outlet import Outlet
 from eardrum.gateway.live.sending import sending
 from eardrum.gateway.service import Service
 from eardrum.gateway.sessions import going_down
+from eardrum.gateway.trials import Suspicion
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
 from eardrum.live import (
     Clear,
@@ -39,7 +40,10 @@ AHEAD = 2 << 20
 """Bytes that may wait for a model to be loaded, or to keep up; whoever has more to say waits."""
 
 ATTEMPTS = 3
-"""Processes that may die in a row without having given a text in between."""
+"""Processes that may die in a row without having given a text in between, if one of them served this session alone."""
+
+TRIAL_S = 10.0
+"""Longest time for which other requests wait until a session has said again what it said before a process died."""
 
 TORN = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
 
@@ -61,7 +65,7 @@ class Session:
         self._resting = False
         self._rested = False  # so does the process, for all that is known: it has said nothing since
         self._loaded = False
-        self._deaths = 0
+        self._suspicion = Suspicion(ATTEMPTS, TRIAL_S)
         self._stopped = False
         self._ended: Ended | None = None
 
@@ -193,7 +197,7 @@ class Session:
     async def _live(self) -> None:
         """One process hears what is said, until the session ends, or it does."""
         self.model = await self._service.fetched(self._service.catalog.find(self.model.id))
-        async with self._service.hold(self.model) as lease:
+        async with self._service.hold(self.model, self._suspicion) as lease:
             if self._out.over:
                 return
             upstream = lease.upstream
@@ -218,7 +222,6 @@ class Session:
         self._rested = False
         told = self._memory.hear(event)
         if isinstance(told, Final):
-            self._deaths = 0
             lease.served()
         if isinstance(told, Ended):
             self._end(told)
@@ -241,15 +244,15 @@ class Session:
 
     def _look_at(self, error: EardrumError) -> None:
         """Go on with another process, or another model, or not."""
-        if isinstance(error, RunnerCrashedError) or (self._rested and isinstance(error, UnloadedError)):
-            self._deaths += not self._rested
-            if self._deaths < ATTEMPTS:
-                self._take_up(error)
-                return
+        gone = isinstance(error, RunnerCrashedError) or (self._rested and isinstance(error, UnloadedError))
+        if gone and not self._suspicion.convicted:
+            self._take_up(error)
+            self._suspicion.suspected &= self._memory.unheard  # else it is not what was said that did it
+            return
         if self._loaded or not self._others or not may_go_better(error):
             raise error
         log.warning("%s Trying %s.", error.message, self._others[0].id)
-        self.model, self._deaths = self._others.pop(0), 0
+        self.model, self._suspicion = self._others.pop(0), Suspicion(ATTEMPTS, TRIAL_S)
 
     def _take_up(self, error: EardrumError) -> None:
         """What was said is said again to the next process, as far as it is kept."""
