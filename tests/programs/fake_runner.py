@@ -8,6 +8,8 @@ die in the middle. Its habits:
     dies_at     a word whose hearing kills it, but only where the file `mark` does not exist yet; it is created first
     dies_always the same, each time
     fails_at    a word for which there is no text
+
+A recording of such samples (`POST /transcribe`) is answered with its words in one segment, after `decode_s` seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from aiohttp import web
 from eardrum import live, wall
 from eardrum.errors import EardrumError, InvalidRequestError, ModelLoadError
 from eardrum.live import Settings
-from eardrum.types import Capabilities, Segment
+from eardrum.types import Capabilities, Segment, Summary
 
 STEP_S = 0.02
 
@@ -149,6 +151,29 @@ class Runner:
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"windows": 0})
 
+    async def transcribe(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        audio = await request.read()
+        words: list[str] = []
+        for (value,) in struct.iter_unpack("<h", audio[: len(audio) & ~1]):
+            if value and str(value) not in words[-1:]:
+                words.append(str(value))
+        await asyncio.sleep(self._habits.get("decode_s", 0.0) / 2)
+        if str(self._habits.get("dies_always")) in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.sleep(self._habits.get("decode_s", 0.0) / 2)
+        seconds = len(audio) / 2 / 16_000
+        for line in (
+            {"segment": Segment(0.0, seconds, " ".join(words)).to_json()},
+            {"summary": Summary("en", seconds).to_json()},
+        ):
+            await response.write(json.dumps(line).encode() + b"\n")
+        return response
+
+    async def cancel(self, _: web.Request) -> web.Response:
+        return web.Response(status=204)
+
     async def live(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -205,6 +230,8 @@ async def serve(socket: str, habits: dict[str, Any]) -> None:
     runner = Runner(habits)
     app.router.add_get("/health", runner.health)
     app.router.add_post("/live", runner.live)
+    app.router.add_post("/transcribe", runner.transcribe)
+    app.router.add_delete("/transcribe/{name}", runner.cancel)
     served = web.AppRunner(app, shutdown_timeout=0.2)
     await served.setup()
     await web.UnixSite(served, socket).start()
