@@ -65,7 +65,10 @@ limits:
 - `--config` may be given several times, and `--config-dir` (`{PREFIX}CONFIG_DIR`) takes all `*.yaml` and `*.yml` of a folder.
   Maps are joined, lists follow one another, and nothing may be set to two values.
 - In a file a name that is no setting is ignored with a warning, as llama-swap does it without one; names that begin with `x-`
-  are yours. In the environment and after `--set` it is an error.
+  are yours. In the environment and after `--set` it is an error, and in a file, too, where it may be meant to protect the
+  server: it is nearly called `apiKeys`, `hosts`, `limits`, `origins` or `tls_...`, speaks of keys or certificates, or
+  stands below `limits` or `wyoming`.
+- Every name may be written in camelCase and in snake_case: `apiKeys` is `api_keys`, `upload_bytes` is `uploadBytes`.
 - A time is a number of seconds, or says its unit: `10m`, `1h30m`, `500ms`, `2 days`. A size is a number of bytes, or says its
   unit: `50M`, `2.1GB` (powers of 1000), `22GiB` (of 1024). That holds in files, in the environment and after `--set`.
 - After `--set` a name with dots in it stands in quotes: `--set 'models."tiny.en".ttl=10m'`.

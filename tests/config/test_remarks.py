@@ -23,8 +23,8 @@ WARNS = {
         ["config.yaml:1: Unknown setting groups.g.persistant. Did you mean persistent?"],
     ),
     "a key of ours deeper": (
-        "limits: {uplod_bytes: 1}",
-        ["config.yaml:1: Unknown setting limits.uplod_bytes. Did you mean upload_bytes?"],
+        "live: {idle_secnds: 1}",
+        ["config.yaml:1: Unknown setting live.idle_secnds. Did you mean idle_seconds?"],
     ),
     "a key like nothing": ("zzzzzz: 1", ["config.yaml:1: Unknown setting zzzzzz. `docs/config.md` lists all settings."]),
     "somebody's own": ("x-mine: &a {ttl: 1}\nmodels: {a: {proxy: 'http://x', <<: *a}}", []),

@@ -53,7 +53,7 @@ def test_a_mistake_has_the_same_words_everywhere(refused: Refuser, setting: str,
     [
         ("EARDRUM_PROT", "Did you mean EARDRUM_PORT?"),
         ("EARDRUM_WYOMNG__PORT", "Did you mean EARDRUM_WYOMING__PORT?"),
-        ("EARDRUM_API_KEYS", "Did you mean EARDRUM_APIKEYS?"),
+        ("EARDRUM_API_KEES", "Did you mean EARDRUM_APIKEYS?"),
         ("EARDRUM_TTL", "There is a models.NAME.ttl: is it in the right place?"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from eardrum.config import dialect, known
@@ -12,6 +12,7 @@ from eardrum.config.places import Errors, KeyPath, Place, Places, Remark, Settin
 from eardrum.config.sections import Section
 from eardrum.config.settings import PREFIX, Settings
 from eardrum.config.shape import shown
+from eardrum.config.spelling import spellings
 from eardrum.errors import ConfigError
 
 CONFIG_VARIABLE, FOLDER_VARIABLE = "EARDRUM_CONFIG", "EARDRUM_CONFIG_DIR"
@@ -76,7 +77,7 @@ def from_environment(environment: Mapping[str, str], errors: Errors) -> tuple[di
 
 def _from_variable(name: str, value: str) -> dict[str, Any]:
     top, *below = name.removeprefix(PREFIX).lower().split(BELOW)
-    settings = {field.lower(): field for field in Settings.model_fields}
+    settings = _by_variable(Settings.model_fields)
     if top not in settings or (below and not known.has_names(settings[top])):
         raise SettingError(Remark(f"Unknown environment variable {name}.{_hint(top, below)}"))
     try:
@@ -85,6 +86,12 @@ def _from_variable(name: str, value: str) -> dict[str, Any]:
         path = (settings[top], *below)
         message = f"The setting {dotted(path)} must be JSON here, {error}{shown(path, value)}."
         raise SettingError(Remark(message, Place(name), dotted(path))) from None
+
+
+def _by_variable(fields: Collection[str]) -> dict[str, str]:
+    """Settings by their names in small letters, in both spellings."""
+    both = {spelled.lower(): name for name in fields for spelled in spellings(name)}
+    return both | {name.lower(): name for name in fields}
 
 
 def _hint(top: str, below: Sequence[str]) -> str:
@@ -115,7 +122,7 @@ def _placed(value: str, kind: Any, below: Sequence[str]) -> Any:
         inner = get_args(kind)[1]
     elif known.is_section(kind):
         fields = known.fields(kind)
-        spelled = {name.lower(): name for name in fields}.get(below[0])
+        spelled = _by_variable(fields).get(below[0])
         inner = fields[spelled].annotation if spelled else Any
         below = [spelled or below[0], *below[1:]]
     return {below[0]: _placed(value, inner, below[1:])}
@@ -156,7 +163,7 @@ def _cased(value: Any, kind: Any) -> Any:
     if not known.is_section(kind):
         return value
     fields = known.fields(kind)
-    cased = {name.lower(): name for name in fields}
+    cased = _by_variable(fields)
     spelled = {cased.get(name.lower(), name): inner for name, inner in value.items()}
     return {name: _cased(inner, fields[name].annotation) if name in fields else inner for name, inner in spelled.items()}
 

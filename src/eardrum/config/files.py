@@ -11,6 +11,7 @@ from typing import Any
 from eardrum.config import dialect, places
 from eardrum.config.dialect import Document
 from eardrum.config.places import Errors, Places, Remark
+from eardrum.config.spelling import with_own_names
 from eardrum.errors import ConfigError
 
 VARIABLE = re.compile(r"\$\{env\.([a-zA-Z_][a-zA-Z0-9_]*)\}")
@@ -87,6 +88,8 @@ def _read(file: Path, environment: Mapping[str, str], errors: Errors) -> Documen
     if document.tree is not None and not isinstance(document.tree, dict):
         raise ConfigError(f"The config file {file} must hold settings by name, as in `port: 8100`.")
     document.tree = _with_variables(document.tree, (), document.places, errors)
+    if isinstance(document.tree, dict):
+        document.tree = with_own_names(document.tree, document.places, errors)
     return document
 
 

@@ -161,6 +161,8 @@ def port_of(model: Model) -> int:
 
 
 def _odd(settings: Settings, places: Places) -> Iterator[Remark]:
+    if ("apiKeys",) in places and not settings.apiKeys:
+        yield places.remark(("apiKeys",), "apiKeys is empty: everybody who reaches the server is let in.")
     if settings.healthCheckTimeout < LEAST_START_S:
         yield places.remark(("healthCheckTimeout",), f"healthCheckTimeout is at least {LEAST_START_S} seconds.")
     for id, model in settings.models.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Collection, Iterator
 from functools import cache
@@ -13,6 +14,23 @@ from pydantic.fields import FieldInfo
 
 from eardrum.config.places import KeyPath, dotted
 from eardrum.config.settings import Settings
+
+PROTECTING = ("apiKeys", "tls_certificate", "tls_key", "limits", "origins", "hosts")
+"""Settings without which, or with another name in their place, a server is open."""
+
+MISPLACED = ("apiKeys", "api_keys", "tls_certificate", "tlsCertificate", "tls_key", "tlsKey", "origins", "hosts")
+"""Names that mean nothing but these, wherever they stand."""
+
+GUARDED_SECTIONS = ("limits", "wyoming")
+"""llama-swap has no such sections, so nothing of its in there could be meant."""
+
+WORDS = frozenset(
+    (
+        *("auth", "authentication", "token", "tokens", "password", "passwords", "secret", "secrets", "key", "keys"),
+        *("tls", "ssl", "https", "cert", "certificate", "certificates", "cors", "origin", "origins"),
+    )
+)
+"""What a name speaks of that other servers have for the same purpose."""
 
 
 def unknown(path: KeyPath) -> str:
@@ -30,6 +48,31 @@ def hint(name: str, path: KeyPath = ()) -> str:
     if close := nearest(name, {known for _, names in _sections() for known in names}):
         return f" Did you mean {close}?"
     return " `docs/config.md` lists all settings."
+
+
+def may_protect(name: str, value: Any, path: KeyPath = ()) -> bool:
+    """Whether an unknown name below `path` is likely to be meant to protect the server, which it would not do.
+
+    That is one which is most like the name of a setting that does, or speaks of keys and certificates; one of those somewhere
+    else, or inside what has an unknown name; and any below a section that is there for protection.
+    """
+    if path:
+        return path[0] in GUARDED_SECTIONS or name in MISPLACED
+    squeezed = {_squeezed(known): known for known in _names_at(())}
+    if squeezed.get(nearest(_squeezed(name), squeezed)) in PROTECTING:
+        return True
+    words = set(re.split(r"[-_.\s]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    return not words.isdisjoint(WORDS) or _holds(value, MISPLACED)
+
+
+def _holds(value: Any, names: Collection[str]) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return any(name in names or _holds(inner, names) for name, inner in value.items())
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[-_.\s]+", "", name).lower()
 
 
 def has_names(setting: str) -> bool:

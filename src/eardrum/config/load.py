@@ -20,6 +20,7 @@ from eardrum.config.ports import Ports
 from eardrum.config.resolve import Tree, resolved
 from eardrum.config.settings import Settings
 from eardrum.config.shape import Shaper
+from eardrum.config.spelling import with_own_names
 from eardrum.errors import ConfigError
 
 MOST_ERRORS = 20
@@ -113,7 +114,8 @@ def examine(
     errors = Errors(Places())
     paths = _chosen(file, folder, environment, errors)
     tree, remarks = files.read(paths, environment, errors)
-    for source, places in (from_environment(environment, errors), from_assignments(assignments, errors)):
+    for written, places in (from_environment(environment, errors), from_assignments(assignments, errors)):
+        source = with_own_names(written, places, errors)
         errors.places.override(source, places)
         tree = merged(tree, source)
     flags = {name: value for name, value in (overrides or {}).items() if value is not None}

@@ -94,7 +94,12 @@ class Shaper:
                 self._tell_without_effect(field.json_schema_extra, below)
             elif not self._places.in_file(below):
                 self._errors.add(below, known.unknown(below))
-            elif not name.startswith(PRIVATE):
+            elif name.startswith(PRIVATE):
+                continue
+            elif known.may_protect(name, inner, path):
+                protects = "It may be meant to protect the server, so it is not passed over: correct it or take it out."
+                self._errors.add(below, f"{known.unknown(below)} {protects}")
+            else:
                 self.remarks.append(self._places.remark(below, known.unknown(below)))
         self._look_for_two(fields, shaped, path)
         return {name: inner for name, inner in shaped.items() if inner is not WRONG}

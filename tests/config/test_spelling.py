@@ -1,0 +1,123 @@
+"""A setting's name in two spellings, and names that would leave a server open if they were passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from eardrum.config import Settings, known
+from eardrum.config.spelling import spellings
+from tests.config.conftest import Reader, Refuser, told
+
+LLAMA = "models: {a: {cmd: 's ${PORT}'}}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "both"),
+    [
+        ("apiKeys", {"apiKeys", "api_keys"}),
+        ("tls_certificate", {"tls_certificate", "tlsCertificate"}),
+        ("globalTTL", {"globalTTL", "global_ttl"}),
+        ("setParamsByID", {"setParamsByID", "set_params_by_id"}),
+        ("port", {"port"}),
+    ],
+)
+def test_two_spellings(name: str, both: set[str]) -> None:
+    assert spellings(name) == both
+
+
+def _sections(kind: Any, seen: set[Any]) -> set[Any]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen:
+        seen.add(kind)
+        for field in kind.model_fields.values():
+            _sections(field.annotation, seen)
+    for inner in getattr(kind, "__args__", ()):
+        _sections(inner, seen)
+    return seen
+
+
+def test_no_two_settings_of_a_section_have_a_spelling_in_common() -> None:
+    for section in _sections(Settings, set()):
+        names = known.fields(section)
+        fields = {id(names[name]): set[str]() for name in names}
+        for name in names:
+            fields[id(names[name])] |= spellings(name)
+        assert sum(map(len, fields.values())) == len(set.union(set(), *fields.values())), section
+
+
+def test_every_setting_is_read_in_either_spelling(read: Reader) -> None:
+    settings = read(
+        """
+        api_keys: [one]
+        start_port: 6000
+        global_ttl: 30
+        defaultLanguage: de
+        pullMissing: true
+        limits: {uploadBytes: 1G, stallSeconds: 9}
+        hooks: {onStartup: {preload: [a]}}
+        models:
+          a:
+            cmd: s ${PORT}
+            check_endpoint: /up
+            maxRequests: 3
+            filters: {set_params_by_id: {a: {snake_case_stays: 1}}}
+            options: {initialPrompt: stays}
+        """
+    ).settings
+    assert (settings.apiKeys, settings.startPort, settings.globalTTL) == (("one",), 6000, 30)
+    assert (settings.default_language, settings.pull_missing) == ("de", True)
+    assert (settings.limits.upload_bytes, settings.limits.stall_seconds) == (10**9, 9)
+    assert settings.hooks.on_startup.preload == ("a",)
+    model = settings.models["a"]
+    assert (model.checkEndpoint, model.max_requests, model.proxy) == ("/up", 3, "http://localhost:6000")
+    assert model.filters.setParamsByID == {"a": {"snake_case_stays": 1}}
+    assert model.options == {"initialPrompt": "stays"}
+
+
+def test_names_of_models_are_no_settings(read: Reader) -> None:
+    settings = read("models: {api_keys: {proxy: 'http://x'}, pullMissing: {proxy: 'http://y'}}").settings
+    assert list(settings.models) == ["api_keys", "pullMissing"]
+
+
+def test_the_environment_and_assignments_take_both_too(read: Reader) -> None:
+    loaded = read("api_keys: [file]", "limits.uploadBytes=7", EARDRUM_API_KEYS='["environment"]', EARDRUM_LIMITS__JSONBYTES="8")
+    assert loaded.settings.apiKeys == ("environment",)
+    assert (loaded.settings.limits.upload_bytes, loaded.settings.limits.json_bytes) == (7, 8)
+    assert told(loaded) == []
+
+
+def test_one_setting_in_both_spellings_is_an_error(refused: Refuser) -> None:
+    assert refused("apiKeys: [a]\napi_keys: [b]").startswith("config.yaml:2: api_keys and apiKeys are the same setting")
+
+
+def test_what_is_wrong_is_told_with_its_line(refused: Refuser) -> None:
+    assert refused("port: 1\napi_keys: hush").startswith("config.yaml:2: The setting apiKeys is wrong")
+    assert refused("port: 1\nlimits:\n  uploadBytes: x").startswith("config.yaml:3: The setting limits.upload_bytes is wrong")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("apikeys: [a]", "api-keys: [a]", "apiKey: [a]", "APIKEYS: [a]", "apiKeyss: [a]", "keys: [a]", "api_key: a"),
+        *("tls_cert: a.pem", "tls: {key: a}", "ssl_certificate: a", "tlsKeyFile: a"),
+        *("limit: {upload_bytes: 1}", "Limits: {upload_bytes: 1}", "limits: {uplod_bytes: 1}"),
+        *("origin: [x]", "allowed_origins: [x]", "cors: x", "host_names: [x]", "Hosts: [x]"),
+        *("auth: {token: x}", "password: x", "server: {apiKeys: [a]}", "server: {api_keys: [a]}"),
+        *("wyoming: {enable: false}", "log: {apiKeys: [a]}", "models: {a: {proxy: 'http://x', origins: [x]}}"),
+    ],
+)
+def test_what_nearly_protects_is_refused(refused: Refuser, text: str) -> None:
+    message = refused(f"{text}\n" if text.startswith("models") else LLAMA + text)
+    assert "Unknown setting" in message
+    assert "protect" in message
+
+
+@pytest.mark.parametrize("text", ["globalTtl: 3", "zzzzzz: 1", "prot: 1", "live: {sesions: 1}", "x1: {ttl: 3}"])
+def test_other_names_are_passed_over_as_before(read: Reader, text: str) -> None:
+    assert len(told(read(LLAMA + text))) == 1
+
+
+def test_no_keys_where_there_should_be_some_are_told(read: Reader) -> None:
+    assert told(read("api_keys:")) == ["config.yaml:1: apiKeys is empty: everybody who reaches the server is let in."]
