@@ -17,6 +17,7 @@ import pytest
 from eardrum.errors import AudioError
 from eardrum.runner.decode import Decoder
 from eardrum.runner.inlet import CancelledInletError, Inlet
+from eardrum.runner.ogg import checksum
 from tests.recordings import CODECS, encode, pcm, retimed, silence, speech, spoken, tone
 
 SAMPLES = speech()[: 2 * 16_000]
@@ -321,6 +322,39 @@ def test_damage_in_the_middle_costs_only_itself() -> None:
     data = bytearray(encode(SAMPLES, "mp3"))
     data[len(data) // 2 : len(data) // 2 + 800] = np.random.default_rng(1).bytes(800)
     assert len(decoded(bytes(data))) > 0.8 * len(SAMPLES)
+
+
+def ogg_pages(data: bytes) -> list[bytes]:
+    return [b"OggS" + page for page in data.split(b"OggS")[1:]]
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("lost", [-2, -3])
+def test_a_lost_page_of_an_ogg_is_told_and_moves_nothing(lost: int, gone: bool, live: bool) -> None:
+    pages = ogg_pages(encode(speech()[: 6 * 16_000 - 4000], "ogg"))
+    whole = decoded(b"".join(pages))
+    middle = len(pages[lost]) // 2
+    pages[lost] = b"" if gone else pages[lost][:middle] + bytes(20) + pages[lost][middle + 20 :]
+    found, warnings = heard(b"".join(pages), live=live)
+    assert len(found) == pytest.approx(len(whole), abs=SLACK)
+    assert found_at(found, whole[-8000:]) == pytest.approx((len(whole) - 8000) / 16_000, abs=0.05)
+    assert "A page of the file is missing or damaged." in warnings
+
+
+def test_a_last_page_of_an_ogg_that_is_damaged_is_told() -> None:
+    data = bytearray(encode(speech(), "ogg"))
+    data[-20] ^= 1
+    assert "its end is missing" in heard(bytes(data))[1]
+
+
+def test_a_station_that_was_tuned_in_to_has_lost_nothing() -> None:
+    pages = ogg_pages(encode(speech(), "ogg"))
+    on_air = [page[:18] + struct.pack("<I", 5000 + number) + page[22:] for number, page in enumerate(pages[3:])]
+    on_air = [page[:22] + struct.pack("<I", checksum(page)) + page[26:] for page in on_air]
+    found, warnings = heard(b"".join(pages[:2] + on_air))
+    assert len(found)
+    assert not warnings
 
 
 @pytest.mark.parametrize("claimed", [0, 0x7FFFFFFF, 0xFFFFFFFF, 20 * len(SAMPLES)])

@@ -6,12 +6,13 @@ import struct
 
 import pytest
 
-from eardrum.runner.ogg import FIRST, LAST, OggLinks
+from eardrum.runner.ogg import FIRST, LAST, OggLinks, checksum
 
 
 def page(body: bytes, flags: int = 0, serial: int = 1) -> bytes:
     lengths = bytes([255] * (len(body) // 255) + [len(body) % 255])
-    return b"OggS" + struct.pack("<BBqIIIB", 0, flags, 0, serial, 0, 0, len(lengths)) + lengths + body
+    made = b"OggS" + struct.pack("<BBqIIIB", 0, flags, 0, serial, 0, 0, len(lengths)) + lengths + body
+    return made[:22] + struct.pack("<I", checksum(made)) + made[26:]
 
 
 class Dribs:

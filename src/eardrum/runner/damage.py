@@ -59,6 +59,12 @@ class Damage:
         self._broken_off = True
         self._tell(f"The file cannot be read beyond {at:.1f} s: what follows is damaged.")
 
+    def pages_lost(self, count: int) -> None:
+        """Parts of an Ogg file are missing."""
+        self._tell(
+            "A page of the file is missing or damaged." if count == 1 else f"{count:,} pages of the file are missing or damaged."
+        )
+
     def cut_off(self, at: float) -> None:
         """The end is missing, and nobody knows how much."""
         self._breaks_off(f"at {at:.1f} s: its end is missing")

@@ -189,6 +189,8 @@ class Decoder:
                 break
         if failure and not self.samples:
             raise failure
+        if links.lost:
+            self._damage.pages_lost(links.lost)
         if links.cut_off:
             self._damage.cut_off(self._at)
 
