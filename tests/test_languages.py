@@ -103,3 +103,14 @@ def test_a_code_without_a_name_stands_for_itself() -> None:
 )
 def test_a_language_at_the_end_of_a_models_name(name: str, code: str | None) -> None:
     assert language_in_name(name) == code
+
+
+@pytest.mark.parametrize("spelled", ["und-US", "und_x", "mul-Latn", "qaa", "QAD", "qtz"])
+def test_tags_that_name_no_language(spelled: str) -> None:
+    assert language_code(spelled) is None
+
+
+@pytest.mark.parametrize("spelled", ["-", "-us", "qua", "quenya"])
+def test_no_more_than_these(spelled: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        language_code(spelled)

@@ -55,6 +55,9 @@ _LONG_CODES = {long: entry.split()[0] for entry in _LONG_TABLE.split("|") for lo
 NOT_SAID = ("", "auto", "null", "none", "multi", "und", "mul", "mis", "zxx")
 """What stands for no language: nothing named, several of them (`mul`), or not known (`und`), as media files say it."""
 
+LOCAL = re.compile("q[a-t][a-z]")
+"""Codes of ISO 639-2 for local use: television has `qaa` for the original language, whichever that is."""
+
 
 def language_code(spelled: str | None, *, param: str = "language") -> str | None:
     """The ISO 639 code of a language as clients spell it: "de", "de-AT", "pt_BR", "deu", "ger", "German"; empty means None.
@@ -63,9 +66,10 @@ def language_code(spelled: str | None, *, param: str = "language") -> str | None
         InvalidRequestError: nothing the table knows; it names the field `param`.
     """
     wanted = (spelled or "").strip().lower()
-    if wanted in NOT_SAID:
+    first = re.split(r"[-_]", wanted)[0]
+    if wanted in NOT_SAID or (first and first in NOT_SAID) or LOCAL.fullmatch(first):
         return None
-    for candidate in (wanted, re.split(r"[-_]", wanted)[0]):
+    for candidate in (wanted, first):
         if candidate in NAMES:
             return candidate
         if candidate in _CODES:
