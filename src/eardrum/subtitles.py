@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -94,6 +95,9 @@ LONG_PAUSE_S = 1.0
 MOST_PIECES = 500
 """Of a cue that has a bound in time only: where a server told no times, all would come at once."""
 
+MOST_BALANCED = 8
+"""Lines of a cue that are made about equally long; more are no cue that anybody reads, and take long."""
+
 LEAD_S = 0.25
 """A cue may be there so much before its first word, if it has to."""
 LEAST_S = 0.02
@@ -132,6 +136,7 @@ class Cue:
         return [line_text(line) for line in self.lines]
 
 
+@lru_cache(1 << 14)
 def width(text: str) -> int:
     """Columns that the text takes: two for wide letters, none for marks above and below others."""
     if text.isascii():
@@ -447,7 +452,7 @@ def _lines(part: Sequence[Piece], shape: Shape) -> list[list[Piece]]:
         if filled.lines > seen:
             starts.append(number)
             seen = filled.lines
-    if shape.lines and 1 < len(starts) <= shape.lines:
+    if shape.lines and 1 < len(starts) <= min(shape.lines, MOST_BALANCED):
         starts = _balanced(part, len(starts), shape)
     return [list(part[a:b]) for a, b in pairwise([*starts, len(part)])]
 

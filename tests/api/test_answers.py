@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -70,6 +71,21 @@ def test_log_probabilities() -> None:
     assert all(set(item) == {"token", "logprob", "bytes"} for item in found)
     assert bytes(found[1]["bytes"]).decode() == " bèach."
     assert "logprobs" not in body(answers.answer(TRANSCRIPT, asked()))
+
+
+def test_nobody_waits_while_cues_get_a_shape() -> None:
+    long = Transcript([Segment(0.0, 600.0, "It was. " * 1500)], Summary("en", 600.0))
+
+    async def turns_of_others() -> int:
+        shaping = asyncio.create_task(answers.answer_beside(long, asked("srt", subtitles="broadcast")))
+        turns = 0
+        while not shaping.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert bytes((await shaping).body).count(b"It was.") == 1500
+        return turns
+
+    assert asyncio.run(turns_of_others()) > 5
 
 
 @pytest.mark.parametrize("kind", ["text", "srt", "vtt"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any
@@ -51,6 +52,11 @@ def answer(transcript: Transcript, wish: Wish) -> Response:
     if wish.request.logprobs:
         body["logprobs"] = [_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
     return JSONResponse(body | _usage(transcript))
+
+
+async def answer_beside(transcript: Transcript, wish: Wish) -> Response:
+    """The same, in a thread where cues get a shape: for long texts that takes a while, and others are not to wait."""
+    return answer(transcript, wish) if wish.shape.plain else await asyncio.to_thread(answer, transcript, wish)
 
 
 def name_track(response: Response, heard: Opened | Summary) -> None:

@@ -147,7 +147,7 @@ class Exchange:
     async def _reply(self, transcript: Transcript, wish: Wish) -> None:
         model = self._service.catalog.find(transcript.summary.model)  # who served it: not always who was asked
         access.record(self._scope).about(model, transcript.summary)
-        response = answers.answer(transcript, wish)
+        response = await answers.answer_beside(transcript, wish)
         response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # ids of the config may be in any script
         if transcript.summary.warnings:
             response.headers["x-eardrum-warnings"] = header_values.sentence(" ".join(transcript.summary.warnings))
