@@ -8,15 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
+from tests.ports import free_port
 from tests.recordings import SPEECH_TEXT, spoken, tape
 from tests.test_server_uploads import END, FILE, field, wire
 
@@ -120,6 +124,89 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
         assert "retry-after" in answers[0].headers
         server.process.wait(30)
         assert "Traceback" not in server.log
+
+
+STUBBORN = """
+stop_seconds: 1
+models:
+  stubborn:
+    cmd: {python} {llm} --port ${{PORT}} --ignore-sigterm --word-delay 0.1
+  silent:
+    cmd: {python} {llm} --port ${{PORT}} --ignore-sigterm --delay 99
+  elsewhere:
+    proxy: {address}
+  starting:
+    cmd: {python} {llm} --port ${{PORT}} --ignore-sigterm --unhealthy-seconds 99
+groups:
+  all:
+    swap: false
+    members: [stubborn, silent, elsewhere, starting]
+"""
+"""Commands that have time, whatever they are told."""
+
+
+def test_commands_that_do_not_end_are_no_reason_to_outlast_the_shutdown(tmp_path: Path) -> None:
+    llm, port = Path(__file__).parent / "programs" / "fake_llm.py", free_port()
+    file = tmp_path / "config.yaml"
+    file.write_text(STUBBORN.format(python=sys.executable, llm=llm, address=f"http://127.0.0.1:{port}"))
+    asked = {"messages": [{"role": "user", "content": "word " * 1000}], "stream": True}
+    ended: dict[str, tuple[float, int, str]] = {}
+
+    another = subprocess.Popen([sys.executable, llm, "--port", str(port), "--word-delay", "0.1"])
+    with closing_process(another), running("--config", str(file)) as server:
+
+        def ask(model: str, path: str) -> None:
+            answer = requests.post(f"{server.address}{path}", json={"model": model, **asked}, timeout=30, stream=True)
+            body = b""
+            with suppress(requests.exceptions.ChunkedEncodingError):  # nobody takes it for whole
+                for piece in answer.iter_content(None):
+                    body += piece
+            ended[f"{model} {path}"] = time.monotonic(), answer.status_code, body.decode()[-200:]
+
+        streams = {
+            "stubborn /v1/chat/completions": "data: {",
+            "stubborn /api/chat": "{",
+            "stubborn /upstream/stubborn/v1/chat/completions": "data: {",
+            "elsewhere /v1/chat/completions": "data: {",
+        }
+        untold = ["silent /v1/chat/completions", "starting /v1/chat/completions"]
+        asking = [Thread(target=ask, args=one.split()) for one in (*streams, *untold)]
+        for thread in asking:
+            thread.start()
+        wait_for(lambda: len(health(server, "ready")) == 3 and len(health(server, "starting")) == 1, 30)
+        time.sleep(1)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(20)
+        took = time.monotonic() - began
+        for thread in asking:
+            thread.join(20)
+        assert "Traceback" not in server.log
+    for name, start in streams.items():
+        at, status, said = ended[name]
+        assert (status, at - began < 3) == (200, True), name
+        last = said.strip().splitlines()[-1]
+        assert last.startswith(start), name
+        assert "shutting down" in last, name
+    for name in untold:
+        at, status, said = ended[name]
+        assert (status, at - began < 3) == (503, True), name
+        assert "shutting_down" in said
+    assert took < 6  # the second that requests have, and two for SIGTERM
+
+
+def health(server: RunningServer, state: str) -> list[dict[str, Any]]:
+    models = requests.get(f"{server.address}/health", timeout=10).json()["models"]
+    return [model for model in models if model["state"] == state]
+
+
+@contextmanager
+def closing_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])

@@ -43,8 +43,8 @@ NOTHING = logging.CRITICAL + 1
 KEEP_ALIVE_S = 75
 """Seconds an idle connection stays open: longer than clients keep theirs in a pool, so that they do not reuse a dead one."""
 
-ANSWER_S = 8
-"""Seconds to stop the models and to tell their clients, once the time for finishing requests is over."""
+ANSWER_S = 3
+"""Seconds to tell clients that there is no more time, once that for finishing requests is over."""
 
 
 def run(settings: Settings, source: Source | None = None, *, watch: bool = False, sample: bool = False) -> None:
@@ -74,7 +74,6 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         ws=WebSocket,
         ws_max_size=MESSAGE,
         ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
-        timeout_graceful_shutdown=math.ceil(settings.stop_seconds + ANSWER_S),
         timeout_keep_alive=KEEP_ALIVE_S,
         ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )
@@ -136,7 +135,8 @@ class Server(QuietServer):
                 self._begin(self._watched.watch(self._reread))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer.
+        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer, and the models
+        with them. What has not ended `ANSWER_S` later is cut off.
 
         What has no end is ended first: it would be waited for. Live sessions give their last texts, for which their WebSockets
         must be open still.
@@ -146,20 +146,23 @@ class Server(QuietServer):
         self._service.end_followers()
         if self._wyoming:
             self._wait_for(self._wyoming.close())
-        end = asyncio.get_running_loop().call_later(self._service.settings.stop_seconds, self._end_requests)
+        loop = asyncio.get_running_loop()
+        over = loop.time() + self._service.settings.stop_seconds
+        end = loop.call_at(over, self._end_requests)
         try:
-            await self._end_sessions()
+            await self._end_sessions(over + ANSWER_S)
+            self.config.timeout_graceful_shutdown = max(1, math.ceil(over + ANSWER_S - loop.time()))
             await super().shutdown(sockets)
         finally:
             end.cancel()
             if self.force_exit:  # somebody is in a hurry: the models' own ends are skipped
                 self._service.abandon()
 
-    async def _end_sessions(self) -> None:
+    async def _end_sessions(self, until: float) -> None:
         for server in self.servers:
             server.close()
         ending = {asyncio.create_task(self._service.sessions.end()), asyncio.create_task(self._hurry.wait())}
-        within = self._service.settings.stop_seconds + ANSWER_S
+        within = until - asyncio.get_running_loop().time()
         await asyncio.wait(ending, timeout=within, return_when=asyncio.FIRST_COMPLETED)
         for task in ending:
             task.cancel()
@@ -187,7 +190,7 @@ class Server(QuietServer):
 
     def _end_requests(self) -> None:
         self._app.end_uploads(shutting_down())
-        self._ending = asyncio.create_task(self._service.shutdown())
+        self._ending = asyncio.create_task(self._service.shutdown(at_once=True))
 
 
 @contextmanager

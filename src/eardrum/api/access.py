@@ -13,7 +13,7 @@ from contextlib import suppress
 from starlette.responses import Response
 
 from eardrum.api.activity import FAILED, LONGEST_PATH, Activity, Record
-from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up, stall_timer
+from eardrum.api.asgi import App, ClientGoneError, Message, Receive, Scope, Send, hang_up, stall_timer, transport
 from eardrum.api.waiting import KEY, Waiting
 from eardrum.errors import CancelledRequestError, EardrumError
 
@@ -31,6 +31,9 @@ ALLOW_ORIGIN = b"access-control-allow-origin"
 LINGER_BYTES = 64 << 20
 LINGER_S = 5.0
 """How much of an unwanted body is read after the answer. Closing at once would destroy the answer on its way."""
+
+LAST_WORDS_S = LINGER_S + 1
+"""How long a client has to take in why its request ends."""
 
 
 def record(scope: Scope) -> Record:
@@ -74,10 +77,11 @@ class Access:
         except ClientGoneError as gone:
             entry.note = str(gone) or "client left"
         except asyncio.CancelledError:
-            if not entry.cancelled or not entry.task or entry.task.uncancel():
+            error = cancelled() if entry.cancelled else self._waiting.over
+            if not error or not entry.task or entry.task.uncancel():
                 entry.note = "cut off by shutdown"
                 raise
-            await self._end_cancelled(scope, exchange)
+            await self._end_early(scope, exchange, error)
         finally:
             if stall and stall.reason:
                 entry.note = stall.reason
@@ -93,17 +97,26 @@ class Access:
         """Different from those of all other requests to all servers; to ask the system for each would cost more."""
         return f"req_{self._start}{next(self._numbers):08x}"
 
-    async def _end_cancelled(self, scope: Scope, exchange: Exchange) -> None:
-        """Say that the request was cancelled; an answer that has begun is broken off, so that nobody takes it for whole."""
-        error = CancelledRequestError("Whoever runs this server cancelled the request.")
+    async def _end_early(self, scope: Scope, exchange: Exchange, error: EardrumError) -> None:
+        """Say why the request ends; an answer that has begun is broken off, so that nobody takes it for whole."""
         record(scope).note = error.message
-        if scope["type"] == "websocket":
-            await exchange.send_to_socket({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                if scope["type"] == "websocket":
+                    await exchange.send_to_socket({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
+                    return
+                if not record(scope).status:
+                    await self._refusal(error)(scope, exchange.receive, exchange.send)
+                    return
+        except TimeoutError:
+            transport(scope).abort()  # it takes nothing in
             return
-        if record(scope).status:
-            await hang_up(scope, exchange.receive)
-            return
-        await self._refusal(error)(scope, exchange.receive, exchange.send)
+        await hang_up(scope, exchange.receive)
+
+
+def cancelled() -> EardrumError:
+    """What the client of a request is told that somebody ended."""
+    return CancelledRequestError("Whoever runs this server cancelled the request.")
 
 
 class Exchange:

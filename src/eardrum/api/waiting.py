@@ -16,7 +16,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self._timers: set[asyncio.Timeout] = set()
-        self._over: EardrumError | None = None
+        self.over: EardrumError | None = None
+        """Why nobody is waited for any more."""
 
     async def message(self, receive: Receive, within_s: float) -> Message:
         """What a client sends next.
@@ -25,8 +26,8 @@ class Waiting:
             StalledError: nothing came in time.
             EardrumError: that of `end`.
         """
-        if self._over:
-            raise self._over
+        if self.over:
+            raise self.over
         try:
             async with asyncio.timeout(within_s) as timer:
                 self._timers.add(timer)
@@ -35,10 +36,10 @@ class Waiting:
                 finally:
                     self._timers.discard(timer)
         except TimeoutError:
-            raise self._over or StalledError(f"Nothing arrived for {within_s:g} s in the middle of the upload.") from None
+            raise self.over or StalledError(f"Nothing arrived for {within_s:g} s in the middle of the upload.") from None
 
     def end(self, error: EardrumError) -> None:
         """Wait for nobody any more: who has not sent everything gets this error."""
-        self._over = error
+        self.over = error
         for timer in self._timers:
             timer.reschedule(asyncio.get_running_loop().time())

@@ -301,10 +301,10 @@ class Service:
         self.events.close()
         self.logs.close()
 
-    async def shutdown(self) -> None:
-        """Stop every model and every download."""
+    async def shutdown(self, *, at_once: bool = False) -> None:
+        """Stop every model and every download; `at_once` without time for what the models are doing."""
         self.end_followers()
-        await asyncio.gather(self._supervisor.shutdown(), self.library.shutdown())
+        await asyncio.gather(self._supervisor.shutdown(at_once=at_once), self.library.shutdown())
 
     def abandon(self) -> None:
         """End every model at once, for a server that has no time to shut down."""

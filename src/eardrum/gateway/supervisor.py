@@ -123,8 +123,8 @@ class Supervisor:
         model = lease.model
         try:
             if isinstance(error, RunnerCrashedError):
-                if running.forced:  # nobody waits to see how it ends
-                    raise scheduler.unloaded(model.id) from error
+                if running.forced or self._down:  # nobody waits to see how it ends
+                    raise (self._why_ended(model, running) or error) from error
                 explained = await _explained(model, running, error)
                 self._suspect(lease, running)
                 raise (self._why_ended(model, running) or explained) from error
@@ -246,16 +246,31 @@ class Supervisor:
         slot = self._dispatch.slots.get(model.id)
         return slot.ttl if slot else model.ttl
 
-    async def shutdown(self) -> None:
-        """Stop every process and wait until all are gone."""
+    async def shutdown(self, *, at_once: bool = False) -> None:
+        """Stop every process and wait until all are gone; `at_once` whatever they do, also those that are being stopped."""
         self._down = True
+        stopping = [running for id, running in self._running.items() if self._dispatch.slots[id].state is State.STOPPING]
+        for running in self._running.values():
+            running.forced = running.forced or at_once
         self.tell(scheduler.Shutdown())
+        if at_once:
+            for running in stopping:
+                self._background(running.life.stop_at_once())
+            self._background(self._give_up_starts())
         if self._watching:
             self._watching.cancel()
         sweeping = [self._sweeping] if self._sweeping else []
         await asyncio.gather(*self._tasks.values(), *self._stopping, *sweeping, return_exceptions=True)
         self._dispatch.close()
         self._lives.register.close()
+
+    async def _give_up_starts(self) -> None:
+        """Who is cancelled once more while it cleans up kills its process."""
+        starting = [task for id, task in self._tasks.items() if id not in self._running and not task.done()]
+        if starting:
+            _, late = await asyncio.wait(starting, timeout=FORCED_S)
+            for task in late:
+                task.cancel()
 
     def abandon(self) -> None:
         """End every process at once, and wait for none."""
