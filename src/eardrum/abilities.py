@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from eardrum.errors import UnsupportedFeatureError
+from eardrum.errors import InvalidRequestError, UnsupportedFeatureError
 from eardrum.languages import language_name
 from eardrum.types import Capabilities, Request, Task
+
+MOST_HOTWORDS = 1000
+HOTWORDS_LENGTH = 64 << 10
+"""Characters of all of them. Models look at a few hundred words."""
 
 
 class Ability(StrEnum):
@@ -28,6 +32,17 @@ def has(can: Capabilities, ability: Ability, request: Request) -> bool:
         Ability.LOGPROBS: not request.logprobs or can.logprobs,
         Ability.SPEAKERS: not request.speakers or can.speakers,
     }[ability]
+
+
+def check_hints(request: Request) -> None:
+    """Refuse more words to expect than any model looks at: every window would carry them.
+
+    Raises:
+        InvalidRequestError: they are too many, or too long.
+    """
+    if len(request.hotwords) > MOST_HOTWORDS or sum(map(len, request.hotwords)) > HOTWORDS_LENGTH:
+        most = f"{MOST_HOTWORDS} words with {HOTWORDS_LENGTH} characters together"
+        raise InvalidRequestError(f"keywords (or hotwords) may be {most} at most.", param="keywords")
 
 
 def lacking(can: Capabilities, request: Request) -> Ability | None:

@@ -40,9 +40,6 @@ log = logging.getLogger(__name__)
 NOTHING = logging.CRITICAL + 1
 """The level of a log that shows nothing."""
 
-KEEP_ALIVE_S = 75
-"""Seconds an idle connection stays open: longer than clients keep theirs in a pool, so that they do not reuse a dead one."""
-
 ANSWER_S = 3
 """Seconds to tell clients that there is no more time, once that for finishing requests is over."""
 
@@ -74,7 +71,7 @@ def run(settings: Settings, source: Source | None = None, *, watch: bool = False
         ws=WebSocket,
         ws_max_size=MESSAGE,
         ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=math.ceil(settings.limits.idle_seconds),
         ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )
     with listening, _recorded(service), as_file(files("eardrum") / "sample.ogg") as recording:
@@ -185,6 +182,7 @@ class Server(QuietServer):
     async def _try_to_reread(self) -> None:
         try:
             await self._service.reread()
+            self.config.timeout_keep_alive = math.ceil(self._service.settings.limits.idle_seconds)
         except EardrumError as error:
             log.error("The config was not taken over, the old one stays in force: %s", error.message)
 

@@ -54,7 +54,7 @@ class StallTimer:
         """
         size = self._transport.get_write_buffer_size()
         if connection := self._transport.get_extra_info("socket"):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # it may be closed already
                 size += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
         return size
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eardrum.api.openai.fields import MAX_PROMPT, Wish, from_json, wish
+from eardrum.config import Limits
 from eardrum.errors import InvalidRequestError
 from eardrum.subtitles import BROADCAST, Shape
 from eardrum.types import Capabilities, Request, Task
@@ -296,7 +297,7 @@ def test_a_json_body_says_the_same_as_a_form() -> None:
         "chunking_strategy": {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 200, "prefix_padding_ms": 300},
         "keywords": [],
     }
-    found = wish(from_json(body), Task.TRANSCRIBE)
+    found = wish(from_json(body, Limits()), Task.TRANSCRIBE)
     assert (found.model, found.stream, found.words, found.segments) == ("m", True, True, True)
     request = found.request
     assert (request.temperature, request.language, request.vad_threshold, request.vad_silence_s) == (0.5, None, 0.4, 0.2)
@@ -312,7 +313,7 @@ def test_arrays_with_indexes() -> None:
 def test_an_audio_track_is_a_number_from_1_in_a_field_or_else_in_the_header() -> None:
     assert read().request.audio_track is None
     assert read(audio_track="2").request.audio_track == 2
-    assert read(from_json({"audio_track": 3})).request.audio_track == 3
+    assert read(from_json({"audio_track": 3}, Limits())).request.audio_track == 3
     assert wish({}, Task.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
     assert wish({"audio_track": ["1"]}, Task.TRANSCRIBE, audio_track="2").request.audio_track == 1
     assert not read(audio_track="2").unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -12,8 +13,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from eardrum.api.asgi import ClientGoneError, Receive, Scope, header
 from eardrum.api.waiting import KEY, Waiting
 from eardrum.config import Limits
-from eardrum.errors import InvalidRequestError, TooLargeError
+from eardrum.errors import InvalidRequestError, StalledError, TooLargeError
 from eardrum.gateway.spool import Spool
+
+SLOWEST = 32
+"""Bytes a second. Speech at the lowest rate of any codec has ten times as many, silence twice."""
 
 Fields = dict[str, list[str]]
 """Text fields by name, brackets kept, in the order they came."""
@@ -33,6 +37,9 @@ class Body:
         self._max: int = getattr(limits, limit)
         self._stall = limits.stall_seconds
         self._size = 0
+        self._waited = 0.0
+        self._waited_for = 0
+        """Bytes that came in this time."""
         self.received = asyncio.Event()
         announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._max:
@@ -43,14 +50,19 @@ class Body:
 
         Raises:
             TooLargeError: more bytes came than allowed.
-            StalledError: the client fell silent.
+            StalledError: the client fell silent, or nearly so.
             ShuttingDownError: the server has to end.
             ClientGoneError: the client hung up.
         """
         if self.received.is_set():
             return None
         here = self._arrived and self._arrived["call"]()
-        message = await (self._receive() if here else self._waiting.message(self._receive, self._stall))
+        if here:
+            message = await self._receive()
+        else:
+            began = time.monotonic()
+            message = await self._waiting.message(self._receive, self._stall)
+            self._check_rate(time.monotonic() - began, len(message.get("body", b"")))
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         if not message.get("more_body", False):
@@ -70,6 +82,17 @@ class Body:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         raise ClientGoneError
+
+    def _check_rate(self, waited: float, size: int) -> None:
+        """Give up one who drips as one who is silent. The time counts in which nobody but the client was waited for."""
+        self._waited += waited
+        self._waited_for += size
+        if self._waited < self._stall:
+            return
+        if self._waited_for < SLOWEST * self._waited and not self.received.is_set():
+            message = f"Fewer than {SLOWEST} bytes a second arrived for {self._waited:.0f} s in the middle of the upload."
+            raise StalledError(message)
+        self._waited, self._waited_for = 0.0, 0
 
     def _refuse(self) -> NoReturn:
         param = "file" if self._limit == "upload_bytes" else None

@@ -44,7 +44,8 @@ class Limits(Section):
     """What one client may ask of the server."""
 
     upload_bytes: Bytes = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
-    json_bytes: Bytes = Field(64 << 20, gt=0, description="Largest JSON body (`input_audio` in base64); past it 413.")
+    json_bytes: Bytes = Field(64 << 20, gt=0, description="Largest JSON body, with audio or images in base64; past it 413.")
+    json_text_bytes: Bytes = Field(8 << 20, gt=0, description="Most of a JSON body that is no base64; past it 413.")
     fields: int = Field(100, gt=0, description="Most fields in a form; past it 400.")
     field_bytes: Bytes = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
     audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
@@ -52,8 +53,14 @@ class Limits(Section):
     stall_seconds: Seconds = Field(
         60,
         gt=0,
-        description="A client silent for so long in mid-upload is given up with 408; one that takes in nothing of its "
-        "answer for so long is hung up on.",
+        description="A client silent for so long in mid-upload, or that sends fewer than 32 bytes a second meanwhile, is given "
+        "up with 408; one that takes in nothing of its answer for so long is hung up on.",
+    )
+    idle_seconds: Seconds = Field(
+        90,
+        gt=0,
+        description="A connection without a request is closed after so long, and a request whose headers take longer to "
+        "arrive is refused with 408.",
     )
     fetch_hosts: tuple[str, ...] = Field(
         (),

@@ -19,6 +19,7 @@ from eardrum.errors import (
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.spool import Source as Audio
+from eardrum.gateway.spool import Spool
 from eardrum.gateway.trials import Suspicion
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
@@ -77,6 +78,8 @@ class Attempts:
     async def _attempt(self, model: Model, request: Request, audio: Audio, suspicion: Suspicion) -> AsyncGenerator[Event, None]:
         model = await self._fetched(model)
         request = self._prepared(model, request)
+        if isinstance(audio, Spool):
+            await audio.begun()
         async with (
             self._lease(model, suspicion) as upstream,
             aclosing(upstream.transcribe(request, audio)) as events,

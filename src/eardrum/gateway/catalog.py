@@ -55,6 +55,10 @@ class Catalog:
         self._names.setdefault(self._default.id, self._default.id)
         self._naming_none = frozenset({"", *DEFAULT_ALIASES} - self._names.keys())
         self._names |= dict.fromkeys(self._naming_none - {""}, self._default.id)
+        self._aliases: dict[str, list[str]] = {}
+        for name, id in self._names.items():
+            if name != id:
+                self._aliases.setdefault(id, []).append(name)
         if before and before.id != self._default.id:
             log.info("The default model is now %s: %s.", self._default.id, self.why_default)
 
@@ -97,7 +101,7 @@ class Catalog:
 
     def aliases(self, model: Model) -> list[str]:
         """All names that mean `model`, its id excepted."""
-        return [name for name, id in self._names.items() if id == model.id and name != id]
+        return self._aliases.get(model.id, [])
 
     def find(self, name: str, request: Request | None = None, *, live: bool = False) -> Model:
         """The model that a client names. Its files may have to be fetched first (`Model.absent`), if the config allows that.
@@ -114,7 +118,8 @@ class Catalog:
                 return self._unnamed(request or Request(), live=live)
         if model := self._present(name):
             return model
-        self.scan()
+        if len(name) <= names.LONGEST:
+            self.scan()
         return self._found(name)
 
     def _unnamed(self, request: Request, *, live: bool) -> Model:
@@ -199,6 +204,7 @@ class Catalog:
         Raises:
             UnsupportedFeatureError: the message names what the model can do and which models can do more.
         """
+        abilities.check_hints(request)
         can = self._models.get(model.id, model).capabilities  # one that is fetched on demand is not in the catalog yet
         if ability := abilities.lacking(can, request):
             self.look()  # at what could be named as able

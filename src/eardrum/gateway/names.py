@@ -15,6 +15,9 @@ from eardrum.errors import ModelNotFoundError
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 """What can be an id at the hub. Names come from clients, and ids become folders and arguments of commands."""
 
+LONGEST = 512
+"""Characters of a name: paths of folders have more than ids. What is longer names nothing, and is not compared with anything."""
+
 SHOWN = 80
 """Characters of an unknown name that are repeated to whoever sent it."""
 
@@ -50,6 +53,8 @@ def matches(name: str, engine: str = "") -> list[Match]:
     A short name that an engine knows (`large-v3`), an id with its owner (`nvidia/parakeet-tdt-0.6b-v3`), or such an id
     without its owner. Who gives the engine may name any id: it cannot be known what somebody's fine-tuned model is.
     """
+    if len(name) > LONGEST:
+        return []
     cards = [registry.card(engine)] if engine else registry.cards().values()
     found = [match for card in cards for match in _of_card(card, name)]
     if engine and not found and is_hub_id(name):
@@ -59,6 +64,8 @@ def matches(name: str, engine: str = "") -> list[Match]:
 
 def spellings(name: str) -> tuple[str, ...]:
     """The name as it came, and the same name with the tag that says nothing, or without it."""
+    if len(name) > LONGEST:
+        return (name,)
     bare = name.removesuffix(LATEST)
     if bare != name:
         return (name, bare) if bare else (name,)
@@ -113,6 +120,8 @@ def _of_card(card: Card, name: str) -> Iterator[Match]:
 
 
 def _nearest(name: str, engine: str) -> str:
+    if len(name) > LONGEST:
+        return f" A name has at most {LONGEST} characters."
     cards = [registry.card(engine)] if engine else registry.cards().values()
     known = {known.lower(): known for card in cards for known in card.names}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]

@@ -20,6 +20,9 @@ CHUNK = 256 * 1024
 IN_MEMORY = 1 << 20
 """Bytes of an upload that never see the disk. Most uploads have no more, and need neither a file nor a thread to write it."""
 
+BEGUN = 2 << 10
+"""Bytes after which an upload may hold a place at a model: half a second of speech. One that drips would hold it for nothing."""
+
 T = TypeVar("T")
 
 
@@ -90,6 +93,11 @@ class Spool:
         self._beginning += data[:room]
         self.size += len(data)
         self._wake()
+
+    async def begun(self) -> None:
+        """Wait until so much is here that a model may be kept waiting for the rest."""
+        while self.size < BEGUN and not self._finished:
+            await self._grown.wait()
 
     def finish(self) -> None:
         """All bytes are here."""

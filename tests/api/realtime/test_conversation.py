@@ -393,7 +393,7 @@ def test_clearing_before_any_audio_is_answered() -> None:
     ("message", "code", "said"),
     [
         ("nonsense", "invalid_value", "not valid JSON"),
-        ("[" * 100_000, "invalid_value", "not valid JSON"),
+        ("[" * 100_000, "invalid_value", "nested more than"),
         ("[]", "invalid_value", "JSON object"),
         ("{}", "invalid_value", "type"),
         ('{"type": 1}', "invalid_value", "type"),

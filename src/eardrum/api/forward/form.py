@@ -15,7 +15,7 @@ from eardrum.api.asgi import Scope, header
 from eardrum.api.multipart import Body
 from eardrum.config import Limits
 from eardrum.errors import InvalidRequestError
-from eardrum.gateway.spool import Spool
+from eardrum.gateway.spool import BEGUN, Spool
 from eardrum.gateway.upstreams.foreign import Stream
 
 FIELD = b"model"
@@ -126,6 +126,11 @@ class Form:
         if not self._field.over:
             raise InvalidRequestError("The form ends in the middle: its closing boundary is missing.")
         return self._field.value
+
+    async def begun(self) -> None:
+        """Receive so much that a model may be kept waiting for the rest."""
+        while self._spool.size < BEGUN and (chunk := await self._body.read()) is not None:
+            await self._spool.write(chunk)
 
     def sent_on(self, model: str) -> Stream:
         """The form for the upstream, with another name for the model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from urllib.parse import unquote
 
@@ -12,10 +11,12 @@ from eardrum.api.forward.broken import Worded
 from eardrum.api.forward.exchange import Exchange
 from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
+from eardrum.config.expressions import Expression
 from eardrum.errors import NotFoundError, NotReadyError, UnsupportedFeatureError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
+from eardrum.gateway.spool import BEGUN
 from eardrum.gateway.upstreams.foreign import Stream
 
 PREFIX = "/upstream/"
@@ -29,7 +30,7 @@ class Passthrough:
     def __init__(self, service: Service, worded: Worded):
         self._service = service
         self._worded = worded
-        self._ignored = [re.compile(pattern) for pattern in service.settings.upstream.ignorePaths]
+        self._ignored = [Expression(pattern) for pattern in service.settings.upstream.ignorePaths]
 
     def route(self, scope: Scope) -> App | None:
         """What serves this request, if it is for this route."""
@@ -53,7 +54,7 @@ class Passthrough:
         if not path:
             await _redirect(scope, send, f"{scope['raw_path'].decode('latin-1')}/{query}")
             return
-        if self._service.state(model) is not State.READY and any(pattern.search(path) for pattern in self._ignored):
+        if self._service.state(model) is not State.READY and any(pattern.found_in(path) for pattern in self._ignored):
             raise NotReadyError(f"{model.id} is not loaded, and {path} does not load it (upstream.ignorePaths).", param="model")
         if scope["type"] == "websocket":
             await relay(self._service, model, f"{path}{query}", scope, receive, send)
@@ -67,7 +68,8 @@ class Passthrough:
             await Exchange(self._service, self._worded, scope, receive, send).run(model, request)
             return
         body = Body(scope, receive, self._service.settings.limits)
-        stream = Stream(_chunks(body), int(announced) if announced.isdigit() else None)
+        first = await _begun(body)
+        stream = Stream(_chunks(first, body), int(announced) if announced.isdigit() else None)
         request = outgoing.request(self._service, model, scope, path, stream)
         await Exchange(self._service, self._worded, scope, receive, send, received=body.received).run(model, request)
 
@@ -85,7 +87,17 @@ class Passthrough:
         return self._service.catalog.find(unquote(parts[0])), "".join(f"/{part}" for part in parts[1:])
 
 
-async def _chunks(body: Body) -> AsyncIterator[bytes]:
+async def _begun(body: Body) -> bytes:
+    """So much of it that a model may be kept waiting for the rest."""
+    first = bytearray()
+    while len(first) < BEGUN and (chunk := await body.read()) is not None:
+        first += chunk
+    return bytes(first)
+
+
+async def _chunks(first: bytes, body: Body) -> AsyncIterator[bytes]:
+    if first:
+        yield first
     while (chunk := await body.read()) is not None:
         if chunk:
             yield chunk

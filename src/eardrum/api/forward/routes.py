@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
+from eardrum.api import json_body
 from eardrum.api.asgi import App, Receive, Scope, Send, header
 from eardrum.api.forward import outgoing
 from eardrum.api.forward.broken import Worded
@@ -93,7 +94,7 @@ class Forward:
 
     async def _text(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         """A body that is read whole: JSON, whatever it is declared as, or a form without files."""
-        data = await _whole(Body(scope, receive, self._limits, limit="json_bytes"))
+        data = await json_body.received(scope, json_body.opened(scope, receive, self._limits), self._limits)
         if kind == URLENCODED and not data.lstrip().startswith(b"{"):
             await self._urlencoded(data, scope, receive, send)
             return
@@ -123,7 +124,10 @@ class Forward:
         return Try(model, prepare)
 
     async def _urlencoded(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True)
+        try:
+            fields = parse_qsl(data.decode("latin-1"), keep_blank_values=True, max_num_fields=self._limits.fields)
+        except ValueError:
+            raise InvalidRequestError(f"The form has more than {self._limits.fields} fields (limits.fields).") from None
         model, new = self._foreign(dict(fields).get("model") or _in_query(scope), scope)
 
         def request(model: Model, new: str) -> Outgoing:
@@ -138,6 +142,7 @@ class Forward:
         with self._service.spool() as spool:
             form = Form(scope, body, self._limits, spool)
             model, new = self._foreign(await form.until_model() or _in_query(scope), scope)
+            await form.begun()
             exchange = Exchange(self._service, self._worded, scope, receive, send, received=body.received)
             await exchange.run_first(
                 self._tries(model, new, lambda model, new: self._outgoing(model, new, scope, form.sent_on(new)))
@@ -206,20 +211,10 @@ class Forward:
         return self._service.settings.sendLoadingState if wanted is None else wanted
 
 
-async def _whole(body: Body) -> bytes:
-    first = await body.read() or b""
-    if body.received.is_set():
-        return bytes(first)
-    data = bytearray(first)
-    while (chunk := await body.read()) is not None:
-        data += chunk
-    return bytes(data)
-
-
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        body = json_body.parsed(data)
+    except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(body, dict):
         raise InvalidRequestError('The body must be a JSON object, as in {"model": ...}.')

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from eardrum.api import json_body
 from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.service import Service
@@ -35,10 +34,12 @@ class Profiles:
 
     async def activate(self, request: Request) -> Response:
         """Make one the active one, or none."""
-        written = await request.body()
+        limits = json_body.small(self._service.settings.limits)
+        upload = json_body.opened(request.scope, request.receive, limits)
+        written = await json_body.received(request.scope, upload, limits)
         try:
-            body = json.loads(written)
-        except (ValueError, RecursionError):
+            body = json_body.parsed(written)
+        except ValueError:
             raise InvalidRequestError(f"The body is not JSON: {EXAMPLE}.") from None
         check_whole(written, body)
         if not isinstance(body, dict) or "name" not in body:

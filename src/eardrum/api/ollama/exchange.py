@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from eardrum.api import header_values
 from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send, header
-from eardrum.api.multipart import Body
+from eardrum.api.json_body import opened, parsed, received
 from eardrum.api.ollama.refusals import body, refusal
 from eardrum.api.whole_text import check_whole
 from eardrum.config import Limits
@@ -80,27 +80,24 @@ class Endpoint:
         """Serve one request."""
         reply = Reply(scope, send)
         try:
-            upload = Body(scope, receive, self._limits, limit="json_bytes")
-            wish = await _object(upload)
+            upload = opened(scope, receive, self._limits)
+            wish = _object(await received(scope, upload, self._limits))
             await _while(upload.until_gone(), self._answer(wish, reply))
         except EardrumError as error:
             await reply.refuse(error)
 
 
-async def _object(upload: Body) -> dict[str, Any]:
+def _object(data: bytes) -> dict[str, Any]:
     """The body, which is JSON whatever its content type says.
 
     Raises:
         InvalidRequestError: it is not, or not an object.
     """
-    data = bytearray()
-    while (chunk := await upload.read()) is not None:
-        data += chunk
     if not data.strip():
         raise InvalidRequestError("missing request body")
     try:
-        found = json.loads(data, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        found = parsed(data, parse_constant=_no_number)
+    except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(found, dict):
         raise InvalidRequestError("The body must be a JSON object.")

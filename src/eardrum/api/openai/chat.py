@@ -55,7 +55,8 @@ class Chat:
             ClientGoneError: the client left.
         """
         record = access.record(scope)
-        request = fields.wish(fields.from_json({name: body[name] for name in WISHES if name in body}), Task.TRANSCRIBE).request
+        wishes = {name: body[name] for name in WISHES if name in body}
+        request = fields.wish(fields.from_json(wishes, self._service.settings.limits), Task.TRANSCRIBE).request
         if isinstance(name := body.get("model"), str):
             model = self._service.find(name.strip(), request)
         record.model = model.id

@@ -9,7 +9,9 @@ from typing import Any
 
 from eardrum.api.multipart import Fields
 from eardrum.api.whole_text import check_whole
+from eardrum.config import Limits
 from eardrum.errors import InvalidRequestError
+from eardrum.gateway import names
 from eardrum.languages import language_code
 from eardrum.subtitles import ANY, MOST, PRESETS, RULES, Shape
 from eardrum.types import Capabilities, Request, Task
@@ -37,6 +39,9 @@ MAX_PROMPT = 4000
 """Characters; models look at far fewer, and the wishes travel in a header."""
 
 MOST_TRACKS = 1000
+
+MOST_ITEMS = 1000
+"""Of a list in a JSON body."""
 
 BRACKETS = re.compile(r"(\w+)\[(\w*)\]")
 
@@ -170,10 +175,21 @@ def _idle_granularities(asked: list[str], response_format: str, *, stream: bool)
     return words or ("segment" in asked and response_format in ("json", "text") and not stream)
 
 
-def from_json(body: dict[str, Any]) -> Fields:
-    """The fields of a JSON body in a form's shape: lists become repeated fields, objects JSON."""
+def from_json(body: dict[str, Any], limits: Limits) -> Fields:
+    """The fields of a JSON body in a form's shape: lists become repeated fields, objects JSON.
+
+    Raises:
+        InvalidRequestError: they are more than a form may have, or a list or text is longer.
+    """
+    if len(body) > limits.fields:
+        raise InvalidRequestError(f"The body has more than {limits.fields} fields (limits.fields).")
     fields: Fields = {}
     for name, value in body.items():
+        if isinstance(value, list) and len(value) > MOST_ITEMS:
+            raise InvalidRequestError(f"{names.shown(name)} has more than {MOST_ITEMS} items.", param=name[: names.SHOWN])
+        if isinstance(value, str) and len(value) > limits.field_bytes:
+            message = f"The field {names.shown(name)} is longer than {limits.field_bytes} bytes (limits.field_bytes)."
+            raise InvalidRequestError(message, param=name[: names.SHOWN])
         for item in value if isinstance(value, list) else [value]:
             if item is not None:
                 fields.setdefault(name, []).append(item if isinstance(item, str) else json.dumps(item))

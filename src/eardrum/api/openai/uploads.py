@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-import json
 from typing import Protocol
 
+from eardrum.api import json_body
 from eardrum.api.asgi import Receive, Scope, header
 from eardrum.api.multipart import Body, Fields, Form
 from eardrum.api.openai import fields
@@ -22,6 +23,10 @@ AUDIO_TRACK = b"x-eardrum-audio-track"
 """Request header that says what the field `audio_track` does."""
 
 NO_FILE = "The form holds no file: send the audio in the field 'file' of multipart/form-data."
+
+
+PIECE = 4 << 20
+"""Characters of base64 that are decoded in one go."""
 
 
 class Upload(Protocol):
@@ -65,6 +70,24 @@ def open_upload(scope: Scope, receive: Receive, task: Task, settings: Settings) 
     )
 
 
+async def _decoded(encoded: str) -> bytes:
+    """Bytes of base64, a piece at a time: others have their turn between two.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    if len(encoded) <= PIECE:
+        return base64.b64decode(encoded, validate=True)
+    audio, end = bytearray(), len(encoded)
+    for at in range(0, end, PIECE):
+        piece = encoded[at : at + PIECE]
+        if "=" in piece and at + PIECE < end:
+            raise ValueError("it goes on behind its end")
+        audio += base64.b64decode(piece, validate=True)
+        await asyncio.sleep(0)
+    return bytes(audio)
+
+
 class FormUpload:
     """The usual way: a multipart form."""
 
@@ -104,7 +127,9 @@ class JsonUpload:
     """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
 
     def __init__(self, scope: Scope, receive: Receive, task: Task, limits: Limits, shape: Shape):
-        self.body = Body(scope, receive, limits, limit="json_bytes")
+        self.body = json_body.opened(scope, receive, limits)
+        self._scope = scope
+        self._limits = limits
         self._task = task
         self._audio_track = header(scope, AUDIO_TRACK)
         self._shape = shape
@@ -118,14 +143,13 @@ class JsonUpload:
         Raises:
             InvalidRequestError: not JSON, or no audio in it.
         """
-        data = bytearray()
-        while (chunk := await self.body.read()) is not None:
-            data += chunk
+        data = await json_body.received(self._scope, self.body, self._limits)
         try:
-            body = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            body = json_body.parsed(data)
+        except ValueError as error:
             raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
         check_whole(data, body)
+        del data
         try:
             audio = body.pop("input_audio")
             self._format = str(audio.get("format") or "")
@@ -134,10 +158,10 @@ class JsonUpload:
             message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
             raise InvalidRequestError(message, param="input_audio") from None
         try:
-            self._audio = base64.b64decode(encoded, validate=True)
+            self._audio = await _decoded(encoded)
         except (ValueError, binascii.Error) as error:
             raise InvalidRequestError(f"input_audio.data is not valid base64: {error}.", param="input_audio") from None
-        self._fields = fields.from_json(body)
+        self._fields = fields.from_json(body, self._limits)
 
     async def pour(self, spool: Spool) -> None:
         """Hand the audio over."""

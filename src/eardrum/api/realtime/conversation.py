@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from eardrum.api import json_body
 from eardrum.api.realtime import refusals, shapes
 from eardrum.api.realtime.config import Config
 from eardrum.api.realtime.items import Items, Wire
@@ -252,8 +252,8 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
     if len(message) > LONGEST:
         raise TooLargeError(f"An event may have {LARGEST >> 20} MiB of audio: send smaller pieces.", param="audio")
     try:
-        event = json.loads(message)
-    except (ValueError, RecursionError) as error:
+        event = json_body.parsed(message)
+    except ValueError as error:
         raise InvalidRequestError(f"The event is not valid JSON: {error}.") from None
     if not isinstance(event, dict):
         raise InvalidRequestError('An event is a JSON object, as in {"type": "input_audio_buffer.commit"}.')

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Any
 
-from eardrum.api.multipart import Body
+from eardrum.api import json_body
+from eardrum.api.asgi import Receive, Scope
 from eardrum.api.realtime import shapes
 from eardrum.api.realtime.config import Config
 from eardrum.api.realtime.conversation import Admit
 from eardrum.api.realtime.secrets import LONGEST_S, SHORTEST_S, USUAL_S, Secret, Secrets
 from eardrum.api.realtime.values import Part
 from eardrum.api.whole_text import check_whole
+from eardrum.config import Limits
 from eardrum.errors import InvalidRequestError
 
 CLIENT_SECRETS = "/v1/realtime/client_secrets"
 TRANSCRIPTION_SESSIONS = "/v1/realtime/transcription_sessions"
 
 
-async def parsed(body: Body) -> Part:
+async def parsed(scope: Scope, receive: Receive, limits: Limits) -> Part:
     """The body as an object; an empty one is an empty object.
 
     Raises:
         InvalidRequestError: it is not JSON, or no object.
         TooLargeError: it is larger than allowed.
     """
-    data = bytearray()
-    while (chunk := await body.read()) is not None:
-        data += chunk
+    limits = json_body.small(limits)
+    data = await json_body.received(scope, json_body.opened(scope, receive, limits), limits)
     try:
-        found = json.loads(data) if data.strip() else {}
-    except (ValueError, RecursionError) as error:
+        found = json_body.parsed(data) if data.strip() else {}
+    except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     check_whole(data, found)
     return Part(found, "the body")

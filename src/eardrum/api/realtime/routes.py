@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse
 from eardrum.api.access import record
 from eardrum.api.asgi import App, Receive, Scope, Send, header
 from eardrum.api.auth import SUBPROTOCOL, key_of
-from eardrum.api.multipart import Body
 from eardrum.api.realtime import rest
 from eardrum.api.realtime.config import RATES, Config, pcm
 from eardrum.api.realtime.conversation import LONGEST, Conversation
@@ -130,7 +129,7 @@ class Realtime:
             return False
 
     async def _posted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await rest.parsed(Body(scope, receive, self._service.settings.limits, limit="json_bytes"))
+        body = await rest.parsed(scope, receive, self._service.settings.limits)
         answer = rest.ANSWERS[scope["path"]](body, self._secrets, self._admit, self._config(), time.time())
         await JSONResponse(answer)(scope, receive, send)
 

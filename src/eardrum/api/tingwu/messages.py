@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from eardrum.api import json_body
 from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import Settings
@@ -65,8 +66,8 @@ def parsed(message: str) -> dict[str, Any]:
         InvalidRequestError: it is no JSON object.
     """
     try:
-        said = json.loads(message)
-    except (ValueError, RecursionError):
+        said = json_body.parsed(message)
+    except ValueError:
         said = None
     if not isinstance(said, dict):
         raise InvalidRequestError('A text message is a JSON object, as in {"is_speaking": false}; audio goes into binary ones.')

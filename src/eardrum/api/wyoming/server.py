@@ -7,11 +7,12 @@ import socket
 
 from eardrum.api.wyoming.announcement import Announcement
 from eardrum.api.wyoming.connection import Connection
+from eardrum.descriptors import descriptors
 from eardrum.errors import BusyError, UnauthorizedError
 from eardrum.gateway.service import Service
 
 CONNECTIONS = 256
-"""At a time. One more takes the place of the oldest that is idle."""
+"""At a time, or a quarter of the descriptors there are. One more takes the place of the oldest that is idle."""
 
 
 class WyomingServer:
@@ -30,6 +31,7 @@ class WyomingServer:
         self._announcement = Announcement(name, self.host, self.port) if name else None
         self._announcing: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
+        self._most = min(CONNECTIONS, descriptors.limit // 4 or CONNECTIONS)
         self._connections: dict[Connection, asyncio.Task[None]] = {}
         """The oldest first."""
 
@@ -62,7 +64,7 @@ class WyomingServer:
         connection, settings = Connection(self._service, reader, writer), self._service.settings
         if not settings.wyoming.serves(settings.apiKeys):  # keys came with a config that was read again
             connection.end(UnauthorizedError("This server asks for keys now, which Wyoming cannot show: set wyoming.enabled."))
-        elif len(self._connections) >= CONNECTIONS:
+        elif len(self._connections) >= self._most or descriptors.are_short(peer.fileno()):
             self._make_room(connection)
         self._connections[connection] = task = asyncio.create_task(connection.serve())
         task.add_done_callback(lambda _: self._connections.pop(connection))
@@ -72,4 +74,4 @@ class WyomingServer:
         if idle:
             idle.end()
         else:
-            newcomer.end(BusyError(f"{CONNECTIONS} utterances are in progress: come back later."))
+            newcomer.end(BusyError(f"{len(self._connections)} utterances are in progress: come back later."))

@@ -1,0 +1,164 @@
+"""One real server for clients that mean harm, and a watch over what they do to everybody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from threading import Thread
+
+import psutil
+import pytest
+
+from tests.conftest import RunningServer, running, wait_for
+
+LATE_S = 0.25
+"""How long `/health` may take beside a hostile client. On a machine with other work one look may be late by itself."""
+
+GROWTH = 300 << 20
+BACK = 120 << 20
+"""What may stay: allocators keep some of what they had, and give it out again."""
+
+
+@dataclass
+class Hostile:
+    """The server, and what is tried on it."""
+
+    server: RunningServer
+    looks: list[Look] = field(default_factory=list)
+
+    @property
+    def rss(self) -> int:
+        return psutil.Process(self.server.process.pid).memory_info().rss
+
+    def said(self, *pieces: bytes, opening: bytes = b"", timeout: float = 20.0) -> bytes:
+        """What the server answers to these bytes; to those of `opening` before the others are sent."""
+        with socket.create_connection(self.server.host, timeout=timeout) as client:
+            client.sendall(opening)
+            answer = client.recv(1 << 16) if opening else b""
+            sending = Thread(target=_send_all, args=(client, pieces))
+            sending.start()
+            with suppress(ConnectionError):
+                while data := client.recv(1 << 16):
+                    answer += data
+                    if complete(answer):
+                        break
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+            sending.join()
+            return answer
+
+    def posted(self, path: str, body: bytes, kind: str = "application/json", timeout: float = 60.0) -> tuple[int, str]:
+        """Status and text."""
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        answer = self.said(head.encode(), *(body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20)), timeout=timeout)
+        return status(answer), answer.partition(b"\r\n\r\n")[2].decode(errors="replace")
+
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """Whatever is done inside: others are served at once, and the memory comes back."""
+        before, began = self.rss, time.monotonic()
+        yield
+        ended = time.monotonic()
+        wait_for(lambda: self.looks and self.looks[-1].at > ended)
+        looks = [look for look in self.looks if began <= look.at + look.took_s]
+        slow, worst = LATE_S * patience(), max(look.took_s for look in looks)
+        assert sum(look.took_s > slow for look in looks) <= max(1, len(looks) // 50), f"/health took {worst:.2f} s"
+        assert worst < 3 * slow, f"/health took {worst:.2f} s"
+        grown = max(look.rss for look in looks) - before
+        assert grown < GROWTH, f"the gateway grew by {grown >> 20} MiB"
+        wait_for(lambda: self.rss - before < BACK, 10)
+
+
+@dataclass
+class Look:
+    """One look at the server, by somebody with no other work."""
+
+    at: float
+    took_s: float
+    rss: int
+
+
+WATCH = """
+import sys, time
+from http.client import HTTPConnection
+host, port, pid = sys.argv[1:]
+while True:
+    began = time.monotonic()
+    connection = HTTPConnection(host, int(port), timeout=60)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    connection.close()
+    took = time.monotonic() - began
+    pages = int(open(f"/proc/{pid}/statm").read().split()[1])
+    print(began, took, pages * 4096, flush=True)
+    time.sleep(0.02)
+"""
+
+
+@contextmanager
+def watched(server: RunningServer) -> Iterator[list[Look]]:
+    """What a process of its own sees of the server's `/health` and memory."""
+    looks: list[Look] = []
+    command = [sys.executable, "-c", WATCH, *map(str, server.host), str(server.process.pid)]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def read() -> None:
+        assert watching.stdout
+        for line in watching.stdout:
+            at, took_s, rss = line.split()
+            looks.append(Look(float(at), float(took_s), int(rss)))
+
+    reading = Thread(target=read, daemon=True)
+    reading.start()
+    try:
+        yield looks
+    finally:
+        watching.kill()
+        watching.wait()
+        reading.join()
+        assert watching.stdout
+        watching.stdout.close()
+
+
+def _send_all(client: socket.socket, pieces: tuple[bytes, ...]) -> None:
+    with suppress(OSError):
+        for piece in pieces:
+            client.sendall(piece)
+
+
+def complete(answer: bytes) -> bool:
+    """Whether an HTTP answer with a length is here."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return bool(end) and len(body) >= int(line.split(b":")[1])
+    return False
+
+
+def status(answer: bytes) -> int:
+    """Of an HTTP answer; 0 if there is none."""
+    return int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def patience() -> float:
+    """How much slower the machine is for being busy with other things."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+    """A server with a model behind an address at which nobody is, and many more."""
+    config = tmp_path_factory.mktemp("hostile") / "config.yaml"
+    others = {f"other-{number}": {"proxy": "http://127.0.0.1:9", "aliases": [f"alias-{number}"]} for number in range(1999)}
+    config.write_text(json.dumps({"models": {"llm": {"proxy": "http://127.0.0.1:9"}, **others}, "limits": {"idle_seconds": 3}}))
+    with running("--config", str(config)) as server, watched(server) as looks:
+        wait_for(lambda: looks)
+        yield Hostile(server, looks)
+        assert "Traceback" not in server.log
