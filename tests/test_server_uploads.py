@@ -168,7 +168,7 @@ def test_a_client_that_leaves_stops_the_work(server: RunningServer) -> None:
 def test_a_full_queue_says_when_to_come_back() -> None:
     with running("--set", "limits.requests=2") as server, wire(server) as one, wire(server) as two:
         for client in (one, two):
-            client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:1000])
+            client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:4000])
         wait_for(lambda: requests.get(f"{server.address}/health", timeout=10).json()["models"][0]["requests"] == 2)
         wait_for(server.runners)
         busy = server.post(spoken("wav"))

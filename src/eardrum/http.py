@@ -71,6 +71,7 @@ class Http(HttpToolsProtocol):
         self._in_head = False
         self._outside = 0
         """Bytes that came since the request began or since the last of its body: of a head, of trailers, or between chunks."""
+        self._behind_another = False
         self._trailer_bytes = 0
         self._fault: EardrumError | None = None
         self._refused = False
@@ -137,6 +138,7 @@ class Http(HttpToolsProtocol):
             self._linger(len(data))
             return
         self._outside += len(data)
+        self._behind_another = False
         super().data_received(data)
         if self._outside > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(self._too_long("headers" if self._in_head else "trailers or chunk extensions"))
@@ -145,7 +147,9 @@ class Http(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head, self._outside, self._trailer_bytes = True, 0, 0  # what came with it: of that the end of the head tells
+        self._in_head, self._trailer_bytes = True, 0
+        if self._behind_another:
+            self._outside = 0  # how much of what came with the request before it is its own, only the end of its head tells
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -179,7 +183,7 @@ class Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """It has ended."""
-        self._outside = 0
+        self._outside, self._behind_another = 0, True
         self._since = self.loop.time()
         super().on_message_complete()
 

@@ -80,7 +80,7 @@ def meanings(name: str) -> tuple[str, ...]:
 
 def is_hub_id(name: str) -> bool:
     """Whether there could be such a repository at the hub."""
-    return bool(HUB_ID.fullmatch(name))
+    return len(name) <= LONGEST and bool(HUB_ID.fullmatch(name))
 
 
 def shown(name: str) -> str:

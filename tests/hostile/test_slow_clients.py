@@ -1,0 +1,100 @@
+"""Clients that say nothing, or hardly anything, take nothing from those that speak."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import RunningServer, running
+from tests.hostile.conftest import Hostile, status
+from tests.recordings import SPEECH_TEXT, spoken
+
+pytestmark = pytest.mark.slow
+
+DESCRIPTORS = 64
+FORM = (
+    b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    b"Content-Length: 1000000\r\n\r\n--x\r\nContent-Disposition: form-data; name=model\r\n\r\nwhisper-1\r\n"
+    b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
+)
+
+
+@contextmanager
+def connected(server: RunningServer, count: int, say: bytes = b"") -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(server.host, timeout=20)) for _ in range(count)]
+        for client in clients:
+            client.sendall(say)
+        yield clients
+
+
+def serves(server: RunningServer) -> bool:
+    try:
+        return requests.get(f"{server.address}/health", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def ended_after(client: socket.socket, drip: bytes = b"") -> tuple[bytes, float]:
+    """What the server said last, and when it closed the connection, if the client says no more than that, a bit at a time."""
+    began, answer = time.monotonic(), b""
+    client.settimeout(0.3)
+    while time.monotonic() - began < 20:
+        try:
+            if drip:
+                client.send(drip)
+            if not (data := client.recv(1 << 16)):
+                break
+            answer += data
+        except TimeoutError:
+            pass
+        except OSError:
+            break
+    return answer, time.monotonic() - began
+
+
+@pytest.mark.parametrize("say", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["new", "kept"])
+def test_an_idle_connection_is_closed(hostile: Hostile, say: bytes) -> None:
+    with connected(hostile.server, 1, say) as (client,):
+        answer, seconds = ended_after(client)
+    assert (status(answer), b"" if say else answer) == (200 if say else 0, b"")
+    assert 2.5 < seconds < 10, "limits.idle_seconds is 3"
+
+
+@pytest.mark.parametrize("say", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
+def test_trickling_headers_end_with_408(hostile: Hostile, say: bytes) -> None:
+    with connected(hostile.server, 1, say) as (client,):
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: ")
+        answer, seconds = ended_after(client, b"a")
+    assert b"HTTP/1.1 408 " in answer
+    assert b"limits.idle_seconds" in answer
+    assert seconds < 10
+
+
+def test_empty_lines_keep_no_connection(hostile: Hostile) -> None:
+    with connected(hostile.server, 1, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as (client,):
+        assert ended_after(client, b"\r\n")[1] < 10
+
+
+def test_uploads_that_drip_hold_no_places_and_are_given_up(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"limits": {"requests": 4, "stall_seconds": 4}}))
+    with running("--config", str(config)) as server, connected(server, 8, FORM) as clients:
+        answers: list[tuple[bytes, float]] = []
+        threads = [threading.Thread(target=lambda one=client: answers.append(ended_after(one, b"a"))) for client in clients]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)  # they all drip
+        assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
+        for thread in threads:
+            thread.join()
+    assert [status(answer) for answer, _ in answers] == [408] * 8
+    assert all(seconds < 15 for _, seconds in answers)
