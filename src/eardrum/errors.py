@@ -6,6 +6,7 @@ can be derived from it. Errors cross the wall between runner and gateway as JSON
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any, ClassVar
 
@@ -180,6 +181,12 @@ class ConcurrencyLimitError(BusyError):
     code = "concurrency_limit"
 
 
+class DescriptorsError(BusyError):
+    """This process has as many files and connections open as the system lets it."""
+
+    code = "out_of_descriptors"
+
+
 class UnloadedError(EardrumError):
     """The model was unloaded by force while the request waited for it, or used it."""
 
@@ -283,6 +290,16 @@ def printable(text: str, longest: int) -> str:
 def without_login(text: str) -> str:
     """The text without the logins of the addresses in it."""
     return LOGIN.sub(f"{HIDDEN}@", text) if "@" in text and "://" in text else text
+
+
+def shortage(error: OSError, what: str) -> EardrumError | None:
+    """The error in words for a client, if the system has run out of something; `what` is what it was wanted for."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFullError(f"There is no room left {what}: free some, or set spool_dir.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        message = f"No more files can be opened {what}: come back later, or raise the limit of open files (ulimit -n)."
+        return DescriptorsError(message, retry_after=1.0)
+    return None
 
 
 def error_from_json(data: dict[str, Any]) -> EardrumError:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import io
 
 import pytest
 
-from eardrum.errors import StorageFullError
-from eardrum.runner import kept
 from eardrum.runner.kept import KeptStream
 
 
@@ -36,13 +33,3 @@ def test_what_is_not_wanted_again_is_forgotten() -> None:
     stream.drain(4)
     assert stream.size == 6
     stream.close()
-
-
-def test_a_full_disk_is_said_to_be_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(io.BytesIO):
-        def write(self, _: object) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(kept.tempfile, "SpooledTemporaryFile", lambda *_, **__: Full())
-    with pytest.raises(StorageFullError):
-        KeptStream(io.BytesIO(b"abc")).read(3)

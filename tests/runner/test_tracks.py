@@ -184,7 +184,8 @@ def test_long_sound_is_held_back_on_disk(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_full_disk_is_told() -> None:
     track = tracks.Track(1, None)  # type: ignore[arg-type]
-    track._sound = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+    track._sound = tracks.Scratch(0, tracks.HELD_BACK)
+    track._sound._file, track._sound._on_disk = Path("/dev/full").open("wb", buffering=0), True  # noqa: SIM115
     frame = av.AudioFrame.from_ndarray(VOICE[None], format="flt", layout="mono")
     frame.sample_rate = RATE
     with pytest.raises(StorageFullError, match="audio_track"):

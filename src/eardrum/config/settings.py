@@ -217,7 +217,9 @@ class Settings(SharedSettings):
     compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
     model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
     pull_missing: bool = Field(False, description="Fetch a model that an engine knows when a client first asks for it.")
-    spool_dir: Path | None = Field(None, description="Folder for uploads in progress; empty is the system's.")
+    spool_dir: Path | None = Field(
+        None, description="Folder for uploads in progress, and for what models put aside; empty is the system's."
+    )
     cache_dir: Path | None = Field(
         None,
         description="Folder where it is remembered which batch sizes and threads turned out best; empty is `~/.cache/eardrum`.",

@@ -7,14 +7,13 @@ may follow an upload, each from the start: that is how a request is repeated aft
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Protocol, Self, TypeVar
 
-from eardrum.errors import ConfigError, StorageFullError
+from eardrum.errors import ConfigError, shortage
 
 CHUNK = 256 * 1024
 IN_MEMORY = 1 << 20
@@ -81,15 +80,16 @@ class Spool:
 
         Raises:
             StorageFullError: the disk is full.
+            DescriptorsError: no more files can be opened.
         """
         room = IN_MEMORY - len(self._beginning)
         if rest := data[room:]:
             try:
                 await self._in_thread(_write_all, rest)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                raise StorageFullError("There is no room left for uploads: free some, or set spool_dir.") from error
+                if known := shortage(error, "for uploads"):
+                    raise known from error
+                raise
         self._beginning += data[:room]
         self.size += len(data)
         self._wake()

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -174,8 +174,8 @@ def _follow_parent(server: QuietServer, liveness: Liveness) -> None:
 
 
 @contextmanager
-def _removed_at_end(socket: str | None, folder: str | None) -> Iterator[None]:
-    """Leave no socket behind, nor the folder that was made for this process alone, even when the parent is gone.
+def _removed_at_end(socket: str | None, folders: Sequence[str]) -> Iterator[None]:
+    """Leave no socket behind, nor a folder that was made for this process alone, even when the parent is gone.
 
     Which folder that is must be said: a socket may lie beside files of others.
     """
@@ -184,7 +184,7 @@ def _removed_at_end(socket: str | None, folder: str | None) -> Iterator[None]:
     finally:
         if socket:
             Path(socket).unlink(missing_ok=True)
-        if folder:
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -227,7 +227,12 @@ def _arguments() -> argparse.Namespace:
     options = os.environ.get("EARDRUM_RUNNER_OPTIONS", "{}")  # may hold keys: a command line is for all to see
     parser.add_argument("--options", default=options, help="the engine's options as JSON; else EARDRUM_RUNNER_OPTIONS")
     parser.add_argument("--socket", help="unix socket to listen on; without it TCP")
-    parser.add_argument("--own-folder", help="folder made for this process alone: removed at the end, with all that is in it")
+    parser.add_argument(
+        "--own-folder",
+        action="append",
+        default=[],
+        help="folder made for this process alone: removed at the end, with all that is in it; may be given again",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8101)
     parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import IO, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -33,6 +33,7 @@ from eardrum.runner.inlet import Inlet
 from eardrum.runner.kept import KeptStream, Readable
 from eardrum.runner.media_clock import Gap, MediaClock
 from eardrum.runner.ogg import CAPTURE, OggLinks
+from eardrum.runner.scratch import Scratch
 from eardrum.runner.tracks import HELD_S, LIVE_HELD_S, Tracks
 from eardrum.types import SAMPLE_RATE
 
@@ -204,8 +205,12 @@ class Decoder:
                 self._damage = Damage()
                 self._head = kept.head(FIRST)
                 yield from self._decode_file(kept.to_file(), kept)
+            except AudioError as error:
+                if kept.failure:
+                    raise kept.failure from error
+                raise
 
-    def _decode_file(self, file: IO[bytes] | KeptStream, kept: KeptStream) -> Iterator[Audio]:
+    def _decode_file(self, file: Scratch | KeptStream, kept: KeptStream) -> Iterator[Audio]:
         """Samples of a container that is read as a pipe (`kept` itself) or as a file.
 
         Raises:

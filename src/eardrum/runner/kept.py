@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import tempfile
 from os import SEEK_END
-from typing import IO, Protocol, cast
+from typing import Protocol
 
-from eardrum.errors import StorageFullError
+from eardrum.errors import EardrumError
+from eardrum.runner.scratch import Scratch
 
 IN_MEMORY = 1 << 20
 """Bytes kept before they go to the disk: most containers show their first samples before that."""
@@ -30,7 +29,9 @@ class KeptStream:
 
     def __init__(self, source: Readable):
         self._source = source
-        self._kept: IO[bytes] | None = cast(IO[bytes], tempfile.SpooledTemporaryFile(IN_MEMORY, prefix="eardrum-"))  # noqa: SIM115
+        self._kept: Scratch | None = Scratch(IN_MEMORY, "for a recording that must be put aside while it is decoded")
+        self.failure: EardrumError | None = None
+        """Why bytes could not be kept: FFmpeg may take that for the end of the file."""
         self.size = 0
         """Bytes read so far."""
         self.ended = False
@@ -40,13 +41,17 @@ class KeptStream:
         """The next bytes, b"" at the end. Called by PyAV.
 
         Raises:
-            StorageFullError: there is no room to keep them.
+            StorageFullError, DescriptorsError: there is no room to keep them.
         """
         chunk = self._source.read(size)
         self.size += len(chunk)
         self.ended = not chunk
         if self._kept:
-            _write(self._kept, chunk)
+            try:
+                self._kept.write(chunk)
+            except EardrumError as error:
+                self.failure = error
+                raise
         return chunk
 
     def head(self, size: int) -> bytes:
@@ -64,7 +69,7 @@ class KeptStream:
             self._kept.close()
             self._kept = None
 
-    def to_file(self) -> IO[bytes]:
+    def to_file(self) -> Scratch:
         """Wait for all bytes and give them as a file that can seek, from the start. It is closed with the stream."""
         assert self._kept
         while self.read(CHUNK):
@@ -79,12 +84,3 @@ class KeptStream:
             pass
 
     close = forget
-
-
-def _write(file: IO[bytes], data: bytes) -> None:
-    try:
-        file.write(data)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise StorageFullError("There is no room left for a file that must be read from a disk: free some.") from error

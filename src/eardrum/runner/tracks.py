@@ -6,12 +6,9 @@ first in question is silent, the others are decoded beside it, and what has soun
 
 from __future__ import annotations
 
-import errno
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import IO, cast
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -19,8 +16,9 @@ from av.audio.stream import AudioStream
 from av.stream import Disposition
 
 from eardrum.engines.base import Audio
-from eardrum.errors import InvalidRequestError, StorageFullError
+from eardrum.errors import InvalidRequestError
 from eardrum.runner.downmix import Downmix
+from eardrum.runner.scratch import Scratch
 
 SILENT = 5e-5
 """Peak of a track without sound, with the last bit of 16 for noise: -86 dBFS."""
@@ -33,6 +31,8 @@ LIVE_HELD_S = 3.0
 
 IN_MEMORY = 4 << 20
 """Bytes of sound held in memory; more goes to the disk."""
+
+HELD_BACK = "to hold audio back until it is known which track has sound (say which with audio_track)"
 
 JITTER_S = 0.01
 """Timestamps that are off by less count as none."""
@@ -81,7 +81,7 @@ class Tracks:
         """The next frame of any track in, and out what is known to be meant.
 
         Raises:
-            StorageFullError: there is no room to hold sound back.
+            StorageFullError, DescriptorsError: there is no room to hold sound back.
         """
         if self._decided:
             if stream is self._left[0].stream:
@@ -164,7 +164,7 @@ class Track:
         self.held_s = 0.0
         """Seconds since its first sound."""
         self._stretches: list[Stretch] = []
-        self._sound: IO[bytes] | None = None
+        self._sound: Scratch | None = None
         self._mix: Downmix | None = None
         self._form = ("", "", 0)
 
@@ -177,7 +177,7 @@ class Track:
         """Hold a frame back. Returns whether the track has had sound.
 
         Raises:
-            StorageFullError: there is no room.
+            StorageFullError, DescriptorsError: there is no room.
         """
         samples = self._mono(frame)
         if self.held_s or np.abs(samples).max(initial=0.0) > SILENT:
@@ -216,15 +216,8 @@ class Track:
         return self._mix.samples(frame)
 
     def _write(self, data: bytes) -> None:
-        if not self._sound:
-            self._sound = cast(IO[bytes], tempfile.SpooledTemporaryFile(IN_MEMORY, prefix="eardrum-"))  # noqa: SIM115
-        try:
-            self._sound.write(data)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            message = "The disk is full: no audio can be held back to find out which track has sound. Say which with audio_track."
-            raise StorageFullError(message) from error
+        self._sound = self._sound or Scratch(IN_MEMORY, HELD_BACK)
+        self._sound.write(data)
 
 
 def _rank(track: Track) -> tuple[bool, bool, int]:

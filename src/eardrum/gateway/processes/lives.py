@@ -10,13 +10,14 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from eardrum import config
 from eardrum.engines import cuda
-from eardrum.errors import ConfigError, DeviceError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
+from eardrum.errors import ConfigError, DeviceError, ModelLoadError, RunnerCrashedError, UpstreamDiedError, shortage
 from eardrum.gateway.inventory import ADDRESS, Model
 from eardrum.gateway.logs import Logs
 from eardrum.gateway.processes.command import UNASKED, Command
@@ -75,9 +76,9 @@ class Life(Protocol):
 
 
 class RunnerLife:
-    """A runner, and the folder with its socket."""
+    """A runner, and the folders with its socket and its temporary files."""
 
-    def __init__(self, process: Process, socket: str, folder: tempfile.TemporaryDirectory[str], reason: str = ""):
+    def __init__(self, process: Process, socket: str, folders: ExitStack, reason: str = ""):
         """`reason` is why the model was not loaded on a GPU, if the process does not know."""
         self.process = process
         self.pid: int | None = process.pid
@@ -88,7 +89,7 @@ class RunnerLife:
         where = [f"on {self.placement.device}"] if self.placement.device else []
         numbers = [self.placement.compute_type] if self.placement.compute_type else []
         self.facts = ", ".join([*where, *numbers, f"batch {process.ready['batch']}", f"pid {process.pid}"])
-        self._folder = folder
+        self._folders = folders
 
     @property
     def silent_s(self) -> float:
@@ -106,9 +107,9 @@ class RunnerLife:
         return RunnerCrashedError(f"The process of {self.process.name} {self.process.ending} while it worked on this audio.")
 
     async def close(self) -> None:
-        """Close the connections and remove the folder."""
+        """Close the connections and remove the folders."""
         await self.upstream.close()
-        self._folder.cleanup()
+        self._folders.close()
 
 
 class CommandLife:
@@ -235,20 +236,36 @@ class Lives:
             raise ModelLoadError(f"{id} was not ready after {within:g} s (healthCheckTimeout): {readiness.last}.") from None
 
     async def _begin_runner(self, model: Model) -> Life:
-        folder = tempfile.TemporaryDirectory(prefix="eardrum-", ignore_cleanup_errors=True)
-        socket = os.path.join(folder.name, "runner.sock")
+        folders = ExitStack()
         try:
+            socket, temp = self._folders(folders)
             try:
-                process, reason = await self._started_runner(model, socket, folder.name), ""
+                process, reason = await self._started_runner(model, socket, temp), ""
             except DeviceError as error:
                 if model.options.get("device", "auto") != "auto":
                     raise cuda.asked_for(error) from error
                 on_cpu = replace(model, options={**model.options, "device": "cpu"})
-                process, reason = await self._started_runner(on_cpu, socket, folder.name), error.message
-            return RunnerLife(process, socket, folder, reason)
+                process, reason = await self._started_runner(on_cpu, socket, temp), error.message
+            return RunnerLife(process, socket, folders, reason)
         except BaseException:
-            folder.cleanup()
+            folders.close()
             raise
+
+    def _folders(self, closing: ExitStack) -> tuple[str, str]:
+        """The path of a new socket, and a folder for temporary files: where uploads are, whose path may be too long for a socket.
+
+        Raises:
+            StorageFullError: there is no room for them.
+        """
+        try:
+            made = [closing.enter_context(_folder())]
+            if self.settings.spool_dir:
+                made.append(closing.enter_context(_folder(self.settings.spool_dir)))
+        except OSError as error:
+            if known := shortage(error, "for the folder of a model's process"):
+                raise known from error
+            raise
+        return os.path.join(made[0], "runner.sock"), made[-1]
 
     async def _started_runner(self, model: Model, socket: str, folder: str) -> Process:
         interpreter = model.python or sys.executable
@@ -257,7 +274,7 @@ class Lives:
         try:
             process = await Process.start(
                 model.id,
-                [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket, model.batch or timing.batch)],
+                [interpreter, "-m", "eardrum.runner", *self._arguments(model, socket, folder, model.batch or timing.batch)],
                 within_s=self.settings.start_seconds,
                 environment={
                     "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options | timing.options),  # not for everybody who lists processes
@@ -276,14 +293,18 @@ class Lives:
         await asyncio.to_thread(self._timings.keep, model, found)
         return process
 
-    def _arguments(self, model: Model, socket: str, batch: int) -> list[str]:
+    def _arguments(self, model: Model, socket: str, folder: str, batch: int) -> list[str]:
         arguments = {
             "--engine": model.engine,
             "--source": str(model.source or ""),
             "--socket": socket,
-            "--own-folder": os.path.dirname(socket),
             "--batch": str(batch),
             "--max-audio-s": str(self.settings.limits.audio_seconds),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
-        return [*itertools.chain(*arguments.items()), "--parent"]
+        own = dict.fromkeys([os.path.dirname(socket), folder])
+        return [*itertools.chain(*arguments.items()), *(f"--own-folder={path}" for path in own), "--parent"]
+
+
+def _folder(parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="eardrum-", dir=parent, ignore_cleanup_errors=True)

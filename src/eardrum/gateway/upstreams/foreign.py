@@ -24,6 +24,7 @@ from eardrum.errors import (
     UpstreamError,
     UpstreamTimeoutError,
     UpstreamUnreachableError,
+    shortage,
 )
 from eardrum.gateway.spool import Source
 from eardrum.gateway.upstreams.connection import Answer
@@ -144,6 +145,8 @@ class ForeignUpstream:
         except aiohttp.WSServerHandshakeError as error:
             raise UpstreamError(f"{self.address} refuses the WebSocket with {error.status}: {error.message}.") from error
         except aiohttp.ClientConnectorError as error:
+            if known := shortage(error.os_error, f"to reach {self.address}"):
+                raise known from error
             raise UpstreamUnreachableError(f"{self.address} cannot be reached: {error.os_error.strerror}.") from error
         except TimeoutError as error:
             raise self._too_late() from error

@@ -8,7 +8,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from eardrum.config.llama_swap import Timeouts
-from eardrum.errors import UpstreamDiedError, UpstreamTimeoutError, UpstreamUnreachableError
+from eardrum.errors import UpstreamDiedError, UpstreamTimeoutError, UpstreamUnreachableError, shortage
 from eardrum.gateway.upstreams.connection import Connection
 
 LOCALHOST = ("127.0.0.1", "::1")
@@ -77,6 +77,8 @@ class Pool:
                 self._all.add(made)
                 self._probe(transport.get_extra_info("socket"))
                 return made
+        if failure and (known := shortage(failure, f"to reach {self._address}")):
+            raise known from failure
         said = failure.strerror or str(failure) if failure else ""
         raise UpstreamUnreachableError(f"{self._address} cannot be reached: {said}.") from failure
 

@@ -10,12 +10,18 @@ from typing import Protocol
 
 import aiohttp
 
-from eardrum.errors import RunnerCrashedError
+from eardrum.errors import EardrumError, RunnerCrashedError, shortage
 from eardrum.live import Clear, Commit, Configure, Ended, Finish, LiveEvent, Settings
 from eardrum.wall import audio_message, command_message, event_from
 
 AHEAD = 1 << 16
 """Bytes that may wait to be sent; whoever has more to say waits."""
+
+
+def broken(error: aiohttp.ClientError | ConnectionError) -> EardrumError:
+    """What it means that an exchange with a runner failed: mostly that the process is gone."""
+    known = shortage(error, "to reach the model's process") if isinstance(error, OSError) else None
+    return known or RunnerCrashedError(f"The connection to the model's process broke: {error}")
 
 
 class LiveSession(Protocol):
@@ -94,7 +100,7 @@ class RunnerSession:
                     if isinstance(event, Ended):
                         return
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise RunnerCrashedError(f"The connection to the model's process broke: {error}") from error
+            raise broken(error) from error
         finally:
             self.over = True
             self._room.set()

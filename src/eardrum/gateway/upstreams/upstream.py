@@ -13,7 +13,7 @@ import aiohttp
 
 from eardrum.errors import RunnerCrashedError, error_from_json
 from eardrum.gateway.spool import Source
-from eardrum.gateway.upstreams.session import RunnerSession
+from eardrum.gateway.upstreams.session import RunnerSession, broken
 from eardrum.live import Settings
 from eardrum.types import Event, Opened, Request, Segment, Summary
 
@@ -54,7 +54,7 @@ class RunnerUpstream:
                     if ended:
                         return
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise RunnerCrashedError(f"The connection to the model's process broke: {error}") from error
+            raise broken(error) from error
         finally:
             if not ended:
                 await self._cancel(name)
