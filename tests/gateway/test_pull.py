@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from eardrum import config
-from eardrum.errors import InvalidRequestError, ModelNotFoundError, PullError, ShuttingDownError, StorageFullError
+from eardrum.errors import BusyError, InvalidRequestError, ModelNotFoundError, PullError, ShuttingDownError, StorageFullError
 from eardrum.gateway import choice
 from eardrum.gateway.inventory import Inventory
-from eardrum.gateway.pull import Progress, Puller
+from eardrum.gateway.pull import AT_ONCE, Progress, Puller
 from eardrum.gateway.store import Store
 from tests.cards import TORCH, WHISPER, card
 from tests.conftest import runs
@@ -254,3 +254,58 @@ async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., obje
     cards(card("a", repositories=("x/*",)), card("b", repositories=("x/*",)))
     with pytest.raises(ModelNotFoundError, match="could mean"):
         await chosen("x/y")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"config.json": json.dumps({"model_type": "whisper", "pad": "x" * 200_000}).encode()},
+        {f"notes/{number:04}-{'n' * 60}.txt": b"x" for number in range(3000)},
+        {"a": b"x", "a/b": b"x", "a/b/c": b"x"},
+        {"n" * 300 + ".txt": b"x", f"folder/{'d' * 300}/x.txt": b"x"},
+    ],
+    ids=["a long config", "many files", "a file that is a folder too", "long names"],
+)
+async def test_repositories_of_odd_shapes_are_recognised(
+    chosen: Callable[..., object], hub: FakeHub, more: dict[str, bytes]
+) -> None:
+    repository = repository_of(["config.json", "model.bin"], "whisper")
+    usual = await _outcome(chosen, hub, repository)
+    assert await _outcome(chosen, hub, FakeRepository({**repository.files, **more})) == usual
+
+
+async def _outcome(chosen: Callable[..., object], hub: FakeHub, repository: FakeRepository) -> object:
+    hub.repositories["somebody/odd"] = repository
+    try:
+        return await chosen("somebody/odd")  # type: ignore[misc]
+    except InvalidRequestError as refused:
+        return str(refused)
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"a.bin": b"x", "a.bin/b.bin": b"y"}, "a.bin/b.bin is inside a.bin, which is a file as well"),
+        ({"n" * 300 + ".bin": b"x"}, "has a name of more than 255 bytes"),
+    ],
+)
+async def test_what_no_disk_holds_is_told(puller: Puller, hub: FakeHub, files: dict[str, bytes], says: str) -> None:
+    hub.repositories[NAME] = FakeRepository(files)
+    with pytest.raises(PullError, match=says):
+        await pulled(puller)
+
+
+async def test_downloads_wait_for_their_turn(puller: Puller, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eardrum.gateway.pull.MOST_WAITING", 7)
+    gate = Event()
+    for number in range(8):
+        hub.repositories[f"org/m{number}"] = FakeRepository(dict(FILES), gate=gate)
+    pulling = [asyncio.create_task(pulled(puller, f"org/m{number}")) for number in range(7)]
+    await until(lambda: len(children()) >= AT_ONCE)
+    await asyncio.sleep(0.5)
+    assert len(children()) == AT_ONCE
+    with pytest.raises(BusyError):
+        await pulled(puller, "org/m7")
+    gate.set()
+    for steps in await asyncio.gather(*pulling):
+        assert steps[-1].completed == TOTAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +36,8 @@ async def choose(name: str, inventory: Inventory, puller: Puller, engine: str = 
     except ModelNotFoundError:
         if names.matches(name, engine) or not names.is_hub_id(name):
             raise
-    return Match(_card_for(name, await puller.listing(name)), name)
+    listing = await puller.listing(name)
+    return Match(await asyncio.to_thread(_card_for, name, listing), name)
 
 
 def _card_for(repository: str, listing: Listing) -> Card:

@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eardrum.errors import PullError, ShuttingDownError, error_from_json
+from eardrum.errors import BusyError, PullError, ShuttingDownError, error_from_json
 
 MODULE = "eardrum.hub"
 """The program that speaks with the hub. Started, never imported: its libraries are heavy."""
+
+AT_ONCE = 4
+"""Downloads at a time, and as many looks at what the hub has: each is a process. Others wait for their turn."""
+
+MOST_WAITING = 100
+"""Of either, those that wait included."""
+
+RETRY_S = 30.0
+
+LINE_BYTES = 64 << 20
+"""Longest line that the program says: the names of all files of a repository, and its config.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,8 @@ class Puller:
     def __init__(self, folder: Path):
         self._folder = folder
         self._downloads: dict[tuple[str, tuple[str, ...]], Download] = {}
+        self._turn, self._turn_to_look = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE)
+        self._looking = 0
         self._down = False
 
     async def pull(self, repository: str, patterns: Sequence[str]) -> AsyncGenerator[Progress, None]:
@@ -48,6 +61,7 @@ class Puller:
 
         Raises:
             PullError: why it cannot be had.
+            BusyError: too many others wait.
             ShuttingDownError: the server goes down.
             StorageFullError: the disk has no room.
         """
@@ -56,7 +70,8 @@ class Puller:
         key = repository, tuple(patterns)
         download = self._downloads.get(key)
         if not download:
-            download = self._downloads[key] = Download(repository, patterns, self._folder)
+            _check_waiting(len(self._downloads))
+            download = self._downloads[key] = Download(repository, patterns, self._folder, self._turn)
         download.followers += 1
         try:
             async for progress in download.follow():
@@ -72,11 +87,17 @@ class Puller:
 
         Raises:
             PullError: nothing, or it cannot be reached.
+            BusyError: too many others wait.
         """
-        async with aclosing(_said_by_child([repository, "--list"], repository)) as messages:
-            async for kind, said in messages:
-                if kind == "listing":
-                    return Listing(tuple(said["files"]), said["config"])
+        _check_waiting(self._looking)
+        self._looking += 1
+        try:
+            async with self._turn_to_look, aclosing(_said_by_child([repository, "--list"], repository)) as messages:
+                async for kind, said in messages:
+                    if kind == "listing":
+                        return Listing(tuple(said["files"]), said["config"])
+        finally:
+            self._looking -= 1
         raise PullError(f"The hub says nothing about {repository}.")
 
     async def shutdown(self) -> None:
@@ -87,10 +108,11 @@ class Puller:
 
 
 class Download:
-    """One model being fetched by a process of its own."""
+    """One model being fetched by a process of its own, once it is its turn."""
 
-    def __init__(self, repository: str, patterns: Sequence[str], folder: Path):
+    def __init__(self, repository: str, patterns: Sequence[str], folder: Path, turn: asyncio.Semaphore):
         self.followers = 0
+        self._turn = turn
         self._repository = repository
         self._progress = Progress(0, 0)
         self._changed = asyncio.Event()
@@ -120,7 +142,7 @@ class Download:
 
     async def _run(self) -> None:
         try:
-            async with aclosing(_said_by_child(self._arguments, self._repository)) as messages:
+            async with self._turn, aclosing(_said_by_child(self._arguments, self._repository)) as messages:
                 async for kind, said in messages:
                     if kind == "plan":
                         self._tell(Progress(said["present"], said["total"]))
@@ -142,7 +164,7 @@ async def _said_by_child(arguments: Sequence[str], repository: str) -> AsyncGene
     gone.
     """
     command = [sys.executable, "-m", MODULE, "--parent", *arguments]
-    child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
+    child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=LINE_BYTES)
     assert child.stdout
     try:
         async for line in child.stdout:
@@ -158,6 +180,11 @@ async def _said_by_child(arguments: Sequence[str], repository: str) -> AsyncGene
         with suppress(ProcessLookupError):
             child.terminate()
         await asyncio.shield(child.wait())
+
+
+def _check_waiting(waiting: int) -> None:
+    if waiting >= MOST_WAITING:
+        raise BusyError(f"{waiting} models are being fetched, or wait for it: try again later.", retry_after=RETRY_S)
 
 
 def _shutting_down(repository: str) -> ShuttingDownError:

@@ -23,6 +23,12 @@ from eardrum.hub.lines import say
 from eardrum.hub.words import worded
 
 CONFIG = "config.json"
+CONFIG_BYTES = 4 << 20
+MOST_FILES = 20_000
+"""What is looked at to find out what a repository is."""
+
+LONGEST_NAME = 255
+"""Bytes of a file's name on every file system in use."""
 
 HEADROOM = 64 << 20
 """Bytes that must stay free on the disk."""
@@ -36,7 +42,11 @@ def listing(repository: str) -> dict[str, Any]:
     """
     info = _described(repository)
     files = [_safe(s.rfilename) for s in info.siblings or ()]
-    return {"files": files, "config": _config(repository, info.sha) if CONFIG in files else {}}
+    if len(files) > MOST_FILES:
+        raise PullError(f"{repository} has {len(files)} files, and no model that can be recognised has more than {MOST_FILES}.")
+    unfit = _unfit(files)  # nobody has to store what an engine may not want
+    fit = [name for name in files if name not in unfit]
+    return {"files": fit, "config": _config(repository, info.sha) if CONFIG in fit else {}}
 
 
 def _config(repository: str, revision: str | None) -> dict[str, Any]:
@@ -47,9 +57,11 @@ def _config(repository: str, revision: str | None) -> dict[str, Any]:
         hf_raise_for_status(response)
     except (OSError, httpx2.HTTPError) as error:
         raise worded(error, repository) from error
+    if len(response.content) > CONFIG_BYTES:
+        raise PullError(f"The {CONFIG} of {repository} has {len(response.content):,} bytes, and no model's has more than a few.")
     try:
         config = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -66,6 +78,8 @@ def fetch(repository: str, cache: Path, patterns: Sequence[str]) -> Path:
     wanted = [s for s in info.siblings or () if _wanted(_safe(s.rfilename), patterns)]
     if not wanted:
         raise PullError(f"{repository} holds no files of a kind that its engine reads ({', '.join(patterns)}).")
+    for name, why in _unfit([s.rfilename for s in wanted]).items():
+        raise PullError(f"{repository} cannot be stored: {name[:80]} {why}.")
     revision = info.sha or ""
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise PullError(
@@ -150,6 +164,19 @@ def _safe(name: str) -> str:
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name.endswith(PART):
         raise PullError(f"The hub lists a file that will not be stored under its name: {name!r}.")
     return name
+
+
+def _unfit(names: Sequence[str]) -> dict[str, str]:
+    """Names of files that no disk can hold together, and why."""
+    known, unfit = set(names), {}
+    for name in names:
+        path = PurePosixPath(name)
+        above = next((str(parent) for parent in path.parents if str(parent) in known), "")
+        if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts):
+            unfit[name] = f"has a name of more than {LONGEST_NAME} bytes"
+        elif above:
+            unfit[name] = f"is inside {above[:80]}, which is a file as well"
+    return unfit
 
 
 def _wanted(name: str, patterns: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -53,8 +54,8 @@ async def files(handler: Callable[[web.Request], Awaitable[web.StreamResponse]])
 
 
 async def serve(request: web.Request) -> web.StreamResponse:
-    if request.path == "/there":
-        return web.Response(status=302, headers={"location": "/a"})
+    if to := request.query.get("to", "/a" if request.path == "/there" else ""):
+        return web.Response(status=302, headers={"location": to})
     if request.path.startswith("/to/"):
         return web.Response(status=307, headers={"location": f"http://{request.path.removeprefix('/to/')}"})
     if request.path == "/round":
@@ -139,6 +140,11 @@ def test_redirects_are_checked_again() -> None:
     assert "b.example.com is in a private network" in refused("/to/b.example.com/a", *allowed, resolver=names)
     assert "does not fetch from 169.254.169.254" in refused("/to/169.254.169.254/latest", *allowed)
     assert "more than 3 redirects" in refused("/round", "127.0.0.1")
+
+
+@pytest.mark.parametrize("to", ["http://[bad", "http://a:b:c/", "http://127.0.0.1:99999999/", "//[", "http://xn--/"])
+def test_a_redirect_to_nowhere_is_refused(to: str) -> None:
+    assert len(refused(f"/astray?to={quote(to)}", "127.0.0.1")) < 1000
 
 
 def test_limits_hold() -> None:

@@ -49,7 +49,7 @@ class Fetcher:
                 self._found(session, self._checked(spelled)) as response,
             ):
                 await self._read(response, spool)
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # some addresses are wrong only when they are used
             raise InvalidRequestError(f"{spelled[:200]} cannot be fetched: {_why(error)}.", param=PARAM) from error
         spool.finish()
 
@@ -63,7 +63,7 @@ class Fetcher:
                     return
                 if response.status not in (301, 302, 303, 307, 308):
                     raise InvalidRequestError(f"{url} cannot be fetched: it answered {response.status}.", param=PARAM)
-                url = self._checked(str(url.join(URL(response.headers.get("location", "")))))
+                url = self._checked(_joined(url, response.headers.get("location", "")))
         raise InvalidRequestError(f"{url} cannot be fetched: it is more than {REDIRECTS} redirects away.", param=PARAM)
 
     def _checked(self, spelled: str) -> URL:
@@ -120,6 +120,16 @@ class Checked(AbstractResolver):
     async def close(self) -> None:
         """Let go of what the other one holds."""
         await self._resolver.close()
+
+
+def _joined(url: URL, location: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return str(url.join(URL(location)))
+    except ValueError:
+        raise InvalidRequestError(
+            f"{url} cannot be fetched: it leads to {location[:200]!r}, which is no address.", param=PARAM
+        ) from None
 
 
 def _why(error: Exception) -> str:
