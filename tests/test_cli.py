@@ -238,6 +238,7 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
         (["transcribe", "pyproject.toml", "--skip-existing"], "say where with --output-dir"),
         (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "gives times per segment but not per word"),
         (["transcribe", "pyproject.toml", "--words"], "--words is for --format verbose_json"),
+        (["transcribe", ""], "One of the inputs is an empty word"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),
         (["serve", "--set", "default_model=large-v9"], "There is no model 'large-v9'"),
@@ -251,6 +252,23 @@ def test_errors_are_one_sentence(arguments: list[str], says: str) -> None:
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_format_that_names_none_is_refused() -> None:
+    done = eardrum("transcribe", "pyproject.toml", "--format", ",", cwd=Path(__file__).parent.parent)
+    assert (done.returncode, "It names none of text, srt" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_streams_may_be_closed_or_know_few_letters(recordings: list[str], tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.webm"
+    Path(os.fsdecode(odd)).write_bytes(Path(recordings[1]).read_bytes())
+    command = b"%b -m eardrum transcribe --format srt %b %b - <&- 2>&-"
+    line = command % (os.fsencode(sys.executable), odd, os.fsencode(recordings[0]))
+    env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([b"sh", b"-c", line], capture_output=True, timeout=120, env=env, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stdout.count(b"-->") >= 2
+    assert b"caf\\udce9.webm <==" in done.stdout
 
 
 def test_a_taken_port_is_named() -> None:

@@ -6,7 +6,9 @@ would take to start.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,11 +37,25 @@ NAME = "eardrum"
 
 def main() -> None:
     """Run a command. An error is one sentence that says what to do."""
+    _mend_standard_streams()
     try:
         app(prog_name=NAME)
     except EardrumError as error:
         print(f"eardrum: {error.message}", file=sys.stderr)
         sys.exit(1)
+
+
+def _mend_standard_streams() -> None:
+    """Take care that a terminal's encoding, or a stream that is closed, is no reason to fail.
+
+    A name of a file may hold bytes that are no text, and a transcript letters that the terminal does not have.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115, PTH123 -- to the end
+            setattr(sys, name, nothing)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is
 
 
 @app.callback(invoke_without_command=True)

@@ -134,3 +134,12 @@ def test_what_is_in_the_way_is_noticed_before_the_work() -> None:
         with pytest.raises(OSError, match=reason):
             check_writable(OUT / name)
     assert existing([{"srt": OUT / "a.srt"}]) == []
+
+
+def test_a_name_too_long_for_a_file_is_the_matter_of_its_recording_alone() -> None:
+    recordings, _ = find_recordings(put(f"{'x' * 250}.wav", "a.wav"))
+    long, short = plan_targets(recordings, ["verbose_json", "json"], OUT)
+    with pytest.raises(OSError, match="too long"):
+        check_writable(long["verbose_json"])
+    assert existing([long, short]) == []
+    check_writable(short["verbose_json"])

@@ -57,8 +57,8 @@ def plan_targets(recordings: Sequence[Recording], formats: Sequence[str], folder
 
 
 def existing(targets: Iterable[Targets]) -> list[Path]:
-    """The files that are there already. What is no file is in the way, which is another matter."""
-    return [path for each in targets for path in each.values() if path.is_file()]
+    """The files that are there already. What is no file is in the way, which is another matter, as is a name too long for one."""
+    return [path for each in targets for path in each.values() if os.path.isfile(path)]  # noqa: PTH113 -- Path's raises errors
 
 
 def check_writable(target: Path) -> None:
@@ -67,11 +67,11 @@ def check_writable(target: Path) -> None:
     Raises:
         OSError: there is something.
     """
+    target = Path(os.path.realpath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(target.stat().st_mode):
             raise FileExistsError(0, "something that is no file has this name")
-    target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=target.parent) as probe:
         probe.write(PROBE)
         probe.flush()

@@ -115,6 +115,8 @@ def transcribe(
         raise ConfigError("--skip-existing keeps the texts that are there, --overwrite does not: say one of them.")
     if server and is_written_as_path(model):
         raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder of this machine.")
+    if "" in inputs:
+        raise ConfigError("One of the inputs is an empty word: it may be a variable that is not set. This folder is `.`.")
     if STDIN in inputs and sys.stdin.isatty():
         raise ConfigError("`-` is what is piped in, and stdin is a terminal: pipe a recording in, or name a file.")
     recordings, failures = find_recordings(inputs)
@@ -197,6 +199,8 @@ def _formats(given: Sequence[str]) -> list[str]:
     for name in names:
         if name not in SUFFIXES:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(SUFFIXES)}.", param_hint="'--format'")
+    if not names:
+        raise typer.BadParameter(f"It names none of {', '.join(SUFFIXES)}.", param_hint="'--format'")
     return list(dict.fromkeys(names))
 
 
