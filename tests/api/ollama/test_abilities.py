@@ -92,6 +92,31 @@ def test_context_of_a_command(cmd: str, context: int) -> None:
     assert Flags.of(cmd).context == context
 
 
+@pytest.mark.parametrize(
+    ("cmd", "environment"),
+    [
+        ("sh -c 'exec llama-server --port 1 -m x.gguf -c 4096'", ()),
+        ("/bin/bash -lc 'cd /srv && llama-server -m x.gguf -c 4096'", ()),
+        ("env CUDA_VISIBLE_DEVICES=0 llama-server --port 1 -m x.gguf -c 4096", ()),
+        ("env LLAMA_ARG_MODEL=x.gguf LLAMA_ARG_CTX_SIZE=4096 llama-server --port 1", ()),
+        ("llama-server --port 1", ("LLAMA_ARG_MODEL=x.gguf", "LLAMA_ARG_CTX_SIZE=4096")),
+        ("docker run -e LLAMA_ARG_MODEL=x.gguf ghcr.io/ggml-org/llama.cpp:server -c 4096", ()),
+        ("llama-server -m y.gguf -c 8192 -m x.gguf -c 4096", ("LLAMA_ARG_MODEL=z.gguf",)),
+    ],
+)
+def test_flags_are_found_wherever_they_are_said(cmd: str, environment: tuple[str, ...]) -> None:
+    flags = Flags.of(cmd, environment)
+    assert (flags.weights, flags.context, flags.llama, flags.embeds) == ("x.gguf", 4096, True, False)
+
+
+def test_what_runs_is_not_what_stands_before_it() -> None:
+    assert Flags.of("env A=1 sh -c 'exec /opt/whisper-server -m x.bin'").hears
+    assert Flags.of("nohup llama-server -c 5").program == "llama-server"
+    assert Flags.of("sh start.sh -c 4096").context == 4096
+    assert Flags.of("llama-server", ["LLAMA_ARG_EMBEDDINGS=1"]).embeds
+    assert not Flags.of("llama-server", ["LLAMA_ARG_EMBEDDINGS=0"]).embeds
+
+
 def test_files_are_counted_and_a_digest_tells_when_they_change(tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"big-0000{part}-of-00002.gguf").write_bytes(bytes(100))

@@ -16,7 +16,7 @@ def of(model: Model, said: Said = NOTHING) -> list[str]:
     declared = model.entry.metadata.get("capabilities")
     if isinstance(declared, list | tuple):
         return [str(ability) for ability in declared]
-    flags = Flags.of(model.entry.cmd)
+    flags = Flags.of(model.entry.cmd, model.entry.env)
     if hears(model):
         return ["audio"]
     if model.entry.capabilities.reranker or flags.has("--reranking", "--rerank") or (said.head and said.head.ranks):
@@ -50,7 +50,7 @@ def hears(model: Model) -> bool:
         return list(said) == ["audio"]
     if inputs := model.entry.capabilities.inputs:
         return "audio" in inputs and "text" not in inputs
-    return "transcriptions" in model.entry.options or Flags.of(model.entry.cmd).hears
+    return "transcriptions" in model.entry.options or Flags.of(model.entry.cmd, model.entry.env).hears
 
 
 def server(model: Model) -> Server:
@@ -58,5 +58,5 @@ def server(model: Model) -> Server:
     entry = model.entry
     return Server(
         local=not (entry and entry.proxy.startswith("https:")),
-        infills=bool(entry and Flags.of(entry.cmd).program.startswith("llama-server")),
+        infills=bool(entry and Flags.of(entry.cmd, entry.env).program.startswith("llama-server")),
     )

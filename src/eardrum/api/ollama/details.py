@@ -82,7 +82,7 @@ def context(model: Model, known: Said = NOTHING) -> int:
     said = model.entry.metadata.get("contextLength")
     if isinstance(said, int) and said > 0:
         return said
-    return model.entry.capabilities.context or Flags.of(model.entry.cmd).context or known.context
+    return model.entry.capabilities.context or Flags.of(model.entry.cmd, model.entry.env).context or known.context
 
 
 def info(model: Model, known: Said = NOTHING) -> dict[str, Any]:
@@ -97,15 +97,15 @@ def info(model: Model, known: Said = NOTHING) -> dict[str, Any]:
 
 def _title(model: Model) -> str:
     """All names that could tell something: of the weights, the repository, the model."""
-    weights = Flags.of(model.entry.cmd).weights if model.entry else ""
+    weights = Flags.of(model.entry.cmd, model.entry.env).weights if model.entry else ""
     return " ".join([PurePath(weights).name, model.repository, model.entry.useModelName if model.entry else "", model.id])
 
 
 def _format(model: Model) -> str:
     if not model.foreign:
         return model.engine
-    weights = Flags.of(model.entry.cmd).weights if model.entry else ""
-    program = Flags.of(model.entry.cmd).program if model.entry else ""
+    weights = Flags.of(model.entry.cmd, model.entry.env).weights if model.entry else ""
+    program = Flags.of(model.entry.cmd, model.entry.env).program if model.entry else ""
     return "gguf" if weights.endswith(".gguf") or program.startswith("llama") else "safetensors" if program == "vllm" else ""
 
 

@@ -52,7 +52,7 @@ def _paths(model: Model) -> Iterator[tuple[Path, str]]:
             yield model.source, model.source.name
         yield from ((path, str(path.relative_to(model.source))) for path in model.source.rglob("*") if path.is_file())
     elif model.entry:
-        for named in Flags.of(model.entry.cmd).files:
+        for named in Flags.of(model.entry.cmd, model.entry.env).files:
             path = Path(named)
             parts = path.parent.glob(SPLIT.sub("-*.gguf", path.name)) if SPLIT.search(path.name) else [path]
             yield from ((part, part.name) for part in parts if part.is_file())

@@ -78,7 +78,7 @@ def of(model: Model, props: Mapping[str, Any] | None = None) -> Said:
     """What the files of a model say, and its server has said. Reads the head of a file once."""
     if not model.foreign or not model.entry or not model.entry.cmd:
         return Said(props=props or {})
-    flags = Flags.of(model.entry.cmd)
+    flags = Flags.of(model.entry.cmd, model.entry.env)
     head = gguf.read(Path(flags.weights)) if flags.weights and flags.llama else None
     return Said(head, props or {}, own_template=not flags.has("--chat-template", "--chat-template-file"))
 
@@ -98,7 +98,7 @@ class Props:
     async def ask(self, model: Model) -> Mapping[str, Any]:
         """The same, but asked now if need be. A server that does not run is not started for it, and other ones are not asked."""
         since = self._service.since(model)
-        if not since or not model.entry or not Flags.of(model.entry.cmd).llama:
+        if not since or not model.entry or not Flags.of(model.entry.cmd, model.entry.env).llama:
             return {}
         if self._known.get(model.id, (0.0, {}))[0] != since:
             try:
