@@ -204,6 +204,13 @@ def test_a_commit_ends_the_utterance() -> None:
     assert play.of(Committed)[1].start == play.of(Committed)[0].end
 
 
+def test_a_commit_of_a_tenth_of_a_second_is_none_of_nothing() -> None:
+    play = Play(settings=MANUAL).hear(stream((0, 0.0995))).tell(Commit())  # 24 kHz at 16, less what the resampler holds back
+    play.finish()
+    assert not play.of(Refused)
+    assert [final.text for final in play.of(Final)] == [""]
+
+
 def test_a_commit_of_nothing_is_refused() -> None:
     play = Play(settings=MANUAL).tell(Commit()).hear(stream((0, 0.07))).tell(Commit())
     assert [type(event.error) for event in play.of(Refused)] == [EmptyCommitError] * 2

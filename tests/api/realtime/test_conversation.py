@@ -36,7 +36,7 @@ from eardrum.types import Request, Segment, Token
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
-BY_HAND = ("gpt-live-transcribe", "gpt-realtime-whisper", "gpt-realtime-whisper-2026-05-07")
+BY_HAND = ("gpt-live-transcribe", "gpt-realtime-whisper", "gpt-realtime-whisper-2026-05-07", "gpt-live-transcribe:latest")
 """Models whose clients listen for pauses themselves."""
 
 

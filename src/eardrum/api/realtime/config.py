@@ -20,7 +20,7 @@ PHONE_RATE = 8_000
 """Hz of G.711, always."""
 RATES = 4_000, 192_000
 
-COMMITTED = re.compile(r"(gpt-live-transcribe|gpt-realtime-whisper)(-\d{4}-\d{2}-\d{2})?", re.ASCII)
+COMMITTED = re.compile(r"(gpt-live-transcribe|gpt-realtime-whisper)(-\d{4}-\d{2}-\d{2})?(:latest)?", re.ASCII)
 """Names of models with which OpenAI has no turn detection unless it is asked for: their clients listen for pauses themselves."""
 
 MAX_PROMPT = 4000

@@ -36,8 +36,8 @@ from eardrum.runner.vad import FRAME, Probabilities
 from eardrum.runner.windows import Cut
 from eardrum.types import SAMPLE_RATE, Capabilities
 
-LEAST_S = 0.1
-"""A commit of less audio is refused."""
+LEAST_S = 0.095
+"""A commit of less audio is refused: of 0.1 s, but for what a change of the sample rate holds back."""
 
 FRAME_S = FRAME / SAMPLE_RATE
 
