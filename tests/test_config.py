@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,13 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("variable", "setting"), ENVIRONMENT_ALIASES.items())
 def test_names_that_other_servers_use(variable: str, setting: str) -> None:
-    theirs, ours = {"device": ("cpu", "cuda"), "default_language": ("de", "fr")}.get(setting, ("theirs", "ours"))
-    assert str(getattr(load(environment={variable: theirs}), setting)) == theirs
-    both = {f"EARDRUM_{setting.upper()}": ours, variable: theirs}
-    assert str(getattr(load(environment=both), setting)) == ours
-    assert getattr(load(environment={variable: ""}), setting) == getattr(Settings(), setting)
+    pairs = {"device": ("cpu", "cuda"), "default_language": ("de", "fr"), "subtitles.highlight_words": ("True", "False")}
+    theirs, ours = pairs.get(setting, ("30", "20") if setting.startswith("subtitles.") else ("theirs", "ours"))
+    value = attrgetter(setting)
+    assert str(value(load(environment={variable: theirs}))) == theirs
+    both = {f"EARDRUM_{setting.replace('.', '__').upper()}": ours, variable: theirs}
+    assert str(value(load(environment=both))) == ours
+    assert value(load(environment={variable: ""})) == value(Settings())
 
 
 def test_the_first_of_several_aliases_wins() -> None:
@@ -154,6 +157,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
     ("variable", "value", "says"),
     [
         ("EARDRUM_PROT", "1", "Unknown environment variable EARDRUM_PROT. Did you mean EARDRUM_PORT?"),
+        ("EARDRUM_LIMITS_UPLOAD_BYTES", "1", "Did you mean EARDRUM_LIMITS__UPLOAD_BYTES?"),
         ("EARDRUM_ZZZ", "1", "docs/config.md"),
         ("EARDRUM_PORT", "high", "port is wrong"),
         ("EARDRUM_LIMITS__UPLOD_BYTES", "1", "limits.uplod_bytes. Did you mean upload_bytes?"),

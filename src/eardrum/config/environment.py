@@ -97,6 +97,9 @@ def _by_variable(fields: Collection[str]) -> dict[str, str]:
 def _hint(top: str, below: Sequence[str]) -> str:
     """Which variable was meant, else where such a setting is."""
     names = {field.upper(): field for field in Settings.model_fields}
+    for section in names if not below else ():
+        if top.upper().startswith(f"{section}_") and top[len(section) + 1 :] in known.names_below(names[section]):
+            return f" Did you mean {PREFIX}{section}{BELOW}{top[len(section) + 1 :].upper()}?"
     if close := known.nearest(top.upper(), names):
         return f" Did you mean {BELOW.join([PREFIX + close, *map(str.upper, below)])}?"
     return known.hint(top)

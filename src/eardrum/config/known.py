@@ -81,6 +81,11 @@ def has_names(setting: str) -> bool:
     return is_section(kind) or get_origin(kind) is dict
 
 
+def names_below(setting: str) -> set[str]:
+    """The settings below a top-level one, in small letters, as variables have them."""
+    return {name.lower() for name in _names_at((setting,))}
+
+
 def _names_at(path: KeyPath) -> set[str]:
     kind: Any = Settings
     for part in path:
