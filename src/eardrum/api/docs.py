@@ -76,7 +76,7 @@ MANAGEMENT = (
     ("post", "/api/reload", "Read the config again; models that it does not change serve on", JSON),
     ("post", "/api/models/load/{model}", "Load a model and wait until it serves", TEXT),
     ("post", "/api/models/unload/{model}", "Unload a model when it has finished what it has begun", TEXT),
-    ("post", "/api/models/unload", "Unload all models; `GET /unload` does the same", JSON),
+    ("post", "/api/models/unload", "Unload all models; `GET /unload` does the same for programs, `POST /unload` for all", JSON),
     ("get", "/logs", "What the server said last; `/logs/upstream` all models, `/logs/{model}` one", TEXT),
     ("get", "/logs/stream", "The same and what comes, without end; `?no-history` only what comes", TEXT),
     ("get", "/api/events", "What changes: states, logs, requests in progress, the active profile", EVENTS),

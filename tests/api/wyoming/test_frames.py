@@ -132,3 +132,21 @@ def test_an_endless_line_is_refused_before_it_ends() -> None:
     assert list(reader.feed(b" " * frames.LINE)) == []
     with pytest.raises(InvalidRequestError, match="1048576 bytes"):
         list(reader.feed(b" "))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'{"type": "\\ud800"}\n',
+        b'{"type": "transcribe", "data": {"name": "\\udfff"}}\n',
+        b'{"type": "transcribe", "data_length": 20}\n{"language":"\\uD800"}',
+    ],
+)
+def test_half_a_character_is_no_event(sent: bytes) -> None:
+    with pytest.raises(InvalidRequestError):
+        list(Frames().feed(sent))
+
+
+def test_a_whole_one_is() -> None:
+    (event,) = Frames().feed(b'{"type": "transcribe", "data": {"name": "\\ud83d\\ude00 \\\\ud800"}}\n')
+    assert event.data == {"name": "\U0001f600 \\ud800"}
