@@ -147,7 +147,7 @@ async def fake_whisper_server(call: Call, _: web.Request) -> web.Response:
     if not call.file.startswith((b"RIFF", b"fLaC")):
         return web.Response(status=400, text="Invalid request")
     if call.value("response_format") != "verbose_json":
-        return web.json_response({"text": " And Mr. Dash\n wood.\n"})
+        return web.json_response({"text": " And Mr. Dash\nwood.\n"})
     tokens = [(" And", 0.2, 0.5), (" Mr", 0.5, 0.7), (".", 0.7, 0.8), (" Dash", 0.9, 1.2), ("wood", 1.2, 1.5), (".", 1.5, 30.0)]
     words = [{"word": w, "start": s, "end": e, "t_dtw": -1, "probability": 0.9} for w, s, e in tokens]
     segment = {

@@ -25,6 +25,18 @@ def test_whisper_servers_answer() -> None:
     assert words == [("And", 0.2, 0.5), ("Mr.", 0.5, 0.8), ("Dashwood.", 0.9, 3.0)], "tokens are joined into words"
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (" And Mr. Dash\nwood.\n Then\n", "And Mr. Dashwood. Then"),
+        ("One line.\nAnother.\n", "One line. Another."),
+        ("\u4f60\u597d\n\u4e16\u754c\n", "\u4f60\u597d\u4e16\u754c"),
+    ],
+)
+def test_lines_become_one(text: str, line: str) -> None:
+    assert plain(text) == (line, "")
+
+
 def test_words_beside_the_segments_find_theirs() -> None:
     with asked(upstreams.fake_openai, window(words=True), key=KEY) as (_, (hearing,)):
         assert [[word.word for word in segment.words] for segment in hearing.segments] == [["Hello", "there"], ["General"]]

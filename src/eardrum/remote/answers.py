@@ -243,8 +243,11 @@ def _parsed(said: str) -> Any:
 
 
 def plain(text: str) -> tuple[str, str]:
-    """The text without what marks its language, and the language it was marked with: a name, a code or nothing."""
+    """The text in one line, without what marks its language, and the language it was marked with: a name, a code or nothing."""
     language = ""
+    if "\n" in text:
+        # whisper.cpp ends each segment with a line break, and begins it with a space unless it continues a word.
+        text = text.replace("\n", "") if text.startswith(" ") else joined(text.splitlines())
     if marked := QWEN.match(text):
         text, language = text[marked.end() :], marked["language"].strip()
     for tag in TAG.findall(text):

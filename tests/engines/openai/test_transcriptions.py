@@ -86,7 +86,7 @@ def test_another_refusal_costs_neither_the_text_nor_the_times_of_later_windows(s
     answers = [lambda: upstreams.error(status, "Something went wrong.")]
     with fake_upstream(upstreams.fake_after(answers, upstreams.fake_whisper_server)) as fake, engine(fake.url) as loaded:
         assert [text for (hearing,) in (loaded.transcribe([window()]) for _ in range(2)) for text in texts(hearing)] == [
-            "And Mr. Dash wood.", "And Mr. Dashwood.",
+            "And Mr. Dashwood.", "And Mr. Dashwood.",
         ]  # fmt: skip
         assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "json", "verbose_json"]
     both = [lambda: upstreams.error(status, "Something went wrong.")] * 2

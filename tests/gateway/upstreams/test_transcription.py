@@ -172,7 +172,7 @@ def test_verbose_json_is_asked_for_until_it_is_refused() -> None:
 def test_a_refusal_without_a_reason_costs_neither_the_text_nor_the_times_of_later_requests(status: int) -> None:
     refusals = [lambda: upstreams.error(status, "Something went wrong.")]
     answers, calls = ask(upstreams.fake_after(refusals, upstreams.fake_whisper_server), {}, {})
-    assert [texts(events) for events in answers] == [["And Mr. Dash wood."], ["And Mr. Dashwood."]]
+    assert [texts(events) for events in answers] == [["And Mr. Dashwood."], ["And Mr. Dashwood."]]
     assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json"]
     assert {call.path for call in calls} == {"/v1/audio/transcriptions"}
     with pytest.raises(EardrumError, match="Something went wrong"):
