@@ -6,6 +6,8 @@ The page is plain HTML made here: it works without a network, which a page that 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -14,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum import __version__
+from eardrum.api.forward.routes import CHAT, GOT, POSTED
 from eardrum.gateway.service import Service
 from eardrum.languages import NAMES
 from eardrum.subtitles import PRESETS
@@ -68,51 +71,259 @@ AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-JSON, TEXT, EVENTS, LINES = "application/json", "text/plain", "text/event-stream", "application/x-ndjson"
+JSON, TEXT, EVENTS, LINES, HTML = "application/json", "text/plain", "text/event-stream", "application/x-ndjson", "text/html"
+ANY = "*/*"
 
-MANAGEMENT = (
-    ("get", "/running", "Models that are not stopped, with their commands and addresses", JSON),
-    ("get", "/api/ps", "Models whose processes run", JSON),
-    ("post", "/api/reload", "Read the config again; models that it does not change serve on", JSON),
-    ("post", "/api/models/load/{model}", "Load a model and wait until it serves", TEXT),
-    ("post", "/api/models/unload/{model}", "Unload a model when it has finished what it has begun", TEXT),
-    ("post", "/api/models/unload", "Unload all models; `GET /unload` does the same for programs, `POST /unload` for all", JSON),
-    ("get", "/logs", "What the server said last; `/logs/upstream` all models, `/logs/{model}` one", TEXT),
-    ("get", "/logs/stream", "The same and what comes, without end; `?no-history` only what comes", TEXT),
-    ("get", "/api/events", "What changes: states, logs, requests in progress, the active profile", EVENTS),
-    ("get", "/api/profiles", "Profiles of the config, and which is active", JSON),
-    ("put", "/api/profiles/active", 'Choose a profile, `{"name": "..."}`, or none, `{"name": null}`', JSON),
-    ("get", "/api/metrics/activity", "The last requests for models: `model`, `limit`, `page`, `order`", JSON),
-    ("post", "/api/inflight/{id}/cancel", "End a request in progress, by its `x-request-id`", JSON),
-    ("get", "/api/version", "The version of Ollama whose API this is, and our own", JSON),
-)
-"""What is for whoever runs the server: method, path, what it does, content type."""
+MEANINGS = {
+    101: "It is a WebSocket from now on",
+    200: "OK",
+    301: "The same with a slash at its end",
+    400: "The request makes no sense, or the model cannot do what is asked; the message says which part",
+    401: "The server has keys, and none of them was shown",
+    403: "A page or a name that this server does not answer",
+    404: "No such model, or nothing of this name",
+    405: "This route is asked in another way",
+    408: "Nothing arrived for `limits.stall_seconds` in the middle of the upload",
+    409: "The model is not up, and this path does not load it",
+    413: "The body is larger than the limit",
+    415: "Neither a form nor JSON, or compressed",
+    429: "The model holds as many requests as it may; `Retry-After` says when to come back",
+    431: "The headers are too long",
+    499: "Whoever runs the server cancelled the request",
+    500: "The model could not be loaded or has died, or the server failed",
+    501: "This server does not do that",
+    502: "The server behind the model, or the hub, failed",
+    503: "The model is full or cannot be loaded just now, or the server shuts down; `Retry-After` says when to come back",
+    504: "The server behind the model did not answer in time",
+    507: "There is no room on the disk",
+}
+"""What each status means."""
 
-REALTIME = (
-    ("get", "/v1/audio/transcriptions/stream", "A WebSocket: audio in, text while somebody speaks; docs/live.md", JSON),
-    ("get", "/ws/realtime", "The same in TingWu's messages", JSON),
-    (
+ALWAYS = (400, 401, 403, 431, 500)
+"""Statuses of errors that any route may answer with."""
+NAMED = (404,)
+"""Those of a route that names something."""
+BODY = (408, 413, 503)
+"""Those of a route with a body."""
+WORK = (404, 408, 413, 429, 499, 502, 503, 504, 507)
+"""Those of a route that has a model work."""
+LOADING = (404, 429, 502, 503, 504, 507)
+"""Those of a route that loads a model."""
+SOCKET = (404, 405, 429, 501, 502, 503, 504)
+"""Those of a WebSocket that is not let in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one route. `query` and `body` are names of parameters and fields, with what they mean."""
+
+    method: str
+    path: str
+    summary: str
+    kinds: tuple[str, ...] = (JSON,)
+    """Media types of the answer."""
+    errors: tuple[int, ...] = ()
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, str] | None = None
+    required: tuple[str, ...] = ()
+    """Fields that the body must have."""
+    success: tuple[int, ...] = (200,)
+    body_kinds: tuple[str, ...] = (JSON,)
+
+
+FORCE = {"force": "With it, models do not finish what they have begun."}
+MODEL = {"model": "A model of GET /v1/models, or an alias."}
+MESSAGES = MODEL | {"messages": "What was said.", "stream": "Whether the answer comes in pieces."}
+PROMPT = MODEL | {"prompt": "The text to go on with.", "stream": "Whether the answer comes in pieces."}
+INPUT = MODEL | {"input": "What is asked about."}
+SOCKET_QUERY = {"model": "A model that has live sessions, or an alias; else the default one."}
+
+OPERATIONS = (
+    Operation("get", "/v1/models", "Models, what each can do and whether it is loaded"),
+    Operation("get", "/models", "The same, where llama-swap has it"),
+    Operation("get", "/v1/models/{id}", "One model, by id or alias; ids may contain slashes", errors=NAMED),
+    Operation("get", "/health", "Whether the server is up, and the state of each model"),
+    Operation("get", "/", "Says that the server is there", (TEXT,)),
+    Operation("get", "/docs", "This page", (HTML,)),
+    Operation("get", "/openapi.json", "This page for machines"),
+    Operation("get", "/wol-health", "`OK`", (TEXT,)),
+    # Live speech.
+    Operation(
+        "get",
+        "/v1/audio/transcriptions/stream",
+        "A WebSocket: audio in, text while somebody speaks; docs/live.md",
+        errors=SOCKET,
+        query=SOCKET_QUERY,
+        success=(101,),
+    ),
+    Operation("get", "/ws/realtime", "The same in TingWu's messages", errors=SOCKET, query=SOCKET_QUERY, success=(101,)),
+    Operation(
         "get",
         "/v1/realtime",
-        "A WebSocket with `?intent=transcription`: text while somebody speaks, in OpenAI's Realtime API",
-        JSON,
+        "A WebSocket: text while somebody speaks, in OpenAI's Realtime API",
+        errors=SOCKET,
+        query=SOCKET_QUERY | {"intent": "`transcription`.", "rate": "Samples a second of the audio."},
+        success=(101,),
     ),
-    ("post", "/v1/realtime/client_secrets", "A key for such a WebSocket that expires, for pages in browsers", JSON),
-    ("post", "/v1/realtime/transcription_sessions", "The same in the shape of the API's beta", JSON),
+    Operation(
+        "post",
+        "/v1/realtime/client_secrets",
+        "A key for such a WebSocket that expires, for pages in browsers",
+        errors=NAMED + BODY,
+        body={"session": "How the sessions begin.", "expires_after": "When the key expires: `anchor`, `seconds`."},
+    ),
+    Operation(
+        "post",
+        "/v1/realtime/transcription_sessions",
+        "The same in the shape of the API's beta",
+        errors=NAMED + BODY,
+        body={
+            "input_audio_format": "How the audio is coded.",
+            "input_audio_transcription": "`model`, `language`, `prompt`.",
+            "turn_detection": "Who says when an utterance ends.",
+        },
+    ),
+    *(
+        Operation("post", path, "Not offered: this server transcribes and does not talk", errors=(501,), success=())
+        for path in ("/v1/realtime/calls", "/v1/realtime/sessions", "/v1/realtime/translations/client_secrets")
+    ),
+    # Whoever runs the server.
+    Operation("get", "/running", "Models that are not stopped, with their commands and addresses"),
+    Operation("get", "/api/ps", "Models whose processes run"),
+    Operation("post", "/api/ps/{name}", "Load a model and wait until it serves", errors=LOADING),
+    Operation("delete", "/api/ps/{name}", "Unload a model when it has finished what it has begun", errors=LOADING, query=FORCE),
+    Operation("post", "/api/pull/{name}", "Fetch a model: a line for each step", (LINES,), (404, 502, 503, 507)),
+    Operation("get", "/api/v1/backend", "What runs a model, and what that can do", errors=NAMED, query=MODEL),
+    Operation("post", "/api/reload", "Read the config again; models that it does not change serve on"),
+    Operation("post", "/api/models/load/{name}", "Load a model and wait until it serves", (TEXT,), LOADING),
+    Operation(
+        "post",
+        "/api/models/unload/{name}",
+        "Unload a model when it has finished what it has begun",
+        (TEXT,),
+        LOADING,
+        query=FORCE,
+    ),
+    Operation("post", "/api/models/unload", "Unload all models", query=FORCE),
+    Operation("get", "/unload", "The same, for programs and not for pages", (TEXT,), query=FORCE),
+    Operation("post", "/unload", "The same", (TEXT,), query=FORCE),
+    Operation("get", "/logs", "What the server said last", (TEXT,)),
+    Operation("get", "/logs/{name}", "The same of all models (`upstream`), or of one", (TEXT,), NAMED),
+    Operation("get", "/logs/stream", "What the server says, without end", (TEXT,), query={"no-history": "Only what comes."}),
+    Operation(
+        "get",
+        "/logs/stream/{name}",
+        "The same of all models (`upstream`), or of one",
+        (TEXT,),
+        NAMED,
+        query={"no-history": "Only what comes."},
+    ),
+    Operation("get", "/api/events", "What changes: states, logs, requests in progress, the active profile", (EVENTS,)),
+    Operation("get", "/api/profiles", "Profiles of the config, and which is active"),
+    Operation(
+        "put",
+        "/api/profiles/active",
+        "Choose a profile, or none",
+        errors=NAMED + BODY,
+        body={"name": "The profile; null for none."},
+        required=("name",),
+    ),
+    Operation(
+        "get",
+        "/api/metrics/activity",
+        "The last requests for models",
+        query={
+            "model": "Only those for this one.",
+            "limit": "How many a page has, up to 999.",
+            "page": "Which page, from 1.",
+            "order": "`desc` or `asc`.",
+        },
+    ),
+    Operation("post", "/api/inflight/{id}/cancel", "End a request in progress, by its `x-request-id`", errors=NAMED),
+    # Ollama's API; docs/api.md has the rest.
+    Operation("get", "/api/version", "The version of Ollama whose API this is, and our own"),
+    Operation("get", "/api/tags", "Models, for Ollama's clients"),
+    Operation("post", "/api/show", "One model, for Ollama's clients", errors=NAMED + BODY, body=MODEL, required=("model",)),
+    Operation(
+        "post",
+        "/api/chat",
+        "A chat in Ollama's shape, or the transcript of the recordings in `images`",
+        (LINES, JSON),
+        WORK,
+        body=MESSAGES,
+        required=("model",),
+    ),
+    Operation("post", "/api/generate", "The same for a prompt", (LINES, JSON), WORK, body=PROMPT, required=("model",)),
+    Operation("post", "/api/embed", "Vectors in Ollama's shape", errors=WORK, body=INPUT, required=("model",)),
+    Operation(
+        "post",
+        "/api/embeddings",
+        "One vector in Ollama's older shape",
+        errors=WORK,
+        body=MODEL | {"prompt": "The text."},
+        required=("model",),
+    ),
+    Operation(
+        "post",
+        "/api/pull",
+        "Fetch a model, in Ollama's shape",
+        (LINES, JSON),
+        (404, *BODY, 502, 507),
+        body={"model": "Which, as `eardrum pull` takes it.", "stream": "Whether a line is said for each step."},
+        required=("model",),
+    ),
+    Operation(
+        "delete",
+        "/api/delete",
+        "Delete a model that was fetched",
+        errors=NAMED + BODY,
+        body={"model": "Which."},
+        required=("model",),
+    ),
+    Operation(
+        "post",
+        "/api/copy",
+        "Give a model another name until the server ends",
+        errors=NAMED + BODY,
+        body={"source": "The model.", "destination": "Its other name."},
+        required=("source", "destination"),
+    ),
+    *(
+        Operation(method, path, "Not offered: models come from the hub, a folder or the config", errors=(501,), success=())
+        for method, path in (
+            ("post", "/api/create"),
+            ("post", "/api/push"),
+            ("post", "/api/blobs/{digest}"),
+            ("head", "/api/blobs/{digest}"),
+        )
+    ),
+    # Models that other servers serve.
+    *(
+        Operation(
+            "post",
+            path,
+            "Passed on to the server of the model" + (", which may be one that hears" if path == CHAT else ""),
+            (ANY,),
+            (*WORK, 405, 415),
+            body=MESSAGES if path == CHAT else MODEL,
+            body_kinds=(JSON, "multipart/form-data"),
+        )
+        for path in POSTED
+    ),
+    *(Operation("get", path, "Passed on to the server of the model", (ANY,), (*WORK, 405), query=MODEL) for path in GOT),
+    *(
+        Operation(
+            method,
+            "/upstream/{name}/{path}",
+            "Anything that the model's server has, pages and WebSockets included",
+            (ANY,),
+            (*WORK, 409),
+            success=(101, 200, 301) if method == "get" else (200,),
+        )
+        for method in ("get", "post", "put", "patch", "delete", "head", "options")
+    ),
 )
-"""Live speech."""
-
-OLLAMA = (
-    ("get", "/api/tags", "Models, for Ollama's clients", JSON),
-    ("post", "/api/show", "One model, for Ollama's clients", JSON),
-    ("post", "/api/chat", "A chat in Ollama's shape, or the transcript of the recordings in `images`", LINES),
-    ("post", "/api/generate", "The same for a prompt", LINES),
-    ("post", "/api/embed", "Vectors in Ollama's shape", JSON),
-    ("post", "/api/pull", "Fetch a model, in Ollama's shape", LINES),
-    ("delete", "/api/delete", "Delete a model that was fetched", JSON),
-    ("post", "/api/copy", "Give a model another name until the server ends", JSON),
-)
-"""Ollama's API; docs/api.md has the rest."""
+"""Every route but those that take audio in forms; what is forwarded may also answer with any status of the server behind."""
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -138,21 +349,22 @@ def description() -> dict[str, Any]:
             "description": "Speech to text behind one port, in OpenAI's protocol.",
         },
         "paths": {
-            "/v1/audio/transcriptions": {"post": _audio("Turn speech into text", list(AUDIO_FIELDS))},
+            "/v1/audio/transcriptions": {"post": _audio("/v1/audio/transcriptions", "Turn speech into text", list(AUDIO_FIELDS))},
             "/v1/audio/translations": {
-                "post": _audio("Turn speech into English text, with models that translate", list(AUDIO_FIELDS))
+                "post": _audio(
+                    "/v1/audio/translations", "Turn speech into English text, with models that translate", list(AUDIO_FIELDS)
+                )
             },
-            **{path: {method: _get(summary, kind)} for method, path, summary, kind in REALTIME},
-            "/v1/models": {"get": _get("Models, what each can do and whether it is loaded")},
-            "/v1/models/{id}": {
-                "get": _get("One model, by id or alias; ids may contain slashes")
-                | {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
-            },
-            "/health": {"get": _get("Whether the server is up, and the state of each model")},
-            **{path: {method: _get(summary, kind)} for method, path, summary, kind in (*MANAGEMENT, *OLLAMA)},
+            **_paths(),
         },
         "components": {
             "schemas": {
+                "ErrorInWords": {
+                    "description": "What Ollama's clients read",
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {"error": {"type": "string"}},
+                },
                 "Error": {
                     "type": "object",
                     "required": ["error"],
@@ -168,38 +380,74 @@ def description() -> dict[str, Any]:
                             },
                         }
                     },
-                }
+                },
             }
         },
     }
 
 
-def _audio(summary: str, names: list[str]) -> dict[str, Any]:
+def _audio(path: str, summary: str, names: list[str]) -> dict[str, Any]:
     properties = {name: {"description": AUDIO_FIELDS[name][0]} | AUDIO_FIELDS[name][1] for name in names}
     form = {"type": "object", "required": ["file"], "properties": properties}
     answers: dict[str, Any] = {"application/json": {}, "text/plain": {}, "text/event-stream": {}}
     return {
         "summary": summary,
+        "operationId": _identifier("post", path),
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": {"description": "The transcript in the chosen format", "content": answers},
-            "400": _error("A field or the audio is wrong, or the model cannot do what is asked"),
-            "404": _error("No such model"),
-            "413": _error("The upload is larger than the limit"),
-            "503": _error("The model's queue is full; `Retry-After` says when to come back"),
+            **_errors(path, (*WORK, 415)),
         },
     }
 
 
-def _get(summary: str, kind: str = JSON) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": "OK", "content": {kind: {}}}}}
+def _paths() -> dict[str, dict[str, Any]]:
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation)
+    return paths
 
 
-def _error(text: str) -> dict[str, Any]:
-    return {
-        "description": text,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+def _described(operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {kind: {} for kind in operation.kinds}
+    successes = {
+        str(status): {"description": MEANINGS[status]} | ({"content": content} if status == 200 else {})
+        for status in operation.success
     }
+    described: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": _identifier(operation.method, operation.path),
+        "responses": successes | _errors(operation.path, operation.errors),
+    }
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)\}", operation.path)
+    ]
+    in_query = [
+        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in operation.query.items()
+    ]
+    if parameters := in_path + in_query:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        schema: dict[str, Any] = {"type": "object", "properties": {n: {"description": t} for n, t in operation.body.items()}}
+        if operation.required:
+            schema["required"] = list(operation.required)
+        described["requestBody"] = {"content": {kind: {"schema": schema} for kind in operation.body_kinds}}
+    return described
+
+
+def _identifier(method: str, path: str) -> str:
+    """Unique and without what names of functions cannot have: programs that make clients name them so."""
+    named = path.replace("/v/", "/unversioned/")
+    return "_".join([method, *re.findall(r"\w+", named)])
+
+
+def _errors(path: str, statuses: tuple[int, ...]) -> dict[str, Any]:
+    schema: dict[str, Any] = {"$ref": "#/components/schemas/Error"}
+    if path.startswith("/api/"):
+        schema = {"anyOf": [schema, {"$ref": "#/components/schemas/ErrorInWords"}]}
+    content = {"application/json": {"schema": schema}}
+    return {str(status): {"description": MEANINGS[status], "content": content} for status in sorted({*ALWAYS, *statuses} - {200})}
 
 
 STYLE = """
@@ -252,9 +500,12 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
     body = operation.get("requestBody")
     if body:
-        properties = body["content"]["multipart/form-data"]["schema"]["properties"]
+        properties = next(iter(body["content"].values()))["schema"]["properties"]
         rows = "".join(_row(name, field) for name, field in properties.items())
         html += f"<table><tr><th>field</th><th>meaning</th></tr>{rows}</table>"
+    if parameters := operation.get("parameters"):
+        rows = "".join(_row(one["name"], {"description": f"In the {one['in']}."} | one) for one in parameters)
+        html += f"<table><tr><th>parameter</th><th>meaning</th></tr>{rows}</table>"
     answers = "".join(
         f"<tr><td>{status}</td><td>{_prose(answer['description'])}</td></tr>" for status, answer in operation["responses"].items()
     )
