@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ SAID_S = 60.0
 
 
 class Descriptors:
-    """Tells by the number that a new connection was given whether few are left: systems give the lowest that is free."""
+    """Tells whether few are left. They are counted only where many connections, or a high number of one, make it likely."""
 
     def __init__(self) -> None:
         self._said = float("-inf")
@@ -27,17 +28,23 @@ class Descriptors:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return 0 if soft == resource.RLIM_INFINITY else soft
 
-    def are_short(self, number: int) -> bool:
-        """Whether this one is of the reserve. Said in the log, now and then."""
+    def are_short(self, number: int, connections: int) -> bool:
+        """Whether only the reserve is left, beside a new connection of this number and as many. Said in the log, now and then."""
         limit = self.limit
-        if not limit or number < limit - min(RESERVED, limit // 4):
+        if not limit or (number < limit // 2 and connections < limit // 4):
+            return False
+        try:
+            used = sum(1 for _ in Path("/dev/fd").iterdir())
+        except OSError:  # to look takes one as well
+            used = limit
+        if used < limit - min(RESERVED, limit // 4):
             return False
         if (now := time.monotonic()) - self._said > SAID_S:
             self._said = now
             log.warning(
-                "File descriptors are short: connection %d of at most %d. Idle connections are closed, others refused: "
+                "File descriptors are short: %d of %d are in use. Idle connections are closed, others refused: "
                 "raise `ulimit -n` (LimitNOFILE of a service).",
-                number,
+                used,
                 limit,
             )
         return True

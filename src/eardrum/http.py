@@ -101,7 +101,7 @@ class Http(HttpToolsProtocol):
         }
         self._wait_for_head()
         connection = transport.get_extra_info("socket")
-        if connection and descriptors.are_short(connection.fileno()):
+        if connection and descriptors.are_short(connection.fileno(), len(self.connections)):
             self._make_room()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running
+from tests.conftest import RunningServer, running, wait_for
 from tests.hostile.conftest import Hostile, status
 from tests.recordings import SPEECH_TEXT, spoken
 
@@ -82,6 +83,38 @@ def test_trickling_headers_end_with_408(hostile: Hostile, say: bytes) -> None:
 def test_empty_lines_keep_no_connection(hostile: Hostile) -> None:
     with connected(hostile.server, 1, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as (client,):
         assert ended_after(client, b"\r\n")[1] < 10
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with few descriptors, and short patience with uploads."""
+    config = tmp_path_factory.mktemp("narrow") / "config.yaml"
+    config.write_text(json.dumps({"limits": {"stall_seconds": 3}}))
+    few = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))"
+    with running("--config", str(config), prelude=few) as server:
+        yield server
+
+
+def test_silent_connections_leave_room_for_others_and_are_logged(narrow: RunningServer) -> None:
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > DESCRIPTORS
+    with connected(narrow, 80):
+        wait_for(lambda: "File descriptors are short" in narrow.log)
+        wait_for(lambda: serves(narrow))  # who comes in the same instant as all of them may have to come again
+        for _ in range(5):
+            assert serves(narrow)
+        assert narrow.post(spoken("wav")).json()["text"] == SPEECH_TEXT
+    assert "Traceback" not in narrow.log
+
+
+def test_clients_at_work_are_not_hung_up_on_for_new_ones(narrow: RunningServer) -> None:
+    with connected(narrow, 1, FORM) as (client,):
+        wait_for(lambda: serves(narrow))
+        with connected(narrow, 80):
+            wait_for(lambda: serves(narrow))
+            client.sendall(b"a" * 100)
+            client.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
 
 
 def test_uploads_that_drip_hold_no_places_and_are_given_up(tmp_path: Path) -> None:

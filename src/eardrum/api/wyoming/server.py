@@ -64,7 +64,7 @@ class WyomingServer:
         connection, settings = Connection(self._service, reader, writer), self._service.settings
         if not settings.wyoming.serves(settings.apiKeys):  # keys came with a config that was read again
             connection.end(UnauthorizedError("This server asks for keys now, which Wyoming cannot show: set wyoming.enabled."))
-        elif len(self._connections) >= self._most or descriptors.are_short(peer.fileno()):
+        elif len(self._connections) >= self._most or descriptors.are_short(peer.fileno(), len(self._connections)):
             self._make_room(connection)
         self._connections[connection] = task = asyncio.create_task(connection.serve())
         task.add_done_callback(lambda _: self._connections.pop(connection))
