@@ -545,7 +545,7 @@ def test_the_commands(tmp_path: Path) -> None:
         table = eardrum(server.address, "ps").stdout.splitlines()
         assert table[0].split()[:3] == ["model", "engine", "state"]
         assert sorted(line.split()[:3] for line in table[1:]) == [[M, "moonshine", "ready"], ["web", "command", "ready"]]
-        assert all(re.search(r"ready +0 +[1-9]\d* MB +\d+", line) for line in table[1:]), table
+        assert all(re.search(r"ready +0 +(-|cpu, int8) +[1-9]\d* MB +\d+", line) for line in table[1:]), table
         assert f"{M} ready after" in eardrum(server.address, "logs").stdout
         assert eardrum(server.address, "logs", M).returncode == 0
         assert eardrum(server.address, "stop", "site").stdout == "Unloaded web.\n"
