@@ -26,6 +26,8 @@ from tests.conftest import RunningServer, running
 CASES = int(os.environ.get("EARDRUM_OPENAPI_CASES", "5"))
 """Requests for each operation. 140 are 10,000 in all."""
 
+MODEL = "moonshine-tiny-en"
+
 ENDLESS = ("/logs/stream", "/logs/stream/{name}", "/api/events")
 SOCKETS = ("/v1/audio/transcriptions/stream", "/ws/realtime", "/v1/realtime")
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
@@ -95,6 +97,8 @@ def test_no_request_gets_an_answer_that_is_not_described(server: RunningServer, 
     operation = schemathesis.openapi.from_dict(DOCUMENT)[path][method.upper()]
 
     def ask(case: Any) -> None:
+        if isinstance(case.body, dict) and len(repr(case.body)) % 2 and "model" in case.body:
+            case.body["model"] = MODEL  # the ways past the first refusal
         check(case.call(base_url=server.address, timeout=60), DOCUMENT["paths"][path][method], method)
 
     bounded = hypothesis.settings(
