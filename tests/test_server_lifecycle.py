@@ -126,6 +126,25 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
         assert "Traceback" not in server.log
 
 
+def test_a_process_that_hangs_does_not_delay_the_end() -> None:
+    with running("--set", "stop_seconds=1") as server:
+        assert server.post(spoken("wav")).status_code == 200
+        answers: list[requests.Response] = []
+        asking = Thread(target=lambda: answers.append(server.post(tape(600), model="whisper-1")))
+        asking.start()
+        wait_for(lambda: len(server.open_files()) == 1)
+        (runner,) = server.runners()
+        runner.suspend()
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(20)
+        assert time.monotonic() - began < 4
+        asking.join(20)
+        assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "shutting_down")
+        assert not runner.is_running()
+        assert "Traceback" not in server.log
+
+
 STUBBORN = """
 stop_seconds: 1
 models:
