@@ -97,7 +97,7 @@ def ready(server: RunningServer) -> bool:
 
 def test_shutdown_in_the_middle_of_a_request() -> None:
     with running() as server, wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:1000])
+        client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:4000])
         wait_for(server.runners)
         runners = server.runners()
         server.process.send_signal(signal.SIGTERM)
