@@ -28,7 +28,7 @@ from tests.conftest import running
 from tests.models import faster_whisper
 from tests.recordings import SPEECH_TEXT, spoken
 
-pytestmark = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")]
 
 COUNTS = "import ctranslate2; ctranslate2.get_cuda_device_count = lambda: 1\n"
 """CTranslate2 sees a GPU, and fails when it asks it anything."""
@@ -238,7 +238,6 @@ def test_check_warns_of_auto(tmp_path: Path, whisper: Path, driver: dict[str, st
     )
 
 
-@pytest.mark.slow
 def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> None:
     """The library of one ends the process on the GPU, that of another takes the CPU without a word, and one is to be on CUDA."""
     with broken(tmp_path, ABORTS + CUDA_BUILD) as variables:

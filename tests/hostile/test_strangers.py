@@ -23,6 +23,9 @@ PICTURE = {"user-agent": BROWSER, "accept": "image/avif,image/webp,*/*", "accept
 MODEL = "moonshine-tiny-en"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def local() -> Iterator[Gateway]:
     """Meant for this machine only, as by default."""
