@@ -466,10 +466,10 @@ def open_stream(server: RunningServer, path: str) -> socket.socket:
 
 
 def talk(server: RunningServer, lines: int) -> None:
-    """Have the server log lines of some length."""
+    """Have a model print lines of some length; the server's own are short."""
     with requests.Session() as session:
         for number in range(lines):
-            session.get(f"{server.address}/v1/models/{number:04}{'x' * 4000}", timeout=10)
+            session.get(f"{server.address}/upstream/web/{number:04}{'x' * 4000}", timeout=10)
 
 
 def memory(server: RunningServer) -> int:
@@ -477,9 +477,9 @@ def memory(server: RunningServer) -> int:
     return found
 
 
-@pytest.mark.parametrize("path", ["/logs/stream", "/api/events"])
+@pytest.mark.parametrize("path", ["/logs/stream/upstream", "/api/events"])
 def test_who_never_reads_is_hung_up_on_and_costs_little(path: str, tmp_path: Path) -> None:
-    with configured(tmp_path, "--set", "limits.stall_seconds=2") as server:
+    with configured(tmp_path, "--set", "limits.stall_seconds=2", models={"web": web(tmp_path)}) as server:
         talk(server, 50)
         before = memory(server)
         clients = [open_stream(server, path) for _ in range(20)]
@@ -495,9 +495,9 @@ def test_who_never_reads_is_hung_up_on_and_costs_little(path: str, tmp_path: Pat
 
 
 def test_who_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    with configured(tmp_path) as server:
+    with configured(tmp_path, models={"web": web(tmp_path)}) as server:
         talk(server, 50)
-        clients = [open_stream(server, path) for path in ("/logs/stream", "/api/events") for _ in range(3)]
+        clients = [open_stream(server, path) for path in ("/logs/stream/upstream", "/api/events") for _ in range(3)]
         talk(server, 1500)
         server.process.terminate()
         server.process.wait(STOP_S)
