@@ -26,6 +26,7 @@ from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.runner.__main__ import load_engine, serve
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import Batcher, Job
+from eardrum.runner.liveness import Liveness
 from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
 from eardrum.runner.queue import FairQueue, Queue
 from eardrum.runner.vad import Vad
@@ -156,7 +157,7 @@ def main() -> None:
         batcher, Vad(), engine.capabilities, max_audio_s=24 * 3600
     )
     freeze_garbage_collector()
-    serve(app, arguments, {})
+    serve(app, arguments, {}, Liveness(batcher))
     batcher.close()
 
 
