@@ -399,11 +399,12 @@ def _grouped(frames: Iterator[AudioFrame | Gap], size: int) -> Iterator[AudioFra
             continue
         if number:
             yield Break()
-        fifo, most = AudioFifo(), 1
+        fifo, most = AudioFifo(), 0
         for frame in cast(Iterator[AudioFrame], run):
             frame.pts = None  # they were looked at: repeats and jitter are no reason to refuse the samples
             fifo.write(frame)
-            most = max(min(VALUES // len(frame.layout.channels), int(MOST_S * frame.sample_rate)), 1)
+            # Once for the run, whose frames are alike: FFmpeg's list of channels takes as long as half of the decoding.
+            most = most or max(min(VALUES // len(frame.layout.channels), int(MOST_S * frame.sample_rate)), 1)
             yield from _taken(fifo, min(size, most), most)
         yield from _taken(fifo, 1, most)
 

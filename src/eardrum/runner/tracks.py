@@ -75,7 +75,7 @@ class Tracks:
 
     def has(self, stream: AudioStream) -> bool:
         """Whether its packets are wanted still."""
-        return any(track.stream is stream for track in self._left)
+        return stream is self._left[0].stream or any(track.stream is stream for track in self._left[1:])
 
     def take(self, stream: AudioStream, frame: AudioFrame) -> Iterator[AudioFrame]:
         """The next frame of any track in, and out what is known to be meant.
