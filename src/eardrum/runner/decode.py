@@ -236,7 +236,9 @@ class Decoder:
             rest = RESTS_S.get(choice.stream.codec_context.name, REST_S)
             clock = MediaClock[AudioFrame](_origin(container), partial(self._believes, begin / SAMPLE_RATE, rest))
             frames = self._frames(container, choice, kept, partial(_time, clock, begin), piped=piped)
-            yield from self._resample(clock.follow(frames), begin)
+            for samples in self._resample(clock.follow(frames), begin):
+                self.audio_track, self.audio_tracks = choice.number, choice.count
+                yield samples
             if self.samples == begin and self.duration:
                 raise AudioError(UNDECODABLE)  # the header promised sound and none came
             self._compare(container, choice.stream, kept, begin, clock.at)
@@ -279,17 +281,12 @@ class Decoder:
                 _check_rate(frame.sample_rate)
                 if not timed:
                     frame.pts = None
-                yield from self._chosen(choice, choice.take(packet.stream, frame))
-        yield from self._chosen(choice, choice.finish())
+                yield from choice.take(packet.stream, frame)
+        yield from choice.finish()
         if not decoded and piped:
             raise SeekNeededError
         if not decoded and self._damage:
             raise AudioError(UNDECODABLE)
-
-    def _chosen(self, choice: Tracks, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
-        for frame in frames:
-            self.audio_track, self.audio_tracks = choice.number, choice.count
-            yield frame
 
     def _packets(self, container: InputContainer, choice: Tracks, now: Callable[[], float]) -> Iterator[Packet[AudioStream]]:
         """Packets up to the end, or to where the container breaks off: a truncated recording is worth what was in it."""

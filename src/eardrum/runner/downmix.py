@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self, cast
+from functools import lru_cache
+from typing import Any, Self, cast
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -21,8 +22,14 @@ from eardrum.engines.base import Audio
 Channels = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 """Samples in -1..1, shape [channels, n]."""
 
-Weights = np.ndarray[tuple[int], np.dtype[np.float64]]
+Products = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
+"""Average power of the channels, and of each with each, shape [blocks, channels, channels] or without blocks."""
+
+Weights = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 """What each channel counts for, shape [channels]."""
+
+Blocks = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
+"""Samples of several blocks, shape [blocks, channels, n]."""
 
 WEIGHTS = {"FC": 1.0, "FL": 0.5**0.5, "FR": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0, "AMBI0": 1.0}
 """Weights of FFmpeg's own mono mix, before they are scaled; ambisonic sound is taken from its omnidirectional channel."""
@@ -41,6 +48,9 @@ MEMORY_S = 0.15
 
 MEASURED_HZ = 8_000
 """Rate at which levels are measured."""
+
+STEPS = round(MEASURED_HZ * BLOCK_S)
+"""Samples at that rate in a block."""
 
 BEGIN_DB, FULL_DB = 6.0, 12.0
 """How far the mix must be below the loudest channel for the other weights to begin to count, and to be all that counts.
@@ -91,14 +101,14 @@ class Downmix:
 
     def mix(self, samples: Channels) -> Audio:
         """The samples in mono, shape [n]."""
+        products = self._measured(self._slowed(samples))
+        if self._weights is self._plain and not self._cancels(products).any():
+            return cast(Audio, self._plain.astype(np.float32) @ samples)
         mixed = np.empty(samples.shape[1], np.float32)
-        slow = self._slowed(samples)
-        steps = round(MEASURED_HZ * BLOCK_S)
-        for number, start in enumerate(range(0, len(mixed), steps * self._every)):
-            end = start + steps * self._every
-            block, before = samples[:, start:end], self._weights
-            self._weights = self._next(slow[:, number * steps : (number + 1) * steps])
-            np.einsum("c,cn->n", self._weights.astype(np.float32), block, out=mixed[start:end])
+        for number, start in enumerate(range(0, len(mixed), STEPS * self._every)):
+            block, before = samples[:, start : start + STEPS * self._every], self._weights
+            self._weights = self._next(products[min(number, len(products) - 1)])
+            mixed[start : start + block.shape[1]] = self._weights.astype(np.float32) @ block
             if self._weights is not before:
                 fade = block[:, : int(self._rate * FADE_S)]
                 mixed[start : start + fade.shape[1]] += (before - self._weights) @ fade * np.linspace(1, 0, fade.shape[1])
@@ -107,28 +117,59 @@ class Downmix:
     def _slowed(self, samples: Channels) -> Channels:
         """The samples at about `MEASURED_HZ`, by means of a few: what is above the voice, hiss above all, counts for less."""
         whole = samples.shape[1] - samples.shape[1] % self._every
-        means = samples[:, 0 : whole : self._every].copy()
-        for at in range(1, self._every):
-            means += samples[:, at : whole : self._every]
-        return means * np.float32(1 / self._every)
+        few = samples[:, :whole].reshape(len(samples), whole // self._every, self._every)
+        return cast(Channels, few @ np.full(self._every, 1 / self._every, np.float32))
 
-    def _next(self, slow: Channels) -> Weights:
-        """The weights for the next block."""
-        changes = np.diff(slow, axis=1)  # which leaves out what is below the voice
-        if changes.size:
-            keep = math.exp(-slow.shape[1] / MEASURED_HZ / MEMORY_S)
-            self._products = keep * self._products + (1 - keep) / changes.shape[1] * (changes @ changes.T)
-        powers = self._products.diagonal() * self._trust
+    def _measured(self, slow: Channels) -> Products:
+        """The averages after each block, all blocks at once: most recordings need no other weights, and cost nothing more."""
+        whole = slow.shape[1] // STEPS
+        blocks = slow[:, : whole * STEPS].reshape(len(slow), whole, STEPS).transpose(1, 0, 2)
+        averages = _averaged(self._products, blocks)
+        rest = slow[None, :, whole * STEPS :]
+        if rest.shape[2] > 1 or not whole:
+            averages = np.concatenate([averages, _averaged(averages[-1] if whole else self._products, rest)])
+        self._products = averages[-1]
+        return averages
+
+    def _cancels(self, products: Products) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """In which blocks the mix by the layout is far quieter than a channel."""
+        loudest = (products.diagonal(axis1=1, axis2=2) * self._trust).max(axis=1)
+        mix = np.einsum("c,bcd,d->b", self._plain, products, self._plain)
+        return cast("np.ndarray[tuple[int], np.dtype[np.bool_]]", loudest > np.maximum(mix * BEGIN, FLOOR))
+
+    def _next(self, products: Products) -> Weights:
+        """The weights for a block with these averages, shape [channels, channels]."""
+        if not self._cancels(products[None])[0]:
+            return self._plain
+        powers = products.diagonal() * self._trust
         loudest = int(powers.argmax())
-        mix = float(self._plain @ self._products @ self._plain)
-        if powers[loudest] > max(mix * BEGIN, FLOOR):
-            missing = 10 * math.log10(powers[loudest] / max(mix, FLOOR))
-            share = min((missing - BEGIN_DB) / (FULL_DB - BEGIN_DB), 1.0)
-            aligned = np.sign(self._products[loudest]) * powers / powers.sum()
-            if aligned @ self._products @ self._weights < 0:
-                aligned = -aligned  # another channel is the loudest now: that must not turn the voice around
-            return cast(Weights, (1 - share) * self._plain + share * aligned)
-        return self._plain
+        missing = 10 * math.log10(powers[loudest] / max(float(self._plain @ products @ self._plain), FLOOR))
+        share = min((missing - BEGIN_DB) / (FULL_DB - BEGIN_DB), 1.0)
+        aligned = np.sign(products[loudest]) * powers / powers.sum()
+        if aligned @ products @ self._weights < 0:
+            aligned = -aligned  # another channel is the loudest now: that must not turn the voice around
+        return cast(Weights, (1 - share) * self._plain + share * aligned)
+
+
+def _averaged(products: Products, blocks: Blocks) -> Products:
+    """The averages, shape [channels, channels], as they are after each of the blocks."""
+    changes = np.diff(blocks, axis=2)  # which leaves out what is below the voice
+    count, steps = len(blocks), changes.shape[2]
+    if not steps:
+        return np.repeat(products[None], count, axis=0)
+    new = (np.einsum("bci,bdi->bcd", changes, changes) / steps).reshape(count, products.size)
+    keep, shares = _shares(count, (steps + 1) / MEASURED_HZ)
+    return cast(Products, (shares @ new + keep[:, None] * products.reshape(-1)).reshape(count, *products.shape))
+
+
+@lru_cache
+def _shares(count: int, block_s: float) -> tuple[Weights, Weights]:
+    """The shares that the average before them and each of the blocks have in the averages after each, shapes [count] and
+    [count, count]: an average that is followed block by block, at once."""
+    keep = math.exp(-block_s / MEMORY_S)
+    ages = np.subtract.outer(np.arange(count), np.arange(count))
+    shares = np.where(ages >= 0, (1 - keep) * keep ** np.maximum(ages, 0), 0.0)
+    return keep ** np.arange(1.0, count + 1), cast(Weights, shares)
 
 
 def _plain(names: Sequence[str]) -> Weights:
@@ -147,9 +188,9 @@ def _channels(frame: AudioFrame, count: int) -> Channels:
     samples = np.stack([np.frombuffer(memoryview(plane), kind, frame.samples * count // len(planes)) for plane in planes])
     if not frame.format.is_planar:
         samples = samples.reshape(-1, count).T
-    floats = samples.astype(np.float32, order="C")
+    floats = samples.astype(np.float32, order="C", copy=False)
     if kind.kind == "f" and not np.isfinite(floats).all():
         floats = np.nan_to_num(floats, posinf=1.0, neginf=-1.0)
     if kind.kind == "u":
-        floats -= 128
+        floats = floats - np.float32(128)
     return floats if kind.kind == "f" else floats * np.float32(2.0 ** (1 - 8 * kind.itemsize))

@@ -82,27 +82,30 @@ class VadStream:
         self._forget()
         self._context = np.zeros(CONTEXT, np.float32)
         self._past: Rows = np.empty((0, FEATURES), np.float32)  # the last frames
-        self._levels = np.empty(0, np.float32)
+        self._heard: Rows = np.empty((0, FRAME), np.float32)  # the same, as sound: a stride of them
         self._frames = 0
         self._without = 0  # frames since the last one of speech
 
     def __call__(self, samples: Audio) -> Probabilities:
         """Probabilities of the next frames; `samples` must hold a whole number of frames."""
         frames = samples.reshape(-1, FRAME)
-        before = len(self._past), len(self._levels)
-        self._past = np.concatenate([self._past, self._encode(frames)])
-        self._levels = np.concatenate([self._levels, _levels(frames)])
+        before = len(self._past), len(self._heard)
+        past = np.concatenate([self._past, self._encode(frames)])
         found: list[Probabilities] = []
         done = 0
         while done < len(frames):
-            features, levels = before[0] + done, before[1] + done
-            if self._frames % STRIDE == 0:
-                self._begin_anew(self._past[max(features - PAST, 0) : features], self._levels[max(levels - STRIDE, 0) : levels])
+            features = before[0] + done
+            if self._frames % STRIDE == 0 and self._without >= STRIDE:
+                heard = frames[max(done - STRIDE, 0) : done]
+                if done < STRIDE:
+                    heard = np.concatenate([self._heard[before[1] + done - STRIDE :], heard])
+                self._begin_anew(past[max(features - PAST, 0) : features], _levels(heard))
             count = min(STRIDE - self._frames % STRIDE, len(frames) - done)
-            found.append(self._remember(self._past[features : features + count]))
+            found.append(self._remember(past[features : features + count]))
             self._follow(found[-1])
             done += count
-        self._past, self._levels = self._past[-PAST:], self._levels[-STRIDE:]
+        self._past = past[-PAST:].copy()
+        self._heard = np.concatenate([self._heard, frames[-STRIDE:]])[-STRIDE:].copy()
         return np.concatenate(found)
 
     def _encode(self, frames: Rows) -> Rows:
@@ -116,10 +119,8 @@ class VadStream:
         return cast(Rows, self._encoder.run(None, {"input": inputs})[0])
 
     def _begin_anew(self, past: Rows, levels: Audio) -> None:
-        """Forget what lies too far behind, unless somebody speaks. Of quiet there is nothing to remember; other sounds, music
-        above all, are told from speech by what came before."""
-        if self._without < STRIDE:
-            return
+        """Forget what lies too far behind once nobody has spoken for a stride. Of quiet there is nothing to remember; other
+        sounds, music above all, are told from speech by what came before."""
         if levels.max() <= QUIET_DB and np.ptp(levels) <= STEADY_DB:
             self._forget()
         elif self._without >= PAST and self._frames % PAST == 0:
