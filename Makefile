@@ -18,7 +18,10 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: run test test-torch test-whisper check unit slow docs docs-check bench clean
+.PHONY: help house run test test-torch test-whisper check unit slow docs docs-check bench clean
+
+help: ## Show the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
 	$(BIN)/eardrum serve --port $(PORT) --sample
@@ -44,6 +47,9 @@ test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py
 
+house: ## Count how the package is built: files, names, functions, contracts.
+	$(PYTHON) scripts/house.py --list
+
 docs-check: $(VENV)/installed-dev
 	$(BIN)/python scripts/docs.py --check
 
@@ -51,7 +57,7 @@ bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; s
 	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python -m bench
 
-clean:
+clean: ## Remove what was installed and cached.
 	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/bin/python:
