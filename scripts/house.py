@@ -25,9 +25,9 @@ LONE: dict[str, str] = {}
 """Such files, and the reason why each stands alone."""
 
 IRREGULAR = """
-begun bound built cut done drawn driven found given gone heard held kept known laid led left lost made meant paid put read said seen
-sent set shown shut sold split spent spoken spun taken taught thought thrown told understood woken won worn written
-""".split()
+begun bound built cut done drawn driven found given gone heard held kept known laid led left lost made meant paid put read said
+seen sent set shown shut sold split spent spoken spun taken taught thought thrown told understood woken won worn written
+"""
 VERBS = ("cut", "embed", "exceed", "feed", "need", "proceed", "put", "read", "seed", "set", "shut", "speed", "split", "succeed")
 """Words that look like participles and are verbs."""
 
@@ -127,7 +127,7 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def is_participle(name: str) -> bool:
     """Whether a function's name begins with a past participle, as in `_said` or `parsed_body`."""
     word = name.strip("_").split("_")[0]
-    return word not in VERBS and (word in IRREGULAR or (word.endswith("ed") and len(word) > 3))
+    return word not in VERBS and (word in IRREGULAR.split() or (word.endswith("ed") and len(word) > 3))
 
 
 def returns_bool(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
