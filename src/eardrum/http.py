@@ -69,6 +69,7 @@ class Http(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self._in_head = False
+        self._upgraded = False
         self._outside = 0
         """Bytes that came since the request began or since the last of its body: of a head, of trailers, or between chunks."""
         self._behind_another = False
@@ -140,6 +141,8 @@ class Http(HttpToolsProtocol):
         self._outside += len(data)
         self._behind_another = False
         super().data_received(data)
+        if self._upgraded:
+            return  # it is a WebSocket's from now on, which may be silent for longer
         if self._outside > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(self._too_long("headers" if self._in_head else "trailers or chunk extensions"))
         elif (self._in_head or not self._request) and not self._waiting and not self.transport.is_closing():
@@ -171,7 +174,8 @@ class Http(HttpToolsProtocol):
             raise self._fault
         super().on_headers_complete()
         if self.parser.should_upgrade() and self._should_upgrade():
-            return  # a WebSocket: others see to it
+            self._upgraded = True
+            return
         self.cycle.transport = self._joined
         self.cycle.send = Answering(self.cycle).send  # type: ignore[assignment, method-assign]
         self.scope["extensions"] = self._extensions

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from websockets.sync.client import connect
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.hostile.conftest import Hostile, status
@@ -83,6 +84,13 @@ def test_trickling_headers_end_with_408(hostile: Hostile, say: bytes) -> None:
 def test_empty_lines_keep_no_connection(hostile: Hostile) -> None:
     with connected(hostile.server, 1, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as (client,):
         assert ended_after(client, b"\r\n")[1] < 10
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions/stream", "/v1/realtime?intent=transcription", "/ws/realtime"])
+def test_a_live_session_is_no_idle_connection(hostile: Hostile, path: str) -> None:
+    with connect(f"{hostile.server.address.replace('http', 'ws', 1)}{path}") as session:
+        time.sleep(7)  # limits.idle_seconds is 3
+        assert session.ping().wait(5)
 
 
 @pytest.fixture(scope="module")
