@@ -21,7 +21,7 @@ from bench.figure import Figure, table
 
 NAMES = (
     *("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory"),
-    *("live", "live_crowd"),
+    *("live", "live_crowd", "health"),
     *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy"),
 )
 RESULTS = Path(__file__).parent / "results"
