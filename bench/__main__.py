@@ -24,21 +24,27 @@ NAMES = (
     *("live", "live_crowd", "health"),
     *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy"),
 )
+ONLY_NAMED = ("soak",)
+"""Measured when they are named, and not as part of everything: half an hour each."""
+
+HELP = f"what to measure: {', '.join(NAMES)}; by default all of these. Half an hour each, only if named: {', '.join(ONLY_NAMED)}"
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Measure what was named, all of it by default. The exit code is 1 when something could not be measured."""
+    """Measure what was named, `NAMES` by default. The exit code is 1 when something could not be measured."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     if sys.argv[1:2] == ["engines"]:
         importlib.import_module("bench.engines.command").main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"what to measure: {', '.join(NAMES)}; by default all")
+    parser.add_argument("names", nargs="*", metavar="name", help=HELP)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions: does it run, not what does it say")
     arguments = parser.parse_args()
-    if unknown := [name for name in arguments.names if name not in NAMES]:
-        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    known = (*NAMES, *ONLY_NAMED)
+    if unknown := [name for name in arguments.names if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
     figures: list[Figure] = []
     failed: list[str] = []
     text = ""

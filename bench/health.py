@@ -41,7 +41,7 @@ class Sizes:
     sockets: int
 
 
-FULL = Sizes(rounds=5, seconds=15, uploads=8, upload=100_000_000, transcriptions=30, models=2000, sockets=500)
+FULL = Sizes(rounds=3, seconds=10, uploads=8, upload=100_000_000, transcriptions=30, models=2000, sockets=500)
 QUICK = Sizes(rounds=1, seconds=2, uploads=3, upload=10_000_000, transcriptions=5, models=200, sockets=30)
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,12 @@ def running(
     model: str = MODEL,
     settings: dict[str, Any] | None = None,
     environment: dict[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
-    """A fresh server in its own temporary folder; `warm` has it load `model` first, which may be one of `settings`."""
+    """A fresh server in its own temporary folder; `warm` has it load `model` first, which may be one of `settings`.
+
+    `arguments` stand behind those of `SERVE`, and win over them.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
         config = Path(temp) / "config.yaml"
@@ -81,7 +85,7 @@ def running(
         # Models lying around on this machine would change what is measured.
         surroundings = {"HF_HUB_CACHE": temp} if environment is None else environment
         with child(
-            [*SERVE, "--port", str(port), "--config", str(config)], environment={"TMPDIR": temp} | surroundings
+            [*SERVE, "--port", str(port), "--config", str(config), *arguments], environment={"TMPDIR": temp} | surroundings
         ) as process:
             until_healthy(port, process)
             server = RunningServer(port, psutil.Process(process.pid))

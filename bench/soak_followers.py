@@ -1,0 +1,95 @@
+"""Clients that follow a server's logs and events for as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+EVENTS, LOGS = "/api/events", "/logs/stream"
+PATHS = (EVENTS, EVENTS, LOGS, "/logs/stream/upstream")
+"""Twice as many for events, which have most to say."""
+
+KINDS = {"logData", "modelStatus", "profileChanged", "inflight", "activity"}
+
+
+@dataclass(slots=True)
+class Follower:
+    """One of them: how much came, when last, and why no more comes."""
+
+    path: str
+    bytes: int = 0
+    heard_at: float = 0.0
+    tracebacks: list[str] = field(default_factory=list)
+    """Of the server's log: what each ends with."""
+    lost: str = ""
+    _inside: bool = False
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def follow(self, http: aiohttp.ClientSession, port: int) -> None:
+        """Read until cancelled. Whatever else ends that is a loss."""
+        try:
+            async with http.get(f"http://127.0.0.1:{port}{self.path}") as answer:
+                if answer.status != 200:
+                    self.lost = f"{self.path}: {answer.status}"
+                    return
+                async for line in _lines(answer.content):
+                    self._take(line)
+            self.lost = f"{self.path} ended"
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            self.lost = f"{self.path}: {error!r}"
+
+    async def heard_since(self, moment: float) -> None:
+        """Wait until something comes after that moment, unless nothing comes any more."""
+        while self.heard_at < moment and not self.lost:
+            self._heard.clear()
+            await self._heard.wait()
+
+    def _take(self, line: bytes) -> None:
+        self.bytes += len(line)
+        self.heard_at = time.monotonic()
+        self._heard.set()
+        if self.path == LOGS:
+            self._look_for_tracebacks(line.decode(errors="replace"))
+        if self.path == EVENTS and line.startswith(b"data:"):
+            event = json.loads(line[5:])
+            if event["type"] not in KINDS:
+                raise ValueError(f"unknown event {event['type']!r}")
+            json.loads(event["data"])
+
+    def _look_for_tracebacks(self, line: str) -> None:
+        """The first line of one tells that it is there, the first that is not indented what happened."""
+        if "Traceback" in line:
+            self._inside = True
+        elif self._inside and not line.startswith(" "):
+            self._inside = False
+            self.tracebacks.append(line[:300])
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Of any length."""
+    rest = b""
+    async for data in content.iter_any():
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield line
+
+
+@asynccontextmanager
+async def following(port: int, count: int) -> AsyncIterator[list[Follower]]:
+    """So many of them, until the block ends."""
+    followers = [Follower(PATHS[number % len(PATHS)]) for number in range(count)]
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        tasks = [asyncio.create_task(follower.follow(http, port)) for follower in followers]
+        try:
+            yield followers
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,59 @@
+"""What a server and its processes hold, looked at again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from bench.server import RunningServer
+from bench.usage import rss_mb
+
+EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the gateway holds so many seconds after the beginning, and the memory of its children."""
+
+    at: float
+    rss_mb: float
+    descriptors: int
+    threads: int
+    children: int
+    models_mb: float
+
+
+async def keep_sampling(server: RunningServer, samples: list[Sample], began: float) -> None:
+    """Add a sample every few seconds, until cancelled."""
+    while True:
+        samples.append(sample(server.gateway, time.monotonic() - began))
+        await asyncio.sleep(EVERY_S)
+
+
+def sample(gateway: psutil.Process, at: float) -> Sample:
+    """How it is now."""
+    children, held = gateway.children(recursive=True), 0.0
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            held += rss_mb(child)
+    descriptors = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
+    return Sample(at, rss_mb(gateway), descriptors, gateway.num_threads(), len(children), held)
+
+
+def middle(samples: Sequence[Sample], begin: float, end: float, value: Callable[[Sample], float]) -> float:
+    """The median between two moments: single requests come and go, and the median of a minute does not move with them.
+
+    Raises:
+        ValueError: nobody looked then.
+    """
+    seen = [value(one) for one in samples if begin <= one.at < end]
+    if not seen:
+        raise ValueError(f"No sample between {begin:.0f} and {end:.0f} s")
+    return float(median(seen))
