@@ -213,7 +213,7 @@ def test_a_status_that_would_be_wrong_of_this_server_is_not(
 ) -> None:
     monkeypatch.setattr(llm, "answer", refusing(status))
     answer = ask(server, "/api/chat", {"model": "chatty", "messages": HI})
-    assert answer.status_code == 502
+    assert (answer.status_code, answer.headers["retry-after"]) == (502, "7")
     assert "come back later" in answer.json()["error"]
 
 

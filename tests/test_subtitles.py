@@ -197,6 +197,13 @@ def test_a_preset_and_what_is_said_beside_it() -> None:
     assert BROADCAST.changed({"preset": "none"}).plain
 
 
+def test_a_duration_that_is_set_wins_over_the_other_one_of_the_preset() -> None:
+    for before, wishes in ((Shape(), {"preset": "broadcast"}), (BROADCAST, {})):
+        assert before.changed({**wishes, "max_duration": 0.5}) == replace(BROADCAST, min_duration=0.5, max_duration=0.5)
+        assert before.changed({**wishes, "min_duration": 9.0}) == replace(BROADCAST, min_duration=9.0, max_duration=9.0)
+    assert Shape().changed({"min_duration": 3.0, "max_duration": 2.0}) == Shape(min_duration=3.0, max_duration=2.0)
+
+
 def test_a_long_segment_without_times_is_divided_soon() -> None:
     found = cues([Segment(0, 0, "word " * 3_000)], Shape(max_duration=7))
     assert sum(len(line.split()) for cue in found for line in cue.texts) == 3_000

@@ -34,6 +34,11 @@ class EardrumError(Exception):
         self.retry_after = retry_after
         """Seconds after which trying again makes sense; None when it does not."""
 
+    @property
+    def sentence(self) -> str:
+        """The message, with a full stop where it has none: for lines that go on behind it. Others' words often have none."""
+        return self.message if self.message.endswith((".", "!", "?", "…")) else f"{self.message}."
+
     def to_json(self) -> dict[str, Any]:
         """The error for the wire between runner and gateway."""
         return {

@@ -51,10 +51,17 @@ class Shape:
         return 1 if alone else self.max_line_count
 
     def changed(self, wishes: Mapping[str, Any]) -> Shape:
-        """The same with some rules set to other values, those of a preset first."""
+        """The same with some rules set to other values, those of a preset first.
+
+        Of the two durations the one that is set wins over the one that was there before, which follows.
+        """
         rules = dict(wishes)
         preset = rules.pop("preset", None)
-        return replace(self if preset is None else PRESETS[preset], **rules)
+        shape = replace(self if preset is None else PRESETS[preset], **rules)
+        if 0 < shape.max_duration < shape.min_duration and not {"min_duration", "max_duration"} <= rules.keys():
+            both = rules.get("max_duration") or shape.min_duration
+            return replace(shape, min_duration=both, max_duration=both)
+        return shape
 
 
 ANY = Shape()

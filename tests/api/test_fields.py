@@ -354,6 +354,9 @@ def test_presets_and_defaults() -> None:
     assert read(response_format="srt").shape.plain
     assert read(response_format="srt", subtitles="broadcast").shape == BROADCAST
     assert read(response_format="srt", subtitles="broadcast", max_duration="0").shape == replace(BROADCAST, max_duration=0)
+    short = replace(BROADCAST, min_duration=0.5, max_duration=0.5)
+    assert read(response_format="srt", subtitles="broadcast", max_duration="0.5").shape == short
+    assert refused(response_format="srt", min_duration="2", max_duration="1").param == "min_duration"
     configured = wish({"response_format": ["vtt"], "max_line_count": ["1"]}, Task.TRANSCRIBE, shape=BROADCAST)
     assert configured.shape == replace(BROADCAST, max_line_count=1)
     off = wish({"response_format": ["vtt"], "subtitles": ["none"]}, Task.TRANSCRIBE, shape=BROADCAST)

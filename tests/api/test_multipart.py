@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -112,6 +112,49 @@ async def test_any_bytes_in_any_chunks(tmp_path: Path, audio: bytes, sizes: list
         chunks.append(data[:size])
         data = data[size:]
     assert (await taken_apart(chunks, tmp_path))[1] == audio
+
+
+HEAD = f"--{BOUNDARY}\r\n".encode()
+BOUNDED = {
+    "a long header": HEAD + b"X: " + b"a" * 1_000_000,
+    "a long name of one": HEAD + b"X" * 1_000_000,
+    "many headers": HEAD + b"X: a\r\n" * 200_000,
+    "many headers in many parts": (HEAD + b"X: a\r\n" * 10 + b"\r\n\r\n") * 20_000,
+    "many parts": (HEAD + b"\r\n\r\n") * 20_000,
+    "many fields": part("a", "b") * 20_000,
+    "a long name": part("a" * 100_000, "b"),
+    "many files": FILE * 20_000,
+}
+
+
+@pytest.mark.parametrize("sent", BOUNDED.values(), ids=BOUNDED)
+async def test_the_heads_of_parts_and_their_number_are_bounded(sent: bytes, tmp_path: Path) -> None:
+    taken = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal taken
+        for at in range(0, len(sent), 1000):
+            taken += 1000
+            yield sent[at : at + 1000]
+
+    head, limits = scope(), Limits()
+    read = Form(head, Body(head, sender(pieces()), limits), limits)
+
+    async def all_of_it() -> None:
+        with Spool(tmp_path) as spool:
+            await read.until_file()
+            await read.pour(spool)
+
+    with pytest.raises(InvalidRequestError):
+        await all_of_it()
+    assert taken <= 40_000, "it is refused as soon as it is too much"
+
+
+async def test_a_long_name_of_a_file_and_many_headers_are_fine(tmp_path: Path) -> None:
+    more = b"".join(b"X-%d: a\r\n" % number for number in range(12))
+    name = "ä" * 2000
+    file = part("file", AUDIO, name, "audio/wav").replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n", 1)
+    assert (await taken_apart([form(file)], tmp_path))[1] == AUDIO
 
 
 async def test_fields_before_the_file_are_known_when_it_begins(tmp_path: Path) -> None:

@@ -15,6 +15,16 @@ FAILS = {
         3,
         "used before it is defined",
     ),
+    "a model that stands in for itself": (
+        "models:\n  b: {proxy: 'http://x'}\n  a: {proxy: 'http://x', fallback: [b, a]}",
+        3,
+        "models.a.fallback names a itself, which is no help when a fails.",
+    ),
+    "a model that stands in for itself under an alias": (
+        "models:\n  a: {proxy: 'http://x', aliases: [other], fallback: [other]}",
+        2,
+        "models.a.fallback names a itself (as other)",
+    ),
     "unknown macro": (
         "macros: {model: m}\nmodels:\n  a:\n    cmd: s ${PORT}\n    name: ${modle}",
         5,

@@ -18,6 +18,17 @@ WARNS = {
         "models:\n  a:\n    cmd: s ${PORT}\n    chekEndpoint: none",
         ["config.yaml:4: Unknown setting models.a.chekEndpoint. Did you mean checkEndpoint?"],
     ),
+    "a setting of everybody's for one model": (
+        "models:\n  a: {source: tiny, device: cuda}",
+        [
+            "config.yaml:2: Unknown setting models.a.device. `device` at the top is for all models. What a model's engine takes "
+            "belongs below its `options:`."
+        ],
+    ),
+    "a setting of an engine": (
+        "models:\n  a: {source: tiny, beam_size: 3}",
+        ["config.yaml:2: Unknown setting models.a.beam_size. What a model's engine takes belongs below its `options:`."],
+    ),
     "an unknown key deeper": (
         "groups: {g: {persistant: true}}",
         ["config.yaml:1: Unknown setting groups.g.persistant. Did you mean persistent?"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from eardrum.gateway import names
 from eardrum.gateway.catalog import Catalog
 from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
 from eardrum.gateway.names import DEFAULT_ALIASES
-from eardrum.gateway.store import default_folder
+from eardrum.gateway.store import Store, default_folder
 from eardrum.types import Capabilities, Request, Task
 from tests.cards import TORCH, WHISPER
 from tests.gateway.test_names import EVIL
@@ -84,6 +85,24 @@ def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
     assert caught.value.param == "model"
     for name in ("'large-v9'", "mine", EMBEDDED_ID, "whisper-1"):
         assert name in caught.value.message
+
+
+def test_names_that_nobody_knows_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, looks = catalog(), 0
+    fingerprint = Store.fingerprint
+
+    def slow(store: Store) -> object:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.01)  # as with thousands of models
+        return fingerprint(store)
+
+    monkeypatch.setattr(Store, "fingerprint", slow)
+    began = time.monotonic()
+    for number in range(100):
+        with pytest.raises(ModelNotFoundError):
+            found.find(f"nobody-{number}")
+    assert looks <= 4 + (time.monotonic() - began) / 0.1, "a look and a scan of 0.01 s each have 0.2 s without one behind them"
 
 
 def test_names_are_exact() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eardrum.remote.answers import Answer, plain
+from eardrum.remote.refusal import Reply
 from eardrum.types import Segment
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, window
@@ -233,3 +234,40 @@ def test_what_is_no_transcript(body: bytes, kind: str) -> None:
 
 def test_plain_text_stays_as_it_is() -> None:
     assert plain("a < b | c > d") == ("a < b | c > d", "")
+
+
+HUGE = int("9" * 400)
+"""A number that JSON may have, and no float can be."""
+
+
+@pytest.mark.parametrize("number", [HUGE, -HUGE, "9" * 400, f"{'9' * 400}:00:01", f"0:{'9' * 400}", "1e400", 1e300, -1e300])
+def test_a_number_that_nobody_can_reckon_with_is_none(number: object) -> None:
+    odd = {"start": number, "end": number, "avg_logprob": number, "temperature": number, "tokens": [HUGE]}
+    words = [{"word": "Hello", "start": 0.1, "end": number, "probability": number}]
+    body = {"text": "Hello there.", "duration": number, "segments": [odd | {"text": "Hello there.", "words": words}]}
+    (segment,) = read(body | {"usage": {"seconds": number}}, seconds=3.0)
+    assert segment.text == "Hello there."
+    assert 0 <= segment.start <= segment.end <= 3.0
+    assert all(0 <= word.start <= word.end <= 3.0 for word in segment.words)
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"retry-after": "9" * 400}, {"retry-after-ms": "9" * 400}, {"retry-after": f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT"}]
+)
+def test_a_pause_without_end_is_a_long_one_or_none(wanted: dict[str, str]) -> None:
+    pause = Reply("", 429, wanted, b"{}").retry_after
+    assert pause is None or math.isfinite(pause)
+
+
+TOO_MUCH = {
+    "a beginning": b"[" * 100_000,
+    "deep": b'{"text": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "long": b'{"text": "a", "x": ["' + b'","' * 11_000_000 + b'"]}',
+}
+
+
+@pytest.mark.parametrize("body", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_what_is_deeper_or_more_than_any_transcript_is_none(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Answer.read(body, "application/json")
+    assert Reply("", 500, {}, body).message

@@ -19,6 +19,9 @@ from eardrum.gateway.spool import Spool
 SLOWEST = 32
 """Bytes a second. Speech at the lowest rate of any codec has ten times as many, silence twice."""
 
+HEAD_BYTES, HEAD_LINES = 8 << 10, 16
+"""Of the headers of one part: the longest line, and how many there may be. A name of a file may be long, and nothing else is."""
+
 Fields = dict[str, list[str]]
 """Text fields by name, brackets kept, in the order they came."""
 
@@ -139,6 +142,8 @@ class Form:
                     "on_part_end": self._on_part_end,
                     "on_end": self._on_end,
                 },
+                max_header_count=HEAD_LINES,
+                max_header_size=HEAD_BYTES,
             )
         except FormParserError as error:
             raise InvalidRequestError(f"The form's boundary cannot be used: {error}") from error

@@ -33,6 +33,7 @@ def finished(settings: Settings, errors: Errors) -> tuple[Settings, list[Remark]
             check_spillover(id, targets, settings, errors)
     if "" in settings.models:
         errors.add(("models", ""), "A model under `models:` has an empty name: no client could ask for it.")
+    _check_fallbacks(settings, names, errors)
     _check_keys(settings, errors)
     _check_addresses(settings, errors)
     _check_own_ports(settings, errors)
@@ -86,6 +87,16 @@ def _levels(settings: Settings, places: Places) -> Iterator[Remark]:
         yield places.remark(("logLevel",), f"logLevel has no effect: log.level is set too, to {settings.log.level}.")
     elif settings.logLevel.strip().lower() not in LEVELS:
         yield places.remark(("logLevel",), f"logLevel {settings.logLevel!r} is none of {', '.join(LEVELS)}: it is info.")
+
+
+def _check_fallbacks(settings: Settings, names: Names, errors: Errors) -> None:
+    """A model is not asked again where it has just failed."""
+    for id, model in settings.models.items():
+        for position, name in enumerate(model.fallback):
+            if names.model(name) == id:
+                alias = "" if name == id else f" (as {name})"
+                path = ("models", id, "fallback", position)
+                errors.add(path, f"models.{id}.fallback names {id} itself{alias}, which is no help when {id} fails.")
 
 
 def _check_keys(settings: Settings, errors: Errors) -> None:

@@ -45,6 +45,9 @@ def hint(name: str, path: KeyPath = ()) -> str:
         return f" Did you mean {close}?"
     if elsewhere := next((place for place, names in _sections() if name in names), ""):
         return f" There is a {elsewhere}.{name}: is it in the right place?"
+    if path[:1] == ("models",) and len(path) == 2:
+        for_all = f" `{name}` at the top is for all models." if name in _names_at(()) else ""
+        return f"{for_all} What a model's engine takes belongs below its `options:`."
     if close := nearest(name, {known for _, names in _sections() for known in names}):
         return f" Did you mean {close}?"
     return " `docs/config.md` lists all settings."

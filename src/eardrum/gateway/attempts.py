@@ -71,7 +71,7 @@ class Attempts:
                     left, suspicion = left[1:], Suspicion()
                 if not left or (told and not restartable) or not may_go_better(error):
                     raise
-                log.warning("%s Trying %s.", error.message, "once more" if left[0] is candidate else left[0].id)
+                log.warning("%s Trying %s.", error.sentence, "once more" if left[0] is candidate else left[0].id)
             if told:
                 yield Restart()
 

@@ -34,7 +34,7 @@ class Catalog:
         self._default: Model | None = None
         self.why_default = ""
         self._seen: object = None
-        self._look_at = 0.0
+        self._look_at = self._scan_at = 0.0
         self.scan()
         for model in self:
             for name in model.fallback:
@@ -43,6 +43,7 @@ class Catalog:
 
     def scan(self) -> None:
         """Look again at what is there; the default model may become another one."""
+        began = time.monotonic()
         self._seen = self.inventory.store.fingerprint()  # before anything is read: what comes meanwhile is seen next time
         found = list(self.inventory)  # first, so that a failure leaves everything as it was
         self._models: dict[str, Model] = {}
@@ -61,6 +62,7 @@ class Catalog:
                 self._aliases.setdefault(id, []).append(name)
         if before and before.id != self._default.id:
             log.info("The default model is now %s: %s.", self._default.id, self.why_default)
+        self._scan_at = _rested(began)
 
     def look(self) -> None:
         """Scan, if something has come to the disk or gone since. What cannot be read now leaves everything as it was."""
@@ -73,8 +75,7 @@ class Catalog:
             except ConfigError as error:
                 self._seen = seen
                 log.warning("The models on disk have changed and cannot be read again: %s", error.message)
-        ended = time.monotonic()
-        self._look_at = ended + LOOK_SHARE * (ended - began)
+        self._look_at = _rested(began)
 
     @property
     def default(self) -> Model:
@@ -119,8 +120,16 @@ class Catalog:
         if model := self._present(name):
             return model
         if len(name) <= names.LONGEST:
-            self.scan()
+            self._search()
         return self._found(name)
+
+    def _search(self) -> None:
+        """Scan for a name that nobody knows: it may have come in a way that `look` does not see. Who asks for many of them
+        takes a small share of the time with it."""
+        if time.monotonic() < self._scan_at:
+            self.look()
+        else:
+            self.scan()
 
     def _unnamed(self, request: Request, *, live: bool) -> Model:
         """The model for a request that names none."""
@@ -332,3 +341,9 @@ def _rank(model: Model) -> tuple[int, bool, int]:
     """Sorts by where models come from, those for speech alone before those that also chat, the largest on disk first."""
     origins = [*REASONS, model.origin]
     return origins.index(model.origin), model.chats, -model.size if model.origin == "disk" else 0
+
+
+def _rested(began: float) -> float:
+    """When what began then, and ends now, may be done again."""
+    ended = time.monotonic()
+    return ended + LOOK_SHARE * (ended - began)

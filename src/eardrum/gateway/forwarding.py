@@ -54,7 +54,7 @@ class Asking:
             except RunnerCrashedError as error:
                 if tries.over or not self._request.repeatable:
                     raise
-                log.warning("%s Trying once more.", error.message)
+                log.warning("%s Trying once more.", error.sentence)
             else:
                 return self._answer
 

@@ -6,14 +6,15 @@ segments have no times, or are plain strings, has still heard what was said.
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from eardrum import json_text
 from eardrum.errors import InvalidRequestError
 from eardrum.languages import language_code
 from eardrum.remote.reconciliation import with_whole_text
@@ -38,11 +39,18 @@ NOBODY_S = 1e6
 """No recording is so long: times beyond that are not in seconds even if nobody knows how long the audio is."""
 NANOSECONDS = 1e8
 """And those beyond that are more likely nanoseconds than milliseconds."""
+LATEST = 1e18
+"""No time is later in any unit: what a server says beyond that is none."""
 
 
 def _finite(value: Any) -> Any:
     """None, and what is no number, count as 0: JSON from C++ has them where a mean was taken of nothing."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    return value if isinstance(value, int | float) and _fits(value) else 0.0
+
+
+def _fits(value: float) -> bool:
+    """Whether it is a number that can be reckoned with: a whole one in JSON may have any number of digits."""
+    return abs(value) <= sys.float_info.max
 
 
 def _numbers(value: Any) -> Any:
@@ -53,15 +61,15 @@ def _numbers(value: Any) -> Any:
 def _time(value: Any) -> float | None:
     """Seconds of a number, `"2.39"`, `"2.39s"`, `"2390ms"` or `"00:00:02,390"`; None for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else None
+        return float(value) if abs(value) <= LATEST else None
     if not isinstance(value, str):
         return None
-    value = value.strip()
+    value, time = value.strip(), math.inf
     if clock := CLOCK.fullmatch(value):
-        return int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + float(clock[3].replace(",", "."))
-    if amount := AMOUNT.fullmatch(value):
-        return float(amount[1].replace(",", ".")) * UNITS.get((amount[2] or "").lower(), 1.0)
-    return None
+        time = float(clock[1] or 0) * 3600 + float(clock[2]) * 60 + float(clock[3].replace(",", "."))
+    elif amount := AMOUNT.fullmatch(value):
+        time = float(amount[1].replace(",", ".")) * UNITS.get((amount[2] or "").lower(), 1.0)
+    return time if abs(time) <= LATEST else None
 
 
 def _string(value: Any) -> str:
@@ -185,6 +193,7 @@ class Answer(BaseModel):
         """
         said = body.decode(errors="replace").removeprefix("\ufeff").strip()
         if said.startswith("{"):
+            json_text.check_of_server(said)
             return cls.model_validate_json(said)
         value = _parsed(said)
         if isinstance(value, list) and value and all(isinstance(item, dict) and "text" in item for item in value):
@@ -237,8 +246,8 @@ class Answer(BaseModel):
 
 def _parsed(said: str) -> Any:
     try:
-        return json.loads(said)
-    except (ValueError, RecursionError):
+        return json_text.parsed_of_server(said)
+    except ValueError:
         return None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from eardrum import json_text
 
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 HOPELESS = {"insufficient_quota", "billing_hard_limit_reached"}
@@ -22,6 +23,9 @@ OF_ANY_CAUSE = (200, 400, 406, 409, 415, 422, 500, 501, 502)
 
 AGAIN = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses that may pass."""
+
+LONGEST_PAUSE_S = 86_400.0 * 365
+"""Nobody means more: a number of hundreds of digits is none that anybody could wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ class Reply:
     def json(self) -> Any:
         """The body's JSON; None when it is something else."""
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            return json_text.parsed_of_server(self.body)
+        except ValueError:
             return None
 
     @property
@@ -77,14 +81,15 @@ class Reply:
     def retry_after(self) -> float | None:
         """Seconds the upstream asks to be left alone; None when it does not say."""
         if (milliseconds := _number(self.headers.get("retry-after-ms"))) is not None:
-            return milliseconds / 1000
+            return min(milliseconds / 1000, LONGEST_PAUSE_S)
         wanted = self.headers.get("retry-after", "")
         if (seconds := _number(wanted)) is not None:
-            return seconds
+            return min(seconds, LONGEST_PAUSE_S)
         try:
-            return max((parsedate_to_datetime(wanted) - datetime.now(UTC)).total_seconds(), 0.0)
-        except (ValueError, TypeError):  # no date, or one without a time zone
+            seconds = (parsedate_to_datetime(wanted) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone, or of no year that there will be
             return None
+        return min(max(seconds, 0.0), LONGEST_PAUSE_S)
 
     @property
     def stays(self) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from eardrum import json_text
 from eardrum.remote.answers import QWEN, Answer, code_of, plain
 from eardrum.text import joined, separator
 
@@ -40,7 +40,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
 def _parsed(data: bytes) -> dict[str, Any]:
     if data == b"[DONE]":
         return {}
-    event = json.loads(data)
+    event = json_text.parsed_of_server(data)
     if not isinstance(event, dict):
         raise ValueError("an event that is no object")
     return event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -131,6 +132,21 @@ def test_what_the_client_is_told_is_the_clients(status: int) -> None:
         if status != 404:
             assert post(gateway, "/api/chat", **ASKED).status_code == status
         assert other.calls == []
+
+
+def test_models_that_stand_in_for_each_other_come_to_an_end(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_upstream(FAILING["500"]) as one, fake_upstream(FAILING["503"]) as two:
+        models = {
+            "llm": {"proxy": one.url, "fallback": ["b"]},
+            "b": {"proxy": two.url, "fallback": ["c", "llm"]},
+            "c": {"proxy": f"http://127.0.0.1:{free_port()}", "fallback": ["llm", "b"]},
+        }
+        with serving(models=models) as gateway:
+            assert post(gateway, CHAT, **ASKED).status_code == 503
+            assert post(gateway, "/api/chat", **ASKED, stream=False).status_code == 503
+            assert (len(one.calls), len(two.calls)) == (2, 2), "each once"
+    for line in caplog.messages:
+        assert "Trying" not in line or re.search(r"[.!?…] Trying b\.$", line), line
 
 
 def test_an_answer_that_has_begun_stays_with_its_model() -> None:

@@ -161,6 +161,11 @@ def test_odd_events_add_nothing(event: Any) -> None:
     assert not fed(event)[1]
 
 
+def test_a_status_that_is_not_kept_keeps_its_pause() -> None:
+    for status in (404, 405, 500, 503):
+        assert refusals.refusal(refusals.of_upstream("m", status, "no", 2.5)).headers["retry-after"] == "3"
+
+
 @pytest.mark.parametrize(
     ("code", "status"), [(400, 400), (429, 429), (503, 503), (500, 502), (7, 502), ("rate_limit_exceeded", 502)]
 )

@@ -108,7 +108,7 @@ class Exchange:
                         await self._pass_back(response, request, after)
         except EardrumError as error:
             if after and not self._answering and request.repeatable and may_go_better(error):
-                log.warning("%s Trying %s.", error.message, after.id)
+                log.warning("%s Trying %s.", error.sentence, after.id)
                 return False
             if not self._begun:
                 raise

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
+from eardrum import json_text
 from eardrum.api import json_body
 from eardrum.api.asgi import App, Receive, Scope, Send, header
 from eardrum.api.forward import outgoing
@@ -213,7 +214,7 @@ class Forward:
 
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        body = json_body.parsed(data)
+        body = json_text.parsed(data)
     except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(body, dict):

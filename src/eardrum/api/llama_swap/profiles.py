@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from eardrum import json_text
 from eardrum.api import json_body
 from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
@@ -38,7 +39,7 @@ class Profiles:
         upload = json_body.opened(request.scope, request.receive, limits)
         written = await json_body.received(request.scope, upload, limits)
         try:
-            body = json_body.parsed(written)
+            body = json_text.parsed(written)
         except ValueError:
             raise InvalidRequestError(f"The body is not JSON: {EXAMPLE}.") from None
         check_whole(written, body)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api.ollama.durations import nanoseconds
 from eardrum.api.ollama.refusals import of_upstream
 from eardrum.errors import UpstreamError
@@ -62,7 +63,7 @@ class Call:
             UpstreamError: they are none.
         """
         try:
-            arguments = json.loads(self.arguments or "{}")
+            arguments = json_text.parsed_of_server(self.arguments or "{}")
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
@@ -193,7 +194,7 @@ def _logprob(token: dict[str, Any]) -> dict[str, Any]:
 
 def _whole(arguments: str) -> bool:
     try:
-        return isinstance(json.loads(arguments or "{}"), dict)
+        return isinstance(json_text.parsed_of_server(arguments or "{}"), dict)
     except ValueError:
         return False
 

@@ -10,6 +10,7 @@ import json
 import zlib
 from typing import Any
 
+from eardrum import json_text
 from eardrum.errors import InvalidRequestError
 
 Turns = tuple[tuple[str, str], ...]
@@ -53,7 +54,7 @@ def unpacked(numbers: Any) -> Turns | None:
 def _turns(data: bytes) -> Turns | None:
     reader = zlib.decompressobj()
     try:
-        found = json.loads(reader.decompress(data, LARGEST))
+        found = json_text.parsed(reader.decompress(data, LARGEST))
         return tuple((str(role), str(text)) for role, text in found) if reader.eof else None
-    except (zlib.error, ValueError, TypeError, RecursionError):
+    except (zlib.error, ValueError, TypeError):
         return None

@@ -19,6 +19,9 @@ from eardrum.gateway.forwarding import Asking
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.service import Service
 
+MOST_TOKENS = 1 << 53
+"""A larger number is no count, and more than clients can hold."""
+
 
 class Embeddings:
     """The two endpoints."""
@@ -87,4 +90,4 @@ def _vectors(model: Model, said: Any, count: int) -> list[list[float]]:
 def _tokens(said: Any) -> int:
     usage = said.get("usage") if isinstance(said, dict) else None
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else 0
-    return count if isinstance(count, int) else 0
+    return count if isinstance(count, int) and 0 < count < MOST_TOKENS else 0

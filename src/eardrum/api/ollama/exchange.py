@@ -7,10 +7,11 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
+from eardrum import json_text
 from eardrum.api import header_values
 from eardrum.api.access import record
 from eardrum.api.asgi import Receive, Scope, Send, header
-from eardrum.api.json_body import opened, parsed, received
+from eardrum.api.json_body import opened, received
 from eardrum.api.ollama.refusals import body, refusal
 from eardrum.api.whole_text import check_whole
 from eardrum.config import Limits
@@ -96,7 +97,7 @@ def _object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise InvalidRequestError("missing request body")
     try:
-        found = parsed(data, parse_constant=_no_number)
+        found = json_text.parsed(data, parse_constant=_no_number)
     except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(found, dict):

@@ -41,7 +41,7 @@ async def first_answer(
         except EardrumError as error:
             if number == len(tries) or reply.begun or not _may_go_better(error):
                 raise
-            log.warning("%s Trying %s.", error.message, tries[number][1].id)
+            log.warning("%s Trying %s.", error.sentence, tries[number][1].id)
     raise AssertionError("unreachable")
 
 

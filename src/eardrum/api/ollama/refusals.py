@@ -38,7 +38,7 @@ def of_upstream(model: str, status: int, said: str, retry_after: float | None = 
     message = f"The server behind {model} answered {status}: {said}" if status else said
     if 400 <= status < 600 and status not in OURS_TO_MEND:
         return UpstreamRefusedError(said if status in CLIENTS_FAULT else message, status, retry_after)
-    return UpstreamError(message)
+    return UpstreamError(message, retry_after=retry_after)
 
 
 def speaks(path: str) -> bool:

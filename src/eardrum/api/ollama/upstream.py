@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api.ollama.asks import Ask
 from eardrum.api.ollama.chunks import worded
 from eardrum.api.ollama.events import Events
@@ -68,7 +69,7 @@ def _refused(model: Model, response: Answer, content: bytes) -> EardrumError:
 
 def _parsed(model: Model, data: bytes | str) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return json_text.parsed_of_server(data)
+    except ValueError:
         start = data[:200].decode(errors="replace") if isinstance(data, bytes) else data[:200]
         raise UpstreamError(f"The server behind {model.id} sent what is not JSON: {start}") from None

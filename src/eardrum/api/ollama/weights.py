@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eardrum import gguf
+from eardrum import gguf, json_text
 from eardrum.api.ollama.flags import Flags
 from eardrum.errors import EardrumError
 from eardrum.gateway.forwarding import Asking
@@ -114,8 +113,8 @@ class Props:
         async with Asking(self._service, model, Outgoing("GET", "/props", [], None)) as answer:
             content = await answer.read(MOST)
         try:
-            return _object(json.loads(content)) if answer.status == 200 else {}
-        except (ValueError, RecursionError):
+            return _object(json_text.parsed_of_server(content)) if answer.status == 200 else {}
+        except ValueError:
             return {}
 
 

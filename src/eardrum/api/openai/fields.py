@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api.multipart import Fields
 from eardrum.api.whole_text import check_whole
 from eardrum.config import Limits
-from eardrum.errors import InvalidRequestError
+from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway import names
 from eardrum.languages import language_code
 from eardrum.subtitles import ANY, MOST, PRESETS, RULES, Shape
@@ -228,8 +229,8 @@ def _strings(form: Fields, name: str) -> list[str]:
     for value in form.get(name, []):
         if value.lstrip().startswith("["):
             try:
-                items = json.loads(value)
-            except (ValueError, RecursionError):
+                items = json_text.parsed(value)
+            except (ValueError, EardrumError):
                 raise InvalidRequestError(f"{name} is not valid JSON: {value[:200]!r}.", param=name) from None
             check_whole(value, items)
             values += [str(item) for item in items]
@@ -306,7 +307,7 @@ def _chunking(form: Fields) -> Request:
     if value in ("", "auto", "null"):
         return Request()
     try:
-        parts = json.loads(value)
+        parts = json_text.parsed(value)
         if parts.get("type") == "auto":
             return Request()
         if parts.get("type") != "server_vad":
@@ -318,7 +319,7 @@ def _chunking(form: Fields) -> Request:
         }
         given = {name: _within(float(v) / unit, most) for name, (v, unit, most) in wishes.items() if v is not None}
         return Request.from_json(given)
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, EardrumError):
         raise InvalidRequestError(
             "chunking_strategy must be auto, or an object with type server_vad, threshold (0 to 1), "
             f"silence_duration_ms and prefix_padding_ms, not {value[:200]!r}.",

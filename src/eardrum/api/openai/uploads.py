@@ -7,6 +7,7 @@ import base64
 import binascii
 from typing import Protocol
 
+from eardrum import json_text
 from eardrum.api import json_body
 from eardrum.api.asgi import Receive, Scope, header
 from eardrum.api.multipart import Body, Fields, Form
@@ -145,7 +146,7 @@ class JsonUpload:
         """
         data = await json_body.received(self._scope, self.body, self._limits)
         try:
-            body = json_body.parsed(data)
+            body = json_text.parsed(data)
         except ValueError as error:
             raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
         check_whole(data, body)

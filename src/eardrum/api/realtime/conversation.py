@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from eardrum.api import json_body
+from eardrum import json_text
 from eardrum.api.realtime import refusals, shapes
 from eardrum.api.realtime.config import Config
 from eardrum.api.realtime.items import Items, Wire
@@ -252,7 +252,7 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
     if len(message) > LONGEST:
         raise TooLargeError(f"An event may have {LARGEST >> 20} MiB of audio: send smaller pieces.", param="audio")
     try:
-        event = json_body.parsed(message)
+        event = json_text.parsed(message)
     except ValueError as error:
         raise InvalidRequestError(f"The event is not valid JSON: {error}.") from None
     if not isinstance(event, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api import json_body
 from eardrum.api.asgi import Receive, Scope
 from eardrum.api.realtime import shapes
@@ -30,7 +31,7 @@ async def parsed(scope: Scope, receive: Receive, limits: Limits) -> Part:
     limits = json_body.small(limits)
     data = await json_body.received(scope, json_body.opened(scope, receive, limits), limits)
     try:
-        found = json_body.parsed(data) if data.strip() else {}
+        found = json_text.parsed(data) if data.strip() else {}
     except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     check_whole(data, found)

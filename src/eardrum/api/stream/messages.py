@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api.whole_text import check_whole
 from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
 from eardrum.live import (
@@ -72,8 +73,8 @@ def said(message: str | bytes) -> Said:
 
 def _parsed(message: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(message)
-    except (ValueError, RecursionError) as error:
+        parsed = json_text.parsed(message)
+    except ValueError as error:
         raise InvalidRequestError(
             f"This text is not valid JSON ({error}). Text messages are JSON objects; audio goes into binary ones."
         ) from None

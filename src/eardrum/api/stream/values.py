@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api.whole_text import check_whole
-from eardrum.errors import InvalidRequestError
+from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.languages import language_code
 from eardrum.live import Encoding
 from eardrum.types import Task
@@ -119,8 +120,8 @@ def mapping(name: str, value: Any) -> Mapping[str, Any]:
 def parsed(name: str, value: str) -> Any:
     """What a JSON text says."""
     try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
+        found = json_text.parsed(value)
+    except (ValueError, EardrumError):
         raise wrong(name, "valid JSON", value) from None
     check_whole(value, found)
     return found

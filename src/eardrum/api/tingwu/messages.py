@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from eardrum.api import json_body
+from eardrum import json_text
 from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import Settings
@@ -66,7 +66,7 @@ def parsed(message: str) -> dict[str, Any]:
         InvalidRequestError: it is no JSON object.
     """
     try:
-        said = json_body.parsed(message)
+        said = json_text.parsed(message)
     except ValueError:
         said = None
     if not isinstance(said, dict):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from eardrum import json_text
 from eardrum.api.whole_text import check_whole
 from eardrum.errors import InvalidRequestError
 
@@ -106,8 +107,8 @@ class _Head:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
+        parsed = json_text.parsed(text)
+    except ValueError:
         raise InvalidRequestError("What came is no Wyoming event, which begins with a line of JSON.") from None
     check_whole(text, parsed)
     return _object(parsed)

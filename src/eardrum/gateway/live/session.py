@@ -251,13 +251,13 @@ class Session:
             return
         if self._loaded or not self._others or not may_go_better(error):
             raise error
-        log.warning("%s Trying %s.", error.message, self._others[0].id)
+        log.warning("%s Trying %s.", error.sentence, self._others[0].id)
         self.model, self._suspicion = self._others.pop(0), Suspicion(ATTEMPTS, TRIAL_S)
 
     def _take_up(self, error: EardrumError) -> None:
         """What was said is said again to the next process, as far as it is kept."""
         if not self._rested:
-            log.warning("%s A live session goes on with another one.", error.message)
+            log.warning("%s A live session goes on with another one.", error.sentence)
         torn = self._memory.torn
         for event in self._memory.lose(error):
             self._out.put(event)

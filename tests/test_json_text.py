@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eardrum.api.json_body import DEEPEST, MOST, parsed
-from eardrum.errors import InvalidRequestError, TooLargeError
+import eardrum
+from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
+from eardrum.json_text import DEEPEST, MOST, parsed, parsed_of_server
 
 IMAGE = base64.b64encode(os.urandom(1 << 20)).decode()
 
@@ -65,3 +67,28 @@ def test_what_is_no_json() -> None:
     for written in (b"", b"{", b"[1,", b"\xff", b'{"a": "' + b"a" * 100_000):
         with pytest.raises(ValueError, match=r".+"):
             parsed(written)
+
+
+def test_servers_may_send_more_and_are_never_the_clients_fault() -> None:
+    words = b"[" + b'{"word":"a","start":1},' * (MOST["names"] // 2 + 1) + b"{}]"
+    assert len(parsed_of_server(words)) == MOST["names"] // 2 + 2
+    with pytest.raises(TooLargeError):
+        parsed(words)
+    for written in (b"[" * 500 + b"]" * 500, b"[" * 100_000, b"[" + b"1," * (10 * MOST["values"] + 1) + b"1]"):
+        with pytest.raises(ValueError, match=r".+") as caught:
+            parsed_of_server(written)
+        assert not isinstance(caught.value, EardrumError)
+
+
+def test_every_other_place_that_reads_json_of_strangers_goes_by_it() -> None:
+    """Only what this package's own processes and files say is parsed without bounds."""
+    own = {
+        *("client.py", "json_text.py", "config/environment.py", "commands/examine.py", "commands/listen.py"),
+        *("gateway/upstreams/upstream.py", "gateway/pull.py", "gateway/processes/process.py"),
+        *("gateway/processes/register.py", "gateway/processes/timings.py", "wall.py"),
+    }
+    package = Path(eardrum.__file__).parent
+    for path in package.rglob("*.py"):
+        place = path.relative_to(package).as_posix()
+        if place not in own and not place.startswith(("runner/", "engines/")):
+            assert "json.loads(" not in path.read_text(), place
