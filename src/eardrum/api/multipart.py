@@ -10,10 +10,11 @@ from typing import NoReturn
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from eardrum.api.asgi import ClientGoneError, Receive, Scope, header
+from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, header
 from eardrum.api.waiting import KEY, Waiting
 from eardrum.config import Limits
-from eardrum.errors import InvalidRequestError, StalledError, TooLargeError
+from eardrum.errors import EardrumError, InvalidRequestError, StalledError, TooLargeError
+from eardrum.gateway.senders import SENDER, Pace
 from eardrum.gateway.spool import Spool
 
 SLOWEST = 32
@@ -43,10 +44,27 @@ class Body:
         self._waited = 0.0
         self._waited_for = 0
         """Bytes that came in this time."""
+        self._pace = Pace()
+        self._patience: asyncio.Timeout | None = None
+        self._over: EardrumError | None = None
         self.received = asyncio.Event()
         announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > self._max:
             self._refuse()
+        SENDER.set(self)
+
+    @property
+    def slow(self) -> bool:
+        """Whether so little of it comes that others may have its place at a model."""
+        return not self.received.is_set() and self._pace.slow
+
+    def give_way(self) -> None:
+        """Read no more of it: another request gets its place."""
+        self._over = StalledError(
+            "Too little of the upload came to hold a place at the model while others waited for one: send it faster, or again."
+        )
+        if self._patience:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
     async def read(self) -> bytes | None:
         """The next bytes, None at the end.
@@ -64,17 +82,32 @@ class Body:
             message = await self._receive()
         else:
             began = time.monotonic()
-            message = await self._waiting.message(self._receive, self._stall)
+            message = await self._message()
             self._check_rate(time.monotonic() - began, len(message.get("body", b"")))
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         if not message.get("more_body", False):
             self.received.set()
         chunk: bytes = message.get("body", b"")
+        self._pace.came(len(chunk))
         self._size += len(chunk)
         if self._size > self._max:
             self._refuse()
         return chunk
+
+    async def _message(self) -> Message:
+        """What the client sends next, unless it is to give way."""
+        if self._over:
+            raise self._over
+        self._pace.wait()
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                return await self._waiting.message(self._receive, self._stall)
+        except TimeoutError:
+            assert self._over
+            raise self._over from None
+        finally:
+            self._patience = None
 
     async def until_gone(self) -> NoReturn:
         """Wait for the client to hang up.

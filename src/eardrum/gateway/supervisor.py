@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from eardrum.config import Settings
-from eardrum.errors import EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
+from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.changes import Changes
 from eardrum.gateway.departures import Departures
@@ -22,6 +22,7 @@ from eardrum.gateway.processes.crashes import Crashes
 from eardrum.gateway.processes.lives import Life, Lives
 from eardrum.gateway.rulebook import Rulebook
 from eardrum.gateway.scheduler import Going, Reason, Scheduler, State
+from eardrum.gateway.senders import Senders
 from eardrum.gateway.trials import Suspicion, Trial, Trials
 from eardrum.gateway.upstreams.foreign import ForeignUpstream
 from eardrum.gateway.upstreams.upstream import RunnerUpstream
@@ -63,6 +64,7 @@ class Supervisor:
         self._dispatch = Dispatch(Scheduler(rulebook.rules, patience), start=self._start, stop=self._stop, changed=changed)
         self._crashes = Crashes()
         self._trials = Trials()
+        self._senders = Senders()
         self.departures = Departures()
         """The models that have gone, and why."""
         self._models: dict[str, Model] = {}
@@ -110,13 +112,28 @@ class Supervisor:
         self._models[model.id] = model
         if self._rulebook.learn(model):
             self.tell(scheduler.Remeasured(self._rulebook.rules))
-        ticket = await self._dispatch.turn(model)
+        self._senders.enter(model.id, lease)
+        try:
+            ticket = await self._turn(model)
+        except BaseException:
+            self._senders.leave(model.id, lease)
+            raise
         if running := self._running.get(model.id):
             return ticket, running
+        self._senders.leave(model.id, lease)
         self._dispatch.done(model.id, ticket)
         lease.suspicion.died(alone=False, within_s=0.0)
         kind = UpstreamDiedError if model.foreign else RunnerCrashedError
         raise kind(f"The process of {model.id} ended as soon as it was ready.")
+
+    async def _turn(self, model: Model) -> int:
+        """Wait until a request may use the model, for which one with a slow client may have to go."""
+        while True:
+            try:
+                return await self._dispatch.turn(model)
+            except BusyError:
+                if not await self._senders.make_room(model.id):
+                    raise
 
     async def dismiss(self, lease: Lease, ticket: int, running: Running, error: BaseException | None) -> None:
         """The end of a lease, after this error or without one."""
@@ -134,6 +151,7 @@ class Supervisor:
             if not running.life.ended.done():  # else it stays, for the others who were there to see
                 running.served.discard(lease)
             self._dispatch.done(model.id, ticket)
+            self._senders.leave(model.id, lease)
 
     def _suspect(self, lease: Lease, running: Running) -> None:
         """It may be this request that the process died of, unless it rested."""

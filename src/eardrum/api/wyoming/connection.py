@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 
+from eardrum.api.multipart import SLOWEST
 from eardrum.api.wyoming import models
 from eardrum.api.wyoming.asks import Ask
 from eardrum.api.wyoming.frames import Event, Frames, written
@@ -13,12 +15,16 @@ from eardrum.api.wyoming.samples import Shape
 from eardrum.api.wyoming.telling import Telling
 from eardrum.api.wyoming.utterance import Utterance
 from eardrum.errors import EardrumError, InvalidRequestError, ShuttingDownError, StalledError
+from eardrum.gateway.senders import SENDER, Pace
 from eardrum.gateway.service import Service
 from eardrum.stalling import stalled
 
 log = logging.getLogger(__name__)
 
 PIECE = 64 << 10
+SLOWER_THAN_SPEECH = 20
+"""So many times slower than it is spoken, audio may come and hold a place that others want. A microphone is never slower than it
+hears, muted or not; who sends PCM over a mobile connection of 16 kbit/s is 16 times slower."""
 LINGER_S = 2.0
 """How long the rest is read and thrown away after an error. Closing at once would destroy the error on its way."""
 
@@ -40,6 +46,23 @@ class Connection:
         self._utterance: Utterance | None = None
         self._transcribing: asyncio.Task[None] | None = None
         self._last = False
+        self._pace = Pace()
+        self._waited, self._came = 0.0, 0
+        """Seconds for which the rest of an utterance or event was waited for, and the bytes that came in them."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether so little of an utterance comes that others may have its place at a model."""
+        return self._speaking and self._pace.slow
+
+    def give_way(self) -> None:
+        """End the utterance: another one gets its place."""
+        self.end(StalledError("Too little audio came to hold a place at the model while others waited for one."))
+
+    @property
+    def _speaking(self) -> bool:
+        """Whether an utterance has begun, and more of it is to come."""
+        return self._utterance is not None and not self._utterance.complete
 
     @property
     def idle(self) -> bool:
@@ -93,19 +116,39 @@ class Connection:
     async def _read(self) -> None:
         frames = Frames()
         while data := await self._more(midway=frames.midway):
+            heard = 0
             for event in frames.feed(data):
+                heard += len(event.payload)
                 await self._take(event)
+            self._count(heard if self._speaking else len(data))
         if self._utterance and self._utterance.complete:
             await self._answered()  # who closes only its own side of the connection still reads
 
     async def _more(self, *, midway: bool) -> bytes:
         """What comes next. Between utterances a client may be silent for as long as it likes."""
-        expected = midway or (self._utterance is not None and not self._utterance.complete)
+        if not midway and not self._speaking:
+            self._waited, self._came = 0.0, 0
+            return await self._reader.read(PIECE)
+        began = time.monotonic()
+        self._pace.wait()
         try:
-            async with asyncio.timeout(self._stall_s if expected else None):
+            async with asyncio.timeout(self._stall_s):
                 return await self._reader.read(PIECE)
         except TimeoutError:
             raise StalledError(f"Nothing came for {self._stall_s:g} s in the middle of an utterance or event.") from None
+        finally:
+            self._waited += time.monotonic() - began
+
+    def _count(self, size: int) -> None:
+        """So much came of an utterance or event. One who drips is given up as one who is silent."""
+        self._pace.came(size)
+        self._came += size
+        if self._waited < self._stall_s:
+            return
+        if self._came < SLOWEST * self._waited:
+            what = f"Fewer than {SLOWEST} bytes a second came for {self._waited:.0f} s"
+            raise StalledError(f"{what} in the middle of an utterance or event.")
+        self._waited, self._came = 0.0, 0
 
     async def _take(self, event: Event) -> None:
         if event.type == "audio-chunk":
@@ -143,6 +186,8 @@ class Connection:
                 raise ShuttingDownError("The server is shutting down.")
             utterance = self._utterance = Utterance(self._service, self._ask, shape, client=self._client)
             self._ask = Ask()
+            self._pace = Pace(shape.rate * shape.width * shape.channels / SLOWER_THAN_SPEECH)
+            SENDER.set(self)
             self._transcribing = asyncio.create_task(utterance.transcribe(self._tell))
             self._transcribing.add_done_callback(self._transcribed)
         elif shape != utterance.shape:

@@ -47,7 +47,7 @@ async def live(service: Service, model: Model, settings: Settings) -> AsyncItera
     settings = replace(settings, request=service.prepared(model, settings.request))
     others = candidates(service.catalog, model, settings.request)[1:]
     session = Session(service, [model, *(other for other in others if not other.foreign)], settings)
-    with service.sessions.one_more(model.id, service.settings.live.sessions, session.stop):
+    async with service.sessions.one_more(model.id, service.settings.live.sessions, session.stop):
         living = session.begin()
         try:
             yield session
