@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import av
 import pytest
 import requests
 from websockets.sync.client import connect
 
 from tests.conftest import RunningServer, running, wait_for
-from tests.hostile.conftest import Hostile, status
-from tests.recordings import SPEECH_TEXT, spoken
+from tests.hostile.conftest import Hostile, complete, status
+from tests.recordings import SPEECH_TEXT, speech, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -139,3 +143,123 @@ def test_uploads_that_drip_hold_no_places_and_are_given_up(tmp_path: Path) -> No
             thread.join()
     assert [status(answer) for answer, _ in answers] == [408] * 8
     assert all(seconds < 15 for _, seconds in answers)
+
+
+def port_of(server: RunningServer) -> int:
+    """Of Wyoming."""
+    wait_for(lambda: "(Wyoming)" in server.log)
+    found = re.search(r"Home Assistant: 127\.0\.0\.1 port (\d+)", server.log)
+    assert found
+    return int(found[1])
+
+
+def speech_bytes() -> bytes:
+    return (speech() * 32767).astype("<i2").tobytes()
+
+
+def chunk(audio: bytes) -> bytes:
+    """An event of Wyoming's with audio."""
+    told = {"type": "audio-chunk", "data": {"rate": 16000, "width": 2, "channels": 1}, "payload_length": len(audio)}
+    return json.dumps(told).encode() + b"\n" + audio
+
+
+def sent_slowly(client: socket.socket, audio: bytes, seconds: float) -> None:
+    """An upload over a slow connection."""
+    head, _, part = FORM.replace(b"Content-Length: 1000000", b"Transfer-Encoding: chunked").partition(b"\r\n\r\n")
+    client.sendall(head + b"\r\n\r\n")
+    pieces = [part, *(audio[at : at + 1000] for at in range(0, len(audio), 1000)), b"\r\n--x--\r\n"]
+    for piece in pieces:
+        client.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+        time.sleep(seconds / len(pieces))
+    client.sendall(b"0\r\n\r\n")
+
+
+def transcript(client: socket.socket) -> bytes:
+    """What Wyoming says up to the end of an utterance."""
+    heard = b""
+    while b'"transcript"' not in heard:
+        data = client.recv(1 << 16)
+        assert data, heard
+        heard += data
+    return heard
+
+
+@contextmanager
+def again_and_again(every_s: float, clients: Sequence[socket.socket], say: bytes) -> Iterator[None]:
+    """For the duration of the block, each of them says this every so often, until it is hung up on."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(every_s):
+            for client in clients:
+                with suppress(OSError):
+                    client.send(say)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def places(server: RunningServer) -> int:
+    models = requests.get(f"{server.address}/health", timeout=5).json()["models"]
+    return sum(model["requests"] for model in models)
+
+
+def test_places_that_drips_hold_are_for_those_who_speak(tmp_path: Path) -> None:
+    """They have begun, so they hold all there are; a muted microphone and a slow uplink keep theirs."""
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"limits": {"requests": 7}, "live": {"sessions": 3}}))
+    with (
+        running("--config", str(config), "--wyoming", "--wyoming-port", "0") as server,
+        connected(server, 3, FORM + b"a" * 3000) as uploads,
+        connected(server, 1) as (uplink,),
+        ExitStack() as stack,
+    ):
+        address = "127.0.0.1", port_of(server)
+        *drips, muted = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)]
+        stack.enter_context(again_and_again(0.1, [muted], chunk(bytes(3200))))
+        stack.enter_context(again_and_again(0.3, uploads, b"a"))
+        stack.enter_context(again_and_again(0.3, drips, chunk(bytes(20))))
+        with ThreadPoolExecutor() as pool:
+            sending = pool.submit(sent_slowly, uplink, low_rate(), 16)
+            wait_for(lambda: places(server) == 7)
+            wait_for(lambda: server.post(spoken("wav")).status_code == 200, 30)
+            for _ in range(2):
+                assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
+            with socket.create_connection(address, timeout=30) as speaking:
+                speaking.sendall(chunk(speech_bytes()) + b'{"type": "audio-stop"}\n')
+                assert b"John Dashwood" in transcript(speaking)
+            sending.result()
+        answer = b""
+        while not complete(answer):
+            answer += uplink.recv(1 << 16)
+        assert (status(answer), b"John Dashwood" in answer) == (200, True), answer
+        muted.sendall(b'{"type": "audio-stop"}\n')
+        transcript(muted)
+        gone = next(answer for client in uploads if (answer := said_so_far(client)))
+        assert (status(gone), b"while others waited" in gone) == (408, True), gone
+    assert "Traceback" not in server.log
+
+
+def said_so_far(client: socket.socket) -> bytes:
+    client.settimeout(0.2)
+    with suppress(OSError):
+        return client.recv(1 << 16)
+    return b""
+
+
+def low_rate() -> bytes:
+    """Speech in Opus at 16 kbit/s."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as container:
+        stream = container.add_stream("libopus", rate=48_000, layout="mono")
+        stream.bit_rate = 16_000
+        frame = av.AudioFrame.from_ndarray((speech() * 32767).astype("int16")[None, :], format="s16", layout="mono")
+        frame.rate = 16_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return file.getvalue()

@@ -53,8 +53,9 @@ class Limits(Section):
     stall_seconds: Seconds = Field(
         60,
         gt=0,
-        description="A client silent for so long in mid-upload, or that sends fewer than 32 bytes a second meanwhile, is given "
-        "up with 408; one that takes in nothing of its answer for so long is hung up on.",
+        description="A client silent for so long in the middle of an upload, or of an utterance of Wyoming, or that sends fewer "
+        "than 32 bytes a second meanwhile, is given up with 408; one that takes in nothing of its answer for so long is hung up "
+        "on.",
     )
     idle_seconds: Seconds = Field(
         90,

@@ -263,6 +263,35 @@ async def flood(client: Client) -> None:
         await client.say("ping", text="x" * 100_000)
 
 
+async def test_who_drips_inside_an_utterance_is_given_up_and_a_muted_microphone_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    script, audio = Script(), {"rate": 16000, "width": 2, "channels": 1}
+    async with serving(monkeypatch, script, settings(stall_seconds=0.5)) as (_, connect):
+        dripping, muted = await connect(), await connect()
+
+        async def drip() -> None:
+            while True:
+                await dripping.say("audio-chunk", b"\0\0", **audio)
+                await dripping.say("ping")
+                await asyncio.sleep(0.1)
+
+        async def be_muted() -> None:
+            for _ in range(20):
+                await muted.say("audio-chunk", bytes(3200), **audio)
+                await asyncio.sleep(0.1)
+            await muted.say("audio-stop")
+
+        ways = [asyncio.create_task(drip()), asyncio.create_task(be_muted())]
+        async with asyncio.timeout(10):
+            while (event := await dripping.hear()) and event.type != "error":
+                pass
+            assert event
+            assert (event.data["code"], "Fewer than 32 bytes a second" in event.data["text"]) == ("request_timeout", True)
+            await ways[1]
+            assert await muted.text() == "lights off"
+        ways[0].cancel()
+        await asyncio.wait(ways)
+
+
 async def test_the_oldest_idle_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTIONS", 3)
     script = Script()
