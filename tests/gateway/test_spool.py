@@ -6,8 +6,9 @@ import asyncio
 import os
 import tracemalloc
 from collections.abc import AsyncIterator
+from io import FileIO
 from pathlib import Path
-from threading import Event
+from threading import Event, get_ident
 
 import pytest
 
@@ -153,6 +154,58 @@ async def test_what_is_written_when_nobody_waits_any_more_reaches_no_other_file(
     assert (tmp_path / "other").read_bytes() == b""
     await asyncio.sleep(0)
     assert not held(folder)
+
+
+class Noted(FileIO):
+    """A file that notes which thread closes it."""
+
+    closed_by = 0
+
+    def close(self) -> None:
+        Noted.closed_by = Noted.closed_by or get_ident()
+        super().close()
+
+
+@pytest.mark.parametrize("closed_aside", [True, False])
+async def test_what_is_long_is_not_closed_by_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_aside: bool
+) -> None:
+    """Freeing the pages of gigabytes takes long enough for others to notice; those of a few megabytes cost less than a thread."""
+    monkeypatch.setattr(Noted, "closed_by", 0)
+    piece = bytes(IN_MEMORY)
+    with Spool(tmp_path) as spool:
+        for _ in range(8 if closed_aside else 2):
+            await spool.write(piece)
+        assert spool._file
+        noted = Noted(os.dup(spool._file.fileno()), "r+")
+        spool._file.close()
+        spool._file = noted
+        spool.finish()
+        assert len(await gathered(spool)) == spool.size
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert not held(tmp_path)
+    assert (Noted.closed_by == get_ident()) is not closed_aside
+
+
+async def test_what_was_left_is_not_opened_again(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        for _ in range(9):
+            await spool.write(bytes(IN_MEMORY))
+    with pytest.raises(ValueError, match="over"):
+        await spool.write(b"more")
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert not held(tmp_path)
+
+
+def test_it_can_be_left_without_a_loop(tmp_path: Path) -> None:
+    async def filled() -> Spool:
+        spool = Spool(tmp_path).__enter__()
+        for _ in range(9):
+            await spool.write(bytes(IN_MEMORY))
+        return spool
+
+    asyncio.run(filled()).__exit__(None, None, None)
+    assert not held(tmp_path)
 
 
 @pytest.mark.usefixtures("_all_in_the_file")
