@@ -82,8 +82,11 @@ def running(
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
         config = Path(temp) / "config.yaml"
         config.write_text(json.dumps(settings or {}), encoding="utf-8")  # which is YAML too
-        # Models lying around on this machine would change what is measured.
-        surroundings = {"HF_HUB_CACHE": temp} if environment is None else environment
+        # Models lying around on this machine would change what is measured. Nothing else is written there: the server would look
+        # for new models whenever something is.
+        hub = Path(temp) / "hub"
+        hub.mkdir()
+        surroundings = {"HF_HUB_CACHE": str(hub)} if environment is None else environment
         with child(
             [*SERVE, "--port", str(port), "--config", str(config), *arguments], environment={"TMPDIR": temp} | surroundings
         ) as process:
