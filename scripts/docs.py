@@ -11,6 +11,7 @@ from typing import Any
 from eardrum.config import ENVIRONMENT_ALIASES, PREFIX, Settings
 from eardrum.config.sections import WITHOUT_EFFECT
 from eardrum.config.shared import SharedModel, SharedSettings
+from eardrum.config.spelling import spellings
 from eardrum.engines import registry
 from eardrum.gateway.inventory import COMMON_OPTIONS
 from eardrum.units import TIME
@@ -33,9 +34,26 @@ def main() -> None:
 
 def pages() -> Iterator[tuple[Path, str]]:
     schema = Settings.model_json_schema()
-    yield DOCS / "config.schema.json", json.dumps(schema, indent=2) + "\n"
+    yield DOCS / "config.schema.json", json.dumps(in_both_spellings(schema), indent=2) + "\n"
     yield DOCS / "config.md", config_page(schema)
     yield DOCS / "engines.md", engines_page()
+
+
+def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The schema that takes every setting in camelCase and in snake_case, as the loader does.
+
+    The other spelling is a pattern that only it matches: editors check what is written against patterns, and offer the names
+    of properties alone, so that each setting is offered once.
+    """
+    definitions = {name: in_both_spellings(part, f"$defs/{name}/") for name, part in schema.get("$defs", {}).items()}
+    properties = schema.get("properties", {})
+    patterns = {
+        f"^{other}$": {"$ref": f"#/{where}properties/{name}"}
+        for name in properties
+        for other in sorted(spellings(name) - {*properties})
+    }
+    added = {"patternProperties": schema.get("patternProperties", {}) | patterns} if patterns else {}
+    return schema | ({"$defs": definitions} if definitions else {}) | added
 
 
 def config_page(schema: dict[str, Any]) -> str:
