@@ -75,7 +75,7 @@ def create_app(service: Service) -> Access:
         Keys(lambda: service.settings.apiKeys, answers.worded, realtime.opens),
         realtime,
         Forward(service, answers.worded, own={CHAT: Chat(service)}),
-        Passthrough(service, answers.worded),
+        Passthrough(service, answers.worded, origins.is_led_here),
         Stream(service, answers.worded),
         TingWu(service),
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import requests
 
 from eardrum.api.hosts import is_local
 from eardrum.api.origins import may_use
+from eardrum.config.settings import Model
 from tests.api.forward.conftest import serving
 
 EVIL = "https://evil.example"
@@ -68,6 +71,54 @@ def test_a_picture_on_a_page_from_elsewhere_unloads_nothing() -> None:
             assert status(path, picture) == 403
             assert status(path, {"origin": EVIL}) == 403
         assert (status("/unload", link), status("/logs", link), status("/logs", {})) == (403, 200, 200)
+
+
+BROWSER = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"}
+IMAGE, PAGE = BROWSER | {"accept": "image/webp,*/*"}, BROWSER | {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def since(site: str, mode: str = "no-cors") -> dict[str, str]:
+    return {"sec-fetch-site": site, "sec-fetch-mode": mode}
+
+
+@pytest.mark.parametrize(
+    ("headers", "loads"),
+    [
+        # What says which page it is from: over HTTPS, and to this machine.
+        (IMAGE | since("cross-site"), False),
+        (IMAGE | since("same-site"), False),
+        (PAGE | since("cross-site", "navigate"), False),  # a link, a frame, a window
+        (PAGE | since("same-site", "navigate") | {"referer": f"{EVIL}/"}, False),
+        (PAGE | since("same-site", "navigate") | {"referer": "http://localhost:3000/"}, True),
+        (PAGE | since("cross-site", "navigate") | {"referer": "https://home.example/links"}, True),  # in `origins`
+        (PAGE | since("same-origin", "navigate"), True),
+        (IMAGE | since("same-origin"), True),
+        (PAGE | since("none", "navigate"), True),  # typed, or a bookmark
+        # What does not: over plain HTTP to another machine.
+        (IMAGE, False),
+        (IMAGE | {"referer": f"{EVIL}/"}, False),
+        (PAGE, False),  # typed, or a frame of a page that hides itself
+        (PAGE | {"referer": "http://[bad"}, False),
+        (PAGE | {"referer": "http://nas:8100/upstream/m/"}, True),
+        (IMAGE | {"referer": "http://nas:8100/ui/"}, True),
+        (IMAGE | {"origin": "http://nas:8100"}, True),
+        # Programs.
+        ({"user-agent": "curl/8.5.0"}, True),
+        ({"user-agent": "llama-swap"}, True),
+    ],
+)
+def test_a_link_on_a_page_from_elsewhere_loads_no_model(headers: dict[str, str], loads: bool) -> None:
+    ends = {"cmd": f"{sys.executable} -c pass", "proxy": "http://127.0.0.1:9"}
+    with serving(host="0.0.0.0", models={"m": Model(**ends)}, origins=("https://home.example",)) as gateway:
+        for method in ("GET", "HEAD"):
+            asked = headers | {"host": "nas:8100"}
+            answer = requests.request(method, f"{gateway.url}/upstream/m/?a=1", headers=asked, timeout=20)
+            begun = gateway.service.failure(gateway.service.catalog.find("m")) != ""
+            assert (answer.status_code != 403, begun) == (loads, loads), (method, answer.text)
+            if not loads and method == "GET":
+                page = headers.get("accept", "").startswith("text/html")
+                assert (page, not page) == ('href=""' in answer.text, "forbidden_origin" in answer.text)
+                assert not page or "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
 def test_a_socket_of_a_page_from_elsewhere_is_refused() -> None:

@@ -81,6 +81,18 @@ class Origins:
         origin = header(scope, b"origin")
         return not self._may_use(origin, scope) if origin else _embedded_elsewhere(scope)
 
+    def is_led_here(self, scope: Scope) -> bool:
+        """Whether a browser may have been led here, by a link, a frame or a picture, from a page that may not use what is guarded.
+
+        Such a request has no origin. But the browser may say for which site it asks, or from which page in `referer`.
+        """
+        if header(scope, b"origin"):
+            return False  # it has been judged by that
+        site = header(scope, b"sec-fetch-site")
+        if site in ("same-origin", "none") or not (site or _is_a_browsers(scope)):
+            return False
+        return not self._may_use(_origin_of(header(scope, b"referer")), scope)
+
     def _guards(self, path: str) -> bool:
         return path.startswith(GUARDED) or (path in KEPT and not self._settings().apiKeys)
 
@@ -115,15 +127,28 @@ def _embedded_elsewhere(scope: Scope) -> bool:
 def _is_browser(scope: Scope) -> bool:
     """Whether a browser asks that does not say for which site, as it does over plain HTTP to another machine.
 
-    Each of them calls itself Mozilla, for ever, and no page can keep it from that. One that names the page tells whether that is
-    the server's own.
+    One that names the page tells whether that is the server's own.
     """
-    if not header(scope, b"user-agent").startswith("Mozilla/"):
+    if not _is_a_browsers(scope):
         return False
     try:
         return urlsplit(header(scope, b"referer")).netloc != header(scope, b"host")
     except ValueError:
         return True
+
+
+def _is_a_browsers(scope: Scope) -> bool:
+    """Each browser calls itself Mozilla, for ever, and no page can keep it from that."""
+    return header(scope, b"user-agent").startswith("Mozilla/")
+
+
+def _origin_of(address: str) -> str:
+    """The origin of a page's address; empty if it has none."""
+    try:
+        page = urlsplit(address)
+    except ValueError:
+        return ""
+    return f"{page.scheme}://{page.netloc}" if page.netloc else ""
 
 
 def may_use(origin: str, host: str, *, known: bool, also: tuple[str, ...]) -> bool:

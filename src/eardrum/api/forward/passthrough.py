@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from html import escape
 from urllib.parse import unquote
 
+from starlette.responses import HTMLResponse
+
+from eardrum.api.access import record
 from eardrum.api.asgi import App, Receive, Scope, Send, header
 from eardrum.api.forward import outgoing
 from eardrum.api.forward.broken import Worded
@@ -12,7 +16,7 @@ from eardrum.api.forward.exchange import Exchange
 from eardrum.api.forward.socket import relay
 from eardrum.api.multipart import Body
 from eardrum.config.expressions import Expression
-from eardrum.errors import NotFoundError, NotReadyError, UnsupportedFeatureError
+from eardrum.errors import ForbiddenError, NotFoundError, NotReadyError, UnsupportedFeatureError
 from eardrum.gateway.inventory import Model
 from eardrum.gateway.scheduler import State
 from eardrum.gateway.service import Service
@@ -25,11 +29,12 @@ MOST_SLASHES = 8
 
 
 class Passthrough:
-    """The route, for any method and for WebSockets."""
+    """The route, for any method and for WebSockets. `is_led_here` says of a request that a page of elsewhere may be behind it."""
 
-    def __init__(self, service: Service, worded: Worded):
+    def __init__(self, service: Service, worded: Worded, is_led_here: Callable[[Scope], bool] = lambda _: False):
         self._service = service
         self._worded = worded
+        self._is_led_here = is_led_here
         self._ignored = [Expression(pattern) for pattern in service.settings.upstream.ignorePaths]
 
     def route(self, scope: Scope) -> App | None:
@@ -43,6 +48,7 @@ class Passthrough:
             ModelNotFoundError: no model's name begins the path.
             NotFoundError: there is none in it.
             NotReadyError: it is for a file of a page, and the model is not up.
+            ForbiddenError: the model is not up, and a page of elsewhere would have it loaded.
         """
         model, path = self._target(scope["raw_path"].decode("latin-1")[len(PREFIX) :])
         if not model.foreign:
@@ -58,6 +64,9 @@ class Passthrough:
             raise NotReadyError(f"{model.id} is not loaded, and {path} does not load it (upstream.ignorePaths).", param="model")
         if scope["type"] == "websocket":
             await relay(self._service, model, f"{path}{query}", scope, receive, send)
+            return
+        if self._service.state(model) is not State.READY and self._is_led_here(scope):
+            await _ask_first(model, scope, receive, send)
             return
         await self._exchange(model, f"{path}{query}", scope, receive, send)
 
@@ -109,3 +118,32 @@ async def _redirect(scope: Scope, send: Send, to: str) -> None:
     headers = [(b"location", to.encode("latin-1")), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
+
+
+async def _ask_first(model: Model, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have a person say that the model is to be loaded, in a click on a page of ours; of that the browser says where it was.
+
+    Raises:
+        ForbiddenError: it is no page that the browser wants, so nobody would see the question.
+    """
+    why = f"{model.id} is not loaded, and a page of elsewhere may have led here, which may not load it"
+    if scope["method"] != "GET" or "text/html" not in header(scope, b"accept"):
+        raise ForbiddenError(f"{why}: open {PREFIX}{model.id}/ first, or name that page's origin under `origins` in the config.")
+    record(scope).note = why
+    page = QUESTION.format(model=escape(model.id))
+    await HTMLResponse(page, 403, headers=ALONE)(scope, receive, send)
+
+
+QUESTION = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{model}</title></head>
+<body><p>{model} is not loaded. Another page may have led you here, so this takes a click:</p>
+<p><a href="">Load {model} and open its page</a></p></body></html>
+"""
+"""The link is to the address where it is shown, however that is written."""
+
+ALONE = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # no other page may have it clicked unseen
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+}
