@@ -299,6 +299,11 @@ def test_playlists_are_refused_and_open_nothing(
             listening.accept()
 
 
+def test_a_codec_that_reads_past_its_samples_is_refused() -> None:
+    head = b"MP+\x07" + (10).to_bytes(4, "little") + bytes(20)
+    assert "Musepack" in refused(head + bytes(4000))
+
+
 @pytest.mark.parametrize("container", ["mp3", "ogg", "flac", "webm", "wav"])
 def test_a_truncated_file_is_worth_what_is_in_it(container: str) -> None:
     data = encode(SAMPLES, container)
