@@ -11,6 +11,9 @@ TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
 TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# What looks at the other packages is not among them.
+AUDIT_VENV := .venv-audit
+
 # Where bytecode is never written, every one of the hundreds of processes that tests start compiles all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -18,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house run test test-torch test-whisper check unit slow docs docs-check bench clean
+.PHONY: help house run test test-openapi test-torch test-whisper check unit slow docs docs-check bench audit clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +40,9 @@ check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: about a minu
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
 	$(PYTEST) -m "slow and not (torch or nemo or whisper_base)"
+
+test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
+	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow
 
 test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
 	HF_HUB_OFFLINE=1 $(TORCH_BIN)/pytest -m torch
@@ -58,7 +64,7 @@ bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; s
 	$(BIN)/python -m bench
 
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
