@@ -82,7 +82,7 @@ class Origins:
         return not self._may_use(origin, scope) if origin else _embedded_elsewhere(scope)
 
     def is_led_here(self, scope: Scope) -> bool:
-        """Whether a browser may have been led here, by a link, a frame or a picture, from a page that may not use what is guarded.
+        """Whether a browser may have been led here, by a link, frame or picture, from a page that may not use this.
 
         Such a request has no origin. But the browser may say for which site it asks, or from which page in `referer`.
         """
