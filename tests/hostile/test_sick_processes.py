@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from tests.conftest import RunningServer, running, wait_for
+from tests.ports import free_port
+from tests.programs import fake_llm
 from tests.recordings import SPEECH_TEXT, spoken
 
 pytestmark = pytest.mark.slow
@@ -60,3 +65,22 @@ def test_a_process_that_stops_while_nobody_asks_is_noticed(server: RunningServer
     freeze(server)
     wait_for(lambda: not server.runners(), 15)
     assert server.post(spoken("flac")).json()["text"] == SPEECH_TEXT
+
+
+def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    port = free_port()
+    llm = {"cmd": fake_llm(port), "proxy": f"http://127.0.0.1:{port}"}
+    config.write_text(json.dumps({"answer_seconds": 2, "models": {"llm": llm}}))
+    with running("--config", str(config)) as server:
+
+        def ask() -> int:
+            body = {"model": "llm", "messages": [{"role": "user", "content": "?"}]}
+            return requests.post(f"{server.address}/v1/chat/completions", json=body, timeout=30).status_code
+
+        assert ask() == 200
+        (command,) = (child for child in psutil.Process(server.process.pid).children() if "fake_llm" in " ".join(child.cmdline()))
+        command.suspend()
+        assert ask() == 200
+        assert not command.is_running()
+        assert "The command of llm hangs: it was stopped (SIGSTOP) for 2 s (answer_seconds) and was killed." in server.log

@@ -230,7 +230,8 @@ class Settings(SharedSettings):
         30,
         gt=0,
         description="A model's process that gives no sign of life for so long is ended, and its requests begin anew in the next "
-        "one. A thread of its own answers, whatever the engine does. For engines of ours, not for commands.",
+        "one. A thread of its own answers, whatever the engine does. A command is asked nothing, since it may be too busy to "
+        "answer, but ended when it is stopped (SIGSTOP) for so long.",
     )
     batch_seconds: Seconds = Field(
         600,

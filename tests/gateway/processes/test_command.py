@@ -319,3 +319,21 @@ async def test_localhost_is_found_on_either_protocol(host: str) -> None:
     port = free_port()
     async with running(entry(port, "--host", host, proxy=f"http://localhost:{port}")):
         pass
+
+
+@pytest.mark.parametrize("shell", [False, True])
+async def test_one_that_is_stopped_is_ended_after_a_while_and_a_busy_one_is_not(shell: bool) -> None:
+    model = entry(free_port())
+    if shell:
+        model = model.model_copy(update={"cmd": f"sh -c {shlex.quote(model.cmd + '; exit 3')}"})
+    async with running(model) as (command, _):
+        command.watch(1.6)
+        server = psutil.Process(command.pid).children()[0] if shell else psutil.Process(command.pid)
+        server.suspend()
+        await asyncio.to_thread(wait_for, lambda: command.silent_s)
+        server.resume()
+        assert not await command.ends_within(2.2), "it goes on"
+        assert command.silent_s == 0
+        server.suspend()
+        assert await command.ends_within(10)
+        assert "was stopped (SIGSTOP) for 1.6 s (answer_seconds)" in command.ending

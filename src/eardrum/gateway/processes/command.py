@@ -18,7 +18,7 @@ from eardrum import config
 from eardrum.config import words
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.logs import Log
-from eardrum.gateway.processes import ports
+from eardrum.gateway.processes import ports, proc
 from eardrum.gateway.processes.child import Child
 from eardrum.gateway.processes.readiness import Answering, Listening, Readiness
 from eardrum.gateway.processes.register import Register
@@ -34,6 +34,9 @@ PORT_S, PORT_EVERY_S = 1.0, 0.1
 LAST_WARNING_S = 2.0
 """Between SIGTERM and SIGKILL for a command that its `cmdStop` did not stop, or that is to have no time."""
 
+LOOK_S = 10.0
+"""How often it is looked whether it is stopped."""
+
 FOREGROUND = " It has to stay in the foreground as long as it serves: no `-d`, `--daemon` or `&`."
 
 
@@ -44,6 +47,10 @@ class Command(Child):
     _environment: dict[str, str]
     _unload_s: float
     _stopping = False
+    _still_since: float | None = None
+    """Since when it is known to be stopped."""
+    _hung = ""
+    """Why it was ended that did not work any more."""
 
     @classmethod
     async def start(
@@ -79,6 +86,29 @@ class Command(Child):
             raise
         command.has_started()
         return command
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which it has been stopped."""
+        return time.monotonic() - self._still_since if self._still_since is not None else 0.0
+
+    def watch(self, still_s: float) -> None:
+        """From now on end it if it is stopped (SIGSTOP) for so long.
+
+        Nothing is asked of it: one that is busy may answer nothing for as long as it works, as whisper-server does.
+        """
+        self._watching = asyncio.ensure_future(self._watch(still_s))
+
+    async def _watch(self, still_s: float) -> None:
+        while not await self.ends_within(min(LOOK_S, still_s / 4)):
+            if self._stopping or not await asyncio.to_thread(proc.stands_still, self.pid):
+                self._still_since = None
+                continue
+            self._still_since = self._still_since or time.monotonic()
+            if self.silent_s >= still_s:
+                self._hung = f"was stopped (SIGSTOP) for {still_s:g} s (answer_seconds) and was killed"
+                log.error("The command of %s hangs: it %s.", self.name, self._hung)
+                await self.kill()
 
     async def stop(self) -> None:
         """Ask it to end, by its `cmdStop` if it has one, insist after `unloadTimeout`, and wait until it is gone."""
@@ -145,7 +175,7 @@ class Command(Child):
     def ending(self) -> str:
         """How it ended, in words."""
         left = ", leaving others behind that have been ended too" if self.left_others else ""
-        return f"{super().ending}{left}"
+        return self._hung or f"{super().ending}{left}"
 
     @property
     def advice(self) -> str:

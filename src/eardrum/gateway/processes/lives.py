@@ -117,7 +117,6 @@ class CommandLife:
 
     capabilities: Capabilities | None = None
     placement = Placement()
-    silent_s = 0.0
 
     def __init__(self, command: Command, upstream: ForeignUpstream):
         self.pid: int | None = command.pid
@@ -130,6 +129,11 @@ class CommandLife:
         """Hang up on it first: there are servers that finish what they have begun whatever they are told."""
         await self.upstream.close()
         await self._command.stop_at_once()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which it has been stopped."""
+        return self._command.silent_s
 
     @property
     def ending(self) -> str:
@@ -214,7 +218,7 @@ class Lives:
             raise
 
     async def _started_command(self, id: str, entry: config.Model, upstream: ForeignUpstream) -> Command:
-        return await Command.start(
+        command = await Command.start(
             id,
             entry,
             upstream.session,
@@ -223,6 +227,8 @@ class Lives:
             said=self._logs.of(id),
             register=self.register,
         )
+        command.watch(self.settings.answer_seconds)
+        return command
 
     async def _reached(self, id: str, entry: config.Model, upstream: ForeignUpstream) -> None:
         """Another server is asked whether it serves only if the config says at which path."""

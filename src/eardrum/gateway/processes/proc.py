@@ -16,6 +16,8 @@ TABLES = ("net/tcp", "net/tcp6")
 LISTENS = "0A"
 GONE = "ZX"
 """States of processes that have ended."""
+STOPPED = "T"
+"""State of those that SIGSTOP has stopped. One that a debugger looks at has another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Stat:
     parent: int = field(compare=False)
     group: int = field(compare=False)
     session: int = field(compare=False)
+    stopped: bool = field(default=False, compare=False)
 
 
 def stat(pid: int) -> Stat | None:
@@ -35,7 +38,7 @@ def stat(pid: int) -> Stat | None:
     with suppress(OSError, ValueError, IndexError):
         fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         if fields[0] not in GONE:
-            return Stat(pid, int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]))
+            return Stat(pid, int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]), fields[0] == STOPPED)
     return None
 
 
@@ -75,6 +78,13 @@ def carriers(mark: str) -> set[Stat]:
 def members(group: int) -> set[Stat]:
     """All of a process group that have not ended."""
     return {process for process in processes() if process.group == group}
+
+
+def stands_still(group: int) -> bool:
+    """Whether the leader of a process group is stopped, or all others in it, for which the leader may be waiting."""
+    found = members(group)
+    others = [process for process in found if process.pid != group]
+    return any(process.stopped for process in found - set(others)) or (bool(others) and all(one.stopped for one in others))
 
 
 def family(root: int) -> set[Stat]:
