@@ -160,3 +160,36 @@ def closing_code(answer: bytes) -> int:
     """Of the WebSocket's last frame."""
     at = answer.rfind(b"\x88", answer.find(b"\r\n\r\n"))
     return int.from_bytes(answer[at + 2 : at + 4], "big") if at >= 0 else 0
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("/v1/audio/transcriptions", b"a"),
+        ("/v1/images/edits", b"X: a\r\n"),
+        ("/v1/audio/transcriptions", b"\r\n\r\n\r\n--x\r\n"),
+    ],
+    ids=["a header", "headers", "parts"],
+)
+def test_the_heads_of_a_forms_parts_are_bounded(hostile: Hostile, path: str, unit: bytes) -> None:
+    kind = f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {100 * MB}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n"
+    with hostile.harmless():
+        answer = hostile.said(head.encode(), b"--x\r\nX: ", *repeat(unit * (MB // len(unit)), 100))
+    assert status(answer) == 400, answer[:200]
+
+
+def test_names_that_nobody_knows_leave_others_their_turn(hostile: Hostile) -> None:
+    with hostile.harmless(), requests.Session() as session:
+        for number in range(150):
+            body = {"model": f"nobody-{number}", "messages": []}
+            assert session.post(f"{hostile.server.address}/v1/chat/completions", json=body, timeout=20).status_code == 404
+            assert session.post(f"{hostile.server.address}/api/chat", json=body, timeout=20).status_code == 404
+
+
+def test_a_context_of_a_million_numbers_leaves_others_their_turn(hostile: Hostile) -> None:
+    with hostile.harmless():
+        for numbers in ([0xEA2D01, 2_999_000, *[7] * 999_000], [7] * 999_000):
+            body = json.dumps({"model": "llm", "prompt": "?", "context": numbers}).encode()
+            answered, text = hostile.posted("/api/generate", body)
+            assert answered in (400, 413, 502), text[:200]
