@@ -19,7 +19,7 @@ DOCUMENTED = {
     "upstream_died": (502,),
     "upstream_failed": (502,),
 }
-"""What docs/api.md allows when processes are killed and models unloaded, with the statuses that belong to it."""
+"""What docs/reference/api.md allows when processes are killed and models unloaded, with the statuses that belong to it."""
 
 OLLAMAS = (429, 500, 502, 503)
 """Statuses of the same in Ollama's API, whose errors have no code."""

@@ -1,4 +1,4 @@
-"""How long people wait for two models that replace each other, in simulated time: the table of `docs/scheduler.md`.
+"""How long people wait for two models that replace each other, in simulated time: the table of `docs/explanation/scheduler.md`.
 
 A load takes 5 s, a request 1 s; requests come at random for either. No process is started: what decides is the scheduler.
 """

@@ -16,7 +16,7 @@ from eardrum.engines import registry
 from eardrum.gateway.inventory import COMMON_OPTIONS
 from eardrum.units import TIME
 
-DOCS = Path(__file__).parent.parent / "docs"
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def main() -> None:
 
 def pages() -> Iterator[tuple[Path, str]]:
     schema = Settings.model_json_schema()
-    yield DOCS / "config.schema.json", json.dumps(in_both_spellings(schema), indent=2) + "\n"
-    yield DOCS / "config.md", config_page(schema)
-    yield DOCS / "engines.md", engines_page()
+    yield REFERENCE / "config.schema.json", json.dumps(in_both_spellings(schema), indent=2) + "\n"
+    yield REFERENCE / "config.md", config_page(schema)
+    yield REFERENCE / "engines.md", engines_page()
 
 
 def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]:
@@ -98,8 +98,9 @@ limits:
 
 ## Shared with llama-swap
 
-A `config.yaml` of llama-swap is one of Eardrum's: [llama-swap.md](llama-swap.md) says what macros, ports, groups and the matrix
-do. All of these can be used without llama-swap, too, and those of models apply to models of Eardrum's own where that makes sense.
+A `config.yaml` of llama-swap is one of Eardrum's: [llama-swap.md](../guides/llama-swap.md) says what macros, ports,
+groups and the matrix do. All of these can be used without llama-swap, too, and those of models apply to models of Eardrum's
+own where that makes sense.
 
 | setting | type | default | meaning |
 | --- | --- | --- | --- |

@@ -13,7 +13,7 @@ import yaml
 from eardrum.config import ENVIRONMENT_ALIASES, Settings, load
 from eardrum.errors import ConfigError
 
-SCHEMA = Path(__file__).parent.parent / "docs" / "config.schema.json"
+SCHEMA = Path(__file__).parent.parent / "docs" / "reference" / "config.schema.json"
 
 EXAMPLE = """
 host: 0.0.0.0
@@ -158,7 +158,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
     [
         ("EARDRUM_PROT", "1", "Unknown environment variable EARDRUM_PROT. Did you mean EARDRUM_PORT?"),
         ("EARDRUM_LIMITS_UPLOAD_BYTES", "1", "Did you mean EARDRUM_LIMITS__UPLOAD_BYTES?"),
-        ("EARDRUM_ZZZ", "1", "docs/config.md"),
+        ("EARDRUM_ZZZ", "1", "docs/reference/config.md"),
         ("EARDRUM_PORT", "high", "port is wrong"),
         ("EARDRUM_LIMITS__UPLOD_BYTES", "1", "limits.uplod_bytes. Did you mean upload_bytes?"),
         ("EARDRUM_LIMITS__FIELDS", "x", "limits.fields is wrong"),

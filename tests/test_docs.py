@@ -16,7 +16,7 @@ def examples(page: str) -> list[str]:
     return re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["llama-swap.md", "config.md", "commands.md"])
+@pytest.mark.parametrize("page", ["guides/llama-swap.md", "reference/config.md", "guides/commands.md"])
 def test_configs_that_are_shown_load_without_a_warning(page: str, tmp_path: Path) -> None:
     assert examples(page)
     for text in examples(page):
@@ -28,7 +28,7 @@ def test_configs_that_are_shown_load_without_a_warning(page: str, tmp_path: Path
 
 def test_the_page_on_llama_swap_tells_the_truth(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(examples("llama-swap.md")[0])
+    file.write_text(examples("guides/llama-swap.md")[0])
     models = config.load(file, environment={}).models
     assert models["gemma"].cmd.split() == [
         *("llama-server", "--port", "9000", "--host", "127.0.0.1", "-m", "/srv/models/gemma-3-12b.gguf")

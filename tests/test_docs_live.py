@@ -1,4 +1,4 @@
-"""The page in docs/live.md in a real browser, whose microphone is a file."""
+"""The page in docs/reference/live.md in a real browser, whose microphone is a file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ document.getElementById("start").onclick = async () => {
 
 def snippet(language: str) -> str:
     """The first block of code in this language."""
-    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / "live.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = re.search(
+        rf"```{language}\n(.*?)```", (ROOT / "docs" / "reference" / "live.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert found
     return found[1]
 

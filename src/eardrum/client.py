@@ -167,7 +167,7 @@ class Client:
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """A live session: audio goes in, JSON comes out (docs/live.md).
+        """A live session: audio goes in, JSON comes out (docs/reference/live.md).
 
         Raises:
             EardrumError: the server cannot be reached, or does not let us in.

@@ -37,7 +37,10 @@ WARNS = {
         "live: {idle_secnds: 1}",
         ["config.yaml:1: Unknown setting live.idle_secnds. Did you mean idle_seconds?"],
     ),
-    "a key like nothing": ("zzzzzz: 1", ["config.yaml:1: Unknown setting zzzzzz. `docs/config.md` lists all settings."]),
+    "a key like nothing": (
+        "zzzzzz: 1",
+        ["config.yaml:1: Unknown setting zzzzzz. `docs/reference/config.md` lists all settings."],
+    ),
     "somebody's own": ("x-mine: &a {ttl: 1}\nmodels: {a: {proxy: 'http://x', <<: *a}}", []),
     "in the order of the file": ("bbbbbb: 1\naaaaaa: 1", ["bbbbbb", "aaaaaa"]),
     "without effect": (

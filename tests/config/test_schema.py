@@ -11,7 +11,7 @@ import yaml
 from eardrum.config import load
 from eardrum.config.spelling import spellings
 
-SCHEMA = Path(__file__).parent.parent.parent / "docs" / "config.schema.json"
+SCHEMA = Path(__file__).parent.parent.parent / "docs" / "reference" / "config.schema.json"
 
 
 def test_the_schema_takes_both_spellings_as_the_loader_does_and_offers_one(tmp_path: Path) -> None:

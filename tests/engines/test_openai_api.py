@@ -30,7 +30,7 @@ from tests.ports import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, speech, spoken
 from tests.upstreams import KEY, Answer, Call, fake_upstream
 
-PAGE = (ROOT / "docs" / "upstreams.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "upstreams.md").read_text(encoding="utf-8")
 
 
 def test_options_say_what_the_upstream_can() -> None:

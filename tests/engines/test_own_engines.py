@@ -21,7 +21,7 @@ from eardrum.gateway.inventory import Inventory
 from eardrum.types import Capabilities
 from tests.recordings import spoken
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-engines.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "own-engine.md"
 
 GOOD = """
 class Parrot(Engine):

@@ -152,7 +152,7 @@ OPERATIONS = (
     Operation(
         "get",
         "/v1/audio/transcriptions/stream",
-        "A WebSocket: audio in, text while somebody speaks; docs/live.md",
+        "A WebSocket: audio in, text while somebody speaks; docs/reference/live.md",
         errors=SOCKET,
         query=SOCKET_QUERY,
         success=(101,),
@@ -241,7 +241,7 @@ OPERATIONS = (
         },
     ),
     Operation("post", "/api/inflight/{id}/cancel", "End a request in progress, by its `x-request-id`", errors=NAMED),
-    # Ollama's API; docs/api.md has the rest.
+    # Ollama's API; docs/reference/api.md has the rest.
     Operation("get", "/api/version", "The version of Ollama whose API this is, and our own"),
     Operation("get", "/api/tags", "Models, for Ollama's clients"),
     Operation("post", "/api/show", "One model, for Ollama's clients", errors=NAMED + BODY, body=MODEL, required=("model",)),

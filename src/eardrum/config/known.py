@@ -50,7 +50,7 @@ def hint(name: str, path: KeyPath = ()) -> str:
         return f"{for_all} What a model's engine takes belongs below its `options:`."
     if close := nearest(name, {known for _, names in _sections() for known in names}):
         return f" Did you mean {close}?"
-    return " `docs/config.md` lists all settings."
+    return " `docs/reference/config.md` lists all settings."
 
 
 def may_protect(name: str, value: Any, path: KeyPath = ()) -> bool:

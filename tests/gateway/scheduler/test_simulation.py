@@ -1,4 +1,4 @@
-"""How long people wait, in simulated time: the figures of `docs/scheduler.md`."""
+"""How long people wait, in simulated time: the figures of `docs/explanation/scheduler.md`."""
 
 from __future__ import annotations
 

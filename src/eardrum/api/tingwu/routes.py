@@ -39,4 +39,4 @@ class TingWu:
                 await socket.close(closing(error), error.message)
 
     async def _not_allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/live.md shows how).")
+        raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how).")

@@ -1,4 +1,7 @@
-"""Which models are up and whose turn it is. Pure: events and the time go in, actions come out. See `docs/scheduler.md`."""
+"""Which models are up and whose turn it is. Pure: events and the time go in, actions come out.
+
+`docs/explanation/scheduler.md` explains it.
+"""
 
 from eardrum.gateway.scheduler.events import (
     Action,
