@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 import pytest
 import requests
 
+from eardrum.config.settings import Model
 from tests.api.forward.conftest import Gateway, serving
 from tests.ports import free_port
 
@@ -21,6 +24,7 @@ REBOUND = "evil.example:8100"
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 PICTURE = {"user-agent": BROWSER, "accept": "image/avif,image/webp,*/*", "accept-language": "en"}
 MODEL = "moonshine-tiny-en"
+FAKE_ANYTHING = Path(__file__).parent.parent / "programs" / "fake_anything.py"
 
 
 pytestmark = pytest.mark.slow
@@ -151,6 +155,28 @@ def test_programs_and_the_servers_own_pages_unload(exposed: Gateway) -> None:
     assert status(exposed, "/unload", user_agent=BROWSER, sec_fetch_site="none", sec_fetch_mode="navigate") == 200
     assert status(exposed, "/unload", "POST") == 200
     assert status(exposed, "/unload", "POST", **lan, origin="http://192.168.1.5:8100") == 200
+
+
+def test_a_model_is_loaded_by_a_click_on_our_page_and_not_by_a_picture() -> None:
+    port = free_port()
+    command = shlex.join([sys.executable, str(FAKE_ANYTHING), str(port)])
+    model = Model(cmd=command, proxy=f"http://127.0.0.1:{port}")
+    with serving(host="0.0.0.0", models={"m": model}) as gateway:
+        page, lan = "/upstream/m/", {"host": "192.168.1.5:8100"}
+        opened = {"user-agent": BROWSER, "accept": "text/html,*/*;q=0.8"}
+        for foreign in ({}, {"referer": f"{EVIL}/"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}):
+            assert requests.get(gateway.url + page, headers=lan | PICTURE | foreign, timeout=10).status_code == 403
+        led = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+        asked = requests.get(gateway.url + page, headers=lan | opened | led, timeout=10)
+        assert (asked.status_code, asked.headers["x-frame-options"]) == (403, "DENY")
+        assert requests.get(f"{gateway.url}/running", timeout=10).json()["running"] == []
+
+        clicked = {"referer": f"http://{lan['host']}{page}"}
+        assert requests.get(gateway.url + page, headers=lan | opened | clicked, timeout=30).json() == {"read": 0}
+        assert [one["model"] for one in requests.get(f"{gateway.url}/running", timeout=10).json()["running"]] == ["m"]
+        assert requests.get(gateway.url + page, headers=lan | opened, timeout=10).status_code == 200, (
+            "it is up: nothing is loaded"
+        )
 
 
 @pytest.mark.parametrize("key", ["schlüssel".encode(), b"sk-1"])
