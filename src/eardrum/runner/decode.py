@@ -99,8 +99,8 @@ AV_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
 LIVE_OPTIONS = {"probesize": "2048", "analyzeduration": "0"}
 """Begin to decode with the first bytes that allow it. (`fflags=nobuffer` would drop those that were looked at.)"""
 
-UNSAFE = {"mpc7"}
-"""Codecs whose decoders are known to hand out more than they have decoded: FFmpeg up to 9.0.2, CVE-2026-125171."""
+UNSAFE = {"mpc7": "Musepack 7", "adpcm_adx": "ADX", "apac": "APAC"}
+"""Decoders of FFmpeg's that are known to go past their samples, and of what: CVE-2026-125171, CVE-2026-64835, CVE-2026-125267."""
 
 EMPTY = "The file is empty (0 bytes)."
 
@@ -230,10 +230,8 @@ class Decoder:
             if not container.streams.audio:
                 raise AudioError("The file has no audio track.")
             for stream in container.streams.audio:
-                if stream.codec_context.name in UNSAFE:
-                    raise AudioError(
-                        "The file is Musepack of stream version 7, which is not decoded for safety: send flac, mp3, ogg or wav."
-                    )
+                if kind := UNSAFE.get(stream.codec_context.name):
+                    raise AudioError(f"The sound is {kind}, which is not decoded for safety: send flac, mp3, ogg or wav.")
                 stream.codec_context.options = {"max_samples": str(FRAME_VALUES)}
             choice = Tracks(container.streams.audio, self._wanted, held_s=LIVE_HELD_S if self._live else HELD_S)
             closing.callback(choice.close)
