@@ -63,6 +63,13 @@ bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; s
 	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python -m bench
 
+# With --strict a package that the service does not know, or a service that does not answer, is a failure and no silence.
+audit: $(VENV)/installed ## Look for known vulnerabilities in what is installed; asks a service on the internet.
+	$(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip freeze --exclude-editable > $(AUDIT_VENV)/installed.txt
+	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT_VENV)/installed.txt
+
 clean: ## Remove what was installed and cached.
 	rm -rf $(VENV) $(TORCH_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
