@@ -14,24 +14,24 @@ from time import process_time
 from bench.runners import WEIGHTS
 from eardrum.engines.base import Engine, Window
 from eardrum.runner.__main__ import load_engine
-from eardrum.runner.decode import Decoder
-from eardrum.runner.inlet import Inlet
-from eardrum.runner.listener import _blocks
-from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
-from eardrum.runner.vad import Vad
-from eardrum.runner.windows import Cut, Cutter, Cutting
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.segmenter import SegmenterConfig, SpeechChunk, SpeechSegmenter
+from eardrum.runner.transcription import split_blocks
+from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator
+from eardrum.runner.vad import VadModel
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 
 
-def transcribe(data: bytes, engine: Engine, vad: Vad, batches: list[int]) -> None:
+def transcribe(data: bytes, engine: Engine, vad: VadModel, batches: list[int]) -> None:
     """Bytes to text, in exactly these batches.
 
     Raises:
         RuntimeError: there are more or fewer windows.
     """
-    stream, cutter = vad.stream(), Cutter(Cutting(max_s=engine.capabilities.max_window_s))
-    decoder = Decoder(Inlet.holding(data), raw_pcm=False, max_seconds=3600)
-    windows = [_window(cut) for block in _blocks(decoder) for cut in cutter.feed(block, stream(block))]
+    stream, cutter = vad.open_stream(), SpeechSegmenter(SegmenterConfig(max_s=engine.capabilities.max_window_s))
+    decoder = AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=3600)
+    windows = [_window(cut) for block in split_blocks(decoder) for cut in cutter.feed(block, stream(block))]
     windows += [_window(cut) for cut in cutter.finish()]
     if len(windows) != sum(batches):
         raise RuntimeError(f"{len(windows)} windows do not fill batches of {batches}")
@@ -40,14 +40,14 @@ def transcribe(data: bytes, engine: Engine, vad: Vad, batches: list[int]) -> Non
         engine.transcribe(list(islice(waiting, size)))
 
 
-def _window(cut: Cut) -> Window:
-    return Window(cut.audio, cut.start / SAMPLE_RATE, cut.speech, (0.0, len(cut.audio) / SAMPLE_RATE), Request())
+def _window(cut: SpeechChunk) -> Window:
+    return Window(cut.audio, cut.start / SAMPLE_RATE, cut.speech, (0.0, len(cut.audio) / SAMPLE_RATE), TranscriptionRequest())
 
 
 def main() -> None:
     """Answer until stdin closes."""
     tune_allocator()
-    engine, vad = load_engine("moonshine", WEIGHTS, {}), Vad()
+    engine, vad = load_engine("moonshine", WEIGHTS, {}), VadModel()
     data, batches = Path(sys.argv[1]).read_bytes(), [int(size) for size in sys.argv[2].split(",")]
     transcribe(data, engine, vad, batches)
     freeze_garbage_collector()

@@ -20,22 +20,21 @@ import numpy as np
 
 from eardrum.engines.base import Engine, Window
 from eardrum.runner.__main__ import load_engine
-from eardrum.runner.decode import Decoder
-from eardrum.runner.inlet import Inlet
-from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
-from eardrum.runner.threads import wait_without_spinning
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.tuning import freeze_garbage_collector, set_passive_waiting, tune_allocator
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 
 
 def hear(engine: Engine, path: Path, language: str | None) -> dict[str, Any]:
     """Text and CPU of a recording that fits into one window."""
-    blocks = list(Decoder(Inlet.holding(path.read_bytes()), raw_pcm=False, max_seconds=24 * 3600))
+    blocks = list(AudioDecoder(BytePipe.from_bytes(path.read_bytes()), raw_pcm=False, max_seconds=24 * 3600))
     audio = np.concatenate(blocks)
     seconds = len(audio) / SAMPLE_RATE
     if seconds > engine.capabilities.max_window_s:
         return {"text": None, "cpu_s": 0.0}
     started = process_time()
-    (hearing,) = engine.transcribe([Window(audio, 0.0, 1.0, (0.0, seconds), Request(language=language))])
+    (hearing,) = engine.transcribe([Window(audio, 0.0, 1.0, (0.0, seconds), TranscriptionRequest(language=language))])
     return {"text": " ".join(segment.text for segment in hearing.segments), "cpu_s": process_time() - started}
 
 
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--options", default=options)
     arguments = parser.parse_args()
     tune_allocator()
-    wait_without_spinning()
+    set_passive_waiting()
     engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
     freeze_garbage_collector()
     for line in sys.stdin:

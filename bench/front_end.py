@@ -37,15 +37,15 @@ def measure(quick: bool) -> list[Figure]:
 
 def ours(data: bytes) -> int:
     """Bytes to windows as the runner does it; the number of windows."""
-    from eardrum.runner.decode import Decoder  # noqa: PLC0415
-    from eardrum.runner.inlet import Inlet  # noqa: PLC0415
-    from eardrum.runner.listener import _blocks  # noqa: PLC0415
-    from eardrum.runner.vad import Vad  # noqa: PLC0415
-    from eardrum.runner.windows import Cutter, Cutting  # noqa: PLC0415
+    from eardrum.runner.byte_pipe import BytePipe  # noqa: PLC0415
+    from eardrum.runner.decoder import AudioDecoder  # noqa: PLC0415
+    from eardrum.runner.segmenter import SegmenterConfig, SpeechSegmenter  # noqa: PLC0415
+    from eardrum.runner.transcription import split_blocks  # noqa: PLC0415
+    from eardrum.runner.vad import VadModel  # noqa: PLC0415
 
-    vad, cutter = Vad().stream(), Cutter(Cutting(max_s=30.0))
-    decoder = Decoder(Inlet.holding(data), raw_pcm=False, max_seconds=24 * 3600)
-    windows = sum(1 for block in _blocks(decoder) for _ in cutter.feed(block, vad(block)))
+    vad, cutter = VadModel().open_stream(), SpeechSegmenter(SegmenterConfig(max_s=30.0))
+    decoder = AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=24 * 3600)
+    windows = sum(1 for block in split_blocks(decoder) for _ in cutter.feed(block, vad(block)))
     return windows + sum(1 for _ in cutter.finish())
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     """Print the CPU seconds one way takes for one file."""
     way, data = {"ours": ours, "usual": usual}[sys.argv[1]], Path(sys.argv[2]).read_bytes()
     if sys.argv[1] == "ours":
-        from eardrum.runner.memory import freeze_garbage_collector, tune_allocator  # noqa: PLC0415
+        from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator  # noqa: PLC0415
 
         tune_allocator()
         way(data[: WARM_S * 16_000])

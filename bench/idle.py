@@ -15,7 +15,7 @@ from bench.figure import Compare, Figure
 from bench.server import SERVE, free_port, until_healthy
 from bench.usage import rss_mb
 
-GATEWAY = "import gc; gc.disable(); import eardrum.app"
+GATEWAY = "import gc; gc.disable(); import eardrum.server.app"
 """As the command does it."""
 
 

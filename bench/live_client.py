@@ -13,7 +13,7 @@ import aiohttp
 
 from bench.client import MODEL
 from bench.live_delays import Message
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 
 PATH = "/v1/audio/transcriptions/stream"
 PIECE_S = 0.05

@@ -17,7 +17,7 @@ from bench.live_delays import Delays, delays
 from bench.live_recording import recording
 from bench.recordings import mp3, speech, tape_mp3
 from bench.server import RunningServer, running
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 
 SETTINGS = {"live": {"sessions": 1000}, "limits": {"requests": 1000}}
 """So that it is the machine that says when there are too many."""

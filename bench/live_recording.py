@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from bench.recordings import PAUSE_S, PHONE, Samples, decoded
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)

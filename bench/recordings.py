@@ -13,7 +13,7 @@ from typing import Any, cast
 import av
 import numpy as np
 
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "src" / "eardrum" / "sample.ogg"

@@ -25,11 +25,10 @@ from bench.children import child
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.runner.__main__ import load_engine, serve
 from eardrum.runner.app import RunnerApp
-from eardrum.runner.batcher import Batcher, Job
-from eardrum.runner.liveness import Liveness
-from eardrum.runner.memory import freeze_garbage_collector, tune_allocator
-from eardrum.runner.queue import FairQueue, Queue
-from eardrum.runner.vad import Vad
+from eardrum.runner.batcher import DecodeJob, LivenessProbe, WindowBatcher
+from eardrum.runner.fair_queue import FairQueue, WindowQueue
+from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator
+from eardrum.runner.vad import VadModel
 
 EMBEDDED = find_spec("moonshine_voice")
 assert EMBEDDED
@@ -42,17 +41,17 @@ class FifoQueue:
     """Windows in the order in which they came, whoever sent them."""
 
     def __init__(self) -> None:
-        self._items: deque[Job] = deque()
+        self._items: deque[DecodeJob] = deque()
 
-    def push(self, item: Job) -> None:
+    def push(self, item: DecodeJob) -> None:
         """Add a window."""
         self._items.append(item)
 
-    def take(self, limit: int, *, live: bool = False) -> list[Job]:
+    def take(self, limit: int, *, live: bool = False) -> list[DecodeJob]:
         """Remove and return the oldest windows, up to `limit`."""
         return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
 
-    def drop(self, request_id: int) -> list[Job]:
+    def drop(self, request_id: int) -> list[DecodeJob]:
         """Remove and return everything of one request."""
         dropped = [item for item in self._items if item.request_id == request_id]
         self._items = deque(item for item in self._items if item.request_id != request_id)
@@ -151,13 +150,13 @@ def main() -> None:
     arguments.parent, arguments.own_folder = True, None
     tune_allocator()
     engine = load_engine("moonshine", WEIGHTS, {})
-    queue: Queue[Job] = FifoQueue() if arguments.order == "fifo" else FairQueue[Job]()
-    batcher = Batcher(TellingEngine(engine) if arguments.tell else engine, batch=arguments.batch, queue=queue)
+    queue: WindowQueue[DecodeJob] = FifoQueue() if arguments.order == "fifo" else FairQueue[DecodeJob]()
+    batcher = WindowBatcher(TellingEngine(engine) if arguments.tell else engine, batch=arguments.batch, queue=queue)
     app = (LockedRunnerApp if arguments.order == "lock" else RunnerApp)(
-        batcher, Vad(), engine.capabilities, max_audio_s=24 * 3600
+        batcher, VadModel(), engine.capabilities, max_audio_s=24 * 3600
     )
     freeze_garbage_collector()
-    serve(app, arguments, {}, Liveness(batcher))
+    serve(app, arguments, {}, LivenessProbe(batcher))
     batcher.close()
 
 

@@ -25,7 +25,7 @@ from bench.live_recording import announcements
 from bench.recordings import Samples
 from bench.soak_answers import WrongError, check_error, check_ollamas, check_status, check_text, event_data
 from bench.whispers import NAME as WHISPER
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 from tests.models import hearing
 from tests.recordings import encode
 

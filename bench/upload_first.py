@@ -25,7 +25,7 @@ from starlette.routing import Route
 from bench.runners import WEIGHTS
 from eardrum.engines.base import Engine, Window
 from eardrum.runner.__main__ import load_engine
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 
 
 def create_app(engine: Engine) -> Starlette:
@@ -52,7 +52,7 @@ def _first_segment(engine: Engine, path: str) -> Iterator[str]:
     spoken = get_speech_timestamps(audio)[0]
     longest = int(engine.capabilities.max_window_s * SAMPLE_RATE)
     cut = audio[spoken["start"] : spoken["end"]][:longest]
-    (hearing,) = engine.transcribe([Window(cut, 0.0, 1.0, (0.0, len(cut) / SAMPLE_RATE), Request())])
+    (hearing,) = engine.transcribe([Window(cut, 0.0, 1.0, (0.0, len(cut) / SAMPLE_RATE), TranscriptionRequest())])
     text = hearing.segments[0].text
     return iter([f"data: {json.dumps({'type': 'transcript.text.delta', 'delta': text})}\n\n"])
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from eardrum.config import ENVIRONMENT_ALIASES, PREFIX, Settings
-from eardrum.config.sections import WITHOUT_EFFECT
-from eardrum.config.shared import SharedModel, SharedSettings
-from eardrum.config.spelling import spellings
+from eardrum.config import ENVIRONMENT_ALIASES, ENVIRONMENT_PREFIX, Settings
+from eardrum.config.llama_swap import WITHOUT_EFFECT, SharedModelSettings, SharedSettings
+from eardrum.config.setting_names import list_spellings
 from eardrum.engines import registry
-from eardrum.gateway.inventory import COMMON_OPTIONS
+from eardrum.gateway.models.inventory import COMMON_OPTIONS
 from eardrum.units import TIME
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
@@ -50,7 +49,7 @@ def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]
     patterns = {
         f"^{other}$": {"$ref": f"#/{where}properties/{name}"}
         for name in properties
-        for other in sorted(spellings(name) - {*properties})
+        for other in sorted(list_spellings(name) - {*properties})
     }
     added = {"patternProperties": schema.get("patternProperties", {}) | patterns} if patterns else {}
     return schema | ({"$defs": definitions} if definitions else {}) | added
@@ -59,14 +58,16 @@ def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]
 def config_page(schema: dict[str, Any]) -> str:
     aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
     table = Table(schema)
-    shared = {"": SharedSettings.model_fields, MODEL: SharedModel.model_fields}
+    shared = {"": SharedSettings.model_fields, MODEL: SharedModelSettings.model_fields}
     own = table.rows(schema, wanted=lambda prefix, name: name not in shared.get(prefix, ()))
-    of_models = table.rows(schema["$defs"]["Model"], MODEL, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
+    of_models = table.rows(
+        schema["$defs"]["ModelSettings"], MODEL, wanted=lambda prefix, name: name in shared.get(prefix, (name,))
+    )
     of_servers = table.rows(schema, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
     return f"""# Settings
 
-Generated from `src/eardrum/config/`. A YAML file (`--config FILE`, or `{PREFIX}CONFIG`) is overridden by the
-environment, that by `--set a.b=c`. In the environment a setting `a.b` is `{PREFIX}A__B`; lists and maps are JSON.
+Generated from `src/eardrum/config/`. A YAML file (`--config FILE`, or `{ENVIRONMENT_PREFIX}CONFIG`) is overridden by the
+environment, that by `--set a.b=c`. In the environment a setting `a.b` is `{ENVIRONMENT_PREFIX}A__B`; lists and maps are JSON.
 Editors check the file against `config.schema.json`, and `eardrum check FILE` says what it amounts to.
 
 ```yaml
@@ -80,7 +81,8 @@ limits:
   upload_bytes: 1000000000
 ```
 
-- `--config` may be given several times, and `--config-dir` (`{PREFIX}CONFIG_DIR`) takes all `*.yaml` and `*.yml` of a folder.
+- `--config` may be given several times, and `--config-dir` (`{ENVIRONMENT_PREFIX}CONFIG_DIR`)
+  takes all `*.yaml` and `*.yml` of a folder.
   Maps are joined, lists follow one another, and nothing may be set to two values.
 - In a file a name that is no setting is ignored with a warning, as llama-swap does it without one; names that begin with `x-`
   are yours. In the environment and after `--set` it is an error, and in a file, too, where it may be meant to protect the
@@ -108,7 +110,7 @@ own where that makes sense.
 
 ## Names other servers use
 
-These variables mean the same settings here; `{PREFIX}...` wins over them.
+These variables mean the same settings here; `{ENVIRONMENT_PREFIX}...` wins over them.
 
 | variable | setting |
 | --- | --- |

@@ -9,7 +9,7 @@ import pytest
 
 from eardrum.engines import registry
 from eardrum.engines.registry import Card
-from eardrum.types import Capabilities
+from eardrum.transcription import Capabilities
 
 
 def card(name: str, **declared: Any) -> Card:

@@ -95,7 +95,7 @@ asyncio.run(main())
 def running(*arguments: str, prelude: str = "", **environment: str) -> Iterator[RunningServer]:
     """A server with these arguments; afterwards nothing of it may be left. `prelude` is run in its process before it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-test-") as temp:
-        program = f"{prelude}\nfrom eardrum.cli import main; main()"
+        program = f"{prelude}\nfrom eardrum.cli.main import main; main()"
         command = [sys.executable, "-c", program, "serve", "--port", "0", *NO_WYOMING, *arguments]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_"))}
         process = subprocess.Popen(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from eardrum.http import Http
+from eardrum.server.uvicorn_http import UvicornHttpProtocol
 
 START = "http.response.start"
 BODY = "http.response.body"
@@ -23,7 +23,9 @@ async def exchanged(messages: Sequence[dict[str, Any]], request: bytes = b"GET /
         for message in messages:
             await send(dict(message))
 
-    config = uvicorn.Config(app, http=Http, lifespan="off", log_config=None, server_header=False, date_header=False)
+    config = uvicorn.Config(
+        app, http=UvicornHttpProtocol, lifespan="off", log_config=None, server_header=False, date_header=False
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -16,7 +16,7 @@ from threading import Event, Thread
 import pytest
 
 from eardrum.engines import registry
-from eardrum.gateway.store import Store
+from eardrum.gateway.models.store import ModelStore
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 from tests.recordings import SPEECH_TEXT, spoken
@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: Shell) -> 
     gate.set()
     shell("pull", NAME)
     assert shell.hub.ranges
-    assert Store(shell.store).find(NAME)
+    assert ModelStore(shell.store).find_files(NAME)
     assert "not finished" not in shell("list")
 
 
@@ -208,7 +208,7 @@ def test_rm_asks_on_a_terminal(shell: Shell) -> None:
         os.close(terminal)
         os.close(main)
         assert f"Delete {NAME} from {shell.store}?".encode() in out
-        assert bool(Store(shell.store).find(NAME)) is stays
+        assert bool(ModelStore(shell.store).find_files(NAME)) is stays
 
 
 def test_engines_tells_what_each_can_and_lacks(shell: Shell) -> None:

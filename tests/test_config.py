@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eardrum.config import ENVIRONMENT_ALIASES, Settings, load
+from eardrum.config import ENVIRONMENT_ALIASES, Settings, load_settings
 from eardrum.errors import ConfigError
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "reference" / "config.schema.json"
@@ -41,17 +41,17 @@ def written(folder: Path, text: str) -> Path:
 
 def wrong(file: Path | None = None, assignments: tuple[str, ...] = (), **environment: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(file, assignments, environment)
+        load_settings(file, assignments, environment)
     return caught.value.message
 
 
 def test_defaults() -> None:
-    assert load(environment={}) == Settings()
+    assert load_settings(environment={}) == Settings()
     assert (Settings().host, Settings().port) == ("127.0.0.1", 8100), "nothing is open to the network unasked"
 
 
 def test_a_file(tmp_path: Path) -> None:
-    found = load(written(tmp_path, EXAMPLE), environment={})
+    found = load_settings(written(tmp_path, EXAMPLE), environment={})
     assert (found.host, found.port, found.default_model) == ("0.0.0.0", 8200, "mine")
     mine = found.models["mine"]
     assert (mine.source, mine.aliases, mine.options, mine.batch) == (
@@ -66,7 +66,7 @@ def test_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
 def test_an_empty_file(tmp_path: Path, text: str) -> None:
-    assert load(written(tmp_path, text), environment={}) == Settings()
+    assert load_settings(written(tmp_path, text), environment={}) == Settings()
 
 
 def test_each_place_overrides_those_before_it(tmp_path: Path) -> None:
@@ -78,19 +78,19 @@ def test_each_place_overrides_those_before_it(tmp_path: Path) -> None:
         "EARDRUM_LIMITS__REQUESTS": "2",
         "EARDRUM_LIMITS__FIELDS": "2",
     }
-    found = load(file, ["port=3", "limits.fields=3"], environment)
+    found = load_settings(file, ["port=3", "limits.fields=3"], environment)
     assert (found.port, found.host, found.default_model) == (3, "environment", "alias")
     assert (found.limits.fields, found.limits.requests, found.limits.json_bytes) == (3, 2, 1)
-    assert load(file, ["port=3"], environment, {"port": 4, "host": None}).port == 4
-    assert load(file, [], environment, {"port": None, "host": None}).host == "environment"
+    assert load_settings(file, ["port=3"], environment, {"port": 4, "host": None}).port == 4
+    assert load_settings(file, [], environment, {"port": None, "host": None}).host == "environment"
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     environment = {"EARDRUM_CONFIG": str(written(tmp_path, "port: 5"))}
-    assert load(environment=environment).port == 5
+    assert load_settings(environment=environment).port == 5
     other = tmp_path / "other.yaml"
     other.write_text("port: 6")
-    assert load(other, environment=environment).port == 6
+    assert load_settings(other, environment=environment).port == 6
 
 
 @pytest.mark.parametrize(("variable", "setting"), ENVIRONMENT_ALIASES.items())
@@ -98,33 +98,33 @@ def test_names_that_other_servers_use(variable: str, setting: str) -> None:
     pairs = {"device": ("cpu", "cuda"), "default_language": ("de", "fr"), "subtitles.highlight_words": ("True", "False")}
     theirs, ours = pairs.get(setting, ("30", "20") if setting.startswith("subtitles.") else ("theirs", "ours"))
     value = attrgetter(setting)
-    assert str(value(load(environment={variable: theirs}))) == theirs
+    assert str(value(load_settings(environment={variable: theirs}))) == theirs
     both = {f"EARDRUM_{setting.replace('.', '__').upper()}": ours, variable: theirs}
-    assert str(value(load(environment=both))) == ours
-    assert value(load(environment={variable: ""})) == value(Settings())
+    assert str(value(load_settings(environment=both))) == ours
+    assert value(load_settings(environment={variable: ""})) == value(Settings())
 
 
 def test_the_first_of_several_aliases_wins() -> None:
-    assert load(environment={"WHISPER_MODEL": "b", "STT_DEFAULT_MODEL": "a"}).default_model == "a"
+    assert load_settings(environment={"WHISPER_MODEL": "b", "STT_DEFAULT_MODEL": "a"}).default_model == "a"
 
 
 def test_models_in_the_environment() -> None:
-    found = load(environment={"EARDRUM_MODELS__tiny__SOURCE": "/x", "EARDRUM_MODELS__tiny__BATCH": "2"})
+    found = load_settings(environment={"EARDRUM_MODELS__tiny__SOURCE": "/x", "EARDRUM_MODELS__tiny__BATCH": "2"})
     assert (found.models["tiny"].source, found.models["tiny"].batch) == ("/x", 2)
-    found = load(environment={"EARDRUM_MODELS": json.dumps({"Org/tiny": {"source": "/y", "aliases": ["a"]}})})
+    found = load_settings(environment={"EARDRUM_MODELS": json.dumps({"Org/tiny": {"source": "/y", "aliases": ["a"]}})})
     assert found.models["Org/tiny"].aliases == ("a",)
 
 
 def test_models_by_assignment(tmp_path: Path) -> None:
     file = written(tmp_path, EXAMPLE)
-    found = load(file, ["models.mine.batch=8", "models.other.source=/x", "models.mine.options={threads: 4}"], {})
+    found = load_settings(file, ["models.mine.batch=8", "models.other.source=/x", "models.mine.options={threads: 4}"], {})
     assert (found.models["mine"].batch, found.models["mine"].source) == (8, "/models/mine")
     assert found.models["mine"].options == {"threads": 4}
     assert found.models["other"].source == "/x"
 
 
 def test_other_programs_variables_are_none_of_ours() -> None:
-    assert load(environment={"PATH": "/bin", "PORT": "1", "HOST": "x", "MODELS": "[", "LOG": "x"}) == Settings()
+    assert load_settings(environment={"PATH": "/bin", "PORT": "1", "HOST": "x", "MODELS": "[", "LOG": "x"}) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_the_schema_knows_every_setting() -> None:
 
 
 def test_norwegian_is_a_language(tmp_path: Path) -> None:
-    assert load(None, ("default_language=no",), {}).default_language == "no"
-    assert load(written(tmp_path, "default_language: no"), (), {}).default_language == "no"
+    assert load_settings(None, ("default_language=no",), {}).default_language == "no"
+    assert load_settings(written(tmp_path, "default_language: no"), (), {}).default_language == "no"
 
 
 def test_values_that_cannot_be_are_refused_at_the_start() -> None:
@@ -249,4 +249,4 @@ def test_values_that_cannot_be_are_refused_at_the_start() -> None:
 
 
 def test_a_section_left_empty_is_its_default(tmp_path: Path) -> None:
-    assert load(written(tmp_path, "limits:"), (), {}).limits == Settings().limits
+    assert load_settings(written(tmp_path, "limits:"), (), {}).limits == Settings().limits

@@ -22,14 +22,14 @@ def test_configs_that_are_shown_load_without_a_warning(page: str, tmp_path: Path
     for text in examples(page):
         file = tmp_path / "config.yaml"
         file.write_text(text)
-        loaded = config.read(file, environment={})
+        loaded = config.load_config(file, environment={})
         assert (loaded.settings.models != {}, [str(warning) for warning in loaded.warnings]) == (True, [])
 
 
 def test_the_page_on_llama_swap_tells_the_truth(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(examples("guides/llama-swap.md")[0])
-    models = config.load(file, environment={}).models
+    models = config.load_settings(file, environment={}).models
     assert models["gemma"].cmd.split() == [
         *("llama-server", "--port", "9000", "--host", "127.0.0.1", "-m", "/srv/models/gemma-3-12b.gguf")
     ]

@@ -15,37 +15,37 @@ from tests.gguf_files import QWEN, TOOLS_TEMPLATE, entry, put, text
 from tests.gguf_files import gguf as made
 
 
-def read(tmp_path: Path, content: bytes) -> gguf.Head | None:
-    gguf._read.cache_clear()
+def read(tmp_path: Path, content: bytes) -> gguf.GgufHeader | None:
+    gguf._read_cached.cache_clear()
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    return gguf.read(path)
+    return gguf.read_header(path)
 
 
-@pytest.mark.parametrize("piece", [64, 1000, gguf.PIECE])
+@pytest.mark.parametrize("piece", [64, 1000, gguf.CHUNK_BYTES])
 @pytest.mark.parametrize("version", [2, 3])
 def test_what_a_model_says_of_itself(tmp_path: Path, version: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "PIECE", piece)
+    monkeypatch.setattr(gguf, "CHUNK_BYTES", piece)
     head = read(tmp_path, made(QWEN, version) + bytes(5000))
     assert head
     assert head.values == {key: value for key, value in QWEN.items() if not isinstance(value, tuple)}
-    assert (head.architecture, head.context, head.template) == ("qwen3", 40960, TOOLS_TEMPLATE)
-    assert (head.quantization, head.embeds, head.ranks) == ("Q4_K_M", False, False)
+    assert (head.architecture, head.context_length, head.chat_template) == ("qwen3", 40960, TOOLS_TEMPLATE)
+    assert (head.quantization, head.is_embedding_model, head.is_reranker) == ("Q4_K_M", False, False)
 
 
 def test_vectors_and_rankings() -> None:
-    assert gguf.Head({"general.architecture": "nomic-bert"}).embeds
-    assert gguf.Head({"general.architecture": "qwen3", "qwen3.pooling_type": 3}).embeds
-    assert gguf.Head({"general.architecture": "qwen3", "qwen3.pooling_type": 4}).ranks
-    assert not gguf.Head({"general.architecture": 3, "general.file_type": "x"}).quantization
+    assert gguf.GgufHeader({"general.architecture": "nomic-bert"}).is_embedding_model
+    assert gguf.GgufHeader({"general.architecture": "qwen3", "qwen3.pooling_type": 3}).is_embedding_model
+    assert gguf.GgufHeader({"general.architecture": "qwen3", "qwen3.pooling_type": 4}).is_reranker
+    assert not gguf.GgufHeader({"general.architecture": 3, "general.file_type": "x"}).quantization
 
 
 def test_a_file_that_becomes_another_is_read_again(tmp_path: Path) -> None:
     path = put(tmp_path / "m.gguf")
-    before = gguf.read(path)
-    assert before is gguf.read(path)
+    before = gguf.read_header(path)
+    assert before is gguf.read_header(path)
     put(path, {"general.architecture": "llama"})
-    after = gguf.read(path)
+    after = gguf.read_header(path)
     assert after
     assert after.architecture == "llama"
 
@@ -73,20 +73,20 @@ ODD = {
 
 @pytest.mark.parametrize("content", ODD.values(), ids=ODD)
 def test_damage_is_no_head(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "MOST", 1 << 16)
-    monkeypatch.setattr(gguf, "PIECE", 1 << 12)
+    monkeypatch.setattr(gguf, "MAX_HEADER_BYTES", 1 << 16)
+    monkeypatch.setattr(gguf, "CHUNK_BYTES", 1 << 12)
     assert read(tmp_path, content) is None
 
 
 def test_no_more_is_read_than_a_head_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "MOST", 1 << 16)
-    monkeypatch.setattr(gguf, "PIECE", 1 << 12)
+    monkeypatch.setattr(gguf, "MAX_HEADER_BYTES", 1 << 16)
+    monkeypatch.setattr(gguf, "CHUNK_BYTES", 1 << 12)
     texts = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 60)
     path = tmp_path / "endless.gguf"
     with path.open("wb") as file:
         file.write(texts)
         file.truncate(1 << 40)  # empty texts, for ever
-    assert gguf.read(path) is None
+    assert gguf.read_header(path) is None
 
 
 def test_numbers_that_json_does_not_have_are_left_out(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_numbers_that_json_does_not_have_are_left_out(tmp_path: Path) -> None:
 def test_what_is_no_file_is_no_head(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "pipe", Path("/dev/zero"), Path("a\0b"), Path("x" * 5000)):
-        assert gguf.read(path) is None
+        assert gguf.read_header(path) is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -108,7 +108,7 @@ def test_no_byte_does_harm(tmp_path_factory: pytest.TempPathFactory, data: st.Da
     for at in data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4)):
         content[at] = data.draw(st.integers(0, 255))
     head = read(tmp_path_factory.getbasetemp(), bytes(content))
-    assert head is None or isinstance(head.context, int)
+    assert head is None or isinstance(head.context_length, int)
 
 
 def test_the_maker_of_test_files_is_right() -> None:

@@ -21,13 +21,13 @@ from schemathesis import GenerationMode
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from eardrum.api.docs import description
-from eardrum.api.forward.routes import GOT, POSTED
-from eardrum.api.realtime import rest
-from eardrum.api.realtime.routes import TALKING
-from eardrum.app import Front, create_app
+from eardrum.api.openapi import build_document
+from eardrum.api.proxy.routes import GET_ROUTES, POST_ROUTES
+from eardrum.api.realtime import client_secrets
+from eardrum.api.realtime.routes import CONVERSATION_PATHS
 from eardrum.config import Settings
 from eardrum.gateway.service import Service
+from eardrum.server.app import RequestDispatcher, create_app
 from tests.conftest import RunningServer, running
 from tests.ports import free_port
 from tests.recordings import encode, tone
@@ -47,7 +47,7 @@ SOCKETS = ("/v1/audio/transcriptions/stream", "/ws/realtime", "/v1/realtime")
 RECORDING = encode(tone(0.5), "wav")
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 
-DOCUMENT = description()
+DOCUMENT = build_document()
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
@@ -59,16 +59,16 @@ def unnamed(path: str) -> str:
 def served() -> set[tuple[str, str]]:
     """Every route there is."""
     front = create_app(Service(Settings()))._app
-    assert isinstance(front, Front)
-    others = front._others
+    assert isinstance(front, RequestDispatcher)
+    others = front._fallback_app
     assert isinstance(others, Starlette)
     found: set[tuple[str, str]] = set()
     for route in others.routes:
         assert isinstance(route, Route)
         methods = {method.lower() for method in route.methods or ()} - ({"head"} if "GET" in (route.methods or ()) else set())
         found |= {(method, route.path) for method in methods}
-    found |= {("post", path) for path in (*POSTED, *rest.ANSWERS, *TALKING)}
-    found |= {("get", path) for path in (*GOT, *SOCKETS)}
+    found |= {("post", path) for path in (*POST_ROUTES, *client_secrets.HANDLERS, *CONVERSATION_PATHS)}
+    found |= {("get", path) for path in (*GET_ROUTES, *SOCKETS)}
     found |= {(method, "/upstream/{name}/{path}") for method in METHODS}
     return found - {("post", "/v1/realtime")}
 
@@ -89,7 +89,7 @@ def test_every_operation_says_what_it_takes_and_answers() -> None:
         assert {"400", "401", "403", "431", "500"} <= operation["responses"].keys(), path
         taken = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"]
         assert taken == re.findall(r"\{(\w+)\}", path), path
-        if method == "post" and path in POSTED:
+        if method == "post" and path in POST_ROUTES:
             assert "requestBody" in operation, path
     identifiers = [DOCUMENT["paths"][path][method]["operationId"] for method, path in OPERATIONS]
     assert len(set(identifiers)) == len(identifiers)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from eardrum import quiet
-from eardrum.quiet import QuietServer
+from eardrum import uvicorn_server
+from eardrum.uvicorn_server import IdleServer
 
 
 async def app(_: Any, __: Any, send: Any) -> None:
@@ -22,7 +22,7 @@ async def app(_: Any, __: Any, send: Any) -> None:
     await send({"type": "http.response.body"})
 
 
-class Counting(QuietServer):
+class Counting(IdleServer):
     """Counts how often it looks."""
 
     def __init__(self) -> None:
@@ -65,29 +65,29 @@ def _no_signal_ends_us() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_signal_ends_us")
-@pytest.mark.parametrize("end", [QuietServer.end, lambda _: os.kill(os.getpid(), signal.SIGTERM)], ids=["call", "signal"])
+@pytest.mark.parametrize("end", [IdleServer.request_exit, lambda _: os.kill(os.getpid(), signal.SIGTERM)], ids=["call", "signal"])
 async def test_it_ends_when_told_and_not_at_its_next_look(
-    end: Callable[[QuietServer], None], monkeypatch: pytest.MonkeyPatch
+    end: Callable[[IdleServer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quiet, "TICK_S", 60.0)
+    monkeypatch.setattr(uvicorn_server, "DATE_INTERVAL_S", 60.0)
     async with served() as (server, _):
         await asyncio.to_thread(end, server)
     assert server.looks == 2
 
 
 async def test_it_looks_now_and_then_for_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quiet, "TICK_S", 0.01)
+    monkeypatch.setattr(uvicorn_server, "DATE_INTERVAL_S", 0.01)
     async with served() as (server, port):
         monkeypatch.setattr("uvicorn.server.time.time", lambda: 0.0)
         server.looked.clear()
         await server.looked.wait()
         assert await date(port) == "date: Thu, 01 Jan 1970 00:00:00 GMT"
-        server.end()
+        server.request_exit()
 
 
 async def test_one_that_was_told_before_it_began_does_not_begin() -> None:
     server = Counting()
-    server.end()
+    server.request_exit()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         await asyncio.wait_for(server.serve(sockets=[listening]), 10)
     assert not server.looks
@@ -96,9 +96,9 @@ async def test_one_that_was_told_before_it_began_does_not_begin() -> None:
 def test_one_that_has_ended_may_be_told_again() -> None:
     """As a runner is whose parent ends while it ends itself."""
 
-    async def serve() -> QuietServer:
+    async def serve() -> IdleServer:
         async with served() as (server, _):
-            server.end()
+            server.request_exit()
         return server
 
-    asyncio.run(serve()).end()
+    asyncio.run(serve()).request_exit()

@@ -6,7 +6,7 @@ import pytest
 
 from eardrum import redaction
 from eardrum.config import Settings
-from eardrum.config.secrets import secrets_of
+from eardrum.config.settings import find_secrets
 from eardrum.errors import UpstreamError
 
 
@@ -28,7 +28,7 @@ from eardrum.errors import UpstreamError
     ],
 )
 def test_secrets_in_commands_are_covered(command: str, shown: str) -> None:
-    assert redaction.hide_in_command(command) == shown
+    assert redaction.redact_command(command) == shown
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_secrets_in_commands_are_covered(command: str, shown: str) -> None:
     ],
 )
 def test_what_is_no_secret_stays(command: str) -> None:
-    assert redaction.hide_in_command(command) == command
+    assert redaction.redact_command(command) == command
 
 
 def test_secrets_of_a_config_are_covered_wherever_they_stand() -> None:
@@ -61,11 +61,11 @@ def test_secrets_of_a_config_are_covered_wherever_they_stand() -> None:
         }
     )
     found = {"client-key-1", "peer-pass", "peer-key-1", "cmd-key-1", "env-token-1", "option-key-1", "header-key-1"}
-    assert {value for value in secrets_of(settings) if value} == found
-    redaction.learn(secrets_of(settings))
+    assert {value for value in find_secrets(settings) if value} == found
+    redaction.add_secrets(find_secrets(settings))
     for secret in found:
-        assert redaction.hide(f"starting with [{secret}], and xx{secret}xx") == f"starting with [***], and xx{secret}xx"
-    assert redaction.hide("LANG=plain-value text/plain") == "LANG=plain-value text/plain"
+        assert redaction.redact(f"starting with [{secret}], and xx{secret}xx") == f"starting with [***], and xx{secret}xx"
+    assert redaction.redact("LANG=plain-value text/plain") == "LANG=plain-value text/plain"
 
 
 def test_errors_do_not_tell_logins() -> None:

@@ -12,7 +12,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from eardrum.engines.base import Window
 from eardrum.engines.moonshine import Moonshine
-from eardrum.types import Request
+from eardrum.transcription import TranscriptionRequest
 from tests.conftest import RunningServer
 from tests.recordings import RATE, Samples, encode, phone
 
@@ -38,7 +38,7 @@ def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
     engine = Moonshine.load(Path(spec.submodule_search_locations[0]) / "assets" / "tiny-en", Moonshine.Options())
     direct = []
     for _, samples, _ in phone():
-        (hearing,) = engine.transcribe([Window(samples, 0.0, 1.0, (0.0, 1.0), Request())])
+        (hearing,) = engine.transcribe([Window(samples, 0.0, 1.0, (0.0, 1.0), TranscriptionRequest())])
         direct.append(" ".join(s.text for s in hearing.segments))
     references = [text for _, _, text in phone()]
     assert errors(references, direct) < 0.06

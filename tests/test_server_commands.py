@@ -164,7 +164,7 @@ def test_two_models_with_one_port_do_not_answer_for_each_other(tmp_path: Path) -
 @contextmanager
 def gateway(folder: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is killed, and its address."""
-    server = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0", "--no-wyoming"]
+    server = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--port", "0", "--no-wyoming"]
     with subprocess.Popen(
         [*server, "--config", str(config)],
         env=os.environ | {"TMPDIR": str(folder)},
@@ -234,7 +234,7 @@ def test_whose_output_is_shown_is_a_setting(whose: str, models: int, own: int, t
 
 def test_the_server_itself_is_a_command_as_others(tmp_path: Path) -> None:
     port = free_port()
-    serve = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", str(port)]
+    serve = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--port", str(port)]
     inner = {"cmd": shlex.join(serve), "proxy": f"http://localhost:{port}", "ttl": 60}
     with serving(tmp_path, {"inner": inner}) as server:
         files = {"file": ("a.flac", spoken("flac"))}

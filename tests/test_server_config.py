@@ -33,7 +33,7 @@ def test_several_files(tmp_path: Path) -> None:
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("models:\n  a:\n    cmd: server --port ${PROT}\n")
-    command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--config", str(file)]
+    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--config", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"eardrum: {file}:3: models.a.cmd: There is no macro ${{PROT}}. Did you mean ${{PORT}}?\n"

@@ -19,7 +19,7 @@ from whisper_normalizer.basic import BasicTextNormalizer
 
 from eardrum.engines.base import Window
 from eardrum.runner.__main__ import load_engine
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.conftest import RunningServer, running, wait_for
 from tests.models import build
 from tests.models.hearing import Clip, clips, joined
@@ -87,7 +87,7 @@ def test_no_worse_than_the_engine_called_directly(whisper: RunningServer, reques
 
 
 def whole(clip: Clip) -> Window:
-    return Window(clip.samples, 0.0, 1.0, (0.0, len(clip.samples) / SAMPLE_RATE), Request())
+    return Window(clip.samples, 0.0, 1.0, (0.0, len(clip.samples) / SAMPLE_RATE), TranscriptionRequest())
 
 
 def test_german_is_translated(whisper: RunningServer) -> None:
@@ -242,7 +242,7 @@ def test_an_engine_of_another_package_is_one_file(parrots: Path) -> None:
         backend = requests.get(f"{server.address}/api/v1/backend?model=polly", timeout=10).json()
         assert (backend["backend"], backend["info"]["title"]) == ("parrot", "Parrots")
         assert server.post(audio(ENGLISH), model="polly").json()["text"] == "PIECES OF EIGHT."
-    command = [sys.executable, "-c", "from eardrum.cli import main; main()", "engines"]
+    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "engines"]
     listed = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=60, env={"PYTHONPATH": path, "COLUMNS": "200"}
     )

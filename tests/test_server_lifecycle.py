@@ -249,7 +249,7 @@ def test_no_runner_outlives_a_killed_gateway() -> None:
         command = [
             sys.executable,
             "-c",
-            "from eardrum.cli import main; main()",
+            "from eardrum.cli.main import main; main()",
             "serve",
             "--port",
             "0",

@@ -9,8 +9,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from eardrum.gateway.live import named
-from eardrum.live import Committed, Final, Partial, Settings
+from eardrum.gateway.live import find_live_model
+from eardrum.live import FinalTranscript, PartialTranscript, SessionSettings, UtteranceCommitted
 from tests.conftest import running
 from tests.gateway.live.speaking import Speaker, kill, serving, speaking
 from tests.recordings import SAMPLE, SPEECH_TEXT, pcm, silence, speech
@@ -36,21 +36,25 @@ def text(speaker: Speaker) -> str:
     return " ".join(speaker.texts[number] for number in sorted(speaker.texts))
 
 
-@pytest.mark.parametrize(("settings", "part"), [(Settings(), 0.3), (Settings(), 0.8), (Settings(endpointing=None), 0.55)])
-async def test_no_word_is_lost_when_the_process_is_killed(tmp_path: Path, settings: Settings, part: float) -> None:
+@pytest.mark.parametrize(
+    ("settings", "part"), [(SessionSettings(), 0.3), (SessionSettings(), 0.8), (SessionSettings(endpointing=None), 0.55)]
+)
+async def test_no_word_is_lost_when_the_process_is_killed(tmp_path: Path, settings: SessionSettings, part: float) -> None:
     recording = pcm(speech())
     at = int(len(recording) * part) // PIECE * PIECE
     async with serving(tmp_path, {}) as service, speaking(service, settings=settings) as speaker:
-        await service.load_model(named(service, ""))
+        await service.load_model(find_live_model(service, ""))
         await say(speaker, recording[:at], pace=0.02)
-        await speaker.until(lambda: speaker.of(Partial))
+        await speaker.until(lambda: speaker.of(PartialTranscript))
         kill(service)
         await say(speaker, recording[at:] + pcm(silence(1)), pace=0.02)
         await speaker.over(60)
         assert words(text(speaker)) == words(SPEECH_TEXT)
-        assert [event.utterance for event in speaker.of(Final)] == [event.utterance for event in speaker.of(Committed)]
-        finals = {final.utterance: final.text for final in speaker.of(Final)}
-        assert all(finals[partial.utterance].startswith(partial.stable) for partial in speaker.of(Partial))
+        assert [event.utterance for event in speaker.of(FinalTranscript)] == [
+            event.utterance for event in speaker.of(UtteranceCommitted)
+        ]
+        finals = {final.utterance: final.text for final in speaker.of(FinalTranscript)}
+        assert all(finals[partial.utterance].startswith(partial.stable) for partial in speaker.of(PartialTranscript))
 
 
 async def test_a_client_does_not_notice_that_the_process_was_killed() -> None:
@@ -91,7 +95,7 @@ async def test_a_server_that_fails_costs_the_utterance_and_not_the_session(tmp_p
         options = {"url": f"{upstream.url}/v1", "response_format": "json", "retries": 0}
         async with (
             serving(tmp_path, {"cloud": {"engine": "openai_api", "options": options}}) as service,
-            speaking(service, "cloud", Settings(partials=False)) as speaker,
+            speaking(service, "cloud", SessionSettings(partials=False)) as speaker,
         ):
             while "Hello there." not in speaker.texts.values():
                 said = len(speaker.texts)

@@ -48,7 +48,7 @@ models:
     cmd: ${{whisper}}
     checkEndpoint: /health
   eardrum:
-    cmd: {python} -c "from eardrum.cli import main; main()" serve --port ${{PORT}} --set models.small.source={model}
+    cmd: {python} -c "from eardrum.cli.main import main; main()" serve --port ${{PORT}} --set models.small.source={model}
     env: [EARDRUM_DEFAULT_MODEL=small]
     useModelName: small
 groups:

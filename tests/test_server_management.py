@@ -32,7 +32,7 @@ from tests.recordings import SPEECH_TEXT, pcm, silence, spoken, tape
 pytestmark = pytest.mark.slow
 
 M = "moonshine-tiny-en"
-COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from eardrum.cli.main import main; main()"]
 
 STOP_S = 9
 """Less than the server grants requests in progress: who ends sooner has waited for none."""

@@ -82,7 +82,7 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         server.process.send_signal(signal.SIGUSR1)
         wait_for(lambda: "MODULES" in server.log)
         modules = set(json.loads(server.log.split("MODULES ")[1].splitlines()[0]))
-        assert "eardrum.gateway.pull" in modules
+        assert "eardrum.gateway.models.download" in modules
         heavy = {"huggingface_hub", "httpx2", "filelock", "numpy", "torch", "onnxruntime", "av", "eardrum.hub"}
         assert not modules & heavy
         assert not [name for name in modules if name.startswith(("eardrum.hub", "eardrum.runner", "eardrum.engines.moonshine"))]

@@ -133,7 +133,7 @@ def test_a_speech_model_is_loaded_listed_and_unloaded(server: RunningServer) -> 
     assert (status["state"], status["requests"], status["engine"], status["ttl_remaining"]) == ("ready", 0, "moonshine", None)
     assert status["size"] > 20_000_000
     assert datetime.fromisoformat(status["expires_at"]).year > 2300
-    command = [sys.executable, "-c", "from eardrum.cli import main; main()", "ps", "--server", server.address]
+    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "ps", "--server", server.address]
     assert M in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     unloaded = ask(server, "/api/generate", {"model": f"{M}:latest", "prompt": "", "keep_alive": 0}).json()
     assert unloaded["done_reason"] == "unload"

@@ -31,7 +31,7 @@ def encrypted(made: tuple[Path, Path]) -> Iterator[RunningServer]:
 
 
 def eardrum(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from eardrum.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

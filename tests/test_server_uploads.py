@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import requests
 
-from eardrum.gateway.spool import IN_MEMORY
+from eardrum.gateway.spool import MEMORY_BYTES
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import RATE, SPEECH_TEXT, encode, encode_tracks, silence, speech, spoken, tape, tone
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 FILE = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 END = b"\r\n--x--\r\n"
 
-STORED = 2 * IN_MEMORY
+STORED = 2 * MEMORY_BYTES
 """Bytes of an upload that is in a file by then."""
 
 

@@ -266,7 +266,7 @@ def test_a_taken_port_says_what_to_do() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = [sys.executable, "-c", "from eardrum.cli import main; main()", "serve", "--port", "0"]
+        command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--port", "0"]
         done = subprocess.run([*command, "--wyoming-port", str(port)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert f"Port {port} on 127.0.0.1 is taken" in done.stderr

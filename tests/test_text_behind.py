@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.text import behind, glued
+from eardrum.text import append_text, remove_known_text
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ from eardrum.text import behind, glued
     ],
 )
 def test_the_text_goes_on_behind_what_was_told(told: str, text: str, whole: str) -> None:
-    assert glued(told, behind(told, text)) == whole
+    assert append_text(told, remove_known_text(told, text)) == whole

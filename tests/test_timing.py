@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.timing import LEAST_S, lengthened
-from eardrum.types import Word
+from eardrum.runner.postprocessing import MIN_WORD_S, lengthen_words
+from eardrum.transcription import Word
 
 
 def words(*times: tuple[float, float]) -> list[Word]:
@@ -33,12 +33,12 @@ def times(found: list[Word]) -> list[tuple[float, float]]:
 )
 def test_words_without_time_get_some(given_: list[tuple[float, float]], found: list[tuple[float, float]]) -> None:
     end = max(end for _, end in given_)
-    assert times(lengthened(words(*given_), 0.0, end)) == [pytest.approx(pair) for pair in found]
+    assert times(lengthen_words(words(*given_), 0.0, end)) == [pytest.approx(pair) for pair in found]
 
 
 def test_without_any_time_there_is_none_to_give() -> None:
-    assert times(lengthened(words((1.0, 1.0), (1.0, 1.0)), 1.0, 1.0)) == [(1.0, 1.0), (1.0, 1.0)]
-    assert lengthened([], 0.0, 1.0) == []
+    assert times(lengthen_words(words((1.0, 1.0), (1.0, 1.0)), 1.0, 1.0)) == [(1.0, 1.0), (1.0, 1.0)]
+    assert lengthen_words([], 0.0, 1.0) == []
 
 
 @settings(deadline=None)
@@ -46,10 +46,10 @@ def test_without_any_time_there_is_none_to_give() -> None:
 def test_order_and_bounds_are_kept_and_every_word_has_time(marks: list[float], apart: bool) -> None:
     pairs = list(pairwise(sorted(marks)))
     before = words(*(pairs[::2] if apart else pairs))
-    after = lengthened(before, 0.0, 3.0)
+    after = lengthen_words(before, 0.0, 3.0)
     assert [word.word for word in after] == [word.word for word in before]
     assert all(0.0 <= word.start <= word.end <= 3.0 + 1e-9 for word in after)
     assert all(one.end <= other.start + 1e-9 for one, other in pairwise(after))
-    assert all(word.end - word.start >= LEAST_S - 1e-9 for word in after), "24 words of 20 ms have room in 3 s"
+    assert all(word.end - word.start >= MIN_WORD_S - 1e-9 for word in after), "24 words of 20 ms have room in 3 s"
     for was, is_ in zip(before, after, strict=True):
         assert abs(was.start - is_.start) <= 0.04 * len(before) + 1e-9

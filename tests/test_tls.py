@@ -16,9 +16,9 @@ def test_a_certificate_with_its_key_beside_it_or_in_it(tmp_path: Path) -> None:
     made, key = certificate(tmp_path)
     both = tmp_path / "both.pem"
     both.write_bytes(made.read_bytes() + key.read_bytes())
-    assert tls.serving(made, key)
-    assert tls.serving(both, None)
-    assert tls.serving(None, None) is None
+    assert tls.create_server_context(made, key)
+    assert tls.create_server_context(both, None)
+    assert tls.create_server_context(None, None) is None
 
 
 CASES: dict[str, tuple[Callable[[Path], tuple[Path | None, Path | None]], str]] = {
@@ -44,12 +44,12 @@ def test_what_cannot_be_used_is_said_with_its_setting_and_file(tmp_path: Path, c
     certificate(tmp_path, "locked", password="secret")
     files, said = CASES[case]
     with pytest.raises(ConfigError, match=said):
-        tls.serving(*files(tmp_path))
+        tls.create_server_context(*files(tmp_path))
 
 
 def test_what_a_client_is_to_trust_must_be_a_certificate(tmp_path: Path) -> None:
     made, key = certificate(tmp_path)
-    assert tls.trusting(made).check_hostname
-    assert not tls.trusting(made, by_any_name=True).check_hostname
+    assert tls.create_client_context(made).check_hostname
+    assert not tls.create_client_context(made, by_any_name=True).check_hostname
     with pytest.raises(ConfigError, match="has no certificate"):
-        tls.trusting(key)
+        tls.create_client_context(key)

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from eardrum.types import (
+from eardrum.transcription import (
+    AudioOpened,
     Capabilities,
-    Dropped,
-    Opened,
+    DroppedText,
+    JsonRecord,
     Priority,
-    Record,
-    Request,
     Segment,
-    Summary,
-    Task,
+    SpeechTask,
     Token,
+    TranscriptionRequest,
+    TranscriptionSummary,
     Word,
 )
 
@@ -36,33 +36,41 @@ RECORDS = [
     Token("a", -1.0),
     SEGMENT,
     Segment(0.0, 1.0, ""),
-    Opened(None),
-    Opened(3.5),
-    Dropped(0.0, 1.0, "♪", "only music notes"),
-    Summary("en", 3.0, [Dropped(0.0, 1.0, "♪", "only music notes")], windows=2, queue_s=0.1, decode_s=0.2),
-    Summary("", 0.0),
+    AudioOpened(None),
+    AudioOpened(3.5),
+    DroppedText(0.0, 1.0, "♪", "only music notes"),
+    TranscriptionSummary("en", 3.0, [DroppedText(0.0, 1.0, "♪", "only music notes")], windows=2, queue_s=0.1, decode_s=0.2),
+    TranscriptionSummary("", 0.0),
     Capabilities(),
     Capabilities(languages=("en", "de"), translate=True, max_window_s=10.0, max_batch=8),
 ]
 
 
-def over_the_wire(record: Record) -> dict[str, Any]:
+def over_the_wire(record: JsonRecord) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(json.dumps(record.to_json()))
     return data
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-def test_a_record_comes_back_equal(record: Record) -> None:
+def test_a_record_comes_back_equal(record: JsonRecord) -> None:
     assert type(record).from_json(over_the_wire(record)) == record
 
 
 def test_a_request_crosses_the_wire() -> None:
-    request = Request(
-        Task.TRANSLATE, "de", "p", ("a", "b"), 0.5, words=True, priority=Priority.BULK, vad_threshold=0.3, extra=(("a", "b"),)
+    request = TranscriptionRequest(
+        SpeechTask.TRANSLATE,
+        "de",
+        "p",
+        ("a", "b"),
+        0.5,
+        words=True,
+        priority=Priority.BULK,
+        vad_threshold=0.3,
+        extra=(("a", "b"),),
     )
     data = over_the_wire(request)
     assert (data["task"], data["priority"], data["hotwords"]) == ("translate", "bulk", ["a", "b"])
-    again = Request.from_json(data)
+    again = TranscriptionRequest.from_json(data)
     assert again == request
     assert again.task is not None
 
@@ -71,18 +79,18 @@ def test_a_request_crosses_the_wire() -> None:
     "record",
     [
         Word("a", 0.0, 1.0, 0.5),
-        Opened(1.0),
-        Request(),
-        *(pytest.param(record) for record in (SEGMENT, Summary("en", 1.0), Capabilities())),
+        AudioOpened(1.0),
+        TranscriptionRequest(),
+        *(pytest.param(record) for record in (SEGMENT, TranscriptionSummary("en", 1.0), Capabilities())),
     ],
     ids=lambda record: type(record).__name__,
 )
-def test_what_a_newer_peer_adds_is_dropped(record: Record) -> None:
+def test_what_a_newer_peer_adds_is_dropped(record: JsonRecord) -> None:
     assert type(record).from_json(record.to_json() | {"added_later": 1}) == record
 
 
 def test_moving_a_segment_moves_its_words_and_leaves_the_original() -> None:
-    moved = SEGMENT.on(lambda position, *, ending=False: position + 10)
+    moved = SEGMENT.map_times(lambda position, *, ending=False: position + 10)
     assert (moved.start, moved.end) == (11.0, 12.5)
     assert moved.words == [Word("Hé.", 11.0, 12.0, 0.5)]
     assert (moved.text, moved.tokens, moved.avg_logprob) == (SEGMENT.text, SEGMENT.tokens, SEGMENT.avg_logprob)

@@ -13,9 +13,9 @@ import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from eardrum import websocket
 from eardrum.api.asgi import Receive, Scope, Send
-from eardrum.websocket import WebSocket
+from eardrum.server import uvicorn_websocket
+from eardrum.server.uvicorn_websocket import UvicornWebSocketProtocol
 
 PING_S = 0.2
 
@@ -34,7 +34,7 @@ async def serving(talk: Talk, *, ping_s: float = PING_S) -> AsyncIterator[tuple[
     config = uvicorn.Config(
         app,
         port=0,
-        ws=WebSocket,
+        ws=UvicornWebSocketProtocol,
         ws_ping_interval=ping_s,
         ws_ping_timeout=ping_s,
         lifespan="off",
@@ -113,7 +113,7 @@ async def test_a_message_larger_than_the_application_takes_ends_the_connection(s
 
 @pytest.mark.parametrize("farewell", [True, False])
 async def test_who_says_farewell_closes_when_the_server_ends(monkeypatch: pytest.MonkeyPatch, farewell: bool) -> None:
-    monkeypatch.setattr(websocket, "GOODBYE_S", 0.2)
+    monkeypatch.setattr(uvicorn_websocket, "CLOSE_TIMEOUT_S", 0.2)
     over = asyncio.Event()
 
     async def talks(scope: Scope, receive: Receive, send: Send) -> None:

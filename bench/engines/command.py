@@ -21,8 +21,8 @@ from bench.errors import BenchError
 from eardrum import config
 from eardrum.config import Settings
 from eardrum.errors import EardrumError
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.inventory import Model
+from eardrum.gateway.models.catalog import ModelCatalog
+from eardrum.gateway.models.inventory import Model
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> None:
     except ImportError as error:
         sys.exit(f"bench: {error.name} is missing: run `pip install -e '.[bench]'`.")
     try:
-        settings = config.load(arguments.config)
+        settings = config.load_settings(arguments.config)
         models = [_found(settings, name) for name in arguments.models]
         recordings = read(arguments.folder, arguments.language)[: 8 if arguments.quick else None]
     except (BenchError, EardrumError) as error:
@@ -91,8 +91,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _found(settings: Settings, name: str) -> Model:
-    model = Catalog(settings).find(name)
-    if model.absent:
+    model = ModelCatalog(settings).find_model(name)
+    if model.needs_download:
         raise BenchError(f"{model.id} is not on this machine: run `eardrum pull {model.id}`. Fetching it is not to be timed.")
     return model
 

@@ -1,9 +1,9 @@
-"""The command `eardrum`, which is also `python -m eardrum`."""
+"""Runs the command `eardrum`, also as `python -m eardrum`."""
 
-from eardrum.importing import uncollected
+from eardrum.cli import gc_paused
 
-with uncollected():
-    from eardrum.cli import main
+with gc_paused():
+    from eardrum.cli.main import main
 
 if __name__ == "__main__":
     main()

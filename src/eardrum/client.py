@@ -1,4 +1,4 @@
-"""A running server, as the command line sees it."""
+"""An HTTP and WebSocket client for a running server, used by the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eardrum.errors import ConfigError, EardrumError
 HEARTBEAT_S = 20.0
 """How often a server is asked whether it is still there."""
 
-HANDSHAKE = {
+HANDSHAKE_ERRORS = {
     401: "The server lets in who shows one of its `apiKeys`: say --key KEY, or set EARDRUM_KEY.",
     403: "The server does not let this program in.",
     404: "The server does not know live sessions: it is older than this program.",
@@ -29,20 +29,20 @@ HANDSHAKE = {
 """What a refusal of a WebSocket means, whose answer cannot be read."""
 
 
-def reachable(host: str) -> str:
+def get_reachable_host(host: str) -> str:
     """An address to call for a host to listen on."""
     if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
-def usual_address(environment: Mapping[str, str]) -> str:
+def get_default_address(environment: Mapping[str, str]) -> str:
     """Where a server of this machine listens, as far as variables say it.
 
     Raises:
         ConfigError: the port is none.
     """
-    host = reachable(environment.get("EARDRUM_HOST") or "127.0.0.1")
+    host = get_reachable_host(environment.get("EARDRUM_HOST") or "127.0.0.1")
     port = environment.get("EARDRUM_PORT") or "8100"
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ConfigError(f"EARDRUM_PORT is {port!r}, which is no port that can be asked: say --server ADDRESS.")
@@ -51,7 +51,7 @@ def usual_address(environment: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Transcription:
+class ServerTranscription:
     """A server's answer to a recording."""
 
     body: str
@@ -61,7 +61,7 @@ class Transcription:
     """What of the audio the server could not decode."""
 
 
-class Client:
+class EardrumClient:
     """Talks to a running server.
 
     Args:
@@ -74,11 +74,11 @@ class Client:
     """
 
     def __init__(self, address: str, key: str = "", certificate: Path | SSLContext | None = None):
-        address = address or usual_address(os.environ)
+        address = address or get_default_address(os.environ)
         scheme = "" if "://" in address else "http://"
         self._address = scheme + address.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        context = tls.trusting(certificate) if isinstance(certificate, Path) else certificate
+        context = tls.create_client_context(certificate) if isinstance(certificate, Path) else certificate
         connector = aiohttp.TCPConnector(ssl=context or True)
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), headers=headers, connector=connector)
 
@@ -90,7 +90,7 @@ class Client:
 
     async def transcribe(
         self, audio: Path | AsyncIterable[bytes], form: Mapping[str, Sequence[str]], *, translate: bool = False, name: str = ""
-    ) -> Transcription:
+    ) -> ServerTranscription:
         """What the server answers to a file, or to bytes that come in meanwhile and are called `name`.
 
         Raises:
@@ -103,22 +103,22 @@ class Client:
             data = aiohttp.FormData([(field, value) for field, values in form.items() for value in values])
             name = (name or (audio.name if isinstance(audio, Path) else "audio")).encode(errors="replace").decode()
             data.add_field("file", stream, filename=name)
-            async with self._asked("POST", path, data=data) as response:
+            async with self._send_request("POST", path, data=data) as response:
                 ignored = response.headers.get("x-eardrum-ignored", "")
                 warning = response.headers.get("x-eardrum-warnings", "")
-                return Transcription(
+                return ServerTranscription(
                     await response.text(),
                     tuple(field.strip() for field in ignored.split(",") if field.strip()),
                     (warning,) if warning else (),
                 )
 
-    async def running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    async def list_running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The models whose processes run, and those that have gone, as `GET /api/ps` tells them.
 
         Raises:
             EardrumError: as above.
         """
-        said = json.loads(await self._ask("GET", "/api/ps"))
+        said = json.loads(await self._read_response("GET", "/api/ps"))
         return said["models"], said.get("gone", [])
 
     async def unload(self, name: str, *, force: bool = False) -> str:
@@ -127,7 +127,7 @@ class Client:
         Raises:
             EardrumError: as above.
         """
-        return str(json.loads(await self._ask("DELETE", f"/api/ps/{quote(name)}{_query(force)}"))["model"])
+        return str(json.loads(await self._read_response("DELETE", f"/api/ps/{quote(name)}{_build_query(force)}"))["model"])
 
     async def unload_all(self, *, force: bool = False) -> None:
         """End the processes of all models.
@@ -135,7 +135,7 @@ class Client:
         Raises:
             EardrumError: as above.
         """
-        await self._ask("POST", f"/api/models/unload{_query(force)}")
+        await self._read_response("POST", f"/api/models/unload{_build_query(force)}")
 
     async def load(self, name: str) -> str:
         """Start a model's process and wait until it serves; returns the model's id.
@@ -143,15 +143,15 @@ class Client:
         Raises:
             EardrumError: as above.
         """
-        return str(json.loads(await self._ask("POST", f"/api/ps/{quote(name)}"))["model"])
+        return str(json.loads(await self._read_response("POST", f"/api/ps/{quote(name)}"))["model"])
 
-    async def logs(self, name: str) -> str:
+    async def read_logs(self, name: str) -> str:
         """The last lines of a model's log; without a name, of the server's.
 
         Raises:
             EardrumError: as above.
         """
-        return await self._ask("GET", f"/logs/{quote(name)}" if name else "/logs")
+        return await self._read_response("GET", f"/logs/{quote(name)}" if name else "/logs")
 
     async def follow_logs(self, name: str) -> AsyncGenerator[str, None]:
         """The same, and then what comes, until the server ends.
@@ -161,12 +161,12 @@ class Client:
         """
         path = f"/logs/stream/{quote(name)}" if name else "/logs/stream"
         decoder = getincrementaldecoder("utf-8")(errors="replace")
-        async with self._asked("GET", path) as response:
+        async with self._send_request("GET", path) as response:
             async for chunk in response.content.iter_any():
                 yield decoder.decode(chunk)
 
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async def open_live_session(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         """A live session: audio goes in, JSON comes out (docs/reference/live.md).
 
         Raises:
@@ -176,27 +176,29 @@ class Client:
             address = f"{self._address}/v1/audio/transcriptions/stream"
             socket = await self._session.ws_connect(address, heartbeat=HEARTBEAT_S)
         except aiohttp.WSServerHandshakeError as error:
-            raise EardrumError(HANDSHAKE.get(error.status, f"The server answered {error.status}: is it an Eardrum?")) from error
+            raise EardrumError(
+                HANDSHAKE_ERRORS.get(error.status, f"The server answered {error.status}: is it an Eardrum?")
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._unreached(error) from error
+            raise self._build_connection_error(error) from error
         async with socket:
             yield socket
 
-    async def _ask(self, method: str, path: str, **content: Any) -> str:
-        async with self._asked(method, path, **content) as response:
+    async def _read_response(self, method: str, path: str, **content: Any) -> str:
+        async with self._send_request(method, path, **content) as response:
             return await response.text()
 
     @asynccontextmanager
-    async def _asked(self, method: str, path: str, **content: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _send_request(self, method: str, path: str, **content: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             async with self._session.request(method, self._address + path, **content) as response:
                 if not response.ok:
-                    raise EardrumError(_refusal(response.status, await response.text()))
+                    raise EardrumError(_read_error_message(response.status, await response.text()))
                 yield response
         except (aiohttp.ClientError, OSError) as error:
-            raise self._unreached(error) from error
+            raise self._build_connection_error(error) from error
 
-    def _unreached(self, error: Exception) -> EardrumError:
+    def _build_connection_error(self, error: Exception) -> EardrumError:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return EardrumError(
                 f"The certificate of {self._address} is not trusted: name it, or its signer's, with --certificate, and call the "
@@ -205,11 +207,11 @@ class Client:
         return EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})")
 
 
-def _query(force: bool) -> str:
+def _build_query(force: bool) -> str:
     return "?force=true" if force else ""
 
 
-def _refusal(status: int, text: str) -> str:
+def _read_error_message(status: int, text: str) -> str:
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):

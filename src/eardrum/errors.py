@@ -1,7 +1,7 @@
-"""Every error a client can see: one class each, with a status, a code and a sentence that says what to do.
+"""All errors that clients can see: one class each, with a status, a code and a sentence that says what to do.
 
-Raised low, worded at the edge in each protocol's dialect. `status` follows HTTP because every dialect
-can be derived from it. Errors cross the wall between runner and gateway as JSON, by class name.
+Low layers raise them; each protocol renders them in its own format. `status` follows HTTP because every protocol's error can be
+derived from it. Errors pass from runner to gateway as JSON, by class name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]+@")
 
 HIDDEN = "***"
 
-LONGEST_MESSAGE, LONGEST_PARAM = 4000, 200
+MAX_MESSAGE_LENGTH, MAX_PARAM_LENGTH = 4000, 200
 """Characters. Messages repeat what clients sent, to them and to the log, and clients send anything."""
 
 
@@ -24,13 +24,13 @@ class EardrumError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "server_error"
-    longest: ClassVar[int] = LONGEST_MESSAGE
+    max_length: ClassVar[int] = MAX_MESSAGE_LENGTH
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None):
-        message = printable(message, self.longest)
+        message = sanitize_text(message, self.max_length)
         super().__init__(message)
         self.message = message
-        self.param = None if param is None else printable(param, LONGEST_PARAM)
+        self.param = None if param is None else sanitize_text(param, MAX_PARAM_LENGTH)
         self.retry_after = retry_after
         """Seconds after which trying again makes sense; None when it does not."""
 
@@ -123,7 +123,7 @@ class MethodNotAllowedError(EardrumError):
     code = "method_not_allowed"
 
 
-class StalledError(EardrumError):
+class ClientStalledError(EardrumError):
     """The client stopped sending in the middle of its request."""
 
     status = 408
@@ -165,7 +165,7 @@ class HeadTooLargeError(EardrumError):
     code = "headers_too_large"
 
 
-class NotOfferedError(EardrumError):
+class UnsupportedRouteError(EardrumError):
     """A part of somebody's API that this server does not have, on purpose."""
 
     status = 501
@@ -186,13 +186,13 @@ class ConcurrencyLimitError(BusyError):
     code = "concurrency_limit"
 
 
-class DescriptorsError(BusyError):
+class OutOfDescriptorsError(BusyError):
     """This process has as many files and connections open as the system lets it."""
 
     code = "out_of_descriptors"
 
 
-class UnloadedError(EardrumError):
+class ModelUnloadedError(EardrumError):
     """The model was unloaded by force while the request waited for it, or used it."""
 
     status = 503
@@ -279,40 +279,40 @@ class ConfigError(EardrumError):
     """The configuration is wrong; the message names the setting."""
 
     code = "config_error"
-    longest = 1 << 20  # a line for everything that is wrong in somebody's own files
+    max_length = 1 << 20  # a line for everything that is wrong in somebody's own files
 
 
-def printable(text: str, longest: int) -> str:
+def sanitize_text(text: str, longest: int) -> str:
     """The text as it can be sent: no longer than this, without logins of addresses, and without halves of characters, which UTF-8
     has no bytes for."""
     more = len(text) - longest
-    text = without_login(text[: 2 * longest])[:longest]
+    text = remove_logins(text[: 2 * longest])[:longest]
     if more > 0:
         text = f"{text}... ({more} characters more)"
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
-def without_login(text: str) -> str:
+def remove_logins(text: str) -> str:
     """The text without the logins of the addresses in it."""
     return LOGIN.sub(f"{HIDDEN}@", text) if "@" in text and "://" in text else text
 
 
-def shortage(error: OSError, what: str) -> EardrumError | None:
+def build_shortage_error(error: OSError, what: str) -> EardrumError | None:
     """The error in words for a client, if the system has run out of something; `what` is what it was wanted for."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageFullError(f"There is no room left {what}: free some, or set spool_dir.")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         message = f"No more files can be opened {what}: come back later, or raise the limit of open files (ulimit -n)."
-        return DescriptorsError(message, retry_after=1.0)
+        return OutOfDescriptorsError(message, retry_after=1.0)
     return None
 
 
 def error_from_json(data: dict[str, Any]) -> EardrumError:
     """The error that `to_json` described; a class this side does not know becomes the base class."""
-    classes = {cls.__name__: cls for cls in _subclasses(EardrumError)}
+    classes = {cls.__name__: cls for cls in _list_subclasses(EardrumError)}
     cls = classes.get(str(data.get("error")), EardrumError)
     return cls(str(data.get("message", "")), param=data.get("param"), retry_after=data.get("retry_after"))
 
 
-def _subclasses(cls: type[EardrumError]) -> list[type[EardrumError]]:
-    return [cls, *(leaf for child in cls.__subclasses__() for leaf in _subclasses(child))]
+def _list_subclasses(cls: type[EardrumError]) -> list[type[EardrumError]]:
+    return [cls, *(leaf for child in cls.__subclasses__() for leaf in _list_subclasses(child))]

@@ -1,4 +1,4 @@
-"""The head of a GGUF file: what a language model says of itself. Nothing of its weights is read."""
+"""Reads the header of a GGUF file: a language model's metadata. The weights are not read."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import BinaryIO
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MOST = 64 << 20
+MAX_HEADER_BYTES = 64 << 20
 """Bytes that are read, at most. The largest vocabularies take half of that."""
-PIECE = 1 << 20
-KEYS = 4096
+CHUNK_BYTES = 1 << 20
+MAX_KEYS = 4096
 """More than any model has."""
-LONGEST_KEY = 1 << 16
+MAX_KEY_BYTES = 1 << 16
 
-NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-STRING, ARRAY = 8, 9
-LENGTH = struct.Struct("<Q")
+NUMBER_FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+STRING_TYPE, ARRAY_TYPE = 8, 9
+LENGTH_FORMAT = struct.Struct("<Q")
 
-TEMPLATE = "tokenizer.chat_template"
+CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
 
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -34,17 +34,17 @@ FILE_TYPES = {
 }  # fmt: skip
 """llama.cpp's numbers of quantisations."""
 
-RANKING = 4
+RANK_POOLING = 4
 """llama.cpp's pooling type of rerankers."""
 
-Value = str | int | float | bool
+GgufValue = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class GgufHeader:
     """Keys and values, arrays such as the vocabulary excepted."""
 
-    values: Mapping[str, Value]
+    values: Mapping[str, GgufValue]
 
     @property
     def architecture(self) -> str:
@@ -53,59 +53,59 @@ class Head:
         return said if isinstance(said, str) else ""
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens of context it was trained with; 0 if it does not say."""
-        return self._number(f"{self.architecture}.context_length")
+        return self._get_integer(f"{self.architecture}.context_length")
 
     @property
-    def template(self) -> str:
+    def chat_template(self) -> str:
         """How messages become text; empty if it is no model for chats."""
-        said = self.values.get(TEMPLATE, "")
+        said = self.values.get(CHAT_TEMPLATE_KEY, "")
         return said if isinstance(said, str) else ""
 
     @property
     def quantization(self) -> str:
         """Such as `Q4_K_M`; empty if nobody knows."""
-        return FILE_TYPES.get(self._number("general.file_type", -1), "")
+        return FILE_TYPES.get(self._get_integer("general.file_type", -1), "")
 
     @property
-    def embeds(self) -> bool:
+    def is_embedding_model(self) -> bool:
         """Whether it turns texts into vectors."""
-        return "bert" in self.architecture or self._number(self._pooling, -1) >= 0
+        return "bert" in self.architecture or self._get_integer(self._pooling_key, -1) >= 0
 
     @property
-    def ranks(self) -> bool:
+    def is_reranker(self) -> bool:
         """Whether it is a reranker."""
-        return self._number(self._pooling, -1) == RANKING
+        return self._get_integer(self._pooling_key, -1) == RANK_POOLING
 
     @property
-    def _pooling(self) -> str:
+    def _pooling_key(self) -> str:
         return f"{self.architecture}.pooling_type"
 
-    def _number(self, key: str, default: int = 0) -> int:
+    def _get_integer(self, key: str, default: int = 0) -> int:
         value = self.values.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def read(path: Path) -> Head | None:
+def read_header(path: Path) -> GgufHeader | None:
     """The head of a file; None if it is none of GGUF, is damaged, or cannot be read. Again only if the file is another one."""
     try:
         status = path.stat()
-        return _read(str(path), status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
+        return _read_cached(str(path), status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
     except (OSError, ValueError):
         return None
 
 
 @lru_cache(maxsize=256)
-def _read(path: str, _: int, __: int) -> Head | None:
+def _read_cached(path: str, _: int, __: int) -> GgufHeader | None:
     try:
         with Path(path).open("rb") as file:
-            return Head(_Reader(file).values())
+            return GgufHeader(_HeaderReader(file).read_values())
     except (OSError, OverflowError, ValueError):
         return None
 
 
-class _Reader:
+class _HeaderReader:
     """Goes through a file from its beginning, piece by piece.
 
     Every `ValueError` it raises means that the file is not what it should be.
@@ -115,50 +115,50 @@ class _Reader:
         self._file = file
         self._data = b""
         self._at = 0
-        self._left = MOST
+        self._left = MAX_HEADER_BYTES
 
-    def values(self) -> dict[str, Value]:
+    def read_values(self) -> dict[str, GgufValue]:
         """All that is no array."""
-        if self._take(4) != MAGIC or self._number("<I") not in VERSIONS:
+        if self._read_bytes(4) != MAGIC or self._read_number("<I") not in VERSIONS:
             raise ValueError("not of GGUF, or of a version nobody writes")
-        self._number("<Q")  # tensors
-        if (keys := self._number("<Q")) > KEYS:
+        self._read_number("<Q")  # tensors
+        if (keys := self._read_number("<Q")) > MAX_KEYS:
             raise ValueError("too many keys")
-        found: dict[str, Value] = {}
+        found: dict[str, GgufValue] = {}
         for _ in range(int(keys)):
-            key = self._text(LONGEST_KEY)
-            kind = int(self._number("<I"))
-            if kind == ARRAY:
+            key = self._read_text(MAX_KEY_BYTES)
+            kind = int(self._read_number("<I"))
+            if kind == ARRAY_TYPE:
                 self._skip_array()
-            elif kind == STRING:
-                found[key] = self._text(MOST)
-            elif isinstance(number := self._number(NUMBERS.get(kind, "")), int) or math.isfinite(number):
+            elif kind == STRING_TYPE:
+                found[key] = self._read_text(MAX_HEADER_BYTES)
+            elif isinstance(number := self._read_number(NUMBER_FORMATS.get(kind, "")), int) or math.isfinite(number):
                 found[key] = number
         return found
 
-    def _number(self, format: str) -> int | float:
+    def _read_number(self, format: str) -> int | float:
         if not format:
             raise ValueError("a type that nobody knows")
-        (number,) = struct.unpack(format, self._take(struct.calcsize(format)))
+        (number,) = struct.unpack(format, self._read_bytes(struct.calcsize(format)))
         return number  # type: ignore[no-any-return]
 
-    def _text(self, longest: int) -> str:
-        if (length := int(self._number("<Q"))) > longest:
+    def _read_text(self, longest: int) -> str:
+        if (length := int(self._read_number("<Q"))) > longest:
             raise ValueError("too long a text")
-        return self._take(length).decode(errors="replace")
+        return self._read_bytes(length).decode(errors="replace")
 
     def _skip_array(self) -> None:
-        kind, count = int(self._number("<I")), int(self._number("<Q"))
-        if kind == STRING:
+        kind, count = int(self._read_number("<I")), int(self._read_number("<Q"))
+        if kind == STRING_TYPE:
             self._skip_texts(count)
-        elif kind in NUMBERS:
-            self._skip(count * struct.calcsize(NUMBERS[kind]))
+        elif kind in NUMBER_FORMATS:
+            self._skip(count * struct.calcsize(NUMBER_FORMATS[kind]))
         else:
             raise ValueError("an array of what nobody knows")
 
     def _skip_texts(self, count: int) -> None:
         """Vocabularies have hundreds of thousands: this loop is most of the work."""
-        unpack = LENGTH.unpack_from
+        unpack = LENGTH_FORMAT.unpack_from
         while count:
             data, at, end = self._data, self._at, len(self._data) - 8
             needed = 8
@@ -171,7 +171,7 @@ class _Reader:
                 needed = 8
             self._at = at
             if count:
-                self._more(needed)
+                self._fill_buffer(needed)
 
     def _skip(self, size: int) -> None:
         here = min(size, len(self._data) - self._at)
@@ -179,16 +179,16 @@ class _Reader:
         if size > here:
             self._file.seek(size - here, 1)
 
-    def _take(self, size: int) -> bytes:
+    def _read_bytes(self, size: int) -> bytes:
         if len(self._data) - self._at < size:
-            self._more(size)
+            self._fill_buffer(size)
         self._at += size
         return self._data[self._at - size : self._at]
 
-    def _more(self, needed: int) -> None:
+    def _fill_buffer(self, needed: int) -> None:
         """Have so many bytes at hand."""
         kept = self._data[self._at :]
-        wanted = max(PIECE, needed - len(kept))
+        wanted = max(CHUNK_BYTES, needed - len(kept))
         if wanted > self._left:
             raise ValueError("larger than any head")
         piece = self._file.read(wanted)

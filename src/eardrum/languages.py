@@ -1,4 +1,4 @@
-"""The languages speech models know: ISO 639 codes and English names, and how clients spell them."""
+"""The languages of speech models: ISO 639 codes, English names, and the spellings that clients use."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ tl tagalog|tr turkish|tt tatar|uk ukrainian|ur urdu|uz uzbek|vi vietnamese|yi yi
 zh chinese
 """
 
-NAMES: dict[str, str] = dict(entry.strip().split(" ", 1) for entry in _TABLE.split("|"))
+LANGUAGE_NAMES: dict[str, str] = dict(entry.strip().split(" ", 1) for entry in _TABLE.split("|"))
 """ISO 639 code to lower-case English name, in Whisper's spelling."""
 
-_CODES = {name: code for code, name in NAMES.items()} | {
+_CODES = {name: code for code, name in LANGUAGE_NAMES.items()} | {
     "burmese": "my",
     "castilian": "es",
     "flemish": "nl",
@@ -52,14 +52,14 @@ vi vie|yi yid ydd|yo yor|yue yue|zh zho chi cmn
 _LONG_CODES = {long: entry.split()[0] for entry in _LONG_TABLE.split("|") for long in entry.split()[1:]}
 """ISO 639-2 (both codes, where there are two) and 639-3 to the code here: media files and media servers have these."""
 
-NOT_SAID = ("", "auto", "null", "none", "multi", "und", "mul", "mis", "zxx")
+UNSPECIFIED = ("", "auto", "null", "none", "multi", "und", "mul", "mis", "zxx")
 """What stands for no language: nothing named, several of them (`mul`), or not known (`und`), as media files say it."""
 
-LOCAL = re.compile("q[a-t][a-z]")
+LOCAL_USE_CODE = re.compile("q[a-t][a-z]")
 """Codes of ISO 639-2 for local use: television has `qaa` for the original language, whichever that is."""
 
 
-def language_code(spelled: str | None, *, param: str = "language") -> str | None:
+def parse_language(spelled: str | None, *, param: str = "language") -> str | None:
     """The ISO 639 code of a language as clients spell it: "de", "de-AT", "pt_BR", "deu", "ger", "German"; empty means None.
 
     Raises:
@@ -67,10 +67,10 @@ def language_code(spelled: str | None, *, param: str = "language") -> str | None
     """
     wanted = (spelled or "").strip().lower()
     first = re.split(r"[-_]", wanted)[0]
-    if wanted in NOT_SAID or (first and first in NOT_SAID) or LOCAL.fullmatch(first):
+    if wanted in UNSPECIFIED or (first and first in UNSPECIFIED) or LOCAL_USE_CODE.fullmatch(first):
         return None
     for candidate in (wanted, first):
-        if candidate in NAMES:
+        if candidate in LANGUAGE_NAMES:
             return candidate
         if candidate in _CODES:
             return _CODES[candidate]
@@ -81,12 +81,12 @@ def language_code(spelled: str | None, *, param: str = "language") -> str | None
     )
 
 
-def language_name(code: str) -> str:
+def get_language_name(code: str) -> str:
     """The English name of a code, as OpenAI's verbose_json spells it; the code itself when it is unknown."""
-    return NAMES.get(code, code)
+    return LANGUAGE_NAMES.get(code, code)
 
 
-def language_in_name(name: str) -> str | None:
+def find_language_in_name(name: str) -> str | None:
     """The language a model's name ends with ("tiny-en", "base.en", "base-ja"), if it does."""
     last = re.split(r"[-._/]", name.lower())[-1]
-    return last if last in NAMES else None
+    return last if last in LANGUAGE_NAMES else None

@@ -1,7 +1,7 @@
-"""The nouns of live speech: what a session is told, and what comes out of it.
+"""The commands and events of a live session.
 
-A session is one stream of audio. It falls into utterances, numbered from 1: what somebody says between two pauses, or between two
-commits. All times are seconds of audio since the session began, whatever the clock on the wall says.
+A session is one stream of audio. It consists of utterances, numbered from 1: the speech between two pauses, or between two
+commits. All times are seconds of audio since the session began, not wall-clock time.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from enum import StrEnum
 from typing import Any, Self
 
 from eardrum.errors import EardrumError, error_from_json
-from eardrum.types import SAMPLE_RATE, Priority, Record, Request, Segment, Task, Word
+from eardrum.transcription import SAMPLE_RATE, JsonRecord, Priority, Segment, SpeechTask, TranscriptionRequest, Word
 
 
-class Encoding(StrEnum):
+class AudioEncoding(StrEnum):
     """How the audio of a session is written down."""
 
     PCM16 = "s16le"
@@ -26,10 +26,10 @@ class Encoding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Format(Record):
+class AudioFormat(JsonRecord):
     """What the bytes are. Rate in Hz and channels (mixed down to one) are ignored for a container."""
 
-    encoding: Encoding = Encoding.PCM16
+    encoding: AudioEncoding = AudioEncoding.PCM16
     rate: int = SAMPLE_RATE
     channels: int = 1
     audio_track: int | None = None
@@ -38,11 +38,11 @@ class Format(Record):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The format from `to_json`'s dict."""
-        return cls(**{**cls._known(data), "encoding": Encoding(data.get("encoding", Encoding.PCM16))})
+        return cls(**{**cls._select_known(data), "encoding": AudioEncoding(data.get("encoding", AudioEncoding.PCM16))})
 
 
 @dataclass(frozen=True, slots=True)
-class Endpointing(Record):
+class EndpointingSettings(JsonRecord):
     """When an utterance begins and ends by itself."""
 
     threshold: float = 0.5
@@ -56,12 +56,12 @@ class Endpointing(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings(Record):
+class SessionSettings(JsonRecord):
     """What a session goes by. It can be changed while it runs; the format only before the first audio."""
 
-    request: Request = field(default_factory=lambda: Request(priority=Priority.LIVE))
-    format: Format = field(default_factory=Format)
-    endpointing: Endpointing | None = field(default_factory=Endpointing)
+    request: TranscriptionRequest = field(default_factory=lambda: TranscriptionRequest(priority=Priority.LIVE))
+    format: AudioFormat = field(default_factory=AudioFormat)
+    endpointing: EndpointingSettings | None = field(default_factory=EndpointingSettings)
     """None: only `Commit` and `Finish` end an utterance."""
     partials: bool = True
     """Text is wanted while somebody speaks."""
@@ -70,11 +70,11 @@ class Settings(Record):
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The settings from `to_json`'s dict."""
         endpointing = data.get("endpointing")
-        request = Request.from_json(data.get("request", {}))
+        request = TranscriptionRequest.from_json(data.get("request", {}))
         return cls(
-            request=replace(request, task=Task(request.task), priority=Priority.LIVE),
-            format=Format.from_json(data.get("format", {})),
-            endpointing=Endpointing.from_json(endpointing) if endpointing is not None else None,
+            request=replace(request, task=SpeechTask(request.task), priority=Priority.LIVE),
+            format=AudioFormat.from_json(data.get("format", {})),
+            endpointing=EndpointingSettings.from_json(endpointing) if endpointing is not None else None,
             partials=bool(data.get("partials", True)),
         )
 
@@ -83,35 +83,35 @@ class Settings(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Configure(Record):
+class ConfigureCommand(JsonRecord):
     """Go by other settings, from the audio that comes next. An utterance in progress is decoded as it began."""
 
-    settings: Settings
+    settings: SessionSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Commit(Record):
+class CommitCommand(JsonRecord):
     """End the utterance here, and give its text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Clear(Record):
+class ClearCommand(JsonRecord):
     """Forget the audio of the utterance in progress."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finish(Record):
+class FinishCommand(JsonRecord):
     """No more audio comes: end the utterance, give its text, and end the session."""
 
 
-Command = Configure | Commit | Clear | Finish
+LiveCommand = ConfigureCommand | CommitCommand | ClearCommand | FinishCommand
 
 
 # What comes out of it.
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStarted(Record):
+class SpeechStarted(JsonRecord):
     """Somebody speaks, since `at` (the prefix included). Only with endpointing."""
 
     utterance: int
@@ -119,7 +119,7 @@ class SpeechStarted(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Partial(Record):
+class PartialTranscript(JsonRecord):
     """The text so far of an utterance in progress.
 
     `stable` is never taken back: every later `stable`, and the final text, begins with it. `tentative` is what comes
@@ -138,11 +138,11 @@ class Partial(Record):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The partial from `to_json`'s dict."""
-        return cls(**{**cls._known(data), "words": tuple(Word.from_json(word) for word in data.get("words", ()))})
+        return cls(**{**cls._select_known(data), "words": tuple(Word.from_json(word) for word in data.get("words", ()))})
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStopped(Record):
+class SpeechStopped(JsonRecord):
     """The speech was over at `at`. Only with endpointing; `Committed` follows."""
 
     utterance: int
@@ -150,7 +150,7 @@ class SpeechStopped(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Committed(Record):
+class UtteranceCommitted(JsonRecord):
     """The utterance has its end, and its text is on the way: one `Final` or `Failed` follows, in the order of utterances."""
 
     utterance: int
@@ -159,7 +159,7 @@ class Committed(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Final(Record):
+class FinalTranscript(JsonRecord):
     """The text of a whole utterance. It is empty where nobody spoke."""
 
     utterance: int
@@ -172,11 +172,11 @@ class Final(Record):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The final from `to_json`'s dict."""
-        return cls(**{**cls._known(data), "segments": tuple(Segment.from_json(item) for item in data.get("segments", ()))})
+        return cls(**{**cls._select_known(data), "segments": tuple(Segment.from_json(item) for item in data.get("segments", ()))})
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Record):
+class UtteranceFailed(JsonRecord):
     """The utterance has no text: the model failed on it. The session goes on."""
 
     utterance: int
@@ -193,14 +193,14 @@ class Failed(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Cleared(Record):
+class UtteranceCleared(JsonRecord):
     """What `Clear` asked for is done. `utterance` is the one that was given up, 0 if there was none."""
 
     utterance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Refused(Record):
+class CommandRefused(JsonRecord):
     """A command could not be carried out (an empty commit, a change of format in the middle); all goes on as before."""
 
     error: EardrumError
@@ -216,14 +216,14 @@ class Refused(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Idle(Record):
+class SpeechIdle(JsonRecord):
     """Nobody has spoken for `Endpointing.idle_s`, up to `at`."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Ended(Record):
+class SessionEnded(JsonRecord):
     """The answer to `Finish`, after all finals: the session is over."""
 
     duration: float
@@ -240,14 +240,26 @@ class Ended(Record):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The end from `to_json`'s dict."""
-        return cls(**{**cls._known(data), "warnings": tuple(data.get("warnings", ()))})
+        return cls(**{**cls._select_known(data), "warnings": tuple(data.get("warnings", ()))})
 
 
 @dataclass(frozen=True, slots=True)
-class Rested(Record):
+class SessionPaused(JsonRecord):
     """No audio came for so many seconds: from now on the model may be unloaded, until some comes again. Told by the gateway."""
 
     after_s: float
 
 
-LiveEvent = SpeechStarted | Partial | SpeechStopped | Committed | Final | Failed | Cleared | Refused | Idle | Ended | Rested
+LiveEvent = (
+    SpeechStarted
+    | PartialTranscript
+    | SpeechStopped
+    | UtteranceCommitted
+    | FinalTranscript
+    | UtteranceFailed
+    | UtteranceCleared
+    | CommandRefused
+    | SpeechIdle
+    | SessionEnded
+    | SessionPaused
+)

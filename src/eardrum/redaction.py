@@ -1,8 +1,8 @@
-"""Keeps keys and passwords out of what is shown: headers, logs, errors, and the commands and addresses of models.
+"""Redacts keys and passwords in headers, logs, errors, and the commands and addresses of models.
 
-Two ways, because neither is enough. A place that looks like a secret's is covered: the login of an address, the value of
-`--api-key`, what follows `Bearer`. And what is known to be a secret, from the config, is covered wherever it stands: a
-program may print its own key in any form.
+Two ways, because neither is enough. Values in places where secrets stand are redacted: the login of an address, the value of
+`--api-key`, the text after `Bearer`. And secrets known from the config are redacted wherever they appear: a program may print its
+own key in any form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from eardrum.errors import HIDDEN, LOGIN, without_login
+from eardrum.errors import HIDDEN, LOGIN, remove_logins
 
 REDACTED = "[redacted]"
 
@@ -27,8 +27,8 @@ SUBPROTOCOLS = "sec-websocket-protocol"
 HARMLESS_SUBPROTOCOLS = ("realtime", "openai-beta.")
 """How the subprotocols begin that are shown. Any other may be a key: pages in browsers have no other place for one."""
 
-NAME = r"[\w.-]*(?:key|token|secret|password|passwd|signature|credential|auth|authorization|jwt)"
-IN_QUERY = re.compile(rf"([?&]{NAME}=)[^&\s\"'`<>#]+", re.IGNORECASE)
+SECRET_NAME = r"[\w.-]*(?:key|token|secret|password|passwd|signature|credential|auth|authorization|jwt)"  # noqa: S105 -- a pattern
+IN_QUERY = re.compile(rf"([?&]{SECRET_NAME}=)[^&\s\"'`<>#]+", re.IGNORECASE)
 IN_SUBPROTOCOL = re.compile(r"(api-?key\.)[^\s,;\"'`<>]+", re.IGNORECASE)
 QUERY = re.compile(r"\?\S+")
 
@@ -37,11 +37,11 @@ OPTION = re.compile(r"(?<![\w.-])-{0,2}[A-Za-z_][\w.-]*")
 AFTER_OPTION = re.compile(r"(?:\s*[=:]\s*|\s+(?!-))(?P<value>\"[^\"]*\"|'[^']*'|[^\s\"'},]+)")
 AFTER_NAME = re.compile(r"[\"']?\s*[=:]\s*(?:(?i:bearer|basic)\s+)?(?P<value>\"[^\"]*\"|'[^']*'|[^\s\"'},]+)")
 
-SHORTEST = 6
+MIN_SECRET_LENGTH = 6
 """Characters of a secret that is covered wherever it stands: shorter ones are words that messages have too."""
 
 
-class _Known:
+class _KnownSecrets:
     """The secrets of this process, which has one log as well."""
 
     def __init__(self) -> None:
@@ -50,22 +50,22 @@ class _Known:
 
     def add(self, values: Iterable[str]) -> None:
         """These too. Those of a config that was changed stay: lines of the log still hold them."""
-        self.values |= {value for value in values if len(value) >= SHORTEST and not value.startswith(("/", "./", "${"))}
+        self.values |= {value for value in values if len(value) >= MIN_SECRET_LENGTH and not value.startswith(("/", "./", "${"))}
         longest_first = sorted(self.values, key=len, reverse=True)
         either = "|".join(map(re.escape, longest_first))
         self.pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{either})(?![A-Za-z0-9])") if either else None
 
 
-_known = _Known()
+_known_secrets = _KnownSecrets()
 
 
-def redacted_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def redact_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Headers by their lower-case names. Of URLs in them nothing is left of the query, where keys may be."""
     named = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
-    return {name: _redacted_value(name, value) for name, value in named}
+    return {name: _redact_value(name, value) for name, value in named}
 
 
-def redacted_line(line: str) -> str:
+def redact_line(line: str) -> str:
     """Text without the keys that queries and subprotocols in it hold."""
     if "=" in line and ("?" in line or "&" in line):
         line = IN_QUERY.sub(rf"\1{REDACTED}", line)
@@ -74,60 +74,60 @@ def redacted_line(line: str) -> str:
     return line
 
 
-def _redacted_value(name: str, value: str) -> str:
+def _redact_value(name: str, value: str) -> str:
     if not SECRET_WORDS.isdisjoint(re.split("[-_]", name)):
         return REDACTED
     if name == SUBPROTOCOLS:
         offered = (item.strip() for item in value.split(","))
         return ", ".join(item if item.startswith(HARMLESS_SUBPROTOCOLS) else REDACTED for item in offered)
-    return QUERY.sub(f"?{REDACTED}", redacted_line(value)) if "?" in value else redacted_line(value)
+    return QUERY.sub(f"?{REDACTED}", redact_line(value)) if "?" in value else redact_line(value)
 
 
-def learn(values: Iterable[str]) -> None:
+def add_secrets(values: Iterable[str]) -> None:
     """Cover these wherever they stand from now on, in this process."""
-    _known.add(values)
+    _known_secrets.add(values)
 
 
-def hide(text: str) -> str:
+def redact(text: str) -> str:
     """The text without logins of addresses, without keys in queries, and without any secret that is known."""
-    text = redacted_line(text)
-    text = without_login(text)
-    return _known.pattern.sub(HIDDEN, text) if _known.pattern else text
+    text = redact_line(text)
+    text = remove_logins(text)
+    return _known_secrets.pattern.sub(HIDDEN, text) if _known_secrets.pattern else text
 
 
-def hide_in_command(command: str) -> str:
+def redact_command(command: str) -> str:
     """A command line without values that are secrets by the name of their option or variable, or of what stands before them."""
     shown, at = [], 0
-    for start, end in _spans(command):
+    for start, end in _find_spans(command):
         if start >= at:
             shown += [command[at:start], HIDDEN]
             at = end
-    return hide("".join([*shown, command[at:]]))
+    return redact("".join([*shown, command[at:]]))
 
 
-def secrets_in(command: str) -> Iterator[str]:
+def find_command_secrets(command: str) -> Iterator[str]:
     """The values that `hide_in_command` covers, and the passwords in addresses."""
-    yield from (command[start:end] for start, end in _spans(command))
-    yield from passwords_in(command)
+    yield from (command[start:end] for start, end in _find_spans(command))
+    yield from find_passwords(command)
 
 
-def passwords_in(text: str) -> Iterator[str]:
+def find_passwords(text: str) -> Iterator[str]:
     """The passwords, or keys in the place of a name, of the addresses in a text."""
     for login in LOGIN.findall(text):
         name, _, password = login[:-1].partition(":")
         yield password or name
 
 
-def secrets_among(values: Mapping[str, Any]) -> Iterator[str]:
+def find_named_secrets(values: Mapping[str, Any]) -> Iterator[str]:
     """The texts in a tree of settings that are secrets by their names, and the passwords of its addresses."""
     for name, value in values.items():
         for inner in value if isinstance(value, list | tuple) else (value,):
             if isinstance(inner, Mapping):
-                yield from secrets_among(inner)
+                yield from find_named_secrets(inner)
             elif isinstance(inner, str) and is_secret(name):
                 yield inner
             elif isinstance(inner, str):
-                yield from passwords_in(inner)
+                yield from find_passwords(inner)
 
 
 def is_secret(name: str) -> bool:
@@ -136,7 +136,7 @@ def is_secret(name: str) -> bool:
     return not SECRET_WORDS.isdisjoint(parts) and parts[-1] not in ("file", "path", "env")
 
 
-def _spans(command: str) -> Iterator[tuple[int, int]]:
+def _find_spans(command: str) -> Iterator[tuple[int, int]]:
     """Where in a command line secrets stand."""
     found = [match.span(1) for match in BEARER.finditer(command)]
     for name in OPTION.finditer(command):

@@ -1,7 +1,7 @@
-"""Cues of a wanted shape: how long their lines and how long they stay, by rules as subtitle makers have them.
+"""Builds subtitle cues: line lengths and durations by the rules of subtitle makers.
 
 Pure: segments in, cues out. No word is lost or moved past another. Where a rule cannot be kept (a word longer than a line,
-two words a millisecond apart), it is broken by as little as there is.
+two words a millisecond apart), it is broken by as little as possible.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
-from eardrum.text import UNSPACED, bare, separator, units
-from eardrum.types import Segment, Word
+from eardrum.text import UNSPACED_LETTER, choose_separator, normalize_word, split_units
+from eardrum.transcription import Segment, Word
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class SubtitleRules:
     """The rules. 0 is no limit; without any limit a segment is a cue."""
 
     max_line_width: int = 0
@@ -40,17 +40,17 @@ class Shape:
     """Cues stay longer for this, where the next one leaves room."""
 
     @property
-    def plain(self) -> bool:
+    def is_unrestricted(self) -> bool:
         """Whether nothing is asked for."""
-        return self == ANY
+        return self == NO_RULES
 
     @property
-    def lines(self) -> int:
+    def max_lines(self) -> int:
         """Most lines of a cue, 0 for any number."""
         alone = self.max_words_per_line and not self.max_line_width and not self.max_line_count
         return 1 if alone else self.max_line_count
 
-    def changed(self, wishes: Mapping[str, Any]) -> Shape:
+    def with_changes(self, wishes: Mapping[str, Any]) -> SubtitleRules:
         """The same with some rules set to other values, those of a preset first.
 
         Of the two durations the one that is set wins over the one that was there before, which follows.
@@ -64,17 +64,17 @@ class Shape:
         return shape
 
 
-ANY = Shape()
+NO_RULES = SubtitleRules()
 """No rules: each segment is a cue."""
-BROADCAST = Shape(
+BROADCAST_RULES = SubtitleRules(
     max_line_width=42, max_line_count=2, min_duration=5 / 6, max_duration=7.0, min_gap=2 / 24, max_characters_per_second=20
 )
 """What Netflix asks of English subtitles, and much the same as others do. With two columns a letter it suits Chinese, too."""
 
-PRESETS: dict[str, Shape] = {"none": ANY, "broadcast": BROADCAST}
-RULES = tuple(asdict(ANY))
+PRESETS: dict[str, SubtitleRules] = {"none": NO_RULES, "broadcast": BROADCAST_RULES}
+RULE_NAMES = tuple(asdict(NO_RULES))
 """The names of the rules, as clients and the config have them."""
-MOST = {
+MAX_RULE_VALUES = {
     "max_line_width": 1000,
     "max_line_count": 100,
     "max_words_per_line": 1000,
@@ -85,34 +85,36 @@ MOST = {
 }
 """The largest value of each rule that is a number."""
 
-SENTENCE, CLAUSE = ".!?…。！？｡", ",;:–—،，、；："  # noqa: RUF001 -- of all scripts on purpose
+SENTENCE_ENDS, CLAUSE_ENDS = ".!?…。！？｡", ",;:–—،，、；："  # noqa: RUF001 -- of all scripts on purpose
 CLOSERS = "\"'”’»)]}」』）】》〉〕"  # noqa: RUF001
 OPENERS = "\"'“‘«([{「『（【《〈〔¿¡"  # noqa: RUF001
-NOT_FIRST = frozenset(SENTENCE + CLAUSE + "”’»)]}」』）】》〉〕ー々ゝゞ・ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ%％℃")  # noqa: RUF001
+NOT_FIRST = frozenset(
+    SENTENCE_ENDS + CLAUSE_ENDS + "”’»)]}」』）】》〉〕ー々ゝゞ・ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶะาำๅๆฯ%％℃"  # noqa: RUF001
+)
 """Nothing that begins with these begins a line, where letters follow one another without spaces."""
 NOT_LAST = frozenset("“‘«([{「『（【《〈〔¿¡$￥เแโใไ")  # noqa: RUF001
 
-MOST_KEPT = 8
+MAX_JOINED_COLUMNS = 8
 """Columns that marks may hold together: of a cry of fifty vowels each can begin a line."""
 
 SHORT_PAUSE_S = 0.5
 """A cue may span pauses so long as if there were none."""
 LONG_PAUSE_S = 1.0
 """Cues are not put together over a longer pause."""
-MOST_PIECES = 500
+MAX_PIECES = 500
 """Of a cue that has a bound in time only: where a server told no times, all would come at once."""
 
-MOST_BALANCED = 8
+MAX_BALANCED_LINES = 8
 """Lines of a cue that are made about equally long; more are no cue that anybody reads, and take long."""
 
-LEAD_S = 0.25
+MAX_LEAD_S = 0.25
 """A cue may be there so much before its first word, if it has to."""
-LEAST_S = 0.02
+MIN_CUE_S = 0.02
 """No cue is shorter for the sake of a gap."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """What is never divided between lines: a word, or a letter of a script without spaces, with the marks that belong to it."""
 
     text: str
@@ -120,13 +122,13 @@ class Piece:
     """What belongs between it and the piece before, if that is in the same line."""
     start: float
     end: float
-    breaking: float
+    break_cost: float
     """How bad it is to break before it: 0 between sentences, 1 between any two words, more inside of what belongs together."""
 
     @property
     def width(self) -> int:
         """Columns it takes."""
-        return width(self.text)
+        return measure_width(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +137,16 @@ class Cue:
 
     start: float
     end: float
-    lines: tuple[tuple[Piece, ...], ...]
+    lines: tuple[tuple[TextPiece, ...], ...]
 
     @property
     def texts(self) -> list[str]:
         """The lines as text."""
-        return [line_text(line) for line in self.lines]
+        return [join_pieces(line) for line in self.lines]
 
 
 @lru_cache(1 << 14)
-def width(text: str) -> int:
+def measure_width(text: str) -> int:
     """Columns that the text takes: two for wide letters, none for marks above and below others."""
     if text.isascii():
         return len(text)
@@ -154,7 +156,7 @@ def width(text: str) -> int:
     )
 
 
-def line_text(line: Iterable[Piece]) -> str:
+def join_pieces(line: Iterable[TextPiece]) -> str:
     """The text of pieces in one line."""
     text = ""
     for piece in line:
@@ -162,94 +164,96 @@ def line_text(line: Iterable[Piece]) -> str:
     return text
 
 
-def cues(segments: Iterable[Segment], shape: Shape, *, duration: float = 0.0) -> list[Cue]:
+def build_cues(segments: Iterable[Segment], shape: SubtitleRules, *, duration: float = 0.0) -> list[Cue]:
     """The segments' text as cues of this shape, in order.
 
     `duration` is the length of the recording in seconds, which no cue outlasts for want of time; 0 if it is not known.
     """
-    stretches = [found for segment in segments if (found := pieces(segment))]
+    stretches = [found for segment in segments if (found := split_pieces(segment))]
     for number in range(1, len(stretches)):
         first = stretches[number][0]
-        between = separator(stretches[number - 1][-1].text, first.text)
-        stretches[number][0] = replace(first, space=between, breaking=0.0)
+        between = choose_separator(stretches[number - 1][-1].text, first.text)
+        stretches[number][0] = replace(first, space=between, break_cost=0.0)
     thens = [stretch[0].start for stretch in stretches[1:]] + [
         max(duration, stretches[-1][-1].end) if duration and stretches else math.inf
     ]
-    parts = [part for stretch, then in zip(stretches, thens, strict=False) for part in _divided(stretch, shape, then)]
-    parts = _merged(parts, shape, duration)
-    times = _timed(parts, shape, duration)
-    return [Cue(start, end, tuple(map(tuple, _lines(part, shape)))) for part, (start, end) in zip(parts, times, strict=True)]
+    parts = [part for stretch, then in zip(stretches, thens, strict=False) for part in _divide_segment(stretch, shape, then)]
+    parts = _merge_short_cues(parts, shape, duration)
+    times = _time_cues(parts, shape, duration)
+    return [
+        Cue(start, end, tuple(map(tuple, _break_lines(part, shape)))) for part, (start, end) in zip(parts, times, strict=True)
+    ]
 
 
 # Text into pieces
 
 
-def pieces(segment: Segment) -> list[Piece]:
+def split_pieces(segment: Segment) -> list[TextPiece]:
     """A segment's text in pieces, with the times of its words where it has them, else shared out by length."""
-    found = _undivided(" ".join(segment.text.split()))
-    times = _times([text for text, _ in found], segment)
-    made: list[Piece] = []
+    found = _split_text(" ".join(segment.text.split()))
+    times = _time_pieces([text for text, _ in found], segment)
+    made: list[TextPiece] = []
     for (text, space), (start, end) in zip(found, times, strict=True):
         before = made[-1] if made else None
-        made.append(Piece(text, space, start, end, _breaking(before, text, space, start) if before else 0.0))
+        made.append(TextPiece(text, space, start, end, _compute_break_cost(before, text, space, start) if before else 0.0))
     return made
 
 
-def _undivided(text: str) -> list[tuple[str, str]]:
+def _split_text(text: str) -> list[tuple[str, str]]:
     """The text's pieces, each with the space before it."""
     found: list[tuple[str, str]] = []
-    for unit in units(text):
+    for unit in split_units(text):
         piece = unit.lstrip()
         space = unit[: len(unit) - len(piece)]
-        if not space and found and not _may_part(found[-1][0], piece):
+        if not space and found and not _may_break(found[-1][0], piece):
             found[-1] = (found[-1][0] + piece, found[-1][1])
         else:
             found.append((piece, space))
     return found
 
 
-def _may_part(before: str, after: str) -> bool:
+def _may_break(before: str, after: str) -> bool:
     """Whether a line may end between two that follow one another without a space."""
     first, last = after[0], before[-1]
     if unicodedata.category(first).startswith("M"):
         return False
-    return not (first in NOT_FIRST or last in NOT_LAST) or width(before) >= MOST_KEPT
+    return not (first in NOT_FIRST or last in NOT_LAST) or measure_width(before) >= MAX_JOINED_COLUMNS
 
 
-def _breaking(before: Piece, text: str, space: str, start: float) -> float:
+def _compute_break_cost(before: TextPiece, text: str, space: str, start: float) -> float:
     said = before.text.rstrip(CLOSERS)
     if not any(map(str.isalnum, text)) or not before.text.strip(OPENERS):
         cost = 2.0  # marks with spaces around them, as in French
-    elif said.endswith(tuple(SENTENCE)):
+    elif said.endswith(tuple(SENTENCE_ENDS)):
         cost = 0.0
-    elif said.endswith(tuple(CLAUSE)):
+    elif said.endswith(tuple(CLAUSE_ENDS)):
         cost = 0.25
     else:
-        cost = 1.0 if space else _inside(before.text[-1], text[0])
+        cost = 1.0 if space else _compute_inner_break_cost(before.text[-1], text[0])
     return cost * max(0.2, 1 - max(start - before.end, 0.0))  # a pause is as good as a comma
 
 
-def _inside(last: str, first: str) -> float:
+def _compute_inner_break_cost(last: str, first: str) -> float:
     """How bad a break is between letters without a space: a Japanese phrase begins where kana end and others begin."""
-    before, after = _kind(last), _kind(first)
+    before, after = _classify_letter(last), _classify_letter(first)
     if before == after:
         return 1.5
     return 0.8 if before == "kana" else 1.2
 
 
-def _kind(letter: str) -> str:
+def _classify_letter(letter: str) -> str:
     if "\u3040" <= letter <= "\u309f":
         return "kana"
-    return "katakana" if "\u30a0" <= letter <= "\u30ff" else "han" if UNSPACED.match(letter) else "other"
+    return "katakana" if "\u30a0" <= letter <= "\u30ff" else "han" if UNSPACED_LETTER.match(letter) else "other"
 
 
 # Times of pieces
 
 
-def _times(texts: Sequence[str], segment: Segment) -> list[tuple[float, float]]:
+def _time_pieces(texts: Sequence[str], segment: Segment) -> list[tuple[float, float]]:
     """When each piece is said."""
     begin, end = segment.start, max(segment.end, segment.start)
-    known = _from_words(texts, segment.words) if segment.words else [None] * len(texts)
+    known = _match_words(texts, segment.words) if segment.words else [None] * len(texts)
     found: list[tuple[float, float]] = []
     at = 0
     while at < len(texts):
@@ -260,7 +264,7 @@ def _times(texts: Sequence[str], segment: Segment) -> list[tuple[float, float]]:
         stop = next((number for number in range(at, len(texts)) if known[number] is not None), len(texts))
         from_ = found[-1][1] if found else begin
         to = known[stop][0] if stop < len(texts) else end  # type: ignore[index]
-        found += _shared(texts[at:stop], from_, max(from_, to))
+        found += _share_time(texts[at:stop], from_, max(from_, to))
         at = stop
     ordered: list[tuple[float, float]] = []
     for told, gone in found:  # what a server told may be in any order
@@ -269,18 +273,18 @@ def _times(texts: Sequence[str], segment: Segment) -> list[tuple[float, float]]:
     return ordered
 
 
-def _shared(texts: Sequence[str], begin: float, end: float) -> list[tuple[float, float]]:
+def _share_time(texts: Sequence[str], begin: float, end: float) -> list[tuple[float, float]]:
     """Time shared out by length; sentences and clauses are followed by a breath."""
-    weights = [max(width(text), 1) + (3.0 if text.endswith(tuple(SENTENCE)) else 0.0) for text in texts]
+    weights = [max(measure_width(text), 1) + (3.0 if text.endswith(tuple(SENTENCE_ENDS)) else 0.0) for text in texts]
     marks = [begin + (end - begin) * done / sum(weights) for done in accumulate(weights, initial=0.0)]
     return list(pairwise(marks))
 
 
-def _from_words(texts: Sequence[str], words: Sequence[Word]) -> list[tuple[float, float] | None]:
+def _match_words(texts: Sequence[str], words: Sequence[Word]) -> list[tuple[float, float] | None]:
     """The times of pieces that are among the words, however both are divided and whatever marks they have."""
-    said, told = [bare(text) for text in texts], [bare(word.word) for word in words]
+    said, told = [normalize_word(text) for text in texts], [normalize_word(word.word) for word in words]
     if "".join(said) == "".join(told):
-        return _by_letters(said, told, words)
+        return _time_by_letters(said, told, words)
     found: list[tuple[float, float] | None] = [None] * len(texts)
     for block in SequenceMatcher(None, said, told, autojunk=False).get_matching_blocks():
         for offset in range(block.size):
@@ -289,7 +293,7 @@ def _from_words(texts: Sequence[str], words: Sequence[Word]) -> list[tuple[float
     return found
 
 
-def _by_letters(said: Sequence[str], told: Sequence[str], words: Sequence[Word]) -> list[tuple[float, float] | None]:
+def _time_by_letters(said: Sequence[str], told: Sequence[str], words: Sequence[Word]) -> list[tuple[float, float] | None]:
     ends = list(accumulate(map(len, told)))
     found: list[tuple[float, float] | None] = []
     number = at = 0
@@ -316,9 +320,9 @@ def _by_letters(said: Sequence[str], told: Sequence[str], words: Sequence[Word])
 # Pieces into cues
 
 
-def _divided(stretch: Sequence[Piece], shape: Shape, then: float) -> Iterator[list[Piece]]:
+def _divide_segment(stretch: Sequence[TextPiece], shape: SubtitleRules, then: float) -> Iterator[list[TextPiece]]:
     """A segment's pieces as cues: the division that is best altogether."""
-    bounded = shape.lines and (shape.max_line_width or shape.max_words_per_line)
+    bounded = shape.max_lines and (shape.max_line_width or shape.max_words_per_line)
     if not bounded and not shape.max_duration:
         yield list(stretch)
         return
@@ -326,17 +330,17 @@ def _divided(stretch: Sequence[Piece], shape: Shape, then: float) -> Iterator[li
     least = [math.inf] * count + [0.0]  # the least cost of what begins with a piece
     stops = [count] * count
     for first in range(count - 1, -1, -1):
-        filled, silent = Filling(shape), 0.0
-        for last in range(first, min(count, first + MOST_PIECES)):
-            if not filled.takes(stretch[last]) and last > first:
+        filled, silent = LineFiller(shape), 0.0
+        for last in range(first, min(count, first + MAX_PIECES)):
+            if not filled.add_piece(stretch[last]) and last > first:
                 break
             if last > first:
                 silent += max(stretch[last].start - stretch[last - 1].end - SHORT_PAUSE_S, 0.0)
             if shape.max_duration and stretch[last].end - stretch[first].start > shape.max_duration and last > first:
                 break
             after = stretch[last + 1].start if last + 1 < count else then
-            cost = least[last + 1] + _cost(stretch[first], after, filled, shape)
-            cost += 3 * silent + (4 * stretch[last + 1].breaking if last + 1 < count else 0.0)
+            cost = least[last + 1] + _compute_cue_cost(stretch[first], after, filled, shape)
+            cost += 3 * silent + (4 * stretch[last + 1].break_cost if last + 1 < count else 0.0)
             if cost < least[first]:
                 least[first], stops[first] = cost, last + 1
     at = 0
@@ -346,10 +350,10 @@ def _divided(stretch: Sequence[Piece], shape: Shape, then: float) -> Iterator[li
 
 
 @dataclass(slots=True)
-class Filling:
+class LineFiller:
     """Lines being filled with pieces, each as far as it goes."""
 
-    shape: Shape
+    shape: SubtitleRules
     lines: int = 0
     columns: int = 0
     """Of the last line."""
@@ -357,10 +361,10 @@ class Filling:
     """Of the last line."""
     all_columns: int = 0
 
-    def takes(self, piece: Piece) -> bool:
+    def add_piece(self, piece: TextPiece) -> bool:
         """Add a piece, in a new line if need be; whether there was one left, and the piece no longer than a line."""
-        space = width(piece.space) if self.words else 0
-        self.all_columns += (width(piece.space) if self.all_columns else 0) + piece.width
+        space = measure_width(piece.space) if self.words else 0
+        self.all_columns += (measure_width(piece.space) if self.all_columns else 0) + piece.width
         most, many = self.shape.max_line_width or math.inf, self.shape.max_words_per_line or math.inf
         if self.words and self.columns + space + piece.width <= most and self.words < many:
             self.columns += space + piece.width
@@ -368,10 +372,10 @@ class Filling:
         else:
             self.lines += 1
             self.columns, self.words = piece.width, 1
-        return not self.shape.lines or self.lines <= self.shape.lines
+        return not self.shape.max_lines or self.lines <= self.shape.max_lines
 
 
-def _cost(first: Piece, after: float, filled: Filling, shape: Shape) -> float:
+def _compute_cue_cost(first: TextPiece, after: float, filled: LineFiller, shape: SubtitleRules) -> float:
     """How bad a cue is: that there is one more, that it has no time to be read, or holds little."""
     room = max(after - shape.min_gap - first.start, 0.0)  # for the gap it may be gone before the last sound is
     cost = 1.0
@@ -380,66 +384,69 @@ def _cost(first: Piece, after: float, filled: Filling, shape: Shape) -> float:
     if shape.max_characters_per_second:
         needed = max(filled.all_columns, 1) / shape.max_characters_per_second
         cost += 2 * min(max(needed - room, 0.0) / needed, 1.0)
-    if shape.max_line_width and shape.lines:
-        empty = 1 - min(filled.all_columns / (shape.max_line_width * shape.lines), 1.0)
+    if shape.max_line_width and shape.max_lines:
+        empty = 1 - min(filled.all_columns / (shape.max_line_width * shape.max_lines), 1.0)
         cost += empty * empty
     return cost
 
 
-def _merged(parts: list[list[Piece]], shape: Shape, duration: float) -> list[list[Piece]]:
+def _merge_short_cues(parts: list[list[TextPiece]], shape: SubtitleRules, duration: float) -> list[list[TextPiece]]:
     """Cues that would be too short put together with a neighbour that has room."""
     if not shape.min_duration:
         return parts
-    merged: list[list[Piece]] = []
+    merged: list[list[TextPiece]] = []
     for number, part in enumerate(parts):
-        if merged and (_too_short(merged[-1], part[0].start, shape) or _too_short(part, _after(parts, number, duration), shape)):
+        if merged and (
+            _is_too_short(merged[-1], part[0].start, shape)
+            or _is_too_short(part, _find_latest_end(parts, number, duration), shape)
+        ):
             both = [*merged[-1], *part]
-            if _fits(both, shape) and part[0].start - merged[-1][-1].end <= LONG_PAUSE_S:
+            if _fits_rules(both, shape) and part[0].start - merged[-1][-1].end <= LONG_PAUSE_S:
                 merged[-1] = both
                 continue
         merged.append(part)
     return merged
 
 
-def _after(parts: Sequence[Sequence[Piece]], number: int, duration: float) -> float:
+def _find_latest_end(parts: Sequence[Sequence[TextPiece]], number: int, duration: float) -> float:
     """When a cue has to be gone at the latest."""
     return (
         parts[number + 1][0].start if number + 1 < len(parts) else max(duration, parts[number][-1].end) if duration else math.inf
     )
 
 
-def _too_short(part: Sequence[Piece], after: float, shape: Shape) -> bool:
+def _is_too_short(part: Sequence[TextPiece], after: float, shape: SubtitleRules) -> bool:
     return after - shape.min_gap - part[0].start < shape.min_duration
 
 
-def _fits(part: Sequence[Piece], shape: Shape) -> bool:
+def _fits_rules(part: Sequence[TextPiece], shape: SubtitleRules) -> bool:
     if shape.max_duration and part[-1].end - part[0].start > shape.max_duration:
         return False
-    filled = Filling(shape)
-    return all(filled.takes(piece) for piece in part)
+    filled = LineFiller(shape)
+    return all(filled.add_piece(piece) for piece in part)
 
 
 # Times of cues
 
 
-def _timed(parts: Sequence[Sequence[Piece]], shape: Shape, duration: float) -> list[tuple[float, float]]:
+def _time_cues(parts: Sequence[Sequence[TextPiece]], shape: SubtitleRules, duration: float) -> list[tuple[float, float]]:
     """When each cue comes and goes."""
     times: list[tuple[float, float]] = []
     for number, part in enumerate(parts):
         start, said = part[0].start, part[-1].end
         last = number + 1 == len(parts)
-        limit = _after(parts, number, duration) - (0.0 if last else shape.min_gap)
+        limit = _find_latest_end(parts, number, duration) - (0.0 if last else shape.min_gap)
         wanted = shape.min_duration
         if shape.max_characters_per_second:
-            wanted = max(wanted, width(line_text(part)) / shape.max_characters_per_second)
+            wanted = max(wanted, measure_width(join_pieces(part)) / shape.max_characters_per_second)
         if shape.max_duration:
             wanted = min(wanted, shape.max_duration)
         free = times[-1][1] + shape.min_gap if times else 0.0
-        start = max(start, min(free, said - LEAST_S))
+        start = max(start, min(free, said - MIN_CUE_S))
         end = min(max(said, start + wanted), limit)  # for the gap's sake it may be gone before the last sound
-        end = max(end, min(said, start + LEAST_S), start)
+        end = max(end, min(said, start + MIN_CUE_S), start)
         if end - start < wanted:
-            start = min(start, max(end - wanted, start - LEAD_S, free, 0.0))
+            start = min(start, max(end - wanted, start - MAX_LEAD_S, free, 0.0))
         if shape.max_duration:
             end = min(end, start + shape.max_duration)
         times.append((start, end))
@@ -449,36 +456,36 @@ def _timed(parts: Sequence[Sequence[Piece]], shape: Shape, duration: float) -> l
 # Cues into lines
 
 
-def _lines(part: Sequence[Piece], shape: Shape) -> list[list[Piece]]:
+def _break_lines(part: Sequence[TextPiece], shape: SubtitleRules) -> list[list[TextPiece]]:
     """A cue's pieces in lines: as few as it takes, about equally long, broken where that hurts least."""
     if not shape.max_line_width and not shape.max_words_per_line:
         return [list(part)]
-    filled, starts, seen = Filling(shape), [], 0
+    filled, starts, seen = LineFiller(shape), [], 0
     for number, piece in enumerate(part):
-        filled.takes(piece)
+        filled.add_piece(piece)
         if filled.lines > seen:
             starts.append(number)
             seen = filled.lines
-    if shape.lines and 1 < len(starts) <= min(shape.lines, MOST_BALANCED):
-        starts = _balanced(part, len(starts), shape)
+    if shape.max_lines and 1 < len(starts) <= min(shape.max_lines, MAX_BALANCED_LINES):
+        starts = _balance_lines(part, len(starts), shape)
     return [list(part[a:b]) for a, b in pairwise([*starts, len(part)])]
 
 
-def _balanced(part: Sequence[Piece], count: int, shape: Shape) -> list[int]:
+def _balance_lines(part: Sequence[TextPiece], count: int, shape: SubtitleRules) -> list[int]:
     """Where `count` lines begin: the best of all ways in which each is no longer than allowed."""
     size = len(part)
-    even = max(width(line_text(part)), 1) / count
+    even = max(measure_width(join_pieces(part)), 1) / count
     best: list[list[tuple[float, int]]] = [[(math.inf, size)] * (size + 1) for _ in range(count + 1)]
     best[0][size] = (0.0, size)
     for lines in range(1, count + 1):
         for first in range(size):
-            filled = Filling(replace(shape, max_line_count=1))
+            filled = LineFiller(replace(shape, max_line_count=1))
             for stop in range(first + 1, size + 1):
-                if not filled.takes(part[stop - 1]):
+                if not filled.add_piece(part[stop - 1]):
                     break
                 rest = best[lines - 1][stop][0]
                 uneven = (filled.columns - even) / even
-                cost = rest + 4 * uneven * uneven + (part[stop].breaking if stop < size else 0.0)
+                cost = rest + 4 * uneven * uneven + (part[stop].break_cost if stop < size else 0.0)
                 if cost < best[lines][first][0]:
                     best[lines][first] = (cost, stop)
     starts, at = [], 0
@@ -488,7 +495,7 @@ def _balanced(part: Sequence[Piece], count: int, shape: Shape) -> list[int]:
     return starts
 
 
-def highlights(cue: Cue) -> Iterator[tuple[float, float, Piece | None]]:
+def build_highlights(cue: Cue) -> Iterator[tuple[float, float, TextPiece | None]]:
     """The times of a cue one after another, each with the piece that is spoken, if one is."""
     at = cue.start
     for piece in (piece for line in cue.lines for piece in line):

@@ -1,4 +1,4 @@
-"""How stretches of text are taken apart and put together, in scripts with and without spaces."""
+"""Splits, joins and compares text, in scripts with and without spaces."""
 
 from __future__ import annotations
 
@@ -7,57 +7,57 @@ from collections.abc import Iterable, Sequence
 
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff"
 _HAN = "\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-UNSPACED = re.compile(f"[{_UNSPACED}{_HAN}]")
+UNSPACED_LETTER = re.compile(f"[{_UNSPACED}{_HAN}]")
 """Letters and marks of Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese."""
 
-UNIT = re.compile(rf"\s*(?:[{_UNSPACED}{_HAN}]|[^\s{_UNSPACED}{_HAN}]+)")
+TEXT_UNIT = re.compile(rf"\s*(?:[{_UNSPACED}{_HAN}]|[^\s{_UNSPACED}{_HAN}]+)")
 
 
-def separator(before: str, after: str) -> str:
+def choose_separator(before: str, after: str) -> str:
     """What belongs between two stretches of text: a space, but none between scripts that are written without."""
-    if not before or not after or (UNSPACED.match(before[-1]) and UNSPACED.match(after[0])):
+    if not before or not after or (UNSPACED_LETTER.match(before[-1]) and UNSPACED_LETTER.match(after[0])):
         return ""
     return " "
 
 
-def joined(texts: Iterable[str]) -> str:
+def join_texts(texts: Iterable[str]) -> str:
     """Stretches of text in one line."""
     line = ""
     for text in map(str.strip, texts):
-        line += separator(line, text) + text
+        line += choose_separator(line, text) + text
     return line
 
 
-def units(text: str) -> list[str]:
+def split_units(text: str) -> list[str]:
     """The words of a text, each with the spaces before it; letters where there are no spaces. Joined they are the text."""
-    return UNIT.findall(text.rstrip())
+    return TEXT_UNIT.findall(text.rstrip())
 
 
-def bare(unit: str) -> str:
+def normalize_word(unit: str) -> str:
     """A word as it sounds: without case, spaces and punctuation."""
     return "".join(letter for letter in unit.casefold() if letter.isalnum())
 
 
-def glued(before: str, after: str) -> str:
+def append_text(before: str, after: str) -> str:
     """Two stretches of text, with a space between them where it needs one."""
     if not before or before[-1].isspace():
         return before + after.lstrip()
-    return before + ("" if after[:1].isspace() else separator(before, after)) + after
+    return before + ("" if after[:1].isspace() else choose_separator(before, after)) + after
 
 
-def behind(told: str, text: str) -> str:
+def remove_known_text(told: str, text: str) -> str:
     """What a text says after the words that were told already, even if it has others in their place."""
-    promised, said = units(told), units(text)
-    count = len(promised) if said[: len(promised)] == promised else counterpart(promised, said)
+    promised, said = split_units(told), split_units(text)
+    count = len(promised) if said[: len(promised)] == promised else count_counterparts(promised, said)
     return "".join(said[count:])
 
 
-def counterpart(told: Sequence[str], said: Sequence[str]) -> int:
+def count_counterparts(told: Sequence[str], said: Sequence[str]) -> int:
     """How many words of `said` stand for those that were told: those at the least edit distance (words added, left out,
     replaced), if need be most alike in number."""
-    words = [bare(unit) for unit in said]
+    words = [normalize_word(unit) for unit in said]
     distances = list(range(len(words) + 1))
-    for row, unit in enumerate(map(bare, told), 1):
+    for row, unit in enumerate(map(normalize_word, told), 1):
         diagonal, distances[0] = distances[0], row
         for column, word in enumerate(words, 1):
             changed = diagonal + (unit != word)

@@ -1,4 +1,4 @@
-"""TLS: what the server shows, and what its own clients trust."""
+"""TLS contexts for the server and for its own clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from eardrum.errors import ConfigError
 
 
-def serving(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+def create_server_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     """What a server needs for HTTPS; None if there is no certificate.
 
     Raises:
@@ -18,7 +18,7 @@ def serving(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None
         if key:
             raise ConfigError("tls_key is set but tls_certificate is not: name the certificate, or leave both out.")
         return None
-    _check(certificate, "tls_certificate")
+    _check_certificate(certificate, "tls_certificate")
     holder = f"tls_key {key}" if key else f"tls_certificate {certificate}, which has to hold the key as there is no tls_key,"
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
@@ -37,7 +37,7 @@ def serving(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None
     return context
 
 
-def trusting(certificate: Path, *, by_any_name: bool = False) -> ssl.SSLContext:
+def create_client_context(certificate: Path, *, by_any_name: bool = False) -> ssl.SSLContext:
     """What a client needs that trusts the certificates in a file beside the system's authorities.
 
     With `by_any_name` it does not matter for which server they are.
@@ -45,7 +45,7 @@ def trusting(certificate: Path, *, by_any_name: bool = False) -> ssl.SSLContext:
     Raises:
         ConfigError: there is none in the file.
     """
-    _check(certificate, "certificate")
+    _check_certificate(certificate, "certificate")
     context = ssl.create_default_context()
     context.load_verify_locations(certificate)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the server's own is enough, without its signer's
@@ -53,7 +53,7 @@ def trusting(certificate: Path, *, by_any_name: bool = False) -> ssl.SSLContext:
     return context
 
 
-def _check(certificate: Path, name: str) -> None:
+def _check_certificate(certificate: Path, name: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
     except ssl.SSLError as error:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.access import Access
-from eardrum.api.activity import Activity
 from eardrum.api.asgi import Receive, Scope, Send
-from eardrum.api.openai import answers
+from eardrum.api.openai import responses
+from eardrum.api.request_log import RequestLogMiddleware, RequestTracker
 
 
 class Asked(dict[str, Any]):
@@ -36,7 +35,7 @@ async def nothing() -> dict[str, Any]:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def served(access: Access, scope: Scope) -> list[Any]:
+async def served(access: RequestLogMiddleware, scope: Scope) -> list[Any]:
     said: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -55,7 +54,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.usefixtures("uncollected")
 async def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
-    access, scope = Access(answer, Activity(), answers.refusal), asked()
+    access, scope = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response), asked()
     watched = weakref.ref(scope)
     await served(access, scope)
     del scope
@@ -64,8 +63,8 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
 
 
 async def test_every_request_has_an_id_of_its_own() -> None:
-    access = Access(answer, Activity(), answers.refusal)
-    another = Access(answer, Activity(), answers.refusal)
+    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    another = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
     ids = {dict((await served(one, asked()))[0]["headers"])[b"x-request-id"] for one in (access, access, another)}
     assert len(ids) == 3
     assert all(id.startswith(b"req_") and len(id) == 28 for id in ids)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from eardrum.api.openai import answers
-from eardrum.api.openai.fields import Wish, wish
-from eardrum.errors import BusyError, EardrumError, InvalidRequestError, ModelCoolingError, StalledError, TooLargeError
-from eardrum.types import Dropped, Segment, Summary, Task, Token, Transcript, Word
+from eardrum.api.openai import responses
+from eardrum.api.openai.params import TranscriptionParams, parse_params
+from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ModelCoolingError, TooLargeError
+from eardrum.transcription import DroppedText, Segment, SpeechTask, Token, Transcript, TranscriptionSummary, Word
 
 SEGMENTS = [
     Segment(
@@ -29,13 +29,13 @@ SEGMENTS = [
     ),
     Segment(4.0, 5.0, "It was.", token_logprobs=[Token("It was.", -0.5)]),
 ]
-TRANSCRIPT = Transcript(SEGMENTS, Summary("en", 8.47))
-SILENCE = Transcript([], Summary("en", 2.0))
+TRANSCRIPT = Transcript(SEGMENTS, TranscriptionSummary("en", 8.47))
+SILENCE = Transcript([], TranscriptionSummary("en", 2.0))
 
 
-def asked(response_format: str = "json", *, task: Task = Task.TRANSCRIBE, **fields: str) -> Wish:
+def asked(response_format: str = "json", *, task: SpeechTask = SpeechTask.TRANSCRIBE, **fields: str) -> TranscriptionParams:
     form = {name.replace("__", "[]"): [value] for name, value in fields.items()}
-    return wish({"response_format": [response_format]} | form, task)
+    return parse_params({"response_format": [response_format]} | form, task)
 
 
 def body(response: Response) -> Any:
@@ -53,31 +53,31 @@ def event(data: bytes) -> dict[str, Any]:
 
 
 def test_json() -> None:
-    assert body(answers.answer(TRANSCRIPT, asked())) == {
+    assert body(responses.build_response(TRANSCRIPT, asked())) == {
         "text": "The beach. It was.",
         "usage": {"type": "duration", "seconds": 9},
     }
 
 
 def test_silence_is_an_empty_text_and_no_error() -> None:
-    assert body(answers.answer(SILENCE, asked()))["text"] == ""
-    assert body(answers.answer(SILENCE, asked("verbose_json")))["segments"] == []
-    assert event(answers.done(SILENCE, asked()))["text"] == ""
+    assert body(responses.build_response(SILENCE, asked()))["text"] == ""
+    assert body(responses.build_response(SILENCE, asked("verbose_json")))["segments"] == []
+    assert event(responses.encode_done(SILENCE, asked()))["text"] == ""
 
 
 def test_log_probabilities() -> None:
-    found = body(answers.answer(TRANSCRIPT, asked(include__="logprobs")))["logprobs"]
+    found = body(responses.build_response(TRANSCRIPT, asked(include__="logprobs")))["logprobs"]
     assert [item["token"] for item in found] == [" The", " bèach.", "It was."]
     assert all(set(item) == {"token", "logprob", "bytes"} for item in found)
     assert bytes(found[1]["bytes"]).decode() == " bèach."
-    assert "logprobs" not in body(answers.answer(TRANSCRIPT, asked()))
+    assert "logprobs" not in body(responses.build_response(TRANSCRIPT, asked()))
 
 
 def test_nobody_waits_while_cues_get_a_shape() -> None:
-    long = Transcript([Segment(0.0, 600.0, "It was. " * 1500)], Summary("en", 600.0))
+    long = Transcript([Segment(0.0, 600.0, "It was. " * 1500)], TranscriptionSummary("en", 600.0))
 
     async def turns_of_others() -> int:
-        shaping = asyncio.create_task(answers.answer_beside(long, asked("srt", subtitles="broadcast")))
+        shaping = asyncio.create_task(responses.build_response_in_thread(long, asked("srt", subtitles="broadcast")))
         turns = 0
         while not shaping.done():
             await asyncio.sleep(0)
@@ -90,7 +90,7 @@ def test_nobody_waits_while_cues_get_a_shape() -> None:
 
 @pytest.mark.parametrize("kind", ["text", "srt", "vtt"])
 def test_plain_formats_are_plain_text(kind: str) -> None:
-    response = answers.answer(TRANSCRIPT, asked(kind))
+    response = responses.build_response(TRANSCRIPT, asked(kind))
     assert response.headers["content-type"].startswith("text/plain")
     written = bytes(response.body).decode()
     assert written.endswith("\n")
@@ -100,7 +100,7 @@ def test_plain_formats_are_plain_text(kind: str) -> None:
 
 
 def test_verbose_json_has_every_field_that_is_required() -> None:
-    found = body(answers.answer(TRANSCRIPT, asked("verbose_json")))
+    found = body(responses.build_response(TRANSCRIPT, asked("verbose_json")))
     assert {key: found[key] for key in ("task", "language", "duration", "text")} == {
         "task": "transcribe",
         "language": "english",
@@ -126,39 +126,39 @@ def test_verbose_json_has_every_field_that_is_required() -> None:
 
 
 def test_verbose_json_with_words() -> None:
-    only = body(answers.answer(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word")))
+    only = body(responses.build_response(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word")))
     assert only["words"] == [{"word": "The", "start": 0.25, "end": 1.0}, {"word": "beach.", "start": 1.0, "end": 3.3}]
     assert "segments" not in only
-    both = body(answers.answer(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word,segment")))
+    both = body(responses.build_response(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word,segment")))
     assert both["words"]
     assert both["segments"]
 
 
 def test_a_translation_says_so() -> None:
-    assert body(answers.answer(TRANSCRIPT, asked("verbose_json", task=Task.TRANSLATE)))["task"] == "translate"
+    assert body(responses.build_response(TRANSCRIPT, asked("verbose_json", task=SpeechTask.TRANSLATE)))["task"] == "translate"
 
 
 def test_what_was_thrown_away_is_told() -> None:
-    summary = replace(TRANSCRIPT.summary, dropped=[Dropped(6.0, 7.0, "♪", "only music notes")])
-    found = body(answers.answer(Transcript(SEGMENTS, summary), asked("verbose_json")))
+    summary = replace(TRANSCRIPT.summary, dropped=[DroppedText(6.0, 7.0, "♪", "only music notes")])
+    found = body(responses.build_response(Transcript(SEGMENTS, summary), asked("verbose_json")))
     assert found["dropped"] == [{"start": 6.0, "end": 7.0, "text": "♪", "reason": "only music notes"}]
-    assert "dropped" not in body(answers.answer(TRANSCRIPT, asked("verbose_json")))
+    assert "dropped" not in body(responses.build_response(TRANSCRIPT, asked("verbose_json")))
 
 
 def test_what_could_not_be_decoded_is_told() -> None:
     heard = Transcript(SEGMENTS, replace(TRANSCRIPT.summary, warnings=["The file breaks off at 3.0 s."]))
-    assert body(answers.answer(heard, asked("verbose_json")))["warnings"] == ["The file breaks off at 3.0 s."]
-    assert event(answers.done(heard, asked()))["warnings"] == ["The file breaks off at 3.0 s."]
-    assert "warnings" not in body(answers.answer(heard, asked()))
-    assert "warnings" not in body(answers.answer(TRANSCRIPT, asked("verbose_json")))
-    assert "warnings" not in event(answers.done(TRANSCRIPT, asked()))
+    assert body(responses.build_response(heard, asked("verbose_json")))["warnings"] == ["The file breaks off at 3.0 s."]
+    assert event(responses.encode_done(heard, asked()))["warnings"] == ["The file breaks off at 3.0 s."]
+    assert "warnings" not in body(responses.build_response(heard, asked()))
+    assert "warnings" not in body(responses.build_response(TRANSCRIPT, asked("verbose_json")))
+    assert "warnings" not in event(responses.encode_done(TRANSCRIPT, asked()))
 
 
 def test_deltas_joined_are_the_text_of_done() -> None:
     segments = [*SEGMENTS, Segment(6, 7, "  Was it?  "), Segment(7, 8, "Yes.")]
     before = ["", *(segment.text for segment in segments)]
-    deltas = [event(answers.delta(s, asked(), before=said)) for said, s in zip(before, segments, strict=False)]
-    done = event(answers.done(Transcript(segments, TRANSCRIPT.summary), asked()))
+    deltas = [event(responses.encode_delta(s, asked(), before=said)) for said, s in zip(before, segments, strict=False)]
+    done = event(responses.encode_done(Transcript(segments, TRANSCRIPT.summary), asked()))
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == "The beach. It was. Was it? Yes."
     assert all(set(delta) == {"type", "delta"} for delta in deltas)
     assert done["segments"][0] == {"id": 0, "start": 0.25, "end": 3.32, "text": "The beach."}
@@ -168,12 +168,14 @@ def test_deltas_joined_are_the_text_of_done() -> None:
 
 def test_log_probabilities_in_a_stream() -> None:
     wished = asked(include__="logprobs", stream="true")
-    deltas = [event(answers.delta(s, wished, before="")) for s in SEGMENTS]
-    assert [item for delta in deltas for item in delta["logprobs"]] == event(answers.done(TRANSCRIPT, wished))["logprobs"]
+    deltas = [event(responses.encode_delta(s, wished, before="")) for s in SEGMENTS]
+    assert [item for delta in deltas for item in delta["logprobs"]] == event(responses.encode_done(TRANSCRIPT, wished))[
+        "logprobs"
+    ]
 
 
 def test_text_with_line_breaks_stays_one_event() -> None:
-    assert event(answers.delta(Segment(0, 1, "a\nb"), asked(), before=""))["delta"] == "a\nb"
+    assert event(responses.encode_delta(Segment(0, 1, "a\nb"), asked(), before=""))["delta"] == "a\nb"
 
 
 @pytest.mark.parametrize(
@@ -181,26 +183,26 @@ def test_text_with_line_breaks_stays_one_event() -> None:
     [
         (InvalidRequestError("No.", param="language"), 400, "invalid_request_error", "invalid_value"),
         (TooLargeError("No."), 413, "invalid_request_error", "request_too_large"),
-        (StalledError("No."), 408, "timeout_error", "request_timeout"),
+        (ClientStalledError("No."), 408, "timeout_error", "request_timeout"),
         (BusyError("No.", retry_after=5), 503, "server_error", "busy"),
         (EardrumError("No."), 500, "server_error", "server_error"),
     ],
 )
 def test_an_error_has_all_four_keys(error: EardrumError, status: int, type: str, code: str) -> None:
-    response = answers.refusal(error)
+    response = responses.build_error_response(error)
     assert response.status_code == status
     expected = {"error": {"message": "No.", "type": type, "param": error.param, "code": code}}
     assert body(response) == expected
-    assert event(answers.failed(error)) == expected
+    assert event(responses.encode_error(error)) == expected
 
 
 def test_retrying_clients_are_told_when_or_not_to() -> None:
-    busy = answers.refusal(BusyError("Full.", retry_after=4.2)).headers
+    busy = responses.build_error_response(BusyError("Full.", retry_after=4.2)).headers
     assert busy["retry-after"] == "5"
     assert "x-should-retry" not in busy
-    assert answers.refusal(ModelCoolingError("Soon.", retry_after=0.3)).headers["retry-after"] == "1"
-    lasting = answers.refusal(EardrumError("Broken.")).headers
+    assert responses.build_error_response(ModelCoolingError("Soon.", retry_after=0.3)).headers["retry-after"] == "1"
+    lasting = responses.build_error_response(EardrumError("Broken.")).headers
     assert lasting["x-should-retry"] == "false"
     assert "retry-after" not in lasting
-    refused = answers.refusal(InvalidRequestError("Wrong.")).headers
+    refused = responses.build_error_response(InvalidRequestError("Wrong.")).headers
     assert "x-should-retry" not in refused

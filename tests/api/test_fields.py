@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from eardrum.api.openai.fields import MAX_PROMPT, Wish, from_json, wish
-from eardrum.config import Limits
+from eardrum.api.openai.params import MAX_PROMPT, TranscriptionParams, flatten_json, parse_params
+from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
-from eardrum.subtitles import BROADCAST, Shape
-from eardrum.types import Capabilities, Request, Task
+from eardrum.subtitles import BROADCAST_RULES, SubtitleRules
+from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
 
 Form = dict[str, list[str]]
 
 
-def read(form: Form | None = None, *, task: Task = Task.TRANSCRIBE, content_type: str = "", **fields: str | list[str]) -> Wish:
+def read(
+    form: Form | None = None, *, task: SpeechTask = SpeechTask.TRANSCRIBE, content_type: str = "", **fields: str | list[str]
+) -> TranscriptionParams:
     single = {name: [value] if isinstance(value, str) else value for name, value in fields.items()}
-    return wish((form or {}) | single, task, file_content_type=content_type)
+    return parse_params((form or {}) | single, task, file_content_type=content_type)
 
 
 def refused(form: Form | None = None, **fields: str | list[str]) -> InvalidRequestError:
@@ -28,8 +30,10 @@ def refused(form: Form | None = None, **fields: str | list[str]) -> InvalidReque
 
 def test_nothing_asked() -> None:
     found = read()
-    assert found == Wish("", Request(times=False), "json", stream=False, segments=True, words=False, unknown=())
-    assert read(task=Task.TRANSLATE).request.task is Task.TRANSLATE
+    assert found == TranscriptionParams(
+        "", TranscriptionRequest(times=False), "json", stream=False, segments=True, words=False, unknown=()
+    )
+    assert read(task=SpeechTask.TRANSLATE).request.task is SpeechTask.TRANSLATE
 
 
 def test_everything_asked() -> None:
@@ -42,7 +46,7 @@ def test_everything_asked() -> None:
         stream="true",
     )
     assert (found.model, found.response_format, found.stream) == ("whisper-1", "verbose_json", True)
-    assert found.request == Request(language="de", prompt="Dashwood", temperature=0.5)
+    assert found.request == TranscriptionRequest(language="de", prompt="Dashwood", temperature=0.5)
 
 
 def test_times_are_wanted_by_formats_that_have_them_and_by_granularities() -> None:
@@ -55,7 +59,7 @@ def test_times_are_wanted_by_formats_that_have_them_and_by_granularities() -> No
 
 
 def test_one_decoding_answers_with_times_and_without() -> None:
-    assert read(model="m", response_format="srt").asks_the_same_as(read(model="m"))
+    assert read(model="m", response_format="srt").is_same_request(read(model="m"))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -136,10 +140,10 @@ def test_stream_off(text: str) -> None:
 
 @pytest.mark.parametrize("auto", ["auto", "null", ""])
 def test_chunking_left_to_the_server(auto: str) -> None:
-    assert read(chunking_strategy=auto).request == Request(times=False)
+    assert read(chunking_strategy=auto).request == TranscriptionRequest(times=False)
 
 
-CHUNKED = Request(times=False, vad_threshold=0.4, vad_silence_s=0.2, vad_padding_s=0.3)
+CHUNKED = TranscriptionRequest(times=False, vad_threshold=0.4, vad_silence_s=0.2, vad_padding_s=0.3)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +163,9 @@ def test_chunking_as_an_object(form: Form) -> None:
 
 
 def test_chunking_in_part() -> None:
-    assert read({"chunking_strategy[type]": ["server_vad"]}).request == Request(times=False)
+    assert read({"chunking_strategy[type]": ["server_vad"]}).request == TranscriptionRequest(times=False)
     only = {"chunking_strategy[type]": ["server_vad"], "chunking_strategy[threshold]": ["0"]}
-    assert read(only).request == Request(times=False, vad_threshold=0.0)
+    assert read(only).request == TranscriptionRequest(times=False, vad_threshold=0.0)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +253,10 @@ def test_a_prompt_of_any_length_fits_its_way() -> None:
 def test_what_had_no_effect_is_named() -> None:
     form = {"keywords[]": ["a"], "beam_size": ["5"], "extra_body[top_k]": ["1"], "vad[]": ["x"], "a[b][c]": ["1"]}
     asked = read(form, prompt="p", temperature="0.2", model="m")
-    assert asked.ignored(Capabilities()) == ["prompt", "keywords", "temperature", "a", "beam_size", "extra_body", "vad"]
+    assert asked.list_ignored(Capabilities()) == ["prompt", "keywords", "temperature", "a", "beam_size", "extra_body", "vad"]
     able = Capabilities(prompt=True, hotwords=True, temperature=True)
-    assert asked.ignored(able) == ["a", "beam_size", "extra_body", "vad"]
-    assert read(temperature="0", model="m", language="en", stream="true").ignored(Capabilities()) == []
+    assert asked.list_ignored(able) == ["a", "beam_size", "extra_body", "vad"]
+    assert read(temperature="0", model="m", language="en", stream="true").list_ignored(Capabilities()) == []
 
 
 @pytest.mark.parametrize(
@@ -275,15 +279,15 @@ def test_what_had_no_effect_is_named() -> None:
 )
 def test_what_says_nothing_to_an_answer_is_named(form: Form, format: str, stream: bool, idle: list[str]) -> None:
     asked = read(form, response_format=format, stream=str(stream))
-    assert asked.ignored(Capabilities(words=True, logprobs=True)) == idle
+    assert asked.list_ignored(Capabilities(words=True, logprobs=True)) == idle
 
 
 def test_which_wishes_one_decoding_answers() -> None:
     asked = read(model="m", language="en")
-    assert asked.asks_the_same_as(read(model="m", language="en-US", response_format="srt", stream="true"))
-    assert not asked.asks_the_same_as(read(model="m", language="de"))
-    assert not asked.asks_the_same_as(read(model="n", language="en"))
-    assert not asked.asks_the_same_as(read({"timestamp_granularities": ["word"]}, model="m", response_format="verbose_json"))
+    assert asked.is_same_request(read(model="m", language="en-US", response_format="srt", stream="true"))
+    assert not asked.is_same_request(read(model="m", language="de"))
+    assert not asked.is_same_request(read(model="n", language="en"))
+    assert not asked.is_same_request(read({"timestamp_granularities": ["word"]}, model="m", response_format="verbose_json"))
 
 
 def test_a_json_body_says_the_same_as_a_form() -> None:
@@ -297,7 +301,7 @@ def test_a_json_body_says_the_same_as_a_form() -> None:
         "chunking_strategy": {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 200, "prefix_padding_ms": 300},
         "keywords": [],
     }
-    found = wish(from_json(body, Limits()), Task.TRANSCRIBE)
+    found = parse_params(flatten_json(body, LimitSettings()), SpeechTask.TRANSCRIBE)
     assert (found.model, found.stream, found.words, found.segments) == ("m", True, True, True)
     request = found.request
     assert (request.temperature, request.language, request.vad_threshold, request.vad_silence_s) == (0.5, None, 0.4, 0.2)
@@ -313,11 +317,11 @@ def test_arrays_with_indexes() -> None:
 def test_an_audio_track_is_a_number_from_1_in_a_field_or_else_in_the_header() -> None:
     assert read().request.audio_track is None
     assert read(audio_track="2").request.audio_track == 2
-    assert read(from_json({"audio_track": 3}, Limits())).request.audio_track == 3
-    assert wish({}, Task.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
-    assert wish({"audio_track": ["1"]}, Task.TRANSCRIBE, audio_track="2").request.audio_track == 1
+    assert read(flatten_json({"audio_track": 3}, LimitSettings())).request.audio_track == 3
+    assert parse_params({}, SpeechTask.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
+    assert parse_params({"audio_track": ["1"]}, SpeechTask.TRANSCRIBE, audio_track="2").request.audio_track == 1
     assert not read(audio_track="2").unknown
-    assert not read(audio_track="2").asks_the_same_as(read())
+    assert not read(audio_track="2").is_same_request(read())
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "first", "²", "99999999999999999999", "1001", "[1]"])
@@ -342,36 +346,36 @@ SHAPE = {
 @pytest.mark.parametrize("response_format", ["srt", "vtt"])
 def test_the_shape_of_subtitles(response_format: str) -> None:
     found = read(response_format=response_format, **SHAPE)
-    assert found.shape == Shape(37, 3, 5, True, 0.5, 6.0, 0.1, 15.0)
+    assert found.shape == SubtitleRules(37, 3, 5, True, 0.5, 6.0, 0.1, 15.0)
     assert found.request.words_if_any
     assert not found.request.words, "models without word times answer, too"
-    assert found.ignored(Capabilities()) == []
-    assert found.for_foreign().extra == (), "servers behind models are not asked: it is done here"
+    assert found.list_ignored(Capabilities()) == []
+    assert found.build_external_request().extra == (), "servers behind models are not asked: it is done here"
     assert not read(response_format=response_format).request.words_if_any
 
 
 def test_presets_and_defaults() -> None:
-    assert read(response_format="srt").shape.plain
-    assert read(response_format="srt", subtitles="broadcast").shape == BROADCAST
-    assert read(response_format="srt", subtitles="broadcast", max_duration="0").shape == replace(BROADCAST, max_duration=0)
-    short = replace(BROADCAST, min_duration=0.5, max_duration=0.5)
+    assert read(response_format="srt").shape.is_unrestricted
+    assert read(response_format="srt", subtitles="broadcast").shape == BROADCAST_RULES
+    assert read(response_format="srt", subtitles="broadcast", max_duration="0").shape == replace(BROADCAST_RULES, max_duration=0)
+    short = replace(BROADCAST_RULES, min_duration=0.5, max_duration=0.5)
     assert read(response_format="srt", subtitles="broadcast", max_duration="0.5").shape == short
     assert refused(response_format="srt", min_duration="2", max_duration="1").param == "min_duration"
-    configured = wish({"response_format": ["vtt"], "max_line_count": ["1"]}, Task.TRANSCRIBE, shape=BROADCAST)
-    assert configured.shape == replace(BROADCAST, max_line_count=1)
-    off = wish({"response_format": ["vtt"], "subtitles": ["none"]}, Task.TRANSCRIBE, shape=BROADCAST)
-    assert off.shape.plain
+    configured = parse_params({"response_format": ["vtt"], "max_line_count": ["1"]}, SpeechTask.TRANSCRIBE, shape=BROADCAST_RULES)
+    assert configured.shape == replace(BROADCAST_RULES, max_line_count=1)
+    off = parse_params({"response_format": ["vtt"], "subtitles": ["none"]}, SpeechTask.TRANSCRIBE, shape=BROADCAST_RULES)
+    assert off.shape.is_unrestricted
     assert not off.request.words_if_any
 
 
 @pytest.mark.parametrize("response_format", ["json", "text", "verbose_json"])
 def test_a_shape_for_a_format_without_cues_is_named(response_format: str) -> None:
     found = read(response_format=response_format, subtitles="broadcast", max_line_width="20")
-    assert found.ignored(Capabilities()) == ["subtitles", "max_line_width"]
+    assert found.list_ignored(Capabilities()) == ["subtitles", "max_line_width"]
     assert not found.request.words_if_any
-    assert read(response_format=response_format).ignored(Capabilities()) == []
+    assert read(response_format=response_format).list_ignored(Capabilities()) == []
     streamed = read(response_format="srt", stream="true", **SHAPE)
-    assert set(streamed.ignored(Capabilities())) == {"response_format", *SHAPE}
+    assert set(streamed.list_ignored(Capabilities())) == {"response_format", *SHAPE}
 
 
 @pytest.mark.parametrize(
@@ -403,9 +407,9 @@ def test_durations_that_exclude_each_other_are_refused() -> None:
 def test_many_languages_in_one_recording() -> None:
     found = read(multilingual="true")
     assert found.request.multilingual
-    assert found.ignored(Capabilities(detects_language=True)) == []
-    assert found.ignored(Capabilities()) == ["multilingual"]
-    assert found.ignored(Capabilities(), foreign=True) == [], "it got the field"
-    assert ("multilingual", "true") in found.for_foreign().extra
+    assert found.list_ignored(Capabilities(detects_language=True)) == []
+    assert found.list_ignored(Capabilities()) == ["multilingual"]
+    assert found.list_ignored(Capabilities(), foreign=True) == [], "it got the field"
+    assert ("multilingual", "true") in found.build_external_request().extra
     assert not read(multilingual="true", language="de").request.multilingual, "who names a language means it"
     assert refused(multilingual="maybe").param == "multilingual"

@@ -13,9 +13,9 @@ import pytest
 from starlette.requests import Request
 
 from eardrum import config
-from eardrum.api.openai import modalities
-from eardrum.api.openai.models import Models
-from eardrum.config.llama_swap import Declared, Profile, Selector
+from eardrum.api.openai import models as modalities
+from eardrum.api.openai.models import OpenAIModelRoutes
+from eardrum.config.llama_swap import DeclaredCapabilities, ModelProfile, ModelSelector
 from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.service import Service
 from tests.cards import WHISPER, card, cards
@@ -37,19 +37,19 @@ async def test_models_that_cannot_run_are_hidden(
             (tmp_path / name / file).write_bytes(b"{}")
     service = Service(config.Settings(model_dir=tmp_path, models={"absent": {"source": "small"}}))
     assert {model.id for model in service.catalog} == {"absent", "here", "unable", "moonshine-tiny-en"}
-    models = Models(service)
-    listed = json.loads((await models.list(ask())).body)["data"]
+    models = OpenAIModelRoutes(service)
+    listed = json.loads((await models.list_models(ask())).body)["data"]
     assert [model["id"] for model in listed] == ["here", "moonshine-tiny-en"]
     with pytest.raises(ModelNotFoundError, match=r"absent .* run `eardrum pull small`"):
-        await models.one(ask("absent"))
+        await models.show_model(ask("absent"))
     with pytest.raises(ModelNotFoundError, match="needs no_such_library: run pip install"):
-        await models.one(ask("unable"))
-    assert json.loads((await models.one(ask("here"))).body)["engine"] == "whispering"
+        await models.show_model(ask("unable"))
+    assert json.loads((await models.show_model(ask("here"))).body)["engine"] == "whispering"
 
 
 def listed(service: Service) -> dict[str, dict[str, Any]]:
     async def asked() -> dict[str, dict[str, Any]]:
-        answer = await Models(service).list(ask())
+        answer = await OpenAIModelRoutes(service).list_models(ask())
         return {model["id"]: model for model in json.loads(answer.body)["data"]}
 
     return asyncio.run(asked())
@@ -69,18 +69,18 @@ def test_a_model_object() -> None:
 
 
 def test_what_a_model_can_do_more_is_said() -> None:
-    entry = Service(config.Settings()).catalog.find("moonshine-tiny-en")
+    entry = Service(config.Settings()).catalog.find_model("moonshine-tiny-en")
     able = replace(entry, capabilities=replace(entry.capabilities, translate=True, words=True))
-    more = modalities.described(able)["capabilities"]
+    more = modalities.describe_modalities(able)["capabilities"]
     assert more["tasks"] == ["transcribe", "translate"]
     assert more["timestamp_granularities"] == ["segment", "word"]
 
 
 def test_an_upstream_is_what_the_config_declares() -> None:
-    declared = Declared.model_validate({"in": ["text", "image"], "out": ["text"], "tools": True, "context": 4096})
+    declared = DeclaredCapabilities.model_validate({"in": ["text", "image"], "out": ["text"], "tools": True, "context": 4096})
     settings = config.Settings(
         models={
-            "llm": config.Model(
+            "llm": config.ModelSettings(
                 proxy="http://127.0.0.1:1",
                 aliases=("gpt",),
                 name="An LLM",
@@ -88,9 +88,9 @@ def test_an_upstream_is_what_the_config_declares() -> None:
                 metadata={"port": 1, "type": "mine"},
                 capabilities=declared,
             ),
-            "unknown": config.Model(proxy="http://127.0.0.1:2"),
-            "ears": config.Model(cmd="whisper-server", proxy="http://127.0.0.1:4"),
-            "hidden": config.Model(proxy="http://127.0.0.1:3", unlisted=True),
+            "unknown": config.ModelSettings(proxy="http://127.0.0.1:2"),
+            "ears": config.ModelSettings(cmd="whisper-server", proxy="http://127.0.0.1:4"),
+            "hidden": config.ModelSettings(proxy="http://127.0.0.1:3", unlisted=True),
         },
         includeAliasesInList=True,
     )
@@ -115,18 +115,18 @@ def test_an_upstream_is_what_the_config_declares() -> None:
 
 async def test_selectors_and_pins_are_listed() -> None:
     settings = config.Settings(
-        models={"a": config.Model(proxy="http://127.0.0.1:1"), "b": config.Model(proxy="http://127.0.0.1:2")},
+        models={"a": config.ModelSettings(proxy="http://127.0.0.1:1"), "b": config.ModelSettings(proxy="http://127.0.0.1:2")},
         selectors={
-            "any": Selector(strategy="spillover", targets=("a", "b"), name="Any of them", metadata={"k": "v"}),
-            "secret": Selector(strategy="pin", targets=("a",), unlisted=True),
+            "any": ModelSelector(strategy="spillover", targets=("a", "b"), name="Any of them", metadata={"k": "v"}),
+            "secret": ModelSelector(strategy="pin", targets=("a",), unlisted=True),
         },
-        profiles={"p": Profile(pins={"gpt": "a", "any": "a", "b": "a", "off": ""})},
+        profiles={"p": ModelProfile(pins={"gpt": "a", "any": "a", "b": "a", "off": ""})},
     )
     service = Service(settings)
-    models = Models(service)
+    models = OpenAIModelRoutes(service)
 
     async def ids() -> dict[str, Any]:
-        return {model["id"]: model for model in json.loads((await models.list(ask())).body)["data"]}
+        return {model["id"]: model for model in json.loads((await models.list_models(ask())).body)["data"]}
 
     before = await ids()
     assert before["any"]["name"] == "Any of them"
@@ -139,8 +139,8 @@ async def test_selectors_and_pins_are_listed() -> None:
     }
     assert before["any"]["status"] == {"value": "unloaded"}
     assert not {"secret", "gpt", "off"} & before.keys()
-    assert json.loads((await models.one(ask("secret"))).body)["meta"]["llamaswap"]["strategy"] == "pin"
-    service.activate("p")
+    assert json.loads((await models.show_model(ask("secret"))).body)["meta"]["llamaswap"]["strategy"] == "pin"
+    service.activate_profile("p")
     after = await ids()
     assert after.keys() - before.keys() == {"gpt"}
     assert after["gpt"]["meta"]["llamaswap"] == {"type": "profile"}

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eardrum.api.asgi import ClientGoneError, Message, Scope
-from eardrum.api.multipart import Body, Fields, Form
-from eardrum.config import Limits
-from eardrum.errors import EardrumError, InvalidRequestError, StalledError, TooLargeError
+from eardrum.api.uploads import FormFields, MultipartForm, RequestBody
+from eardrum.config import LimitSettings
+from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
 
 BOUNDARY = "----boundary7"
@@ -61,22 +61,22 @@ def sender(chunks: Iterable[bytes], *, then: str = "end") -> Receive:
 
 
 async def taken_apart(
-    chunks: Sequence[bytes], folder: Path, limits: Limits | None = None, then: str = "end", head: Scope | None = None
-) -> tuple[Fields, bytes | None, str]:
+    chunks: Sequence[bytes], folder: Path, limits: LimitSettings | None = None, then: str = "end", head: Scope | None = None
+) -> tuple[FormFields, bytes | None, str]:
     """The fields, the file and its type, as an edge reads them."""
     async with asyncio.timeout(10):
         return await _taken_apart(chunks, folder, limits, then, head)
 
 
 async def _taken_apart(
-    chunks: Sequence[bytes], folder: Path, limits: Limits | None, then: str, head: Scope | None
-) -> tuple[Fields, bytes | None, str]:
-    head, limits = head or scope(), limits or Limits()
-    read = Form(head, Body(head, sender(chunks, then=then), limits), limits)
-    if not await read.until_file():
+    chunks: Sequence[bytes], folder: Path, limits: LimitSettings | None, then: str, head: Scope | None
+) -> tuple[FormFields, bytes | None, str]:
+    head, limits = head or scope(), limits or LimitSettings()
+    read = MultipartForm(head, RequestBody(head, sender(chunks, then=then), limits), limits)
+    if not await read.read_until_file():
         return read.fields, None, read.file_content_type
     with Spool(folder) as spool:
-        await read.pour(spool)
+        await read.read_file(spool)
         return read.fields, await _all(spool), read.file_content_type
 
 
@@ -137,13 +137,13 @@ async def test_the_heads_of_parts_and_their_number_are_bounded(sent: bytes, tmp_
             taken += 1000
             yield sent[at : at + 1000]
 
-    head, limits = scope(), Limits()
-    read = Form(head, Body(head, sender(pieces()), limits), limits)
+    head, limits = scope(), LimitSettings()
+    read = MultipartForm(head, RequestBody(head, sender(pieces()), limits), limits)
 
     async def all_of_it() -> None:
         with Spool(tmp_path) as spool:
-            await read.until_file()
-            await read.pour(spool)
+            await read.read_until_file()
+            await read.read_file(spool)
 
     with pytest.raises(InvalidRequestError):
         await all_of_it()
@@ -158,7 +158,7 @@ async def test_a_long_name_of_a_file_and_many_headers_are_fine(tmp_path: Path) -
 
 
 async def test_fields_before_the_file_are_known_when_it_begins(tmp_path: Path) -> None:
-    limits = Limits()
+    limits = LimitSettings()
     sent: list[int] = []
 
     def chunks() -> Iterable[bytes]:
@@ -167,22 +167,24 @@ async def test_fields_before_the_file_are_known_when_it_begins(tmp_path: Path) -
             sent.append(number)
             yield piece
 
-    read = Form(scope(), Body(scope(), sender(chunks()), limits), limits)
-    assert await read.until_file()
+    read = MultipartForm(scope(), RequestBody(scope(), sender(chunks()), limits), limits)
+    assert await read.read_until_file()
     assert (read.fields, read.file_content_type, sent) == ({"model": ["m"]}, "audio/wav", [0, 1])
     with Spool(tmp_path) as spool:
-        await read.pour(spool)
+        await read.read_file(spool)
         assert spool.size == len(AUDIO)
     assert read.fields == {"model": ["m"], "language": ["en"]}
 
 
 async def test_the_file_is_done_before_the_fields_after_it(tmp_path: Path) -> None:
     """A runner need not wait for a client that dawdles over the last field."""
-    limits = Limits()
-    read = Form(scope(), Body(scope(), sender([FILE, part("model", "m")[:20]], then="fall silent"), limits), limits)
-    assert await read.until_file()
+    limits = LimitSettings()
+    read = MultipartForm(
+        scope(), RequestBody(scope(), sender([FILE, part("model", "m")[:20]], then="fall silent"), limits), limits
+    )
+    assert await read.read_until_file()
     with Spool(tmp_path) as spool:
-        pouring = asyncio.ensure_future(read.pour(spool))
+        pouring = asyncio.ensure_future(read.read_file(spool))
         try:
             assert await asyncio.wait_for(_all(spool), 5) == AUDIO
             assert not pouring.done()
@@ -228,7 +230,7 @@ async def test_ten_thousand_fields(tmp_path: Path) -> None:
 
 
 async def test_an_overlong_field(tmp_path: Path) -> None:
-    limits = Limits(field_bytes=1000)
+    limits = LimitSettings(field_bytes=1000)
     fits = form(part("prompt", "x" * 1000), FILE)
     assert (await taken_apart([fits], tmp_path, limits))[0]["prompt"] == ["x" * 1000]
     data = form(part("prompt", "x" * 1001), FILE)
@@ -246,7 +248,7 @@ async def test_endless_headers(tmp_path: Path) -> None:
 
 
 async def test_bytes_are_counted_as_they_come(tmp_path: Path) -> None:
-    limits = Limits(upload_bytes=len(WHOLE))
+    limits = LimitSettings(upload_bytes=len(WHOLE))
     assert await taken_apart([WHOLE], tmp_path, limits) == EXPECTED
     error = await refused(TooLargeError, [WHOLE[:50], WHOLE[50:], b"x"], tmp_path, limits=limits)
     assert (error.status, error.param) == (413, "file")
@@ -261,15 +263,15 @@ async def test_an_announced_size_is_refused_before_a_byte_is_read() -> None:
         raise AssertionError
 
     with pytest.raises(TooLargeError, match="100 bytes"):
-        Body(scope(content_length="101"), receive, Limits(upload_bytes=100))
-    Body(scope(content_length="100"), receive, Limits(upload_bytes=100))
-    Body(scope(content_length="odd"), receive, Limits(upload_bytes=100))
+        RequestBody(scope(content_length="101"), receive, LimitSettings(upload_bytes=100))
+    RequestBody(scope(content_length="100"), receive, LimitSettings(upload_bytes=100))
+    RequestBody(scope(content_length="odd"), receive, LimitSettings(upload_bytes=100))
     assert asked == 0
 
 
 async def test_a_small_announcement_does_not_excuse_a_large_body(tmp_path: Path) -> None:
     head = scope(content_length="10")
-    await refused(TooLargeError, [WHOLE], tmp_path, limits=Limits(upload_bytes=100), head=head)
+    await refused(TooLargeError, [WHOLE], tmp_path, limits=LimitSettings(upload_bytes=100), head=head)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +313,8 @@ async def test_a_form_that_ends_in_the_middle(cut: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [b"", WHOLE[:30], WHOLE[:250]])
 async def test_a_client_that_falls_silent(sent: bytes, tmp_path: Path) -> None:
-    chunks, limits = [sent] if sent else [], Limits(stall_seconds=0.02)
-    error = await refused(StalledError, chunks, tmp_path, limits=limits, then="fall silent")
+    chunks, limits = [sent] if sent else [], LimitSettings(stall_seconds=0.02)
+    error = await refused(ClientStalledError, chunks, tmp_path, limits=limits, then="fall silent")
     assert (error.status, error.retry_after) == (408, None)
 
 
@@ -329,22 +331,22 @@ async def test_slow_is_not_silent(tmp_path: Path) -> None:
 
     pieces = [WHOLE[i : i + 60] for i in range(0, len(WHOLE), 60)]
     messages = iter([{"type": "http.request", "body": piece, "more_body": i < len(pieces) - 1} for i, piece in enumerate(pieces)])
-    limits = Limits(stall_seconds=0.02 * len(pieces) * 0.9)
-    read = Form(scope(), Body(scope(), receive, limits), limits)
-    assert await read.until_file()
+    limits = LimitSettings(stall_seconds=0.02 * len(pieces) * 0.9)
+    read = MultipartForm(scope(), RequestBody(scope(), receive, limits), limits)
+    assert await read.read_until_file()
     with Spool(tmp_path) as spool:
-        await read.pour(spool)
+        await read.read_file(spool)
         assert spool.size == len(AUDIO)
 
 
 async def test_waiting_for_the_client_to_hang_up() -> None:
-    body = Body(scope(), sender([b"more", b"and more"], then="hang up"), Limits())
+    body = RequestBody(scope(), sender([b"more", b"and more"], then="hang up"), LimitSettings())
     with pytest.raises(ClientGoneError):
-        await body.until_gone()
+        await body.wait_for_disconnect()
 
 
 async def test_nothing_is_read_past_the_end() -> None:
-    body = Body(scope(), sender([b"a"], then="end"), Limits())
+    body = RequestBody(scope(), sender([b"a"], then="end"), LimitSettings())
     assert [await body.read() for _ in range(4)] == [b"a", b"", None, None]
 
 

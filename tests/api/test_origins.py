@@ -7,9 +7,8 @@ import sys
 import pytest
 import requests
 
-from eardrum.api.hosts import is_local
-from eardrum.api.origins import may_use
-from eardrum.config.settings import Model
+from eardrum.api.origins import is_local, may_use
+from eardrum.config.settings import ModelSettings
 from tests.api.forward.conftest import serving
 
 EVIL = "https://evil.example"
@@ -109,11 +108,11 @@ def since(site: str, mode: str = "no-cors") -> dict[str, str]:
 )
 def test_a_link_on_a_page_from_elsewhere_loads_no_model(headers: dict[str, str], loads: bool) -> None:
     ends = {"cmd": f"{sys.executable} -c pass", "proxy": "http://127.0.0.1:9"}
-    with serving(host="0.0.0.0", models={"m": Model(**ends)}, origins=("https://home.example",)) as gateway:
+    with serving(host="0.0.0.0", models={"m": ModelSettings(**ends)}, origins=("https://home.example",)) as gateway:
         for method in ("GET", "HEAD"):
             asked = headers | {"host": "nas:8100"}
             answer = requests.request(method, f"{gateway.url}/upstream/m/?a=1", headers=asked, timeout=20)
-            begun = gateway.service.failure(gateway.service.catalog.find("m")) != ""
+            begun = gateway.service.get_failure(gateway.service.catalog.find_model("m")) != ""
             assert (answer.status_code != 403, begun) == (loads, loads), (method, answer.text)
             if not loads and method == "GET":
                 page = headers.get("accept", "").startswith("text/html")

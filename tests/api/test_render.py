@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.api import render
-from eardrum.subtitles import Shape
-from eardrum.types import Segment, Word
+from eardrum.api import transcript_formats
+from eardrum.subtitles import SubtitleRules
+from eardrum.transcription import Segment, Word
 
 
 def cue(start: float, end: float, text: str = "Hi.") -> Segment:
@@ -18,28 +18,31 @@ def cue(start: float, end: float, text: str = "Hi.") -> Segment:
 
 
 def test_text_is_one_line() -> None:
-    assert render.text([cue(0, 1, " Hello there. "), cue(1, 2, "General.")]) == "Hello there. General."
-    assert render.text([]) == ""
+    assert transcript_formats.format_text([cue(0, 1, " Hello there. "), cue(1, 2, "General.")]) == "Hello there. General."
+    assert transcript_formats.format_text([]) == ""
 
 
 def test_scripts_without_spaces_are_joined_without() -> None:
-    assert render.text([cue(0, 1, "今天天气"), cue(1, 2, "很好。"), cue(2, 3, "OK"), cue(3, 4, "是")]) == "今天天气很好。 OK 是"
-    assert render.text([cue(0, 1, "สวัสดี"), cue(1, 2, "ครับ")]) == "สวัสดีครับ"
-    assert render.text([cue(0, 1, "안녕"), cue(1, 2, "하세요")]) == "안녕 하세요", "Korean has spaces"
-    assert render.text([cue(0, 1, "a"), cue(1, 2, " "), cue(2, 3, "b")]) == "a b"
+    assert (
+        transcript_formats.format_text([cue(0, 1, "今天天气"), cue(1, 2, "很好。"), cue(2, 3, "OK"), cue(3, 4, "是")])
+        == "今天天气很好。 OK 是"
+    )
+    assert transcript_formats.format_text([cue(0, 1, "สวัสดี"), cue(1, 2, "ครับ")]) == "สวัสดีครับ"
+    assert transcript_formats.format_text([cue(0, 1, "안녕"), cue(1, 2, "하세요")]) == "안녕 하세요", "Korean has spaces"
+    assert transcript_formats.format_text([cue(0, 1, "a"), cue(1, 2, " "), cue(2, 3, "b")]) == "a b"
 
 
 def test_srt() -> None:
     segments = [cue(0.0, 3.32, " The beach."), cue(3.5, 4.0, "It was.")]
-    assert render.srt(segments) == (
+    assert transcript_formats.format_srt(segments) == (
         "1\n00:00:00,000 --> 00:00:03,320\nThe beach.\n\n2\n00:00:03,500 --> 00:00:04,000\nIt was.\n\n"
     )
-    assert render.srt([]) == ""
+    assert transcript_formats.format_srt([]) == ""
 
 
 def test_vtt() -> None:
-    assert render.vtt([cue(0.0, 3.32)]) == "WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nHi.\n\n"
-    assert render.vtt([]) == "WEBVTT\n\n"
+    assert transcript_formats.format_vtt([cue(0.0, 3.32)]) == "WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nHi.\n\n"
+    assert transcript_formats.format_vtt([]) == "WEBVTT\n\n"
 
 
 @pytest.mark.parametrize(
@@ -56,14 +59,14 @@ def test_vtt() -> None:
     ],
 )
 def test_times_are_rounded_as_a_whole(seconds: float, written: str) -> None:
-    assert render.srt([cue(seconds, seconds)]).splitlines()[1] == f"{written} --> {written}"
-    assert render.vtt([cue(seconds, seconds)]).splitlines()[2] == f"{written} --> {written}".replace(",", ".")
+    assert transcript_formats.format_srt([cue(seconds, seconds)]).splitlines()[1] == f"{written} --> {written}"
+    assert transcript_formats.format_vtt([cue(seconds, seconds)]).splitlines()[2] == f"{written} --> {written}".replace(",", ".")
 
 
 @settings(deadline=None)
 @given(st.floats(0, 400_000))
 def test_any_time_is_written_to_the_nearest_millisecond(seconds: float) -> None:
-    line = render.srt([cue(seconds, seconds)]).splitlines()[1]
+    line = transcript_formats.format_srt([cue(seconds, seconds)]).splitlines()[1]
     match = re.fullmatch(r"(\d{2,}):([0-5]\d):([0-5]\d),(\d{3}) --> .*", line)
     assert match
     hours, minutes, whole, ms = map(int, match.groups())
@@ -71,18 +74,18 @@ def test_any_time_is_written_to_the_nearest_millisecond(seconds: float) -> None:
 
 
 def test_an_arrow_in_the_text_does_not_start_a_cue() -> None:
-    for written in (render.srt([cue(0, 1, "a --> b")]), render.vtt([cue(0, 1, "a --> b")])):
+    for written in (transcript_formats.format_srt([cue(0, 1, "a --> b")]), transcript_formats.format_vtt([cue(0, 1, "a --> b")])):
         assert written.count("-->") == 1
         assert "a → b" in written
 
 
 def test_a_blank_line_in_the_text_does_not_end_the_cue() -> None:
-    assert render.srt([cue(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0
+    assert transcript_formats.format_srt([cue(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0
 
 
 def test_vtt_escapes_what_would_be_markup() -> None:
-    assert "a &lt;b&gt; &amp; c" in render.vtt([cue(0, 1, "a <b> & c")])
-    assert "a <b> & c" in render.srt([cue(0, 1, "a <b> & c")])
+    assert "a &lt;b&gt; &amp; c" in transcript_formats.format_vtt([cue(0, 1, "a <b> & c")])
+    assert "a <b> & c" in transcript_formats.format_srt([cue(0, 1, "a <b> & c")])
 
 
 WORDS = [Word("a", 0.0, 1.0, 1), Word("<b>", 1.5, 2.0, 1), Word("c", 2.0, 3.0, 1), Word("-->", 3.0, 4.0, 1)]
@@ -90,13 +93,13 @@ WORDS = [Word("a", 0.0, 1.0, 1), Word("<b>", 1.5, 2.0, 1), Word("c", 2.0, 3.0, 1
 
 def test_a_shape_gives_cues_lines() -> None:
     segments = [Segment(0.0, 4.0, "a <b> c -->", words=WORDS)]
-    shape = Shape(max_line_width=5, max_line_count=2)
-    assert render.srt(segments, shape) == "1\n00:00:00,000 --> 00:00:04,000\na <b>\nc →\n\n"
-    assert render.vtt(segments, shape) == "WEBVTT\n\n00:00:00.000 --> 00:00:04.000\na &lt;b&gt;\nc →\n\n"
+    shape = SubtitleRules(max_line_width=5, max_line_count=2)
+    assert transcript_formats.format_srt(segments, shape) == "1\n00:00:00,000 --> 00:00:04,000\na <b>\nc →\n\n"
+    assert transcript_formats.format_vtt(segments, shape) == "WEBVTT\n\n00:00:00.000 --> 00:00:04.000\na &lt;b&gt;\nc →\n\n"
 
 
 def test_highlighted_words_are_underlined_as_by_openai_whisper() -> None:
-    written = render.vtt([Segment(0.0, 3.0, "a <b> c", words=WORDS[:3])], Shape(highlight_words=True))
+    written = transcript_formats.format_vtt([Segment(0.0, 3.0, "a <b> c", words=WORDS[:3])], SubtitleRules(highlight_words=True))
     assert written == (
         "WEBVTT\n\n"
         "00:00:00.000 --> 00:00:01.000\n<u>a</u> &lt;b&gt; c\n\n"
@@ -107,4 +110,6 @@ def test_highlighted_words_are_underlined_as_by_openai_whisper() -> None:
 
 
 def test_the_length_of_the_recording_bounds_the_last_cue() -> None:
-    assert "--> 00:00:01,500" in render.srt([cue(1.0, 1.2)], Shape(min_duration=1.0, max_duration=2.0), duration=1.5)
+    assert "--> 00:00:01,500" in transcript_formats.format_srt(
+        [cue(1.0, 1.2)], SubtitleRules(min_duration=1.0, max_duration=2.0), duration=1.5
+    )

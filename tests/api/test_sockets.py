@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from eardrum.api import sockets
-from eardrum.api.activity import Activity, Record
+from eardrum.api import websocket
 from eardrum.api.asgi import ClientGoneError, Message
-from eardrum.api.sockets import Closing, Socket, alongside, closing, until_one_ends
+from eardrum.api.request_log import RequestRecord, RequestTracker
+from eardrum.api.websocket import CloseCode, ServerWebSocket, get_close_code, run_alongside, run_until_first
 from eardrum.errors import (
     BusyError,
     EardrumError,
@@ -55,11 +55,11 @@ class Client:
             await asyncio.Event().wait()
         self.sent.append(message)
 
-    def socket(self, *, stall_s: float = 5.0, subprotocols: Sequence[str] = ()) -> Socket:
+    def socket(self, *, stall_s: float = 5.0, subprotocols: Sequence[str] = ()) -> ServerWebSocket:
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "subprotocols": subprotocols}
         scope["extensions"] = {"eardrum.connection": {"transport": self}, "eardrum.largest": {"call": self._bounded}}
-        scope["eardrum.record"] = Record("req_1", scope, Activity())
-        return Socket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s, largest=1000)
+        scope["eardrum.record"] = RequestRecord("req_1", scope, RequestTracker())
+        return ServerWebSocket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s, largest=1000)
 
 
 async def test_messages_come_in_order_and_as_what_they_are() -> None:
@@ -68,8 +68,8 @@ async def test_messages_come_in_order_and_as_what_they_are() -> None:
     async with client.socket() as socket:
         heard = socket.__aiter__()
         assert [await anext(heard) for _ in range(3)] == [b"1", "two", b"3"]
-        await socket.say({"type": "x", "text": "ä"})
-        await socket.close(Closing.REFUSED, "ü" * 100)
+        await socket.send_json({"type": "x", "text": "ä"})
+        await socket.close(CloseCode.REFUSED, "ü" * 100)
     assert client.sent[0] == {"type": "websocket.accept", "subprotocol": None}
     assert json.loads(client.sent[1]["text"]) == {"type": "x", "text": "ä"}
     assert client.sent[2] == {"type": "websocket.close", "code": 1008, "reason": "ü" * 61}
@@ -107,7 +107,7 @@ async def test_a_client_that_leaves_ends_what_runs_beside() -> None:
     async def work() -> None:
         async with client.socket():
             asyncio.get_running_loop().call_later(0.01, client.leaves)
-            await alongside(way(), way())
+            await run_alongside(way(), way())
 
     with pytest.raises(ClientGoneError):
         await work()
@@ -129,7 +129,7 @@ async def test_being_cancelled_from_outside_is_not_the_clients_leaving() -> None
 
 
 async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "AHEAD", 1000)
+    monkeypatch.setattr(websocket, "MAX_QUEUED_BYTES", 1000)
     client = Client()
     client.says(*[bytes([n]) * 400 for n in range(10)])
     async with client.socket() as socket:
@@ -140,7 +140,7 @@ async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: 
 
 
 async def test_a_client_is_noticed_to_leave_while_nothing_is_wanted_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "AHEAD", 100)
+    monkeypatch.setattr(websocket, "MAX_QUEUED_BYTES", 100)
     client = Client()
     client.says(*[b"x" * 400] * 10)
     client.leaves()
@@ -148,7 +148,7 @@ async def test_a_client_is_noticed_to_leave_while_nothing_is_wanted_of_it(monkey
     async def work() -> None:
         async with client.socket() as socket:
             await asyncio.sleep(0.01)
-            socket.ignore()
+            socket.ignore_messages()
             await asyncio.sleep(30)
 
     with pytest.raises(ClientGoneError):
@@ -161,7 +161,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on() -> None:
     async def work() -> None:
         async with client.socket(stall_s=0.02) as socket:
             client.takes = False
-            await socket.say({})
+            await socket.send_json({})
 
     with pytest.raises(ClientGoneError):
         await work()
@@ -177,8 +177,8 @@ async def test_when_the_server_ends_the_messages_do_after_those_that_came() -> N
         await asyncio.sleep(0.01)
         client.says(b"too late")
         assert [message async for message in socket] == [b"1", b"2"]
-        assert socket.ending
-        await socket.close(Closing.GOING_AWAY)
+        assert socket.is_shutting_down
+        await socket.close(CloseCode.GOING_AWAY)
     assert client.sent[-1]["code"] == 1001
 
 
@@ -209,9 +209,9 @@ async def fails() -> None:
 
 async def test_one_that_fails_ends_the_other() -> None:
     with pytest.raises(RunnerCrashedError):
-        await alongside(asyncio.sleep(30), fails())
+        await run_alongside(asyncio.sleep(30), fails())
     with pytest.raises(RunnerCrashedError):
-        await alongside(fails(), asyncio.sleep(30))
+        await run_alongside(fails(), asyncio.sleep(30))
 
 
 async def test_the_leading_one_decides_about_the_end() -> None:
@@ -221,9 +221,9 @@ async def test_the_leading_one_decides_about_the_end() -> None:
         await asyncio.sleep(0.02)
         ended.append("leading")
 
-    await alongside(leads(), asyncio.sleep(0))
+    await run_alongside(leads(), asyncio.sleep(0))
     assert ended == ["leading"]
-    await alongside(leads(), asyncio.sleep(30))
+    await run_alongside(leads(), asyncio.sleep(30))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ async def test_the_leading_one_decides_about_the_end() -> None:
     ],
 )
 def test_the_code_tells_whose_fault_it_was(error: EardrumError, code: int) -> None:
-    assert closing(error) == code
+    assert get_close_code(error) == code
 
 
 @pytest.mark.parametrize(
@@ -258,13 +258,13 @@ async def test_a_subprotocol_is_taken_and_not_the_key_if_there_is_another(offere
 
 
 async def test_the_first_way_that_ends_ends_the_others() -> None:
-    await until_one_ends(asyncio.sleep(30), asyncio.sleep(0))
+    await run_until_first(asyncio.sleep(30), asyncio.sleep(0))
     with pytest.raises(RunnerCrashedError):
-        await until_one_ends(asyncio.sleep(30), fails())
+        await run_until_first(asyncio.sleep(30), fails())
 
 
 async def test_a_server_that_ends_does_not_wait_for_a_client_that_takes_nothing_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "FAREWELL_S", 0.02)
+    monkeypatch.setattr(websocket, "SHUTDOWN_SEND_TIMEOUT_S", 0.02)
     client = Client()
 
     async def work() -> None:
@@ -272,7 +272,7 @@ async def test_a_server_that_ends_does_not_wait_for_a_client_that_takes_nothing_
             client.takes = False
             asyncio.get_running_loop().call_later(0.01, client.over.set)
             async with asyncio.timeout(5):
-                await socket.say({})
+                await socket.send_json({})
 
     with pytest.raises(ClientGoneError):
         await work()

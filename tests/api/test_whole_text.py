@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.whole_text import check_whole
+from eardrum.api.json_body import check_surrogates
 from eardrum.errors import InvalidRequestError
 
 PIECES = ("\\ud83d", "\\uDE00", "\\uD800", "\\udfff", "\\\\", "a", "\\u0041", "\\n", "ud83d", "ä", '\\"')
@@ -19,7 +19,7 @@ PIECES = ("\\ud83d", "\\uDE00", "\\uD800", "\\udfff", "\\\\", "a", "\\u0041", "\
 
 def refused(written: str | bytes, found: object) -> bool:
     try:
-        check_whole(written, found)
+        check_surrogates(written, found)
     except InvalidRequestError:
         return True
     return False
@@ -38,10 +38,10 @@ def test_one_character_beside_a_long_recording_costs_nothing() -> None:
     assert b"\\ud83d" in written
     tracemalloc.start()
     try:
-        check_whole(written, found)
+        check_surrogates(written, found)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20, "nothing is written out again"
     finally:
         tracemalloc.stop()
     found["text"] += "\ud83d"
     with pytest.raises(InvalidRequestError, match="half a character"):
-        check_whole(written, found)
+        check_surrogates(written, found)

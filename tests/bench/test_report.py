@@ -24,7 +24,7 @@ def test_a_server_gets_the_users_settings_with_one_model_and_one_batch_size(tmp_
             fallback: [moonshine-tiny-en]
         """
     )
-    settings = config.load(file, environment={})
+    settings = config.load_settings(file, environment={})
     written = config.Settings(**_settings(settings, _found(settings, "cloud"), 4))
     assert written.limits.requests == 3
     assert written.default_model == "far"
@@ -34,7 +34,7 @@ def test_a_server_gets_the_users_settings_with_one_model_and_one_batch_size(tmp_
 
 
 def test_a_model_that_the_config_does_not_name_is_found_and_its_files_are_named() -> None:
-    settings = config.load(environment={})
+    settings = config.load_settings(environment={})
     (model,) = _settings(settings, _found(settings, "moonshine-tiny-en"), 0)["models"].values()
     assert model["engine"] == "moonshine"
     assert Path(model["source"]).is_dir()

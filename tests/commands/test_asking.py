@@ -12,8 +12,9 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from eardrum import cli, config
-from eardrum.client import Client, usual_address
+from eardrum import config
+from eardrum.cli import main
+from eardrum.client import EardrumClient, get_default_address
 from eardrum.errors import ConfigError
 
 CLIENT = {"EARDRUM_SERVER": "gpu-box:9", "EARDRUM_KEY": "sesame", "EARDRUM_CERTIFICATE": "box.pem"}
@@ -32,26 +33,26 @@ CLIENT = {"EARDRUM_SERVER": "gpu-box:9", "EARDRUM_KEY": "sesame", "EARDRUM_CERTI
     ],
 )
 def test_the_server_is_where_one_with_this_environment_would_listen(environment: Mapping[str, str], address: str) -> None:
-    assert usual_address(environment) == address
+    assert get_default_address(environment) == address
 
 
 @pytest.mark.parametrize("port", ["0", "x", "-1", "65536"])
 def test_a_port_that_is_none_is_named(port: str) -> None:
     with pytest.raises(ConfigError, match=f"EARDRUM_PORT is '{port}'"):
-        usual_address({"EARDRUM_PORT": port})
+        get_default_address({"EARDRUM_PORT": port})
 
 
 @pytest.mark.parametrize("command", [["ps"], ["load", "m"], ["stop", "m"], ["stop", "--all"], ["logs"], ["logs", "-f"]])
 def test_client_commands_take_address_and_key_from_the_environment(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, Path | None]] = []
 
-    def seen(_: Client, address: str, key: str = "", certificate: Path | None = None) -> None:
+    def seen(_: EardrumClient, address: str, key: str = "", certificate: Path | None = None) -> None:
         asked.append((address, key, certificate))
         raise ConfigError("enough")
 
-    monkeypatch.setattr(Client, "__init__", seen)
-    CliRunner().invoke(cli.app, command, env=CLIENT, input="")
-    CliRunner().invoke(cli.app, [*command, "--server", "here:1", "--key", "k"], env=CLIENT, input="")
+    monkeypatch.setattr(EardrumClient, "__init__", seen)
+    CliRunner().invoke(main.app, command, env=CLIENT, input="")
+    CliRunner().invoke(main.app, [*command, "--server", "here:1", "--key", "k"], env=CLIENT, input="")
     assert asked == [("gpu-box:9", "sesame", Path("box.pem")), ("here:1", "k", Path("box.pem"))]
 
 
@@ -63,30 +64,30 @@ def test_listen_and_transcribe_do_so_too() -> None:
 
 
 def test_what_is_for_clients_is_no_setting_of_a_server() -> None:
-    assert config.load(environment=CLIENT) == config.load(environment={})
+    assert config.load_settings(environment=CLIENT) == config.load_settings(environment={})
 
 
 def commands() -> list[str]:
-    return sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    return sorted(typer.main.get_command(main.app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", commands())
 def test_every_command_explains_itself(name: str) -> None:
     for arguments in ([name, "-h"], [name, "--help"], ["help", name]):
-        shown = CliRunner().invoke(cli.app, arguments, prog_name="eardrum")
+        shown = CliRunner().invoke(main.app, arguments, prog_name="eardrum")
         assert shown.exit_code == 0
         assert f"Usage: eardrum {name}" in shown.output
-    assert name in CliRunner().invoke(cli.app, ["help"]).output
+    assert name in CliRunner().invoke(main.app, ["help"]).output
 
 
 def test_help_for_what_is_no_command() -> None:
-    shown = CliRunner().invoke(cli.app, ["help", "nothing"])
+    shown = CliRunner().invoke(main.app, ["help", "nothing"])
     assert shown.exit_code == 2
     assert "No such command 'nothing'" in shown.output
 
 
 def test_defaults_are_shown() -> None:
-    shown = CliRunner().invoke(cli.app, ["help", "serve"], env={"COLUMNS": "300"}).output
+    shown = CliRunner().invoke(main.app, ["help", "serve"], env={"COLUMNS": "300"}).output
     for default in ("127.0.0.1", "8100", "10300", "yes, unless there are apiKeys"):
         assert f"[default: ({default})]" in shown
 

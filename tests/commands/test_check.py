@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from eardrum.cli import app
-from eardrum.commands.examine import hidden
+from eardrum.cli.check import hide_secrets
+from eardrum.cli.main import app
 
 CONFIG = f"""
     startPort: 9000
@@ -184,7 +184,7 @@ def test_nothing_to_check() -> None:
     ],
 )
 def test_secrets_are_hidden(arguments: list[str], shown: list[str]) -> None:
-    assert hidden(arguments) == shown
+    assert hide_secrets(arguments) == shown
 
 
 @pytest.mark.parametrize(

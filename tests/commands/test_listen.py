@@ -23,7 +23,7 @@ from tests.recordings import SAMPLE, SPEECH_TEXT, encode_tracks, pcm, speech, to
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
-COMMAND = [sys.executable, "-c", "from eardrum.cli import main; main()", "listen"]
+COMMAND = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "listen"]
 LINES = SPEECH_TEXT.replace(". H", ".\nH") + "\n"
 FIRST = SPEECH_TEXT.split(". Had")[0] + "."
 
@@ -256,7 +256,7 @@ def _microphones() -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"eardrum.microphone" in entry.read_bytes():
+            if b"eardrum.cli.microphone" in entry.read_bytes():
                 found.append(str(entry))
         except OSError:
             continue

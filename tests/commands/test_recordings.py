@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eardrum.commands.recordings import find_recordings
+from eardrum.cli.recordings import find_recordings
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_a_folder_is_all_audio_and_video_below_it() -> None:
     put("in/b.MP3", "in/a.wav", "in/sub/deeper/c.mkv", "in/notes.txt", "in/.hidden.wav", "in/.cache/d.wav", "in/._a.wav")
     assert found("in") == ["in/a.wav", "in/b.MP3", "in/sub/deeper/c.mkv"]
     recordings, _ = find_recordings(["in"])
-    assert [str(recording.below) for recording in recordings] == ["a.wav", "b.MP3", "sub/deeper/c.mkv"]
+    assert [str(recording.relative_path) for recording in recordings] == ["a.wav", "b.MP3", "sub/deeper/c.mkv"]
 
 
 def test_a_named_file_may_be_called_as_it_likes() -> None:
@@ -90,7 +90,7 @@ def test_pipes_and_stdin_are_read_once() -> None:
     os.mkfifo("pipe")
     recordings, failures = find_recordings(["pipe", "-", "-"])
     assert not failures
-    assert [(recording.name, recording.piped) for recording in recordings] == [("pipe", True), ("stdin", True)]
+    assert [(recording.name, recording.is_piped) for recording in recordings] == [("pipe", True), ("stdin", True)]
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for() -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eardrum.commands.recordings import find_recordings
-from eardrum.commands.results import check_writable, existing, plan_targets, write_result
+from eardrum.cli.recordings import check_writable, find_recordings, list_existing, plan_outputs, write_result
 from eardrum.errors import ConfigError
 
 OUT = Path("out")
@@ -26,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planned(*inputs: str, formats: Sequence[str] = ("srt",)) -> list[str]:
     recordings, _ = find_recordings(inputs)
-    targets = plan_targets(recordings, formats, OUT)
+    targets = plan_outputs(recordings, formats, OUT)
     return [str(path.relative_to(OUT)) for each in targets for path in each.values()]
 
 
@@ -88,7 +87,7 @@ def test_a_result_is_whole_and_with_usual_rights() -> None:
 def test_what_is_there_is_only_written_over_if_that_is_wanted() -> None:
     target = Path("a.srt")
     target.write_text("old")
-    assert existing([{"srt": target, "text": Path("a.txt")}]) == [target]
+    assert list_existing([{"srt": target, "text": Path("a.txt")}]) == [target]
     with pytest.raises(FileExistsError):
         write_result(target, "new", replace=False)
     assert target.read_text() == "old"
@@ -133,13 +132,13 @@ def test_what_is_in_the_way_is_noticed_before_the_work() -> None:
     for name, reason in reasons.items():
         with pytest.raises(OSError, match=reason):
             check_writable(OUT / name)
-    assert existing([{"srt": OUT / "a.srt"}]) == []
+    assert list_existing([{"srt": OUT / "a.srt"}]) == []
 
 
 def test_a_name_too_long_for_a_file_is_the_matter_of_its_recording_alone() -> None:
     recordings, _ = find_recordings(put(f"{'x' * 250}.wav", "a.wav"))
-    long, short = plan_targets(recordings, ["verbose_json", "json"], OUT)
+    long, short = plan_outputs(recordings, ["verbose_json", "json"], OUT)
     with pytest.raises(OSError, match="too long"):
         check_writable(long["verbose_json"])
-    assert existing([long, short]) == []
+    assert list_existing([long, short]) == []
     check_writable(short["verbose_json"])

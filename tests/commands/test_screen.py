@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eardrum.commands.screen import CLEAR, DIM, PLAIN, Json, Lines, Terminal, ending
+from eardrum.cli.terminal import CLEAR_LINE, DIM, PLAIN, JsonDisplay, LineDisplay, TerminalDisplay, fit_end
 
 
 def partial(stable: str, tentative: str) -> dict[str, Any]:
@@ -18,33 +18,33 @@ FINAL = {"type": "final", "text": "Hello world."}
 
 
 def test_a_file_gets_a_line_for_what_is_certain_and_nothing_else() -> None:
-    screen = Lines()
+    screen = LineDisplay()
     messages = [partial("", "Hell"), FINAL, {"type": "final", "text": ""}, {"type": "done"}, {"type": "error", "error": {}}]
-    assert "".join(map(screen.shown, messages)) + screen.hint("Listening") == "Hello world.\n"
+    assert "".join(map(screen.render_message, messages)) + screen.render_hint("Listening") == "Hello world.\n"
 
 
 def test_json_is_every_message_a_line() -> None:
-    screen = Json()
-    assert json.loads(screen.shown({"type": "partial", "text": "ä"})) == {"type": "partial", "text": "ä"}
-    assert screen.shown({"type": "x", "text": "ä"}).endswith('"ä"}\n')
-    assert screen.hint("Listening") == ""
+    screen = JsonDisplay()
+    assert json.loads(screen.render_message({"type": "partial", "text": "ä"})) == {"type": "partial", "text": "ä"}
+    assert screen.render_message({"type": "x", "text": "ä"}).endswith('"ä"}\n')
+    assert screen.render_hint("Listening") == ""
 
 
 def test_a_terminal_shows_the_text_in_place_until_it_is_certain() -> None:
-    screen = Terminal(lambda: 80)
-    assert screen.hint("Listening") == f"{CLEAR}{DIM}Listening{PLAIN}"
-    assert screen.hint("") == CLEAR
-    assert screen.shown(partial(" Hello", " wor")) == f"{CLEAR}Hello{DIM} wor{PLAIN}"
-    assert screen.shown(FINAL) == f"{CLEAR}Hello world.\n"
-    assert screen.shown({"type": "final", "text": ""}) == CLEAR
-    assert screen.shown({"type": "speech_started"}) == ""
-    assert screen.shown({"type": "done"}) == CLEAR
+    screen = TerminalDisplay(lambda: 80)
+    assert screen.render_hint("Listening") == f"{CLEAR_LINE}{DIM}Listening{PLAIN}"
+    assert screen.render_hint("") == CLEAR_LINE
+    assert screen.render_message(partial(" Hello", " wor")) == f"{CLEAR_LINE}Hello{DIM} wor{PLAIN}"
+    assert screen.render_message(FINAL) == f"{CLEAR_LINE}Hello world.\n"
+    assert screen.render_message({"type": "final", "text": ""}) == CLEAR_LINE
+    assert screen.render_message({"type": "speech_started"}) == ""
+    assert screen.render_message({"type": "done"}) == CLEAR_LINE
 
 
 @pytest.mark.parametrize("stable", ["", "one", "one two three four five six seven", "数" * 20])
 def test_what_a_line_does_not_hold_is_cut_at_its_beginning(stable: str) -> None:
-    shown = Terminal(lambda: 21).shown(partial(stable, " and the end"))
-    text = shown.removeprefix(CLEAR).replace(DIM, "").replace(PLAIN, "")
+    shown = TerminalDisplay(lambda: 21).render_message(partial(stable, " and the end"))
+    text = shown.removeprefix(CLEAR_LINE).replace(DIM, "").replace(PLAIN, "")
     assert (stable + " and the end").lstrip().endswith(text.removeprefix("…").lstrip())
     assert len(text) <= 20
     assert shown.endswith(f"the end{PLAIN}")
@@ -63,4 +63,4 @@ def test_what_a_line_does_not_hold_is_cut_at_its_beginning(stable: str) -> None:
     ],
 )
 def test_columns_are_counted_as_the_terminal_does(text: str, columns: int, cut: str) -> None:
-    assert ending(text, columns) == cut
+    assert fit_end(text, columns) == cut

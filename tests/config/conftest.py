@@ -11,16 +11,18 @@ import pytest
 from eardrum import config
 from eardrum.errors import ConfigError
 
-Reader = Callable[..., config.Loaded]
+Reader = Callable[..., config.LoadedConfig]
 Refuser = Callable[..., str]
 
 
 @pytest.fixture
 def read(tmp_path: Path) -> Reader:
-    def read(text: str, *assignments: str, ports: config.Ports | None = None, **environment: str) -> config.Loaded:
+    def read(
+        text: str, *assignments: str, ports: config.PortReservations | None = None, **environment: str
+    ) -> config.LoadedConfig:
         file = tmp_path / "config.yaml"
         file.write_text(dedent(text))
-        return config.read(file, assignments, environment, ports=ports)
+        return config.load_config(file, assignments, environment, ports=ports)
 
     return read
 
@@ -37,6 +39,6 @@ def refused(read: Reader, tmp_path: Path) -> Refuser:
     return refused
 
 
-def told(loaded: config.Loaded) -> list[str]:
+def told(loaded: config.LoadedConfig) -> list[str]:
     """The warnings, without the folder of the file."""
     return [str(warning).replace(f"{loaded.files[0].parent}/", "") for warning in loaded.warnings]

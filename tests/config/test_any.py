@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eardrum import config
-from eardrum.config import known
+from eardrum.config import setting_names
 from eardrum.errors import ConfigError
 
 WORDS = [
@@ -44,9 +44,12 @@ def shaped(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def proper(kind: Any) -> st.SearchStrategy[Any]:
-    kind = known.sole(kind)
-    if known.is_section(kind):
-        optional = {name: st.deferred(lambda kind=field.annotation: shaped(kind)) for name, field in known.fields(kind).items()}
+    kind = setting_names.unwrap_optional(kind)
+    if setting_names.is_section(kind):
+        optional = {
+            name: st.deferred(lambda kind=field.annotation: shaped(kind))
+            for name, field in setting_names.list_fields(kind).items()
+        }
         return st.lists(st.sampled_from(sorted(optional)), max_size=4, unique=True).flatmap(
             lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})
         )
@@ -66,7 +69,7 @@ def test_any_config(trees: list[Any]) -> None:
         for path, tree in zip(paths, trees, strict=True):
             path.write_text(yaml.safe_dump(tree, sort_keys=False))
         with suppress(ConfigError):
-            loaded = config.read(paths, environment={})
+            loaded = config.load_config(paths, environment={})
             assert all(str(warning).startswith(folder) for warning in loaded.warnings)
-            assert config.read(paths, environment={}).settings == loaded.settings
+            assert config.load_config(paths, environment={}).settings == loaded.settings
             assert loaded.settings.model_copy() == loaded.settings

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.config import dialect
+from eardrum.config import yaml_files
 from eardrum.errors import ConfigError
 
 
@@ -72,13 +72,13 @@ from eardrum.errors import ConfigError
     ],
 )
 def test_a_value(text: str, expected: Any) -> None:
-    found = dialect.value(text)
+    found = yaml_files.parse_value(text)
     assert found == expected
     assert type(found) is type(expected)
 
 
 def test_nan() -> None:
-    assert math.isnan(dialect.value(".nan"))
+    assert math.isnan(yaml_files.parse_value(".nan"))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_nan() -> None:
 )
 def test_what_is_no_yaml(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        dialect.parse(text, "f")
+        yaml_files.parse_yaml(text, "f")
     assert says in caught.value.message
     assert caught.value.message.startswith("f:")
 
@@ -114,12 +114,12 @@ def test_a_few_lines_cannot_fill_the_memory() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
     with pytest.raises(ConfigError, match="too many values"):
-        dialect.parse(bomb, "f")
+        yaml_files.parse_yaml(bomb, "f")
 
 
 def test_places() -> None:
-    document = dialect.parse("a: 1\nb:\n  - c\n  -\n    d: 'x'\ne: &e {f: 2}\ng:\n  <<: *e\n", "f")
-    of = document.places.of
+    document = yaml_files.parse_yaml("a: 1\nb:\n  - c\n  -\n    d: 'x'\ne: &e {f: 2}\ng:\n  <<: *e\n", "f")
+    of = document.locations.find
     assert [str(of(path)) for path in (("a",), ("b",), ("b", 0), ("b", 1, "d"), ("g", "f"))] == [
         "f:1",
         "f:2",
@@ -128,7 +128,7 @@ def test_places() -> None:
         "f:6",
     ]
     assert str(of(("b", 1, "nothing", "here"))) == "f:5", "what holds it"
-    assert document.places.text(("b", 1, "d")) == "x"
+    assert document.locations.get_text(("b", 1, "d")) == "x"
     assert of(("z",)) is None
 
 
@@ -148,10 +148,10 @@ _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:y
 
 @given(plain)
 def test_what_is_written_is_read(value: Any) -> None:
-    assert dialect.value(yaml.dump({"v": value}, Dumper=_Dumper)) == {"v": value}
+    assert yaml_files.parse_value(yaml.dump({"v": value}, Dumper=_Dumper)) == {"v": value}
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_value_or_an_error(text: str) -> None:
     with suppress(ConfigError):
-        dialect.parse(text, "f")
+        yaml_files.parse_yaml(text, "f")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eardrum import config
-from eardrum.config import Ports
+from eardrum.config import PortReservations
 from eardrum.errors import ConfigError
 from tests.config.conftest import Reader, told
 
@@ -23,7 +23,7 @@ def put(folder: Path, **files: str) -> list[Path]:
 
 def refused(*files: Path, folder: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.read(files, environment={}, folder=folder)
+        config.load_config(files, environment={}, folder=folder)
     return caught.value.message.replace(f"{folder or files[0].parent}/", "")
 
 
@@ -65,7 +65,7 @@ def test_files_are_joined(tmp_path: Path) -> None:
         three="",
         four="limits: {requests: 6}\nmodels:\n",
     )
-    loaded = config.read(files, environment={})
+    loaded = config.load_config(files, environment={})
     settings = loaded.settings
     assert list(settings.models) == ["a", "b"]
     assert settings.models["a"].proxy == "http://xy"
@@ -73,7 +73,7 @@ def test_files_are_joined(tmp_path: Path) -> None:
     assert settings.hooks.on_startup.preload == ("a",)
     assert (settings.port, settings.limits.fields, settings.limits.requests) == (1, 5, 6)
     assert (loaded.files, loaded.warnings) == (tuple(files), ())
-    assert config.load(files, environment={}) == settings
+    assert config.load_settings(files, environment={}) == settings
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_files_that_contradict_each_other(tmp_path: Path, one: str, two: str, sa
 
 def test_warnings_come_in_the_order_of_the_files(tmp_path: Path) -> None:
     files = put(tmp_path, z="\nzzzzzz: 1", a="zzzzzz: 1\nyyyyyy: 1")
-    assert [warning[:9] for warning in told(config.read(files, environment={}))] == ["z.yaml:2:", "a.yaml:2:"]
+    assert [warning[:9] for warning in told(config.load_config(files, environment={}))] == ["z.yaml:2:", "a.yaml:2:"]
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -111,19 +111,19 @@ def test_a_folder(tmp_path: Path) -> None:
     (inside / "c.yml").write_text("models: {c: }")
     (inside / "d.txt").write_text("models: {d: }")
     (inside / "e.yaml").mkdir()
-    found = config.read(first, environment={}, folder=inside)
+    found = config.load_config(first, environment={}, folder=inside)
     assert [path.name for path in found.files] == ["main.yaml", "a.yaml", "b.yaml", "c.yml"]
     assert list(found.settings.models) == ["a", "b", "c"]
     environment = {"EARDRUM_CONFIG_DIR": str(inside), "EARDRUM_CONFIG": str(first)}
-    assert config.read(environment=environment).files == found.files
-    assert config.read(first, environment=environment).files == (first,), "who names files means these"
+    assert config.load_config(environment=environment).files == found.files
+    assert config.load_config(first, environment=environment).files == (first,), "who names files means these"
     assert "lies in the config folder" in refused(inside / "a.yaml", folder=inside)
     assert "No such file" in refused(folder=tmp_path / "nowhere")
 
 
 def test_several_files_in_the_environment(tmp_path: Path) -> None:
     files = put(tmp_path, one="port: 1", two="host: h")
-    settings = config.load(environment={"EARDRUM_CONFIG": os.pathsep.join(map(str, files))})
+    settings = config.load_settings(environment={"EARDRUM_CONFIG": os.pathsep.join(map(str, files))})
     assert (settings.port, settings.host) == (1, "h")
 
 
@@ -138,10 +138,10 @@ FOUR = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}, c: {cmd: s, proxy
 def test_ports_stay_when_models_come(read: Reader) -> None:
     before = read(TWO).ports
     assert before == {"b": 5800, "d": 5801}
-    after = read(FOUR, ports=Ports(before))
+    after = read(FOUR, ports=PortReservations(before))
     assert after.ports == {"a": 5802, "b": 5800, "d": 5801}
     assert after.settings.models["b"] == read(TWO).settings.models["b"]
-    assert read(TWO, ports=Ports({"gone": 5800}, avoided=[5800, 5802])).ports == {"b": 5801, "d": 5803}
+    assert read(TWO, ports=PortReservations({"gone": 5800}, excluded=[5800, 5802])).ports == {"b": 5801, "d": 5803}
 
 
 def test_macros_of_what_the_environment_and_flags_set(read: Reader) -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eardrum.config import macros
-from eardrum.config.places import Errors, Places
+from eardrum.config.diagnostics import ErrorCollector, LocationMap
 
 
 def put(value: Any, **known: Any) -> Any:
-    return macros.substituted(value, known, ("x",), Errors(Places()))
+    return macros.expand_macros(value, known, ("x",), ErrorCollector(LocationMap()))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def put(value: Any, **known: Any) -> Any:
     ],
 )
 def test_a_value_in_a_text(value: Any, expected: str) -> None:
-    assert macros.text_of(value) == expected
+    assert macros.format_scalar(value) == expected
     assert put("<${m}>", m=value) == f"<{expected}>"
 
 
@@ -57,14 +57,16 @@ def test_types_stay_when_nothing_else_is_there() -> None:
 
 def test_names_stay_but_those_of_models() -> None:
     assert put({"${n}": "${n}"}, n=5) == {"${n}": 5}
-    below = macros.substituted({"${n}": {"${n}": 1}}, {"n": 5}, ("models", "a", "filters", "setParamsByID"), Errors(Places()))
+    below = macros.expand_macros(
+        {"${n}": {"${n}": 1}}, {"n": 5}, ("models", "a", "filters", "setParamsByID"), ErrorCollector(LocationMap())
+    )
     assert below == {"5": {"${n}": 1}}
 
 
 def test_what_looks_like_a_macro_and_is_none() -> None:
     for text in ("$m", "${m", "${}", "${ m }", "$${x}", "${a.b}", "{m}"):
         assert put(text, m="x") == text
-    assert [name for _, name in macros.left({"a": ["${x} ${y-1}", "${a.b} ${}"]})] == ["x", "y-1"]
+    assert [name for _, name in macros.find_unresolved({"a": ["${x} ${y-1}", "${a.b} ${}"]})] == ["x", "y-1"]
 
 
 names = st.sampled_from("abcd")
@@ -77,13 +79,13 @@ def test_substitution_ends_whatever_refers_to_whatever(known: dict[str, str], te
     found = put(text, **known)
     assert isinstance(found, str)
     position = {name: at for at, name in enumerate(known)}
-    for name in macros.USED.findall(found):
+    for name in macros.MACRO_REFERENCE.findall(found):
         users = [user for user, value in known.items() if f"${{{name}}}" in value]
         assert name not in known or any(position[user] < position[name] for user in users), "only what is used too early stays"
 
 
 def test_macros_that_double_do_not_fill_the_memory() -> None:
     known = {"m0": "x" * 10} | {f"m{n}": f"${{m{n - 1}}}" * 2 for n in range(1, 63)}
-    errors = Errors(Places())
-    macros.substituted("${m62}", known, ("x",), errors)
-    assert "x gets too long" in errors.found[0].message
+    errors = ErrorCollector(LocationMap())
+    macros.expand_macros("${m62}", known, ("x",), errors)
+    assert "x gets too long" in errors.diagnostics[0].message

@@ -10,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eardrum.config import matrix
-from eardrum.config.llama_swap import Matrix
-from eardrum.config.matrix import And, Expression, Ident, MatrixError, Or
+from eardrum.config.llama_swap import MatrixSettings
+from eardrum.config.matrix import AndExpression, MatrixError, MatrixExpression, ModelReference, OrExpression
 
 MODELS = ("a", "b", "c", "d", "x-1.5_b", "Org/model:7b", "größe")
-A, B, C, D = map(Ident, "abcd")
+A, B, C, D = map(ModelReference, "abcd")
 
 
-def parsed(*sets: str, **vars: str) -> list[Expression]:
-    return list(matrix.parse(Matrix(vars=vars, sets={f"s{n}": text for n, text in enumerate(sets)}), MODELS).values())
+def parsed(*sets: str, **vars: str) -> list[MatrixExpression]:
+    return list(
+        matrix.parse_matrix(MatrixSettings(vars=vars, sets={f"s{n}": text for n, text in enumerate(sets)}), MODELS).values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,18 +28,18 @@ def parsed(*sets: str, **vars: str) -> list[Expression]:
     [
         ("a", A),
         (" ( ( a ) ) ", A),
-        ("a & b", And((A, B))),
-        ("a|b", Or((A, B))),
-        ("a & b | c & d", Or((And((A, B)), And((C, D))))),
-        ("a & (b | c) & d", And((A, Or((B, C)), D))),
-        ("a\n& b", And((A, B))),
-        ("x-1.5_b & größe", And((Ident("x-1.5_b"), Ident("größe")))),
-        ("v & a", And((Ident("Org/model:7b"), A))),
-        ("+s1 | a", Or((And((B, C)), A))),
-        ("a & + s1", And((A, And((B, C))))),
+        ("a & b", AndExpression((A, B))),
+        ("a|b", OrExpression((A, B))),
+        ("a & b | c & d", OrExpression((AndExpression((A, B)), AndExpression((C, D))))),
+        ("a & (b | c) & d", AndExpression((A, OrExpression((B, C)), D))),
+        ("a\n& b", AndExpression((A, B))),
+        ("x-1.5_b & größe", AndExpression((ModelReference("x-1.5_b"), ModelReference("größe")))),
+        ("v & a", AndExpression((ModelReference("Org/model:7b"), A))),
+        ("+s1 | a", OrExpression((AndExpression((B, C)), A))),
+        ("a & + s1", AndExpression((A, AndExpression((B, C))))),
     ],
 )
-def test_an_expression(text: str, expected: Expression) -> None:
+def test_an_expression(text: str, expected: MatrixExpression) -> None:
     assert parsed(text, "b & c", v="Org/model:7b")[0] == expected
 
 
@@ -85,15 +87,15 @@ def test_a_bad_var(name: str) -> None:
 
 
 def test_costs() -> None:
-    found = matrix.costs(Matrix(vars={"v": "a"}, evict_costs={"v": 3, "b": 2}, sets={"s": "v"}))
+    found = matrix.list_eviction_costs(MatrixSettings(vars={"v": "a"}, evict_costs={"v": 3, "b": 2}, sets={"s": "v"}))
     assert found == {"a": 3, "b": 2}
 
 
-def family(expression: Expression) -> Iterator[frozenset[str]]:
+def family(expression: MatrixExpression) -> Iterator[frozenset[str]]:
     """All sets, spelled out."""
-    if isinstance(expression, Ident):
+    if isinstance(expression, ModelReference):
         yield frozenset({expression.model})
-    elif isinstance(expression, Or):
+    elif isinstance(expression, OrExpression):
         for part in expression.parts:
             yield from family(part)
     else:
@@ -104,33 +106,35 @@ def family(expression: Expression) -> Iterator[frozenset[str]]:
 expressions = st.recursive(
     st.sampled_from([A, B, C, D]),
     lambda inner: (
-        st.lists(inner, min_size=2, max_size=3).map(tuple).flatmap(lambda parts: st.sampled_from([And(parts), Or(parts)]))
+        st.lists(inner, min_size=2, max_size=3)
+        .map(tuple)
+        .flatmap(lambda parts: st.sampled_from([AndExpression(parts), OrExpression(parts)]))
     ),
     max_leaves=8,
 )
 
 
-def written(expression: Expression) -> str:
-    if isinstance(expression, Ident):
+def written(expression: MatrixExpression) -> str:
+    if isinstance(expression, ModelReference):
         return expression.model
-    sign = " & " if isinstance(expression, And) else " | "
+    sign = " & " if isinstance(expression, AndExpression) else " | "
     return f"({sign.join(map(written, expression.parts))})"
 
 
 @given(expressions)
-def test_what_is_written_is_read(expression: Expression) -> None:
+def test_what_is_written_is_read(expression: MatrixExpression) -> None:
     assert parsed(written(expression)) == [expression]
 
 
 @given(expressions)
-def test_holding_agrees_with_spelling_out(expression: Expression) -> None:
+def test_holding_agrees_with_spelling_out(expression: MatrixExpression) -> None:
     spelled = set(family(expression))
     for size in range(4):
         for models in combinations("abcd", size):
-            assert matrix.holds(expression, models) == any(set(models) <= one for one in spelled)
+            assert matrix.allows_together(expression, models) == any(set(models) <= one for one in spelled)
 
 
 def test_sets_too_many_to_count() -> None:
-    tenfold = And(tuple(Or(tuple(Ident(f"m{group}-{n}") for n in range(10))) for group in range(40)))
-    assert matrix.holds(tenfold, [f"m{group}-{group % 10}" for group in range(40)])
-    assert not matrix.holds(tenfold, ["m1-1", "m1-2"])
+    tenfold = AndExpression(tuple(OrExpression(tuple(ModelReference(f"m{group}-{n}") for n in range(10))) for group in range(40)))
+    assert matrix.allows_together(tenfold, [f"m{group}-{group % 10}" for group in range(40)])
+    assert not matrix.allows_together(tenfold, ["m1-1", "m1-2"])

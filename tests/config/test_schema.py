@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from eardrum.config import load
-from eardrum.config.spelling import spellings
+from eardrum.config import load_settings
+from eardrum.config.setting_names import list_spellings
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "reference" / "config.schema.json"
 
@@ -20,7 +20,7 @@ def test_the_schema_takes_both_spellings_as_the_loader_does_and_offers_one(tmp_p
     parts = {"": whole} | whole["$defs"]
     for where, part in parts.items():
         for name in part["properties"]:
-            for spelled in spellings(name):
+            for spelled in list_spellings(name):
                 errors = validator.evolve(schema=part).iter_errors({spelled: object()})
                 assert "additionalProperties" not in {error.validator for error in errors}, (where, spelled)
     same = """
@@ -31,7 +31,7 @@ models: {m: {cmd: 'x ${PORT}', check_endpoint: /h, maxRequests: 1}}
 """
     file = tmp_path / "config.yaml"
     file.write_text(same)
-    assert load(file, environment={}).limits.upload_bytes == 1_000_000
+    assert load_settings(file, environment={}).limits.upload_bytes == 1_000_000
     validator.validate(yaml.safe_load(same))
     for wrong_part in (
         {"api_keys": 1},
@@ -41,5 +41,7 @@ models: {m: {cmd: 'x ${PORT}', check_endpoint: /h, maxRequests: 1}}
         {"limits": {"Upload_bytes": 1}},
     ):
         assert not validator.is_valid(wrong_part), wrong_part
-    camel = [name for part in parts.values() for name in part["properties"] if len(spellings(name) & {*part["properties"]}) > 1]
+    camel = [
+        name for part in parts.values() for name in part["properties"] if len(list_spellings(name) & {*part["properties"]}) > 1
+    ]
     assert camel == [], "each is offered once"

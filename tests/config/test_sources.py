@@ -14,7 +14,7 @@ from tests.config.conftest import Reader, Refuser, told
 
 def refusal(assignment: str = "", **environment: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.read(assignments=[assignment] if assignment else [], environment=environment)
+        config.load_config(assignments=[assignment] if assignment else [], environment=environment)
     return caught.value.message
 
 
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_read_do_not_hide_each_other(tmp_path: Path) -> Non
     one, two, three = (tmp_path / f"{name}.yaml" for name in ("one", "two", "three"))
     one.write_text("models: {a: [")
     two.write_text("groups: {g: {members: [a]}}\nport: high")
-    found = config.examine([one, two, three], environment={})
+    found = config.examine_config([one, two, three], environment={})
     assert [error.message.split(":")[0] for error in found.errors] == [
         "This is not valid YAML",
         "The setting port is wrong",
@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_do_not_hide_each_other(tmp_path: Path) -> Non
 def test_errors_hide_no_warnings(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("globalTtl: 5\nport: high\nmodels: {a: {cmd: 's ${PORT}', env: [X]}}\n")
-    found = config.examine(file, environment={})
+    found = config.examine_config(file, environment={})
     assert len(found.errors) == 1
     assert [warning.message.split(".")[0] for warning in found.warnings] == ["Unknown setting globalTtl", "models"]
 
@@ -183,11 +183,11 @@ models: {a: {proxy: 'http://x', ttl: "${t}", timeouts: {connect: 5s, responseHea
 
 def test_words_of_the_environment() -> None:
     for word, value in (("1", True), ("true", True), ("yes", True), ("on", True), ("0", False), ("False", False), ("no", False)):
-        assert config.load(environment={"EARDRUM_PULL_MISSING": word}).pull_missing is value
+        assert config.load_settings(environment={"EARDRUM_PULL_MISSING": word}).pull_missing is value
 
 
 def test_names_with_dots() -> None:
-    found = config.load(assignments=['models."tiny.en".ttl=5', "models.'base.en'.ttl=6"], environment={})
+    found = config.load_settings(assignments=['models."tiny.en".ttl=5', "models.'base.en'.ttl=6"], environment={})
     assert {id: model.ttl for id, model in found.models.items()} == {"tiny.en": 5, "base.en": 6}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from eardrum.config import Settings, known
-from eardrum.config.spelling import spellings
+from eardrum.config import Settings, setting_names
+from eardrum.config.setting_names import list_spellings
 from tests.config.conftest import Reader, Refuser, told
 
 LLAMA = "models: {a: {cmd: 's ${PORT}'}}\n"
@@ -25,7 +25,7 @@ LLAMA = "models: {a: {cmd: 's ${PORT}'}}\n"
     ],
 )
 def test_two_spellings(name: str, both: set[str]) -> None:
-    assert spellings(name) == both
+    assert list_spellings(name) == both
 
 
 def _sections(kind: Any, seen: set[Any]) -> set[Any]:
@@ -40,10 +40,10 @@ def _sections(kind: Any, seen: set[Any]) -> set[Any]:
 
 def test_no_two_settings_of_a_section_have_a_spelling_in_common() -> None:
     for section in _sections(Settings, set()):
-        names = known.fields(section)
+        names = setting_names.list_fields(section)
         fields = {id(names[name]): set[str]() for name in names}
         for name in names:
-            fields[id(names[name])] |= spellings(name)
+            fields[id(names[name])] |= list_spellings(name)
         assert sum(map(len, fields.values())) == len(set.union(set(), *fields.values())), section
 
 

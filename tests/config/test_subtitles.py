@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from eardrum.subtitles import ANY, BROADCAST
+from eardrum.subtitles import BROADCAST_RULES, NO_RULES
 from tests.config.conftest import Reader, Refuser
 
 
 def test_a_word_is_the_preset(read: Reader) -> None:
-    assert read("subtitles: broadcast").settings.subtitles.shape == BROADCAST
-    assert read("", "subtitles=broadcast").settings.subtitles.shape == BROADCAST
-    assert read("", EARDRUM_SUBTITLES="broadcast").settings.subtitles.shape == BROADCAST
-    assert read("").settings.subtitles.shape == ANY
+    assert read("subtitles: broadcast").settings.subtitles.shape == BROADCAST_RULES
+    assert read("", "subtitles=broadcast").settings.subtitles.shape == BROADCAST_RULES
+    assert read("", EARDRUM_SUBTITLES="broadcast").settings.subtitles.shape == BROADCAST_RULES
+    assert read("").settings.subtitles.shape == NO_RULES
 
 
 def test_rules_beside_the_preset_win(read: Reader) -> None:
@@ -24,13 +24,13 @@ def test_rules_beside_the_preset_win(read: Reader) -> None:
           max_line_width: 37
           max_duration: 0
     """
-    assert read(text).settings.subtitles.shape == replace(BROADCAST, max_line_width=37, max_duration=0)
-    assert read("", EARDRUM_SUBTITLES__MAX_LINE_COUNT="2").settings.subtitles.shape == replace(ANY, max_line_count=2)
+    assert read(text).settings.subtitles.shape == replace(BROADCAST_RULES, max_line_width=37, max_duration=0)
+    assert read("", EARDRUM_SUBTITLES__MAX_LINE_COUNT="2").settings.subtitles.shape == replace(NO_RULES, max_line_count=2)
 
 
 def test_names_of_whisper_asr_webservice(read: Reader) -> None:
     environment = {"SUBTITLE_MAX_LINE_WIDTH": "40", "SUBTITLE_MAX_LINE_COUNT": "2", "SUBTITLE_HIGHLIGHT_WORDS": "false"}
-    assert read("", **environment).settings.subtitles.shape == replace(ANY, max_line_width=40, max_line_count=2)
+    assert read("", **environment).settings.subtitles.shape == replace(NO_RULES, max_line_width=40, max_line_count=2)
     both = read("", SUBTITLE_MAX_LINE_WIDTH="40", EARDRUM_SUBTITLES__MAX_LINE_WIDTH="30")
     assert both.settings.subtitles.max_line_width == 30
 

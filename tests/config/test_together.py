@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.config.together import may_meet
+from eardrum.config.consistency import can_coexist
 from tests.config.conftest import Reader
 
 MODELS = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}, c: {cmd: 's ${PORT}'}, d: {proxy: 'http://d'}}\n"
@@ -31,5 +31,5 @@ MODELS = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}, c: {cmd: 's ${P
 def test_pairs(read: Reader, rules: str, meeting: str) -> None:
     settings = read(MODELS + rules).settings
     pairs = ("ab", "ac", "ad", "bc", "bd", "cd")
-    assert " ".join(pair for pair in pairs if may_meet(pair[0], pair[1], settings)) == meeting
-    assert all(may_meet(pair[0], pair[1], settings) == may_meet(pair[1], pair[0], settings) for pair in pairs)
+    assert " ".join(pair for pair in pairs if can_coexist(pair[0], pair[1], settings)) == meeting
+    assert all(can_coexist(pair[0], pair[1], settings) == can_coexist(pair[1], pair[0], settings) for pair in pairs)

@@ -12,7 +12,7 @@ import pytest
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.openai_api import OpenAIApi
 from eardrum.errors import EardrumError
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.recordings import speech
 from tests.upstreams import KEY, Answer, FakeUpstream, fake_upstream
 
@@ -20,7 +20,7 @@ SPAN = (0.25, 2.5)
 
 
 def window(seconds: float = 3.0, **request: object) -> Window:
-    return Window(speech()[: int(seconds * SAMPLE_RATE)], 0.0, 1.0, SPAN, Request(**request))
+    return Window(speech()[: int(seconds * SAMPLE_RATE)], 0.0, 1.0, SPAN, TranscriptionRequest(**request))
 
 
 @contextmanager

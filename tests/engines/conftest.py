@@ -9,8 +9,8 @@ import pytest
 
 from eardrum import config
 from eardrum.engines.moonshine import Moonshine
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.inventory import EMBEDDED_ID
+from eardrum.gateway.models.catalog import ModelCatalog
+from eardrum.gateway.models.inventory import EMBEDDED_ID
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +23,7 @@ def compiler_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
-    return Catalog(config.Settings()).find(EMBEDDED_ID).source
+    return ModelCatalog(config.Settings()).find_model(EMBEDDED_ID).source
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from eardrum.engines.base import Window
-from eardrum.types import Request
+from eardrum.transcription import TranscriptionRequest
 
 
 def window(*pieces: tuple[float, float]) -> Window:
-    return Window(np.zeros(16_000 * 10, np.float32), 5.0, 1.0, (0.0, 10.0), Request(), pieces=pieces)
+    return Window(np.zeros(16_000 * 10, np.float32), 5.0, 1.0, (0.0, 10.0), TranscriptionRequest(), pieces=pieces)
 
 
 @pytest.mark.parametrize("pieces", [(), ((0.0, 5.0),)])

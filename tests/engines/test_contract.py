@@ -11,9 +11,9 @@ import pytest
 from eardrum.engines import registry
 from eardrum.engines.base import Context, Engine, Hearing, Window
 from eardrum.errors import EardrumError, ModelLoadError
-from eardrum.languages import NAMES
+from eardrum.languages import LANGUAGE_NAMES
 from eardrum.runner.__main__ import load_engine
-from eardrum.types import SAMPLE_RATE, Request, Segment
+from eardrum.transcription import SAMPLE_RATE, Segment, TranscriptionRequest
 from tests.models import build
 from tests.models.hearing import clips
 from tests.recordings import Samples, noise, silence
@@ -45,7 +45,7 @@ def engine(source: tuple[str, Path]) -> Engine:
 
 
 def window(samples: Samples, **request: object) -> Window:
-    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), Request(**request), Context())
+    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), Context())
 
 
 def text(hearing: Hearing) -> str:
@@ -62,7 +62,7 @@ def test_it_says_of_itself_what_the_runner_needs(engine: Engine) -> None:
     assert can.max_batch >= 1
     assert 1 <= can.max_window_s <= 3600
     assert engine.parallel >= 1
-    assert set(can.languages) <= set(NAMES)
+    assert set(can.languages) <= set(LANGUAGE_NAMES)
     assert hash(engine.batch_key(window(silence(1.0)))) == hash(engine.batch_key(window(silence(2.0))))
 
 

@@ -18,7 +18,7 @@ from eardrum.engines.base import Context, Hearing, Window
 from eardrum.engines.faster_whisper import FasterWhisper
 from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, _filled
 from eardrum.errors import ModelLoadError
-from eardrum.types import SAMPLE_RATE, Request, Task
+from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 from tests.models import build, faster_whisper, hearing
 from tests.models.hearing import Clip, clip, clips, joined
 from tests.recordings import Samples, noise, silence
@@ -29,7 +29,7 @@ GERMAN = [c for c in clips() if c.language == "de"]
 
 
 def window(samples: Samples, context: Context | None = None, **request: object) -> Window:
-    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), Request(**request), context or Context())
+    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or Context())
 
 
 def text(hearing: Hearing) -> str:
@@ -115,7 +115,7 @@ def test_weights_in_float32_hear_the_same(tmp_path: Path) -> None:
 
 
 def test_german_is_translated(engine: FasterWhisper) -> None:
-    heard = engine.transcribe([window(c.samples, task=Task.TRANSLATE) for c in GERMAN])
+    heard = engine.transcribe([window(c.samples, task=SpeechTask.TRANSLATE) for c in GERMAN])
     assert [h.language for h in heard] == ["de"] * len(GERMAN)
     said = dict(zip([c.name for c in GERMAN], map(text, heard), strict=True))
     assert said["u03"] == "Five two zero eight."
@@ -125,7 +125,7 @@ def test_german_is_translated(engine: FasterWhisper) -> None:
 
 def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list) -> None:
     asked = [
-        window(clip("u03").samples, task=Task.TRANSLATE, words=True),
+        window(clip("u03").samples, task=SpeechTask.TRANSLATE, words=True),
         window(clip("u06").samples),
         window(clip("u15").samples, language="de", logprobs=True),
         window(clip("u30").samples, language="en", words=True),
@@ -266,7 +266,7 @@ def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, m
     rounds = spy(engine, monkeypatch)
     german = clip("u03")
     heard, short = engine.transcribe(
-        [window(samples, words=True), Window(german.samples, 0.0, 1.0, (german.start, german.end), Request())]
+        [window(samples, words=True), Window(german.samples, 0.0, 1.0, (german.start, german.end), TranscriptionRequest())]
     )
     assert text(short) == german.text
     assert [s.text for s in heard.segments] == [clip(name).text for name in LONG]
@@ -282,7 +282,7 @@ def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monk
     tired(engine, monkeypatch, 3.2)
     rounds = spy(engine, monkeypatch)
     samples = np.concatenate([clip("u02").samples, silence(20)])
-    asked = Window(samples, 0.0, 1.0, (0.5, 3.2), Request())
+    asked = Window(samples, 0.0, 1.0, (0.5, 3.2), TranscriptionRequest())
     assert text(engine.transcribe([asked])[0]) == clip("u02").text
     assert len(rounds) == 1
 
@@ -466,7 +466,7 @@ def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeyp
     assert (special.start, special.previous) == (hearing.START - 1, hearing.START_OF_PREVIOUS - 1)
     assert rounds[0][2] == [[special.previous, *engine._rounds._model.tokens(" Hello."), special.start]]
     assert heard.language in {"en", ""}
-    for wish in ({"language": "de"}, {"task": Task.TRANSLATE}):
+    for wish in ({"language": "de"}, {"task": SpeechTask.TRANSLATE}):
         assert engine.refusal(window(clip("u06").samples, **wish).request)
 
 

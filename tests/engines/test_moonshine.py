@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.moonshine import DECODER, ENCODER, PADDING, TOKENIZER, Moonshine, Row, _read_tokenizer
 from eardrum.errors import ModelLoadError
-from eardrum.gateway.inventory import EMBEDDED_SHA256
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.gateway.models.inventory import EMBEDDED_SHA256
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.recordings import SPEECH_TEXT, noise, phone, silence, speech
 
 SENTENCE = "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them."
 
 
 def window(samples: np.ndarray, **request: object) -> Window:
-    return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), Request(**request))
+    return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request))
 
 
 def sentence() -> np.ndarray:
@@ -109,7 +109,7 @@ def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, alo
 
 
 def test_tokens_with_their_probabilities(moonshine: Moonshine, windows: list[Window]) -> None:
-    asked = Window(windows[2].audio, 0.0, 1.0, (0.0, 1.0), Request(logprobs=True))
+    asked = Window(windows[2].audio, 0.0, 1.0, (0.0, 1.0), TranscriptionRequest(logprobs=True))
     (segment,) = moonshine.transcribe([asked])[0].segments
     assert len(segment.token_logprobs) == len(segment.tokens)
     assert "".join(token.text for token in segment.token_logprobs).strip() == segment.text

@@ -18,7 +18,7 @@ from eardrum.engines import registry
 from eardrum.engines.base import Hearing, Window
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
-from eardrum.types import Request, Task
+from eardrum.transcription import SpeechTask, TranscriptionRequest
 
 pytestmark = [
     pytest.mark.nemo,
@@ -243,7 +243,7 @@ def windows(**request: object) -> list[Window]:
     noise = np.random.default_rng(0).normal(0, 0.1, 80_000).astype(np.float32)
     swell = noise * np.sin(np.arange(80_000) / 3000).astype(np.float32)
     lengths = (0, 200, 8_000, 30_000, 80_000)
-    return [Window(swell[:n], 0.0, 1.0, (0.0, n / 16_000), Request(**request)) for n in lengths]
+    return [Window(swell[:n], 0.0, 1.0, (0.0, n / 16_000), TranscriptionRequest(**request)) for n in lengths]
 
 
 def texts(hearing: Hearing) -> list[str]:
@@ -293,7 +293,7 @@ def test_canary_is_told_language_task_and_times(canary: Any, monkeypatch: pytest
         return decode(**inputs)
 
     monkeypatch.setattr(model.decoding, "decode_predictions_tensor", overheard)
-    asked: list[dict[str, Any]] = [{}, {"language": "de"}, {"language": "de", "task": Task.TRANSLATE}, {"words": True}]
+    asked: list[dict[str, Any]] = [{}, {"language": "de"}, {"language": "de", "task": SpeechTask.TRANSLATE}, {"words": True}]
     for wish, prompt in zip(asked, PROMPTS[model.prompt_format], strict=False):
         assert len(canary.transcribe(windows(**wish))) == 5
         assert len(told) == 5
@@ -311,9 +311,12 @@ def test_canarys_rows_are_those_of_their_windows(canary: Any) -> None:
 
 
 def test_canary_refuses_what_it_cannot_do(canary: Any) -> None:
-    assert "name the spoken one" in canary.refusal(Request(task=Task.TRANSLATE)).message
+    assert "name the spoken one" in canary.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE)).message
     if canary.capabilities.words:
-        assert "translation's words" in canary.refusal(Request(task=Task.TRANSLATE, language="de", words=True)).message
+        assert (
+            "translation's words"
+            in canary.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE, language="de", words=True)).message
+        )
 
 
 def test_canary_qwen_answers_to_each_window(qwen: Path) -> None:

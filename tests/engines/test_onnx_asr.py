@@ -20,7 +20,7 @@ from eardrum.engines.onnx.kinds import KINDS, kind_of
 from eardrum.engines.onnx_asr import OnnxAsr
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
-from eardrum.types import Request, Task
+from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests.models import onnx_asr as scripted
 from tests.models.onnx_asr import LEAD_S, SLOT_S
 
@@ -30,7 +30,7 @@ TEXTS = [["hello world.", "good day?"], ["day hello"], [], ["good", "world day g
 
 
 def window(samples: np.ndarray, **request: object) -> Window:
-    return Window(samples, 0.0, 1.0, (0.1, len(samples) / 16_000), Request(**request))
+    return Window(samples, 0.0, 1.0, (0.1, len(samples) / 16_000), TranscriptionRequest(**request))
 
 
 def windows(**request: object) -> list[Window]:
@@ -105,7 +105,7 @@ def test_canary_is_told_the_language_and_where_to_translate(canary: OnnxAsr) -> 
     for wish, way, language in (
         ({}, "en>en", "en"),
         ({"language": "de"}, "de>de", "de"),
-        ({"language": "de", "task": Task.TRANSLATE}, "de>en", "de"),
+        ({"language": "de", "task": SpeechTask.TRANSLATE}, "de>en", "de"),
     ):
         heard = canary.transcribe([window(scripted.speech(("▁hello", "▁world")), **wish)])[0]
         assert texts(heard) == [f"{way} hello world"]
@@ -116,20 +116,20 @@ def test_canary_is_told_the_language_and_where_to_translate(canary: OnnxAsr) -> 
 
 def test_windows_with_other_wishes_are_of_another_batch(engine: OnnxAsr, canary: OnnxAsr) -> None:
     def keys(of: OnnxAsr) -> int:
-        wishes = ({}, {"language": "en"}, {"language": "de"}, {"language": "de", "task": Task.TRANSLATE}, {"words": True})
+        wishes = ({}, {"language": "en"}, {"language": "de"}, {"language": "de", "task": SpeechTask.TRANSLATE}, {"words": True})
         return len({of.batch_key(window(scripted.speech(HELLO), **wish)) for wish in wishes})
 
     assert (keys(engine), keys(canary)) == (1, 3)
 
 
 def test_canary_does_not_guess_what_to_translate_from(canary: OnnxAsr, tmp_path: Path) -> None:
-    refusal = canary.refusal(Request(task=Task.TRANSLATE))
+    refusal = canary.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE))
     assert refusal
     assert ("name the spoken one" in refusal.message, refusal.param) == (True, "language")
     german = OnnxAsr.load(scripted.build(tmp_path / "m", "aed"), OnnxAsr.Options(language="de"))
     assert german.capabilities.languages == ("de",)
-    assert not german.refusal(Request(task=Task.TRANSLATE))
-    assert texts(german.transcribe([window(scripted.speech(HELLO[:2]), task=Task.TRANSLATE)])[0]) == ["de>en hello world"]
+    assert not german.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE))
+    assert texts(german.transcribe([window(scripted.speech(HELLO[:2]), task=SpeechTask.TRANSLATE)])[0]) == ["de>en hello world"]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from eardrum.engines.base import EngineOptions, Hearing, Window
 from eardrum.engines.openai_api import OpenAIApi
 from eardrum.errors import ConfigError, UnsupportedFeatureError, UpstreamError
-from eardrum.types import Request, Task
+from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests import upstreams
 from tests.conftest import running, wait_for
 from tests.engines.asking import asked, engine, window
@@ -46,8 +46,8 @@ def test_options_say_what_the_upstream_can() -> None:
             12,
             True,
         )
-        for wish in ({"words": True}, {"task": Task.TRANSLATE}):
-            assert loaded.refusal(Request(**wish))
+        for wish in ({"words": True}, {"task": SpeechTask.TRANSLATE}):
+            assert loaded.refusal(TranscriptionRequest(**wish))
     with engine(url, via="chat_audio_url") as loaded:
         assert not loaded.capabilities.words
         assert not loaded.capabilities.translate
@@ -196,8 +196,10 @@ def test_another_eardrum_as_upstream() -> None:
     """A real server with a real model behind the engine."""
     with running() as server:
         with engine(server.address, model="moonshine-tiny-en", words=False, translate=False) as loaded:
-            whole = Window(speech(), 0.0, 1.0, (0.0, 18.0), Request(language="en"))
-            heard, empty = loaded.transcribe([whole, Window(np.zeros(16_000, np.float32), 0.0, 0.1, (0.0, 1.0), Request())])
+            whole = Window(speech(), 0.0, 1.0, (0.0, 18.0), TranscriptionRequest(language="en"))
+            heard, empty = loaded.transcribe(
+                [whole, Window(np.zeros(16_000, np.float32), 0.0, 0.1, (0.0, 1.0), TranscriptionRequest())]
+            )
             assert " ".join(segment.text for segment in heard.segments) == SPEECH_TEXT
             assert len(heard.segments) > 1
             assert all(segment.avg_logprob < 0 for segment in heard.segments)

@@ -15,7 +15,7 @@ from eardrum.engines.base import Context, Window
 from eardrum.engines.openai_whisper import OpenAIWhisper
 from eardrum.engines.pytorch.checkpoint import openai_name
 from eardrum.errors import ModelLoadError
-from eardrum.types import SAMPLE_RATE, Request
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.models import build, hearing, openai_whisper, transformers
 from tests.models.hearing import clip
 
@@ -32,7 +32,7 @@ def fails(source: Path, **options: Any) -> str:
 
 def heard(engine: OpenAIWhisper, name: str, context: Context | None = None, **request: Any) -> str:
     samples = clip(name).samples
-    window = Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), Request(**request), context or Context())
+    window = Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or Context())
     return " ".join(segment.text for segment in engine.transcribe([window])[0].segments)
 
 
@@ -98,7 +98,7 @@ def test_beams_and_a_prompt_of_the_model_are_used(checkpoint: Path) -> None:
 
 @pytest.mark.torch
 def test_a_language_it_does_not_know_is_refused(checkpoint: Path) -> None:
-    refusal = load(checkpoint).refusal(Request(language="yue"))
+    refusal = load(checkpoint).refusal(TranscriptionRequest(language="yue"))
     assert refusal
     assert "(yue)" in refusal.message
 

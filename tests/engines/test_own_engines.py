@@ -17,8 +17,8 @@ import pytest
 from eardrum.config import Settings
 from eardrum.engines import registry
 from eardrum.errors import ConfigError
-from eardrum.gateway.inventory import Inventory
-from eardrum.types import Capabilities
+from eardrum.gateway.models.inventory import ModelInventory
+from eardrum.transcription import Capabilities
 from tests.recordings import spoken
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "own-engine.md"
@@ -212,4 +212,4 @@ def run(*command: str) -> str:
 def test_a_broken_engine_that_is_asked_for_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "broken", lambda: (registry.Broken("parrot", "parrots", "it is ill"),))
     with pytest.raises(ConfigError, match="The engine parrot of the package parrots is left out: it is ill"):
-        Inventory(Settings(default_engine="parrot"))
+        ModelInventory(Settings(default_engine="parrot"))

@@ -9,7 +9,7 @@ import pytest
 from eardrum.engines.base import Context, Engine, Hearing, Window
 from eardrum.engines.openai_whisper import OpenAIWhisper
 from eardrum.engines.transformers import Transformers
-from eardrum.types import SAMPLE_RATE, Request, Task
+from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 from tests.models import build, hearing
 from tests.models.hearing import clip, clips, joined
 from tests.recordings import Samples, noise, silence
@@ -25,7 +25,7 @@ GERMAN = [c for c in clips() if c.language == "de"]
 
 
 def window(samples: Samples, context: Context | None = None, **request: Any) -> Window:
-    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), Request(**request), context or Context())
+    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or Context())
 
 
 def text(heard: Hearing) -> str:
@@ -70,14 +70,14 @@ def test_a_clip_alone_is_heard_as_in_company(engine: Engine, heard: dict[str, He
 
 
 def test_german_is_translated(engine: Engine) -> None:
-    found = engine.transcribe([window(c.samples, task=Task.TRANSLATE) for c in GERMAN[:2]])
+    found = engine.transcribe([window(c.samples, task=SpeechTask.TRANSLATE) for c in GERMAN[:2]])
     assert [text(h) for h in found] == ["Five two zero eight.", "Five no please."]
     assert [h.language for h in found] == ["de", "de"]
 
 
 def test_tasks_and_languages_mix_in_a_batch(engine: Engine) -> None:
     samples = clip("u07").samples
-    wishes: list[dict[str, Any]] = [{}, {"language": "de", "task": Task.TRANSLATE}, {"language": "de"}]
+    wishes: list[dict[str, Any]] = [{}, {"language": "de", "task": SpeechTask.TRANSLATE}, {"language": "de"}]
     assert [text(h) for h in engine.transcribe([window(samples, **wish) for wish in wishes])] == [
         "Fünf nein bitte.",
         "Five no please.",

@@ -21,7 +21,7 @@ from eardrum.engines.families.prompted import context
 from eardrum.engines.families.table import FAMILIES
 from eardrum.engines.transformers import Transformers
 from eardrum.errors import ModelLoadError
-from eardrum.types import SAMPLE_RATE, Request, Task, Word
+from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest, Word
 from tests.models import families
 from tests.models.hearing import clip
 
@@ -31,7 +31,7 @@ GENERATING = sorted(set(families.BUILDERS) - {"parakeet_ctc", "parakeet_rnnt", "
 
 def window(name: str, **request: Any) -> Window:
     samples = clip(name).samples
-    return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), Request(**request))
+    return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request))
 
 
 def text(heard: Hearing) -> str:
@@ -102,8 +102,8 @@ def test_sentences_need_no_last_stop() -> None:
 
 
 def test_prompt_and_hotwords_are_one_context() -> None:
-    assert context(Request(prompt="About ships.", hotwords=("Ahab", "Pequod"))) == "About ships. Ahab, Pequod"
-    assert context(Request()) == ""
+    assert context(TranscriptionRequest(prompt="About ships.", hotwords=("Ahab", "Pequod"))) == "About ships. Ahab, Pequod"
+    assert context(TranscriptionRequest()) == ""
 
 
 @pytest.mark.torch
@@ -173,7 +173,7 @@ def test_canary_is_told_both_languages(models: Path) -> None:
         return request(audio, source_language=source_language, target_language=target_language)
 
     engine._family.processor.apply_transcription_request = noted
-    engine.transcribe([window("u02"), window("u03", language="de"), window("u03", language="de", task=Task.TRANSLATE)])
+    engine.transcribe([window("u02"), window("u03", language="de"), window("u03", language="de", task=SpeechTask.TRANSLATE)])
     assert asked == [(["en", "de", "de"], ["en", "de", "en"])]
     assert engine.capabilities.translate
 
@@ -194,8 +194,8 @@ def test_qwen_says_the_language_it_heard(models: Path, monkeypatch: pytest.Monke
 @pytest.mark.torch
 def test_what_a_model_cannot_do_is_refused(models: Path) -> None:
     engine = load(source(models, "cohere_asr"))
-    for wish, complaint in (({"language": "cy"}, "(cy)"), ({"task": Task.TRANSLATE}, "does not translate")):
-        refusal = engine.refusal(Request(**wish))
+    for wish, complaint in (({"language": "cy"}, "(cy)"), ({"task": SpeechTask.TRANSLATE}, "does not translate")):
+        refusal = engine.refusal(TranscriptionRequest(**wish))
         assert refusal
         assert complaint in refusal.message
 

@@ -22,7 +22,7 @@ from eardrum.engines.whisper.rules import (
     vote,
     whole,
 )
-from eardrum.types import Task
+from eardrum.transcription import SpeechTask
 from tests.models import hearing
 
 TIMES = 50364
@@ -162,7 +162,7 @@ def test_special_tokens_are_read_from_the_vocabulary() -> None:
     assert (special.end, special.start, special.times) == (hearing.END_OF_TEXT, hearing.START, TIMES)
     assert special.languages == hearing.LANGUAGE_IDS
     assert list(special.languages)[:3] == ["en", "zh", "de"]
-    assert special.beginning("de", Task.TRANSLATE) == [hearing.START, hearing.LANGUAGE_IDS["de"], hearing.TRANSLATE]
+    assert special.beginning("de", SpeechTask.TRANSLATE) == [hearing.START, hearing.LANGUAGE_IDS["de"], hearing.TRANSLATE]
     assert special.text([5, hearing.END_OF_TEXT, at(1), 6]) == [5, 6]
     with pytest.raises(LookupError, match="startofprev"):
         Special.of(lambda name: None if "startofprev" in name else 1)

@@ -13,12 +13,12 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
-from eardrum.gateway import names
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
-from eardrum.gateway.names import DEFAULT_ALIASES
-from eardrum.gateway.store import Store, default_folder
-from eardrum.types import Capabilities, Request, Task
+from eardrum.gateway.models import names
+from eardrum.gateway.models.catalog import ModelCatalog
+from eardrum.gateway.models.inventory import EMBEDDED_ALIASES, EMBEDDED_ID, Model
+from eardrum.gateway.models.names import DEFAULT_ALIASES
+from eardrum.gateway.models.store import ModelStore, find_hub_cache
+from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
 from tests.cards import TORCH, WHISPER
 from tests.gateway.test_names import EVIL
 
@@ -55,8 +55,8 @@ def put_in_cache(store: Path, name: str, snapshot: str = "0a1b", size: int = 1) 
     return snapshot_folder
 
 
-def catalog(**settings: object) -> Catalog:
-    return Catalog(config.Settings(**settings))
+def catalog(**settings: object) -> ModelCatalog:
+    return ModelCatalog(config.Settings(**settings))
 
 
 def entry(source: Path, **more: object) -> dict[str, object]:
@@ -65,15 +65,15 @@ def entry(source: Path, **more: object) -> dict[str, object]:
 
 def test_the_embedded_model_is_there_and_has_its_names() -> None:
     found = catalog()
-    embedded = found.find(EMBEDDED_ID)
+    embedded = found.find_model(EMBEDDED_ID)
     assert embedded.origin == "embedded"
     assert embedded.size > 20_000_000
     assert embedded.created > 0
     assert embedded.capabilities.languages == ("en",)
     assert set(embedded.options["sha256"]) == set(FILES)
     for name in (*EMBEDDED_ALIASES, *DEFAULT_ALIASES, ""):
-        assert found.find(name) is embedded
-    assert set(found.aliases(embedded)) == {*EMBEDDED_ALIASES, *DEFAULT_ALIASES}
+        assert found.find_model(name) is embedded
+    assert set(found.list_aliases(embedded)) == {*EMBEDDED_ALIASES, *DEFAULT_ALIASES}
     assert found.default is embedded
     assert "embedded" in found.why_default
 
@@ -81,7 +81,7 @@ def test_the_embedded_model_is_there_and_has_its_names() -> None:
 def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
     found = catalog(models={"mine": entry(put(tmp_path / "mine"))})
     with pytest.raises(ModelNotFoundError) as caught:
-        found.find("large-v9")
+        found.find_model("large-v9")
     assert caught.value.param == "model"
     for name in ("'large-v9'", "mine", EMBEDDED_ID, "whisper-1"):
         assert name in caught.value.message
@@ -89,25 +89,25 @@ def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
 
 def test_names_that_nobody_knows_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     found, looks = catalog(), 0
-    fingerprint = Store.fingerprint
+    fingerprint = ModelStore.compute_fingerprint
 
-    def slow(store: Store) -> object:
+    def slow(store: ModelStore) -> object:
         nonlocal looks
         looks += 1
         time.sleep(0.01)  # as with thousands of models
         return fingerprint(store)
 
-    monkeypatch.setattr(Store, "fingerprint", slow)
+    monkeypatch.setattr(ModelStore, "compute_fingerprint", slow)
     began = time.monotonic()
     for number in range(100):
         with pytest.raises(ModelNotFoundError):
-            found.find(f"nobody-{number}")
+            found.find_model(f"nobody-{number}")
     assert looks <= 4 + (time.monotonic() - began) / 0.1, "a look and a scan of 0.01 s each have 0.2 s without one behind them"
 
 
 def test_names_are_exact() -> None:
     with pytest.raises(ModelNotFoundError):
-        catalog().find(EMBEDDED_ID.upper())
+        catalog().find_model(EMBEDDED_ID.upper())
 
 
 def test_models_in_a_plain_folder(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_models_in_a_plain_folder(tmp_path: Path) -> None:
     (folder / "unfinished").mkdir()
     found = catalog(model_dir=folder)
     assert {model.id: model.origin for model in found} == {"base-en": "disk", EMBEDDED_ID: "embedded"}
-    assert found.find("base-en") == found.default
+    assert found.find_model("base-en") == found.default
     assert (found.default.source, found.default.size, found.default.engine) == (source, 30, "moonshine")
 
 
@@ -129,22 +129,22 @@ def test_models_in_the_hugging_face_cache(store: Path) -> None:
     (store / "version.txt").write_text("1")
     found = catalog()
     assert [model.id for model in found if model.origin == "disk"] == ["Org/moon-en", "solo-ja"]
-    assert found.find("Org/moon-en").source == new, "not the newest snapshot"
-    assert found.find("Org/moon-en").size == 6
-    assert found.find("solo-ja").capabilities.languages == ("ja",)
+    assert found.find_model("Org/moon-en").source == new, "not the newest snapshot"
+    assert found.find_model("Org/moon-en").size == 6
+    assert found.find_model("solo-ja").capabilities.languages == ("ja",)
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", "~/hub")
-    assert default_folder() == Path("~/hub").expanduser()
+    assert find_hub_cache() == Path("~/hub").expanduser()
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.setenv("HF_HOME", "/hf")
-    assert default_folder() == Path("/hf/hub")
+    assert find_hub_cache() == Path("/hf/hub")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert default_folder() == Path("/cache/huggingface/hub")
+    assert find_hub_cache() == Path("/cache/huggingface/hub")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path("~/.cache/huggingface/hub").expanduser()
+    assert find_hub_cache() == Path("~/.cache/huggingface/hub").expanduser()
 
 
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "expanduser", homeless)
     with pytest.raises(ConfigError, match="set model_dir"):
-        default_folder()
+        find_hub_cache()
 
 
 def test_no_cache_at_all_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_the_largest_on_disk_is_the_default(store: Path) -> None:
     put_in_cache(store, "c-larger-ja", size=500)
     found = catalog()
     assert (found.default.id, found.why_default) == ("b-large", "the largest on disk")
-    assert found.find("whisper-1") is found.default
+    assert found.find_model("whisper-1") is found.default
 
 
 def test_the_first_of_the_config_comes_before_the_disk(store: Path, tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_a_command_is_the_default_only_if_it_is_for_speech(tmp_path: Path) -> No
     assert catalog(models={"llm": LLM, "ears": HEARING}).default.id == "ears"
     assert catalog(models={"llm": LLM, "own": entry(put(tmp_path / "a")), "ears": HEARING}).default.id == "own"
     assert catalog(models={"llm": LLM, "ears": HEARING}, default_model="llm").default.id == "llm"
-    assert catalog(models={"llm": LLM, "ears": HEARING}).find("whisper-1").id == "ears"
-    assert catalog(models={"llm": LLM | {"aliases": ["whisper-1"]}}).find("whisper-1").id == "llm"
+    assert catalog(models={"llm": LLM, "ears": HEARING}).find_model("whisper-1").id == "ears"
+    assert catalog(models={"llm": LLM | {"aliases": ["whisper-1"]}}).find_model("whisper-1").id == "llm"
 
 
 def behind(line: str = "", **more: object) -> dict[str, object]:
@@ -235,9 +235,9 @@ HEARS_NOT: list[dict[str, object]] = [
 def test_a_server_that_hears_is_the_default_by_what_is_declared_or_else_by_its_names(entry_: dict, hears: bool) -> None:
     models = {"llm": LLM, "m": entry_}
     found = catalog(models=models)
-    assert found.find("m").hears is hears
+    assert found.find_model("m").is_speech_model is hears
     for name in ("", "whisper-1", "gpt-4o-mini-transcribe"):
-        assert found.find(name).id == ("m" if hears else EMBEDDED_ID)
+        assert found.find_model(name).id == ("m" if hears else EMBEDDED_ID)
 
 
 def test_who_chats_too_is_the_default_only_if_nobody_is_for_speech_alone() -> None:
@@ -257,23 +257,23 @@ def test_a_peer_that_hears_comes_after_the_disk_and_before_the_embedded_model(st
 
 def test_live_sessions_that_name_no_model_get_one_that_takes_them(tmp_path: Path) -> None:
     found = catalog(models={"ears": HEARING})
-    assert {name: found.for_live(name).id for name in ("", "whisper-1", "ears")} == {
+    assert {name: found.find_live_model(name).id for name in ("", "whisper-1", "ears")} == {
         "": EMBEDDED_ID, "whisper-1": EMBEDDED_ID, "ears": "ears",
     }  # fmt: skip
     found = catalog(models={"ears": HEARING, "own": entry(put(tmp_path / "a"))})
-    assert (found.for_live("").id, found.default.id) == ("own", "ears")
+    assert (found.find_live_model("").id, found.default.id) == ("own", "ears")
     chosen = catalog(models={"ears": HEARING}, default_model="ears")
-    assert chosen.for_live("whisper-1").id == "ears", "somebody wants it so, and is told why it cannot be"
+    assert chosen.find_live_model("whisper-1").id == "ears", "somebody wants it so, and is told why it cannot be"
     named = catalog(models={"ears": HEARING | {"aliases": ["whisper-1"]}})
-    assert (named.for_live("whisper-1").id, named.for_live("").id) == ("ears", EMBEDDED_ID)
-    found.adopt(catalog(models={"other": HEARING}), set())
-    assert (found.for_live("").id, found.default.id) == (EMBEDDED_ID, "other")
+    assert (named.find_live_model("whisper-1").id, named.find_live_model("").id) == ("ears", EMBEDDED_ID)
+    found.replace_with(catalog(models={"other": HEARING}), set())
+    assert (found.find_live_model("").id, found.default.id) == (EMBEDDED_ID, "other")
 
 
 def test_a_language_model_is_not_named_as_one_that_translates() -> None:
     models = catalog(models={"llm": LLM, "ears": HEARING}, default_model=EMBEDDED_ID)
     with pytest.raises(UnsupportedFeatureError, match=r"Models that can: ears\."):
-        models.check(models.default, Request(task=Task.TRANSLATE))
+        models.check_request(models.default, TranscriptionRequest(task=SpeechTask.TRANSLATE))
 
 
 def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
         found = catalog(models=models, default_model=name)
         assert found.default.id == id
         assert "default_model" in found.why_default
-        assert found.find("gpt-4o-transcribe").id == id
+        assert found.find_model("gpt-4o-transcribe").id == id
 
 
 def test_an_unknown_default_is_refused_by_name() -> None:
@@ -302,24 +302,24 @@ def test_the_config_wins_over_the_disk_and_the_disk_over_the_embedded(store: Pat
     put_in_cache(store, EMBEDDED_ID)
     mine = put(tmp_path / "mine")
     found = catalog(models={"same": entry(mine)})
-    assert found.find("same").source == mine
-    assert found.find(EMBEDDED_ID).origin == "disk"
+    assert found.find_model("same").source == mine
+    assert found.find_model(EMBEDDED_ID).origin == "disk"
 
 
 def test_a_models_settings_reach_it(tmp_path: Path) -> None:
     models = {"mine": entry(put(tmp_path / "one"), options={"threads": 2, "device": "cpu"}, batch=3, max_requests=5)}
     found = catalog(models=models, device="cuda", compute_type="int8", limits={"requests": 9})
-    mine = found.find("mine")
+    mine = found.find_model("mine")
     assert mine.options == {"threads": 2, "device": "cpu", "compute_type": "int8"}
     assert (mine.batch, mine.max_requests) == (3, 5)
-    assert found.find(EMBEDDED_ID).max_requests == 9
+    assert found.find_model(EMBEDDED_ID).max_requests == 9
 
 
 def test_a_models_language_is_in_its_options_or_its_name(tmp_path: Path) -> None:
     models = {"mine-es": entry(put(tmp_path / "one")), "mine": entry(put(tmp_path / "two"), options={"language": "uk"})}
     found = catalog(models=models)
-    assert found.find("mine-es").capabilities.languages == ("es",)
-    assert found.find("mine").capabilities.languages == ("uk",)
+    assert found.find_model("mine-es").capabilities.languages == ("es",)
+    assert found.find_model("mine").capabilities.languages == ("uk",)
     assert found.default.id == EMBEDDED_ID, "a model without English is no default for everybody"
 
 
@@ -327,7 +327,7 @@ def test_files_of_no_engine_are_refused_and_the_message_says_which_would_do(tmp_
     (tmp_path / "odd").mkdir()
     with pytest.raises(ConfigError, match=r"models\.odd.*moonshine: encoder_model\.ort"):
         catalog(models={"odd": entry(tmp_path / "odd")})
-    assert catalog(models={"odd": entry(tmp_path / "odd", engine="moonshine")}).find("odd").engine == "moonshine"
+    assert catalog(models={"odd": entry(tmp_path / "odd", engine="moonshine")}).find_model("odd").engine == "moonshine"
 
 
 def test_an_alias_belongs_to_one_model(tmp_path: Path) -> None:
@@ -351,29 +351,29 @@ def test_an_alias_may_not_be_another_models_id(tmp_path: Path, order: list[str])
 
 def test_an_alias_of_the_config_wins_over_the_embedded_models_id(tmp_path: Path) -> None:
     found = catalog(models={"mine": entry(put(tmp_path / "one"), aliases=[EMBEDDED_ID])})
-    assert found.find(EMBEDDED_ID).id == "mine"
+    assert found.find_model(EMBEDDED_ID).id == "mine"
 
 
 def test_a_clients_usual_name_may_be_given_to_another_model(tmp_path: Path) -> None:
     models = {"one": entry(put(tmp_path / "one")), "two": entry(put(tmp_path / "two"), aliases=["whisper-1"])}
     found = catalog(models=models)
-    assert found.find("whisper-1").id == "two"
-    assert found.find("gpt-4o-transcribe").id == found.default.id == "one"
-    assert "whisper-1" in found.aliases(found.find("two"))
+    assert found.find_model("whisper-1").id == "two"
+    assert found.find_model("gpt-4o-transcribe").id == found.default.id == "one"
+    assert "whisper-1" in found.list_aliases(found.find_model("two"))
 
 
 @pytest.mark.parametrize("name", [EMBEDDED_ID, pytest.param("")])
 def test_what_the_loaded_model_says_of_itself_replaces_the_card(name: str) -> None:
     found = catalog()
     refined = Capabilities(languages=("en", "fr"), translate=True)
-    found.refine(found.find(EMBEDDED_ID), refined)
-    found.check(found.find(name), Request(task=Task.TRANSLATE, language="fr"))
-    assert found.find(name).capabilities == refined
+    found.update_capabilities(found.find_model(EMBEDDED_ID), refined)
+    found.check_request(found.find_model(name), TranscriptionRequest(task=SpeechTask.TRANSLATE, language="fr"))
+    assert found.find_model(name).capabilities == refined
 
 
-def refusal(found: Catalog, model: Model, request: Request) -> UnsupportedFeatureError:
+def refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest) -> UnsupportedFeatureError:
     with pytest.raises(UnsupportedFeatureError) as caught:
-        found.check(model, request)
+        found.check_request(model, request)
     assert caught.value.message.startswith(model.id)
     return caught.value
 
@@ -381,13 +381,13 @@ def refusal(found: Catalog, model: Model, request: Request) -> UnsupportedFeatur
 @pytest.mark.parametrize(
     ("request_", "param", "says"),
     [
-        (Request(language="de"), "language", "german (de), only english (en)"),
-        (Request(task=Task.TRANSLATE), "model", "does not translate"),
-        (Request(words=True), "timestamp_granularities", "not per word"),
-        (Request(speakers=True), "response_format", "speakers"),
+        (TranscriptionRequest(language="de"), "language", "german (de), only english (en)"),
+        (TranscriptionRequest(task=SpeechTask.TRANSLATE), "model", "does not translate"),
+        (TranscriptionRequest(words=True), "timestamp_granularities", "not per word"),
+        (TranscriptionRequest(speakers=True), "response_format", "speakers"),
     ],
 )
-def test_what_a_model_cannot_is_refused_with_what_it_can(request_: Request, param: str, says: str) -> None:
+def test_what_a_model_cannot_is_refused_with_what_it_can(request_: TranscriptionRequest, param: str, says: str) -> None:
     found = catalog()
     error = refusal(found, found.default, request_)
     assert error.param == param
@@ -397,19 +397,25 @@ def test_what_a_model_cannot_is_refused_with_what_it_can(request_: Request, para
 
 def test_a_refusal_names_the_models_that_can(tmp_path: Path) -> None:
     found = catalog(models={"german-de": entry(put(tmp_path / "one")), "babel": entry(put(tmp_path / "two"))})
-    found.refine(found.find("babel"), Capabilities(translate=True, words=True, speakers=True))
-    embedded = found.find(EMBEDDED_ID)
-    assert "Models that can: german-de, babel." in refusal(found, embedded, Request(language="de")).message
-    for request in (Request(task=Task.TRANSLATE), Request(words=True), Request(speakers=True)):
+    found.update_capabilities(found.find_model("babel"), Capabilities(translate=True, words=True, speakers=True))
+    embedded = found.find_model(EMBEDDED_ID)
+    assert "Models that can: german-de, babel." in refusal(found, embedded, TranscriptionRequest(language="de")).message
+    for request in (
+        TranscriptionRequest(task=SpeechTask.TRANSLATE),
+        TranscriptionRequest(words=True),
+        TranscriptionRequest(speakers=True),
+    ):
         assert "Models that can: babel." in refusal(found, embedded, request).message
-        found.check(found.find("babel"), request)
+        found.check_request(found.find_model("babel"), request)
 
 
 def test_logprobs_need_a_model_that_has_them() -> None:
     found = catalog()
-    found.check(found.default, Request(logprobs=True, language="en", prompt="hints are no demands", temperature=1.0))
-    found.refine(found.default, Capabilities())
-    assert refusal(found, found.default, Request(logprobs=True)).param == "include"
+    found.check_request(
+        found.default, TranscriptionRequest(logprobs=True, language="en", prompt="hints are no demands", temperature=1.0)
+    )
+    found.update_capabilities(found.default, Capabilities())
+    assert refusal(found, found.default, TranscriptionRequest(logprobs=True)).param == "include"
 
 
 def test_options_and_sources_are_checked_at_the_start(tmp_path: Path) -> None:
@@ -441,8 +447,8 @@ def test_all_names_of_a_model_on_disk_find_it(engines: Callable[..., None], stor
     put_whisper(store, SMALL)
     found = catalog()
     for name in ("small", "openai/whisper-small", SMALL, "faster-whisper-small"):
-        assert found.find(name).id == SMALL
-    assert found.find("small").capabilities.words
+        assert found.find_model(name).id == SMALL
+    assert found.find_model("small").capabilities.words
 
 
 def test_weights_of_another_engine_serve_a_name_when_the_best_ones_are_not_here(
@@ -452,37 +458,37 @@ def test_weights_of_another_engine_serve_a_name_when_the_best_ones_are_not_here(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "whisper"}')
     (folder / "model.safetensors").write_bytes(b"")
-    assert catalog().find("small").id == "openai/whisper-small"
+    assert catalog().find_model("small").id == "openai/whisper-small"
 
 
 def test_a_known_model_that_is_not_here_says_how_to_get_it(engines: Callable[..., None], store: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"small \(Systran/.*\) is not on this machine: run `eardrum pull small`"):
-        catalog().find("small")
+        catalog().find_model("small")
     blobs = store / "models--Systran--faster-whisper-small" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "ff.part").write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match=r"is only half fetched: run `eardrum pull small`"):
-        catalog().find("small")
+        catalog().find_model("small")
 
 
 def test_a_model_that_arrives_is_seen_without_a_restart(engines: Callable[..., None], store: Path) -> None:
     found = catalog()
     with pytest.raises(ModelNotFoundError):
-        found.find("small")
+        found.find_model("small")
     put_whisper(store, SMALL)
-    assert found.find("small").id == SMALL
+    assert found.find_model("small").id == SMALL
 
 
 def test_with_pull_missing_a_known_model_is_there_before_its_files(engines: Callable[..., None]) -> None:
     found = catalog(pull_missing=True)
-    model = found.find("large")
-    assert (model.id, model.absent, model.engine) == ("Systran/faster-whisper-large-v3", True, "whispering")
+    model = found.find_model("large")
+    assert (model.id, model.needs_download, model.engine) == ("Systran/faster-whisper-large-v3", True, "whispering")
     assert model not in list(found)
-    found.check(model, Request(words=True, task=Task.TRANSLATE))
+    found.check_request(model, TranscriptionRequest(words=True, task=SpeechTask.TRANSLATE))
     with pytest.raises(UnsupportedFeatureError):
-        found.check(model, Request(speakers=True))
+        found.check_request(model, TranscriptionRequest(speakers=True))
     with pytest.raises(ModelNotFoundError):
-        found.find("../../etc/passwd")
+        found.find_model("../../etc/passwd")
 
 
 def test_a_model_of_the_config_may_be_a_name(engines: Callable[..., None], store: Path) -> None:
@@ -493,12 +499,12 @@ def test_a_model_of_the_config_may_be_a_name(engines: Callable[..., None], store
     }
     found = catalog(models=models)
     for name, repository in (("q", SMALL), ("large", "Systran/faster-whisper-large-v3"), ("tuned", "someone/tuned")):
-        model = found.find(name)
-        assert (model.absent, model.repository, model.engine, model.origin) == (True, repository, "whispering", "config")
+        model = found.find_model(name)
+        assert (model.needs_download, model.repository, model.engine, model.origin) == (True, repository, "whispering", "config")
     assert found.default.id == EMBEDDED_ID, "what is not here is no default"
     put_whisper(store, SMALL)
     found.scan()
-    assert not found.find("quick").absent
+    assert not found.find_model("quick").needs_download
 
 
 def test_a_name_in_the_config_that_nobody_knows_is_refused(engines: Callable[..., None]) -> None:
@@ -511,19 +517,19 @@ def test_a_folder_that_happens_to_have_the_name_of_a_model_is_not_it(
 ) -> None:
     (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert catalog(models={"small": {}}).find("small").repository == SMALL
+    assert catalog(models={"small": {}}).find_model("small").repository == SMALL
 
 
 def test_another_servers_settings_mean_what_they_meant_there(engines: Callable[..., None], store: Path) -> None:
-    settings = config.load(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"})
+    settings = config.load_settings(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"})
     with pytest.raises(
         ConfigError, match=r"default_model \(STT.*small \(openai/whisper-small\).*`eardrum pull small --engine torching`"
     ):
-        Catalog(settings)
+        ModelCatalog(settings)
     put_whisper(store, SMALL)
     with pytest.raises(ConfigError, match="openai/whisper-small"):  # the other engine's weights are not what was asked for
-        Catalog(settings)
-    assert Catalog(config.load(environment={"WHISPER_MODEL": "small"})).default.id == SMALL
+        ModelCatalog(settings)
+    assert ModelCatalog(config.load_settings(environment={"WHISPER_MODEL": "small"})).default.id == SMALL
     with pytest.raises(ConfigError, match=r"default_engine \(STT_DEFAULT_BACKEND, ASR_BACKEND\): There is no engine 'nobody'"):
         catalog(default_engine="nobody")
     with pytest.raises(ConfigError, match=rf"is {EMBEDDED_ID}, which moonshine runs, but default_engine .* is torching"):
@@ -539,11 +545,11 @@ def test_the_default_engine_runs_what_several_engines_could(engines: Callable[..
     (folder / "config.json").write_text('{"model_type": "whisper"}')
     (folder / "model.safetensors").write_bytes(b"")
     assert catalog(default_model="openai/whisper-small").default.engine == "torching_too"
-    found = Catalog(config.load(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"}))
+    found = ModelCatalog(config.load_settings(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"}))
     assert (found.default.id, found.default.engine) == ("openai/whisper-small", "torching")
-    assert found.find("small") is found.default
+    assert found.find_model("small") is found.default
     models = {"mine": {"source": "openai/whisper-small", "engine": "torching_too"}}
-    assert catalog(default_engine="torching", models=models).find("mine").engine == "torching_too"
+    assert catalog(default_engine="torching", models=models).find_model("mine").engine == "torching_too"
 
 
 def test_a_default_whose_engine_cannot_run_says_what_to_install(engines: Callable[..., None]) -> None:
@@ -553,7 +559,7 @@ def test_a_default_whose_engine_cannot_run_says_what_to_install(engines: Callabl
 
 def test_a_fallback_that_could_be_fetched_is_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["large-v3", EMBEDDED_ID])})
-    assert found.find("mine").fallback == ("large-v3", EMBEDDED_ID)
+    assert found.find_model("mine").fallback == ("large-v3", EMBEDDED_ID)
     assert "eardrum pull large-v3" in caplog.text
 
 
@@ -566,17 +572,19 @@ def test_a_speech_model_is_no_help_to_a_language_model(caplog: pytest.LogCapture
 
 
 def test_of_a_model_in_the_config_its_name_may_say_all() -> None:
-    found = catalog(**config.load(overrides={"models": {"large-v3": None}}, environment={}).model_dump(include={"models"}))
-    assert (found.find("large-v3").engine, found.find("large-v3").absent) == ("faster_whisper", True)
+    found = catalog(
+        **config.load_settings(overrides={"models": {"large-v3": None}}, environment={}).model_dump(include={"models"})
+    )
+    assert (found.find_model("large-v3").engine, found.find_model("large-v3").needs_download) == ("faster_whisper", True)
 
 
 def test_the_embedded_model_may_be_named_in_the_config() -> None:
-    plain = catalog().find(EMBEDDED_ID)
+    plain = catalog().find_model(EMBEDDED_ID)
     found = catalog(models={EMBEDDED_ID: {"ttl": 5, "aliases": ["tiny"]}})
-    assert (found.find(EMBEDDED_ID).source, found.find(EMBEDDED_ID).ttl) == (plain.source, 5)
-    assert {found.find(name).id for name in ("tiny", *plain.aliases)} == {EMBEDDED_ID}
+    assert (found.find_model(EMBEDDED_ID).source, found.find_model(EMBEDDED_ID).ttl) == (plain.source, 5)
+    assert {found.find_model(name).id for name in ("tiny", *plain.aliases)} == {EMBEDDED_ID}
     other = catalog(models={"mine": {"source": EMBEDDED_ID}})
-    assert (other.find("mine").source, other.find(EMBEDDED_ID).source) == (plain.source, plain.source)
+    assert (other.find_model("mine").source, other.find_model(EMBEDDED_ID).source) == (plain.source, plain.source)
 
 
 def test_fallbacks_must_exist(tmp_path: Path) -> None:
@@ -589,27 +597,27 @@ def test_what_breaks_on_disk_later_does_not_take_the_rest_along(tmp_path: Path, 
     found = catalog(models={"mine": entry(source)})
     (source / FILES[0]).unlink()
     put(store / "new-en")
-    assert found.find("new-en").origin == "disk"
-    assert found.find("mine").source == source
-    assert found.find(EMBEDDED_ID).runnable
+    assert found.find_model("new-en").origin == "disk"
+    assert found.find_model("mine").source == source
+    assert found.find_model(EMBEDDED_ID).is_runnable
 
 
 @pytest.mark.parametrize("name", EVIL[1:], ids=range(len(EVIL) - 1))
 @pytest.mark.parametrize("pull_missing", [False, True])
 def test_no_name_from_a_client_does_harm(engines: Callable[..., None], name: str, pull_missing: bool) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        catalog(pull_missing=pull_missing).find(name)
+        catalog(pull_missing=pull_missing).find_model(name)
     assert len(caught.value.message) < 600
     assert "\n" not in caught.value.message
 
 
-def fresh(found: Catalog) -> Catalog:
+def fresh(found: ModelCatalog) -> ModelCatalog:
     """The catalog a moment later: two looks at the disk are never at the same time."""
-    found._look_at = 0
+    found._next_scan_at = 0
     return found
 
 
-GERMAN = Request(language="de")
+GERMAN = TranscriptionRequest(language="de")
 
 
 @pytest.mark.parametrize("name", ["", "whisper-1", "gpt-live-transcribe"])
@@ -618,16 +626,16 @@ def test_what_comes_to_the_disk_becomes_the_default_of_a_running_server(
 ) -> None:
     caplog.set_level("INFO")
     found = catalog()
-    assert found.find(name).id == EMBEDDED_ID
+    assert found.find_model(name).id == EMBEDDED_ID
     put_in_cache(store, "a-small", size=5)
-    assert fresh(found).find(name).id == found.default.id == "a-small"
+    assert fresh(found).find_model(name).id == found.default.id == "a-small"
     put(store / "b-large", size=50)
-    assert fresh(found).find(name).id == found.default.id == "b-large"
+    assert fresh(found).find_model(name).id == found.default.id == "b-large"
     assert found.why_default == "the largest on disk"
-    assert set(DEFAULT_ALIASES) <= set(found.aliases(found.default))
+    assert set(DEFAULT_ALIASES) <= set(found.list_aliases(found.default))
     assert "The default model is now b-large: the largest on disk." in caplog.text
     put_in_cache(store, "a-small", snapshot="an-update", size=500)
-    assert fresh(found).find(name).id == "a-small"
+    assert fresh(found).find_model(name).id == "a-small"
 
 
 def test_the_default_that_goes_from_the_disk_is_followed_by_the_next(store: Path) -> None:
@@ -635,30 +643,30 @@ def test_the_default_that_goes_from_the_disk_is_followed_by_the_next(store: Path
     found = catalog()
     assert found.default.id == "large"
     shutil.rmtree(store / "models--large")
-    assert fresh(found).find("whisper-1").id == EMBEDDED_ID
+    assert fresh(found).find_model("whisper-1").id == EMBEDDED_ID
 
 
 def test_a_default_that_somebody_has_chosen_stays(store: Path, tmp_path: Path) -> None:
     chosen, first = catalog(default_model=EMBEDDED_ID), catalog(models={"mine": entry(put(tmp_path / "one"))})
     put_in_cache(store, "large", size=50)
-    assert fresh(chosen).find("").id == EMBEDDED_ID
-    assert fresh(first).find("").id == "mine"
-    assert chosen.find("large").origin == "disk"
+    assert fresh(chosen).find_model("").id == EMBEDDED_ID
+    assert fresh(first).find_model("").id == "mine"
+    assert chosen.find_model("large").origin == "disk"
 
 
 def test_the_disk_is_not_looked_at_all_the_time(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, looks = catalog(), 0
-    fingerprint = found.inventory.store.fingerprint
+    fingerprint = found.inventory.store.compute_fingerprint
 
     def counted() -> object:
         nonlocal looks
         looks += 1
         return fingerprint()
 
-    monkeypatch.setattr(found.inventory.store, "fingerprint", counted)
-    monkeypatch.setattr("eardrum.gateway.catalog.LOOK_SHARE", 1e9)
+    monkeypatch.setattr(found.inventory.store, "compute_fingerprint", counted)
+    monkeypatch.setattr("eardrum.gateway.models.catalog.RESCAN_PAUSE_FACTOR", 1e9)
     for _ in range(100):
-        found.find("whisper-1")
+        found.find_model("whisper-1")
     assert looks == 1
 
 
@@ -671,43 +679,45 @@ def test_a_store_that_cannot_be_read_any_more_refuses_nobody(
     def unreadable() -> list[object]:
         raise ConfigError("The folder of models cannot be read.")
 
-    monkeypatch.setattr(found.inventory.store, "_ids", unreadable)
-    assert fresh(found).find("").id == EMBEDDED_ID
+    monkeypatch.setattr(found.inventory.store, "_list_ids", unreadable)
+    assert fresh(found).find_model("").id == EMBEDDED_ID
     assert "cannot be read" in caplog.text
 
 
 def test_who_names_a_language_and_no_model_gets_one_that_knows_it(store: Path) -> None:
     found = catalog()
-    assert found.find("whisper-1", GERMAN).id == EMBEDDED_ID
+    assert found.find_model("whisper-1", GERMAN).id == EMBEDDED_ID
     put_in_cache(store, "moon-de")
-    assert fresh(found).find("whisper-1", GERMAN).id == "moon-de"
+    assert fresh(found).find_model("whisper-1", GERMAN).id == "moon-de"
     put_in_cache(store, "moon-large-de", size=9)
-    assert fresh(found).find("", GERMAN).id == "moon-large-de"
-    assert found.find("", Request(language="en")).id == found.find("").id == EMBEDDED_ID
-    assert found.find(EMBEDDED_ID, GERMAN).id == EMBEDDED_ID, "who names a model is refused by it"
+    assert fresh(found).find_model("", GERMAN).id == "moon-large-de"
+    assert found.find_model("", TranscriptionRequest(language="en")).id == found.find_model("").id == EMBEDDED_ID
+    assert found.find_model(EMBEDDED_ID, GERMAN).id == EMBEDDED_ID, "who names a model is refused by it"
 
 
 def test_a_usual_name_that_the_config_gives_away_names_a_model(store: Path, tmp_path: Path) -> None:
     put_in_cache(store, "moon-de")
     found = catalog(models={"mine-en": entry(put(tmp_path / "one"), aliases=["whisper-1"])})
-    assert found.find("whisper-1", GERMAN).id == "mine-en"
-    assert found.find("gpt-4o-transcribe", GERMAN).id == "moon-de"
+    assert found.find_model("whisper-1", GERMAN).id == "mine-en"
+    assert found.find_model("gpt-4o-transcribe", GERMAN).id == "moon-de"
 
 
 def test_of_those_that_know_the_language_one_that_can_the_rest_comes_first(store: Path, tmp_path: Path) -> None:
     models = {name: entry(put(tmp_path / name), unlisted=name == "secret-de") for name in ("secret-de", "one-de", "two-de")}
     found = catalog(models=models)
-    found.refine(found.find("two-de"), Capabilities(languages=("de",), translate=True))
-    assert found.find("", GERMAN).id == "one-de"
-    assert found.find("", replace(GERMAN, task=Task.TRANSLATE)).id == "two-de"
-    assert found.find("", Request(task=Task.TRANSLATE)).id == EMBEDDED_ID, "what else is asked for moves nobody"
+    found.update_capabilities(found.find_model("two-de"), Capabilities(languages=("de",), translate=True))
+    assert found.find_model("", GERMAN).id == "one-de"
+    assert found.find_model("", replace(GERMAN, task=SpeechTask.TRANSLATE)).id == "two-de"
+    assert found.find_model("", TranscriptionRequest(task=SpeechTask.TRANSLATE)).id == EMBEDDED_ID, (
+        "what else is asked for moves nobody"
+    )
 
 
 def test_live_sessions_without_a_name_get_a_model_that_can_have_them(store: Path) -> None:
     put_in_cache(store, "moon-de")
     found = catalog(models={"whisper": HEARING}, default_model=EMBEDDED_ID)
-    assert found.find("", GERMAN).id == "whisper"
-    assert found.find("", GERMAN, live=True).id == "moon-de"
+    assert found.find_model("", GERMAN).id == "whisper"
+    assert found.find_model("", GERMAN, live=True).id == "moon-de"
 
 
 def test_the_default_knows_the_servers_language(store: Path) -> None:
@@ -720,7 +730,7 @@ def test_the_default_knows_the_servers_language(store: Path) -> None:
 def test_a_refusal_knows_what_has_come(store: Path) -> None:
     found = catalog()
     put_in_cache(store, "moon-de")
-    assert "Models that can: moon-de." in refusal(fresh(found), found.find(EMBEDDED_ID), GERMAN).message
+    assert "Models that can: moon-de." in refusal(fresh(found), found.find_model(EMBEDDED_ID), GERMAN).message
 
 
 def test_a_folder_may_stand_in_the_place_of_the_default_models_name(
@@ -734,7 +744,7 @@ def test_a_folder_may_stand_in_the_place_of_the_default_models_name(
         assert (default.id, default.source, default.engine) == ("mine", folder, "moonshine"), path
     again = catalog(default_model="models/mine")
     again.scan()
-    assert again.find("whisper-1").source == again.find("mine").source == folder
+    assert again.find_model("whisper-1").source == again.find_model("mine").source == folder
     assert "mine" in [model.id for model in again]
 
 
@@ -751,7 +761,7 @@ def test_a_folder_that_the_catalog_knows_is_the_model_it_knows(store: Path, tmp_
     by_path = catalog(model_dir=known.parent, default_model=str(known))
     assert (by_path.default.id, by_path.default.origin) == ("moon", "disk")
     both = catalog(model_dir=known.parent, default_model=str(other))
-    assert (both.default.id, both.find("moon").source) == (str(other), known)
+    assert (both.default.id, both.find_model("moon").source) == (str(other), known)
 
 
 def test_a_name_stays_a_name_where_a_folder_is_called_so_too(
@@ -777,7 +787,7 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
 def test_no_client_can_name_a_folder(tmp_path: Path) -> None:
     folder = put(tmp_path / "mine")
     with pytest.raises(ModelNotFoundError):
-        catalog().find(str(folder))
+        catalog().find_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -794,13 +804,13 @@ def test_a_model_that_the_config_alone_knows_is_fetched_by_its_source(
 ) -> None:
     engines(WHISPER, TORCH)
     here = catalog(models={"best": entry_})
-    assert here.find("best").pull_command() == command
-    assert f"run `{command}`" in here.how_to_fetch(here.find("best"))
+    assert here.find_model("best").format_pull_command() == command
+    assert f"run `{command}`" in here.explain_download(here.find_model("best"))
     at_a_shell = catalog(models={})
-    match = names.choose(*command.split()[2:3], "torching" if "--engine" in command or "tuned" in command else "")
-    assert at_a_shell.inventory.fetchable(match).repository == here.find("best").repository
+    match = names.choose_match(*command.split()[2:3], "torching" if "--engine" in command or "tuned" in command else "")
+    assert at_a_shell.inventory.build_downloadable(match).repository == here.find_model("best").repository
 
 
 def test_a_configs_name_that_engines_know_for_other_weights_is_not_what_is_fetched(engines: Callable[..., None]) -> None:
     engines(WHISPER, TORCH)
-    assert catalog(models={"small": {"source": "large-v3"}}).find("small").pull_command() == "eardrum pull large-v3"
+    assert catalog(models={"small": {"source": "large-v3"}}).find_model("small").format_pull_command() == "eardrum pull large-v3"

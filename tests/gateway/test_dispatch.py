@@ -9,9 +9,9 @@ import pytest
 
 from eardrum.errors import EardrumError, ModelLoadError
 from eardrum.gateway import scheduler
-from eardrum.gateway.dispatch import Dispatch
-from eardrum.gateway.inventory import COMMAND, FOREIGN, Model
-from eardrum.gateway.scheduler import Scheduler, State
+from eardrum.gateway.models.inventory import COMMAND, EXTERNAL_CAPABILITIES, Model
+from eardrum.gateway.scheduler import ModelState, Scheduler
+from eardrum.gateway.scheduler.dispatcher import SchedulerDispatcher
 
 
 class House:
@@ -21,7 +21,7 @@ class House:
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.changes = 0
-        self.dispatch = Dispatch(Scheduler(), start=self.started.append, stop=self._stop, changed=self._changed)
+        self.dispatch = SchedulerDispatcher(Scheduler(), start=self.started.append, stop=self._stop, changed=self._changed)
         self.ended = asyncio.Event()
 
     def _stop(self, model: str) -> None:
@@ -31,12 +31,12 @@ class House:
     def _changed(self) -> None:
         self.changes += 1
 
-    def state(self, id: str) -> State:
-        return self.dispatch.slots[id].state
+    def state(self, id: str) -> ModelState:
+        return self.dispatch.models[id].state
 
 
 def model(ttl: float = 0.0) -> Model:
-    return Model("m", COMMAND, None, FOREIGN, "config", ttl=ttl)
+    return Model("m", COMMAND, None, EXTERNAL_CAPABILITIES, "config", ttl=ttl)
 
 
 @pytest.fixture
@@ -46,19 +46,19 @@ async def house() -> House:
 
 async def up(house: House, wanted: Model) -> None:
     """Have the model started, used once, and at rest."""
-    turn = asyncio.create_task(house.dispatch.turn(wanted))
+    turn = asyncio.create_task(house.dispatch.wait_for_turn(wanted))
     await asyncio.sleep(0)
     assert house.started
-    house.dispatch.tell(scheduler.Ready("m"))
-    house.dispatch.done("m", await turn)
+    house.dispatch.handle_event(scheduler.ModelReady("m"))
+    house.dispatch.release_ticket("m", await turn)
 
 
 async def test_a_request_waits_for_the_start_and_the_next_one_does_not(house: House) -> None:
     await up(house, model())
-    turn = house.dispatch.turn(model())
+    turn = house.dispatch.wait_for_turn(model())
     with pytest.raises(StopIteration) as returned:
         turn.send(None)  # it never waits
-    house.dispatch.done("m", returned.value.value)
+    house.dispatch.release_ticket("m", returned.value.value)
     assert house.started == ["m"]
 
 
@@ -66,16 +66,16 @@ async def test_states_are_told_when_they_change_and_not_with_every_request(house
     await up(house, model())
     before = house.changes
     for _ in range(3):
-        house.dispatch.done("m", await house.dispatch.turn(model()))
+        house.dispatch.release_ticket("m", await house.dispatch.wait_for_turn(model()))
     assert house.changes == before
-    house.dispatch.tell(scheduler.Unload("m", force=False))
+    house.dispatch.handle_event(scheduler.UnloadRequested("m", force=False))
     assert (house.changes, house.stopped) == (before + 1, ["m"])
 
 
 async def test_the_time_to_live_counts_from_the_last_request(house: House) -> None:
     await up(house, model(ttl=0.3))
     await asyncio.sleep(0.2)
-    house.dispatch.done("m", await house.dispatch.turn(model(ttl=0.3)))
+    house.dispatch.release_ticket("m", await house.dispatch.wait_for_turn(model(ttl=0.3)))
     last = time.monotonic()
     async with asyncio.timeout(10):
         await house.ended.wait()
@@ -83,33 +83,33 @@ async def test_the_time_to_live_counts_from_the_last_request(house: House) -> No
 
 
 async def test_who_gives_up_leaves_nothing_behind(house: House) -> None:
-    turn = asyncio.create_task(house.dispatch.turn(model()))
+    turn = asyncio.create_task(house.dispatch.wait_for_turn(model()))
     await asyncio.sleep(0)
     assert house.started
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await turn
-    slot = house.dispatch.slots["m"]
+    slot = house.dispatch.models["m"]
     assert not slot.waiting
     assert not slot.active
 
 
 async def test_who_is_granted_and_gives_up_at_the_same_moment_leaves_nothing_behind(house: House) -> None:
-    turn = asyncio.create_task(house.dispatch.turn(model()))
+    turn = asyncio.create_task(house.dispatch.wait_for_turn(model()))
     await asyncio.sleep(0)
     assert house.started
-    house.dispatch.tell(scheduler.Ready("m"))
+    house.dispatch.handle_event(scheduler.ModelReady("m"))
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await turn
-    assert not house.dispatch.slots["m"].active
+    assert not house.dispatch.models["m"].active
 
 
 async def test_a_start_that_fails_is_told_to_who_waits(house: House) -> None:
-    turn = asyncio.create_task(house.dispatch.turn(model()))
+    turn = asyncio.create_task(house.dispatch.wait_for_turn(model()))
     await asyncio.sleep(0)
     assert house.started
-    house.dispatch.tell(scheduler.StartFailed("m", ModelLoadError("no")))
+    house.dispatch.handle_event(scheduler.StartFailed("m", ModelLoadError("no")))
     with pytest.raises(EardrumError, match="no"):
         await turn
-    assert house.state("m") is State.FAILED
+    assert house.state("m") is ModelState.FAILED

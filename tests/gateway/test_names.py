@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from eardrum.errors import ConfigError, ModelNotFoundError
-from eardrum.gateway import names
+from eardrum.gateway.models import names
 from tests.cards import WHISPER, card
 
 pytestmark = pytest.mark.usefixtures("cards")
@@ -33,57 +33,57 @@ SMALL = "Systran/faster-whisper-small"
     ],
 )
 def test_what_a_name_means(name: str, engine: str, repository: str) -> None:
-    match = names.choose(name)
+    match = names.choose_match(name)
     assert (match.card.name, match.repository) == (engine, repository)
 
 
 def test_an_engine_may_be_forced() -> None:
-    assert names.choose("small", "torching").repository == "openai/whisper-small"
-    assert names.choose("small", "whispering").repository == SMALL
+    assert names.choose_match("small", "torching").repository == "openai/whisper-small"
+    assert names.choose_match("small", "whispering").repository == SMALL
     with pytest.raises(ModelNotFoundError, match="engine whispering knows no model 'solo'"):
-        names.choose("solo", "whispering")
+        names.choose_match("solo", "whispering")
     with pytest.raises(ConfigError, match="no engine 'nobody'"):
-        names.choose("small", "nobody")
+        names.choose_match("small", "nobody")
 
 
 def test_with_an_engine_any_id_will_do() -> None:
-    match = names.choose("somebody/tuned", "whispering")
+    match = names.choose_match("somebody/tuned", "whispering")
     assert (match.card, match.repository) == (WHISPER, "somebody/tuned")
     with pytest.raises(ModelNotFoundError):
-        names.choose("somebody/tuned")
+        names.choose_match("somebody/tuned")
 
 
 def test_installed_engines_come_before_those_that_are_meant_for_it(cards: Callable[..., None]) -> None:
     best = card("best", names={"small": "Best/small"}, requires=("no_such_library",), rank=0)
     cards(WHISPER, best)
-    assert [match.card.name for match in names.matches("small")] == ["whispering", "best"]
-    assert names.choose("small").repository == SMALL
-    assert names.choose("small", "best").repository == "Best/small"
+    assert [match.card.name for match in names.find_matches("small")] == ["whispering", "best"]
+    assert names.choose_match("small").repository == SMALL
+    assert names.choose_match("small", "best").repository == "Best/small"
 
 
 def test_what_could_mean_two_things_is_refused_with_both(cards: Callable[..., None]) -> None:
     cards(WHISPER, card("other", names={"small": "Other/small"}, rank=10))
     with pytest.raises(ModelNotFoundError) as caught:
-        names.choose("small")
+        names.choose_match("small")
     for part in (f"{SMALL} (engine whispering)", "Other/small (engine other)", "say which engine"):
         assert part in caught.value.message
-    assert names.choose("small", "other").repository == "Other/small"
+    assert names.choose_match("small", "other").repository == "Other/small"
 
 
 def test_two_repositories_of_one_name_are_told_apart(cards: Callable[..., None]) -> None:
     cards(card("one", names={"a": "X/same", "b": "Y/same"}))
     with pytest.raises(ModelNotFoundError, match=r"X/same .*Y/same"):
-        names.choose("same")
+        names.choose_match("same")
 
 
 def test_the_nearest_names_are_told() -> None:
     with pytest.raises(ModelNotFoundError, match=r"'largev3'.*Close to it: large-v3") as caught:
-        names.choose("largev3")
+        names.choose_match("largev3")
     assert caught.value.status == 404
     with pytest.raises(ModelNotFoundError, match="`eardrum engines` lists the names"):
-        names.choose("qqqqqqqqqqqqqqqqqqqq")
+        names.choose_match("qqqqqqqqqqqqqqqqqqqq")
     with pytest.raises(ModelNotFoundError, match="solo"):
-        names.choose("sollo", "torching")
+        names.choose_match("sollo", "torching")
 
 
 def test_a_line_end_is_no_part_of_a_name() -> None:
@@ -125,21 +125,21 @@ EVIL = [
 
 @pytest.mark.parametrize("name", EVIL, ids=range(len(EVIL)))
 def test_what_is_no_name_means_nothing_and_does_not_reach_the_message_whole(name: str) -> None:
-    assert names.matches(name) == []
+    assert names.find_matches(name) == []
     with pytest.raises(ModelNotFoundError) as caught:
-        names.choose(name)
+        names.choose_match(name)
     assert "\n" not in caught.value.message
     assert "\0" not in caught.value.message
     assert len(caught.value.message) < 300
-    assert not names.matches(name, "whispering"), "forcing the engine must not let it pass"
+    assert not names.find_matches(name, "whispering"), "forcing the engine must not let it pass"
 
 
 @pytest.mark.parametrize("name", ["gpt-4o-mini-transcribe-2025-12-15", "gpt-4o-mini-transcribe-2025-12-15:latest"])
 def test_the_date_behind_a_name_that_clients_cannot_help_sending_says_nothing(name: str) -> None:
-    assert names.meanings(name)[0] == name
-    assert "gpt-4o-mini-transcribe" in names.meanings(name)
+    assert names.list_meanings(name)[0] == name
+    assert "gpt-4o-mini-transcribe" in names.list_meanings(name)
 
 
 @pytest.mark.parametrize("name", ["", "tiny", "mine-2025-12-15", "gpt-4o-transcribe-2025", "gpt-4o-transcribe-2025-12-15-x"])
 def test_other_names_mean_themselves(name: str) -> None:
-    assert names.meanings(name) == names.spellings(name)
+    assert names.list_meanings(name) == names.list_spellings(name)

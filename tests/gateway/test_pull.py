@@ -16,10 +16,10 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import BusyError, InvalidRequestError, ModelNotFoundError, PullError, ShuttingDownError, StorageFullError
-from eardrum.gateway import choice
-from eardrum.gateway.inventory import Inventory
-from eardrum.gateway.pull import AT_ONCE, Progress, Puller
-from eardrum.gateway.store import Store
+from eardrum.gateway.models import download
+from eardrum.gateway.models.download import MAX_DOWNLOADS, ModelDownloader, PullProgress
+from eardrum.gateway.models.inventory import ModelInventory
+from eardrum.gateway.models.store import ModelStore
 from tests.cards import TORCH, WHISPER, card
 from tests.conftest import runs
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
@@ -40,8 +40,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-async def puller(hub: FakeHub, tmp_path: Path) -> AsyncIterator[Puller]:
-    puller = Puller(tmp_path / "hub")
+async def puller(hub: FakeHub, tmp_path: Path) -> AsyncIterator[ModelDownloader]:
+    puller = ModelDownloader(tmp_path / "hub")
     yield puller
     await puller.shutdown()
     assert children() == []
@@ -57,25 +57,25 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def pulled(puller: Puller, name: str = NAME) -> list[Progress]:
-    async with aclosing(puller.pull(name, PATTERNS)) as steps:
+async def pulled(puller: ModelDownloader, name: str = NAME) -> list[PullProgress]:
+    async with aclosing(puller.download_model(name, PATTERNS)) as steps:
         return [progress async for progress in steps]
 
 
 @pytest.mark.slow
-async def test_progress_until_all_is_there(puller: Puller, hub: FakeHub, tmp_path: Path) -> None:
+async def test_progress_until_all_is_there(puller: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].pace = 0.03
     steps = await pulled(puller)
     completed = [step.completed for step in steps]
     assert completed == sorted(completed)
     assert len(set(completed)) > 2, "no progress in between"
     assert steps[-1].completed == steps[-1].total == TOTAL
-    source = Store(tmp_path / "hub").find(NAME)
+    source = ModelStore(tmp_path / "hub").find_files(NAME)
     assert source
     assert sorted(path.name for path in source.iterdir()) == ["config.json", "model.bin"]
 
 
-async def test_two_who_want_the_same_share_one_download(puller: Puller, hub: FakeHub) -> None:
+async def test_two_who_want_the_same_share_one_download(puller: ModelDownloader, hub: FakeHub) -> None:
     gate = hub.repositories[NAME].gate = Event()
     one = asyncio.create_task(pulled(puller))
     await until(lambda: hub.served)
@@ -84,12 +84,12 @@ async def test_two_who_want_the_same_share_one_download(puller: Puller, hub: Fak
     assert len(children()) == 1
     gate.set()
     for steps in await asyncio.gather(one, two):
-        assert steps[-1] == Progress(TOTAL, TOTAL, steps[-1].file)
+        assert steps[-1] == PullProgress(TOTAL, TOTAL, steps[-1].file)
     assert hub.served == TOTAL
     assert len([request for request in hub.requests if request.startswith("GET /api")]) == 1
 
 
-async def test_it_ends_with_the_last_who_waits(puller: Puller, hub: FakeHub, tmp_path: Path) -> None:
+async def test_it_ends_with_the_last_who_waits(puller: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
     tasks = [asyncio.create_task(pulled(puller)) for _ in range(2)]
     await until(lambda: hub.served and children())
@@ -100,10 +100,10 @@ async def test_it_ends_with_the_last_who_waits(puller: Puller, hub: FakeHub, tmp
     tasks[1].cancel()
     await asyncio.wait([tasks[1]])
     assert not child.is_running()
-    assert Store(tmp_path / "hub").unfinished(NAME)
+    assert ModelStore(tmp_path / "hub").is_unfinished(NAME)
 
 
-async def test_who_comes_after_the_last_left_continues(puller: Puller, hub: FakeHub) -> None:
+async def test_who_comes_after_the_last_left_continues(puller: ModelDownloader, hub: FakeHub) -> None:
     gate = hub.repositories[NAME].gate = Event()
     first = asyncio.create_task(pulled(puller))
     await until(lambda: hub.served >= len(BIG) // 2 - 20_000)
@@ -117,7 +117,7 @@ async def test_who_comes_after_the_last_left_continues(puller: Puller, hub: Fake
     assert steps[-1].completed == TOTAL
 
 
-async def test_everybody_who_waits_hears_why_it_failed(puller: Puller, hub: FakeHub) -> None:
+async def test_everybody_who_waits_hears_why_it_failed(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].status = 500
     results = await asyncio.gather(pulled(puller), pulled(puller), return_exceptions=True)
     assert [type(result) for result in results] == [PullError, PullError]
@@ -126,13 +126,13 @@ async def test_everybody_who_waits_hears_why_it_failed(puller: Puller, hub: Fake
     assert (await pulled(puller))[-1].completed == TOTAL, "a failure must not stick"
 
 
-async def test_a_full_disk_keeps_its_kind(puller: Puller, hub: FakeHub) -> None:
+async def test_a_full_disk_keeps_its_kind(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].claims = 1 << 50
     with pytest.raises(StorageFullError, match="make room"):
         await pulled(puller)
 
 
-async def test_a_download_that_dies_is_an_error(puller: Puller, hub: FakeHub) -> None:
+async def test_a_download_that_dies_is_an_error(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].gate = Event()
     pulling = asyncio.create_task(pulled(puller))
     await until(lambda: hub.served and children())
@@ -141,7 +141,7 @@ async def test_a_download_that_dies_is_an_error(puller: Puller, hub: FakeHub) ->
         await pulling
 
 
-async def test_shutdown_tells_those_who_wait(puller: Puller, hub: FakeHub) -> None:
+async def test_shutdown_tells_those_who_wait(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].gate = Event()
     pulling = asyncio.create_task(pulled(puller))
     await until(lambda: hub.served)
@@ -174,13 +174,15 @@ def test_no_download_outlives_a_killed_gateway(hub: FakeHub, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def chosen(cards: Callable[..., None], puller: Puller, tmp_path: Path) -> Callable[..., object]:
+def chosen(cards: Callable[..., None], puller: ModelDownloader, tmp_path: Path) -> Callable[..., object]:
     cards(WHISPER, TORCH)
     folder = tmp_path / "hub"
     folder.mkdir(exist_ok=True)
 
     async def choose(name: str, engine: str = "", **settings: object) -> tuple[str, str]:
-        match = await choice.choose(name, Inventory(config.Settings(model_dir=folder, **settings)), puller, engine)
+        match = await download.choose_download(
+            name, ModelInventory(config.Settings(model_dir=folder, **settings)), puller, engine
+        )
         return match.card.name, match.repository
 
     return choose
@@ -289,21 +291,21 @@ async def _outcome(chosen: Callable[..., object], hub: FakeHub, repository: Fake
         ({"n" * 300 + ".bin": b"x"}, "has a name of more than 255 bytes"),
     ],
 )
-async def test_what_no_disk_holds_is_told(puller: Puller, hub: FakeHub, files: dict[str, bytes], says: str) -> None:
+async def test_what_no_disk_holds_is_told(puller: ModelDownloader, hub: FakeHub, files: dict[str, bytes], says: str) -> None:
     hub.repositories[NAME] = FakeRepository(files)
     with pytest.raises(PullError, match=says):
         await pulled(puller)
 
 
-async def test_downloads_wait_for_their_turn(puller: Puller, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eardrum.gateway.pull.MOST_WAITING", 7)
+async def test_downloads_wait_for_their_turn(puller: ModelDownloader, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eardrum.gateway.models.download.MAX_WAITING", 7)
     gate = Event()
     for number in range(8):
         hub.repositories[f"org/m{number}"] = FakeRepository(dict(FILES), gate=gate)
     pulling = [asyncio.create_task(pulled(puller, f"org/m{number}")) for number in range(7)]
-    await until(lambda: len(children()) >= AT_ONCE)
+    await until(lambda: len(children()) >= MAX_DOWNLOADS)
     await asyncio.sleep(0.5)
-    assert len(children()) == AT_ONCE
+    assert len(children()) == MAX_DOWNLOADS
     with pytest.raises(BusyError):
         await pulled(puller, "org/m7")
     gate.set()

@@ -8,8 +8,8 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ConfigError
-from eardrum.gateway.inventory import Inventory, Model
-from eardrum.gateway.rulebook import Rulebook
+from eardrum.gateway.models.inventory import Model, ModelInventory
+from eardrum.gateway.scheduler.policy_factory import PolicyFactory
 
 COMMANDS = """
 models:
@@ -21,22 +21,22 @@ models:
 """
 
 
-def book(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> Rulebook:
-    return Rulebook(settings(tmp_path, rules, models))
+def book(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> PolicyFactory:
+    return PolicyFactory(settings(tmp_path, rules, models))
 
 
 def settings(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> config.Settings:
     file = tmp_path / "config.yaml"
     file.write_text(models + rules)
-    return config.load(file, environment={})
+    return config.load_settings(file, environment={})
 
 
-def evicted(book: Rulebook, target: str, *loaded: str) -> set[str]:
-    return set(book.rules.evicted(target, {model: float(n) for n, model in enumerate(loaded)}))
+def evicted(book: PolicyFactory, target: str, *loaded: str) -> set[str]:
+    return set(book.policy.find_evictions(target, {model: float(n) for n, model in enumerate(loaded)}))
 
 
 def of(tmp_path: Path, rules: str = "", models: str = COMMANDS) -> dict[str, Model]:
-    return {model.id: model for model in Inventory(settings(tmp_path, rules, models))}
+    return {model.id: model for model in ModelInventory(settings(tmp_path, rules, models))}
 
 
 def test_without_groups_commands_replace_each_other_and_all_else_is_outside(tmp_path: Path) -> None:
@@ -72,31 +72,31 @@ def test_memory_takes_the_place_of_the_default_group(tmp_path: Path) -> None:
     declared = COMMANDS.replace('${PORT}"}', '${PORT}", memory: 6G}')
     rules = book(tmp_path, "memory: {cuda: 10GB}", declared)
     models = of(tmp_path, "memory: {cuda: 10GB}", declared)
-    assert all(rules.learn(models[id]) for id in ("llm", "ears", "coder"))
-    assert not rules.learn(models["llm"]), "known"
-    assert not rules.learn(models["cloud"]), "an address has its memory elsewhere"
+    assert all(rules.learn_model(models[id]) for id in ("llm", "ears", "coder"))
+    assert not rules.learn_model(models["llm"]), "known"
+    assert not rules.learn_model(models["cloud"]), "an address has its memory elsewhere"
     assert evicted(rules, "llm", "ears") == {"ears"}
     assert evicted(rules, "coder", "ears") == {"ears"}, "of which nothing is known is loaded alone"
 
 
 def test_what_was_measured_counts_then(tmp_path: Path) -> None:
     rules, models = book(tmp_path, "memory: {cpu: 10G}"), of(tmp_path)
-    rules.learn(models["llm"])
-    rules.learn(models["coder"])
+    rules.learn_model(models["llm"])
+    rules.learn_model(models["coder"])
     assert evicted(rules, "coder", "llm") == {"llm"}
-    assert rules.measure(models["llm"], {"cpu": 3e9, "cuda": 9e9}), "pools that are not there do not count"
-    assert rules.measure(models["coder"], {"cpu": 4e9})
-    assert not rules.measure(models["coder"], {"cpu": 2e9}), "the most that was seen"
+    assert rules.record_measurement(models["llm"], {"cpu": 3e9, "cuda": 9e9}), "pools that are not there do not count"
+    assert rules.record_measurement(models["coder"], {"cpu": 4e9})
+    assert not rules.record_measurement(models["coder"], {"cpu": 2e9}), "the most that was seen"
     assert rules.measured == {"llm": {"cpu": 3e9}, "coder": {"cpu": 4e9}}
     assert evicted(rules, "coder", "llm") == set()
 
 
 def test_a_built_in_model_is_guessed_by_its_files(tmp_path: Path) -> None:
     rules, models = book(tmp_path, "memory: {cpu: 10G}"), of(tmp_path)
-    rules.learn(models["moonshine-tiny-en"])
-    rules.measure(models["llm"], {"cpu": 8e9})
+    rules.learn_model(models["moonshine-tiny-en"])
+    rules.record_measurement(models["llm"], {"cpu": 8e9})
     assert evicted(rules, "moonshine-tiny-en", "llm") == set()
-    assert rules.to_be_measured(models["moonshine-tiny-en"])
+    assert rules.needs_measuring(models["moonshine-tiny-en"])
 
 
 def test_a_model_may_name_its_pools(tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_a_model_may_name_its_pools(tmp_path: Path) -> None:
     pools = "memory: {cuda: 10G, cpu: 10G}"
     rules, models = book(tmp_path, pools, declared), of(tmp_path, pools, declared)
     for id in ("llm", "ears"):
-        rules.learn(models[id])
+        rules.learn_model(models[id])
     assert evicted(rules, "ears", "llm") == {"llm"}
-    assert not rules.to_be_measured(models["llm"])
+    assert not rules.needs_measuring(models["llm"])
 
 
 def test_groups_and_memory_hold_both_and_persistent_models_stay(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_groups_and_memory_hold_both_and_persistent_models_stay(tmp_path: Path) 
     both = "memory: {cpu: 10G}\ngroups: {speech: {members: [ears], persistent: true, exclusive: false}}"
     rules, models = book(tmp_path, both, declared), of(tmp_path, both, declared)
     for id in ("llm", "coder", "ears"):
-        rules.learn(models[id])
+        rules.learn_model(models[id])
     assert evicted(rules, "llm", "coder", "ears") == {"coder"}
 
 
@@ -130,7 +130,7 @@ def test_a_size_that_is_none_is_named(tmp_path: Path, setting: str, rules: str, 
 def test_limits_and_priorities_reach_the_model(tmp_path: Path) -> None:
     more = COMMANDS.replace('${PORT} -c"}', '${PORT} -c", max_requests: 7, at_once: 2}')
     models = of(tmp_path, "routing: {scheduler: {settings: {fifo: {priority: {coder: 5}}}}}", more)
-    assert (models["llm"].concurrency, models["llm"].priority) == (10, 0)
-    assert (models["coder"].concurrency, models["coder"].max_requests) == (0, 7)
-    assert (models["coder"].at_once, models["coder"].priority) == (2, 5)
-    assert models["moonshine-tiny-en"].concurrency == 0
+    assert (models["llm"].concurrency_limit, models["llm"].priority) == (10, 0)
+    assert (models["coder"].concurrency_limit, models["coder"].max_requests) == (0, 7)
+    assert (models["coder"].max_concurrency, models["coder"].priority) == (2, 5)
+    assert models["moonshine-tiny-en"].concurrency_limit == 0

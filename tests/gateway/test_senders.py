@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eardrum.gateway import senders
-from eardrum.gateway.senders import SENDER, SLOW, WINDOW_S, Pace, Senders
+from eardrum.gateway import slow_clients
+from eardrum.gateway.slow_clients import MIN_BYTES_PER_S, SENDING_CLIENT, WINDOW_S, PlaceRegistry, SendRateMeter
 
 
 class Clock:
@@ -22,83 +22,83 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(senders, "time", clock)
+    monkeypatch.setattr(slow_clients, "time", clock)
     return clock
 
 
-def sending(pace: Pace, clock: Clock, rate: float, seconds: float, every_s: float = 0.5) -> None:
+def sending(pace: SendRateMeter, clock: Clock, rate: float, seconds: float, every_s: float = 0.5) -> None:
     for _ in range(int(seconds / every_s)):
-        pace.wait()
+        pace.start_waiting()
         clock.now += every_s
-        pace.came(int(rate * every_s))
+        pace.record_bytes(int(rate * every_s))
 
 
 def test_who_drips_is_slow_after_a_while(clock: Clock) -> None:
-    pace = Pace()
-    pace.came(2048)  # at once
+    pace = SendRateMeter()
+    pace.record_bytes(2048)  # at once
     sending(pace, clock, 2, WINDOW_S - 1)
-    assert not pace.slow
+    assert not pace.is_slow
     sending(pace, clock, 2, 2)
-    assert pace.slow
-    pace.wait()
+    assert pace.is_slow
+    pace.start_waiting()
     clock.now += 3
-    assert pace.slow
+    assert pace.is_slow
 
 
-@pytest.mark.parametrize(("rate", "every_s"), [(SLOW * 1.1, 0.5), (2000, 4.0), (32_000, 0.02), (2000, 0.1)])
+@pytest.mark.parametrize(("rate", "every_s"), [(MIN_BYTES_PER_S * 1.1, 0.5), (2000, 4.0), (32_000, 0.02), (2000, 0.1)])
 def test_audio_however_it_comes_is_not_slow(clock: Clock, rate: float, every_s: float) -> None:
-    pace = Pace()
+    pace = SendRateMeter()
     for _ in range(100):
         sending(pace, clock, rate, max(1.0, every_s), every_s)
-        pace.wait()
-        assert not pace.slow
+        pace.start_waiting()
+        assert not pace.is_slow
 
 
 def test_a_short_loss_of_the_network_is_not_slow_and_a_long_one_is(clock: Clock) -> None:
-    pace = Pace()
+    pace = SendRateMeter()
     sending(pace, clock, 2000, 60)
-    pace.wait()
+    pace.start_waiting()
     clock.now += 12
-    assert not pace.slow
+    assert not pace.is_slow
     clock.now += 60
-    assert pace.slow
+    assert pace.is_slow
 
 
 def test_only_the_time_counts_in_which_the_client_was_waited_for(clock: Clock) -> None:
-    pace = Pace()
+    pace = SendRateMeter()
     for _ in range(100):
-        pace.wait()
+        pace.start_waiting()
         clock.now += 0.01
-        pace.came(100)
+        pace.record_bytes(100)
         clock.now += 5  # the model is busy with what came
-    assert not pace.slow
+    assert not pace.is_slow
 
 
 @dataclass(eq=False)
 class FakeSender:
-    slow: bool = False
+    is_slow: bool = False
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def give_way(self) -> None:
+    def give_up_place(self) -> None:
         self.left.set()
 
 
-def entered(places: Senders, sender: FakeSender | None, who: object) -> None:
+def entered(places: PlaceRegistry, sender: FakeSender | None, who: object) -> None:
     def enter() -> None:
-        SENDER.set(sender)
-        places.enter("a", who)
+        SENDING_CLIENT.set(sender)
+        places.add_place("a", who)
 
     contextvars.copy_context().run(enter)
 
 
-async def leaving(places: Senders, sender: FakeSender, who: object) -> None:
+async def leaving(places: PlaceRegistry, sender: FakeSender, who: object) -> None:
     await sender.left.wait()
     await asyncio.sleep(0.01)
-    places.leave("a", who)
+    places.remove_place("a", who)
 
 
 async def test_one_that_is_slow_leaves_for_a_newcomer_and_the_others_stay() -> None:
-    places, slow, quick = Senders(), FakeSender(slow=True), FakeSender()
+    places, slow, quick = PlaceRegistry(), FakeSender(is_slow=True), FakeSender()
     for who, sender in enumerate((quick, slow, None, quick)):
         entered(places, sender, who)
     going = asyncio.create_task(leaving(places, slow, 1))
@@ -110,20 +110,20 @@ async def test_one_that_is_slow_leaves_for_a_newcomer_and_the_others_stay() -> N
 
 
 async def test_each_newcomer_takes_another_place_and_a_slow_one_takes_none() -> None:
-    places, slow = Senders(), [FakeSender(slow=True) for _ in range(3)]
+    places, slow = PlaceRegistry(), [FakeSender(is_slow=True) for _ in range(3)]
     for who, sender in enumerate(slow):
         entered(places, sender, who)
     going = [asyncio.create_task(leaving(places, sender, who)) for who, sender in enumerate(slow)]
     assert await asyncio.gather(*(places.make_room("a") for _ in range(4))) == [True, True, True, False]
     await asyncio.gather(*going)
-    entered(places, last := FakeSender(slow=True), 9)
-    SENDER.set(FakeSender(slow=True))
+    entered(places, last := FakeSender(is_slow=True), 9)
+    SENDING_CLIENT.set(FakeSender(is_slow=True))
     assert not await places.make_room("a")
     assert not last.left.is_set()
 
 
 async def test_one_that_does_not_leave_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(senders, "LEAVING_S", 0.01)
-    places = Senders()
-    entered(places, FakeSender(slow=True), 1)
+    monkeypatch.setattr(slow_clients, "LEAVE_TIMEOUT_S", 0.01)
+    places = PlaceRegistry()
+    entered(places, FakeSender(is_slow=True), 1)
     assert not await places.make_room("a")

@@ -14,18 +14,18 @@ import pytest
 
 from eardrum.errors import StorageFullError
 from eardrum.gateway import spool as module
-from eardrum.gateway.spool import CHUNK, IN_MEMORY, Spool, StoredFile
+from eardrum.gateway.spool import CHUNK_BYTES, MEMORY_BYTES, Spool, StoredFile
 
 
-@pytest.fixture(params=[0, 4, 2 * CHUNK + 1, IN_MEMORY])
+@pytest.fixture(params=[0, 4, 2 * CHUNK_BYTES + 1, MEMORY_BYTES])
 def _any_share_in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of an upload in the file, a little of it in memory, or most."""
-    monkeypatch.setattr(module, "IN_MEMORY", request.param)
+    monkeypatch.setattr(module, "MEMORY_BYTES", request.param)
 
 
 @pytest.fixture
 def _all_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
 
 
 async def gathered(source: Spool | StoredFile) -> bytes:
@@ -80,14 +80,14 @@ async def test_an_empty_upload_ends(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_any_share_in_memory")
 async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
-    data = os.urandom(3 * CHUNK + 17)
+    data = os.urandom(3 * CHUNK_BYTES + 17)
     with Spool(tmp_path) as spool:
         reading = asyncio.create_task(gathered(spool))
         for start in range(0, len(data), 1 << 19):
             await spool.write(data[start : start + (1 << 19)])
         spool.finish()
         assert await asyncio.wait_for(reading, 10) == data
-        assert max([len(chunk) async for chunk in spool.read()]) <= CHUNK
+        assert max([len(chunk) async for chunk in spool.read()]) <= CHUNK_BYTES
 
 
 def entries(folder: Path) -> list[Path]:
@@ -102,27 +102,27 @@ def held(folder: Path) -> list[Path]:
 
 async def test_what_is_short_needs_no_file(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
-        await spool.write(bytes(IN_MEMORY))
+        await spool.write(bytes(MEMORY_BYTES))
         spool.finish()
-        assert await gathered(spool) == bytes(IN_MEMORY)
+        assert await gathered(spool) == bytes(MEMORY_BYTES)
         assert not held(tmp_path)
 
 
 async def test_what_is_long_takes_no_more_memory(tmp_path: Path) -> None:
-    piece = bytes(CHUNK)
+    piece = bytes(CHUNK_BYTES)
     with Spool(tmp_path) as spool:
         tracemalloc.start()
         try:
-            for _ in range(8 * IN_MEMORY // CHUNK):
+            for _ in range(8 * MEMORY_BYTES // CHUNK_BYTES):
                 await spool.write(piece)
-            assert tracemalloc.get_traced_memory()[0] < 1.5 * IN_MEMORY
+            assert tracemalloc.get_traced_memory()[0] < 1.5 * MEMORY_BYTES
         finally:
             tracemalloc.stop()
 
 
 async def test_nothing_is_on_disk_by_name(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
-        await spool.write(bytes(IN_MEMORY) + b"secret")
+        await spool.write(bytes(MEMORY_BYTES) + b"secret")
         assert entries(tmp_path) == []
         assert held(tmp_path), "it is not in the folder it was told to use"
     assert not held(tmp_path)
@@ -172,7 +172,7 @@ async def test_what_is_long_is_not_closed_by_the_event_loop(
 ) -> None:
     """Freeing the pages of gigabytes takes long enough for others to notice; those of a few megabytes cost less than a thread."""
     monkeypatch.setattr(Noted, "closed_by", 0)
-    piece = bytes(IN_MEMORY)
+    piece = bytes(MEMORY_BYTES)
     with Spool(tmp_path) as spool:
         for _ in range(8 if closed_aside else 2):
             await spool.write(piece)
@@ -190,7 +190,7 @@ async def test_what_is_long_is_not_closed_by_the_event_loop(
 async def test_what_was_left_is_not_opened_again(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         for _ in range(9):
-            await spool.write(bytes(IN_MEMORY))
+            await spool.write(bytes(MEMORY_BYTES))
     with pytest.raises(ValueError, match="over"):
         await spool.write(b"more")
     await asyncio.get_running_loop().shutdown_default_executor()
@@ -201,7 +201,7 @@ def test_it_can_be_left_without_a_loop(tmp_path: Path) -> None:
     async def filled() -> Spool:
         spool = Spool(tmp_path).__enter__()
         for _ in range(9):
-            await spool.write(bytes(IN_MEMORY))
+            await spool.write(bytes(MEMORY_BYTES))
         return spool
 
     asyncio.run(filled()).__exit__(None, None, None)
@@ -226,7 +226,7 @@ async def test_a_full_disk_is_said_and_not_counted(tmp_path: Path) -> None:
 
 async def test_a_stored_file_can_be_read_again(tmp_path: Path) -> None:
     path = tmp_path / "audio"
-    data = os.urandom(CHUNK + 5)
+    data = os.urandom(CHUNK_BYTES + 5)
     path.write_bytes(data)
     file = StoredFile(path)
     assert await gathered(file) == await gathered(file) == data

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eardrum.errors import ConfigError, PullError, StorageFullError
-from eardrum.gateway.store import Store, is_id, size_of
+from eardrum.gateway.models.store import ModelStore, is_model_id, measure_size
 from tests.gateway.test_names import EVIL
 
 
@@ -38,27 +38,27 @@ def test_both_layouts_are_seen(tmp_path: Path) -> None:
     (tmp_path / ".locks").mkdir()
     (tmp_path / "version.txt").write_text("1")
     expected = {"Org/model": snapshot, "bare": bare, "plain one": tmp_path / "plain one"}
-    assert dict(Store(tmp_path)) == expected
-    assert dict(Store(tmp_path / "nowhere")) == {}
+    assert dict(ModelStore(tmp_path)) == expected
+    assert dict(ModelStore(tmp_path / "nowhere")) == {}
 
 
 def test_the_newest_revision_counts_and_odd_files_do_not(tmp_path: Path) -> None:
     new, old = cached(tmp_path, "Org/model", "aaa"), cached(tmp_path, "Org/model", "zzz")
     os.utime(old, (1, 1))
     (new.parent / ".DS_Store").write_text("x")
-    assert Store(tmp_path).find("Org/model") == new
+    assert ModelStore(tmp_path).find_files("Org/model") == new
 
 
 def test_an_update_that_was_cut_off_hides_nothing(tmp_path: Path) -> None:
     snapshot = cached(tmp_path, "Org/model")
     part = snapshot.parent.parent / "blobs" / "ff.part"
     part.write_bytes(b"x")
-    store = Store(tmp_path)
-    assert store.find("Org/model") == snapshot
-    assert store.unfinished("Org/model")
-    assert store.half_fetched() == ["Org/model"]
+    store = ModelStore(tmp_path)
+    assert store.find_files("Org/model") == snapshot
+    assert store.is_unfinished("Org/model")
+    assert store.list_unfinished() == ["Org/model"]
     part.unlink()
-    assert not store.unfinished("Org/model")
+    assert not store.is_unfinished("Org/model")
 
 
 @pytest.mark.parametrize("name", ["ff.part", "ff.incomplete"])
@@ -66,10 +66,10 @@ def test_a_first_download_that_was_cut_off_is_no_model(tmp_path: Path, name: str
     blobs = tmp_path / "models--Org--model" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / name).write_bytes(b"x")
-    store = Store(tmp_path)
-    assert store.find("Org/model") is None
+    store = ModelStore(tmp_path)
+    assert store.find_files("Org/model") is None
     assert list(store) == []
-    assert store.half_fetched() == ["Org/model"]
+    assert store.list_unfinished() == ["Org/model"]
 
 
 @pytest.mark.parametrize("name", EVIL, ids=range(len(EVIL)))
@@ -78,14 +78,14 @@ def test_no_name_leads_out_of_the_store(tmp_path: Path, name: str) -> None:
     folder.mkdir(parents=True)
     (tmp_path / "a" / "small").mkdir()
     (tmp_path / "a" / "small" / "precious").write_text("x")
-    store = Store(folder)
-    assert store.find(name) is None
-    assert not store.unfinished(name)
-    assert store.remove(name) == 0
+    store = ModelStore(folder)
+    assert store.find_files(name) is None
+    assert not store.is_unfinished(name)
+    assert store.remove_model(name) == 0
     assert (tmp_path / "a" / "small" / "precious").exists()
-    if not is_id(name):
+    if not is_model_id(name):
         with pytest.raises(ConfigError, match="cannot be called"):
-            store.add(tmp_path / "a" / "small", name, ignore)
+            store.import_folder(tmp_path / "a" / "small", name, ignore)
     assert folder.exists()
 
 
@@ -97,16 +97,16 @@ def test_a_folder_is_copied_in(tmp_path: Path) -> None:
     (stick / "link").symlink_to("a")
     (stick / ".git").mkdir()
     (stick / ".git" / "history").write_bytes(b"x" * 1000)
-    store = Store(tmp_path / "new" / "store")
+    store = ModelStore(tmp_path / "new" / "store")
     sizes: list[int] = []
-    target = store.add(stick, "mine", sizes.append)
-    assert store.find("mine") == target
+    target = store.import_folder(stick, "mine", sizes.append)
+    assert store.find_files("mine") == target
     assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == ["a", "link", "sub/b"]
     assert not (target / "link").is_symlink(), "it would break when the stick is gone"
-    assert (sum(sizes), size_of(target)) == (13, 13)
+    assert (sum(sizes), measure_size(target)) == (13, 13)
     assert [path.name for path in target.parent.parent.iterdir()] == ["snapshots"]
     with pytest.raises(ConfigError, match="There is a model mine already: `eardrum rm mine`"):
-        store.add(stick, "mine", ignore)
+        store.import_folder(stick, "mine", ignore)
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     stick.mkdir()
     for name in ("a", "b"):
         (stick / name).write_bytes(b"1")
-    store = Store(tmp_path / "store")
+    store = ModelStore(tmp_path / "store")
     store.folder.mkdir()
     real = shutil.copyfile
 
@@ -125,7 +125,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "copyfile", fake_full_disk)
     with pytest.raises(StorageFullError, match="is full: make room"):
-        store.add(stick, "mine", ignore)
+        store.import_folder(stick, "mine", ignore)
     assert list(store.folder.iterdir()) == []
 
     def fake_pulled_stick(source: Path, target: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "copyfile", fake_pulled_stick)
     with pytest.raises(PullError, match="Input/output error"):
-        store.add(stick, "mine", ignore)
+        store.import_folder(stick, "mine", ignore)
     assert list(store.folder.iterdir()) == []
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
     with (stick / "huge").open("wb") as file:
         file.truncate(1 << 43)  # 8 TB, none of them on the disk
     with pytest.raises(StorageFullError, match=r"8796\.1 GB"):
-        Store(tmp_path / "store").add(stick, "mine", ignore)
+        ModelStore(tmp_path / "store").import_folder(stick, "mine", ignore)
     assert not (tmp_path / "store").exists()
 
 
@@ -153,8 +153,8 @@ def test_a_model_is_removed_with_all_its_revisions_and_parts(tmp_path: Path) -> 
     (snapshot.parent.parent / "blobs" / "ff.part").write_bytes(b"12")
     (tmp_path / ".locks" / "models--Org--model").mkdir(parents=True)
     kept = cached(tmp_path, "Org/model-2")
-    store = Store(tmp_path)
-    assert store.remove("Org/model") == 10
+    store = ModelStore(tmp_path)
+    assert store.remove_model("Org/model") == 10
     assert dict(store) == {"Org/model-2": kept}
     assert list((tmp_path / ".locks").iterdir()) == []
 
@@ -164,7 +164,7 @@ def test_removing_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "file").write_text("x")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "mine").symlink_to(tmp_path / "elsewhere")
-    Store(tmp_path / "store").remove("mine")
+    ModelStore(tmp_path / "store").remove_model("mine")
     assert not (tmp_path / "store" / "mine").is_symlink()
     assert (tmp_path / "elsewhere" / "file").exists()
 
@@ -175,4 +175,4 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "iterdir", fake_denied)
     with pytest.raises(ConfigError, match=rf"{tmp_path}, cannot be read"):
-        list(Store(tmp_path))
+        list(ModelStore(tmp_path))

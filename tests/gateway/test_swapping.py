@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from eardrum import config
-from eardrum.errors import BusyError, ModelCoolingError, RunnerCrashedError, UnloadedError
+from eardrum.errors import BusyError, ModelCoolingError, ModelUnloadedError, RunnerCrashedError
 from eardrum.gateway import scheduler
-from eardrum.gateway.events import Topic
-from eardrum.gateway.scheduler import State
+from eardrum.gateway.change_feed import ChangeTopic
+from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing
+from eardrum.gateway.upstreams.external import ExternalUpstream, OutgoingRequest
 from tests.ports import free_port
 from tests.programs import FAKE_LLM, fake_llm
 
@@ -41,7 +41,7 @@ async def serving(tmp_path: Path, models: dict[str, Any], **more: Any) -> AsyncI
     """A service with these models; afterwards no process of theirs is left."""
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"models": models, **more}))
-    service = Service(config.load(file, environment={}))
+    service = Service(config.load_settings(file, environment={}))
     try:
         yield service
     finally:
@@ -61,15 +61,15 @@ def programs() -> list[str]:
 
 
 async def chat(service: Service, name: str) -> str:
-    async with service.lease(service.catalog.find(name)) as upstream:
-        assert isinstance(upstream, ForeignUpstream)
-        response = await upstream.send(Outgoing("POST", "/v1/chat/completions", JSON, CHAT))
-        answer: str = json.loads(await response.read(1 << 20))["choices"][0]["message"]["content"]
+    async with service.lease_model(service.catalog.find_model(name)) as upstream:
+        assert isinstance(upstream, ExternalUpstream)
+        response = await upstream.send_request(OutgoingRequest("POST", "/v1/chat/completions", JSON, CHAT))
+        answer: str = json.loads(await response.read_body(1 << 20))["choices"][0]["message"]["content"]
         return answer
 
 
-def state(service: Service, name: str) -> State:
-    return service.state(service.catalog.find(name))
+def state(service: Service, name: str) -> ModelState:
+    return service.get_state(service.catalog.find_model(name))
 
 
 async def test_speech_stays_while_language_models_swap(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ async def test_speech_stays_while_language_models_swap(tmp_path: Path) -> None:
         await chat(service, "ears")
         for name in "abab":
             assert await chat(service, name) == "You said: hello"
-            assert state(service, "ears") is State.READY
+            assert state(service, "ears") is ModelState.READY
             assert len(programs()) == 2
 
 
@@ -104,13 +104,13 @@ async def test_unloading_one_that_is_slow_to_stop_stalls_no_other(tmp_path: Path
     groups = {name: {"members": [name], "exclusive": False} for name in models}
     async with serving(tmp_path, models, groups=groups) as service:
         await asyncio.gather(chat(service, "slow"), chat(service, "a"))
-        pid = next(status.pid for status in service.processes() if status.model.id == "slow")
-        unloading = asyncio.create_task(service.unload(service.catalog.find("slow")))
+        pid = next(status.pid for status in service.list_processes() if status.model.id == "slow")
+        unloading = asyncio.create_task(service.unload_model(service.catalog.find_model("slow")))
         await asyncio.sleep(0.05)
         await chat(service, "a")
         await chat(service, "b")
         assert not unloading.done()
-        assert state(service, "slow") is State.STOPPING
+        assert state(service, "slow") is ModelState.STOPPING
         psutil.Process(pid).kill()
         await unloading
         assert len(programs()) == 2, "when it returns, the process is gone"
@@ -119,11 +119,11 @@ async def test_unloading_one_that_is_slow_to_stop_stalls_no_other(tmp_path: Path
 async def test_force_ends_what_runs_and_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path, {"a": command("--delay", 30)}) as service:
         asking = asyncio.create_task(chat(service, "a"))
-        await service.load_model(service.catalog.find("a"))
+        await service.load_model(service.catalog.find_model("a"))
         await asyncio.sleep(0.2)  # the request is on its way
-        await service.unload(service.catalog.find("a"), force=True)
+        await service.unload_model(service.catalog.find_model("a"), force=True)
         assert programs() == []
-        with pytest.raises(UnloadedError, match="unloaded by force"):
+        with pytest.raises(ModelUnloadedError, match="unloaded by force"):
             await asking
 
 
@@ -135,7 +135,7 @@ async def test_what_fits_into_memory_stays_and_the_one_used_longest_ago_goes(tmp
         assert len(programs()) == 2
         await chat(service, "a")
         await chat(service, "c")
-        assert [state(service, name) for name in "abc"] == [State.READY, State.STOPPED, State.READY]
+        assert [state(service, name) for name in "abc"] == [ModelState.READY, ModelState.STOPPED, ModelState.READY]
 
 
 async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,17 +145,17 @@ async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, capl
     async with serving(tmp_path, models, groups=groups) as service:
         await chat(service, "a")
         await chat(service, "b")
-        with service.events.follow(Topic.MODELS) as changes:
+        with service.change_feed.subscribe(ChangeTopic.MODELS) as changes:
             await chat(service, "short")
             async with asyncio.timeout(20):
-                while state(service, "short") is not State.STOPPED:
+                while state(service, "short") is not ModelState.STOPPED:
                     await anext(changes)
-        await service.unload(service.catalog.find("b"))
+        await service.unload_model(service.catalog.find_model("b"))
         with pytest.raises(RunnerCrashedError):
             await chat(service, "mortal")
-        found = {gone.model: gone.going.reason.value for gone in service.departures}
+        found = {gone.model: gone.cause.reason.value for gone in service.unload_history}
         assert found == {"a": "group", "b": "hand", "short": "ttl", "mortal": "crash"}
-        assert service.departures.counts["mortal", scheduler.Reason.CRASH] >= 1
+        assert service.unload_history.counts["mortal", scheduler.UnloadReason.CRASH] >= 1
         lines = [record.getMessage() for record in caplog.records if "was unloaded" in record.getMessage()]
         assert lines == [
             "a was unloaded: it made room for b (group).",
@@ -163,18 +163,18 @@ async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, capl
             "b was unloaded: somebody unloaded it.",
         ]
         await chat(service, "a")
-        assert service.departures.of("a") is None, "it is there again"
+        assert service.unload_history.find_last("a") is None, "it is there again"
 
 
 async def test_a_start_that_is_stopped_before_it_has_begun_is_over(tmp_path: Path) -> None:
     async with serving(tmp_path, {"a": command()}) as service:
         asking = asyncio.create_task(chat(service, "a"))
         await asyncio.sleep(0)  # the scheduler has said Start, and nothing more has happened
-        assert state(service, "a") is State.STARTING
-        await asyncio.wait_for(service.unload(service.catalog.find("a"), force=True), 10)
-        with pytest.raises(UnloadedError):
+        assert state(service, "a") is ModelState.STARTING
+        await asyncio.wait_for(service.unload_model(service.catalog.find_model("a"), force=True), 10)
+        with pytest.raises(ModelUnloadedError):
             await asking
-        assert state(service, "a") is State.STOPPED
+        assert state(service, "a") is ModelState.STOPPED
         assert await chat(service, "a") == "You said: hello"
 
 
@@ -187,7 +187,7 @@ async def test_a_model_that_dies_again_and_again_costs_no_other_its_place(tmp_pa
         await chat(service, "b")
         with pytest.raises(ModelCoolingError, match="3 times in a row"):
             await chat(service, "a")
-        assert state(service, "b") is State.READY
+        assert state(service, "b") is ModelState.READY
 
 
 async def until(reached: Callable[[], object]) -> None:
@@ -204,18 +204,18 @@ HURRIED_S = 12
 async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(tmp_path: Path) -> None:
     models = {"a": command("--delay", 60, "--ignore-sigterm", unloadTimeout=60)}
     async with serving(tmp_path, models) as service:
-        model = service.catalog.find("a")
+        model = service.catalog.find_model("a")
         asking = asyncio.create_task(chat(service, "a"))
-        await until(service.processes)
+        await until(service.list_processes)
         await asyncio.sleep(0.2)  # the request is with the command by then
         began = time.monotonic()
-        unloading = asyncio.create_task(service.unload(model, force=True))
-        with pytest.raises(UnloadedError):
+        unloading = asyncio.create_task(service.unload_model(model, force=True))
+        with pytest.raises(ModelUnloadedError):
             await asking
         assert not unloading.done()  # the client is not kept until the process is gone
         await unloading
         assert time.monotonic() - began < HURRIED_S
-        assert state(service, "a") is State.STOPPED
+        assert state(service, "a") is ModelState.STOPPED
 
 
 @pytest.mark.parametrize(
@@ -223,19 +223,19 @@ async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(
 )
 async def test_force_ends_what_is_patiently_stopped_or_still_loading(tmp_path: Path, habits: tuple[object, ...]) -> None:
     async with serving(tmp_path, {"a": command(*habits, unloadTimeout=60)}) as service:
-        model = service.catalog.find("a")
+        model = service.catalog.find_model("a")
         loading = asyncio.create_task(service.load_model(model))
         if "--stop-seconds" in habits:
             await loading
-            patient = asyncio.create_task(service.unload(model))
-            await until(lambda: state(service, "a") is State.STOPPING)
+            patient = asyncio.create_task(service.unload_model(model))
+            await until(lambda: state(service, "a") is ModelState.STOPPING)
         else:
             await until(programs)
             await asyncio.sleep(0.5)  # it does not heed SIGTERM by then
             patient = loading
         began = time.monotonic()
-        await service.unload(model, force=True)
+        await service.unload_model(model, force=True)
         await asyncio.wait([patient])
         assert time.monotonic() - began < HURRIED_S
-        assert state(service, "a") is State.STOPPED
-        assert isinstance(patient.exception(), UnloadedError | None)
+        assert state(service, "a") is ModelState.STOPPED
+        assert isinstance(patient.exception(), ModelUnloadedError | None)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from eardrum.errors import RunnerCrashedError
+from eardrum.gateway.processes.lease import CrashIsolation, CrashSuspicion
 from eardrum.gateway.service import Service
-from eardrum.gateway.trials import Suspicion, Trials
-from eardrum.live import Failed
-from eardrum.types import Request
+from eardrum.live import UtteranceFailed
+from eardrum.transcription import TranscriptionRequest
 from tests.gateway.live.speaking import model, said, sentence, serving, speaking
 
 DEADLY = 13
@@ -30,7 +30,7 @@ class Recording:
 
 
 async def transcribe(service: Service, *words: int) -> str:
-    transcript = await service.transcribe(service.find(""), Request(raw_pcm=True), Recording(*words))
+    transcript = await service.transcribe(service.find_model(""), TranscriptionRequest(raw_pcm=True), Recording(*words))
     return " ".join(segment.text for segment in transcript.segments)
 
 
@@ -57,7 +57,7 @@ async def test_only_the_request_that_kills_the_process_fails(tmp_path: Path, cap
 
 @pytest.mark.slow
 async def test_two_of_them_fail_and_take_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eardrum.gateway.processes.crashes.PAUSES_S", (0.0, 0.0, 0.2))
+    monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
     async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
         await transcribe(service, 1)
         words = (DEADLY, 1, 2, DEADLY, 3, 4)
@@ -95,7 +95,7 @@ async def test_a_live_session_beside_a_deadly_file_goes_on(tmp_path: Path) -> No
 async def test_a_deadly_live_session_takes_neither_files_nor_other_sessions_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eardrum.gateway.processes.crashes.PAUSES_S", (0.0, 0.0, 0.2))
+    monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
     async with (
         serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.2)}) as service,
         speaking(service) as guilty,
@@ -112,36 +112,36 @@ async def test_a_deadly_live_session_takes_neither_files_nor_other_sessions_alon
         await innocent.session.feed(sentence(3))
         await innocent.over()
         assert innocent.texts == {1: "1", 2: "2 3"}
-        assert not innocent.of(Failed)
+        assert not innocent.of(UtteranceFailed)
 
 
 async def test_others_wait_no_longer_than_a_trial_may_take() -> None:
-    trials, suspicion = Trials(), Suspicion(trial_s=0.05)
-    suspicion.died(alone=False, within_s=60)
-    trial, other = trials.of("m", suspicion), trials.of("m", Suspicion())
-    await trial.enter()
-    trial.begin()
-    assert trial.on
-    await asyncio.wait_for(other.enter(), 1)
-    assert not trial.on
+    trials, suspicion = CrashIsolation(), CrashSuspicion(isolation_s=0.05)
+    suspicion.record_crash(alone=False, within_s=60)
+    trial, other = trials.create_admission("m", suspicion), trials.create_admission("m", CrashSuspicion())
+    await trial.wait_for_turn()
+    trial.start()
+    assert trial.isolated
+    await asyncio.wait_for(other.wait_for_turn(), 1)
+    assert not trial.isolated
     trial.leave()
     other.leave()
-    assert not suspicion.convicted
+    assert not suspicion.is_proven
 
 
 async def test_a_suspect_that_gives_up_waiting_holds_up_nobody() -> None:
-    trials = Trials()
-    first, second = Suspicion(), Suspicion()
+    trials = CrashIsolation()
+    first, second = CrashSuspicion(), CrashSuspicion()
     for suspicion in (first, second):
-        suspicion.died(alone=False, within_s=1)
-    trial = trials.of("m", first)
-    await trial.enter()
-    waiting = asyncio.create_task(trials.of("m", second).enter())
+        suspicion.record_crash(alone=False, within_s=1)
+    trial = trials.create_admission("m", first)
+    await trial.wait_for_turn()
+    waiting = asyncio.create_task(trials.create_admission("m", second).wait_for_turn())
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     trial.leave()
-    await asyncio.wait_for(trials.of("m", Suspicion()).enter(), 1)
+    await asyncio.wait_for(trials.create_admission("m", CrashSuspicion()).wait_for_turn(), 1)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ async def test_a_suspect_that_gives_up_waiting_holds_up_nobody() -> None:
     ],
 )
 def test_two_deaths_convict_whoever_was_alone_at_one(deaths: tuple[bool, ...], convicted: bool) -> None:
-    suspicion = Suspicion()
+    suspicion = CrashSuspicion()
     for alone in deaths:
-        suspicion.died(alone=alone, within_s=1)
-    assert suspicion.convicted is convicted
+        suspicion.record_crash(alone=alone, within_s=1)
+    assert suspicion.is_proven is convicted

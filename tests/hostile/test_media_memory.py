@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from eardrum.errors import AudioError
-from eardrum.runner.decode import HIGHEST, LOWEST, Decoder
-from eardrum.runner.inlet import Inlet
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import MAX_RATE, MIN_RATE, AudioDecoder
 
 MOST_GROWN_MB = 200
 
@@ -54,12 +54,12 @@ def one_packet(size: int) -> bytes:
 
 def refusal(data: bytes, *, max_seconds: float = 24 * 3600.0, live: bool = False) -> str:
     with pytest.raises(AudioError) as caught:
-        list(Decoder(Inlet.holding(data), raw_pcm=False, max_seconds=max_seconds, live=live))
+        list(AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=max_seconds, live=live))
     return caught.value.message
 
 
 @pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("rate", [1, 10, 100, LOWEST - 1, HIGHEST + 1, 2**31 - 1])
+@pytest.mark.parametrize("rate", [1, 10, 100, MIN_RATE - 1, MAX_RATE + 1, 2**31 - 1])
 def test_rates_that_are_no_sound_are_refused(rate: int, live: bool) -> None:
     assert f"{rate:,} samples a second" in refusal(wav(rate, size=2_000), live=live)
 
@@ -69,21 +69,21 @@ def test_the_same_in_flac(rate: int) -> None:
     assert f"{rate:,} samples a second" in refusal(flac(rate, 5_000))
 
 
-@pytest.mark.parametrize("rate", [LOWEST, HIGHEST])
+@pytest.mark.parametrize("rate", [MIN_RATE, MAX_RATE])
 def test_rates_at_the_bounds_are_heard(rate: int) -> None:
-    blocks = list(Decoder(Inlet.holding(wav(rate, size=20_000)), raw_pcm=False, max_seconds=60))
+    blocks = list(AudioDecoder(BytePipe.from_bytes(wav(rate, size=20_000)), raw_pcm=False, max_seconds=60))
     assert sum(map(len, blocks)) == pytest.approx(20_000 / rate * 16_000, abs=64)
 
 
 def test_the_length_is_checked_before_the_samples_are_made() -> None:
-    decoder = Decoder(Inlet.holding(wav(LOWEST)), raw_pcm=False, max_seconds=10)
+    decoder = AudioDecoder(BytePipe.from_bytes(wav(MIN_RATE)), raw_pcm=False, max_seconds=10)
     with pytest.raises(AudioError, match=r"longer than 10 s.*limits\.audio_seconds"):
         list(decoder)
     assert decoder.samples == 0
 
 
 def test_a_file_of_the_longest_length_is_heard() -> None:
-    blocks = list(Decoder(Inlet.holding(wav(8_000, size=80_000)), raw_pcm=False, max_seconds=10))
+    blocks = list(AudioDecoder(BytePipe.from_bytes(wav(8_000, size=80_000)), raw_pcm=False, max_seconds=10))
     assert sum(map(len, blocks)) == pytest.approx(160_000, abs=64)
 
 

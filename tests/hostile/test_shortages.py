@@ -13,14 +13,13 @@ import numpy as np
 import psutil
 import pytest
 
-from eardrum.errors import BusyError, DescriptorsError, RunnerCrashedError, StorageFullError
+from eardrum.errors import BusyError, OutOfDescriptorsError, RunnerCrashedError, StorageFullError
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.upstreams.upstream import RunnerUpstream
-from eardrum.live import Settings
-from eardrum.runner.decode import Decoder
-from eardrum.runner.inlet import Inlet
-from eardrum.runner.scratch import Scratch
-from eardrum.types import Request
+from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.live import SessionSettings
+from eardrum.runner.byte_pipe import BytePipe, ScratchFile
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.transcription import TranscriptionRequest
 from tests.gateway.live.speaking import model, sentence, serving, speaking
 
 
@@ -51,20 +50,20 @@ def indexed_at_the_end() -> bytes:
 @pytest.mark.parametrize("live", [False, True])
 def test_a_full_disk_in_the_runner_is_507(live: bool) -> None:
     with at_most(resource.RLIMIT_FSIZE, (1 << 20) + 4096), pytest.raises(StorageFullError, match="spool_dir") as caught:
-        list(Decoder(Inlet.holding(indexed_at_the_end()), raw_pcm=False, max_seconds=600, live=live))
+        list(AudioDecoder(BytePipe.from_bytes(indexed_at_the_end()), raw_pcm=False, max_seconds=600, live=live))
     assert caught.value.status == 507
 
 
 def test_no_descriptors_in_the_runner_are_no_mistake_of_the_client() -> None:
-    scratch = Scratch(10, "for this")
-    with at_most(resource.RLIMIT_NOFILE, 3), pytest.raises(DescriptorsError, match="ulimit -n") as caught:
+    scratch = ScratchFile(10, "for this")
+    with at_most(resource.RLIMIT_NOFILE, 3), pytest.raises(OutOfDescriptorsError, match="ulimit -n") as caught:
         scratch.write(b"more than ten bytes")
     assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
     scratch.close()
 
 
 async def test_nor_for_an_upload(tmp_path: Path) -> None:
-    with Spool(tmp_path) as spool, at_most(resource.RLIMIT_NOFILE, 3), pytest.raises(DescriptorsError):
+    with Spool(tmp_path) as spool, at_most(resource.RLIMIT_NOFILE, 3), pytest.raises(OutOfDescriptorsError):
         await spool.write(bytes(2 << 20))
 
 
@@ -77,15 +76,15 @@ async def test_a_runner_that_cannot_be_reached_for_lack_of_them_has_not_crashed(
     upstream = RunnerUpstream(str(tmp_path / "runner.sock"))
     try:
         with at_most(resource.RLIMIT_NOFILE, 3):
-            with pytest.raises(DescriptorsError) as caught:
-                async with aclosing(upstream.transcribe(Request(), Nothing())) as events:
+            with pytest.raises(OutOfDescriptorsError) as caught:
+                async with aclosing(upstream.transcribe(TranscriptionRequest(), Nothing())) as events:
                     await anext(events)
-            with pytest.raises(DescriptorsError):
-                async with aclosing(upstream.live(Settings()).events()) as events:
+            with pytest.raises(OutOfDescriptorsError):
+                async with aclosing(upstream.open_live(SessionSettings()).stream_events()) as events:
                     await anext(events)
         assert isinstance(caught.value, BusyError)
         with pytest.raises(RunnerCrashedError):
-            async with aclosing(upstream.transcribe(Request(), Nothing())) as events:
+            async with aclosing(upstream.transcribe(TranscriptionRequest(), Nothing())) as events:
                 await anext(events)
     finally:
         await upstream.close()
@@ -102,7 +101,7 @@ async def test_what_a_runner_puts_aside_lies_where_uploads_do(tmp_path: Path) ->
         async with speaking(service) as speaker:
             await speaker.session.feed(sentence(1))
             await speaker.over()
-        pid = service.processes()[0].pid
+        pid = service.list_processes()[0].pid
         assert pid
         temp = Path(psutil.Process(pid).environ()["TMPDIR"])
         assert temp.parent == spool

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 import requests
 
-from eardrum.config.settings import Model
+from eardrum.config.settings import ModelSettings
 from tests.api.forward.conftest import Gateway, serving
 from tests.ports import free_port
 
@@ -160,7 +160,7 @@ def test_programs_and_the_servers_own_pages_unload(exposed: Gateway) -> None:
 def test_a_model_is_loaded_by_a_click_on_our_page_and_not_by_a_picture() -> None:
     port = free_port()
     command = shlex.join([sys.executable, str(FAKE_ANYTHING), str(port)])
-    model = Model(cmd=command, proxy=f"http://127.0.0.1:{port}")
+    model = ModelSettings(cmd=command, proxy=f"http://127.0.0.1:{port}")
     with serving(host="0.0.0.0", models={"m": model}) as gateway:
         page, lan = "/upstream/m/", {"host": "192.168.1.5:8100"}
         opened = {"user-agent": BROWSER, "accept": "text/html,*/*;q=0.8"}
@@ -264,7 +264,7 @@ def test_what_is_echoed_is_bounded(local: Gateway) -> None:
         assert 400 <= answer.status_code < 500, (path, answer.status_code)
         assert len(answer.content) < 5000, (path, answer.text[:200])
         assert max(map(len, answer.headers.values())) < 4000
-    assert max(map(len, local.service.logs.server.lines()), default=0) < 5000
+    assert max(map(len, local.service.logs.server.get_lines()), default=0) < 5000
 
 
 def test_a_client_secret_keeps_little(local: Gateway) -> None:

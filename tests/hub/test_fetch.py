@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
-from eardrum.gateway.store import Store
+from eardrum.gateway.models.store import ModelStore
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 
@@ -102,7 +102,7 @@ def test_a_repository_arrives_whole_where_the_hubs_own_library_finds_it(fetch: F
     assert try_to_load_from_cache(NAME, "sub/vocab.txt", cache_dir=fetch.cache) == str(said.path / "sub/vocab.txt")
     (repository,) = scan_cache_dir(fetch.cache).repos
     assert (repository.repo_id, repository.nb_files, repository.size_on_disk) == (NAME, 4, TOTAL)
-    assert Store(fetch.cache).find(NAME) == said.path
+    assert ModelStore(fetch.cache).find_files(NAME) == said.path
 
 
 def test_only_what_the_engine_reads_is_fetched(fetch: Fetching) -> None:
@@ -129,7 +129,7 @@ def test_a_new_revision_fetches_what_changed_and_the_old_one_stays(fetch: Fetchi
     assert fetch.hub.served == 2
     assert content(old) == FILES
     assert content(new) == FILES | {"config.json": b"{}"}
-    assert Store(fetch.cache).find(NAME) == new
+    assert ModelStore(fetch.cache).find_files(NAME) == new
 
 
 def test_listing_fetches_nothing(fetch: Fetching) -> None:
@@ -153,8 +153,8 @@ def test_a_killed_download_is_continued_to_the_byte(fetch: Fetching) -> None:
     (part,) = parts(fetch.cache)
     arrived = part.stat().st_size
     assert 100_000 < arrived < len(BIG)
-    assert Store(fetch.cache).find(NAME) is None
-    assert Store(fetch.cache).unfinished(NAME)
+    assert ModelStore(fetch.cache).find_files(NAME) is None
+    assert ModelStore(fetch.cache).is_unfinished(NAME)
     wait_for(lambda: not fetch.hub.sending)
     repository.pace, fetch.hub.served = 0, 0
     said = fetch()
@@ -213,7 +213,7 @@ def test_damaged_files_are_noticed_large_and_small(fetch: Fetching) -> None:
     fetch.hub.repositories[NAME].damaged = True
     assert "model.bin of org/model arrived damaged" in fetch().error
     assert "config.json of org/model arrived damaged" in fetch("--pattern=config.json").error
-    assert (parts(fetch.cache), Store(fetch.cache).find(NAME)) == ([], None)
+    assert (parts(fetch.cache), ModelStore(fetch.cache).find_files(NAME)) == ([], None)
     fetch.hub.repositories[NAME].damaged = False
     assert content(fetch().path) == FILES
 
@@ -223,7 +223,7 @@ def test_parts_of_a_revision_that_nobody_wants_any_more_go(fetch: Fetching) -> N
     blobs.mkdir(parents=True)
     (blobs / ("f" * 64 + ".part")).write_bytes(b"of another revision")
     fetch()
-    assert not Store(fetch.cache).unfinished(NAME)
+    assert not ModelStore(fetch.cache).is_unfinished(NAME)
 
 
 def test_one_content_under_two_names_is_fetched_once(fetch: Fetching) -> None:

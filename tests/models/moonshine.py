@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from eardrum import config
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.inventory import EMBEDDED_ID
+from eardrum.gateway.models.catalog import ModelCatalog
+from eardrum.gateway.models.inventory import EMBEDDED_ID
 
 
 def build(_: Path) -> Path:
     """Where the wheel has it."""
-    source = Catalog(config.Settings()).find(EMBEDDED_ID).source
+    source = ModelCatalog(config.Settings()).find_model(EMBEDDED_ID).source
     assert source
     return source

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from eardrum.gateway.processes.process import Process
-from eardrum.gateway.upstreams.upstream import RunnerUpstream
-from eardrum.types import Request, Segment, Summary, Word
+from eardrum.gateway.processes.runner_process import RunnerProcess
+from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.transcription import Segment, TranscriptionRequest, TranscriptionSummary, Word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +44,13 @@ class Ears:
         self._words = words
         self.translates = translate
 
-    async def hear(self, data: bytes, request: Request) -> tuple[list[Segment], Summary]:
+    async def hear(self, data: bytes, request: TranscriptionRequest) -> tuple[list[Segment], TranscriptionSummary]:
         """What is said in a file. Every segment has words: if the model knows no times of theirs, they share its time."""
         segments: list[Segment] = []
         async for event in self._upstream.transcribe(replace(request, words=self._words), Whole(data)):
             if isinstance(event, Segment):
                 segments.append(event if event.words else replace(event, words=_spread(event)))
-            elif isinstance(event, Summary):
+            elif isinstance(event, TranscriptionSummary):
                 return segments, event
         raise AssertionError("a runner ends with a summary")
 
@@ -68,8 +68,8 @@ async def ears(arguments: argparse.Namespace) -> AsyncIterator[Ears]:
         socket = str(Path(folder) / "s")
         source = arguments.source or _embedded()
         options = ["--engine", arguments.engine, "--source", str(source), "--socket", socket, "--batch", "1", "--parent"]
-        process = await Process.start("ears", [sys.executable, "-m", "eardrum.runner", *options], within_s=60)
-        upstream, can = RunnerUpstream(socket), process.ready["capabilities"]
+        process = await RunnerProcess.start("ears", [sys.executable, "-m", "eardrum.runner", *options], within_s=60)
+        upstream, can = RunnerUpstream(socket), process.ready_message["capabilities"]
         try:
             yield Ears(upstream, words=can["words"], translate=can["translate"])
         finally:

@@ -29,10 +29,10 @@ from typing import Any
 
 from aiohttp import web
 
-from eardrum import live, wall
+from eardrum import live, runner_protocol
 from eardrum.errors import EardrumError, InvalidRequestError, ModelLoadError
-from eardrum.live import Settings
-from eardrum.types import Capabilities, Segment, Summary
+from eardrum.live import SessionSettings
+from eardrum.transcription import Capabilities, Segment, TranscriptionSummary
 
 STEP_S = 0.02
 
@@ -41,7 +41,7 @@ STEP_S = 0.02
 class Hearing:
     """One session: what is heard, and how far."""
 
-    settings: Settings
+    settings: SessionSettings
     habits: dict[str, Any]
     say: asyncio.Queue[live.LiveEvent]
     audio: bytearray = field(default_factory=bytearray)
@@ -51,7 +51,7 @@ class Hearing:
     words: list[str] = field(default_factory=list)
     silent: float = 0.0
     speaking: bool = False
-    decoding: asyncio.Queue[live.Final | live.Failed] = field(default_factory=asyncio.Queue)
+    decoding: asyncio.Queue[live.FinalTranscript | live.UtteranceFailed] = field(default_factory=asyncio.Queue)
 
     @property
     def rate(self) -> int:
@@ -99,29 +99,31 @@ class Hearing:
         self.words.append(word)
         if self.settings.partials:
             stable = " ".join(self.words[:-1])
-            self.say.put_nowait(live.Partial(self.utterance, stable, f" {word}" if stable else word, self.begin, self.now))
+            self.say.put_nowait(
+                live.PartialTranscript(self.utterance, stable, f" {word}" if stable else word, self.begin, self.now)
+            )
 
     def _end(self, end: float) -> None:
         number, text = self.utterance, " ".join(self.words)
-        self.say.put_nowait(live.Committed(number, self.begin, end))
+        self.say.put_nowait(live.UtteranceCommitted(number, self.begin, end))
         if str(self.habits.get("fails_at")) in self.words:
-            self.decoding.put_nowait(live.Failed(number, ModelLoadError(f"This model cannot hear {text}.")))
+            self.decoding.put_nowait(live.UtteranceFailed(number, ModelLoadError(f"This model cannot hear {text}.")))
         else:
             segments = (Segment(self.begin, end, text),) if text else ()
-            self.decoding.put_nowait(live.Final(number, self.begin, end, text, segments, "en"))
+            self.decoding.put_nowait(live.FinalTranscript(number, self.begin, end, text, segments, "en"))
         self.ended += 1
         self.begin, self.words, self.speaking, self.silent = end, [], False, 0.0
 
     def commit(self) -> None:
         self._rest()
         if self.now <= self.begin:
-            self.say.put_nowait(live.Refused(InvalidRequestError("There is no audio to commit.")))
+            self.say.put_nowait(live.CommandRefused(InvalidRequestError("There is no audio to commit.")))
             return
         self._end(self.now)
 
     def clear(self) -> None:
         self._rest()
-        self.say.put_nowait(live.Cleared(self.utterance if self.speaking else 0))
+        self.say.put_nowait(live.UtteranceCleared(self.utterance if self.speaking else 0))
         self.begin, self.words, self.speaking = self.now, [], False
 
     def finish(self) -> None:
@@ -166,7 +168,7 @@ class Runner:
         seconds = len(audio) / 2 / 16_000
         for line in (
             {"segment": Segment(0.0, seconds, " ".join(words)).to_json()},
-            {"summary": Summary("en", seconds).to_json()},
+            {"summary": TranscriptionSummary("en", seconds).to_json()},
         ):
             await response.write(json.dumps(line).encode() + b"\n")
         return response
@@ -178,14 +180,14 @@ class Runner:
         response = web.StreamResponse()
         await response.prepare(request)
         events: asyncio.Queue[live.LiveEvent] = asyncio.Queue()
-        hearing = Hearing(Settings.from_json(json.loads(request.headers["x-eardrum-live"])), self._habits, events)
+        hearing = Hearing(SessionSettings.from_json(json.loads(request.headers["x-eardrum-live"])), self._habits, events)
         telling = asyncio.create_task(self._tell(response, events))
         decoding = asyncio.create_task(self._decode(hearing))
         try:
             await self._listen(request, hearing)
             hearing.finish()
             await hearing.decoding.join()
-            events.put_nowait(live.Ended(hearing.now, "en"))
+            events.put_nowait(live.SessionEnded(hearing.now, "en"))
             await events.join()
         except EardrumError as error:
             await response.write(json.dumps({"error": error.to_json()}).encode() + b"\n")
@@ -196,19 +198,19 @@ class Runner:
         return response
 
     async def _listen(self, request: web.Request, hearing: Hearing) -> None:
-        messages = wall.Messages()
+        messages = runner_protocol.MessageDecoder()
         async for data in request.content.iter_any():
             for message in messages.feed(data):
                 match message:
                     case bytes():
                         hearing.feed(message)
-                    case live.Configure():
+                    case live.ConfigureCommand():
                         hearing.settings = message.settings
-                    case live.Commit():
+                    case live.CommitCommand():
                         hearing.commit()
-                    case live.Clear():
+                    case live.ClearCommand():
                         hearing.clear()
-                    case live.Finish():
+                    case live.FinishCommand():
                         return
 
     async def _decode(self, hearing: Hearing) -> None:
@@ -221,7 +223,7 @@ class Runner:
     async def _tell(self, response: web.StreamResponse, events: asyncio.Queue[live.LiveEvent]) -> None:
         while True:
             event = await events.get()
-            await response.write(wall.event_line(event))
+            await response.write(runner_protocol.encode_event(event))
             events.task_done()
 
 

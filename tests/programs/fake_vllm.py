@@ -17,9 +17,9 @@ from typing import Any
 import ears
 from aiohttp import web
 
-from eardrum.api import render
+from eardrum.api import transcript_formats
 from eardrum.errors import EardrumError
-from eardrum.types import Request, Segment, Summary, Task
+from eardrum.transcription import Segment, SpeechTask, TranscriptionRequest, TranscriptionSummary
 
 
 def arguments() -> argparse.Namespace:
@@ -53,24 +53,24 @@ class FakeVllm:
         return web.Response()
 
     async def transcriptions(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, Task.TRANSCRIBE)
+        return await self._serve(request, SpeechTask.TRANSCRIBE)
 
     async def translations(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, Task.TRANSLATE)
+        return await self._serve(request, SpeechTask.TRANSLATE)
 
-    async def _serve(self, request: web.Request, task: Task) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, task: SpeechTask) -> web.StreamResponse:
         fields, file = await ears.form_of(request)
         form = {name: values[-1] for name, values in fields.items()}
         if refusal := self._refusal(form):
             return refusal
-        can = task if self._ears.translates else Task.TRANSCRIBE
-        asked = Request(task=can, language=form.get("language") or None, prompt=form.get("prompt", ""))
+        can = task if self._ears.translates else SpeechTask.TRANSCRIBE
+        asked = TranscriptionRequest(task=can, language=form.get("language") or None, prompt=form.get("prompt", ""))
         try:
             segments, summary = await self._ears.hear(file, asked)
         except EardrumError:
             return _refused(400, "Invalid or unsupported audio file.", status=200)
         if form.get("stream") == "true":
-            return await _stream(request, self._habits.name, render.text(segments))
+            return await _stream(request, self._habits.name, transcript_formats.format_text(segments))
         return _answer(form.get("response_format", "json"), segments, summary)
 
     def _refusal(self, form: dict[str, str]) -> web.Response | None:
@@ -89,8 +89,8 @@ def _refused(code: int, message: str, kind: str = "BadRequestError", param: str 
     return web.json_response(body, status=status or code)
 
 
-def _answer(form: str, segments: list[Segment], summary: Summary) -> web.Response:
-    text = render.text(segments)
+def _answer(form: str, segments: list[Segment], summary: TranscriptionSummary) -> web.Response:
+    text = transcript_formats.format_text(segments)
     if form == "text":
         return web.Response(text=text)
     if form == "verbose_json":

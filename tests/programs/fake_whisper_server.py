@@ -16,10 +16,10 @@ from typing import Any
 import ears
 from aiohttp import web
 
-from eardrum.api import render
+from eardrum.api import transcript_formats
 from eardrum.errors import EardrumError
-from eardrum.languages import language_name
-from eardrum.types import Request, Segment, Task, Word
+from eardrum.languages import get_language_name
+from eardrum.transcription import Segment, SpeechTask, TranscriptionRequest, Word
 
 READS = (b"RIFF", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
@@ -74,8 +74,8 @@ class FakeWhisperServer:
             raise web.HTTPBadRequest
         translate = form.get("translate") == "true"
         language = form.get("language", self._habits.language)
-        asked = Request(
-            task=Task.TRANSLATE if translate and self._ears.translates else Task.TRANSCRIBE,
+        asked = TranscriptionRequest(
+            task=SpeechTask.TRANSLATE if translate and self._ears.translates else SpeechTask.TRANSCRIBE,
             language=None if language == "auto" else language,
             prompt=form.get("prompt", ""),
             temperature=temperature,
@@ -98,17 +98,17 @@ def _answer(form: str, segments: list[Segment], language: str, duration: float, 
         case "text":
             return web.Response(text=text, content_type="text/html")
         case "srt":
-            return web.Response(text=render.srt(segments), content_type="application/x-subrip")
+            return web.Response(text=transcript_formats.format_srt(segments), content_type="application/x-subrip")
         case "vtt":
-            return web.Response(text=render.vtt(segments), content_type="text/vtt")
+            return web.Response(text=transcript_formats.format_vtt(segments), content_type="text/vtt")
         case "verbose_json":
             return web.json_response({
                 "task": "translate" if translate else "transcribe",
-                "language": language_name(language),
+                "language": get_language_name(language),
                 "duration": duration,
                 "text": text,
                 "segments": [_segment(number, segment) for number, segment in enumerate(segments)],
-                "detected_language": language_name(language),
+                "detected_language": get_language_name(language),
                 "detected_language_probability": 0.98,
                 "language_probabilities": {language: 0.98},
             })  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from eardrum.remote.answers import Answer, plain
-from eardrum.remote.refusal import Reply
-from eardrum.types import Segment
+from eardrum.openai_responses.error import UpstreamReply
+from eardrum.openai_responses.transcript import UpstreamTranscript, clean_text
+from eardrum.transcription import Segment
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, window
 from tests.upstreams import KEY
@@ -35,7 +35,7 @@ def test_whisper_servers_answer() -> None:
     ],
 )
 def test_lines_become_one(text: str, line: str) -> None:
-    assert plain(text) == (line, "")
+    assert clean_text(text) == (line, "")
 
 
 def test_words_beside_the_segments_find_theirs() -> None:
@@ -76,7 +76,7 @@ def test_odd_answers(body: dict, segments: list, language: str) -> None:
 
 def read(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[Segment]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer.read(data, kind).heard((0.0, seconds), seconds)
+    return UpstreamTranscript.parse(data, kind).to_segments((0.0, seconds), seconds)
 
 
 def told(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[tuple[str, float, float]]:
@@ -103,12 +103,16 @@ def test_times_in_every_spelling(start: object, end: object) -> None:
 
 def test_nanoseconds_where_nobody_knows_how_long_the_audio_is() -> None:
     """LocalAI, with a file whose head does not tell: Go's durations."""
-    answer = Answer.model_validate({"text": "", "segments": [timed(0, 2_390_000_000), timed(2_390_000_000, 4_000_000_000)]})
-    assert [(s.start, s.end) for s in answer.heard((0.0, 0.0), math.inf)] == [(0, 2.39), (2.39, 4.0)]
-    long = Answer.model_validate({"text": "", "segments": [timed(80_000, 86_000)]})
-    assert [(s.start, s.end) for s in long.heard((0.0, 0.0), math.inf)] == [(80_000, 86_000)], "a day is in seconds"
-    assert Answer.model_validate({"text": "x", "duration": 4_000_000_000}).seconds(0.0) == pytest.approx(4.0)
-    assert Answer.model_validate({"text": "x", "duration": "4.5s"}).seconds(0.0) == 4.5
+    answer = UpstreamTranscript.model_validate(
+        {"text": "", "segments": [timed(0, 2_390_000_000), timed(2_390_000_000, 4_000_000_000)]}
+    )
+    assert [(s.start, s.end) for s in answer.to_segments((0.0, 0.0), math.inf)] == [(0, 2.39), (2.39, 4.0)]
+    long = UpstreamTranscript.model_validate({"text": "", "segments": [timed(80_000, 86_000)]})
+    assert [(s.start, s.end) for s in long.to_segments((0.0, 0.0), math.inf)] == [(80_000, 86_000)], "a day is in seconds"
+    assert UpstreamTranscript.model_validate({"text": "x", "duration": 4_000_000_000}).estimate_duration(0.0) == pytest.approx(
+        4.0
+    )
+    assert UpstreamTranscript.model_validate({"text": "x", "duration": "4.5s"}).estimate_duration(0.0) == 4.5
 
 
 @pytest.mark.parametrize(
@@ -229,11 +233,11 @@ def test_a_number_in_plain_text_is_a_text() -> None:
 )  # fmt: skip
 def test_what_is_no_transcript(body: bytes, kind: str) -> None:
     with pytest.raises(ValueError, match=r"transcript|neither|valid|Invalid"):
-        Answer.read(body, kind)
+        UpstreamTranscript.parse(body, kind)
 
 
 def test_plain_text_stays_as_it_is() -> None:
-    assert plain("a < b | c > d") == ("a < b | c > d", "")
+    assert clean_text("a < b | c > d") == ("a < b | c > d", "")
 
 
 HUGE = int("9" * 400)
@@ -255,7 +259,7 @@ def test_a_number_that_nobody_can_reckon_with_is_none(number: object) -> None:
     "wanted", [{"retry-after": "9" * 400}, {"retry-after-ms": "9" * 400}, {"retry-after": f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT"}]
 )
 def test_a_pause_without_end_is_a_long_one_or_none(wanted: dict[str, str]) -> None:
-    pause = Reply("", 429, wanted, b"{}").retry_after
+    pause = UpstreamReply("", 429, wanted, b"{}").retry_after
     assert pause is None or math.isfinite(pause)
 
 
@@ -269,5 +273,5 @@ TOO_MUCH = {
 @pytest.mark.parametrize("body", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_what_is_deeper_or_more_than_any_transcript_is_none(body: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        Answer.read(body, "application/json")
-    assert Reply("", 500, {}, body).message
+        UpstreamTranscript.parse(body, "application/json")
+    assert UpstreamReply("", 500, {}, body).message

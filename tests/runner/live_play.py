@@ -14,11 +14,20 @@ import numpy as np
 
 from eardrum.engines.base import Hearing, Window
 from eardrum.errors import EardrumError
-from eardrum.live import Command, Committed, Ended, Failed, Final, Finish, LiveEvent, Partial, Settings
-from eardrum.runner.live.actions import Adopt, Decode, Drop, Output
-from eardrum.runner.live.session import Session
-from eardrum.runner.vad import FRAME
-from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Word
+from eardrum.live import (
+    FinalTranscript,
+    FinishCommand,
+    LiveCommand,
+    LiveEvent,
+    PartialTranscript,
+    SessionEnded,
+    SessionSettings,
+    UtteranceCommitted,
+    UtteranceFailed,
+)
+from eardrum.runner.live.session import AdoptPartial, DecodeWindow, DropWindow, LiveSession, SessionOutput
+from eardrum.runner.vad import FRAME_SAMPLES
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Word
 
 CAN = Capabilities(max_window_s=10.0)
 WORD = 9
@@ -47,10 +56,10 @@ class Stream:
         return self._add(numbers, 0.9)
 
     def pause(self, seconds: float) -> Stream:
-        return self._add(np.zeros(round(seconds * SAMPLE_RATE / FRAME)), 0.02)
+        return self._add(np.zeros(round(seconds * SAMPLE_RATE / FRAME_SAMPLES)), 0.02)
 
     def _add(self, numbers: np.ndarray, prob: float) -> Stream:
-        self.samples = np.concatenate([self.samples, np.repeat(numbers, FRAME).astype(np.float32)])
+        self.samples = np.concatenate([self.samples, np.repeat(numbers, FRAME_SAMPLES).astype(np.float32)])
         self.probs = np.concatenate([self.probs, np.full(len(numbers), prob, np.float32)])
         return self
 
@@ -65,7 +74,7 @@ def stream(*parts: tuple[int, float]) -> Stream:
 
 def numbers_in(window: Window) -> list[int]:
     """The words of which a window holds the most part; of a cut one either side gets it."""
-    frames = window.audio[::FRAME].astype(int)
+    frames = window.audio[::FRAME_SAMPLES].astype(int)
     found, counts = np.unique(frames[frames > 0], return_counts=True)
     return [int(number) for number, count in zip(found, counts, strict=True) if count > WORD // 2]
 
@@ -74,7 +83,7 @@ def numbers_in(window: Window) -> list[int]:
 class Play:
     """A session and what came of it."""
 
-    settings: Settings = field(default_factory=Settings)
+    settings: SessionSettings = field(default_factory=SessionSettings)
     can: Capabilities = CAN
     mishear: Mishear = spoken
     delay: int = 0
@@ -83,15 +92,15 @@ class Play:
     fails: frozenset[int] = frozenset()
     """Windows, by their number, on which the engine fails."""
     events: list[LiveEvent] = field(default_factory=list)
-    decodes: list[Decode] = field(default_factory=list)
+    decodes: list[DecodeWindow] = field(default_factory=list)
     finals: list[Window] = field(default_factory=list)
     """The windows whose text is in finals."""
     most_waiting: int = 0
 
     def __post_init__(self) -> None:
-        self.session = Session(self.settings, self.can)
+        self.session = LiveSession(self.settings, self.can)
         self._random = random.Random(self.seed)
-        self._engine: list[tuple[int, Decode]] = []
+        self._engine: list[tuple[int, DecodeWindow]] = []
         self._step = 0
         self._promised: set[int] = set()  # windows whose text is part of a final
 
@@ -101,18 +110,22 @@ class Play:
         sizes = iter(split) if not isinstance(split, int) else iter(lambda: split, None)
         while at < len(heard.probs):
             size = next(sizes, 1)
-            self._do(self.session.hear(heard.samples[at * FRAME : (at + size) * FRAME], heard.probs[at : at + size]))
+            self._do(
+                self.session.process_audio(
+                    heard.samples[at * FRAME_SAMPLES : (at + size) * FRAME_SAMPLES], heard.probs[at : at + size]
+                )
+            )
             at += size
             self.run()
         return self
 
-    def tell(self, command: Command, rest: np.ndarray | None = None) -> Play:
-        self._do(self.session.command(command, rest))
+    def tell(self, command: LiveCommand, rest: np.ndarray | None = None) -> Play:
+        self._do(self.session.handle_command(command, rest))
         return self
 
     def finish(self) -> list[LiveEvent]:
         """End the session, and let the engine end its work."""
-        self.tell(Finish())
+        self.tell(FinishCommand())
         while self._engine:
             self.run()
         return self.events
@@ -125,27 +138,27 @@ class Play:
                 self._engine.remove((due, decode))
                 self._do(self._outcome(decode))
 
-    def _outcome(self, decode: Decode) -> list[Output]:
+    def _outcome(self, decode: DecodeWindow) -> list[SessionOutput]:
         if decode.id in self.fails:
-            return self.session.failed(decode.id, EardrumError("scripted"))
+            return self.session.handle_failure(decode.id, EardrumError("scripted"))
         words = self.mishear(numbers_in(decode.window), decode.final)
         begin, end = decode.window.speech_span
         segments = [Segment(begin, end, " ".join(words), words=_timed(decode.window, words))] if words else []
-        return self.session.decoded(decode.id, Hearing(segments, "en"), 0.01, 0.0)
+        return self.session.handle_result(decode.id, Hearing(segments, "en"), 0.01, 0.0)
 
-    def _do(self, outputs: list[Output]) -> None:
+    def _do(self, outputs: list[SessionOutput]) -> None:
         for output in outputs:
             match output:
-                case Decode():
+                case DecodeWindow():
                     assert output.final or not self._promised & {decode.id for _, decode in self._engine}
                     self.decodes.append(output)
                     self._engine.append((self._step + self._random.randint(0, self.delay), output))
                     if output.final:
                         self._promised.add(output.id)
                         self.finals.append(output.window)
-                case Drop(number):
+                case DropWindow(number):
                     self._engine = [item for item in self._engine if item[1].id != number]
-                case Adopt(number):
+                case AdoptPartial(number):
                     self._promised.add(number)
                     self.finals.append(next(d.window for d in self.decodes if d.id == number))
                 case _:
@@ -157,18 +170,18 @@ class Play:
 
     @property
     def text(self) -> str:
-        return " ".join(final.text for final in self.of(Final) if final.text)
+        return " ".join(final.text for final in self.of(FinalTranscript) if final.text)
 
 
 def _timed(window: Window, words: list[str]) -> list[Word]:
     """Times for the words of a window that wants them."""
     if not window.request.words:
         return []
-    frames = window.audio[::FRAME].astype(int)
+    frames = window.audio[::FRAME_SAMPLES].astype(int)
     timed = []
     for number, word in zip(numbers_in(window), words, strict=False):
-        at = np.flatnonzero(frames == number) * FRAME / SAMPLE_RATE
-        timed.append(Word(word, float(at[0]), float(at[-1] + FRAME / SAMPLE_RATE), 0.9))
+        at = np.flatnonzero(frames == number) * FRAME_SAMPLES / SAMPLE_RATE
+        timed.append(Word(word, float(at[0]), float(at[-1] + FRAME_SAMPLES / SAMPLE_RATE), 0.9))
     return timed
 
 
@@ -176,14 +189,14 @@ def check_promises(events: list[LiveEvent]) -> None:
     """What holds of every session: stable text is kept, and every commit gets one outcome, in order."""
     stable: dict[int, str] = {}
     for event in events:
-        if isinstance(event, Partial):
+        if isinstance(event, PartialTranscript):
             assert event.stable.startswith(stable.get(event.utterance, ""))
             stable[event.utterance] = event.stable
-        elif isinstance(event, Final):
+        elif isinstance(event, FinalTranscript):
             assert event.text.startswith(stable.get(event.utterance, ""))
-    committed = [event.utterance for event in events if isinstance(event, Committed)]
-    outcomes = [event.utterance for event in events if isinstance(event, Final | Failed)]
+    committed = [event.utterance for event in events if isinstance(event, UtteranceCommitted)]
+    outcomes = [event.utterance for event in events if isinstance(event, FinalTranscript | UtteranceFailed)]
     assert committed == outcomes
     assert committed == sorted(set(committed))
-    assert [type(event) for event in events].count(Ended) == 1
-    assert isinstance(events[-1], Ended)
+    assert [type(event) for event in events].count(SessionEnded) == 1
+    assert isinstance(events[-1], SessionEnded)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from eardrum.engines.base import Hearing, Window
-from eardrum.runner import batch_size
-from eardrum.runner.batch_size import measured_batch
-from eardrum.types import Capabilities
+from eardrum.runner import tuning
+from eardrum.runner.tuning import measure_batch_size
+from eardrum.transcription import Capabilities
 from tests.runner.test_batcher import ScriptedEngine, window
 
 
@@ -37,7 +37,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
     def made(cost: Callable[[int], float], max_batch: int) -> ScriptedCostEngine:
         engine = ScriptedCostEngine(cost, max_batch)
-        monkeypatch.setattr(batch_size, "time", SimpleNamespace(perf_counter=lambda: engine.now))
+        monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: engine.now))
         return engine
 
     return made
@@ -60,11 +60,11 @@ def test_the_batch_size_is_the_one_that_pays(
     scripted: Scripted, cost: Callable[[int], float], max_batch: int, expected: int
 ) -> None:
     engine = scripted(cost, max_batch)
-    assert measured_batch(engine, window("probe")) == expected
+    assert measure_batch_size(engine, window("probe")) == expected
     assert max(len(batch) for batch in engine.batches) <= max_batch
 
 
 def test_what_takes_long_to_find_out_is_not_found_out(scripted: Scripted) -> None:
-    engine = scripted(lambda n: batch_size.PATIENCE_S / 4, 16)
-    assert measured_batch(engine, window("probe")) == 1
+    engine = scripted(lambda n: tuning.MAX_TUNING_S / 4, 16)
+    assert measure_batch_size(engine, window("probe")) == 1
     assert len(engine.batches) == 1

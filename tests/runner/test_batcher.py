@@ -16,9 +16,9 @@ import pytest
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
 from eardrum.errors import AudioError
-from eardrum.runner.batcher import Batcher, Heard
-from eardrum.runner.queue import Class
-from eardrum.types import Capabilities, Priority, Request, Segment
+from eardrum.runner.batcher import DecodedWindow, WindowBatcher
+from eardrum.runner.fair_queue import ServiceClass
+from eardrum.transcription import Capabilities, Priority, Segment, TranscriptionRequest
 from tests.conftest import wait_for
 
 
@@ -59,9 +59,9 @@ class ScriptedEngine(Engine):
 
 
 @contextmanager
-def batching(batch: int = 4) -> Iterator[tuple[Batcher, ScriptedEngine]]:
+def batching(batch: int = 4) -> Iterator[tuple[WindowBatcher, ScriptedEngine]]:
     engine = ScriptedEngine()
-    batcher = Batcher(engine, batch=batch)
+    batcher = WindowBatcher(engine, batch=batch)
     try:
         yield batcher, engine
     finally:
@@ -72,37 +72,37 @@ def batching(batch: int = 4) -> Iterator[tuple[Batcher, ScriptedEngine]]:
 
 
 def window(name: str, priority: Priority = Priority.INTERACTIVE, start: float = 0.0) -> Window:
-    return Window(np.zeros(1600, np.float32), start, 1.0, (0.0, 0.1), Request(prompt=name, priority=priority))
+    return Window(np.zeros(1600, np.float32), start, 1.0, (0.0, 0.1), TranscriptionRequest(prompt=name, priority=priority))
 
 
-def held(batcher: Batcher, engine: ScriptedEngine) -> Future[Heard]:
+def held(batcher: WindowBatcher, engine: ScriptedEngine) -> Future[DecodedWindow]:
     """Keep the engine busy with one window, so that what is submitted next has to wait."""
     engine.gate.clear()
-    future = batcher.submit(batcher.request(), window("first", Priority.LIVE))
+    future = batcher.submit(batcher.allocate_request_id(), window("first", Priority.LIVE))
     assert engine.entered.wait(10)
     return future
 
 
-def heard(future: Future[Heard]) -> str:
-    return future.result(10).hearing.segments[0].text
+def heard(future: Future[DecodedWindow]) -> str:
+    return future.result(10).result.segments[0].text
 
 
 def test_a_window_is_decoded_and_its_times_are_told() -> None:
     with batching() as (batcher, engine):
         first = held(batcher, engine)
-        second = batcher.submit(batcher.request(), window("second"))
+        second = batcher.submit(batcher.allocate_request_id(), window("second"))
         time.sleep(0.05)
         engine.gate.set()
         assert (heard(first), heard(second)) == ("first", "second")
         assert first.result().decode_s >= 0.05
         assert second.result().queue_s >= 0.05
-        assert batcher.decoded == 2
+        assert batcher.decoded_windows == 2
 
 
 def test_what_waits_is_decoded_together_up_to_the_limit_each_in_its_place() -> None:
     with batching(batch=4) as (batcher, engine):
         held(batcher, engine)
-        futures = [batcher.submit(batcher.request(), window(f"w{i}")) for i in range(6)]
+        futures = [batcher.submit(batcher.allocate_request_id(), window(f"w{i}")) for i in range(6)]
         engine.gate.set()
         assert [heard(future) for future in futures] == [f"w{i}" for i in range(6)]
         assert [len(batch) for batch in engine.batches] == [1, 4, 2]
@@ -118,7 +118,7 @@ def test_live_goes_first_and_alone() -> None:
             window("live", Priority.LIVE),
             window("clip"),
         ]
-        futures = [batcher.submit(batcher.request(), w) for w in wanted]
+        futures = [batcher.submit(batcher.allocate_request_id(), w) for w in wanted]
         engine.gate.set()
         assert [heard(future) for future in futures] == ["bulk", "file", "clip", "live", "clip"]
         assert engine.batches[1] == ["live"]
@@ -129,7 +129,7 @@ def test_a_batch_holds_windows_of_one_key() -> None:
     with batching(batch=8) as (batcher, engine):
         engine.keyed = True
         held(batcher, engine)
-        futures = [batcher.submit(batcher.request(), window(name)) for name in ("a1", "b1", "a2", "b2")]
+        futures = [batcher.submit(batcher.allocate_request_id(), window(name)) for name in ("a1", "b1", "a2", "b2")]
         engine.gate.set()
         assert [heard(future) for future in futures] == ["a1", "b1", "a2", "b2"]
         assert engine.batches[1:] == [["a1", "a2"], ["b1", "b2"]]
@@ -138,10 +138,10 @@ def test_a_batch_holds_windows_of_one_key() -> None:
 def test_replicas_decode_side_by_side() -> None:
     engine = ScriptedEngine()
     engine.parallel = 2
-    batcher = Batcher(engine, batch=1)
+    batcher = WindowBatcher(engine, batch=1)
     try:
         engine.gate.clear()
-        futures = [batcher.submit(batcher.request(), window(name)) for name in ("one", "two")]
+        futures = [batcher.submit(batcher.allocate_request_id(), window(name)) for name in ("one", "two")]
         wait_for(lambda: len(engine.batches) == 2, 10)
         engine.gate.set()
         assert [heard(future) for future in futures] == ["one", "two"]
@@ -153,7 +153,7 @@ def test_replicas_decode_side_by_side() -> None:
 def test_cancelling_drops_what_waits_and_nobody_elses() -> None:
     with batching() as (batcher, engine):
         held(batcher, engine)
-        gone, stays = batcher.request(), batcher.request()
+        gone, stays = batcher.allocate_request_id(), batcher.allocate_request_id()
         assert gone != stays
         dropped = [batcher.submit(gone, window("gone", start=s)) for s in (0.0, 50.0)]
         kept = batcher.submit(stays, window("stays"))
@@ -169,11 +169,11 @@ def test_cancelling_drops_what_waits_and_nobody_elses() -> None:
 def test_a_partial_that_has_become_a_final_goes_before_other_partials_and_stays_when_those_are_dropped() -> None:
     with batching(batch=1) as (batcher, engine):
         held(batcher, engine)
-        partials, finals = batcher.request(), batcher.request()
-        batcher.submit(batcher.request(), window("another", Priority.LIVE), Class.PARTIAL)
-        adopted = batcher.submit(partials, window("adopted", Priority.LIVE), Class.PARTIAL)
-        batcher.hand_over(partials, finals)
-        dropped = batcher.submit(partials, window("dropped", Priority.LIVE), Class.PARTIAL)
+        partials, finals = batcher.allocate_request_id(), batcher.allocate_request_id()
+        batcher.submit(batcher.allocate_request_id(), window("another", Priority.LIVE), ServiceClass.PARTIAL)
+        adopted = batcher.submit(partials, window("adopted", Priority.LIVE), ServiceClass.PARTIAL)
+        batcher.reassign(partials, finals)
+        dropped = batcher.submit(partials, window("dropped", Priority.LIVE), ServiceClass.PARTIAL)
         batcher.cancel(partials)
         engine.gate.set()
         assert heard(adopted) == "adopted"
@@ -184,10 +184,10 @@ def test_a_partial_that_has_become_a_final_goes_before_other_partials_and_stays_
 def test_a_window_in_hand_that_has_become_a_final_is_decoded_to_the_end() -> None:
     with batching() as (batcher, engine):
         engine.gate.clear()
-        partials, w = batcher.request(), window("adopted", Priority.LIVE)
-        future = batcher.submit(partials, w, Class.PARTIAL)
+        partials, w = batcher.allocate_request_id(), window("adopted", Priority.LIVE)
+        future = batcher.submit(partials, w, ServiceClass.PARTIAL)
         assert engine.entered.wait(10)
-        batcher.hand_over(partials, batcher.request())
+        batcher.reassign(partials, batcher.allocate_request_id())
         batcher.cancel(partials)
         assert not w.cancelled
         engine.gate.set()
@@ -197,14 +197,14 @@ def test_a_window_in_hand_that_has_become_a_final_is_decoded_to_the_end() -> Non
 def test_cancelling_tells_the_engine_about_windows_it_is_decoding() -> None:
     with batching() as (batcher, engine):
         engine.gate.clear()
-        gone, w = batcher.request(), window("gone")
+        gone, w = batcher.allocate_request_id(), window("gone")
         future = batcher.submit(gone, w)
         assert engine.entered.wait(10)
         batcher.cancel(gone)
         assert w.cancelled
         engine.gate.set()
         wait([future], 10)
-        assert heard(batcher.submit(batcher.request(), window("next"))) == "next"
+        assert heard(batcher.submit(batcher.allocate_request_id(), window("next"))) == "next"
 
 
 def test_a_future_cancelled_in_the_middle_of_decoding_does_no_harm() -> None:
@@ -212,14 +212,14 @@ def test_a_future_cancelled_in_the_middle_of_decoding_does_no_harm() -> None:
         future = held(batcher, engine)
         assert future.cancel()
         engine.gate.set()
-        assert heard(batcher.submit(batcher.request(), window("next"))) == "next"
+        assert heard(batcher.submit(batcher.allocate_request_id(), window("next"))) == "next"
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("out of memory"), AudioError("too odd")])
 def test_an_engines_exception_reaches_every_window_of_its_batch_and_no_other(failure: Exception) -> None:
     with batching(batch=2) as (batcher, engine):
         held(batcher, engine).add_done_callback(lambda _: setattr(engine, "failure", failure))
-        futures = [batcher.submit(batcher.request(), window(f"w{i}")) for i in range(4)]
+        futures = [batcher.submit(batcher.allocate_request_id(), window(f"w{i}")) for i in range(4)]
         engine.gate.set()
         assert [future.exception(10) for future in futures[:2]] == [failure, failure]
         assert [heard(future) for future in futures[2:]] == ["w2", "w3"]
@@ -228,7 +228,7 @@ def test_an_engines_exception_reaches_every_window_of_its_batch_and_no_other(fai
 def test_an_engine_that_forgets_a_window_fails_it_instead_of_hanging() -> None:
     with batching(batch=2) as (batcher, engine):
         held(batcher, engine).add_done_callback(lambda _: setattr(engine, "forgets", 1))
-        futures = [batcher.submit(batcher.request(), window(f"w{i}")) for i in range(2)]
+        futures = [batcher.submit(batcher.allocate_request_id(), window(f"w{i}")) for i in range(2)]
         engine.gate.set()
         assert isinstance(futures[1].exception(10), ValueError)
 
@@ -244,7 +244,7 @@ def test_close_finishes_the_batch_in_hand() -> None:
 def test_close_cancels_what_waits() -> None:
     with batching(batch=1) as (batcher, engine):
         first = held(batcher, engine)
-        waiting = batcher.submit(batcher.request(), window("waiting"))
+        waiting = batcher.submit(batcher.allocate_request_id(), window("waiting"))
         closing = Thread(target=batcher.close)
         closing.start()
         while not batcher._closed:

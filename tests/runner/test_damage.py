@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from eardrum.runner.claims import claimed_bytes, claimed_seconds
-from eardrum.runner.damage import Damage
-from eardrum.runner.media_clock import Gap
+from eardrum.runner.integrity import DamageReport, Gap, read_claimed_bytes, read_claimed_seconds
 from tests.recordings import encode, speech
 
 
 def test_nothing_is_said_of_what_is_sound() -> None:
-    damage = Damage()
-    damage.compare(5.0, 5.3)
-    damage.compare(5.4, 5.3)
-    damage.short_of_bytes(5.0, 999, 1000)
+    damage = DamageReport()
+    damage.check_duration(5.0, 5.3)
+    damage.check_duration(5.4, 5.3)
+    damage.check_size(5.0, 999, 1000)
     assert not damage
     assert damage.warnings == ()
 
 
 def test_packets_and_gaps_are_counted() -> None:
-    damage = Damage()
+    damage = DamageReport()
     for at in (3.04, 3.04, 8.5):
-        damage.packet(at)
-        damage.gap(Gap(at, at + 2))
+        damage.add_lost_packet(at)
+        damage.add_gap(Gap(at, at + 2))
     assert damage
     assert damage.warnings == (
         "3 packets, the first at 3.0 s could not be decoded.",
@@ -30,40 +28,40 @@ def test_packets_and_gaps_are_counted() -> None:
 
 
 def test_what_follows_a_whole_recording_is_no_sound() -> None:
-    damage = Damage()
-    damage.packet(3.0)
-    damage.packet(17.96)
-    damage.packet(17.96)
-    damage.compare(17.96, 17.94)
+    damage = DamageReport()
+    damage.add_lost_packet(3.0)
+    damage.add_lost_packet(17.96)
+    damage.add_lost_packet(17.96)
+    damage.check_duration(17.96, 17.94)
     assert damage.warnings == ("A packet at 3.0 s could not be decoded.",)
-    cut = Damage()
-    cut.packet(9.0)
-    cut.compare(9.0, 17.94)
+    cut = DamageReport()
+    cut.add_lost_packet(9.0)
+    cut.check_duration(9.0, 17.94)
     assert len(cut.warnings) == 2
 
 
 def test_an_end_is_told_once_and_a_long_list_cut() -> None:
-    damage = Damage()
-    damage.broken_off(3.0)
-    damage.compare(3.0, 9.0)
-    damage.cut_off(3.0)
+    damage = DamageReport()
+    damage.add_unreadable_rest(3.0)
+    damage.check_duration(3.0, 9.0)
+    damage.add_missing_end(3.0)
     assert damage.warnings == ("The file cannot be read beyond 3.0 s: what follows is damaged.",)
     for at in range(5000):
-        damage.broken_off(at)
+        damage.add_unreadable_rest(at)
     assert len(damage.warnings) < 12
     assert "4,993 more times" in damage.warnings[-1]
 
 
 def test_what_headers_claim() -> None:
     for rate, seconds in ((44_100, 18.0), (16_000, 18.0), (8_000, 18.1)):
-        assert abs((claimed_seconds(encode(speech(), "mp3", rate=rate)) or 0) - seconds) < 0.15
+        assert abs((read_claimed_seconds(encode(speech(), "mp3", rate=rate)) or 0) - seconds) < 0.15
     picture = b"ID3\4\0\0\0\0\x1f\x10" + bytes(0x1F << 7 | 0x10)
     mp3 = encode(speech(), "mp3")
     without = mp3[10 + int.from_bytes(mp3[8:10]) :] if mp3[:3] == b"ID3" else mp3
-    assert claimed_seconds(picture + without) == claimed_seconds(mp3)
+    assert read_claimed_seconds(picture + without) == read_claimed_seconds(mp3)
     for container in ("wav", "aiff"):
         data = encode(speech(), container)
-        assert claimed_bytes(data[:64]) == len(data)
+        assert read_claimed_bytes(data[:64]) == len(data)
     for head in (b"", b"RIFF", b"ID3", b"\xff\xfb", b"RF64" + bytes(4), b"OggS" + bytes(60), mp3[-60:]):
-        assert claimed_bytes(head) is None
-        assert claimed_seconds(head) is None
+        assert read_claimed_bytes(head) is None
+        assert read_claimed_seconds(head) is None

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from eardrum.errors import AudioError
-from eardrum.runner.decode import UNSAFE, Decoder
-from eardrum.runner.inlet import CancelledInletError, Inlet
-from eardrum.runner.ogg import checksum
+from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
+from eardrum.runner.decoder import UNSAFE, AudioDecoder
+from eardrum.runner.ogg import compute_checksum
 from tests.recordings import CODECS, encode, pcm, retimed, silence, speech, spoken, tone
 
 SAMPLES = speech()[: 2 * 16_000]
@@ -35,7 +35,7 @@ def nothing_left_open() -> Iterator[None]:
 
 def heard(data: bytes, *, raw_pcm: bool = False, max_seconds: float = 60.0, live: bool = False) -> tuple[np.ndarray, str]:
     """The samples of a file, and the warnings that come with them."""
-    decoder = Decoder(Inlet.holding(data), raw_pcm=raw_pcm, max_seconds=max_seconds, live=live)
+    decoder = AudioDecoder(BytePipe.from_bytes(data), raw_pcm=raw_pcm, max_seconds=max_seconds, live=live)
     blocks = list(decoder)
     assert decoder.samples == sum(map(len, blocks))
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32), " ".join(decoder.warnings)
@@ -119,8 +119,8 @@ def test_channels_are_mixed() -> None:
 @pytest.mark.parametrize("container", CODECS)
 async def test_every_container_in_dribs(container: str) -> None:
     data = encode(SAMPLES[:16_000], container)
-    inlet = Inlet()
-    decoder = Decoder(inlet, raw_pcm=False, max_seconds=60)
+    inlet = BytePipe()
+    decoder = AudioDecoder(inlet, raw_pcm=False, max_seconds=60)
     reading = asyncio.create_task(asyncio.to_thread(lambda: list(decoder)))
     for start in range(0, len(data), 7):
         await inlet.feed(data[start : start + 7])
@@ -130,12 +130,12 @@ async def test_every_container_in_dribs(container: str) -> None:
 
 async def test_samples_come_out_before_the_last_byte_is_in() -> None:
     data = spoken("mp3")
-    inlet = Inlet()
-    blocks = iter(Decoder(inlet, raw_pcm=False, max_seconds=60))
+    inlet = BytePipe()
+    blocks = iter(AudioDecoder(inlet, raw_pcm=False, max_seconds=60))
     await inlet.feed(data[: len(data) * 3 // 4])
     assert len(await asyncio.wait_for(asyncio.to_thread(next, blocks), 10)) > 16_000
     inlet.cancel()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         await asyncio.to_thread(list, blocks)
 
 
@@ -203,8 +203,8 @@ def test_what_must_be_sought_in_is_read_as_a_file(what: str, live: bool) -> None
 
 async def test_a_file_that_must_be_sought_in_may_come_slowly() -> None:
     data = behind(box(b"free", bytes(1_100_000)))
-    inlet = Inlet()
-    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=False, max_seconds=60))))
+    inlet = BytePipe()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(AudioDecoder(inlet, raw_pcm=False, max_seconds=60))))
     for start in range(0, len(data), 50_000):
         await inlet.feed(data[start : start + 50_000])
     inlet.finish()
@@ -213,8 +213,8 @@ async def test_a_file_that_must_be_sought_in_may_come_slowly() -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 async def test_what_is_no_audio_is_refused_before_all_of_it_is_here(live: bool) -> None:
-    inlet = Inlet()
-    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=False, max_seconds=60, live=live))))
+    inlet = BytePipe()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(AudioDecoder(inlet, raw_pcm=False, max_seconds=60, live=live))))
     for _ in range(3):
         await inlet.feed(b"Dear server, this is no MP3.\n" * 20_000)
     try:
@@ -248,7 +248,7 @@ def test_a_live_mp4_in_fragments_loses_nothing_of_its_beginning() -> None:
 
 
 def test_the_header_says_how_long_it_is() -> None:
-    decoder = Decoder(Inlet.holding(spoken("flac")), raw_pcm=False, max_seconds=60)
+    decoder = AudioDecoder(BytePipe.from_bytes(spoken("flac")), raw_pcm=False, max_seconds=60)
     next(blocks := iter(decoder))
     assert decoder.duration == pytest.approx(len(speech()) / 16_000, abs=0.01)
     list(blocks)
@@ -357,7 +357,7 @@ def test_a_last_page_of_an_ogg_that_is_damaged_is_told() -> None:
 def test_a_station_that_was_tuned_in_to_has_lost_nothing() -> None:
     pages = ogg_pages(encode(speech(), "ogg"))
     on_air = [page[:18] + struct.pack("<I", 5000 + number) + page[22:] for number, page in enumerate(pages[3:])]
-    on_air = [page[:22] + struct.pack("<I", checksum(page)) + page[26:] for page in on_air]
+    on_air = [page[:22] + struct.pack("<I", compute_checksum(page)) + page[26:] for page in on_air]
     found, warnings = heard(b"".join(pages[:2] + on_air))
     assert len(found)
     assert not warnings
@@ -524,8 +524,8 @@ def test_raw_samples() -> None:
 
 
 async def test_raw_samples_in_odd_dribs() -> None:
-    inlet = Inlet()
-    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=True, max_seconds=60))))
+    inlet = BytePipe()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(AudioDecoder(inlet, raw_pcm=True, max_seconds=60))))
     data = pcm(SAMPLES[:3000])
     for start in range(0, len(data), 7):
         await inlet.feed(data[start : start + 7])
@@ -540,7 +540,7 @@ def test_audio_longer_than_allowed_is_refused(container: str) -> None:
 
 
 def test_too_much_is_noticed_before_all_of_it_is_decoded() -> None:
-    decoder = Decoder(Inlet.holding(encode(silence(120), "mp3")), raw_pcm=False, max_seconds=10)
+    decoder = AudioDecoder(BytePipe.from_bytes(encode(silence(120), "mp3")), raw_pcm=False, max_seconds=10)
     with pytest.raises(AudioError, match="longer than"):
         list(decoder)
     assert decoder.samples < 30 * 16_000
@@ -594,22 +594,22 @@ def test_a_change_of_format_in_mid_stream(rates: tuple[int, int]) -> None:
 )
 async def test_cancelling_ends_a_reader_that_waits(container: str, share: float) -> None:
     data = encode(SAMPLES, container)
-    inlet = Inlet()
-    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=False, max_seconds=60))))
+    inlet = BytePipe()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(AudioDecoder(inlet, raw_pcm=False, max_seconds=60))))
     await inlet.feed(data[: int(len(data) * share)] or b"R")
     await asyncio.sleep(0.05)
     assert not reading.done()
     inlet.cancel()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         await asyncio.wait_for(reading, 20)
 
 
 async def test_cancelling_ends_a_reader_of_raw_samples() -> None:
-    inlet = Inlet()
-    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=True, max_seconds=60))))
+    inlet = BytePipe()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(AudioDecoder(inlet, raw_pcm=True, max_seconds=60))))
     await inlet.feed(pcm(SAMPLES))
     inlet.cancel()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         await asyncio.wait_for(reading, 20)
 
 

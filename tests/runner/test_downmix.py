@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from av.audio.plane import AudioPlane
 
-from eardrum.live import Format
-from eardrum.runner.decode import Decoder
-from eardrum.runner.downmix import NO_LAYOUT, Downmix
-from eardrum.runner.inlet import Inlet
-from eardrum.runner.live.samples import RawSamples
+from eardrum.live import AudioFormat
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.live.driver import RawSamples
+from eardrum.runner.tracks import NO_LAYOUT, MonoDownmix
 from tests.recordings import Samples, noise, resampled, speech, tone
 
 RATE = 48_000
@@ -36,7 +36,7 @@ def wav(channels: np.ndarray, *, layout: int | None = None, kind: str = "<i2") -
 
 
 def heard(data: bytes, *, live: bool = False) -> Samples:
-    return np.concatenate(list(Decoder(Inlet.holding(data), raw_pcm=False, max_seconds=60, live=live)))
+    return np.concatenate(list(AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=60, live=live)))
 
 
 def alone(*at: int, of: int, voice: Samples = VOICE) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_a_layout_that_is_not_true_loses_no_voice(at: int) -> None:
 
 def test_channels_without_a_layout_are_averaged() -> None:
     voices = np.stack([level * VOICE for level in (1.0, 0.8, 0.6)])
-    np.testing.assert_allclose(Downmix([NO_LAYOUT] * 3, RATE).mix(voices), voices.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(MonoDownmix([NO_LAYOUT] * 3, RATE).mix_channels(voices), voices.mean(axis=0), atol=1e-6)
 
 
 def test_one_voice_on_all_channels_is_as_loud_as_in_mono() -> None:
@@ -115,7 +115,7 @@ def test_a_voice_in_front_of_music_all_around_stays_in_front() -> None:
 def test_there_is_no_click_where_the_weights_change() -> None:
     steady = tone(2.0, 200)
     turning = steady * np.where(np.arange(len(steady)) < len(steady) // 2, 1, -1)
-    mixed = Downmix(["FL", "FR"], 16_000).mix(np.stack([steady, turning]).astype(np.float32))
+    mixed = MonoDownmix(["FL", "FR"], 16_000).mix_channels(np.stack([steady, turning]).astype(np.float32))
     assert np.abs(np.diff(mixed)).max() < 2.5 * np.abs(np.diff(steady)).max()
     assert np.abs(mixed[-4000:]).max() > 0.45
 
@@ -134,7 +134,7 @@ def test_raw_live_audio_is_mixed_in_the_same_way(rate: int) -> None:
         data = (channels.T * 32767).astype("<i2").tobytes()
         found = []
         for portion in (641, 4096):
-            source = RawSamples(Format(rate=rate, channels=len(channels)))
+            source = RawSamples(AudioFormat(rate=rate, channels=len(channels)))
             pieces = [source.feed(data[at : at + portion]) for at in range(0, len(data), portion)]
             found.append(np.concatenate([*pieces, source.flush()]))
         np.testing.assert_array_equal(*found)
@@ -149,7 +149,7 @@ def test_every_format_of_samples(form: str) -> None:
     value = {"u": 192, "i": 1 << (8 * int(kind[1]) - 2), "f": 0.5}[kind[0]]
     for plane in [AudioPlane(frame, at) for at in range(9 if form.endswith("p") else 1)]:
         plane.update(np.full(plane.buffer_size // int(kind[1]), value, kind).tobytes())
-    mixed = Downmix.of(frame).frame(frame)
+    mixed = MonoDownmix.of(frame).mix_frame(frame)
     assert (mixed.samples, mixed.sample_rate, mixed.layout.name) == (100, RATE, "mono")
     np.testing.assert_allclose(mixed.to_ndarray()[0], 0.5, atol=1e-6)
 

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
-from eardrum.live import Endpointing, Final, Finish, LiveEvent, Settings
-from eardrum.runner.batcher import Batcher
-from eardrum.runner.gain import LIVE_FIRST_DB, MOST_DB, Gain, raised
-from eardrum.runner.listener import Listener
-from eardrum.runner.live.driver import Driver
-from eardrum.runner.vad import FRAME, Vad
-from eardrum.runner.windows import Cutting
-from eardrum.types import Capabilities, Request, Segment
+from eardrum.live import EndpointingSettings, FinalTranscript, FinishCommand, LiveEvent, SessionSettings
+from eardrum.runner.batcher import WindowBatcher
+from eardrum.runner.live.driver import LiveSessionDriver
+from eardrum.runner.segmenter import SegmenterConfig
+from eardrum.runner.transcription import TranscriptionJob
+from eardrum.runner.vad import FRAME_SAMPLES, MAX_GAIN_DB, MAX_LIVE_START_DB, AutoGain, VadModel, amplify_quiet
+from eardrum.transcription import Capabilities, Segment, TranscriptionRequest
 from tests.recordings import Samples, noise, pcm, silence, speech
 
-BLOCK = FRAME * 156
-VAD = Vad()
+BLOCK = FRAME_SAMPLES * 156
+VAD = VadModel()
 
 
 def at(level: float, samples: Samples) -> Samples:
@@ -32,38 +31,38 @@ def at(level: float, samples: Samples) -> Samples:
 
 
 def framed(samples: Samples) -> Samples:
-    return samples[: len(samples) - len(samples) % FRAME]
+    return samples[: len(samples) - len(samples) % FRAME_SAMPLES]
 
 
 def level(samples: Samples) -> float:
     return float(20 * np.log10(samples.std()))
 
 
-def speaking(samples: Samples, *, gain: Gain | None = None, step: int = BLOCK) -> np.ndarray:
+def speaking(samples: Samples, *, gain: AutoGain | None = None, step: int = BLOCK) -> np.ndarray:
     """Where the voice activity model hears speech, with a gain or without."""
-    vad, samples = VAD.stream(), framed(samples)
+    vad, samples = VAD.open_stream(), framed(samples)
     blocks = (samples[start : start + step] for start in range(0, len(samples), step))
     return np.concatenate([vad(gain(block) if gain else block) for block in blocks]) > 0.4
 
 
 def test_what_is_loud_enough_is_not_touched() -> None:
     samples = framed(speech())
-    assert Gain()(samples) is samples
-    assert raised(samples) is samples
-    assert np.array_equal(speaking(samples), speaking(samples, gain=Gain()))
+    assert AutoGain()(samples) is samples
+    assert amplify_quiet(samples) is samples
+    assert np.array_equal(speaking(samples), speaking(samples, gain=AutoGain()))
 
 
 @pytest.mark.parametrize("loudness", [-60, -70, -75, -80])
 def test_quiet_speech_is_noticed(loudness: int) -> None:
     expected = speaking(speech())
-    found = speaking(at(loudness, speech()), gain=Gain())
+    found = speaking(at(loudness, speech()), gain=AutoGain())
     assert (found & expected).sum() > 0.9 * expected.sum()
 
 
 @pytest.mark.parametrize("loudness", [-60, -70])
 def test_quiet_live_speech_is_noticed_without_looking_ahead(loudness: int) -> None:
     expected = speaking(speech())
-    found = speaking(at(loudness, speech()), gain=Gain(LIVE_FIRST_DB), step=FRAME)
+    found = speaking(at(loudness, speech()), gain=AutoGain(MAX_LIVE_START_DB), step=FRAME_SAMPLES)
     assert (found & expected).sum() > 0.9 * expected.sum()
 
 
@@ -73,47 +72,47 @@ def test_noise_does_not_become_speech(loudness: int) -> None:
     hum = sum(np.sin(2 * np.pi * 50 * k * np.arange(len(white)) / 16_000) / k for k in range(1, 12))
     for sound in (white, np.asarray(hum, np.float32), silence(20)):
         quiet = at(loudness, sound) if sound.any() else sound
-        assert not speaking(quiet, gain=Gain()).any()
-        assert not speaking(quiet, gain=Gain(LIVE_FIRST_DB), step=FRAME).any()
+        assert not speaking(quiet, gain=AutoGain()).any()
+        assert not speaking(quiet, gain=AutoGain(MAX_LIVE_START_DB), step=FRAME_SAMPLES).any()
 
 
 def test_an_offset_is_no_sound() -> None:
     quiet = at(-70, speech())
-    assert level(Gain()(framed(quiet + np.float32(0.1)))) > level(quiet) + 20
+    assert level(AutoGain()(framed(quiet + np.float32(0.1)))) > level(quiet) + 20
 
 
 def test_what_comes_loud_after_a_long_silence_is_not_raised_at_all() -> None:
-    begin = int(np.abs(speech()).argmax()) - FRAME // 2
+    begin = int(np.abs(speech()).argmax()) - FRAME_SAMPLES // 2
     loud = framed(speech()[begin : begin + 8_000])
-    gain = Gain()
+    gain = AutoGain()
     assert level(gain(framed(at(-75, noise(30))))) > -45
     assert np.array_equal(gain(loud), loud)
 
 
 def test_quiet_speech_after_a_loud_beginning_is_raised_in_time() -> None:
     loud, quiet = framed(speech()[:32_000]), framed(at(-70, np.tile(speech(), 3)))
-    found = Gain()(np.concatenate([loud, quiet]))
+    found = AutoGain()(np.concatenate([loud, quiet]))
     assert np.array_equal(found[: len(loud)], loud)
     assert level(found[-len(speech()) :]) > -50
 
 
 def test_no_gain_is_larger_than_the_bound() -> None:
     for quiet in (at(-89, noise(5)), at(-70, noise(5))):
-        for found in (Gain()(framed(quiet)), raised(quiet)):
-            assert np.abs(found).max() <= np.abs(quiet).max() * 10 ** (MOST_DB / 20) * 1.001
+        for found in (AutoGain()(framed(quiet)), amplify_quiet(quiet)):
+            assert np.abs(found).max() <= np.abs(quiet).max() * 10 ** (MAX_GAIN_DB / 20) * 1.001
 
 
 def test_a_window_is_raised_as_a_whole() -> None:
     quiet = at(-70, speech())
-    np.testing.assert_allclose(raised(quiet) / raised(quiet).std(), quiet / quiet.std(), rtol=1e-5)
-    assert level(raised(quiet)) > -50
+    np.testing.assert_allclose(amplify_quiet(quiet) / amplify_quiet(quiet).std(), quiet / quiet.std(), rtol=1e-5)
+    assert level(amplify_quiet(quiet)) > -50
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, FRAME, FRAME + 1])
+@pytest.mark.parametrize("size", [0, 1, 100, FRAME_SAMPLES, FRAME_SAMPLES + 1])
 def test_windows_of_any_length(size: int) -> None:
     for samples in (silence(1)[:size], at(-70, speech())[16_000 : 16_000 + size]):
-        assert len(raised(samples)) == size
-        assert np.isfinite(raised(samples)).all()
+        assert len(amplify_quiet(samples)) == size
+        assert np.isfinite(amplify_quiet(samples)).all()
 
 
 class KeepingEngine(Engine):
@@ -138,12 +137,14 @@ class KeepingEngine(Engine):
 
 async def windows_of(samples: Samples) -> list[Window]:
     engine = KeepingEngine()
-    batcher = Batcher(engine, batch=4)
+    batcher = WindowBatcher(engine, batch=4)
     try:
-        listener = Listener(Request(raw_pcm=True), batcher=batcher, vad=VAD, cutting=Cutting(max_s=10), max_seconds=3600)
-        await listener.inlet.feed(pcm(samples))
-        listener.inlet.finish()
-        async for _ in listener.events():
+        listener = TranscriptionJob(
+            TranscriptionRequest(raw_pcm=True), batcher=batcher, vad=VAD, cutting=SegmenterConfig(max_s=10), max_seconds=3600
+        )
+        await listener.pipe.feed(pcm(samples))
+        listener.pipe.finish()
+        async for _ in listener.stream_events():
             pass
         return engine.windows
     finally:
@@ -157,25 +158,25 @@ async def test_an_engine_gets_quiet_speech_whole_and_raised() -> None:
     assert all(level(window.audio) > -50 for window in quiet)
 
 
-async def finals(samples: Samples) -> tuple[list[Final], list[Window]]:
+async def finals(samples: Samples) -> tuple[list[FinalTranscript], list[Window]]:
     engine = KeepingEngine()
-    batcher = Batcher(engine, batch=4)
-    settings = Settings(partials=False, endpointing=Endpointing(silence_s=0.3))
-    driver = Driver(settings, batcher=batcher, vad=VAD, capabilities=engine.capabilities, max_seconds=60)
+    batcher = WindowBatcher(engine, batch=4)
+    settings = SessionSettings(partials=False, endpointing=EndpointingSettings(silence_s=0.3))
+    driver = LiveSessionDriver(settings, batcher=batcher, vad=VAD, capabilities=engine.capabilities, max_seconds=60)
     try:
         taking = asyncio.ensure_future(_say(driver, pcm(samples)))
-        events: list[LiveEvent] = [event async for event in driver.events()]
+        events: list[LiveEvent] = [event async for event in driver.stream_events()]
         await taking
-        return [event for event in events if isinstance(event, Final)], engine.windows
+        return [event for event in events if isinstance(event, FinalTranscript)], engine.windows
     finally:
         await driver.close()
         await asyncio.to_thread(batcher.close)
 
 
-async def _say(driver: Driver, data: bytes) -> None:
+async def _say(driver: LiveSessionDriver, data: bytes) -> None:
     for start in range(0, len(data), 3200):
-        await driver.take(data[start : start + 3200])
-    await driver.take(Finish())
+        await driver.take_message(data[start : start + 3200])
+    await driver.take_message(FinishCommand())
 
 
 async def test_a_live_session_hears_quiet_speech() -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from eardrum.runner.hallucination import judged
-from eardrum.types import Segment, Token, Word
+from eardrum.runner.postprocessing import remove_hallucinations
+from eardrum.transcription import Segment, Token, Word
 from tests.recordings import SPEECH_TEXT, phone
 
 SURE, UNSURE = -0.1, -0.9
@@ -15,7 +15,7 @@ SPEECH, SILENCE = 0.95, 0.45
 
 
 def reason(text: str, avg_logprob: float = SURE, speech: float = SPEECH) -> str | None:
-    return judged(Segment(0.0, 1.0, text, avg_logprob=avg_logprob), speech).reason or None
+    return remove_hallucinations(Segment(0.0, 1.0, text, avg_logprob=avg_logprob), speech).reason or None
 
 
 @pytest.mark.parametrize("text", ["♪", "♪♪♪", " ♪ ♫ ♪ ", "🎵", "♪ [Music] ♪", "♪ (music)", "🎶 applause 🎶"])
@@ -44,7 +44,7 @@ LOOPS = [
 
 @pytest.mark.parametrize(("text", "left"), LOOPS)
 def test_loops_are_collapsed(text: str, left: str) -> None:
-    found = judged(Segment(0.0, 1.0, text.strip(), avg_logprob=SURE), SPEECH)
+    found = remove_hallucinations(Segment(0.0, 1.0, text.strip(), avg_logprob=SURE), SPEECH)
     assert found.segment
     assert found.segment.text == left
     assert found.reason.startswith("repeats ")
@@ -53,7 +53,7 @@ def test_loops_are_collapsed(text: str, left: str) -> None:
 
 @pytest.mark.parametrize(("text", "left"), LOOPS)
 def test_loops_where_nobody_speaks_are_dropped(text: str, left: str) -> None:
-    found = judged(Segment(0.0, 1.0, text.strip(), avg_logprob=SURE), SILENCE)
+    found = remove_hallucinations(Segment(0.0, 1.0, text.strip(), avg_logprob=SURE), SILENCE)
     assert found.segment is None
     assert found.dropped == text.strip()
     assert left.rsplit(maxsplit=1)[-1].strip(".") in found.reason or "repeats" in found.reason
@@ -74,14 +74,14 @@ def test_loops_where_nobody_speaks_are_dropped(text: str, left: str) -> None:
 )
 def test_what_is_repeated_at_the_rate_of_speech_stays(text: str, seconds: float) -> None:
     segment = Segment(3.0, 3.0 + seconds, text.strip(), avg_logprob=SURE)
-    assert judged(segment, SPEECH).segment is segment
+    assert remove_hallucinations(segment, SPEECH).segment is segment
 
 
 def test_a_decoder_that_was_stopped_was_in_a_loop() -> None:
     text = "thank you very much " * 8
     spoken = Segment(0.0, 10.0, text.strip(), avg_logprob=SURE)
-    assert judged(spoken, SPEECH).segment is spoken
-    stopped = judged(replace(spoken, unended=True), SPEECH).segment
+    assert remove_hallucinations(spoken, SPEECH).segment is spoken
+    stopped = remove_hallucinations(replace(spoken, unended=True), SPEECH).segment
     assert stopped
     assert stopped.text == "thank you very much"
 
@@ -90,7 +90,7 @@ def test_words_and_tokens_go_with_the_text() -> None:
     said = ["So", *["no"] * 30, "then."]
     words = [Word(word, at / 32, (at + 1) / 32, 1.0) for at, word in enumerate(said)]
     tokens = [Token(f" {word}", -0.1) for word in said]
-    left = judged(Segment(0.0, 1.0, " ".join(said), words=words, token_logprobs=tokens), SPEECH).segment
+    left = remove_hallucinations(Segment(0.0, 1.0, " ".join(said), words=words, token_logprobs=tokens), SPEECH).segment
     assert left
     assert left.text == "So no then."
     assert [word.word for word in left.words] == ["So", "no", "then."]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from eardrum.runner.inlet import CAPACITY, CancelledInletError, Inlet
+from eardrum.runner.byte_pipe import MAX_BUFFERED_BYTES, BytePipe, PipeCancelledError
 
 
 async def soon(awaitable: asyncio.Future[object] | asyncio.Task[object]) -> object:
@@ -19,7 +19,7 @@ async def blocked(task: asyncio.Task[None]) -> bool:
 
 
 async def test_bytes_come_out_as_they_went_in() -> None:
-    inlet = Inlet()
+    inlet = BytePipe()
     for chunk in (b"ab", b"cdefg", b"h"):
         await inlet.feed(chunk)
     inlet.finish()
@@ -27,7 +27,7 @@ async def test_bytes_come_out_as_they_went_in() -> None:
 
 
 async def test_an_empty_chunk_is_not_the_end() -> None:
-    inlet = Inlet()
+    inlet = BytePipe()
     for chunk in (b"ab", b"", b"cd"):
         await inlet.feed(chunk)
     inlet.finish()
@@ -35,8 +35,8 @@ async def test_an_empty_chunk_is_not_the_end() -> None:
 
 
 async def test_the_sender_waits_while_the_reader_is_behind() -> None:
-    inlet = Inlet()
-    await asyncio.wait_for(inlet.feed(b"x" * (CAPACITY - 1)), 20)
+    inlet = BytePipe()
+    await asyncio.wait_for(inlet.feed(b"x" * (MAX_BUFFERED_BYTES - 1)), 20)
     feeding = asyncio.create_task(inlet.feed(b"yz"))
     assert await blocked(feeding)
     assert await asyncio.to_thread(inlet.read, 1) == b"x"
@@ -46,7 +46,7 @@ async def test_the_sender_waits_while_the_reader_is_behind() -> None:
 
 
 async def test_a_fast_sender_never_gets_far_ahead_of_a_slow_reader() -> None:
-    inlet, chunk, total = Inlet(), b"x" * (CAPACITY // 4), 40
+    inlet, chunk, total = BytePipe(), b"x" * (MAX_BUFFERED_BYTES // 4), 40
     fed = taken = 0
 
     async def send() -> None:
@@ -63,11 +63,11 @@ async def test_a_fast_sender_never_gets_far_ahead_of_a_slow_reader() -> None:
         taken += len(data)
     await soon(sending)
     assert taken == fed == total * len(chunk)
-    assert most <= CAPACITY + 2 * len(chunk)
+    assert most <= MAX_BUFFERED_BYTES + 2 * len(chunk)
 
 
 async def test_a_reader_waits_for_bytes_and_for_the_end() -> None:
-    inlet = Inlet()
+    inlet = BytePipe()
     reading = asyncio.create_task(asyncio.to_thread(inlet.read, 10))
     assert await blocked(reading)
     await inlet.feed(b"abc")
@@ -79,34 +79,34 @@ async def test_a_reader_waits_for_bytes_and_for_the_end() -> None:
 
 
 async def test_cancelling_wakes_the_sender_and_the_reader() -> None:
-    full = Inlet()
-    feeding = asyncio.create_task(full.feed(b"x" * CAPACITY))
+    full = BytePipe()
+    feeding = asyncio.create_task(full.feed(b"x" * MAX_BUFFERED_BYTES))
     assert await blocked(feeding)
     full.cancel()
     await soon(feeding)
-    await asyncio.wait_for(full.feed(b"more" * CAPACITY), 20)
-    with pytest.raises(CancelledInletError):
+    await asyncio.wait_for(full.feed(b"more" * MAX_BUFFERED_BYTES), 20)
+    with pytest.raises(PipeCancelledError):
         full.read(1)
 
-    empty = Inlet()
+    empty = BytePipe()
     reading = asyncio.create_task(asyncio.to_thread(empty.read, 10))
     assert await blocked(reading)
     empty.cancel()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         await soon(reading)
 
 
 async def test_cancelling_forgets_the_bytes() -> None:
-    inlet = Inlet()
+    inlet = BytePipe()
     await inlet.feed(b"x" * 1000)
     inlet.cancel()
     inlet.finish()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         inlet.read(1)
 
 
 async def test_peeking_takes_nothing() -> None:
-    inlet = Inlet()
+    inlet = BytePipe()
     for chunk in (b"abc", b"def", b"ghi"):
         await inlet.feed(chunk)
     inlet.finish()
@@ -119,9 +119,9 @@ async def test_peeking_takes_nothing() -> None:
 
 
 async def test_what_was_peeked_at_still_counts_as_held() -> None:
-    inlet = Inlet()
-    await inlet.feed(b"x" * (CAPACITY - 1))
-    assert len(inlet.peek(CAPACITY - 1)) == CAPACITY - 1
+    inlet = BytePipe()
+    await inlet.feed(b"x" * (MAX_BUFFERED_BYTES - 1))
+    assert len(inlet.peek(MAX_BUFFERED_BYTES - 1)) == MAX_BUFFERED_BYTES - 1
     feeding = asyncio.create_task(inlet.feed(b"y"))
     assert await blocked(feeding)
     inlet.cancel()
@@ -129,10 +129,10 @@ async def test_what_was_peeked_at_still_counts_as_held() -> None:
 
 
 async def test_peeking_waits_for_all_it_wants_or_the_end() -> None:
-    inlet = Inlet()
+    inlet = BytePipe()
     peeking = asyncio.create_task(asyncio.to_thread(inlet.peek, 5))
     await inlet.feed(b"abc")
     assert await blocked(peeking)
     inlet.finish()
     assert await soon(peeking) == b"abc"
-    assert Inlet.holding(b"").peek(5) == b""
+    assert BytePipe.from_bytes(b"").peek(5) == b""

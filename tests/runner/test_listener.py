@@ -13,14 +13,21 @@ import pytest
 
 from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
 from eardrum.errors import AudioError
-from eardrum.runner.batcher import Batcher
-from eardrum.runner.listener import Listener, _adjusted
-from eardrum.runner.vad import Probabilities, Vad, VadStream
-from eardrum.runner.windows import Cutting
-from eardrum.types import SAMPLE_RATE, Capabilities, Event, Request, Segment, Summary
+from eardrum.runner.batcher import WindowBatcher
+from eardrum.runner.segmenter import SegmenterConfig
+from eardrum.runner.transcription import TranscriptionJob, adjust_config
+from eardrum.runner.vad import SpeechProbabilities, VadModel, VadStream
+from eardrum.transcription import (
+    SAMPLE_RATE,
+    Capabilities,
+    Segment,
+    TranscriptionEvent,
+    TranscriptionRequest,
+    TranscriptionSummary,
+)
 from tests.recordings import pcm, retimed, speech, spoken
 
-RAW = Request(raw_pcm=True)
+RAW = TranscriptionRequest(raw_pcm=True)
 
 
 class CountingEngine(Engine):
@@ -29,7 +36,7 @@ class CountingEngine(Engine):
     capabilities = Capabilities(max_window_s=10, max_batch=8)
 
     def __init__(self) -> None:
-        self.listener: Listener | None = None
+        self.listener: TranscriptionJob | None = None
         self.decoded_s: list[float] = []
         self.called = threading.Event()
 
@@ -47,32 +54,32 @@ class CountingEngine(Engine):
         """Nothing to let go of."""
 
 
-async def collect(events: AsyncGenerator[Event, None], into: list[Event]) -> list[Event]:
+async def collect(events: AsyncGenerator[TranscriptionEvent, None], into: list[TranscriptionEvent]) -> list[TranscriptionEvent]:
     async for event in events:
         into.append(event)  # noqa: PERF401 -- what came before an error counts
     return into
 
 
-def listening(engine: CountingEngine, batcher: Batcher) -> Listener:
-    engine.listener = Listener(RAW, batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=3600)
+def listening(engine: CountingEngine, batcher: WindowBatcher) -> TranscriptionJob:
+    engine.listener = TranscriptionJob(RAW, batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=3600)
     return engine.listener
 
 
-async def heard(seconds: float, held_back: int) -> tuple[list[float], list[Event]]:
+async def heard(seconds: float, held_back: int) -> tuple[list[float], list[TranscriptionEvent]]:
     """Speech whose last `held_back` bytes arrive when the engine has been called once."""
     engine = CountingEngine()
-    batcher = Batcher(engine, batch=4)
+    batcher = WindowBatcher(engine, batch=4)
     try:
         listener = listening(engine, batcher)
         data = pcm(np.tile(speech(), int(seconds / 18) + 1)[: int(seconds * SAMPLE_RATE)])
-        await listener.inlet.feed(data[: len(data) - held_back])
+        await listener.pipe.feed(data[: len(data) - held_back])
         if not held_back:
-            listener.inlet.finish()
-        events = asyncio.ensure_future(collect(listener.events(), []))
+            listener.pipe.finish()
+        events = asyncio.ensure_future(collect(listener.stream_events(), []))
         if held_back:
             assert await asyncio.to_thread(engine.called.wait, 20)
-        await listener.inlet.feed(data[len(data) - held_back :])
-        listener.inlet.finish()
+        await listener.pipe.feed(data[len(data) - held_back :])
+        listener.pipe.finish()
         return engine.decoded_s, await events
     finally:
         await asyncio.to_thread(batcher.close)
@@ -81,27 +88,29 @@ async def heard(seconds: float, held_back: int) -> tuple[list[float], list[Event
 def test_a_clip_that_is_all_here_is_cut_whole_before_it_is_decoded() -> None:
     decoded_s, events = asyncio.run(heard(29.0, 0))
     assert decoded_s[0] == pytest.approx(29.0)
-    assert isinstance(events[-1], Summary)
+    assert isinstance(events[-1], TranscriptionSummary)
     assert events[-1].windows > 2
 
 
 def test_what_is_still_arriving_is_decoded_as_it_comes() -> None:
     decoded_s, events = asyncio.run(heard(29.0, 2))
     assert decoded_s[0] < 29.0
-    assert isinstance(events[-1], Summary)
+    assert isinstance(events[-1], TranscriptionSummary)
 
 
 def test_times_and_warnings_are_those_of_the_container() -> None:
     """A recorder that paused for 30 s, and a file that breaks off."""
     engine = CountingEngine()
-    batcher = Batcher(engine, batch=4)
+    batcher = WindowBatcher(engine, batch=4)
     data = retimed(spoken("webm"), "webm", lambda at: at if at < 6 else at + 30)
 
-    async def run() -> list[Event]:
-        engine.listener = Listener(Request(), batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=3600)
-        await engine.listener.inlet.feed(data[: len(data) * 9 // 10])
-        engine.listener.inlet.finish()
-        return await collect(engine.listener.events(), [])
+    async def run() -> list[TranscriptionEvent]:
+        engine.listener = TranscriptionJob(
+            TranscriptionRequest(), batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=3600
+        )
+        await engine.listener.pipe.feed(data[: len(data) * 9 // 10])
+        engine.listener.pipe.finish()
+        return await collect(engine.listener.stream_events(), [])
 
     try:
         events = asyncio.run(run())
@@ -112,7 +121,7 @@ def test_times_and_warnings_are_those_of_the_container() -> None:
     assert not [start for start in starts if 6 <= start < 35.6]
     assert max(starts) > 36
     summary = events[-1]
-    assert isinstance(summary, Summary)
+    assert isinstance(summary, TranscriptionSummary)
     assert summary.duration == pytest.approx(46, abs=1.5)
     assert [warning[:20] for warning in summary.warnings] == ["There is no audio fr", "The file breaks off "]
 
@@ -120,7 +129,7 @@ def test_times_and_warnings_are_those_of_the_container() -> None:
 def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = 0
 
-    def count(stream: VadStream, samples: Audio) -> Probabilities:
+    def count(stream: VadStream, samples: Audio) -> SpeechProbabilities:
         nonlocal looked_at
         looked_at += len(samples)
         return look(stream, samples)
@@ -128,14 +137,16 @@ def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -
     look = VadStream.__call__
     monkeypatch.setattr(VadStream, "__call__", count)
     engine = CountingEngine()
-    batcher = Batcher(engine, batch=4)
+    batcher = WindowBatcher(engine, batch=4)
     data = retimed(spoken("webm"), "webm", lambda at: at if at < 6 else at + 3 * 3600)
 
-    async def run() -> list[Event]:
-        engine.listener = Listener(Request(), batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=86_400)
-        await engine.listener.inlet.feed(data)
-        engine.listener.inlet.finish()
-        return await collect(engine.listener.events(), [])
+    async def run() -> list[TranscriptionEvent]:
+        engine.listener = TranscriptionJob(
+            TranscriptionRequest(), batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=86_400
+        )
+        await engine.listener.pipe.feed(data)
+        engine.listener.pipe.finish()
+        return await collect(engine.listener.stream_events(), [])
 
     try:
         events = asyncio.run(run())
@@ -143,7 +154,7 @@ def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -
         batcher.close()
     assert looked_at < 60 * SAMPLE_RATE
     summary = events[-1]
-    assert isinstance(summary, Summary)
+    assert isinstance(summary, TranscriptionSummary)
     assert summary.duration == pytest.approx(3 * 3600 + 18, abs=0.5)
     assert [event.start for event in events if isinstance(event, Segment)][-1] > 3 * 3600 + 6
 
@@ -151,15 +162,17 @@ def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:
     """Windows held back are decoded before the error is told."""
     engine = CountingEngine()
-    batcher = Batcher(engine, batch=4)
+    batcher = WindowBatcher(engine, batch=4)
 
-    async def run() -> list[Event]:
-        engine.listener = Listener(RAW, batcher=batcher, vad=Vad(), cutting=Cutting(max_s=10), max_seconds=20)
-        await engine.listener.inlet.feed(pcm(np.tile(speech(), 2)[: 29 * SAMPLE_RATE]))
-        engine.listener.inlet.finish()
-        events: list[Event] = []
+    async def run() -> list[TranscriptionEvent]:
+        engine.listener = TranscriptionJob(
+            RAW, batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=20
+        )
+        await engine.listener.pipe.feed(pcm(np.tile(speech(), 2)[: 29 * SAMPLE_RATE]))
+        engine.listener.pipe.finish()
+        events: list[TranscriptionEvent] = []
         with pytest.raises(AudioError, match="longer than"):
-            await collect(engine.listener.events(), events)
+            await collect(engine.listener.stream_events(), events)
         return events
 
     try:
@@ -181,13 +194,13 @@ class PolyglotEngine(CountingEngine):
 
 def test_the_language_is_that_of_most_of_the_speech() -> None:
     engine = PolyglotEngine()
-    batcher = Batcher(engine, batch=1)
+    batcher = WindowBatcher(engine, batch=1)
 
-    async def run() -> list[Event]:
+    async def run() -> list[TranscriptionEvent]:
         listener = listening(engine, batcher)
-        events = asyncio.ensure_future(collect(listener.events(), []))
-        await listener.inlet.feed(pcm(np.tile(speech(), 2)[: 33 * SAMPLE_RATE]))
-        listener.inlet.finish()
+        events = asyncio.ensure_future(collect(listener.stream_events(), []))
+        await listener.pipe.feed(pcm(np.tile(speech(), 2)[: 33 * SAMPLE_RATE]))
+        listener.pipe.finish()
         return await events
 
     try:
@@ -195,14 +208,14 @@ def test_the_language_is_that_of_most_of_the_speech() -> None:
     finally:
         batcher.close()
     summary = events[-1]
-    assert isinstance(summary, Summary)
+    assert isinstance(summary, TranscriptionSummary)
     assert summary.language == "de"
 
 
 def test_windows_with_languages_of_their_own_are_not_packed() -> None:
-    packed = Cutting(max_s=30, pack=True, silence_s=2.0, padding_s=1.0)
-    assert _adjusted(packed, Request()) == packed
-    apart = _adjusted(packed, Request(multilingual=True))
+    packed = SegmenterConfig(max_s=30, pack=True, silence_s=2.0, padding_s=1.0)
+    assert adjust_config(packed, TranscriptionRequest()) == packed
+    apart = adjust_config(packed, TranscriptionRequest(multilingual=True))
     assert (apart.pack, apart.silence_s) == (False, 1.0)
-    assert _adjusted(packed, Request(multilingual=True, language="de")) == packed
-    assert _adjusted(packed, Request(multilingual=True, vad_silence_s=0.4)).silence_s == 0.4
+    assert adjust_config(packed, TranscriptionRequest(multilingual=True, language="de")) == packed
+    assert adjust_config(packed, TranscriptionRequest(multilingual=True, vad_silence_s=0.4)).silence_s == 0.4

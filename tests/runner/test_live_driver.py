@@ -12,14 +12,24 @@ import numpy as np
 import pytest
 
 from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
-from eardrum.live import Clear, Cleared, Commit, Endpointing, Failed, Final, Finish, LiveEvent, Settings
-from eardrum.runner.batcher import Batcher
-from eardrum.runner.live.driver import Driver
-from eardrum.runner.vad import Vad
-from eardrum.types import Capabilities, Segment
+from eardrum.live import (
+    ClearCommand,
+    CommitCommand,
+    EndpointingSettings,
+    FinalTranscript,
+    FinishCommand,
+    LiveEvent,
+    SessionSettings,
+    UtteranceCleared,
+    UtteranceFailed,
+)
+from eardrum.runner.batcher import WindowBatcher
+from eardrum.runner.live.driver import LiveSessionDriver
+from eardrum.runner.vad import VadModel
+from eardrum.transcription import Capabilities, Segment
 from tests.recordings import pcm, silence, speech
 
-UTTERANCES = Settings(partials=False, endpointing=Endpointing(silence_s=0.3))
+UTTERANCES = SessionSettings(partials=False, endpointing=EndpointingSettings(silence_s=0.3))
 
 
 class RememberingEngine(Engine):
@@ -47,18 +57,18 @@ class RememberingEngine(Engine):
 
 
 @contextmanager
-def driving(settings: Settings = UTTERANCES) -> Iterator[tuple[RememberingEngine, Callable[..., list[LiveEvent]]]]:
+def driving(settings: SessionSettings = UTTERANCES) -> Iterator[tuple[RememberingEngine, Callable[..., list[LiveEvent]]]]:
     """An engine, and what takes messages to it and gives the events of the session."""
     engine = RememberingEngine()
-    batcher = Batcher(engine, batch=4)
+    batcher = WindowBatcher(engine, batch=4)
 
     async def talk(*messages: object) -> list[LiveEvent]:
-        driver = Driver(settings, batcher=batcher, vad=Vad(), capabilities=engine.capabilities, max_seconds=60)
+        driver = LiveSessionDriver(settings, batcher=batcher, vad=VadModel(), capabilities=engine.capabilities, max_seconds=60)
         try:
             async with asyncio.timeout(60):
-                for message in (*messages, Finish()):
-                    await driver.take(message)  # type: ignore[arg-type]
-                return [event async for event in driver.events()]
+                for message in (*messages, FinishCommand()):
+                    await driver.take_message(message)  # type: ignore[arg-type]
+                return [event async for event in driver.stream_events()]
         finally:
             await driver.close()
 
@@ -71,14 +81,14 @@ def driving(settings: Settings = UTTERANCES) -> Iterator[tuple[RememberingEngine
 def test_an_engine_that_goes_by_what_was_said_gets_windows_one_by_one() -> None:
     with driving() as (engine, talk):
         events = talk(pcm(np.concatenate([speech(), silence(1), speech()])))
-    finals = [event for event in events if isinstance(event, Final)]
+    finals = [event for event in events if isinstance(event, FinalTranscript)]
     assert len(finals) > 4
     decoded = [(count, text) for count, text in engine.seen if text in ("", *_beginnings(finals))]
     assert {count for count, _ in engine.seen} == {1}
     assert {text for _, text in decoded} == {"", *_beginnings(finals[:-1])}
 
 
-def _beginnings(finals: list[Final]) -> list[str]:
+def _beginnings(finals: list[FinalTranscript]) -> list[str]:
     return ["".join(final.text for final in finals[: count + 1]) for count in range(len(finals))]
 
 
@@ -86,17 +96,20 @@ def test_an_engine_that_breaks_on_a_window_costs_one_utterance() -> None:
     with driving() as (engine, talk):
         engine.fail = lambda window: window.start < 1
         events = talk(pcm(speech()))
-    outcomes = [event for event in events if isinstance(event, Final | Failed)]
-    assert isinstance(outcomes[0], Failed)
+    outcomes = [event for event in events if isinstance(event, FinalTranscript | UtteranceFailed)]
+    assert isinstance(outcomes[0], UtteranceFailed)
     assert "scripted" in outcomes[0].error.message
-    assert all(isinstance(event, Final) for event in outcomes[1:])
+    assert all(isinstance(event, FinalTranscript) for event in outcomes[1:])
     assert len(outcomes) > 2
 
 
 def test_what_was_cleared_has_no_text() -> None:
-    with driving(Settings(endpointing=None)) as (_, talk):
-        events = talk(pcm(speech()), Clear(), pcm(speech()[: 3 * 16_000]), Commit())
-    assert [type(event) for event in events if isinstance(event, Final | Cleared)] == [Cleared, Final]
+    with driving(SessionSettings(endpointing=None)) as (_, talk):
+        events = talk(pcm(speech()), ClearCommand(), pcm(speech()[: 3 * 16_000]), CommitCommand())
+    assert [type(event) for event in events if isinstance(event, FinalTranscript | UtteranceCleared)] == [
+        UtteranceCleared,
+        FinalTranscript,
+    ]
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\x00\x00" * 100])

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.errors import InvalidRequestError
-from eardrum.live import Encoding, Format
-from eardrum.runner.live.samples import HIGHEST, LOWEST, MOST_CHANNELS, RawSamples, check
+from eardrum.live import AudioEncoding, AudioFormat
+from eardrum.runner.live.driver import MAX_CHANNELS, MAX_RATE, MIN_RATE, RawSamples, check_format
 from tests.recordings import Samples, g711, pcm, resampled, speech, tone
 
 RATES = (8_000, 22_050, 24_000, 44_100, 48_000)
 
 
-def heard(form: Format, data: bytes, portion: int = 640) -> Samples:
+def heard(form: AudioFormat, data: bytes, portion: int = 640) -> Samples:
     source = RawSamples(form)
     pieces = [source.feed(data[at : at + portion]) for at in range(0, len(data), portion)]
     return np.concatenate([*pieces, source.flush()])
@@ -31,46 +31,52 @@ def unlike(one: Samples, other: Samples) -> float:
 @pytest.mark.parametrize("rate", RATES)
 def test_any_rate_becomes_16_khz(rate: int) -> None:
     sound = tone(2.0)
-    found = heard(Format(rate=rate), pcm(resampled(sound, rate)))
+    found = heard(AudioFormat(rate=rate), pcm(resampled(sound, rate)))
     assert len(found) == pytest.approx(32_000, abs=200)
     assert unlike(sound, found) < 1e-3
 
 
 def test_what_is_at_16_khz_is_not_touched() -> None:
     data = pcm(speech()[:16_000])
-    assert np.array_equal(heard(Format(), data) * 32768, np.frombuffer(data, "<i2").astype(np.float32))
+    assert np.array_equal(heard(AudioFormat(), data) * 32768, np.frombuffer(data, "<i2").astype(np.float32))
 
 
-@pytest.mark.parametrize(("encoding", "codec"), [(Encoding.MULAW, "pcm_mulaw"), (Encoding.ALAW, "pcm_alaw")])
-def test_telephone_audio_is_decoded_as_the_standard_says(encoding: Encoding, codec: str) -> None:
+@pytest.mark.parametrize(("encoding", "codec"), [(AudioEncoding.MULAW, "pcm_mulaw"), (AudioEncoding.ALAW, "pcm_alaw")])
+def test_telephone_audio_is_decoded_as_the_standard_says(encoding: AudioEncoding, codec: str) -> None:
     every = bytes(range(256))
     context = av.CodecContext.create(codec, "r")
     context.sample_rate, context.layout = 8_000, "mono"
     (frame,) = context.decode(av.Packet(every))
-    assert np.array_equal(RawSamples(Format(encoding)).feed(every * 16)[:256] * 32768, frame.to_ndarray()[0].astype(np.float32))
+    assert np.array_equal(
+        RawSamples(AudioFormat(encoding)).feed(every * 16)[:256] * 32768, frame.to_ndarray()[0].astype(np.float32)
+    )
 
 
-@pytest.mark.parametrize("encoding", [Encoding.MULAW, Encoding.ALAW])
-def test_telephone_audio_is_the_speech_it_was(encoding: Encoding) -> None:
+@pytest.mark.parametrize("encoding", [AudioEncoding.MULAW, AudioEncoding.ALAW])
+def test_telephone_audio_is_the_speech_it_was(encoding: AudioEncoding) -> None:
     data = g711(speech(), f"pcm_{encoding}")
-    assert unlike(speech(), heard(Format(encoding), data)) < 0.01
+    assert unlike(speech(), heard(AudioFormat(encoding), data)) < 0.01
 
 
 def test_channels_are_mixed() -> None:
     both = np.stack([tone(1.0, 440), tone(1.0, 1000)], axis=1)
-    found = heard(Format(channels=2), pcm(both.reshape(-1)))
+    found = heard(AudioFormat(channels=2), pcm(both.reshape(-1)))
     assert np.allclose(found, both.mean(axis=1), atol=1e-3)
 
 
 def test_floats_are_taken_as_they_are_and_nonsense_in_them_is_silence() -> None:
     wild = np.array([0.5, np.nan, np.inf, -7.0], "<f4")
-    assert heard(Format(Encoding.PCM32F), wild.tobytes()).tolist() == [0.5, 0.0, 1.0, -1.0]
+    assert heard(AudioFormat(AudioEncoding.PCM32F), wild.tobytes()).tolist() == [0.5, 0.0, 1.0, -1.0]
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.sampled_from([16_000, 24_000, 8_000]), st.sampled_from(list(Encoding)[:4]), st.lists(st.integers(0, 3000), max_size=30))
-def test_portions_make_no_difference(rate: int, encoding: Encoding, sizes: list[int]) -> None:
-    form = Format(encoding, rate=rate)
+@given(
+    st.sampled_from([16_000, 24_000, 8_000]),
+    st.sampled_from(list(AudioEncoding)[:4]),
+    st.lists(st.integers(0, 3000), max_size=30),
+)
+def test_portions_make_no_difference(rate: int, encoding: AudioEncoding, sizes: list[int]) -> None:
+    form = AudioFormat(encoding, rate=rate)
     data = pcm(speech()[:8_000])
     source, pieces, at = RawSamples(form), [], 0
     for size in sizes:
@@ -82,25 +88,25 @@ def test_portions_make_no_difference(rate: int, encoding: Encoding, sizes: list[
 
 def test_one_byte_at_a_time_is_the_same_audio() -> None:
     data = pcm(speech()[:4_000])
-    assert np.array_equal(heard(Format(rate=24_000), data, 1), heard(Format(rate=24_000), data))
+    assert np.array_equal(heard(AudioFormat(rate=24_000), data, 1), heard(AudioFormat(rate=24_000), data))
 
 
 @pytest.mark.parametrize(
     ("form", "named"),
     [
-        (Format(rate=LOWEST - 1), "rate"),
-        (Format(rate=HIGHEST + 1), "rate"),
-        (Format(rate=-16_000), "rate"),
-        (Format(channels=0), "channels"),
-        (Format(audio_track=2), "audio_track"),
-        (Format(channels=MOST_CHANNELS + 1), "channels"),
+        (AudioFormat(rate=MIN_RATE - 1), "rate"),
+        (AudioFormat(rate=MAX_RATE + 1), "rate"),
+        (AudioFormat(rate=-16_000), "rate"),
+        (AudioFormat(channels=0), "channels"),
+        (AudioFormat(audio_track=2), "audio_track"),
+        (AudioFormat(channels=MAX_CHANNELS + 1), "channels"),
     ],
 )
-def test_what_cannot_be_heard_is_refused_by_name(form: Format, named: str) -> None:
+def test_what_cannot_be_heard_is_refused_by_name(form: AudioFormat, named: str) -> None:
     with pytest.raises(InvalidRequestError, match=str(getattr(form, named))) as refused:
-        check(form)
+        check_format(form)
     assert refused.value.param == named
 
 
 def test_a_container_says_itself_what_its_rate_is() -> None:
-    check(Format(Encoding.CONTAINER, rate=1))
+    check_format(AudioFormat(AudioEncoding.CONTAINER, rate=1))

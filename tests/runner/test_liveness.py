@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 
-from eardrum.runner.liveness import Liveness
+from eardrum.runner.batcher import LivenessProbe
 from tests.conftest import wait_for
 from tests.runner.test_batcher import batching, window
 
 
 async def test_the_batch_in_hand_and_the_loop_are_timed() -> None:
     with batching() as (batcher, engine):
-        liveness, loop = Liveness(batcher), asyncio.get_running_loop()
+        liveness, loop = LivenessProbe(batcher), asyncio.get_running_loop()
         assert liveness.report(loop) == {"batch_s": 0.0, "loop_s": 0.0}
         engine.gate.clear()
-        future = batcher.submit(batcher.request(), window("stuck"))
+        future = batcher.submit(batcher.allocate_request_id(), window("stuck"))
         wait_for(lambda: liveness.report(None)["batch_s"] > 0.05)
         time.sleep(0.05)  # noqa: ASYNC251 -- the loop is to stand still
         assert (await asyncio.to_thread(liveness.report, loop))["loop_s"] >= 0.05
@@ -30,6 +30,6 @@ async def test_an_engine_that_asks_elsewhere_has_times_of_its_own() -> None:
     with batching() as (batcher, engine):
         engine.remote = True
         engine.gate.clear()
-        batcher.submit(batcher.request(), window("far"))
+        batcher.submit(batcher.allocate_request_id(), window("far"))
         assert engine.entered.wait(5)
-        assert Liveness(batcher).report(None)["batch_s"] == 0.0
+        assert LivenessProbe(batcher).report(None)["batch_s"] == 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from eardrum.runner.media_clock import Gap, MediaClock
+from eardrum.runner.integrity import Gap, MediaClock
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Frame:
 def followed(*times: float | None, origin: float | None = 0.0, longest: float = 1e9) -> list[tuple[float, float] | float | None]:
     """Gaps as pairs, frames by their timestamps."""
     clock = MediaClock[Frame](origin, lambda gap: gap.end - gap.start <= longest)
-    said = list(clock.follow([Frame(time) for time in times]))
+    said = list(clock.insert_gaps([Frame(time) for time in times]))
     gaps = sum(item.end - item.start for item in said if isinstance(item, Gap))
-    assert clock.at == pytest.approx(len(times) + gaps)
+    assert clock.position == pytest.approx(len(times) + gaps)
     return [(item.start, item.end) if isinstance(item, Gap) else item.time for item in said]
 
 

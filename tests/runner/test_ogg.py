@@ -6,13 +6,13 @@ import struct
 
 import pytest
 
-from eardrum.runner.ogg import FIRST, LAST, OggLinks, checksum
+from eardrum.runner.ogg import FIRST_PAGE, LAST_PAGE, OggChain, compute_checksum
 
 
 def page(body: bytes, flags: int = 0, serial: int = 1) -> bytes:
     lengths = bytes([255] * (len(body) // 255) + [len(body) % 255])
     made = b"OggS" + struct.pack("<BBqIIIB", 0, flags, 0, serial, 0, 0, len(lengths)) + lengths + body
-    return made[:22] + struct.pack("<I", checksum(made)) + made[26:]
+    return made[:22] + struct.pack("<I", compute_checksum(made)) + made[26:]
 
 
 class Dribs:
@@ -28,8 +28,8 @@ class Dribs:
         return piece
 
 
-def split(data: bytes, size: int = 7) -> tuple[list[bytes], OggLinks]:
-    links, found = OggLinks(Dribs(data, size)), []
+def split(data: bytes, size: int = 7) -> tuple[list[bytes], OggChain]:
+    links, found = OggChain(Dribs(data, size)), []
     while True:
         link = b""
         while piece := links.read(100):
@@ -40,8 +40,10 @@ def split(data: bytes, size: int = 7) -> tuple[list[bytes], OggLinks]:
             return found, links
 
 
-ONE = page(b"head", FIRST) + page(b"OggS" * 200) + page(b"end", LAST)
-PICTURES = page(b"head", FIRST) + page(b"pictures", FIRST, 2) + page(b"a") + page(b"b", LAST, 2) + page(b"c", LAST)
+ONE = page(b"head", FIRST_PAGE) + page(b"OggS" * 200) + page(b"end", LAST_PAGE)
+PICTURES = (
+    page(b"head", FIRST_PAGE) + page(b"pictures", FIRST_PAGE, 2) + page(b"a") + page(b"b", LAST_PAGE, 2) + page(b"c", LAST_PAGE)
+)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
@@ -49,21 +51,21 @@ PICTURES = page(b"head", FIRST) + page(b"pictures", FIRST, 2) + page(b"a") + pag
 def test_every_link_is_a_stream(links: list[bytes], size: int) -> None:
     found, reader = split(b"".join(links), size)
     assert found == links
-    assert not reader.cut_off
+    assert not reader.is_cut_off
 
 
 def test_the_rest_of_a_link_can_be_skipped() -> None:
-    links = OggLinks(Dribs(ONE + PICTURES, 50))
+    links = OggChain(Dribs(ONE + PICTURES, 50))
     links.read(10)
     assert links.advance()
-    assert links.read(1000) == page(b"head", FIRST)
+    assert links.read(1000) == page(b"head", FIRST_PAGE)
 
 
 @pytest.mark.parametrize("missing", [1, 5, 29, 31, len(page(b"end")), 400])
 def test_an_end_that_is_missing_is_noticed(missing: int) -> None:
     found, links = split((ONE + ONE)[:-missing])
     assert b"".join(found) == (ONE + ONE)[:-missing]
-    assert links.cut_off
+    assert links.is_cut_off
 
 
 def test_what_lies_between_pages_is_passed_on() -> None:

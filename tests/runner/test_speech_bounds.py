@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eardrum.engines.base import Window
-from eardrum.runner.speech_bounds import MARGIN_S, Stretches, clamp_to_speech, find_stretches
-from eardrum.runner.vad import FRAME
-from eardrum.types import Request, Segment, Word
+from eardrum.runner.segmenter import MARGIN_S, SpeechStretches, clamp_to_speech, find_stretches
+from eardrum.runner.vad import FRAME_SAMPLES
+from eardrum.transcription import Segment, TranscriptionRequest, Word
 
 
 def window(*stretches: tuple[float, float]) -> Window:
-    return Window(np.zeros(16_000 * 30, np.float32), 0.0, 1.0, (0.0, 30.0), Request(), speech_stretches=stretches)
+    return Window(np.zeros(16_000 * 30, np.float32), 0.0, 1.0, (0.0, 30.0), TranscriptionRequest(), speech_stretches=stretches)
 
 
 def cue(start: float, end: float, *words: tuple[float, float]) -> Segment:
@@ -64,7 +64,7 @@ def test_times_that_touch_no_speech_are_left() -> None:
     st.lists(st.floats(0, 30), min_size=2, max_size=12, unique=True).map(sorted),
 )
 def test_words_keep_their_order_and_lose_no_length_below_zero(bounds: list[float], edges: list[float]) -> None:
-    stretches: Stretches = tuple(zip(edges[::2], edges[1::2], strict=False))
+    stretches: SpeechStretches = tuple(zip(edges[::2], edges[1::2], strict=False))
     words = list(itertools.pairwise(bounds))
     clamped = clamp_to_speech(cue(bounds[0], bounds[-1], *words), window(*stretches))
     assert len(clamped.words) == len(words)
@@ -77,6 +77,6 @@ def test_words_keep_their_order_and_lose_no_length_below_zero(bounds: list[float
 def test_stretches_begin_with_certain_speech_and_join_over_short_pauses() -> None:
     probs = np.array([0.0, 0.3, 0.9, 0.3, 0.1, 0.9, *[0.0] * 10, 0.3, 0.3, *[0.0] * 10, 0.5], np.float32)
     found = find_stretches(probs, threshold=0.4, low=0.25)
-    assert found == ((1 * FRAME, 6 * FRAME), (28 * FRAME, 29 * FRAME))
+    assert found == ((1 * FRAME_SAMPLES, 6 * FRAME_SAMPLES), (28 * FRAME_SAMPLES, 29 * FRAME_SAMPLES))
     assert find_stretches(probs[:2], 0.4, 0.25) == ()
     assert MARGIN_S < 0.15

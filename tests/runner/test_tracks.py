@@ -13,8 +13,8 @@ import pytest
 
 from eardrum.errors import InvalidRequestError, StorageFullError
 from eardrum.runner import tracks
-from eardrum.runner.decode import Decoder
-from eardrum.runner.inlet import CancelledInletError, Inlet
+from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
+from eardrum.runner.decoder import AudioDecoder
 from tests.recordings import RATE, TRACK_CODECS, Samples, noise, silence, speech, tone
 from tests.recordings import encode_tracks as recorded
 
@@ -33,7 +33,7 @@ def nothing_left_open() -> Iterator[None]:
 
 
 def heard(data: bytes, wanted: int | None = None, *, live: bool = False) -> tuple[int, int, Samples]:
-    decoder = Decoder(Inlet.holding(data), raw_pcm=False, max_seconds=3600, live=live, audio_track=wanted)
+    decoder = AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=3600, live=live, audio_track=wanted)
     samples = np.concatenate(list(decoder))
     return decoder.audio_track, decoder.audio_tracks, samples
 
@@ -96,7 +96,7 @@ def test_a_track_that_is_not_there_is_refused() -> None:
         (recorded(VOICE), False, "one audio track"),
         (b"\0\0" * 1000, True, "one audio track"),
     ):
-        decoder = Decoder(Inlet.holding(data), raw_pcm=raw, max_seconds=60, audio_track=3)
+        decoder = AudioDecoder(BytePipe.from_bytes(data), raw_pcm=raw, max_seconds=60, audio_track=3)
         with pytest.raises(InvalidRequestError, match=told) as caught:
             list(decoder)
         assert caught.value.param == "audio_track"
@@ -137,7 +137,7 @@ def test_a_track_that_is_silent_for_very_long_is_passed_over(monkeypatch: pytest
     late = np.concatenate([silence(20), VOICE])
     other = np.concatenate([silence(5), tone(18)])
     assert heard(recorded(late, other))[0] == 1
-    monkeypatch.setattr("eardrum.runner.decode.HELD_S", 10.0)
+    monkeypatch.setattr("eardrum.runner.decoder.MAX_HELD_S", 10.0)
     number, _, found = heard(recorded(late, other))
     assert number == 2
     assert len(found) == len(other)
@@ -154,40 +154,40 @@ def test_live_the_other_track_is_heard_after_some_seconds() -> None:
 
 async def test_the_first_samples_come_before_the_last_byte() -> None:
     data = recorded(np.tile(VOICE, 8), np.tile(VOICE, 8))
-    inlet = Inlet()
-    blocks = iter(Decoder(inlet, raw_pcm=False, max_seconds=3600))
+    inlet = BytePipe()
+    blocks = iter(AudioDecoder(inlet, raw_pcm=False, max_seconds=3600))
     await inlet.feed(data[: len(data) // 2])
     assert len(await asyncio.wait_for(asyncio.to_thread(next, blocks), 10)) > 0
     inlet.cancel()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         await asyncio.to_thread(list, blocks)
 
 
 async def test_giving_up_leaves_nothing_behind() -> None:
     data = recorded(silence(60), np.tile(VOICE, 20))
-    inlet = Inlet()
-    reading = asyncio.create_task(asyncio.to_thread(lambda: list(Decoder(inlet, raw_pcm=False, max_seconds=3600))))
+    inlet = BytePipe()
+    reading = asyncio.create_task(asyncio.to_thread(lambda: list(AudioDecoder(inlet, raw_pcm=False, max_seconds=3600))))
     await inlet.feed(data[: len(data) * 3 // 4])
     await asyncio.sleep(0.2)
     assert not reading.done()
     inlet.cancel()
-    with pytest.raises(CancelledInletError):
+    with pytest.raises(PipeCancelledError):
         await asyncio.wait_for(reading, 10)
 
 
 def test_long_sound_is_held_back_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracks, "IN_MEMORY", 1000)
+    monkeypatch.setattr(tracks, "MEMORY_BYTES", 1000)
     number, _, found = heard(recorded(silence(12), np.tile(VOICE, 4)))
     assert number == 2
     np.testing.assert_allclose(found, np.tile(VOICE, 4), atol=2 / 32768)
 
 
 def test_a_full_disk_is_told() -> None:
-    track = tracks.Track(1, None)  # type: ignore[arg-type]
-    track._sound = tracks.Scratch(0, tracks.HELD_BACK)
+    track = tracks.AudioTrack(1, None)  # type: ignore[arg-type]
+    track._sound = tracks.ScratchFile(0, tracks.HOLD_PURPOSE)
     track._sound._file, track._sound._on_disk = Path("/dev/full").open("wb", buffering=0), True  # noqa: SIM115
     frame = av.AudioFrame.from_ndarray(VOICE[None], format="flt", layout="mono")
     frame.sample_rate = RATE
     with pytest.raises(StorageFullError, match="audio_track"):
-        track.hold(frame)
+        track.hold_frame(frame)
     track.close()

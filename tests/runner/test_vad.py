@@ -15,10 +15,10 @@ import onnxruntime as ort
 import pytest
 
 from eardrum.errors import ModelLoadError
-from eardrum.live import Endpointing
-from eardrum.runner.live.endpointing import Began, Endpointer, Rule
-from eardrum.runner.vad import FRAME, MEMORY, MODEL, Vad, VadStream
-from eardrum.types import Capabilities
+from eardrum.live import EndpointingSettings
+from eardrum.runner.live.endpointing import Endpointer, EndpointingRule, StretchBegan
+from eardrum.runner.vad import ENCODER_PATH, FRAME_SAMPLES, MEMORY_PATH, VadModel, VadStream
+from eardrum.transcription import Capabilities
 from tests.recordings import PHONE, RATE, ROOT, noise, phone, silence, speech
 
 PUBLISHED = Path(faster_whisper.__file__).parent / "assets" / "silero_vad_v6.onnx"
@@ -32,22 +32,22 @@ RECORDINGS = {
 
 
 @pytest.fixture(scope="module")
-def vad() -> Vad:
-    return Vad()
+def vad() -> VadModel:
+    return VadModel()
 
 
 def whole_frames(samples: np.ndarray) -> np.ndarray:
-    return samples[: len(samples) // FRAME * FRAME]
+    return samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES]
 
 
-def in_blocks(vad: Vad, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
-    return of_stream(vad.stream(), samples, sizes)
+def in_blocks(vad: VadModel, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
+    return of_stream(vad.open_stream(), samples, sizes)
 
 
 def of_stream(stream: VadStream, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
     at, found = 0, []
     while at < len(samples):
-        size = sizes[len(found) % len(sizes)] * FRAME
+        size = sizes[len(found) % len(sizes)] * FRAME_SAMPLES
         found.append(stream(samples[at : at + size]))
         at += size
     return np.concatenate(found)
@@ -55,7 +55,7 @@ def of_stream(stream: VadStream, samples: np.ndarray, sizes: list[int]) -> np.nd
 
 def framed(samples: np.ndarray) -> np.ndarray:
     """Frames as the published model gets them: each behind the end of the one before."""
-    frames = samples.reshape(-1, FRAME)
+    frames = samples.reshape(-1, FRAME_SAMPLES)
     return np.concatenate([np.concatenate([np.zeros((1, 64), np.float32), frames[:-1, -64:]]), frames], axis=1)
 
 
@@ -67,7 +67,7 @@ def in_one_pass(samples: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sizes", [[10_000], [156], [1], [3, 1, 7, 2, 50]])
-def test_a_stream_in_blocks_equals_one_pass(vad: Vad, sizes: list[int]) -> None:
+def test_a_stream_in_blocks_equals_one_pass(vad: VadModel, sizes: list[int]) -> None:
     samples = whole_frames(speech())
     expected = in_one_pass(samples)
     found = in_blocks(vad, samples, sizes)
@@ -77,27 +77,27 @@ def test_a_stream_in_blocks_equals_one_pass(vad: Vad, sizes: list[int]) -> None:
     assert expected.min() < 0.1
 
 
-def test_streams_do_not_disturb_each_other(vad: Vad) -> None:
-    samples = whole_frames(speech())[: 200 * FRAME]
-    alone = vad.stream()(samples)
-    one, other, found = vad.stream(), vad.stream(), []
-    for start in range(0, len(samples), 20 * FRAME):
-        found.append(one(samples[start : start + 20 * FRAME]))
-        other(noise(20 * FRAME / 16_000, 0.3))
+def test_streams_do_not_disturb_each_other(vad: VadModel) -> None:
+    samples = whole_frames(speech())[: 200 * FRAME_SAMPLES]
+    alone = vad.open_stream()(samples)
+    one, other, found = vad.open_stream(), vad.open_stream(), []
+    for start in range(0, len(samples), 20 * FRAME_SAMPLES):
+        found.append(one(samples[start : start + 20 * FRAME_SAMPLES]))
+        other(noise(20 * FRAME_SAMPLES / 16_000, 0.3))
     np.testing.assert_allclose(np.concatenate(found), alone, atol=1e-4)
 
 
-def test_silence_and_noise_are_not_speech(vad: Vad) -> None:
+def test_silence_and_noise_are_not_speech(vad: VadModel) -> None:
     for samples in (silence(3), noise(3, 0.001), noise(3, 0.05)):
-        assert vad.stream()(whole_frames(samples)).max() < 0.4
+        assert vad.open_stream()(whole_frames(samples)).max() < 0.4
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_graphs_one_after_the_other_equal_the_published_one(name: str) -> None:
     inputs = framed(whole_frames(RECORDINGS[name]()))
     state = {"h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)}
-    (features,) = session(MODEL).run(None, {"input": inputs})
-    found, *remembered = session(MEMORY).run(None, {"features": features, **state})
+    (features,) = session(ENCODER_PATH).run(None, {"input": inputs})
+    found, *remembered = session(MEMORY_PATH).run(None, {"features": features, **state})
     published, *expected = session(PUBLISHED).run(None, {"input": inputs, **state})
     assert found.shape == (len(inputs),)
     assert np.abs(found - published.reshape(-1)).max() < 1e-4
@@ -167,16 +167,16 @@ def words() -> list[np.ndarray]:
 def began(stream: VadStream, said: np.ndarray, behind: np.ndarray) -> float | None:
     """After how many seconds a live session notices what is said, if it does."""
     probs = of_stream(copy.copy(stream), whole_frames(np.concatenate([said, behind])), [16])
-    ends = Endpointer(Rule.of(Endpointing(prefix_s=0), Capabilities(max_window_s=10)))
-    marks = ends.feed(np.zeros(len(probs) * FRAME, np.float32), probs)
-    return next((mark.at * FRAME / RATE for mark in marks if isinstance(mark, Began)), None)
+    ends = Endpointer(EndpointingRule.of(EndpointingSettings(prefix_s=0), Capabilities(max_window_s=10)))
+    marks = ends.feed(np.zeros(len(probs) * FRAME_SAMPLES, np.float32), probs)
+    return next((mark.at * FRAME_SAMPLES / RATE for mark in marks if isinstance(mark, StretchBegan)), None)
 
 
 @pytest.mark.parametrize("kind", WITHOUT_SPEECH)
 @pytest.mark.parametrize("seconds", [20, 61])
-def test_words_are_noticed_however_long_nobody_spoke_before(vad: Vad, kind: str, seconds: int) -> None:
+def test_words_are_noticed_however_long_nobody_spoke_before(vad: VadModel, kind: str, seconds: int) -> None:
     make = WITHOUT_SPEECH[kind]
-    short, long = vad.stream(), vad.stream()
+    short, long = vad.open_stream(), vad.open_stream()
     of_stream(short, whole_frames(make(1.0)), [16])
     before = of_stream(long, whole_frames(make(seconds)), [16])
     assert before.max() < 0.25
@@ -186,9 +186,9 @@ def test_words_are_noticed_however_long_nobody_spoke_before(vad: Vad, kind: str,
 
 
 @pytest.mark.parametrize("kind", WITHOUT_SPEECH)
-def test_sentences_are_noticed_as_soon_as_at_once(vad: Vad, kind: str) -> None:
+def test_sentences_are_noticed_as_soon_as_at_once(vad: VadModel, kind: str) -> None:
     make = WITHOUT_SPEECH[kind]
-    short, long = vad.stream(), vad.stream()
+    short, long = vad.open_stream(), vad.open_stream()
     of_stream(short, whole_frames(make(1.0)), [16])
     of_stream(long, whole_frames(make(61)), [16])
     late = 0
@@ -201,7 +201,7 @@ def test_sentences_are_noticed_as_soon_as_at_once(vad: Vad, kind: str) -> None:
     assert late <= (4 if kind == "noise" else 1)
 
 
-def test_where_it_begins_anew_does_not_depend_on_the_blocks(vad: Vad) -> None:
+def test_where_it_begins_anew_does_not_depend_on_the_blocks(vad: VadModel) -> None:
     pieces = [silence(7.3), speech()[: 3 * RATE], noise(12.1, 0.02), speech()[: 2 * RATE], silence(3)]
     samples = whole_frames(np.concatenate(pieces))
     expected = in_blocks(vad, samples, [156])
@@ -210,7 +210,7 @@ def test_where_it_begins_anew_does_not_depend_on_the_blocks(vad: Vad) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_who_speaks_without_long_pauses_is_heard_as_by_one_pass(vad: Vad, seed: int) -> None:
+def test_who_speaks_without_long_pauses_is_heard_as_by_one_pass(vad: VadModel, seed: int) -> None:
     """The memory is not begun anew between words, sentences or speakers."""
     order = np.random.default_rng(seed).permutation(len(phone()))
     samples = whole_frames(np.concatenate([np.concatenate([phone()[number][1], silence(0.5)]) for number in order[:12]]))
@@ -219,13 +219,13 @@ def test_who_speaks_without_long_pauses_is_heard_as_by_one_pass(vad: Vad, seed: 
 
 
 @pytest.mark.parametrize("level", [0.1, 0.01, 0.003])
-def test_music_is_not_speech_however_long_it_plays(vad: Vad, level: float) -> None:
+def test_music_is_not_speech_however_long_it_plays(vad: VadModel, level: float) -> None:
     """A memory that knew nothing of what was played before would take every tenth chord for a syllable."""
     probs = in_blocks(vad, whole_frames(music(60, level)), [16])
     assert (probs >= 0.5).sum() <= 10
-    ends = Endpointer(Rule.of(Endpointing(), Capabilities(max_window_s=10)))
-    marks = list(ends.feed(np.zeros(len(probs) * FRAME, np.float32), probs))
-    assert sum(isinstance(mark, Began) for mark in marks) <= 1
+    ends = Endpointer(EndpointingRule.of(EndpointingSettings(), Capabilities(max_window_s=10)))
+    marks = list(ends.feed(np.zeros(len(probs) * FRAME_SAMPLES, np.float32), probs))
+    assert sum(isinstance(mark, StretchBegan) for mark in marks) <= 1
 
 
 def test_beginning_anew_costs_no_second_pass_over_the_sounds() -> None:
@@ -240,12 +240,12 @@ def test_beginning_anew_costs_no_second_pass_over_the_sounds() -> None:
             return self._session.run(names, inputs)
 
     samples = whole_frames(noise(60, 0.02))
-    stream = VadStream(CountingModel(MODEL), session(MEMORY))
+    stream = VadStream(CountingModel(ENCODER_PATH), session(MEMORY_PATH))
     of_stream(stream, samples, [156])
-    assert sum(calls) == len(samples) // FRAME
+    assert sum(calls) == len(samples) // FRAME_SAMPLES
     calls.clear()
-    of_stream(VadStream(session(MODEL), CountingModel(MEMORY)), samples, [156])
-    assert sum(calls) <= 2 * len(samples) // FRAME
+    of_stream(VadStream(session(ENCODER_PATH), CountingModel(MEMORY_PATH)), samples, [156])
+    assert sum(calls) <= 2 * len(samples) // FRAME_SAMPLES
 
 
 def test_the_graph_is_what_its_script_writes() -> None:
@@ -256,9 +256,9 @@ def test_the_graph_is_what_its_script_writes() -> None:
 
 def test_a_missing_or_damaged_model_is_named(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.onnx"
-    damaged.write_bytes(MODEL.read_bytes()[:500_000])
+    damaged.write_bytes(ENCODER_PATH.read_bytes()[:500_000])
     for path in (tmp_path / "missing.onnx", damaged):
         with pytest.raises(ModelLoadError, match=path.name):
-            Vad(path)
+            VadModel(path)
         with pytest.raises(ModelLoadError, match=path.name):
-            Vad(memory=path)
+            VadModel(memory=path)

@@ -9,25 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.runner.vad import FRAME
-from eardrum.runner.windows import FRAMES_PER_SECOND, Cut, Cutter, Cutting, Packer
-from eardrum.types import SAMPLE_RATE
+from eardrum.runner.segmenter import FRAMES_PER_SECOND, ChunkPacker, SegmenterConfig, SpeechChunk, SpeechSegmenter
+from eardrum.runner.vad import FRAME_SAMPLES
+from eardrum.transcription import SAMPLE_RATE
 
-RULE = Cutting(max_s=10.0)
+RULE = SegmenterConfig(max_s=10.0)
 MAX = int(RULE.max_s * FRAMES_PER_SECOND)
 PADDING = round(RULE.padding_s * FRAMES_PER_SECOND)
 SILENCE = round(RULE.silence_s * FRAMES_PER_SECOND)
 
-OPENAI_DEFAULTS = Cutting(max_s=10.0, threshold=0.5, silence_s=0.2, padding_s=0.3)
+OPENAI_DEFAULTS = SegmenterConfig(max_s=10.0, threshold=0.5, silence_s=0.2, padding_s=0.3)
 """What a client asks for that spells out OpenAI's defaults of server_vad."""
 
-LONG_PADDING = Cutting(max_s=10.0, padding_s=5.0)
+LONG_PADDING = SegmenterConfig(max_s=10.0, padding_s=5.0)
 """The longest padding a client may ask for."""
 
 # A trace is a list of runs: so many frames with such a probability, jittered a little.
 runs = st.lists(st.tuples(st.integers(1, 400), st.sampled_from([0.0, 0.1, 0.3, 0.39, 0.41, 0.7, 1.0])), min_size=1, max_size=12)
 rules = st.builds(
-    Cutting,
+    SegmenterConfig,
     max_s=st.sampled_from([10.0, 30.0]),
     threshold=st.sampled_from([0.2, 0.4, 0.6]),
     silence_s=st.floats(0.5, 2.0),
@@ -42,39 +42,39 @@ def trace(*parts: tuple[int, float]) -> np.ndarray:
 
 def counted(frames: int) -> np.ndarray:
     """Samples that say where in the stream they are."""
-    return np.arange(frames * FRAME, dtype=np.float32)
+    return np.arange(frames * FRAME_SAMPLES, dtype=np.float32)
 
 
-def cuts(probs: np.ndarray, rule: Cutting = RULE, blocks: Sequence[int] = ()) -> list[Cut]:
+def cuts(probs: np.ndarray, rule: SegmenterConfig = RULE, blocks: Sequence[int] = ()) -> list[SpeechChunk]:
     """Feed blocks of these many frames, then the rest at once."""
-    cutter = Packer(rule) if rule.pack else Cutter(rule)
+    cutter = ChunkPacker(rule) if rule.pack else SpeechSegmenter(rule)
     samples, found, at = counted(len(probs)), [], 0
     for size in (*blocks, len(probs)):
         end = min(at + size, len(probs))
         if end > at:
-            found += cutter.feed(samples[at * FRAME : end * FRAME], probs[at:end])
+            found += cutter.feed(samples[at * FRAME_SAMPLES : end * FRAME_SAMPLES], probs[at:end])
         at = end
     return found + list(cutter.finish())
 
 
-def frames(cut: Cut) -> range:
+def frames(cut: SpeechChunk) -> range:
     (stretch,) = stretches(cut)
     return stretch
 
 
-def stretches(cut: Cut) -> list[range]:
+def stretches(cut: SpeechChunk) -> list[range]:
     """The frames of the stream that each piece of a cut holds."""
     found = []
     for (at, sample), (end, _) in zip(cut.pieces, [*cut.pieces[1:], (len(cut.audio), 0)], strict=True):
-        assert at % FRAME == sample % FRAME == end % FRAME == 0
+        assert at % FRAME_SAMPLES == sample % FRAME_SAMPLES == end % FRAME_SAMPLES == 0
         assert np.array_equal(cut.audio[at:end], np.arange(sample, sample + end - at, dtype=np.float32)), "not that place's audio"
-        found.append(range(sample // FRAME, (sample + end - at) // FRAME))
+        found.append(range(sample // FRAME_SAMPLES, (sample + end - at) // FRAME_SAMPLES))
     return found
 
 
 @settings(deadline=None)
 @given(runs, rules)
-def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, float]], rule: Cutting) -> None:
+def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, float]], rule: SegmenterConfig) -> None:
     probs = trace(*parts)
     found = cuts(probs, rule)
     covered = np.zeros(len(probs), int)
@@ -92,7 +92,7 @@ def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, 
 
 @settings(deadline=None)
 @given(runs, rules, st.lists(st.integers(1, 200), max_size=30))
-def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: Cutting, blocks: list[int]) -> None:
+def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: SegmenterConfig, blocks: list[int]) -> None:
     probs = trace(*parts)
     assert [(c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule, blocks)] == [
         (c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule)
@@ -100,14 +100,14 @@ def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: Cuttin
 
 
 @pytest.mark.parametrize("rule", [OPENAI_DEFAULTS, LONG_PADDING])
-def test_a_clients_wishes_keep_windows_in_bounds(rule: Cutting) -> None:
+def test_a_clients_wishes_keep_windows_in_bounds(rule: SegmenterConfig) -> None:
     for spoken in (120, *range(280, MAX + 1)):
         probs = trace((200, 0.0), (spoken, 0.9), (200, 0.0))
         assert max(len(cut.audio) for cut in cuts(probs, rule)) <= rule.max_s * SAMPLE_RATE
 
 
 @pytest.mark.parametrize("rule", [OPENAI_DEFAULTS, LONG_PADDING])
-def test_a_clients_wishes_cut_alike_in_blocks_of_any_size(rule: Cutting) -> None:
+def test_a_clients_wishes_cut_alike_in_blocks_of_any_size(rule: SegmenterConfig) -> None:
     probs = trace((40, 0.0), (50, 0.9), (8, 0.0), (50, 0.9), (100, 0.0), (30, 0.9), (60, 0.0))
     whole = [frames(cut) for cut in cuts(probs, rule)]
     assert [frames(cut) for cut in cuts(probs, rule, [1] * len(probs))] == whole
@@ -122,7 +122,7 @@ def test_no_speech_gives_no_windows(probability: float) -> None:
 def test_speech_gets_its_padding() -> None:
     (cut,) = cuts(trace((100, 0.0), (50, 0.9), (100, 0.0)))
     assert frames(cut) == range(100 - PADDING, 150 + PADDING)
-    assert (cut.start + cut.speech_start, cut.start + cut.speech_end) == (100 * FRAME, 150 * FRAME)
+    assert (cut.start + cut.speech_start, cut.start + cut.speech_end) == (100 * FRAME_SAMPLES, 150 * FRAME_SAMPLES)
     assert cut.speech == pytest.approx(0.9)
 
 
@@ -140,7 +140,7 @@ def test_only_a_pause_that_is_long_enough_ends_a_window() -> None:
 
 def test_speech_that_fades_goes_on_until_it_is_well_below_the_threshold() -> None:
     (cut,) = cuts(trace((50, 0.0), (20, 0.9), (60, 0.3), (100, 0.0)))
-    assert cut.start + cut.speech_end == 130 * FRAME
+    assert cut.start + cut.speech_end == 130 * FRAME_SAMPLES
     assert cuts(trace((50, 0.0), (60, 0.3), (100, 0.0))) == [], "0.3 must not begin speech"
 
 
@@ -170,33 +170,33 @@ def test_without_a_pause_the_cut_is_where_speech_is_least_sure() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_memory_stays_bounded_for_an_hour(probability: float) -> None:
-    cutter, block = Cutter(RULE), 156
+    cutter, block = SpeechSegmenter(RULE), 156
     most, found = 0, 0
-    samples, probs = np.zeros(block * FRAME, np.float32), np.full(block, probability, np.float32)
+    samples, probs = np.zeros(block * FRAME_SAMPLES, np.float32), np.full(block, probability, np.float32)
     for _ in range(int(3600 * FRAMES_PER_SECOND / block)):
         for cut in cutter.feed(samples, probs):
             found += len(cut.audio)
             assert cut.audio.base is None, "a window keeps the buffer alive"
         held = cutter._samples if cutter._samples.base is None else cutter._samples.base
-        most = max(most, len(held) // FRAME)
+        most = max(most, len(held) // FRAME_SAMPLES)
     assert most <= MAX + PADDING + block
     found += sum(len(cut.audio) for cut in cutter.finish())
-    assert found == int(3600 * FRAMES_PER_SECOND / block) * block * FRAME * probability
+    assert found == int(3600 * FRAMES_PER_SECOND / block) * block * FRAME_SAMPLES * probability
 
 
 def test_packed_windows_hold_as_much_speech_as_fits_and_no_pauses() -> None:
     probs = trace(*[(60, 0.9), (200, 0.0)] * 20)  # 1.9 s of speech and 6.4 s of pause, twenty times
-    rule = Cutting(max_s=30.0, pack=True)
+    rule = SegmenterConfig(max_s=30.0, pack=True)
     found = cuts(probs, rule)
     assert len(found) == 2
     assert [len(cut.pieces) for cut in found] == [11, 9]
     assert all(len(cut.audio) <= 30 * SAMPLE_RATE for cut in found)
     assert found[0].speech_start == 0, "the stream begins with speech"
-    assert found[1].speech_end == len(found[1].audio) - PADDING * FRAME
+    assert found[1].speech_end == len(found[1].audio) - PADDING * FRAME_SAMPLES
 
 
 def test_packed_windows_of_endless_speech_are_seamless() -> None:
-    found = cuts(trace((3000, 0.9)), Cutting(max_s=30.0, pack=True))
+    found = cuts(trace((3000, 0.9)), SegmenterConfig(max_s=30.0, pack=True))
     assert next(stretch for cut in found for stretch in stretches(cut)).start == 0
     ends = [stretches(cut)[-1].stop for cut in found]
     starts = [stretches(cut)[0].start for cut in found]

@@ -1,1 +1,1 @@
-"""The edges: one file per wire protocol, each blind to the others."""
+"""The wire protocols: one package per protocol, none of which imports another; what they share lies beside them."""

@@ -1,4 +1,4 @@
-"""Lets in who shows one of the config's `apiKeys`. Pure ASGI, in front of every route."""
+"""Checks API keys: requests must show one of the config's `apiKeys`. Pure ASGI, in front of every route."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from eardrum.api.access import record
-from eardrum.api.asgi import App, Scope, header
+from eardrum.api.asgi import ASGIApp, Scope, get_header
+from eardrum.api.request_log import get_record
 from eardrum.errors import EardrumError, UnauthorizedError
 
-OPEN = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
+PUBLIC_PATHS = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
 """What says whether the server is up, and how it is to be used."""
 
-OLLAMA = "/api/"
+OLLAMA_PREFIX = "/api/"
 """Routes whose clients expect an error to be a string."""
 
-ASK = {"www-authenticate": 'Basic realm="eardrum"'}
+CHALLENGE = {"www-authenticate": 'Basic realm="eardrum"'}
 
-MISSING = "Show one of the server's keys, as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
-WRONG = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
+MISSING_KEY = "Show one of the server's keys, as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
+WRONG_KEY = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
 
-SUBPROTOCOL = "openai-insecure-api-key."
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """How pages in browsers, which cannot set headers for a WebSocket, show a key: as the name of a subprotocol."""
 
 
-class Keys:
+class ApiKeyGuard:
     """Refuses requests and WebSockets without a key. Without keys in the config, which may change, everybody is let in.
 
     `opens` says of what is no key whether it opens this one request.
@@ -42,44 +42,46 @@ class Keys:
         opens: Callable[[Scope, str], bool] = lambda *_: False,
     ):
         self._keys = keys
-        self._worded = worded
-        self._opens = opens
+        self._build_body = worded
+        self._accepts_key = opens
 
-    def route(self, scope: Scope) -> App | None:
+    def route(self, scope: Scope) -> ASGIApp | None:
         """What refuses the request, if it is not let in."""
-        if not self._keys() or scope["path"] in OPEN:
+        if not self._keys() or scope["path"] in PUBLIC_PATHS:
             return None
-        shown = key_of(scope)
-        if self._knows(shown) or self._opens(scope, shown):
+        shown = read_api_key(scope)
+        if self._is_valid(shown) or self._accepts_key(scope, shown):
             return None
-        error = UnauthorizedError(WRONG if shown else MISSING)
-        record(scope).note = error.message
-        return self._refusal(scope["path"], error)
+        error = UnauthorizedError(WRONG_KEY if shown else MISSING_KEY)
+        get_record(scope).note = error.message
+        return self._build_refusal(scope["path"], error)
 
-    def _knows(self, shown: str) -> bool:
+    def _is_valid(self, shown: str) -> bool:
         """Whether it is one of the keys; takes as long whichever it is, and however much of it is right."""
         return sum([hmac.compare_digest(shown.encode(), key.encode()) for key in self._keys()]) > 0
 
-    def _refusal(self, path: str, error: EardrumError) -> Response:
-        body = {"error": error.message} if path.startswith(OLLAMA) else self._worded(error)
-        return JSONResponse(body, error.status, ASK)
+    def _build_refusal(self, path: str, error: EardrumError) -> Response:
+        body = {"error": error.message} if path.startswith(OLLAMA_PREFIX) else self._build_body(error)
+        return JSONResponse(body, error.status, CHALLENGE)
 
 
-def key_of(scope: Scope) -> str:
+def read_api_key(scope: Scope) -> str:
     """The key that a client shows: the password of Basic, else the Bearer token, else `x-api-key`, else, for a WebSocket, what a
     subprotocol holds; empty if none."""
-    scheme, _, rest = header(scope, b"authorization").strip().partition(" ")
+    scheme, _, rest = get_header(scope, b"authorization").strip().partition(" ")
     match scheme.lower():
         case "basic":
-            return _password(rest.strip())
+            return _decode_password(rest.strip())
         case "bearer":
-            return _text(rest.strip())
-    if key := header(scope, b"x-api-key").strip():
-        return _text(key)
-    return next((name.removeprefix(SUBPROTOCOL) for name in scope.get("subprotocols", ()) if name.startswith(SUBPROTOCOL)), "")
+            return _decode_header(rest.strip())
+    if key := get_header(scope, b"x-api-key").strip():
+        return _decode_header(key)
+    return next(
+        (name.removeprefix(KEY_SUBPROTOCOL) for name in scope.get("subprotocols", ()) if name.startswith(KEY_SUBPROTOCOL)), ""
+    )
 
 
-def _text(sent: str) -> str:
+def _decode_header(sent: str) -> str:
     """A header's bytes, which were read as Latin-1, in the encoding in which clients send what is not ASCII: mostly UTF-8."""
     if sent.isascii():
         return sent
@@ -89,7 +91,7 @@ def _text(sent: str) -> str:
         return sent
 
 
-def _password(encoded: str) -> str:
+def _decode_password(encoded: str) -> str:
     try:
         return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
     except (binascii.Error, UnicodeDecodeError):

@@ -1,5 +1,6 @@
-"""Every setting, and where it comes from."""
+"""The settings and how they are loaded."""
 
+from eardrum.config.diagnostics import ConfigDiagnostic, LocationMap, SourceLocation
 from eardrum.config.environment import (
     CLIENT_CERTIFICATE_VARIABLE,
     CLIENT_KEY_VARIABLE,
@@ -8,10 +9,8 @@ from eardrum.config.environment import (
     ENVIRONMENT_ALIASES,
     FOLDER_VARIABLE,
 )
-from eardrum.config.load import Loaded, examine, load, read
-from eardrum.config.places import Place, Places, Remark
-from eardrum.config.ports import Ports
-from eardrum.config.settings import PREFIX, Limits, Live, Log, Model, Settings
+from eardrum.config.loading import LoadedConfig, PortReservations, examine_config, load_config, load_settings
+from eardrum.config.settings import ENVIRONMENT_PREFIX, LimitSettings, LiveSettings, LogSettings, ModelSettings, Settings
 
 __all__ = [
     "CLIENT_CERTIFICATE_VARIABLE",
@@ -19,19 +18,19 @@ __all__ = [
     "CLIENT_SERVER_VARIABLE",
     "CONFIG_VARIABLE",
     "ENVIRONMENT_ALIASES",
+    "ENVIRONMENT_PREFIX",
     "FOLDER_VARIABLE",
-    "PREFIX",
-    "Limits",
-    "Live",
-    "Loaded",
-    "Log",
-    "Model",
-    "Place",
-    "Places",
-    "Ports",
-    "Remark",
+    "ConfigDiagnostic",
+    "LimitSettings",
+    "LiveSettings",
+    "LoadedConfig",
+    "LocationMap",
+    "LogSettings",
+    "ModelSettings",
+    "PortReservations",
     "Settings",
-    "examine",
-    "load",
-    "read",
+    "SourceLocation",
+    "examine_config",
+    "load_config",
+    "load_settings",
 ]

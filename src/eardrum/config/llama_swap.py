@@ -1,24 +1,47 @@
-"""The parts of the settings that come from llama-swap, under its names and with its defaults."""
+"""Settings shared with llama-swap, under its names and with its defaults, and the base class of all settings sections."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from eardrum.config.sections import Section, without_effect
-from eardrum.units import Seconds
+from eardrum.config.macros import ScalarValue
+from eardrum.units import MEGABYTES, Seconds
+
+WITHOUT_EFFECT = "x-without-effect"
+"""Marks in the schema what is accepted for the sake of others' configs, with the reason why nothing comes of it."""
+
+
+class SettingsSection(BaseModel):
+    """A part of the settings. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    shorthand: ClassVar[str] = ""
+    """The one of its settings that a word in the section's own place sets."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthand(cls, data: Any) -> Any:
+        return {cls.shorthand: data} if cls.shorthand and isinstance(data, str) else data
+
+
+def declare_ignored(default: Any, *, why: str, description: str, **bounds: Any) -> Any:
+    """A setting that is accepted, checked, and changes nothing; whoever sets it is told why."""
+    return Field(default, description=f"{description} Without effect: {why}", json_schema_extra={WITHOUT_EFFECT: why}, **bounds)
+
 
 # ruff: noqa: N815 -- the names are llama-swap's
 
-SHORTEST_EVERY_S = 5.0
+MIN_INTERVAL_S = 5.0
 
 DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def seconds(duration: str) -> float:
+def parse_duration(duration: str) -> float:
     """Seconds of a duration as Go writes it: `1h30m`, `500ms`; a number alone is nanoseconds.
 
     Raises:
@@ -31,13 +54,13 @@ def seconds(duration: str) -> float:
     return sum(float(number) * SECONDS[unit] for number, unit in DURATION.findall(duration))
 
 
-def _not_too_often(duration: str) -> str:
-    if 0 < seconds(duration) < SHORTEST_EVERY_S:
-        raise ValueError(f"at least {SHORTEST_EVERY_S:g}s")
+def _check_interval(duration: str) -> str:
+    if 0 < parse_duration(duration) < MIN_INTERVAL_S:
+        raise ValueError(f"at least {MIN_INTERVAL_S:g}s")
     return duration
 
 
-def _pattern(pattern: str) -> str:
+def _check_pattern(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
@@ -45,7 +68,7 @@ def _pattern(pattern: str) -> str:
     return pattern
 
 
-class Filters(Section):
+class RequestFilters(SettingsSection):
     """What is changed in a JSON body on its way to the upstream."""
 
     stripParams: str = Field(
@@ -59,32 +82,32 @@ class Filters(Section):
     )
 
 
-class Timeouts(Section):
+class UpstreamTimeouts(SettingsSection):
     """Seconds that parts of an exchange with the upstream may take; 0 is any time."""
 
     connect: Seconds = Field(30, ge=0, description="Until it is connected.")
     keepalive: Seconds = Field(30, ge=0, description="Between two probes of an idle connection.")
     responseHeader: Seconds = Field(0, ge=0, description="Until the answer begins.")
     tlsHandshake: Seconds = Field(10, ge=0, description="For the handshake.")
-    expectContinue: Seconds = without_effect(
+    expectContinue: Seconds = declare_ignored(
         1, why="bodies are sent without asking.", description="Until it says that it wants the body.", ge=0
     )
     idleConn: Seconds = Field(90, ge=0, description="An unused connection is kept.")
 
 
-class PeerTimeouts(Timeouts):
+class PeerTimeouts(UpstreamTimeouts):
     """As for models, but a peer has to begin to answer."""
 
     responseHeader: Seconds = Field(60, ge=0, description="Until the answer begins.")
 
 
-class Compat(Section):
+class UpstreamCompat(SettingsSection):
     """For upstreams with habits."""
 
     ignoreWebsockets: bool = Field(False, description="An open WebSocket does not keep the model from being unloaded.")
 
 
-class Declared(Section):
+class DeclaredCapabilities(SettingsSection):
     """What an upstream can do, for `/v1/models`."""
 
     inputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="in", description="What it takes.")
@@ -94,7 +117,7 @@ class Declared(Section):
     context: int = Field(0, ge=0, description="Tokens of its context; 0 is not said.")
 
 
-class Group(Section):
+class GroupSettings(SettingsSection):
     """Models that share a machine by rules."""
 
     swap: bool = Field(True, description="One member at a time.")
@@ -103,7 +126,7 @@ class Group(Section):
     members: tuple[str, ...] = Field((), description="Models by their ids.")
 
 
-class Matrix(Section):
+class MatrixSettings(SettingsSection):
     """Which models may be loaded together, as sets."""
 
     vars: dict[str, str] = Field({}, description="Short names for models.")
@@ -113,108 +136,108 @@ class Matrix(Section):
     sets: dict[str, str] = Field(min_length=1, description="Sets of models: `a & (b | c) & +other_set`.")
 
 
-class RouterSettings(Section):
+class RouterSettings(SettingsSection):
     """The rules of the router in use."""
 
-    groups: dict[str, Group] = Field({}, description="For `use: group`.")
-    matrix: Matrix | None = Field(None, description="For `use: matrix`.")
+    groups: dict[str, GroupSettings] = Field({}, description="For `use: group`.")
+    matrix: MatrixSettings | None = Field(None, description="For `use: matrix`.")
 
 
-class Router(Section):
+class RouterSection(SettingsSection):
     """Which rules decide what is unloaded."""
 
     use: Literal["group", "matrix"] = Field("group", description="Which of the two counts.")
     settings: RouterSettings = Field(RouterSettings(), description="The rules.")
 
 
-class Fifo(Section):
+class FifoSettings(SettingsSection):
     """First come, first served, but for priorities."""
 
     priority: dict[str, int] = Field({}, description="Models whose waiting requests go first; higher is sooner.")
 
 
-class SchedulerSettings(Section):
+class SchedulerSettings(SettingsSection):
     """The settings of the order in use."""
 
-    fifo: Fifo = Field(Fifo(), description="Its priorities.")
+    fifo: FifoSettings = Field(FifoSettings(), description="Its priorities.")
 
 
-class Order(Section):
+class SchedulerSection(SettingsSection):
     """In which order waiting requests are served."""
 
     use: Literal["fifo"] = Field("fifo", description="The only one there is.")
     settings: SchedulerSettings = Field(SchedulerSettings(), description="Its settings.")
 
 
-class Routing(Section):
+class RoutingSettings(SettingsSection):
     """Rules and order, as newer configs write them."""
 
-    router: Router = Field(Router(), description="What is unloaded for what.")
-    scheduler: Order = Field(Order(), description="Who is next.")
+    router: RouterSection = Field(RouterSection(), description="What is unloaded for what.")
+    scheduler: SchedulerSection = Field(SchedulerSection(), description="Who is next.")
 
 
-class Profile(Section):
+class ModelProfile(SettingsSection):
     """Other models behind names, while it is active."""
 
     description: str = Field("", description="For people.")
     pins: dict[str, str | None] = Field(min_length=1, description="Requested name to model; empty refuses the name.")
 
 
-class Spillover(Section):
+class SpilloverSettings(SettingsSection):
     """How full a target gets."""
 
     spillover: int = Field(1, ge=1, description="Requests a target holds before the next one is started.")
 
 
-class Selector(Section):
+class ModelSelector(SettingsSection):
     """A name that stands for one of several models."""
 
     strategy: Literal["warm", "pin", "spillover"] = Field("warm", description="How the target is chosen.")
     targets: tuple[str, ...] = Field(min_length=1, description="Models in the order of preference.")
-    settings: Spillover = Field(Spillover(), description="For `spillover`.")
+    settings: SpilloverSettings = Field(SpilloverSettings(), description="For `spillover`.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
     unlisted: bool = Field(False, description="Not in `/v1/models`.")
     metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
 
 
-class Peer(Section):
+class PeerServer(SettingsSection):
     """Another server whose models are offered here."""
 
     proxy: str = Field(description="Its address.")
     apiKey: str = Field("", description="The key sent to it.")
     models: tuple[str, ...] = Field(min_length=1, description="Its models.")
-    filters: Filters = Field(Filters(), description="As for models.")
+    filters: RequestFilters = Field(RequestFilters(), description="As for models.")
     timeouts: PeerTimeouts = Field(PeerTimeouts(), description="As for models.")
 
 
-class OnStartup(Section):
+class StartupHooks(SettingsSection):
     """What is done once the server is up."""
 
     preload: tuple[str, ...] = Field((), description="Models to load, one after the other.")
 
 
-class Hooks(Section):
+class ServerHooks(SettingsSection):
     """What is done when something happens."""
 
-    on_startup: OnStartup = Field(OnStartup(), description="When the server is up.")
+    on_startup: StartupHooks = Field(StartupHooks(), description="When the server is up.")
 
 
-class UpstreamRoutes(Section):
+class UpstreamRoutes(SettingsSection):
     """About `/upstream/`."""
 
-    ignorePaths: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(
+    ignorePaths: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = Field(
         (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",), description="Paths that do not load a model that is not up: 409."
     )
 
 
-class Store(Section):
+class ActivityStore(SettingsSection):
     """Where llama-swap keeps its activity page."""
 
     path: str = Field(min_length=1, description="A file of SQLite.")
 
 
-class Activity(Section):
+class ActivitySettings(SettingsSection):
     """About the activity page."""
 
     session_id: tuple[str, ...] = Field(
@@ -222,14 +245,95 @@ class Activity(Section):
     )
 
 
-class Ui(Section):
+class UiSettings(SettingsSection):
     """About the web page."""
 
-    activity: Activity = Field(Activity(), description="Its page of past requests.")
+    activity: ActivitySettings = Field(ActivitySettings(), description="Its page of past requests.")
 
 
-class Performance(Section):
+class PerformanceSettings(SettingsSection):
     """About recording the machine's load."""
 
     disabled: bool = Field(False, description="Record nothing.")
-    every: Annotated[str, AfterValidator(_not_too_often)] = Field("5s", description="Time between two records; at least 5s.")
+    every: Annotated[str, AfterValidator(_check_interval)] = Field("5s", description="Time between two records; at least 5s.")
+
+
+# ruff: noqa: N815 -- the names are llama-swap's
+
+
+class SharedModelSettings(SettingsSection):
+    """What a model of either can have."""
+
+    aliases: tuple[str, ...] = Field((), description="Further names clients may use.")
+    ttl: Seconds = Field(
+        -1, ge=-1, description="Seconds without a request after which it is unloaded; 0 is never, -1 is `globalTTL`."
+    )
+    cmd: str = Field("", description="Command that serves the model over HTTP; `${PORT}` is its port. No shell is involved.")
+    cmdStop: str = Field("", description="Command that stops it, with `${PID}`; empty sends SIGTERM.")
+    proxy: str = Field(
+        "", description="Address at which the model is served; empty is `http://localhost:${PORT}` if there is a `cmd`."
+    )
+    env: tuple[str, ...] = Field((), description="Environment of the command, as `NAME=value`.")
+    checkEndpoint: str = Field("/health", description="Path that answers 200 once the command serves; `none` asks nothing.")
+    unloadTimeout: Seconds = Field(0, ge=0, description="Seconds it may take to end before it is killed; 0 is the server's.")
+    unlisted: bool = Field(False, description="Not in `/v1/models`, but usable.")
+    useModelName: str = Field("", description="Name by which the upstream knows the model.")
+    name: str = Field("", description="For people.")
+    description: str = Field("", description="For people.")
+    concurrencyLimit: int = Field(0, ge=0, description="As `max_requests`, past which the answer is 429; 0 is 10 for a `cmd`.")
+    filters: RequestFilters = Field(RequestFilters(), description="What is changed in JSON bodies.")
+    metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
+    sendLoadingState: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
+    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Of exchanges with the upstream.")
+    compat: UpstreamCompat = Field(UpstreamCompat(), description="What the upstream does its own way.")
+    capabilities: DeclaredCapabilities = Field(DeclaredCapabilities(), description="What the upstream can do.")
+    macros: dict[str, ScalarValue] = Field({}, description="As `macros` of the server, for this model; they win over those.")
+    healthCheckTimeout: Seconds = declare_ignored(
+        0, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
+    )
+
+
+class SharedSettings(BaseModel):
+    """What a server of either can have."""
+
+    globalTTL: Seconds = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0 is never.")
+    healthCheckTimeout: Seconds = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
+    unloadTimeout: Seconds = Field(10, ge=0, description="Seconds a `cmd` may take to end before it is killed.")
+    startPort: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
+    sendLoadingState: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
+    includeAliasesInList: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
+    groups: dict[str, GroupSettings] = Field({}, description="Models that share a machine by rules.")
+    matrix: MatrixSettings | None = Field(None, description="Which models may be loaded together; instead of groups.")
+    routing: RoutingSettings | None = Field(None, description="Groups, matrix and priorities as newer configs write them.")
+    profiles: dict[str, ModelProfile] = Field({}, description="Other models behind names, one profile at a time.")
+    selectors: dict[str, ModelSelector] = Field({}, description="Names that stand for one of several models.")
+    hooks: ServerHooks = Field(ServerHooks(), description="What is done when something happens.")
+    apiKeys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; none lets everybody in.")
+    peers: dict[str, PeerServer] = Field({}, description="Other servers whose models are offered here.")
+    upstream: UpstreamRoutes = Field(UpstreamRoutes(), description="About `/upstream/`.")
+    macros: dict[str, ScalarValue] = Field({}, description="Values that `${NAME}` stands for in everything below.")
+    logLevel: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and what is unknown `info`.")
+    logTimeFormat: str = declare_ignored("", why="times are written in one way.", description="How times are written.")
+    logToStdout: Literal["proxy", "upstream", "both", "none"] = Field(
+        "proxy",
+        description="Whose output is shown: the server's, the models', both or nobody's. All is in `/logs`.",
+    )
+    logRequests: bool = declare_ignored(False, why="every request is one line of the log.", description="Log requests.")
+    metricsMaxInMemory: int = declare_ignored(
+        1000, why="the last 1000 requests are kept.", description="Requests remembered for the activity page."
+    )
+    captureBuffer: Annotated[int, MEGABYTES] = declare_ignored(
+        5, why="what clients send is not kept.", description="Megabytes of requests and answers that are kept."
+    )
+    store: ActivityStore | None = declare_ignored(
+        None, why="nothing is kept beyond a restart.", description="Where activity is kept."
+    )
+    ui: UiSettings = declare_ignored(UiSettings(), why="there is no activity page.", description="About the web page.")
+    performance: PerformanceSettings = declare_ignored(
+        PerformanceSettings(), why="the machine's load is not recorded.", description="About recording the machine's load."
+    )
+
+    @property
+    def priorities(self) -> dict[str, int]:
+        """How urgent requests for a model are; those not named have 0, and higher is sooner."""
+        return self.routing.scheduler.settings.fifo.priority if self.routing else {}

@@ -1,4 +1,4 @@
-"""Macros: `${NAME}` stands for a value that the config defines further up."""
+"""Macros: `${NAME}` stands for a value defined further up in the config."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from eardrum.config.places import Errors, KeyPath, dotted
+from eardrum.config.diagnostics import ErrorCollector, KeyPath, format_path
 
-NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
-LONGEST_NAME = 63
-USED = re.compile(r"\$\{([a-zA-Z0-9_-]+)\}", re.ASCII)
-RESERVED = ("PORT", "PID", "MODEL_ID")
+MACRO_NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
+MAX_NAME_LENGTH = 63
+MACRO_REFERENCE = re.compile(r"\$\{([a-zA-Z0-9_-]+)\}", re.ASCII)
+RESERVED_NAMES = ("PORT", "PID", "MODEL_ID")
 
-LONGEST_VALUE = 1 << 20
+MAX_VALUE_LENGTH = 1 << 20
 """Characters: macros that use macros twice each would otherwise fill the memory."""
 
-Scalar = str | int | float | bool
+ScalarValue = str | int | float | bool
 
 
-def defined(macros: Any, path: KeyPath, errors: Errors) -> dict[str, Scalar]:
+def read_macros(macros: Any, path: KeyPath, errors: ErrorCollector) -> dict[str, ScalarValue]:
     """The macros of a `macros:` section; `path` is the section's. A name or value that a macro cannot have is an error."""
     if macros is None:
         return {}
     if not isinstance(macros, dict):
-        errors.add(path, f"{dotted(path)} must map names to values, as in `ctx: 8192`.")
+        errors.add(path, f"{format_path(path)} must map names to values, as in `ctx: 8192`.")
         return {}
     for name, value in macros.items():
-        if wrong := _wrong(name, value):
+        if wrong := _find_problem(name, value):
             errors.add((*path, name), f"The macro {name} {wrong}.")
-    return {name: value for name, value in macros.items() if not errors.at((*path, name))}
+    return {name: value for name, value in macros.items() if not errors.has_error_at((*path, name))}
 
 
-def _wrong(name: str, value: Any) -> str:
-    if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-        return f"needs another name: up to {LONGEST_NAME} letters, digits, `_` and `-`"
-    if name in RESERVED:
+def _find_problem(name: str, value: Any) -> str:
+    if not MACRO_NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+        return f"needs another name: up to {MAX_NAME_LENGTH} letters, digits, `_` and `-`"
+    if name in RESERVED_NAMES:
         return "has a name that is reserved: PORT, PID and MODEL_ID are given by the server"
-    if not isinstance(value, Scalar):
+    if not isinstance(value, ScalarValue):
         return "must be text, a number, true or false"
     return "contains itself" if isinstance(value, str) and f"${{{name}}}" in value else ""
 
 
-def substituted(value: Any, macros: Mapping[str, Scalar], path: KeyPath, errors: Errors) -> Any:
+def expand_macros(value: Any, macros: Mapping[str, ScalarValue], path: KeyPath, errors: ErrorCollector) -> Any:
     """`value` with all macros replaced, the last defined first and each once: a macro may use those defined before it.
 
     A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
@@ -57,63 +57,65 @@ def substituted(value: Any, macros: Mapping[str, Scalar], path: KeyPath, errors:
         found: dict[str, Any] = {}
         written: dict[str, str] = {}
         for name, inner in value.items():
-            new = text_of(_replaced(name, macros, (*path, name), errors)) if names_too else name
+            new = format_scalar(_expand_text(name, macros, (*path, name), errors)) if names_too else name
             if new in found:
-                errors.add((*path, name), f"{name} and {written[new]} are both {new!r} below {dotted(path)}: keep one of them.")
+                errors.add(
+                    (*path, name), f"{name} and {written[new]} are both {new!r} below {format_path(path)}: keep one of them."
+                )
                 continue
             written[new] = name
-            found[new] = substituted(inner, macros, (*path, name), errors)
+            found[new] = expand_macros(inner, macros, (*path, name), errors)
             if new != name:
-                errors.places.copy((*path, name), (*path, new))
+                errors.locations.copy((*path, name), (*path, new))
         return found
     if isinstance(value, list):
-        return [substituted(inner, macros, (*path, position), errors) for position, inner in enumerate(value)]
-    return _replaced(value, macros, path, errors) if isinstance(value, str) and "${" in value else value
+        return [expand_macros(inner, macros, (*path, position), errors) for position, inner in enumerate(value)]
+    return _expand_text(value, macros, path, errors) if isinstance(value, str) and "${" in value else value
 
 
-def _replaced(value: str, macros: Mapping[str, Scalar], path: KeyPath, errors: Errors) -> Scalar:
+def _expand_text(value: str, macros: Mapping[str, ScalarValue], path: KeyPath, errors: ErrorCollector) -> ScalarValue:
     for name in reversed(list(macros)):
         slug = f"${{{name}}}"
         if value == slug:
             whole = macros[name]
             if not isinstance(whole, str):
                 return whole
-        replaced = value.replace(slug, text_of(macros[name]))
-        if len(replaced) > LONGEST_VALUE:
-            errors.add(path, f"{dotted(path)} gets too long: its macros make it more than {LONGEST_VALUE} characters.")
+        replaced = value.replace(slug, format_scalar(macros[name]))
+        if len(replaced) > MAX_VALUE_LENGTH:
+            errors.add(path, f"{format_path(path)} gets too long: its macros make it more than {MAX_VALUE_LENGTH} characters.")
             break
         value = replaced
     return value
 
 
-def left(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def find_unresolved(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """The macros that a value still uses, and where."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if path[-2:] == ("filters", "setParamsByID"):
-                yield from left(name, (*path, name))
-            yield from left(inner, (*path, name))
+                yield from find_unresolved(name, (*path, name))
+            yield from find_unresolved(inner, (*path, name))
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            yield from left(inner, (*path, position))
+            yield from find_unresolved(inner, (*path, position))
     elif isinstance(value, str):
-        yield from ((path, name) for name in USED.findall(value))
+        yield from ((path, name) for name in MACRO_REFERENCE.findall(value))
 
 
-def unknown(name: str, known: Collection[str]) -> str:
+def describe_unknown_macro(name: str, known: Collection[str]) -> str:
     """What to say about a macro that stays: it does not exist, or not yet where it is used."""
     if name in known:
         return f"${{{name}}} is used before it is defined: a macro can use those that stand above it."
     if name == "PORT":
         return "${PORT} is only known to models whose `cmd` uses it."
-    if name in RESERVED:
+    if name in RESERVED_NAMES:
         return f"${{{name}}} is not known here."
-    close = difflib.get_close_matches(name, [*known, *RESERVED], n=1)
+    close = difflib.get_close_matches(name, [*known, *RESERVED_NAMES], n=1)
     hint = f" Did you mean ${{{close[0]}}}?" if close else f" A variable of the environment is ${{env.{name}}}."
     return f"There is no macro ${{{name}}}.{hint}"
 
 
-def text_of(value: Scalar) -> str:
+def format_scalar(value: ScalarValue) -> str:
     """A value inside a text, as llama-swap writes it: 1.0 is `1`, a million as a float `1e+06`."""
     if isinstance(value, bool):
         return str(value).lower()

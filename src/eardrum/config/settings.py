@@ -1,24 +1,27 @@
-"""Every setting, once: one field with a description, from which the reference page and the JSON schema are generated."""
+"""Every setting, declared once: the reference page and the JSON schema are generated from these fields.
+
+`find_secrets` lists the secret values among them, for redaction.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from eardrum.config.sections import Section
-from eardrum.config.shared import SharedModel, SharedSettings
+from eardrum.config.llama_swap import SettingsSection, SharedModelSettings, SharedSettings
 from eardrum.errors import EardrumError
-from eardrum.languages import language_code
-from eardrum.subtitles import ANY, MOST, PRESETS, Shape
-from eardrum.units import Bytes, Seconds
+from eardrum.languages import parse_language
+from eardrum.redaction import find_command_secrets, find_named_secrets, find_passwords, is_secret
+from eardrum.subtitles import MAX_RULE_VALUES, NO_RULES, PRESETS, SubtitleRules
+from eardrum.units import ByteSize, Seconds
 
-PREFIX = "EARDRUM_"
+ENVIRONMENT_PREFIX = "EARDRUM_"
 
 
-class Model(SharedModel):
+class ModelSettings(SharedModelSettings):
     """One model: what runs it, where its weights are, and under which names clients find it."""
 
     engine: str = Field("", description="Engine that runs the model; empty finds the one that fits the files or the name.")
@@ -40,14 +43,14 @@ class Model(SharedModel):
     memory: str = Field("", description="What it needs, as in `2.1G`; empty is measured. See `memory` of the server.")
 
 
-class Limits(Section):
+class LimitSettings(SettingsSection):
     """What one client may ask of the server."""
 
-    upload_bytes: Bytes = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
-    json_bytes: Bytes = Field(64 << 20, gt=0, description="Largest JSON body, with audio or images in base64; past it 413.")
-    json_text_bytes: Bytes = Field(8 << 20, gt=0, description="Most of a JSON body that is no base64; past it 413.")
+    upload_bytes: ByteSize = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
+    json_bytes: ByteSize = Field(64 << 20, gt=0, description="Largest JSON body, with audio or images in base64; past it 413.")
+    json_text_bytes: ByteSize = Field(8 << 20, gt=0, description="Most of a JSON body that is no base64; past it 413.")
     fields: int = Field(100, gt=0, description="Most fields in a form; past it 400.")
-    field_bytes: Bytes = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
+    field_bytes: ByteSize = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
     audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
     requests: int = Field(64, gt=0, description="Requests a model holds at a time, waiting ones included; past it 503.")
     stall_seconds: Seconds = Field(
@@ -71,14 +74,14 @@ class Limits(Section):
 
     @field_validator("fetch_hosts")
     @classmethod
-    def _are_hosts(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_hosts(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
         for entry in listed:
             if "://" in entry or not entry.strip() or " " in entry:
                 raise ValueError(f"{entry!r} is no host: write a name such as files.example.com, or a network such as 10.0.0.0/8")
         return listed
 
 
-class Live(Section):
+class LiveSettings(SettingsSection):
     """Sessions in which somebody speaks and reads along."""
 
     sessions: int = Field(32, gt=0, description="Live sessions a model has at a time, those that rest included; past it 503.")
@@ -87,7 +90,7 @@ class Live(Section):
     )
 
 
-class Wyoming(Section):
+class WyomingSettings(SettingsSection):
     """The port for Home Assistant."""
 
     enabled: bool | None = Field(
@@ -106,12 +109,12 @@ class Wyoming(Section):
         "`eardrum[zeroconf]`.",
     )
 
-    def serves(self, keys: Sequence[str]) -> bool:
+    def is_enabled(self, keys: Sequence[str]) -> bool:
         """Whether clients are let in. Where keys are asked for, it has to be wanted expressly."""
         return not keys if self.enabled is None else self.enabled
 
 
-class Subtitles(Section):
+class SubtitleSettings(SettingsSection):
     """What cues of srt and vtt look like, unless a request says it. `subtitles: broadcast` is its preset."""
 
     shorthand = "preset"
@@ -124,44 +127,49 @@ class Subtitles(Section):
     max_line_width: int | None = Field(
         None,
         ge=0,
-        le=MOST["max_line_width"],
+        le=MAX_RULE_VALUES["max_line_width"],
         description="Columns of a line; Chinese, Japanese and Korean letters take two. 0: any.",
     )
     max_line_count: int | None = Field(
-        None, ge=0, le=MOST["max_line_count"], description="Lines of a cue. 0: a segment stays one cue, of as many as it takes."
+        None,
+        ge=0,
+        le=MAX_RULE_VALUES["max_line_count"],
+        description="Lines of a cue. 0: a segment stays one cue, of as many as it takes.",
     )
     max_words_per_line: int | None = Field(
         None,
         ge=0,
-        le=MOST["max_words_per_line"],
+        le=MAX_RULE_VALUES["max_words_per_line"],
         description="Words of a line; alone it makes a cue of each line. 0: any number.",
     )
     highlight_words: bool | None = Field(None, description="Repeat each cue for each of its words, underlined while it is said.")
     min_duration: float | None = Field(
-        None, ge=0, le=MOST["min_duration"], description="Seconds a cue stays at least, if the next one leaves room."
+        None, ge=0, le=MAX_RULE_VALUES["min_duration"], description="Seconds a cue stays at least, if the next one leaves room."
     )
-    max_duration: float | None = Field(None, ge=0, le=MOST["max_duration"], description="Seconds a cue stays at most. 0: any.")
-    min_gap: float | None = Field(None, ge=0, le=MOST["min_gap"], description="Seconds between cues.")
+    max_duration: float | None = Field(
+        None, ge=0, le=MAX_RULE_VALUES["max_duration"], description="Seconds a cue stays at most. 0: any."
+    )
+    min_gap: float | None = Field(None, ge=0, le=MAX_RULE_VALUES["min_gap"], description="Seconds between cues.")
     max_characters_per_second: float | None = Field(
         None,
         ge=0,
-        le=MOST["max_characters_per_second"],
+        le=MAX_RULE_VALUES["max_characters_per_second"],
         description="Cues stay longer to be read at this speed, if the next one leaves room. 0: no matter.",
     )
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> SubtitleRules:
         """All of it together."""
-        return ANY.changed(self.model_dump(exclude_none=True))
+        return NO_RULES.with_changes(self.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
-    def _durations_in_order(self) -> Subtitles:
+    def _check_durations(self) -> SubtitleSettings:
         if 0 < self.shape.max_duration < self.shape.min_duration:
             raise ValueError("min_duration is more than max_duration")
         return self
 
 
-class Log(Section):
+class LogSettings(SettingsSection):
     """What the server says about itself."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is shown.")
@@ -186,7 +194,7 @@ class Settings(SharedSettings):
         None,
         description="PEM file with the certificate's private key, without a password; empty takes it from `tls_certificate`.",
     )
-    models: dict[str, Model] = Field({}, description="Models by the name clients use.")
+    models: dict[str, ModelSettings] = Field({}, description="Models by the name clients use.")
     origins: tuple[str, ...] = Field(
         (),
         description="Web pages that may use `/api/` beside those of this machine, such as `https://ui.example.com`; `*` is all.",
@@ -247,20 +255,39 @@ class Settings(SharedSettings):
     memory: dict[str, str] = Field(
         {}, description="Pools of memory that models share, as in `cuda: 22G` or `cpu: 48G`; what fits stays loaded."
     )
-    limits: Limits = Field(Limits(), description="What one client may ask of the server.")
-    live: Live = Field(Live(), description="Sessions in which somebody speaks and reads along.")
-    wyoming: Wyoming = Field(Wyoming(), description="The port for Home Assistant.")
-    subtitles: Subtitles = Field(
-        Subtitles(),
+    limits: LimitSettings = Field(LimitSettings(), description="What one client may ask of the server.")
+    live: LiveSettings = Field(LiveSettings(), description="Sessions in which somebody speaks and reads along.")
+    wyoming: WyomingSettings = Field(WyomingSettings(), description="The port for Home Assistant.")
+    subtitles: SubtitleSettings = Field(
+        SubtitleSettings(),
         description="What cues of srt and vtt look like, unless a request says it.",
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
-    log: Log = Field(Log(), description="What the server says about itself.")
+    log: LogSettings = Field(LogSettings(), description="What the server says about itself.")
 
     @field_validator("default_language")
     @classmethod
-    def _is_a_language(cls, spelled: str) -> str:
+    def _check_language(cls, spelled: str) -> str:
         try:
-            return language_code(spelled) or ""
+            return parse_language(spelled) or ""
         except EardrumError as error:
             raise ValueError(error.message) from error
+
+
+def find_secrets(settings: Settings) -> Iterator[str]:
+    """Keys of clients and peers, passwords in addresses, and what commands, environments and options hold by names of secrets."""
+    yield from settings.apiKeys
+    for peer in settings.peers.values():
+        yield from (peer.apiKey, *find_passwords(peer.proxy))
+    for model in settings.models.values():
+        yield from _find_model_secrets(model)
+    yield from (value for name, value in settings.macros.items() if isinstance(value, str) and is_secret(name))
+
+
+def _find_model_secrets(model: ModelSettings) -> Iterator[str]:
+    for text in (model.cmd, model.cmdStop, model.proxy):
+        yield from find_command_secrets(text)
+    for variable in model.env:
+        name, _, value = variable.partition("=")
+        yield from (value,) if is_secret(name) else find_passwords(value)
+    yield from find_named_secrets(model.options)

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from eardrum import abilities
+from eardrum import transcription
 from eardrum.errors import UnsupportedFeatureError
-from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, TranscriptionRequest
 
 Audio = np.ndarray[tuple[int], np.dtype[np.float32]]
 """Mono samples at 16 kHz, shape [n], in -1..1."""
@@ -62,7 +62,7 @@ class Window:
     start: float
     speech: float
     speech_span: tuple[float, float]
-    request: Request
+    request: TranscriptionRequest
     context: Context = field(default_factory=Context)
     pieces: tuple[tuple[float, float], ...] = ()
     """Where pauses were taken out: (position in the window, time in the request) of each stretch, in seconds."""
@@ -194,13 +194,13 @@ class Engine(ABC):
     def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode 1 to `capabilities.max_batch` windows at once; one hearing per window, in order."""
 
-    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+    def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
         """Why the loaded model cannot do what is asked; asked once per request, before any of its audio is decoded.
 
         The gateway has asked the engine's card before; weights may turn out to be capable of less.
         """
-        if ability := abilities.lacking(self.capabilities, request):
-            lack = abilities.in_words(self.capabilities, ability, request)
+        if ability := transcription.find_missing_feature(self.capabilities, request):
+            lack = transcription.describe_missing_feature(self.capabilities, ability, request)
             return UnsupportedFeatureError(f"This model {lack}.", param=ability)
         return None
 

@@ -18,7 +18,7 @@ from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, Search, foun
 from eardrum.engines.whisper.rounds import Rounds, refined
 from eardrum.engines.whisper.rules import Thresholds
 from eardrum.errors import UnsupportedFeatureError
-from eardrum.types import Capabilities, Request
+from eardrum.transcription import Capabilities, TranscriptionRequest
 
 
 class FasterWhisper(Engine):
@@ -207,7 +207,7 @@ class FasterWhisper(Engine):
         """Decode the windows together."""
         return self._rounds.transcribe(windows)
 
-    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+    def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
         """As every engine, and where word times come from."""
         refusal = super().refusal(request)
         if refusal and not self.capabilities.words and (request.words or request.logprobs):

@@ -21,8 +21,8 @@ from pydantic import Field
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.sessions import check_device, found_device, number_format, providers, session_options
 from eardrum.errors import ModelLoadError
-from eardrum.languages import language_in_name
-from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token
+from eardrum.languages import find_language_in_name
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Token
 
 START, END = 1, 2
 TOKENS_PER_SECOND = 6.5
@@ -90,7 +90,7 @@ class Moonshine(Engine):
         vocabulary = next(output.shape[-1] for output in decoder.get_outputs() if output.name == "logits")
         if len(pieces) != vocabulary:
             raise ModelLoadError(f"{source / TOKENIZER} is of another model: it has {len(pieces)} tokens, not {vocabulary}.")
-        language = options.language or language_in_name(source.name) or "en"
+        language = options.language or find_language_in_name(source.name) or "en"
         engine = cls(encoder, decoder, pieces, language)
         engine.device, engine.compute_type = check_device(ort, decoder, options.device), number_format(source / DECODER)
         return engine

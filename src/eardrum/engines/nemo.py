@@ -17,13 +17,13 @@ from typing import Any, Self, cast
 import numpy as np
 from pydantic import Field
 
-from eardrum import abilities
+from eardrum import transcription
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.sentences import sentences
 from eardrum.engines.pytorch.device import found_device
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
-from eardrum.languages import language_in_name
-from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment, Task, Word
+from eardrum.languages import find_language_in_name
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, SpeechTask, TranscriptionRequest, Word
 
 SHORTEST = SAMPLE_RATE
 """Samples; NeMo fills shorter audio up on both sides, which would move the times."""
@@ -89,7 +89,7 @@ class Nemo(Engine):
         self._instruction = options.instruction
         self._prompted = hasattr(model, "prompt_format")
         self._salm = hasattr(model, "audio_locator_tag")
-        self._language = options.language or language_in_name(source.stem) or ""
+        self._language = options.language or find_language_in_name(source.stem) or ""
         self._pnc = {} if options.pnc is None else {"pnc": "yes" if options.pnc else "no"}
         can = type(self).capabilities
         if self._salm:
@@ -149,15 +149,15 @@ class Nemo(Engine):
         """Canary's language, task and times are one per call of the library."""
         return tuple(self._slots(window).items()) if self._prompted else None
 
-    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+    def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
         """As every engine; and Canary translates only what it knows the language of, without times of words."""
         if refusal := super().refusal(request):
             return refusal
-        if self._prompted and request.task is Task.TRANSLATE and request.words:
+        if self._prompted and request.task is SpeechTask.TRANSLATE and request.words:
             return UnsupportedFeatureError(
                 "This model tells no times of a translation's words: leave them out.", param="timestamp_granularities"
             )
-        return None if self._language else abilities.untold_language(self.capabilities, request)
+        return None if self._language else transcription.check_source_language(self.capabilities, request)
 
     @property
     def _tells_times(self) -> bool:
@@ -193,7 +193,7 @@ class Nemo(Engine):
     def _slots(self, window: Window) -> dict[str, str]:
         """What Canary's prompt says; formats of other years have other slots."""
         request, known = window.request, self._model.prompt.get_slots("user")
-        translate = request.task is Task.TRANSLATE
+        translate = request.task is SpeechTask.TRANSLATE
         language = request.language or self._language or CANARY_DEFAULT
         slots = {"source_lang": language, "target_lang": "en" if translate else language, **self._pnc}
         if "task" in known:

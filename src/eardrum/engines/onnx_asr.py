@@ -15,15 +15,15 @@ from typing import Any, Self, cast
 import numpy as np
 from pydantic import Field
 
-from eardrum import abilities
+from eardrum import transcription
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
 from eardrum.engines.onnx.kinds import Kind, chosen_quantization, kind_of
 from eardrum.engines.onnx.sentences import sentences
 from eardrum.engines.onnx.sessions import check_device, found_device, providers, session_options
 from eardrum.engines.onnx.tokens import Spoken, mean, words_of
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
-from eardrum.languages import NAMES, language_in_name
-from eardrum.types import SAMPLE_RATE, Capabilities, Request, Segment, Task
+from eardrum.languages import LANGUAGE_NAMES, find_language_in_name
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, SpeechTask, TranscriptionRequest
 
 SHORTEST = SAMPLE_RATE // 2
 """Samples; shorter windows are filled up with silence, because the feature extractors divide by their frames."""
@@ -206,7 +206,7 @@ class OnnxAsr(Engine):
         _check_vocabulary(model.asr, kind, source)
         session = next(part for part in vars(model.asr).values() if hasattr(part, "get_providers"))
         device = check_device(onnxruntime, session, options.device)
-        engine = cls(model, kind, options, options.language or language_in_name(source.name) or "")
+        engine = cls(model, kind, options, options.language or find_language_in_name(source.name) or "")
         engine.device, engine.compute_type = device, FORMATS.get(quantization, quantization or "float32")
         engine._try(source)
         return engine
@@ -227,15 +227,17 @@ class OnnxAsr(Engine):
         """Language and task are one per call of the library."""
         return tuple(self._wishes(window.request).items())
 
-    def refusal(self, request: Request) -> UnsupportedFeatureError | None:
+    def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
         """As every engine; and Canary translates only what it knows the language of."""
-        return super().refusal(request) or (None if self._language else abilities.untold_language(self.capabilities, request))
+        return super().refusal(request) or (
+            None if self._language else transcription.check_source_language(self.capabilities, request)
+        )
 
-    def _wishes(self, request: Request) -> dict[str, Any]:
+    def _wishes(self, request: TranscriptionRequest) -> dict[str, Any]:
         """What the library is told besides the audio."""
         if self._kind.name == CANARY:
             language = request.language or self._language or CANARY_DEFAULT
-            target = "en" if request.task is Task.TRANSLATE else language
+            target = "en" if request.task is SpeechTask.TRANSLATE else language
             return {"language": language, "target_language": target, **self._pnc}
         if self.capabilities.fixed_window and (language := request.language or self._language):
             return {"language": language}
@@ -250,7 +252,7 @@ class OnnxAsr(Engine):
 
     def _try(self, source: Path) -> None:
         """Decode half a second of silence: files that do not belong together show it here, not at the first request."""
-        silence = Window(np.zeros(SHORTEST, np.float32), 0.0, 0.0, (0.0, 0.5), Request())
+        silence = Window(np.zeros(SHORTEST, np.float32), 0.0, 0.0, (0.0, 0.5), TranscriptionRequest())
         try:
             self.transcribe([silence])
         except Exception as error:  # an assertion of the library, or onnxruntime's word for a wrong input
@@ -286,7 +288,7 @@ class EndingRows:
         return logits, memory
 
 
-def _segment(spoken: Sequence[Spoken], request: Request) -> Segment:
+def _segment(spoken: Sequence[Spoken], request: TranscriptionRequest) -> Segment:
     words = [each.word for each in spoken]
     tokens = [token for each in spoken for token in each.tokens]
     return Segment(
@@ -305,7 +307,7 @@ def _filled(audio: Audio) -> Audio:
 
 def _languages(asr: Any) -> tuple[str, ...]:
     """Languages that the vocabulary has a token for (`<|de|>`), in the house's codes."""
-    return tuple(code for code in NAMES if f"<|{code}|>" in asr._tokens)
+    return tuple(code for code in LANGUAGE_NAMES if f"<|{code}|>" in asr._tokens)
 
 
 def _check_vocabulary(asr: Any, kind: Kind, source: Path) -> None:

@@ -24,8 +24,8 @@ from eardrum.engines.openai.chat import Chat
 from eardrum.engines.openai.client import Client
 from eardrum.engines.openai.transcriptions import Transcriptions
 from eardrum.errors import ConfigError, InvalidRequestError
-from eardrum.languages import language_code
-from eardrum.types import Capabilities
+from eardrum.languages import parse_language
+from eardrum.transcription import Capabilities
 from eardrum.units import Seconds
 
 LOOK_S = 0.1
@@ -104,7 +104,7 @@ class OpenAIApi(Engine):
         @classmethod
         def _are_codes(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
             try:
-                return tuple(code for spelled in codes if (code := language_code(spelled)))
+                return tuple(code for spelled in codes if (code := parse_language(spelled)))
             except InvalidRequestError as error:
                 raise ValueError(error.message) from error
 

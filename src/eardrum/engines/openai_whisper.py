@@ -19,7 +19,7 @@ from eardrum.engines.pytorch.openai_model import OpenAIModel
 from eardrum.engines.whisper.rounds import Rounds, refined
 from eardrum.engines.whisper.rules import Thresholds
 from eardrum.errors import ModelLoadError
-from eardrum.types import Capabilities
+from eardrum.transcription import Capabilities
 
 
 class OpenAIWhisper(Engine):

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from eardrum.errors import ConfigError
-from eardrum.types import Capabilities
+from eardrum.transcription import Capabilities
 
 ENTRY_POINTS = "eardrum.engines"
 CONFIG = "config.json"

@@ -22,8 +22,8 @@ from eardrum.engines.families.seq2seq import Generating, Seq2Seq
 from eardrum.engines.families.table import FAMILIES
 from eardrum.engines.pytorch.device import compute_type, found_device, use_threads, without_compiler_cache
 from eardrum.errors import ModelLoadError
-from eardrum.languages import language_in_name
-from eardrum.types import Capabilities
+from eardrum.languages import find_language_in_name
+from eardrum.transcription import Capabilities
 
 COMPUTE_TYPES = ("float32", "float16", "bfloat16")
 CONFIG = "config.json"
@@ -146,7 +146,7 @@ class Transformers(Engine):
             model.generation_config.max_length = None  # every call says how much it wants
         named = registry.card("transformers").capabilities_of(f"{family.known_as} {source.name}")
         only = named.languages[0] if len(named.languages) == 1 else ""
-        language = options.language or language_in_name(source.name) or only
+        language = options.language or find_language_in_name(source.name) or only
         loaded = family(model, processor, Wishes(options.beam_size, language))
         engine = cls(loaded, _capabilities(loaded, named))
         engine.device, engine.compute_type = where, str(model.dtype).removeprefix("torch.")

@@ -1,1 +1,1 @@
-"""The gateway: names, queues and processes. It never touches a sample."""
+"""The gateway: models, scheduling, processes and upstreams. It never decodes audio."""

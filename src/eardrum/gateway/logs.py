@@ -1,7 +1,7 @@
-"""What the models' processes and the server said last, and whoever follows it.
+"""Keeps the last log lines of the server and of each model's process, and streams new ones to followers.
 
-A log keeps its last lines and nothing else. A follower remembers how far it has read, so that one who is slow costs nothing:
-it finds a gap where the log went on without it.
+A log keeps its last lines and nothing else. A follower remembers how far it has read, so a slow one costs nothing: it finds a
+gap where the log went on without it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import AsyncGenerator, Callable
 
 from eardrum import redaction
 
-BYTES = 100 << 10
-LINES = 4000
+MAX_BYTES = 100 << 10
+MAX_LINES = 4000
 """What a log keeps at most. Lines are bounded too, because an empty one also takes memory."""
 
-LINE_BYTES = 8 << 10
+MAX_LINE_BYTES = 8 << 10
 """Longer lines are cut."""
 
 
-class Log:
+class LogBuffer:
     """The last lines of one source. Everything happens on the event loop."""
 
     def __init__(self, pass_on: Callable[[str], object] | None = None):
@@ -30,35 +30,35 @@ class Log:
         self._written = 0
         self._waiting: set[asyncio.Event] = set()
         self._closed = False
-        self._pass_on = pass_on
+        self._forward = pass_on
 
     def write(self, line: str) -> None:
         """Add a line, or several in one text that stay together. Keys in it are left out."""
-        line = redaction.hide(line)
-        if len(line) > LINE_BYTES:
-            line = f"{line[:LINE_BYTES]} [{len(line) - LINE_BYTES} characters more]"
+        line = redaction.redact(line)
+        if len(line) > MAX_LINE_BYTES:
+            line = f"{line[:MAX_LINE_BYTES]} [{len(line) - MAX_LINE_BYTES} characters more]"
         self._lines.append(line)
-        self._bytes += _size(line)
+        self._bytes += _count_bytes(line)
         self._written += 1
-        while self._bytes > BYTES or len(self._lines) > LINES:
-            self._bytes -= _size(self._lines.popleft())
+        while self._bytes > MAX_BYTES or len(self._lines) > MAX_LINES:
+            self._bytes -= _count_bytes(self._lines.popleft())
         for news in self._waiting:
             news.set()
-        if self._pass_on:
-            self._pass_on(line)
+        if self._forward:
+            self._forward(line)
 
-    def lines(self) -> list[str]:
+    def get_lines(self) -> list[str]:
         """What is still known, the oldest first."""
         return list(self._lines)
 
-    async def follow(self, *, history: bool = True) -> AsyncGenerator[list[str], None]:
+    async def follow_lines(self, *, history: bool = True) -> AsyncGenerator[list[str], None]:
         """Lines as they come, all that are new at a time, until `close`; before that those that are known, if wanted."""
         read = self._written - (len(self._lines) if history else 0)
         news = asyncio.Event()
         self._waiting.add(news)
         try:
             while True:
-                if lines := self._since(read):
+                if lines := self._read_since(read):
                     read = self._written
                     yield lines
                 elif self._closed:
@@ -75,38 +75,38 @@ class Log:
         for news in self._waiting:
             news.set()
 
-    def _since(self, read: int) -> list[str]:
+    def _read_since(self, read: int) -> list[str]:
         first = self._written - len(self._lines)
         if read >= first:
             return [self._lines[index] for index in range(read - first, len(self._lines))]
         return [f"[{first - read} lines more]", *self._lines]
 
 
-class Logs:
+class GatewayLogs:
     """The server's log, and one per model. `show` gets every line of the models, too."""
 
     def __init__(self, show: Callable[[str], object] | None = None) -> None:
-        self.server = Log()
-        self.models = Log(show)
+        self.server = LogBuffer()
+        self.models = LogBuffer(show)
         """The lines of all models, each with the model's id before it."""
-        self._of: dict[str, Log] = {}
+        self._model_logs: dict[str, LogBuffer] = {}
 
-    def of(self, model: str) -> Log:
+    def get_model_log(self, model: str) -> LogBuffer:
         """The log of the model with this id."""
-        if model not in self._of:
-            self._of[model] = Log(lambda line: self.models.write(f"{model}: {line}"))
-        return self._of[model]
+        if model not in self._model_logs:
+            self._model_logs[model] = LogBuffer(lambda line: self.models.write(f"{model}: {line}"))
+        return self._model_logs[model]
 
     def close(self) -> None:
         """End all followers, for good."""
-        for log in (self.server, self.models, *self._of.values()):
+        for log in (self.server, self.models, *self._model_logs.values()):
             log.close()
 
 
-class Recorder(logging.Handler):
+class LogBufferHandler(logging.Handler):
     """Writes what the server logs into a log of ours, from whichever thread it comes."""
 
-    def __init__(self, log: Log, formatter: logging.Formatter | None):
+    def __init__(self, log: LogBuffer, formatter: logging.Formatter | None):
         super().__init__()
         self.setFormatter(formatter)
         self._log = log
@@ -124,5 +124,5 @@ class Recorder(logging.Handler):
         self._log.write(line)
 
 
-def _size(line: str) -> int:
+def _count_bytes(line: str) -> int:
     return 1 + (len(line) if line.isascii() else len(line.encode(errors="replace")))

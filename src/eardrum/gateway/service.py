@@ -1,4 +1,8 @@
-"""What every edge calls: find a model, check that it can, transcribe."""
+"""The service behind every API: finds models, checks requests, transcribes, reports states, loads and unloads.
+
+`ForwardedRequest` is the same for requests that a client's protocol passes through to an external upstream: it holds the
+model's lease and retries where that does no harm.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +10,48 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Set
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import TracebackType
 from typing import Protocol
 
 from eardrum import redaction
 from eardrum.config import Settings
-from eardrum.config.secrets import secrets_of
-from eardrum.errors import ConfigError
-from eardrum.gateway import names
-from eardrum.gateway.attempts import Attempts, Restart
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.changes import Changes, between, effective
-from eardrum.gateway.copies import Copies
-from eardrum.gateway.departures import Departures
-from eardrum.gateway.events import Events, Topic
-from eardrum.gateway.inventory import Model
-from eardrum.gateway.lease import Lease
-from eardrum.gateway.library import Library
-from eardrum.gateway.logs import Logs
-from eardrum.gateway.processes import memory
-from eardrum.gateway.processes.lives import Lives
-from eardrum.gateway.rulebook import Rulebook
-from eardrum.gateway.scheduler import State
-from eardrum.gateway.selection import Selection, Target
-from eardrum.gateway.sessions import Sessions
-from eardrum.gateway.spool import Source as Audio
-from eardrum.gateway.spool import Spool, check_folder
-from eardrum.gateway.status import ProcessStatus, status_of
-from eardrum.gateway.supervisor import Supervisor
-from eardrum.gateway.trials import Suspicion
-from eardrum.gateway.upstreams.foreign import ForeignUpstream
-from eardrum.gateway.upstreams.upstream import RunnerUpstream
-from eardrum.types import Event, Placement, Request, Transcript
+from eardrum.config.settings import find_secrets
+from eardrum.errors import (
+    ConfigError,
+    EardrumError,
+    ModelNotFoundError,
+    RunnerCrashedError,
+    UpstreamDiedError,
+    UpstreamHungUpError,
+    UpstreamUnreachableError,
+)
+from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
+from eardrum.gateway.fallback import FallbackTranscriber, TranscriptRestart
+from eardrum.gateway.logs import GatewayLogs
+from eardrum.gateway.models import names
+from eardrum.gateway.models.catalog import ConfigChanges, ModelCatalog, compare_models, defer_startup_settings
+from eardrum.gateway.models.download import ModelLibrary
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.processes import process_info
+from eardrum.gateway.processes.launcher import ModelLauncher
+from eardrum.gateway.processes.lease import CrashSuspicion, LiveSessionRegistry, ModelLease
+from eardrum.gateway.processes.supervisor import ModelSupervisor, UnloadHistory
+from eardrum.gateway.scheduler import ModelState, UnloadCause
+from eardrum.gateway.scheduler.policy_factory import PolicyFactory
+from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
+from eardrum.gateway.spool import AudioSource as Audio
+from eardrum.gateway.spool import Spool, check_spool_folder
+from eardrum.gateway.upstreams.external import ExternalUpstream, OutgoingRequest
+from eardrum.gateway.upstreams.http_client import UpstreamResponse
+from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.transcription import ModelPlacement, Transcript, TranscriptionEvent, TranscriptionRequest
 
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class SettingsSource(Protocol):
     """Where settings come from."""
 
     async def read(self, up: Set[str]) -> Settings:
@@ -59,68 +67,70 @@ class Service:
     """The gateway behind its edges."""
 
     def __init__(self, settings: Settings):
-        check_folder(settings.spool_dir)
-        redaction.learn(secrets_of(settings))
+        check_spool_folder(settings.spool_dir)
+        redaction.add_secrets(find_secrets(settings))
         self.settings = settings
-        self.source: Source | None = None
+        self.settings_source: SettingsSource | None = None
         """Where the settings came from, if they can be read again."""
-        self._rereading = asyncio.Lock()
-        self.catalog = Catalog(settings)
-        self.library = Library(self.catalog)
-        self.selection = Selection(settings)
-        self.copies = Copies()
+        self._reload_lock = asyncio.Lock()
+        self.catalog = ModelCatalog(settings)
+        self.library = ModelLibrary(self.catalog)
+        self.name_resolver = NameResolver(settings)
+        self.client_aliases = ClientAliases()
         """Names that clients have added."""
-        self.events = Events()
-        self.sessions = Sessions()
-        self.logs = Logs(_shown if settings.logToStdout in ("upstream", "both") else None)
-        self._supervisor = Supervisor(
-            Lives(settings, self.logs),
-            loaded=self.catalog.refine,
-            changed=partial(self.events.changed, Topic.MODELS),
-            rulebook=Rulebook(settings),
+        self.change_feed = ChangeFeed()
+        self.live_sessions = LiveSessionRegistry()
+        self.logs = GatewayLogs(_print_line if settings.logToStdout in ("upstream", "both") else None)
+        self._supervisor = ModelSupervisor(
+            ModelLauncher(settings, self.logs),
+            loaded=self.catalog.update_capabilities,
+            changed=partial(self.change_feed.publish, ChangeTopic.MODELS),
+            rulebook=PolicyFactory(settings),
             patience=settings.patience,
         )
-        self._attempts = Attempts(self.catalog, fetched=self.fetched, prepared=self.prepared, lease=self.lease)
+        self._transcriber = FallbackTranscriber(
+            self.catalog, fetched=self.ensure_fetched, prepared=self.prepare_request, lease=self.lease_model
+        )
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """What is done as soon as the server is up."""
-        self._supervisor.sweep()
+        self._supervisor.sweep_orphans()
 
-    async def reread(self) -> Changes:
+    async def reload_config(self) -> ConfigChanges:
         """Read the config again from where it came, and go by it.
 
         Raises:
             ConfigError: it cannot be read, or makes no sense. Then everything stays as it was.
         """
-        if not self.source:
+        if not self.settings_source:
             raise ConfigError("This server does not know where its settings came from: start it again with other ones.")
-        async with self._rereading:
-            changes = await self.reload(await self.source.read(self._supervisor.up))
+        async with self._reload_lock:
+            changes = await self.apply_settings(await self.settings_source.read(self._supervisor.running_ids))
         log.info("The config was read again: %s.", changes)
         return changes
 
-    async def reload(self, settings: Settings) -> Changes:
+    async def apply_settings(self, settings: Settings) -> ConfigChanges:
         """Go by other settings. Models that they do not change serve on without a pause.
 
         Raises:
             ConfigError: they make no sense. Then everything stays as it was.
         """
-        settings, later = effective(self.settings, settings)
-        catalog, rulebook = await asyncio.to_thread(lambda: (Catalog(settings), Rulebook(settings)))
+        settings, later = defer_startup_settings(self.settings, settings)
+        catalog, rulebook = await asyncio.to_thread(lambda: (ModelCatalog(settings), PolicyFactory(settings)))
         models = {model.id: model for model in catalog}
-        changes = between({model.id: model for model in self.catalog}, models, later)
+        changes = compare_models({model.id: model for model in self.catalog}, models, later)
         if catalog.default.id != self.catalog.default.id:
             changes = replace(changes, default=catalog.default.id)
-        redaction.learn(secrets_of(settings))
+        redaction.add_secrets(find_secrets(settings))
         self.settings = settings
-        self.selection = Selection(settings)  # no profile is active after a reload, as in llama-swap
-        self.catalog.adopt(catalog, models.keys() - changes.changed)
+        self.name_resolver = NameResolver(settings)  # no profile is active after a reload, as in llama-swap
+        self.catalog.replace_with(catalog, models.keys() - changes.changed)
         self._supervisor.reconfigure(settings, rulebook, models, changes)
-        self.events.changed(Topic.PROFILE)
-        self.events.changed(Topic.MODELS)
+        self.change_feed.publish(ChangeTopic.PROFILE)
+        self.change_feed.publish(ChangeTopic.MODELS)
         return changes
 
-    def find(self, name: str, request: Request | None = None) -> Model:
+    def find_model(self, name: str, request: TranscriptionRequest | None = None) -> Model:
         """The model that a client gets who asks for `name`, which may be a copy, a profile's or a selector's.
 
         A client that names none gets one that knows the language of its `request`.
@@ -128,22 +138,22 @@ class Service:
         Raises:
             ModelNotFoundError: there is none; the message lists those there are, or says how to fetch it.
         """
-        return self.catalog.find(self.meant(name), request)
+        return self.catalog.find_model(self.resolve_name(name), request)
 
-    def named(self, name: str) -> Model | None:
+    def find_named(self, name: str) -> Model | None:
         """The one model of this name, whatever profile and selectors make of it; without a look at what may have come since."""
-        name = self.copies.get(name) or name
-        return next((model for spelling in names.meanings(name) if (model := self.catalog.named(spelling))), None)
+        name = self.client_aliases.get(name) or name
+        return next((model for spelling in names.list_meanings(name) if (model := self.catalog.find_named(spelling))), None)
 
-    def find_for_live(self, name: str, request: Request | None = None) -> Model:
+    def find_live_model(self, name: str, request: TranscriptionRequest | None = None) -> Model:
         """The model that a client gets who asks for a live session with `name`.
 
         Raises:
             ModelNotFoundError: as `find`.
         """
-        return self.catalog.for_live(self.meant(name), request)
+        return self.catalog.find_live_model(self.resolve_name(name), request)
 
-    def meant(self, name: str) -> str:
+    def resolve_name(self, name: str) -> str:
         """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
 
         Every edge takes every name that any edge lists: Ollama's has `:latest` behind names without a tag. OpenAI's dated names
@@ -154,70 +164,70 @@ class Service:
         Raises:
             ModelNotFoundError: the active profile refuses the name.
         """
-        return self.selection.meant(self.copies.get(name) or self._spelled(name), self._target)
+        return self.name_resolver.resolve_name(self.client_aliases.get(name) or self._match_spelling(name), self._look_up_target)
 
-    def activate(self, profile: str) -> None:
+    def activate_profile(self, profile: str) -> None:
         """Make a profile the active one; an empty name is none.
 
         Raises:
             NotFoundError: there is no such profile.
         """
-        if self.selection.activate(profile):
-            self.events.changed(Topic.PROFILE)
-            self.events.changed(Topic.MODELS)
+        if self.name_resolver.activate_profile(profile):
+            self.change_feed.publish(ChangeTopic.PROFILE)
+            self.change_feed.publish(ChangeTopic.MODELS)
 
-    def spool(self) -> Spool:
+    def create_spool(self) -> Spool:
         """Room for one upload."""
         return Spool(self.settings.spool_dir)
 
-    def state(self, model: Model) -> State:
+    def get_state(self, model: Model) -> ModelState:
         """The model's state."""
-        return self._supervisor.state(model)
+        return self._supervisor.get_state(model)
 
-    def load(self, model: Model) -> int:
+    def count_requests(self, model: Model) -> int:
         """Requests the model holds now."""
-        return self._supervisor.load(model)
+        return self._supervisor.count_requests(model)
 
     @property
-    def departures(self) -> Departures:
+    def unload_history(self) -> UnloadHistory:
         """The models that have gone, why, and how often."""
-        return self._supervisor.departures
+        return self._supervisor.unload_history
 
-    def since(self, model: Model) -> float:
+    def get_ready_time(self, model: Model) -> float:
         """Unix time since when the model's process serves; 0 if it does not."""
-        running = self._supervisor.running(model)
+        running = self._supervisor.get_running(model)
         return running.since if running else 0.0
 
-    def failure(self, model: Model) -> str:
+    def get_failure(self, model: Model) -> str:
         """Why the model cannot be used just now; empty if nothing is known against it."""
-        return self._supervisor.failure(model)
+        return self._supervisor.get_failure(model)
 
-    def silent_s(self, model: Model) -> float:
+    def get_unresponsive_s(self, model: Model) -> float:
         """Seconds that the model's process owes a sign of life; 0 if it owes none."""
-        running = self._supervisor.running(model)
-        return running.life.silent_s if running else 0.0
+        running = self._supervisor.get_running(model)
+        return running.instance.unresponsive_s if running else 0.0
 
-    def placement(self, model: Model) -> Placement | None:
+    def get_placement(self, model: Model) -> ModelPlacement | None:
         """Where the model computes; None if it is not loaded."""
-        running = self._supervisor.running(model)
-        return running.life.placement if running else None
+        running = self._supervisor.get_running(model)
+        return running.instance.placement if running else None
 
-    def processes(self) -> list[ProcessStatus]:
+    def list_processes(self) -> list[ProcessStatus]:
         """The models whose processes run, in the catalog's order."""
-        return [status for model in self.catalog if (status := status_of(model, self._supervisor, self.catalog))]
+        return [status for model in self.catalog if (status := get_process_status(model, self._supervisor, self.catalog))]
 
-    async def memory(self) -> dict[str, dict[str, float]]:
+    async def measure_memory(self) -> dict[str, dict[str, float]]:
         """Bytes that the models' processes take now, by model and pool (`cpu`, `cuda`, `cuda:0` ...), as far as can be seen."""
-        return await memory.used({status.model.id: status.pid for status in self.processes() if status.pid})
+        return await process_info.measure_memory({status.model.id: status.pid for status in self.list_processes() if status.pid})
 
-    async def fetched(self, model: Model) -> Model:
+    async def ensure_fetched(self, model: Model) -> Model:
         """The model with its files, which are fetched if need be and allowed.
 
         Raises:
             ModelNotFoundError: it is not here, and may not be fetched.
             PullError: it cannot be had.
         """
-        return await self.library.fetched(model, may_pull=self.settings.pull_missing)
+        return await self.library.ensure_fetched(model, may_pull=self.settings.pull_missing)
 
     async def load_model(self, model: Model) -> Model:
         """Start the model's process, unless it runs, and wait until it serves.
@@ -225,67 +235,69 @@ class Service:
         Raises:
             EardrumError: it cannot be started, or fetched.
         """
-        model = await self.fetched(model)
-        async with self._supervisor.lease(model):
+        model = await self.ensure_fetched(model)
+        async with self._supervisor.lease_model(model):
             return model
 
-    def lease(
-        self, model: Model, suspicion: Suspicion | None = None
-    ) -> AbstractAsyncContextManager[RunnerUpstream | ForeignUpstream]:
+    def lease_model(
+        self, model: Model, suspicion: CrashSuspicion | None = None
+    ) -> AbstractAsyncContextManager[RunnerUpstream | ExternalUpstream]:
         """The right to use the ready model for one request; see `Supervisor.lease`."""
-        return self._supervisor.lease(model, suspicion)
+        return self._supervisor.lease_model(model, suspicion)
 
-    async def unload(self, model: Model, *, force: bool = False) -> None:
+    async def unload_model(self, model: Model, *, force: bool = False) -> None:
         """End the model's process, once it has finished what it has begun, or by force at once."""
-        await self._supervisor.unload(model, force=force)
+        await self._supervisor.unload_model(model, force=force)
 
-    def hold(self, model: Model, suspicion: Suspicion | None = None) -> Lease:
+    def create_lease(self, model: Model, suspicion: CrashSuspicion | None = None) -> ModelLease:
         """As `lease`, for requests that do not need the model all the time."""
-        return self._supervisor.hold(model, suspicion)
+        return self._supervisor.create_lease(model, suspicion)
 
     async def unload_all(self, *, force: bool = False) -> None:
         """End every model's process, each once it has finished what it has begun, or by force at once."""
-        await asyncio.gather(*(self.unload(model, force=force) for model in self.catalog))
+        await asyncio.gather(*(self.unload_model(model, force=force) for model in self.catalog))
 
-    def prepared(self, model: Model, request: Request) -> Request:
+    def prepare_request(self, model: Model, request: TranscriptionRequest) -> TranscriptionRequest:
         """The request with the server's defaults, checked against what the model can do.
 
         Raises:
             UnsupportedFeatureError: the model cannot do what is asked.
         """
-        self.catalog.check(model, request)
+        self.catalog.check_request(model, request)
         if request.multilingual:
             return request
         return replace(request, language=request.language or self.settings.default_language or None)
 
-    async def stream(self, model: Model, request: Request, audio: Audio) -> AsyncGenerator[Event, None]:
+    async def stream_events(
+        self, model: Model, request: TranscriptionRequest, audio: Audio
+    ) -> AsyncGenerator[TranscriptionEvent, None]:
         """Events as they come, also while the audio is still coming in. Closing the iterator cancels the work.
 
         Raises:
             EardrumError: anything that went wrong, worded for the client.
         """
         request = replace(request, partial=True)
-        async with aclosing(self._attempts.events(model, request, audio, restartable=False)) as events:
+        async with aclosing(self._transcriber.stream_events(model, request, audio, restartable=False)) as events:
             async for event in events:
-                assert not isinstance(event, Restart)
+                assert not isinstance(event, TranscriptRestart)
                 yield event
 
-    async def transcribe(self, model: Model, request: Request, audio: Audio) -> Transcript:
+    async def transcribe(self, model: Model, request: TranscriptionRequest, audio: Audio) -> Transcript:
         """The whole transcript. Nothing is out before the end, so a failure at any time may be made good.
 
         Raises:
             EardrumError: anything that went wrong, worded for the client.
         """
         transcript = Transcript()
-        async with aclosing(self._attempts.events(model, request, audio, restartable=True)) as events:
+        async with aclosing(self._transcriber.stream_events(model, request, audio, restartable=True)) as events:
             async for event in events:
-                if isinstance(event, Restart):
+                if isinstance(event, TranscriptRestart):
                     transcript = Transcript()
                 else:
-                    transcript.add(event)
+                    transcript.add_event(event)
         return transcript
 
-    async def remove(self, model: Model) -> None:
+    async def remove_model(self, model: Model) -> None:
         """Unload a model and delete its files, which must be the store's.
 
         Raises:
@@ -293,12 +305,12 @@ class Service:
             ConfigError: the rights to do so are missing.
         """
         self.library.check_removable(model)
-        await self.unload(model)
-        await self.library.remove(model)
+        await self.unload_model(model)
+        await self.library.remove_model(model)
 
     def end_followers(self) -> None:
         """End what has no end of its own: the streams of changes and of logs."""
-        self.events.close()
+        self.change_feed.close()
         self.logs.close()
 
     async def shutdown(self, *, at_once: bool = False) -> None:
@@ -306,23 +318,159 @@ class Service:
         self.end_followers()
         await asyncio.gather(self._supervisor.shutdown(at_once=at_once), self.library.shutdown())
 
-    def abandon(self) -> None:
+    def kill_all(self) -> None:
         """End every model at once, for a server that has no time to shut down."""
-        self._supervisor.abandon()
+        self._supervisor.kill_all()
 
-    def _spelled(self, name: str) -> str:
+    def _match_spelling(self, name: str) -> str:
         """The name as what is here has it: exactly, or as one of those by which its weights are known; else without a tag."""
-        spellings = names.meanings(name)
-        exact = (spelling for spelling in spellings if self.selection.has(spelling) or self.catalog.has(spelling))
+        spellings = names.list_meanings(name)
+        exact = (spelling for spelling in spellings if self.name_resolver.has(spelling) or self.catalog.has_name(spelling))
         if found := next(exact, ""):
             return found
-        known = (spelling for spelling in spellings if self.catalog.named(spelling))
-        return next(known, name.removesuffix(names.LATEST) or name)
+        known = (spelling for spelling in spellings if self.catalog.find_named(spelling))
+        return next(known, name.removesuffix(names.LATEST_TAG) or name)
 
-    def _target(self, name: str) -> Target:
-        model = self.catalog.named(name)
-        return Target(name, self.state(model), self.load(model)) if model else Target(name)
+    def _look_up_target(self, name: str) -> SelectorTarget:
+        model = self.catalog.find_named(name)
+        return SelectorTarget(name, self.get_state(model), self.count_requests(model)) if model else SelectorTarget(name)
 
 
-def _shown(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """A model's process as it is now."""
+
+    model: Model
+    state: ModelState
+    requests: int
+    pid: int | None
+    """None if it is another server's."""
+    loaded_at: float
+    """Unix time."""
+    default: bool
+    ttl: float
+    """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
+    ttl_remaining: float | None
+    """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
+    unload_cause: UnloadCause | None = None
+    """Why it is on its way out, if it is."""
+    placement: ModelPlacement = field(default_factory=ModelPlacement)
+
+
+def get_process_status(model: Model, supervisor: ModelSupervisor, catalog: ModelCatalog) -> ProcessStatus | None:
+    """The model's process; None if it does not serve."""
+    if not (running := supervisor.get_running(model)):
+        return None
+    idle, ttl = supervisor.get_idle_time(model), supervisor.get_ttl(model)
+    return ProcessStatus(
+        model=model,
+        state=supervisor.get_state(model),
+        requests=supervisor.count_requests(model),
+        pid=running.pid,
+        loaded_at=running.since,
+        placement=running.instance.placement,
+        default=model.id == catalog.default.id,
+        ttl=ttl,
+        ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
+        unload_cause=supervisor.get_unload_cause(model),
+    )
+
+
+async def preload_models(service: Service) -> None:
+    """Load one after another; what cannot be loaded is said in the log and keeps nobody from serving.
+
+    One after another, because models may exclude each other, and because two that load at once are both late.
+    """
+    for name in filter(None, map(str.strip, service.settings.hooks.on_startup.preload)):
+        try:
+            model = service.find_model(name)
+        except ModelNotFoundError as error:
+            log.warning("hooks.on_startup.preload: %s is passed over. %s", name, error.message)
+            continue
+        log.info("Preloading %s.", model.id)
+        try:
+            await service.load_model(model)
+        except EardrumError as error:
+            log.error("Preloading %s failed: %s", model.id, error.message)
+
+
+@dataclass(slots=True)
+class ForwardAttempts:
+    """What became of a request so far: how often an upstream had it and broke off, how often none was there, and whether
+    a kept connection turned out to be closed."""
+
+    disconnects: int = 0
+    refusals: int = 0
+    hung_up: bool = False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether one more try would only do more harm: it may be this very request that kills the upstream."""
+        return self.disconnects > 1 or self.refusals > 1
+
+
+class ForwardedRequest:
+    """The answer of a foreign model's upstream, which is kept loaded meanwhile, as a context. Leaving before the end hangs up.
+
+    An upstream that dies before it answers is started again and asked once more, if the request can be repeated. Bodies are
+    to be read inside, since their errors must pass through here to be explained.
+
+    Raises:
+        UpstreamDiedError: it died, in words that say how.
+        EardrumError: as `Service.hold` and `ForeignUpstream.send`.
+    """
+
+    def __init__(self, service: Service, model: Model, request: OutgoingRequest):
+        self._lease = service.create_lease(model)
+        self._request = request
+        self._response: UpstreamResponse
+
+    async def __aenter__(self) -> UpstreamResponse:
+        tries = ForwardAttempts()
+        while True:
+            try:
+                self._response = await self._send_once(tries)
+            except RunnerCrashedError as error:
+                if tries.exhausted or not self._request.is_repeatable:
+                    raise
+                log.warning("%s Trying once more.", error.sentence)
+            else:
+                return self._response
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._response.release()  # closes the connection if the answer was not read to its end
+        await self._lease.release(error)
+
+    async def _send_once(self, tries: ForwardAttempts) -> UpstreamResponse:
+        await self._lease.acquire()
+        try:
+            assert isinstance(self._lease.upstream, ExternalUpstream)
+            return await _send_request(self._lease.upstream, self._request, tries)
+        except BaseException as error:
+            await self._lease.release(error)
+            raise
+
+
+async def _send_request(upstream: ExternalUpstream, request: OutgoingRequest, tries: ForwardAttempts) -> UpstreamResponse:
+    """The answer, over another connection at once if a kept one was closed by the other side at this very moment.
+
+    An upstream that breaks off a new connection may be dying: whoever holds the lease finds that out before it is asked again.
+    """
+    try:
+        return await upstream.send_request(request)
+    except UpstreamHungUpError:
+        if tries.hung_up or not request.is_repeatable:
+            tries.disconnects += 1
+            raise
+        tries.hung_up = True
+    except UpstreamUnreachableError:
+        tries.refusals += 1
+        raise
+    except UpstreamDiedError:
+        tries.disconnects += 1
+        raise
+    return await _send_request(upstream, request, tries)

@@ -1,7 +1,7 @@
-"""An upload on its way in, which is read while it is still being written: in memory, and in a file once it is long.
+"""Spools an upload: it is read while it is still being written, in memory first and in a file once it is long.
 
-Because the file has no name it is gone with the last process that holds it, whatever happens. Several readers
-may follow an upload, each from the start: that is how a request is repeated after its runner died.
+The file has no name, so it disappears with the last process that has it open, whatever happens. Several readers may follow an
+upload, each from the start: that is how a request is repeated after its runner died.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol, Self, TypeVar
 
-from eardrum.errors import ConfigError, shortage
+from eardrum.errors import ConfigError, build_shortage_error
 
-CHUNK = 256 * 1024
-IN_MEMORY = 1 << 20
+CHUNK_BYTES = 256 * 1024
+MEMORY_BYTES = 1 << 20
 """Bytes of an upload that never see the disk. Most uploads have no more, and need neither a file nor a thread to write it."""
 
 CLOSED_ASIDE = 8 << 20
 """Bytes from which on a thread closes the file: the system frees its pages then, of 100 MB for 5 ms or, where it is busy, 30."""
 
-BEGUN = 2 << 10
+START_BYTES = 2 << 10
 """Bytes after which an upload may hold a place at a model: half a second of speech. One that drips would hold it for nothing."""
 
 T = TypeVar("T")
 
 
-def check_folder(folder: Path | None) -> None:
+def check_spool_folder(folder: Path | None) -> None:
     """See whether uploads can be kept there.
 
     Raises:
@@ -39,7 +39,7 @@ def check_folder(folder: Path | None) -> None:
         raise ConfigError(f"spool_dir {folder} is not a folder that can be written to.")
 
 
-class Source(Protocol):
+class AudioSource(Protocol):
     """Audio that can be read from the start, and again should the first reader die."""
 
     def read(self) -> AsyncIterator[bytes]:
@@ -55,7 +55,7 @@ class StoredFile:
     async def read(self) -> AsyncIterator[bytes]:
         """All bytes from the start."""
         with await asyncio.to_thread(self._path.open, "rb") as file:
-            while chunk := await asyncio.to_thread(file.read, CHUNK):
+            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield chunk
 
 
@@ -69,14 +69,14 @@ class Spool:
         self._file: IO[bytes] | None = None
         self._finished = False
         self._grown = asyncio.Event()
-        self._at_work = 0
-        self._left = False
+        self._pending_work = 0
+        self._closing = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left = True
+        self._closing = True
         self._close_if_idle()
 
     async def write(self, data: bytes) -> None:
@@ -86,34 +86,34 @@ class Spool:
             StorageFullError: the disk is full.
             DescriptorsError: no more files can be opened.
         """
-        room = IN_MEMORY - len(self._beginning)
+        room = MEMORY_BYTES - len(self._beginning)
         if rest := data[room:]:
             try:
-                await self._in_thread(_write_all, rest)
+                await self._run_in_thread(_write_all, rest)
             except OSError as error:
-                if known := shortage(error, "for uploads"):
+                if known := build_shortage_error(error, "for uploads"):
                     raise known from error
                 raise
         self._beginning += data[:room]
         self.size += len(data)
-        self._wake()
+        self._wake_readers()
 
-    async def begun(self) -> None:
+    async def wait_for_start(self) -> None:
         """Wait until so much is here that a model may be kept waiting for the rest."""
-        while self.size < BEGUN and not self._finished:
+        while self.size < START_BYTES and not self._finished:
             await self._grown.wait()
 
     def finish(self) -> None:
         """All bytes are here."""
         self._finished = True
-        self._wake()
+        self._wake_readers()
 
     async def read(self) -> AsyncIterator[bytes]:
         """All bytes from the start, as they come."""
         at = 0
         while True:
             if at < self.size:
-                data = await self._from(at)
+                data = await self._read_from(at)
                 at += len(data)
                 yield data
             elif self._finished:
@@ -121,42 +121,42 @@ class Spool:
             else:
                 await self._grown.wait()
 
-    async def _from(self, at: int) -> bytes:
+    async def _read_from(self, at: int) -> bytes:
         """Some of the bytes that begin there."""
         if at < len(self._beginning):
-            return bytes(memoryview(self._beginning)[at : at + CHUNK])
-        return await self._in_thread(os.pread, CHUNK, at - len(self._beginning))
+            return bytes(memoryview(self._beginning)[at : at + CHUNK_BYTES])
+        return await self._run_in_thread(os.pread, CHUNK_BYTES, at - len(self._beginning))
 
-    def _opened(self) -> IO[bytes]:
+    def _open_file(self) -> IO[bytes]:
         if not self._file:
-            if self._left:
+            if self._closing:
                 raise ValueError("The upload is over.")
             self._file = tempfile.TemporaryFile(prefix="eardrum-", dir=self._directory, buffering=0)  # noqa: SIM115 -- closed with the spool
         return self._file
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+    async def _run_in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Do it with the file's number and these arguments.
 
         A thread goes on when nobody waits for it any more. The file stays open until then, because its number could be
         another client's connection by the time it is written to.
         """
-        working = asyncio.get_running_loop().run_in_executor(None, work, self._opened().fileno(), *arguments)
-        self._at_work += 1
-        working.add_done_callback(self._has_worked)
+        working = asyncio.get_running_loop().run_in_executor(None, work, self._open_file().fileno(), *arguments)
+        self._pending_work += 1
+        working.add_done_callback(self._on_work_done)
         return await asyncio.shield(working)
 
-    def _has_worked(self, work: asyncio.Future[T]) -> None:
+    def _on_work_done(self, work: asyncio.Future[T]) -> None:
         if not work.cancelled():
             work.exception()  # who asked for it may have gone: asyncio would complain that nobody looked
-        self._at_work -= 1
+        self._pending_work -= 1
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        if self._left and not self._at_work and self._file:
+        if self._closing and not self._pending_work and self._file:
             file, self._file = self._file, None
             _close(file, self.size)
 
-    def _wake(self) -> None:
+    def _wake_readers(self) -> None:
         self._grown.set()
         self._grown = asyncio.Event()
 

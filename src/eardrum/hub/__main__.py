@@ -1,4 +1,4 @@
-"""Starts it; the package says how."""
+"""Runs the hub process; `eardrum.hub` describes its output."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from pathlib import Path
 from threading import Thread
 
 from eardrum.errors import EardrumError
-from eardrum.hub.fetch import fetch, listing
-from eardrum.hub.lines import say
+from eardrum.hub.download import download_repository, list_repository, write_message
 
 
 def main() -> None:
     """Fetch, and say how it went."""
-    arguments = _arguments()
+    arguments = _parse_arguments()
     if arguments.parent:
-        Thread(target=_follow_parent, name="parent", daemon=True).start()
+        Thread(target=_exit_with_parent, name="parent", daemon=True).start()
     try:
         if arguments.list:
-            say({"listing": listing(arguments.repository)})
+            write_message({"listing": list_repository(arguments.repository)})
             return
-        path = fetch(arguments.repository, arguments.cache, arguments.pattern)
+        path = download_repository(arguments.repository, arguments.cache, arguments.pattern)
     except EardrumError as error:
-        say({"failed": error.to_json()})
+        write_message({"failed": error.to_json()})
         sys.exit(1)
-    say({"done": {"path": str(path)}})
+    write_message({"done": {"path": str(path)}})
 
 
-def _follow_parent() -> None:
+def _exit_with_parent() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(1)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eardrum.hub", description=__doc__)
     parser.add_argument("repository")
     parser.add_argument("--cache", type=Path, default=Path(), help="folder of the hub's cache")

@@ -1,1 +1,1 @@
-"""The runner: one model in one process, behind a small web service. Audio in, segments out."""
+"""The runner: one model in one process, behind a small HTTP service. Audio in, segments out."""

@@ -1,7 +1,7 @@
 """Starts a runner: `python -m eardrum.runner --engine moonshine --source DIR --socket PATH`.
 
-Says one line of JSON on stdout when the model is ready, or why it is not; logs go to stderr. With
-`--parent` the runner ends when its stdin closes, so that none survives the process that started it.
+The process writes one line of JSON to stdout when the model is ready, or the reason why it is not; logs go to stderr. With
+`--parent` the runner exits when its stdin closes, so that no runner outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -27,58 +27,61 @@ from eardrum.engines import cuda, registry
 from eardrum.engines.base import Engine, EngineOptions, Window
 from eardrum.engines.cuda import one_line
 from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
-from eardrum.quiet import QuietServer
 from eardrum.runner.app import RunnerApp
-from eardrum.runner.batch_size import measured_batch
-from eardrum.runner.batcher import Batcher
-from eardrum.runner.decode import Decoder
-from eardrum.runner.inlet import Inlet
-from eardrum.runner.liveness import Liveness
-from eardrum.runner.memory import freeze_garbage_collector, return_free_memory, tune_allocator
-from eardrum.runner.options import chosen_device, engine_class, validated
-from eardrum.runner.threads import wait_without_spinning
-from eardrum.runner.vad import Vad
-from eardrum.types import SAMPLE_RATE, Placement, Request
+from eardrum.runner.batcher import LivenessProbe, WindowBatcher
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.options import choose_device, load_engine_class, validate_options
+from eardrum.runner.tuning import (
+    freeze_garbage_collector,
+    measure_batch_size,
+    return_free_memory,
+    set_passive_waiting,
+    tune_allocator,
+)
+from eardrum.runner.vad import VadModel
+from eardrum.transcription import SAMPLE_RATE, ModelPlacement, TranscriptionRequest
+from eardrum.uvicorn_server import IdleServer
 
 PROBE_S = 3
 """Seconds of the sample recording on which batch sizes are timed."""
 
-FULL = "out of memory"
+OUT_OF_MEMORY = "out of memory"
 
 log = logging.getLogger("eardrum.runner")
 
 
 def main() -> None:
     """Load the model and serve it until told to stop."""
-    arguments = _arguments()
-    _keep_stdout()
+    arguments = _parse_arguments()
+    _reserve_stdout()
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     tune_allocator()
-    wait_without_spinning()
+    set_passive_waiting()
     try:
         engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
-        vad = Vad()
-        batch = _allowed(arguments.batch, engine) or _measure(engine)
+        vad = VadModel()
+        batch = _check_batch(arguments.batch, engine) or _measure_batch(engine)
     except EardrumError as error:
-        _say({"failed": error.to_json()})
+        _write_message({"failed": error.to_json()})
         sys.exit(1)
     except Exception as error:
         log.exception("The model could not be loaded.")
         why = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {one_line(error)}."
-        _say({"failed": ModelLoadError(why).to_json()})
+        _write_message({"failed": ModelLoadError(why).to_json()})
         sys.exit(1)
     return_free_memory()  # what the largest batch tried needed
-    batcher = Batcher(engine, batch=batch)
+    batcher = WindowBatcher(engine, batch=batch)
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s)
     freeze_garbage_collector()
     ready = {
         "capabilities": engine.capabilities.to_json(),
         "batch": batch,
         "measured": dict(engine.measured),
-        "placement": Placement(engine.device, engine.compute_type, engine.reason).to_json(),
+        "placement": ModelPlacement(engine.device, engine.compute_type, engine.reason).to_json(),
         "answers": arguments.parent,
     }
-    serve(app, arguments, ready, Liveness(batcher))
+    serve(app, arguments, ready, LivenessProbe(batcher))
     batcher.close()
 
 
@@ -95,58 +98,58 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     card = registry.card(name)
     if card.missing:
         raise ModelLoadError(card.how_to_install)
-    cls = engine_class(name)
-    checked = validated(cls, name, options)
+    cls = load_engine_class(name)
+    checked = validate_options(cls, name, options)
     try:
-        device = chosen_device(cls, checked)
+        device = choose_device(cls, checked)
         if device.name != "cuda":
-            engine = cls.load(source, _on(checked, device.name))
+            engine = cls.load(source, _set_device(checked, device.name))
             engine.reason = device.reason
             return engine
-        _say({"trying": device.name})  # the gateway's clue, should a library end the process
-        return _on_gpu(cls, source, checked)
+        _write_message({"trying": device.name})  # the gateway's clue, should a library end the process
+        return _load_on_gpu(cls, source, checked)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
 
 
-def _on(options: EngineOptions, device: str) -> EngineOptions:
+def _set_device(options: EngineOptions, device: str) -> EngineOptions:
     return options.model_copy(update={"device": device})
 
 
-def _on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Engine:
+def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Engine:
     """Load the model on the GPU, and try it: libraries are loaded when they are first needed. Else, for `auto`, on the CPU."""
     try:
-        engine = cls.load(source, _on(options, "cuda"))
-        engine.transcribe([_sample_window()])
+        engine = cls.load(source, _set_device(options, "cuda"))
+        engine.transcribe([_load_sample_window()])
     except ImportError:
         raise
     except Exception as error:
         failed = error if isinstance(error, EardrumError) else cuda.unusable(f"The engine {cls.__name__}", error)
         if options.device == "cuda":
             raise (cuda.asked_for(failed) if isinstance(failed, DeviceError) else failed) from error
-        if FULL in failed.message.lower():  # of which the CPU is no cure: the model would be there, and too slow
+        if OUT_OF_MEMORY in failed.message.lower():  # of which the CPU is no cure: the model would be there, and too slow
             raise failed from error
-        engine = cls.load(source, _on(options, "cpu"))  # if that fails too, the GPU was not at fault
+        engine = cls.load(source, _set_device(options, "cpu"))  # if that fails too, the GPU was not at fault
         engine.reason = failed.message
         log.warning("%s It runs on the CPU.", failed.message)
     return engine
 
 
-def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: Liveness) -> None:
+def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: LivenessProbe) -> None:
     """Listen on the socket or the TCP port, say so, and stay until a signal or the parent's end."""
     where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
     config = uvicorn.Config(app, **where, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=1)
     server = ReadyServer(config, ready, app)
     if arguments.parent:
-        Thread(target=_follow_parent, args=(server, liveness), name="parent", daemon=True).start()
+        Thread(target=_answer_parent, args=(server, liveness), name="parent", daemon=True).start()
     # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
-    with _removed_at_end(arguments.socket, arguments.own_folder):
+    with _remove_at_exit(arguments.socket, arguments.own_folder):
         server.run()
 
 
-class ReadyServer(QuietServer):
+class ReadyServer(IdleServer):
     """Says that it is ready once the socket is open: whoever reads the line can connect."""
 
     def __init__(self, config: uvicorn.Config, ready: dict[str, Any], app: RunnerApp):
@@ -158,23 +161,23 @@ class ReadyServer(QuietServer):
         """Open the socket, then say so."""
         await super().startup(sockets)
         if self.started:
-            _say({"ready": self._ready})
+            _write_message({"ready": self._ready})
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """End what does not end by itself, then wait for the rest."""
-        self._app.end()
+        self._app.shut_down()
         await super().shutdown(sockets)
 
 
-def _follow_parent(server: QuietServer, liveness: Liveness) -> None:
+def _answer_parent(server: IdleServer, liveness: LivenessProbe) -> None:
     """Answer whatever the parent asks, until it is gone. There is only one question."""
     while os.read(sys.stdin.fileno(), 4096):
-        _say({"alive": liveness.report(server.loop)})
-    server.end()
+        _write_message({"alive": liveness.report(server.loop)})
+    server.request_exit()
 
 
 @contextmanager
-def _removed_at_end(socket: str | None, folders: Sequence[str]) -> Iterator[None]:
+def _remove_at_exit(socket: str | None, folders: Sequence[str]) -> Iterator[None]:
     """Leave no socket behind, nor a folder that was made for this process alone, even when the parent is gone.
 
     Which folder that is must be said: a socket may lie beside files of others.
@@ -188,39 +191,39 @@ def _removed_at_end(socket: str | None, folders: Sequence[str]) -> Iterator[None
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _allowed(batch: int, engine: Engine) -> int:
+def _check_batch(batch: int, engine: Engine) -> int:
     if batch > (most := engine.capabilities.max_batch):
         raise ConfigError(f"batch is {batch}, but this engine decodes at most {most} windows at once. Set less, or leave it out.")
     return batch
 
 
-def _measure(engine: Engine) -> int:
+def _measure_batch(engine: Engine) -> int:
     """The batch size for this machine, timed on real speech: the recording that ships with the package."""
     if engine.capabilities.max_batch == 1 or not engine.gains_by_batching:
         return 1
-    return measured_batch(engine, _sample_window())
+    return measure_batch_size(engine, _load_sample_window())
 
 
-def _sample_window() -> Window:
+def _load_sample_window() -> Window:
     """Real speech: the beginning of the recording that ships with the package."""
     sample = (files("eardrum") / "sample.ogg").read_bytes()
-    pieces = list(Decoder(Inlet.holding(sample), raw_pcm=False, max_seconds=60))
+    pieces = list(AudioDecoder(BytePipe.from_bytes(sample), raw_pcm=False, max_seconds=60))
     audio = np.concatenate(pieces)[: PROBE_S * SAMPLE_RATE]
-    return Window(audio, 0.0, 1.0, (0.0, PROBE_S), Request())
+    return Window(audio, 0.0, 1.0, (0.0, PROBE_S), TranscriptionRequest())
 
 
-def _keep_stdout() -> None:
+def _reserve_stdout() -> None:
     """Keep stdout for what is said here: whatever else a library prints, from Python or from C, goes to stderr."""
     sys.__stdout__ = os.fdopen(os.dup(1), "w", encoding="utf-8")  # type: ignore[misc]
     sys.stdout = sys.stderr
     os.dup2(2, 1)
 
 
-def _say(message: dict[str, Any]) -> None:
+def _write_message(message: dict[str, Any]) -> None:
     print(json.dumps(message), file=sys.__stdout__, flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eardrum.runner", description=__doc__)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--source", type=Path, required=True, help="directory or file of the weights")

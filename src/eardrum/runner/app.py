@@ -1,14 +1,14 @@
-"""The runner's web service: `POST /transcribe` takes bytes and answers a line of JSON per event.
+"""The runner's ASGI application: `POST /transcribe` takes bytes and answers with one line of JSON per event.
 
-The request's wishes come in the header `x-eardrum-request` as JSON. Each line of the answer is an object
-with one key: `opened`, `segment`, `summary` (the last line of a success) or `error` (of a failure). An answer
-without either of the last two means that the runner died.
+The header `x-eardrum-request` holds the request as JSON. Each line of the response is an object with one key: `opened`,
+`segment`, `summary` (the last line of a success) or `error` (the last line of a failure). A response with neither of the last two
+means that the runner died.
 
-`POST /live` takes the messages of a live session (`eardrum.live`) and answers a line per event; its settings come in the header
-`x-eardrum-live`, its last line is `ended` or `error`.
+`POST /live` takes the messages of a live session (`eardrum.runner_protocol`) in its body and writes a line per event at the same
+time. Its settings come in the header `x-eardrum-live`; its last line is `ended` or `error`.
 
-Hanging up cancels the request. While the runner is behind with reading it cannot see that at once, so a client that
-has sent a name in `x-eardrum-id` does better to call `DELETE /transcribe/NAME`.
+Hanging up cancels the request. A runner that is behind with reading cannot see that at once, so a client that sent a name in
+`x-eardrum-id` should call `DELETE /transcribe/NAME`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from eardrum.errors import EardrumError, InvalidRequestError
-from eardrum.runner.batcher import Batcher
-from eardrum.runner.listener import Listener
-from eardrum.runner.live import exchange
-from eardrum.runner.live.driver import Driver
-from eardrum.runner.vad import Vad
-from eardrum.runner.windows import Cutting
-from eardrum.types import Capabilities, Event, Opened, Priority, Request, Segment, Task
+from eardrum.live import FinishCommand, SessionSettings
+from eardrum.runner.batcher import WindowBatcher
+from eardrum.runner.live.driver import LiveSessionDriver
+from eardrum.runner.segmenter import SegmenterConfig
+from eardrum.runner.transcription import TranscriptionJob
+from eardrum.runner.vad import VadModel
+from eardrum.runner_protocol import MessageDecoder, encode_event
+from eardrum.transcription import (
+    AudioOpened,
+    Capabilities,
+    Priority,
+    Segment,
+    SpeechTask,
+    TranscriptionEvent,
+    TranscriptionRequest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +53,17 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class RunnerApp:
     """The ASGI application around one loaded model."""
 
-    def __init__(self, batcher: Batcher, vad: Vad, capabilities: Capabilities, *, max_audio_s: float):
+    def __init__(self, batcher: WindowBatcher, vad: VadModel, capabilities: Capabilities, *, max_audio_s: float):
         self._batcher = batcher
         self._vad = vad
         self._capabilities = capabilities
         self._max_audio_s = max_audio_s
-        self._named: dict[str, asyncio.Future[None]] = {}
-        self._over = asyncio.Event()
+        self._cancellable: dict[str, asyncio.Future[None]] = {}
+        self._shutting_down = asyncio.Event()
         self._app = Starlette(
             routes=[
-                Route("/health", self._health),
-                Route("/transcribe/{name}", self._cancel, methods=["DELETE"]),
+                Route("/health", self._get_health),
+                Route("/transcribe/{name}", self._cancel_request, methods=["DELETE"]),
             ]
         )
 
@@ -62,32 +71,32 @@ class RunnerApp:
         """Bytes and lines bypass the framework; everything else does not need to."""
         route = (scope["path"], scope["method"]) if scope["type"] == "http" else None
         if route == ("/transcribe", "POST"):
-            await self._in_lines(self._transcribe(scope, receive, send), send)
+            await self._stream_lines(self._run_transcription(scope, receive, send), send)
         elif route == ("/live", "POST"):
-            await self._in_lines(self._live(scope, receive, send), send)
+            await self._stream_lines(self._run_live_session(scope, receive, send), send)
         else:
             await self._app(scope, receive, send)
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         """The process ends: so do live sessions, which may rest for hours; requests may be answered yet."""
-        self._over.set()
+        self._shutting_down.set()
 
-    async def _health(self, _: HttpRequest) -> Response:
+    async def _get_health(self, _: HttpRequest) -> Response:
         return JSONResponse(
             {
                 "status": "ok",
                 "capabilities": self._capabilities.to_json(),
                 "batch": self._batcher.batch,
-                "windows": self._batcher.decoded,
+                "windows": self._batcher.decoded_windows,
             }
         )
 
-    async def _cancel(self, request: HttpRequest) -> Response:
-        if writing := self._named.get(request.path_params["name"]):
+    async def _cancel_request(self, request: HttpRequest) -> Response:
+        if writing := self._cancellable.get(request.path_params["name"]):
             writing.cancel()
         return Response(status_code=204)
 
-    async def _in_lines(self, answer: Awaitable[None], send: Send) -> None:
+    async def _stream_lines(self, answer: Awaitable[None], send: Send) -> None:
         """Answer in lines of JSON, the last of which is the error if there was one."""
         await send(
             {
@@ -99,83 +108,137 @@ class RunnerApp:
         try:
             await answer
         except EardrumError as error:
-            await send(_line({"error": error.to_json()}))
+            await send(_build_line({"error": error.to_json()}))
         except Exception as error:
             log.exception("A request failed")
-            await send(_line({"error": EardrumError(f"The model failed on this audio: {error}").to_json()}))
+            await send(_build_line({"error": EardrumError(f"The model failed on this audio: {error}").to_json()}))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _transcribe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        listener = Listener(
-            _request(scope),
+    async def _run_transcription(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listener = TranscriptionJob(
+            _parse_request(scope),
             batcher=self._batcher,
             vad=self._vad,
-            cutting=Cutting.of(self._capabilities),
+            cutting=SegmenterConfig.of(self._capabilities),
             max_seconds=self._max_audio_s,
         )
-        await self._answer(listener, _header(scope, b"x-eardrum-id"), receive, send)
+        await self._stream_events(listener, _get_header(scope, b"x-eardrum-id"), receive, send)
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        driver = Driver(
-            exchange.settings_of(_header(scope, b"x-eardrum-live")),
+    async def _run_live_session(self, scope: Scope, receive: Receive, send: Send) -> None:
+        driver = LiveSessionDriver(
+            _parse_settings(_get_header(scope, b"x-eardrum-live")),
             batcher=self._batcher,
             vad=self._vad,
             capabilities=self._capabilities,
             max_seconds=self._max_audio_s,
         )
-        await exchange.run(driver, receive, send, self._over)
+        await _exchange_messages(driver, receive, send, self._shutting_down)
 
-    async def _answer(self, listener: Listener, name: str, receive: Receive, send: Send) -> None:
+    async def _stream_events(self, listener: TranscriptionJob, name: str, receive: Receive, send: Send) -> None:
         """Send events while bytes come in; stop as soon as the other side is gone or says so."""
 
         async def write() -> None:
-            async with aclosing(listener.events()) as events:
+            async with aclosing(listener.stream_events()) as events:
                 async for event in events:
-                    await send(_line({_name(event): event.to_json()}))
+                    await send(_build_line({_name_event(event): event.to_json()}))
 
         writing = asyncio.ensure_future(write())
-        feeding = asyncio.ensure_future(_feed(listener, receive))
+        feeding = asyncio.ensure_future(_feed_body(listener, receive))
         feeding.add_done_callback(lambda _: writing.cancel())  # it only ends when the client hangs up
         if name:
-            self._named[name] = writing
+            self._cancellable[name] = writing
         try:
             await asyncio.wait([writing])
             if not writing.cancelled():
                 writing.result()
         finally:
-            self._named.pop(name, None)
+            self._cancellable.pop(name, None)
             feeding.cancel()
             writing.cancel()
             await asyncio.wait([feeding, writing])
 
 
-async def _feed(listener: Listener, receive: Receive) -> None:
+async def _feed_body(listener: TranscriptionJob, receive: Receive) -> None:
     while (message := await receive())["type"] == "http.request":
-        await listener.inlet.feed(message.get("body", b""))
+        await listener.pipe.feed(message.get("body", b""))
         if not message.get("more_body", False):
-            listener.inlet.finish()
+            listener.pipe.finish()
 
 
-def _request(scope: Scope) -> Request:
+def _parse_request(scope: Scope) -> TranscriptionRequest:
     try:
-        wishes = json.loads(_header(scope, b"x-eardrum-request") or "{}")
+        wishes = json.loads(_get_header(scope, b"x-eardrum-request") or "{}")
         wishes |= {
-            "task": Task(wishes.get("task", Task.TRANSCRIBE)),
+            "task": SpeechTask(wishes.get("task", SpeechTask.TRANSCRIBE)),
             "priority": Priority(wishes.get("priority", Priority.INTERACTIVE)),
             "hotwords": tuple(wishes.get("hotwords", ())),
         }
-        return Request.from_json(wishes)
+        return TranscriptionRequest.from_json(wishes)
     except (ValueError, TypeError, AttributeError) as error:
         raise InvalidRequestError(f"The header x-eardrum-request is not a request in JSON: {error}") from error
 
 
-def _header(scope: Scope, name: bytes) -> str:
+def _get_header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-def _name(event: Event) -> str:
-    return "opened" if isinstance(event, Opened) else "segment" if isinstance(event, Segment) else "summary"
+def _name_event(event: TranscriptionEvent) -> str:
+    return "opened" if isinstance(event, AudioOpened) else "segment" if isinstance(event, Segment) else "summary"
 
 
-def _line(data: dict[str, Any]) -> dict[str, Any]:
+def _build_line(data: dict[str, Any]) -> dict[str, Any]:
     return {"type": "http.response.body", "body": json.dumps(data).encode() + b"\n", "more_body": True}
+
+
+def _parse_settings(header: str) -> SessionSettings:
+    """The settings that a session begins with.
+
+    Raises:
+        InvalidRequestError: the header is not what it should be.
+    """
+    try:
+        return SessionSettings.from_json(json.loads(header or "{}"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidRequestError(f"The header x-eardrum-live does not hold settings in JSON: {error}") from error
+
+
+async def _exchange_messages(driver: LiveSessionDriver, receive: Receive, send: Send, over: asyncio.Event) -> None:
+    """Go on until the session has ended, the client is gone, or all is `over`: no session ends by itself.
+
+    Raises:
+        EardrumError: the session cannot go on.
+    """
+    reading = asyncio.ensure_future(_read_messages(driver, receive))
+    writing = asyncio.ensure_future(_write_events(driver, send))
+    ending = asyncio.ensure_future(over.wait())
+    try:
+        await asyncio.wait([reading, writing, ending], return_when=asyncio.FIRST_COMPLETED)
+        for task in (writing, reading):
+            if task.done():
+                task.result()
+    finally:
+        for begun in (reading, writing, ending):
+            begun.cancel()
+        await asyncio.wait([reading, writing, ending])
+        await driver.close()
+
+
+async def _read_messages(driver: LiveSessionDriver, receive: Receive) -> None:
+    """Take what comes; ends when the client hangs up."""
+    messages = MessageDecoder()
+    finished = False
+    while (message := await receive())["type"] == "http.request":
+        for said in messages.feed(message.get("body", b"")):
+            if finished:
+                raise InvalidRequestError("The session was finished: what comes after that belongs to another one.")
+            finished = isinstance(said, FinishCommand)
+            await driver.take_message(said)
+        if not message.get("more_body", False) and not finished:
+            finished = True
+            await driver.take_message(FinishCommand())
+
+
+async def _write_events(driver: LiveSessionDriver, send: Send) -> None:
+    async with aclosing(driver.stream_events()) as events:
+        async for event in events:
+            await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})

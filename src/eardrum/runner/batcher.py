@@ -1,7 +1,11 @@
-"""Decodes the windows of all requests: batches form from what is waiting, and a thread for each replica feeds the engine."""
+"""Decodes the windows of all requests: batches form from the windows that wait, and one thread per replica feeds the engine.
+
+`LivenessProbe` reports an engine or an event loop that hangs. The gateway asks for it on stdin; a thread of its own answers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import time
@@ -12,51 +16,51 @@ from threading import Condition, Thread, get_ident
 
 from eardrum.engines.base import Engine, Hearing, Window
 from eardrum.errors import EardrumError
-from eardrum.runner.queue import Class, FairQueue, Queue, class_of
-from eardrum.types import Request
+from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue, classify_window
+from eardrum.transcription import TranscriptionRequest
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class DecodedWindow:
     """A decoded window: what the engine heard, how long the window waited and its share of the decoding."""
 
-    hearing: Hearing
+    result: Hearing
     queue_s: float
     decode_s: float
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class DecodeJob:
     """A window in the queue."""
 
     request_id: int
     window: Window
-    rank: Class
+    rank: ServiceClass
     cost: float
     """Seconds of audio that decoding it is worth."""
     key: Hashable = None
     """What windows of one batch must share."""
-    future: Future[Heard] = field(default_factory=Future)
+    future: Future[DecodedWindow] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
 
 
-class Batcher:
+class WindowBatcher:
     """Owns the engine. Any thread submits windows; nothing waits on a timer to fill a batch."""
 
-    def __init__(self, engine: Engine, *, batch: int, queue: Queue[Job] | None = None):
+    def __init__(self, engine: Engine, *, batch: int, queue: WindowQueue[DecodeJob] | None = None):
         self.batch = batch
-        self.decoded = 0
+        self.decoded_windows = 0
         """Windows decoded to the end so far."""
-        self.live = 0
+        self.live_sessions = 0
         """Sessions of live speech that are open."""
         self._engine = engine
-        self._queue = queue if queue is not None else FairQueue[Job]()
+        self._queue = queue if queue is not None else FairQueue[DecodeJob]()
         self._changed = Condition()
         self._closed = False
-        self._in_hand: set[Job] = set()
-        self._begun: dict[int, float] = {}
+        self._decoding: set[DecodeJob] = set()
+        self._started_at: dict[int, float] = {}
         """When each thread's batch in hand was begun."""
         self._ids = itertools.count()
         self._threads = [Thread(target=self._run, name=f"engine-{n}", daemon=True) for n in range(engine.parallel)]
@@ -64,57 +68,57 @@ class Batcher:
             thread.start()
 
     @property
-    def sequential(self) -> bool:
+    def is_sequential(self) -> bool:
         """Whether a request's windows must be submitted one at a time, each when the one before it is done."""
         return self._engine.sequential
 
     @property
-    def knows_words(self) -> bool:
+    def is_word_support_certain(self) -> bool:
         """Whether it is certain before decoding that the engine tells word times, if it says so."""
         return not self._engine.remote
 
     @property
-    def batch_s(self) -> float:
+    def batch_age_s(self) -> float:
         """Seconds that the oldest batch in hand takes already. An engine that asks a server elsewhere has timeouts of its own."""
-        begun = [] if self._engine.remote else list(self._begun.values())
+        begun = [] if self._engine.remote else list(self._started_at.values())
         return time.monotonic() - min(begun) if begun else 0.0
 
-    def refusal(self, request: Request) -> EardrumError | None:
+    def find_refusal(self, request: TranscriptionRequest) -> EardrumError | None:
         """Why the engine cannot do what is asked."""
         return self._engine.refusal(request)
 
-    def request(self) -> int:
+    def allocate_request_id(self) -> int:
         """A number for a new request, under which its windows are submitted."""
         return next(self._ids)
 
-    def submit(self, request_id: int, window: Window, rank: Class | None = None) -> Future[Heard]:
+    def submit(self, request_id: int, window: Window, rank: ServiceClass | None = None) -> Future[DecodedWindow]:
         """Queue a window, in the class of its request unless told otherwise; the future fails with whatever the engine raises."""
         can = self._engine.capabilities
         cost = can.max_window_s if can.fixed_window else window.seconds
-        rank = class_of(window.request.priority, window.start) if rank is None else rank
-        job = Job(request_id, window, rank, cost, key=self._engine.batch_key(window))
+        rank = classify_window(window.request.priority, window.start) if rank is None else rank
+        job = DecodeJob(request_id, window, rank, cost, key=self._engine.batch_key(window))
         with self._changed:
             self._queue.push(job)
             self._changed.notify()
         return job.future
 
-    def hand_over(self, request_id: int, to: int) -> None:
+    def reassign(self, request_id: int, to: int) -> None:
         """Make the windows of one request those of another one, and those that wait windows of live speech: partials have
         turned out to be final."""
         with self._changed:
             waiting = self._queue.drop(request_id)
-            for job in (*waiting, *self._in_hand):
+            for job in (*waiting, *self._decoding):
                 if job.request_id == request_id:
                     job.request_id = to
             for job in waiting:
-                job.rank = Class.LIVE
+                job.rank = ServiceClass.LIVE
                 self._queue.push(job)
 
     def cancel(self, request_id: int) -> None:
         """Drop a request's waiting windows, and have the engine give up those it is decoding, if it can."""
         with self._changed:
             dropped = self._queue.drop(request_id)
-            for job in self._in_hand:
+            for job in self._decoding:
                 job.window.cancelled |= job.request_id == request_id
         for job in dropped:
             job.future.cancel()
@@ -132,43 +136,43 @@ class Batcher:
         self._engine.close()
 
     def _run(self) -> None:
-        while jobs := self._wait():
+        while jobs := self._take_batch():
             try:
-                self._decode(jobs)
+                self._decode_batch(jobs)
             except Exception as error:
                 if isinstance(error, EardrumError):
                     log.warning("A batch of %d failed: %s", len(jobs), error.message)
                 else:
                     log.exception("The engine failed on a batch of %d", len(jobs))
                 for job in jobs:
-                    _settle(job.future, error)
+                    _settle_future(job.future, error)
             finally:
                 with self._changed:
-                    self._in_hand.difference_update(jobs)
+                    self._decoding.difference_update(jobs)
 
-    def _wait(self) -> list[Job]:
+    def _take_batch(self) -> list[DecodeJob]:
         with self._changed:
             while not self._closed:
-                if jobs := self._queue.take(self.batch, live=self.live > 0):
-                    self._in_hand.update(jobs)
+                if jobs := self._queue.take(self.batch, live=self.live_sessions > 0):
+                    self._decoding.update(jobs)
                     return jobs
                 self._changed.wait()
         return []
 
-    def _decode(self, jobs: Sequence[Job]) -> None:
-        self._begun[get_ident()] = started = time.monotonic()
+    def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
+        self._started_at[get_ident()] = started = time.monotonic()
         try:
             hearings = self._engine.transcribe([job.window for job in jobs])
         finally:
-            del self._begun[get_ident()]
+            del self._started_at[get_ident()]
         share = (time.monotonic() - started) / len(jobs)
         with self._changed:
-            self.decoded += sum(not job.window.cancelled for job in jobs)
+            self.decoded_windows += sum(not job.window.cancelled for job in jobs)
         for job, hearing in zip(jobs, hearings, strict=True):
-            _settle(job.future, Heard(hearing, started - job.queued_at, share))
+            _settle_future(job.future, DecodedWindow(hearing, started - job.queued_at, share))
 
 
-def _settle(future: Future[Heard], outcome: Heard | Exception) -> None:
+def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Exception) -> None:
     try:
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
@@ -176,3 +180,26 @@ def _settle(future: Future[Heard], outcome: Heard | Exception) -> None:
             future.set_result(outcome)
     except InvalidStateError:
         pass  # cancelled while it was being decoded
+
+
+class LivenessProbe:
+    """Sees an engine that does not come back from a batch, and an event loop that does not come back from a callback."""
+
+    def __init__(self, batcher: WindowBatcher):
+        self._batcher = batcher
+        self._asked_at: float | None = None  # when the event loop was asked for a sign that it has not given
+
+    def report(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, float]:
+        """Seconds that the batch in hand, and that the event loop, take already. Waits for no lock."""
+        now = time.monotonic()
+        silent = now - self._asked_at if self._asked_at is not None else 0.0
+        if loop and self._asked_at is None:
+            self._asked_at = now
+            try:
+                loop.call_soon_threadsafe(self._confirm_loop)
+            except RuntimeError:  # it is closed: the process is about to end
+                self._asked_at = None
+        return {"batch_s": self._batcher.batch_age_s, "loop_s": silent}
+
+    def _confirm_loop(self) -> None:
+        self._asked_at = None

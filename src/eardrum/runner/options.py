@@ -1,9 +1,9 @@
-"""The options of engines, held against what the engines declare: for a runner that loads, and for a check that does not.
+"""Checks engine options against what the engine declares: for a runner that loads a model, and for `eardrum check`.
 
-`python -m eardrum.runner.options` reads a JSON list of `{"engine", "options"}` from stdin and prints a list, of a list for each:
-what is wrong with it, as `{"path", "message"}`. No model is loaded, and no library of an engine.
+`python -m eardrum.runner.options` reads a JSON list of `{"engine", "options"}` from stdin and prints a list with one entry for
+each: a list of its problems as `{"path", "message"}`. No model is loaded and no engine library is imported.
 
-With `--device` it reads one such object, imports the engine's library, and prints where that would load a model:
+With `--device` it reads one such object, imports the engine's library and prints where a model would be loaded:
 `{"device", "reason", "wrong"}`.
 """
 
@@ -27,17 +27,17 @@ def main() -> None:
     """Check what comes in on stdin."""
     if "--device" in sys.argv:
         asked = json.load(sys.stdin)
-        answer = json.dumps(device_in_words(asked["engine"], asked["options"]))
+        answer = json.dumps(describe_device(asked["engine"], asked["options"]))
         print(answer)
         return
-    print(json.dumps([problems(asked["engine"], asked["options"]) for asked in json.load(sys.stdin)]))
+    print(json.dumps([find_problems(asked["engine"], asked["options"]) for asked in json.load(sys.stdin)]))
 
 
-def device_in_words(engine: str, options: dict[str, Any]) -> dict[str, str]:
+def describe_device(engine: str, options: dict[str, Any]) -> dict[str, str]:
     """Where a model would be loaded, why not on a GPU, and what is wrong with the wish."""
     try:
-        cls = engine_class(engine)
-        device = chosen_device(cls, validated(cls, engine, options))
+        cls = load_engine_class(engine)
+        device = choose_device(cls, validate_options(cls, engine, options))
     except (ConfigError, ModelLoadError) as error:
         return {"device": "", "reason": "", "wrong": error.message}
     except ImportError as error:
@@ -45,20 +45,20 @@ def device_in_words(engine: str, options: dict[str, Any]) -> dict[str, str]:
     return {"device": device.name, "reason": device.reason, "wrong": ""}
 
 
-def problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+def find_problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
     """What is wrong with the options: for each of them where below the options, and a sentence."""
     try:
-        cls = engine_class(engine)
+        cls = load_engine_class(engine)
     except (ConfigError, ModelLoadError) as error:
         return [{"path": [], "message": error.message}]
     try:
         cls.Options(**options)
     except ValidationError as error:
-        return [{"path": list(wrong["loc"]), "message": _worded(wrong, cls, engine)} for wrong in error.errors()]
+        return [{"path": list(wrong["loc"]), "message": _describe_error(wrong, cls, engine)} for wrong in error.errors()]
     return []
 
 
-def chosen_device(cls: type[Engine], options: EngineOptions) -> Device:
+def choose_device(cls: type[Engine], options: EngineOptions) -> Device:
     """Where the engine would load a model with these options.
 
     Raises:
@@ -78,7 +78,7 @@ def chosen_device(cls: type[Engine], options: EngineOptions) -> Device:
         return Device("cpu", failed.message)
 
 
-def engine_class(name: str) -> type[Engine]:
+def load_engine_class(name: str) -> type[Engine]:
     """Import an engine's file.
 
     Raises:
@@ -98,7 +98,7 @@ def engine_class(name: str) -> type[Engine]:
     return cls
 
 
-def validated(cls: type[Engine], name: str, options: dict[str, Any]) -> EngineOptions:
+def validate_options(cls: type[Engine], name: str, options: dict[str, Any]) -> EngineOptions:
     """The options as the engine wants them.
 
     Raises:
@@ -107,10 +107,10 @@ def validated(cls: type[Engine], name: str, options: dict[str, Any]) -> EngineOp
     try:
         return cls.Options(**options)
     except ValidationError as error:
-        raise ConfigError(_worded(error.errors()[0], cls, name)) from error
+        raise ConfigError(_describe_error(error.errors()[0], cls, name)) from error
 
 
-def _worded(error: ErrorDetails, cls: type[Engine], engine: str) -> str:
+def _describe_error(error: ErrorDetails, cls: type[Engine], engine: str) -> str:
     known = ", ".join(cls.Options.model_fields)
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":

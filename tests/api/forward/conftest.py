@@ -14,11 +14,11 @@ import pytest
 import uvicorn
 import uvloop
 
-from eardrum.app import create_app
 from eardrum.config import Settings
 from eardrum.gateway.service import Service
-from eardrum.http import Http
-from eardrum.websocket import WebSocket
+from eardrum.server.app import create_app
+from eardrum.server.uvicorn_http import UvicornHttpProtocol
+from eardrum.server.uvicorn_websocket import UvicornWebSocketProtocol
 
 
 @dataclass
@@ -61,7 +61,9 @@ def serving(**settings: Any) -> Iterator[Gateway]:
     """A gateway with these settings on a free port; it ends with the block."""
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(Settings(**settings))
-    server = Server(uvicorn.Config(create_app(service), http=Http, ws=WebSocket, log_config=None, lifespan="on"))
+    server = Server(
+        uvicorn.Config(create_app(service), http=UvicornHttpProtocol, ws=UvicornWebSocketProtocol, log_config=None, lifespan="on")
+    )
     started = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", service, uvloop.new_event_loop())
 
     def serve() -> None:

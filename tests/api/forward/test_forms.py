@@ -16,8 +16,8 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eardrum.api.forward.form import ModelField
-from eardrum.config import Limits
+from eardrum.api.proxy.multipart import ModelFieldParser
+from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from tests.api.forward.conftest import Gateway, serving
 from tests.upstreams import Call, fake_upstream
@@ -38,10 +38,10 @@ PROMPT = part("prompt", b"a cat")
 MODEL = part("model", b"llm")
 
 
-def field_of(form: bytes, size: int = 1 << 30, **limits: int) -> ModelField:
-    field = ModelField(BOUNDARY.encode(), Limits(**limits))
+def field_of(form: bytes, size: int = 1 << 30, **limits: int) -> ModelFieldParser:
+    field = ModelFieldParser(BOUNDARY.encode(), LimitSettings(**limits))
     for at in range(0, len(form), size):
-        if not field.over:
+        if not field.is_done:
             field.feed(form[at : at + size])
     return field
 
@@ -57,7 +57,7 @@ def test_the_model_is_found_wherever_it_is_and_however_the_form_is_cut(parts: li
 
 def test_a_form_without_a_model_is_over_at_its_end() -> None:
     field = field_of(PROMPT + part("model", b"x", '; filename="model"') + END, 7)
-    assert (field.over, field.value) == (True, None)
+    assert (field.is_done, field.value) == (True, None)
 
 
 @pytest.mark.parametrize(

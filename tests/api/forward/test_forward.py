@@ -316,7 +316,7 @@ def test_a_fault_of_our_own_is_an_error_too(monkeypatch: pytest.MonkeyPatch, cap
         raise ZeroDivisionError
 
     with serving(**models("http://127.0.0.1:9")) as gateway:
-        monkeypatch.setattr(gateway.service, "hold", broken)
+        monkeypatch.setattr(gateway.service, "create_lease", broken)
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "server_error")
     assert "ZeroDivisionError" in caplog.text

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from eardrum.api.forward import socket
+from eardrum.api.proxy import websocket
 from tests.api.forward.conftest import Gateway, serving
 from tests.conftest import wait_for
 from tests.upstreams import Call, fake_upstream
@@ -103,22 +103,22 @@ async def test_a_client_that_does_not_read_is_not_read_ahead_for() -> None:
 async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
     for ignored, requests in ((False, 1), (True, 0)):
         with sockets(compat={"ignoreWebsockets": ignored}) as (gateway, _):
-            model = gateway.service.catalog.find("m")
+            model = gateway.service.catalog.find_model("m")
             async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
                 await here.send_str("a")
                 await here.receive()
-                assert gateway.service.load(model) == requests
-            await asyncio.to_thread(wait_for, lambda m=model, g=gateway: g.service.load(m) == 0)
+                assert gateway.service.count_requests(model) == requests
+            await asyncio.to_thread(wait_for, lambda m=model, g=gateway: g.service.count_requests(m) == 0)
 
 
 @pytest.mark.slow
 async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "SILENT_S", 0.5)
+    monkeypatch.setattr(websocket, "SILENT_S", 0.5)
     with sockets(ttl=30) as (gateway, _):
-        model = gateway.service.catalog.find("m")
+        model = gateway.service.catalog.find_model("m")
 
         def held() -> bool:
-            (status,) = gateway.service.processes()
+            (status,) = gateway.service.list_processes()
             return status.ttl_remaining is None
 
         async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
@@ -126,16 +126,16 @@ async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(m
                 spoken = time.monotonic()
                 await here.send_str("a")
                 await here.receive()
-                assert held() or time.monotonic() - spoken > socket.SILENT_S
+                assert held() or time.monotonic() - spoken > websocket.SILENT_S
                 await asyncio.sleep(0.1)
             await asyncio.to_thread(wait_for, lambda: not held())
-            assert gateway.service.load(model) == 1
+            assert gateway.service.count_requests(model) == 1
             spoken = time.monotonic()
             await here.send_str("a")
             await here.receive()
-            assert held() or time.monotonic() - spoken > socket.SILENT_S
+            assert held() or time.monotonic() - spoken > websocket.SILENT_S
             await asyncio.to_thread(wait_for, lambda: not held())
-            unloaded = asyncio.run_coroutine_threadsafe(gateway.service.unload(model), gateway.loop)
+            unloaded = asyncio.run_coroutine_threadsafe(gateway.service.unload_model(model), gateway.loop)
             await asyncio.wrap_future(unloaded)
             assert (await here.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
 

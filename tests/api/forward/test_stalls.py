@@ -17,8 +17,8 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from eardrum.api.asgi import Receive, Scope, Send, stall_timer
-from eardrum.http import Http
+from eardrum.api.asgi import Receive, Scope, Send, get_stall_timer
+from eardrum.server.uvicorn_http import UvicornHttpProtocol
 from tests.api.forward.conftest import Gateway, Server, serving
 from tests.conftest import wait_for
 from tests.upstreams import Call, fake_upstream
@@ -90,13 +90,13 @@ def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFix
         fake_upstream(flood) as upstream,
         serving(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": STALL_S}) as gateway,
     ):
-        model = gateway.service.find("m")
+        model = gateway.service.find_model("m")
         for name, request in REQUESTS.items():
             caplog.clear()
             with silent(gateway, request):
-                wait_for(lambda: gateway.service.load(model) == 1)
+                wait_for(lambda: gateway.service.count_requests(model) == 1)
                 began = time.monotonic()
-                wait_for(lambda: gateway.service.load(model) == 0, 10)
+                wait_for(lambda: gateway.service.count_requests(model) == 0, 10)
                 assert time.monotonic() - began > STALL_S / 2, name
                 wait_for(lambda: f'note="The client took nothing in for {STALL_S} s (limits.stall_seconds)."' in caplog.text)
         wait_for(lambda: upstream.in_flight == 0)
@@ -122,7 +122,7 @@ def test_an_answer_that_was_written_whole_does_not_wait_for_ever_either(caplog: 
     caplog.set_level(logging.INFO)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        stall = stall_timer(scope)
+        stall = get_stall_timer(scope)
         assert stall
         stall.seconds = STALL_S
         body = CHUNK * CHUNKS
@@ -130,7 +130,7 @@ def test_an_answer_that_was_written_whole_does_not_wait_for_ever_either(caplog: 
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(uvicorn.Config(app, http=Http, log_config=None, lifespan="off"))
+    server = Server(uvicorn.Config(app, http=UvicornHttpProtocol, log_config=None, lifespan="off"))
     thread = Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

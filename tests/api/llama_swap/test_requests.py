@@ -6,26 +6,26 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.activity import Activity, Record
-from eardrum.api.llama_swap.requests import InProgress
+from eardrum.api.llama_swap.status import RequestChanges
+from eardrum.api.request_log import RequestRecord, RequestTracker
 
 KEY = "sk-very-secret"
 
 
-async def in_progress(activity: Activity, id: str, **scope: Any) -> Record:
-    record = Record(id, {"path": "/v1/realtime", "headers": [], "client": ("10.0.0.7", 5), **scope}, activity)
+async def in_progress(activity: RequestTracker, id: str, **scope: Any) -> RequestRecord:
+    record = RequestRecord(id, {"path": "/v1/realtime", "headers": [], "client": ("10.0.0.7", 5), **scope}, activity)
     record.model = "m"
     return record
 
 
 async def test_a_websocket_is_told_as_the_get_that_it_began_with() -> None:
-    activity = Activity()
-    follower = InProgress(activity)
+    activity = RequestTracker()
+    follower = RequestChanges(activity)
     await in_progress(activity, "socket", type="websocket")
     await in_progress(activity, "upload", type="http", method="POST", client=None)
-    told = [update["request"] for update in follower.news()]
+    told = [update["request"] for update in follower.list_changes()]
     assert [(entry["method"], entry["remote_ip"]) for entry in told] == [("GET", "10.0.0.7"), ("POST", "")]
-    assert InProgress(activity).snapshot()["requests"] == told
+    assert RequestChanges(activity).take_snapshot()["requests"] == told
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ async def test_a_websocket_is_told_as_the_get_that_it_began_with() -> None:
     ],
 )
 async def test_keys_are_not_told(name: str, value: str, shown: str | None) -> None:
-    activity = Activity()
+    activity = RequestTracker()
     record = await in_progress(activity, "a", type="websocket", headers=[(name.encode(), value.encode())])
-    record.answering(101, [(name.encode(), value.encode())])
-    (entry,) = InProgress(activity).snapshot()["requests"]
+    record.start_response(101, [(name.encode(), value.encode())])
+    (entry,) = RequestChanges(activity).take_snapshot()["requests"]
     shown = shown or "realtime, [redacted], openai-beta.realtime-v1"
     assert entry["req_headers"] == entry["resp_headers"] == {name.lower(): shown}

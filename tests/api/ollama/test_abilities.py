@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from eardrum import config
-from eardrum.api.ollama import abilities, details, files, listing, weights
-from eardrum.api.ollama.asks import Server
-from eardrum.api.ollama.flags import Flags
-from eardrum.gateway.inventory import Inventory, Model
+from eardrum.api.ollama import listing, model_info
+from eardrum.api.ollama import model_info as details
+from eardrum.api.ollama import model_info as files
+from eardrum.api.ollama import model_info as weights
+from eardrum.api.ollama.model_info import CommandFlags
+from eardrum.api.ollama.requests import ServerFeatures
+from eardrum.gateway.models.inventory import Model, ModelInventory
 from tests import gguf_files
 
 
 def foreign(id: str = "m", **entry: Any) -> Model:
     entry = {"proxy": "http://127.0.0.1:1"} | entry
-    model = Inventory(config.Settings(models={id: entry})).configured(id)
+    model = ModelInventory(config.Settings(models={id: entry})).find_configured(id)
     assert model
     return model
 
@@ -42,20 +45,20 @@ def foreign(id: str = "m", **entry: Any) -> Model:
     ],
 )
 def test_capabilities(entry: dict[str, Any], expected: list[str]) -> None:
-    assert abilities.of(foreign(**entry)) == expected
+    assert model_info.get_capabilities(foreign(**entry)) == expected
 
 
 def test_who_hears() -> None:
-    assert abilities.hears(foreign(metadata={"capabilities": ["audio"]}))
-    assert abilities.hears(foreign(options={"transcriptions": "/inference"}))
-    assert not abilities.hears(foreign(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
-    assert not abilities.hears(foreign(capabilities={"in": ["audio", "text"]}))
+    assert model_info.is_speech_model(foreign(metadata={"capabilities": ["audio"]}))
+    assert model_info.is_speech_model(foreign(options={"transcriptions": "/inference"}))
+    assert not model_info.is_speech_model(foreign(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
+    assert not model_info.is_speech_model(foreign(capabilities={"in": ["audio", "text"]}))
 
 
 def test_clouds_are_known_by_their_address() -> None:
-    assert abilities.server(foreign(proxy="http://192.168.1.4:8080")) == Server(local=True, infills=False)
-    assert abilities.server(foreign(proxy="https://api.example.com")) == Server(local=False, infills=False)
-    assert abilities.server(foreign(cmd="/opt/llama-server -m x.gguf")) == Server(local=True, infills=True)
+    assert model_info.get_server_features(foreign(proxy="http://192.168.1.4:8080")) == ServerFeatures(local=True, infills=False)
+    assert model_info.get_server_features(foreign(proxy="https://api.example.com")) == ServerFeatures(local=False, infills=False)
+    assert model_info.get_server_features(foreign(cmd="/opt/llama-server -m x.gguf")) == ServerFeatures(local=True, infills=True)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_clouds_are_known_by_their_address() -> None:
     ],
 )
 def test_details_are_read_off_names(id: str, cmd: str, family: str, size: str, quantization: str) -> None:
-    found = details.of(foreign(id, cmd=cmd))
+    found = details.get_details(foreign(id, cmd=cmd))
     assert (found["family"], found["parameter_size"], found["quantization_level"]) == (family, size, quantization)
     assert found["families"] == ([family] if family else [])
     assert all(value is not None for value in found.values())
@@ -79,17 +82,17 @@ def test_details_are_read_off_names(id: str, cmd: str, family: str, size: str, q
 def test_the_config_knows_better() -> None:
     said = {"architecture": "olmo", "family": "o", "parameterSize": "1T", "quantizationLevel": "Q1", "contextLength": 99}
     model = foreign(cmd="llama-server -m qwen3-8b.gguf -c 4096", metadata=said)
-    found = details.of(model)
+    found = details.get_details(model)
     assert (found["family"], found["parameter_size"], found["quantization_level"]) == ("o", "1T", "Q1")
-    assert details.info(model) == {"general.architecture": "olmo", "general.basename": "m", "olmo.context_length": 99}
-    assert details.context(foreign(cmd="x -c 4096", capabilities={"context": 7})) == 7
+    assert details.get_model_info(model) == {"general.architecture": "olmo", "general.basename": "m", "olmo.context_length": 99}
+    assert details.get_context_length(foreign(cmd="x -c 4096", capabilities={"context": 7})) == 7
 
 
 @pytest.mark.parametrize(
     ("cmd", "context"), [("x -c 4096", 4096), ("x --ctx-size=512", 512), ("vllm --max-model-len 32k", 0), ("x -c", 0), ("'", 0)]
 )
 def test_context_of_a_command(cmd: str, context: int) -> None:
-    assert Flags.of(cmd).context == context
+    assert CommandFlags.of(cmd).context_length == context
 
 
 @pytest.mark.parametrize(
@@ -105,16 +108,21 @@ def test_context_of_a_command(cmd: str, context: int) -> None:
     ],
 )
 def test_flags_are_found_wherever_they_are_said(cmd: str, environment: tuple[str, ...]) -> None:
-    flags = Flags.of(cmd, environment)
-    assert (flags.weights, flags.context, flags.llama, flags.embeds) == ("x.gguf", 4096, True, False)
+    flags = CommandFlags.of(cmd, environment)
+    assert (flags.weights, flags.context_length, flags.is_llama_server, flags.is_embedding_server) == (
+        "x.gguf",
+        4096,
+        True,
+        False,
+    )
 
 
 def test_what_runs_is_not_what_stands_before_it() -> None:
-    assert Flags.of("env A=1 sh -c 'exec /opt/whisper-server -m x.bin'").hears
-    assert Flags.of("nohup llama-server -c 5").program == "llama-server"
-    assert Flags.of("sh start.sh -c 4096").context == 4096
-    assert Flags.of("llama-server", ["LLAMA_ARG_EMBEDDINGS=1"]).embeds
-    assert not Flags.of("llama-server", ["LLAMA_ARG_EMBEDDINGS=0"]).embeds
+    assert CommandFlags.of("env A=1 sh -c 'exec /opt/whisper-server -m x.bin'").is_speech_server
+    assert CommandFlags.of("nohup llama-server -c 5").program == "llama-server"
+    assert CommandFlags.of("sh start.sh -c 4096").context_length == 4096
+    assert CommandFlags.of("llama-server", ["LLAMA_ARG_EMBEDDINGS=1"]).is_embedding_server
+    assert not CommandFlags.of("llama-server", ["LLAMA_ARG_EMBEDDINGS=0"]).is_embedding_server
 
 
 def test_files_are_counted_and_a_digest_tells_when_they_change(tmp_path: Path) -> None:
@@ -122,14 +130,14 @@ def test_files_are_counted_and_a_digest_tells_when_they_change(tmp_path: Path) -
         (tmp_path / f"big-0000{part}-of-00002.gguf").write_bytes(bytes(100))
     (tmp_path / "mmproj.gguf").write_bytes(bytes(11))
     model = foreign(cmd=f"llama-server -m {tmp_path}/big-00001-of-00002.gguf --mmproj {tmp_path}/mmproj.gguf")
-    before = files.of(model)
+    before = files.inspect_files(model)
     assert before.size == 211
-    assert before == files.of(model)
+    assert before == files.inspect_files(model)
     assert before.modified == max(path.stat().st_mtime for path in tmp_path.iterdir())
     (tmp_path / "big-00002-of-00002.gguf").write_bytes(bytes(101))
-    assert files.of(model).digest != before.digest
-    assert files.of(foreign("other")).digest != files.of(foreign("m")).digest
-    assert files.of(foreign(cmd="llama-server -m nowhere.gguf")).size == 0
+    assert files.inspect_files(model).digest != before.digest
+    assert files.inspect_files(foreign("other")).digest != files.inspect_files(foreign("m")).digest
+    assert files.inspect_files(foreign(cmd="llama-server -m nowhere.gguf")).size == 0
 
 
 def test_contents_that_several_links_lead_to_count_once(tmp_path: Path) -> None:
@@ -137,9 +145,9 @@ def test_contents_that_several_links_lead_to_count_once(tmp_path: Path) -> None:
     for name in ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"):
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "model" / name).symlink_to(tmp_path / "blob")
-    model = Inventory(config.Settings(models={"a": {"source": str(tmp_path / "model")}})).configured("a")
+    model = ModelInventory(config.Settings(models={"a": {"source": str(tmp_path / "model")}})).find_configured("a")
     assert model
-    assert files.of(model).size == 100
+    assert files.inspect_files(model).size == 100
 
 
 def plain(tmp_path: Path, flags: str = "", program: str = "llama-server", **values: Any) -> Model:
@@ -149,7 +157,7 @@ def plain(tmp_path: Path, flags: str = "", program: str = "llama-server", **valu
 
 
 def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
-    shown = listing.show(plain(tmp_path))
+    shown = listing.describe_model(plain(tmp_path))
     assert shown["capabilities"] == ["completion", "tools"]
     assert ".Tools" in shown["template"]
     facts = shown["model_info"]
@@ -161,7 +169,7 @@ def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
     assert not [key for key, value in facts.items() if isinstance(value, list) or (isinstance(value, str) and len(value) > 1000)]
     told = shown["details"]
     assert (told["family"], told["parameter_size"], told["quantization_level"]) == ("qwen3", "4B", "Q4_K_M")
-    (tag,) = listing.tags([plain(tmp_path)], [])["models"]
+    (tag,) = listing.list_tags([plain(tmp_path)], [])["models"]
     assert (tag["details"]["context_length"], tag["capabilities"]) == (40960, ["completion", "tools"])
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
 
@@ -182,22 +190,25 @@ def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
     ],
 )
 def test_weights_and_flags_together(tmp_path: Path, flags: str, values: dict[str, Any], expected: list[str]) -> None:
-    shown = listing.show(plain(tmp_path, flags, **values))
+    shown = listing.describe_model(plain(tmp_path, flags, **values))
     assert shown["capabilities"] == expected
     assert (".Tools" in shown["template"]) is ("tools" in expected)
 
 
 def test_a_context_that_is_set_comes_before_that_of_the_weights(tmp_path: Path) -> None:
-    assert details.info(model := plain(tmp_path, "-c 4096"), weights.of(model))["qwen3.context_length"] == 4096
-    assert details.info(model := plain(tmp_path, "-c 0"), weights.of(model))["qwen3.context_length"] == 40960
+    assert details.get_model_info(model := plain(tmp_path, "-c 4096"), weights.read_facts(model))["qwen3.context_length"] == 4096
+    assert details.get_model_info(model := plain(tmp_path, "-c 0"), weights.read_facts(model))["qwen3.context_length"] == 40960
 
 
 def test_weights_are_read_of_llama_servers_only_and_damaged_ones_are_no_harm(tmp_path: Path) -> None:
-    assert listing.show(plain(tmp_path, program="other-server"))["capabilities"] == ["completion"]
-    assert listing.show(plain(tmp_path, program="docker run ghcr.io/ggml-org/llama.cpp:server"))["capabilities"][-1] == "tools"
+    assert listing.describe_model(plain(tmp_path, program="other-server"))["capabilities"] == ["completion"]
+    assert (
+        listing.describe_model(plain(tmp_path, program="docker run ghcr.io/ggml-org/llama.cpp:server"))["capabilities"][-1]
+        == "tools"
+    )
     for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 100):
         (tmp_path / "bad.gguf").write_bytes(content)
-        shown = listing.show(foreign("m", cmd=f"llama-server -m {tmp_path}/bad.gguf"))
+        shown = listing.describe_model(foreign("m", cmd=f"llama-server -m {tmp_path}/bad.gguf"))
         assert (shown["capabilities"], shown["template"]) == (["completion"], "{{ .Prompt }}")
 
 
@@ -209,13 +220,15 @@ PROPS = {
 
 
 def test_a_server_that_runs_knows_best(tmp_path: Path) -> None:
-    shown = listing.show(foreign("m", cmd="llama-server -hf ggml-org/gemma-3-4b-it-GGUF"), PROPS)
+    shown = listing.describe_model(foreign("m", cmd="llama-server -hf ggml-org/gemma-3-4b-it-GGUF"), PROPS)
     assert shown["capabilities"] == ["completion", "tools", "vision"]
     assert shown["model_info"]["gemma3.context_length"] == 8192
     unable = PROPS | {"chat_template_caps": {"supports_tools": False}}
-    assert listing.show(plain(tmp_path), unable)["capabilities"] == ["completion", "vision"]
+    assert listing.describe_model(plain(tmp_path), unable)["capabilities"] == ["completion", "vision"]
 
 
 @pytest.mark.parametrize("odd", [{"modalities": 3}, {"chat_template": 3}, {"default_generation_settings": {"n_ctx": "8k"}}])
 def test_odd_properties_are_none(odd: dict[str, Any]) -> None:
-    assert listing.show(foreign("m", cmd="llama-server"), odd) == listing.show(foreign("m", cmd="llama-server"))
+    assert listing.describe_model(foreign("m", cmd="llama-server"), odd) == listing.describe_model(
+        foreign("m", cmd="llama-server")
+    )

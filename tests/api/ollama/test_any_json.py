@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.ollama import asks, durations, speech
-from eardrum.api.ollama.asks import Server
-from eardrum.api.ollama.chunks import Chunks
+from eardrum.api.ollama import common_fields, inference, requests
+from eardrum.api.ollama.requests import ServerFeatures
+from eardrum.api.ollama.upstream import ChunkDecoder
 from eardrum.errors import EardrumError
 
 ANYTHING = st.recursive(
@@ -66,22 +66,22 @@ EVENT = objects(
 
 @given(WISH, st.booleans())
 def test_of_clients(wish: dict[str, Any], local: bool) -> None:
-    for mapping in (asks.chat, asks.generate):
+    for mapping in (requests.map_chat, requests.map_generate):
         with suppress(EardrumError):
-            json.dumps(mapping(wish, "m", Server(local, infills=not local)).body)
+            json.dumps(mapping(wish, "m", ServerFeatures(local, infills=not local)).body)
     with suppress(EardrumError):
-        asks.embed(wish, "m")
+        requests.map_embed(wish, "m")
     with suppress(EardrumError):
-        speech.recordings(wish)
+        inference.decode_recordings(wish)
     with suppress(EardrumError):
-        assert durations.ttl(wish.get("keep_alive"), 0.0) >= 0
+        assert common_fields.parse_keep_alive(wish.get("keep_alive"), 0.0) >= 0
 
 
 @given(st.lists(EVENT | ANYTHING, max_size=4))
 def test_of_upstreams(events: list[Any]) -> None:
-    chunks = Chunks(began=0.0, sent=0.0)
+    chunks = ChunkDecoder(began=0.0, sent=0.0)
     with suppress(EardrumError):
         for event in events:
-            json.dumps(chunks.take(event, now=1.0).as_chat())
-        json.dumps(chunks.tool_calls().as_chat())
-        assert chunks.last(now=2.0)["done"]
+            json.dumps(chunks.feed(event, now=1.0).as_chat())
+        json.dumps(chunks.build_tool_calls().as_chat())
+        assert chunks.build_last(now=2.0)["done"]

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.ollama import asks, context
-from eardrum.api.ollama.asks import Server
+from eardrum.api.ollama import common_fields, requests
+from eardrum.api.ollama.requests import ServerFeatures
 from eardrum.errors import InvalidRequestError
 
-LOCAL, CLOUD = Server(), Server(local=False)
+LOCAL, CLOUD = ServerFeatures(), ServerFeatures(local=False)
 HI = {"role": "user", "content": "Hi"}
 PNG = base64.b64encode(b"\x89PNG\r\n" + bytes(9)).decode()
 WAV = base64.b64encode(b"RIFF\x00\x00\x00\x00WAVEfmt ").decode()
 
 
-def chat(*, server: Server = LOCAL, **wish: Any) -> dict[str, Any]:
-    return asks.chat({"messages": [HI], "stream": False} | wish, "m", server).body
+def chat(*, server: ServerFeatures = LOCAL, **wish: Any) -> dict[str, Any]:
+    return requests.map_chat({"messages": [HI], "stream": False} | wish, "m", server).body
 
 
 def test_a_stream_is_the_default_and_asks_for_usage() -> None:
-    body = asks.chat({"messages": [HI]}, "m", LOCAL).body
+    body = requests.map_chat({"messages": [HI]}, "m", LOCAL).body
     assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
     assert "stream_options" not in chat()
 
@@ -45,13 +45,13 @@ def test_a_stream_is_the_default_and_asks_for_usage() -> None:
     ],
 )
 def test_options(options: Any, sent: dict[str, Any], ignored: tuple[str, ...]) -> None:
-    ask = asks.chat({"messages": [HI], "stream": False, "options": options}, "m", LOCAL)
+    ask = requests.map_chat({"messages": [HI], "stream": False, "options": options}, "m", LOCAL)
     assert ask.body == {"model": "m", "messages": [HI], "stream": False} | sent
     assert ask.ignored == ignored
 
 
 def test_clouds_get_nothing_that_openai_does_not_have() -> None:
-    ask = asks.chat({"messages": [HI], "stream": False, "options": {"top_k": 4}, "think": True}, "m", CLOUD)
+    ask = requests.map_chat({"messages": [HI], "stream": False, "options": {"top_k": 4}, "think": True}, "m", CLOUD)
     assert ask.body == {"model": "m", "messages": [HI], "stream": False}
     assert ask.ignored == ("top_k",)
     assert chat(server=CLOUD, think="max")["reasoning_effort"] == "high"
@@ -114,36 +114,36 @@ def test_thoughts_of_before_go_along() -> None:
 
 
 def test_a_prompt_is_a_chat_unless_it_is_raw() -> None:
-    ask = asks.generate({"prompt": "p", "system": "s", "stream": False}, "m", LOCAL)
+    ask = requests.map_generate({"prompt": "p", "system": "s", "stream": False}, "m", LOCAL)
     assert ask.path == "/v1/chat/completions"
     assert ask.body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
-    raw = asks.generate({"prompt": "p", "raw": True, "stream": False}, "m", LOCAL)
+    raw = requests.map_generate({"prompt": "p", "raw": True, "stream": False}, "m", LOCAL)
     assert (raw.path, raw.body) == ("/v1/completions", {"model": "m", "prompt": "p", "stream": False})
-    assert asks.generate({"prompt": "p", "suffix": "s"}, "m", LOCAL).body["suffix"] == "s"
+    assert requests.map_generate({"prompt": "p", "suffix": "s"}, "m", LOCAL).body["suffix"] == "s"
 
 
 def test_probabilities_of_raw_text_are_a_number() -> None:
     wish = {"prompt": "p", "raw": True, "logprobs": True}
-    assert asks.generate(wish, "m", LOCAL).body["logprobs"] == 1
-    body = asks.generate(wish | {"top_logprobs": 3}, "m", LOCAL).body
+    assert requests.map_generate(wish, "m", LOCAL).body["logprobs"] == 1
+    body = requests.map_generate(wish | {"top_logprobs": 3}, "m", LOCAL).body
     assert (body["logprobs"], "top_logprobs" in body) == (3, False)
 
 
 def test_a_suffix_goes_where_it_is_understood() -> None:
     wish = {"prompt": "def f(", "suffix": "return x", "stream": False}
-    ask = asks.generate(wish, "m", Server(infills=True))
+    ask = requests.map_generate(wish, "m", ServerFeatures(infills=True))
     assert (ask.path, ask.body) == (
         "/infill",
         {"model": "m", "input_prefix": "def f(", "input_suffix": "return x", "stream": False},
     )
-    assert asks.generate(wish, "m", LOCAL).path == "/v1/completions"
+    assert requests.map_generate(wish, "m", LOCAL).path == "/v1/completions"
 
 
 def test_embeddings() -> None:
-    ask = asks.embed({"input": "a", "dimensions": 4}, "m")
+    ask = requests.map_embed({"input": "a", "dimensions": 4}, "m")
     assert ask
     assert ask.body == {"model": "m", "input": ["a"], "encoding_format": "float", "dimensions": 4}
-    assert [asks.embed({"input": nothing}, "m") for nothing in ("", [], None)] == [None] * 3
+    assert [requests.map_embed({"input": nothing}, "m") for nothing in ("", [], None)] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,13 @@ def test_what_is_not_of_ollamas_shape_is_refused(wish: dict[str, Any], message: 
 @pytest.mark.parametrize("wish", [{"template": "{{ .Prompt }}", "prompt": "x"}, {"prompt": 3}, {"raw": True, "images": [PNG]}])
 def test_prompts_that_are_refused(wish: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
-        asks.generate(wish, "m", LOCAL)
+        requests.map_generate(wish, "m", LOCAL)
 
 
 @pytest.mark.parametrize("given", [3, {"a": 1}, [1], [["a"]]])
 def test_inputs_of_other_types_are_refused(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="invalid input type"):
-        asks.embed({"input": given}, "m")
+        requests.map_embed({"input": given}, "m")
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool", "developer", "control", "function", "ipython"])
@@ -200,14 +200,14 @@ SYSTEM, PROMPT = {"role": "system", "content": "s"}, {"role": "user", "content":
 
 
 def test_a_prompt_with_a_context_goes_on_from_there() -> None:
-    first = asks.generate({"prompt": "Wer bist du?", "system": "s"}, "m", Server())
+    first = requests.map_generate({"prompt": "Wer bist du?", "system": "s"}, "m", ServerFeatures())
     assert first.turns == (("system", "s"), ("user", "Wer bist du?"))
-    numbers = json.loads(json.dumps(context.packed((*first.turns, ("assistant", "Ich bin blü. 🎤")))))
+    numbers = json.loads(json.dumps(common_fields.pack_context((*first.turns, ("assistant", "Ich bin blü. 🎤")))))
     assert all(0 <= number < 1 << 31 for number in numbers)
     said = [{"role": "user", "content": "Wer bist du?"}, {"role": "assistant", "content": "Ich bin blü. 🎤"}]
-    second = asks.generate({"prompt": "p", "context": numbers}, "m", Server())
+    second = requests.map_generate({"prompt": "p", "context": numbers}, "m", ServerFeatures())
     assert second.body["messages"] == [SYSTEM, *said, PROMPT]
-    other = asks.generate({"prompt": "p", "system": "t", "context": numbers}, "m", Server())
+    other = requests.map_generate({"prompt": "p", "system": "t", "context": numbers}, "m", ServerFeatures())
     assert other.body["messages"] == [{"role": "system", "content": "t"}, *said, PROMPT]
     assert (second.ignored, other.turns[0] if other.turns else ()) == ((), ("system", "t"))
 
@@ -216,30 +216,30 @@ def test_a_prompt_with_a_context_goes_on_from_there() -> None:
     "numbers",
     [
         [1, 2, 3],
-        [context.MARK],
-        [context.MARK, 5],
-        [context.MARK, 10**9, 1],
-        [context.MARK, -1, 1],
-        [context.MARK, 3, 1 << 40],
-        context.packed((("user", "x"),))[:-1],
-        [*context.packed((("user", "x"),)), 1],
-        [context.MARK, 9, *(int.from_bytes(zlib.compress(b"7")[at : at + 3], "big") for at in (0, 3, 6))],
+        [common_fields.CONTEXT_MARK],
+        [common_fields.CONTEXT_MARK, 5],
+        [common_fields.CONTEXT_MARK, 10**9, 1],
+        [common_fields.CONTEXT_MARK, -1, 1],
+        [common_fields.CONTEXT_MARK, 3, 1 << 40],
+        common_fields.pack_context((("user", "x"),))[:-1],
+        [*common_fields.pack_context((("user", "x"),)), 1],
+        [common_fields.CONTEXT_MARK, 9, *(int.from_bytes(zlib.compress(b"7")[at : at + 3], "big") for at in (0, 3, 6))],
     ],
 )
 def test_a_context_of_another_server_is_named_and_passed_over(numbers: list[int]) -> None:
-    ask = asks.generate({"prompt": "p", "context": numbers}, "m", Server())
+    ask = requests.map_generate({"prompt": "p", "context": numbers}, "m", ServerFeatures())
     assert (ask.body["messages"], ask.ignored) == ([PROMPT], ("context",))
 
 
 def test_a_context_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = context.packed((("user", "x" * 100_000),))
+    numbers = common_fields.pack_context((("user", "x" * 100_000),))
     assert len(numbers) < 1000
-    assert context.unpacked(numbers) == (("user", "x" * 100_000),)
-    monkeypatch.setattr(context, "LARGEST", 50_000)
-    assert context.unpacked(numbers) is None
+    assert common_fields.unpack_context(numbers) == (("user", "x" * 100_000),)
+    monkeypatch.setattr(common_fields, "MAX_CONTEXT_BYTES", 50_000)
+    assert common_fields.unpack_context(numbers) is None
 
 
 @pytest.mark.parametrize("wish", [{"context": 3}, {"context": ["a"]}, {"context": [1.5]}, {"raw": True, "context": [1]}])
 def test_what_is_no_context_is_refused(wish: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="context"):
-        asks.generate({"prompt": "p"} | wish, "m", Server())
+        requests.map_generate({"prompt": "p"} | wish, "m", ServerFeatures())

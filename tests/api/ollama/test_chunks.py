@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.ollama import refusals
-from eardrum.api.ollama.chunks import Chunks, Piece, worded
+from eardrum.api.ollama import responses
+from eardrum.api.ollama.upstream import ChunkDecoder, ResponseChunk, describe_upstream_error
 from eardrum.errors import UpstreamError
 
 
@@ -20,10 +20,10 @@ def call(arguments: str, index: int | None = 0, **more: str) -> dict[str, Any]:
     return ({"index": index} if index is not None else {}) | {"function": function} | more
 
 
-def fed(*events: Any) -> tuple[Chunks, Piece]:
-    chunks, whole = Chunks(began=0.0, sent=1.0), Piece()
+def fed(*events: Any) -> tuple[ChunkDecoder, ResponseChunk]:
+    chunks, whole = ChunkDecoder(began=0.0, sent=1.0), ResponseChunk()
     for number, event in enumerate(events):
-        whole.add(chunks.take(event, now=2.0 + number))
+        whole.add(chunks.feed(event, now=2.0 + number))
     return chunks, whole
 
 
@@ -42,15 +42,15 @@ def test_content_and_thinking_under_either_name() -> None:
 def test_a_whole_answer_is_read_like_a_stream() -> None:
     chunks, whole = fed({"choices": [{"message": {"content": "Hi", "tool_calls": [call('{"a": 1}', None, name="f")]}}]}, None)
     assert whole.content == "Hi"
-    assert chunks.complete
-    assert chunks.tool_calls().tool_calls == [{"function": {"index": 0, "name": "f", "arguments": {"a": 1}}}]
+    assert chunks.is_complete
+    assert chunks.build_tool_calls().tool_calls == [{"function": {"index": 0, "name": "f", "arguments": {"a": 1}}}]
     assert fed({"choices": [{"text": "plain", "finish_reason": "stop"}]})[1].content == "plain"
 
 
 def test_what_infill_says_has_no_choices() -> None:
     chunks, whole = fed({"content": "a", "stop": False}, {"content": "b", "stop": True, "stop_type": "limit"})
     assert whole.content == "ab"
-    assert (chunks.complete, chunks.last(9.0)["done_reason"]) == (True, "length")
+    assert (chunks.is_complete, chunks.build_last(9.0)["done_reason"]) == (True, "length")
 
 
 def test_fragments_of_several_tool_calls_become_objects() -> None:
@@ -62,29 +62,29 @@ def test_fragments_of_several_tool_calls_become_objects() -> None:
         delta("tool_calls"),
     )
     assert not whole
-    assert chunks.tool_calls().tool_calls == [
+    assert chunks.build_tool_calls().tool_calls == [
         {"id": "x", "function": {"index": 0, "name": "f", "arguments": {"a": "ü"}}},
         {"id": "y", "function": {"index": 1, "name": "g", "arguments": {}}},
     ]
-    assert chunks.last(9.0)["done_reason"] == "stop"
+    assert chunks.build_last(9.0)["done_reason"] == "stop"
 
 
 def test_a_tool_call_that_was_cut_off_is_none() -> None:
     chunks, _ = fed(delta(tool_calls=[call('{"a": 1}', 0, name="f"), call('{"a": ', 1, name="g")]), delta("length"))
-    assert [made["function"]["name"] for made in chunks.tool_calls().tool_calls] == ["f"]
-    assert chunks.last(9.0)["done_reason"] == "length"
+    assert [made["function"]["name"] for made in chunks.build_tool_calls().tool_calls] == ["f"]
+    assert chunks.build_last(9.0)["done_reason"] == "length"
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3", '"x"', "None"])
 def test_arguments_that_are_no_object_are_the_upstreams_mistake(arguments: str) -> None:
     chunks, _ = fed(delta("tool_calls", tool_calls=[call(arguments, 0, name="f")]))
     with pytest.raises(UpstreamError, match="called f with"):
-        chunks.tool_calls()
+        chunks.build_tool_calls()
 
 
 def test_figures_come_from_usage_and_the_clock() -> None:
     chunks, _ = fed(delta(content="a"), delta("stop"), {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
-    assert chunks.last(now=6.5) == {
+    assert chunks.build_last(now=6.5) == {
         "done": True,
         "done_reason": "stop",
         "total_duration": 6_500_000_000,
@@ -99,13 +99,13 @@ def test_figures_come_from_usage_and_the_clock() -> None:
 def test_figures_of_llama_server_are_better() -> None:
     timings = {"prompt_n": 5, "prompt_ms": 10.5, "predicted_n": 6, "predicted_ms": 20}
     chunks, _ = fed(delta(content="a"), delta("stop") | {"timings": timings})
-    last = chunks.last(now=6.5)
+    last = chunks.build_last(now=6.5)
     assert (last["prompt_eval_count"], last["prompt_eval_duration"]) == (5, 10_500_000)
     assert (last["eval_count"], last["eval_duration"]) == (6, 20_000_000)
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    last = fed(delta(content="a"), None)[0].last(now=2.0)
+    last = fed(delta(content="a"), None)[0].build_last(now=2.0)
     assert "eval_count" not in last
     assert "eval_duration" not in last
 
@@ -117,8 +117,8 @@ def test_probabilities_pass() -> None:
 
 
 def test_an_end_without_a_reason_is_none() -> None:
-    assert not fed(delta(content="a"))[0].complete
-    assert fed(delta(content="a"), None)[0].complete
+    assert not fed(delta(content="a"))[0].is_complete
+    assert fed(delta(content="a"), None)[0].is_complete
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_end_without_a_reason_is_none() -> None:
     ],
 )
 def test_errors_are_worded_whatever_their_shape(error: Any, words: str) -> None:
-    assert worded(error) == words
+    assert describe_upstream_error(error) == words
     with pytest.raises(UpstreamError) as caught:
         fed({"error": error})
     assert caught.value.message == words
@@ -163,7 +163,7 @@ def test_odd_events_add_nothing(event: Any) -> None:
 
 def test_a_status_that_is_not_kept_keeps_its_pause() -> None:
     for status in (404, 405, 500, 503):
-        assert refusals.refusal(refusals.of_upstream("m", status, "no", 2.5)).headers["retry-after"] == "3"
+        assert responses.build_error_response(responses.make_upstream_error("m", status, "no", 2.5)).headers["retry-after"] == "3"
 
 
 @pytest.mark.parametrize(
@@ -172,4 +172,4 @@ def test_a_status_that_is_not_kept_keeps_its_pause() -> None:
 def test_a_status_in_an_event_is_the_answers_if_that_has_not_begun(code: Any, status: int) -> None:
     with pytest.raises(UpstreamError) as caught:
         fed({"error": {"message": "m", "code": code}})
-    assert refusals.refusal(caught.value).status_code == status
+    assert responses.build_error_response(caught.value).status_code == status

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.ollama import events
-from eardrum.api.ollama.events import Events
+from eardrum.api.ollama import upstream as events
+from eardrum.api.ollama.upstream import SseDecoder
 from eardrum.errors import UpstreamError
 
 SAMPLE = (
@@ -20,8 +20,8 @@ FOUND = ['{"a": "bü"}', '{"b": 1}', "two\n lines", "old", "[DONE]"]
 
 
 def parsed(pieces: list[bytes]) -> list[str]:
-    events = Events()
-    return [data for piece in pieces for data in events.feed(piece)] + events.end()
+    events = SseDecoder()
+    return [data for piece in pieces for data in events.feed(piece)] + events.flush()
 
 
 @pytest.mark.parametrize("cut", range(len(SAMPLE) + 1))
@@ -57,6 +57,6 @@ def test_the_last_event_counts_without_a_blank_line() -> None:
 
 @pytest.mark.parametrize("endless", [b"data: " + b"x" * 30, b"data: x" + b"y" * 20 + b"\n"])
 def test_an_event_without_end_is_given_up(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "EVENT_BYTES", 100)
+    monkeypatch.setattr(events, "MAX_EVENT_BYTES", 100)
     with pytest.raises(UpstreamError, match="more than 100 bytes"):
         parsed([endless] * 10)

@@ -8,31 +8,31 @@ from typing import Any
 
 from eardrum import config
 from eardrum.api.ollama import listing
-from eardrum.gateway.catalog import Catalog
-from eardrum.gateway.inventory import Model
-from eardrum.gateway.scheduler import State
-from eardrum.gateway.status import ProcessStatus
+from eardrum.gateway.models.catalog import ModelCatalog
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.scheduler import ModelState
+from eardrum.gateway.service import ProcessStatus
 
 NOW = 1_700_000_000.0
 
 
 def models(tmp_path: Path, **entries: Any) -> dict[str, Model]:
-    return {model.id: model for model in Catalog(config.Settings(model_dir=tmp_path, models=entries))}
+    return {model.id: model for model in ModelCatalog(config.Settings(model_dir=tmp_path, models=entries))}
 
 
 def status(model: Model, ttl: float, left: float | None) -> ProcessStatus:
-    return ProcessStatus(model, State.READY, 0, 7, NOW - 10, default=False, ttl=ttl, ttl_remaining=left)
+    return ProcessStatus(model, ModelState.READY, 0, 7, NOW - 10, default=False, ttl=ttl, ttl_remaining=left)
 
 
 def expiry(model: Model, ttl: float, left: float | None) -> float:
-    said = listing.process(status(model, ttl, left), {}, NOW)["expires_at"]
+    said = listing.describe_process(status(model, ttl, left), {}, NOW)["expires_at"]
     return datetime.fromisoformat(said).timestamp() - NOW
 
 
 def test_what_cannot_be_asked_for_is_not_listed(tmp_path: Path) -> None:
     proxy = {"proxy": "http://127.0.0.1:1"}
     found = models(tmp_path, shown=proxy, hidden=proxy | {"unlisted": True}, absent={"source": "small"})
-    tags = listing.tags(list(found.values()), [("copy", found["hidden"])])["models"]
+    tags = listing.list_tags(list(found.values()), [("copy", found["hidden"])])["models"]
     assert {tag["name"] for tag in tags} == {"shown:latest", "moonshine-tiny-en:latest", "copy:latest"}
     assert [tag["modified_at"] for tag in tags] == sorted((tag["modified_at"] for tag in tags), reverse=True)
 
@@ -46,13 +46,13 @@ def test_when_a_model_expires(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_the_process(tmp_path: Path) -> None:
     model = models(tmp_path)["moonshine-tiny-en"]
-    entry = listing.process(status(model, 0, None), {"cpu": 300.0, "cuda": 50.0, "cuda:0": 50.0}, NOW)
+    entry = listing.describe_process(status(model, 0, None), {"cpu": 300.0, "cuda": 50.0, "cuda:0": 50.0}, NOW)
     assert (entry["size"], entry["size_vram"]) == (350, 50)
     assert (entry["name"], entry["model"]) == ("moonshine-tiny-en:latest",) * 2
 
 
 def test_what_is_shown_of_a_model(tmp_path: Path) -> None:
-    shown = listing.show(models(tmp_path)["moonshine-tiny-en"])
+    shown = listing.describe_model(models(tmp_path)["moonshine-tiny-en"])
     assert shown["capabilities"] == ["audio"]
     assert shown["model_info"]["general.architecture"] == "moonshine"
     assert shown["details"]["family"] == "moonshine"

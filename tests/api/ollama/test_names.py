@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from eardrum import config
-from eardrum.api.ollama.names import Names, listed
+from eardrum.api.ollama.listing import OllamaNames, add_tag
 from eardrum.errors import InvalidRequestError, ModelNotFoundError
-from eardrum.gateway import copies
+from eardrum.gateway import selectors as copies
 from eardrum.gateway.service import Service
 
 
 @pytest.fixture
-def known(tmp_path: Path) -> Names:
+def known(tmp_path: Path) -> OllamaNames:
     proxy = {"proxy": "http://127.0.0.1:1"}
     models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy, "z:latest": proxy}
     selectors = {
@@ -24,11 +24,11 @@ def known(tmp_path: Path) -> Names:
     }
     profiles = {"night": {"pins": {"day": "a", "off": ""}}}
     settings = config.Settings(model_dir=tmp_path, models=models, selectors=selectors, profiles=profiles)
-    return Names(Service(settings))
+    return OllamaNames(Service(settings))
 
 
 def test_every_listed_name_has_a_tag() -> None:
-    assert [listed(id) for id in ("a", "a:7b", "o/a")] == ["a:latest", "a:7b", "o/a:latest"]
+    assert [add_tag(id) for id in ("a", "a:7b", "o/a")] == ["a:latest", "a:7b", "o/a:latest"]
 
 
 @pytest.mark.parametrize(
@@ -45,29 +45,29 @@ def test_every_listed_name_has_a_tag() -> None:
         ("y:2", "y:2"),
     ],
 )
-def test_names_are_found_with_and_without_the_tag(known: Names, name: str, id: str) -> None:
+def test_names_are_found_with_and_without_the_tag(known: OllamaNames, name: str, id: str) -> None:
     assert known.find(name).id == id
 
 
 @pytest.mark.parametrize("name", ["y", "a:7b", "A", "a:latest:latest", "nobody", "nobody:latest", "a\nb"])
-def test_other_names_are_not_found(known: Names, name: str) -> None:
+def test_other_names_are_not_found(known: OllamaNames, name: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         known.find(name)
     assert caught.value.message == f"model '{name}' not found"
 
 
-def test_of_a_name_that_could_be_fetched_that_is_said(known: Names) -> None:
+def test_of_a_name_that_could_be_fetched_that_is_said(known: OllamaNames) -> None:
     with pytest.raises(ModelNotFoundError, match="model 'small:latest' not found, try pulling it first"):
         known.find("small:latest")
 
 
-def test_a_long_name_is_not_repeated_whole(known: Names) -> None:
+def test_a_long_name_is_not_repeated_whole(known: OllamaNames) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         known.find("n" * 10_000)
     assert len(caught.value.message) < 150
 
 
-def test_pins_and_selectors_decide_what_a_name_means(known: Names, tmp_path: Path) -> None:
+def test_pins_and_selectors_decide_what_a_name_means(known: OllamaNames, tmp_path: Path) -> None:
     assert known.resolve("auto:latest")[1] == "y:2"
     with pytest.raises(ModelNotFoundError):
         known.find("day")
@@ -81,18 +81,18 @@ def test_pins_and_selectors_decide_what_a_name_means(known: Names, tmp_path: Pat
         includeAliasesInList=True,
     )
     service = Service(settings)
-    service.activate("night")
-    pinned = Names(service)
+    service.activate_profile("night")
+    pinned = OllamaNames(service)
     assert pinned.resolve("day:latest") == (pinned.find("a"), "b")
     with pytest.raises(ModelNotFoundError, match="model 'off' not found"):
         pinned.find("off")
-    assert ("b", pinned.find("a")) in list(pinned.others())
+    assert ("b", pinned.find("a")) in list(pinned.list_others())
 
 
-def test_copies(known: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies(known: OllamaNames, monkeypatch: pytest.MonkeyPatch) -> None:
     known.copy("a", "new")
     known.copy("new:latest", "newer:latest")
-    assert [(name, model.id) for name, model in known.others()] == [("auto", "y:2"), ("new", "a"), ("newer", "a")]
+    assert [(name, model.id) for name, model in known.list_others()] == [("auto", "y:2"), ("new", "a"), ("newer", "a")]
     assert known.find("newer").id == known.find("new:latest").id == "a"
     known.copy("y:2", "new")
     assert known.find("new").id == "y:2"
@@ -101,12 +101,12 @@ def test_copies(known: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known.forget("a")
     with pytest.raises(InvalidRequestError, match="already a name of a"):
         known.copy("y:2", "b")
-    monkeypatch.setattr(copies, "MOST", 1)
+    monkeypatch.setattr(copies, "MAX_ALIASES", 1)
     with pytest.raises(InvalidRequestError, match="1 copies"):
         known.copy("a", "one-more")
 
 
-def test_a_copy_may_be_a_copy_of_a_copy_that_goes(known: Names) -> None:
+def test_a_copy_may_be_a_copy_of_a_copy_that_goes(known: OllamaNames) -> None:
     known.copy("a", "new")
     known.copy("new", "newer")
     known.forget("new")

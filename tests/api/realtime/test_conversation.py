@@ -8,30 +8,30 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.realtime.config import Config
-from eardrum.api.realtime.conversation import LONGEST, Conversation, HangUp, Open, Step
-from eardrum.api.sockets import Closing
+from eardrum.api.realtime.protocol import MAX_EVENT_CHARS, CloseConnection, OpenSession, ProtocolStep, RealtimeProtocol
+from eardrum.api.realtime.session_config import RealtimeConfig
+from eardrum.api.websocket import CloseCode
 from eardrum.errors import EmptyCommitError, ModelNotFoundError, RunnerCrashedError, UnsupportedFeatureError
 from eardrum.live import (
-    Clear,
-    Cleared,
-    Commit,
-    Committed,
-    Configure,
-    Encoding,
-    Ended,
-    Endpointing,
-    Failed,
-    Final,
-    Format,
-    Idle,
+    AudioEncoding,
+    AudioFormat,
+    ClearCommand,
+    CommandRefused,
+    CommitCommand,
+    ConfigureCommand,
+    EndpointingSettings,
+    FinalTranscript,
     LiveEvent,
-    Partial,
-    Refused,
+    PartialTranscript,
+    SessionEnded,
+    SpeechIdle,
     SpeechStarted,
     SpeechStopped,
+    UtteranceCleared,
+    UtteranceCommitted,
+    UtteranceFailed,
 )
-from eardrum.types import Request, Segment, Token
+from eardrum.transcription import Segment, Token, TranscriptionRequest
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
@@ -40,7 +40,7 @@ BY_HAND = ("gpt-live-transcribe", "gpt-realtime-whisper", "gpt-realtime-whisper-
 """Models whose clients listen for pauses themselves."""
 
 
-def admit(name: str, request: Request) -> tuple[str, Request]:
+def admit(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
     """A catalog with two models, of which one has two names; both know English only."""
     ids = {"": "one", "one": "one", "whisper-1": "one", "two": "two"} | dict.fromkeys(BY_HAND, "one")
     if name not in ids:
@@ -50,31 +50,31 @@ def admit(name: str, request: Request) -> tuple[str, Request]:
     return ids[name], request
 
 
-def conversation(config: Config | None = None, **named: Any) -> Conversation:
-    return Conversation("s", admit, config or Config(), **named)
+def conversation(config: RealtimeConfig | None = None, **named: Any) -> RealtimeProtocol:
+    return RealtimeProtocol("s", admit, config or RealtimeConfig(), **named)
 
 
-def say(to: Conversation, kind: str, **fields: object) -> list[Step]:
-    return list(to.heard(json.dumps({"type": kind, **fields})))
+def say(to: RealtimeProtocol, kind: str, **fields: object) -> list[ProtocolStep]:
+    return list(to.receive_message(json.dumps({"type": kind, **fields})))
 
 
-def update(to: Conversation, **given: object) -> list[Step]:
+def update(to: RealtimeProtocol, **given: object) -> list[ProtocolStep]:
     return say(to, "session.update", session={"type": "transcription", "audio": {"input": given}})
 
 
-def append(to: Conversation, audio: bytes = b"\0\0") -> list[Step]:
+def append(to: RealtimeProtocol, audio: bytes = b"\0\0") -> list[ProtocolStep]:
     return say(to, "input_audio_buffer.append", audio=base64.b64encode(audio).decode())
 
 
-def tell(to: Conversation, *events: LiveEvent) -> list[dict[str, Any]]:
-    return [wire for event in events for wire in to.told(event)]
+def tell(to: RealtimeProtocol, *events: LiveEvent) -> list[dict[str, Any]]:
+    return [wire for event in events for wire in to.receive_event(event)]
 
 
 def types(wires: list[Any]) -> list[str]:
     return [wire["type"] for wire in wires]
 
 
-def refusal(steps: list[Step]) -> dict[str, Any]:
+def refusal(steps: list[ProtocolStep]) -> dict[str, Any]:
     (step,) = steps
     assert isinstance(step, dict), step
     assert step["type"] == "error", step
@@ -82,13 +82,13 @@ def refusal(steps: list[Step]) -> dict[str, Any]:
     return error
 
 
-def opened(steps: list[Step]) -> Open:
-    (found,) = [step for step in steps if isinstance(step, Open)]
+def opened(steps: list[ProtocolStep]) -> OpenSession:
+    (found,) = [step for step in steps if isinstance(step, OpenSession)]
     return found
 
 
 def test_the_first_event_shows_the_session() -> None:
-    (created,) = conversation().greeting()
+    (created,) = conversation().greet()
     assert isinstance(created, dict)
     assert (created["type"], created["event_id"]) == ("session.created", "event_s_1")
     assert created["session"] == {
@@ -114,12 +114,12 @@ def test_the_first_event_shows_the_session() -> None:
 
 
 def test_audio_begins_a_session_with_what_is_in_force() -> None:
-    first, second = conversation(), conversation(Config(model="two"))
+    first, second = conversation(), conversation(RealtimeConfig(model="two"))
     begun, audio = append(first, b"\1\2")
-    assert isinstance(begun, Open)
+    assert isinstance(begun, OpenSession)
     assert (begun.model, audio) == ("one", b"\1\2")
-    assert begun.settings.format == Format(Encoding.PCM16, 24_000)
-    assert begun.settings.endpointing == Endpointing(0.5, 0.3, 0.5, None)
+    assert begun.settings.format == AudioFormat(AudioEncoding.PCM16, 24_000)
+    assert begun.settings.endpointing == EndpointingSettings(0.5, 0.3, 0.5, None)
     assert append(first, b"\3") == [b"\3"], "an odd number of bytes goes on with the next piece"
     assert opened(append(second)).model == "two"
 
@@ -128,7 +128,7 @@ def test_an_update_begins_it_before_and_later_ones_change_it() -> None:
     talk = conversation()
     updated, begun = update(talk, transcription={"model": "two", "language": "en-US", "prompt": "Hi", "keywords": ["a", "b"]})
     assert isinstance(updated, dict)
-    assert isinstance(begun, Open)
+    assert isinstance(begun, OpenSession)
     assert updated["type"] == "session.updated"
     assert updated["session"]["audio"]["input"]["transcription"] == {
         "model": "two",
@@ -139,7 +139,7 @@ def test_an_update_begins_it_before_and_later_ones_change_it() -> None:
     request = begun.settings.request
     assert (request.language, request.prompt, request.hotwords) == ("en", "Hi", ("a", "b"))
     _, changed = update(talk, turn_detection=None)
-    assert isinstance(changed, Configure)
+    assert isinstance(changed, ConfigureCommand)
     assert changed.settings.endpointing is None
     assert changed.settings.request == request, "what an update leaves out stays"
     assert append(talk) == [b"\0\0"]
@@ -162,7 +162,7 @@ def test_only_the_fields_of_an_update_change() -> None:
     assert shown["session"]["audio"]["input"]["turn_detection"] is None
     shown, configure = update(talk, transcription={"language": "en"})
     assert isinstance(shown, dict)
-    assert isinstance(configure, Configure)
+    assert isinstance(configure, ConfigureCommand)
     assert shown["session"]["audio"]["input"]["turn_detection"] is None
     assert configure.settings.request.language == "en"
 
@@ -170,21 +170,21 @@ def test_only_the_fields_of_an_update_change() -> None:
 @pytest.mark.parametrize("model", BY_HAND)
 @pytest.mark.parametrize("beta", [False, True])
 def test_clients_of_some_models_commit_themselves_unless_they_say_otherwise(model: str, beta: bool) -> None:
-    (created,) = conversation(Config(model=model), beta=beta).greeting()
+    (created,) = conversation(RealtimeConfig(model=model), beta=beta).greet()
     assert (created["session"] if beta else created["session"]["audio"]["input"])["turn_detection"] is None  # type: ignore[index]
-    assert opened(append(conversation(Config(model=model)))).settings.endpointing is None
+    assert opened(append(conversation(RealtimeConfig(model=model)))).settings.endpointing is None
     talk = conversation()
     shown, begun = update(talk, transcription={"model": model})
     assert shown["session"]["audio"]["input"]["turn_detection"] is None  # type: ignore[index]
-    assert isinstance(begun, Open)
+    assert isinstance(begun, OpenSession)
     assert begun.settings.endpointing is None
     _, changed = update(talk, turn_detection={"type": "server_vad", "silence_duration_ms": 700})
-    assert isinstance(changed, Configure)
-    assert changed.settings.endpointing == Endpointing(silence_s=0.7)
+    assert isinstance(changed, ConfigureCommand)
+    assert changed.settings.endpointing == EndpointingSettings(silence_s=0.7)
     _, changed = update(talk, transcription={"model": model, "language": "en"})
-    assert isinstance(changed, Configure)
-    assert changed.settings.endpointing == Endpointing(silence_s=0.7), "what the client has said stays"
-    assert opened(update(conversation(), transcription={"model": "whisper-1"})).settings.endpointing == Endpointing()
+    assert isinstance(changed, ConfigureCommand)
+    assert changed.settings.endpointing == EndpointingSettings(silence_s=0.7), "what the client has said stays"
+    assert opened(update(conversation(), transcription={"model": "whisper-1"})).settings.endpointing == EndpointingSettings()
 
 
 def test_semantic_detection_is_patience() -> None:
@@ -192,7 +192,7 @@ def test_semantic_detection_is_patience() -> None:
     for eagerness in ("low", "medium", "auto", "high"):
         shown, begun = update(conversation(), turn_detection={"type": "semantic_vad", "eagerness": eagerness})
         assert isinstance(shown, dict)
-        assert isinstance(begun, Open)
+        assert isinstance(begun, OpenSession)
         assert shown["session"]["audio"]["input"]["turn_detection"] == {"type": "semantic_vad", "eagerness": eagerness}
         assert begun.settings.endpointing
         pauses.append(begun.settings.endpointing.silence_s)
@@ -202,24 +202,24 @@ def test_semantic_detection_is_patience() -> None:
 @pytest.mark.parametrize(
     ("given", "format"),
     [
-        ({"type": "audio/pcm", "rate": 16000}, Format(Encoding.PCM16, 16_000)),
-        ({"type": "audio/pcm"}, Format(Encoding.PCM16, 24_000)),
-        ({"rate": 48000}, Format(Encoding.PCM16, 48_000)),
-        ({"type": "audio/pcmu"}, Format(Encoding.MULAW, 8_000)),
-        ({"type": "audio/pcma", "rate": 8000}, Format(Encoding.ALAW, 8_000)),
+        ({"type": "audio/pcm", "rate": 16000}, AudioFormat(AudioEncoding.PCM16, 16_000)),
+        ({"type": "audio/pcm"}, AudioFormat(AudioEncoding.PCM16, 24_000)),
+        ({"rate": 48000}, AudioFormat(AudioEncoding.PCM16, 48_000)),
+        ({"type": "audio/pcmu"}, AudioFormat(AudioEncoding.MULAW, 8_000)),
+        ({"type": "audio/pcma", "rate": 8000}, AudioFormat(AudioEncoding.ALAW, 8_000)),
     ],
 )
-def test_formats(given: dict[str, Any], format: Format) -> None:
+def test_formats(given: dict[str, Any], format: AudioFormat) -> None:
     assert opened(update(conversation(), format=given)).settings.format == format
 
 
 def test_pcm_has_the_servers_rate_where_the_client_says_none() -> None:
-    config = Config(format=Format(Encoding.PCM16, 16_000), pcm_rate=16_000)
+    config = RealtimeConfig(format=AudioFormat(AudioEncoding.PCM16, 16_000), pcm_rate=16_000)
     talk = conversation(config)
     update(talk, format={"type": "audio/pcmu"})
     _, changed = update(talk, format={"type": "audio/pcm"})
-    assert isinstance(changed, Configure)
-    assert changed.settings.format == Format(Encoding.PCM16, 16_000)
+    assert isinstance(changed, ConfigureCommand)
+    assert changed.settings.format == AudioFormat(AudioEncoding.PCM16, 16_000)
 
 
 BETA = {
@@ -234,18 +234,18 @@ def test_the_betas_update_is_answered_in_its_shape_and_so_is_what_follows() -> N
     talk = conversation()
     updated, begun = say(talk, "transcription_session.update", session=BETA)
     assert isinstance(updated, dict)
-    assert isinstance(begun, Open)
+    assert isinstance(begun, OpenSession)
     assert updated["type"] == "transcription_session.updated"
     assert updated["session"]["input_audio_format"] == "g711_ulaw"
     assert updated["session"]["input_audio_transcription"]["model"] == "two"
     assert updated["session"]["input_audio_noise_reduction"] is None, "it is not done, so it is not said to be"
-    assert (begun.model, begun.settings.format) == ("two", Format(Encoding.MULAW, 8_000))
-    assert types(tell(talk, Committed(1, 0, 1))) == ["input_audio_buffer.committed", "conversation.item.created"]
+    assert (begun.model, begun.settings.format) == ("two", AudioFormat(AudioEncoding.MULAW, 8_000))
+    assert types(tell(talk, UtteranceCommitted(1, 0, 1))) == ["input_audio_buffer.committed", "conversation.item.created"]
 
 
 def test_the_beta_greets_with_its_own_event_where_it_is_to_transcribe() -> None:
-    (created,) = conversation(beta=True).greeting()
-    (other,) = conversation(beta=True, certain=False).greeting()
+    (created,) = conversation(beta=True).greet()
+    (other,) = conversation(beta=True, certain=False).greet()
     assert isinstance(created, dict)
     assert isinstance(other, dict)
     assert (created["type"], other["type"]) == ("transcription_session.created", "session.created")
@@ -266,13 +266,13 @@ def test_an_utterance_from_beginning_to_end() -> None:
     wires = tell(
         talk,
         SpeechStarted(1, 0.25),
-        Partial(1, "", "he", 0.25, 0.9),
-        Partial(1, "Hello", " wor", 0.25, 1.5),
-        Partial(1, "Hello", " world", 0.25, 1.6),
+        PartialTranscript(1, "", "he", 0.25, 0.9),
+        PartialTranscript(1, "Hello", " wor", 0.25, 1.5),
+        PartialTranscript(1, "Hello", " world", 0.25, 1.6),
         SpeechStopped(1, 2.0),
-        Committed(1, 0.25, 2.0),
-        Final(1, 0.25, 2.0, "Hello world.", language="en"),
-        Ended(3.0),
+        UtteranceCommitted(1, 0.25, 2.0),
+        FinalTranscript(1, 0.25, 2.0, "Hello world.", language="en"),
+        SessionEnded(3.0),
     )
     item = wires[0]["item_id"]
     assert [wire["event_id"] for wire in wires] == [f"event_s_{number}" for number in range(1, len(wires) + 1)]
@@ -305,9 +305,9 @@ def test_an_utterance_from_beginning_to_end() -> None:
 
 def test_items_follow_each_other_and_one_may_fail() -> None:
     talk = conversation()
-    first = tell(talk, Committed(1, 0, 1))[0]
-    failed = tell(talk, Failed(1, RunnerCrashedError("It died.")))
-    second = tell(talk, Committed(2, 1, 2))[0]
+    first = tell(talk, UtteranceCommitted(1, 0, 1))[0]
+    failed = tell(talk, UtteranceFailed(1, RunnerCrashedError("It died.")))
+    second = tell(talk, UtteranceCommitted(2, 1, 2))[0]
     assert (second["previous_item_id"], second["item_id"] != first["item_id"]) == (first["item_id"], True)
     (event,) = failed
     assert (event["type"], event["item_id"]) == (f"{TRANSCRIPTION}.failed", first["item_id"])
@@ -318,15 +318,15 @@ def test_an_utterance_that_is_cleared_leaves_its_item_to_nobody() -> None:
     talk = conversation()
     append(talk)
     (started,) = tell(talk, SpeechStarted(1, 0.0))
-    assert say(talk, "input_audio_buffer.clear") == [Clear()]
-    assert types(tell(talk, Cleared(1))) == ["input_audio_buffer.cleared"]
+    assert say(talk, "input_audio_buffer.clear") == [ClearCommand()]
+    assert types(tell(talk, UtteranceCleared(1))) == ["input_audio_buffer.cleared"]
     assert tell(talk, SpeechStarted(1, 2.0))[0]["item_id"] != started["item_id"]
 
 
 def test_a_long_silence_is_an_item_without_text() -> None:
     talk = conversation()
-    tell(talk, Committed(1, 0.0, 2.0), Final(1, 0.0, 2.0, "Yes."))
-    wires = tell(talk, Idle(8.0))
+    tell(talk, UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "Yes."))
+    wires = tell(talk, SpeechIdle(8.0))
     assert types(wires) == [
         "input_audio_buffer.timeout_triggered",
         "input_audio_buffer.committed",
@@ -341,14 +341,14 @@ def test_a_long_silence_is_an_item_without_text() -> None:
 
 def test_languages_and_probabilities_where_they_are_known_and_wanted() -> None:
     segment = Segment(0, 1, "Hé", token_logprobs=[Token("Hé", -0.1)])
-    final = Final(1, 0, 1, "Hé", (segment,), "en")
+    final = FinalTranscript(1, 0, 1, "Hé", (segment,), "en")
     talk = conversation()
     assert "logprobs" not in tell(talk, final)[-1]
     include = ["item.input_audio_transcription.logprobs"]
     session = {"type": "transcription", "include": include, "audio": {"input": {"transcription": {"language": "en"}}}}
     shown, begun = say(talk, "session.update", session=session)
     assert isinstance(shown, dict)
-    assert isinstance(begun, Open)
+    assert isinstance(begun, OpenSession)
     assert shown["session"]["include"] == include
     assert begun.settings.request.logprobs
     completed = tell(talk, final)[-1]
@@ -365,7 +365,7 @@ def test_a_commit_needs_audio() -> None:
     error = refusal(say(talk, "input_audio_buffer.commit", event_id="mine"))
     assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "mine")
     append(talk)
-    assert say(talk, "input_audio_buffer.commit") == [Commit()]
+    assert say(talk, "input_audio_buffer.commit") == [CommitCommand()]
     assert refusal(say(talk, "input_audio_buffer.commit"))["code"] == "input_audio_buffer_commit_empty"
     append(talk)
     say(talk, "input_audio_buffer.clear")
@@ -375,8 +375,12 @@ def test_a_commit_needs_audio() -> None:
 def test_a_commit_that_the_session_refuses_is_told_with_its_id() -> None:
     """A pause has ended the utterance already, before the commit came or while it was on its way."""
     talk = conversation()
-    refused = Refused(EmptyCommitError("There is nothing to commit."))
-    for events in ([refused], [Committed(1, 0, 1), refused], [Committed(2, 1, 2), Final(2, 1, 2, ""), refused]):
+    refused = CommandRefused(EmptyCommitError("There is nothing to commit."))
+    for events in (
+        [refused],
+        [UtteranceCommitted(1, 0, 1), refused],
+        [UtteranceCommitted(2, 1, 2), FinalTranscript(2, 1, 2, ""), refused],
+    ):
         append(talk)
         say(talk, "input_audio_buffer.commit", event_id=f"mine {len(events)}")
         (error,) = [wire["error"] for wire in tell(talk, *events) if wire["type"] == "error"]
@@ -408,12 +412,12 @@ def test_clearing_before_any_audio_is_answered() -> None:
         ('{"type": "input_audio_buffer.append", "audio": "AA AA"}', "invalid_value", "base64"),
         ('{"type": "session.update"}', "invalid_value", "session must be an object"),
         ('{"type": "session.update", "session": []}', "invalid_value", "session must be an object"),
-        ("x" * (LONGEST + 1), "request_too_large", "15 MiB"),
+        ("x" * (MAX_EVENT_CHARS + 1), "request_too_large", "15 MiB"),
     ],
 )
 def test_what_is_no_event_is_refused_and_nothing_else_happens(message: str | bytes, code: str, said: str) -> None:
     talk = conversation()
-    error = refusal(list(talk.heard(message)))
+    error = refusal(list(talk.receive_message(message)))
     assert (error["code"], error["type"], error["event_id"]) == (code, "invalid_request_error", None)
     assert said in error["message"]
     assert len(error["message"]) < 300
@@ -469,7 +473,7 @@ def test_an_update_with_a_mistake_changes_nothing(session: dict[str, Any], param
     assert (error["param"], error["event_id"]) == (param, "e"), error
     shown = say(talk, "session.update", session=good)[0]
     assert isinstance(shown, dict)
-    (created,) = conversation().greeting()
+    (created,) = conversation().greet()
     assert isinstance(created, dict)
     expected = created["session"]
     expected["audio"]["input"]["turn_detection"] = None
@@ -501,7 +505,7 @@ def test_format_and_model_stay_once_audio_has_come() -> None:
     assert "format" in refusal(update(talk, format={"type": "audio/pcmu"}))["message"]
     assert "model" in refusal(update(talk, transcription={"model": "two"}))["message"]
     _, changed = update(talk, format={"type": "audio/pcm", "rate": 24000}, transcription={"model": "whisper-1"})
-    assert isinstance(changed, Configure), "the same by another name is no change"
+    assert isinstance(changed, ConfigureCommand), "the same by another name is no change"
 
 
 def test_another_model_before_audio_is_another_session() -> None:
@@ -512,30 +516,33 @@ def test_another_model_before_audio_is_another_session() -> None:
 
 
 def test_a_model_that_is_to_transcribe_and_does_not_exist_ends_the_connection() -> None:
-    _, error, end = conversation(Config(model="nobody")).greeting()
+    _, error, end = conversation(RealtimeConfig(model="nobody")).greet()
     assert isinstance(error, dict)
     assert error["error"]["code"] == "model_not_found"
-    assert end == HangUp(Closing.REFUSED, "invalid_request_error.model_not_found")
+    assert end == CloseConnection(CloseCode.REFUSED, "invalid_request_error.model_not_found")
 
 
 def test_the_model_of_a_conversation_does_not_matter_until_audio_comes() -> None:
     """Clients name the one that would talk in the address, and the one that transcribes in the session."""
-    talk = conversation(Config(model="gpt-realtime"), certain=False)
-    assert len(list(talk.greeting())) == 1
+    talk = conversation(RealtimeConfig(model="gpt-realtime"), certain=False)
+    assert len(list(talk.greet())) == 1
     assert opened(update(talk, transcription={"model": "two"})).model == "two"
-    alone = conversation(Config(model="gpt-realtime"), certain=False)
+    alone = conversation(RealtimeConfig(model="gpt-realtime"), certain=False)
     error, end = append(alone)
     assert isinstance(error, dict)
-    assert (error["error"]["code"], end) == ("model_not_found", HangUp(Closing.REFUSED, "invalid_request_error.model_not_found"))
+    assert (error["error"]["code"], end) == (
+        "model_not_found",
+        CloseConnection(CloseCode.REFUSED, "invalid_request_error.model_not_found"),
+    )
 
 
 def test_a_session_that_breaks_ends_the_connection_so_that_clients_come_again() -> None:
-    error, end = conversation().broken(RunnerCrashedError("It died."))
+    error, end = conversation().fail(RunnerCrashedError("It died."))
     assert isinstance(error, dict)
-    assert (error["error"]["type"], end) == ("server_error", HangUp(Closing.FAILED, "server_error.model_crashed"))
+    assert (error["error"]["type"], end) == ("server_error", CloseConnection(CloseCode.FAILED, "server_error.model_crashed"))
 
 
-def two_tongues(name: str, request: Request) -> tuple[str, Request]:
+def two_tongues(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
     """Who names no model gets one that knows the language."""
     id = name or ("german" if request.language == "de" else "english")
     if (request.language == "de") != (id == "german") and request.language:
@@ -544,12 +551,12 @@ def two_tongues(name: str, request: Request) -> tuple[str, Request]:
 
 
 def test_a_language_that_comes_before_any_audio_chooses_the_model() -> None:
-    talk = Conversation("s", two_tongues, Config())
+    talk = RealtimeProtocol("s", two_tongues, RealtimeConfig())
     (_, opened) = update(talk, transcription={"language": "en"})
-    assert isinstance(opened, Open)
+    assert isinstance(opened, OpenSession)
     assert opened.model == "english"
     (_, opened) = update(talk, transcription={"language": "de"})
-    assert isinstance(opened, Open)
+    assert isinstance(opened, OpenSession)
     assert (opened.model, opened.settings.request.language) == ("german", "de")
     say(talk, "input_audio_buffer.append", audio=base64.b64encode(b"ab").decode())
     (refused,) = update(talk, transcription={"language": "en"})

@@ -17,10 +17,23 @@ import requests
 from eardrum import config
 from eardrum.api.realtime import routes
 from eardrum.errors import BusyError, EardrumError, RunnerCrashedError
-from eardrum.gateway.inventory import Model
+from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
-from eardrum.live import Clear, Cleared, Commit, Committed, Configure, Ended, Final, Finish, LiveEvent, Partial, Refused, Settings
-from eardrum.types import Summary
+from eardrum.live import (
+    ClearCommand,
+    CommandRefused,
+    CommitCommand,
+    ConfigureCommand,
+    FinalTranscript,
+    FinishCommand,
+    LiveEvent,
+    PartialTranscript,
+    SessionEnded,
+    SessionSettings,
+    UtteranceCleared,
+    UtteranceCommitted,
+)
+from eardrum.transcription import TranscriptionSummary
 from tests.api.forward.conftest import Gateway, serving
 from tests.conftest import wait_for
 
@@ -30,13 +43,13 @@ SILENCE = base64.b64encode(bytes(4800)).decode()
 class ScriptedSession:
     """Takes what it is given, and says what the script makes of it."""
 
-    def __init__(self, model: Model, settings: Settings, script: Callable[[object], list[LiveEvent | EardrumError]]):
+    def __init__(self, model: Model, settings: SessionSettings, script: Callable[[object], list[LiveEvent | EardrumError]]):
         self.told: list[object] = [settings]
         self.bytes = 0
         self.free = asyncio.Event()
         self.free.set()
         self._script = script
-        self.summary = Summary("en", 0.1)
+        self.summary = TranscriptionSummary("en", 0.1)
         self.model = model
         self._events: asyncio.Queue[LiveEvent | EardrumError] = asyncio.Queue()
 
@@ -45,20 +58,20 @@ class ScriptedSession:
         self.bytes += len(audio)
         self._take(audio)
 
-    async def configure(self, settings: Settings) -> None:
-        self._take(Configure(settings))
+    async def configure(self, settings: SessionSettings) -> None:
+        self._take(ConfigureCommand(settings))
 
     async def commit(self) -> None:
-        self._take(Commit())
+        self._take(CommitCommand())
 
     async def clear(self) -> None:
-        self._take(Clear())
+        self._take(ClearCommand())
 
     async def finish(self) -> None:
-        self._take(Finish())
+        self._take(FinishCommand())
 
-    async def events(self) -> AsyncGenerator[LiveEvent, None]:
-        while not isinstance(event := await self._events.get(), Ended):
+    async def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
+        while not isinstance(event := await self._events.get(), SessionEnded):
             if isinstance(event, EardrumError):
                 raise event
             yield event
@@ -74,12 +87,12 @@ class ScriptedSession:
 def polite(what: object) -> list[LiveEvent | EardrumError]:
     """What a session says to a client that commits by itself."""
     match what:
-        case Commit():
-            return [Committed(1, 0, 1), Partial(1, "One", " to", 0, 1), Final(1, 0, 1, "One two.")]
-        case Clear():
-            return [Cleared(1)]
-        case Finish():
-            return [Committed(2, 1, 2), Final(2, 1, 2, "Last words."), Ended(2.0)]
+        case CommitCommand():
+            return [UtteranceCommitted(1, 0, 1), PartialTranscript(1, "One", " to", 0, 1), FinalTranscript(1, 0, 1, "One two.")]
+        case ClearCommand():
+            return [UtteranceCleared(1)]
+        case FinishCommand():
+            return [UtteranceCommitted(2, 1, 2), FinalTranscript(2, 1, 2, "Last words."), SessionEnded(2.0)]
     return []
 
 
@@ -96,7 +109,7 @@ class Stage:
         self.loads.set()
 
     @asynccontextmanager
-    async def live(self, _: Service, model: Model, settings: Settings) -> AsyncIterator[ScriptedSession]:
+    async def live(self, _: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedSession]:
         if self.refusal:
             raise self.refusal
         await self.loads.wait()
@@ -116,7 +129,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     models = {"second": {"source": "moonshine-tiny-en"}, "elsewhere": {"proxy": "http://127.0.0.1:9"}}
     with serving(limits={"stall_seconds": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
         set_up = Stage(gateway)
-        monkeypatch.setattr(routes, "live", set_up.live)
+        monkeypatch.setattr(routes, "open_session", set_up.live)
         yield set_up
 
 
@@ -160,8 +173,8 @@ async def test_a_commit_by_hand(stage: Stage) -> None:
         assert socket.get_extra_info("socket") is not None
     (session,) = stage.sessions
     settings = session.told[0]
-    assert isinstance(settings, Settings)
-    assert (settings.endpointing, session.bytes, session.told[1:]) == (None, 4800, [Commit(), Clear()])
+    assert isinstance(settings, SessionSettings)
+    assert (settings.endpointing, session.bytes, session.told[1:]) == (None, 4800, [CommitCommand(), ClearCommand()])
     await asyncio.to_thread(wait_for, lambda: not stage.open)
 
 
@@ -219,7 +232,9 @@ async def test_a_model_that_does_not_exist(stage: Stage) -> None:
 async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: Stage) -> None:
     """What is written for it stays within what the network holds."""
     long = "word " * 20_000
-    stage.script = lambda what: [Final(1, 0, 1, long), Final(2, 0, 1, long)] if isinstance(what, bytes) else []
+    stage.script = lambda what: (
+        [FinalTranscript(1, 0, 1, long), FinalTranscript(2, 0, 1, long)] if isinstance(what, bytes) else []
+    )
     async with connected(stage.url(), max_msg_size=0) as socket:
         await until(socket, "session.created")
         transport = socket._response.connection.transport  # type: ignore[union-attr]
@@ -275,7 +290,7 @@ async def test_the_last_words_are_sent_when_the_server_ends(stage: Stage) -> Non
 
 
 async def test_a_refused_commit_says_which(stage: Stage) -> None:
-    stage.script = lambda what: [Refused(EardrumError("Nothing there."))] if isinstance(what, Commit) else []
+    stage.script = lambda what: [CommandRefused(EardrumError("Nothing there."))] if isinstance(what, CommitCommand) else []
     async with connected(stage.url()) as socket:
         await say(socket, "input_audio_buffer.append", audio=SILENCE)
         await say(socket, "input_audio_buffer.commit", event_id="c")
@@ -331,7 +346,7 @@ async def test_the_address_may_say_the_rate(stage: Stage) -> None:
         await until(socket, "transcription_session.updated")
     await asyncio.to_thread(wait_for, lambda: stage.sessions)
     settings = stage.sessions[0].told[0]
-    assert isinstance(settings, Settings)
+    assert isinstance(settings, SessionSettings)
     assert settings.format.rate == 16_000
 
 
@@ -355,7 +370,7 @@ async def test_a_subprotocol_is_agreed_on(stage: Stage, offered: tuple[str, ...]
 def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     with serving(apiKeys=("sk-1",)) as gateway:
         set_up = Stage(gateway)
-        monkeypatch.setattr(routes, "live", set_up.live)
+        monkeypatch.setattr(routes, "open_session", set_up.live)
         yield set_up
 
 
@@ -481,7 +496,7 @@ async def test_nothing_is_left_of_many_connections(stage: Stage) -> None:
 
 def test_a_server_of_recordings_that_is_the_default_does_not_get_the_sockets() -> None:
     ears = {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"]}}
-    realtime = routes.Realtime(Service(config.Settings.model_validate({"models": {"ears": ears}})))
+    realtime = routes.RealtimeRoutes(Service(config.Settings.model_validate({"models": {"ears": ears}})))
 
     def scope(model: str) -> dict[str, Any]:
         return {"type": "websocket", "path": "/v1/realtime", "query_string": f"model={model}".encode(), "headers": []} | {

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.stream.config import Config, ignored
+from eardrum.api.live_ws.session_config import LiveConfig, list_ignored
 from eardrum.errors import InvalidRequestError
-from eardrum.live import Encoding, Endpointing, Format
-from eardrum.types import Capabilities, Priority, Request, Task
+from eardrum.live import AudioEncoding, AudioFormat, EndpointingSettings
+from eardrum.transcription import Capabilities, Priority, SpeechTask, TranscriptionRequest
 
 
 def test_who_wants_nothing_gets_16_khz_mono_and_endpointing() -> None:
-    config = Config().changed({})
-    assert config == Config()
-    assert config.settings.format == Format(Encoding.PCM16, 16_000, 1)
-    assert config.settings.endpointing == Endpointing()
+    config = LiveConfig().update({})
+    assert config == LiveConfig()
+    assert config.settings.format == AudioFormat(AudioEncoding.PCM16, 16_000, 1)
+    assert config.settings.endpointing == EndpointingSettings()
     assert config.settings.partials
     assert config.settings.request.priority is Priority.LIVE
 
@@ -38,26 +38,28 @@ def test_who_wants_nothing_gets_16_khz_mono_and_endpointing() -> None:
     ],
 )
 def test_a_query_and_a_message_mean_the_same(given: dict[str, Any]) -> None:
-    config = Config().changed(given)
-    request = Request(task=Task.TRANSLATE, language="en", prompt="p", hotwords=("a", "b"), words=True, priority=Priority.LIVE)
+    config = LiveConfig().update(given)
+    request = TranscriptionRequest(
+        task=SpeechTask.TRANSLATE, language="en", prompt="p", hotwords=("a", "b"), words=True, priority=Priority.LIVE
+    )
     assert (config.model, config.settings.request) == ("m", request)
 
 
 @pytest.mark.parametrize(
     ("given", "format"),
     [
-        ({"encoding": "pcm16"}, Format(Encoding.PCM16, 16_000)),
-        ({"encoding": "s16le", "sample_rate": "44100", "channels": "2"}, Format(Encoding.PCM16, 44_100, 2)),
-        ({"format": "f32le", "rate": 48_000}, Format(Encoding.PCM32F, 48_000)),
-        ({"encoding": "mulaw"}, Format(Encoding.MULAW, 8_000)),
-        ({"encoding": "g711_alaw", "sample_rate": 16_000}, Format(Encoding.ALAW, 16_000)),
-        ({"encoding": "webm"}, Format(Encoding.CONTAINER)),
-        ({"encoding": "audio/webm;codecs=opus"}, Format(Encoding.CONTAINER)),
-        ({"encoding": "audio/ogg"}, Format(Encoding.CONTAINER)),
+        ({"encoding": "pcm16"}, AudioFormat(AudioEncoding.PCM16, 16_000)),
+        ({"encoding": "s16le", "sample_rate": "44100", "channels": "2"}, AudioFormat(AudioEncoding.PCM16, 44_100, 2)),
+        ({"format": "f32le", "rate": 48_000}, AudioFormat(AudioEncoding.PCM32F, 48_000)),
+        ({"encoding": "mulaw"}, AudioFormat(AudioEncoding.MULAW, 8_000)),
+        ({"encoding": "g711_alaw", "sample_rate": 16_000}, AudioFormat(AudioEncoding.ALAW, 16_000)),
+        ({"encoding": "webm"}, AudioFormat(AudioEncoding.CONTAINER)),
+        ({"encoding": "audio/webm;codecs=opus"}, AudioFormat(AudioEncoding.CONTAINER)),
+        ({"encoding": "audio/ogg"}, AudioFormat(AudioEncoding.CONTAINER)),
     ],
 )
-def test_audio_is_described_as_clients_describe_it(given: dict[str, Any], format: Format) -> None:
-    assert Config().changed(given).settings.format == format
+def test_audio_is_described_as_clients_describe_it(given: dict[str, Any], format: AudioFormat) -> None:
+    assert LiveConfig().update(given).settings.format == format
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_audio_is_described_as_clients_describe_it(given: dict[str, Any], format
     ],
 )
 def test_a_frame_is_a_sample_of_every_channel(given: dict[str, Any], size: int) -> None:
-    assert Config().changed(given).frame_bytes == size
+    assert LiveConfig().update(given).frame_bytes == size
 
 
 @pytest.mark.parametrize(
@@ -80,28 +82,28 @@ def test_a_frame_is_a_sample_of_every_channel(given: dict[str, Any], size: int) 
         ({"vad": False}, None),
         ({"vad": "false"}, None),
         ({"vad": None}, None),
-        ({"vad": "true"}, Endpointing()),
-        ({"vad": {"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 300}}, Endpointing(0.6, 0.3, 0.3)),
-        ({"vad": '{"prefix_padding_ms": 0}'}, Endpointing(prefix_s=0.0)),
-        ({"silence_duration_ms": "250", "idle_timeout_ms": "5000"}, Endpointing(silence_s=0.25, idle_s=5.0)),
+        ({"vad": "true"}, EndpointingSettings()),
+        ({"vad": {"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 300}}, EndpointingSettings(0.6, 0.3, 0.3)),
+        ({"vad": '{"prefix_padding_ms": 0}'}, EndpointingSettings(prefix_s=0.0)),
+        ({"silence_duration_ms": "250", "idle_timeout_ms": "5000"}, EndpointingSettings(silence_s=0.25, idle_s=5.0)),
     ],
 )
-def test_pauses_are_settings_beside_vad_or_inside(given: dict[str, Any], turns: Endpointing | None) -> None:
-    assert Config().changed(given).settings.endpointing == turns
+def test_pauses_are_settings_beside_vad_or_inside(given: dict[str, Any], turns: EndpointingSettings | None) -> None:
+    assert LiveConfig().update(given).settings.endpointing == turns
 
 
 def test_a_later_message_changes_what_it_names_and_nothing_else() -> None:
-    before = Config().changed({"model": "m", "language": "en", "silence_duration_ms": 300, "encoding": "mulaw"})
-    after = before.changed({"language": None, "threshold": 0.7})
+    before = LiveConfig().update({"model": "m", "language": "en", "silence_duration_ms": 300, "encoding": "mulaw"})
+    after = before.update({"language": None, "threshold": 0.7})
     assert after.settings.request.language is None
-    assert after.settings.endpointing == Endpointing(threshold=0.7, silence_s=0.3)
+    assert after.settings.endpointing == EndpointingSettings(threshold=0.7, silence_s=0.3)
     assert (after.model, after.settings.format) == (before.model, before.settings.format)
 
 
 def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
-    off = Config().changed({"vad": False})
-    assert off.changed({"language": "en"}).settings.endpointing is None
-    assert off.changed({"threshold": 0.4}).settings.endpointing == Endpointing(threshold=0.4)
+    off = LiveConfig().update({"vad": False})
+    assert off.update({"language": "en"}).settings.endpointing is None
+    assert off.update({"threshold": 0.4}).settings.endpointing == EndpointingSettings(threshold=0.4)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +135,13 @@ def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
 )
 def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], param: str, word: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        Config().changed(given)
+        LiveConfig().update(given)
     assert refused.value.param == param
     assert word in refused.value.message
 
 
 def test_what_was_understood_is_shown_in_the_clients_words() -> None:
-    shown = Config().changed({"silence_duration_ms": 300, "language": "en"}).shown()
+    shown = LiveConfig().update({"silence_duration_ms": 300, "language": "en"}).describe()
     assert shown == {
         "language": "en",
         "task": "transcribe",
@@ -150,18 +152,18 @@ def test_what_was_understood_is_shown_in_the_clients_words() -> None:
         "channels": 1,
         "vad": {"threshold": 0.5, "prefix_padding_ms": 300.0, "silence_duration_ms": 300.0, "idle_timeout_ms": None},
     }
-    assert Config().changed(shown | {"vad": False}).settings.endpointing is None
-    assert "sample_rate" not in Config().changed({"encoding": "webm"}).shown()
+    assert LiveConfig().update(shown | {"vad": False}).settings.endpointing is None
+    assert "sample_rate" not in LiveConfig().update({"encoding": "webm"}).describe()
 
 
 def test_hints_that_a_model_cannot_take_are_named() -> None:
-    request = Request(prompt="p", hotwords=("h",), temperature=0.5)
-    assert ignored(request, Capabilities()) == ["prompt", "hotwords", "temperature"]
-    assert ignored(request, Capabilities(prompt=True, hotwords=True, temperature=True)) == []
-    assert ignored(Request(), Capabilities()) == []
+    request = TranscriptionRequest(prompt="p", hotwords=("h",), temperature=0.5)
+    assert list_ignored(request, Capabilities()) == ["prompt", "hotwords", "temperature"]
+    assert list_ignored(request, Capabilities(prompt=True, hotwords=True, temperature=True)) == []
+    assert list_ignored(TranscriptionRequest(), Capabilities()) == []
 
 
 def test_an_audio_track_is_part_of_the_format() -> None:
-    format = Config().changed({"encoding": "container", "audio_track": "2"}).settings.format
+    format = LiveConfig().update({"encoding": "container", "audio_track": "2"}).settings.format
     assert format.audio_track == 2
     assert type(format).from_json(format.to_json()) == format

@@ -8,27 +8,27 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.openai.answers import worded
-from eardrum.api.stream.messages import AUDIO_BYTES, TEXT_BYTES, Configured, confidence, said, told
+from eardrum.api.live_ws.protocol import AUDIO_BYTES, TEXT_BYTES, ConfigMessage, build_message, compute_confidence, parse_message
+from eardrum.api.openai.responses import build_error_body
 from eardrum.errors import InvalidRequestError, RunnerCrashedError, TooLargeError
 from eardrum.live import (
-    Clear,
-    Cleared,
-    Commit,
-    Committed,
-    Ended,
-    Failed,
-    Final,
-    Finish,
-    Idle,
+    ClearCommand,
+    CommandRefused,
+    CommitCommand,
+    FinalTranscript,
+    FinishCommand,
     LiveEvent,
-    Partial,
-    Refused,
-    Rested,
+    PartialTranscript,
+    SessionEnded,
+    SessionPaused,
+    SpeechIdle,
     SpeechStarted,
     SpeechStopped,
+    UtteranceCleared,
+    UtteranceCommitted,
+    UtteranceFailed,
 )
-from eardrum.types import Segment, Word
+from eardrum.transcription import Segment, Word
 
 
 @pytest.mark.parametrize(
@@ -37,31 +37,31 @@ from eardrum.types import Segment, Word
         (b"\x01\x02", b"\x01\x02"),
         (b"", b""),
         (b"xEOS", b"xEOS"),
-        (b"EOS", Finish()),
-        ("EOS", Finish()),
-        ('{"type": "finish"}', Finish()),
-        ('{"type": "stop"}', Finish()),
-        ('{"type": "commit"}', Commit()),
-        ('{"type": "clear"}', Clear()),
-        ('{"type": "config", "language": "en"}', Configured({"language": "en"})),
-        ('{"type": "config"}', Configured({})),
-        ('{"language": "en"}', Configured({"language": "en"})),
+        (b"EOS", FinishCommand()),
+        ("EOS", FinishCommand()),
+        ('{"type": "finish"}', FinishCommand()),
+        ('{"type": "stop"}', FinishCommand()),
+        ('{"type": "commit"}', CommitCommand()),
+        ('{"type": "clear"}', ClearCommand()),
+        ('{"type": "config", "language": "en"}', ConfigMessage({"language": "en"})),
+        ('{"type": "config"}', ConfigMessage({})),
+        ('{"language": "en"}', ConfigMessage({"language": "en"})),
     ],
 )
 def test_every_message_has_a_meaning(message: str | bytes, meaning: object) -> None:
-    assert said(message) == meaning
+    assert parse_message(message) == meaning
 
 
 @pytest.mark.parametrize("message", ["", "hello", "{", "[1]", '"commit"', "{}", '{"type": "sing"}', '{"type": 1}', "[" * 60_000])
 def test_what_has_none_is_refused_with_what_would_have(message: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"JSON|config, commit, clear and finish"):
-        said(message)
+        parse_message(message)
 
 
 @pytest.mark.parametrize("message", [b"x" * (AUDIO_BYTES + 1), "x" * (TEXT_BYTES + 1)])
 def test_messages_have_a_largest_size(message: str | bytes) -> None:
     with pytest.raises(TooLargeError):
-        said(message)
+        parse_message(message)
 
 
 WORD = Word("hello", 0.12345, 0.4, 0.98765)
@@ -72,7 +72,7 @@ WORD = Word("hello", 0.12345, 0.4, 0.98765)
     [
         (SpeechStarted(1, 0.25), {"type": "speech_started", "utterance": 1, "start": 0.25}),
         (
-            Partial(1, "hello", " wor", 0.25, 1.0, (WORD,)),
+            PartialTranscript(1, "hello", " wor", 0.25, 1.0, (WORD,)),
             {
                 "type": "partial",
                 "utterance": 1,
@@ -87,7 +87,7 @@ WORD = Word("hello", 0.12345, 0.4, 0.98765)
         ),
         (SpeechStopped(1, 1.5), {"type": "speech_stopped", "utterance": 1, "end": 1.5}),
         (
-            Final(1, 0.25, 1.5, " hello world", (Segment(0.25, 1.5, " hello world", avg_logprob=math.log(0.5)),), "en"),
+            FinalTranscript(1, 0.25, 1.5, " hello world", (Segment(0.25, 1.5, " hello world", avg_logprob=math.log(0.5)),), "en"),
             {
                 "type": "final",
                 "utterance": 1,
@@ -99,28 +99,28 @@ WORD = Word("hello", 0.12345, 0.4, 0.98765)
                 "is_final": True,
             },
         ),
-        (Cleared(2), {"type": "cleared", "utterance": 2}),
-        (Idle(9.0), {"type": "idle", "at": 9.0}),
-        (Rested(60.0), {"type": "rested", "after": 60.0}),
-        (Ended(12.3456, "en"), {"type": "done", "duration": 12.346, "language": "en"}),
-        (Ended(1.0, warnings=("A.",)), {"type": "done", "duration": 1.0, "language": None, "warnings": ["A."]}),
-        (Ended(0.0), {"type": "done", "duration": 0.0, "language": None}),
+        (UtteranceCleared(2), {"type": "cleared", "utterance": 2}),
+        (SpeechIdle(9.0), {"type": "idle", "at": 9.0}),
+        (SessionPaused(60.0), {"type": "rested", "after": 60.0}),
+        (SessionEnded(12.3456, "en"), {"type": "done", "duration": 12.346, "language": "en"}),
+        (SessionEnded(1.0, warnings=("A.",)), {"type": "done", "duration": 1.0, "language": None, "warnings": ["A."]}),
+        (SessionEnded(0.0), {"type": "done", "duration": 0.0, "language": None}),
     ],
 )
 def test_every_event_has_its_message(event: LiveEvent, message: dict[str, Any]) -> None:
-    assert told(event, worded) == message
+    assert build_message(event, build_error_body) == message
     json.dumps(message)
 
 
 def test_a_commit_needs_no_message_because_a_final_follows() -> None:
-    assert told(Committed(1, 0.0, 1.0), worded) is None
+    assert build_message(UtteranceCommitted(1, 0.0, 1.0), build_error_body) is None
 
 
 def test_errors_have_openais_shape_and_the_utterance_they_are_about() -> None:
-    failed = told(Failed(3, RunnerCrashedError("dead")), worded)
+    failed = build_message(UtteranceFailed(3, RunnerCrashedError("dead")), build_error_body)
     error = {"message": "dead", "type": "server_error", "param": None, "code": "model_crashed"}
     assert failed == {"type": "error", "error": error, "utterance": 3}
-    refused = told(Refused(InvalidRequestError("empty", param="x")), worded)
+    refused = build_message(CommandRefused(InvalidRequestError("empty", param="x")), build_error_body)
     assert refused
     assert refused["error"]["type"] == "invalid_request_error"
     assert "utterance" not in refused
@@ -128,6 +128,6 @@ def test_errors_have_openais_shape_and_the_utterance_they_are_about() -> None:
 
 def test_confidence_is_of_the_segments_that_tell_it_by_their_length() -> None:
     sure, unsure = Segment(0, 3, "a", avg_logprob=math.log(0.9)), Segment(3, 4, "b", avg_logprob=math.log(0.3))
-    assert confidence([sure, unsure]) == round(math.exp(0.75 * math.log(0.9) + 0.25 * math.log(0.3)), 3)
-    assert confidence([Segment(0, 1, "x")]) is None
-    assert confidence([]) is None
+    assert compute_confidence([sure, unsure]) == round(math.exp(0.75 * math.log(0.9) + 0.25 * math.log(0.3)), 3)
+    assert compute_confidence([Segment(0, 1, "x")]) is None
+    assert compute_confidence([]) is None

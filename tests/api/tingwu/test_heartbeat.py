@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.activity import Activity, Record
-from eardrum.api.sockets import Socket, alongside
-from eardrum.api.tingwu import messages
-from eardrum.api.tingwu.conversation import Conversation
+from eardrum.api.request_log import RequestRecord, RequestTracker
+from eardrum.api.tingwu import routes
+from eardrum.api.tingwu.routes import TingWuConnection
+from eardrum.api.websocket import ServerWebSocket, run_alongside
 from eardrum.config import Settings
 from eardrum.errors import ShuttingDownError
 from eardrum.gateway.service import Service
@@ -25,15 +25,15 @@ async def until_told(client: Client, count: int) -> None:
 
 
 async def test_a_silent_client_hears_a_heartbeat_until_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(routes, "HEARTBEAT_S", 0.01)
     client = Client()
     scope: dict[str, Any] = {"path": "/ws/realtime", "extensions": {}}
-    scope["eardrum.record"] = Record("req_1", scope, Activity())
+    scope["eardrum.record"] = RequestRecord("req_1", scope, RequestTracker())
 
-    async def work(socket: Socket) -> None:
+    async def work(socket: ServerWebSocket) -> None:
         async with socket:
-            conversation = Conversation(Service(Settings()), socket, scope)
-            await alongside(conversation.run(), until_told(client, 4))
+            conversation = TingWuConnection(Service(Settings()), socket, scope)
+            await run_alongside(conversation.run(), until_told(client, 4))
 
     with pytest.raises(ShuttingDownError):
         await work(client.socket())

@@ -12,14 +12,14 @@ import pytest
 
 from eardrum import config
 from eardrum.api.wyoming import utterance
-from eardrum.api.wyoming.frames import Event, Frames, written
+from eardrum.api.wyoming.protocol import FrameDecoder, WyomingEvent, encode_event
 from eardrum.api.wyoming.server import WyomingServer
-from eardrum.gateway.inventory import Model
+from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
-from eardrum.listening import bind
-from eardrum.live import Ended, Final, LiveEvent, Settings
+from eardrum.live import FinalTranscript, LiveEvent, SessionEnded, SessionSettings
+from eardrum.server.lifecycle import bind_socket
 
-HEARD: tuple[LiveEvent, ...] = (Final(1, 0.0, 1.0, "lights off", language="en"), Ended(1.0, "en"))
+HEARD: tuple[LiveEvent, ...] = (FinalTranscript(1, 0.0, 1.0, "lights off", language="en"), SessionEnded(1.0, "en"))
 
 
 class ScriptedSession:
@@ -27,32 +27,32 @@ class ScriptedSession:
 
     def __init__(self, script: Sequence[LiveEvent | Exception]):
         self.audio = b""
-        self.finished = False
+        self.is_finished = False
         self.left = False
         self.says: asyncio.Queue[LiveEvent | Exception] = asyncio.Queue()
         self._script = script
 
     async def feed(self, audio: bytes) -> None:
-        if not self.finished:
+        if not self.is_finished:
             self.audio += audio
 
     async def finish(self) -> None:
-        if not self.finished:
-            self.finished = True
+        if not self.is_finished:
+            self.is_finished = True
             self.say_all()
 
     def say_all(self) -> None:
         for event in self._script:
             self.says.put_nowait(event)
 
-    async def events(self) -> AsyncGenerator[LiveEvent, None]:
+    async def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
         try:
             while True:
                 event = await self.says.get()
                 if isinstance(event, Exception):
                     raise event
                 yield event
-                if isinstance(event, Ended):
+                if isinstance(event, SessionEnded):
                     return
         finally:
             self.left = True
@@ -69,14 +69,14 @@ class Script:
     """Why it cannot be."""
     asked: int = 0
     """Sessions that were wanted."""
-    opened: list[tuple[Model, Settings, ScriptedSession]] = field(default_factory=list)
+    opened: list[tuple[Model, SessionSettings, ScriptedSession]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.loads.set()
 
     @asynccontextmanager
-    async def live(self, service: Service, model: Model, settings: Settings) -> AsyncIterator[ScriptedSession]:
-        service.catalog.check(model, settings.request)
+    async def live(self, service: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedSession]:
+        service.catalog.check_request(model, settings.request)
         self.asked += 1
         await self.loads.wait()
         if self.fails:
@@ -96,11 +96,11 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.reader = reader
         self.writer = writer
-        self._frames = Frames()
-        self._events: list[Event] = []
+        self._frames = FrameDecoder()
+        self._events: list[WyomingEvent] = []
 
     async def say(self, type: str, payload: bytes = b"", **data: Any) -> None:
-        await self.raw(written(Event(type, data, payload)))
+        await self.raw(encode_event(WyomingEvent(type, data, payload)))
 
     async def raw(self, data: bytes) -> None:
         self.writer.write(data)
@@ -112,7 +112,7 @@ class Client:
         await self.say("audio-chunk", audio, **{"rate": 16000, "width": 2, "channels": 1, **shape})
         await self.say("audio-stop")
 
-    async def hear(self) -> Event | None:
+    async def hear(self) -> WyomingEvent | None:
         """The next event; None if the server has hung up."""
         while not self._events:
             data = await self.reader.read(1 << 16)
@@ -121,9 +121,9 @@ class Client:
             self._events += self._frames.feed(data)
         return self._events.pop(0)
 
-    async def answer(self) -> list[Event]:
+    async def answer(self) -> list[WyomingEvent]:
         """Events up to the end of a transcript, or of the connection."""
-        events: list[Event] = []
+        events: list[WyomingEvent] = []
         while event := await self.hear():
             events.append(event)
             if event.type == "transcript-stop":
@@ -137,7 +137,7 @@ class Client:
 
 def settings(stall_seconds: float = 1, **others: Any) -> config.Settings:
     """Whatever else is on this machine, the embedded model is the default."""
-    return config.Settings(default_model="moonshine-tiny-en", limits=config.Limits(stall_seconds=stall_seconds), **others)
+    return config.Settings(default_model="moonshine-tiny-en", limits=config.LimitSettings(stall_seconds=stall_seconds), **others)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -155,9 +155,9 @@ async def serving(
     monkeypatch: pytest.MonkeyPatch, script: Script, chosen: config.Settings | None = None
 ) -> AsyncIterator[tuple[WyomingServer, Connect]]:
     """A server, and what connects to it; afterwards all tasks are over."""
-    monkeypatch.setattr(utterance, "live", script.live)
+    monkeypatch.setattr(utterance, "open_session", script.live)
     service = Service(chosen or settings())
-    server = WyomingServer(service, bind("127.0.0.1", 0, ""))
+    server = WyomingServer(service, bind_socket("127.0.0.1", 0, ""))
     await server.start()
     clients: list[Client] = []
 

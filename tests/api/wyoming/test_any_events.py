@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
 
-from eardrum.api.wyoming.frames import Event, Frames, written
+from eardrum.api.wyoming.protocol import FrameDecoder, WyomingEvent, encode_event
 from tests.api.wyoming.scripted import Script, serving, settings
 
 ANYTHING: st.SearchStrategy[Any] = (
@@ -38,11 +38,11 @@ AUDIO = st.fixed_dictionaries(
 PLAIN = st.just({"rate": 16_000, "width": 2, "channels": 1})
 PAYLOAD = st.binary(max_size=50)
 EVENT = st.one_of(
-    st.builds(Event, st.sampled_from(["transcribe", "describe", "ping", "info", "transcript", "", "x"]), DATA, PAYLOAD),
-    st.builds(Event, st.sampled_from(["audio-start", "audio-chunk", "audio-stop"]), PLAIN | AUDIO, PAYLOAD),
-    st.builds(Event, st.sampled_from(["audio-chunk", "audio-stop"]), PLAIN, PAYLOAD),
+    st.builds(WyomingEvent, st.sampled_from(["transcribe", "describe", "ping", "info", "transcript", "", "x"]), DATA, PAYLOAD),
+    st.builds(WyomingEvent, st.sampled_from(["audio-start", "audio-chunk", "audio-stop"]), PLAIN | AUDIO, PAYLOAD),
+    st.builds(WyomingEvent, st.sampled_from(["audio-chunk", "audio-stop"]), PLAIN, PAYLOAD),
 )
-SAID = st.lists(EVENT.map(written) | st.binary(max_size=20), max_size=12).map(b"".join)
+SAID = st.lists(EVENT.map(encode_event) | st.binary(max_size=20), max_size=12).map(b"".join)
 
 
 @trials(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -57,7 +57,7 @@ def test_whatever_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
     assert not caplog.records
 
 
-async def conversation(monkeypatch: pytest.MonkeyPatch, said: bytes, step: int) -> list[Event]:
+async def conversation(monkeypatch: pytest.MonkeyPatch, said: bytes, step: int) -> list[WyomingEvent]:
     """What the server says to a client that says this in pieces, and nothing more."""
     async with serving(monkeypatch, Script(), settings(stall_seconds=0.1)) as (_, connect):
         client = await connect()
@@ -69,4 +69,4 @@ async def conversation(monkeypatch: pytest.MonkeyPatch, said: bytes, step: int) 
         except OSError:
             pass  # it has heard enough
         async with asyncio.timeout(10):
-            return list(Frames().feed(await reading))
+            return list(FrameDecoder().feed(await reading))

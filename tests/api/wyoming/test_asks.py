@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from wyoming.asr import Transcribe
 
-from eardrum.api.wyoming.asks import Ask
+from eardrum.api.wyoming.protocol import TranscribeRequest
 from eardrum.errors import InvalidRequestError
-from eardrum.types import Priority, Request
+from eardrum.transcription import Priority, TranscriptionRequest
 
 
 def test_what_home_assistant_sends() -> None:
-    ask = Ask.of(Transcribe(language="de-AT").event().data)
-    assert ask == Ask(language="de")
-    assert ask.request == Request(language="de", priority=Priority.LIVE)
+    ask = TranscribeRequest.of(Transcribe(language="de-AT").event().data)
+    assert ask == TranscribeRequest(language="de")
+    assert ask.request == TranscriptionRequest(language="de", priority=Priority.LIVE)
 
 
 def test_everything() -> None:
@@ -27,14 +27,14 @@ def test_everything() -> None:
         transcript_names=["Küche", " "],
         transcript_terms=["dimmen"],
     ).event()
-    ask = Ask.of(event.data)
-    assert ask == Ask("small", "de", "Wohnzimmer", ("Küche", "dimmen"))
+    ask = TranscribeRequest.of(event.data)
+    assert ask == TranscribeRequest("small", "de", "Wohnzimmer", ("Küche", "dimmen"))
     assert (ask.request.prompt, ask.request.hotwords) == ("Wohnzimmer", ("Küche", "dimmen"))
 
 
 @pytest.mark.parametrize("data", [{}, {"language": ""}, {"language": None, "context": None, "name": ""}, {"context": ["a"]}])
 def test_nothing(data: dict[str, Any]) -> None:
-    assert Ask.of(data) == Ask()
+    assert TranscribeRequest.of(data) == TranscribeRequest()
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,5 @@ def test_nothing(data: dict[str, Any]) -> None:
 )
 def test_what_makes_no_sense_is_refused_by_name(data: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        Ask.of(data)
+        TranscribeRequest.of(data)
     assert refused.value.param in data

@@ -8,10 +8,10 @@ import socket
 
 import pytest
 
-from eardrum.api.wyoming import server, waiting
-from eardrum.api.wyoming.frames import Event, written
+from eardrum.api.wyoming import server, utterance
+from eardrum.api.wyoming.protocol import WyomingEvent, encode_event
 from eardrum.errors import ModelLoadError, RunnerCrashedError
-from eardrum.live import Encoding, Failed, Format, Partial
+from eardrum.live import AudioEncoding, AudioFormat, PartialTranscript, UtteranceFailed
 from tests.api.wyoming.scripted import Client, Script, serving, settings, until
 
 START = ["transcript-start", "transcript-chunk"]
@@ -31,7 +31,7 @@ async def test_an_utterance_as_home_assistant_says_it(monkeypatch: pytest.Monkey
         ]
     ((model, asked, session),) = script.opened
     assert (model.id, asked.request.language, asked.endpointing) == ("moonshine-tiny-en", "en", None)
-    assert asked.format == Format(Encoding.PCM16, 16_000, 1)
+    assert asked.format == AudioFormat(AudioEncoding.PCM16, 16_000, 1)
     assert session.audio == b"\1\0" * 100
 
 
@@ -41,9 +41,9 @@ async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch
         client = await connect()
         await client.say("audio-chunk", b"\0\0", rate=16000, width=2, channels=1)
         await until(lambda: script.opened)
-        script.session.says.put_nowait(Partial(1, "lights", " on", 0.0, 0.5))
+        script.session.says.put_nowait(PartialTranscript(1, "lights", " on", 0.0, 0.5))
         start, chunk = await client.hear(), await client.hear()
-        assert (start.type, chunk) == ("transcript-start", Event("transcript-chunk", {"text": "lights"}))
+        assert (start.type, chunk) == ("transcript-start", WyomingEvent("transcript-chunk", {"text": "lights"}))
         await client.say("audio-stop")
         assert await client.text() == "lights off"
 
@@ -64,7 +64,7 @@ async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: 
         assert await client.text() == "lights off"
     wishes = [(asked.request.language, asked.request.prompt) for _, asked, _ in script.opened]
     assert wishes == [("en", "x"), (None, ""), (None, "")]
-    assert script.opened[0][1].format == Format(Encoding.PCM16, 8_000, 3)
+    assert script.opened[0][1].format == AudioFormat(AudioEncoding.PCM16, 8_000, 3)
     assert script.opened[0][2].audio == b"\0\x80\0\x81\0\x82"
 
 
@@ -90,7 +90,7 @@ async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) ->
         first = script.session
         await client.speak(b"\2\0")
         assert await client.text() == "lights off"
-        assert (first.left, first.finished) == (True, False)
+        assert (first.left, first.is_finished) == (True, False)
     assert script.session.audio == b"\2\0"
 
 
@@ -104,7 +104,7 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
             await client.say(name, b"payload" * 50_000, name="eardrum")
         await client.say("ping", text="x")
         await client.say("describe", b"payload" * 50_000)
-        assert await client.hear() == Event("pong", {"text": "x"})
+        assert await client.hear() == WyomingEvent("pong", {"text": "x"})
         info = await client.hear()
         assert info
         assert (info.type, info.data["asr"][0]["models"][0]["name"]) == ("info", "moonshine-tiny-en")
@@ -116,8 +116,8 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
     ("data", "code", "says"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", "invalid_value", "no Wyoming event"),
-        (written(Event("transcribe", {"language": "tlh"})), "invalid_value", "Unknown language 'tlh'"),
-        (written(Event("audio-start", {"rate": -1})), "invalid_value", "`rate` of audio"),
+        (encode_event(WyomingEvent("transcribe", {"language": "tlh"})), "invalid_value", "Unknown language 'tlh'"),
+        (encode_event(WyomingEvent("audio-start", {"rate": -1})), "invalid_value", "`rate` of audio"),
     ],
 )
 async def test_what_makes_no_sense_is_told_and_ends_the_connection(
@@ -160,13 +160,13 @@ async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pyte
             await client.say("audio-chunk", b"\1\0" * 20_000, rate=16000, width=2, channels=1)
             await asyncio.sleep(0.01)
         error = await client.hear()
-        assert error == Event("error", {"text": "The weights are gone.", "code": "model_load_failed"})
+        assert error == WyomingEvent("error", {"text": "The weights are gone.", "code": "model_load_failed"})
         assert await client.hear() is None
 
 
-@pytest.mark.parametrize("event", [RunnerCrashedError("It died."), Failed(1, RunnerCrashedError("It died."))])
-async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, event: Exception | Failed) -> None:
-    script = Script(says=[Partial(1, "lights", "", 0.0, 0.5), event])  # type: ignore[list-item]
+@pytest.mark.parametrize("event", [RunnerCrashedError("It died."), UtteranceFailed(1, RunnerCrashedError("It died."))])
+async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, event: Exception | UtteranceFailed) -> None:
+    script = Script(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])  # type: ignore[list-item]
     async with serving(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.speak()
@@ -195,7 +195,7 @@ async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.Monke
         await speaking
         assert await client.text() == "lights off"
     assert script.session.audio == audio
-    assert len(audio) > 3 * waiting.AHEAD
+    assert len(audio) > 3 * utterance.MAX_QUEUED_BYTES
 
 
 async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.
         await until(lambda: script.opened)
         client.writer.close()
         await until(lambda: script.session.left)
-        assert not script.session.finished
+        assert not script.session.is_finished
 
 
 async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "data",
-    [b'{"type": "desc', b'{"type": "a", "payload_length": 9}\nabc', written(Event("audio-chunk", {}, b"\1\0"))],
+    [b'{"type": "desc', b'{"type": "a", "payload_length": 9}\nabc', encode_event(WyomingEvent("audio-chunk", {}, b"\1\0"))],
     ids=["line", "payload", "utterance"],
 )
 async def test_who_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -338,7 +338,7 @@ async def test_a_session_that_the_server_ends_gives_no_half_command(monkeypatch:
         client = await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await until(lambda: script.opened)
-        script.session.finished = True
+        script.session.is_finished = True
         if rest:
             await client.say("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
             await client.say("audio-stop")

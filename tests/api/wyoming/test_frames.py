@@ -11,37 +11,37 @@ from hypothesis import strategies as st
 from wyoming.event import Event as TheirEvent
 from wyoming.event import read_event, write_event
 
-from eardrum.api.wyoming import frames
-from eardrum.api.wyoming.frames import Event, Frames, written
+from eardrum.api.wyoming import protocol
+from eardrum.api.wyoming.protocol import FrameDecoder, WyomingEvent, encode_event
 from eardrum.errors import InvalidRequestError, TooLargeError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=5
 )
 EVENTS = st.builds(
-    Event,
+    WyomingEvent,
     st.text(min_size=1),
     st.dictionaries(st.text(), VALUES, max_size=4),
     st.binary(max_size=60),
 )
 
 
-def heard(pieces: list[bytes]) -> list[Event]:
+def heard(pieces: list[bytes]) -> list[WyomingEvent]:
     """The events of bytes that come in these pieces, each event whole again."""
-    reader, whole, payload = Frames(), [], b""
+    reader, whole, payload = FrameDecoder(), [], b""
     for piece in pieces:
         for event in reader.feed(piece):
             payload += event.payload
             if not event.more:
-                whole.append(Event(event.type, event.data, payload))
+                whole.append(WyomingEvent(event.type, event.data, payload))
                 payload = b""
-    assert not reader.midway
+    assert not reader.is_midway
     return whole
 
 
 @given(st.lists(EVENTS, max_size=4), st.lists(st.integers(0, 2000)))
-def test_however_the_bytes_are_cut_the_events_are_the_same(events: list[Event], cuts: list[int]) -> None:
-    stream = b"".join(map(written, events))
+def test_however_the_bytes_are_cut_the_events_are_the_same(events: list[WyomingEvent], cuts: list[int]) -> None:
+    stream = b"".join(map(encode_event, events))
     places = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     assert heard([stream[start:end] for start, end in pairwise(places)]) == events
     assert heard([bytes([byte]) for byte in stream]) == events
@@ -50,29 +50,31 @@ def test_however_the_bytes_are_cut_the_events_are_the_same(events: list[Event], 
 def test_the_data_may_be_in_the_line_behind_it_or_both() -> None:
     inline = b'{"type": "transcribe", "data": {"language": "en", "name": "a"}}\n'
     both = b'{"type": "transcribe", "data": {"language": "en", "name": "a"}, "data_length": 13}\n{"name": "b"}'
-    assert heard([inline]) == [Event("transcribe", {"language": "en", "name": "a"})]
-    assert heard([both]) == [Event("transcribe", {"language": "en", "name": "b"})]
+    assert heard([inline]) == [WyomingEvent("transcribe", {"language": "en", "name": "a"})]
+    assert heard([both]) == [WyomingEvent("transcribe", {"language": "en", "name": "b"})]
 
 
 def test_nothing_is_as_good_as_no_data() -> None:
     line = b'{"type": "describe", "data": null, "data_length": null, "payload_length": 0, "version": "1.10.2"}\n'
-    assert heard([line]) == [Event("describe")]
+    assert heard([line]) == [WyomingEvent("describe")]
 
 
 def test_a_payload_goes_on_as_it_comes() -> None:
-    reader = Frames()
-    assert list(reader.feed(b'{"type": "audio-chunk", "payload_length": 6}\nab')) == [Event("audio-chunk", {}, b"ab", more=True)]
-    assert reader.midway
-    assert list(reader.feed(b"cdef{")) == [Event("audio-chunk", {}, b"cdef")]
-    assert reader.midway
+    reader = FrameDecoder()
+    assert list(reader.feed(b'{"type": "audio-chunk", "payload_length": 6}\nab')) == [
+        WyomingEvent("audio-chunk", {}, b"ab", more=True)
+    ]
+    assert reader.is_midway
+    assert list(reader.feed(b"cdef{")) == [WyomingEvent("audio-chunk", {}, b"cdef")]
+    assert reader.is_midway
 
 
 @given(EVENTS)
-def test_the_official_package_reads_what_we_write_and_writes_what_we_read(event: Event) -> None:
+def test_the_official_package_reads_what_we_write_and_writes_what_we_read(event: WyomingEvent) -> None:
     with_file = Pipe()
     write_event(TheirEvent(event.type, dict(event.data), event.payload or None), with_file)  # type: ignore[arg-type]
     assert heard([with_file.data]) == [event]
-    theirs = read_event(Pipe(written(event)))  # type: ignore[arg-type]
+    theirs = read_event(Pipe(encode_event(event)))  # type: ignore[arg-type]
     assert theirs
     assert (theirs.type, theirs.data, theirs.payload or b"") == (event.type, event.data, event.payload)
 
@@ -123,12 +125,12 @@ class Pipe:
 )
 def test_what_is_no_frame_is_refused(line: bytes) -> None:
     with pytest.raises(InvalidRequestError):
-        list(Frames().feed(line))
+        list(FrameDecoder().feed(line))
 
 
 def test_an_endless_line_is_refused_before_it_ends() -> None:
-    reader = Frames()
-    assert list(reader.feed(b" " * frames.LINE)) == []
+    reader = FrameDecoder()
+    assert list(reader.feed(b" " * protocol.MAX_LINE_BYTES)) == []
     with pytest.raises(InvalidRequestError, match="1048576 bytes"):
         list(reader.feed(b" "))
 
@@ -143,7 +145,7 @@ def test_an_endless_line_is_refused_before_it_ends() -> None:
 )
 def test_half_a_character_is_no_event(sent: bytes) -> None:
     with pytest.raises(InvalidRequestError):
-        list(Frames().feed(sent))
+        list(FrameDecoder().feed(sent))
 
 
 @pytest.mark.parametrize(
@@ -155,9 +157,9 @@ def test_what_is_too_deep_or_too_much_is_refused(inside: bytes) -> None:
         b'{"type": "transcribe", "data_length": %d}\n{"x": %b}' % (len(inside) + 7, inside),
     ):
         with pytest.raises((InvalidRequestError, TooLargeError)):
-            list(Frames().feed(frame))
+            list(FrameDecoder().feed(frame))
 
 
 def test_a_whole_one_is() -> None:
-    (event,) = Frames().feed(b'{"type": "transcribe", "data": {"name": "\\ud83d\\ude00 \\\\ud800"}}\n')
+    (event,) = FrameDecoder().feed(b'{"type": "transcribe", "data": {"name": "\\ud83d\\ude00 \\\\ud800"}}\n')
     assert event.data == {"name": "\U0001f600 \\ud800"}

@@ -8,11 +8,11 @@ import pytest
 from wyoming.info import Info
 
 from eardrum import config
-from eardrum.api.wyoming import models
-from eardrum.api.wyoming.asks import Ask
+from eardrum.api.wyoming import utterance
+from eardrum.api.wyoming.protocol import TranscribeRequest
 from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.service import Service
-from eardrum.languages import NAMES
+from eardrum.languages import LANGUAGE_NAMES
 
 ENGLISH = "moonshine-tiny-en"
 
@@ -37,14 +37,14 @@ def service(tmp_path: Path) -> Service:
 
 
 def test_the_official_client_reads_the_answer_to_describe(service: Service) -> None:
-    event = models.info(models.listed(service), streaming=True)
+    event = utterance.build_info(utterance.list_models(service), streaming=True)
     info = Info.from_event(event)  # type: ignore[arg-type]
     (program,) = info.asr
     assert (program.name, program.installed, program.supports_transcript_streaming) == ("eardrum", True, True)
     assert [(model.name, model.installed, model.languages) for model in program.models] == [
         (ENGLISH, True, ["en"]),
-        ("all", True, list(NAMES)),
-        ("foreign", True, list(NAMES)),
+        ("all", True, list(LANGUAGE_NAMES)),
+        ("foreign", True, list(LANGUAGE_NAMES)),
     ]
     assert all(model.attribution.name and model.description for model in (program, *program.models))
     assert not any((info.tts, info.handle, info.intent, info.wake, info.mic, info.snd, info.satellite))
@@ -52,19 +52,19 @@ def test_the_official_client_reads_the_answer_to_describe(service: Service) -> N
 
 
 def test_who_names_a_model_gets_it(service: Service) -> None:
-    assert models.chosen(service, Ask("whisper", "en")).id == "all"
-    assert models.chosen(service, Ask("all")).id == "all"
+    assert utterance.choose_model(service, TranscribeRequest("whisper", "en")).id == "all"
+    assert utterance.choose_model(service, TranscribeRequest("all")).id == "all"
     with pytest.raises(ModelNotFoundError, match="There is no model 'nobody'"):
-        models.chosen(service, Ask("nobody"))
+        utterance.choose_model(service, TranscribeRequest("nobody"))
 
 
 @pytest.mark.parametrize("name", ["", "eardrum"])
 def test_who_names_a_language_only_gets_a_model_that_knows_it(service: Service, name: str) -> None:
-    assert models.chosen(service, Ask(name)).id == ENGLISH
-    assert models.chosen(service, Ask(name, "en")).id == ENGLISH
-    assert models.chosen(service, Ask(name, "de")).id == "all"
+    assert utterance.choose_model(service, TranscribeRequest(name)).id == ENGLISH
+    assert utterance.choose_model(service, TranscribeRequest(name, "en")).id == ENGLISH
+    assert utterance.choose_model(service, TranscribeRequest(name, "de")).id == "all"
 
 
 def test_if_nobody_knows_the_language_the_default_says_so(tmp_path: Path) -> None:
     service = Service(config.Settings(model_dir=tmp_path, default_model=ENGLISH))
-    assert models.chosen(service, Ask("", "de")).id == ENGLISH
+    assert utterance.choose_model(service, TranscribeRequest("", "de")).id == ENGLISH

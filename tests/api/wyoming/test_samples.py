@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.wyoming.samples import Samples, Shape
+from eardrum.api.wyoming.protocol import SampleConverter, SampleFormat
 from eardrum.errors import InvalidRequestError
-from eardrum.live import Encoding, Format
+from eardrum.live import AudioEncoding, AudioFormat
 
 
 def as_16_bits(audio: bytes, width: int, channels: int = 1) -> list[int]:
-    converted = Samples(Shape(16_000, width, channels)).feed(audio)
+    converted = SampleConverter(SampleFormat(16_000, width, channels)).feed(audio)
     return list(struct.unpack(f"<{len(converted) // 2}h", converted))
 
 
@@ -32,19 +32,19 @@ def test_the_upper_half_of_wider_samples_stays() -> None:
 
 @given(st.integers(1, 4), st.integers(1, 3), st.lists(st.binary(max_size=25)))
 def test_however_the_bytes_are_cut_the_samples_are_the_same(width: int, channels: int, pieces: list[bytes]) -> None:
-    shape, whole = Shape(8_000, width, channels), b"".join(pieces)
-    in_pieces = Samples(shape)
+    shape, whole = SampleFormat(8_000, width, channels), b"".join(pieces)
+    in_pieces = SampleConverter(shape)
     frames = len(whole) // (width * channels)
-    assert b"".join(map(in_pieces.feed, pieces)) == Samples(shape).feed(whole)
-    assert len(Samples(shape).feed(whole)) == 2 * frames * channels
+    assert b"".join(map(in_pieces.feed, pieces)) == SampleConverter(shape).feed(whole)
+    assert len(SampleConverter(shape).feed(whole)) == 2 * frames * channels
 
 
 def test_the_format_is_that_of_the_samples_we_make() -> None:
-    assert Shape(44_100, 4, 2).format == Format(Encoding.PCM16, 44_100, 2)
+    assert SampleFormat(44_100, 4, 2).live_format == AudioFormat(AudioEncoding.PCM16, 44_100, 2)
 
 
 def test_what_an_event_does_not_say_is_as_before() -> None:
-    assert Shape.of({"rate": 8_000, "width": None}, Shape(22_050, 1, 2)) == Shape(8_000, 1, 2)
+    assert SampleFormat.of({"rate": 8_000, "width": None}, SampleFormat(22_050, 1, 2)) == SampleFormat(8_000, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_what_an_event_does_not_say_is_as_before() -> None:
 def test_impossible_audio_is_refused(data: dict[str, Any]) -> None:
     (name,) = data
     with pytest.raises(InvalidRequestError, match=f"`{name}` of audio is a number from"):
-        Shape.of(data, Shape())
+        SampleFormat.of(data, SampleFormat())

@@ -8,28 +8,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.wyoming.frames import Event
-from eardrum.api.wyoming.telling import Telling
+from eardrum.api.wyoming.protocol import TranscriptEncoder, WyomingEvent
 from eardrum.errors import InvalidRequestError, RunnerCrashedError
-from eardrum.live import Cleared, Committed, Ended, Failed, Final, LiveEvent, Partial, Refused
+from eardrum.live import (
+    CommandRefused,
+    FinalTranscript,
+    LiveEvent,
+    PartialTranscript,
+    SessionEnded,
+    UtteranceCleared,
+    UtteranceCommitted,
+    UtteranceFailed,
+)
 
-ENDED = Ended(2.0, "en")
-
-
-def partial(stable: str, tentative: str = "", *, utterance: int = 1) -> Partial:
-    return Partial(utterance, stable, tentative, 0.0, 1.0)
-
-
-def final(text: str, *, utterance: int = 1, language: str = "en") -> Final:
-    return Final(utterance, 0.0, 2.0, text, language=language)
-
-
-def told(events: Sequence[LiveEvent], *, streaming: bool = True, language: str | None = None) -> list[Event]:
-    telling = Telling(language, streaming=streaming)
-    return [event for one in events for event in telling.take(one)]
+ENDED = SessionEnded(2.0, "en")
 
 
-def chunks(events: list[Event]) -> list[str]:
+def partial(stable: str, tentative: str = "", *, utterance: int = 1) -> PartialTranscript:
+    return PartialTranscript(utterance, stable, tentative, 0.0, 1.0)
+
+
+def final(text: str, *, utterance: int = 1, language: str = "en") -> FinalTranscript:
+    return FinalTranscript(utterance, 0.0, 2.0, text, language=language)
+
+
+def told(events: Sequence[LiveEvent], *, streaming: bool = True, language: str | None = None) -> list[WyomingEvent]:
+    telling = TranscriptEncoder(language, streaming=streaming)
+    return [event for one in events for event in telling.feed(one)]
+
+
+def chunks(events: list[WyomingEvent]) -> list[str]:
     return [event.data["text"] for event in events if event.type == "transcript-chunk"]
 
 
@@ -45,27 +53,31 @@ def test_text_goes_out_as_soon_as_it_stays() -> None:
         ]
     )
     assert events == [
-        Event("transcript-start", {}),
-        Event("transcript-chunk", {"text": "turn"}),
-        Event("transcript-chunk", {"text": " off"}),
-        Event("transcript-chunk", {"text": " the light."}),
-        Event("transcript", {"text": "turn off the light.", "language": "en"}),
-        Event("transcript-stop"),
+        WyomingEvent("transcript-start", {}),
+        WyomingEvent("transcript-chunk", {"text": "turn"}),
+        WyomingEvent("transcript-chunk", {"text": " off"}),
+        WyomingEvent("transcript-chunk", {"text": " the light."}),
+        WyomingEvent("transcript", {"text": "turn off the light.", "language": "en"}),
+        WyomingEvent("transcript-stop"),
     ]
 
 
 def test_a_language_that_was_asked_for_is_known_from_the_start() -> None:
-    assert told([partial("ja")], language="de")[0] == Event("transcript-start", {"language": "de"})
+    assert told([partial("ja")], language="de")[0] == WyomingEvent("transcript-start", {"language": "de"})
 
 
 def test_silence_is_an_empty_transcript_without_chunks() -> None:
-    events = told([Committed(1, 0.0, 1.0), final("", language=""), Ended(1.0)])
-    assert events == [Event("transcript-start", {}), Event("transcript", {"text": ""}), Event("transcript-stop")]
+    events = told([UtteranceCommitted(1, 0.0, 1.0), final("", language=""), SessionEnded(1.0)])
+    assert events == [
+        WyomingEvent("transcript-start", {}),
+        WyomingEvent("transcript", {"text": ""}),
+        WyomingEvent("transcript-stop"),
+    ]
 
 
 def test_without_streaming_there_is_the_transcript_and_nothing_else() -> None:
     events = told([partial("a"), final("a b"), ENDED], streaming=False)
-    assert events == [Event("transcript", {"text": "a b", "language": "en"})]
+    assert events == [WyomingEvent("transcript", {"text": "a b", "language": "en"})]
 
 
 def test_endless_speech_is_one_transcript() -> None:
@@ -87,11 +99,13 @@ def test_chunks_joined_are_the_transcript(texts: list[str], data: st.DataObject)
     assert [event.type for event in events].count("transcript-start") == 1
 
 
-@pytest.mark.parametrize("event", [Failed(1, RunnerCrashedError("It died.")), Refused(InvalidRequestError("No."))])
+@pytest.mark.parametrize(
+    "event", [UtteranceFailed(1, RunnerCrashedError("It died.")), CommandRefused(InvalidRequestError("No."))]
+)
 def test_what_failed_is_raised(event: LiveEvent) -> None:
     with pytest.raises((RunnerCrashedError, InvalidRequestError)):
-        Telling().take(event)
+        TranscriptEncoder().feed(event)
 
 
 def test_what_is_of_no_interest_is_not_told() -> None:
-    assert told([Committed(1, 0.0, 1.0), Cleared()]) == []
+    assert told([UtteranceCommitted(1, 0.0, 1.0), UtteranceCleared()]) == []

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from eardrum.engines.base import Hearing
 from eardrum.errors import UnsupportedFeatureError, UpstreamError
-from eardrum.types import Task
+from eardrum.transcription import SpeechTask
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, engine, failure, window
 from tests.upstreams import KEY, Call, fake_upstream
@@ -51,7 +51,7 @@ def test_hotwords_in_a_field_of_their_own(name: str, values: list[str]) -> None:
 
 
 def test_translations_go_to_their_route_or_into_a_field() -> None:
-    wanted = window(task=Task.TRANSLATE, language="de")
+    wanted = window(task=SpeechTask.TRANSLATE, language="de")
     with asked(upstreams.fake_whisper_server, wanted) as (fake, _):
         assert fake.calls[0].path == "/v1/audio/translations"
         assert not {"language", "translate"} & set(fake.calls[0].fields)
@@ -141,7 +141,7 @@ def test_silence_is_looked_at_twice_only_until_verbose_json_has_had_a_text() -> 
 
 
 def test_a_missing_translations_route_is_named() -> None:
-    error = failure(upstreams.fake_saying({"detail": "Not Found"}, status=404), window(task=Task.TRANSLATE))
+    error = failure(upstreams.fake_saying({"detail": "Not Found"}, status=404), window(task=SpeechTask.TRANSLATE))
     assert "the request went to /v1/audio/translations" in error.message
 
 

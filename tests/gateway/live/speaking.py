@@ -17,9 +17,9 @@ from typing import Any
 
 from eardrum import config
 from eardrum.errors import EardrumError
-from eardrum.gateway.live import Session, live, named
+from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.service import Service
-from eardrum.live import Failed, Final, LiveEvent, Settings
+from eardrum.live import FinalTranscript, LiveEvent, SessionSettings, UtteranceFailed
 from tests.programs import FAKE_RUNNER
 
 RATE = 16_000
@@ -54,7 +54,7 @@ async def serving(folder: Path, models: dict[str, Any], **more: Any) -> AsyncIte
     """A service with these models."""
     file = folder / "config.yaml"
     file.write_text(json.dumps({"models": models, **more}))
-    service = Service(config.load(file, environment={}))
+    service = Service(config.load_settings(file, environment={}))
     try:
         yield service
     finally:
@@ -65,7 +65,7 @@ async def serving(folder: Path, models: dict[str, Any], **more: Any) -> AsyncIte
 class Speaker:
     """A session, and what came out of it so far."""
 
-    session: Session
+    session: ResumableSession
     events: list[LiveEvent] = field(default_factory=list)
     error: EardrumError | None = None
     more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,7 +73,7 @@ class Speaker:
     async def listen(self) -> None:
         """Take every event."""
         try:
-            async for event in self.session.events():
+            async for event in self.session.stream_events():
                 self.events.append(event)
                 self.more.set()
         except EardrumError as error:
@@ -90,7 +90,7 @@ class Speaker:
     async def over(self, seconds: float = 15) -> list[LiveEvent]:
         """Finish, and give all events."""
         await self.session.finish()
-        await self.until(lambda: self.error or (self.events and type(self.events[-1]).__name__ == "Ended"), seconds)
+        await self.until(lambda: self.error or (self.events and type(self.events[-1]).__name__ == "SessionEnded"), seconds)
         if self.error:
             raise self.error
         return self.events
@@ -102,15 +102,15 @@ class Speaker:
     @property
     def texts(self) -> dict[int, str]:
         """What each utterance ended with."""
-        answers: list[Final | Failed] = self.of(Final, Failed)
+        answers: list[FinalTranscript | UtteranceFailed] = self.of(FinalTranscript, UtteranceFailed)
         assert len({answer.utterance for answer in answers}) == len(answers), "an utterance was answered twice"
-        return {answer.utterance: answer.text if isinstance(answer, Final) else "failed" for answer in answers}
+        return {answer.utterance: answer.text if isinstance(answer, FinalTranscript) else "failed" for answer in answers}
 
 
 @asynccontextmanager
-async def speaking(service: Service, name: str = "", settings: Settings | None = None) -> AsyncIterator[Speaker]:
+async def speaking(service: Service, name: str = "", settings: SessionSettings | None = None) -> AsyncIterator[Speaker]:
     """A session with somebody who listens."""
-    async with live(service, named(service, name), settings or Settings()) as session:
+    async with open_session(service, find_live_model(service, name), settings or SessionSettings()) as session:
         speaker = Speaker(session)
         listening = asyncio.create_task(speaker.listen())
         try:
@@ -122,7 +122,7 @@ async def speaking(service: Service, name: str = "", settings: Settings | None =
 
 def kill(service: Service) -> int:
     """Kill the process of the only model that is up, as the kernel would; gives its pid."""
-    pid = service.processes()[0].pid
+    pid = service.list_processes()[0].pid
     assert pid
     os.kill(pid, signal.SIGKILL)
     return pid

@@ -3,150 +3,161 @@
 from __future__ import annotations
 
 from eardrum.errors import InvalidRequestError, RunnerCrashedError
-from eardrum.gateway.live.telling import Telling
+from eardrum.gateway.live.client_events import SessionEventMerger
 from eardrum.live import (
-    Cleared,
-    Committed,
-    Ended,
-    Failed,
-    Final,
+    CommandRefused,
+    FinalTranscript,
     LiveEvent,
-    Partial,
-    Refused,
+    PartialTranscript,
+    SessionEnded,
     SpeechStarted,
     SpeechStopped,
+    UtteranceCleared,
+    UtteranceCommitted,
+    UtteranceFailed,
 )
-from eardrum.types import Segment, Word
+from eardrum.transcription import Segment, Word
 
 DIED = RunnerCrashedError("The process died.")
 
 
-def heard(telling: Telling, *events: LiveEvent) -> list[LiveEvent]:
-    return [told for event in events if (told := telling.hear(event))]
+def heard(telling: SessionEventMerger, *events: LiveEvent) -> list[LiveEvent]:
+    return [told for event in events if (told := telling.merge_event(event))]
 
 
-def interrupted(*events: LiveEvent, clock: list[tuple[float, float]]) -> Telling:
+def interrupted(*events: LiveEvent, clock: list[tuple[float, float]]) -> SessionEventMerger:
     """One that heard these, after which another process took over."""
-    telling = Telling()
+    telling = SessionEventMerger()
     heard(telling, *events)
-    telling.begin(clock)
+    telling.start_process(clock)
     return telling
 
 
 def test_one_process_is_told_as_it_is() -> None:
     events = [
         SpeechStarted(1, 0.5),
-        Partial(1, "one", " two", 0.5, 1.0, (Word("one", 0.6, 0.8, 0.9),)),
+        PartialTranscript(1, "one", " two", 0.5, 1.0, (Word("one", 0.6, 0.8, 0.9),)),
         SpeechStopped(1, 1.5),
-        Committed(1, 0.5, 2.0),
-        Final(1, 0.5, 2.0, "one two", (Segment(0.5, 1.5, "one two"),)),
+        UtteranceCommitted(1, 0.5, 2.0),
+        FinalTranscript(1, 0.5, 2.0, "one two", (Segment(0.5, 1.5, "one two"),)),
         SpeechStarted(2, 3.0),
-        Cleared(2),
-        Refused(InvalidRequestError("No.")),
-        Ended(5.0),
+        UtteranceCleared(2),
+        CommandRefused(InvalidRequestError("No.")),
+        SessionEnded(5.0),
     ]
-    assert heard(Telling(), *events) == events
+    assert heard(SessionEventMerger(), *events) == events
 
 
 def test_numbers_and_times_go_on_with_the_next_process() -> None:
-    telling = interrupted(SpeechStarted(1, 0.5), Committed(1, 0.5, 2.0), Final(1, 0.5, 2.0, "one"), clock=[(0.0, 10.0)])
+    telling = interrupted(
+        SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), FinalTranscript(1, 0.5, 2.0, "one"), clock=[(0.0, 10.0)]
+    )
     word, segment = Word("two", 0.5, 1.0, 0.9), Segment(0.5, 1.0, "two", words=[Word("two", 0.5, 1.0, 0.9)])
     shifted = Segment(10.5, 11.0, "two", words=[Word("two", 10.5, 11.0, 0.9)])
     assert heard(
         telling,
         SpeechStarted(1, 0.5),
-        Partial(1, "two", "", 0.5, 1.0, (word,)),
+        PartialTranscript(1, "two", "", 0.5, 1.0, (word,)),
         SpeechStopped(1, 1.5),
-        Committed(1, 0.5, 2.0),
-        Final(1, 0.5, 2.0, "two", (segment,)),
-        Ended(3.0),
+        UtteranceCommitted(1, 0.5, 2.0),
+        FinalTranscript(1, 0.5, 2.0, "two", (segment,)),
+        SessionEnded(3.0),
     ) == [
         SpeechStarted(2, 10.5),
-        Partial(2, "two", "", 10.5, 11.0, (Word("two", 10.5, 11.0, 0.9),)),
+        PartialTranscript(2, "two", "", 10.5, 11.0, (Word("two", 10.5, 11.0, 0.9),)),
         SpeechStopped(2, 11.5),
-        Committed(2, 10.5, 12.0),
-        Final(2, 10.5, 12.0, "two", (shifted,)),
-        Ended(13.0),
+        UtteranceCommitted(2, 10.5, 12.0),
+        FinalTranscript(2, 10.5, 12.0, "two", (shifted,)),
+        SessionEnded(13.0),
     ]
 
 
 def test_an_utterance_in_progress_begins_only_once() -> None:
-    telling = interrupted(SpeechStarted(1, 0.5), Partial(1, "one", "", 0.5, 1.0), clock=[(0.0, 0.4)])
-    assert heard(telling, SpeechStarted(1, 0.1), Partial(1, "one", " two", 0.1, 1.6)) == [Partial(1, "one", " two", 0.5, 2.0)]
+    telling = interrupted(SpeechStarted(1, 0.5), PartialTranscript(1, "one", "", 0.5, 1.0), clock=[(0.0, 0.4)])
+    assert heard(telling, SpeechStarted(1, 0.1), PartialTranscript(1, "one", " two", 0.1, 1.6)) == [
+        PartialTranscript(1, "one", " two", 0.5, 2.0)
+    ]
 
 
 def test_an_utterance_that_has_had_its_end_gets_its_text_and_nothing_else_again() -> None:
     telling = interrupted(
         SpeechStarted(1, 0.5),
-        Committed(1, 0.5, 2.0),
+        UtteranceCommitted(1, 0.5, 2.0),
         SpeechStarted(2, 3.0),
         clock=[(0.0, 0.5), (1.5, 2.0)],
     )
     told = heard(
         telling,
-        Partial(1, "one", "", 0.0, 1.0),
-        Committed(1, 0.0, 1.5),
+        PartialTranscript(1, "one", "", 0.0, 1.0),
+        UtteranceCommitted(1, 0.0, 1.5),
         SpeechStarted(2, 2.5),
-        Final(1, 0.0, 1.5, "one"),
-        Committed(2, 2.5, 4.0),
-        Final(2, 2.5, 4.0, "two"),
+        FinalTranscript(1, 0.0, 1.5, "one"),
+        UtteranceCommitted(2, 2.5, 4.0),
+        FinalTranscript(2, 2.5, 4.0, "two"),
     )
-    assert told == [Final(1, 0.5, 2.0, "one"), Committed(2, 3.0, 4.5), Final(2, 3.0, 4.5, "two")]
-    assert not telling.open
+    assert told == [FinalTranscript(1, 0.5, 2.0, "one"), UtteranceCommitted(2, 3.0, 4.5), FinalTranscript(2, 3.0, 4.5, "two")]
+    assert not telling.open_utterances
 
 
 def test_stable_text_is_not_taken_back_by_another_process() -> None:
-    telling = interrupted(SpeechStarted(1, 0.0), Partial(1, "Mr. Dashwood", " had", 0.0, 1.0), clock=[(0.0, 0.0)])
+    telling = interrupted(SpeechStarted(1, 0.0), PartialTranscript(1, "Mr. Dashwood", " had", 0.0, 1.0), clock=[(0.0, 0.0)])
     told = heard(
         telling,
-        Partial(1, "Mister", " Dashwood", 0.0, 1.0),
-        Committed(1, 0.0, 2.0),
-        Final(1, 0.0, 2.0, "Mister Dashwood had leisure"),
+        PartialTranscript(1, "Mister", " Dashwood", 0.0, 1.0),
+        UtteranceCommitted(1, 0.0, 2.0),
+        FinalTranscript(1, 0.0, 2.0, "Mister Dashwood had leisure"),
     )
-    assert told == [Committed(1, 0.0, 2.0), Final(1, 0.0, 2.0, "Mr. Dashwood had leisure")]
+    assert told == [UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "Mr. Dashwood had leisure")]
 
 
 def test_a_repeated_commit_that_is_refused_leaves_its_utterance_without_text() -> None:
     error = InvalidRequestError("There is no audio.")
-    telling = interrupted(Committed(1, 0.0, 2.0), clock=[(0.0, 0.0), (2.0, 2.0)])
-    assert heard(telling, Refused(error), Refused(error)) == [Failed(1, error), Refused(error)]
+    telling = interrupted(UtteranceCommitted(1, 0.0, 2.0), clock=[(0.0, 0.0), (2.0, 2.0)])
+    assert heard(telling, CommandRefused(error), CommandRefused(error)) == [UtteranceFailed(1, error), CommandRefused(error)]
 
 
 def test_what_cannot_be_heard_again_has_failed() -> None:
-    telling = Telling()
-    heard(telling, SpeechStarted(1, 0.5), Committed(1, 0.5, 2.0), SpeechStarted(2, 3.0))
-    assert telling.lose(1.0, 2.0, DIED, manual=False) == [Failed(1, DIED)]
-    assert telling.lose(4.0, 2.0, DIED, manual=False) == [Committed(2, 3.0, 4.0), Failed(2, DIED)]
-    telling.begin([(0.0, 4.0)])
+    telling = SessionEventMerger()
+    heard(telling, SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), SpeechStarted(2, 3.0))
+    assert telling.fail_lost(1.0, 2.0, DIED, manual=False) == [UtteranceFailed(1, DIED)]
+    assert telling.fail_lost(4.0, 2.0, DIED, manual=False) == [UtteranceCommitted(2, 3.0, 4.0), UtteranceFailed(2, DIED)]
+    telling.start_process([(0.0, 4.0)])
     assert heard(telling, SpeechStarted(1, 0.0)) == [SpeechStarted(3, 4.0)]
 
 
 def test_silence_that_is_not_kept_is_no_loss() -> None:
-    telling = Telling()
-    heard(telling, SpeechStarted(1, 0.5), Committed(1, 0.5, 2.0), Final(1, 0.5, 2.0, "one"))
-    assert telling.lose(50.0, 2.0, DIED, manual=False) == []
+    telling = SessionEventMerger()
+    heard(telling, SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), FinalTranscript(1, 0.5, 2.0, "one"))
+    assert telling.fail_lost(50.0, 2.0, DIED, manual=False) == []
 
 
 def test_with_ends_by_hand_all_audio_since_the_last_one_belongs_to_an_utterance() -> None:
-    telling = Telling()
-    heard(telling, Committed(1, 0.0, 2.0), Final(1, 0.0, 2.0, "one"))
-    assert telling.lose(2.0, 2.0, DIED, manual=True) == []
-    assert telling.lose(5.0, 2.0, DIED, manual=True) == [Committed(2, 2.0, 5.0), Failed(2, DIED)]
+    telling = SessionEventMerger()
+    heard(telling, UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "one"))
+    assert telling.fail_lost(2.0, 2.0, DIED, manual=True) == []
+    assert telling.fail_lost(5.0, 2.0, DIED, manual=True) == [UtteranceCommitted(2, 2.0, 5.0), UtteranceFailed(2, DIED)]
 
 
 def test_an_utterance_that_was_cleared_leaves_nothing_behind() -> None:
-    telling = interrupted(SpeechStarted(1, 0.5), Partial(1, "one", "", 0.5, 1.0), Cleared(1), clock=[(0.0, 5.0)])
-    assert heard(telling, SpeechStarted(1, 0.0), Committed(1, 0.0, 1.0), Final(1, 0.0, 1.0, "two")) == [
+    telling = interrupted(
+        SpeechStarted(1, 0.5), PartialTranscript(1, "one", "", 0.5, 1.0), UtteranceCleared(1), clock=[(0.0, 5.0)]
+    )
+    assert heard(telling, SpeechStarted(1, 0.0), UtteranceCommitted(1, 0.0, 1.0), FinalTranscript(1, 0.0, 1.0, "two")) == [
         SpeechStarted(2, 5.0),
-        Committed(2, 5.0, 6.0),
-        Final(2, 5.0, 6.0, "two"),
+        UtteranceCommitted(2, 5.0, 6.0),
+        FinalTranscript(2, 5.0, 6.0, "two"),
     ]
 
 
 def test_nothing_is_remembered_of_what_is_over() -> None:
-    telling = Telling()
+    telling = SessionEventMerger()
     for number in range(1, 1000):
         at = float(number)
-        heard(telling, SpeechStarted(number, at), Partial(number, "x", "", at, at), Committed(number, at, at + 0.5))
-        heard(telling, Final(number, at, at + 0.5, "x"))
-    assert (telling.open, telling._numbers, telling._stable) == ({}, {}, {})
+        heard(
+            telling,
+            SpeechStarted(number, at),
+            PartialTranscript(number, "x", "", at, at),
+            UtteranceCommitted(number, at, at + 0.5),
+        )
+        heard(telling, FinalTranscript(number, at, at + 0.5, "x"))
+    assert (telling.open_utterances, telling._numbers, telling._stable) == ({}, {}, {})

@@ -19,10 +19,10 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ModelLoadError
-from eardrum.gateway.logs import Log
-from eardrum.gateway.processes import ports
-from eardrum.gateway.processes.command import Command
-from eardrum.gateway.upstreams.foreign import ForeignUpstream
+from eardrum.gateway.logs import LogBuffer
+from eardrum.gateway.processes import command as ports
+from eardrum.gateway.processes.command import CommandProcess
+from eardrum.gateway.upstreams.external import ExternalUpstream
 from tests.conftest import wait_for
 from tests.ports import free_port
 from tests.programs import fake_llm
@@ -34,13 +34,13 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def entry(port: int, *habits: object, **keys: object) -> config.Model:
-    return config.Model.model_validate({"cmd": fake_llm(port, *habits), "proxy": f"http://127.0.0.1:{port}", **keys})
+def entry(port: int, *habits: object, **keys: object) -> config.ModelSettings:
+    return config.ModelSettings.model_validate({"cmd": fake_llm(port, *habits), "proxy": f"http://127.0.0.1:{port}", **keys})
 
 
 @asynccontextmanager
-async def upstream(model: config.Model) -> AsyncIterator[ForeignUpstream]:
-    way = ForeignUpstream(model.proxy)
+async def upstream(model: config.ModelSettings) -> AsyncIterator[ExternalUpstream]:
+    way = ExternalUpstream(model.proxy)
     try:
         yield way
     finally:
@@ -49,10 +49,10 @@ async def upstream(model: config.Model) -> AsyncIterator[ForeignUpstream]:
 
 @asynccontextmanager
 async def running(
-    model: config.Model, *, within_s: float = 15, unload_s: float = 5, said: Log | None = None
-) -> AsyncIterator[tuple[Command, ForeignUpstream]]:
+    model: config.ModelSettings, *, within_s: float = 15, unload_s: float = 5, said: LogBuffer | None = None
+) -> AsyncIterator[tuple[CommandProcess, ExternalUpstream]]:
     async with upstream(model) as way:
-        command = await Command.start("m", model, way.session, within_s=within_s, unload_s=unload_s, said=said)
+        command = await CommandProcess.start("m", model, way.session, within_s=within_s, unload_s=unload_s, said=said)
         try:
             yield command, way
         finally:
@@ -60,7 +60,7 @@ async def running(
             assert not alive(command.pid)
 
 
-async def failure(model: config.Model, *, within_s: float = 15, unload_s: float = 5) -> str:
+async def failure(model: config.ModelSettings, *, within_s: float = 15, unload_s: float = 5) -> str:
     with pytest.raises(ModelLoadError) as caught:
         async with running(model, within_s=within_s, unload_s=unload_s):
             pass
@@ -92,7 +92,7 @@ async def test_one_that_is_not_asked_has_to_take_connections() -> None:
             assert response.status == 200
     said = await failure(entry(port := free_port(), "--load-seconds", 60, checkEndpoint="none"), within_s=0.5)
     assert f"(healthCheckTimeout): nothing listens at http://127.0.0.1:{port}. " in said
-    dead = config.Model.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "checkEndpoint": "none"})
+    dead = config.ModelSettings.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "checkEndpoint": "none"})
     assert "ended with exit code 3 before it served. It logged nothing." in await failure(dead)
 
 
@@ -146,7 +146,7 @@ def talking(*lines: str) -> str:
     ],
 )
 async def test_a_start_that_fails_says_why(line: str, says: str) -> None:
-    model = config.Model.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{free_port()}"})
+    model = config.ModelSettings.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{free_port()}"})
     began = time.monotonic()
     assert says in await failure(model)
     assert time.monotonic() - began < 10, "a death is told, not waited for"
@@ -156,18 +156,18 @@ async def test_one_that_leaves_the_foreground_is_refused_and_its_children_end() 
     port = free_port()
     said = await failure(entry(port, "--daemonise", "--load-seconds", 1))
     assert "ended with exit code 0, leaving others behind that have been ended too before it served. It has to stay" in said
-    assert not ports.taken(port, "127.0.0.1")
+    assert not ports.is_port_taken(port, "127.0.0.1")
 
 
 async def test_one_that_leaves_the_foreground_later_ends_with_what_it_left() -> None:
     port = free_port()
     line = f"sh -c {shlex.quote(fake_llm(port) + ' & sleep 2')}"
-    model = config.Model.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{port}"})
+    model = config.ModelSettings.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{port}"})
     async with running(model) as (command, _):
         assert await command.ends_within(20)
-        assert command.ending == "ended with exit code 0, leaving others behind that have been ended too"
-        assert "foreground" in command.advice
-        assert not ports.taken(port, "127.0.0.1")
+        assert command.exit_description == "ended with exit code 0, leaving others behind that have been ended too"
+        assert "foreground" in command.exit_hint
+        assert not ports.is_port_taken(port, "127.0.0.1")
 
 
 async def test_one_that_was_just_stopped_starts_again_although_its_connections_are_remembered() -> None:
@@ -195,7 +195,7 @@ async def test_a_stranger_who_takes_the_port_meanwhile_is_not_taken_for_the_mode
         *shlex.split(fake_llm(port, "--load-seconds", 0.7)), stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        model = config.Model.model_validate({"cmd": f"sh -c 'sleep 60' {port}", "proxy": f"http://127.0.0.1:{port}"})
+        model = config.ModelSettings.model_validate({"cmd": f"sh -c 'sleep 60' {port}", "proxy": f"http://127.0.0.1:{port}"})
         said = await failure(model)
         assert f"The port {port} of m is not its own" in said
         assert f"(pid {stranger.pid}) answers there." in said
@@ -210,7 +210,7 @@ async def test_a_stranger_on_a_port_that_the_command_was_not_told_is_warned_of(
 ) -> None:
     port = free_port()
     async with running(entry(port)) as (stranger, way):
-        model = config.Model.model_validate({"cmd": "sleep 60", "proxy": way.address, "checkEndpoint": check})
+        model = config.ModelSettings.model_validate({"cmd": "sleep 60", "proxy": way.address, "checkEndpoint": check})
         async with running(model):
             (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
         assert f"(pid {stranger.pid}) that listens on port {port}" in warning
@@ -219,7 +219,7 @@ async def test_a_stranger_on_a_port_that_the_command_was_not_told_is_warned_of(
 
 async def test_a_wrapper_may_serve_from_a_child() -> None:
     port = free_port()
-    model = config.Model.model_validate(
+    model = config.ModelSettings.model_validate(
         {"cmd": f"sh -c {shlex.quote(fake_llm(port) + '; true')}", "proxy": f"http://127.0.0.1:{port}"}
     )
     async with running(model) as (command, way), way.session.get(f"{way.address}/env") as response:
@@ -244,28 +244,28 @@ async def test_what_it_started_ends_with_it(where: list[str], tmp_path: Path) ->
 
 async def test_one_that_ignores_sigterm_is_killed_after_unload_timeout() -> None:
     async with upstream(model := entry(free_port(), "--ignore-sigterm")) as way:
-        command = await Command.start("m", model, way.session, within_s=15, unload_s=0.5)
+        command = await CommandProcess.start("m", model, way.session, within_s=15, unload_s=0.5)
         began = time.monotonic()
         await command.stop()
         assert 0.5 <= time.monotonic() - began < 10
-        assert "SIGKILL" in command.ending
+        assert "SIGKILL" in command.exit_description
 
 
 async def test_one_that_needs_time_to_stop_gets_it() -> None:
     async with upstream(model := entry(free_port(), "--stop-seconds", 0.7)) as way:
-        command = await Command.start("m", model, way.session, within_s=15, unload_s=5)
+        command = await CommandProcess.start("m", model, way.session, within_s=15, unload_s=5)
         await command.stop()
-        assert command.ending == "ended with exit code 0"
+        assert command.exit_description == "ended with exit code 0"
 
 
 async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
     noted = tmp_path / "noted"
     stop = f"""sh -c 'echo "$WHO ${{PID}}" > {noted}; kill -INT ${{PID}}'"""
     async with upstream(model := entry(free_port(), cmdStop=stop, env=["WHO=me"])) as way:
-        command = await Command.start("m", model, way.session, within_s=15, unload_s=5)
+        command = await CommandProcess.start("m", model, way.session, within_s=15, unload_s=5)
         await command.stop()
         assert noted.read_text().split() == ["me", str(command.pid)]
-        assert command.ending == "ended with exit code 0"
+        assert command.exit_description == "ended with exit code 0"
 
 
 @pytest.mark.parametrize(
@@ -274,27 +274,27 @@ async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
 )
 async def test_a_stop_command_that_does_not_stop_it_is_helped_out(stop: str, seconds: float) -> None:
     async with upstream(model := entry(free_port(), cmdStop=stop)) as way:
-        command = await Command.start("m", model, way.session, within_s=15, unload_s=2)
+        command = await CommandProcess.start("m", model, way.session, within_s=15, unload_s=2)
         began = time.monotonic()
         await command.stop()
         assert seconds <= time.monotonic() - began < (seconds * 5 or 2)
-        assert command.ending == "ended with exit code 0"
+        assert command.exit_description == "ended with exit code 0"
 
 
 async def test_megabytes_of_output_block_nobody_and_the_end_is_kept() -> None:
-    said = Log()
+    said = LogBuffer()
     async with running(entry(free_port(), "--print-bytes", 20_000_000), said=said) as (_, way):
         async with way.session.get(f"{way.address}/health") as response:
             assert response.status == 200
         await asyncio.sleep(0.1)
-        assert said.lines()[-1].endswith("listening on " + way.address.removeprefix("http://"))
-        assert sum(map(len, said.lines())) < 200_000
+        assert said.get_lines()[-1].endswith("listening on " + way.address.removeprefix("http://"))
+        assert sum(map(len, said.get_lines())) < 200_000
 
 
 async def test_a_start_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     async with upstream(model := entry(free_port(), "--grandchild", noted, "--load-seconds", 60)) as way:
-        starting = asyncio.create_task(Command.start("m", model, way.session, within_s=60, unload_s=5))
+        starting = asyncio.create_task(CommandProcess.start("m", model, way.session, within_s=60, unload_s=5))
         await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
         starting.cancel()
         await asyncio.wait([starting])
@@ -304,7 +304,7 @@ async def test_a_start_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None
 
 async def test_a_failed_start_that_is_cleared_away_is_killed_when_nobody_has_time() -> None:
     async with upstream(model := entry(free_port(), "--ignore-sigterm", "--unhealthy-seconds", 60)) as way:
-        starting = asyncio.create_task(Command.start("m", model, way.session, within_s=1.5, unload_s=60))
+        starting = asyncio.create_task(CommandProcess.start("m", model, way.session, within_s=1.5, unload_s=60))
         await asyncio.wait([starting], timeout=2.5)
         assert not starting.done(), "it is being asked to end"
         starting.cancel()
@@ -336,4 +336,4 @@ async def test_one_that_is_stopped_is_ended_after_a_while_and_a_busy_one_is_not(
         assert command.silent_s == 0
         server.suspend()
         assert await command.ends_within(10)
-        assert "was stopped (SIGSTOP) for 1.6 s (answer_seconds)" in command.ending
+        assert "was stopped (SIGSTOP) for 1.6 s (answer_seconds)" in command.exit_description

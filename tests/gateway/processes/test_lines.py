@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.gateway.processes.lines import LONGEST, Lines
+from eardrum.gateway.processes.child import MAX_LINE_LENGTH, LineSplitter
 
 
 def whole(*pieces: bytes) -> list[str]:
-    lines = Lines()
-    return [line for piece in pieces for line in lines.feed(piece)] + lines.rest()
+    lines = LineSplitter()
+    return [line for piece in pieces for line in lines.feed(piece)] + lines.flush()
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_where_it_is_cut_makes_no_difference(pieces: list[bytes]) -> None:
 
 
 def test_a_line_that_does_not_end_does_not_grow() -> None:
-    lines = Lines()
+    lines = LineSplitter()
     for _ in range(100):
-        assert all(len(line) == LONGEST for line in lines.feed(b"x" * 1000))
-    assert len("".join(lines.rest())) <= LONGEST
+        assert all(len(line) == MAX_LINE_LENGTH for line in lines.feed(b"x" * 1000))
+    assert len("".join(lines.flush())) <= MAX_LINE_LENGTH
     for _ in range(100):
         assert lines.feed(b" 42%\r" * 1000) == []
-    assert lines.rest() == [" 42%"]
+    assert lines.flush() == [" 42%"]

@@ -13,9 +13,9 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ModelLoadError
-from eardrum.gateway.inventory import ADDRESS, COMMAND, FOREIGN, Model
-from eardrum.gateway.logs import Logs
-from eardrum.gateway.processes.lives import Lives
+from eardrum.gateway.logs import GatewayLogs
+from eardrum.gateway.models.inventory import ADDRESS, COMMAND, EXTERNAL_CAPABILITIES, Model
+from eardrum.gateway.processes.launcher import ModelLauncher
 from tests.ports import free_port
 from tests.programs import fake_llm
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 def model(**entry: object) -> Model:
     kind = COMMAND if "cmd" in entry else ADDRESS
-    return Model("m", kind, None, FOREIGN, "config", entry=config.Model.model_validate(entry))
+    return Model("m", kind, None, EXTERNAL_CAPABILITIES, "config", entry=config.ModelSettings.model_validate(entry))
 
 
 @asynccontextmanager
@@ -38,8 +38,8 @@ async def another_server(port: int, *habits: object) -> AsyncIterator[None]:
 
 
 async def test_an_address_is_asked_nothing_unless_the_config_says_so() -> None:
-    lives = Lives(config.Settings(), Logs())
-    life = await lives.begin(model(proxy=f"http://127.0.0.1:{free_port()}"))
+    lives = ModelLauncher(config.Settings(), GatewayLogs())
+    life = await lives.launch_model(model(proxy=f"http://127.0.0.1:{free_port()}"))
     assert (life.pid, life.ended.done()) == (None, False)
     await life.stop()
     assert life.ended.done()
@@ -47,32 +47,32 @@ async def test_an_address_is_asked_nothing_unless_the_config_says_so() -> None:
 
 
 async def test_an_address_with_a_check_has_to_answer_it() -> None:
-    lives, port = Lives(config.Settings(healthCheckTimeout=1), Logs()), free_port()
+    lives, port = ModelLauncher(config.Settings(healthCheckTimeout=1), GatewayLogs()), free_port()
     checked = model(proxy=f"http://127.0.0.1:{port}", checkEndpoint="/health")
     with pytest.raises(
         ModelLoadError, match=rf"m was not ready after 1 s \(healthCheckTimeout\): nothing listens at .*:{port}/he"
     ):
-        await lives.begin(checked)
+        await lives.launch_model(checked)
     lives.settings = config.Settings(healthCheckTimeout=15)
     async with another_server(port, "--load-seconds", 0.5):
         began = time.monotonic()
-        life = await lives.begin(checked)
+        life = await lives.launch_model(checked)
         assert 0.3 < time.monotonic() - began < 15
         await life.stop()
         await life.close()
 
 
 async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: Path) -> None:
-    settings, logs = config.Settings(healthCheckTimeout=15, unloadTimeout=0.4, spool_dir=tmp_path), Logs()
+    settings, logs = config.Settings(healthCheckTimeout=15, unloadTimeout=0.4, spool_dir=tmp_path), GatewayLogs()
     for own, seconds in ((0, 0.4), (1, 1)):
         port = free_port()
         entry = {"cmd": fake_llm(port, "--ignore-sigterm"), "proxy": f"http://127.0.0.1:{port}", "unloadTimeout": own}
-        lives = Lives(settings, logs)
-        life = await lives.begin(model(**entry))
-        assert any("listening on" in line for line in logs.of("m").lines())
+        lives = ModelLauncher(settings, logs)
+        life = await lives.launch_model(model(**entry))
+        assert any("listening on" in line for line in logs.get_model_log("m").get_lines())
         began = time.monotonic()
         await life.stop()
         assert seconds <= time.monotonic() - began < seconds + 5
-        assert "The command of m was ended by SIGKILL" in life.ending
+        assert "The command of m was ended by SIGKILL" in life.exit_description
         await life.close()
-        lives.register.close()
+        lives.process_registry.close()

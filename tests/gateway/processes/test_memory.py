@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eardrum.gateway.processes import memory
+from eardrum.gateway.processes import process_info
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
 
@@ -37,16 +37,16 @@ def hog() -> Iterator[int]:
 
 async def test_what_a_process_and_its_children_take_is_seen() -> None:
     with hog() as pid:
-        taken = await memory.used({"hog": pid, "gone": 2**22 + 1})
+        taken = await process_info.measure_memory({"hog": pid, "gone": 2**22 + 1})
     assert set(taken) == {"hog"}
     assert 80 << 20 < taken["hog"]["cpu"] < 140 << 20
 
 
 async def test_watching_ends_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "EVERY_S", 0.01)
+    monkeypatch.setattr(process_info, "MEMORY_INTERVAL_S", 0.01)
     running: list[dict[str, int]] = [{"a": 2**22 + 1}, {"a": 2**22 + 1}, {}]
     seen: list[object] = []
-    await asyncio.wait_for(memory.watch(lambda: running.pop(0), seen.append), 20)
+    await asyncio.wait_for(process_info.watch_memory(lambda: running.pop(0), seen.append), 20)
     assert seen == [{}, {}]
 
 
@@ -62,6 +62,6 @@ esac
 """)
         fake.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-        taken = await memory.used({"llm": pid})
+        taken = await process_info.measure_memory({"llm": pid})
     assert taken["llm"]["cuda"] == taken["llm"]["cuda:1"] == 2048 << 20
     assert "cuda:0" not in taken["llm"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from eardrum.gateway.processes import ports
+from eardrum.gateway.processes import command as ports
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from eardrum.gateway.processes import ports
     ],
 )
 def test_a_port_is_the_commands_if_it_is_told_so(command: str, address: str, port: int) -> None:
-    assert ports.claimed(command, address) == port
+    assert ports.find_claimed_port(command, address) == port
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
@@ -35,9 +35,9 @@ def test_a_port_is_taken_on_whichever_protocol(address: str) -> None:
         listening.bind((address, 0))
         listening.listen()
         port = listening.getsockname()[1]
-        assert ports.taken(port, "localhost")
-        assert ports.holder(port).endswith(f" (pid {os.getpid()})")
-    assert not ports.taken(port, "localhost")
+        assert ports.is_port_taken(port, "localhost")
+        assert ports.describe_port_holder(port).endswith(f" (pid {os.getpid()})")
+    assert not ports.is_port_taken(port, "localhost")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel lets a port in TIME_WAIT be bound again")
@@ -55,26 +55,26 @@ def test_connections_that_are_over_do_not_take_a_port(address: str) -> None:
         served.close()  # first, so that its end is the one in TIME_WAIT
         assert client.recv(1) == b""
         client.close()
-        assert ports.taken(port, "localhost"), "it still listens"
+        assert ports.is_port_taken(port, "localhost"), "it still listens"
     with socket.socket(kind) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(OSError, match="in use"):
             trial.bind((address, port))
-    assert not ports.taken(port, "localhost")
-    assert not ports.taken(port, address)
+    assert not ports.is_port_taken(port, "localhost")
+    assert not ports.is_port_taken(port, address)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be seen")
 def test_a_connection_to_elsewhere_does_not_take_the_port_it_has_here() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as client:
-        assert not ports.taken(client.getsockname()[1], "127.0.0.1")
+        assert not ports.is_port_taken(client.getsockname()[1], "127.0.0.1")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can be seen")
 def test_who_listens_is_a_stranger_unless_it_is_of_the_family() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        assert ports.stranger(port, os.getpid(), "NOBODY=1") is None
-        assert ports.stranger(port, 2**22 + 1, "NOBODY=1") == os.getpid()
+        assert ports.find_stranger(port, os.getpid(), "NOBODY=1") is None
+        assert ports.find_stranger(port, 2**22 + 1, "NOBODY=1") == os.getpid()
         mark = next(f"{name}={value}" for name, value in os.environ.items() if value)
-        assert ports.stranger(port, 2**22 + 1, mark) is None, "whoever carries the mark was started by the command"
+        assert ports.find_stranger(port, 2**22 + 1, mark) is None, "whoever carries the mark was started by the command"

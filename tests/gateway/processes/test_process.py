@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from eardrum.errors import ModelLoadError
-from eardrum.gateway.processes.process import Process
+from eardrum.gateway.processes.runner_process import RunnerProcess
 from tests.conftest import wait_for
 
 READY = 'print(\'{"ready": {"batch": 1}}\', flush=True)'
@@ -42,16 +42,16 @@ def alive(pid: int) -> bool:
 
 async def test_a_death_is_seen_even_when_something_holds_the_pipes(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
-    process = await Process.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
     os.kill(process.pid, signal.SIGKILL)
     await asyncio.wait_for(process.ended, 15)
-    assert "SIGKILL" in process.ending
+    assert "SIGKILL" in process.exit_description
     wait_for(lambda: not alive(int(noted.read_text())), 15)
 
 
 async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
-    process = await Process.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
     await asyncio.wait_for(process.stop(), 15)
     wait_for(lambda: not alive(int(noted.read_text())), 15)
 
@@ -59,7 +59,7 @@ async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
 async def test_what_it_leaves_behind_is_gone_with_the_last_of_its_files(tmp_path: Path) -> None:
     """A process that is killed loses what it was started with first and its files last. It is not gone before."""
     noted = tmp_path / "pid"
-    process = await Process.start("m", [*script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=10)
     await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
     os.kill(process.pid, signal.SIGKILL)
     await asyncio.wait_for(process.ended, 15)
@@ -71,7 +71,7 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     began = time.monotonic()
     with pytest.raises(ModelLoadError, match=r"not ready after 1\.5 s .*start_seconds"):
-        await Process.start("m", [*script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=1.5)
+        await RunnerProcess.start("m", [*script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=1.5)
     assert time.monotonic() - began < 15
     wait_for(lambda: not alive(int(noted.read_text())), 15)
 
@@ -87,7 +87,7 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
 )
 async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
-        await asyncio.wait_for(Process.start("m", script(*lines), within_s=10, hint=" Look at python."), 20)
+        await asyncio.wait_for(RunnerProcess.start("m", script(*lines), within_s=10, hint=" Look at python."), 20)
     assert says in caught.value.message
     assert caught.value.message.endswith("Look at python.")
 
@@ -95,7 +95,7 @@ async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str
 async def test_what_it_says_last_is_heard() -> None:
     failed = 'print(\'{"failed": {"error": "ModelLoadError", "message": "No file."}}\', flush=True)'
     with pytest.raises(ModelLoadError, match=r"^No file\.$"):
-        await Process.start("m", script(failed, "os._exit(1)"), within_s=10)
+        await RunnerProcess.start("m", script(failed, "os._exit(1)"), within_s=10)
 
 
 ANSWERS = """
@@ -107,12 +107,12 @@ while os.read(0, 4096):
 
 async def ends_by_itself(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:
     """How a watched process ends, if it does while nobody ends it."""
-    process = await Process.start("m", script(ready), within_s=10)
+    process = await RunnerProcess.start("m", script(ready), within_s=10)
     try:
-        process.watch(answer_s=0.3, batch_s=5)
+        process.start_watchdog(answer_s=0.3, batch_s=5)
         if pause:
             os.kill(process.pid, signal.SIGSTOP)
-        return process.ending if await process.ends_within(within_s + 3 * pause) else ""
+        return process.exit_description if await process.ends_within(within_s + 3 * pause) else ""
     finally:
         await process.kill()
 
@@ -141,14 +141,14 @@ async def test_one_that_works_is_left_alone(ready: str) -> None:
 
 
 async def test_what_it_owes_is_known_before_it_is_ended() -> None:
-    process = await Process.start("m", script(ANSWERS % (0, 0)), within_s=10)
+    process = await RunnerProcess.start("m", script(ANSWERS % (0, 0)), within_s=10)
     try:
-        process.watch(answer_s=20, batch_s=0.1)
+        process.start_watchdog(answer_s=20, batch_s=0.1)
         os.kill(process.pid, signal.SIGSTOP)
         await asyncio.sleep(0.4)
-        assert 0.1 < process.silent_s < 0.4
+        assert 0.1 < process.unresponsive_s < 0.4
         os.kill(process.pid, signal.SIGCONT)
         await asyncio.sleep(0.2)
-        assert process.silent_s < 0.1
+        assert process.unresponsive_s < 0.1
     finally:
         await process.kill()

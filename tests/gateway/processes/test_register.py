@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eardrum.gateway.processes import proc
-from eardrum.gateway.processes.register import VARIABLE, Register, mark_of
+from eardrum.gateway.processes import process_info
+from eardrum.gateway.processes.orphans import MARK_VARIABLE, ProcessRegistry, find_mark
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow
@@ -49,13 +49,13 @@ def gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         pid = int(process.stdout.readline())
-        wait_for(lambda: VARIABLE in psutil.Process(pid).environ())  # which is empty for a moment while it starts a program
-        mark = psutil.Process(pid).environ()[VARIABLE]
+        wait_for(lambda: MARK_VARIABLE in psutil.Process(pid).environ())  # which is empty for a moment while it starts a program
+        mark = psutil.Process(pid).environ()[MARK_VARIABLE]
         try:
             yield process, pid
         finally:
             process.kill()
-            for left in proc.carriers(mark):
+            for left in process_info.find_marked(mark):
                 os.kill(left.pid, signal.SIGKILL)
 
 
@@ -64,7 +64,7 @@ def alive(pid: int) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    asyncio.run(Register(folder).end_left_behind())
+    asyncio.run(ProcessRegistry(folder).end_orphans())
 
 
 def files(folder: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def test_a_command_is_ended_that_a_killed_gateway_has_left(tmp_path: Path, caplo
         assert not alive(pid)
         assert f"left processes of llm behind (sleep {pid})" in caplog.text
         assert not files(tmp_path)
-        Register(tmp_path).close()
+        ProcessRegistry(tmp_path).close()
         assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +103,7 @@ def test_what_it_started_ends_too_however_it_hides(tmp_path: Path) -> None:
 
 def test_one_that_sheds_its_mark_while_it_ends_is_waited_for(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
-    ending = f"trap 'exec env -u {VARIABLE} sleep 1' TERM; echo $$ > {hidden}; while true; do sleep 0.1; done"
+    ending = f"trap 'exec env -u {MARK_VARIABLE} sleep 1' TERM; echo $$ > {hidden}; while true; do sleep 0.1; done"
     with gateway(tmp_path, "sh", "-c", f"(setsid sh -c {shlex.quote(ending)} 2>&- &) ; exec sleep 60") as (process, _):
         wait_for(lambda: hidden.exists() and hidden.read_text())
         process.kill()
@@ -125,9 +125,9 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -
         process.wait()
         (file,) = files(tmp_path)
         entries = [json.loads(line) for line in file.read_text().splitlines()]
-        found = proc.stat(other.pid)
+        found = process_info.read_process(other.pid)
         assert found
-        entries[1] |= {"pid": other.pid, "born": found.born - 1}
+        entries[1] |= {"pid": other.pid, "born": found.start_ticks - 1}
         file.write_text("\n".join(map(json.dumps, entries[:2])) + '\n{"pid": 1')
         sweep(tmp_path)
         assert alive(other.pid)
@@ -137,13 +137,13 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -
 
 def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
-        found = proc.stat(other.pid)
+        found = process_info.read_process(other.pid)
         assert found
         folder = tmp_path / f"eardrum-{os.getuid()}"
         folder.mkdir(mode=0o700)
         entries = [
             {"mark": "0123456789abcdef0123456789abcdef.", "here": "yesterday"},
-            {"pid": other.pid, "born": found.born, "model": "m"},
+            {"pid": other.pid, "born": found.start_ticks, "model": "m"},
         ]
         (folder / "1.jsonl").write_text("\n".join(map(json.dumps, entries)))
         sweep(tmp_path)
@@ -153,10 +153,10 @@ def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> N
 
 def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
-        found = proc.stat(process.pid)
+        found = process_info.read_process(process.pid)
         assert found
-        register = Register(tmp_path)
-        for step in (register.note, lambda pid, _: register.forget(pid), register.note):
+        register = ProcessRegistry(tmp_path)
+        for step in (register.add_process, lambda pid, _: register.remove_process(pid), register.add_process):
             step(process.pid, "m")
         (file,) = files(tmp_path)
         text = file.read_text()
@@ -170,15 +170,15 @@ def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mark", ["", "x", None])
 def test_a_mark_that_others_could_carry_is_none(mark: str | None) -> None:
-    assert mark_of([{"mark": mark, "here": "x"}, {"pid": 1}]) is None, "it would end whatever runs"
-    assert mark_of([{"pid": 1}]) is None
-    assert mark_of([{"mark": "0123456789abcdef0123456789abcdef."}]) == "0123456789abcdef0123456789abcdef."
+    assert find_mark([{"mark": mark, "here": "x"}, {"pid": 1}]) is None, "it would end whatever runs"
+    assert find_mark([{"pid": 1}]) is None
+    assert find_mark([{"mark": "0123456789abcdef0123456789abcdef."}]) == "0123456789abcdef0123456789abcdef."
 
 
 def test_the_file_is_for_nobody_else_and_goes_with_the_last_process(tmp_path: Path) -> None:
-    register = Register(tmp_path)
+    register = ProcessRegistry(tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is written as long as nothing is started"
-    register.note(os.getpid(), "m")
+    register.add_process(os.getpid(), "m")
     (file,) = files(tmp_path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -189,9 +189,9 @@ def test_the_file_is_for_nobody_else_and_goes_with_the_last_process(tmp_path: Pa
 def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / f"eardrum-{os.getuid()}"
     folder.mkdir(mode=0o755)
-    register = Register(tmp_path)
-    register.note(os.getpid(), "m")
-    register.forget(os.getpid())
+    register = ProcessRegistry(tmp_path)
+    register.add_process(os.getpid(), "m")
+    register.remove_process(os.getpid())
     assert not files(tmp_path)
     (folder / "1.jsonl").write_text('{"mark": "0123456789abcdef0123456789abcdef", "here": ""}')
     sweep(tmp_path)
@@ -201,7 +201,7 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pyte
 
 
 def test_a_command_of_a_command_carries_the_marks_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "outer.0.")
+    monkeypatch.setenv(MARK_VARIABLE, "outer.0.")
     with gateway(tmp_path, "sleep", "60") as (_, pid):
-        assert proc.carries(pid, "outer.0.")
-        assert psutil.Process(pid).environ()[VARIABLE] != "outer.0."
+        assert process_info.has_mark(pid, "outer.0.")
+        assert psutil.Process(pid).environ()[MARK_VARIABLE] != "outer.0."

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.gateway.rules import LEAVING, Pools
-from eardrum.units import bytes_of
+from eardrum.gateway.scheduler.policies import LEAVING, MemoryPolicy
+from eardrum.units import parse_size
 
 
 @pytest.mark.parametrize(
@@ -24,56 +24,56 @@ from eardrum.units import bytes_of
     ],
 )
 def test_sizes_are_read(size: str, number: int) -> None:
-    assert bytes_of(size) == number
+    assert parse_size(size) == number
 
 
 @pytest.mark.parametrize("size", ["", "G", "-1G", "0", "1.G", "1,5G", "2 apples", "1iB", "nan", "1e9"])
 def test_what_is_no_size_is_refused(size: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
-        bytes_of(size)
+        parse_size(size)
 
 
-def cpu(size: float, /, **needs: float) -> Pools:
-    return Pools({"cpu": size}, {model: {"cpu": need} for model, need in needs.items()})
+def cpu(size: float, /, **needs: float) -> MemoryPolicy:
+    return MemoryPolicy({"cpu": size}, {model: {"cpu": need} for model, need in needs.items()})
 
 
 def test_what_fits_stays() -> None:
-    assert cpu(10, a=4, b=6).evicted("a", {"b": 0.0}) == frozenset()
+    assert cpu(10, a=4, b=6).find_evictions("a", {"b": 0.0}) == frozenset()
 
 
 def test_the_least_recently_used_goes_first() -> None:
     rules = cpu(10, a=4, b=4, c=4)
-    assert rules.evicted("c", {"a": 5.0, "b": 3.0}) == {"b"}
-    assert rules.evicted("c", {"a": 2.0, "b": 3.0}) == {"a"}
-    assert rules.evicted("c", {"a": LEAVING, "b": 3.0}) == {"a"}
+    assert rules.find_evictions("c", {"a": 5.0, "b": 3.0}) == {"b"}
+    assert rules.find_evictions("c", {"a": 2.0, "b": 3.0}) == {"a"}
+    assert rules.find_evictions("c", {"a": LEAVING, "b": 3.0}) == {"a"}
 
 
 def test_nobody_goes_for_nothing() -> None:
-    assert cpu(10, small=1, large=9, new=9).evicted("new", {"small": 1.0, "large": 2.0}) == {"large"}
+    assert cpu(10, small=1, large=9, new=9).find_evictions("new", {"small": 1.0, "large": 2.0}) == {"large"}
 
 
 def test_a_model_larger_than_the_pool_gets_all_of_it() -> None:
     rules = cpu(10, a=4, huge=99)
-    assert rules.evicted("huge", {"a": 1.0}) == {"a"}
-    assert rules.evicted("a", {"huge": 1.0}) == {"huge"}
+    assert rules.find_evictions("huge", {"a": 1.0}) == {"a"}
+    assert rules.find_evictions("a", {"huge": 1.0}) == {"huge"}
     assert rules.allows(["huge"])
     assert not rules.allows(["huge", "a"])
 
 
 def test_each_pool_has_its_own_models() -> None:
-    rules = Pools({"cpu": 10, "cuda": 10}, {"a": {"cpu": 9}, "b": {"cuda": 9}, "c": {"cpu": 5, "cuda": 5}})
-    assert rules.evicted("a", {"b": 0.0}) == frozenset()
-    assert rules.evicted("c", {"a": 0.0, "b": 0.0}) == {"a", "b"}
+    rules = MemoryPolicy({"cpu": 10, "cuda": 10}, {"a": {"cpu": 9}, "b": {"cuda": 9}, "c": {"cpu": 5, "cuda": 5}})
+    assert rules.find_evictions("a", {"b": 0.0}) == frozenset()
+    assert rules.find_evictions("c", {"a": 0.0, "b": 0.0}) == {"a", "b"}
 
 
 def test_a_model_without_a_need_is_let_alone() -> None:
-    assert cpu(10, a=10).evicted("a", {"address": 0.0}) == frozenset()
-    assert cpu(10, a=10).evicted("address", {"a": 0.0}) == frozenset()
+    assert cpu(10, a=10).find_evictions("a", {"address": 0.0}) == frozenset()
+    assert cpu(10, a=10).find_evictions("address", {"a": 0.0}) == frozenset()
 
 
 def test_a_model_that_was_told_to_stay_is_not_evicted() -> None:
-    rules = Pools({"cpu": 10}, {"a": {"cpu": 6}, "b": {"cpu": 6}}, kept=frozenset("a"))
-    assert rules.evicted("b", {"a": 0.0}) == frozenset()
+    rules = MemoryPolicy({"cpu": 10}, {"a": {"cpu": 6}, "b": {"cpu": 6}}, persistent=frozenset("a"))
+    assert rules.find_evictions("b", {"a": 0.0}) == frozenset()
     assert rules.allows("ab")
 
 
@@ -87,9 +87,9 @@ def test_who_stays_fits_and_no_less_would_do(needs: dict[str, int], data: st.Dat
     loaded: dict[str, float] = {}
     for model in needs:  # as they came to be loaded
         if model != target:
-            loaded = {m: used for m, used in loaded.items() if m not in rules.evicted(model, loaded)}
+            loaded = {m: used for m, used in loaded.items() if m not in rules.find_evictions(model, loaded)}
             loaded[model] = data.draw(st.integers(0, 9))
-    gone = rules.evicted(target, loaded)
+    gone = rules.find_evictions(target, loaded)
     staying = [model for model in loaded if model not in gone]
     assert rules.allows([*staying, target])
     assert not any(rules.allows([*staying, target, back]) for back in gone)

@@ -6,9 +6,27 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from eardrum.config.matrix import And, Ident, Or
-from eardrum.gateway.rules import Every, Group, Groups, Matrix, Nothing, Pools, Rules
-from eardrum.gateway.scheduler import Done, Reconfigured, Rest, Resume, Scheduler, Shutdown, State, Tick, Unload
+from eardrum.config.matrix import AndExpression, ModelReference, OrExpression
+from eardrum.gateway.scheduler import (
+    ConfigChanged,
+    ModelState,
+    RequestActive,
+    RequestFinished,
+    RequestIdle,
+    Scheduler,
+    ShutdownRequested,
+    TimerFired,
+    UnloadRequested,
+)
+from eardrum.gateway.scheduler.policies import (
+    CombinedPolicy,
+    EvictionPolicy,
+    GroupPolicy,
+    MatrixPolicy,
+    MemoryPolicy,
+    ModelGroup,
+    NoEviction,
+)
 from tests.gateway.scheduler.world import Request, World
 
 MODELS = "abcde"
@@ -17,37 +35,39 @@ groups = st.lists(
     st.tuples(st.sets(st.sampled_from(MODELS), min_size=1), st.booleans(), st.booleans(), st.booleans()), max_size=3
 )
 expressions = st.recursive(
-    st.sampled_from(MODELS).map(Ident),
-    lambda inner: st.one_of(*(st.lists(inner, min_size=1, max_size=3).map(tuple).map(kind) for kind in (And, Or))),
+    st.sampled_from(MODELS).map(ModelReference),
+    lambda inner: st.one_of(
+        *(st.lists(inner, min_size=1, max_size=3).map(tuple).map(kind) for kind in (AndExpression, OrExpression))
+    ),
     max_leaves=5,
 )
 matrices = st.builds(
-    Matrix,
+    MatrixPolicy,
     st.lists(expressions, max_size=3).map(tuple),
     st.dictionaries(st.sampled_from(MODELS), st.integers(1, 5)),
     st.frozensets(st.sampled_from(MODELS)),
 )
 pools = st.dictionaries(
     st.sampled_from(MODELS), st.dictionaries(st.sampled_from(["cpu", "cuda"]), st.integers(1, 9)), min_size=2
-).map(lambda needs: Pools({"cpu": 10, "cuda": 8}, needs))
+).map(lambda needs: MemoryPolicy({"cpu": 10, "cuda": 8}, needs))
 
 
-def disjoint(drawn: list[tuple[set[str], bool, bool, bool]]) -> Groups:
+def disjoint(drawn: list[tuple[set[str], bool, bool, bool]]) -> GroupPolicy:
     """A model is in one group at most; the config says so too."""
     seen: set[str] = set()
     found = []
     for members, *how in drawn:
-        found.append(Group(frozenset(members - seen), *how))
+        found.append(ModelGroup(frozenset(members - seen), *how))
         seen |= members
-    return Groups(tuple(found))
+    return GroupPolicy(tuple(found))
 
 
-any_rules: st.SearchStrategy[Rules] = st.one_of(
-    st.just(Nothing()),
+any_rules: st.SearchStrategy[EvictionPolicy] = st.one_of(
+    st.just(NoEviction()),
     groups.map(disjoint),
     matrices,
     pools,
-    st.tuples(groups.map(disjoint), pools).map(Every),
+    st.tuples(groups.map(disjoint), pools).map(CombinedPolicy),
 )
 
 
@@ -57,7 +77,7 @@ class Life(RuleBasedStateMachine):
     models = st.sampled_from(MODELS)
 
     @initialize(rules=any_rules, patience=st.sampled_from([0.0, 5.0, 10.0]))
-    def begin(self, rules: Rules, patience: float) -> None:
+    def begin(self, rules: EvictionPolicy, patience: float) -> None:
         self.world = World(rules, patience)
         self.patience = patience
 
@@ -68,9 +88,9 @@ class Life(RuleBasedStateMachine):
     @rule(
         model=models,
         limit=st.integers(1, 4),
-        concurrency=st.sampled_from([0, 0, 3]),
+        concurrency_limit=st.sampled_from([0, 0, 3]),
         ttl=st.sampled_from([0.0, 10.0]),
-        at_once=st.integers(0, 2),
+        max_concurrency=st.integers(0, 2),
         priority=st.integers(0, 2),
     )
     def ask(self, model: str, limit: int, **terms: float) -> None:
@@ -97,7 +117,7 @@ class Life(RuleBasedStateMachine):
     def fall_silent_or_speak_up(self, data: st.DataObject) -> None:
         if request := self.draw(data, self.world.granted()):
             request.resting = not request.resting
-            kind = Rest if request.resting else Resume
+            kind = RequestIdle if request.resting else RequestActive
             self.world.tell(kind(request.model, request.ticket))
 
     @rule(model=models, works=st.booleans())
@@ -115,8 +135,10 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 100))
     def time_passes(self, seconds: float) -> None:
         self.world.now += seconds
-        self.world.tell(Tick())
-        assert self.scheduler.due is None or self.scheduler.due > self.world.now, "a tick settles what was due"
+        self.world.tell(TimerFired())
+        assert self.scheduler.next_deadline is None or self.scheduler.next_deadline > self.world.now, (
+            "a tick settles what was due"
+        )
 
     @rule(model=models, force=st.booleans())
     def unload(self, model: str, force: bool) -> None:
@@ -126,39 +148,41 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def the_same_config_again(self) -> None:
-        before = repr(self.scheduler.slots)
-        self.world.tell(Reconfigured(self.world.rules, self.patience))
-        assert repr(self.scheduler.slots) == before, "a config that is the same changes nothing"
+        before = repr(self.scheduler.models)
+        self.world.tell(ConfigChanged(self.world.rules, self.patience))
+        assert repr(self.scheduler.models) == before, "a config that is the same changes nothing"
 
     @rule(rules=any_rules, changed=st.frozensets(models, max_size=2), removed=st.frozensets(models, max_size=1))
-    def another_config(self, rules: Rules, changed: frozenset[str], removed: frozenset[str]) -> None:
-        serving = {slot.model for slot in self.scheduler.slots.values() if slot.serves and not slot.unloading}
+    def another_config(self, rules: EvictionPolicy, changed: frozenset[str], removed: frozenset[str]) -> None:
+        serving = {slot.model for slot in self.scheduler.models.values() if slot.is_serving and not slot.unloading}
         unchanged = serving - changed - removed
         self.world.rules = rules
-        self.world.tell(Reconfigured(rules, self.patience, changed, removed))
+        self.world.tell(ConfigChanged(rules, self.patience, changed, removed))
         assert not any(self.world.waiting(model) for model in removed)
         if rules.allows(self.world.processes) and not self.world.waiting():
-            assert all(self.scheduler.slots[model].state is State.READY for model in unchanged)
+            assert all(self.scheduler.models[model].state is ModelState.READY for model in unchanged)
 
     @rule(sure=st.integers(0, 19))
     def shut_down(self, sure: int) -> None:
         if sure == 0:
             self.world.down = True
-            self.world.tell(Shutdown())
+            self.world.tell(ShutdownRequested())
             assert set(self.world.processes.values()) <= {"stopping"}
             assert not self.world.waiting()
 
     @invariant()
     def what_stays_is_allowed(self) -> None:
-        slots = self.scheduler.slots.values()
-        assert self.world.rules.allows([s.model for s in slots if s.up and not s.unloading and s.state is not State.STOPPING])
+        slots = self.scheduler.models.values()
+        assert self.world.rules.allows(
+            [s.model for s in slots if s.has_process and not s.unloading and s.state is not ModelState.STOPPING]
+        )
 
     @invariant()
     def it_knows_what_it_holds(self) -> None:
-        for model, slot in self.scheduler.slots.items():
+        for model, slot in self.scheduler.models.items():
             assert set(slot.waiting) == {r.ticket for r in self.world.waiting(model)}
             assert slot.active == {r.ticket for r in self.world.granted(model)}
-            assert slot.up == (model in self.world.processes)
+            assert slot.has_process == (model in self.world.processes)
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
@@ -180,11 +204,11 @@ class Life(RuleBasedStateMachine):
             for request in self.world.granted():
                 self.world.finish(request)
             self.world.now += 1.0
-            self.world.tell(Tick())
+            self.world.tell(TimerFired())
         assert not self.world.waiting(), "forgotten"
         for model in MODELS:
-            self.world.tell(Unload(model))
-            self.world.tell(Done(model, -1))
+            self.world.tell(UnloadRequested(model))
+            self.world.tell(RequestFinished(model, -1))
         assert set(self.world.processes.values()) <= {"stopping"}
 
 

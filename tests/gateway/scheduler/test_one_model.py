@@ -7,43 +7,43 @@ import pytest
 from eardrum.errors import BusyError, ModelCoolingError, ModelLoadError, ShuttingDownError
 from eardrum.gateway.scheduler import (
     BACK_OFF_S,
-    Action,
-    Cancelled,
-    Done,
-    Exited,
-    Grant,
-    Ready,
-    Reject,
+    GrantRequest,
+    ModelReady,
+    ModelState,
+    ProcessExited,
+    RejectRequest,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
     Scheduler,
-    Shutdown,
-    Start,
+    SchedulerAction,
+    ShutdownRequested,
     StartFailed,
-    State,
-    Stop,
-    Tick,
-    Unload,
-    Wanted,
+    StartModel,
+    StopModel,
+    TimerFired,
+    UnloadRequested,
 )
 
 M = "tiny"
 BROKEN = ModelLoadError("tiny lacks a file.")
 
 
-def want(scheduler: Scheduler, ticket: int, *, at: float = 0.0, limit: int = 64, model: str = M) -> list[Action]:
-    return scheduler.handle(Wanted(model, ticket, limit), at)
+def want(scheduler: Scheduler, ticket: int, *, at: float = 0.0, limit: int = 64, model: str = M) -> list[SchedulerAction]:
+    return scheduler.handle_event(RequestArrived(model, ticket, limit), at)
 
 
-def rejection(actions: list[Action]) -> Reject:
+def rejection(actions: list[SchedulerAction]) -> RejectRequest:
     (reject,) = actions
-    assert isinstance(reject, Reject)
+    assert isinstance(reject, RejectRequest)
     return reject
 
 
 def ready() -> Scheduler:
     scheduler = Scheduler()
     want(scheduler, 0)
-    scheduler.handle(Ready(M), 0.0)
-    scheduler.handle(Done(M, 0), 0.0)
+    scheduler.handle_event(ModelReady(M), 0.0)
+    scheduler.handle_event(RequestFinished(M, 0), 0.0)
     return scheduler
 
 
@@ -52,28 +52,28 @@ def failed(*, times: int = 1, at: float = 0.0) -> Scheduler:
     scheduler = Scheduler()
     for attempt in range(times):
         moment = at - 1000.0 * (times - 1 - attempt)
-        assert want(scheduler, attempt, at=moment) == [Start(M)]
-        scheduler.handle(StartFailed(M, BROKEN), moment)
+        assert want(scheduler, attempt, at=moment) == [StartModel(M)]
+        scheduler.handle_event(StartFailed(M, BROKEN), moment)
     return scheduler
 
 
 def test_many_requests_start_the_model_once_and_are_granted_in_order() -> None:
     scheduler = Scheduler()
-    assert want(scheduler, 1) == [Start(M)]
-    assert scheduler.slots[M].state is State.STARTING
+    assert want(scheduler, 1) == [StartModel(M)]
+    assert scheduler.models[M].state is ModelState.STARTING
     assert want(scheduler, 2) == []
     assert want(scheduler, 3) == []
-    assert scheduler.handle(Ready(M), 1.0) == [Grant(1), Grant(2), Grant(3)]
-    assert scheduler.slots[M].state is State.READY
-    assert want(scheduler, 4) == [Grant(4)]
+    assert scheduler.handle_event(ModelReady(M), 1.0) == [GrantRequest(1), GrantRequest(2), GrantRequest(3)]
+    assert scheduler.models[M].state is ModelState.READY
+    assert want(scheduler, 4) == [GrantRequest(4)]
 
 
 def test_models_do_not_touch_each_other() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
-    assert want(scheduler, 2, model="base") == [Start("base")]
-    scheduler.handle(StartFailed(M, BROKEN), 0.0)
-    assert scheduler.handle(Ready("base"), 1.0) == [Grant(2)]
+    assert want(scheduler, 2, model="base") == [StartModel("base")]
+    scheduler.handle_event(StartFailed(M, BROKEN), 0.0)
+    assert scheduler.handle_event(ModelReady("base"), 1.0) == [GrantRequest(2)]
 
 
 @pytest.mark.parametrize("up", [True, False])
@@ -87,16 +87,16 @@ def test_a_full_model_says_when_to_come_back(up: bool) -> None:
     assert busy.error.retry_after
     assert M in busy.error.message
     assert "2 requests" in busy.error.message
-    scheduler.handle(Done(M, 1) if up else Cancelled(M, 1), 1.0)
-    assert want(scheduler, 4, limit=2) == ([Grant(4)] if up else [])
+    scheduler.handle_event(RequestFinished(M, 1) if up else RequestCancelled(M, 1), 1.0)
+    assert want(scheduler, 4, limit=2) == ([GrantRequest(4)] if up else [])
 
 
 def test_a_failed_start_rejects_all_who_wait() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
     want(scheduler, 2)
-    assert scheduler.handle(StartFailed(M, BROKEN), 5.0) == [Reject(1, BROKEN), Reject(2, BROKEN)]
-    assert scheduler.slots[M].state is State.FAILED
+    assert scheduler.handle_event(StartFailed(M, BROKEN), 5.0) == [RejectRequest(1, BROKEN), RejectRequest(2, BROKEN)]
+    assert scheduler.models[M].state is ModelState.FAILED
 
 
 def test_a_model_that_failed_cools_down_and_says_why_and_how_long() -> None:
@@ -106,7 +106,7 @@ def test_a_model_that_failed_cools_down_and_says_why_and_how_long() -> None:
     assert cooling.retry_after == BACK_OFF_S[0] - 0.5
     assert BROKEN.message in cooling.message
     assert cooling.status == 503
-    assert want(scheduler, 8, at=10.0 + BACK_OFF_S[0]) == [Start(M)]
+    assert want(scheduler, 8, at=10.0 + BACK_OFF_S[0]) == [StartModel(M)]
 
 
 def test_pauses_grow_with_each_failure_in_a_row() -> None:
@@ -118,10 +118,10 @@ def test_pauses_grow_with_each_failure_in_a_row() -> None:
 def test_a_start_that_works_forgets_earlier_failures() -> None:
     scheduler = failed(times=3)
     want(scheduler, 10, at=100.0)
-    scheduler.handle(Ready(M), 100.0)
-    scheduler.handle(Exited(M), 101.0)
+    scheduler.handle_event(ModelReady(M), 100.0)
+    scheduler.handle_event(ProcessExited(M), 101.0)
     want(scheduler, 11, at=102.0)
-    scheduler.handle(StartFailed(M, BROKEN), 102.0)
+    scheduler.handle_event(StartFailed(M, BROKEN), 102.0)
     assert rejection(want(scheduler, 12, at=102.0)).error.retry_after == BACK_OFF_S[0]
 
 
@@ -129,53 +129,59 @@ def test_who_gave_up_while_waiting_is_not_granted() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
     want(scheduler, 2)
-    assert scheduler.handle(Cancelled(M, 1), 0.0) == []
-    assert scheduler.handle(Ready(M), 0.0) == [Grant(2)]
+    assert scheduler.handle_event(RequestCancelled(M, 1), 0.0) == []
+    assert scheduler.handle_event(ModelReady(M), 0.0) == [GrantRequest(2)]
 
 
 def test_a_start_nobody_waits_for_any_more_is_still_good_for_the_next() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
-    scheduler.handle(Cancelled(M, 1), 0.0)
-    assert scheduler.handle(Ready(M), 0.0) == []
-    assert want(scheduler, 2) == [Grant(2)]
+    scheduler.handle_event(RequestCancelled(M, 1), 0.0)
+    assert scheduler.handle_event(ModelReady(M), 0.0) == []
+    assert want(scheduler, 2) == [GrantRequest(2)]
 
 
 def test_giving_up_too_late_or_twice_does_no_harm() -> None:
     scheduler = ready()
-    for event in (Cancelled(M, 5), Done(M, 5), Done(M, 5), Cancelled("unheard of", 1), Done("unheard of", 1)):
-        assert scheduler.handle(event, 0.0) == []
-    assert want(scheduler, 6) == [Grant(6)]
+    for event in (
+        RequestCancelled(M, 5),
+        RequestFinished(M, 5),
+        RequestFinished(M, 5),
+        RequestCancelled("unheard of", 1),
+        RequestFinished("unheard of", 1),
+    ):
+        assert scheduler.handle_event(event, 0.0) == []
+    assert want(scheduler, 6) == [GrantRequest(6)]
 
 
 def test_a_model_that_died_is_started_by_the_next_request() -> None:
     scheduler = ready()
-    assert scheduler.handle(Exited(M), 1.0) == []
-    assert scheduler.slots[M].state is State.STOPPED
-    assert want(scheduler, 1) == [Start(M)]
+    assert scheduler.handle_event(ProcessExited(M), 1.0) == []
+    assert scheduler.models[M].state is ModelState.STOPPED
+    assert want(scheduler, 1) == [StartModel(M)]
 
 
 def test_requests_of_a_dead_model_keep_their_place_until_they_are_done() -> None:
     scheduler = ready()
     want(scheduler, 1, limit=1)
-    scheduler.handle(Exited(M), 1.0)
+    scheduler.handle_event(ProcessExited(M), 1.0)
     assert isinstance(rejection(want(scheduler, 2, limit=1)).error, BusyError)
-    scheduler.handle(Done(M, 1), 1.0)
-    assert want(scheduler, 3, limit=1) == [Start(M)]
+    scheduler.handle_event(RequestFinished(M, 1), 1.0)
+    assert want(scheduler, 3, limit=1) == [StartModel(M)]
 
 
 def test_an_exit_while_requests_wait_starts_the_model_again() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
-    assert scheduler.handle(Exited(M), 1.0) == [Start(M)]
-    assert scheduler.handle(Ready(M), 2.0) == [Grant(1)]
+    assert scheduler.handle_event(ProcessExited(M), 1.0) == [StartModel(M)]
+    assert scheduler.handle_event(ModelReady(M), 2.0) == [GrantRequest(1)]
 
 
 def test_ready_counts_only_while_starting() -> None:
     scheduler = ready()
-    scheduler.handle(Exited(M), 1.0)
-    assert scheduler.handle(Ready(M), 1.0) == []
-    assert scheduler.slots[M].state is State.STOPPED
+    scheduler.handle_event(ProcessExited(M), 1.0)
+    assert scheduler.handle_event(ModelReady(M), 1.0) == []
+    assert scheduler.models[M].state is ModelState.STOPPED
 
 
 def test_shutdown_rejects_who_waits_stops_what_runs_and_starts_nothing() -> None:
@@ -183,95 +189,95 @@ def test_shutdown_rejects_who_waits_stops_what_runs_and_starts_nothing() -> None
     want(scheduler, 1)
     want(scheduler, 2, model="base")
     want(scheduler, 3, model="broken")
-    scheduler.handle(StartFailed("broken", BROKEN), 0.0)
-    actions = scheduler.handle(Shutdown(), 1.0)
-    assert {type(action) for action in actions} == {Reject, Stop}
-    assert {action.model for action in actions if isinstance(action, Stop)} == {M, "base"}
-    (reject,) = (action for action in actions if isinstance(action, Reject))
+    scheduler.handle_event(StartFailed("broken", BROKEN), 0.0)
+    actions = scheduler.handle_event(ShutdownRequested(), 1.0)
+    assert {type(action) for action in actions} == {RejectRequest, StopModel}
+    assert {action.model for action in actions if isinstance(action, StopModel)} == {M, "base"}
+    (reject,) = (action for action in actions if isinstance(action, RejectRequest))
     assert reject.ticket == 2
     assert isinstance(reject.error, ShuttingDownError)
-    assert scheduler.slots[M].state is State.STOPPING
-    assert scheduler.handle(Shutdown(), 1.0) == []
+    assert scheduler.models[M].state is ModelState.STOPPING
+    assert scheduler.handle_event(ShutdownRequested(), 1.0) == []
     assert isinstance(rejection(want(scheduler, 4)).error, ShuttingDownError)
-    for event in (Ready("base"), Exited(M), Exited("base"), Done(M, 1)):
-        assert scheduler.handle(event, 2.0) == []
-    assert scheduler.slots[M].state is State.STOPPED
+    for event in (ModelReady("base"), ProcessExited(M), ProcessExited("base"), RequestFinished(M, 1)):
+        assert scheduler.handle_event(event, 2.0) == []
+    assert scheduler.models[M].state is ModelState.STOPPED
     assert isinstance(rejection(want(scheduler, 5, model="broken", at=1e6)).error, ShuttingDownError)
 
 
 def loaded(*, ttl: float = 0.0, at: float = 0.0) -> Scheduler:
     """A scheduler whose model serves ticket 1."""
     scheduler = Scheduler()
-    scheduler.handle(Wanted(M, 1, 64, ttl), at)
-    scheduler.handle(Ready(M), at)
+    scheduler.handle_event(RequestArrived(M, 1, 64, ttl), at)
+    scheduler.handle_event(ModelReady(M), at)
     return scheduler
 
 
 def test_unloading_waits_for_the_work_in_hand() -> None:
     scheduler = loaded()
-    assert scheduler.handle(Unload(M), 1.0) == []
-    assert scheduler.slots[M].state is State.DRAINING
+    assert scheduler.handle_event(UnloadRequested(M), 1.0) == []
+    assert scheduler.models[M].state is ModelState.DRAINING
     assert want(scheduler, 2) == [], "who comes now waits for the next life"
-    assert scheduler.handle(Done(M, 1), 2.0) == [Stop(M)]
-    assert scheduler.handle(Exited(M), 3.0) == [Start(M)]
-    assert scheduler.handle(Ready(M), 4.0) == [Grant(2)]
+    assert scheduler.handle_event(RequestFinished(M, 1), 2.0) == [StopModel(M)]
+    assert scheduler.handle_event(ProcessExited(M), 3.0) == [StartModel(M)]
+    assert scheduler.handle_event(ModelReady(M), 4.0) == [GrantRequest(2)]
 
 
 def test_an_idle_model_is_unloaded_at_once() -> None:
     scheduler = ready()
-    assert scheduler.handle(Unload(M), 1.0) == [Stop(M)]
-    assert scheduler.handle(Unload(M), 1.0) == []
-    assert scheduler.handle(Exited(M), 2.0) == []
-    assert want(scheduler, 3) == [Start(M)]
+    assert scheduler.handle_event(UnloadRequested(M), 1.0) == [StopModel(M)]
+    assert scheduler.handle_event(UnloadRequested(M), 1.0) == []
+    assert scheduler.handle_event(ProcessExited(M), 2.0) == []
+    assert want(scheduler, 3) == [StartModel(M)]
 
 
 def test_unloading_what_is_not_up_does_nothing() -> None:
     for scheduler in (Scheduler(), failed()):
-        assert scheduler.handle(Unload(M), 1.0) == []
+        assert scheduler.handle_event(UnloadRequested(M), 1.0) == []
 
 
 def test_a_start_is_only_broken_off_when_nobody_waits_for_it() -> None:
     scheduler = Scheduler()
     want(scheduler, 1)
-    assert scheduler.handle(Unload(M), 1.0) == []
-    assert scheduler.handle(Cancelled(M, 1), 1.0) == [Stop(M)]
+    assert scheduler.handle_event(UnloadRequested(M), 1.0) == []
+    assert scheduler.handle_event(RequestCancelled(M, 1), 1.0) == [StopModel(M)]
     assert want(scheduler, 2) == []
-    assert scheduler.handle(StartFailed(M, BROKEN), 3.0) == [Start(M)], "a failure of what was given up is nobody's"
+    assert scheduler.handle_event(StartFailed(M, BROKEN), 3.0) == [StartModel(M)], "a failure of what was given up is nobody's"
 
 
 def test_a_model_is_unloaded_when_nobody_came_for_its_ttl() -> None:
     scheduler = loaded(ttl=30.0, at=100.0)
-    assert scheduler.due is None, "it is at work"
-    scheduler.handle(Done(M, 1), 110.0)
-    assert scheduler.due == 140.0
-    assert scheduler.handle(Tick(), 139.9) == []
-    assert scheduler.handle(Tick(), 140.0) == [Stop(M)]
-    assert scheduler.due is None
+    assert scheduler.next_deadline is None, "it is at work"
+    scheduler.handle_event(RequestFinished(M, 1), 110.0)
+    assert scheduler.next_deadline == 140.0
+    assert scheduler.handle_event(TimerFired(), 139.9) == []
+    assert scheduler.handle_event(TimerFired(), 140.0) == [StopModel(M)]
+    assert scheduler.next_deadline is None
 
 
 def test_a_request_renews_the_time_to_live() -> None:
     scheduler = loaded(ttl=30.0)
-    scheduler.handle(Done(M, 1), 10.0)
-    scheduler.handle(Wanted(M, 2, 64, 30.0), 39.0)
-    assert scheduler.handle(Tick(), 40.0) == []
-    scheduler.handle(Done(M, 2), 50.0)
-    assert scheduler.due == 80.0
+    scheduler.handle_event(RequestFinished(M, 1), 10.0)
+    scheduler.handle_event(RequestArrived(M, 2, 64, 30.0), 39.0)
+    assert scheduler.handle_event(TimerFired(), 40.0) == []
+    scheduler.handle_event(RequestFinished(M, 2), 50.0)
+    assert scheduler.next_deadline == 80.0
 
 
 def test_a_long_request_is_not_cut_by_the_time_to_live() -> None:
     scheduler = loaded(ttl=2.0)
-    assert scheduler.handle(Tick(), 1000.0) == []
+    assert scheduler.handle_event(TimerFired(), 1000.0) == []
 
 
 def test_without_a_ttl_a_model_stays() -> None:
     scheduler = ready()
-    assert scheduler.due is None
-    assert scheduler.handle(Tick(), 1e9) == []
+    assert scheduler.next_deadline is None
+    assert scheduler.handle_event(TimerFired(), 1e9) == []
 
 
 def test_a_model_started_for_nobody_lives_as_long_as_any() -> None:
     scheduler = Scheduler()
-    scheduler.handle(Wanted(M, 1, 64, 30.0), 0.0)
-    scheduler.handle(Cancelled(M, 1), 1.0)
-    scheduler.handle(Ready(M), 5.0)
-    assert scheduler.due == 35.0
+    scheduler.handle_event(RequestArrived(M, 1, 64, 30.0), 0.0)
+    scheduler.handle_event(RequestCancelled(M, 1), 1.0)
+    scheduler.handle_event(ModelReady(M), 5.0)
+    assert scheduler.next_deadline == 35.0

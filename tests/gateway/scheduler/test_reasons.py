@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.config.matrix import Ident
-from eardrum.gateway.rules import Every, Group, Groups, Matrix, Nothing, Pools, Rules
-from eardrum.gateway.scheduler import Going, Reason, Reconfigured, Shutdown
+from eardrum.config.matrix import ModelReference
+from eardrum.gateway.scheduler import ConfigChanged, ShutdownRequested, UnloadCause, UnloadReason
+from eardrum.gateway.scheduler.policies import (
+    CombinedPolicy,
+    EvictionPolicy,
+    GroupPolicy,
+    MatrixPolicy,
+    MemoryPolicy,
+    ModelGroup,
+    NoEviction,
+)
 from tests.gateway.scheduler.world import World
 
-GROUP = Groups((Group(frozenset("ab")),))
-MATRIX = Matrix((Ident("a"), Ident("b")))
-POOL = Pools({"cpu": 10}, {"a": {"cpu": 6}, "b": {"cpu": 6}})
+GROUP = GroupPolicy((ModelGroup(frozenset("ab")),))
+MATRIX = MatrixPolicy((ModelReference("a"), ModelReference("b")))
+POOL = MemoryPolicy({"cpu": 10}, {"a": {"cpu": 6}, "b": {"cpu": 6}})
 
 
-def up(*models: str, rules: Rules | None = None, **terms: float) -> World:
+def up(*models: str, rules: EvictionPolicy | None = None, **terms: float) -> World:
     """Models that are loaded and have nothing to do."""
-    world = World(rules or Nothing())
+    world = World(rules or NoEviction())
     world.load_s, world.stop_s = lambda _: 1.0, lambda _: 1.0
     for model in models:
         world.ask(model, serve_s=1.0, **terms)
@@ -24,51 +32,51 @@ def up(*models: str, rules: Rules | None = None, **terms: float) -> World:
     return world
 
 
-def gone(world: World, model: str) -> Going | None:
-    return world.scheduler.slots[model].gone
+def gone(world: World, model: str) -> UnloadCause | None:
+    return world.scheduler.models[model].last_unload
 
 
-def going(world: World, model: str) -> Going | None:
-    return world.scheduler.slots[model].going
+def going(world: World, model: str) -> UnloadCause | None:
+    return world.scheduler.models[model].unload_cause
 
 
 def test_nobody_asks() -> None:
     world = up("a", ttl=30.0)
     assert gone(world, "a") is going(world, "a") is None
     world.run(32.5)
-    assert going(world, "a") == Going(Reason.TTL)
+    assert going(world, "a") == UnloadCause(UnloadReason.TTL)
     world.run(40)
-    assert (gone(world, "a"), going(world, "a")) == (Going(Reason.TTL), None)
+    assert (gone(world, "a"), going(world, "a")) == (UnloadCause(UnloadReason.TTL), None)
 
 
 @pytest.mark.parametrize(
     ("rules", "reason"),
     [
-        (GROUP, Reason.GROUP),
-        (MATRIX, Reason.MATRIX),
-        (POOL, Reason.POOL),
-        (Every((Groups(()), POOL)), Reason.POOL),
-        (Every((GROUP, POOL)), Reason.GROUP),
+        (GROUP, UnloadReason.GROUP),
+        (MATRIX, UnloadReason.MATRIX),
+        (POOL, UnloadReason.POOL),
+        (CombinedPolicy((GroupPolicy(()), POOL)), UnloadReason.POOL),
+        (CombinedPolicy((GROUP, POOL)), UnloadReason.GROUP),
     ],
 )
-def test_somebody_needs_its_place(rules: Rules, reason: Reason) -> None:
+def test_somebody_needs_its_place(rules: EvictionPolicy, reason: UnloadReason) -> None:
     world = up("a", rules=rules)
     world.ask("b", serve_s=1.0)
-    assert going(world, "a") == Going(reason, "b")
+    assert going(world, "a") == UnloadCause(reason, "b")
     world.run(20)
-    assert gone(world, "a") == Going(reason, "b")
+    assert gone(world, "a") == UnloadCause(reason, "b")
     assert str(gone(world, "a")) == f"it made room for b ({reason})"
     world.ask("a", serve_s=1.0)
     world.run(40)
     assert going(world, "a") is None
-    assert gone(world, "b") == Going(reason, "a")
+    assert gone(world, "b") == UnloadCause(reason, "a")
 
 
 def test_a_start_that_gives_way() -> None:
     world = World(GROUP)
     world.leave(world.ask("a"))
     world.ask("b")
-    assert going(world, "a") == Going(Reason.GROUP, "b")
+    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
 
 
 def test_a_swap_that_is_called_off_leaves_no_reason() -> None:
@@ -76,38 +84,38 @@ def test_a_swap_that_is_called_off_leaves_no_reason() -> None:
     world.ask("a", serve_s=60)
     other = world.ask("b")
     world.run(30)
-    assert going(world, "a") == Going(Reason.GROUP, "b")
+    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
     world.leave(other)
     assert going(world, "a") is None
 
 
-@pytest.mark.parametrize(("force", "reason"), [(False, Reason.HAND), (True, Reason.FORCE)])
-def test_somebody_unloads_it(force: bool, reason: Reason) -> None:
+@pytest.mark.parametrize(("force", "reason"), [(False, UnloadReason.HAND), (True, UnloadReason.FORCE)])
+def test_somebody_unloads_it(force: bool, reason: UnloadReason) -> None:
     world = up("a")
     world.unload("a", force=force)
-    assert going(world, "a") == Going(reason)
+    assert going(world, "a") == UnloadCause(reason)
     world.run(20)
-    assert gone(world, "a") == Going(reason)
+    assert gone(world, "a") == UnloadCause(reason)
 
 
 def test_somebody_unloads_it_while_others_wait_for_it() -> None:
-    world = World(Nothing())
+    world = World(NoEviction())
     world.stop_s = lambda _: 1.0
     world.ask("a", serve_s=2.0)
     world.unload("a")
     world.started("a")
     world.run(20)
-    assert gone(world, "a") == Going(Reason.HAND)
+    assert gone(world, "a") == UnloadCause(UnloadReason.HAND)
 
 
 def test_it_dies_or_does_not_come_up() -> None:
     world = up("a")
     world.exits("a")
-    assert gone(world, "a") == Going(Reason.CRASH)
-    world = World(Nothing())
+    assert gone(world, "a") == UnloadCause(UnloadReason.CRASH)
+    world = World(NoEviction())
     world.ask("a")
     world.start_fails("a")
-    assert gone(world, "a") == Going(Reason.FAILED)
+    assert gone(world, "a") == UnloadCause(UnloadReason.FAILED)
 
 
 def test_one_that_dies_while_it_drains_has_died() -> None:
@@ -115,18 +123,18 @@ def test_one_that_dies_while_it_drains_has_died() -> None:
     world.ask("a")
     world.ask("b")
     world.run(30)
-    assert going(world, "a") == Going(Reason.GROUP, "b")
+    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
     world.exits("a")
-    assert gone(world, "a") == Going(Reason.CRASH)
+    assert gone(world, "a") == UnloadCause(UnloadReason.CRASH)
 
 
 def test_another_config_and_the_end() -> None:
     world = up("a", "b", "c")
-    world.tell(Reconfigured(GROUP, 10.0, changed=frozenset("c")))
+    world.tell(ConfigChanged(GROUP, 10.0, changed=frozenset("c")))
     world.run(20)
-    assert {gone(world, "c"), gone(world, "a") or gone(world, "b")} == {Going(Reason.RELOAD)}
+    assert {gone(world, "c"), gone(world, "a") or gone(world, "b")} == {UnloadCause(UnloadReason.RELOAD)}
     world = up("a")
     world.down = True
-    world.tell(Shutdown())
+    world.tell(ShutdownRequested())
     world.run(20)
-    assert gone(world, "a") == Going(Reason.SHUTDOWN)
+    assert gone(world, "a") == UnloadCause(UnloadReason.SHUTDOWN)

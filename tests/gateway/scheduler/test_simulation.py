@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.gateway.rules import Pools
+from eardrum.gateway.scheduler.policies import MemoryPolicy
 from tests.gateway.scheduler.traffic import LOAD_S, SERVE_S, simulated, swapping
 
 
@@ -46,7 +46,7 @@ def test_without_patience_waits_are_shortest_and_loads_most() -> None:
 def test_nobody_waits_longer_than_patience_and_a_turn_of_every_other(
     models: str, rate: float, patience: float, load_s: float, leaving: float, in_pool: bool, seed: int
 ) -> None:
-    rules = Pools({"cpu": 10}, {model: {"cpu": 6} for model in models}) if in_pool else swapping(models)
+    rules = MemoryPolicy({"cpu": 10}, {model: {"cpu": 6} for model in models}) if in_pool else swapping(models)
     world, _ = simulated(rules, models, rate=rate, patience=patience, requests=200, seed=seed, load_s=load_s, leaving=leaving)
     turn = SERVE_S + load_s
     bound = max(patience, turn) + (len(models) - 1) * turn + 1e-6

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.errors import BusyError, ConcurrencyLimitError, ModelNotFoundError, UnloadedError
-from eardrum.gateway.rules import Group, Groups, Nothing, Pools
-from eardrum.gateway.scheduler import Keep, Reconfigured, Remeasured, Rest, Resume, State, Tick
+from eardrum.errors import BusyError, ConcurrencyLimitError, ModelNotFoundError, ModelUnloadedError
+from eardrum.gateway.scheduler import ConfigChanged, ModelState, PolicyChanged, RequestActive, RequestIdle, TimerFired, TtlChanged
+from eardrum.gateway.scheduler.policies import GroupPolicy, MemoryPolicy, ModelGroup, NoEviction
 from tests.gateway.scheduler.world import BROKEN, World
 
 PATIENCE = 10.0
 
 
-def one_at_a_time(*models: str, **how: bool) -> Groups:
-    return Groups((Group(frozenset(models), **how),))
+def one_at_a_time(*models: str, **how: bool) -> GroupPolicy:
+    return GroupPolicy((ModelGroup(frozenset(models), **how),))
 
 
-def world(rules: Groups | None = None) -> World:
+def world(rules: GroupPolicy | None = None) -> World:
     """A and B and C replace each other; starts and stops end when the test says so."""
     return World(rules or one_at_a_time("a", "b", "c"), PATIENCE)
 
 
-def state(world: World, model: str) -> State:
-    return world.scheduler.slots[model].state
+def state(world: World, model: str) -> ModelState:
+    return world.scheduler.models[model].state
 
 
 def pass_time(world: World, seconds: float) -> None:
@@ -54,7 +54,7 @@ def test_a_model_at_work_is_not_swapped_out() -> None:
     a = w.ask("a")
     w.started("a")
     w.ask("b")
-    assert state(w, "a") is State.READY
+    assert state(w, "a") is ModelState.READY
     w.finish(a)
     assert w.processes == {"a": "stopping"}
 
@@ -82,7 +82,7 @@ def test_a_ready_model_serves_on_until_somebody_has_lost_patience() -> None:
     assert overlapping.granted is not None, "the fast way, although b waits"
     w.finish(first)
     pass_time(w, 1)
-    assert state(w, "a") is State.DRAINING
+    assert state(w, "a") is ModelState.DRAINING
     late = w.ask("a")
     assert late.granted is None, "its turn is after b's"
     w.finish(overlapping)
@@ -105,7 +105,7 @@ def test_a_drain_is_called_off_when_who_it_was_for_has_left() -> None:
     late = w.ask("a")
     assert late.granted is None
     w.leave(b)
-    assert state(w, "a") is State.READY
+    assert state(w, "a") is ModelState.READY
     assert late.granted is not None
 
 
@@ -169,11 +169,11 @@ def test_a_load_that_is_waited_for_is_not_broken_off_however_impatient_others_ar
     assert w.processes == {"a": "starting"}
     w.started("a")
     assert a.granted is not None
-    assert state(w, "a") is State.DRAINING, "but then it serves only who was there"
+    assert state(w, "a") is ModelState.DRAINING, "but then it serves only who was there"
 
 
 def test_disjoint_swaps_run_at_the_same_time() -> None:
-    w = World(Groups((Group(frozenset("ab"), exclusive=False), Group(frozenset("xy"), exclusive=False))), PATIENCE)
+    w = World(GroupPolicy((ModelGroup(frozenset("ab"), exclusive=False), ModelGroup(frozenset("xy"), exclusive=False))), PATIENCE)
     up(w, "a")
     up(w, "x")
     w.ask("b")
@@ -182,7 +182,7 @@ def test_disjoint_swaps_run_at_the_same_time() -> None:
 
 
 def test_a_swap_waits_for_all_who_must_go_before_it_stops_any() -> None:
-    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("x")))), PATIENCE)
+    w = World(GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("x")))), PATIENCE)
     up(w, "a")
     b = w.ask("b")
     w.started("b")
@@ -196,7 +196,7 @@ def test_a_swap_waits_for_all_who_must_go_before_it_stops_any() -> None:
 
 def test_nobody_overtakes_whom_they_would_keep_out() -> None:
     """x waits for a and b; y could start as soon as a is gone, but x would have to wait for y then."""
-    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("xy")))), PATIENCE)
+    w = World(GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("xy")))), PATIENCE)
     held = [w.ask("a"), w.ask("b")]
     w.started("a")
     w.started("b")
@@ -213,7 +213,7 @@ def test_nobody_overtakes_whom_they_would_keep_out() -> None:
 
 def test_nobody_starts_who_would_have_to_go_again_for_somebody_ahead() -> None:
     """Nothing keeps y out, but x, which waits for a, would evict it: it is loaded beside x, once x is."""
-    w = World(Groups((Group(frozenset("ax")), Group(frozenset("y"), exclusive=False))), PATIENCE)
+    w = World(GroupPolicy((ModelGroup(frozenset("ax")), ModelGroup(frozenset("y"), exclusive=False))), PATIENCE)
     a = w.ask("a")
     w.started("a")
     w.ask("x")
@@ -226,8 +226,8 @@ def test_nobody_starts_who_would_have_to_go_again_for_somebody_ahead() -> None:
 
 def test_a_persistent_model_serves_during_every_swap() -> None:
     """PersistentNotEvicted."""
-    ears = Group(frozenset({"ears"}), exclusive=False, persistent=True)
-    w = World(Groups((Group(frozenset("ab")), ears)), PATIENCE)
+    ears = ModelGroup(frozenset({"ears"}), exclusive=False, persistent=True)
+    w = World(GroupPolicy((ModelGroup(frozenset("ab")), ears)), PATIENCE)
     up(w, "ears")
     up(w, "a")
     w.ask("b")
@@ -236,7 +236,7 @@ def test_a_persistent_model_serves_during_every_swap() -> None:
 
 
 def test_unloading_a_slow_model_stalls_no_other() -> None:
-    w = World(Nothing(), PATIENCE)
+    w = World(NoEviction(), PATIENCE)
     up(w, "slow")
     up(w, "other")
     w.unload("slow")
@@ -261,18 +261,18 @@ def test_an_unload_during_the_load_serves_who_waits_and_then_ends() -> None:
 
 def test_force_unloads_at_once_whoever_waits_or_works() -> None:
     w = world()
-    granted = w.ask("a", at_once=1)
+    granted = w.ask("a", max_concurrency=1)
     w.started("a")
-    waiting = w.ask("a", at_once=1)
+    waiting = w.ask("a", max_concurrency=1)
     w.unload("a", force=True)
-    assert isinstance(waiting.outcome, UnloadedError)
+    assert isinstance(waiting.outcome, ModelUnloadedError)
     assert w.processes == {"a": "stopping"}
     w.exits("a")
     w.finish(granted)
     assert w.processes == {}
     starting = w.ask("b")
     w.unload("b", force=True)
-    assert isinstance(starting.outcome, UnloadedError)
+    assert isinstance(starting.outcome, ModelUnloadedError)
     assert w.processes == {"b": "stopping"}
 
 
@@ -280,8 +280,8 @@ def test_waiting_requests_count_towards_llama_swaps_limit() -> None:
     """ConcurrencyLimit_QueuedWaitersReserveCapacity."""
     w = world()
     for _ in range(10):
-        w.ask("a", concurrency=10)
-    refused = [w.ask("a", concurrency=10).outcome for _ in range(2)]
+        w.ask("a", concurrency_limit=10)
+    refused = [w.ask("a", concurrency_limit=10).outcome for _ in range(2)]
     for error in refused:
         assert isinstance(error, ConcurrencyLimitError)
         assert (error.status, error.code, error.retry_after) == (429, "concurrency_limit", 1.0)
@@ -292,7 +292,7 @@ def test_waiting_requests_count_towards_llama_swaps_limit() -> None:
 
 def test_a_model_that_serves_one_at_a_time_keeps_the_others_in_order() -> None:
     w = world()
-    requests = [w.ask("a", at_once=1) for _ in range(3)]
+    requests = [w.ask("a", max_concurrency=1) for _ in range(3)]
     w.started("a")
     for n, request in enumerate(requests):
         assert [r.granted is not None for r in requests] == [True] * (n + 1) + [False] * (2 - n)
@@ -302,12 +302,12 @@ def test_a_model_that_serves_one_at_a_time_keeps_the_others_in_order() -> None:
 def test_who_was_there_when_the_model_came_up_is_served_before_the_next_swap() -> None:
     w = world()
     up(w, "c")
-    waiters = [w.ask("a", at_once=1) for _ in range(3)]
+    waiters = [w.ask("a", max_concurrency=1) for _ in range(3)]
     b = w.ask("b")
     w.exits("c")
     pass_time(w, PATIENCE)
     w.started("a")
-    late = w.ask("a", at_once=1)
+    late = w.ask("a", max_concurrency=1)
     for request in waiters:
         assert request.granted is not None
         w.finish(request)
@@ -351,9 +351,9 @@ def test_who_starves_is_helped_when_it_does_and_not_at_the_next_occasion() -> No
         pass_time(w, PATIENCE / 2 - 0.1)
         w.leave(favourite)
     w.ask("c", priority=1)
-    assert state(w, "a") is State.READY
+    assert state(w, "a") is ModelState.READY
     pass_time(w, 0.3)
-    assert state(w, "a") is State.DRAINING
+    assert state(w, "a") is ModelState.DRAINING
 
 
 def test_a_silent_websocket_does_not_hold_its_model() -> None:
@@ -362,7 +362,7 @@ def test_a_silent_websocket_does_not_hold_its_model() -> None:
     w.started("a")
     w.ask("b")
     socket.resting = True
-    w.tell(Rest("a", socket.ticket))
+    w.tell(RequestIdle("a", socket.ticket))
     assert w.processes == {"a": "stopping"}
 
 
@@ -371,10 +371,10 @@ def test_a_websocket_that_speaks_again_holds_its_model_again() -> None:
     socket = w.ask("a", ttl=60.0)
     w.started("a")
     pass_time(w, 5)
-    w.tell(Rest("a", socket.ticket))
-    assert w.scheduler.due == 65.0
-    w.tell(Resume("a", socket.ticket))
-    assert w.scheduler.due is None
+    w.tell(RequestIdle("a", socket.ticket))
+    assert w.scheduler.next_deadline == 65.0
+    w.tell(RequestActive("a", socket.ticket))
+    assert w.scheduler.next_deadline is None
     w.ask("b")
     assert w.processes == {"a": "up"}
 
@@ -383,14 +383,14 @@ def test_a_websocket_that_ends_in_silence_was_last_used_when_it_fell_silent() ->
     w = world()
     socket = w.ask("a", ttl=60.0)
     w.started("a")
-    w.tell(Rest("a", socket.ticket))
+    w.tell(RequestIdle("a", socket.ticket))
     pass_time(w, 20)
     w.finish(socket)
-    assert w.scheduler.due == 60.0
+    assert w.scheduler.next_deadline == 60.0
 
 
 def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
-    w = World(Pools({"cpu": 10}, {model: {"cpu": 5} for model in "abc"}), PATIENCE)
+    w = World(MemoryPolicy({"cpu": 10}, {model: {"cpu": 5} for model in "abc"}), PATIENCE)
     up(w, "b")
     w.now += 1.0
     a = w.ask("a")
@@ -403,7 +403,7 @@ def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
 
 
 def test_who_is_being_unloaded_need_not_be_waited_for_before_others_go() -> None:
-    w = World(Groups((Group(frozenset("ab"), swap=False, exclusive=False), Group(frozenset("x")))), PATIENCE)
+    w = World(GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("x")))), PATIENCE)
     up(w, "b")
     w.ask("a")
     w.started("a")
@@ -429,17 +429,17 @@ def test_a_request_resets_the_time_to_live() -> None:
 def test_the_time_to_live_can_be_changed_while_it_runs() -> None:
     w = world()
     up(w, "a")
-    w.tell(Keep("a", 5.0))
+    w.tell(TtlChanged("a", 5.0))
     pass_time(w, 5)
     assert w.processes == {"a": "stopping"}
 
 
 def test_memory_that_is_measured_counts_from_the_next_load() -> None:
-    w = World(Pools({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 5}}), PATIENCE)
+    w = World(MemoryPolicy({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 5}}), PATIENCE)
     up(w, "a")
     up(w, "b")
-    w.rules = Pools({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 9}, "c": {"cpu": 1}})
-    w.tell(Remeasured(w.rules))
+    w.rules = MemoryPolicy({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 9}, "c": {"cpu": 1}})
+    w.tell(PolicyChanged(w.rules))
     assert w.processes == {"a": "up", "b": "up"}
     w.now += 1.0
     w.finish(w.ask("b"))
@@ -458,11 +458,11 @@ def test_a_model_that_failed_to_start_holds_up_no_other() -> None:
 
 
 def test_a_new_config_touches_only_what_changed() -> None:
-    w = World(Nothing(), PATIENCE)
+    w = World(NoEviction(), PATIENCE)
     working = {model: w.ask(model) for model in "abc"}
     for model in "abc":
         w.started(model)
-    w.tell(Reconfigured(Nothing(), PATIENCE, changed=frozenset("b"), removed=frozenset("c")))
+    w.tell(ConfigChanged(NoEviction(), PATIENCE, changed=frozenset("b"), removed=frozenset("c")))
     assert w.processes == dict.fromkeys("abc", "up"), "nobody is signalled at work"
     assert w.ask("a").granted is not None
     again = w.ask("b")
@@ -476,12 +476,12 @@ def test_a_new_config_touches_only_what_changed() -> None:
 
 
 def test_a_new_config_has_no_old_failures_and_no_old_starts() -> None:
-    w = World(Nothing(), PATIENCE)
+    w = World(NoEviction(), PATIENCE)
     w.ask("a")
     w.start_fails("a")
     waiter = w.ask("b")
     gone = w.ask("c")
-    w.tell(Reconfigured(Nothing(), PATIENCE, changed=frozenset("ab"), removed=frozenset("c")))
+    w.tell(ConfigChanged(NoEviction(), PATIENCE, changed=frozenset("ab"), removed=frozenset("c")))
     assert w.ask("a").outcome == ""
     assert isinstance(gone.outcome, ModelNotFoundError)
     w.exits("b")
@@ -490,12 +490,12 @@ def test_a_new_config_has_no_old_failures_and_no_old_starts() -> None:
 
 
 def test_new_rules_let_go_what_they_forbid() -> None:
-    w = World(Nothing(), PATIENCE)
+    w = World(NoEviction(), PATIENCE)
     for model in "abc":
         w.now += 1.0
         up(w, model)
     w.rules = one_at_a_time("a", "b")
-    w.tell(Reconfigured(w.rules, PATIENCE))
+    w.tell(ConfigChanged(w.rules, PATIENCE))
     assert w.processes == {"a": "stopping", "b": "up", "c": "up"}, "the one used last stays"
 
 
@@ -506,15 +506,15 @@ def test_a_new_patience_counts_at_once(patience: float) -> None:
     w.started("a")
     w.ask("b")
     pass_time(w, 5)
-    w.tell(Reconfigured(w.rules, patience))
-    assert state(w, "a") is State.DRAINING
+    w.tell(ConfigChanged(w.rules, patience))
+    assert state(w, "a") is ModelState.DRAINING
 
 
 def test_nothing_is_due_when_nobody_waits() -> None:
     w = world()
     up(w, "a")
-    assert w.scheduler.due is None
+    assert w.scheduler.next_deadline is None
     w.ask("b")
     w.exits("a")
-    w.tell(Tick())
-    assert w.scheduler.due is None, "a start is not hurried by the clock"
+    w.tell(TimerFired())
+    assert w.scheduler.next_deadline is None, "a start is not hurried by the clock"

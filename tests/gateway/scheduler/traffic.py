@@ -5,18 +5,18 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from eardrum.gateway.rules import Group, Groups, Rules
+from eardrum.gateway.scheduler.policies import EvictionPolicy, GroupPolicy, ModelGroup
 from tests.gateway.scheduler.world import Request, World
 
 LOAD_S, SERVE_S = 5.0, 1.0
 
 
-def swapping(models: str) -> Groups:
-    return Groups((Group(frozenset(models)),))
+def swapping(models: str) -> GroupPolicy:
+    return GroupPolicy((ModelGroup(frozenset(models)),))
 
 
 def simulated(
-    rules: Rules,
+    rules: EvictionPolicy,
     models: str,
     *,
     rate: float,
@@ -36,7 +36,7 @@ def simulated(
     world.stop_s = lambda _: 0.0
 
     def ask(model: str) -> None:
-        request = world.ask(model, serve_s, at_once=at_once, priority=(priorities or {}).get(model, 0))
+        request = world.ask(model, serve_s, max_concurrency=at_once, priority=(priorities or {}).get(model, 0))
         if dice.random() < leaving:
             world.at(world.now + dice.uniform(0, 20), partial(hang_up, request))
 

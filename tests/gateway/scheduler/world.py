@@ -11,23 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eardrum.errors import EardrumError, ModelLoadError
-from eardrum.gateway.rules import Rules
 from eardrum.gateway.scheduler import (
-    Cancelled,
-    Done,
-    Event,
-    Exited,
-    Grant,
-    Ready,
-    Reject,
+    GrantRequest,
+    ModelReady,
+    ProcessExited,
+    RejectRequest,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
     Scheduler,
-    Start,
+    SchedulerEvent,
     StartFailed,
-    Stop,
-    Tick,
-    Unload,
-    Wanted,
+    StartModel,
+    StopModel,
+    TimerFired,
+    UnloadRequested,
 )
+from eardrum.gateway.scheduler.policies import EvictionPolicy
 
 BROKEN = ModelLoadError("It lacks a file.")
 
@@ -50,7 +50,7 @@ class Request:
 class World:
     """Owns the time. `at` plans something, `run` lets it happen."""
 
-    def __init__(self, rules: Rules, patience: float = 10.0):
+    def __init__(self, rules: EvictionPolicy, patience: float = 10.0):
         self.rules = rules
         self.scheduler = Scheduler(rules, patience)
         self.now = 0.0
@@ -72,7 +72,7 @@ class World:
     def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **terms: float) -> Request:
         request = Request(model, next(self._ids), serve_s, self.now)
         self.requests[request.ticket] = request
-        self.tell(Wanted(model, request.ticket, limit, **terms))
+        self.tell(RequestArrived(model, request.ticket, limit, **terms))
         return request
 
     def leave(self, request: Request) -> None:
@@ -80,13 +80,13 @@ class World:
         assert not request.outcome
         assert request.granted is None
         request.outcome, request.left = "left", self.now
-        self.tell(Cancelled(request.model, request.ticket))
-        self.tell(Done(request.model, request.ticket))
+        self.tell(RequestCancelled(request.model, request.ticket))
+        self.tell(RequestFinished(request.model, request.ticket))
 
     def finish(self, request: Request) -> None:
         if not request.outcome:
             request.outcome = "served"
-            self.tell(Done(request.model, request.ticket))
+            self.tell(RequestFinished(request.model, request.ticket))
 
     def waiting(self, model: str | None = None) -> list[Request]:
         return [r for r in self._open(model) if r.granted is None]
@@ -105,7 +105,7 @@ class World:
     def started(self, model: str) -> None:
         if self.processes.get(model) == "starting":
             self.processes[model] = "up"
-            self.tell(Ready(model))
+            self.tell(ModelReady(model))
 
     def start_fails(self, model: str) -> None:
         if self.processes.get(model) == "starting":
@@ -116,7 +116,7 @@ class World:
         """It stops, having been told to or not; requests it worked on notice soon."""
         del self.processes[model]
         self.forced.discard(model)
-        self.tell(Exited(model))
+        self.tell(ProcessExited(model))
 
     # Time.
 
@@ -136,18 +136,18 @@ class World:
     def unload(self, model: str, *, force: bool = False) -> None:
         if force:
             self.forced.add(model)
-        self.tell(Unload(model, force))
+        self.tell(UnloadRequested(model, force))
 
-    def tell(self, event: Event) -> None:
-        for action in self.scheduler.handle(event, self.now):
+    def tell(self, event: SchedulerEvent) -> None:
+        for action in self.scheduler.handle_event(event, self.now):
             match action:
-                case Start(model):
+                case StartModel(model):
                     self._start(model)
-                case Stop(model):
+                case StopModel(model):
                     self._stop(model)
-                case Grant(ticket):
+                case GrantRequest(ticket):
                     self._grant(self.requests[ticket])
-                case Reject(ticket, error):
+                case RejectRequest(ticket, error):
                     assert not self.requests[ticket].outcome, "answered twice"
                     assert self.requests[ticket].granted is None, "rejected what was granted"
                     self.requests[ticket].outcome = error
@@ -156,7 +156,9 @@ class World:
     def _start(self, model: str) -> None:
         assert model not in self.processes, "started twice"
         assert not self.down, "started on the way down"
-        assert not self.rules.evicted(model, dict.fromkeys(self.processes, 0.0)), f"{model} started beside {self.processes}"
+        assert not self.rules.find_evictions(model, dict.fromkeys(self.processes, 0.0)), (
+            f"{model} started beside {self.processes}"
+        )
         self.processes[model] = "starting"
         self.starts.append(model)
         if (seconds := self.load_s(model)) is not None:
@@ -179,7 +181,7 @@ class World:
             self.at(self.now + request.serve_s, lambda: self.finish(request))
 
     def _set_timer(self) -> None:
-        due = self.scheduler.due
+        due = self.scheduler.next_deadline
         self._timer = timer = self._timer + 1
         if due is not None:
-            self.at(due, lambda: self.tell(Tick()) if self._timer == timer else None)
+            self.at(due, lambda: self.tell(TimerFired()) if self._timer == timer else None)

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from eardrum.config.llama_swap import Timeouts
+from eardrum.config.llama_swap import UpstreamTimeouts
 from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamTimeoutError
-from eardrum.gateway.upstreams.foreign import ForeignUpstream, Outgoing, Stream, chunks
+from eardrum.gateway.upstreams.external import BodyStream, ExternalUpstream, OutgoingRequest, iterate_body
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-GET = Outgoing("GET", "/x")
+GET = OutgoingRequest("GET", "/x")
 EARLY = b"HTTP/1.1 103 Hints\r\nlink: x\r\n\r\n"
 
 
 @asynccontextmanager
-async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[ForeignUpstream, list[int]]]:
+async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[ExternalUpstream, list[int]]]:
     """The way to a server that serves each connection with the script, and the connections it had."""
     connections: list[int] = []
     serving: set[asyncio.Task[None]] = set()
@@ -38,7 +38,7 @@ async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[For
                 await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    found = ForeignUpstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/base/", Timeouts(**timeouts))
+    found = ExternalUpstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/base/", UpstreamTimeouts(**timeouts))
     try:
         yield found, connections
     finally:
@@ -82,10 +82,10 @@ def saying(*pieces: bytes, forever: bool = False) -> Script:
 )  # fmt: skip
 async def test_a_body_ends_where_its_head_says(pieces: list[bytes], status: int, body: bytes) -> None:
     async with upstream(saying(*pieces)) as (found, _):
-        answer = await found.send(GET)
+        answer = await found.send_request(GET)
         assert answer.status == status
         assert (b"link", b"x") not in answer.raw_headers
-        assert b"".join([chunk async for chunk in chunks(answer)]) == body
+        assert b"".join([chunk async for chunk in iterate_body(answer)]) == body
         assert answer.ended
 
 
@@ -102,7 +102,7 @@ async def test_a_body_ends_where_its_head_says(pieces: list[bytes], status: int,
 async def test_what_is_no_answer_is_an_upstream_that_died(said: bytes) -> None:
     async with upstream(saying(said)) as (found, _):
         with pytest.raises(UpstreamDiedError):
-            await found.send(GET)
+            await found.send_request(GET)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ async def test_what_is_no_answer_is_an_upstream_that_died(said: bytes) -> None:
 )
 async def test_half_a_body_is_given_and_then_said_to_be_half(said: bytes) -> None:
     async with upstream(saying(said)) as (found, _):
-        answer = await found.send(GET)
-        assert await answer.next_chunk() == b"abc"
+        answer = await found.send_request(GET)
+        assert await answer.read_chunk() == b"abc"
         with pytest.raises(UpstreamDiedError):
-            await answer.next_chunk()
+            await answer.read_chunk()
 
 
 async def test_a_connection_is_used_again_unless_it_may_not_be() -> None:
@@ -126,8 +126,8 @@ async def test_a_connection_is_used_again_unless_it_may_not_be() -> None:
         said = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n%b\r\nok" % head
         async with upstream(saying(said, forever=True)) as (found, connections):
             for _ in range(3):
-                answer = await found.send(GET)
-                assert await answer.next_chunk() == b"ok"
+                answer = await found.send_request(GET)
+                assert await answer.read_chunk() == b"ok"
             assert len(connections) == count
 
 
@@ -135,7 +135,7 @@ async def test_an_answer_that_is_left_costs_its_connection() -> None:
     said = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"
     async with upstream(saying(said, forever=True)) as (found, connections):
         for _ in range(2):
-            (await found.send(GET)).release()
+            (await found.send_request(GET)).release()
         assert len(connections) == 2
 
 
@@ -150,15 +150,15 @@ async def test_an_unused_connection_is_closed_in_time() -> None:
         hung_up.set()
 
     async with upstream(kept, idleConn=0.05) as (found, _):
-        await found.send(GET)
+        await found.send_request(GET)
         await asyncio.wait_for(hung_up.wait(), 20)
 
 
 async def test_a_head_has_no_body_though_it_has_a_length() -> None:
     async with upstream(saying(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", forever=True)) as (found, _):
-        answer = await found.send(Outgoing("HEAD", "/"))
+        answer = await found.send_request(OutgoingRequest("HEAD", "/"))
         assert (b"content-length", b"9") in answer.raw_headers
-        assert await answer.next_chunk() == b""
+        assert await answer.read_chunk() == b""
 
 
 async def test_a_body_is_sent_with_its_length_or_in_chunks() -> None:
@@ -176,7 +176,7 @@ async def test_a_body_is_sent_with_its_length_or_in_chunks() -> None:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
         async with upstream(script) as (found, _):
-            await found.send(Outgoing("POST", "/p?q=1", [(b"x-a", b"\xe9")], Stream(pieces(), size)))
+            await found.send_request(OutgoingRequest("POST", "/p?q=1", [(b"x-a", b"\xe9")], BodyStream(pieces(), size)))
         assert seen[0].startswith(b"POST /base/p?q=1 HTTP/1.1\r\nhost: 127.0.0.1:")
         assert b"x-a: \xe9\r\n" in seen[0]
         assert seen[1] == expected
@@ -189,7 +189,7 @@ async def test_what_breaks_the_body_is_raised() -> None:
 
     async with upstream(saying(forever=True)) as (found, _):
         with pytest.raises(InvalidRequestError, match="broken"):
-            await found.send(Outgoing("POST", "/", (), Stream(pieces(), 9)))
+            await found.send_request(OutgoingRequest("POST", "/", (), BodyStream(pieces(), 9)))
 
 
 async def test_a_slow_reader_holds_up_the_upstream_and_gets_all() -> None:
@@ -205,10 +205,10 @@ async def test_a_slow_reader_holds_up_the_upstream_and_gets_all() -> None:
             sent += 1
 
     async with upstream(script) as (found, _):
-        answer = await found.send(GET)
+        answer = await found.send_request(GET)
         await asyncio.sleep(0.3)
         assert sent < 200
-        assert sum([len(chunk) async for chunk in chunks(answer)]) == 40_000_000
+        assert sum([len(chunk) async for chunk in iterate_body(answer)]) == 40_000_000
 
 
 async def test_too_late_is_said_so_and_hangs_up() -> None:
@@ -224,7 +224,7 @@ async def test_too_late_is_said_so_and_hangs_up() -> None:
 
     async with upstream(script, responseHeader=0.05) as (found, _):
         with pytest.raises(UpstreamTimeoutError):
-            await found.send(GET)
+            await found.send_request(GET)
         await asyncio.wait_for(hung_up.wait(), 20)
 
 
@@ -232,5 +232,5 @@ async def test_a_path_cannot_smuggle_a_header() -> None:
     async with upstream(saying()) as (found, connections):
         for path in ("/a b", "/a\r\nx: y", "/\xe9"):
             with pytest.raises(InvalidRequestError):
-                await found.send(Outgoing("GET", path))
+                await found.send_request(OutgoingRequest("GET", path))
     assert not connections

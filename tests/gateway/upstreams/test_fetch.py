@@ -12,11 +12,10 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from eardrum.config import Limits
+from eardrum.config import LimitSettings
 from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.upstreams.fetch import Fetcher
-from eardrum.gateway.upstreams.hosts import Hosts, address
+from eardrum.gateway.upstreams.remote_audio import AllowedHosts, AudioFetcher, parse_address
 from tests.ports import free_port
 
 PUBLIC = "93.184.216.34"
@@ -80,10 +79,10 @@ def fetch(
 
     async def main() -> bytes | EardrumError:
         async with files(serve) as port:
-            fetcher = Fetcher(Limits(fetch_hosts=listed, **limits), resolver)
+            fetcher = AudioFetcher(LimitSettings(fetch_hosts=listed, **limits), resolver)
             with Spool() as spool:
                 try:
-                    await fetcher.pour(f"http://{host}:{port}{path.replace('PORT', str(port))}", spool)
+                    await fetcher.fetch_into(f"http://{host}:{port}{path.replace('PORT', str(port))}", spool)
                 except EardrumError as error:
                     return error
                 return b"".join([chunk async for chunk in spool.read()])
@@ -123,10 +122,10 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
     changing = Names(files_example_com=[PUBLIC, "127.0.0.1"])
 
     async def main() -> None:
-        fetcher = Fetcher(Limits(fetch_hosts=("*",), stall_seconds=0.2), changing)
+        fetcher = AudioFetcher(LimitSettings(fetch_hosts=("*",), stall_seconds=0.2), changing)
         with Spool() as spool:
             async with files(serve) as port, asyncio.timeout(2):
-                await fetcher.pour(f"http://files.example.com:{port}/a", spool)
+                await fetcher.fetch_into(f"http://files.example.com:{port}/a", spool)
 
     with pytest.raises((InvalidRequestError, TimeoutError)):  # nobody is reached at the public address from here
         asyncio.run(main())
@@ -162,7 +161,7 @@ def test_a_port_where_nobody_listens() -> None:
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a", "http:///a", "http://me:secret@127.0.0.1/a", "http://[::1", "/a"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with Spool() as spool, pytest.raises(InvalidRequestError, match="must be a data: URL"):
-        asyncio.run(Fetcher(Limits(fetch_hosts=("127.0.0.1",))).pour(url, spool))
+        asyncio.run(AudioFetcher(LimitSettings(fetch_hosts=("127.0.0.1",))).fetch_into(url, spool))
 
 
 @pytest.mark.parametrize(
@@ -173,17 +172,17 @@ def test_what_is_no_address_is_refused(url: str) -> None:
     ],
 )
 def test_addresses_that_are_not_public(ip: str) -> None:
-    parsed = address(ip)
+    parsed = parse_address(ip)
     assert parsed
-    assert not Hosts.of(["*"]).reachable(parsed)
-    assert Hosts.of([ip]).reachable(parsed)
+    assert not AllowedHosts.from_list(["*"]).is_reachable(parsed)
+    assert AllowedHosts.from_list([ip]).is_reachable(parsed)
 
 
 @pytest.mark.parametrize("ip", [PUBLIC, "2606:2800:220:1::1", f"::ffff:{PUBLIC}"])
 def test_addresses_that_are_public(ip: str) -> None:
-    parsed = address(ip)
+    parsed = parse_address(ip)
     assert parsed
-    assert Hosts.of([]).reachable(parsed)
+    assert AllowedHosts.from_list([]).is_reachable(parsed)
 
 
 @pytest.mark.parametrize("spelled", ["127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "127.0.0.01", "localhost.", "[::1]", "0"])

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eardrum.config import Model
+from eardrum.config import ModelSettings
 from eardrum.gateway.upstreams import filters
 
 CHAT: dict[str, Any] = {"model": "m", "temperature": 0.5, "messages": [{"role": "user", "content": "hi"}], "options": {"a": 1}}
 
 
 def applied(body: dict[str, Any], requested: str = "m", **entry: Any) -> dict[str, Any]:
-    return filters.apply(body, Model(**entry), requested)
+    return filters.apply_filters(body, ModelSettings(**entry), requested)
 
 
 def test_a_body_that_no_filter_touches_is_returned_itself() -> None:
     assert applied(CHAT) is CHAT
-    assert filters.apply(CHAT, None, "m") is CHAT
+    assert filters.apply_filters(CHAT, None, "m") is CHAT
     assert applied(CHAT, filters={"stripParams": "top_k, options.b, messages.7, messages.0.name"}) is CHAT
 
 

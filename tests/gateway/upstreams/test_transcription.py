@@ -19,9 +19,9 @@ from eardrum.errors import (
     UpstreamDiedError,
     UpstreamError,
 )
-from eardrum.gateway.upstreams.foreign import ForeignUpstream
-from eardrum.gateway.upstreams.habits import Habits
-from eardrum.types import Delta, Event, Request, Segment, Summary, Task
+from eardrum.gateway.upstreams.external import ExternalUpstream
+from eardrum.gateway.upstreams.transcription_request import RequestStrategy
+from eardrum.transcription import Segment, SpeechTask, TextDelta, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 from tests import upstreams
 from tests.recordings import encode, tone
 from tests.upstreams import Answer, Call, FakeUpstream, fake_upstream
@@ -44,8 +44,8 @@ WAV = encode(tone(7.6), "wav")
 PIECES = Bytes(WAV[:1000], WAV[1000:100_000], WAV[100_000:])
 
 
-async def heard(upstream: ForeignUpstream, audio: Bytes = PIECES, **request: object) -> list[Event]:
-    return [event async for event in upstream.transcribe(Request(**request), audio)]
+async def heard(upstream: ExternalUpstream, audio: Bytes = PIECES, **request: object) -> list[TranscriptionEvent]:
+    return [event async for event in upstream.transcribe(TranscriptionRequest(**request), audio)]
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -56,26 +56,28 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def foreign(url: str, key: str = "", **options: str) -> AsyncIterator[ForeignUpstream]:
+async def foreign(url: str, key: str = "", **options: str) -> AsyncIterator[ExternalUpstream]:
     """The way to a server."""
-    upstream = ForeignUpstream(url, model="asr", key=key, known=Habits.of(options))
+    upstream = ExternalUpstream(url, model="asr", key=key, known=RequestStrategy.from_options(options))
     try:
         yield upstream
     finally:
         await upstream.close()
 
 
-def asking(url: str, *requests: dict, audio: Bytes = PIECES, **options: str) -> list[list[Event]]:
+def asking(url: str, *requests: dict, audio: Bytes = PIECES, **options: str) -> list[list[TranscriptionEvent]]:
     """The events of requests one after another."""
 
-    async def main() -> list[list[Event]]:
+    async def main() -> list[list[TranscriptionEvent]]:
         async with foreign(url, **options) as upstream:
             return [await heard(upstream, audio, **request) for request in requests]
 
     return asyncio.run(main())
 
 
-def ask(answer: Answer, *requests: dict, audio: Bytes = PIECES, **options: str) -> tuple[list[list[Event]], list[Call]]:
+def ask(
+    answer: Answer, *requests: dict, audio: Bytes = PIECES, **options: str
+) -> tuple[list[list[TranscriptionEvent]], list[Call]]:
     """The events of requests one after another, and what reached the server."""
     with fake_upstream(answer) as fake:
         return asking(fake.url, *requests, audio=audio, **options), fake.calls
@@ -87,13 +89,13 @@ def failure(answer: Answer, **request: object) -> EardrumError:
     return caught.value
 
 
-def texts(events: list[Event]) -> list[str]:
+def texts(events: list[TranscriptionEvent]) -> list[str]:
     return [event.text for event in events if isinstance(event, Segment)]
 
 
-def summary(events: list[Event]) -> Summary:
+def summary(events: list[TranscriptionEvent]) -> TranscriptionSummary:
     last = events[-1]
-    assert isinstance(last, Summary)
+    assert isinstance(last, TranscriptionSummary)
     return last
 
 
@@ -134,7 +136,7 @@ def test_a_whisper_servers_answer() -> None:
     assert isinstance(segment, Segment)
     assert (segment.text, segment.start, segment.end) == ("And Mr. Dashwood.", 0.0, 7.6), "times end with the audio"
     assert [word.word for word in segment.words] == ["And", "Mr.", "Dashwood."]
-    assert last == Summary("de", 7.6)
+    assert last == TranscriptionSummary("de", 7.6)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_odd_answers(answer: dict, spans: list, seconds: float, language: str) -
     assert [(s.text, s.start, s.end) for s in segments if isinstance(s, Segment)] == [
         (text, start, pytest.approx(end)) for text, start, end in spans
     ]
-    assert isinstance(last, Summary)
+    assert isinstance(last, TranscriptionSummary)
     assert (last.duration, last.language) == (pytest.approx(seconds), language)
 
 
@@ -247,11 +249,11 @@ def test_silence_is_looked_at_twice_only_until_verbose_json_has_had_a_text() -> 
         async def main() -> None:
             async with foreign(fake.url) as upstream:
                 for _ in range(5):
-                    assert await heard(upstream) == [Summary("", 3)]
+                    assert await heard(upstream) == [TranscriptionSummary("", 3)]
                 fake.answer = upstreams.fake_whisper_server
                 assert texts(await heard(upstream))
                 fake.answer = upstreams.fake_with(nothing, {"text": ""})
-                assert await heard(upstream) == [Summary("", 3)]
+                assert await heard(upstream) == [TranscriptionSummary("", 3)]
 
         asyncio.run(main())
         formats = [call.value("response_format") for call in fake.calls]
@@ -301,7 +303,7 @@ def test_a_model_that_the_server_does_not_have_is_not_looked_for_elsewhere() -> 
 
 
 def test_translations_go_to_their_route_or_into_a_field() -> None:
-    wanted = {"task": Task.TRANSLATE, "language": "de"}
+    wanted = {"task": SpeechTask.TRANSLATE, "language": "de"}
     whisper = upstreams.fake_whisper_server
     _, calls = ask(fake_routes(v1_audio_translations=whisper), wanted)
     assert "translate" not in calls[0].fields
@@ -315,9 +317,9 @@ def test_translations_go_to_their_route_or_into_a_field() -> None:
 def test_a_server_that_does_not_say_that_it_translated_is_not_believed() -> None:
     transcribes = fake_routes(v1_audio_transcriptions=upstreams.fake_saying({"text": "Ja.", "task": "transcribe"}))
     with pytest.raises(UnsupportedFeatureError, match="no route for translations"):
-        ask(transcribes, {"task": Task.TRANSLATE})
+        ask(transcribes, {"task": SpeechTask.TRANSLATE})
     silent = fake_routes(v1_audio_transcriptions=upstreams.fake_saying({"text": "Yes."}))
-    ask(silent, {"task": Task.TRANSLATE}, translations="")
+    ask(silent, {"task": SpeechTask.TRANSLATE}, translations="")
 
 
 @pytest.mark.parametrize(
@@ -418,7 +420,7 @@ DONE = "data: [DONE]\n\n"
 )  # fmt: skip
 def test_streams(events: list, deltas: list[str], segments: list[str], language: str) -> None:
     (answer,), calls = ask(fake_stream(*events), {"partial": True})
-    assert [event.text for event in answer if isinstance(event, Delta)] == deltas
+    assert [event.text for event in answer if isinstance(event, TextDelta)] == deltas
     assert texts(answer) == segments
     assert summary(answer).language == language
     assert [call.value("response_format") for call in calls] == ["verbose_json", "json"]
@@ -439,8 +441,8 @@ def test_text_is_passed_on_as_it_comes() -> None:
     async def main(fake: FakeUpstream) -> list[str]:
         said = []
         async with foreign(fake.url) as upstream:
-            async for event in upstream.transcribe(Request(partial=True), PIECES):
-                if isinstance(event, Delta):
+            async for event in upstream.transcribe(TranscriptionRequest(partial=True), PIECES):
+                if isinstance(event, TextDelta):
                     said.append(event.text)
                     arrived.set()
         return said
@@ -497,7 +499,7 @@ def test_streams_that_go_wrong(events: list, kind: type, said: str) -> None:
 def test_closing_the_iterator_hangs_up() -> None:
     async def main(fake: FakeUpstream) -> None:
         async with foreign(fake.url) as upstream:
-            async with aclosing(upstream.transcribe(Request(), PIECES)) as events:
+            async with aclosing(upstream.transcribe(TranscriptionRequest(), PIECES)) as events:
                 waiting = asyncio.ensure_future(anext(events))
                 await until(lambda: fake.in_flight)
                 waiting.cancel()
@@ -535,7 +537,7 @@ def test_the_audio_goes_out_while_it_comes_in() -> None:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
             async with foreign(f"http://127.0.0.1:{runner.addresses[0][1]}") as upstream:
-                return texts([event async for event in upstream.transcribe(Request(), Slow())])
+                return texts([event async for event in upstream.transcribe(TranscriptionRequest(), Slow())])
         finally:
             await runner.cleanup()
 
@@ -567,7 +569,7 @@ def test_an_audio_track_goes_to_the_server_and_another_eardrum_says_which_it_hea
     headers = {"x-eardrum-audio-track": "2", "x-eardrum-audio-tracks": "3"}
     (events,), (call,) = ask(saying(headers, streams=streams), {"audio_track": 2, "partial": streams})
     assert call.value("audio_track") == "2"
-    assert isinstance(summary := events[-1], Summary)
+    assert isinstance(summary := events[-1], TranscriptionSummary)
     assert (summary.audio_track, summary.audio_tracks) == (2, 3)
 
 

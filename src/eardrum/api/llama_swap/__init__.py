@@ -1,1 +1,1 @@
-"""The routes by which llama-swap is managed."""
+"""The management routes of llama-swap."""

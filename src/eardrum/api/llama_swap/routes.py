@@ -1,4 +1,4 @@
-"""The routes of this edge, and those that are short enough to stand beside the table."""
+"""The routes of llama-swap's management API: load and unload models, choose a profile."""
 
 from __future__ import annotations
 
@@ -6,74 +6,116 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from eardrum.api.activity import Activity
-from eardrum.api.asgi import flagged
-from eardrum.api.llama_swap import models
-from eardrum.api.llama_swap.events import Events
-from eardrum.api.llama_swap.logs import History, Stream
-from eardrum.api.llama_swap.profiles import Profiles
-from eardrum.api.llama_swap.requests import Requests
+from eardrum import bounded_json
+from eardrum.api import json_body
+from eardrum.api.asgi import has_query_flag
+from eardrum.api.json_body import check_surrogates
+from eardrum.api.llama_swap import status
+from eardrum.api.llama_swap.status import ActivityRoutes
+from eardrum.api.llama_swap.streams import EventStream, LogHistory, LogStream
+from eardrum.api.request_log import RequestTracker
+from eardrum.errors import InvalidRequestError
 from eardrum.gateway.service import Service
 
 FORCE = "force"
 """In the query: do not let models finish what they have begun."""
 
 
-def routes(service: Service, activity: Activity) -> list[BaseRoute]:
+def build_routes(service: Service, activity: RequestTracker) -> list[BaseRoute]:
     """All routes of this edge."""
-    processes, profiles, requests = Processes(service), Profiles(service), Requests(activity)
-    history, stream = History(service), Stream(service)
+    processes, profiles, requests = ProcessRoutes(service), ProfileRoutes(service), ActivityRoutes(activity)
+    history, stream = LogHistory(service), LogStream(service)
     return [
-        Route("/running", processes.running),
+        Route("/running", processes.list_running),
         Route("/unload", processes.unload_all, methods=["GET", "POST"]),
-        Route("/api/models/unload", processes.unload_every, methods=["POST"]),
+        Route("/api/models/unload", processes.unload_all_json, methods=["POST"]),
         Route("/api/models/unload/{name:path}", processes.unload, methods=["POST"]),
         Route("/api/models/load/{name:path}", processes.load, methods=["POST"]),
-        Route("/logs", history.of_server),
+        Route("/logs", history.show_server_log),
         Route("/logs/stream", stream, methods=["GET"]),
         Route("/logs/stream/{name:path}", stream, methods=["GET"]),
-        Route("/logs/{name:path}", history.of_name),
-        Route("/api/events", Events(service, activity), methods=["GET"]),
-        Route("/api/profiles", profiles.list),
-        Route("/api/profiles/active", profiles.activate, methods=["PUT"]),
-        Route("/api/metrics/activity", requests.finished),
+        Route("/logs/{name:path}", history.show_log),
+        Route("/api/events", EventStream(service, activity), methods=["GET"]),
+        Route("/api/profiles", profiles.list_profiles),
+        Route("/api/profiles/active", profiles.activate_profile, methods=["PUT"]),
+        Route("/api/metrics/activity", requests.list_finished),
         Route("/api/inflight/{id}/cancel", requests.cancel, methods=["POST"]),
-        Route("/wol-health", alive),
+        Route("/wol-health", check_alive),
     ]
 
 
-async def alive(_: Request) -> Response:
+async def check_alive(_: Request) -> Response:
     """Whether the server answers."""
     return PlainTextResponse("OK")
 
 
-class Processes:
+class ProcessRoutes:
     """Which models run, and starting and ending them."""
 
     def __init__(self, service: Service):
         self._service = service
 
-    async def running(self, _: Request) -> Response:
+    async def list_running(self, _: Request) -> Response:
         """The models that are not stopped, also those on their way up or down."""
-        return JSONResponse({"running": models.running(self._service)})
+        return JSONResponse({"running": status.list_running(self._service)})
 
     async def unload_all(self, request: Request) -> Response:
         """End every model's process."""
-        await self._service.unload_all(force=flagged(request.scope, FORCE))
+        await self._service.unload_all(force=has_query_flag(request.scope, FORCE))
         return PlainTextResponse("OK")
 
-    async def unload_every(self, request: Request) -> Response:
+    async def unload_all_json(self, request: Request) -> Response:
         """The same, answered as the routes under /api are."""
-        await self._service.unload_all(force=flagged(request.scope, FORCE))
+        await self._service.unload_all(force=has_query_flag(request.scope, FORCE))
         return JSONResponse({"msg": "ok"})
 
     async def unload(self, request: Request) -> Response:
         """End one model's process. That is no error if it does not run."""
-        model = self._service.find(request.path_params["name"])
-        await self._service.unload(model, force=flagged(request.scope, FORCE))
+        model = self._service.find_model(request.path_params["name"])
+        await self._service.unload_model(model, force=has_query_flag(request.scope, FORCE))
         return PlainTextResponse("OK")
 
     async def load(self, request: Request) -> Response:
         """Start one model's process and wait until it serves."""
-        await self._service.load_model(self._service.find(request.path_params["name"]))
+        await self._service.load_model(self._service.find_model(request.path_params["name"]))
         return PlainTextResponse("OK")
+
+
+EXAMPLE = 'send {"name": "a profile"}, or {"name": null} for none'
+
+
+class ProfileRoutes:
+    """The endpoints."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def list_profiles(self, _: Request) -> Response:
+        """All profiles, by name."""
+        selection = self._service.name_resolver
+        profiles = [
+            {
+                "id": id,
+                "description": profile.description,
+                "pins": {requested: target or "" for requested, target in profile.pins.items()},
+            }
+            for id, profile in sorted(selection.profiles.items())
+        ]
+        return JSONResponse({"active": selection.active_profile or None, "profiles": profiles})
+
+    async def activate_profile(self, request: Request) -> Response:
+        """Make one the active one, or none."""
+        limits = json_body.limit_small_body(self._service.settings.limits)
+        upload = json_body.open_body(request.scope, request.receive, limits)
+        written = await json_body.read_body(request.scope, upload, limits)
+        try:
+            body = bounded_json.parse_json(written)
+        except ValueError:
+            raise InvalidRequestError(f"The body is not JSON: {EXAMPLE}.") from None
+        check_surrogates(written, body)
+        if not isinstance(body, dict) or "name" not in body:
+            raise InvalidRequestError(f"The field `name` is missing: {EXAMPLE}.", param="name")
+        if not isinstance(body["name"], str | None):
+            raise InvalidRequestError(f"The field `name` is neither text nor null: {EXAMPLE}.", param="name")
+        self._service.activate_profile(body["name"] or "")
+        return JSONResponse({"active": self._service.name_resolver.active_profile or None})

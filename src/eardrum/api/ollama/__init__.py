@@ -1,1 +1,1 @@
-"""Ollama's API over the same models. Facts about the wire: ollama 0.33 (`api/types.go`, `server/routes.go`)."""
+"""Ollama's API over the same models. Source of the wire format: ollama 0.33 (`api/types.go`, `server/routes.go`)."""

@@ -1,104 +1,188 @@
-"""The routes of Ollama's API."""
+"""The routes of Ollama's API, and those that list, pull, copy and delete models."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import time
 from collections.abc import Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from eardrum.api import admin
-from eardrum.api.ollama import listing, weights
-from eardrum.api.ollama.embeddings import Embeddings
-from eardrum.api.ollama.exchange import Endpoint, Reply
-from eardrum.api.ollama.fields import named
-from eardrum.api.ollama.generation import Generation
-from eardrum.api.ollama.names import Names
-from eardrum.api.ollama.storage import Storage
-from eardrum.api.ollama.weights import Props
-from eardrum.api.version import version
-from eardrum.errors import ModelNotFoundError, NotOfferedError
-from eardrum.gateway.service import Service
-from eardrum.gateway.status import ProcessStatus
+from eardrum.api import management
+from eardrum.api.management import get_version
+from eardrum.api.ollama import listing, model_info
+from eardrum.api.ollama.common_fields import is_streaming, read_model_name, read_text
+from eardrum.api.ollama.inference import EmbeddingRoutes, GenerationRoutes
+from eardrum.api.ollama.listing import OllamaNames, remove_tag
+from eardrum.api.ollama.model_info import ServerProps
+from eardrum.api.ollama.responses import JsonEndpoint, OllamaResponse
+from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError, ShuttingDownError, UnsupportedRouteError
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.models.names import ModelMatch
+from eardrum.gateway.service import ProcessStatus, Service
 
 
-def routes(service: Service) -> list[BaseRoute]:
+def build_routes(service: Service) -> list[BaseRoute]:
     """All routes of this edge."""
-    names, limits = Names(service), service.settings.limits
-    models = Models(service, names)
-    generation, embeddings, storage = Generation(service, names), Embeddings(service, names), Storage(service, names)
+    names, limits = OllamaNames(service), service.settings.limits
+    models = OllamaModelRoutes(service, names)
+    generation, embeddings, storage = (
+        GenerationRoutes(service, names),
+        EmbeddingRoutes(service, names),
+        StorageRoutes(service, names),
+    )
     answers = {
-        "show": models.show,
+        "show": models.show_model,
         "chat": generation.chat,
         "generate": generation.generate,
-        "embed": embeddings.many,
-        "embeddings": embeddings.one,
+        "embed": embeddings.embed_inputs,
+        "embeddings": embeddings.embed_prompt,
         "pull": storage.pull,
         "copy": storage.copy,
     }
     return [
-        Route("/api/version", version),
-        Route("/api/tags", models.tags),
-        Route("/api/ps", models.running),
-        *(Route(f"/api/{name}", Endpoint(limits, answer), methods=["POST"]) for name, answer in answers.items()),
-        Route("/api/delete", Endpoint(limits, storage.delete), methods=["DELETE"]),
-        Route("/api/create", _refused, methods=["POST"]),
-        Route("/api/push", _refused, methods=["POST"]),
-        Route("/api/blobs/{digest}", _refused, methods=["HEAD", "POST"]),
+        Route("/api/version", get_version),
+        Route("/api/tags", models.list_tags),
+        Route("/api/ps", models.list_running),
+        *(Route(f"/api/{name}", JsonEndpoint(limits, answer), methods=["POST"]) for name, answer in answers.items()),
+        Route("/api/delete", JsonEndpoint(limits, storage.delete), methods=["DELETE"]),
+        Route("/api/create", _reject, methods=["POST"]),
+        Route("/api/push", _reject, methods=["POST"]),
+        Route("/api/blobs/{digest}", _reject, methods=["HEAD", "POST"]),
     ]
 
 
-def greeting() -> Response:
+def build_greeting() -> Response:
     """What Ollama says at `/`, by which its clients know that it is there."""
     return PlainTextResponse("Ollama is running")
 
 
-class Models:
+class OllamaModelRoutes:
     """What models there are and which are loaded."""
 
-    def __init__(self, service: Service, names: Names):
+    def __init__(self, service: Service, names: OllamaNames):
         self._service = service
         self._names = names
-        self._props = Props(service)
+        self._props = ServerProps(service)
 
-    async def tags(self, _: HttpRequest) -> Response:
+    async def list_tags(self, _: HttpRequest) -> Response:
         """All models."""
-        self._service.catalog.look()
-        models, others = list(self._service.catalog), list(self._names.others())
-        props = {model.id: self._props.known(model) for model in (*models, *(model for _, model in others))}
+        self._service.catalog.rescan_if_changed()
+        models, others = list(self._service.catalog), list(self._names.list_others())
+        props = {model.id: self._props.get_known(model) for model in (*models, *(model for _, model in others))}
         return JSONResponse(
-            await asyncio.to_thread(listing.tags, models, others, lambda model: weights.of(model, props[model.id]))
+            await asyncio.to_thread(
+                listing.list_tags, models, others, lambda model: model_info.read_facts(model, props[model.id])
+            )
         )
 
-    async def show(self, wish: dict[str, Any], reply: Reply) -> None:
+    async def show_model(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
         """One model."""
-        model = self._names.find(named(wish))
-        if model.absent:
-            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model))
-        await reply.whole(await asyncio.to_thread(listing.show, model, await self._props.ask(model)))
+        model = self._names.find(read_model_name(wish))
+        if model.needs_download:
+            raise ModelNotFoundError(self._service.catalog.explain_download(model))
+        await reply.send_object(await asyncio.to_thread(listing.describe_model, model, await self._props.fetch_props(model)))
 
-    async def running(self, _: HttpRequest) -> Response:
+    async def list_running(self, _: HttpRequest) -> Response:
         """The models whose processes run, those that stay longest first: Ollama's words and ours in one object.
 
         Beside them stand those that have gone, the latest first, and why.
         """
-        taken = await self._service.memory()
-        models = await asyncio.to_thread(_processes, self._service.processes(), taken)
-        gone = [admin.departure(departure) for departure in self._service.departures]
+        taken = await self._service.measure_memory()
+        models = await asyncio.to_thread(_describe_processes, self._service.list_processes(), taken)
+        gone = [management.describe_departure(departure) for departure in self._service.unload_history]
         return JSONResponse({"models": models, "gone": gone[::-1]})
 
 
-def _processes(statuses: list[ProcessStatus], taken: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def _describe_processes(statuses: list[ProcessStatus], taken: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     now = time.time()
-    models = [admin.process(status) | listing.process(status, taken.get(status.model.id, {}), now) for status in statuses]
+    models = [
+        management.describe_process(status) | listing.describe_process(status, taken.get(status.model.id, {}), now)
+        for status in statuses
+    ]
     return sorted(models, key=lambda model: str(model["expires_at"]), reverse=True)
 
 
-async def _refused(request: HttpRequest) -> Response:
-    raise NotOfferedError(
+async def _reject(request: HttpRequest) -> Response:
+    raise UnsupportedRouteError(
         f"{request.url.path} is not implemented: models come from the hub, a folder or the config, not from Modelfiles."
     )
+
+
+log = logging.getLogger(__name__)
+
+FINAL_STATUSES = ("verifying sha256 digest", "writing manifest", "success")
+"""What is said once everything has come. It was checked and put in place before that."""
+
+
+class StorageRoutes:
+    """The endpoints."""
+
+    def __init__(self, service: Service, names: OllamaNames):
+        self._service = service
+        self._names = names
+
+    async def pull(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
+        """Fetch a model from the hub, by any name that `eardrum pull` takes. The bytes of all its files are one layer.
+
+        One that is here is brought up to date, if it came from the hub and that can be asked. Clients pull whatever they are told
+        to use, so to find nothing to do is a success.
+        """
+        lines, here = is_streaming(wish), self._find_local(read_model_name(wish))
+        match = _get_match(here) if here else await self._service.library.choose_match(remove_tag(read_model_name(wish)))
+        if lines:
+            await reply.send_line({"status": "pulling manifest"})
+        if match:
+            try:
+                await self._fetch(match, reply, lines=lines)
+            except EardrumError as error:
+                if not here or here.needs_download or isinstance(error, ShuttingDownError):
+                    raise
+                log.warning("%s is here and could not be brought up to date: %s", here.id, error.message)
+                if lines:
+                    await reply.send_line({"status": f"not updated, what is here stays: {error.message}"})
+        if not lines:
+            await reply.send_object({"status": "success"})
+            return
+        for status in FINAL_STATUSES:
+            await reply.send_line({"status": status}, last=status == FINAL_STATUSES[-1])
+
+    async def _fetch(self, match: ModelMatch, reply: OllamaResponse, *, lines: bool) -> None:
+        layer = hashlib.sha256(match.repository.encode()).hexdigest()
+        async with aclosing(self._service.library.pull_model(match)) as steps:
+            async for step in steps:
+                if lines:
+                    digest = {"status": f"pulling {layer[:12]}", "digest": f"sha256:{layer}"}
+                    await reply.send_line(digest | {"total": step.total, "completed": step.completed})
+
+    def _find_local(self, name: str) -> Model | None:
+        """The model of this name, if there is one; its files may be missing."""
+        with suppress(ModelNotFoundError):
+            return self._names.find(name)
+        return None
+
+    async def delete(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
+        """Forget a copy, or delete the files of a model that was fetched."""
+        name = read_model_name(wish)
+        if not self._names.forget(name):
+            await self._service.remove_model(self._names.find(name))
+        await reply.send_object(None)
+
+    async def copy(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
+        """Another name for a model, until the server ends."""
+        source, destination = read_text(wish, "source").strip(), read_text(wish, "destination").strip()
+        if not source or not destination:
+            raise InvalidRequestError("source and destination are required", param="destination")
+        self._names.copy(source, destination)
+        await reply.send_object(None)
+
+
+def _get_match(model: Model) -> ModelMatch | None:
+    """Where a model came from, or is to come from; None if that is not the hub."""
+    return ModelMatch(model.card, model.repository) if model.repository and not model.is_external else None

@@ -1,40 +1,49 @@
-"""Asks the upstream of a model and reads what it says, streamed or not."""
+"""Sends a mapped request to a model's upstream, falls back to other models, and decodes the answer into Ollama's chunks.
+
+The decoders are pure: time is passed in.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from typing import Any
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from eardrum import json_text
-from eardrum.api.ollama.asks import Ask
-from eardrum.api.ollama.chunks import worded
-from eardrum.api.ollama.events import Events
-from eardrum.api.ollama.refusals import of_upstream
+from eardrum import bounded_json
+from eardrum.api.ollama import common_fields, model_info
+from eardrum.api.ollama.common_fields import to_nanoseconds
+from eardrum.api.ollama.requests import UpstreamRequest
+from eardrum.api.ollama.responses import OllamaResponse, UpstreamRefusedError, make_upstream_error
 from eardrum.errors import EardrumError, UpstreamError
-from eardrum.gateway.inventory import COMMAND, Model
+from eardrum.gateway.fallback import is_retryable, list_fallbacks
+from eardrum.gateway.models.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams import filters
-from eardrum.gateway.upstreams.connection import Answer
-from eardrum.gateway.upstreams.foreign import Outgoing, chunks
-from eardrum.remote.refusal import Reply
+from eardrum.gateway.upstreams.external import OutgoingRequest, iterate_body
+from eardrum.gateway.upstreams.http_client import UpstreamResponse
+from eardrum.openai_responses.error import UpstreamReply
 
-DONE = "[DONE]"
-HEADERS = ((b"content-type", b"application/json"), (b"accept-encoding", b"identity"))
+DONE_EVENT = "[DONE]"
+REQUEST_HEADERS = ((b"content-type", b"application/json"), (b"accept-encoding", b"identity"))
 
 
-def request(service: Service, model: Model, ask: Ask, named: str, authorization: str) -> Outgoing:
+def build_upstream_request(
+    service: Service, model: Model, ask: UpstreamRequest, named: str, authorization: str
+) -> OutgoingRequest:
     """What the upstream gets, with what the config changes for models asked for as `named`.
 
     A key to this server is for this machine only: what runs elsewhere does not get it.
     """
-    headers = [*HEADERS]
+    headers = [*REQUEST_HEADERS]
     if authorization and (model.engine == COMMAND or not service.settings.apiKeys):
         headers.append((b"authorization", authorization.encode("latin-1")))
-    return Outgoing("POST", ask.path, headers, json.dumps(filters.apply(ask.body, model.entry, named)).encode())
+    return OutgoingRequest("POST", ask.path, headers, json.dumps(filters.apply_filters(ask.body, model.entry, named)).encode())
 
 
-async def events(model: Model, response: Answer) -> AsyncGenerator[Any, None]:
+async def read_events(model: Model, response: UpstreamResponse) -> AsyncGenerator[Any, None]:
     """Each event of the answer, or the whole answer; and None when it is whole or a stream says itself that it is done.
 
     Raises:
@@ -43,33 +52,339 @@ async def events(model: Model, response: Answer) -> AsyncGenerator[Any, None]:
         UpstreamDiedError: it breaks off.
     """
     if response.status >= 400:
-        raise _refused(model, response, b"".join([piece async for piece in chunks(response)]))
+        raise _make_refusal(model, response, b"".join([piece async for piece in iterate_body(response)]))
     if response.content_type != "text/event-stream":
-        yield _parsed(model, b"".join([piece async for piece in chunks(response)]))
+        yield _parse_event(model, b"".join([piece async for piece in iterate_body(response)]))
         yield None
         return
-    found = Events()
-    async for piece in chunks(response):
+    found = SseDecoder()
+    async for piece in iterate_body(response):
         for data in found.feed(piece):
-            yield None if data == DONE else _parsed(model, data)
-            if data == DONE:
+            yield None if data == DONE_EVENT else _parse_event(model, data)
+            if data == DONE_EVENT:
                 return
-    for data in found.end():
-        yield None if data == DONE else _parsed(model, data)
+    for data in found.flush():
+        yield None if data == DONE_EVENT else _parse_event(model, data)
 
 
-def _refused(model: Model, response: Answer, content: bytes) -> EardrumError:
+def _make_refusal(model: Model, response: UpstreamResponse, content: bytes) -> EardrumError:
     """What the upstream said, and when to come back."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.raw_headers}
-    reply = Reply("", response.status, headers, content)
+    reply = UpstreamReply("", response.status, headers, content)
     said = reply.json if reply.json is not None else reply.text[:500]
-    message = worded(said.get("error") or said if isinstance(said, dict) else said) or f"It answered {response.status}."
-    return of_upstream(model.id, response.status, message, reply.retry_after)
+    message = (
+        describe_upstream_error(said.get("error") or said if isinstance(said, dict) else said)
+        or f"It answered {response.status}."
+    )
+    return make_upstream_error(model.id, response.status, message, reply.retry_after)
 
 
-def _parsed(model: Model, data: bytes | str) -> Any:
+def _parse_event(model: Model, data: bytes | str) -> Any:
     try:
-        return json_text.parsed_of_server(data)
+        return bounded_json.parse_upstream_json(data)
     except ValueError:
         start = data[:200].decode(errors="replace") if isinstance(data, bytes) else data[:200]
         raise UpstreamError(f"The server behind {model.id} sent what is not JSON: {start}") from None
+
+
+log = logging.getLogger(__name__)
+
+BUSY_STATUS = 429
+
+T = TypeVar("T")
+
+
+async def try_models(
+    service: Service,
+    model: Model,
+    asked: str,
+    reply: OllamaResponse,
+    answer: Callable[[Model, str], Awaitable[T]],
+    *,
+    keep_alive: Any,
+) -> T:
+    """What the model answers, asked for as `asked`, or the first of its fallbacks that does not fail.
+
+    An answer that has begun stays with its model.
+
+    Raises:
+        EardrumError: that of the last that was tried.
+    """
+    others = [
+        (name, other)
+        for name, other in list_fallbacks(service.catalog, model)
+        if other.is_external and not model_info.is_speech_model(other)
+    ]
+    tries = [
+        (asked, model),
+        *((name, replace(other, ttl=common_fields.parse_keep_alive(keep_alive, other.ttl))) for name, other in others),
+    ]
+    for number, (name, one) in enumerate(tries, 1):
+        reply.record.model = one.id
+        try:
+            return await answer(one, name)
+        except EardrumError as error:
+            if number == len(tries) or reply.has_begun or not _may_retry(error):
+                raise
+            log.warning("%s Trying %s.", error.sentence, tries[number][1].id)
+    raise AssertionError("unreachable")
+
+
+def _may_retry(error: EardrumError) -> bool:
+    """Whether another model has a chance: not at what the upstream refuses because the client asked for it."""
+    if isinstance(error, UpstreamRefusedError):
+        return error.upstream_status >= 500 or error.upstream_status == BUSY_STATUS
+    return is_retryable(error)
+
+
+@dataclass(slots=True)
+class ResponseChunk:
+    """A piece of an answer, or all of it."""
+
+    content: str = ""
+    thinking: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, other: ResponseChunk) -> None:
+        """Append what came next."""
+        self.content += other.content
+        self.thinking += other.thinking
+        self.tool_calls += other.tool_calls
+        self.logprobs += other.logprobs
+
+    def as_chat(self) -> dict[str, Any]:
+        """For `/api/chat`."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.thinking:
+            message["thinking"] = self.thinking
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return {"message": message} | self._describe_logprobs()
+
+    def as_generate(self) -> dict[str, Any]:
+        """For `/api/generate`."""
+        return {"response": self.content} | ({"thinking": self.thinking} if self.thinking else {}) | self._describe_logprobs()
+
+    def _describe_logprobs(self) -> dict[str, Any]:
+        return {"logprobs": self.logprobs} if self.logprobs else {}
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.thinking or self.tool_calls or self.logprobs)
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A tool call of which fragments have come."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    def as_json(self, index: int) -> dict[str, Any]:
+        """With its arguments as an object, as Ollama has them.
+
+        Raises:
+            UpstreamError: they are none.
+        """
+        try:
+            arguments = bounded_json.parse_upstream_json(self.arguments or "{}")
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise UpstreamError(f"The model called {self.name} with arguments that are not a JSON object: {self.arguments[:200]}")
+        function = {"index": index, "name": self.name, "arguments": arguments}
+        return ({"id": self.id} if self.id else {}) | {"function": function}
+
+
+class ChunkDecoder:
+    """One answer, event by event. Times are seconds of any steady clock."""
+
+    def __init__(self, began: float, sent: float):
+        """`began` is when the request came in, `sent` when the model was there and was asked."""
+        self._began = began
+        self._sent = sent
+        self._first: float | None = None
+        self._calls: dict[int, ToolCall] = {}
+        self._reason = ""
+        self._usage: dict[str, Any] = {}
+        self._timings: dict[str, Any] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the upstream has said that it is done."""
+        return bool(self._reason)
+
+    def feed(self, event: Any, now: float) -> ResponseChunk:
+        """What an event adds that can be shown. Tool calls come in fragments and are shown at the end.
+
+        None is the end that streams have of their own, `[DONE]`.
+
+        Raises:
+            UpstreamError: the event is none, or says that something went wrong; `UpstreamRefusedError` if it has a status.
+        """
+        if event is None:
+            self._reason = self._reason or "stop"
+            return ResponseChunk()
+        if not isinstance(event, dict):
+            raise UpstreamError(f"The server behind the model sent what is no event: {json.dumps(event)[:200]}")
+        if error := event.get("error"):
+            code = error.get("code") if isinstance(error, dict) else None
+            raise make_upstream_error("the model", code if isinstance(code, int) else 0, describe_upstream_error(error))
+        self._usage = _as_object(event.get("usage")) or self._usage
+        self._timings = _as_object(event.get("timings")) or self._timings
+        choice = _get_choice(event)
+        piece = _build_chunk(choice)
+        self._collect_calls(_get_message(choice).get("tool_calls"))
+        self._reason = _as_text(choice.get("finish_reason")) or self._reason
+        if self._first is None and (piece or self._calls):
+            self._first = now
+        return piece
+
+    def build_tool_calls(self) -> ResponseChunk:
+        """The tool calls, once everything is there. One that was cut off by the limit of tokens is none.
+
+        Raises:
+            UpstreamError: a call is not well-formed.
+        """
+        calls = sorted(self._calls.items())
+        if self._reason == "length":
+            calls = [(index, call) for index, call in calls if _is_complete_object(call.arguments)]
+        return ResponseChunk(tool_calls=[call.as_json(index) for index, call in calls])
+
+    def build_last(self, now: float) -> dict[str, Any]:
+        """Why it ended and what it took: for the last chunk. What is not known is left out."""
+        first = self._first if self._first is not None else now
+        reading = self._timings.get("prompt_ms")
+        writing = self._timings.get("predicted_ms")
+        figures = {
+            "total_duration": to_nanoseconds(now - self._began),
+            "load_duration": to_nanoseconds(self._sent - self._began),
+            "prompt_eval_count": _find_count(self._usage.get("prompt_tokens"), self._timings.get("prompt_n")),
+            "prompt_eval_duration": to_nanoseconds(_as_number(reading) / 1000 if reading else first - self._sent),
+            "eval_count": _find_count(self._usage.get("completion_tokens"), self._timings.get("predicted_n")),
+            "eval_duration": to_nanoseconds(_as_number(writing) / 1000 if writing else now - first),
+        }
+        reason = "length" if self._reason == "length" else "stop"
+        return {"done": True, "done_reason": reason} | {name: value for name, value in figures.items() if value}
+
+    def _collect_calls(self, fragments: Any) -> None:
+        for number, given in enumerate(fragments if isinstance(fragments, list) else []):
+            fragment = _as_object(given)
+            index = fragment.get("index")
+            call = self._calls.setdefault(index if isinstance(index, int) else number, ToolCall())
+            function = _as_object(fragment.get("function"))
+            arguments = function.get("arguments") or ""
+            call.id = call.id or _as_text(fragment.get("id"))
+            call.name = call.name or _as_text(function.get("name"))
+            call.arguments += arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+
+def describe_upstream_error(error: Any) -> str:
+    """What an upstream's error says, whatever shape it has."""
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("error") or error.get("detail") or error
+    return error if isinstance(error, str) else json.dumps(error)[:500]
+
+
+def _get_choice(event: dict[str, Any]) -> dict[str, Any]:
+    """The first choice; what llama-server's `/infill` says without any is put into the shape of one."""
+    choices = event.get("choices")
+    if isinstance(choices, list):
+        return _as_object(choices[0]) if choices else {}
+    reason = ("length" if event.get("stop_type") == "limit" else "stop") if event.get("stop") is True else None
+    return {"text": event.get("content"), "finish_reason": reason}
+
+
+def _get_message(choice: dict[str, Any]) -> dict[str, Any]:
+    """The part of a choice that holds what was said: streamed, whole, or plain text."""
+    return _as_object(choice.get("delta") or choice.get("message") or {"content": choice.get("text")})
+
+
+def _build_chunk(choice: dict[str, Any]) -> ResponseChunk:
+    said = _get_message(choice)
+    thinking = said.get("reasoning_content") or said.get("reasoning")
+    content, logprobs = said.get("content"), choice.get("logprobs")
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return ResponseChunk(
+        content=_as_text(content),
+        thinking=_as_text(thinking),
+        logprobs=[_convert_logprob(_as_object(token)) for token in tokens] if isinstance(tokens, list) else [],
+    )
+
+
+def _convert_logprob(token: dict[str, Any]) -> dict[str, Any]:
+    return {name: token[name] for name in ("token", "logprob", "bytes", "top_logprobs") if token.get(name) is not None}
+
+
+def _is_complete_object(arguments: str) -> bool:
+    try:
+        return isinstance(bounded_json.parse_upstream_json(arguments or "{}"), dict)
+    except ValueError:
+        return False
+
+
+def _as_object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _find_count(*candidates: Any) -> int:
+    return int(next((number for number in map(_as_number, candidates) if number), 0))
+
+
+def _as_number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0.0
+
+
+MAX_EVENT_BYTES = 16 << 20
+"""Longest event that is waited for."""
+
+LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
+"""End of a line. A `\\r` at the end of what has come may be half of a `\\r\\n`."""
+
+
+class SseDecoder:
+    """The data of each event, comments and other fields left out."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._data: list[str] = []
+        self._size = 0
+
+    def feed(self, piece: bytes) -> list[str]:
+        """The data of the events that `piece` completes.
+
+        Raises:
+            UpstreamError: an event without end.
+        """
+        self._line += piece
+        found: list[str] = []
+        at = 0
+        for end in LINE_END.finditer(self._line, max(0, len(self._line) - len(piece) - 1)):
+            found += self._feed_line(bytes(self._line[at : end.start()]))
+            at = end.end()
+        del self._line[:at]
+        if len(self._line) + self._size > MAX_EVENT_BYTES:
+            raise UpstreamError(f"The server behind the model sent an event of more than {MAX_EVENT_BYTES} bytes.")
+        return found
+
+    def flush(self) -> list[str]:
+        """What was still open when the stream ended."""
+        line = bytes(self._line).removesuffix(b"\r")
+        self._line.clear()
+        return [*self._feed_line(line), *self._feed_line(b"")]
+
+    def _feed_line(self, line: bytes) -> list[str]:
+        if not line:
+            text = "\n".join(self._data)
+            self._data, self._size = [], 0
+            return [text] if text else []
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" ").decode(errors="replace"))
+            self._size += len(value)
+        return []

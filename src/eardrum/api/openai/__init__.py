@@ -1,1 +1,1 @@
-"""OpenAI's HTTP API: transcriptions, translations, models."""
+"""OpenAI's HTTP API: transcriptions, translations, chat with speech models, models."""

@@ -1,4 +1,4 @@
-"""Chats with speech models: audio comes as a part of a message, and the transcript is the answer. As vLLM has it."""
+"""`/v1/chat/completions` for speech models: a message carries the audio, and the reply is the transcript, as in vLLM."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.responses import JSONResponse
 
-from eardrum.api import access, render
-from eardrum.api.activity import Record
+from eardrum.api import request_log, transcript_formats
 from eardrum.api.asgi import Receive, Scope, Send
-from eardrum.api.openai import answers, fields
-from eardrum.api.pieces import Pieces
-from eardrum.api.watch import Watch
+from eardrum.api.disconnect import DisconnectWatcher
+from eardrum.api.openai import params, responses
+from eardrum.api.request_log import RequestRecord
+from eardrum.api.transcript_formats import TextDeltas
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError
-from eardrum.gateway.inventory import Model
+from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.upstreams.fetch import Fetcher
-from eardrum.types import Request, Summary, Task
+from eardrum.gateway.upstreams.remote_audio import AudioFetcher
+from eardrum.transcription import SpeechTask, TranscriptionRequest, TranscriptionSummary
 
-WISHES = ("language", "prompt", "hotwords", "keywords")
+PARAMETERS = ("language", "prompt", "hotwords", "keywords")
 """Keys of the body beside the messages that mean here what they mean in transcriptions. A chat's temperature does not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class AudioPart:
     """A recording in a message: its bytes, or where it is to be fetched."""
 
     data: bytes = b""
@@ -41,7 +41,7 @@ class Sound:
     raw_pcm: bool = False
 
 
-class Chat:
+class ChatEndpoint:
     """Answers a chat whose model is one of our own."""
 
     def __init__(self, service: Service):
@@ -54,107 +54,113 @@ class Chat:
             EardrumError: before anything was sent; later errors end the stream.
             ClientGoneError: the client left.
         """
-        record = access.record(scope)
-        wishes = {name: body[name] for name in WISHES if name in body}
-        request = fields.wish(fields.from_json(wishes, self._service.settings.limits), Task.TRANSCRIBE).request
+        record = request_log.get_record(scope)
+        wishes = {name: body[name] for name in PARAMETERS if name in body}
+        request = params.parse_params(params.flatten_json(wishes, self._service.settings.limits), SpeechTask.TRANSCRIBE).request
         if isinstance(name := body.get("model"), str):
-            model = self._service.find(name.strip(), request)
+            model = self._service.find_model(name.strip(), request)
         record.model = model.id
-        if not (sounds := recordings(body)):
+        if not (sounds := find_recordings(body)):
             raise UnsupportedFeatureError(
                 f"{model.id} turns speech into text: send audio as an `input_audio` or `audio_url` part of a message, "
                 "or use /v1/audio/transcriptions.",
                 param="messages",
             )
-        reply = Reply(model.id, scope, send, record)
-        async with Watch(receive=receive, scope=scope):
-            await (self._stream if body.get("stream") is True else self._whole)(model, request, sounds, reply)
+        reply = ChatResponse(model.id, scope, send, record)
+        async with DisconnectWatcher(receive=receive, scope=scope):
+            await (self._answer_stream if body.get("stream") is True else self._answer_whole)(model, request, sounds, reply)
 
-    async def _whole(self, model: Model, request: Request, sounds: list[Sound], reply: Reply) -> None:
+    async def _answer_whole(
+        self, model: Model, request: TranscriptionRequest, sounds: list[AudioPart], reply: ChatResponse
+    ) -> None:
         lines = []
         for sound in sounds:
-            with self._service.spool() as spool:
-                await self._fill(spool, sound)
+            with self._service.create_spool() as spool:
+                await self._fill_spool(spool, sound)
                 transcript = await self._service.transcribe(model, replace(request, raw_pcm=sound.raw_pcm), spool)
-            lines.append(render.text(transcript.segments))
-            reply.record.about(model, transcript.summary)
-        await reply.whole("\n".join(lines))
+            lines.append(transcript_formats.format_text(transcript.segments))
+            reply.record.set_transcription(model, transcript.summary)
+        await reply.send_completion("\n".join(lines))
 
-    async def _stream(self, model: Model, request: Request, sounds: list[Sound], reply: Reply) -> None:
+    async def _answer_stream(
+        self, model: Model, request: TranscriptionRequest, sounds: list[AudioPart], reply: ChatResponse
+    ) -> None:
         try:
-            async with aclosing(self._pieces(model, request, sounds, reply)) as pieces:
+            async with aclosing(self._transcribe_parts(model, request, sounds, reply)) as pieces:
                 async for piece in pieces:
-                    await reply.piece({"content": piece})
+                    await reply.send_chunk({"content": piece})
             await reply.end()
         except EardrumError as error:
-            if not reply.begun:
+            if not reply.has_begun:
                 raise
-            await reply.failed(error)
+            await reply.send_error(error)
 
-    async def _pieces(self, model: Model, request: Request, sounds: list[Sound], reply: Reply) -> AsyncGenerator[str, None]:
+    async def _transcribe_parts(
+        self, model: Model, request: TranscriptionRequest, sounds: list[AudioPart], reply: ChatResponse
+    ) -> AsyncGenerator[str, None]:
         for number, sound in enumerate(sounds):
-            pieces = Pieces()
-            with self._service.spool() as spool:
-                await self._fill(spool, sound)
+            pieces = TextDeltas()
+            with self._service.create_spool() as spool:
+                await self._fill_spool(spool, sound)
                 wanted = replace(request, raw_pcm=sound.raw_pcm)
                 if number:
                     yield "\n"
-                async with aclosing(self._service.stream(model, wanted, spool)) as events:
+                async with aclosing(self._service.stream_events(model, wanted, spool)) as events:
                     async for event in events:
-                        if text := pieces.take(event):
+                        if text := pieces.feed(event):
                             yield text
-                        if isinstance(event, Summary):
-                            reply.record.about(model, event)
+                        if isinstance(event, TranscriptionSummary):
+                            reply.record.set_transcription(model, event)
 
-    async def _fill(self, spool: Spool, sound: Sound) -> None:
+    async def _fill_spool(self, spool: Spool, sound: AudioPart) -> None:
         if sound.url:
-            await Fetcher(self._service.settings.limits).pour(sound.url, spool)
+            await AudioFetcher(self._service.settings.limits).fetch_into(sound.url, spool)
             return
         await spool.write(sound.data)
         spool.finish()
 
 
-class Reply:
+class ChatResponse:
     """The answer on its way: one object, or chunks of one."""
 
-    def __init__(self, model: str, scope: Scope, send: Send, record: Record):
+    def __init__(self, model: str, scope: Scope, send: Send, record: RequestRecord):
         self.record = record
-        self.begun = False
+        self.has_begun = False
         self._scope = scope
         self._send = send
-        self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._header = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    async def whole(self, text: str) -> None:
+    async def send_completion(self, text: str) -> None:
         """All of it."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-        response = JSONResponse({**self._about, "object": "chat.completion", "choices": [choice]})
-        await response(self._scope, _nothing, self._send)
+        response = JSONResponse({**self._header, "object": "chat.completion", "choices": [choice]})
+        await response(self._scope, _receive_disconnect, self._send)
 
-    async def piece(self, delta: dict[str, str], finish_reason: str | None = None) -> None:
+    async def send_chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> None:
         """A chunk; the first one says who speaks."""
-        if not self.begun:
-            self.begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": answers.STREAM})
+        if not self.has_begun:
+            self.has_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": responses.STREAM_HEADERS})
             delta = {"role": "assistant", **delta}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        await self._event(json.dumps({**self._about, "object": "chat.completion.chunk", "choices": [choice]}))
+        await self._send_event(json.dumps({**self._header, "object": "chat.completion.chunk", "choices": [choice]}))
 
     async def end(self) -> None:
         """The last chunks."""
-        await self.piece({}, "stop")
-        await self._event("[DONE]", last=True)
+        await self.send_chunk({}, "stop")
+        await self._send_event("[DONE]", last=True)
 
-    async def failed(self, error: EardrumError) -> None:
+    async def send_error(self, error: EardrumError) -> None:
         """An error after the stream has begun."""
         self.record.note = error.message
-        await self._event(json.dumps(answers.worded(error)), last=True)
+        await self._send_event(json.dumps(responses.build_error_body(error)), last=True)
 
-    async def _event(self, data: str, *, last: bool = False) -> None:
+    async def _send_event(self, data: str, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last})
 
 
-def recordings(body: dict[str, Any]) -> list[Sound]:
+def find_recordings(body: dict[str, Any]) -> list[AudioPart]:
     """The recordings of the last message that has any.
 
     Raises:
@@ -164,42 +170,42 @@ def recordings(body: dict[str, Any]) -> list[Sound]:
     for message in reversed(messages if isinstance(messages, list) else []):
         content = message.get("content") if isinstance(message, dict) else None
         parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-        if sounds := [_sound(part) for part in parts if part.get("type") in ("input_audio", "audio_url")]:
+        if sounds := [_parse_audio_part(part) for part in parts if part.get("type") in ("input_audio", "audio_url")]:
             return sounds
     return []
 
 
-def _sound(part: dict[str, Any]) -> Sound:
+def _parse_audio_part(part: dict[str, Any]) -> AudioPart:
     kind = part["type"]
     value = part.get(kind)
     if kind == "audio_url":
         url = value.get("url") if isinstance(value, dict) else value
         if not isinstance(url, str) or not url:
             raise InvalidRequestError('An audio_url part must hold {"audio_url": {"url": ...}}.', param="audio_url")
-        return Sound(data=_inside(url)) if url[:5].lower() == "data:" else Sound(url=url)
+        return AudioPart(data=_decode_data_url(url)) if url[:5].lower() == "data:" else AudioPart(url=url)
     data = value.get("data") if isinstance(value, dict) else None
     if not isinstance(data, str) or not isinstance(value, dict):
         raise InvalidRequestError(
             'An input_audio part must hold {"input_audio": {"data": base64, "format": "wav"}}.', param="input_audio"
         )
-    raw = str(value.get("format") or "") in fields.RAW_FORMATS
-    return Sound(data=_decoded(data.rpartition("base64,")[2], "input_audio.data"), raw_pcm=raw)
+    raw = str(value.get("format") or "") in params.RAW_FORMATS
+    return AudioPart(data=_decode_base64(data.rpartition("base64,")[2], "input_audio.data"), raw_pcm=raw)
 
 
-def _inside(url: str) -> bytes:
+def _decode_data_url(url: str) -> bytes:
     """What a data: URL holds."""
     head, comma, content = url.partition(",")
     if not comma:
         raise InvalidRequestError("A data: URL has a comma before its content.", param="audio_url")
-    return _decoded(content, "audio_url") if head.lower().endswith(";base64") else unquote_to_bytes(content)
+    return _decode_base64(content, "audio_url") if head.lower().endswith(";base64") else unquote_to_bytes(content)
 
 
-def _decoded(encoded: str, param: str) -> bytes:
+def _decode_base64(encoded: str, param: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (ValueError, binascii.Error) as error:
         raise InvalidRequestError(f"{param} is not valid base64: {error}.", param=param) from None
 
 
-async def _nothing() -> dict[str, Any]:
+async def _receive_disconnect() -> dict[str, Any]:
     return {"type": "http.disconnect"}

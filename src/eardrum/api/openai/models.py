@@ -1,4 +1,7 @@
-"""`/v1/models`: what can be asked for, as model objects. All that OpenAI's do not have is an extension, or llama-swap's."""
+"""`/v1/models`: lists models as OpenAI's model objects, with their modalities.
+
+Every field that OpenAI's objects do not have is an extension, or llama-swap's.
+"""
 
 from __future__ import annotations
 
@@ -10,109 +13,108 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eardrum.api.openai import modalities
-from eardrum.config.llama_swap import Selector
+from eardrum.config.llama_swap import DeclaredCapabilities, ModelSelector
 from eardrum.errors import ModelNotFoundError
-from eardrum.gateway.inventory import Model
-from eardrum.gateway.scheduler import State
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
 
 OWNER = "eardrum"
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
-AT_ONCE = 50
+YIELD_EVERY = 50
 """Models that are put into words before others have their turn: 2 ms."""
 
-DOWN = (State.STOPPED, State.FAILED)
-Object = dict[str, Any]
+UNLOADED_STATES = (ModelState.STOPPED, ModelState.FAILED)
+ModelObject = dict[str, Any]
 
 
-class Models:
+class OpenAIModelRoutes:
     """The endpoints."""
 
     def __init__(self, service: Service):
         self._service = service
 
-    async def list(self, _: Request) -> Response:
+    async def list_models(self, _: Request) -> Response:
         """All models and what else can be asked for: selectors, pins of the active profile, copies, aliases if wanted."""
-        self._service.catalog.look()
+        self._service.catalog.rescan_if_changed()
         objects: list[bytes] = []
-        for listed in self._objects():
+        for listed in self._build_objects():
             objects.append(ENCODE(listed).encode())
-            if not len(objects) % AT_ONCE:
+            if not len(objects) % YIELD_EVERY:
                 await asyncio.sleep(0)
         return Response(b'{"object":"list","data":[' + b",".join(objects) + b"]}", media_type="application/json")
 
-    async def one(self, request: Request) -> Response:
+    async def show_model(self, request: Request) -> Response:
         """One model, by its id or any alias; ids may contain slashes."""
         id = request.path_params["id"].strip()
         if not id:
-            return await self.list(request)
-        if id in self._service.selection.selectors:
-            return JSONResponse(self._selector(id, self._service.selection.selectors[id]))
-        model = self._service.find(id)
-        if model.absent:
-            raise ModelNotFoundError(self._service.catalog.how_to_fetch(model))
-        if not model.runnable:
+            return await self.list_models(request)
+        if id in self._service.name_resolver.selectors:
+            return JSONResponse(self._build_selector(id, self._service.name_resolver.selectors[id]))
+        model = self._service.find_model(id)
+        if model.needs_download:
+            raise ModelNotFoundError(self._service.catalog.explain_download(model))
+        if not model.is_runnable:
             raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.how_to_install}")
-        return JSONResponse(self._model(id, model))
+        return JSONResponse(self._build_model(id, model))
 
-    def _objects(self) -> Iterator[Object]:
-        catalog, selection = self._service.catalog, self._service.selection
-        listed = [m for m in catalog if m.runnable and not m.absent and not (m.entry and m.entry.unlisted)]
+    def _build_objects(self) -> Iterator[ModelObject]:
+        catalog, selection = self._service.catalog, self._service.name_resolver
+        listed = [m for m in catalog if m.is_runnable and not m.needs_download and not (m.entry and m.entry.unlisted)]
         for model in listed:
             if model.id not in selection.selectors:  # which may have the names of peers' models, and come before them
-                yield self._model(model.id, model)
+                yield self._build_model(model.id, model)
             if self._service.settings.includeAliasesInList:
-                aliases = (alias for alias in catalog.aliases(model) if alias not in selection.selectors)
-                yield from (self._alias(alias, model) for alias in aliases)
+                aliases = (alias for alias in catalog.list_aliases(model) if alias not in selection.selectors)
+                yield from (self._build_alias(alias, model) for alias in aliases)
         for id, selector in selection.selectors.items():
             if not selector.unlisted:
-                yield self._selector(id, selector)
-        pins = selection.profiles[selection.active].pins if selection.active else {}
+                yield self._build_selector(id, selector)
+        pins = selection.profiles[selection.active_profile].pins if selection.active_profile else {}
         taken = {*selection.selectors, *(model.id for model in catalog)}
         for pin, target in pins.items():
             if target and pin not in taken:
-                yield _object(pin, "profile", loaded=self._up([target]))
-        for copy, meaning in list(self._service.copies):
-            if copied := catalog.named(meaning):
-                yield self._alias(copy, copied)
+                yield _build_object(pin, "profile", loaded=self._is_loaded([target]))
+        for copy, meaning in list(self._service.client_aliases):
+            if copied := catalog.find_named(meaning):
+                yield self._build_alias(copy, copied)
 
-    def _model(self, id: str, model: Model) -> Object:
-        state, aliases = self._service.state(model), self._service.catalog.aliases(model)
+    def _build_model(self, id: str, model: Model) -> ModelObject:
+        state, aliases = self._service.get_state(model), self._service.catalog.list_aliases(model)
         kind = "peer" if model.origin == "peer" else "model"
         return {
-            **_object(id, kind, loaded=state not in DOWN, **_labels(model), aliases=aliases),
+            **_build_object(id, kind, loaded=state not in UNLOADED_STATES, **_get_labels(model), aliases=aliases),
             "created": model.created,
             "state": state,
             "engine": model.engine,
             "aliases": aliases,
-            **modalities.described(model),
+            **describe_modalities(model),
         }
 
-    def _alias(self, alias: str, model: Model) -> Object:
-        loaded = self._service.state(model) not in DOWN
+    def _build_alias(self, alias: str, model: Model) -> ModelObject:
+        loaded = self._service.get_state(model) not in UNLOADED_STATES
         return {
-            **_object(alias, "alias", loaded=loaded, **_labels(model), modelID=model.id),
+            **_build_object(alias, "alias", loaded=loaded, **_get_labels(model), modelID=model.id),
             "created": model.created,
-            **modalities.described(model),
+            **describe_modalities(model),
         }
 
-    def _up(self, targets: Sequence[str]) -> bool:
+    def _is_loaded(self, targets: Sequence[str]) -> bool:
         """Whether one of these is loaded, or about to be."""
-        models = [model for target in targets if (model := self._service.catalog.named(target))]
-        return any(self._service.state(model) in (State.READY, State.STARTING) for model in models)
+        models = [model for target in targets if (model := self._service.catalog.find_named(target))]
+        return any(self._service.get_state(model) in (ModelState.READY, ModelState.STARTING) for model in models)
 
-    def _selector(self, id: str, selector: Selector) -> Object:
+    def _build_selector(self, id: str, selector: ModelSelector) -> ModelObject:
         targets = selector.targets[:1] if selector.strategy == "pin" else selector.targets
-        facts: Object = {"strategy": selector.strategy, "targets": list(selector.targets)}
+        facts: ModelObject = {"strategy": selector.strategy, "targets": list(selector.targets)}
         if selector.strategy == "spillover":
             facts["spillover"] = selector.settings.spillover
-        return _object(
+        return _build_object(
             id,
             "selector",
-            loaded=self._up(targets),
+            loaded=self._is_loaded(targets),
             name=selector.name,
             description=selector.description,
             metadata=selector.metadata,
@@ -120,9 +122,9 @@ class Models:
         )
 
 
-def _object(
-    id: str, kind: str, *, loaded: bool, name: str = "", description: str = "", metadata: Object | None = None, **facts: Any
-) -> Object:
+def _build_object(
+    id: str, kind: str, *, loaded: bool, name: str = "", description: str = "", metadata: ModelObject | None = None, **facts: Any
+) -> ModelObject:
     """A model object without what only real models have. `metadata` is the config's, and gives way to our own facts."""
     labels = {"name": name.strip(), "description": description.strip()}
     return {
@@ -136,6 +138,57 @@ def _object(
     }
 
 
-def _labels(model: Model) -> Object:
+def _get_labels(model: Model) -> ModelObject:
     entry = model.entry
     return {"name": entry.name, "description": entry.description, "metadata": entry.metadata} if entry else {}
+
+
+SPEECH = DeclaredCapabilities.model_validate({"in": ("audio",), "out": ("text",)})
+"""What every model of ours is, and one of another server of which the config says nothing, but whose name does."""
+
+
+def describe_modalities(model: Model) -> dict[str, Any]:
+    """`capabilities` and, as far as it is known, `architecture`, `context_length` and `supported_parameters`."""
+    said = model.entry.capabilities if model.is_external and model.entry else DeclaredCapabilities()
+    declared = SPEECH if model.is_speech_model and not said.inputs else said
+    flags = _get_flags(declared)
+    facts: dict[str, Any] = {"capabilities": flags | (_describe_speech(model) if "audio_transcriptions" in flags else {})}
+    inputs, outputs = declared.inputs, declared.outputs
+    if inputs or outputs:
+        modality = f"{'+'.join(inputs)}->{'+'.join(outputs)}"
+        facts["architecture"] = {
+            "input_modalities": list(inputs),
+            "output_modalities": list(outputs),
+            "modality": modality,
+        }
+    if declared.context:
+        facts["context_length"] = declared.context
+    if declared.tools:
+        facts["supported_parameters"] = ["tools", "tool_choice"]
+    return facts
+
+
+def _get_flags(declared: DeclaredCapabilities) -> dict[str, bool]:
+    takes, gives = set(declared.inputs), set(declared.outputs)
+    flags = {
+        "vision": "image" in takes and "text" in gives,
+        "audio_transcriptions": "audio" in takes and "text" in gives,
+        "audio_speech": "text" in takes and "audio" in gives,
+        "image_generation": "text" in takes and "image" in gives,
+        "image_to_image": "image" in takes and "image" in gives,
+        "function_calling": declared.tools,
+        "reranker": declared.reranker,
+    }
+    return {name: True for name, has in flags.items() if has}
+
+
+def _describe_speech(model: Model) -> dict[str, Any]:
+    can = model.capabilities.to_json()
+    return {
+        "tasks": ["transcribe", *(["translate"] if model.capabilities.translate else [])],
+        "languages": can["languages"],
+        "response_formats": ["json", "text", "srt", "verbose_json", "vtt"],
+        "timestamp_granularities": ["segment", *(["word"] if model.capabilities.words else [])],
+        "stream": True,
+        **{name: can[name] for name in ("detects_language", "logprobs", "prompt", "hotwords", "temperature", "speakers")},
+    }

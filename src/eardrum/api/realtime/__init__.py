@@ -1,1 +1,1 @@
-"""OpenAI's Realtime API, as far as it transcribes: a WebSocket of JSON events, and keys that pages of a browser may hold."""
+"""OpenAI's Realtime API for transcription: a WebSocket of JSON events, and client secrets for pages in browsers."""

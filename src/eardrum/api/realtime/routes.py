@@ -1,88 +1,94 @@
-"""The routes of the Realtime API: a WebSocket, and keys for it. Raw ASGI: audio goes through here."""
+"""The routes of the Realtime API: a WebSocket and client secrets. Raw ASGI, because audio passes through here.
+
+A connection moves events between the client's WebSocket, the protocol, which decides, and the live session, which
+transcribes.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import NoReturn
+from typing import NoReturn, assert_never
 from urllib.parse import parse_qs
 
 from starlette.responses import JSONResponse
 
-from eardrum.api.access import record
-from eardrum.api.asgi import App, Receive, Scope, Send, header
-from eardrum.api.auth import SUBPROTOCOL, key_of
-from eardrum.api.realtime import rest
-from eardrum.api.realtime.config import RATES, Config, pcm
-from eardrum.api.realtime.conversation import LONGEST, Conversation
-from eardrum.api.realtime.line import Line
-from eardrum.api.realtime.secrets import PREFIX, Secrets
-from eardrum.api.sockets import Socket
+from eardrum.api.asgi import ASGIApp, Receive, Scope, Send, get_header
+from eardrum.api.auth import KEY_SUBPROTOCOL, read_api_key
+from eardrum.api.realtime import client_secrets
+from eardrum.api.realtime.client_secrets import SECRET_PREFIX, ClientSecretStore
+from eardrum.api.realtime.protocol import MAX_EVENT_CHARS, CloseConnection, OpenSession, ProtocolStep, RealtimeProtocol
+from eardrum.api.realtime.session_config import PCM_RATES, RealtimeConfig, make_pcm_format
+from eardrum.api.request_log import get_record
+from eardrum.api.websocket import CloseCode, ServerWebSocket, run_until_first
 from eardrum.errors import (
+    EardrumError,
     InvalidRequestError,
     MethodNotAllowedError,
     ModelNotFoundError,
-    NotOfferedError,
+    ShuttingDownError,
     UnauthorizedError,
+    UnsupportedRouteError,
 )
-from eardrum.gateway.live import Session, live, named
+from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.service import Service
-from eardrum.live import Settings
-from eardrum.types import Request
+from eardrum.live import ClearCommand, CommitCommand, ConfigureCommand, SessionSettings
+from eardrum.transcription import TranscriptionRequest
 
-SOCKET = "/v1/realtime"
-TALKING = (SOCKET, "/v1/realtime/calls", "/v1/realtime/sessions", "/v1/realtime/translations/client_secrets")
+WEBSOCKET_PATH = "/v1/realtime"
+CONVERSATION_PATHS = (WEBSOCKET_PATH, "/v1/realtime/calls", "/v1/realtime/sessions", "/v1/realtime/translations/client_secrets")
 """What OpenAI has besides: conversations, over WebRTC too."""
 
 BETA_HEADER, BETA_SUBPROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 
 
-class Realtime:
+class RealtimeRoutes:
     """The endpoints. WebSockets for models that other servers serve are left to who forwards."""
 
     def __init__(self, service: Service):
         self._service = service
-        self._secrets = Secrets()
+        self._secrets = ClientSecretStore()
 
-    def opens(self, scope: Scope, key: str) -> bool:
+    def accepts_key(self, scope: Scope, key: str) -> bool:
         """Whether the key is a client secret, and this what it is for."""
-        return scope["type"] == "websocket" and scope["path"] == SOCKET and bool(self._secrets.find(key, time.time()))
+        return scope["type"] == "websocket" and scope["path"] == WEBSOCKET_PATH and bool(self._secrets.find(key, time.time()))
 
-    def invited(self, scope: Scope) -> bool:
+    def is_invited(self, scope: Scope) -> bool:
         """Whether a page shows a client secret that somebody with a key has had made for it: no other page could."""
-        return bool(self._service.settings.apiKeys) and self.opens(scope, key_of(scope))
+        return bool(self._service.settings.apiKeys) and self.accepts_key(scope, read_api_key(scope))
 
-    def route(self, scope: Scope) -> App | None:
+    def route(self, scope: Scope) -> ASGIApp | None:
         """What serves this request, if it is for one of these routes."""
         path = scope["path"]
         if scope["type"] == "websocket":
-            return self._socket if path == SOCKET and not self._is_foreign(scope) else None
-        if path in rest.ANSWERS:
-            return self._posted if scope["method"] == "POST" else self._not_allowed
-        return self._talking if path in TALKING else None
+            return self._handle_websocket if path == WEBSOCKET_PATH and not self._is_foreign(scope) else None
+        if path in client_secrets.HANDLERS:
+            return self._handle_post if scope["method"] == "POST" else self._reject_method
+        return self._reject_conversation if path in CONVERSATION_PATHS else None
 
-    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        conversation = self._conversation(scope)
+    async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        conversation = self._build_protocol(scope)
 
         @asynccontextmanager
-        async def listen(id: str, settings: Settings) -> AsyncIterator[Session]:
-            record(scope).model = id
-            async with live(self._service, self._service.catalog.find(id), settings) as session:
+        async def listen(id: str, settings: SessionSettings) -> AsyncIterator[ResumableSession]:
+            get_record(scope).model = id
+            async with open_session(self._service, self._service.catalog.find_model(id), settings) as session:
                 try:
                     yield session
                 finally:
-                    record(scope).about(session.model, session.summary)
+                    get_record(scope).set_transcription(session.model, session.summary)
 
-        over, stall_s = self._service.events.over, self._service.settings.limits.stall_seconds
-        async with Socket(
-            scope, receive, send, over=over, stall_s=stall_s, largest=LONGEST, subprotocol=_subprotocol(scope)
+        over, stall_s = self._service.change_feed.ended, self._service.settings.limits.stall_seconds
+        async with ServerWebSocket(
+            scope, receive, send, over=over, stall_s=stall_s, largest=MAX_EVENT_CHARS, subprotocol=_choose_subprotocol(scope)
         ) as socket:
-            await Line(conversation, listen, socket).run()
+            await RealtimeConnection(conversation, listen, socket).run()
 
-    def _conversation(self, scope: Scope) -> Conversation:
+    def _build_protocol(self, scope: Scope) -> RealtimeProtocol:
         """What is known of it before anything is said.
 
         Raises:
@@ -90,65 +96,182 @@ class Realtime:
             InvalidRequestError: the query makes no sense.
         """
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
-        config = self._config()
-        key = key_of(scope)
+        config = self._build_config()
+        key = read_api_key(scope)
         if secret := self._secrets.find(key, time.time()):
             config = secret.config
-        elif key.startswith(PREFIX) and key not in self._service.settings.apiKeys:
+        elif key.startswith(SECRET_PREFIX) and key not in self._service.settings.apiKeys:
             raise UnauthorizedError("The client secret has expired, or is none of this server's: ask for another one.")
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):
             raise InvalidRequestError("intent must be transcription: this server does not talk.", param="intent")
         if rate := query.get("rate"):
-            config = replace(config, format=pcm(_rate(rate)), pcm_rate=_rate(rate))
-        beta = header(scope, b"openai-beta") == BETA_HEADER or BETA_SUBPROTOCOL in scope["subprotocols"]
-        return Conversation(
+            config = replace(config, format=make_pcm_format(_parse_rate(rate)), pcm_rate=_parse_rate(rate))
+        beta = get_header(scope, b"openai-beta") == BETA_HEADER or BETA_SUBPROTOCOL in scope["subprotocols"]
+        return RealtimeProtocol(
             secrets.token_hex(10),
-            self._admit,
+            self._admit_model,
             config if config.model else replace(config, model=query.get("model", "").strip()),
             beta=beta,
             certain=transcribes or bool(config.model),
         )
 
-    def _config(self) -> Config:
+    def _build_config(self) -> RealtimeConfig:
         rate = self._service.settings.realtime_rate
-        return Config(format=pcm(rate), pcm_rate=rate)
+        return RealtimeConfig(format=make_pcm_format(rate), pcm_rate=rate)
 
-    def _admit(self, name: str, request: Request) -> tuple[str, Request]:
-        model = named(self._service, name, request)
-        return model.id, self._service.prepared(model, request)
+    def _admit_model(self, name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
+        model = find_live_model(self._service, name, request)
+        return model.id, self._service.prepare_request(model, request)
 
     def _is_foreign(self, scope: Scope) -> bool:
         """Whether the model of the query is another server's, to which the socket goes as it is."""
         name = parse_qs(scope["query_string"].decode("latin-1")).get("model", [""])[-1].strip()
-        if not name or key_of(scope).startswith(PREFIX):
+        if not name or read_api_key(scope).startswith(SECRET_PREFIX):
             return False
         try:
-            return self._service.find_for_live(name).foreign
+            return self._service.find_live_model(name).is_external
         except ModelNotFoundError:
             return False
 
-    async def _posted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await rest.parsed(scope, receive, self._service.settings.limits)
-        answer = rest.ANSWERS[scope["path"]](body, self._secrets, self._admit, self._config(), time.time())
+    async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await client_secrets.read_json_object(scope, receive, self._service.settings.limits)
+        answer = client_secrets.HANDLERS[scope["path"]](body, self._secrets, self._admit_model, self._build_config(), time.time())
         await JSONResponse(answer)(scope, receive, send)
 
-    async def _not_allowed(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+    async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise MethodNotAllowedError(f"{scope['path']} takes POST, not {scope['method']}.")
 
-    async def _talking(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
-        raise NotOfferedError(
-            f"This server transcribes and does not talk, and has no WebRTC: open a WebSocket at {SOCKET}?intent=transcription."
+    async def _reject_conversation(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
+        raise UnsupportedRouteError(
+            "This server transcribes and does not talk, and has no WebRTC: "
+            f"open a WebSocket at {WEBSOCKET_PATH}?intent=transcription."
         )
 
 
-def _subprotocol(scope: Scope) -> str | None:
+def _choose_subprotocol(scope: Scope) -> str | None:
     """One that the client offers, as browsers insist on; not the one that is a key, if there is another."""
     offered: list[str] = scope["subprotocols"]
-    return min(offered, key=lambda name: (name != "realtime", name.startswith(SUBPROTOCOL)), default=None)
+    return min(offered, key=lambda name: (name != "realtime", name.startswith(KEY_SUBPROTOCOL)), default=None)
 
 
-def _rate(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not RATES[0] <= int(text) <= RATES[1]:
-        raise InvalidRequestError(f"rate must be a number of Hz from {RATES[0]} to {RATES[1]}, not {text[:20]!r}.", param="rate")
+def _parse_rate(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not PCM_RATES[0] <= int(text) <= PCM_RATES[1]:
+        raise InvalidRequestError(
+            f"rate must be a number of Hz from {PCM_RATES[0]} to {PCM_RATES[1]}, not {text[:20]!r}.", param="rate"
+        )
     return int(text)
+
+
+SHUTDOWN_CLOSE = CloseConnection(CloseCode.GOING_AWAY, "The server is shutting down.")
+
+SessionOpener = Callable[[str, SessionSettings], AbstractAsyncContextManager[ResumableSession]]
+"""A session with the model of this id."""
+
+
+class RealtimeConnection:
+    """One connection, from the greeting to the end.
+
+    Args:
+        conversation: decides.
+        listen: opens sessions.
+        socket: the client's.
+    """
+
+    def __init__(self, conversation: RealtimeProtocol, listen: SessionOpener, socket: ServerWebSocket):
+        self._conversation = conversation
+        self._open_live_session = listen
+        self._socket = socket
+        self._session: asyncio.Future[ResumableSession] | None = None
+        self._session_task: asyncio.Task[None] | None = None
+        self._closing = False
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Serve until either side hangs up. When the server ends nothing more is heard, and the last texts are sent.
+
+        Raises:
+            ClientGoneError: the client took nothing in, or is gone.
+        """
+        try:
+            await self._run_steps(self._conversation.greet())
+            await run_until_first(self._handle_messages(), self._wait_until_closed())
+        finally:
+            await self._stop_session()
+
+    async def _wait_until_closed(self) -> None:
+        await self._over
+
+    async def _handle_messages(self) -> None:
+        """On what the client says, until the server ends; then the session ends, and with it the connection."""
+        async for message in self._socket:
+            await self._run_steps(list(self._conversation.receive_message(message)))
+        if self._session:
+            await (await self._session).finish()
+            await self._over
+        else:
+            await self._close(SHUTDOWN_CLOSE)
+
+    async def _run_steps(self, steps: Iterable[ProtocolStep]) -> None:
+        for step in steps:
+            match step:
+                case dict():
+                    if not self._closing:
+                        await self._socket.send_json(step)
+                case CloseConnection():
+                    await self._close(step)
+                case OpenSession():
+                    await self._open_session(step)
+                case bytes() | ConfigureCommand() | CommitCommand() | ClearCommand():
+                    await self._forward_step(step)
+                case _:
+                    assert_never(step)
+
+    async def _open_session(self, step: OpenSession) -> None:
+        await self._stop_session()
+        self._session = asyncio.get_running_loop().create_future()
+        self._session_task = asyncio.create_task(self._send_events(step, self._session))
+        self._session_task.add_done_callback(self._handle_session_end)
+
+    async def _forward_step(self, step: bytes | ConfigureCommand | CommitCommand | ClearCommand) -> None:
+        assert self._session
+        session = await self._session  # a model may have to be loaded first
+        match step:
+            case bytes():
+                await session.feed(step)
+            case ConfigureCommand(settings=settings):
+                await session.configure(settings)
+            case CommitCommand():
+                await session.commit()
+            case ClearCommand():
+                await session.clear()
+
+    async def _send_events(self, step: OpenSession, ready: asyncio.Future[ResumableSession]) -> None:
+        """Tell the client what a session hears. When it ends, so does the connection."""
+        try:
+            async with self._open_live_session(step.model, step.settings) as session:
+                ready.set_result(session)
+                async with aclosing(session.stream_events()) as events:
+                    async for event in events:
+                        await self._run_steps(list(self._conversation.receive_event(event)))
+            await self._close(SHUTDOWN_CLOSE)
+        except ShuttingDownError:  # the last texts are out, and clients take an error for more than that
+            await self._close(SHUTDOWN_CLOSE)
+        except EardrumError as error:
+            await self._run_steps(self._conversation.fail(error))
+
+    def _handle_session_end(self, task: asyncio.Task[None]) -> None:
+        """What goes wrong with a session goes wrong with the connection."""
+        if not task.cancelled() and (error := task.exception()) and not self._over.done():
+            self._over.set_exception(error)
+
+    async def _stop_session(self) -> None:
+        if self._session_task:
+            self._session_task.cancel()
+            await asyncio.gather(self._session_task, return_exceptions=True)
+
+    async def _close(self, last: CloseConnection) -> None:
+        if not self._closing:
+            self._closing = True
+            await self._socket.close(last.code, last.reason)
+            self._over.set_result(None)

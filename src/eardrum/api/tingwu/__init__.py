@@ -1,1 +1,1 @@
-"""TingWu's live route: text while somebody speaks, and again once the sentence is over."""
+"""TingWu's live WebSocket: text while somebody speaks, and again once the sentence is over."""

@@ -1,42 +1,273 @@
-"""WS `/ws/realtime`."""
+"""The WebSocket `/ws/realtime` in TingWu's protocol: messages, and a client's session.
+
+A session lasts as long as its socket and holds many recordings, one after another.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
 from urllib.parse import parse_qs
 
-from eardrum.api.asgi import App, Receive, Scope, Send
-from eardrum.api.sockets import Socket, closing
-from eardrum.api.tingwu.conversation import Conversation
-from eardrum.api.tingwu.messages import LARGEST
-from eardrum.errors import EardrumError, MethodNotAllowedError
+from eardrum import bounded_json
+from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
+from eardrum.api.json_body import check_surrogates
+from eardrum.api.request_log import get_record
+from eardrum.api.websocket import ServerWebSocket, get_close_code, run_alongside
+from eardrum.errors import EardrumError, InvalidRequestError, MethodNotAllowedError, TooLargeError
+from eardrum.gateway.live import ResumableSession, find_live_model, open_session
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.processes.lease import make_session_shutdown_error
 from eardrum.gateway.service import Service
+from eardrum.languages import parse_language
+from eardrum.live import FinalTranscript, LiveEvent, PartialTranscript, SessionSettings, UtteranceFailed
+from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
 
 PATH = "/ws/realtime"
 
 
-class TingWu:
+class TingWuRoute:
     """The edge."""
 
     def __init__(self, service: Service):
         self._service = service
 
-    def route(self, scope: Scope) -> App | None:
+    def route(self, scope: Scope) -> ASGIApp | None:
         """What serves this request, if it is for this route."""
         if scope["path"] != PATH:
             return None
-        return self._socket if scope["type"] == "websocket" else self._not_allowed
+        return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
 
-    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         model, language = (query.get(name, [""])[-1] for name in ("model", "language"))
         stall_s = self._service.settings.limits.stall_seconds
-        async with Socket(scope, receive, send, over=self._service.events.over, stall_s=stall_s, largest=LARGEST) as socket:
-            conversation = Conversation(self._service, socket, scope, model=model, language=language)
+        async with ServerWebSocket(
+            scope, receive, send, over=self._service.change_feed.ended, stall_s=stall_s, largest=MAX_MESSAGE_BYTES
+        ) as socket:
+            conversation = TingWuConnection(self._service, socket, scope, model=model, language=language)
             try:
                 await conversation.run()
             except EardrumError as error:
-                await conversation.warn(error)
-                await socket.close(closing(error), error.message)
+                await conversation.send_warning(error)
+                await socket.close(get_close_code(error), error.message)
 
-    async def _not_allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _reject_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how).")
+
+
+class TingWuConnection:
+    """A session over an open socket. `model` and `language` are what the address names, which TingWu's has no room for."""
+
+    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, *, model: str = "", language: str = ""):
+        self._service = service
+        self._socket = socket
+        self._record = get_record(scope)
+        self._name = model
+        self._language = language
+        self._backend = ""
+        self._config = TingWuConfig()
+
+    async def run(self) -> None:
+        """Serve the client until it leaves or the server ends.
+
+        Raises:
+            EardrumError: the session cannot be had, or is over, and why.
+        """
+        await run_alongside(self._serve(), self._send_heartbeats())
+
+    async def send_warning(self, error: EardrumError) -> None:
+        """Tell the client of an error."""
+        self._record.note = error.message
+        await self._socket.send_json(build_warning(error.message, self._backend))
+
+    async def _serve(self) -> None:
+        model = find_live_model(self._service, self._name, TranscriptionRequest(language=parse_language(self._language)))
+        self._backend = model.engine
+        await self._socket.send_json(build_connected(self._record.id))
+        first = await self._receive_message()  # a page that nobody speaks to yet loads no model
+        if first is None:
+            raise make_session_shutdown_error()
+        self._record.model = model.id
+        async with open_session(self._service, model, self._build_settings(model)) as session:
+            try:
+                await run_alongside(self._send_events(session), self._forward_messages(session, model, first))
+            finally:
+                self._record.summary = session.summary
+
+    async def _receive_message(self) -> bytes | TingWuConfig | None:
+        """The next audio, or other wishes; None when the server ends. What means nothing else here is answered on the way."""
+        async for message in self._socket:
+            check_message_size(message)
+            if isinstance(message, bytes):
+                return message
+            try:
+                said = parse_message(message)
+                if said.get("type") == "ping":
+                    await self._socket.send_json({"type": "pong"})
+                elif "type" not in said:
+                    self._config = self._config.update(said)
+                    return self._config
+            except InvalidRequestError as error:
+                await self.send_warning(error)
+        return None
+
+    async def _forward_messages(self, session: ResumableSession, model: Model, message: bytes | TingWuConfig | None) -> None:
+        """Hand on what the client says, to the end of the server, which the session sees to itself."""
+        configured = self._build_settings(model)
+        while message is not None:
+            if isinstance(message, bytes):
+                await session.feed(message)
+            elif not message.speaking:
+                await session.commit()
+            if (settings := self._build_settings(model)) != configured:
+                configured = settings
+                await session.configure(settings)
+            message = await self._receive_message()
+
+    async def _send_events(self, session: ResumableSession) -> None:
+        async with aclosing(session.stream_events()) as events:
+            async for event in events:
+                await self._send_event(event)
+
+    async def _send_event(self, event: LiveEvent) -> None:
+        """A commit with nothing to commit is refused, which no client of TingWu's needs to know."""
+        match event:
+            case PartialTranscript():
+                await self._socket.send_json(build_text(self._config.mode, event.stable + event.tentative, final=False))
+            case FinalTranscript():
+                await self._socket.send_json(build_text(self._config.mode, event.text, final=True))
+            case UtteranceFailed():
+                await self.send_warning(event.error)
+
+    def _build_settings(self, model: Model) -> SessionSettings:
+        request = TranscriptionRequest(language=parse_language(self._language), priority=Priority.LIVE)
+        settings = self._config.build_settings(SessionSettings(request), model.capabilities)
+        return replace(settings, request=self._service.prepare_request(model, settings.request))
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._socket.send_json(build_ping(time.time()))
+
+
+CHUNK_BYTES = 9600
+"""How much audio a client had best send at a time: 300 ms."""
+HEARTBEAT_S = 30
+MAX_MESSAGE_BYTES = 4 << 20
+"""Bytes of one message."""
+MAX_PROMPT = 4000
+
+
+class TextMode(StrEnum):
+    """Which text a client wants: while somebody speaks, once it is over, or both."""
+
+    BOTH = "2pass"
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True, slots=True)
+class TingWuConfig:
+    """What a client has said of itself so far."""
+
+    mode: TextMode = TextMode.BOTH
+    hotwords: tuple[str, ...] = ()
+    speaking: bool = True
+    """False from when it says that nobody speaks any more."""
+
+    def update(self, said: Mapping[str, Any]) -> TingWuConfig:
+        """The same, but for what is said. What else a message has (`chunk_interval` ...) has no effect here.
+
+        Raises:
+            InvalidRequestError: a value cannot be.
+        """
+        return TingWuConfig(
+            mode=_parse_mode(said["mode"]) if said.get("mode") else self.mode,
+            hotwords=_parse_hotwords(said["hotwords"]) if "hotwords" in said else self.hotwords,
+            speaking=bool(said.get("is_speaking", self.speaking)),
+        )
+
+    def build_settings(self, base: SessionSettings, can: Capabilities) -> SessionSettings:
+        """The session's settings. Hotwords become the prompt of a model that has no ear for them."""
+        words = self.hotwords
+        prompt = base.request.prompt if can.hotwords or not words else " ".join(words)[:MAX_PROMPT]
+        return replace(
+            base, request=replace(base.request, hotwords=words, prompt=prompt), partials=self.mode is not TextMode.OFFLINE
+        )
+
+
+def parse_message(message: str) -> dict[str, Any]:
+    """A text message.
+
+    Raises:
+        InvalidRequestError: it is no JSON object.
+    """
+    try:
+        said = bounded_json.parse_json(message)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise InvalidRequestError('A text message is a JSON object, as in {"is_speaking": false}; audio goes into binary ones.')
+    check_surrogates(message, said)
+    return said
+
+
+def check_message_size(message: str | bytes) -> None:
+    """Refuse what no client of sense sends.
+
+    Raises:
+        TooLargeError: the message is larger.
+    """
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise TooLargeError(f"One message holds at most {MAX_MESSAGE_BYTES >> 20} MiB: send smaller ones.")
+
+
+def build_connected(id: str) -> dict[str, Any]:
+    """The greeting."""
+    config = {"chunk_size": CHUNK_BYTES, "heartbeat_interval": HEARTBEAT_S, "compression": False}
+    return {"type": "connected", "connection_id": id, "config": config}
+
+
+def build_text(mode: TextMode, text: str, *, final: bool) -> dict[str, Any]:
+    """Text, which takes the place of all that came since the last final one."""
+    kind: str = mode
+    if mode is TextMode.BOTH:
+        kind = "2pass-offline" if final else "2pass-online"
+    return {"mode": kind, "text": text.strip(), "is_final": final}
+
+
+def build_ping(now: float) -> dict[str, Any]:
+    """A heartbeat at a Unix time."""
+    return {"type": "ping", "timestamp": now}
+
+
+def build_warning(sentence: str, backend: str) -> dict[str, Any]:
+    """What went wrong; TingWu's own page shows it."""
+    return {"warning": sentence, "backend": backend}
+
+
+def _parse_mode(value: Any) -> TextMode:
+    try:
+        return TextMode(value)
+    except ValueError:
+        shown = json.dumps(value)[:100]
+        raise InvalidRequestError(f"mode must be {', '.join(TextMode)}, not {shown}.", param="mode") from None
+
+
+def _parse_hotwords(value: Any) -> tuple[str, ...]:
+    """One per word or line, or a list."""
+    if isinstance(value, str):
+        return tuple(re.split(r"\s+", value.strip())) if value.strip() else ()
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if value is None:
+        return ()
+    raise InvalidRequestError("hotwords must be a text with words or lines, or a list of texts.", param="hotwords")

@@ -1,1 +1,1 @@
-"""Wyoming, the speech protocol of Home Assistant: events over TCP, each a line of JSON with data and a payload behind it."""
+"""Wyoming, the speech protocol of Home Assistant: events over TCP, each a line of JSON followed by data and a payload."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.whisper.rules import compression_ratio
-from eardrum.types import SAMPLE_RATE, Capabilities, Segment, Token, Word
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Token, Word
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.families.base import Family, heard, sentences
 from eardrum.engines.families.generation import GivenUp
-from eardrum.types import Word
+from eardrum.transcription import Word
 
 STEPS_PER_SECOND = 150
 """More than a transducer can take: 12.5 frames a second, and at each at most ten tokens and a blank."""

@@ -6,13 +6,13 @@ from collections.abc import Hashable, Sequence
 
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.families.seq2seq import Generating
-from eardrum.languages import NAMES
-from eardrum.types import Request, Task
+from eardrum.languages import LANGUAGE_NAMES
+from eardrum.transcription import SpeechTask, TranscriptionRequest
 
 FALLBACK = "en"
 """What models that must be told a language are told when nobody said one."""
 
-_SPELLED = NAMES | {"tl": "filipino"}
+_SPELLED = LANGUAGE_NAMES | {"tl": "filipino"}
 """Languages as Qwen spells them, in lower case."""
 _CODES = {name: code for code, name in _SPELLED.items()}
 
@@ -26,7 +26,7 @@ class Canary(Generating):
     def hear(self, windows: Sequence[Window]) -> list[Hearing]:
         """Decode the windows as one batch."""
         spoken = [window.request.language or self.wishes.language or FALLBACK for window in windows]
-        written = ["en" if w.request.task is Task.TRANSLATE else code for w, code in zip(windows, spoken, strict=True)]
+        written = ["en" if w.request.task is SpeechTask.TRANSLATE else code for w, code in zip(windows, spoken, strict=True)]
         made = self.processor.apply_transcription_request(
             [window.audio for window in windows], source_language=spoken, target_language=written
         )
@@ -94,7 +94,7 @@ class Glm(Generating):
         ]
 
 
-def context(request: Request) -> str:
+def context(request: TranscriptionRequest) -> str:
     """What a model is told to expect: the prompt, then the hotwords."""
     return " ".join(part for part in (request.prompt, ", ".join(request.hotwords)) if part)
 

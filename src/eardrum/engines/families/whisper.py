@@ -12,7 +12,7 @@ from eardrum.engines.families.base import Family, Wishes
 from eardrum.engines.families.whisper_model import WhisperModel
 from eardrum.engines.whisper.rounds import Rounds
 from eardrum.engines.whisper.rules import Thresholds
-from eardrum.types import Capabilities
+from eardrum.transcription import Capabilities
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 

@@ -16,7 +16,7 @@ from eardrum.engines.families.generation import Row, generate
 from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
 from eardrum.engines.whisper.rounds import Features
 from eardrum.engines.whisper.rules import Decoding, Special, compression_ratio
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 
 UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}
 """Languages written without spaces: each token that is whole is a word."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from eardrum.types import Word
+from eardrum.transcription import Word
 
 PAUSE_S = 0.6
 """Silence between two words that ends a segment, also in mid-sentence."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from eardrum.types import Token, Word
+from eardrum.transcription import Token, Word
 
 TOKEN_S = 0.4
 """A token lasts no longer than this; what follows is a pause."""

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from eardrum.engines.base import Audio
-from eardrum.types import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE
 
 Format = Literal["flac", "wav"]
 

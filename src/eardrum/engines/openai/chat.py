@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 from eardrum.engines.base import Hearing, Window
 from eardrum.engines.openai.audio import Clip
 from eardrum.engines.openai.client import Client
-from eardrum.languages import language_name
-from eardrum.remote.answers import code_of, plain
-from eardrum.types import Request, Segment
+from eardrum.languages import get_language_name
+from eardrum.openai_responses.transcript import clean_text, find_language_code
+from eardrum.transcription import Segment, TranscriptionRequest
 
 Part = Literal["audio_url", "input_audio"]
 
@@ -66,18 +66,18 @@ class Chat:
         """
         body = self.body(window.request, clip)
         reply = await self.client.post(self.path, lambda: {"json": body})
-        if reply.refused:
+        if reply.is_error:
             raise self.client.refused(reply)
         try:
             answer = Completion.model_validate_json(reply.body)
         except ValidationError as error:
             what = f"answered with {reply.headers.get('content-type', 'no content type')} that is no chat completion"
             raise self.client.error(f"{what}: {self.client.quote(reply)}", " Check the options url, path and via.") from error
-        text, language = plain(answer.choices[0].message.text)
+        text, language = clean_text(answer.choices[0].message.text)
         segments = [Segment(*window.speech_span, text=text)] if text else []
-        return Hearing(segments, code_of(language) or window.request.language or "")
+        return Hearing(segments, find_language_code(language) or window.request.language or "")
 
-    def body(self, request: Request, clip: Clip) -> dict[str, Any]:
+    def body(self, request: TranscriptionRequest, clip: Clip) -> dict[str, Any]:
         """The request: what is known beforehand as the system's message, the audio and the instruction as the user's."""
         messages: list[dict[str, Any]] = []
         if known := _known(request):
@@ -95,7 +95,7 @@ class Chat:
         return {"type": "audio_url", "audio_url": {"url": f"data:{clip.media_type};base64,{data}"}}
 
 
-def _known(request: Request) -> str:
+def _known(request: TranscriptionRequest) -> str:
     """What the client tells of the speech, one line each."""
-    language = f"The language is {language_name(request.language).title()}." if request.language else ""
+    language = f"The language is {get_language_name(request.language).title()}." if request.language else ""
     return "\n".join(filter(None, (language, request.prompt, ", ".join(request.hotwords))))

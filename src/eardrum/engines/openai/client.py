@@ -14,7 +14,7 @@ from yarl import URL
 
 from eardrum.engines.openai.address import Address
 from eardrum.errors import UpstreamError, UpstreamTimeoutError
-from eardrum.remote.refusal import Reply
+from eardrum.openai_responses.error import UpstreamReply
 
 CONNECT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
@@ -46,7 +46,7 @@ class Client:
         """Close all connections."""
         await self._session.close()
 
-    async def post(self, path: str, body: Callable[[], dict[str, Any]], *, last_resort: bool = True) -> Reply:
+    async def post(self, path: str, body: Callable[[], dict[str, Any]], *, last_resort: bool = True) -> UpstreamReply:
         """Send what `body` makes (keyword arguments of aiohttp's `post`, anew for each attempt) and return the answer.
 
         The answer may be a refusal that trying again does not mend, or, if this is not the last resort, one that another way of
@@ -57,10 +57,10 @@ class Client:
             UpstreamTimeoutError: it did not answer in time. Not tried again: that would take as long once more.
         """
         for attempt in itertools.count(1):
-            reply: Reply | None = None
+            reply: UpstreamReply | None = None
             try:
                 reply = await self._exchange(path, body())
-                if not reply.may_pass:
+                if not reply.is_retryable:
                     return reply
                 error = self.refused(reply)
             except TimeoutError as late:
@@ -72,14 +72,14 @@ class Client:
                     raise error from broken
             wait = error.retry_after if error.retry_after is not None else _backoff(attempt)
             if attempt > self.address.retries or wait > LONGEST_WAIT_S:
-                if reply and not last_resort and reply.leaves_the_cause_open:
+                if reply and not last_resort and reply.is_ambiguous:
                     return reply
                 error.retry_after = wait
                 raise error
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    def refused(self, reply: Reply) -> UpstreamError:
+    def refused(self, reply: UpstreamReply) -> UpstreamError:
         """The error for an answer that is none, with a hint at the setting that may be at fault."""
         hint = ""
         if reply.status in (401, 403):
@@ -90,10 +90,10 @@ class Client:
         elif 300 <= reply.status < 400:
             hint = f" It redirects to {reply.headers.get('location', 'nowhere')}: set url to where it leads."
         error = self.error(f"answered with status {reply.status}: {self.quote(reply)}", hint)
-        error.retry_after = reply.retry_after if reply.may_pass else None
+        error.retry_after = reply.retry_after if reply.is_retryable else None
         return error
 
-    def quote(self, reply: Reply) -> str:
+    def quote(self, reply: UpstreamReply) -> str:
         """What the upstream said, fit to be passed on: without secrets, and not too long."""
         said = self.address.without_secrets(reply.message)
         return said if len(said) <= QUOTED else f"{said[:QUOTED]}…"
@@ -102,7 +102,7 @@ class Client:
         """An error that names the upstream, and no secret, whatever the upstream says."""
         return UpstreamError(self.address.without_secrets(f"The upstream {self.address.host} {what.rstrip('.')}.{hint}"))
 
-    async def _exchange(self, path: str, body: dict[str, Any]) -> Reply:
+    async def _exchange(self, path: str, body: dict[str, Any]) -> UpstreamReply:
         target = self.address.target(path)
         async with self._session.post(target, allow_redirects=False, **body) as response:
             answer = bytearray()
@@ -112,7 +112,7 @@ class Client:
                     raise self.error(
                         f"sends more than {ANSWER_BYTES >> 20} MiB for one window", " Check the options url and path."
                     )
-            return Reply(target.path, response.status, response.headers, bytes(answer))
+            return UpstreamReply(target.path, response.status, response.headers, bytes(answer))
 
     def _unreachable(self, error: aiohttp.ClientError) -> UpstreamError:
         match error:

@@ -11,9 +11,9 @@ from eardrum.engines.base import Hearing, Window
 from eardrum.engines.openai.audio import Clip
 from eardrum.engines.openai.client import Client
 from eardrum.errors import UnsupportedFeatureError, UpstreamError
-from eardrum.remote.answers import Answer
-from eardrum.remote.refusal import Reply
-from eardrum.types import Request, Task
+from eardrum.openai_responses.error import UpstreamReply
+from eardrum.openai_responses.transcript import UpstreamTranscript
+from eardrum.transcription import SpeechTask, TranscriptionRequest
 
 VERBOSE, PLAIN = "verbose_json", "json"
 
@@ -57,42 +57,46 @@ class Transcriptions:
             answer = self._read(await self._post(request, clip, PLAIN))
         else:
             answer = await self._in_either(request, clip)
-        hearing = Hearing(answer.heard(window.speech_span, window.seconds), answer.spoken or request.language or "")
+        hearing = Hearing(
+            answer.to_segments(window.speech_span, window.seconds), answer.detected_language or request.language or ""
+        )
         if request.words and hearing.segments and not any(segment.words for segment in hearing.segments):
             raise self._no_words("gives no word times")
         return hearing
 
-    async def _in_either(self, request: Request, clip: Clip) -> Answer:
+    async def _in_either(self, request: TranscriptionRequest, clip: Clip) -> UpstreamTranscript:
         """The answer in verbose_json, or in json if there is none."""
         if request.words:  # which json does not have
             return self._read(await self._post(request, clip, VERBOSE))
         reply = await self._post(request, clip, VERBOSE, last_resort=False)
-        refused = reply.refused
-        if refused and not (reply.names_the_format or reply.leaves_the_cause_open):
+        refused = reply.is_error
+        if refused and not (reply.is_about_format or reply.is_ambiguous):
             raise self.client.refused(reply)
         try:
             answer = None if refused else self._read(reply)
         except UpstreamError:
             answer = None
-        if answer and (self._has_verbose_text or not answer.empty):
+        if answer and (self._has_verbose_text or not answer.is_empty):
             self._has_verbose_text, self._guesses = True, 0
             return answer
         plain = await self._post(request, clip, PLAIN)
-        if plain.refused:
+        if plain.is_error:
             if answer:
                 return answer
-            raise self.client.refused(plain if reply.names_the_format else reply)
+            raise self.client.refused(plain if reply.is_about_format else reply)
         other = self._read(plain)
-        if other.empty and answer:
+        if other.is_empty and answer:
             return answer
-        if not other.empty:
+        if not other.is_empty:
             self._guesses += 1
-            if (reply.names_the_format and refused) or self._guesses >= GUESSES:
+            if (reply.is_about_format and refused) or self._guesses >= GUESSES:
                 self.response_format = PLAIN
         return other
 
-    async def _post(self, request: Request, clip: Clip, response_format: str, *, last_resort: bool = True) -> Reply:
-        translating = request.task is Task.TRANSLATE
+    async def _post(
+        self, request: TranscriptionRequest, clip: Clip, response_format: str, *, last_resort: bool = True
+    ) -> UpstreamReply:
+        translating = request.task is SpeechTask.TRANSLATE
         if request.words and response_format != VERBOSE:
             raise self._no_words("answers in json only, without word times")
         form = self.form(request, response_format)
@@ -107,13 +111,13 @@ class Transcriptions:
             return {"data": data}
 
         reply = await self.client.post(path, body, last_resort=last_resort)
-        if request.words and reply.refused and reply.names_the_format:
+        if request.words and reply.is_error and reply.is_about_format:
             raise self._no_words(f"refuses word times ({self.client.quote(reply).rstrip('.')})")
         return reply
 
-    def form(self, request: Request, response_format: str) -> Form:
+    def form(self, request: TranscriptionRequest, response_format: str) -> Form:
         """The fields beside the file: those of the options, and over them what is asked."""
-        elsewhere = request.task is Task.TRANSLATE and self.translations_path
+        elsewhere = request.task is SpeechTask.TRANSLATE and self.translations_path
         prompt = request.prompt if self.hotwords_field else _joined(request)
         asked: Form = {
             "model": self.model,
@@ -122,7 +126,7 @@ class Transcriptions:
             "response_format": response_format,
             "temperature": f"{request.temperature:g}" if request.temperature else "",
         }
-        if request.task is Task.TRANSLATE and not elsewhere:
+        if request.task is SpeechTask.TRANSLATE and not elsewhere:
             asked["translate"] = "true"
         if request.words:
             asked["timestamp_granularities[]"] = ["word", "segment"]
@@ -131,12 +135,12 @@ class Transcriptions:
             asked[self.hotwords_field] = list(request.hotwords) if repeated else ", ".join(request.hotwords)
         return {**self.fields, **{name: value for name, value in asked.items() if value}}
 
-    def _read(self, reply: Reply) -> Answer:
-        if reply.refused:
+    def _read(self, reply: UpstreamReply) -> UpstreamTranscript:
+        if reply.is_error:
             raise self.client.refused(reply)
         kind = reply.headers.get("content-type", "")
         try:
-            return Answer.read(reply.body, kind)
+            return UpstreamTranscript.parse(reply.body, kind)
         except ValueError as error:
             what = f"answered with {kind or 'no content type'} that is no transcript in JSON"
             raise self.client.error(f"{what}: {self.client.quote(reply)}", " Check the options url and path.") from error
@@ -146,6 +150,6 @@ class Transcriptions:
         return UnsupportedFeatureError(message, param="timestamp_granularities")
 
 
-def _joined(request: Request) -> str:
+def _joined(request: TranscriptionRequest) -> str:
     """Prompt and hotwords as one text: models lean towards words they have seen."""
     return " ".join(filter(None, (request.prompt, ", ".join(request.hotwords))))

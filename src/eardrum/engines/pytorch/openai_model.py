@@ -10,7 +10,7 @@ from eardrum.engines.base import Audio
 from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
 from eardrum.engines.whisper.rounds import Features
 from eardrum.engines.whisper.rules import Decoding, Special
-from eardrum.types import Task
+from eardrum.transcription import SpeechTask
 
 
 class OpenAIModel:
@@ -62,10 +62,10 @@ class OpenAIModel:
     def _options(self, prompt: tuple[int, ...], temperature: float) -> Any:
         """The package's words for a prompt of tokens."""
         at = prompt.index(self.special.start)
-        language, task = "en", Task.TRANSCRIBE
+        language, task = "en", SpeechTask.TRANSCRIBE
         if self.multilingual:
             language = next(code for code, token in self.special.languages.items() if token == prompt[at + 1])
-            task = Task.TRANSLATE if prompt[at + 2] == self.special.translate else task
+            task = SpeechTask.TRANSLATE if prompt[at + 2] == self.special.translate else task
         return self._whisper.DecodingOptions(
             task=task.value,
             language=language,

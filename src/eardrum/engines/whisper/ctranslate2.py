@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from eardrum.cores import usable_cores
 from eardrum.engines import cuda
 from eardrum.engines.base import Audio, Device
 from eardrum.engines.whisper.folder import WEIGHTS, Folder
@@ -18,6 +17,7 @@ from eardrum.engines.whisper.rounds import FRAMES_PER_SECOND, Features
 from eardrum.engines.whisper.rules import TIME_STEP_S, Decoding, compression_ratio
 from eardrum.engines.whisper.threads import fewest, window_seconds
 from eardrum.errors import ModelLoadError
+from eardrum.units import count_usable_cores
 
 FRAMES, HOP, REACH = 3000, 160, 400
 """Frames of a window, samples from one frame to the next, and how many samples a frame hears."""
@@ -138,7 +138,7 @@ class CTranslate2Whisper:
 
         # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
         if device == "cpu" and compute_type.startswith("int") and not (threads or workers):
-            threads = fewest(cores := usable_cores(), seconds)
+            threads = fewest(cores := count_usable_cores(), seconds)
             workers = cores // threads
         return cls(ctranslate2, load(threads, workers or 1), folder, search, threads)
 

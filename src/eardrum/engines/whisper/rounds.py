@@ -34,7 +34,7 @@ from eardrum.engines.whisper.rules import (
     vote,
     whole,
 )
-from eardrum.types import Capabilities, Segment, Task, Token
+from eardrum.transcription import Capabilities, Segment, SpeechTask, Token
 
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 """Log-mel, shape [bands, frames]."""
@@ -297,7 +297,7 @@ class Rounds:
         """Add the words and the tokens' probabilities that were asked for."""
         request = row.window.request
         if request.words:
-            language = "en" if request.task is Task.TRANSLATE else row.hearing.language
+            language = "en" if request.task is SpeechTask.TRANSLATE else row.hearing.language
             times = [row.at + start for start in starts]
             segment.words = timed_words(self._model.pieces(tokens, language), times, probabilities, (segment.start, segment.end))
         if request.logprobs:

@@ -13,9 +13,9 @@ from typing import Self
 
 import numpy as np
 
-from eardrum.languages import NAMES
-from eardrum.text import bare
-from eardrum.types import Task, Word
+from eardrum.languages import LANGUAGE_NAMES
+from eardrum.text import normalize_word
+from eardrum.transcription import SpeechTask, Word
 
 WINDOW_S = 30.0
 """What the encoder takes, always."""
@@ -64,7 +64,7 @@ class Special:
                 raise LookupError(f"<|{name}|>")
             return found
 
-        languages = {code: found for code in NAMES if (found := number(f"<|{code}|>")) is not None}
+        languages = {code: found for code in LANGUAGE_NAMES if (found := number(f"<|{code}|>")) is not None}
         return cls(
             end=needed("endoftext"),
             start=needed("startoftranscript"),
@@ -75,9 +75,9 @@ class Special:
             languages=dict(sorted(languages.items(), key=lambda item: item[1])),
         )
 
-    def beginning(self, language: str, task: Task) -> list[int]:
+    def beginning(self, language: str, task: SpeechTask) -> list[int]:
         """What a multilingual model's text begins with."""
-        return [self.start, self.languages[language], self.translate if task is Task.TRANSLATE else self.transcribe]
+        return [self.start, self.languages[language], self.translate if task is SpeechTask.TRANSLATE else self.transcribe]
 
     def text(self, tokens: Iterable[int]) -> list[int]:
         """The tokens that are text."""
@@ -149,13 +149,13 @@ class Thresholds:
         doubt itself while another attempt had the same text. `texts` are those of the decodings, of so much audio.
         """
         best = self.best(decodings)
-        said = set(map(bare, texts[decodings.index(best)].split()))
+        said = set(map(normalize_word, texts[decodings.index(best)].split()))
         for decoding, text in zip(decodings, texts, strict=True):
             unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
             if decoding is best or not self._repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
                 continue
-            words = list(map(bare, text.split()))
-            confirmed = sum(list(map(bare, other.split())) == words for other in texts) > 1
+            words = list(map(normalize_word, text.split()))
+            confirmed = sum(list(map(normalize_word, other.split())) == words for other in texts) > 1
             if (said and said <= set(words)) or (confirmed and self.doubtful(best)):
                 return decoding
         return best

@@ -1,6 +1,5 @@
-"""A live session as the edges see it: it holds its model, and outlives the model's process."""
+"""Live sessions for the APIs: a session holds its model, and continues when the model's process dies."""
 
-from eardrum.gateway.live.opening import live, named
-from eardrum.gateway.live.session import Session
+from eardrum.gateway.live.session import ResumableSession, find_live_model, open_session
 
-__all__ = ["Session", "live", "named"]
+__all__ = ["ResumableSession", "find_live_model", "open_session"]

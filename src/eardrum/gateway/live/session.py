@@ -1,128 +1,129 @@
-"""One stream of audio, and one process after another that hears it."""
+"""A live session: one stream of audio, and one runner after another that transcribes it.
+
+The session is open at once: audio waits while the model loads. It is idle while there is no speech, and goes on with another
+process if the one that hears it dies or was unloaded meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
-from eardrum.errors import EardrumError, InvalidRequestError, RunnerCrashedError, UnloadedError
-from eardrum.gateway.attempts import may_go_better
-from eardrum.gateway.inventory import Model
-from eardrum.gateway.lease import Lease, Silence
-from eardrum.gateway.live.memory import Memory
-from eardrum.gateway.live.outlet import Outlet
-from eardrum.gateway.live.sending import sending
+from eardrum.errors import EardrumError, InvalidRequestError, ModelUnloadedError, RunnerCrashedError, UnsupportedFeatureError
+from eardrum.gateway.fallback import find_candidates, is_retryable
+from eardrum.gateway.live.client_events import SessionEventQueue
+from eardrum.gateway.live.replay_buffer import ReplayBuffer, SessionHistory
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.processes.lease import CrashSuspicion, LeaseIdleTimer, ModelLease, make_session_shutdown_error
 from eardrum.gateway.service import Service
-from eardrum.gateway.sessions import going_down
-from eardrum.gateway.trials import Suspicion
-from eardrum.gateway.upstreams.upstream import RunnerUpstream
+from eardrum.gateway.upstreams.runner import RunnerSession, RunnerUpstream
 from eardrum.live import (
-    Clear,
-    Command,
-    Commit,
-    Configure,
-    Ended,
-    Final,
-    Finish,
+    ClearCommand,
+    CommandRefused,
+    CommitCommand,
+    ConfigureCommand,
+    FinalTranscript,
+    FinishCommand,
+    LiveCommand,
     LiveEvent,
-    Refused,
-    Rested,
-    Settings,
+    SessionEnded,
+    SessionPaused,
+    SessionSettings,
 )
-from eardrum.types import Summary
+from eardrum.transcription import TranscriptionRequest, TranscriptionSummary
 
 log = logging.getLogger(__name__)
 
-AHEAD = 2 << 20
+MAX_UNSENT_BYTES = 2 << 20
 """Bytes that may wait for a model to be loaded, or to keep up; whoever has more to say waits."""
 
-ATTEMPTS = 3
+MAX_CRASHES = 3
 """Processes that may die in a row without having given a text in between, if one of them served this session alone."""
 
-TRIAL_S = 10.0
+ISOLATION_S = 10.0
 """Longest time for which other requests wait until a session has said again what it said before a process died."""
 
-TORN = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
+NOT_RESUMABLE = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
 
 
-class Session:
+class ResumableSession:
     """What `live` gives: to the edges it is a `LiveSession`."""
 
-    def __init__(self, service: Service, models: Sequence[Model], settings: Settings):
+    def __init__(self, service: Service, models: Sequence[Model], settings: SessionSettings):
         self.model = models[0]
         """The one that answers; a fallback once it has been found that the first cannot be loaded."""
         self._service = service
-        self._others = list(models[1:])
-        self._memory = Memory(settings)
-        self._tape = self._memory.tape
-        self._out = Outlet()
-        self._more = asyncio.Event()
+        self._fallbacks = list(models[1:])
+        self._history = SessionHistory(settings)
+        self._buffer = self._history.buffer
+        self._events = SessionEventQueue()
+        self._wakeup = asyncio.Event()
         self._room = asyncio.Event()
-        self._silence: Silence | None = None
-        self._resting = False
-        self._rested = False  # so does the process, for all that is known: it has said nothing since
+        self._idle_timer: LeaseIdleTimer | None = None
+        self._idle = False
+        self._process_idle = False  # so does the process, for all that is known: it has said nothing since
         self._loaded = False
-        self._suspicion = Suspicion(ATTEMPTS, TRIAL_S)
+        self._suspicion = CrashSuspicion(MAX_CRASHES, ISOLATION_S)
         self._stopped = False
-        self._ended: Ended | None = None
+        self._ended: SessionEnded | None = None
 
     # What the edge calls.
 
     async def feed(self, audio: bytes) -> None:
         """The next bytes of audio; waits while too many were not heard. After `finish` nothing is heard any more."""
-        if not self._tape.finished and not self._out.over:
-            self._tape.feed(audio)
-            await self._said()
+        if not self._buffer.finished and not self._events.closed:
+            self._buffer.feed(audio)
+            await self._wait_for_room()
 
-    async def configure(self, settings: Settings) -> None:
+    async def configure(self, settings: SessionSettings) -> None:
         """Go by other settings; answered by `Refused` where that cannot be."""
         try:
-            settings = replace(settings, request=self._service.prepared(self.model, settings.request))
-            if self._tape.fed and settings.format != self._tape.settings.format:
+            settings = replace(settings, request=self._service.prepare_request(self.model, settings.request))
+            if self._buffer.fed_bytes and settings.format != self._buffer.settings.format:
                 raise InvalidRequestError("The format of the audio can only be changed before the first audio.", param="format")
         except EardrumError as error:
-            self._out.put(Refused(error))
+            self._events.put_event(CommandRefused(error))
             return
-        self._tape.say(Configure(settings))
-        self._more.set()
+        self._buffer.add_command(ConfigureCommand(settings))
+        self._wakeup.set()
 
     async def commit(self) -> None:
         """End the utterance; answered by `Committed`, then `Final` or `Failed`, or by `Refused`."""
-        await self._command(Commit())
+        await self._queue_command(CommitCommand())
 
     async def clear(self) -> None:
         """Forget the utterance in progress; answered by `Cleared`."""
-        await self._command(Clear())
+        await self._queue_command(ClearCommand())
 
     async def finish(self) -> None:
         """No more audio comes; answered by the last finals and `Ended`, which ends `events`."""
-        self._finish()
+        self._finish_input()
 
-    def events(self) -> AsyncGenerator[LiveEvent, None]:
+    def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
         """Events as they come, up to `Ended`.
 
         Raises:
             ShuttingDownError: the server goes down; the last texts have come, if there was time.
             EardrumError: the session is over, and why.
         """
-        return self._out.events()
+        return self._events.stream_events()
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether more audio would not be heard: somebody has finished, or the server goes down."""
-        return self._tape.finished
+        return self._buffer.finished
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> TranscriptionSummary:
         """What is known so far, for the log."""
-        ended = self._ended or Ended(self._tape.seconds(self._tape.sent))
-        return Summary(
+        ended = self._ended or SessionEnded(self._buffer.to_seconds(self._buffer.sent_bytes))
+        return TranscriptionSummary(
             ended.language,
             ended.duration,
-            windows=self._memory.telling.finals,
+            windows=self._history.merger.final_count,
             decode_s=ended.decode_s,
             model=self.model.id,
             warnings=list(ended.warnings),
@@ -130,138 +131,251 @@ class Session:
 
     # What `live` calls.
 
-    def begin(self) -> asyncio.Task[None]:
+    def start(self) -> asyncio.Task[None]:
         """Have the model loaded, and whatever is said heard."""
         task = asyncio.create_task(self._run())
-        task.add_done_callback(self._over)
+        task.add_done_callback(self._on_run_done)
         return task
 
     def stop(self) -> None:
         """The server goes down: hear what was said, give the last texts, and end. Who has finished before does not notice."""
-        self._stopped = not self._tape.finished
-        self._finish()
+        self._stopped = not self._buffer.finished
+        self._finish_input()
 
-    def _over(self, task: asyncio.Task[None]) -> None:
+    def _on_run_done(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, EardrumError):
             log.error("A live session of %s failed.", self.model.id, exc_info=error)
-        self._out.end(error or going_down())
+        self._events.close(error or make_session_shutdown_error())
         self._room.set()
 
     # What is said.
 
     @property
-    def _connected(self) -> bool:
-        return self._silence is not None
+    def _is_connected(self) -> bool:
+        return self._idle_timer is not None
 
-    def _stir(self) -> None:
+    def _record_activity(self) -> None:
         """Something happens: this is no time to rest. Whoever waits for room may look whether there is some."""
-        self._resting = False
-        if self._silence:
-            self._silence.broken()
+        self._idle = False
+        if self._idle_timer:
+            self._idle_timer.record_activity()
         self._room.set()
 
-    def _finish(self) -> None:
-        if self._tape.finished or self._out.over:
+    def _finish_input(self) -> None:
+        if self._buffer.finished or self._events.closed:
             return
-        self._tape.say(Finish())
-        self._stir()
-        self._more.set()
-        if not self._connected and not self._memory.unheard:
-            self._end(Ended(self._tape.seconds(self._tape.fed)))
+        self._buffer.add_command(FinishCommand())
+        self._record_activity()
+        self._wakeup.set()
+        if not self._is_connected and not self._history.has_pending:
+            self._end_session(SessionEnded(self._buffer.to_seconds(self._buffer.fed_bytes)))
 
-    async def _command(self, command: Command) -> None:
-        if not self._tape.finished and not self._out.over:
-            self._tape.say(command)
-            await self._said()
+    async def _queue_command(self, command: LiveCommand) -> None:
+        if not self._buffer.finished and not self._events.closed:
+            self._buffer.add_command(command)
+            await self._wait_for_room()
 
-    async def _said(self) -> None:
-        self._stir()
-        self._more.set()
-        while self._tape.ahead > AHEAD and not self._out.over:
+    async def _wait_for_room(self) -> None:
+        self._record_activity()
+        self._wakeup.set()
+        while self._buffer.unsent_bytes > MAX_UNSENT_BYTES and not self._events.closed:
             self._room.clear()
             await self._room.wait()
 
     # What becomes of it.
 
     async def _run(self) -> None:
-        while not self._out.over:
+        while not self._events.closed:
             try:
-                await self._live()
+                await self._run_process()
             except EardrumError as error:
-                self._look_at(error)
-            while self._resting:  # nobody needs a process until more is said
-                self._more.clear()
-                await self._more.wait()
+                self._handle_error(error)
+            while self._idle:  # nobody needs a process until more is said
+                self._wakeup.clear()
+                await self._wakeup.wait()
 
-    async def _live(self) -> None:
+    async def _run_process(self) -> None:
         """One process hears what is said, until the session ends, or it does."""
-        self.model = await self._service.fetched(self._service.catalog.find(self.model.id))
-        async with self._service.hold(self.model, self._suspicion) as lease:
-            if self._out.over:
+        self.model = await self._service.ensure_fetched(self._service.catalog.find_model(self.model.id))
+        async with self._service.create_lease(self.model, self._suspicion) as lease:
+            if self._events.closed:
                 return
             upstream = lease.upstream
             assert isinstance(upstream, RunnerUpstream)
-            self._loaded, self._rested = True, False
-            replay = self._memory.begin()
-            process = upstream.live(replay.settings)
-            self._silence = Silence(lease, self._service.settings.live.idle_seconds, self._rest)
+            self._loaded, self._process_idle = True, False
+            replay = self._history.start_replay()
+            process = upstream.open_live(replay.settings)
+            self._idle_timer = LeaseIdleTimer(lease, self._service.settings.live.idle_seconds, self._on_idle)
             try:
                 async with (
-                    sending(process, replay.items, self._tape, self._more, self._stir),
-                    aclosing(process.events()) as events,
+                    send_in_background(process, replay.items, self._buffer, self._wakeup, self._record_activity),
+                    aclosing(process.stream_events()) as events,
                 ):
                     async for event in events:
-                        await self._heard(event, lease)
+                        await self._handle_event(event, lease)
             finally:
-                self._silence.over()
-                self._silence = None
+                self._idle_timer.stop()
+                self._idle_timer = None
 
-    async def _heard(self, event: LiveEvent, lease: Lease) -> None:
-        self._stir()
-        self._rested = False
-        told = self._memory.hear(event)
-        if isinstance(told, Final):
-            lease.served()
-        if isinstance(told, Ended):
-            self._end(told)
+    async def _handle_event(self, event: LiveEvent, lease: ModelLease) -> None:
+        self._record_activity()
+        self._process_idle = False
+        told = self._history.handle_event(event)
+        if isinstance(told, FinalTranscript):
+            lease.confirm_progress()
+        if isinstance(told, SessionEnded):
+            self._end_session(told)
         elif told:
-            self._out.put(told)
-            await self._out.room()
+            self._events.put_event(told)
+            await self._events.wait_for_room()
 
-    def _end(self, ended: Ended) -> None:
+    def _end_session(self, ended: SessionEnded) -> None:
         self._ended = ended
         if self._stopped:
-            self._out.end(going_down())
+            self._events.close(make_session_shutdown_error())
         else:
-            self._out.put(ended)
+            self._events.put_event(ended)
 
-    def _rest(self) -> None:
+    def _on_idle(self) -> None:
         """Nothing was said for a while: the model may be unloaded."""
-        self._resting = self._rested = True
-        self._memory.rest()
-        self._out.put(Rested(self._service.settings.live.idle_seconds))
+        self._idle = self._process_idle = True
+        self._history.drop_silence()
+        self._events.put_event(SessionPaused(self._service.settings.live.idle_seconds))
 
-    def _look_at(self, error: EardrumError) -> None:
+    def _handle_error(self, error: EardrumError) -> None:
         """Go on with another process, or another model, or not."""
-        gone = isinstance(error, RunnerCrashedError) or (self._rested and isinstance(error, UnloadedError))
-        if gone and not self._suspicion.convicted:
-            self._take_up(error)
-            self._suspicion.suspected &= self._memory.unheard  # else it is not what was said that did it
+        gone = isinstance(error, RunnerCrashedError) or (self._process_idle and isinstance(error, ModelUnloadedError))
+        if gone and not self._suspicion.is_proven:
+            self._resume_session(error)
+            self._suspicion.suspected &= self._history.has_pending  # else it is not what was said that did it
             return
-        if self._loaded or not self._others or not may_go_better(error):
+        if self._loaded or not self._fallbacks or not is_retryable(error):
             raise error
-        log.warning("%s Trying %s.", error.sentence, self._others[0].id)
-        self.model, self._suspicion = self._others.pop(0), Suspicion(ATTEMPTS, TRIAL_S)
+        log.warning("%s Trying %s.", error.sentence, self._fallbacks[0].id)
+        self.model, self._suspicion = self._fallbacks.pop(0), CrashSuspicion(MAX_CRASHES, ISOLATION_S)
 
-    def _take_up(self, error: EardrumError) -> None:
+    def _resume_session(self, error: EardrumError) -> None:
         """What was said is said again to the next process, as far as it is kept."""
-        if not self._rested:
+        if not self._process_idle:
             log.warning("%s A live session goes on with another one.", error.sentence)
-        torn = self._memory.torn
-        for event in self._memory.lose(error):
-            self._out.put(event)
+        torn = self._history.is_unresumable
+        for event in self._history.handle_crash(error):
+            self._events.put_event(event)
         if torn:
-            raise RunnerCrashedError(f"{error.message} {TORN}")
-        if self._tape.finished and not self._memory.unheard:
-            self._end(Ended(self._tape.seconds(self._tape.fed)))
+            raise RunnerCrashedError(f"{error.message} {NOT_RESUMABLE}")
+        if self._buffer.finished and not self._history.has_pending:
+            self._end_session(SessionEnded(self._buffer.to_seconds(self._buffer.fed_bytes)))
+
+
+def find_live_model(service: Service, name: str, request: TranscriptionRequest | None = None) -> Model:
+    """The model that a client gets who asks for a live session with `name`.
+
+    Without a name it is the default model, or another one if that does not know the language of the request.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        UnsupportedFeatureError: it cannot have live sessions.
+    """
+    model = service.find_live_model(name, request)
+    _check_live_support(service, model)
+    return model
+
+
+@asynccontextmanager
+async def open_session(service: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ResumableSession]:
+    """A session with a model. It is open at once: what is said while the model is loaded waits.
+
+    The session rests while nothing is said (`Rested`), and goes on with another process if the one that hears it dies or was
+    unloaded meanwhile. When the server goes down it ends by itself: the last texts come, then `events` raises
+    `ShuttingDownError`. The server waits for the edge to tell them and to leave the block. Leaving hangs up.
+
+    Raises:
+        UnsupportedFeatureError: the model cannot do what is asked.
+        BusyError: it has as many sessions as it may.
+        ShuttingDownError: the server goes down.
+    """
+    _check_live_support(service, model)
+    settings = replace(settings, request=service.prepare_request(model, settings.request))
+    others = find_candidates(service.catalog, model, settings.request)[1:]
+    session = ResumableSession(service, [model, *(other for other in others if not other.is_external)], settings)
+    async with service.live_sessions.register_session(model.id, service.settings.live.sessions, session.stop):
+        living = session.start()
+        try:
+            yield session
+        finally:
+            living.cancel()
+            await asyncio.wait([living])
+
+
+def _check_live_support(service: Service, model: Model) -> None:
+    if not model.is_external:
+        return
+    if model.is_speech_model:
+        message = (
+            f"{model.id} is served by another server, which takes whole recordings. For live sessions with it, name it under "
+            "`models:` with `engine: openai_api` and its address as `url` in `options:`."
+        )
+    else:
+        able = ", ".join(other.id for other in service.catalog if not other.is_external)
+        message = f"{model.id} is not a model for speech. Models for live sessions: {able}."
+    raise UnsupportedFeatureError(message, param="model")
+
+
+@asynccontextmanager
+async def send_in_background(
+    process: RunnerSession,
+    first: Iterable[bytes | LiveCommand],
+    tape: ReplayBuffer,
+    more: asyncio.Event,
+    sent: Callable[[], None],
+) -> AsyncIterator[None]:
+    """For the duration of the block, send what comes `first`, and then what is on the tape.
+
+    Args:
+        process: who hears it.
+        first: what it hears again.
+        tape: what is to be said from then on.
+        more: told when there is more of it.
+        sent: told when it is less.
+    """
+    task = asyncio.create_task(_send_all(process, first, tape, more, sent))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def _send_all(
+    process: RunnerSession,
+    first: Iterable[bytes | LiveCommand],
+    tape: ReplayBuffer,
+    more: asyncio.Event,
+    sent: Callable[[], None],
+) -> None:
+    for again in first:
+        await _send_item(process, again)
+    while not process.closed:  # what is taken then would be lost
+        if (item := tape.take_next()) is not None:
+            await _send_item(process, item)
+            sent()
+        else:
+            more.clear()
+            await more.wait()
+
+
+async def _send_item(process: RunnerSession, item: bytes | LiveCommand) -> None:
+    match item:
+        case bytes():
+            await process.feed(item)
+        case ConfigureCommand():
+            await process.configure(item.settings)
+        case CommitCommand():
+            await process.commit()
+        case ClearCommand():
+            await process.clear()
+        case FinishCommand():
+            await process.finish()

@@ -1,1 +1,1 @@
-"""How models come to life, and how their processes are watched and ended."""
+"""Starts the models' processes, watches them, and stops them."""

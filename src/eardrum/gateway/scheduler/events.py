@@ -1,4 +1,4 @@
-"""What the scheduler is told, and what it answers. A ticket stands for one request."""
+"""The scheduler's model states, events and actions. A ticket stands for one request."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from eardrum.errors import EardrumError
-from eardrum.gateway.rules import Rules
+from eardrum.gateway.scheduler.policies import EvictionPolicy
 
 
-class State(StrEnum):
+class ModelState(StrEnum):
     """States of a model."""
 
     STOPPED = "stopped"
@@ -20,7 +20,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Reason(StrEnum):
+class UnloadReason(StrEnum):
     """Why a model goes, or has gone."""
 
     TTL = "ttl"
@@ -37,32 +37,32 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
+class UnloadCause:
     """A model's way out."""
 
-    reason: Reason
+    reason: UnloadReason
     other: str = ""
     """The model that it makes room for, if it does."""
 
     def __str__(self) -> str:
         """In words, for the log and for people."""
-        return f"{WORDS[self.reason]} {self.other} ({self.reason})" if self.other else WORDS[self.reason]
+        return f"{REASON_TEXTS[self.reason]} {self.other} ({self.reason})" if self.other else REASON_TEXTS[self.reason]
 
 
-WORDS = {
-    Reason.TTL: "nobody asked for it for the length of its ttl",
-    **dict.fromkeys((Reason.POOL, Reason.GROUP, Reason.MATRIX), "it made room for"),
-    Reason.HAND: "somebody unloaded it",
-    Reason.FORCE: "somebody unloaded it by force",
-    Reason.RELOAD: "the config was read again, and has another one for it, none, or no room",
-    Reason.SHUTDOWN: "the server ends",
-    Reason.CRASH: "its process ended by itself",
-    Reason.FAILED: "it could not be started",
+REASON_TEXTS = {
+    UnloadReason.TTL: "nobody asked for it for the length of its ttl",
+    **dict.fromkeys((UnloadReason.POOL, UnloadReason.GROUP, UnloadReason.MATRIX), "it made room for"),
+    UnloadReason.HAND: "somebody unloaded it",
+    UnloadReason.FORCE: "somebody unloaded it by force",
+    UnloadReason.RELOAD: "the config was read again, and has another one for it, none, or no room",
+    UnloadReason.SHUTDOWN: "the server ends",
+    UnloadReason.CRASH: "its process ended by itself",
+    UnloadReason.FAILED: "it could not be started",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestArrived:
     """A request needs the model. What holds for the model comes with every request, so that it is never out of date.
 
     A preload is a request as others: it is `Done` as soon as it is granted.
@@ -70,20 +70,20 @@ class Wanted:
 
     model: str
     ticket: int
-    limit: int
+    max_requests: int
     """Requests it may hold, this one included; past it 503."""
     ttl: float = 0.0
     """Seconds without a request after which it is unloaded; 0 is never."""
-    concurrency: int = 0
+    concurrency_limit: int = 0
     """llama-swap's limit: as `limit`, but past it 429; 0 is none."""
-    at_once: int = 0
+    max_concurrency: int = 0
     """Requests it serves at a time, while others wait; 0 is any number."""
     priority: int = 0
     """Of models that wait for each other the higher one is started first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class RequestFinished:
     """A granted request is over."""
 
     model: str
@@ -91,7 +91,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
+class RequestCancelled:
     """A request gave up before it was granted."""
 
     model: str
@@ -99,7 +99,7 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class RequestIdle:
     """A granted request, such as a WebSocket, has been silent for a while: it does not hold its model until it resumes."""
 
     model: str
@@ -107,7 +107,7 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class RequestActive:
     """A resting request is at work again."""
 
     model: str
@@ -115,7 +115,7 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ModelReady:
     """The model's process serves."""
 
     model: str
@@ -130,14 +130,14 @@ class StartFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Exited:
+class ProcessExited:
     """A process is gone that had been ready, or whose start was broken off; asked to or not."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
-class Unload:
+class UnloadRequested:
     """Somebody wants the model's memory back: when it has finished what it has begun, or, with `force`, at once."""
 
     model: str
@@ -145,7 +145,7 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class TtlChanged:
     """From now on the model lives so many seconds without a request; 0 is for ever."""
 
     model: str
@@ -153,7 +153,7 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconfigured:
+class ConfigChanged:
     """The config is another one.
 
     Models of `changed` are stopped when they have finished what they have begun, and who waits for them gets their next
@@ -161,74 +161,74 @@ class Reconfigured:
     rules forbid what is loaded: then the least recently used go.
     """
 
-    rules: Rules
+    policy: EvictionPolicy
     patience: float
     changed: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Remeasured:
+class PolicyChanged:
     """More is known of what models need. It counts from the next load on."""
 
-    rules: Rules
+    policy: EvictionPolicy
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class TimerFired:
     """Time has passed: `due` was reached."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shutdown:
+class ShutdownRequested:
     """The server goes down: stop everything, start nothing."""
 
 
-Event = (
-    Wanted
-    | Done
-    | Cancelled
-    | Rest
-    | Resume
-    | Ready
+SchedulerEvent = (
+    RequestArrived
+    | RequestFinished
+    | RequestCancelled
+    | RequestIdle
+    | RequestActive
+    | ModelReady
     | StartFailed
-    | Exited
-    | Unload
-    | Keep
-    | Reconfigured
-    | Remeasured
-    | Tick
-    | Shutdown
+    | ProcessExited
+    | UnloadRequested
+    | TtlChanged
+    | ConfigChanged
+    | PolicyChanged
+    | TimerFired
+    | ShutdownRequested
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartModel:
     """Start the model's process."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopModel:
     """Stop the model's process, also in the middle of its start."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class GrantRequest:
     """The ticket's request may use the model."""
 
     ticket: int
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
+class RejectRequest:
     """The ticket's request ends with this error."""
 
     ticket: int
     error: EardrumError
 
 
-Action = Start | Stop | Grant | Reject
+SchedulerAction = StartModel | StopModel | GrantRequest | RejectRequest

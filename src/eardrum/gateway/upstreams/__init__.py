@@ -1,1 +1,1 @@
-"""The ways to whoever serves a model: our runners, and HTTP servers that are not ours."""
+"""Upstreams: our runners, and external HTTP servers that serve models."""

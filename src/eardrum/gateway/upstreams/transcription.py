@@ -1,7 +1,7 @@
-"""Transcription by a foreign server: whisper-server, vLLM, llama-server, another Eardrum, whatever is like OpenAI's.
+"""Transcribes with an external server: whisper-server, vLLM, llama-server, another Eardrum, anything like OpenAI's API.
 
-The audio goes there as it comes in, in a form. The answer is turned into what our own runners say, so that every format a client
-may ask for can be had of every server.
+The audio is sent as it comes in, in a form. The answer becomes the events that our own runners send, so every response format
+works with every server.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UnsupportedFeatureError, UpstreamDiedError, UpstreamError
-from eardrum.gateway.spool import Source
-from eardrum.gateway.upstreams import habits
-from eardrum.gateway.upstreams.form import Form, Recording, recording
-from eardrum.gateway.upstreams.habits import Habits, Plan
-from eardrum.remote import stream
-from eardrum.remote.answers import Answer
-from eardrum.remote.refusal import Reply
-from eardrum.remote.stream import Streamed
-from eardrum.types import Delta, Event, Request, Summary
+from eardrum.gateway.spool import AudioSource
+from eardrum.gateway.upstreams import transcription_request
+from eardrum.gateway.upstreams.transcription_request import (
+    FormRecording,
+    RequestPlan,
+    RequestStrategy,
+    TranscriptionForm,
+    open_recording,
+)
+from eardrum.openai_responses import stream
+from eardrum.openai_responses.error import UpstreamReply
+from eardrum.openai_responses.stream import StreamedTranscript
+from eardrum.openai_responses.transcript import UpstreamTranscript
+from eardrum.transcription import TextDelta, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 
-ANSWER_BYTES = 128 << 20
+MAX_ANSWER_BYTES = 128 << 20
 """Largest answer that is read: a day with all its words is about half of it."""
 LARGE_BYTES = 1 << 20
 """A larger one is read in a thread: it would hold up the event loop."""
-QUOTED = 300
+MAX_QUOTED_LENGTH = 300
 """Characters of a server's message that are passed on."""
-CLIENTS = (400, 413, 415, 422)
+CLIENT_ERRORS = (400, 413, 415, 422)
 """Statuses by which a server says that what it was sent is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class TranscriptionResponse:
     """The beginning of an answer."""
 
     status: int
@@ -43,18 +48,18 @@ class Answered:
     body: AsyncIterator[bytes]
 
 
-Post = Callable[[str, Form], AbstractAsyncContextManager[Answered]]
+FormSender = Callable[[str, TranscriptionForm], AbstractAsyncContextManager[TranscriptionResponse]]
 """Sends a form to a path. Leaving before the answer was read hangs up."""
 
 
 @dataclass(slots=True)
-class Outcome:
+class TranscriptionOutcome:
     """What has become of a request so far."""
 
-    events: list[Event] | None = None
+    events: list[TranscriptionEvent] | None = None
     failure: EardrumError | None = None
 
-    def result(self) -> list[Event]:
+    def get_result(self) -> list[TranscriptionEvent]:
         """What was heard.
 
         Raises:
@@ -66,17 +71,17 @@ class Outcome:
         return self.events
 
 
-class Transcription:
+class UpstreamTranscriber:
     """One server, asked for transcripts by the name it has for its model."""
 
-    def __init__(self, post: Post, address: str, model: str, known: Habits, secrets: tuple[str, ...] = ()):
-        self._post = post
+    def __init__(self, post: FormSender, address: str, model: str, known: RequestStrategy, secrets: tuple[str, ...] = ()):
+        self._send_form = post
         self._address = address
         self._model = model
-        self._habits = known
+        self._strategy = known
         self._secrets = secrets
 
-    async def transcribe(self, request: Request, audio: Source) -> AsyncGenerator[Event, None]:
+    async def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
         """Send the audio as it comes and yield events as they come, as a runner does. Closing the iterator hangs up.
 
         A server that refuses the way it is asked is asked in another way, with the audio from the start.
@@ -87,73 +92,80 @@ class Transcription:
             UnsupportedFeatureError: it cannot do what is asked.
             UpstreamError: it fails, or answers with something else.
         """
-        plan, outcome = self._habits.first(request), Outcome()
+        plan, outcome = self._strategy.plan_first(request), TranscriptionOutcome()
         while plan:
-            file = await recording(audio, raw_pcm=request.raw_pcm)
-            form = Form(habits.fields(plan, request, self._model), file)
-            async with self._post(plan.way.path, form) as answered:
+            file = await open_recording(audio, raw_pcm=request.raw_pcm)
+            form = TranscriptionForm(transcription_request.build_fields(plan, request, self._model), file)
+            async with self._send_form(plan.route.path, form) as answered:
                 self._check_track(request, answered)
-                if answered.status == 200 and _media_type(answered) == "text/event-stream":
-                    self._habits.learn(plan, request, silent=True)
-                    async with aclosing(self._streamed(answered, request, file)) as events:
+                if answered.status == 200 and _parse_media_type(answered) == "text/event-stream":
+                    self._strategy.record_success(plan, request, silent=True)
+                    async with aclosing(self._stream_events(answered, request, file)) as events:
                         async for event in events:
-                            yield _with_track(event, answered.headers)
+                            yield _add_track(event, answered.headers)
                     return
-                reply = await self._read(plan, answered)
-            plan = await self._consider(plan, reply, request, file, outcome)
-        for heard in outcome.result():
+                reply = await self._read_reply(plan, answered)
+            plan = await self._handle_reply(plan, reply, request, file, outcome)
+        for heard in outcome.get_result():
             yield heard
 
-    async def _consider(self, plan: Plan, reply: Reply, request: Request, file: Recording, outcome: Outcome) -> Plan | None:
+    async def _handle_reply(
+        self,
+        plan: RequestPlan,
+        reply: UpstreamReply,
+        request: TranscriptionRequest,
+        file: FormRecording,
+        outcome: TranscriptionOutcome,
+    ) -> RequestPlan | None:
         """Take in a whole answer and return what to try next, if it is not the last word."""
-        if reply.refused:
-            if not (outcome.failure and habits.nothing_there(reply)):
-                outcome.failure = self._refused(reply)
-            return self._habits.after(plan, reply, request)
+        if reply.is_error:
+            if not (outcome.failure and transcription_request.is_route_missing(reply)):
+                outcome.failure = self._make_refusal_error(reply)
+            return self._strategy.plan_after_refusal(plan, reply, request)
         try:
-            answer = await self._understood(plan, reply, request)
+            answer = await self._parse_reply(plan, reply, request)
         except UpstreamError as error:
             outcome.failure = outcome.failure or error
-            return self._habits.instead(plan, request)
-        if answer.empty and outcome.events is not None:
+            return self._strategy.plan_alternative(plan, request)
+        if answer.is_empty and outcome.events is not None:
             return None  # it has heard nothing either way
         if len(reply.body) > LARGE_BYTES:
-            outcome.events = await asyncio.to_thread(self._worded, answer, request, file)
+            outcome.events = await asyncio.to_thread(self._build_events, answer, request, file)
         else:
-            outcome.events = self._worded(answer, request, file)
-        outcome.events = [_with_track(event, reply.headers) for event in outcome.events]
-        if answer.empty and self._habits.doubts_silence(plan) and (other := self._habits.instead(plan, request)):
+            outcome.events = self._build_events(answer, request, file)
+        outcome.events = [_add_track(event, reply.headers) for event in outcome.events]
+        if answer.is_empty and self._strategy.doubts_silence(plan) and (other := self._strategy.plan_alternative(plan, request)):
             return other
-        self._habits.learn(plan, request, silent=answer.empty)
+        self._strategy.record_success(plan, request, silent=answer.is_empty)
         return None
 
-    def _check_track(self, request: Request, answered: Answered) -> None:
+    def _check_track(self, request: TranscriptionRequest, answered: TranscriptionResponse) -> None:
         """See that a server which was told an audio track has heard that one: most would hear another without a word."""
-        if request.audio_track and answered.status == 200 and _track(answered.headers) != request.audio_track:
+        if request.audio_track and answered.status == 200 and _parse_track(answered.headers) != request.audio_track:
             raise UnsupportedFeatureError(
                 f"The server at {self._address} does not choose between audio tracks: send the one that is meant alone.",
                 param="audio_track",
             )
 
-    async def _read(self, plan: Plan, answered: Answered) -> Reply:
+    async def _read_reply(self, plan: RequestPlan, answered: TranscriptionResponse) -> UpstreamReply:
         body = bytearray()
         async for chunk in answered.body:
             body += chunk
-            if len(body) > ANSWER_BYTES:
-                raise self._error(f"sends more than {ANSWER_BYTES >> 20} MiB as an answer")
-        return Reply(plan.way.path, answered.status, answered.headers, bytes(body))
+            if len(body) > MAX_ANSWER_BYTES:
+                raise self._make_error(f"sends more than {MAX_ANSWER_BYTES >> 20} MiB as an answer")
+        return UpstreamReply(plan.route.path, answered.status, answered.headers, bytes(body))
 
-    async def _understood(self, plan: Plan, reply: Reply, request: Request) -> Answer:
+    async def _parse_reply(self, plan: RequestPlan, reply: UpstreamReply, request: TranscriptionRequest) -> UpstreamTranscript:
         kind = reply.headers.get("content-type", "")
         try:
             if len(reply.body) > LARGE_BYTES:
-                answer = await asyncio.to_thread(Answer.read, reply.body, kind)
+                answer = await asyncio.to_thread(UpstreamTranscript.parse, reply.body, kind)
             else:
-                answer = Answer.read(reply.body, kind)
+                answer = UpstreamTranscript.parse(reply.body, kind)
         except ValueError as error:
             what = f"answered with {kind or 'no content type'} that is no transcript in JSON"
-            raise self._error(f"{what}: {self._quoted(reply)}") from error
-        if not plan.way.certain and answer.task != request.task:
+            raise self._make_error(f"{what}: {self._quote_message(reply)}") from error
+        if not plan.route.certain and answer.task != request.task:
             raise UnsupportedFeatureError(
                 f"The server at {self._address} has no route for translations, and does not say that it translated. "
                 "If it does so by the field `translate`, set `translations: ''` in the model's options.",
@@ -161,85 +173,89 @@ class Transcription:
             )
         return answer
 
-    def _worded(self, answer: Answer, request: Request, file: Recording) -> list[Event]:
+    def _build_events(
+        self, answer: UpstreamTranscript, request: TranscriptionRequest, file: FormRecording
+    ) -> list[TranscriptionEvent]:
         """The events of a whole answer."""
-        seconds = answer.seconds(file.kind.seconds)
-        segments = answer.heard((0.0, seconds), seconds or math.inf)
+        seconds = answer.estimate_duration(file.file_type.seconds)
+        segments = answer.to_segments((0.0, seconds), seconds or math.inf)
         if request.words and segments and not request.partial and not any(segment.words for segment in segments):
             message = f"The server at {self._address} gives times per segment at most, not per word."
             raise UnsupportedFeatureError(message, param="timestamp_granularities")
         for segment in segments:
             segment.text = " ".join(segment.text.split())  # whisper-server breaks lines where segments end
         seconds = seconds or max((segment.end for segment in segments), default=0.0)
-        return [*segments, Summary(answer.spoken or request.language or "", seconds)]
+        return [*segments, TranscriptionSummary(answer.detected_language or request.language or "", seconds)]
 
-    async def _streamed(self, answered: Answered, request: Request, file: Recording) -> AsyncGenerator[Event, None]:
-        heard = Streamed()
+    async def _stream_events(
+        self, answered: TranscriptionResponse, request: TranscriptionRequest, file: FormRecording
+    ) -> AsyncGenerator[TranscriptionEvent, None]:
+        heard = StreamedTranscript()
         try:
-            async for event in stream.events(answered.body):
+            async for event in stream.decode_events(answered.body):
                 if event.get("error") or event.get("object") == "error":
-                    raise self._refused(Reply("", 200, answered.headers, _dumped(event)))
-                if text := heard.take(event):
-                    yield Delta(text)
-                if heard.done:
+                    raise self._make_refusal_error(UpstreamReply("", 200, answered.headers, _dump_json(event)))
+                if text := heard.add_event(event):
+                    yield TextDelta(text)
+                if heard.is_done:
                     break
-            if text := heard.end():
-                yield Delta(text)
-            worded = self._worded(heard.answer(), request, file)
+            if text := heard.finish():
+                yield TextDelta(text)
+            worded = self._build_events(heard.build_transcript(), request, file)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._error(f"sends a stream that is none of transcripts: {error}") from error
-        if not heard.done:
+            raise self._make_error(f"sends a stream that is none of transcripts: {error}") from error
+        if not heard.is_done:
             raise UpstreamDiedError(f"The server at {self._address} ended its stream before its end.")
         for said in worded:
             yield said
 
-    def _refused(self, reply: Reply) -> EardrumError:
-        said = self._quoted(reply).rstrip(".")
-        status = _status(reply)
-        if status in CLIENTS:
-            return InvalidRequestError(f"The server at {self._address} refuses this: {said}.{_hint(said)}")
+    def _make_refusal_error(self, reply: UpstreamReply) -> EardrumError:
+        said = self._quote_message(reply).rstrip(".")
+        status = _find_status(reply)
+        if status in CLIENT_ERRORS:
+            return InvalidRequestError(f"The server at {self._address} refuses this: {said}.{_find_hint(said)}")
         if status in (429, 503):
             message = f"The server at {self._address} is busy ({status}): {said}."
             return BusyError(message, retry_after=reply.retry_after or 1.0)
         if status in (401, 403):
-            return self._error(f"answered {status}: {said}", " It wants another key than it was sent.")
+            return self._make_error(f"answered {status}: {said}", " It wants another key than it was sent.")
         if status == 404:
-            return self._error(
+            return self._make_error(
                 f"answered 404 on {reply.path}: {said}", " Check the model's `useModelName`, and `transcriptions` in its options."
             )
-        return self._error(f"answered {status}: {said}")
+        return self._make_error(f"answered {status}: {said}")
 
-    def _error(self, what: str, hint: str = "") -> UpstreamError:
+    def _make_error(self, what: str, hint: str = "") -> UpstreamError:
         return UpstreamError(f"The server at {self._address} {what}.{hint}")
 
-    def _quoted(self, reply: Reply) -> str:
+    def _quote_message(self, reply: UpstreamReply) -> str:
         said = reply.message
         for secret in self._secrets:
             said = said.replace(secret, "***")
-        return said if len(said) <= QUOTED else f"{said[:QUOTED]}…"
+        return said if len(said) <= MAX_QUOTED_LENGTH else f"{said[:MAX_QUOTED_LENGTH]}…"
 
 
-def _track(headers: Mapping[str, str], name: str = "x-eardrum-audio-track") -> int:
+def _parse_track(headers: Mapping[str, str], name: str = "x-eardrum-audio-track") -> int:
     """The audio track that another Eardrum says it has heard; 0 if the server does not say."""
     value = headers.get(name, "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
 
 
-def _with_track(event: Event, headers: Mapping[str, str]) -> Event:
-    if not isinstance(event, Summary):
+def _add_track(event: TranscriptionEvent, headers: Mapping[str, str]) -> TranscriptionEvent:
+    if not isinstance(event, TranscriptionSummary):
         return event
-    return replace(event, audio_track=_track(headers), audio_tracks=_track(headers, "x-eardrum-audio-tracks"))
+    return replace(event, audio_track=_parse_track(headers), audio_tracks=_parse_track(headers, "x-eardrum-audio-tracks"))
 
 
-def _media_type(answered: Answered) -> str:
+def _parse_media_type(answered: TranscriptionResponse) -> str:
     return answered.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _dumped(event: object) -> bytes:
+def _dump_json(event: object) -> bytes:
     return json.dumps(event).encode()
 
 
-def _status(reply: Reply) -> int:
+def _find_status(reply: UpstreamReply) -> int:
     """The status; the one inside the error if it came with 200."""
     if reply.status != 200:
         return reply.status
@@ -250,7 +266,7 @@ def _status(reply: Reply) -> int:
     return 500
 
 
-def _hint(said: str) -> str:
+def _find_hint(said: str) -> str:
     if said == "Invalid request":  # all that whisper-server says, whatever is wrong
         return " If it is whisper-server: without --convert it reads wav, mp3 and flac only."
     return ""

@@ -1,1 +1,1 @@
-"""Live speech: a stream of audio becomes text while somebody speaks."""
+"""Live transcription: a stream of audio becomes text while somebody speaks."""

@@ -1,39 +1,57 @@
-"""Runs a session: bytes become samples and probabilities, and what it wants decoded goes to the engine and comes back."""
+"""Runs a live session: converts bytes to samples and probabilities, submits windows to the engine and returns their results.
+
+The bytes come in portions of any size. `RawSamples` converts raw audio; `ContainerSamples` decodes audio in a container, in a
+thread, while it arrives.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from threading import Thread
+from typing import cast
 
 import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
 
 from eardrum.engines.base import Audio, Context
-from eardrum.errors import EardrumError, InvalidRequestError
-from eardrum.live import Command, Configure, Encoding, Ended, Finish, LiveEvent, Refused, Settings
-from eardrum.runner.batcher import Batcher, Heard
-from eardrum.runner.gain import LIVE_FIRST_DB, Gain, raised
-from eardrum.runner.live import samples as raw
-from eardrum.runner.live.actions import Adopt, Decode, Drop, Output
-from eardrum.runner.live.container import ContainerSamples
-from eardrum.runner.live.session import Session
-from eardrum.runner.queue import Class
-from eardrum.runner.vad import FRAME, Vad
-from eardrum.types import Capabilities
+from eardrum.errors import AudioError, EardrumError, InvalidRequestError
+from eardrum.live import (
+    AudioEncoding,
+    AudioFormat,
+    CommandRefused,
+    ConfigureCommand,
+    FinishCommand,
+    LiveCommand,
+    LiveEvent,
+    SessionEnded,
+    SessionSettings,
+)
+from eardrum.runner.batcher import DecodedWindow, WindowBatcher
+from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.fair_queue import ServiceClass
+from eardrum.runner.live.session import AdoptPartial, DecodeWindow, DropWindow, LiveSession, SessionOutput
+from eardrum.runner.tracks import NO_LAYOUT, MonoDownmix
+from eardrum.runner.vad import FRAME_SAMPLES, MAX_LIVE_START_DB, AutoGain, VadModel, amplify_quiet
+from eardrum.transcription import SAMPLE_RATE, Capabilities
 
-SLICE = FRAME * 16
+SLICE_SAMPLES = FRAME_SAMPLES * 16
 """Samples that are heard at once: half a second costs the event loop about a millisecond."""
 
-AHEAD = 4
+MAX_WINDOWS_AHEAD = 4
 """Finished windows that may wait for the engine, and events for the client, before no more audio is taken."""
 
-BACKLOG = 256
+MAX_QUEUED_EVENTS = 256
 
-LATE = "The format cannot change once there was audio: set it before, or begin another session."
+LATE_FORMAT_MESSAGE = "The format cannot change once there was audio: set it before, or begin another session."
 
 
-class Driver:
+class LiveSessionDriver:
     """One live session in the runner. `take` belongs to one task, `events` to another; `close` ends it.
 
     Raises:
@@ -41,40 +59,44 @@ class Driver:
         InvalidRequestError: the format of the audio cannot be read.
     """
 
-    def __init__(self, settings: Settings, *, batcher: Batcher, vad: Vad, capabilities: Capabilities, max_seconds: float):
-        if refusal := _refusal(settings, batcher):
+    def __init__(
+        self, settings: SessionSettings, *, batcher: WindowBatcher, vad: VadModel, capabilities: Capabilities, max_seconds: float
+    ):
+        if refusal := _find_refusal(settings, batcher):
             raise refusal
         self._settings = settings
         self._batcher = batcher
-        self._vad = vad.stream()
-        self._gain = Gain(LIVE_FIRST_DB)
-        self._session = Session(settings, capabilities)
+        self._vad = vad.open_stream()
+        self._gain = AutoGain(MAX_LIVE_START_DB)
+        self._session = LiveSession(settings, capabilities)
         self._max_seconds = max_seconds
-        self._source: raw.RawSamples | ContainerSamples | None = None
+        self._source: RawSamples | ContainerSamples | None = None
         self._rest: Audio = np.empty(0, np.float32)
-        self._finals, self._partials = batcher.request(), batcher.request()
-        self._context = self._guess = Context()
-        self._line: deque[Decode] = deque()  # finals that wait for the one before, where the engine wants them one by one
-        self._with_engine: dict[int, Decode] = {}
+        self._finals_id, self._partials_id = batcher.allocate_request_id(), batcher.allocate_request_id()
+        self._context = self._partial_context = Context()
+        self._waiting_finals: deque[DecodeWindow] = (
+            deque()
+        )  # finals that wait for the one before, where the engine wants them one by one
+        self._with_engine: dict[int, DecodeWindow] = {}
         self._events: asyncio.Queue[LiveEvent | EardrumError] = asyncio.Queue()
-        self._turn = asyncio.Lock()  # samples may come from a container's thread while a command comes
+        self._lock = asyncio.Lock()  # samples may come from a container's thread while a command comes
         self._changed = asyncio.Event()
-        batcher.live += 1
+        batcher.live_sessions += 1
 
-    async def take(self, message: bytes | Command) -> None:
+    async def take_message(self, message: bytes | LiveCommand) -> None:
         """Take the next audio or command; waits while the engine or the client is far behind."""
         if isinstance(message, bytes):
-            await self._feed(message)
+            await self._feed_audio(message)
             return
-        await self._flush(finished=isinstance(message, Finish))
-        async with self._turn:
-            await self._room()
-            if isinstance(message, Configure):
+        await self._flush(finished=isinstance(message, FinishCommand))
+        async with self._lock:
+            await self._wait_for_room()
+            if isinstance(message, ConfigureCommand):
                 self._configure(message.settings)
             else:
-                self._do(self._session.command(message, self._rest))
+                self._perform(self._session.handle_command(message, self._rest))
 
-    async def events(self) -> AsyncGenerator[LiveEvent, None]:
+    async def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
         """What happens, up to `Ended`.
 
         Raises:
@@ -86,134 +108,314 @@ class Driver:
             if isinstance(event, EardrumError):
                 raise event
             yield event
-            if isinstance(event, Ended):
+            if isinstance(event, SessionEnded):
                 return
 
     async def close(self) -> None:
         """Drop what the engine has not decoded, and end what was begun."""
         if isinstance(self._source, ContainerSamples):
             await self._source.close()
-        self._batcher.live -= 1
-        self._line.clear()
-        for number in (self._finals, self._partials):
+        self._batcher.live_sessions -= 1
+        self._waiting_finals.clear()
+        for number in (self._finals_id, self._partials_id):
             self._batcher.cancel(number)
 
     # Audio
 
-    async def _feed(self, data: bytes) -> None:
+    async def _feed_audio(self, data: bytes) -> None:
         if self._source is None:
             form = self._settings.format
-            if form.encoding is Encoding.CONTAINER:
+            if form.encoding is AudioEncoding.CONTAINER:
                 self._source = ContainerSamples(
-                    self._hear,
+                    self._process_samples,
                     self._events.put_nowait,
                     max_seconds=self._max_seconds,
                     audio_track=form.audio_track,
                 )
             else:
-                self._source = raw.RawSamples(form)
+                self._source = RawSamples(form)
         if isinstance(self._source, ContainerSamples):
             await self._source.feed(data)
         else:
-            await self._hear(self._source.feed(data))
+            await self._process_samples(self._source.feed(data))
 
     async def _flush(self, *, finished: bool) -> None:
         """Hear what was held back."""
-        if isinstance(self._source, raw.RawSamples):
-            await self._hear(self._source.flush())
+        if isinstance(self._source, RawSamples):
+            await self._process_samples(self._source.flush())
         elif self._source and finished:
             await self._source.finish()
 
-    async def _hear(self, samples: Audio) -> None:
-        async with self._turn:
+    async def _process_samples(self, samples: Audio) -> None:
+        async with self._lock:
             samples = np.concatenate([self._rest, samples])
-            whole = len(samples) - len(samples) % FRAME
-            for at in range(0, whole, SLICE):
-                await self._room()
-                block = samples[at : min(at + SLICE, whole)]
-                self._do(self._session.hear(block, self._vad(self._gain(block))))
+            whole = len(samples) - len(samples) % FRAME_SAMPLES
+            for at in range(0, whole, SLICE_SAMPLES):
+                await self._wait_for_room()
+                block = samples[at : min(at + SLICE_SAMPLES, whole)]
+                self._perform(self._session.process_audio(block, self._vad(self._gain(block))))
                 await asyncio.sleep(0)
             self._rest = samples[whole:]
 
-    async def _room(self) -> None:
-        while self._session.waiting >= AHEAD or self._events.qsize() >= BACKLOG:
+    async def _wait_for_room(self) -> None:
+        while self._session.pending_windows >= MAX_WINDOWS_AHEAD or self._events.qsize() >= MAX_QUEUED_EVENTS:
             self._changed.clear()
             await self._changed.wait()
 
     # Decoding
 
-    def _do(self, outputs: list[Output]) -> None:
+    def _perform(self, outputs: list[SessionOutput]) -> None:
         for output in outputs:
             match output:
-                case Decode():
-                    self._decode(output)
-                case Drop(number):
-                    self._drop(number)
-                case Adopt():
-                    self._batcher.hand_over(self._partials, self._finals)
-                    self._context = self._guess
-                case Ended():
+                case DecodeWindow():
+                    self._start_decoding(output)
+                case DropWindow(number):
+                    self._drop_window(number)
+                case AdoptPartial():
+                    self._batcher.reassign(self._partials_id, self._finals_id)
+                    self._context = self._partial_context
+                case SessionEnded():
                     warnings = self._source.warnings if isinstance(self._source, ContainerSamples) else ()
                     self._events.put_nowait(replace(output, warnings=warnings))
                 case _:
                     self._events.put_nowait(output)
 
-    def _decode(self, decode: Decode) -> None:
+    def _start_decoding(self, decode: DecodeWindow) -> None:
         if not decode.final:
             # What the engine learns from a partial counts only if it becomes a final.
-            self._guess = replace(self._context, votes=dict(self._context.votes))
-            decode.window.context = self._guess
-            self._submit(decode, self._partials, Class.PARTIAL)
+            self._partial_context = replace(self._context, votes=dict(self._context.votes))
+            decode.window.context = self._partial_context
+            self._submit(decode, self._partials_id, ServiceClass.PARTIAL)
             return
         decode.window.context = self._context
-        if self._batcher.sequential and any(other.final for other in self._with_engine.values()):
-            self._line.append(decode)
+        if self._batcher.is_sequential and any(other.final for other in self._with_engine.values()):
+            self._waiting_finals.append(decode)
         else:
-            self._submit(decode, self._finals, Class.LIVE)
+            self._submit(decode, self._finals_id, ServiceClass.LIVE)
 
-    def _submit(self, decode: Decode, request: int, rank: Class) -> None:
+    def _submit(self, decode: DecodeWindow, request: int, rank: ServiceClass) -> None:
         self._with_engine[decode.id] = decode
-        decode.window.audio = raised(decode.window.audio)
+        decode.window.audio = amplify_quiet(decode.window.audio)
         future = asyncio.wrap_future(self._batcher.submit(request, decode.window, rank))
-        future.add_done_callback(lambda done: self._decoded(decode, done))
+        future.add_done_callback(lambda done: self._finish_decoding(decode, done))
 
-    def _decoded(self, decode: Decode, done: asyncio.Future[Heard]) -> None:
+    def _finish_decoding(self, decode: DecodeWindow, done: asyncio.Future[DecodedWindow]) -> None:
         del self._with_engine[decode.id]
-        if self._line and decode.final:
-            self._submit(self._line.popleft(), self._finals, Class.LIVE)
+        if self._waiting_finals and decode.final:
+            self._submit(self._waiting_finals.popleft(), self._finals_id, ServiceClass.LIVE)
         if done.cancelled():
             return
         self._changed.set()
         if error := done.exception():
             known = error if isinstance(error, EardrumError) else EardrumError(f"The model failed on this audio: {error}")
-            self._do(self._session.failed(decode.id, known))
+            self._perform(self._session.handle_failure(decode.id, known))
         else:
             heard = done.result()
-            self._do(self._session.decoded(decode.id, heard.hearing, heard.decode_s, heard.queue_s))
+            self._perform(self._session.handle_result(decode.id, heard.result, heard.decode_s, heard.queue_s))
 
-    def _drop(self, number: int) -> None:
+    def _drop_window(self, number: int) -> None:
         decode = self._with_engine.get(number)
         if decode and not decode.final:
-            self._batcher.cancel(self._partials)
+            self._batcher.cancel(self._partials_id)
         elif decode:
             decode.window.cancelled = True
 
     # Settings
 
-    def _configure(self, settings: Settings) -> None:
-        refusal = _refusal(settings, self._batcher)
+    def _configure(self, settings: SessionSettings) -> None:
+        refusal = _find_refusal(settings, self._batcher)
         if self._source is not None and settings.format != self._settings.format:
-            refusal = InvalidRequestError(LATE, param="format")
+            refusal = InvalidRequestError(LATE_FORMAT_MESSAGE, param="format")
         if refusal:
-            self._events.put_nowait(Refused(refusal))
+            self._events.put_nowait(CommandRefused(refusal))
             return
         self._settings = settings
-        self._do(self._session.command(Configure(settings)))
+        self._perform(self._session.handle_command(ConfigureCommand(settings)))
 
 
-def _refusal(settings: Settings, batcher: Batcher) -> EardrumError | None:
+def _find_refusal(settings: SessionSettings, batcher: WindowBatcher) -> EardrumError | None:
     try:
-        raw.check(settings.format)
+        check_format(settings.format)
     except InvalidRequestError as error:
         return error
-    return batcher.refusal(settings.request)
+    return batcher.find_refusal(settings.request)
+
+
+MIN_RATE, MAX_RATE = 8_000, 192_000
+"""Rates in Hz."""
+
+MAX_CHANNELS = 64
+
+BLOCK_S = 0.032
+"""Audio that is mixed and resampled at a time. Blocks of one length make the result the same however the bytes were portioned."""
+
+
+def check_format(form: AudioFormat) -> None:
+    """See that audio of this format can be read.
+
+    Raises:
+        InvalidRequestError: rate, channels or track out of range.
+    """
+    if form.encoding is AudioEncoding.CONTAINER:
+        return
+    if not MIN_RATE <= form.rate <= MAX_RATE:
+        raise InvalidRequestError(
+            f"A rate of {form.rate} Hz cannot be heard: send audio of {MIN_RATE} to {MAX_RATE} Hz and say which.", param="rate"
+        )
+    if (form.audio_track or 1) > 1:
+        raise InvalidRequestError(
+            f"Audio without a container has one audio track: audio_track cannot be {form.audio_track}.", param="audio_track"
+        )
+    if not 1 <= form.channels <= MAX_CHANNELS:
+        raise InvalidRequestError(f"{form.channels} channels cannot be heard: send 1 to {MAX_CHANNELS}.", param="channels")
+
+
+class RawSamples:
+    """Turns one stream of raw audio into samples. Bytes of an incomplete sample wait for the rest."""
+
+    def __init__(self, form: AudioFormat):
+        self._format = form
+        self._buffer = bytearray()
+        self._size = _SAMPLE_WIDTHS[form.encoding] * form.channels
+        self._block = self._size * round(form.rate * BLOCK_S)
+        self._mix = MonoDownmix([NO_LAYOUT] * form.channels, form.rate) if form.channels > 1 else None
+        self._resampler = None if form.rate == SAMPLE_RATE else AudioResampler("flt", "mono", SAMPLE_RATE)
+
+    def feed(self, data: bytes) -> Audio:
+        """The samples that the next bytes complete, shape [n]."""
+        self._buffer += data
+        whole = len(self._buffer) - len(self._buffer) % self._block
+        return self._convert_bytes(whole)
+
+    def flush(self) -> Audio:
+        """Those of the bytes that wait for a block to be full. More audio may follow."""
+        return self._convert_bytes(len(self._buffer) - len(self._buffer) % self._size)
+
+    def _convert_bytes(self, size: int) -> Audio:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        samples = _decode_samples(data, self._format.encoding)
+        if not size or (self._resampler is None and self._mix is None):
+            return samples
+        step = self._block // self._size * self._format.channels
+        blocks = (samples[at : at + step] for at in range(0, len(samples), step))
+        return np.concatenate([piece for block in blocks for piece in self._convert_block(block)] or [samples[:0]])
+
+    def _convert_block(self, samples: Audio) -> Iterator[Audio]:
+        """One block in mono at `SAMPLE_RATE`."""
+        if self._mix:
+            samples = self._mix.mix_channels(np.ascontiguousarray(samples.reshape(-1, self._format.channels).T))
+        if self._resampler is None:
+            yield samples
+            return
+        frame = AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        frame.sample_rate = self._format.rate
+        for resampled in self._resampler.resample(frame):
+            yield cast(Audio, resampled.to_ndarray()[0])
+
+
+_SAMPLE_WIDTHS = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
+
+
+def _decode_samples(data: bytes, encoding: AudioEncoding) -> Audio:
+    match encoding:
+        case AudioEncoding.PCM16:
+            return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
+        case AudioEncoding.PCM32F:
+            samples = np.nan_to_num(np.frombuffer(data, "<f4"), posinf=1.0, neginf=-1.0).astype(np.float32)
+            return cast(Audio, samples.clip(-1, 1))
+        case _:
+            return cast(Audio, _TABLES[encoding][np.frombuffer(data, np.uint8)])
+
+
+def _build_mulaw_table() -> Audio:
+    """ITU-T G.711, mu-law: the sample of each byte."""
+    code = ~np.arange(256, dtype=np.uint8)
+    size = (((code & 0x0F).astype(np.int32) << 3) + 0x84 << ((code >> 4) & 7)) - 0x84
+    return (np.where(code & 0x80, -size, size) / 32768).astype(np.float32)
+
+
+def _build_alaw_table() -> Audio:
+    """ITU-T G.711, A-law: the sample of each byte."""
+    code = np.arange(256, dtype=np.uint8) ^ 0x55
+    part, exponent = ((code & 0x0F).astype(np.int32) << 4) + 8, ((code >> 4) & 7).astype(np.int32)
+    size = np.where(exponent > 0, (part + 0x100) << np.maximum(exponent - 1, 0), part)
+    return (np.where(code & 0x80, size, -size) / 32768).astype(np.float32)
+
+
+_TABLES = {AudioEncoding.MULAW: _build_mulaw_table(), AudioEncoding.ALAW: _build_alaw_table()}
+
+
+class ContainerSamples:
+    """Hands the samples of one container to `hear`, which is called on the event loop and may make the thread wait.
+
+    `fail` is told, once, that they cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        hear: Callable[[Audio], Awaitable[None]],
+        fail: Callable[[EardrumError], None],
+        *,
+        max_seconds: float,
+        audio_track: int | None,
+    ) -> None:
+        self._on_samples = hear
+        self._on_error = fail
+        self._pipe = BytePipe()
+        self._decoder = AudioDecoder(self._pipe, raw_pcm=False, max_seconds=max_seconds, live=True, audio_track=audio_track)
+        self._loop = asyncio.get_running_loop()
+        self._delivery: Future[None] | None = None
+        self._closed = False
+        self._finished = asyncio.Event()
+        self._thread = Thread(target=self._decode_audio, name="live-container", daemon=True)
+        self._thread.start()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be decoded so far, in sentences."""
+        return self._decoder.warnings
+
+    async def feed(self, data: bytes) -> None:
+        """Take the next bytes; waits while the thread is far behind."""
+        if not self._finished.is_set():
+            await self._pipe.feed(data)
+
+    async def finish(self) -> None:
+        """No more bytes come: wait until all samples were heard."""
+        self._pipe.finish()
+        await self._finished.wait()
+
+    async def close(self) -> None:
+        """Give up what was not decoded yet, and end the thread."""
+        self._closed = True
+        self._pipe.cancel()
+        if self._delivery:
+            self._delivery.cancel()
+        await asyncio.to_thread(self._thread.join)
+
+    def _decode_audio(self) -> None:
+        error: EardrumError | None = None
+        try:
+            for samples in self._decoder:
+                self._delivery = asyncio.run_coroutine_threadsafe(self._deliver(samples), self._loop)
+                self._delivery.result()
+        except (PipeCancelledError, CancelledError):
+            pass
+        except EardrumError as known:
+            error = known
+        except Exception as unknown:
+            error = AudioError(f"Decoding the audio failed: {unknown}")
+            error.__cause__ = unknown
+        self._loop.call_soon_threadsafe(self._end_decoding, error)
+
+    async def _deliver(self, samples: Audio) -> None:
+        if self._closed:
+            raise PipeCancelledError
+        await self._on_samples(samples)
+
+    def _end_decoding(self, error: EardrumError | None) -> None:
+        if error:
+            self._on_error(error)
+        self._pipe.cancel()  # nobody reads any more
+        self._finished.set()

@@ -1,7 +1,7 @@
-"""Finds stretches of speech in a stream while it comes: where each begins, pauses and ends, and where nobody speaks any more.
+"""Finds stretches of speech in a live stream: where each begins, pauses and ends, and where an utterance is over.
 
-A stretch is a window for the engine; one or more of them are what somebody says before a pause that ends it. A pure state
-machine: samples and speech probabilities go in, marks come out, and nothing is kept but the stretch in the making.
+A stretch is a window for the engine; one or more of them make an utterance, which a longer pause ends. A pure state machine:
+samples and speech probabilities go in, marks come out, and only the stretch in progress is kept.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from eardrum.engines.base import Audio
-from eardrum.live import Endpointing
-from eardrum.runner.live.tape import Tape
-from eardrum.runner.vad import FRAME, Probabilities
-from eardrum.runner.windows import FRAMES_PER_SECOND, Cut, best_pause
-from eardrum.types import Capabilities
+from eardrum.live import EndpointingSettings
+from eardrum.runner.segmenter import FRAMES_PER_SECOND, SpeechChunk, find_best_pause
+from eardrum.runner.vad import FRAME_SAMPLES, SpeechProbabilities
+from eardrum.transcription import Capabilities
 
-CERTAIN = 3
+MIN_SPEECH_FRAMES = 3
 """Frames of speech before it is believed that somebody speaks; clicks are shorter."""
 
-BREATH = 3
+MIN_PAUSE_FRAMES = 3
 """Frames of silence that are a pause at all."""
 
-DOUBT = 10
+MAX_DOUBT_FRAMES = 10
 """Frames of silence after which what was not believed is forgotten."""
 
 TAIL_S = 0.25
@@ -40,7 +39,7 @@ many of them."""
 WINDOW_PREFIX = 11
 """Frames before the speech of a stretch that is not the first one."""
 
-LONG = 0.5
+LONG_SHARE = 0.5
 """Part of the longest stretch from which on shorter pauses end it: the longer, the shorter."""
 
 LATE_S = 1.4
@@ -49,197 +48,250 @@ promised yet (`agreement.APART_S`), so none is on the wrong side of the cut."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class EndpointingRule:
     """When a stretch begins and ends. Lengths are in frames."""
 
-    longest: int
+    max_frames: int
     threshold: float
     prefix: int
     silence: int
-    over: int | None
+    end_silence: int | None
     """Frames of silence after which nobody speaks any more; None: only a command says so."""
-    certain: int = CERTAIN
+    min_speech: int = MIN_SPEECH_FRAMES
 
     @classmethod
-    def of(cls, endpointing: Endpointing | None, capabilities: Capabilities) -> Rule:
+    def of(cls, endpointing: EndpointingSettings | None, capabilities: Capabilities) -> EndpointingRule:
         """The rule for utterances that end by themselves; without endpointing, that for the windows of an utterance."""
         longest = int(capabilities.max_window_s * FRAMES_PER_SECOND)
-        pause = _frames(FULL_WINDOW_PAUSE_S if capabilities.fixed_window else WINDOW_PAUSE_S)
+        pause = _to_frames(FULL_WINDOW_PAUSE_S if capabilities.fixed_window else WINDOW_PAUSE_S)
         if endpointing is None:
-            return cls(longest, threshold=0.4, prefix=WINDOW_PREFIX, silence=pause, over=None, certain=1)
-        over = max(_frames(endpointing.silence_s), 1)
+            return cls(longest, threshold=0.4, prefix=WINDOW_PREFIX, silence=pause, end_silence=None, min_speech=1)
+        over = max(_to_frames(endpointing.silence_s), 1)
         return cls(
             longest,
             threshold=endpointing.threshold,
-            prefix=min(_frames(endpointing.prefix_s), longest // 4),
+            prefix=min(_to_frames(endpointing.prefix_s), longest // 4),
             silence=min(pause, over),
-            over=over,
+            end_silence=over,
         )
 
     @property
-    def low(self) -> float:
+    def continue_threshold(self) -> float:
         """The probability down to which speech goes on."""
         return max(self.threshold - HYSTERESIS, 0.01)
 
-    def pause(self, length: int) -> int:
+    def compute_pause(self, length: int) -> int:
         """Frames of silence that end a stretch of this length."""
-        begin, end = self.longest * LONG, self.longest - _frames(LATE_S)
+        begin, end = self.max_frames * LONG_SHARE, self.max_frames - _to_frames(LATE_S)
         late = min(max((length - begin) / max(end - begin, 1), 0.0), 1.0)
-        return max(round(self.silence * (1 - late)), min(BREATH, self.silence))
+        return max(round(self.silence * (1 - late)), min(MIN_PAUSE_FRAMES, self.silence))
 
     @property
     def tail(self) -> int:
         """Frames kept after the last speech."""
-        return min(_frames(TAIL_S), self.silence)
+        return min(_to_frames(TAIL_S), self.silence)
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class StretchBegan:
     """Somebody speaks, since frame `at`."""
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
-class Paused:
+class StretchPaused:
     """The stretch is complete, unless speech goes on before the pause is long enough to end it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class StretchEnded:
     """The stretch is over: at a pause, or because it cannot be longer."""
 
-    cut: Cut
+    cut: SpeechChunk
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
+class SpeechOver:
     """Nobody has spoken since the last stretch for as long as ends what is said."""
 
 
-Mark = Began | Paused | Ended | Over
+EndpointMark = StretchBegan | StretchPaused | StretchEnded | SpeechOver
 
 
 class Endpointer:
     """Follows one stream. `rule` may be changed between two calls."""
 
-    def __init__(self, rule: Rule):
+    def __init__(self, rule: EndpointingRule):
         self.rule = rule
-        self._tape = Tape()
+        self._frames = FrameBuffer()
         self._next = 0  # first frame not yet looked at
         self._floor = 0  # frames before belong to earlier stretches
         self._first: int | None = None  # first and last speech frame of the stretch in the making
         self._last = 0
-        self._voiced = 0
-        self._going_on = False  # somebody has spoken, and may go on after a pause or the end of a stretch
-        self._torn = False  # the last stretch ended in mid-speech
+        self._speech_frames = 0
+        self._may_continue = False  # somebody has spoken, and may go on after a pause or the end of a stretch
+        self._ended_in_speech = False  # the last stretch ended in mid-speech
         self.begin = 0
         """The frame at which the stretch in the making begins."""
-        self.speaking = False
+        self.is_speaking = False
         """Whether a stretch is in the making."""
 
     @property
-    def now(self) -> int:
+    def frame_count(self) -> int:
         """Frames heard so far."""
-        return self._tape.end
+        return self._frames.end
 
     @property
-    def heard(self) -> int:
+    def examined_frames(self) -> int:
         """Frames looked at: at a mark there may be more to come."""
         return self._next
 
-    def feed(self, samples: Audio, probs: Probabilities) -> Iterator[Mark]:
+    def feed(self, samples: Audio, probs: SpeechProbabilities) -> Iterator[EndpointMark]:
         """Take the next frames. At each mark that is yielded the state is that of its moment."""
-        self._tape.append(samples, probs)
-        while self._next < self._tape.end:
-            self._look(self._next)
+        self._frames.append(samples, probs)
+        while self._next < self._frames.end:
+            self._examine_frame(self._next)
             self._next += 1
             if self._first is not None:
-                yield from self._marks()
-            if self._going_on and self.rule.over is not None and self._next - 1 - self._last >= self.rule.over:
-                self._going_on = self._torn = False
-                yield Over()
-        self._tape.forget(self.begin if self._first is not None else max(self._next - self._lead, self._floor))
+                yield from self._find_marks()
+            if self._may_continue and self.rule.end_silence is not None and self._next - 1 - self._last >= self.rule.end_silence:
+                self._may_continue = self._ended_in_speech = False
+                yield SpeechOver()
+        self._frames.drop_before(self.begin if self._first is not None else max(self._next - self._lead_frames, self._floor))
 
-    def stretch(self, *, whole: bool) -> Cut:
+    def cut_open_stretch(self, *, whole: bool) -> SpeechChunk:
         """The stretch in the making: up to now, or, as `whole`, as it would be if it ended here."""
-        return self._cut(self._complete if whole else self._next)
+        return self._build_chunk(self._complete_end if whole else self._next)
 
-    def stop(self, rest: Audio | None = None) -> Cut | None:
+    def end_stretch(self, rest: Audio | None = None) -> SpeechChunk | None:
         """End the stretch now, however little was said of it. `rest` are the samples heard since the last whole frame."""
         cut = None
         if self._first is not None:
-            end = self._complete
-            cut = self._cut(end, rest if end == self._next else None)
-        self._begin_anew(self._next)
-        self._going_on = self._torn = False
+            end = self._complete_end
+            cut = self._build_chunk(end, rest if end == self._next else None)
+        self._start_over(self._next)
+        self._may_continue = self._ended_in_speech = False
         return cut
 
     @property
-    def _lead(self) -> int:
+    def _lead_frames(self) -> int:
         """Frames before speech that belong to its stretch: as few as the client likes, but a word at a cut is heard whole."""
-        return max(self.rule.prefix, WINDOW_PREFIX) if self._going_on else self.rule.prefix
+        return max(self.rule.prefix, WINDOW_PREFIX) if self._may_continue else self.rule.prefix
 
     @property
-    def _complete(self) -> int:
+    def _complete_end(self) -> int:
         return min(self._last + 1 + self.rule.tail, self._next)
 
-    def _look(self, frame: int) -> None:
+    def _examine_frame(self, frame: int) -> None:
         going_on = self._first is not None and self._last == frame - 1
-        if self._tape.prob(frame) >= (self.rule.low if going_on else self.rule.threshold):
+        if self._frames.get_probability(frame) >= (self.rule.continue_threshold if going_on else self.rule.threshold):
             if self._first is None:
                 self._first = frame
-                self.begin = max(frame - self._lead, self._floor, self._tape.begin)
+                self.begin = max(frame - self._lead_frames, self._floor, self._frames.begin)
             self._last = frame
-            self._voiced += 1
+            self._speech_frames += 1
 
-    def _marks(self) -> Iterator[Mark]:
+    def _find_marks(self) -> Iterator[EndpointMark]:
         pause = self._next - 1 - self._last
-        if not self.speaking:
-            if self._torn or self._voiced >= self.rule.certain:
-                self.speaking = self._going_on = True
-                self._torn = False
-                yield Began(self.begin)
-            elif pause > DOUBT:
-                self._begin_anew(self._next, self._floor)
-        elif pause >= self.rule.pause(self._next - self.begin):
-            yield self._end(self._complete, self._last + 1)
-        elif self._next - self.begin >= self.rule.longest:
-            end = self._best_pause()
-            yield self._end(end, end)
-            self._last, self._torn = min(self._last, end - 1), True
+        if not self.is_speaking:
+            if self._ended_in_speech or self._speech_frames >= self.rule.min_speech:
+                self.is_speaking = self._may_continue = True
+                self._ended_in_speech = False
+                yield StretchBegan(self.begin)
+            elif pause > MAX_DOUBT_FRAMES:
+                self._start_over(self._next, self._floor)
+        elif pause >= self.rule.compute_pause(self._next - self.begin):
+            yield self._close_stretch(self._complete_end, self._last + 1)
+        elif self._next - self.begin >= self.rule.max_frames:
+            end = self._find_cut()
+            yield self._close_stretch(end, end)
+            self._last, self._ended_in_speech = min(self._last, end - 1), True
         elif pause == self.rule.tail:
-            yield Paused()
+            yield StretchPaused()
 
-    def _end(self, end: int, floor: int) -> Ended:
+    def _close_stretch(self, end: int, floor: int) -> StretchEnded:
         """The stretch up to `end`; the next one may begin with the same silence, at `floor` at the earliest."""
-        cut = self._cut(end)
-        self._begin_anew(end, floor)
-        return Ended(cut)
+        cut = self._build_chunk(end)
+        self._start_over(end, floor)
+        return StretchEnded(cut)
 
-    def _best_pause(self) -> int:
-        searched = self._next - _frames(LATE_S)
-        return searched + best_pause(self._tape.probs(searched, self._next), self.rule.low)
+    def _find_cut(self) -> int:
+        searched = self._next - _to_frames(LATE_S)
+        return searched + find_best_pause(self._frames.get_probabilities(searched, self._next), self.rule.continue_threshold)
 
-    def _cut(self, end: int, rest: Audio | None = None) -> Cut:
+    def _build_chunk(self, end: int, rest: Audio | None = None) -> SpeechChunk:
         assert self._first is not None
-        audio = self._tape.samples(self.begin, end)
-        return Cut(
+        audio = self._frames.copy_samples(self.begin, end)
+        return SpeechChunk(
             audio=audio if rest is None else np.concatenate([audio, rest]),
-            pieces=((0, self.begin * FRAME),),
-            speech=float(self._tape.probs(self._first, max(end, self._first + 1)).max()),
-            speech_start=(self._first - self.begin) * FRAME,
-            speech_end=(min(self._last + 1, end) - self.begin) * FRAME,
+            pieces=((0, self.begin * FRAME_SAMPLES),),
+            speech=float(self._frames.get_probabilities(self._first, max(end, self._first + 1)).max()),
+            speech_start=(self._first - self.begin) * FRAME_SAMPLES,
+            speech_end=(min(self._last + 1, end) - self.begin) * FRAME_SAMPLES,
         )
 
-    def _begin_anew(self, frame: int, floor: int | None = None) -> None:
+    def _start_over(self, frame: int, floor: int | None = None) -> None:
         """Look for the next stretch from a frame on."""
         self._next = frame
         self._floor = frame if floor is None else floor
         self._first = None
-        self._voiced = 0
-        self.speaking = False
+        self._speech_frames = 0
+        self.is_speaking = False
 
 
-def _frames(seconds: float) -> int:
+def _to_frames(seconds: float) -> int:
     return round(seconds * FRAMES_PER_SECOND)
+
+
+INITIAL_FRAMES = 256
+"""Frames that a tape has room for at first."""
+
+
+class FrameBuffer:
+    """Samples and speech probabilities from one frame of the stream to its end. Frames are counted from the beginning."""
+
+    def __init__(self) -> None:
+        self._samples = np.empty(INITIAL_FRAMES * FRAME_SAMPLES, np.float32)
+        self._probs = np.empty(INITIAL_FRAMES, np.float32)
+        self._offset = 0  # where in the arrays the tape begins
+        self.begin = 0
+        self.end = 0
+        """The frame behind the last one."""
+
+    def append(self, samples: Audio, probs: SpeechProbabilities) -> None:
+        """Add frames at the end."""
+        self._reserve(len(probs))
+        at = self._offset + self.end - self.begin
+        self._probs[at : at + len(probs)] = probs
+        self._samples[at * FRAME_SAMPLES : (at + len(probs)) * FRAME_SAMPLES] = samples
+        self.end += len(probs)
+
+    def drop_before(self, frame: int) -> None:
+        """Give up what lies before a frame."""
+        if frame > self.begin:
+            self._offset += frame - self.begin
+            self.begin = frame
+
+    def get_probability(self, frame: int) -> float:
+        """The speech probability of a frame."""
+        return float(self._probs[self._offset + frame - self.begin])
+
+    def get_probabilities(self, begin: int, end: int) -> SpeechProbabilities:
+        """Those of the frames from `begin` up to `end`."""
+        return self._probs[self._offset + begin - self.begin : self._offset + end - self.begin]
+
+    def copy_samples(self, begin: int, end: int) -> Audio:
+        """A copy of the samples of these frames."""
+        at = self._offset - self.begin
+        return self._samples[(at + begin) * FRAME_SAMPLES : (at + end) * FRAME_SAMPLES].copy()
+
+    def _reserve(self, frames: int) -> None:
+        held = self.end - self.begin
+        if self._offset + held + frames <= len(self._probs):
+            return
+        size = max(2 * (held + frames), INITIAL_FRAMES)
+        probs, samples = np.empty(size, np.float32), np.empty(size * FRAME_SAMPLES, np.float32)
+        probs[:held] = self.get_probabilities(self.begin, self.end)
+        samples[: held * FRAME_SAMPLES] = self._samples[self._offset * FRAME_SAMPLES : (self._offset + held) * FRAME_SAMPLES]
+        self._probs, self._samples, self._offset = probs, samples, 0

@@ -1,0 +1,178 @@
+"""Parses client messages and builds server messages of the live WebSocket protocol. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eardrum import bounded_json
+from eardrum.api.json_body import check_surrogates
+from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
+from eardrum.live import (
+    ClearCommand,
+    CommandRefused,
+    CommitCommand,
+    FinalTranscript,
+    FinishCommand,
+    LiveEvent,
+    PartialTranscript,
+    SessionEnded,
+    SessionPaused,
+    SpeechIdle,
+    SpeechStarted,
+    SpeechStopped,
+    UtteranceCleared,
+    UtteranceFailed,
+)
+from eardrum.transcription import Segment, Word
+
+AUDIO_BYTES = 4 << 20
+"""Of one message: two minutes of s16le at 16 kHz."""
+TEXT_BYTES = 64 << 10
+
+END_MARKER = "EOS"
+"""As a message of its own, text or binary, it ends the audio too: so do clients of agent-cli's server."""
+
+FINISH_TYPES = ("finish", "stop", "end", "end_of_stream", "eos")
+"""Types that end the audio; we say `finish`."""
+
+CLIENT_TYPES = "config, commit, clear and finish"
+
+ErrorMessageBuilder = Callable[[EardrumError], dict[str, Any]]
+"""An error as OpenAI's object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMessage:
+    """The client changes settings."""
+
+    given: Mapping[str, Any]
+
+
+ClientMessage = bytes | ConfigMessage | CommitCommand | ClearCommand | FinishCommand
+
+
+def parse_message(message: str | bytes) -> ClientMessage:
+    """What a message means; bytes are audio.
+
+    Raises:
+        TooLargeError: it is larger than any should be. The session is to end.
+        InvalidRequestError: nobody knows what it means.
+    """
+    if len(message) > (AUDIO_BYTES if isinstance(message, bytes) else TEXT_BYTES):
+        raise TooLargeError(
+            f"One message holds at most {AUDIO_BYTES >> 20} MiB of audio or {TEXT_BYTES >> 10} KiB of JSON: send smaller ones."
+        )
+    if isinstance(message, bytes):
+        return FinishCommand() if message == END_MARKER.encode() else message
+    return FinishCommand() if message.strip() == END_MARKER else _parse_command(_parse_object(message))
+
+
+def _parse_object(message: str) -> dict[str, Any]:
+    try:
+        parsed = bounded_json.parse_json(message)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"This text is not valid JSON ({error}). Text messages are JSON objects; audio goes into binary ones."
+        ) from None
+    if not isinstance(parsed, dict):
+        raise InvalidRequestError('A text message is a JSON object, as in {"type": "commit"}.')
+    check_surrogates(message, parsed)
+    return parsed
+
+
+def _parse_command(message: dict[str, Any]) -> ClientMessage:
+    given = {name: value for name, value in message.items() if name != "type"}
+    kind = message.get("type", "config" if given else None)
+    if kind == "config":
+        return ConfigMessage(given)
+    if kind in FINISH_TYPES:
+        return FinishCommand()
+    if kind == "commit":
+        return CommitCommand()
+    if kind == "clear":
+        return ClearCommand()
+    shown = json.dumps(kind)[:100]
+    raise InvalidRequestError(f"There is no message of type {shown}: a client sends {CLIENT_TYPES}.", param="type")
+
+
+def build_message(event: LiveEvent, worded: ErrorMessageBuilder) -> dict[str, Any] | None:
+    """The message for an event; `Committed` needs none, because a final follows."""
+    if isinstance(event, UtteranceFailed | CommandRefused):
+        which = {"utterance": event.utterance} if isinstance(event, UtteranceFailed) else {}
+        return {"type": "error", **worded(event.error), **which}
+    tell = MESSAGE_BUILDERS.get(type(event))
+    return tell(event) if tell else None
+
+
+def _build_partial(event: PartialTranscript) -> dict[str, Any]:
+    message = {
+        "type": "partial",
+        "utterance": event.utterance,
+        "text": (event.stable + event.tentative).strip(),
+        "stable": event.stable,
+        "tentative": event.tentative,
+        "start": _round_time(event.start),
+        "end": _round_time(event.end),
+        "is_final": False,
+    }
+    return message | ({"words": _describe_words(event.words)} if event.words else {})
+
+
+def _build_final(event: FinalTranscript) -> dict[str, Any]:
+    words = [word for segment in event.segments for word in segment.words]
+    return {
+        "type": "final",
+        "utterance": event.utterance,
+        "text": event.text.strip(),
+        "start": _round_time(event.start),
+        "end": _round_time(event.end),
+        "language": event.language or None,
+        "confidence": compute_confidence(event.segments),
+        **({"words": _describe_words(words)} if words else {}),
+        "is_final": True,
+    }
+
+
+MESSAGE_BUILDERS: dict[type[LiveEvent], Callable[[Any], dict[str, Any]]] = {
+    SpeechStarted: lambda event: {"type": "speech_started", "utterance": event.utterance, "start": _round_time(event.at)},
+    PartialTranscript: _build_partial,
+    SpeechStopped: lambda event: {"type": "speech_stopped", "utterance": event.utterance, "end": _round_time(event.at)},
+    FinalTranscript: _build_final,
+    UtteranceCleared: lambda event: {"type": "cleared", "utterance": event.utterance},
+    SpeechIdle: lambda event: {"type": "idle", "at": _round_time(event.at)},
+    SessionPaused: lambda event: {"type": "rested", "after": _round_time(event.after_s)},
+    SessionEnded: lambda event: {
+        "type": "done",
+        "duration": _round_time(event.duration),
+        "language": event.language or None,
+        **({"warnings": list(event.warnings)} if event.warnings else {}),
+    },
+}
+
+
+def compute_confidence(segments: Iterable[Segment]) -> float | None:
+    """The mean probability of a token, in 0..1, weighted by the length of segments; None where the engine does not tell."""
+    told = [(segment.avg_logprob, max(segment.end - segment.start, 0.01)) for segment in segments if segment.avg_logprob < 0]
+    if not told:
+        return None
+    return round(math.exp(sum(logprob * length for logprob, length in told) / sum(length for _, length in told)), 3)
+
+
+def _describe_words(words: Iterable[Word]) -> list[dict[str, Any]]:
+    return [
+        {
+            "word": word.word,
+            "start": _round_time(word.start),
+            "end": _round_time(word.end),
+            "probability": round(word.probability, 3),
+        }
+        for word in words
+    ]
+
+
+def _round_time(seconds: float) -> float:
+    return round(seconds, 3)

@@ -1,0 +1,188 @@
+"""The WebSocket `/v1/audio/transcriptions/stream`, and a client's session on it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from urllib.parse import parse_qsl
+
+from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
+from eardrum.api.live_ws.protocol import (
+    AUDIO_BYTES,
+    ClientMessage,
+    ConfigMessage,
+    ErrorMessageBuilder,
+    build_message,
+    parse_message,
+)
+from eardrum.api.live_ws.session_config import FORMAT_SETTINGS, LiveConfig, list_ignored
+from eardrum.api.request_log import get_record
+from eardrum.api.websocket import ServerWebSocket, get_close_code, run_alongside
+from eardrum.errors import AudioError, EardrumError, InvalidRequestError, MethodNotAllowedError, ShuttingDownError
+from eardrum.gateway.live import ResumableSession, find_live_model, open_session
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.processes.lease import make_session_shutdown_error
+from eardrum.gateway.service import Service
+from eardrum.live import ClearCommand, CommitCommand, FinishCommand, SessionEnded
+
+PATH = "/v1/audio/transcriptions/stream"
+
+
+class LiveRoute:
+    """The edge."""
+
+    def __init__(self, service: Service, worded: ErrorMessageBuilder):
+        self._service = service
+        self._build_error = worded
+
+    def route(self, scope: Scope) -> ASGIApp | None:
+        """What serves this request, if it is for this route."""
+        if scope["path"] != PATH:
+            return None
+        return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
+
+    async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stall_s = self._service.settings.limits.stall_seconds
+        async with ServerWebSocket(
+            scope, receive, send, over=self._service.change_feed.ended, stall_s=stall_s, largest=AUDIO_BYTES
+        ) as socket:
+            conversation = LiveConnection(self._service, socket, scope, self._build_error)
+            try:
+                query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+                await conversation.run(LiveConfig().update(dict(query)))
+            except EardrumError as error:
+                await conversation.send_error(error)
+                await socket.close(get_close_code(error), error.message)
+
+    async def _reject_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how).")
+
+
+HALF_SAMPLE = "The audio ended in the middle of a sample: check `encoding` and `channels`."
+
+
+class LiveConnection:
+    """A session over an open socket."""
+
+    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, worded: ErrorMessageBuilder):
+        self._service = service
+        self._socket = socket
+        self._record = get_record(scope)
+        self._build_error = worded
+        self._audio_bytes = 0  # bytes of audio
+
+    async def run(self, config: LiveConfig) -> None:
+        """Serve the client to the end of its audio.
+
+        Raises:
+            EardrumError: the session cannot be had, or is over, and why.
+        """
+        first: ClientMessage | None = None
+        if not config.model:  # whoever names none in the address may do so in the first message
+            first = await self._receive_message()
+            if isinstance(first, ConfigMessage):
+                config, first = config.update(first.given), None
+            elif isinstance(first, FinishCommand):
+                await self._send_end(SessionEnded(duration=0.0))
+                return
+        model = find_live_model(self._service, config.model, config.settings.request)
+        config = self._apply_defaults(config, model)
+        self._record.model = model.id
+        async with open_session(self._service, model, config.settings) as session:
+            try:
+                await self._send_settings("ready", config, model)
+                await run_alongside(self._send_events(session), self._forward_messages(session, first, config, model))
+            finally:
+                self._record.summary = session.summary
+
+    async def send_error(self, error: EardrumError) -> None:
+        """Tell the client of an error."""
+        self._record.note = error.message
+        await self._socket.send_json({"type": "error", **self._build_error(error)})
+
+    async def _receive_message(self) -> ClientMessage:
+        """What the client says next. What nobody understands is answered and passed over.
+
+        Raises:
+            ShuttingDownError: nothing more is heard of it, because the server ends.
+        """
+        async for message in self._socket:
+            try:
+                return parse_message(message)
+            except InvalidRequestError as error:
+                await self.send_error(error)
+        raise make_session_shutdown_error()
+
+    async def _forward_messages(
+        self, session: ResumableSession, first: ClientMessage | None, config: LiveConfig, model: Model
+    ) -> None:
+        """Hand on what the client says, to the end of its audio or of the server, which the session sees to itself."""
+        with suppress(ShuttingDownError):
+            message = await self._receive_message() if first is None else first
+            while not isinstance(message, FinishCommand):
+                if isinstance(message, ConfigMessage):
+                    config = await self._reconfigure(session, config, message, model)
+                else:
+                    await self._forward_message(session, message)
+                message = await self._receive_message()
+            self._socket.ignore_messages()
+            if self._audio_bytes % config.frame_bytes:
+                await self.send_error(AudioError(HALF_SAMPLE, param=None))
+            await session.finish()
+
+    async def _forward_message(self, session: ResumableSession, message: ClientMessage) -> None:
+        match message:
+            case bytes():
+                self._audio_bytes += len(message)
+                await session.feed(message)
+            case CommitCommand():
+                await session.commit()
+            case ClearCommand():
+                await session.clear()
+
+    async def _reconfigure(self, session: ResumableSession, before: LiveConfig, wish: ConfigMessage, model: Model) -> LiveConfig:
+        """What holds from now on: what the client wants, or, if that cannot be, what held before."""
+        try:
+            config = self._apply_defaults(before.update(wish.given), model)
+            if (
+                config.model != before.model
+                and find_live_model(self._service, config.model, config.settings.request).id != model.id
+            ):
+                raise InvalidRequestError(f"This session is with {model.id}: open another for {config.model}.", param="model")
+            if self._audio_bytes and config.settings.format != before.settings.format:
+                raise InvalidRequestError(f"{', '.join(FORMAT_SETTINGS)} cannot change after the first audio.", param="encoding")
+        except EardrumError as error:
+            await self.send_error(error)
+            return before
+        await session.configure(config.settings)
+        await self._send_settings("configured", config, model)
+        return config
+
+    async def _send_events(self, session: ResumableSession) -> None:
+        """Tell the client what comes of it, to the end of the session."""
+        async with aclosing(session.stream_events()) as events:
+            async for event in events:
+                if isinstance(event, SessionEnded):
+                    await self._send_end(event)
+                elif message := build_message(event, self._build_error):
+                    await self._socket.send_json(message)
+
+    async def _send_end(self, event: SessionEnded) -> None:
+        message = build_message(event, self._build_error)
+        assert message
+        await self._socket.send_json(message)
+        await self._socket.close()
+
+    def _apply_defaults(self, config: LiveConfig, model: Model) -> LiveConfig:
+        """With the server's defaults.
+
+        Raises:
+            UnsupportedFeatureError: the model cannot do what is asked.
+        """
+        request = self._service.prepare_request(model, config.settings.request)
+        return LiveConfig(config.model, replace(config.settings, request=request))
+
+    async def _send_settings(self, kind: str, config: LiveConfig, model: Model) -> None:
+        unused = list_ignored(config.settings.request, model.capabilities)
+        message = {"type": kind, "session": self._record.id, "model": model.id, **config.describe()}
+        await self._socket.send_json(message | ({"ignored": unused} if unused else {}))

@@ -1,0 +1,202 @@
+"""Reads a request's JSON object and sends the response: one object, lines of them, or an error in Ollama's shape.
+
+Raw ASGI, because lines are sent one by one. In an error, `error` is a string and never an object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NoReturn
+
+from starlette.responses import JSONResponse, Response
+
+from eardrum import bounded_json
+from eardrum.api import asgi
+from eardrum.api.asgi import Receive, Scope, Send, get_header
+from eardrum.api.json_body import check_surrogates, open_body, read_body
+from eardrum.api.request_log import get_record
+from eardrum.config import LimitSettings
+from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError
+
+JSON_HEADERS = [(b"content-type", b"application/json; charset=utf-8")]
+NDJSON_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+class OllamaResponse:
+    """The answer on its way."""
+
+    def __init__(self, scope: Scope, send: Send):
+        self.record = get_record(scope)
+        self.authorization = get_header(scope, b"authorization")
+        """What the client shows as its right to be here; empty if nothing."""
+        self.ignored: tuple[str, ...] = ()
+        """Fields and options that have no effect, named in the answer."""
+        self._scope = scope
+        self._send = send
+        self._streaming = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of it was sent."""
+        return self._streaming
+
+    async def send_object(self, data: dict[str, Any] | None) -> None:
+        """One object is all of it, or nothing is."""
+        content = b"" if data is None else _encode_json(data)
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*JSON_HEADERS, _make_length_header(content), *self._ignored_header],
+            }
+        )
+        await self._send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def send_line(self, data: dict[str, Any], *, last: bool = False) -> None:
+        """One more line."""
+        if not self._streaming:
+            self._streaming = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*NDJSON_HEADERS, *self._ignored_header]})
+        await self._send({"type": "http.response.body", "body": _encode_json(data) + b"\n", "more_body": not last})
+
+    @property
+    def _ignored_header(self) -> list[tuple[bytes, bytes]]:
+        return [(b"x-eardrum-ignored", asgi.format_names(self.ignored).encode())] if self.ignored else []
+
+    async def send_error(self, error: EardrumError) -> None:
+        """End with an error: as the answer, or, once that has begun, as its last line."""
+        self.record.note = error.message
+        if self._streaming:
+            await self.send_line(build_error_body(error), last=True)
+            return
+        response = build_error_response(error)
+        await self._send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await self._send({"type": "http.response.body", "body": response.body, "more_body": False})
+
+
+EndpointHandler = Callable[[dict[str, Any], OllamaResponse], Coroutine[Any, Any, None]]
+
+
+class JsonEndpoint:
+    """An ASGI application around a function that answers. When the client leaves, that is cancelled."""
+
+    def __init__(self, limits: LimitSettings, answer: EndpointHandler):
+        self._limits = limits
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        reply = OllamaResponse(scope, send)
+        try:
+            upload = open_body(scope, receive, self._limits)
+            wish = _parse_object(await read_body(scope, upload, self._limits))
+            await _run_until_disconnect(upload.wait_for_disconnect(), self._answer(wish, reply))
+        except EardrumError as error:
+            await reply.send_error(error)
+
+
+def _parse_object(data: bytes) -> dict[str, Any]:
+    """The body, which is JSON whatever its content type says.
+
+    Raises:
+        InvalidRequestError: it is not, or not an object.
+    """
+    if not data.strip():
+        raise InvalidRequestError("missing request body")
+    try:
+        found = bounded_json.parse_json(data, parse_constant=_reject_constant)
+    except ValueError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise InvalidRequestError("The body must be a JSON object.")
+    check_surrogates(data, found)
+    return found
+
+
+def _reject_constant(name: str) -> NoReturn:
+    """What Python takes for a number and JSON does not."""
+    raise ValueError(f"{name} is no number")
+
+
+async def _run_until_disconnect(gone: Awaitable[Any], work: Coroutine[Any, Any, None]) -> None:
+    """Do the work unless, or until, the client is gone.
+
+    Raises:
+        ClientGoneError: it is.
+    """
+    watching, working = asyncio.ensure_future(gone), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
+        await (working if working.done() else watching)
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.wait({watching, working})
+        for task in (working, watching):
+            if not task.cancelled():
+                task.exception()  # seen; asyncio would otherwise complain of an error nobody asked for
+
+
+def _encode_json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+
+def _make_length_header(content: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(content)).encode()
+
+
+BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceeded"
+
+OLLAMA_PATHS = re.compile(
+    r"/api/(version|tags|show|ps|chat|generate|embed|embeddings|pull|delete|copy|create|push|blobs/.*|me|status|experimental/.*)"
+)
+"""Paths at which only Ollama's clients knock, those that are not served included."""
+
+
+CLIENT_ERRORS = (400, 413, 422)
+"""Statuses with which an upstream refuses what the client asked: whose server it is does not matter."""
+
+MISLEADING_STATUSES = (404, 405, 500)
+"""Statuses of an upstream that would say something wrong as ours: the model is there, and this server has not failed."""
+
+
+class UpstreamRefusedError(UpstreamError):
+    """The server behind a model refuses or fails with a status that tells the client what to do."""
+
+    def __init__(self, message: str, status: int, retry_after: float | None):
+        super().__init__(message, retry_after=retry_after)
+        self.upstream_status = status
+
+
+def make_upstream_error(model: str, status: int, said: str, retry_after: float | None = None) -> UpstreamError:
+    """What an upstream answers, as the client's fault or the upstream's."""
+    message = f"The server behind {model} answered {status}: {said}" if status else said
+    if 400 <= status < 600 and status not in MISLEADING_STATUSES:
+        return UpstreamRefusedError(said if status in CLIENT_ERRORS else message, status, retry_after)
+    return UpstreamError(message, retry_after=retry_after)
+
+
+def is_ollama_path(path: str) -> bool:
+    """Whether a path is Ollama's, so that its clients must understand what goes wrong there."""
+    return bool(OLLAMA_PATHS.fullmatch(path))
+
+
+def build_error_body(error: EardrumError) -> dict[str, Any]:
+    """An error as the body of an answer, or as the last line of one that has begun."""
+    return {"error": BUSY_MESSAGE if isinstance(error, BusyError) else error.message}
+
+
+def build_error_response(error: EardrumError) -> Response:
+    """An error as a response."""
+    headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    return JSONResponse(build_error_body(error), _get_status(error), headers)
+
+
+def _get_status(error: EardrumError) -> int:
+    if isinstance(error, UpstreamRefusedError):
+        return error.upstream_status
+    return 503 if isinstance(error, BusyError) else error.status

@@ -1,0 +1,191 @@
+"""Formats transcripts and errors in OpenAI's shapes: response bodies and server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from eardrum.api import transcript_formats
+from eardrum.api.openai.params import TranscriptionParams
+from eardrum.errors import EardrumError
+from eardrum.languages import get_language_name
+from eardrum.text import choose_separator
+from eardrum.transcription import AudioOpened, Segment, Token, Transcript, TranscriptionSummary
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+"""Headers of a stream; proxies in between are told not to collect it."""
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+"""Headers of a stream; proxies in between are told not to collect it."""
+
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    431: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+def build_response(transcript: Transcript, wish: TranscriptionParams) -> Response:
+    """The whole transcript in the format that was asked for."""
+    match wish.response_format:
+        case "text":
+            return PlainTextResponse(transcript_formats.format_text(transcript.segments) + "\n")
+        case "srt":
+            return PlainTextResponse(
+                transcript_formats.format_srt(transcript.segments, wish.shape, duration=transcript.summary.duration)
+            )
+        case "vtt":
+            return PlainTextResponse(
+                transcript_formats.format_vtt(transcript.segments, wish.shape, duration=transcript.summary.duration)
+            )
+        case "verbose_json":
+            return JSONResponse(_build_verbose_body(transcript, wish))
+    body: dict[str, Any] = {"text": transcript_formats.format_text(transcript.segments)}
+    if wish.request.logprobs:
+        body["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
+    return JSONResponse(body | _describe_usage(transcript))
+
+
+async def build_response_in_thread(transcript: Transcript, wish: TranscriptionParams) -> Response:
+    """The same, in a thread where cues get a shape: for long texts that takes a while, and others are not to wait."""
+    return (
+        build_response(transcript, wish)
+        if wish.shape.is_unrestricted
+        else await asyncio.to_thread(build_response, transcript, wish)
+    )
+
+
+def add_track_headers(response: Response, heard: AudioOpened | TranscriptionSummary) -> None:
+    """Say in headers which of several audio tracks is heard."""
+    if heard.audio_tracks:
+        response.headers["x-eardrum-audio-track"] = str(heard.audio_track)
+        response.headers["x-eardrum-audio-tracks"] = str(heard.audio_tracks)
+
+
+def encode_delta(segment: Segment, wish: TranscriptionParams, *, before: str) -> bytes:
+    """The event for one more segment after the text `before`. All deltas joined are the text of `done`."""
+    text = segment.text.strip()
+    text = choose_separator(before.strip(), text) + text
+    event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
+    if wish.request.logprobs:
+        event["logprobs"] = [_describe_logprob(token) for token in segment.token_logprobs]
+    return _encode_event(event)
+
+
+def encode_partial(text: str) -> bytes:
+    """The event for text that comes as a server behind a model says it."""
+    return _encode_event({"type": "transcript.text.delta", "delta": text})
+
+
+def encode_done(transcript: Transcript, wish: TranscriptionParams) -> bytes:
+    """The last event. `segments` is an extension: it is how subtitle editors get times from a stream."""
+    event: dict[str, Any] = {"type": "transcript.text.done", "text": transcript_formats.format_text(transcript.segments)}
+    if wish.request.logprobs:
+        event["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
+    event["segments"] = [
+        {"id": number, "start": _round_time(s.start), "end": _round_time(s.end), "text": s.text.strip()}
+        for number, s in enumerate(transcript.segments)
+    ]
+    if transcript.summary.warnings:
+        event["warnings"] = transcript.summary.warnings
+    return _encode_event(event)
+
+
+def encode_error(error: EardrumError) -> bytes:
+    """The event for an error after the stream has begun; OpenAI's clients raise it."""
+    return b"event: error\ndata: " + json.dumps(build_error_body(error)).encode() + b"\n\n"
+
+
+def build_error_response(error: EardrumError) -> Response:
+    """An error as a response, with what retrying clients need to know."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    elif error.status >= 500:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would send the whole upload twice more
+    return JSONResponse(build_error_body(error), error.status, headers)
+
+
+def _build_verbose_body(transcript: Transcript, wish: TranscriptionParams) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": wish.request.task,
+        "language": get_language_name(transcript.summary.language),
+        "duration": round(transcript.summary.duration, 3),
+        "text": transcript_formats.format_text(transcript.segments),
+    }
+    if wish.words:
+        body["words"] = [
+            {"word": w.word, "start": _round_time(w.start), "end": _round_time(w.end)}
+            for s in transcript.segments
+            for w in s.words
+        ]
+    if wish.segments:
+        body["segments"] = [_describe_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+    if transcript.summary.audio_tracks > 1:
+        body |= {"audio_track": transcript.summary.audio_track, "audio_tracks": transcript.summary.audio_tracks}
+    if transcript.summary.dropped:
+        body["dropped"] = [item.to_json() for item in transcript.summary.dropped]
+    if transcript.summary.warnings:
+        body["warnings"] = transcript.summary.warnings
+    return body | _describe_usage(transcript)
+
+
+def _describe_segment(number: int, segment: Segment) -> dict[str, Any]:
+    return {
+        "id": number,
+        "seek": int(segment.start * 100),
+        "start": _round_time(segment.start),
+        "end": _round_time(segment.end),
+        "text": " " + segment.text.strip(),
+        "tokens": segment.tokens,
+        "temperature": segment.temperature,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": segment.no_speech_prob,
+    }
+
+
+def _describe_usage(transcript: Transcript) -> dict[str, Any]:
+    """The seconds that were heard. A server that is asked for the text alone may not tell, and then nobody knows."""
+    if transcript.segments and not transcript.summary.duration:
+        return {}
+    return {"usage": {"type": "duration", "seconds": math.ceil(transcript.summary.duration)}}
+
+
+def _describe_logprob(token: Token) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.text.encode())}
+
+
+def build_error_body(error: EardrumError) -> dict[str, Any]:
+    """An error as OpenAI's object."""
+    kind = ERROR_TYPES.get(error.status, "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def _encode_event(event: dict[str, Any]) -> bytes:
+    # Both lines: some clients go by `event`, some by `type` inside the data.
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _round_time(seconds: float) -> float:
+    return round(seconds, 3)

@@ -1,0 +1,110 @@
+"""Decides which headers pass between client and upstream, and builds the upstream's request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from eardrum.api.asgi import Scope, get_header
+from eardrum.api.auth import KEY_SUBPROTOCOL
+from eardrum.gateway.models.inventory import COMMAND, Model
+from eardrum.gateway.service import Service
+from eardrum.gateway.upstreams.external import CREDENTIAL_HEADERS, BodyStream, OutgoingRequest
+
+HOP_BY_HOP = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    )
+)
+"""They speak of one connection, and ours to the upstream is another."""
+
+RESPONSE_DROPPED = HOP_BY_HOP | {b"date"}
+"""Our own answer has a date already."""
+
+FORWARDED_FOR = b"x-forwarded-for"
+
+REQUEST_DROPPED = HOP_BY_HOP | {b"content-length", b"expect", FORWARDED_FOR}
+"""The length is that of the body that is sent, which may be another."""
+
+REMOTE_REQUEST_DROPPED = REQUEST_DROPPED | {b"host"}
+NO_NAMES: frozenset[bytes] = frozenset()
+
+WEBSOCKET_HEADERS = frozenset(
+    (
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+        b"sec-websocket-accept",
+    )
+)
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+def filter_request_headers(scope: Scope, *, host: bool, without: frozenset[bytes] = NO_NAMES) -> list[tuple[bytes, bytes]]:
+    """The request's headers for the upstream. `host` keeps the client's, which pages of an upstream compare with their own.
+
+    `without` names what is left out besides.
+    """
+    dropped = (REQUEST_DROPPED if host else REMOTE_REQUEST_DROPPED) | without
+    if get_header(scope, b"connection"):
+        dropped |= _parse_connection(scope["headers"]) - ({b"host"} if host else NO_NAMES)
+    headers = [item for item in scope["headers"] if item[0] not in dropped]
+    came_by = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
+    if client := scope.get("client"):
+        came_by.append(client[0].encode("latin-1"))
+    if came_by:
+        headers.append((FORWARDED_FOR, b", ".join(came_by)))
+    return headers
+
+
+def filter_response_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The upstream's headers, in lower case, for the client. Events are kept from being buffered by proxies in front of us."""
+    dropped = RESPONSE_DROPPED | _parse_connection(raw)
+    headers = [item for item in raw if item[0] not in dropped]
+    if get_content_type(headers) == b"text/event-stream":
+        headers = [item for item in headers if item[0] != b"x-accel-buffering"]
+        headers.append((b"x-accel-buffering", b"no"))
+    return headers
+
+
+def get_content_type(headers: RawHeaders) -> bytes:
+    """The media type without its parameters, in lower case; empty if none is said."""
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
+def _parse_connection(headers: RawHeaders) -> frozenset[bytes]:
+    """What a `connection` header names: it does not cross either."""
+    values = [value for name, value in headers if name == b"connection"]
+    return frozenset(part.strip().lower() for value in values for part in value.split(b",")) if values else NO_NAMES
+
+
+WITHHELD_HEADERS = frozenset(CREDENTIAL_HEADERS)
+NO_HEADERS: frozenset[bytes] = frozenset()
+
+
+def build_request(service: Service, model: Model, scope: Scope, path: str, body: bytes | BodyStream | None) -> OutgoingRequest:
+    """The request as the model's upstream gets it: a command's own, as if there were no gateway in between."""
+    return OutgoingRequest(scope["method"], path, build_headers(service, model, scope), body)
+
+
+def build_headers(
+    service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NO_HEADERS
+) -> list[tuple[bytes, bytes]]:
+    """The headers. A key to this server is for this machine only: what runs elsewhere does not get it."""
+    dropped = WITHHELD_HEADERS | without if _withholds_keys(service, model) else without
+    return filter_request_headers(scope, host=model.engine == COMMAND, without=dropped)
+
+
+def select_subprotocols(service: Service, model: Model, scope: Scope) -> list[str]:
+    """The subprotocols of a WebSocket, of which one may be a key."""
+    offered: list[str] = scope.get("subprotocols", [])
+    return [name for name in offered if not name.startswith(KEY_SUBPROTOCOL)] if _withholds_keys(service, model) else offered
+
+
+def _withholds_keys(service: Service, model: Model) -> bool:
+    return bool(service.settings.apiKeys) and model.engine != COMMAND

@@ -1,0 +1,377 @@
+"""The commands `pull`, `list`, `show`, `rm` and `engines`: models on disk, and the engines that run them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from eardrum import config
+from eardrum.cli.options import AssignmentsOption, ConfigFileOption
+from eardrum.config import command_line as words
+from eardrum.engines import registry
+from eardrum.engines.registry import Card
+from eardrum.errors import ConfigError, ModelNotFoundError
+from eardrum.gateway.models import download, names
+from eardrum.gateway.models.catalog import ModelCatalog
+from eardrum.gateway.models.download import ModelDownloader
+from eardrum.gateway.models.inventory import COMMON_OPTIONS, Model, ModelInventory, detect_engine
+from eardrum.gateway.models.store import ModelStore, is_written_as_path, measure_size, resolve_folder
+from eardrum.redaction import redact_command
+from eardrum.transcription import Capabilities
+from eardrum.units import format_size
+
+console = Console(soft_wrap=True, highlight=False)
+ModelArgument = Annotated[str, typer.Argument(help="Model: its id, an alias, or a name an engine knows.")]
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="Name of a model (large-v3, OWNER/NAME), or a folder that holds one.")],
+    id: Annotated[str, typer.Option("--name", help="What the model in the folder is to be called.")] = "",
+    engine: Annotated[str, typer.Option(help="Engine that is to run it, where several could.")] = "",
+    config_file: ConfigFileOption = None,
+    assignments: AssignmentsOption = None,
+) -> None:
+    """Fetch a model, or copy one in from a folder."""
+    inventory = ModelInventory(config.load_settings(config_file, assignments or ()))
+    engine = registry.card(engine).name if engine else ""
+    if folder := find_folder(name):
+        copy_model(folder, inventory.store, id=id, engine=engine)
+    elif id:
+        raise ConfigError("--name is for folders: a model from the hub keeps its name. `aliases:` in the config gives it others.")
+    else:
+        download_model(name, inventory, engine)
+
+
+def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:
+    """Show the models this server has."""
+    catalog = ModelCatalog(config.load_settings(config_file, assignments or ()))
+    table = Table("model", "engine", "languages", "size", "from", box=None, pad_edge=False)
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for model in catalog:
+        mark = " (default)" if model.id == catalog.default.id else ""
+        size = "not here" if model.needs_download else "-" if model.is_external else format_bytes(model.size)
+        languages = format_languages(model.capabilities) if model.is_speech_model else "-"
+        table.add_row(model.id + mark, model.engine, languages, size, model.origin)
+    console.print(table)
+    print()
+    for note in _list_notes(catalog):
+        print(note)
+    print(f"\nThe default is {catalog.default.id}: {catalog.why_default}.")
+
+
+def _list_notes(catalog: ModelCatalog) -> list[str]:
+    notes = []
+    for model in catalog:
+        if aliases := catalog.list_aliases(model):
+            notes.append(f"{model.id} is also called {', '.join(aliases)}.")
+        if not model.is_runnable:
+            notes.append(f"{model.id} cannot run yet. {model.card.how_to_install_here}")
+        if model.needs_download:
+            notes.append(f"{model.id} is not on this machine: `{model.format_pull_command()}`.")
+    half = catalog.inventory.store.list_unfinished()
+    notes += [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
+    return notes + [str(failed) for failed in registry.broken()]
+
+
+def show(name: ModelArgument, config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:
+    """Show what there is to know of one model, here or not."""
+    settings = config.load_settings(config_file, assignments or ())
+    catalog = ModelCatalog(settings)
+    try:
+        model = catalog.find_model(name)
+    except ModelNotFoundError:
+        model = catalog.inventory.find_at_path(name) or catalog.inventory.build_downloadable(names.choose_match(name))
+    for line in describe_model(model, catalog):
+        print(line)
+
+
+def remove(
+    name: ModelArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config_file: ConfigFileOption = None,
+    assignments: AssignmentsOption = None,
+) -> None:
+    """Delete a model's files from the store."""
+    inventory = ModelInventory(config.load_settings(config_file, assignments or ()))
+    id = _find_removable(name, inventory)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"Nobody can be asked whether to delete {id} from {inventory.store.folder}: say --yes.")
+        typer.confirm(f"Delete {id} from {inventory.store.folder}?", abort=True)
+    freed = inventory.store.remove_model(id)
+    print(f"{id} is gone; {format_bytes(freed)} are free again.")
+
+
+def _find_removable(name: str, inventory: ModelInventory) -> str:
+    """The id in the store of what a name means.
+
+    Raises:
+        ConfigError: its files are not the store's to delete.
+        ModelNotFoundError: there is no such model.
+    """
+    store = inventory.store
+    if name in _list_stored_ids(store):
+        return name
+    if (model := inventory.find_configured(name)) and model.source and not store.contains(model.source):
+        raise ConfigError(f"{name} is a model of the config: take it out there; its files at {model.source} are yours to delete.")
+    wanted = [model.repository] if model else [match.repository for match in names.find_matches(name)]
+    if id := next((id for id in wanted if id in _list_stored_ids(store)), ""):
+        return id
+    if any(name in (other.id, *other.aliases) for other in inventory if other.origin == "embedded"):
+        raise ConfigError(f"{name} came with the package: `pip uninstall moonshine-voice` removes it.")
+    raise ModelNotFoundError(
+        f"There is no model {names.quote_name(name)} in {store.folder}. `eardrum list` shows those there are."
+    )
+
+
+def _list_stored_ids(store: ModelStore) -> set[str]:
+    """What is ours to delete: not every folder in a store is a model."""
+    return {id for id, source in store if detect_engine(source)} | set(store.list_unfinished())
+
+
+def list_engines() -> None:
+    """Show what can run models, which names it knows, and what is missing."""
+    for card in registry.cards().values():
+        console.print(f"[bold]{card.name}[/]  {card.title}")
+        for label, text in describe_engine(card):
+            print(f"  {label:<11}{text}")
+        print()
+    for failed in registry.broken():
+        print(failed)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"pull": pull, "list": list_models, "show": show, "rm": remove, "engines": list_engines}
+
+
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended."""
+
+DownloadProgress = Callable[[int, int], None]
+"""Told how many bytes are there, and of how many."""
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder that a name on the command line is, if it is one. A name that engines know stays a name.
+
+    Raises:
+        ConfigError: it is written as a path, and there is no such folder.
+    """
+    if not name:
+        raise ConfigError("Which model? Say a name or a folder.")
+    path = Path(name).expanduser()
+    written_as_path = is_written_as_path(name)
+    if path.is_dir() and (written_as_path or not names.find_matches(name)):
+        return path.resolve()
+    if written_as_path:
+        raise ConfigError(f"{name} is a file: name the folder that holds it." if path.exists() else f"There is no folder {name}.")
+    return None
+
+
+def copy_model(folder: Path, store: ModelStore, *, id: str, engine: str) -> None:
+    """Copy the model in a folder into the store.
+
+    Raises:
+        ConfigError: no engine recognises the files, or the name will not do.
+        PullError: they cannot be read.
+        StorageFullError: they do not fit.
+    """
+    source, own_id = resolve_folder(folder)
+    id = id or own_id
+    recognised = detect_engine(source)
+    _warn_if_not_installed(engine or recognised)
+    if not recognised and not engine:
+        raise ConfigError(f"No engine recognises the files in {source}. `eardrum engines` lists which files each looks for.")
+    total, done = measure_size(source), 0
+    with _show_download(id) as advance:
+
+        def copied(bytes: int) -> None:
+            nonlocal done
+            done += bytes
+            advance(done, total)
+
+        target = store.import_folder(source, id, copied)
+    print(f"{id} is in the store, {format_bytes(measure_size(target))} at {target}.")
+    if engine and engine != recognised:
+        print(f"Have it run by {engine} with `models: {{{id}: {{engine: {engine}}}}}` in the config.")
+    else:
+        _print_usage(id, recognised)
+
+
+def download_model(name: str, inventory: ModelInventory, engine: str) -> None:
+    """Fetch a model from the hub. Ctrl-C keeps what has arrived.
+
+    Raises:
+        ModelNotFoundError: nobody knows the name.
+        PullError: it cannot be had.
+        StorageFullError: it does not fit.
+    """
+    try:
+        asyncio.run(_download_model(name, inventory, engine))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What has arrived is kept: `eardrum pull {name}` continues.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+async def _download_model(name: str, inventory: ModelInventory, engine: str) -> None:
+    puller = ModelDownloader(inventory.store.folder)
+    match = await download.choose_download(name, inventory, puller, engine)
+    _warn_if_not_installed(match.card.name)
+    print(f"Fetching {match.repository} for the engine {match.card.name}.", flush=True)
+    completed = 0
+    with _show_download(match.repository) as advance:
+        async with aclosing(puller.download_model(match.repository, match.card.downloads)) as steps:
+            async for progress in steps:
+                completed = progress.completed
+                advance(completed, progress.total)
+    print(f"{match.repository} is here, {format_bytes(completed)} at {inventory.store.find_files(match.repository)}.")
+    _print_usage(name, match.card.name)
+
+
+def _warn_if_not_installed(engine: str) -> None:
+    """Before what may take long."""
+    if engine and (card := registry.card(engine)).missing:
+        print(f"It cannot run yet. {card.how_to_install_here}", file=sys.stderr, flush=True)
+
+
+def _print_usage(name: str, engine: str) -> None:
+    card = registry.card(engine)
+    if card.missing:
+        print(f"Before it can run: {card.how_to_install_here}")
+    print(f"Try it: eardrum transcribe FILE --model {name}")
+
+
+@contextmanager
+def _show_download(title: str) -> Iterator[DownloadProgress]:
+    """A bar on the terminal; elsewhere a line for every tenth."""
+    if not sys.stderr.isatty():
+        yield _DownloadLines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        line = bar.add_task(title, total=None)
+        yield lambda completed, total: bar.update(line, completed=completed, total=total)
+
+
+class _DownloadLines:
+    """Progress where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._next_percent = 0
+
+    def __call__(self, completed: int, total: int) -> None:
+        percent = 100 * completed // total if total else 100
+        if percent >= self._next_percent:
+            print(f"{percent:3} % of {format_bytes(total)}", file=sys.stderr, flush=True)
+            self._next_percent = percent // 10 * 10 + 10
+
+
+CAPABILITY_LABELS = {
+    "translate": "translation",
+    "words": "word times",
+    "logprobs": "token probabilities",
+    "prompt": "prompt",
+    "hotwords": "keywords",
+    "temperature": "temperature",
+    "speakers": "speakers",
+    "detects_language": "language detection",
+}
+"""Capabilities that are there or not, and what people call them."""
+
+format_bytes = format_size
+
+
+def format_languages(can: Capabilities) -> str:
+    """The codes, or that there are many."""
+    return ", ".join(can.languages) or "many"
+
+
+def format_capabilities(can: Capabilities) -> str:
+    """What it can besides plain text."""
+    return ", ".join(words for name, words in CAPABILITY_LABELS.items() if getattr(can, name)) or "plain transcription"
+
+
+def describe_model(model: Model, catalog: ModelCatalog) -> Iterator[str]:
+    """All there is to know of a model."""
+    facts = _describe_external_model(model, model.entry) if model.is_external and model.entry else _describe_local_model(model)
+    known = [] if model.is_external else [name for name, repository in model.card.names.items() if repository == model.repository]
+    facts = {
+        "model": model.id,
+        **facts,
+        "also called": ", ".join(dict.fromkeys([*catalog.list_aliases(model), *known])),
+        "fallback": ", ".join(model.fallback),
+    }
+    yield from (f"{label:<13}{text}" for label, text in facts.items() if text)
+    if model.needs_download:
+        files = ", ".join(model.card.downloads) or "all files"
+        half = "half of it is here already: " if catalog.inventory.store.is_unfinished(model.repository) else ""
+        yield f"\nIt is not on this machine; {half}`{model.format_pull_command()}` fetches {files} of {model.repository}."
+    if not model.is_runnable:
+        yield f"\nIt cannot run yet. {model.card.how_to_install_here}"
+
+
+def _describe_local_model(model: Model) -> dict[str, str]:
+    """Of a model that an engine of ours runs."""
+    return {
+        "engine": f"{model.engine} ({model.card.title})",
+        "from": model.origin,
+        "repository": model.repository,
+        "files": str(model.source or ""),
+        "size": "" if model.needs_download else format_bytes(model.size),
+        "languages": format_languages(model.capabilities),
+        "can": format_capabilities(model.capabilities),
+        "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
+        "set": ", ".join(f"{name}={value}" for name, value in model.options.items() if value != "auto"),
+        "options": ", ".join(dict.fromkeys([*COMMON_OPTIONS, *model.card.options])),
+    }
+
+
+def _describe_external_model(model: Model, entry: config.ModelSettings) -> dict[str, str]:
+    """Of a model that another server serves. Its environment is not shown: keys are in it."""
+    can = entry.capabilities
+    more = [word for word, has in (("tools", can.tools), ("reranking", can.reranker)) if has]
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "engine": model.engine,
+        "from": model.origin,
+        "command": redact_command(" ".join(words.split_command(entry.cmd))),
+        "stopped by": redact_command(entry.cmdStop),
+        "address": redact_command(entry.proxy),
+        "ready when": entry.checkEndpoint if entry.cmd else "",
+        "takes": ", ".join(can.inputs),
+        "gives": ", ".join(can.outputs),
+        "can": ", ".join(more),
+        "context": f"{can.context} tokens" if can.context else "",
+    }
+
+
+def describe_engine(card: Card) -> Iterator[tuple[str, str]]:
+    """Labels and texts for one engine."""
+    yield "installed", f"no, it needs {', '.join(card.missing)}: {card.install_here}" if card.missing else "yes"
+    yield "languages", format_languages(card.capabilities)
+    yield "can", format_capabilities(card.capabilities)
+    if card.options:
+        yield "options", ", ".join(card.options)
+    if card.names or card.repositories:
+        yield "names", list_known_names(card)
+    if card.layouts:
+        yield "files", " or ".join(", ".join(layout) for layout in card.layouts)
+
+
+def list_known_names(card: Card) -> str:
+    """One name for each model an engine knows, and the ids it takes."""
+    by_model: dict[str, str] = {}
+    for name, repository in card.names.items():
+        by_model.setdefault(repository, name)
+    return ", ".join([*by_model.values(), *card.repositories])

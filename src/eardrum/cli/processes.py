@@ -1,0 +1,145 @@
+"""The commands `ps`, `load`, `stop` and `logs`: models loaded in a running server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eardrum.cli import gc_paused
+from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
+from eardrum.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eardrum.client import EardrumClient
+
+console = Console(soft_wrap=True, highlight=False)
+
+WIDE_COLUMNS = 250
+"""Columns where nobody looks: a program reads a line for each model."""
+
+MAX_DEPARTURES = 10
+"""Models that have gone and are shown: the last ones."""
+LoadedModelArgument = Annotated[str, typer.Argument(help="Model or alias.")]
+
+
+def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None) -> None:
+    """Show the models that are loaded in a running server, and why others have gone."""
+    models, gone = asyncio.run(_call_server(server, key, certificate, lambda client: client.list_running()))
+    if not models:
+        print("No model is loaded.")
+    else:
+        (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(_build_table(models))
+    for model in models:
+        if reason := model.get("device_reason"):
+            print(f"\n{model['id']} runs on the CPU: {reason}")
+    for departure in gone[:MAX_DEPARTURES]:
+        print(
+            f"{departure['id']} went {_format_period(time() - departure['at'])} ago: {departure['message']}.".replace("..", ".")
+        )
+
+
+def _build_table(models: list[dict[str, Any]]) -> Table:
+    columns = ("model", "engine", "state", "requests", "device", "memory", "pid", "loaded for", "unloads in")
+    table = Table(*columns, box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[4].no_wrap = True
+    for model in models:
+        left = model["ttl_remaining"]
+        table.add_row(
+            model["id"],
+            model["engine"],
+            f"{model['state']} ({model['reason']})" if model.get("reason") else model["state"],
+            str(model["requests"]),
+            "-" if "auto" in (model["device"], model["compute_type"]) else f"{model['device']}, {model['compute_type']}",
+            _format_memory(model),
+            "-" if model["pid"] is None else str(model["pid"]),
+            _format_period(time() - model["loaded_at"]),
+            "-" if left is None else _format_period(left),
+        )
+    return table
+
+
+def _format_memory(model: dict[str, Any]) -> str:
+    """What its process takes, and how much of that on a GPU; of another server's nothing is known."""
+    whole, on_gpu = model.get("size", 0), model.get("size_vram", 0)
+    if not whole:
+        return "-"
+    return _format_bytes(whole) + (f" ({_format_bytes(on_gpu)} GPU)" if on_gpu else "")
+
+
+def _format_bytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def load(
+    name: LoadedModelArgument, server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None
+) -> None:
+    """Load a model in a running server and wait until it serves."""
+    print(f"Loaded {asyncio.run(_call_server(server, key, certificate, lambda client: client.load(name)))}.")
+
+
+def stop(
+    name: Annotated[str, typer.Argument(help="Model or alias.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Unload all models.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do not let it finish what it has begun.")] = False,
+    server: ServerOption = "",
+    key: KeyOption = "",
+    certificate: CertificateOption = None,
+) -> None:
+    """Unload a model in a running server: its process ends when it has finished what it has begun."""
+    if bool(name) == every:
+        raise ConfigError("Which model? Say one name, or --all.")
+    if every:
+        asyncio.run(_call_server(server, key, certificate, lambda client: client.unload_all(force=force)))
+        print("Unloaded all models.")
+    else:
+        print(f"Unloaded {asyncio.run(_call_server(server, key, certificate, lambda client: client.unload(name, force=force)))}.")
+
+
+def show_logs(
+    name: Annotated[str, typer.Argument(help="Model or alias, or `upstream` for all models; the server if left out.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, too, until Ctrl-C.")] = False,
+    server: ServerOption = "",
+    key: KeyOption = "",
+    certificate: CertificateOption = None,
+) -> None:
+    """Show what a model, or the server itself, said last."""
+    if not follow:
+        print(asyncio.run(_call_server(server, key, certificate, lambda client: client.read_logs(name))), end="")
+        return
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_call_server(server, key, certificate, lambda client: _print_logs(client, name)))
+
+
+Result = TypeVar("Result")
+
+
+async def _call_server(
+    server: str, key: str, certificate: Path | None, ask: Callable[[EardrumClient], Awaitable[Result]]
+) -> Result:
+    with gc_paused():
+        from eardrum.client import EardrumClient
+
+    async with EardrumClient(server, key, certificate) as client:
+        return await ask(client)
+
+
+async def _print_logs(client: EardrumClient, name: str) -> None:
+    async with aclosing(client.follow_logs(name)) as news:
+        async for text in news:
+            print(text, end="", flush=True)
+
+
+def _format_period(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"ps": list_processes, "load": load, "stop": stop, "logs": show_logs}

@@ -1,0 +1,259 @@
+"""Finds the recordings that arguments name, and plans and writes their output files.
+
+Inputs are files, folders, patterns, pipes and stdin. Output names are unique, and an output file is either complete or absent.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from eardrum.errors import ConfigError
+
+STDIN = "-"
+
+MEDIA_SUFFIXES = {
+    "3g2", "3gp", "aac", "ac3", "adts", "aif", "aifc", "aiff", "alac", "amr", "ape", "asf", "au", "avi", "awb", "caf", "dts",
+    "eac3", "f4a", "f4v", "flac", "flv", "gsm", "m2ts", "m4a", "m4b", "m4r", "m4v", "mka", "mkv", "mov", "mp2", "mp3", "mp4",
+    "mpeg", "mpg", "mpga", "mts", "mxf", "oga", "ogg", "ogv", "ogx", "opus", "ra", "rm", "rmvb", "snd", "spx", "tak", "ts",
+    "tta", "vob", "w64", "wav", "weba", "webm", "wma", "wmv", "wv",
+}  # fmt: skip
+"""Suffixes of what is taken from a folder. A file that is named itself may be called as it likes."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecording:
+    """One recording that was asked for."""
+
+    path: Path
+    """The file or pipe; `-` is stdin."""
+    relative_path: PurePath
+    """What it is called in the folder that was named, or the bare name of a file that was."""
+    is_piped: bool = False
+    """Whether it can be read once only, while it comes in."""
+
+    @property
+    def name(self) -> str:
+        """What it is called to whoever asked for it."""
+        return "stdin" if self.path == Path(STDIN) else str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFailure:
+    """What was asked for and cannot be had, with the reason as a sentence."""
+
+    name: str
+    reason: str
+
+
+def find_recordings(inputs: Iterable[str]) -> tuple[list[InputRecording], list[InputFailure]]:
+    """All recordings that are meant, each once and in the order of the inputs, and what could not be found."""
+    recordings: dict[str, InputRecording] = {}
+    failures: list[InputFailure] = []
+    for name in inputs:
+        for found in _expand_input(name):
+            if isinstance(found, InputFailure):
+                failures.append(found)
+            else:
+                recordings.setdefault(STDIN if found.name == "stdin" else make_absolute(found.path), found)
+    return list(recordings.values()), failures
+
+
+def _expand_input(name: str) -> Iterator[InputRecording | InputFailure]:
+    if name == STDIN:
+        yield InputRecording(Path(STDIN), PurePath("stdin"), is_piped=True)
+        return
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    if os.path.lexists(path) or not glob.has_magic(name):
+        yield from _find_named(path)
+        return
+    matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes absolute ones too; of shells that leave patterns to programs, or in quotes
+    if not matching:
+        yield InputFailure(name, "Nothing matches this pattern.")
+    for match in matching:
+        yield from _find_named(Path(match))
+
+
+def _find_named(path: Path) -> Iterator[InputRecording | InputFailure]:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        yield InputFailure(str(path), _describe_unreadable(path, error))
+        return
+    if stat.S_ISDIR(mode):
+        yield from _walk_folder(path)
+    else:
+        yield InputRecording(path, PurePath(path.name), is_piped=not stat.S_ISREG(mode))
+
+
+def _walk_folder(folder: Path) -> Iterator[InputRecording | InputFailure]:
+    """What is in a folder and those below it, but for what is hidden. Links are followed, each folder is entered once."""
+    entered: set[tuple[int, int]] = set()
+    failures: list[InputFailure] = []
+    empty = True
+    walk = os.walk(folder, followlinks=True, onerror=lambda error: failures.append(_describe_closed_folder(error)))
+    for place, folders, files in walk:
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and PurePath(name).suffix[1:].lower() in MEDIA_SUFFIXES:
+                empty = False
+                path = Path(place, name)
+                yield _check_file(path, PurePath(path.relative_to(folder)))
+    yield from failures
+    if empty and not failures:
+        yield InputFailure(str(folder), "There is no audio or video file in this folder.")
+
+
+def _check_file(path: Path, below: PurePath) -> InputRecording | InputFailure:
+    """Only files: a pipe that lies in a folder may have nobody who writes to it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return InputFailure(str(path), _describe_unreadable(path, error))
+    return (
+        InputRecording(path, below)
+        if stat.S_ISREG(mode)
+        else InputFailure(str(path), "This is not a file: name it to read from it.")
+    )
+
+
+def make_absolute(path: Path) -> str:
+    """The path from the root, without `..`; links stay as they are."""
+    return os.path.normpath(path.absolute())
+
+
+def _describe_closed_folder(error: OSError) -> InputFailure:
+    return InputFailure(str(error.filename), f"This folder cannot be read: {error.strerror}.")
+
+
+def _describe_unreadable(path: Path, error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"It leads to nothing: {path.readlink()}." if path.is_symlink() else f"There is no file {path}."
+    return f"It cannot be read: {getattr(error, 'strerror', None) or error}."
+
+
+SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "verbose_json": ".json"}
+VERBOSE_BESIDE_JSON = ".verbose.json"
+
+PROBE_DATA = bytes(4096)
+"""What a disk must have room for before a recording is decoded whose text goes there."""
+
+OutputFiles = Mapping[str, Path]
+"""The files that one recording's text goes to, by format."""
+
+
+def plan_outputs(recordings: Sequence[InputRecording], formats: Sequence[str], folder: Path) -> list[OutputFiles]:
+    """The files for every recording, in the folder. No two are the same.
+
+    A name is as short as it can be: that of the recording without its suffix, below the folders it was found in. Those
+    that would share a name keep their folders, and if that does not help their suffixes (`a.mp3.srt`, `a.wav.srt`).
+
+    Raises:
+        ConfigError: two recordings cannot be told apart by their names.
+    """
+    parents = [Path(make_absolute(recording.path.parent)) for recording in recordings]
+    try:
+        common = os.path.commonpath(parents)
+    except ValueError:  # they are on several drives
+        common = ""
+    relative = [parent.relative_to(common or parent.anchor) for parent in parents]
+    ways: list[Callable[[int], PurePath]] = [
+        lambda n: recordings[n].relative_path.with_suffix(""),
+        lambda n: relative[n] / recordings[n].relative_path.stem,
+        lambda n: relative[n] / recordings[n].relative_path.name,
+    ]
+    names = [ways[0](n) for n in range(len(recordings))]
+    for way in ways[1:]:
+        count = Counter(names)
+        names = [way(n) if count[name] > 1 else name for n, name in enumerate(names)]
+    suffixes = {format: _choose_suffix(format, formats) for format in formats}
+    targets: list[OutputFiles] = [
+        {format: folder / name.with_name(name.name + suffixes[format]) for format in formats} for name in names
+    ]
+    _check_conflicts(recordings, targets)
+    return targets
+
+
+def list_existing(targets: Iterable[OutputFiles]) -> list[Path]:
+    """The files that are there already. What is no file is in the way, which is another matter, as is a name too long for one."""
+    return [path for each in targets for path in each.values() if os.path.isfile(path)]  # noqa: PTH113 -- Path's raises errors
+
+
+def check_writable(target: Path) -> None:
+    """Find out what would keep a result from being written, before it costs anything to have one.
+
+    Raises:
+        OSError: there is something.
+    """
+    target = Path(os.path.realpath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(target.stat().st_mode):
+            raise FileExistsError(0, "something that is no file has this name")
+    with tempfile.TemporaryFile(dir=target.parent) as probe:
+        probe.write(PROBE_DATA)
+        probe.flush()
+
+
+def write_result(target: Path, text: str, *, replace: bool) -> None:
+    """Write a file that is there as a whole or not at all, and in nobody's place unless `replace` says so.
+
+    Raises:
+        OSError: it cannot be written. What has been written of it is gone.
+    """
+    target = Path(os.path.realpath(target))  # a link stays one
+    part = target.with_name(f".eardrum-{os.getpid()}-{secrets.token_hex(4)}.part")
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(file, "wb") as stream:
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())  # some file systems only tell now that they are full
+        if replace:
+            part.replace(target)
+        else:
+            _publish_file(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _publish_file(part: Path, target: Path) -> None:
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):  # of a file system without links
+        if os.path.lexists(target):
+            raise FileExistsError(0, "somebody else has written it meanwhile") from None
+        part.rename(target)
+
+
+def _choose_suffix(format: str, formats: Sequence[str]) -> str:
+    return VERBOSE_BESIDE_JSON if format == "verbose_json" and "json" in formats else SUFFIXES[format]
+
+
+def _check_conflicts(recordings: Sequence[InputRecording], targets: Sequence[OutputFiles]) -> None:
+    owners: dict[Path, InputRecording] = {}
+    inputs = {os.path.realpath(recording.path) for recording in recordings}
+    for recording, each in zip(recordings, targets, strict=True):
+        for path in each.values():
+            if os.path.realpath(path) in inputs:
+                raise ConfigError(f"The text of {recording.name} would be written over the recording {path}.")
+            if other := owners.get(path):
+                raise ConfigError(
+                    f"{other.name} and {recording.name} would both be written to {path}: rename one, or transcribe them apart."
+                )
+            owners[path] = recording

@@ -1,0 +1,392 @@
+"""The command `transcribe`: turns recordings into text, one after another.
+
+A recording that fails does not stop the others; failures are listed at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eardrum import config, logging_setup
+from eardrum.cli import gc_paused
+from eardrum.cli.chunk_reader import ChunkReader
+from eardrum.cli.options import (
+    AssignmentsOption,
+    CertificateOption,
+    ConfigFileOption,
+    HighlightWordsOption,
+    KeyOption,
+    MaxCharactersPerSecondOption,
+    MaxDurationOption,
+    MaxLineCountOption,
+    MaxLineWidthOption,
+    MaxWordsPerLineOption,
+    MinDurationOption,
+    MinGapOption,
+    SubtitlesOption,
+    build_subtitle_fields,
+)
+from eardrum.cli.recordings import (
+    STDIN,
+    SUFFIXES,
+    InputFailure,
+    InputRecording,
+    OutputFiles,
+    check_writable,
+    find_recordings,
+    list_existing,
+    plan_outputs,
+    write_result,
+)
+from eardrum.cli.terminal import ProgressCallback, format_duration, print_status, show_progress
+from eardrum.errors import ConfigError, EardrumError
+from eardrum.gateway.models.store import is_written_as_path
+from eardrum.subtitles import RULE_NAMES
+
+if TYPE_CHECKING:
+    from eardrum.cli.transcribers import Transcriber, TranscriptTexts
+
+
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended."""
+
+
+def transcribe(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Audio or video files, folders with all below them, patterns, pipes; `-` is stdin.", metavar="FILES..."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Model or alias, or a folder with a model; the default model if left out.")] = "",
+    language: Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")] = "",
+    translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
+    prompt: Annotated[str, typer.Option(help="Text that might come before: its style and names guide the model.")] = "",
+    hotwords: Annotated[
+        list[str] | None, typer.Option(help="Words and names to listen for, separated by commas; repeatable.")
+    ] = None,
+    words: Annotated[bool, typer.Option("--words", help="With verbose_json: when each word was said, too.")] = False,
+    audio_track: Annotated[
+        int | None,
+        typer.Option(min=1, help="Which audio track, counted from 1; the default one, or the first with sound, if left out."),
+    ] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option(show_default="text", help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas."),
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what has its text already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the texts that are there already.")] = False,
+    subtitles: SubtitlesOption = None,
+    max_line_width: MaxLineWidthOption = None,
+    max_line_count: MaxLineCountOption = None,
+    max_words_per_line: MaxWordsPerLineOption = None,
+    highlight_words: HighlightWordsOption = None,
+    min_duration: MinDurationOption = None,
+    max_duration: MaxDurationOption = None,
+    min_gap: MinGapOption = None,
+    max_characters_per_second: MaxCharactersPerSecondOption = None,
+    server: Annotated[
+        str,
+        typer.Option(
+            envvar=config.CLIENT_SERVER_VARIABLE, help="Use this server, as in http://127.0.0.1:8100; without it none is needed."
+        ),
+    ] = "",
+    key: KeyOption = "",
+    certificate: CertificateOption = None,
+    config_file: ConfigFileOption = None,
+    assignments: AssignmentsOption = None,
+) -> None:
+    """Turn recordings into text, with or without a server.
+
+    One that fails does not stop the others: what failed is told at the end, and the exit code is 1.
+    """
+    formats = _parse_formats(format or ["text"])
+    form = {
+        "model": [model],
+        "language": [language],
+        "prompt": [prompt],
+        "audio_track": [str(audio_track or "")],
+        **_build_hotword_fields(hotwords or ()),
+        "timestamp_granularities": ["segment", "word"] if words else [],
+        **build_subtitle_fields(
+            subtitles=subtitles,
+            max_line_width=max_line_width,
+            max_line_count=max_line_count,
+            max_words_per_line=max_words_per_line,
+            highlight_words=highlight_words,
+            min_duration=min_duration,
+            max_duration=max_duration,
+            min_gap=min_gap,
+            max_characters_per_second=max_characters_per_second,
+        ),
+    }
+    if words and "verbose_json" not in formats:
+        raise ConfigError("--words is for --format verbose_json: the other formats have no place for the times of words.")
+    if skip_existing and overwrite:
+        raise ConfigError("--skip-existing keeps the texts that are there, --overwrite does not: say one of them.")
+    if server and is_written_as_path(model):
+        raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder of this machine.")
+    if "" in inputs:
+        raise ConfigError("One of the inputs is an empty word: it may be a variable that is not set. This folder is `.`.")
+    if STDIN in inputs and sys.stdin.isatty():
+        raise ConfigError("`-` is what is piped in, and stdin is a terminal: pipe a recording in, or name a file.")
+    recordings, failures = find_recordings(inputs)
+    jobs, skipped = _plan_jobs(recordings, formats, output_dir, skip_existing=skip_existing, overwrite=overwrite)
+    batch = TranscriptionBatch(jobs, failures, skipped=skipped, replace=overwrite)
+    if jobs:
+        with gc_paused():
+            from eardrum.cli import transcribers
+
+        order = transcribers.TranscriptionOrder(form, tuple(formats), translate)
+        if server:
+            transcribing: TranscriberFactory = lambda: transcribers.transcribe_remotely(order, server, key, certificate)  # noqa: E731
+        else:
+            settings = config.load_settings(config_file, assignments or ())
+            logging_setup.configure_logging("error", settings.log.format)
+            transcribing = lambda: transcribers.transcribe_locally(order, settings)  # noqa: E731
+        _run_batch(batch, transcribing)
+    batch.report()
+    if batch.failures:
+        raise typer.Exit(1)
+
+
+TranscriberFactory = Callable[[], AbstractAsyncContextManager["Transcriber"]]
+
+
+def _run_batch(batch: TranscriptionBatch, transcribing: TranscriberFactory) -> None:
+    async def run() -> None:
+        async with transcribing() as transcriber:
+            await batch.run(transcriber)
+
+    try:
+        asyncio.run(run())
+    except KeyboardInterrupt:
+        batch.report()
+        print("Interrupted. With --skip-existing the same command does the rest.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _plan_jobs(
+    recordings: Sequence[InputRecording], formats: Sequence[str], folder: Path | None, *, skip_existing: bool, overwrite: bool
+) -> tuple[list[RecordingJob], int]:
+    """What there is to do, and how many recordings have their text already.
+
+    Raises:
+        ConfigError: results would get lost.
+    """
+    if not folder:
+        if len(formats) > 1 or skip_existing or overwrite:
+            what = "--skip-existing is" if skip_existing else "--overwrite is" if overwrite else "several formats are"
+            raise ConfigError(f"{what[0].upper()}{what[1:]} for texts in files: say where with --output-dir.")
+        return [RecordingJob(recording, {}) for recording in recordings], 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot write to {folder}: {error.strerror}.") from None
+    planned = plan_outputs(recordings, formats, folder)
+    there = set(list_existing(planned))
+    if there and not skip_existing and not overwrite:
+        first = min(there)
+        many = f"{first} is" if len(there) == 1 else f"{first} and {len(there) - 1} more are"
+        raise ConfigError(f"{many} there already: --skip-existing leaves them out, --overwrite writes them again.")
+    if skip_existing:
+        planned = [_select_missing(targets, there) for targets in planned]
+    jobs = [RecordingJob(recording, targets) for recording, targets in zip(recordings, planned, strict=True) if targets]
+    return jobs, len(recordings) - len(jobs)
+
+
+def _select_missing(targets: OutputFiles, there: set[Path]) -> OutputFiles:
+    return {format: path for format, path in targets.items() if path not in there}
+
+
+def _parse_formats(given: Sequence[str]) -> list[str]:
+    """The formats, each once. `txt` is the name that Whisper's own command has for text.
+
+    Raises:
+        BadParameter: one of them is none.
+    """
+    names = [name.strip().lower() for value in given for name in value.split(",") if name.strip()]
+    names = ["text" if name == "txt" else name for name in names]
+    for name in names:
+        if name not in SUFFIXES:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(SUFFIXES)}.", param_hint="'--format'")
+    if not names:
+        raise typer.BadParameter(f"It names none of {', '.join(SUFFIXES)}.", param_hint="'--format'")
+    return list(dict.fromkeys(names))
+
+
+def _build_hotword_fields(given: Sequence[str]) -> dict[str, list[str]]:
+    """As the field that keeps them together: `keywords` may hold phrases, `hotwords` are words."""
+    if len(given) > 1 or any("," in value for value in given):
+        return {"keywords": [phrase.strip() for value in given for phrase in value.split(",") if phrase.strip()]}
+    return {"hotwords": list(given)}
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"transcribe": transcribe}
+
+
+log = logging.getLogger(__name__)
+
+SUBTITLE_FORMATS = ("srt", "vtt")
+
+FLAG_NAMES = {"keywords": "hotwords"}
+"""Flags that are called otherwise than the fields they become."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingJob:
+    """A recording, and the files its text goes to; if there are none it goes to stdout."""
+
+    recording: InputRecording
+    targets: OutputFiles
+
+
+class TranscriptionBatch:
+    """What is to be done, and what became of it so far.
+
+    Args:
+        jobs: what is to be done.
+        failures: what has failed before that, such as inputs that do not exist.
+        skipped: recordings whose text is there.
+        replace: files that are there may be written over.
+    """
+
+    def __init__(
+        self, jobs: Sequence[RecordingJob], failures: Sequence[InputFailure] = (), *, skipped: int = 0, replace: bool = False
+    ):
+        self.jobs = jobs
+        self.failures = list(failures)
+        self._total = len(jobs) + len(failures) + skipped
+        self._skipped_count = skipped
+        self._replace = replace
+        self._done_count = 0
+        self._audio_s = 0.0
+        self._started_at = time.monotonic()
+        self._notes_printed: set[str] = set()
+
+    async def run(self, transcriber: Transcriber) -> None:
+        """Do it.
+
+        Raises:
+            EardrumError: there is no use in going on, because stdout takes nothing more.
+        """
+        for number, job in enumerate(self.jobs, 1):
+            name = job.recording.name
+            title = f"[{number}/{len(self.jobs)}] {name}" if len(self.jobs) > 1 else name
+            begun_at = time.monotonic()
+            try:
+                written = await self._transcribe(job, title, transcriber)
+            except EardrumError as error:
+                self.failures.append(InputFailure(name, error.message))
+            except OSError as error:
+                self.failures.append(InputFailure(name, f"It cannot be read: {error.strerror or error}."))
+            except Exception as error:  # a mistake of ours with one recording is no reason to lose the others
+                log.debug("%s failed", name, exc_info=error)
+                self.failures.append(InputFailure(name, f"It failed in a way that nobody foresaw: {error!r}."))
+            else:
+                self._record_result(written, title, time.monotonic() - begun_at)
+                if not job.targets:
+                    self._print_text(name, written)
+
+    def report(self) -> None:
+        """Say what failed, a line each, and what all of it amounted to."""
+        for failure in self.failures:
+            print_status(f"eardrum: {failure.name}: {failure.reason}")
+        if self._total > 1:
+            left = self._total - self._done_count - self._skipped_count - len(self.failures)
+            took = format_duration(time.monotonic() - self._started_at)
+            audio = f"{format_duration(self._audio_s)} of audio " if self._audio_s else ""
+            parts = [f"{self._done_count} transcribed" + (f" ({audio}in {took})" if self._done_count else "")]
+            counts = {"skipped, as their text is there": self._skipped_count, "failed": len(self.failures), "not begun": left}
+            parts += [f"{count} {what}" for what, count in counts.items() if count]
+            print_status(f"{self._total} recordings: {', '.join(parts)}.")
+
+    async def _transcribe(self, job: RecordingJob, title: str, transcriber: Transcriber) -> TranscriptTexts:
+        """The texts, which are in their files by then.
+
+        Raises:
+            EardrumError: the recording has no text, or it cannot be written.
+            OSError: the recording cannot be read.
+        """
+        for target in job.targets.values():
+            try:
+                check_writable(target)
+            except OSError as error:
+                raise EardrumError(_describe_unwritable(target, error)) from error
+        with show_progress(title) as advance:
+            written = await _transcribe_recording(job.recording, transcriber, advance)
+        unwritable = []
+        for format, target in job.targets.items():
+            try:
+                write_result(target, written.texts[format], replace=self._replace)
+            except OSError as error:
+                unwritable.append(_describe_unwritable(target, error))
+        if unwritable:
+            raise EardrumError(" ".join(unwritable))
+        return written
+
+    def _record_result(self, written: TranscriptTexts, title: str, took_s: float) -> None:
+        self._done_count += 1
+        self._audio_s += written.seconds or 0.0
+        for field in written.ignored:
+            why = "only srt and vtt have cues" if field in ("subtitles", *RULE_NAMES) else "the model does not take it"
+            self._print_note(f"{FLAG_NAMES.get(field, field)} has no effect: {why}.")
+        for warning in written.warnings:
+            print_status(f"{title}: {warning}")
+        if len(self.jobs) > 1 and not sys.stderr.isatty():
+            audio = "" if written.seconds is None else f"{format_duration(written.seconds)} of audio "
+            print_status(f"{title}: {audio}in {format_duration(took_s)}")
+
+    def _print_note(self, line: str) -> None:
+        """Say what holds for all recordings, once."""
+        if line not in self._notes_printed:
+            self._notes_printed.add(line)
+            print_status(line)
+
+    def _print_text(self, name: str, written: TranscriptTexts) -> None:
+        """Print the text. Subtitles end with an empty line, and where there are several, each begins with its name."""
+        for format, text in written.texts.items():
+            apart = format in SUBTITLE_FORMATS and self._total > 1
+            shown = f"==> {name} <==\n\n{text.strip()}\n" if apart else text.strip()
+            try:
+                print(shown, flush=True)
+            except BrokenPipeError:
+                raise  # whoever reads has enough
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+                raise EardrumError(f"The text of {name} cannot be written to stdout: {error.strerror}.") from error
+
+
+async def _transcribe_recording(
+    recording: InputRecording, transcriber: Transcriber, advance: ProgressCallback
+) -> TranscriptTexts:
+    if not recording.is_piped:
+        with recording.path.open("rb"):  # what cannot be read is told before a model is loaded
+            pass
+        return await transcriber.transcribe(recording.path, recording.path.name, advance)
+    pieces = ChunkReader(sys.stdin.fileno() if recording.path == Path(STDIN) else recording.path)
+    try:
+        written = await transcriber.transcribe(pieces, recording.relative_path.name, advance)
+    except EardrumError:
+        if pieces.error:
+            raise pieces.error from None
+        raise
+    if pieces.error:
+        raise pieces.error
+    return written
+
+
+def _describe_unwritable(target: Path, error: OSError) -> str:
+    return f"{target} cannot be written: {error.strerror or error}."

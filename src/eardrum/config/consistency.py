@@ -1,0 +1,435 @@
+"""Checks the config as a whole and fills in defaults that depend on other settings: names, groups or matrix, ports."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
+from urllib.parse import urlsplit
+
+from eardrum.config import command_line, matrix
+from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, format_path
+from eardrum.config.llama_swap import GroupSettings, MatrixSettings, UpstreamRoutes
+from eardrum.config.setting_names import find_nearest
+from eardrum.config.settings import LogSettings, ModelSettings, Settings
+
+MIN_START_S = 15
+LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
+WILDCARD_HOSTS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+"""Hosts that stand for all addresses of a machine."""
+IMAGE_SERVER_ID, IMAGE_SERVER_CONCURRENCY = "comfyui_auto", 50
+"""llama-swap's name for a server of images whose page asks for many things at once and holds a WebSocket open."""
+
+
+def complete_settings(settings: Settings, errors: ErrorCollector) -> tuple[Settings, list[ConfigDiagnostic]]:
+    """The settings with everything worked out, and what is odd about them. `errors` gets all that contradicts itself."""
+    places, names, before = errors.locations, ConfigNames(settings, errors), len(errors.diagnostics)
+    settings = resolve_rules(settings, names, errors)
+    ruled = len(errors.diagnostics) == before
+    settings = resolve_priorities(settings, names)
+    check_profiles(settings, names)
+    for id, targets in check_selectors(settings, names, errors):
+        if ruled and not errors.incomplete:
+            check_spillover(id, targets, settings, errors)
+    if "" in settings.models:
+        errors.add(("models", ""), "A model under `models:` has an empty name: no client could ask for it.")
+    _check_fallbacks(settings, names, errors)
+    _check_keys(settings, errors)
+    _check_addresses(settings, errors)
+    _check_own_ports(settings, errors)
+    remarks = [
+        *names.diagnostics,
+        *_warn_of_log_level(settings, places),
+        *_find_port_clashes(settings, places),
+        *_find_oddities(settings, places),
+    ]
+    return _fill_defaults(settings, names), remarks
+
+
+def _fill_defaults(settings: Settings, names: ConfigNames) -> Settings:
+    unload = settings.unloadTimeout or type(settings).model_fields["unloadTimeout"].default
+    settings = settings.model_copy(
+        update={
+            "healthCheckTimeout": max(settings.healthCheckTimeout, MIN_START_S),
+            "unloadTimeout": unload,
+            "log": _resolve_log(settings),
+            "hooks": _resolve_preloads(settings, names),
+            "upstream": settings.upstream if settings.upstream.ignorePaths else UpstreamRoutes(),
+        }
+    )
+    return settings.model_copy(
+        update={"models": {id: _fill_model_defaults(id, names.get_model(id), settings) for id in settings.models}}
+    )
+
+
+def _fill_model_defaults(id: str, model: ModelSettings, settings: Settings) -> ModelSettings:
+    filled: dict[str, object] = {
+        "unloadTimeout": model.unloadTimeout or settings.unloadTimeout,
+        "sendLoadingState": settings.sendLoadingState if model.sendLoadingState is None else model.sendLoadingState,
+    }
+    if id == IMAGE_SERVER_ID:
+        filled["concurrencyLimit"] = max(model.concurrencyLimit, IMAGE_SERVER_CONCURRENCY)
+        filled["compat"] = model.compat.model_copy(update={"ignoreWebsockets": True})
+    return model.model_copy(update=filled)
+
+
+def _resolve_preloads(settings: Settings, names: ConfigNames) -> object:
+    """Preloads by id. What is not under `models:` stays: it may be on the disk."""
+    stripped = [name.strip() for name in settings.hooks.on_startup.preload]
+    preload = tuple(names.find_model(name) or name for name in stripped if name)
+    start = settings.hooks.on_startup.model_copy(update={"preload": preload})
+    return settings.hooks.model_copy(update={"on_startup": start})
+
+
+def _resolve_log(settings: Settings) -> LogSettings:
+    if not settings.logLevel or "level" in settings.log.model_fields_set:
+        return settings.log
+    return settings.log.model_copy(update={"level": LEVELS.get(settings.logLevel.strip().lower(), "info")})
+
+
+def _warn_of_log_level(settings: Settings, places: LocationMap) -> Iterator[ConfigDiagnostic]:
+    if not settings.logLevel:
+        return
+    if "level" in settings.log.model_fields_set:
+        yield places.build_diagnostic(("logLevel",), f"logLevel has no effect: log.level is set too, to {settings.log.level}.")
+    elif settings.logLevel.strip().lower() not in LEVELS:
+        yield places.build_diagnostic(
+            ("logLevel",), f"logLevel {settings.logLevel!r} is none of {', '.join(LEVELS)}: it is info."
+        )
+
+
+def _check_fallbacks(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> None:
+    """A model is not asked again where it has just failed."""
+    for id, model in settings.models.items():
+        for position, name in enumerate(model.fallback):
+            if names.find_model(name) == id:
+                alias = "" if name == id else f" (as {name})"
+                path = ("models", id, "fallback", position)
+                errors.add(path, f"models.{id}.fallback names {id} itself{alias}, which is no help when {id} fails.")
+
+
+def _check_keys(settings: Settings, errors: ErrorCollector) -> None:
+    for position, key in enumerate(settings.apiKeys):
+        if not key or " " in key:
+            what = "holds a space" if key else "is empty"
+            errors.add(("apiKeys", position), f"apiKeys[{position}] {what}: no client could send it.")
+
+
+def _check_addresses(settings: Settings, errors: ErrorCollector) -> None:
+    addresses: list[tuple[KeyPath, str]] = [(("models", id, "proxy"), model.proxy) for id, model in settings.models.items()]
+    addresses += [(("peers", id, "proxy"), peer.proxy) for id, peer in settings.peers.items()]
+    for path, address in addresses:
+        if address or path[0] == "peers":
+            _check_address(address, path, errors)
+
+
+def _check_address(address: str, path: KeyPath, errors: ErrorCollector) -> None:
+    try:
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return
+    except ValueError:
+        pass
+    where = ".".join(map(str, path))
+    shown = "" if "@" in address else f" (it is {address!r})"  # there may be a password in it
+    errors.add(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
+
+
+def _find_port_clashes(settings: Settings, places: LocationMap) -> Iterator[ConfigDiagnostic]:
+    """Commands that listen on one port and may be up at a time."""
+    ports = {id: port for id, model in settings.models.items() if model.cmd and (port := get_local_port(model))}
+    for one, other in combinations(ports, 2):
+        if ports[one] == ports[other] and can_coexist(one, other, settings):
+            advice = "Let their `cmd` use ${PORT}, or keep them apart by groups."
+            yield places.build_diagnostic(
+                ("models", other, "cmd"), f"{one} and {other} both listen on port {ports[one]}. {advice}"
+            )
+
+
+def _check_own_ports(settings: Settings, errors: ErrorCollector) -> None:
+    """One port is for one listener: the server's own, that for Home Assistant, or a command."""
+    wyoming = settings.wyoming
+    own = {settings.port: "port"}
+    if wyoming.is_enabled(settings.apiKeys) and wyoming.port:
+        if wyoming.port == settings.port and _hosts_overlap(settings.host, wyoming.host or settings.host):
+            path = ("wyoming", "port") if ("wyoming", "port") in errors.locations else ("port",)
+            cure = "Choose another one for either, or do without Home Assistant: `wyoming.enabled: false`, `--no-wyoming`."
+            errors.add(path, f"port and wyoming.port are both {wyoming.port}, and a port has one listener. {cure}")
+        own.setdefault(wyoming.port, "wyoming.port")
+    for id, model in settings.models.items():
+        if model.cmd and (port := get_local_port(model)) and port in own:
+            cure = "Let its `cmd` listen on ${PORT}, or choose another port for one of them."
+            errors.add(("models", id, "cmd"), f"{id} listens on port {port}, which is the server's own ({own[port]}). {cure}")
+
+
+def _hosts_overlap(one: str, other: str) -> bool:
+    """Whether two hosts to listen on have an address in common, as far as their names tell."""
+    local = {"localhost": "127.0.0.1"}
+    one, other = local.get(one, one), local.get(other, other)
+    return one == other or not {one, other}.isdisjoint(WILDCARD_HOSTS)
+
+
+def get_local_port(model: ModelSettings) -> int:
+    """The port of this machine where a model's command is found; 0 if it is on another.
+
+    Its address tells; the command may name the port inside a container.
+    """
+    try:
+        local = urlsplit(model.proxy)
+        port = local.port or 0
+    except ValueError:  # which is told elsewhere
+        return 0
+    return port if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
+
+
+def _find_oddities(settings: Settings, places: LocationMap) -> Iterator[ConfigDiagnostic]:
+    if ("apiKeys",) in places and not settings.apiKeys:
+        yield places.build_diagnostic(("apiKeys",), "apiKeys is empty: everybody who reaches the server is let in.")
+    if settings.healthCheckTimeout < MIN_START_S:
+        yield places.build_diagnostic(("healthCheckTimeout",), f"healthCheckTimeout is at least {MIN_START_S} seconds.")
+    for id, model in settings.models.items():
+        if model.cmd and not command_line.split_command(model.cmd):
+            yield places.build_diagnostic(("models", id, "cmd"), f"The `cmd` of {id} is empty: requests for it will fail.")
+        if not model.cmd and model.cmdStop:
+            yield places.build_diagnostic(
+                ("models", id, "cmdStop"), f"cmdStop has no effect: {id} has no `cmd` that it could stop."
+            )
+        for position, variable in enumerate(model.env):
+            if "=" not in variable:
+                path: KeyPath = ("models", id, "env", position)
+                yield places.build_diagnostic(path, f"models.{id}.env[{position}] is not of the form NAME=value.")
+
+
+class ConfigNames:
+    """What names mean in one config. `remarks` holds what was odd about them, `errors` is told what is wrong."""
+
+    def __init__(self, settings: Settings, errors: ErrorCollector):
+        self._settings = settings
+        self._errors = errors
+        self._owners: dict[str, str] = {}
+        self.diagnostics: list[ConfigDiagnostic] = []
+        self.aliases: dict[str, list[str]] = {id: [] for id in settings.models}
+        """Model to the aliases that mean it."""
+        for id, model in settings.models.items():
+            for position, alias in enumerate(model.aliases):
+                self._register_alias(id, alias, ("models", id, "aliases", position))
+        for id, model in settings.models.items():  # once all aliases are known that are said to be some
+            for alias in model.filters.setParamsByID:
+                self._register_parameter_alias(id, alias)
+        for id, peer in settings.peers.items():
+            for position, name in enumerate(peer.models):
+                self._check_peer_model(id, name, ("peers", id, "models", position))
+
+    def find_model(self, name: str) -> str | None:
+        """The id of the model that has this name or alias."""
+        return name if name in self._settings.models else self._owners.get(name)
+
+    def is_peer_model(self, name: str) -> bool:
+        """Whether another server has a model that is called so here: `peer/model`, or `model` if no other peer has one."""
+        of_one = len(self._list_peers_with(name)) == 1
+        return of_one or any(name == f"{id}/{model}" for id, peer in self._settings.peers.items() for model in peer.models)
+
+    def _list_peers_with(self, model: str) -> list[str]:
+        return [id for id, peer in self._settings.peers.items() if model in peer.models]
+
+    def _check_peer_model(self, id: str, model: str, path: KeyPath) -> None:
+        if self.find_model(model):
+            self._warn(path, f"{model!r} is a model here; the one of the peer is {id}/{model}.")
+        elif (others := self._list_peers_with(model)) and others[0] != id:
+            self._warn(
+                path, f"{model!r} is a model of {others[0]}, too: it is only found as {others[0]}/{model} and {id}/{model}."
+            )
+
+    def warn_of_peer_clash(self, selector: str, path: KeyPath) -> None:
+        """A selector has the name of a peer's model, and comes before it as models of our own do."""
+        others = [f"{peer}/{selector}" for peer in self._list_peers_with(selector)]
+        behind = f"; the one of the peer is {' or '.join(others)}" if others else ", which is then out of reach"
+        self._warn(path, f"The selector {selector} has the name of a peer's model{behind}.")
+
+    def report_unknown(self, name: str, path: KeyPath) -> None:
+        """Nothing has this name, or it is not to be used here."""
+        if self._errors.incomplete:
+            return
+        if owner := self._owners.get(name):
+            self._errors.add(path, f"{format_path(path)}: {name!r} is an alias of {owner}: name the model itself.")
+            return
+        close = find_nearest(name, [*self._settings.models, *self._owners])
+        hint = f"Did you mean {close}?" if close else f"If it is built in or on the disk, name it there, as in `{name}:`."
+        self._errors.add(path, f"{format_path(path)}: there is no model {name!r} under `models:`. {hint}")
+
+    def get_model(self, id: str) -> ModelSettings:
+        """The entry of a model, with its aliases worked out."""
+        model = self._settings.models[id]
+        return model.model_copy(update={"aliases": tuple(self.aliases[id])})
+
+    def _register_alias(self, id: str, alias: str, path: KeyPath) -> None:
+        owner = self._owners.get(alias)
+        if owner == id:
+            self._warn(path, f"The alias {alias!r} of {id} is here twice.")
+        elif owner:
+            self._errors.add(path, f"The alias {alias!r} of {id} is already one of {owner}: a name means one model.")
+        elif alias in self._settings.models:
+            if alias != id:
+                self._warn(path, f"The alias {alias!r} of {id} is also the name of a model, which is the one that it means.")
+        else:
+            self._owners[alias] = id
+            self.aliases[id].append(alias)
+
+    def _register_parameter_alias(self, id: str, alias: str) -> None:
+        path: KeyPath = ("models", id, "filters", "setParamsByID", alias)
+        owner = self._owners.get(alias)
+        if id in (alias, owner):
+            return
+        if owner or alias in self._settings.models:
+            whose = f"one of {owner}" if owner else "the name of another model"
+            self._errors.add(path, f"Names below {format_path(path[:-1])} are aliases of {id}, but {alias!r} is {whose}.")
+            return
+        self._owners[alias] = id
+        self.aliases[id].append(alias)
+
+    def _warn(self, path: KeyPath, message: str) -> None:
+        self.diagnostics.append(self._errors.locations.build_diagnostic(path, message))
+
+
+def check_profiles(settings: Settings, names: ConfigNames) -> None:
+    """Pins have to be to names that mean something."""
+    for id, profile in settings.profiles.items():
+        for pin, target in profile.pins.items():
+            if target and not (names.find_model(target) or names.is_peer_model(target) or target in settings.selectors):
+                names.report_unknown(target, ("profiles", id, "pins", pin))
+
+
+def check_selectors(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> Iterator[tuple[str, Sequence[str]]]:
+    """Look whether selectors can work; yields those that fill several targets, with the ids of those that are here."""
+    for id, selector in settings.selectors.items():
+        path: KeyPath = ("selectors", id)
+        if names.find_model(id):
+            errors.add(path, f"The selector {id} has the name of a model: a name means one thing.")
+        elif names.is_peer_model(id):
+            names.warn_of_peer_clash(id, path)
+        for position, target in enumerate(selector.targets):
+            where = (*path, "targets", position)
+            if target in settings.selectors and not names.is_peer_model(target):
+                errors.add(where, f"{format_path(where)}: {target!r} is a selector itself, and selectors choose among models.")
+            elif not names.find_model(target) and not names.is_peer_model(target):
+                names.report_unknown(target, where)
+        if selector.strategy == "spillover":
+            targets = [names.find_model(target) or target for target in selector.targets]
+            if twice := next((target for target in targets if targets.count(target) > 1), ""):
+                errors.add((*path, "targets"), f"The selector {id} has the target {twice} twice.")
+            yield id, [target for target in targets if target in settings.models]
+
+
+def resolve_priorities(settings: Settings, names: ConfigNames) -> Settings:
+    """Priorities by id, however they were written."""
+    if not settings.routing or not settings.priorities:
+        return settings
+    path = ("routing", "scheduler", "settings", "fifo", "priority")
+    priority = {}
+    for name, value in settings.priorities.items():
+        if model := names.find_model(name):
+            priority[model] = value
+        else:
+            names.report_unknown(name, (*path, name))
+    scheduler = settings.routing.scheduler
+    fifo = scheduler.settings.fifo.model_copy(update={"priority": priority})
+    order = scheduler.model_copy(update={"settings": scheduler.settings.model_copy(update={"fifo": fifo})})
+    return settings.model_copy(update={"routing": settings.routing.model_copy(update={"scheduler": order})})
+
+
+NEW_RULES_PATH: KeyPath = ("routing", "router", "settings")
+
+
+def resolve_rules(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> Settings:
+    """The settings with the rules in force as `groups` and `matrix`, one of which is empty.
+
+    It is an error to have rules of both kinds, rules written both ways, or a member or word that is no model.
+    """
+    groups, chosen, path = _choose_rules(settings, errors)
+    if chosen and not _is_valid_matrix(chosen, settings, path, errors):
+        chosen = None
+    _check_groups(groups, names, path, settings, errors)
+    return settings.model_copy(update={"groups": groups, "matrix": chosen})
+
+
+def _choose_rules(settings: Settings, errors: ErrorCollector) -> tuple[dict[str, GroupSettings], MatrixSettings | None, KeyPath]:
+    router = settings.routing.router if settings.routing else None
+    older = "groups" if settings.groups else "matrix"
+    if settings.groups and settings.matrix:
+        errors.add(("matrix",), "There are both `groups` and a `matrix`, and only one can decide: remove one of them.")
+        return {}, None, NEW_RULES_PATH
+    if settings.groups or settings.matrix:
+        if router and (router.model_fields_set & {"use"} or router.settings.groups or router.settings.matrix):
+            advice = f"move `{older}` below routing.router.settings, or remove routing.router"
+            errors.add((older,), f"There is both `{older}` and routing.router: {advice}.")
+        return settings.groups, settings.matrix, (older,)
+    if router and router.use == "matrix":
+        if not router.settings.matrix:
+            errors.add(("routing", "router", "use"), "routing.router.use is matrix, but routing.router.settings has none.")
+        return {}, router.settings.matrix, (*NEW_RULES_PATH, "matrix")
+    return (dict(router.settings.groups) if router else {}), None, (*NEW_RULES_PATH, "groups")
+
+
+def _check_groups(
+    groups: Mapping[str, GroupSettings], names: ConfigNames, path: KeyPath, settings: Settings, errors: ErrorCollector
+) -> None:
+    of: dict[str, str] = {}
+    for id, group in groups.items():
+        for position, member in enumerate(group.members):
+            where = (*path, id, "members", position)
+            if member in of:
+                again = "twice in the group" if of[member] == id else f"in the group {of[member]} and in"
+                errors.add(where, f"The model {member} is {again} {id}: a model is in one group.")
+            elif member not in settings.models:
+                names.report_unknown(member, where)
+            of[member] = id
+
+
+def _is_valid_matrix(chosen: MatrixSettings, settings: Settings, path: KeyPath, errors: ErrorCollector) -> bool:
+    """Whether a matrix can be read."""
+    wrong = list(matrix.find_problems(chosen, settings.models))
+    for error in wrong if not errors.incomplete else ():
+        errors.add((*path, *error.path), error.message)
+    return not wrong
+
+
+def check_spillover(id: str, targets: Collection[str], settings: Settings, errors: ErrorCollector) -> None:
+    """Refuse a selector whose targets push each other out: it would load one for each request."""
+    if len(targets) <= 1:
+        return
+    where: KeyPath = ("selectors", id, "targets")
+    if settings.matrix:
+        sets = matrix.parse_matrix(settings.matrix, settings.models).values()
+        if not any(matrix.allows_together(expression, targets) for expression in sets):
+            errors.add(where, f"No set of the matrix holds all targets of {id}, so they cannot spill over to each other.")
+        return
+    of = {member: name for name, group in settings.groups.items() for member in group.members}
+    shared = {of.get(target, "") for target in targets}
+    if len(shared) > 1 or shared == {""} or settings.groups[shared.pop()].swap:
+        wish = "put them into one group with `swap: false`"
+        errors.add(where, f"The targets of {id} push each other out, so they cannot spill over to each other: {wish}.")
+
+
+def can_coexist(one: str, other: str, settings: Settings) -> bool:
+    """Whether groups or matrix let both be loaded at a time.
+
+    Rules bind those they name, and commands that they do not: these share llama-swap's default group, or with a matrix run
+    alone. With pools of `memory` it is these that decide about who is in no group.
+    """
+    if settings.matrix:
+        sets = matrix.parse_matrix(settings.matrix, settings.models)
+        named = {model for expression in sets.values() for model in matrix.list_models(expression)}
+        bound = all(id in named or (settings.models[id].cmd and not settings.memory) for id in (one, other))
+        return not bound or any(matrix.allows_together(expression, (one, other)) for expression in sets.values())
+    of = {member: group for group in settings.groups.values() for member in group.members}
+    if not settings.memory:
+        of = {id: DEFAULT_GROUP for id, model in settings.models.items() if model.cmd} | of
+    first, second = of.get(one), of.get(other)
+    if not first or not second:
+        return True
+    if first is second:
+        return not first.swap
+    return not ((first.exclusive and not second.persistent) and (second.exclusive and not first.persistent))
+
+
+DEFAULT_GROUP = GroupSettings()
+"""The group of commands that are in none."""

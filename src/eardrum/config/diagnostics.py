@@ -1,0 +1,170 @@
+"""Source locations of settings, and the errors and warnings about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eardrum.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+"""The way from the top of the settings to a value: names, and positions in lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLocation:
+    """A line of a file; or a variable of the environment, or a `--set`, which have no lines."""
+
+    file: str
+    line: int = 0
+    """Counted from 1; 0 is no file's."""
+    text: str | None = None
+    """What is written there, if it is one word, number or sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDiagnostic:
+    """Something that does not keep the settings from being used, but that whoever wrote them will want to know."""
+
+    message: str
+    location: SourceLocation | None = None
+    path: str = ""
+    """The setting, as in `models.a.cmd`."""
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.message}" if self.location else self.message
+
+
+class SettingError(ConfigError):
+    """A value that is wrong, and where it is written."""
+
+    def __init__(self, remark: ConfigDiagnostic):
+        super().__init__(str(remark))
+        self.diagnostic = remark
+
+
+class LocationMap:
+    """The place of every setting that is written somewhere. Settings from flags such as `--port` have none."""
+
+    def __init__(self) -> None:
+        self._locations: dict[KeyPath, SourceLocation] = {}
+        self._not_in_files: set[KeyPath] = set()
+
+    def __contains__(self, path: KeyPath) -> bool:
+        return path in self._locations
+
+    def __setitem__(self, path: KeyPath, place: SourceLocation) -> None:
+        self._locations[path] = place
+
+    def items(self) -> Iterable[tuple[KeyPath, SourceLocation]]:
+        """Every setting that is written somewhere, and where."""
+        return self._locations.items()
+
+    def is_in_file(self, path: KeyPath) -> bool:
+        """Whether a file says so, and not the environment or a flag."""
+        place = self._locations.get(path)
+        return bool(place and place.line)
+
+    def get_text(self, path: KeyPath) -> str | None:
+        """What is written there, before macros."""
+        place = self._locations.get(path)
+        return place.text if place else None
+
+    def find(self, path: KeyPath) -> SourceLocation | None:
+        """The place of a setting, or else of what holds it; None for what is not from a file."""
+        upwards = [path[:depth] for depth in range(len(path), 0, -1)]
+        if not self._not_in_files.isdisjoint(upwards):
+            return None
+        return next((self._locations[above] for above in upwards if above in self._locations), None)
+
+    def adopt(self, others: LocationMap, at: KeyPath = (), shift: int = 0) -> None:
+        """Take over the places below `at` of another file; the items of a list that is appended to lie `shift` further on."""
+        for path, place in others._locations.items():
+            if path[: len(at)] == at and path not in self._locations:
+                self._locations[_shift_path(path, len(at), shift)] = place
+
+    def copy(self, path: KeyPath, new: KeyPath) -> None:
+        """Let what stands below `path` be known below `new` as well."""
+        below = {place: at for place, at in self._locations.items() if place[: len(path)] == path}
+        self._locations |= {(*new, *place[len(path) :]): at for place, at in below.items()}
+
+    def override(self, tree: Any, by: LocationMap | None = None, path: KeyPath = ()) -> None:
+        """Take over the places that `by` knows of settings that `tree` sets anew; without it they have no place any more."""
+        if isinstance(tree, dict) and (tree or not path):
+            for name, value in tree.items():
+                self.override(value, by, (*path, name))
+            if by and path in by and path not in self._locations:
+                self._locations[path] = by._locations[path]
+        else:
+            self._locations = {place: at for place, at in self._locations.items() if place[: len(path)] != path}
+            self._not_in_files.discard(path)
+            if by:
+                self.adopt(by, path)
+            if path not in self._locations:
+                self._not_in_files.add(path)
+
+    def build_error(self, path: KeyPath, message: str) -> SettingError:
+        """An error that names the line."""
+        return SettingError(self.build_diagnostic(path, message))
+
+    def build_diagnostic(self, path: KeyPath, message: str) -> ConfigDiagnostic:
+        """A remark that names the line."""
+        return ConfigDiagnostic(message, self.find(path), format_path(path))
+
+
+class ErrorCollector:
+    """What is wrong with settings, gathered so that all of it can be told at once."""
+
+    def __init__(self, places: LocationMap):
+        self.locations = places
+        self.diagnostics: list[ConfigDiagnostic] = []
+        self.incomplete = False
+        """Whether something could not be read that may hold names: one that is not found may be there."""
+        self._paths: set[KeyPath] = set()
+
+    def add(self, path: KeyPath, message: str) -> None:
+        """One more."""
+        self._paths.add(path)
+        self.diagnostics.append(self.locations.build_diagnostic(path, message))
+
+    def add_exception(self, error: ConfigError, path: KeyPath | None = None) -> None:
+        """One more, which somebody has raised who looked at `path`, if it is the value there that is wrong."""
+        if path is not None:
+            self._paths.add(path)
+        self.diagnostics.append(error.diagnostic if isinstance(error, SettingError) else ConfigDiagnostic(error.message))
+
+    def has_error_at(self, path: KeyPath) -> bool:
+        """Whether a value is known to be wrong: what else there is to say of it would only follow from that."""
+        return path in self._paths
+
+    def list_sorted(self, files: Sequence[str]) -> list[ConfigDiagnostic]:
+        """All of them once, in the order of the files."""
+        return sort_diagnostics(self.diagnostics, files)
+
+
+def sort_diagnostics(remarks: Iterable[ConfigDiagnostic], files: Sequence[str]) -> list[ConfigDiagnostic]:
+    """Each remark once, by file and line, and what has no line at the end."""
+
+    def position(remark: ConfigDiagnostic) -> tuple[int, int]:
+        place = remark.location
+        return (files.index(place.file), place.line) if place and place.file in files else (len(files), 0)
+
+    return list(dict.fromkeys(sorted(remarks, key=position)))
+
+
+def format_path(path: KeyPath) -> str:
+    """The setting as people write it: `models.a.aliases[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _shift_path(path: KeyPath, depth: int, shift: int) -> KeyPath:
+    if shift and len(path) > depth and isinstance(position := path[depth], int):
+        return (*path[:depth], position + shift, *path[depth + 1 :])
+    return path

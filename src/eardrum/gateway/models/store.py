@@ -1,0 +1,235 @@
+"""The folder with the models' files: plain directories, and the layout of the Hugging Face cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from eardrum.errors import ConfigError, PullError, StorageFullError
+
+IMPORT_REVISION = "imported"
+"""Revision of models that did not come from the hub."""
+
+CACHE_PREFIX = "models--"
+"""How folders of the Hugging Face cache begin."""
+
+UNFINISHED_PATTERNS = ("*.part", "*.incomplete")
+"""Files of a download that was cut off, ours and those of the hub's own tools."""
+
+MAX_ID_BYTES = 200
+"""Longest id of a model: it becomes the name of a folder, which may have 255 bytes."""
+
+
+def find_hub_cache() -> Path:
+    """The Hugging Face cache, found as huggingface_hub finds it.
+
+    Raises:
+        ConfigError: that would be in the home of a user who has none.
+    """
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    try:
+        return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    except RuntimeError:
+        raise ConfigError("This user has no home folder for the Hugging Face cache: set model_dir, HF_HOME or HOME.") from None
+
+
+def is_model_id(name: str) -> bool:
+    """Whether a model may be called so: a folder's name, or an owner's and a model's. Never a way out of the store."""
+    parts = name.split("/")
+    return (
+        len(parts) <= 2
+        and all(
+            part and part.isprintable() and not part.startswith((".", "-", CACHE_PREFIX)) and "\\" not in part for part in parts
+        )
+        and len(name.encode(errors="replace")) <= MAX_ID_BYTES
+    )
+
+
+def is_written_as_path(name: str) -> bool:
+    """Whether what stands in a model's place can only be a folder or a file."""
+    return name.startswith((".", "/", "~")) or name.endswith("/")
+
+
+def resolve_folder(folder: Path) -> tuple[Path, str]:
+    """Where in a folder the files are, and what the model is called: it may be a part of a Hugging Face cache, or a copy of one.
+
+    Raises:
+        ConfigError: it is a part without a whole model.
+    """
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHE_PREFIX):
+        return folder, _parse_id(folder.parent.parent)
+    if not folder.name.startswith(CACHE_PREFIX):
+        return folder, folder.name
+    source = ModelStore(folder.parent).find_files(_parse_id(folder))
+    if not source:
+        raise ConfigError(f"{folder} looks like a part of the Hugging Face cache, but holds no whole model.")
+    return source, _parse_id(folder)
+
+
+class ModelStore:
+    """The models in one folder, by id: a directory's name, or the name at the hub."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __iter__(self) -> Iterator[tuple[str, Path]]:
+        """Ids and where the files are, in the order of the names. Whether the files are a model is the engines' affair."""
+        for id in self._list_ids():
+            if source := self.find_files(id):
+                yield id, source
+
+    def find_files(self, id: str) -> Path | None:
+        """The files of a model, the newest whole revision of them; None when there are none."""
+        if not is_model_id(id):
+            return None
+        snapshots = [path for path in (self._get_cache_path(id) / "snapshots").glob("*") if path.is_dir()]
+        if snapshots:
+            return max(snapshots, key=lambda path: path.stat().st_mtime)
+        return self._find_plain(id)
+
+    def is_unfinished(self, id: str) -> bool:
+        """Whether a download or a copy of this model was cut off, or is under way."""
+        if not is_model_id(id):
+            return False
+        copying = self._get_cache_path(id) / f".{IMPORT_REVISION}"
+        return copying.is_dir() or any(any((self._get_cache_path(id) / "blobs").glob(pattern)) for pattern in UNFINISHED_PATTERNS)
+
+    def compute_fingerprint(self) -> frozenset[tuple[str, int, int]]:
+        """Something that is another one when a model has come, gone or changed, and costs two looks for each to find out."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return frozenset(
+                    (entry.name, _read_change_time(entry.path), _read_change_time(f"{entry.path}/snapshots")) for entry in entries
+                )
+        except OSError:  # there is no folder yet, or it cannot be read
+            return frozenset()
+
+    def list_unfinished(self) -> list[str]:
+        """Ids of all models with an unfinished download."""
+        return [id for id in self._list_ids() if self.is_unfinished(id)]
+
+    def import_folder(self, directory: Path, id: str, copied: Callable[[int], None]) -> Path:
+        """Copy a directory in, as if it had been fetched from the hub. What is half copied is not seen as a model.
+
+        Args:
+            directory: the files; hidden ones (`.git`) stay behind.
+            id: the model's name from now on.
+            copied: told the bytes of each file that has been copied.
+
+        Raises:
+            ConfigError: no model can have this id, or one has it already.
+            PullError: a file cannot be copied.
+            StorageFullError: it does not fit.
+        """
+        if not is_model_id(id):
+            raise ConfigError(f"A model cannot be called {id!r}: choose a name of letters and digits with --name.")
+        if self.find_files(id):
+            raise ConfigError(f"There is a model {id} already: `eardrum rm {id}` first, or choose another name with --name.")
+        files = [path for path in directory.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(directory))]
+        size, free = sum(path.stat().st_size for path in files), shutil.disk_usage(_find_existing(self.folder)).free
+        if size > free:
+            raise StorageFullError(f"{directory} has {size / 1e9:.1f} GB, and {self.folder} {free / 1e9:.1f} GB free: make room.")
+        copying, snapshot = (
+            self._get_cache_path(id) / f".{IMPORT_REVISION}",
+            self._get_cache_path(id) / "snapshots" / IMPORT_REVISION,
+        )
+        shutil.rmtree(copying, ignore_errors=True)
+        try:
+            for path in files:
+                target = copying / path.relative_to(directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+                copied(path.stat().st_size)
+        except OSError as error:
+            raise _make_copy_error(error, directory, self.folder) from error
+        else:
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            copying.rename(snapshot)
+        finally:
+            shutil.rmtree(copying, ignore_errors=True)
+            with suppress(OSError):  # only if the copy failed and nothing else is in it
+                self._get_cache_path(id).rmdir()
+        return snapshot
+
+    def remove_model(self, id: str) -> int:
+        """Delete a model's files, also those of an unfinished download; returns the bytes that became free.
+
+        Raises:
+            ConfigError: the rights to do so are missing.
+        """
+        try:
+            return self._delete_files(id) if is_model_id(id) else 0
+        except PermissionError as error:
+            raise ConfigError(f"{id} cannot be deleted: {error.strerror}: {error.filename}.") from error
+
+    def _delete_files(self, id: str) -> int:
+        freed = 0
+        for path in (self._get_cache_path(id), self._find_plain(id)):
+            if path and path.is_symlink():  # the folder it leads to is not ours
+                path.unlink()
+            elif path and path.is_dir():
+                freed += measure_size(path)
+                shutil.rmtree(path)
+        with suppress(OSError):
+            shutil.rmtree(self.folder / ".locks" / self._get_cache_path(id).name)
+        return freed
+
+    def contains(self, source: Path) -> bool:
+        """Whether these files are in the store."""
+        return self.folder.resolve() in source.resolve().parents
+
+    def _list_ids(self) -> Iterator[str]:
+        try:
+            directories = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        except PermissionError:
+            raise ConfigError(
+                f"The folder of models, {self.folder}, cannot be read: set model_dir, or change its rights."
+            ) from None
+        for directory in directories:
+            yield _parse_id(directory)
+
+    def _find_plain(self, id: str) -> Path | None:
+        plain = self.folder / id
+        return plain if "/" not in id and plain.is_dir() else None
+
+    def _get_cache_path(self, id: str) -> Path:
+        return self.folder / f"{CACHE_PREFIX}{id.replace('/', '--')}"
+
+
+def measure_size(source: Path) -> int:
+    """Bytes of the files at a path; contents that several links lead to count once."""
+    if source.is_file():
+        return source.stat().st_size
+    files = (path for path in source.rglob("*") if path.is_file())
+    return sum({path.resolve(): path.stat().st_size for path in files}.values())
+
+
+def _read_change_time(path: str) -> int:
+    """When something was put into a folder or taken out of it, in nanoseconds; 0 if there is none."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _parse_id(folder: Path) -> str:
+    name = folder.name
+    return name.removeprefix(CACHE_PREFIX).replace("--", "/") if name.startswith(CACHE_PREFIX) else name
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _find_existing(folder: Path) -> Path:
+    return folder if folder.exists() else _find_existing(folder.parent)
+
+
+def _make_copy_error(error: OSError, directory: Path, folder: Path) -> PullError | StorageFullError:
+    if error.errno == errno.ENOSPC:
+        return StorageFullError(f"The disk of {folder} is full: make room, then pull {directory} again.")
+    return PullError(f"{directory} cannot be copied to {folder}: {error.strerror}: {error.filename}.")

@@ -1,0 +1,251 @@
+"""The upstream for an external HTTP server: a command's, a peer's, or any address."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import aiohttp
+from aiohttp.abc import ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from multidict import CIMultiDict
+from yarl import URL
+
+from eardrum.config.llama_swap import UpstreamTimeouts
+from eardrum.errors import (
+    InvalidRequestError,
+    UpstreamDiedError,
+    UpstreamError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
+    build_shortage_error,
+)
+from eardrum.gateway.spool import AudioSource
+from eardrum.gateway.upstreams.http_client import LOCALHOST, ConnectionPool, UpstreamResponse
+from eardrum.gateway.upstreams.transcription import TranscriptionResponse, UpstreamTranscriber
+from eardrum.gateway.upstreams.transcription_request import RequestStrategy, TranscriptionForm
+from eardrum.transcription import TranscriptionEvent, TranscriptionRequest
+
+HeaderList = Sequence[tuple[bytes, bytes]]
+"""As they are sent. Names in lower case, in the order they came; a name may come twice."""
+
+CREDENTIAL_HEADERS = (b"authorization", b"x-api-key")
+AUTOMATIC_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+"""What aiohttp would add to a request that has none: a proxy says what its client said."""
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Largest message of a WebSocket."""
+
+BODY_METHODS = ("POST", "PUT", "PATCH")
+UNSENDABLE = re.compile(r"[^\x21-\x7e]")
+
+
+class BodyStream:
+    """A request's body that is sent on while it comes in. It can be read once.
+
+    `size` is its length in bytes, None if nobody knows. `begun` tells whether any of it was taken.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], size: int | None):
+        self.size = size
+        self.started = False
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.started = True
+        return self._chunks
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRequest:
+    """A request for an upstream. `path` begins with a slash and has the query in it, escaped as it is to be sent."""
+
+    method: str
+    path: str
+    headers: HeaderList = ()
+    body: bytes | BodyStream | None = field(default=None, repr=False)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it could be sent once more."""
+        return not isinstance(self.body, BodyStream) or not self.body.started
+
+
+class ExternalUpstream:
+    """The way to it. `address` is its URL without a path of a route, such as `http://127.0.0.1:5800`.
+
+    Connections are kept and used again. `localhost` is tried on IPv4 and IPv6, whichever the server listens on. `key` goes out
+    in the place of whatever credentials the client sent. `model` is the name it has for its model, `known` how it transcribes.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        timeouts: UpstreamTimeouts | None = None,
+        *,
+        key: str = "",
+        model: str = "",
+        known: RequestStrategy | None = None,
+    ):
+        timeouts = timeouts or UpstreamTimeouts()
+        url = URL(address.rstrip("/"), encoded=True)
+        self.address = str(url.with_user(None))
+        self._host = (url.host_port_subcomponent or "").encode("latin-1")
+        self._root = url.raw_path.rstrip("/")
+        self._credentials = _build_credentials(url, key)
+        self._response_timeout = timeouts.responseHeader or None
+        self._pool = ConnectionPool(self.address, timeouts)
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=LocalhostResolver()),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect or None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=AUTOMATIC_HEADERS,
+            auto_decompress=False,
+        )
+        """For WebSockets, and for whoever wants more than bytes."""
+        secrets = tuple(value.decode().rpartition(" ")[2] for _, value in self._credentials)
+        self._transcriber = UpstreamTranscriber(
+            self._post_form, self.address, model, known or RequestStrategy.from_options({}), secrets
+        )
+
+    async def send_request(self, request: OutgoingRequest) -> UpstreamResponse:
+        """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
+
+        Raises:
+            UpstreamUnreachableError: nobody answers at the address.
+            UpstreamDiedError: it broke off before it answered.
+            UpstreamTimeoutError: it took longer to answer than it may.
+            Exception: what reading the body raised.
+        """
+        if not self._response_timeout:
+            return await self._send_once(request)
+        try:
+            async with asyncio.timeout(self._response_timeout):
+                return await self._send_once(request)
+        except TimeoutError:
+            raise self._make_timeout_error() from None
+
+    async def connect_websocket(
+        self, path: str, headers: HeaderList, subprotocols: Sequence[str]
+    ) -> aiohttp.ClientWebSocketResponse[Literal[True]]:
+        """A WebSocket to it.
+
+        Raises:
+            UpstreamDiedError, UpstreamTimeoutError: as `send`.
+            UpstreamError: it does not want one.
+        """
+        try:
+            async with asyncio.timeout(self._response_timeout):
+                return await self.session.ws_connect(
+                    URL(self.address + path, encoded=True),
+                    headers=CIMultiDict(_decode_headers(self._build_headers(headers))),
+                    protocols=subprotocols,
+                    max_msg_size=MAX_MESSAGE_BYTES,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise UpstreamError(f"{self.address} refuses the WebSocket with {error.status}: {error.message}.") from error
+        except aiohttp.ClientConnectorError as error:
+            if known := build_shortage_error(error.os_error, f"to reach {self.address}"):
+                raise known from error
+            raise UpstreamUnreachableError(f"{self.address} cannot be reached: {error.os_error.strerror}.") from error
+        except TimeoutError as error:
+            raise self._make_timeout_error() from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamDiedError(f"{self.address} broke off before it answered: {error}.") from error
+
+    def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
+        """Send the audio as it comes and yield events as they come, as a runner does. See `Transcription.transcribe`."""
+        return self._transcriber.transcribe(request, audio)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+        await self.session.close()
+
+    async def _send_once(self, request: OutgoingRequest) -> UpstreamResponse:
+        head, body = self._build_head(request), request.body
+        connection = await self._pool.acquire_connection()
+        chunked = isinstance(body, BodyStream) and body.size is None
+        return await connection.send_request(head, body, chunked=chunked, no_body=request.method == "HEAD")
+
+    def _build_head(self, request: OutgoingRequest) -> bytes:
+        """The request up to its body."""
+        if UNSENDABLE.search(request.path):
+            raise InvalidRequestError("The path has characters in it that must be escaped.")
+        lines = [f"{request.method} {self._root}{request.path} HTTP/1.1".encode("latin-1")]
+        lines += [name + b": " + value for name, value in self._build_headers(request.headers)]
+        return b"\r\n".join((*lines, *_build_length_header(request), b"", b""))
+
+    @asynccontextmanager
+    async def _post_form(self, path: str, form: TranscriptionForm) -> AsyncIterator[TranscriptionResponse]:
+        headers = [(b"accept", b"application/json, text/event-stream"), (b"content-type", form.content_type.encode("latin-1"))]
+        response = await self.send_request(OutgoingRequest("POST", path, headers, BodyStream(aiter(form), form.size)))
+        try:
+            told = dict(_decode_headers(response.raw_headers))
+            yield TranscriptionResponse(response.status, told, iterate_body(response))
+        finally:
+            response.release()  # closes the connection if the answer was not read to its end
+
+    def _build_headers(self, headers: HeaderList) -> HeaderList:
+        if self._credentials:
+            headers = [*(item for item in headers if item[0] not in CREDENTIAL_HEADERS), *self._credentials]
+        return headers if any(name == b"host" for name, _ in headers) else [(b"host", self._host), *headers]
+
+    def _make_timeout_error(self) -> UpstreamTimeoutError:
+        return UpstreamTimeoutError(
+            f"{self.address} did not begin to answer within {self._response_timeout:g} s (timeouts.responseHeader)."
+        )
+
+
+async def iterate_body(answer: UpstreamResponse) -> AsyncIterator[bytes]:
+    """The body of an answer as it comes.
+
+    Raises:
+        UpstreamDiedError: it ends in the middle.
+    """
+    while chunk := await answer.read_chunk():
+        yield chunk
+
+
+def _decode_headers(headers: HeaderList) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _build_length_header(request: OutgoingRequest) -> list[bytes]:
+    """The header that says how long the body is, if there is one."""
+    body = request.body
+    if isinstance(body, BodyStream):
+        return [b"transfer-encoding: chunked" if body.size is None else b"content-length: %d" % body.size]
+    if body is None:
+        return [b"content-length: 0"] if request.method in BODY_METHODS else []
+    return [b"content-length: %d" % len(body)]
+
+
+def _build_credentials(url: URL, key: str) -> HeaderList:
+    if key:
+        return [(b"authorization", b"Bearer " + key.encode()), (b"x-api-key", key.encode())]
+    if url.user is not None:
+        basic = base64.b64encode(f"{url.user}:{url.password or ''}".encode())
+        return [(b"authorization", b"Basic " + basic)]
+    return []
+
+
+class LocalhostResolver(ThreadedResolver):
+    """Knows that `localhost` is this machine on IPv4 and on IPv6, as `Pool` does."""
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """The addresses of a host."""
+        if host != "localhost":
+            return await super().resolve(host, port, family)
+        families = (socket.AF_INET, socket.AF_INET6)
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            for kind, address in zip(families, LOCALHOST, strict=True)
+            if family in (kind, socket.AF_UNSPEC)
+        ]

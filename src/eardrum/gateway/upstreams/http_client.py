@@ -1,0 +1,394 @@
+"""An HTTP/1.1 client for upstreams: connections, their responses, and a pool that reuses them.
+
+A proxy needs little of what a client library does and pays for all of it with every request: with this client its CPU time
+per request is less than half. llhttp parses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from eardrum.config.llama_swap import UpstreamTimeouts
+from eardrum.errors import (
+    UpstreamDiedError,
+    UpstreamHungUpError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
+    build_shortage_error,
+)
+
+READ_AHEAD_BYTES = 1 << 17
+"""Bytes of an answer that are read before somebody takes them."""
+MAX_HEAD_BYTES = 1 << 18
+"""Longest head of an answer."""
+WRITE_BYTES = 1 << 18
+"""Bytes of a body that are written at once, so that a large one does not hold up the event loop."""
+
+BODILESS_STATUSES = (204, 304)
+
+
+class UpstreamResponse:
+    """An upstream's answer, whose body is still coming in. Somebody has to read it to its end or `release` it."""
+
+    def __init__(self, connection: HttpConnection, origin: str):
+        self.status = 0
+        self.raw_headers: list[tuple[bytes, bytes]] = []
+        """Names in lower case."""
+        self.origin = origin
+        """Who answers, for messages."""
+        self.ended = False
+        """Whether the body is here to its end and has been taken."""
+        self._connection = connection
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._complete = False
+        self._failure = ""
+        self._more: asyncio.Future[None] | None = None
+
+    @property
+    def content_type(self) -> str:
+        """The media type, without parameters."""
+        value = next((value for name, value in self.raw_headers if name == b"content-type"), b"")
+        return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+    async def read_chunk(self) -> bytes:
+        """What has come of the body since the last call; empty at its end.
+
+        Raises:
+            UpstreamDiedError: it ends in the middle.
+        """
+        while not self._waiting and not self._complete and not self._failure:
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        if not self._waiting and self._failure:
+            raise UpstreamDiedError(f"{self.origin} broke off in the middle of its answer: {self._failure}.")
+        chunk = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting.clear()
+        self._size = 0
+        if not self._complete:
+            self._connection.resume_reading()
+        self.ended = self._complete
+        return chunk
+
+    async def read_body(self, most: int) -> bytes:
+        """The body up to so many bytes, or a few more."""
+        data = b""
+        while len(data) < most and (chunk := await self.read_chunk()):
+            data += chunk
+        return data
+
+    def release(self) -> None:
+        """It is not needed any more: what has not come yet never will."""
+        if not self._complete:
+            self._connection.abort()
+
+    def add_data(self, data: bytes) -> bool:
+        """Take in more of the body. Returns whether that is enough for now."""
+        self._waiting.append(data)
+        self._size += len(data)
+        self._wake()
+        return self._size > READ_AHEAD_BYTES
+
+    def end_body(self, failure: str = "") -> None:
+        """The body is over, or will not come."""
+        self._complete, self._failure = not failure, failure
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._more and not self._more.done():
+            self._more.set_result(None)
+
+
+class HttpConnection(asyncio.Protocol):
+    """One request at a time. `idle` is called when it could take the next one, `gone` when it is over."""
+
+    def __init__(self, origin: str, idle: Callable[[HttpConnection], None], gone: Callable[[HttpConnection], None]):
+        self.usable = False
+        """Whether it can take a request now."""
+        self._origin = origin
+        self._on_idle = idle
+        self._on_closed = gone
+        self._transport: asyncio.Transport
+        self._response: UpstreamResponse | None = None
+        self._head: asyncio.Future[UpstreamResponse] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._send_task: asyncio.Task[None] | None = None
+        self._paused = self._closed = False
+        self._reused = False
+        self._no_body = False
+        self._delimited = False
+        self._head_bytes = 0
+
+    async def send_request(
+        self, head: bytes, body: bytes | AsyncIterable[bytes] | None, *, chunked: bool, no_body: bool
+    ) -> UpstreamResponse:
+        """Send a request and return the answer once its head is here.
+
+        Args:
+            head: the request up to its body, the empty line included.
+            body: its body.
+            chunked: whether the body's length is not in the head.
+            no_body: the answer will have no body, whatever its head says.
+
+        Raises:
+            UpstreamDiedError: the connection ends before that.
+            UpstreamHungUpError: so it does, and it had served requests before.
+            Exception: what reading the body raised.
+        """
+        if self._closed:
+            raise self._make_broken_error("it closed the connection")
+        self.usable, self._no_body, self._head_bytes = False, no_body, 0
+        self._response = UpstreamResponse(self, self._origin)
+        self._head = asyncio.get_running_loop().create_future()
+        if body is None or (isinstance(body, bytes) and len(body) <= WRITE_BYTES):
+            self._transport.write(head + body if body else head)
+        else:
+            self._transport.write(head)
+            self._send_task = asyncio.create_task(self._send_body(body, chunked=chunked))
+        try:
+            return await self._head
+        except BaseException:
+            self.abort()
+            raise
+
+    def resume_reading(self) -> None:
+        """There is room for more of the answer."""
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Hang up."""
+        self.usable = False
+        if self._send_task:
+            self._send_task.cancel()
+        self._transport.abort()
+
+    async def _send_body(self, body: bytes | AsyncIterable[bytes], *, chunked: bool) -> None:
+        try:
+            async for piece in _split_body(body) if isinstance(body, bytes) else body:
+                self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                if self._writable:
+                    await self._writable
+            if chunked:
+                self._transport.write(b"0\r\n\r\n")
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer is told
+            if self._head and not self._head.done():
+                self._head.set_exception(error)
+            self._transport.abort()
+        finally:
+            self._send_task = None
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is connected."""
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
+
+    def data_received(self, data: bytes) -> None:
+        """More of the answer."""
+        if not self._response:
+            self.abort()  # nobody asked
+            return
+        self._head_bytes += len(data) if self._head else 0
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"what it sent is not HTTP ({error})")
+            self.abort()
+        if self._head and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail("the headers of its answer do not end")
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over. That ends an answer without a length, and breaks off any other."""
+        self.usable, self._closed = False, True
+        if self._writable and not self._writable.done():
+            self._writable.set_result(None)
+        if self._send_task:
+            self._send_task.cancel()
+        if self._response and not self._head and not self._delimited and not exc:
+            self.on_message_complete()
+        self._fail(str(exc) if exc else "it closed the connection")
+        self._on_closed(self)
+
+    def pause_writing(self) -> None:
+        """It takes no more for now."""
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """It takes more again."""
+        if self._writable and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    def _fail(self, why: str) -> None:
+        if self._head and not self._head.done():
+            self._head.set_exception(self._make_broken_error(why))
+        elif self._response:
+            self._response.end_body(why)
+        self._head = self._response = None
+
+    def _make_broken_error(self, why: str) -> UpstreamDiedError:
+        kind = UpstreamHungUpError if self._reused else UpstreamDiedError
+        return kind(f"{self._origin} broke off before it answered: {why}.")
+
+    # What the parser finds.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer behind the body, which nobody here needs."""
+        if self._response and self._head:
+            self._response.raw_headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The head is here; one of a status below 200 only precedes it."""
+        assert self._response
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._response.raw_headers.clear()
+            return
+        self._response.status = status
+        names = {name for name, _ in self._response.raw_headers}
+        self._delimited = b"content-length" in names or b"transfer-encoding" in names or status in BODILESS_STATUSES
+        if self._head and not self._head.done():
+            self._head.set_result(self._response)
+        self._head = None
+        if self._no_body:
+            answer, self._response = self._response, None
+            answer.end_body()
+            self._transport.close()  # the parser would wait for the body
+
+    def on_body(self, data: bytes) -> None:
+        """More of the body."""
+        if self._response and self._response.add_data(data) and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """The answer is over."""
+        if self._head or not self._response:  # a status below 200
+            return
+        answer, self._response = self._response, None
+        answer.end_body()
+        self.resume_reading()
+        if self._send_task or self._transport.is_closing() or not self._parser.should_keep_alive():
+            self.abort()
+        else:
+            self.usable = self._reused = True
+            self._on_idle(self)
+
+
+async def _split_body(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), WRITE_BYTES):
+        yield body[at : at + WRITE_BYTES]
+
+
+LOCALHOST = ("127.0.0.1", "::1")
+"""What `localhost` is, also where the system's table has only one of them."""
+
+
+class ConnectionPool:
+    """Takes the connection that was used last, so that those too many are closed when their time is over."""
+
+    def __init__(self, address: str, timeouts: UpstreamTimeouts):
+        self._address = address
+        url = urlsplit(address)
+        self._ssl_context = ssl.create_default_context() if url.scheme == "https" else None
+        self._name = url.hostname or ""
+        self._hosts = LOCALHOST if self._name == "localhost" else (self._name,)
+        self._port = url.port or (443 if self._ssl_context else 80)
+        self._timeouts = timeouts
+        self._free: list[tuple[HttpConnection, float]] = []
+        self._all: set[HttpConnection] = set()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def acquire_connection(self) -> HttpConnection:
+        """One that can take a request.
+
+        Raises:
+            UpstreamUnreachableError: nobody answers there.
+            UpstreamTimeoutError: not in time.
+            UpstreamDiedError: the pool was closed.
+        """
+        if self._closed:
+            raise UpstreamDiedError(f"{self._address} is not asked any more.")
+        while self._free:
+            kept, _ = self._free.pop()
+            if kept.usable:
+                return kept
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                return await self._connect()
+        except TimeoutError:
+            raise UpstreamTimeoutError(f"{self._address} could not be reached in time (timeouts.connect).") from None
+
+    def close(self) -> None:
+        """Close all of them, for good."""
+        self._closed = True
+        if self._sweep_timer:
+            self._sweep_timer.cancel()
+        for connection in list(self._all):
+            connection.abort()
+
+    @property
+    def _connect_timeout(self) -> float | None:
+        handshake = self._timeouts.tlsHandshake if self._ssl_context else 0.0
+        return self._timeouts.connect + handshake if self._timeouts.connect else None
+
+    async def _connect(self) -> HttpConnection:
+        failure: OSError | None = None
+        for host in self._hosts:
+            try:
+                transport, made = await asyncio.get_running_loop().create_connection(
+                    self._create_connection,
+                    host,
+                    self._port,
+                    ssl=self._ssl_context,
+                    server_hostname=self._name if self._ssl_context else None,
+                )
+            except OSError as error:
+                failure = failure or error
+            else:
+                self._all.add(made)
+                self._enable_keepalive(transport.get_extra_info("socket"))
+                return made
+        if failure and (known := build_shortage_error(failure, f"to reach {self._address}")):
+            raise known from failure
+        said = failure.strerror or str(failure) if failure else ""
+        raise UpstreamUnreachableError(f"{self._address} cannot be reached: {said}.") from failure
+
+    def _create_connection(self) -> HttpConnection:
+        return HttpConnection(self._address, self._keep_connection, self._all.discard)
+
+    def _keep_connection(self, connection: HttpConnection) -> None:
+        loop = asyncio.get_running_loop()
+        self._free.append((connection, loop.time()))
+        if self._timeouts.idleConn and not self._sweep_timer:
+            self._sweep_timer = loop.call_later(self._timeouts.idleConn, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close those that nobody has used for long; come back when the next one may be due."""
+        loop = asyncio.get_running_loop()
+        self._sweep_timer = None
+        while self._free and self._free[0][1] + self._timeouts.idleConn <= loop.time():
+            self._free.pop(0)[0].abort()
+        if self._free:
+            self._sweep_timer = loop.call_at(self._free[0][1] + self._timeouts.idleConn, self._close_idle)
+
+    def _enable_keepalive(self, connected: socket.socket | None) -> None:
+        """Ask every so many seconds whether the other side is still there."""
+        if not self._timeouts.keepalive or not connected:
+            return
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):  # not every system has both
+            if option := getattr(socket, name, None):
+                connected.setsockopt(socket.IPPROTO_TCP, option, max(1, int(self._timeouts.keepalive)))

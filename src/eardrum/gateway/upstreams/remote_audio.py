@@ -1,0 +1,210 @@
+"""Fetches recordings from URLs that clients send, from the hosts that the config allows (`limits.fetch_hosts`).
+
+Otherwise a client could make the server request whatever the server can reach (SSRF). So the name must be listed, and its
+address must be public or listed: the address that was checked is the one that is connected to, whatever the name resolves to
+a moment later.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from eardrum.config import LimitSettings
+from eardrum.errors import InvalidRequestError, TooLargeError
+from eardrum.gateway.spool import Spool
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_REDIRECTS = 3
+PARAM = "audio_url"
+
+
+class AudioFetcher:
+    """Gets recordings within the limits. `resolver` looks up names."""
+
+    def __init__(self, limits: LimitSettings, resolver: AbstractResolver | None = None):
+        self._hosts = AllowedHosts.from_list(limits.fetch_hosts)
+        self._limits = limits
+        self._resolver = resolver
+
+    async def fetch_into(self, spelled: str, spool: Spool) -> None:
+        """Fetch what is there into the spool.
+
+        Raises:
+            InvalidRequestError: it is not allowed, or cannot be fetched.
+            TooLargeError: it is larger than an upload may be.
+        """
+        resolver = CheckedResolver(self._hosts, self._resolver or ThreadedResolver())
+        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._limits.stall_seconds)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session,
+                self._follow_redirects(session, self._check_url(spelled)) as response,
+            ):
+                await self._read_response(response, spool)
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # some addresses are wrong only when they are used
+            raise InvalidRequestError(f"{spelled[:200]} cannot be fetched: {_explain_error(error)}.", param=PARAM) from error
+        spool.finish()
+
+    @asynccontextmanager
+    async def _follow_redirects(self, session: aiohttp.ClientSession, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer that has the recording, a few redirects away at most."""
+        for _ in range(MAX_REDIRECTS + 1):
+            async with session.get(url, allow_redirects=False, headers={"accept-encoding": "identity"}) as response:
+                if response.status == 200:
+                    yield response
+                    return
+                if response.status not in (301, 302, 303, 307, 308):
+                    raise InvalidRequestError(f"{url} cannot be fetched: it answered {response.status}.", param=PARAM)
+                url = self._check_url(_join_redirect(url, response.headers.get("location", "")))
+        raise InvalidRequestError(f"{url} cannot be fetched: it is more than {MAX_REDIRECTS} redirects away.", param=PARAM)
+
+    def _check_url(self, spelled: str) -> URL:
+        """The address, if it may be asked."""
+        try:
+            url = URL(spelled)
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("http", "https") or not url.host or url.user or url.password:
+            message = "audio_url must be a data: URL, or an address with http or https and without a password."
+            raise InvalidRequestError(message, param=PARAM)
+        if not self._hosts.allows(url.host):
+            message = (
+                f"This server does not fetch from {url.host}: list it in the config (limits.fetch_hosts), or send the audio."
+            )
+            raise InvalidRequestError(message, param=PARAM)
+        return url
+
+    async def _read_response(self, response: aiohttp.ClientResponse, spool: Spool) -> None:
+        if (encoding := response.headers.get("content-encoding", "identity").lower()) != "identity":
+            raise InvalidRequestError(f"{response.url} has the content-encoding {encoding}.", param=PARAM)
+        if (response.content_length or 0) > self._limits.upload_bytes:
+            raise self._make_too_large_error(response)
+        async for chunk in response.content.iter_any():
+            await spool.write(chunk)
+            if spool.size > self._limits.upload_bytes:
+                raise self._make_too_large_error(response)
+
+    def _make_too_large_error(self, response: aiohttp.ClientResponse) -> TooLargeError:
+        most = f"{self._limits.upload_bytes:,} bytes (limits.upload_bytes)"
+        return TooLargeError(f"{response.url} is larger than {most}.", param=PARAM)
+
+
+class CheckedResolver(AbstractResolver):
+    """Looks up names, and keeps of what it finds only what may be connected to."""
+
+    def __init__(self, hosts: AllowedHosts, resolver: AbstractResolver):
+        self._hosts = hosts
+        self._resolver = resolver
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """The addresses of a host.
+
+        Raises:
+            InvalidRequestError: none of them may be connected to.
+        """
+        found = await self._resolver.resolve(host, port, family)
+        allowed = [result for result in found if (ip := parse_address(result["host"])) and self._hosts.is_reachable(ip)]
+        if found and not allowed:
+            message = f"{host} is in a private network: list its address, too, in the config (limits.fetch_hosts)."
+            raise InvalidRequestError(message, param=PARAM)
+        return allowed
+
+    async def close(self) -> None:
+        """Let go of what the other one holds."""
+        await self._resolver.close()
+
+
+def _join_redirect(url: URL, location: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return str(url.join(URL(location)))
+    except ValueError:
+        raise InvalidRequestError(
+            f"{url} cannot be fetched: it leads to {location[:200]!r}, which is no address.", param=PARAM
+        ) from None
+
+
+def _explain_error(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name is not known"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+IpAddress = IPv4Address | IPv6Address
+
+NAT64_NETWORK = ip_network("64:ff9b::/96")
+"""IPv6 addresses behind which a gateway reaches IPv4."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedHosts:
+    """Names, and addresses that may be connected to although they are not public."""
+
+    names: frozenset[str]
+    """In lower case; `*.example.com` is every name below that one, `*` every name."""
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+    @classmethod
+    def from_list(cls, listed: Sequence[str]) -> Self:
+        """The hosts of `limits.fetch_hosts`."""
+        networks = {entry: found for entry in listed if (found := parse_network(entry))}
+        return cls(frozenset(entry.lower().rstrip(".") for entry in listed if entry not in networks), tuple(networks.values()))
+
+    def allows(self, host: str) -> bool:
+        """Whether an address may name this host. Where its name leads is for `reachable` to say."""
+        if literal := parse_address(host):
+            return self.is_reachable(literal) and ("*" in self.names or self._is_listed(literal))
+        host = host.lower().rstrip(".")
+        above = (f"*.{rest}" for rest in _list_parents(host))
+        return host in self.names or "*" in self.names or any(name in self.names for name in above)
+
+    def is_reachable(self, ip: IpAddress) -> bool:
+        """Whether it may be connected to: it is public, or listed."""
+        inner = _unwrap_address(ip)
+        return (inner.is_global and not inner.is_multicast) or self._is_listed(ip) or self._is_listed(inner)
+
+    def _is_listed(self, ip: IpAddress) -> bool:
+        return any(ip in net for net in self.networks)
+
+
+def parse_network(entry: str) -> IPv4Network | IPv6Network | None:
+    """The network, or the one address, that an entry names; None if it is a name."""
+    try:
+        return ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        return None
+
+
+def parse_address(host: str) -> IpAddress | None:
+    """The address a host is written as; None if it is a name."""
+    try:
+        return ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _list_parents(host: str) -> list[str]:
+    labels = host.split(".")
+    return [".".join(labels[at:]) for at in range(1, len(labels))]
+
+
+def _unwrap_address(ip: IpAddress) -> IpAddress:
+    """The IPv4 address that an IPv6 address stands for, if it does."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    if ip in NAT64_NETWORK:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)

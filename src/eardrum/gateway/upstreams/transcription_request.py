@@ -1,0 +1,344 @@
+"""The request for a transcript: by which route and in which format an external server is asked, and the form with the audio.
+
+`RequestStrategy` decides what to try next when a server refuses; it sends nothing. The form is sent while the file still
+comes in; its type is detected by the first bytes, since names and content types cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eardrum.errors import ConfigError
+from eardrum.gateway.spool import AudioSource
+from eardrum.openai_responses.error import UpstreamReply
+from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
+
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
+INFERENCE = "/inference"
+"""Where whisper-server transcribes unless its command says otherwise."""
+
+ROUTE_OPTIONS = ("transcriptions", "translations")
+"""Options of models that a command or another server brings."""
+
+VERBOSE, PLAIN = "verbose_json", "json"
+
+GUESSES_NEEDED = 3
+"""So often in a row a server must have served another way of asking, after refusals that named no reason, until it is asked so at
+once: one that is in trouble for a moment keeps its times."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionRoute:
+    """A route by which a server may do a task."""
+
+    path: str
+    translate: bool = False
+    """A field asks for the translation, as whisper-server wants it."""
+    certain: bool = True
+    """It is known, by the config or from its answers, that the server obeys that field; else its answer has to say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """One way of asking."""
+
+    routes: tuple[TranscriptionRoute, ...]
+    """The first is taken; the others are left should there be nothing at its path."""
+    format: str
+    stream: bool
+    tried: tuple[tuple[str, bool], ...] = ()
+    """Formats, with streaming or without, that were refused on this way."""
+    guessed: bool = False
+    """Whether a refusal that named no reason led here."""
+    words: bool = False
+    """Whether word times are asked for although the answer can do without."""
+
+    @property
+    def route(self) -> TranscriptionRoute:
+        """Where the request goes."""
+        return self.routes[0]
+
+
+@dataclass(slots=True)
+class RequestStrategy:
+    """What is known of one server. It is learned from requests that succeeded, and forgotten with its process."""
+
+    transcription_routes: tuple[TranscriptionRoute, ...]
+    translation_routes: tuple[TranscriptionRoute, ...]
+    supports_streaming: bool = True
+    formats: dict[bool, str] = field(default_factory=lambda: {False: VERBOSE, True: VERBOSE})
+    """What is asked for where times are wanted, without streaming and with it."""
+    has_verbose_text: bool = False
+    """Whether a text has ever come in verbose_json: an empty one then means silence."""
+    guesses: int = 0
+    """Guessed plans in a row that have worked."""
+    supports_words: bool = True
+    """Whether word times may be asked for by those who can do without: no more, once the server has refused them."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> RequestStrategy:
+        """What is known beforehand; the options are paths, `translations` empty where a field asks for a translation.
+
+        Raises:
+            ConfigError: an option is unknown, or no path.
+        """
+        for name, value in options.items():
+            if name not in ROUTE_OPTIONS:
+                raise ConfigError(
+                    f"the option {name} is not one of {', '.join(ROUTE_OPTIONS)}, which models with `cmd` or `proxy` have."
+                )
+            if not isinstance(value, str) or not (value.startswith("/") or (name == "translations" and not value)):
+                raise ConfigError(f"the option {name} must be a path such as {INFERENCE}, not {value!r}.")
+        transcriptions, translations = options.get("transcriptions"), options.get("translations")
+        paths = (transcriptions,) if transcriptions else (TRANSCRIPTIONS, INFERENCE)
+        by_field = tuple(TranscriptionRoute(path, translate=True, certain=translations == "") for path in paths)
+        if translations:
+            by_route: tuple[TranscriptionRoute, ...] = (TranscriptionRoute(translations),)
+        else:
+            by_route = by_field if translations == "" else (TranscriptionRoute(TRANSLATIONS), *by_field)
+        return cls(tuple(map(TranscriptionRoute, paths)), by_route)
+
+    def plan_first(self, request: TranscriptionRequest) -> RequestPlan | None:
+        """How the request is asked first: for no more than it needs, since what is more may be what a server gets wrong."""
+        return self._build_plan(
+            self.translation_routes if request.task is SpeechTask.TRANSLATE else self.transcription_routes, request
+        )
+
+    def plan_after_refusal(self, plan: RequestPlan, refusal: UpstreamReply, request: TranscriptionRequest) -> RequestPlan | None:
+        """What to try once the plan was refused; None if another way of asking would not change that."""
+        other = PLAIN if plan.format == VERBOSE else VERBOSE
+        if is_route_missing(refusal):
+            return self._build_plan(plan.routes[1:], request)
+        if plan.words and (refusal.is_about_format or refusal.is_ambiguous):
+            self.supports_words = self.supports_words and not refusal.is_about_format
+            return replace(plan, words=False)
+        if refusal.is_about_format:
+            return _pick_untried(plan, (other, plan.stream), (other, False))
+        if not refusal.is_ambiguous:
+            return None
+        unstreamed = ((self._choose_format(plan.route, request, stream=False), False), (PLAIN, False)) if plan.stream else ()
+        if plan.stream and "stream" in refusal.text.lower():
+            return _pick_untried(plan, *unstreamed)
+        found = _pick_untried(plan, *unstreamed, *_list_json_formats(plan.route, request), guessed=True)
+        return found or (self._build_plan(plan.routes[1:], request) if refusal.status == 501 else None)
+
+    def plan_alternative(self, plan: RequestPlan, request: TranscriptionRequest) -> RequestPlan | None:
+        """What to try if an answer cannot be read, or has no text in it although there may be one; None if nothing is left."""
+        return _pick_untried(plan, *_list_json_formats(plan.route, request), guessed=True)
+
+    def doubts_silence(self, plan: RequestPlan) -> bool:
+        """Whether an answer without a text may come of the way it was asked for: some servers have the text in json only."""
+        return plan.format == VERBOSE and not self.has_verbose_text
+
+    def record_success(self, plan: RequestPlan, request: TranscriptionRequest, *, silent: bool = False) -> None:
+        """The plan has worked; with a text, or `silent` without."""
+        if request.task is SpeechTask.TRANSLATE:
+            self.translation_routes = plan.routes
+        else:
+            self.transcription_routes = plan.routes
+        if plan.guessed:
+            self.guesses += not silent
+            if silent or self.guesses < GUESSES_NEEDED:
+                return
+        elif plan.format == VERBOSE:
+            self.guesses = 0
+            self.has_verbose_text = self.has_verbose_text or not silent
+        if request.times or request.words:
+            self.formats[plan.stream] = plan.format
+        self.supports_streaming = self.supports_streaming and (plan.stream or not request.partial or not plan.route.certain)
+
+    def _build_plan(self, ways: tuple[TranscriptionRoute, ...], request: TranscriptionRequest) -> RequestPlan | None:
+        if not ways:
+            return None
+        stream = request.partial and self.supports_streaming and ways[0].certain
+        form = self._choose_format(ways[0], request, stream=stream)
+        return RequestPlan(ways, form, stream, words=request.words_if_any and self.supports_words and form == VERBOSE)
+
+    def _choose_format(self, way: TranscriptionRoute, request: TranscriptionRequest, *, stream: bool) -> str:
+        if not way.certain:
+            return VERBOSE  # where a server says what it has done
+        return self.formats[stream] if request.times or request.words else PLAIN
+
+
+def _pick_untried(plan: RequestPlan, *others: tuple[str, bool], guessed: bool = False) -> RequestPlan | None:
+    """The plan in the first of the other formats that was not tried yet, with streaming or without."""
+    tried = (*plan.tried, (plan.format, plan.stream))
+    for form, stream in others:
+        if (form, stream) not in tried:
+            return replace(plan, format=form, stream=stream, tried=tried, guessed=guessed or plan.guessed)
+    return None
+
+
+def _list_json_formats(way: TranscriptionRoute, request: TranscriptionRequest) -> tuple[tuple[str, bool], ...]:
+    """Word times, and what a server has done, are in verbose_json only."""
+    return () if request.words or not way.certain else ((PLAIN, False),)
+
+
+def is_route_missing(reply: UpstreamReply) -> bool:
+    """Whether the server has no such route. What it says about models that it does not have is another matter."""
+    return reply.status in (404, 405) and "model" not in reply.message.lower()
+
+
+def build_fields(plan: RequestPlan, request: TranscriptionRequest, model: str) -> list[FormField]:
+    """The form's fields beside the file: those that we understand, and the client's others as it sent them."""
+    words = (request.words or plan.words) and plan.format == VERBOSE
+    asked: list[FormField] = [
+        ("model", model),
+        ("response_format", plan.format),
+        ("language", request.language or ""),
+        ("prompt", request.prompt),
+        ("temperature", f"{request.temperature:g}" if request.temperature else ""),
+        ("audio_track", str(request.audio_track or "")),
+        ("translate", "true" if plan.route.translate else ""),
+        ("stream", "true" if plan.stream else ""),
+        *(("timestamp_granularities[]", value) for value in ("word", "segment") if words),
+    ]
+    given = {name for name, _ in request.extra}
+    if not given & {"hotwords", "keywords", "keywords[]"}:
+        asked.append(("hotwords", ", ".join(request.hotwords)))
+    ours = {name for name, value in asked if value}
+    return [(name, value) for name, value in asked if value] + [item for item in request.extra if item[0] not in ours]
+
+
+FormField = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FormRecording:
+    """Audio to be sent: its beginning, and the rest as it comes."""
+
+    head: bytes
+    rest: AsyncIterator[bytes]
+    size: int | None
+    """Bytes of both; None as long as nobody knows."""
+    file_type: AudioFileType
+
+
+async def open_recording(audio: AudioSource, *, raw_pcm: bool) -> FormRecording:
+    """The audio from its start, once enough of it is here to know its kind. Headerless samples become a WAV file."""
+    if raw_pcm:
+        return await _open_pcm(audio)
+    chunks, head = audio.read(), b""
+    async for chunk in chunks:
+        head += chunk
+        if len(head) >= SNIFF_BYTES:
+            return FormRecording(head, chunks, None, detect_file_type(head))
+    return FormRecording(head, chunks, len(head), detect_file_type(head))
+
+
+async def _open_pcm(audio: AudioSource) -> FormRecording:
+    """A WAV file, which begins with its size: so all of it must be here before any of it is sent."""
+    size = 0
+    async for chunk in audio.read():
+        size += len(chunk)
+    head = build_wav_header(size)
+    return FormRecording(head, audio.read(), len(head) + size, detect_file_type(head))
+
+
+class TranscriptionForm:
+    """The body of a request in multipart/form-data: the fields, then the file."""
+
+    def __init__(self, fields: Sequence[FormField], file: FormRecording):
+        boundary = uuid.uuid4().hex
+        parts = [
+            *(_build_part_header(boundary, name) + value for name, value in fields),
+            _build_part_header(boundary, "file", file.file_type),
+        ]
+        self._before = "\r\n".join(parts).encode(errors="replace")
+        self._after = f"\r\n--{boundary}--\r\n".encode()
+        self._file = file
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self.size = None if file.size is None else len(self._before) + file.size + len(self._after)
+        """In bytes; None as long as nobody knows."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._before + self._file.head
+        async for chunk in self._file.rest:
+            yield chunk
+        yield self._after
+
+
+def _build_part_header(boundary: str, name: str, file: AudioFileType | None = None) -> str:
+    """What precedes a part's content."""
+    quoted = name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{quoted}"'
+    if file:
+        head += f'; filename="{file.file_name}"\r\nContent-Type: {file.media_type}'
+    return head + "\r\n\r\n"
+
+
+SNIFF_BYTES = 64 << 10
+"""So much of a file is looked at."""
+
+UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
+"""What stands in the header of a WAV that was written without going back."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFileType:
+    """A file's kind. Servers go by the ending of its name, or by its content type, or by neither."""
+
+    extension: str
+    media_type: str
+    seconds: float = 0.0
+    """0 if its head does not tell."""
+
+    @property
+    def file_name(self) -> str:
+        """A file name."""
+        return f"audio.{self.extension}" if self.extension else "audio"
+
+
+SIGNATURES = (
+    (8, b"WAVE", "wav", "audio/wav"),
+    (0, b"fLaC", "flac", "audio/flac"),
+    (0, b"OggS", "ogg", "audio/ogg"),
+    (0, b"ID3", "mp3", "audio/mpeg"),
+    (4, b"ftypM4A", "m4a", "audio/mp4"),
+    (4, b"ftyp", "mp4", "video/mp4"),
+    (0, b"\x1aE\xdf\xa3", "webm", "audio/webm"),
+    *((0, bytes((0xFF, second)), "aac", "audio/aac") for second in (0xF0, 0xF1, 0xF8, 0xF9)),
+    *((0, bytes((0xFF, second)), "mp3", "audio/mpeg") for second in range(0xE0, 0x100)),
+)
+"""Where in a file which bytes tell its kind; the first that fits counts."""
+
+
+def detect_file_type(head: bytes) -> AudioFileType:
+    """The kind of file that begins so."""
+    for at, mark, ending, media_type in SIGNATURES:
+        if head.startswith(mark, at):
+            tell = {"wav": _read_wav_duration, "flac": _read_flac_duration}.get(ending)
+            return AudioFileType(ending, media_type, tell(head) if tell else 0.0)
+    return AudioFileType("", "application/octet-stream")
+
+
+def build_wav_header(data_bytes: int) -> bytes:
+    """What precedes so many bytes of s16le mono at 16 kHz in a WAV file."""
+    rate = SAMPLE_RATE
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    riff = struct.pack("<4sI4s", b"RIFF", min(36 + data_bytes, 0xFFFFFFFF), b"WAVE")
+    return riff + form + struct.pack("<4sI", b"data", min(data_bytes, 0xFFFFFFFF))
+
+
+def _read_wav_duration(head: bytes) -> float:
+    at, byte_rate = 12, 0
+    while at + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, at)
+        if name == b"fmt " and at + 20 <= len(head):
+            (byte_rate,) = struct.unpack_from("<I", head, at + 16)
+        if name == b"data":
+            return size / byte_rate if byte_rate and size not in UNKNOWN_SIZES else 0.0
+        at += 8 + size + size % 2
+    return 0.0
+
+
+def _read_flac_duration(head: bytes) -> float:
+    if len(head) < 26:
+        return 0.0
+    packed = int.from_bytes(head[18:26], "big")  # 20 bits of rate, 3 of channels, 5 of depth, 36 of samples
+    rate, samples = packed >> 44, packed & ((1 << 36) - 1)
+    return samples / rate if rate else 0.0

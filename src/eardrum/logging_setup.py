@@ -1,0 +1,65 @@
+"""Log formats: lines of text for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+
+from eardrum import redaction
+
+
+class JsonLogFormatter(logging.Formatter):
+    """One JSON object per line; the facts of a request become keys of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        facts: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        facts |= getattr(record, "facts", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            facts["exception"] = self.formatException(record.exc_info)
+        return redaction.redact(json.dumps(facts, default=str))
+
+
+class TextLogFormatter(logging.Formatter):
+    """A line for people. The time of day is put into words once a second, not once a line."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+        self._second = 0
+        self._time = ""
+        self._last: tuple[logging.LogRecord | None, str] = None, ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text. What several handlers show is put into words once."""
+        last, text = self._last
+        if record is not last:
+            text = redaction.redact(super().format(record))
+            self._last = record, text
+        return text
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """The time of day."""
+        if (second := int(record.created)) != self._second:
+            self._second, self._time = second, time.strftime("%H:%M:%S", time.localtime(second))
+        return self._time
+
+
+def configure_logging(level: str, kind: str) -> None:
+    """Send the log to stderr in the chosen form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLogFormatter() if kind == "json" else TextLogFormatter())
+    for fact in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # nobody is told them
+        setattr(logging, fact, False)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("uvicorn", "uvicorn.error", "asyncio"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

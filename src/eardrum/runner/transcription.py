@@ -1,0 +1,250 @@
+"""Transcribes one request: bytes in, events out, in order and as soon as they are ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import Semaphore, Thread
+from typing import Any
+
+import numpy as np
+
+from eardrum.engines.base import Audio, Context, Window
+from eardrum.errors import AudioError, EardrumError
+from eardrum.runner.batcher import DecodedWindow, WindowBatcher
+from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.fair_queue import MAX_CLIP_S
+from eardrum.runner.postprocessing import place_segment, remove_hallucinations
+from eardrum.runner.segmenter import ChunkPacker, SegmenterConfig, SpeechChunk, SpeechSegmenter, clamp_to_speech
+from eardrum.runner.vad import FRAME_SAMPLES, AutoGain, VadModel, amplify_quiet
+from eardrum.transcription import (
+    SAMPLE_RATE,
+    AudioOpened,
+    DroppedText,
+    Segment,
+    TranscriptionEvent,
+    TranscriptionRequest,
+    TranscriptionSummary,
+)
+
+BLOCK_SAMPLES = FRAME_SAMPLES * 156
+"""Samples per step through the VAD: 5 s. Larger gains nothing, smaller costs up to twice the CPU."""
+
+MAX_SILENT_BLOCKS = 3
+"""Blocks of digital silence after which more of it is not looked at: a gap in a recording's clock may last for hours."""
+
+MAX_WINDOWS_AHEAD = 8
+"""Windows a request may have waiting: enough to fill a batch, few enough to bound its memory."""
+
+MULTILINGUAL_PAUSE_S = 1.0
+"""Between speakers of different languages there is a pause; windows that have their own language end there."""
+
+MAX_REPORTED_DROPS = 100
+"""Hallucinations listed in a summary; more are only counted by their absence."""
+
+
+class TranscriptionJob:
+    """Decodes one request's audio in a thread of its own and hands its windows to the batcher.
+
+    Raises:
+        UnsupportedFeatureError: the engine cannot do what is asked.
+    """
+
+    def __init__(
+        self,
+        request: TranscriptionRequest,
+        *,
+        batcher: WindowBatcher,
+        vad: VadModel,
+        cutting: SegmenterConfig,
+        max_seconds: float,
+    ):
+        if refusal := batcher.find_refusal(request):
+            raise refusal
+        request = _add_word_times(request, batcher)
+        self.pipe = BytePipe()
+        self._request = request
+        self._batcher = batcher
+        self._vad = vad
+        self._segmenter_config = adjust_config(cutting, request)
+        self._decoder = AudioDecoder(self.pipe, raw_pcm=request.raw_pcm, max_seconds=max_seconds, audio_track=request.audio_track)
+        self._id = batcher.allocate_request_id()
+        self._loop = asyncio.get_running_loop()
+        self._output: asyncio.Queue[DecodingOutput] = asyncio.Queue()
+        self._free_slots = Semaphore(1 if batcher.is_sequential else MAX_WINDOWS_AHEAD)
+        self._context = Context()
+        self._cancelled = False
+        self._thread = Thread(target=self._decode_audio, name=f"audio-{self._id}", daemon=True)
+
+    async def stream_events(self) -> AsyncGenerator[TranscriptionEvent, None]:
+        """The segments in order, then the summary. Closing the iterator early cancels the request.
+
+        Raises:
+            EardrumError: the audio cannot be decoded, or the engine failed.
+        """
+        self._thread.start()
+        summary = TranscriptionSummary(language=self._request.language or "", duration=0.0)
+        spoken: dict[str, float] = {}
+        try:
+            while not isinstance(item := await self._output.get(), DecodingEnd):
+                if isinstance(item, AudioOpened):
+                    yield item
+                    continue
+                window, future = item
+                heard = await asyncio.wrap_future(future)
+                summary.windows += 1
+                summary.queue_s = max(summary.queue_s, heard.queue_s)
+                summary.decode_s += heard.decode_s
+                if language := heard.result.language:
+                    begin, end = window.speech_span
+                    spoken[language] = spoken.get(language, 0.0) + max(end - begin, 0.0)
+                    summary.language = self._request.language or self._find_main_language(spoken)
+                for segment in _finish_segments(window, heard, summary):
+                    yield segment
+            if item.error:
+                raise item.error
+            summary.duration = self._decoder.samples / SAMPLE_RATE
+            summary.audio_track, summary.audio_tracks = self._decoder.audio_track, self._decoder.audio_tracks
+            summary.warnings = list(self._decoder.warnings)
+            yield summary
+        finally:
+            await self._cancel()
+
+    def _find_main_language(self, spoken: dict[str, float]) -> str:
+        """The language of most of the speech. What the engine found out counts for more than what it decoded each window in."""
+        votes = spoken if self._request.multilingual else self._context.votes or spoken
+        return max(votes, key=votes.__getitem__)
+
+    async def _cancel(self) -> None:
+        self._cancelled = True
+        self.pipe.cancel()
+        self._batcher.cancel(self._id)
+        self._free_slots.release(MAX_WINDOWS_AHEAD)
+        await asyncio.to_thread(self._thread.join)
+        self._batcher.cancel(self._id)  # what the thread submitted in between
+
+    def _decode_audio(self) -> None:
+        """The thread: audio to windows. Ends by saying so, with the error if there was one."""
+        error: Exception | None = None
+        held: list[Window] = []
+        try:
+            for window in self._cut_windows():
+                held.append(window)
+                if not (self.pipe.is_complete and window.start < MAX_CLIP_S):
+                    self._submit_windows(held)
+                if self._cancelled:
+                    break
+        except PipeCancelledError:
+            pass
+        except EardrumError as known:
+            error = known
+        except Exception as unknown:
+            error = AudioError(f"Decoding the audio failed: {unknown}")
+            error.__cause__ = unknown
+        self._submit_windows(held)
+        self._emit(DecodingEnd(error))
+
+    def _submit_windows(self, held: list[Window]) -> None:
+        """Queue the windows held back. A short clip that is all here is cut whole first: beside an engine that keeps every core
+        busy, decoding and cutting cost both more CPU than one after the other, for some hundredths of a second gained."""
+        while held and not self._cancelled:
+            self._free_slots.acquire()
+            window = held.pop(0)
+            future = self._batcher.submit(self._id, window)
+            future.add_done_callback(lambda _: self._free_slots.release())
+            self._emit((window, future))
+
+    def _cut_windows(self) -> Iterator[Window]:
+        vad, gain = self._vad.open_stream(), AutoGain()
+        cutter = ChunkPacker(self._segmenter_config) if self._segmenter_config.pack else SpeechSegmenter(self._segmenter_config)
+        opened, silent = False, 0
+        for block in split_blocks(self._decoder):
+            silent = 0 if block.any() else silent + 1
+            if not opened:
+                opened = True
+                self._emit(AudioOpened(self._decoder.duration, self._decoder.audio_track, self._decoder.audio_tracks))
+            probs = vad(gain(block)) if silent <= MAX_SILENT_BLOCKS else np.zeros(len(block) // FRAME_SAMPLES, np.float32)
+            for cut in cutter.feed(block, probs):
+                yield self._build_window(cut)
+        for cut in cutter.finish():
+            yield self._build_window(cut)
+
+    def _build_window(self, cut: SpeechChunk) -> Window:
+        filled_up = max(0, cut.end - self._decoder.samples)  # with silence, to make the last frame whole
+        return Window(
+            audio=amplify_quiet(cut.audio),
+            start=cut.start / SAMPLE_RATE,
+            speech=cut.speech,
+            speech_span=(
+                cut.speech_start / SAMPLE_RATE,
+                min(cut.speech_end, len(cut.audio) - filled_up) / SAMPLE_RATE,
+            ),
+            request=self._request,
+            context=self._context,
+            pieces=tuple((at / SAMPLE_RATE, sample / SAMPLE_RATE) for at, sample in cut.pieces),
+            speech_stretches=tuple((begin / SAMPLE_RATE, end / SAMPLE_RATE) for begin, end in cut.stretches),
+        )
+
+    def _emit(self, item: DecodingOutput) -> None:
+        self._loop.call_soon_threadsafe(self._output.put_nowait, item)
+
+
+class DecodingEnd:
+    """The last thing the decoding thread says."""
+
+    def __init__(self, error: Exception | None):
+        self.error = error
+
+
+DecodingOutput = tuple[Window, Future[DecodedWindow]] | AudioOpened | DecodingEnd
+
+
+def _add_word_times(request: TranscriptionRequest, batcher: WindowBatcher) -> TranscriptionRequest:
+    """The request for word times, if they are wanted where a model has them and this one does."""
+    wanted = replace(request, words=True)
+    return wanted if request.words_if_any and batcher.is_word_support_certain and not batcher.find_refusal(wanted) else request
+
+
+def adjust_config(cutting: SegmenterConfig, request: TranscriptionRequest) -> SegmenterConfig:
+    """The segmenter's settings with those that the request sets itself."""
+    wishes: dict[str, Any] = {
+        "threshold": request.vad_threshold,
+        "silence_s": request.vad_silence_s,
+        "padding_s": request.vad_padding_s,
+    }
+    if request.multilingual and not request.language:
+        cutting = replace(cutting, pack=False, silence_s=min(cutting.silence_s, MULTILINGUAL_PAUSE_S))
+    return replace(cutting, **{name: wish for name, wish in wishes.items() if wish is not None})
+
+
+def split_blocks(decoder: AudioDecoder) -> Iterator[Audio]:
+    """The samples in blocks of whole VAD frames, the last one filled up with silence."""
+    pieces: list[Audio] = []
+    size = 0
+    for piece in decoder:
+        pieces.append(piece)
+        size += len(piece)
+        if size >= BLOCK_SAMPLES:
+            joined = np.concatenate(pieces)
+            whole = size - size % FRAME_SAMPLES
+            yield joined[:whole]
+            pieces, size = [joined[whole:]], size - whole
+    if size:
+        yield np.pad(np.concatenate(pieces), (0, -size % FRAME_SAMPLES))
+
+
+def _finish_segments(window: Window, heard: DecodedWindow, summary: TranscriptionSummary) -> Iterator[Segment]:
+    """The window's segments on the request's clock, less those that nobody said."""
+    placed_segments = (
+        segment for relative in heard.result.segments for segment in place_segment(clamp_to_speech(relative, window), window)
+    )
+    for segment in placed_segments:
+        segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
+        verdict = remove_hallucinations(segment, window.speech)
+        if verdict.reason and len(summary.dropped) < MAX_REPORTED_DROPS:
+            summary.dropped.append(DroppedText(segment.start, segment.end, verdict.dropped, verdict.reason))
+        if verdict.segment:
+            yield verdict.segment

@@ -1,0 +1,103 @@
+"""Tunes the runner's process to its machine: batch size, memory allocator, garbage collector, OpenMP threads.
+
+The batch size is measured by timing the engine. The allocator and OpenMP settings must be applied before the libraries load.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import time
+from contextlib import suppress
+
+from eardrum.engines.base import Engine, Window
+
+MIN_GAIN, MIN_FURTHER_GAIN = 1.15, 1.25
+"""Speed-up per window that makes batching worth its wait, and each doubling after that: a short clip that comes in waits for
+the batch in hand, so twice the batch is twice the wait."""
+
+BATCH_SIZES = (4, 8, 16)
+ROUNDS = 3
+"""How often two sizes are compared, turn by turn: other work on the machine then slows both, and the best of each counts."""
+
+MAX_TUNING_S = 30.0
+"""Longest time spent on finding the batch size, which is remembered."""
+
+LONG_BATCH_S = 2.0
+"""Batches that take so long are compared once: chance has less to say in them."""
+
+
+def measure_batch_size(engine: Engine, probe: Window) -> int:
+    """The batch size worth using, by timing the engine on copies of `probe`.
+
+    Sizes grow while a window becomes enough cheaper; where batching gains nothing (an int8 Whisper on a CPU,
+    for one) the answer is 1. So it is where finding out would take too long.
+    """
+    until = time.perf_counter() + MAX_TUNING_S
+    cost = _time_batch(engine, probe, 1)  # the first call also allocates
+    best = 1
+    for size in BATCH_SIZES:
+        if size > engine.capabilities.max_batch or time.perf_counter() + cost * (best + size) > until:
+            break
+        cost, batched = _compare_sizes(engine, probe, best, size)
+        if cost / batched < (MIN_GAIN if best == 1 else MIN_FURTHER_GAIN):
+            break
+        best = size
+    return best
+
+
+def _compare_sizes(engine: Engine, probe: Window, small: int, large: int) -> tuple[float, float]:
+    """Seconds per window in batches of two sizes."""
+    timings = []
+    for _ in range(ROUNDS):
+        timings.append((_time_batch(engine, probe, small), _time_batch(engine, probe, large)))
+        one, other = timings[-1]
+        if other > LONG_BATCH_S or one / small < other / large:  # no gain at all: chance will not make it one
+            break
+    return min(t for t, _ in timings) / small, min(t for _, t in timings) / large
+
+
+def _time_batch(engine: Engine, probe: Window, size: int) -> float:
+    started = time.perf_counter()
+    engine.transcribe([probe] * size)
+    return time.perf_counter() - started
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+
+def tune_allocator() -> None:
+    """Keep freed memory instead of handing it back after each window (glibc only; elsewhere nothing happens).
+
+    Engines allocate and free large tensors for every window. With glibc's defaults each of them is a fresh
+    mapping whose pages fault in one by one: measured, 14 to 35 % of CTranslate2's encoder time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_ARENA_MAX, 1)
+
+
+def return_free_memory() -> None:
+    """Hand back what the allocator keeps, once, after a moment that needed more than the work to come."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def freeze_garbage_collector() -> None:
+    """Take everything loaded so far out of the collector's sight: a full collection then costs microseconds."""
+    gc.collect()
+    gc.freeze()
+
+
+def set_passive_waiting() -> None:
+    """Have OpenMP's threads sleep at barriers. To be called before the library is loaded.
+
+    By default they spin for a while, which burns CPU whenever another process has the core of the thread they wait for: seen,
+    a tenth of CTranslate2's decoding on a machine with other work, and nothing on an idle one.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,1 @@
+"""The server: the ASGI application, uvicorn's connections, and the life cycle around them."""

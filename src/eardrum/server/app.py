@@ -1,0 +1,155 @@
+"""Builds the ASGI application: the only module that knows every protocol."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from eardrum.api import health, management, openapi
+from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestRouter, Scope, Send
+from eardrum.api.auth import ApiKeyGuard
+from eardrum.api.live_ws.routes import LiveRoute
+from eardrum.api.llama_swap import routes as llama_swap
+from eardrum.api.ollama import responses as ollama_refusals
+from eardrum.api.ollama import routes as ollama_routes
+from eardrum.api.openai import responses, transcriptions
+from eardrum.api.openai.chat import ChatEndpoint
+from eardrum.api.origins import CorsPolicy, HostGuard, OriginGuard, PullGuard
+from eardrum.api.proxy.routes import CHAT_PATH, PassthroughRoute, ProxyRoutes
+from eardrum.api.realtime.routes import RealtimeRoutes
+from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_record
+from eardrum.api.tingwu.routes import TingWuRoute
+from eardrum.config import Settings
+from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
+from eardrum.gateway.change_feed import ChangeTopic
+from eardrum.gateway.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def create_app(service: Service) -> RequestLogMiddleware:
+    """The gateway as an ASGI application. Its lifespan ends by stopping every model."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.shutdown()
+
+    activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
+    app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
+        routes=[
+            *health.build_routes(service),
+            *openapi.build_routes(service),
+            *transcriptions.build_routes(service),
+            *ollama_routes.build_routes(service),
+            *management.build_routes(service),
+            *llama_swap.build_routes(service, activity),
+        ],
+        exception_handlers={EardrumError: _handle_error, HTTPException: _handle_http_exception, Exception: _handle_crash},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    realtime = RealtimeRoutes(service)
+
+    def settings() -> Settings:
+        return service.settings
+
+    origins = OriginGuard(settings, _build_path_error, realtime.is_invited)
+    edges = (
+        HostGuard(settings, _build_path_error),
+        CorsPolicy(),
+        origins,
+        PullGuard(origins.is_foreign_page),
+        ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
+        realtime,
+        ProxyRoutes(service, responses.build_error_body, own={CHAT_PATH: ChatEndpoint(service)}),
+        PassthroughRoute(service, responses.build_error_body, origins.is_led_here),
+        LiveRoute(service, responses.build_error_body),
+        TingWuRoute(service),
+    )
+    return RequestLogMiddleware(
+        RequestDispatcher(edges, app), activity, responses.build_error_response, lambda: service.settings.limits.stall_seconds
+    )
+
+
+class RequestDispatcher:
+    """Sends a request to the first edge that wants it, be it to refuse it, or to the application with all other routes."""
+
+    def __init__(self, edges: Sequence[RequestRouter], others: ASGIApp):
+        self._edges = edges
+        self._fallback_app = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        route = self._find_route(scope)
+        if not route:
+            await self._fallback_app(scope, receive, send)
+            return
+        try:
+            await route(scope, receive, send)
+        except EardrumError as error:
+            get_record(scope).note = error.message
+            await responses.build_error_response(error)(scope, receive, send)
+        except Exception as error:
+            if isinstance(error, ClientGoneError) or get_record(scope).status:  # nobody is left, or an answer has begun
+                raise
+            log.exception("A request failed.")
+            await responses.build_error_response(_build_failure(get_record(scope).id))(scope, receive, send)
+
+    def _find_route(self, scope: Scope) -> ASGIApp | None:
+        if scope["type"] not in ("http", "websocket"):
+            return None
+        for edge in self._edges:
+            if route := edge.route(scope):
+                return route
+        return None
+
+
+async def _handle_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EardrumError)
+    get_record(request.scope).note = error.message
+    return _build_error_response(request, error)
+
+
+def _build_error_response(request: Request, error: EardrumError) -> Response:
+    return _build_path_error(request.url.path, error)
+
+
+def _build_path_error(path: str, error: EardrumError) -> Response:
+    """In the shape that the clients of this path read."""
+    return (
+        ollama_refusals.build_error_response(error)
+        if ollama_refusals.is_ollama_path(path)
+        else responses.build_error_response(error)
+    )
+
+
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    known: EardrumError
+    if error.status_code == 405:
+        known = MethodNotAllowedError(f"{path} does not take {method}. /docs lists every route.")
+    elif error.status_code == 404:
+        known = NotFoundError(f"There is nothing at {path}. /docs lists every route.")
+    else:
+        known = EardrumError(error.detail)
+    response = _build_error_response(request, known)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _handle_crash(request: Request, _: Exception) -> Response:
+    return _build_error_response(request, _build_failure(get_record(request.scope).id))
+
+
+def _build_failure(id: str) -> EardrumError:
+    return EardrumError(f"The server failed on this request ({id}); its log says why.")

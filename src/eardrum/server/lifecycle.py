@@ -1,0 +1,295 @@
+"""Runs the gateway: binds its ports, prints the banner, reloads the config and shuts down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import math
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from eardrum import tls
+from eardrum.api.request_log import RequestLogMiddleware
+from eardrum.api.wyoming.server import WyomingServer
+from eardrum.client import EardrumClient, get_reachable_host
+from eardrum.config import Settings
+from eardrum.engines import registry
+from eardrum.errors import ConfigError, EardrumError
+from eardrum.gateway.logs import LogBufferHandler
+from eardrum.gateway.processes.orphans import MARK_VARIABLE
+from eardrum.gateway.scheduler import make_shutdown_error
+from eardrum.gateway.service import Service, preload_models
+from eardrum.gateway.upstreams.external import MAX_MESSAGE_BYTES
+from eardrum.server.app import create_app
+from eardrum.server.reload import ConfigSource
+from eardrum.server.uvicorn_http import UvicornHttpProtocol
+from eardrum.server.uvicorn_websocket import UvicornWebSocketProtocol
+from eardrum.uvicorn_server import IdleServer
+
+log = logging.getLogger(__name__)
+
+SILENT_LEVEL = logging.CRITICAL + 1
+"""The level of a log that shows nothing."""
+
+FINAL_RESPONSE_S = 3
+"""Seconds to tell clients that there is no more time, once that for finishing requests is over."""
+
+
+def run_gateway(settings: Settings, source: ConfigSource | None = None, *, watch: bool = False, sample: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: the configuration.
+        source: where it came from; it is read again at SIGHUP.
+        watch: and when a file of it has changed.
+        sample: transcribe the shipped recording through the server once it is up, and print the text.
+
+    Raises:
+        ConfigError: the port cannot be had, or the certificate cannot be used.
+    """
+    encryption = tls.create_server_context(settings.tls_certificate, settings.tls_key)
+    service = Service(settings)
+    service.settings_source = source
+    listening = bind_socket(settings.host, settings.port, "choose another with --port")
+    wyoming = create_wyoming_server(service)
+    app = create_app(service)
+    uvicorn_config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        http=UvicornHttpProtocol,
+        ws=UvicornWebSocketProtocol,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
+        timeout_keep_alive=math.ceil(settings.limits.idle_seconds),
+        ssl_context_factory=(lambda *_: encryption) if encryption else None,
+    )
+    with listening, _record_logs(service), as_file(files("eardrum") / "sample.ogg") as recording:
+        for failed in registry.broken():
+            log.warning("%s", failed)
+        log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
+        host, port = listening.getsockname()[:2]
+        address = f"{'https' if encryption else 'http'}://{get_reachable_host(host)}:{port}"
+
+        async def greet() -> None:
+            print(build_banner(service, address, recording, wyoming), flush=True)
+            if sample:
+                print(f"The shipped recording says:\n\n    {await transcribe_sample(service, address, recording)}\n", flush=True)
+
+        GatewayServer(uvicorn_config, app, service, greet, source if watch else None, wyoming).run(sockets=[listening])
+
+
+class GatewayServer(IdleServer):
+    """Calls `greet` once the server answers, loads what is wanted from the start, reads the config again when told to, and ends
+    in order."""
+
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        app: RequestLogMiddleware,
+        service: Service,
+        greet: Callable[[], Coroutine[None, None, None]],
+        watched: ConfigSource | None = None,
+        wyoming: WyomingServer | None = None,
+    ):
+        super().__init__(settings)
+        self._app = app
+        self._service = service
+        self._greet = greet
+        self._watched_source = watched
+        self._wyoming = wyoming
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._force_exit_event = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came to end it; a second one is from somebody who is in a hurry."""
+        super().handle_exit(sig, frame)
+        if self.force_exit and self._loop:
+            self._loop.call_soon_threadsafe(self._force_exit_event.set)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open for business, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            if self._wyoming:
+                await self._wyoming.start()
+            gc.freeze()  # what is here now stays: looking through it again and again would cost time
+            self._start_task(self._greet())
+            self._start_task(preload_models(self._service))
+            if self._service.settings_source and hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._schedule_reload)
+            if self._watched_source:
+                self._start_task(self._watched_source.watch(self._schedule_reload))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer, and the models
+        with them. What has not ended `ANSWER_S` later is cut off.
+
+        What has no end is ended first: it would be waited for. Live sessions give their last texts, for which their WebSockets
+        must be open still.
+        """
+        for task in self._tasks:
+            task.cancel()
+        self._service.end_followers()
+        if self._wyoming:
+            self._add_shutdown_task(self._wyoming.close())
+        loop = asyncio.get_running_loop()
+        over = loop.time() + self._service.settings.stop_seconds
+        end = loop.call_at(over, self._end_requests)
+        try:
+            await self._end_sessions(over + FINAL_RESPONSE_S)
+            self.config.timeout_graceful_shutdown = max(1, math.ceil(over + FINAL_RESPONSE_S - loop.time()))
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+            if self.force_exit:  # somebody is in a hurry: the models' own ends are skipped
+                self._service.kill_all()
+
+    async def _end_sessions(self, until: float) -> None:
+        for server in self.servers:
+            server.close()
+        ending = {asyncio.create_task(self._service.live_sessions.end_all()), asyncio.create_task(self._force_exit_event.wait())}
+        within = until - asyncio.get_running_loop().time()
+        await asyncio.wait(ending, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
+
+    def _start_task(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _add_shutdown_task(self, work: Coroutine[None, None, None]) -> None:
+        """Stop the models only when this is done, as if it were a request."""
+        task = asyncio.create_task(work)
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
+
+    def _schedule_reload(self) -> None:
+        self._start_task(self._reload_config())
+
+    async def _reload_config(self) -> None:
+        try:
+            await self._service.reload_config()
+            self.config.timeout_keep_alive = math.ceil(self._service.settings.limits.idle_seconds)
+        except EardrumError as error:
+            log.error("The config was not taken over, the old one stays in force: %s", error.message)
+
+    def _end_requests(self) -> None:
+        self._app.end_uploads(make_shutdown_error())
+        self._ending = asyncio.create_task(self._service.shutdown(at_once=True))
+
+
+@contextmanager
+def _record_logs(service: Service) -> Iterator[None]:
+    """Keep what the server logs, in the form in which it is shown."""
+    root = logging.getLogger()
+    if service.settings.logToStdout in ("upstream", "none"):
+        for handler in root.handlers:
+            handler.setLevel(SILENT_LEVEL)
+    recorder = LogBufferHandler(service.logs.server, root.handlers[0].formatter if root.handlers else None)
+    root.addHandler(recorder)
+    try:
+        yield
+    finally:
+        root.removeHandler(recorder)
+
+
+def create_wyoming_server(service: Service) -> WyomingServer | None:
+    """The server for Home Assistant, if the config wants one.
+
+    Raises:
+        ConfigError: its port cannot be had, or it cannot be announced.
+    """
+    settings = service.settings.wyoming
+    if not settings.is_enabled(service.settings.apiKeys):
+        if settings.enabled is None:
+            log.warning("Wyoming is off: it has no room for apiKeys. To serve it to everybody, set wyoming.enabled: true.")
+        return None
+    if settings.enabled is None and MARK_VARIABLE in os.environ:
+        return None  # this server is a model of another, which has the port
+    if service.settings.apiKeys:
+        log.warning("Wyoming is open to everybody who reaches its port: it has no room for apiKeys.")
+    advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
+    return WyomingServer(service, bind_socket(settings.host or service.settings.host, settings.port, advice))
+
+
+def bind_socket(host: str, port: int, advice: str) -> socket.socket:
+    """A socket that has the port, and does not take connections yet. `advice` is what to do where somebody else has it.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"Port {port} on {host} is taken: stop what uses it, or {advice}.") from None
+        raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from None
+    return listening
+
+
+def build_banner(service: Service, address: str, recording: Path, wyoming: WyomingServer | None) -> str:
+    """Where it is, which models it has, and what to try."""
+    catalog = service.catalog
+    lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)"]
+    if wyoming:
+        lines.append(f"Home Assistant: {wyoming.host} port {wyoming.port}  (Wyoming)")
+    lines += ["", "Models"]
+    for model in catalog:
+        languages = ", ".join(model.capabilities.languages) or "many languages"
+        facts = [model.engine, languages, model.origin] if model.is_speech_model else [model.engine, model.origin]
+        if model.needs_download:
+            facts.append(f"not on this machine: `{model.format_pull_command()}`")
+        elif not model.is_runnable:
+            facts.append(f"cannot run yet: {model.card.install_here}")
+        lines.append(f"  {model.id}  ({', '.join(facts)})")
+    lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
+    if catalog.default.origin == "embedded":
+        lines.append(
+            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
+        )
+    lines += ["", "Try it:", f"  {_build_curl_command(service, address, recording)}", ""]
+    return "\n".join(lines)
+
+
+def _build_curl_command(service: Service, address: str, recording: Path) -> str:
+    """A command for a shell that has the recording transcribed."""
+    curl = ["curl"]
+    if address.startswith("https"):
+        curl.append("-k")  # the certificate may be for another name than the machine has for itself
+    if key := next(iter(service.settings.apiKeys), ""):
+        # Whoever started the server on a terminal may see its key; in a log it would be there for others.
+        header = f"Authorization: Bearer {key}"
+        curl += ["-H", shlex.quote(header) if sys.stdout.isatty() else '"Authorization: Bearer $EARDRUM_KEY"']
+    curl += [f"{address}/v1/audio/transcriptions", "-F", shlex.quote(f"file=@{recording}")]
+    return " ".join(curl)
+
+
+async def transcribe_sample(service: Service, address: str, recording: Path) -> str:
+    """The text of a recording, by way of the port, as any client gets it."""
+    certificate = service.settings.tls_certificate
+    trust = tls.create_client_context(certificate, by_any_name=True) if certificate else None
+    async with EardrumClient(address, next(iter(service.settings.apiKeys), ""), trust) as client:
+        return (await client.transcribe(recording, {"response_format": ["text"]})).body.strip()

@@ -1,0 +1,340 @@
+"""The data types of transcription that gateway, runner and engines share: request, segment, event, capabilities.
+
+They are plain data that converts itself to JSON and back, because the same objects cross the process boundary between gateway and
+runner. Times are seconds from the start of the audio. `ModelFeature` and its functions check a request against a model's
+capabilities and word what the model lacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Protocol, Self
+
+from eardrum.errors import InvalidRequestError, UnsupportedFeatureError
+from eardrum.languages import get_language_name
+
+SAMPLE_RATE = 16_000
+"""Hz; the one rate inside the house. Decoding resamples to it, engines receive it."""
+
+
+class JsonRecord:
+    """A dataclass that crosses a process boundary as a JSON object."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON-ready dict, nested records included."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The record from `to_json`'s dict. Unknown keys are dropped: a newer peer may send more."""
+        return cls(**cls._select_known(data))
+
+    @classmethod
+    def _select_known(cls, data: dict[str, Any]) -> dict[str, Any]:
+        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        return {key: value for key, value in data.items() if key in names}
+
+
+class SpeechTask(StrEnum):
+    """What to do with the speech."""
+
+    TRANSCRIBE = "transcribe"
+    TRANSLATE = "translate"  # into English
+
+
+class Priority(StrEnum):
+    """Who is waiting for the answer. Decides whose window is decoded next."""
+
+    LIVE = "live"
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionRequest(JsonRecord):
+    """What a client asks of a model, free of any wire protocol's words."""
+
+    task: SpeechTask = SpeechTask.TRANSCRIBE
+    language: str | None = None
+    """ISO 639 code; None lets the model decide."""
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
+    temperature: float = 0.0
+    times: bool = True
+    """Times of segments are wanted. Without them another server is asked for the text alone."""
+    words: bool = False
+    """Word times are wanted."""
+    logprobs: bool = False
+    """Tokens with their log probabilities are wanted."""
+    speakers: bool = False
+    """Who said what is wanted."""
+    priority: Priority = Priority.INTERACTIVE
+    raw_pcm: bool = False
+    """The audio is s16le mono at `SAMPLE_RATE` without a header."""
+    vad_threshold: float | None = None
+    """Speech probability above which a frame counts as speech; None is the runner's default."""
+    vad_silence_s: float | None = None
+    """A pause at least this long may end a window; None is the runner's default."""
+    vad_padding_s: float | None = None
+    """Audio kept before and after speech; None is the runner's default."""
+    audio_track: int | None = None
+    """Which of several audio tracks is meant, counted from 1; None lets the file decide."""
+    partial: bool = False
+    """Text is wanted before its segment is complete, where a model has it so."""
+    multilingual: bool = False
+    """Each window is in a language of its own, where nobody names one and the model finds languages out."""
+    words_if_any: bool = False
+    """Word times are used if the model has them; nothing is refused for want of them."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """Fields of the client for a server behind a model, in the client's own spelling."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The request from `to_json`'s dict, or from a part of it."""
+        tuples = {"hotwords": tuple(data.get("hotwords", ())), "extra": tuple(map(tuple, data.get("extra", ())))}
+        return cls(**{**cls._select_known(data), **tuples})
+
+
+@dataclass(frozen=True, slots=True)
+class Word(JsonRecord):
+    """One word with its times in seconds and its probability in 0..1."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token(JsonRecord):
+    """One decoded token: its text and natural-log probability."""
+
+    text: str
+    logprob: float
+
+
+class TimeMapping(Protocol):
+    """Turns a position in seconds into a time in seconds."""
+
+    def __call__(self, position: float, *, ending: bool = False) -> float:
+        """The time of a position where something begins, or ends."""
+
+
+@dataclass(slots=True)
+class Segment(JsonRecord):
+    """A stretch of recognised speech. Fields an engine does not know keep their defaults."""
+
+    start: float
+    end: float
+    text: str
+    avg_logprob: float = 0.0
+    """Mean natural-log probability of the tokens; the confidence is its exponential."""
+    no_speech_prob: float = 0.0
+    compression_ratio: float = 1.0
+    temperature: float = 0.0
+    unended: bool = False
+    """The decoder was stopped at its cap before it ended the text itself, as those do that loop."""
+    tokens: list[int] = field(default_factory=list)
+    token_logprobs: list[Token] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+
+    def map_times(self, clock: TimeMapping) -> Segment:
+        """The same segment with its times, words included, read on another clock."""
+        words = [replace(word, start=clock(word.start), end=clock(word.end, ending=True)) for word in self.words]
+        return replace(self, start=clock(self.start), end=clock(self.end, ending=True), words=words)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The segment from `to_json`'s dict, words and tokens included."""
+        return cls(
+            **{
+                **cls._select_known(data),
+                "words": [Word.from_json(word) for word in data["words"]],
+                "token_logprobs": [Token.from_json(token) for token in data["token_logprobs"]],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AudioOpened(JsonRecord):
+    """The audio has begun to decode; `duration` is what its header claims, in seconds."""
+
+    duration: float | None
+    audio_track: int = 0
+    """The audio track that is heard, counted from 1; 0 if that is not known."""
+    audio_tracks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta(JsonRecord):
+    """More text, of a segment that comes later. All deltas joined are the text of all segments."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedText(JsonRecord):
+    """Text the model produced and the server threw away as a hallucination, with the reason."""
+
+    start: float
+    end: float
+    text: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TranscriptionSummary(JsonRecord):
+    """What is known once the last segment is out: the end of every successful answer."""
+
+    language: str
+    duration: float
+    """Seconds of audio decoded."""
+    dropped: list[DroppedText] = field(default_factory=list)
+    windows: int = 0
+    queue_s: float = 0.0
+    """Longest wait of a window for its turn."""
+    decode_s: float = 0.0
+    """Time the engine spent on batches that held this request's windows, shared evenly."""
+    model: str = ""
+    """Id of the model that answered."""
+    audio_track: int = 0
+    """The audio track that was heard, counted from 1; 0 if that is not known."""
+    audio_tracks: int = 0
+    """How many there are."""
+    warnings: list[str] = field(default_factory=list)
+    """What of the audio could not be decoded, in sentences."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The summary from `to_json`'s dict."""
+        return cls(**{**cls._select_known(data), "dropped": [DroppedText.from_json(item) for item in data["dropped"]]})
+
+
+TranscriptionEvent = AudioOpened | TextDelta | Segment | TranscriptionSummary
+"""What comes out of a request, in this order: opened, any number of segments, a summary.
+
+Who was asked for `partial` text may send deltas before the segments: then it sends all text so, and the segments at the end.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities(JsonRecord):
+    """What a model can do. Declared once per engine as literals, refined by a loaded model."""
+
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes; empty means any language the server knows."""
+    detects_language: bool = False
+    translate: bool = False
+    words: bool = False
+    logprobs: bool = False
+    prompt: bool = False
+    hotwords: bool = False
+    temperature: bool = False
+    speakers: bool = False
+    max_window_s: float = 30.0
+    """Longest stretch of audio the engine takes at once."""
+    fixed_window: bool = False
+    """A window costs the same however short it is, so stretches of speech are packed into one, without the pauses."""
+    max_batch: int = 1
+    """Most windows `transcribe` accepts in one call."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The capabilities from `to_json`'s dict."""
+        return cls(**{**cls._select_known(data), "languages": tuple(data["languages"])})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlacement(JsonRecord):
+    """Where a loaded model computes, and in which numbers. Empty is not said."""
+
+    device: str = ""
+    """`cpu` or `cuda`."""
+    compute_type: str = ""
+    reason: str = ""
+    """Why it is not on the GPU on which `auto` would have it: a sentence, with what to do."""
+
+
+@dataclass(slots=True)
+class Transcript:
+    """The whole answer to a request."""
+
+    segments: list[Segment] = field(default_factory=list)
+    summary: TranscriptionSummary = field(default_factory=lambda: TranscriptionSummary(language="", duration=0.0))
+
+    def add_event(self, event: TranscriptionEvent) -> None:
+        """Take in the next event."""
+        if isinstance(event, Segment):
+            self.segments.append(event)
+        elif isinstance(event, TranscriptionSummary):
+            self.summary = event
+
+
+MAX_HOTWORDS = 1000
+MAX_HOTWORDS_CHARS = 64 << 10
+"""Characters of all of them. Models look at a few hundred words."""
+
+
+class ModelFeature(StrEnum):
+    """What some models can and others cannot. The value is the parameter by which clients ask for it."""
+
+    LANGUAGE = "language"
+    TRANSLATION = "model"
+    WORDS = "timestamp_granularities"
+    LOGPROBS = "include"
+    SPEAKERS = "response_format"
+
+
+def has_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> bool:
+    """Whether a model that can do this has what the request needs of this ability."""
+    return {
+        ModelFeature.LANGUAGE: not (request.language and can.languages) or request.language in can.languages,
+        ModelFeature.TRANSLATION: request.task is not SpeechTask.TRANSLATE or can.translate,
+        ModelFeature.WORDS: not request.words or can.words,
+        ModelFeature.LOGPROBS: not request.logprobs or can.logprobs,
+        ModelFeature.SPEAKERS: not request.speakers or can.speakers,
+    }[ability]
+
+
+def check_hotwords(request: TranscriptionRequest) -> None:
+    """Refuse more words to expect than any model looks at: every window would carry them.
+
+    Raises:
+        InvalidRequestError: they are too many, or too long.
+    """
+    if len(request.hotwords) > MAX_HOTWORDS or sum(map(len, request.hotwords)) > MAX_HOTWORDS_CHARS:
+        most = f"{MAX_HOTWORDS} words with {MAX_HOTWORDS_CHARS} characters together"
+        raise InvalidRequestError(f"keywords (or hotwords) may be {most} at most.", param="keywords")
+
+
+def find_missing_feature(can: Capabilities, request: TranscriptionRequest) -> ModelFeature | None:
+    """The first ability that the request needs and the model does not have."""
+    return next((ability for ability in ModelFeature if not has_feature(can, ability, request)), None)
+
+
+def describe_missing_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> str:
+    """What the model cannot, to be read after its name: `does not know German (de), only English (en)`."""
+    if ability is ModelFeature.LANGUAGE:
+        knows = ", ".join(map(_format_language, can.languages))
+        return f"does not know {_format_language(request.language or '')}, only {knows}"
+    return {
+        ModelFeature.TRANSLATION: "transcribes but does not translate",
+        ModelFeature.WORDS: "gives times per segment but not per word",
+        ModelFeature.LOGPROBS: "gives no token probabilities",
+        ModelFeature.SPEAKERS: "does not tell speakers apart",
+    }[ability]
+
+
+def check_source_language(can: Capabilities, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
+    """The refusal of a translation from a language that nobody named, by a model that cannot find it out."""
+    if request.task is not SpeechTask.TRANSLATE or request.language or can.detects_language:
+        return None
+    message = "This model translates, but does not detect languages: name the spoken one in `language`."
+    return UnsupportedFeatureError(message, param=ModelFeature.LANGUAGE)
+
+
+def _format_language(code: str) -> str:
+    return f"{get_language_name(code)} ({code})"
