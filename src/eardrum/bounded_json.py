@@ -50,6 +50,8 @@ def parse_json(data: str | bytes | bytearray, parse_constant: Callable[[str], An
         return json.loads(data, parse_constant=parse_constant)
     content = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     brackets = _check_counts(content, times)
+    if brackets <= MAX_DEPTH and len(content) <= SMALL_BYTES:
+        return json.loads(content, parse_constant=parse_constant)
     collecting = gc.isenabled()
     gc.disable()  # it would look through all that is new again and again, and find nothing to free
     try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -224,9 +225,10 @@ class HostGuard:
         settings = self._settings()
         if settings.apiKeys or settings.tls_certificate:
             return None
-        name = parse_host(get_header(scope, b"host"))
-        if self._is_ours(name, settings):
+        host = get_header(scope, b"host")
+        if _is_own_name(host, self._machine, settings.host, settings.hosts):
             return None
+        name = parse_host(host)
         error = UnknownHostError(
             f"This server is not known as {name[:MAX_SHOWN_CHARS]}: "
             "add the name to `hosts` in the config, ask it by an address, or have "
@@ -235,11 +237,15 @@ class HostGuard:
         get_record(scope).note = error.message
         return self._refusal(scope["path"], error)
 
-    def _is_ours(self, name: str, settings: Settings) -> bool:
-        if "." not in name or is_address(name) or name == self._machine or is_listed_host(name, settings.hosts):
-            return True  # no web site is called by one word: a container or a machine of the network is
-        private = PRIVATE_SUFFIXES if is_local(settings.host) else PRIVATE_SUFFIXES + NETWORK_SUFFIXES
-        return name.endswith(tuple(f".{end}" for end in private))
+
+@lru_cache(maxsize=64)  # nearly all requests call the server by one name
+def _is_own_name(host: str, machine: str, bound_to: str, hosts: tuple[str, ...]) -> bool:
+    """Whether a `host` header names this server, which is called `machine` and listens at `bound_to`."""
+    name = parse_host(host)
+    if "." not in name or is_address(name) or name == machine or is_listed_host(name, hosts):
+        return True  # no web site is called by one word: a container or a machine of the network is
+    private = PRIVATE_SUFFIXES if is_local(bound_to) else PRIVATE_SUFFIXES + NETWORK_SUFFIXES
+    return name.endswith(tuple(f".{end}" for end in private))
 
 
 def parse_host(host: str) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class HeldPlace:
 
     sender: SendingClient
     leaving: bool = False
-    released: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event | None = None
+    """Set when it is free; there only once somebody waits for it."""
 
 
 class PlaceRegistry:
@@ -96,7 +97,8 @@ class PlaceRegistry:
 
     def remove_place(self, of: str, who: object) -> None:
         """It does no more."""
-        if held := self._places.get(of, {}).pop(who, None):
+        held = self._places.get(of, {}).pop(who, None)
+        if held and held.released:
             held.released.set()
 
     async def make_room(self, of: str) -> bool:
@@ -107,7 +109,7 @@ class PlaceRegistry:
         held = next((held for held in self._places.get(of, {}).values() if not held.leaving and held.sender.is_slow), None)
         if not held:
             return False
-        held.leaving = True
+        held.leaving, held.released = True, asyncio.Event()
         held.sender.give_up_place()
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):

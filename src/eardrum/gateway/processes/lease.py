@@ -294,7 +294,9 @@ class CrashIsolation:
 
     def create_admission(self, model: str, suspicion: CrashSuspicion) -> LeaseAdmission:
         """The way of a request to this model."""
-        return LeaseAdmission(self._queues.setdefault(model, IsolationQueue()), suspicion)
+        if not (queue := self._queues.get(model)):
+            queue = self._queues[model] = IsolationQueue()
+        return LeaseAdmission(queue, suspicion)
 
 
 SESSION_RETRY_AFTER_S = 5.0
