@@ -97,8 +97,8 @@ class Life(RuleBasedStateMachine):
         working = len(self.world.working(model))
         request = self.world.ask(model, limit=limit, **terms)
         assert len(self.world.waiting(model)) + len(self.world.granted(model)) <= 4
-        if request.granted is not None and terms["at_once"]:
-            assert working < terms["at_once"]
+        if request.granted is not None and terms["max_concurrency"]:
+            assert working < terms["max_concurrency"]
 
     def draw(self, data: st.DataObject, requests: list[Request]) -> Request | None:
         return data.draw(st.sampled_from(requests)) if requests else None
