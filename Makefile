@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house run test test-openapi test-torch test-whisper check unit slow docs docs-check bench audit clean
+.PHONY: help house run test test-openapi test-torch test-whisper check unit slow docs docs-check site bench audit clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## Everything.
 
-check: $(VENV)/installed-dev docs-check ## Lint, types, unit tests: about a minute.
+check: $(VENV)/installed-dev docs-check site ## Lint, types, unit tests: about a minute.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
@@ -55,6 +55,9 @@ docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 
 house: ## Count how the package is built: files, names, functions, contracts.
 	$(PYTHON) scripts/house.py --list
+
+site: $(VENV)/installed-dev ## Build the documentation into build/site, and fail on any warning.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 docs-check: $(VENV)/installed-dev
 	$(BIN)/python scripts/docs.py --check

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from eardrum.cli import main as cli
 from eardrum.config import ENVIRONMENT_ALIASES, ENVIRONMENT_PREFIX, Settings
 from eardrum.config.llama_swap import WITHOUT_EFFECT, SharedModelSettings, SharedSettings
 from eardrum.config.setting_names import list_spellings
@@ -15,7 +20,10 @@ from eardrum.engines import registry
 from eardrum.gateway.models.inventory import COMMON_OPTIONS
 from eardrum.units import TIME
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+EXPLANATION = ROOT / "docs" / "explanation"
+PACKAGE = ROOT / "src" / "eardrum"
 
 
 def main() -> None:
@@ -36,6 +44,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield REFERENCE / "config.schema.json", json.dumps(in_both_spellings(schema), indent=2) + "\n"
     yield REFERENCE / "config.md", config_page(schema)
     yield REFERENCE / "engines.md", engines_page()
+    yield REFERENCE / "cli.md", commands_page()
+    yield EXPLANATION / "code-map.md", modules_page()
 
 
 def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]:
@@ -66,9 +76,9 @@ def config_page(schema: dict[str, Any]) -> str:
     of_servers = table.rows(schema, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
     return f"""# Settings
 
-Generated from `src/eardrum/config/`. A YAML file (`--config FILE`, or `{ENVIRONMENT_PREFIX}CONFIG`) is overridden by the
-environment, that by `--set a.b=c`. In the environment a setting `a.b` is `{ENVIRONMENT_PREFIX}A__B`; lists and maps are JSON.
-Editors check the file against `config.schema.json`, and `eardrum check FILE` says what it amounts to.
+Generated from `src/eardrum/config/`. Everything has a default. A YAML file (`--config FILE`, or `{ENVIRONMENT_PREFIX}CONFIG`) is
+overridden by the environment, the environment by `--set a.b=c`. `eardrum check FILE` prints what a config amounts to and
+everything that is wrong with it.
 
 ```yaml
 port: 8100
@@ -81,18 +91,21 @@ limits:
   upload_bytes: 1000000000
 ```
 
-- `--config` may be given several times, and `--config-dir` (`{ENVIRONMENT_PREFIX}CONFIG_DIR`)
-  takes all `*.yaml` and `*.yml` of a folder.
-  Maps are joined, lists follow one another, and nothing may be set to two values.
-- In a file a name that is no setting is ignored with a warning, as llama-swap does it without one; names that begin with `x-`
-  are yours. In the environment and after `--set` it is an error, and in a file, too, where it may be meant to protect the
-  server: it is nearly called `apiKeys`, `hosts`, `limits`, `origins` or `tls_...`, speaks of keys or certificates, or
-  stands below `limits` or `wyoming`.
-- Every name may be written in camelCase and in snake_case: `apiKeys` is `api_keys`, `upload_bytes` is `uploadBytes`.
-- A time is a number of seconds, or says its unit: `10m`, `1h30m`, `500ms`, `2 days`. A size is a number of bytes, or says its
-  unit: `50M`, `2.1GB` (powers of 1000), `22GiB` (of 1024). That holds in files, in the environment and after `--set`.
-- After `--set` a name with dots in it stands in quotes: `--set 'models."tiny.en".ttl=10m'`.
-- `yes`, `no`, `on` and `off` are words, except where true or false is asked for. A number in quotes is a text.
+- **Several files.** `--config` may be given several times, and `--config-dir` (`{ENVIRONMENT_PREFIX}CONFIG_DIR`) reads all
+  `*.yaml` and `*.yml` of a folder. Maps are joined, lists follow one another, and a setting may have one value only.
+- **Environment.** A setting `a.b` is `{ENVIRONMENT_PREFIX}A__B`; lists and maps are JSON.
+- **Command line.** `--set limits.requests=10`. A name with dots in it stands in quotes: `--set 'models."tiny.en".ttl=10m'`.
+- **Unknown names.** In a file they are a warning, and names that begin with `x-` are yours. They are an error in the
+  environment and after `--set`, and in a file if they may be meant to protect the server: if they resemble `apiKeys`,
+  `hosts`, `limits`, `origins` or `tls_...`, speak of keys or certificates, or stand below `limits` or `wyoming`.
+- **Spelling.** Every name may be written in camelCase and in snake_case: `apiKeys` is `api_keys`, `upload_bytes` is
+  `uploadBytes`.
+- **Times and sizes.** A time is a number of seconds, or has a unit: `10m`, `1h30m`, `500ms`, `2 days`. A size is a number
+  of bytes, or has a unit: `50M`, `2.1GB` (powers of 1000), `22GiB` (of 1024). Both hold in files, in the environment and
+  after `--set`.
+- **Booleans.** `yes`, `no`, `on` and `off` are words, except where true or false is expected. A number in quotes is a text.
+- **Editors** check the file against [config.schema.json](config.schema.json). With the YAML language server, begin the
+  file with `# yaml-language-server: $schema=PATH/config.schema.json`.
 
 | setting | type | default | meaning |
 | --- | --- | --- | --- |
@@ -100,9 +113,9 @@ limits:
 
 ## Shared with llama-swap
 
-A `config.yaml` of llama-swap is one of Eardrum's: [llama-swap.md](../guides/llama-swap.md) says what macros, ports,
-groups and the matrix do. All of these can be used without llama-swap, too, and those of models apply to models of Eardrum's
-own where that makes sense.
+A `config.yaml` of llama-swap works as it is; [for llama-swap users](../guides/llama-swap.md) explains macros, ports,
+groups and the matrix. All of these settings work without llama-swap too, and those of models apply to Eardrum's own
+models where that makes sense.
 
 | setting | type | default | meaning |
 | --- | --- | --- | --- |
@@ -110,7 +123,7 @@ own where that makes sense.
 
 ## Names other servers use
 
-These variables mean the same settings here; `{ENVIRONMENT_PREFIX}...` wins over them.
+Variables of other speech servers that set the same things here. `{ENVIRONMENT_PREFIX}...` wins over them.
 
 | variable | setting |
 | --- | --- |
@@ -178,8 +191,12 @@ def engines_page() -> str:
     rows = "\n".join(ability_row(card) for card in cards)
     return f"""# Engines
 
-Generated from the cards of `src/eardrum/engines/`. `eardrum engines` shows the same for your machine, `eardrum pull NAME`
-fetches a model.
+Generated from the cards of `src/eardrum/engines/`. An engine is the library that runs a model. `eardrum engines` lists
+those of your machine, `eardrum pull NAME` fetches a model by one of the names below, and [which model](../models.md)
+helps you choose.
+
+A model's name chooses its engine; `engine:` in the model's config, or `default_engine`, chooses another one. A window is
+the longest stretch of audio that the engine gets at once; a batch is the most windows that it decodes together.
 
 | engine | languages | {" | ".join(ABILITIES)} | window | batch |
 | --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
@@ -200,8 +217,15 @@ def engine_section(card: registry.Card) -> str:
     lines = [f"## {card.name}", "", f"{card.title}.", ""]
     if card.extra:
         lines.append(f"- Installed with `{card.install}`.")
+    elif card.apart:
+        lines.append(
+            f"- Needs an interpreter of its own: `{card.install}`. "
+            "The model's `python:` names it, as in `python: nemo/bin/python`."
+        )
     elif card.remote:
-        lines.append("- Installed; the weights are behind an address in its options.")
+        lines.append(
+            "- Installed with the package; the weights are behind the address in its options ([upstreams](upstreams.md))."
+        )
     else:
         lines.append("- Installed with the package.")
     if card.layouts:
@@ -231,6 +255,101 @@ def name_rows(card: registry.Card) -> Iterator[str]:
     for name, repository in card.names.items():
         by_model.setdefault(repository, []).append(name)
     return (f"| {code(names)} | `{repository}` |" for repository, names in by_model.items())
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, as `eardrum help` shows them."""
+    group: Any = typer.main.get_command(cli.app)
+    commands = {name: command for name, command in group.commands.items() if name != "help"}
+    contents = "\n".join(f"| [`eardrum {name}`](#{name}) | {summary(command)} |" for name, command in commands.items())
+    return f"""# Commands
+
+Generated from the command line. `eardrum help COMMAND` prints the same; `eardrum --install-completion` teaches your shell
+to complete commands and options.
+
+| command | |
+| --- | --- |
+{contents}
+
+`ps`, `load`, `stop`, `logs` and `listen` ask the server on this machine, at the port in `EARDRUM_PORT`, or the server in
+`--server` or `EARDRUM_SERVER`. `EARDRUM_KEY` is one of its `apiKeys`. With `EARDRUM_SERVER` set, `transcribe` uses that
+server too. Errors are a line on stderr that begins with `eardrum:`, and the exit code is 1.
+
+{chr(10).join(command_section(name, command) for name, command in commands.items())}"""
+
+
+def summary(command: Any) -> str:
+    return (command.help or "").split("\n\n")[0].replace("\n", " ").strip()
+
+
+def command_section(name: str, command: Any) -> str:
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option" and not each.hidden and each.name != "help"]
+    usage = " ".join(["eardrum", name, *(["[OPTIONS]"] if options else []), *map(argument_usage, arguments)])
+    help_text = inspect.cleandoc(command.help or "")
+    lines = [f"## {name}", "", help_text, "", "```console", f"$ {usage}", "```", ""]
+    if rows := [(argument_usage(each), str(each.help or "")) for each in arguments]:
+        lines += ["| argument | meaning |", "| --- | --- |", *(cells(f"`{first}`", meaning) for first, meaning in rows), ""]
+    if options:
+        lines += ["| option | default | meaning |", "| --- | --- | --- |", *map(option_row, options), ""]
+    return "\n".join(lines)
+
+
+def argument_name(argument: Any) -> str:
+    return argument.metavar or (argument.name or "").upper()
+
+
+def argument_usage(argument: Any) -> str:
+    name = argument_name(argument).removesuffix("...") + ("..." if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def option_row(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts] if "_" not in name)
+    value = "" if option.is_flag or option.count else f" {value_name(option)}"
+    shown = option.show_default if isinstance(option.show_default, str) else ""
+    if not shown and option.default not in (None, "", False, ()) and not option.is_flag and not callable(option.default):
+        shown = ", ".join(map(str, option.default)) if isinstance(option.default, list | tuple) else str(option.default)
+    variable = f" (`{option.envvar}`)" if option.envvar else ""
+    return cells(f"{names}{value}", shown, f"{option.help or ''}{variable}")
+
+
+def value_name(option: Any) -> str:
+    if option.metavar:
+        return str(option.metavar)
+    descriptor = option.type_descriptor
+    if choices := getattr(descriptor, "choices", None):
+        return " or ".join(str(getattr(choice, "value", choice)) for choice in choices)
+    annotation = str(getattr(descriptor, "annotation", ""))
+    return "N" if "int" in annotation or "float" in annotation else "PATH" if "Path" in annotation else "TEXT"
+
+
+def cells(*texts: str) -> str:
+    """A row of a table; a bar inside a cell would be taken for its end."""
+    return f"| {' | '.join(' '.join(text.split()).replace('|', chr(92) + '|') for text in texts)} |"
+
+
+def modules_page() -> str:
+    """Every module with the first sentence of its docstring."""
+    folders: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        folder = path.parent.relative_to(PACKAGE).as_posix()
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        folders.setdefault("" if folder == "." else folder, []).append((path.name, " ".join(about.split("\n\n")[0].split())))
+    sections = "\n".join(folder_section(folder, dict(modules)) for folder, modules in sorted(folders.items()))
+    return f"""# Code map
+
+Generated from the modules' docstrings: all of `src/eardrum/`. [Architecture](architecture.md) explains how they work
+together. Imports point down; the contracts of import-linter in `pyproject.toml` check it.
+
+{sections}"""
+
+
+def folder_section(folder: str, modules: dict[str, str]) -> str:
+    about = modules.pop("__init__.py", "")
+    rows = [cells(f"`{name}`", text) for name, text in modules.items()]
+    table = ["| module | |", "| --- | --- |", *rows, ""] if rows else []
+    return "\n".join([f"## {folder or 'eardrum'}/", "", *([about, ""] if about else []), *table])
 
 
 def code(words: Iterable[str]) -> str:

@@ -1,34 +1,172 @@
-"""What the documentation shows works."""
+"""Checks the documentation: its configs load, its links lead somewhere, its generated pages are fresh."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 
-from eardrum import config
+from eardrum import config, errors
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+SOURCES = ROOT / "src" / "eardrum"
+
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"])
+FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]*)\)")
+GENERATED = (
+    "reference/config.schema.json",
+    "reference/config.md",
+    "reference/engines.md",
+    "reference/cli.md",
+    "explanation/code-map.md",
+)
+PACKAGES = "|".join(["src", *sorted(folder.name for folder in SOURCES.iterdir() if (folder / "__init__.py").exists())])
+SOURCE_PATH = re.compile(rf"`((?:{PACKAGES})/[\w/]+(?:/|\.py))`")
 
 
-def examples(page: str) -> list[str]:
-    return re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+def label(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", ["guides/llama-swap.md", "reference/config.md", "guides/commands.md"])
+def read_prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+@cache
+def list_anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and Python-Markdown both name them."""
+    headings = re.findall(r"^#+ (.*)$", read_prose(page), re.MULTILINE)
+    return {re.sub(r"[ ]", "-", re.sub(r"[^\w\- ]", "", heading.lower())) for heading in headings}
+
+
+def find_broken_links(page: Path) -> Iterator[str]:
+    for link in LINK.findall(read_prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        if not path.exists():
+            yield f"{link}: there is no such file"
+        elif anchor and anchor not in list_anchors(path):
+            yield f"{link}: there is no such heading"
+        elif DOCS in page.parents and DOCS not in path.parents:
+            yield f"{link}: the site has no files outside docs/"
+
+
+def list_examples(page: str) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@cache
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generator", ROOT / "scripts" / "docs.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert list(find_broken_links(page)) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One\n\n[a](page.md#one) [b](other.md) [c](#two) [d](https://example.com)\n```\n[e](nowhere.md)\n```\n")
+    assert [broken.split(":")[0] for broken in find_broken_links(page)] == ["other.md", "#two"]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- ([\w/-]+\.md)$", text.split("\nnav:")[1], re.MULTILINE)
+    decisions = LINK.findall((DOCS / "decisions" / "index.md").read_text(encoding="utf-8"))
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    assert sorted([*listed, *(f"decisions/{name}" for name in decisions)]) == sorted(pages)
+
+
+def test_generated_pages_are_fresh() -> None:
+    generated = {path.relative_to(DOCS).as_posix(): text for path, text in load_generator().pages()}
+    assert sorted(generated) == sorted(GENERATED)
+    stale = [name for name, text in generated.items() if (DOCS / name).read_text(encoding="utf-8") != text]
+    assert stale == [], "run `make docs`"
+
+
+def test_sources_that_are_named_exist() -> None:
+    missing = [
+        f"{label(page)}: {path}"
+        for page in PAGES
+        for path in SOURCE_PATH.findall(read_prose(page))
+        if not (SOURCES / path).exists() and not (ROOT / path).exists()
+    ]
+    assert missing == []
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    named = {
+        (label(source), page)
+        for folder in ("src", "tests", "bench", "scripts")
+        for source in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"docs/[\w/-]+\.(?:md|json)", source.read_text(encoding="utf-8"))
+    }
+    assert [(source, page) for source, page in sorted(named) if not (ROOT / page).exists()] == []
+
+
+def list_error_rows() -> set[tuple[str, str]]:
+    page = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE))
+
+
+def test_every_error_has_a_row() -> None:
+    def list_codes(kind: type[errors.EardrumError]) -> set[tuple[str, str]]:
+        return {(str(kind.status), kind.code)}.union(*(list_codes(each) for each in kind.__subclasses__()))
+
+    assert list_codes(errors.EardrumError) == list_error_rows()
+
+
+def test_codes_in_troubleshooting_exist() -> None:
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    assert {(status, code) for status, code in re.findall(r"\b(\d{3}) `(\w+)`", text)} <= list_error_rows()
+
+
+CONFIGS = [
+    *("guides/llama-swap.md", "reference/config.md", "guides/commands.md", "guides/gpu.md", "guides/home-assistant.md"),
+    *("guides/hotwords.md", "guides/ollama.md", "guides/reverse-proxy.md", "guides/systemd.md"),
+]
+
+
+@pytest.mark.parametrize("page", CONFIGS)
 def test_configs_that_are_shown_load_without_a_warning(page: str, tmp_path: Path) -> None:
-    assert examples(page)
-    for text in examples(page):
+    assert list_examples(page)
+    for text in list_examples(page):
         file = tmp_path / "config.yaml"
         file.write_text(text)
-        loaded = config.load_config(file, environment={})
-        assert (loaded.settings.models != {}, [str(warning) for warning in loaded.warnings]) == (True, [])
+        loaded = config.load_config(file, environment={"PHONE_KEY": "a", "DESK_KEY": "b"})
+        assert [str(warning) for warning in loaded.warnings] == []
+        assert bool(loaded.settings.models) == ("models" in yaml.safe_load(text))
+
+
+def test_the_config_of_the_readme_loads_without_a_warning(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    loaded = config.load_config(file, environment={})
+    assert (sorted(loaded.settings.models), loaded.warnings) == (["gemma", "qwen", "turbo"], ())
 
 
 def test_the_page_on_llama_swap_tells_the_truth(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(examples("guides/llama-swap.md")[0])
+    file.write_text(list_examples("guides/llama-swap.md")[0])
     models = config.load_settings(file, environment={}).models
     assert models["gemma"].cmd.split() == [
         *("llama-server", "--port", "9000", "--host", "127.0.0.1", "-m", "/srv/models/gemma-3-12b.gguf")

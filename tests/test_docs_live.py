@@ -1,4 +1,4 @@
-"""The page in docs/reference/live.md in a real browser, whose microphone is a file."""
+"""The page in docs/guides/live-captions.md in a real browser, whose microphone is a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ document.getElementById("start").onclick = async () => {
 def snippet(language: str) -> str:
     """The first block of code in this language."""
     found = re.search(
-        rf"```{language}\n(.*?)```", (ROOT / "docs" / "reference" / "live.md").read_text(encoding="utf-8"), re.DOTALL
+        rf"```{language}\n(.*?)```", (ROOT / "docs" / "guides" / "live-captions.md").read_text(encoding="utf-8"), re.DOTALL
     )
     assert found
     return found[1]
@@ -85,7 +85,8 @@ def _browser(profile: Path, microphone: Path) -> Iterator[str]:
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run",
         f"--user-data-dir={profile}", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={microphone}%noloop", "about:blank",
+        f"--use-file-for-fake-audio-capture={microphone}%noloop", "--host-resolver-rules=MAP captions.test 127.0.0.1",
+        "about:blank",
     ]  # fmt: skip
     port = profile / "DevToolsActivePort"
     environment = os.environ | {"TMPDIR": str(profile)}  # it leaves things there
@@ -132,7 +133,7 @@ class Page:
 
 
 @asynccontextmanager
-async def opened(html: str, tmp_path: Path) -> AsyncIterator[Page]:
+async def opened(html: str, tmp_path: Path, host: str = "localhost") -> AsyncIterator[Page]:
     microphone, folder = tmp_path / "speech.wav", tmp_path / "pages"
     microphone.write_bytes(encode(speech()[: int(7.5 * 16_000)], "wav"))
     folder.mkdir()
@@ -140,7 +141,7 @@ async def opened(html: str, tmp_path: Path) -> AsyncIterator[Page]:
     with pages(folder) as address, browser(microphone) as debugger:
         async with connect(debugger, max_size=None) as socket:
             page = Page(socket)
-            await page.go(f"{address}/live.html")
+            await page.go(f"{address.replace('localhost', host)}/live.html")
             yield page
 
 
@@ -176,4 +177,24 @@ async def test_a_server_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
     async with opened(snippet("html").replace("127.0.0.1:8100", "127.0.0.1:9"), tmp_path) as page:
         await page.ask("document.getElementById('start').click()")
         await page.until("document.getElementById('trouble').textContent.includes('1006')")
+        assert not await page.ask("document.getElementById('start').disabled")
+
+
+async def test_a_page_that_may_not_use_the_microphone_says_why(tmp_path: Path) -> None:
+    async with opened(snippet("html"), tmp_path, host="captions.test") as page:
+        await page.ask("document.getElementById('start').click()")
+        await page.until("document.getElementById('trouble').textContent.includes('https://')")
+        assert not await page.ask("document.getElementById('start').disabled")
+
+
+async def test_a_page_whose_origin_is_refused_says_so(server: RunningServer, tmp_path: Path) -> None:
+    html = snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
+    html = html.replace("if (!navigator.mediaDevices)", "if (false)").replace(
+        "await navigator.mediaDevices.getUserMedia({ audio: true })", "new AudioContext().createMediaStreamDestination().stream"
+    )  # so that a page over plain HTTP gets as far as the server
+    html = html.replace("await audio.audioWorklet.addModule", "if (0) await audio.audioWorklet.addModule")
+    html = html.replace('new AudioWorkletNode(audio, "pcm")', "Object.assign(audio.createGain(), { port: {} })")
+    async with opened(html, tmp_path, host="captions.test") as page:
+        await page.ask("document.getElementById('start').click()")
+        await page.until("document.getElementById('trouble').textContent.includes('http://captions.test')")
         assert not await page.ask("document.getElementById('start').disabled")

@@ -1,1 +1,4 @@
-"""Live transcription over a WebSocket: audio in, text out while somebody speaks. docs/live.md describes the protocol."""
+"""Live transcription over a WebSocket: audio in, text out while somebody speaks.
+
+See `docs/reference/live.md`.
+"""

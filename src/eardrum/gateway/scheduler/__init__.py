@@ -1,6 +1,6 @@
 """Decides which models are loaded and which request is next. Pure: events and the time go in, actions come out.
 
-See `docs/scheduler.md`.
+See `docs/explanation/scheduler.md`.
 """
 
 from eardrum.gateway.scheduler.events import (
