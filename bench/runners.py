@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from bench.children import child
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.runner.__main__ import load_engine, serve
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import DecodeJob, LivenessProbe, WindowBatcher
@@ -91,7 +91,7 @@ class TellingEngine(Engine):
         """It wraps what is loaded already."""
         raise NotImplementedError
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Say it, then decode."""
         print(json.dumps({"batch": len(windows)}), flush=True)
         return self._engine.transcribe(windows)

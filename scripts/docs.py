@@ -187,7 +187,7 @@ def kind(field: dict[str, Any]) -> str:
 
 
 def engines_page() -> str:
-    cards = registry.cards().values()
+    cards = registry.list_cards().values()
     rows = "\n".join(ability_row(card) for card in cards)
     return f"""# Engines
 
@@ -205,14 +205,14 @@ the longest stretch of audio that the engine gets at once; a batch is the most w
 {chr(10).join(engine_section(card) for card in cards)}"""
 
 
-def ability_row(card: registry.Card) -> str:
+def ability_row(card: registry.EngineCard) -> str:
     can = card.capabilities.to_json()
     marks = " | ".join("yes" if can[name] else "no" for name in ABILITIES)
     languages = ", ".join(can["languages"]) or "many"
     return f"| [{card.name}](#{card.name}) | {languages} | {marks} | {can['max_window_s']:g} s | {can['max_batch']} |"
 
 
-def engine_section(card: registry.Card) -> str:
+def engine_section(card: registry.EngineCard) -> str:
     """What one engine runs, under which names, and what it takes to have it."""
     lines = [f"## {card.name}", "", f"{card.title}.", ""]
     if card.extra:
@@ -240,7 +240,7 @@ def engine_section(card: registry.Card) -> str:
     return "\n".join([*lines, ""])
 
 
-def of_types(card: registry.Card) -> str:
+def of_types(card: registry.EngineCard) -> str:
     return f", with a `model_type` of {code(card.model_types)}" if card.model_types else ""
 
 
@@ -250,7 +250,7 @@ def difference(ability: str, value: Any) -> str:
     return f"{ability} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-def name_rows(card: registry.Card) -> Iterator[str]:
+def name_rows(card: registry.EngineCard) -> Iterator[str]:
     by_model: dict[str, list[str]] = {}
     for name, repository in card.names.items():
         by_model.setdefault(repository, []).append(name)

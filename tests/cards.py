@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from eardrum.engines import registry
-from eardrum.engines.registry import Card
+from eardrum.engines.registry import EngineCard
 from eardrum.transcription import Capabilities
 
 
-def card(name: str, **declared: Any) -> Card:
+def card(name: str, **declared: Any) -> EngineCard:
     declared = {"capabilities": Capabilities(), "title": f"Models of {name}"} | declared
-    return Card(name=name, module=f"nowhere.{name}", class_name=name.title(), **declared)
+    return EngineCard(name=name, module=f"nowhere.{name}", class_name=name.title(), **declared)
 
 
 WHISPER = card(
@@ -48,11 +48,11 @@ LACKING = card("lacking", requires=("no_such_library",), names={"rare": "Rare/ra
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Engines in place of those there are, Moonshine excepted, which has no names."""
-    there = {"moonshine": registry.card("moonshine")}
+    there = {"moonshine": registry.find_card("moonshine")}
 
-    def add(*more: Card) -> None:
+    def add(*more: EngineCard) -> None:
         everything = there | {one.name: one for one in more}
-        monkeypatch.setattr(registry, "cards", lambda: everything)
+        monkeypatch.setattr(registry, "list_cards", lambda: everything)
 
     add(WHISPER, TORCH, LACKING)
     return add

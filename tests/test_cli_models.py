@@ -151,7 +151,7 @@ def test_what_cannot_be_pulled(shell: Shell) -> None:
 
 
 def test_an_extra_that_is_missing_is_told_before_the_download(shell: Shell) -> None:
-    lacking = next(card for card in registry.cards().values() if card.missing and not card.apart)
+    lacking = next(card for card in registry.list_cards().values() if card.missing_packages and not card.apart)
     command = [*COMMAND, "pull", NAME, "--engine", lacking.name]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=shell.environment, check=False, timeout=60

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eardrum.engines.base import Hearing, Window
+from eardrum.engines.base import EngineResult, Window
 from eardrum.engines.openai_api import OpenAIApi
 from eardrum.errors import EardrumError
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
@@ -33,7 +33,7 @@ def engine(address: str, /, **options: object) -> Iterator[OpenAIApi]:
 
 
 @contextmanager
-def asked(answer: Answer, *windows: Window, **options: object) -> Iterator[tuple[FakeUpstream, list[Hearing]]]:
+def asked(answer: Answer, *windows: Window, **options: object) -> Iterator[tuple[FakeUpstream, list[EngineResult]]]:
     with fake_upstream(answer) as fake, engine(fake.url, **options) as loaded:
         yield fake, loaded.transcribe(windows or [window()])
 

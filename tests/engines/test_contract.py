@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eardrum.engines import registry
-from eardrum.engines.base import Context, Engine, Hearing, Window
+from eardrum.engines.base import Engine, EngineResult, RequestContext, Window
 from eardrum.errors import EardrumError, ModelLoadError
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.runner.__main__ import load_engine
@@ -26,7 +26,7 @@ NO_FILES = {"openai_api", "nemo"}
 
 ENGINES = [
     pytest.param(name, marks=[pytest.mark.torch] if name in TORCH else [pytest.mark.slow])
-    for name in registry.cards()
+    for name in registry.list_cards()
     if name not in NO_FILES
 ]
 
@@ -45,14 +45,14 @@ def engine(source: tuple[str, Path]) -> Engine:
 
 
 def window(samples: Samples, **request: object) -> Window:
-    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), Context())
+    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), RequestContext())
 
 
-def text(hearing: Hearing) -> str:
+def text(hearing: EngineResult) -> str:
     return " ".join(segment.text for segment in hearing.segments)
 
 
-def one(engine: Engine, window: Window) -> Hearing:
+def one(engine: Engine, window: Window) -> EngineResult:
     (hearing,) = engine.transcribe([window])
     return hearing
 
@@ -88,7 +88,7 @@ def test_a_batch_of_different_lengths_gives_a_hearing_each_in_order(engine: Engi
         pytest.fail("windows that ask for the same must be able to share a batch")
     hearings = engine.transcribe(windows)
     assert len(hearings) == len(windows)
-    alone = [text(one(engine, replace(w, context=Context()))) for w in windows]
+    alone = [text(one(engine, replace(w, context=RequestContext()))) for w in windows]
     assert [text(hearing) for hearing in hearings] == alone
 
 
@@ -104,7 +104,7 @@ def test_odd_lengths_are_no_error(engine: Engine, seconds: float | str) -> None:
 def test_odd_samples_are_no_error(engine: Engine) -> None:
     loud = np.full(SAMPLE_RATE, 1.0, np.float32)
     for samples in (loud, -loud, np.tile(np.array([1, -1], np.float32), SAMPLE_RATE // 2)):
-        assert isinstance(one(engine, window(samples)), Hearing)
+        assert isinstance(one(engine, window(samples)), EngineResult)
 
 
 def test_nobody_needs_a_cancelled_window(engine: Engine) -> None:

@@ -22,7 +22,7 @@ import requests
 
 from eardrum.engines import cuda
 from eardrum.engines.base import Device, EngineOptions
-from eardrum.engines.pytorch.device import found_device
+from eardrum.engines.shared.torch_tools import find_torch_device
 from eardrum.errors import DeviceError
 from tests.conftest import running
 from tests.models import faster_whisper
@@ -311,11 +311,11 @@ class FakeTorch:
 def test_pytorch(monkeypatch: pytest.MonkeyPatch, why: str, says: str) -> None:
     monkeypatch.setattr(FakeTorch.cuda, "why", why)
     with pytest.raises(DeviceError, match=re.escape(says)):
-        found_device(EngineOptions(device="cuda"), FakeTorch)
-    monkeypatch.setattr(cuda, "seems_present", lambda: False)
-    assert found_device(EngineOptions(), FakeTorch) == Device("cpu")
-    monkeypatch.setattr(cuda, "seems_present", lambda: True)
-    found = found_device(EngineOptions(), FakeTorch)
+        find_torch_device(EngineOptions(device="cuda"), FakeTorch)
+    monkeypatch.setattr(cuda, "is_gpu_present", lambda: False)
+    assert find_torch_device(EngineOptions(), FakeTorch) == Device("cpu")
+    monkeypatch.setattr(cuda, "is_gpu_present", lambda: True)
+    found = find_torch_device(EngineOptions(), FakeTorch)
     assert found.name == "cpu"
     assert found.reason.startswith(says)
 
@@ -323,4 +323,4 @@ def test_pytorch(monkeypatch: pytest.MonkeyPatch, why: str, says: str) -> None:
 def test_pytorch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeTorch.version, "cuda", None)
     with pytest.raises(DeviceError, match=r"PyTorch 2.9.0 cannot .* \(it is built without CUDA\): install PyTorch for your CUDA"):
-        found_device(EngineOptions(device="cuda"), FakeTorch)
+        find_torch_device(EngineOptions(device="cuda"), FakeTorch)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from eardrum.engines.base import Context, Hearing, Window
+from eardrum.engines.base import EngineResult, RequestContext, Window
 from eardrum.engines.faster_whisper import FasterWhisper
-from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, _filled
+from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, _pad_features
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 from tests.models import build, faster_whisper, hearing
@@ -28,11 +28,13 @@ pytestmark = pytest.mark.slow
 GERMAN = [c for c in clips() if c.language == "de"]
 
 
-def window(samples: Samples, context: Context | None = None, **request: object) -> Window:
-    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or Context())
+def window(samples: Samples, context: RequestContext | None = None, **request: object) -> Window:
+    return Window(
+        samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or RequestContext()
+    )
 
 
-def text(hearing: Hearing) -> str:
+def text(hearing: EngineResult) -> str:
     return " ".join(segment.text for segment in hearing.segments)
 
 
@@ -51,7 +53,7 @@ def engine(folder: Path) -> FasterWhisper:
 
 
 @pytest.fixture(scope="session")
-def alone(engine: FasterWhisper) -> dict[str, Hearing]:
+def alone(engine: FasterWhisper) -> dict[str, EngineResult]:
     """Each clip heard by itself."""
     return {c.name: engine.transcribe([window(c.samples)])[0] for c in clips()}
 
@@ -76,7 +78,7 @@ def spy(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[li
 
 
 @pytest.mark.parametrize("one", clips(), ids=lambda c: c.name)
-def test_every_clip_is_heard_right(alone: dict[str, Hearing], one: Clip) -> None:
+def test_every_clip_is_heard_right(alone: dict[str, EngineResult], one: Clip) -> None:
     heard = alone[one.name]
     assert text(heard) == one.text
     assert heard.language == one.language
@@ -85,7 +87,7 @@ def test_every_clip_is_heard_right(alone: dict[str, Hearing], one: Clip) -> None
     assert segment.end == pytest.approx(one.end, abs=0.25)
 
 
-def test_a_segment_says_how_sure_it_is(alone: dict[str, Hearing]) -> None:
+def test_a_segment_says_how_sure_it_is(alone: dict[str, EngineResult]) -> None:
     (segment,) = alone["u02"].segments
     assert -0.3 < segment.avg_logprob < 0
     assert segment.no_speech_prob < 0.1
@@ -97,7 +99,9 @@ def test_a_segment_says_how_sure_it_is(alone: dict[str, Hearing]) -> None:
 
 
 @pytest.mark.parametrize("compute_type", ["int8", pytest.param("float32", marks=pytest.mark.slow)])
-def test_a_batch_hears_what_each_window_alone_is_heard_as(folder: Path, alone: dict[str, Hearing], compute_type: str) -> None:
+def test_a_batch_hears_what_each_window_alone_is_heard_as(
+    folder: Path, alone: dict[str, EngineResult], compute_type: str
+) -> None:
     engine = load(folder, compute_type=compute_type)
     if compute_type == "float32":
         alone = {c.name: engine.transcribe([window(c.samples)])[0] for c in clips()}
@@ -145,14 +149,14 @@ def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list
 
 
 def test_a_language_that_is_asked_for_is_not_detected(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._rounds._model, "detect", None)
+    monkeypatch.setattr(engine._rounds._model, "detect_languages", None)
     asked = window(clip("u06").samples, language="de")
     assert engine.transcribe([asked])[0].language == "de"
     assert asked.context.votes == {}
 
 
 def test_a_request_is_decoded_in_the_language_most_of_it_was(engine: FasterWhisper) -> None:
-    context = Context()
+    context = RequestContext()
     for name in ("u03", "u07", "u15"):
         assert engine.transcribe([window(clip(name).samples, context)])[0].language == "de"
     seconds = sum(len(clip(name).samples) for name in ("u03", "u07", "u15")) / SAMPLE_RATE
@@ -163,13 +167,13 @@ def test_a_request_is_decoded_in_the_language_most_of_it_was(engine: FasterWhisp
 
 
 def test_languages_are_detected_until_enough_was_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = Context(votes={"de": 31.0})
-    monkeypatch.setattr(engine._rounds._model, "detect", None)
+    context = RequestContext(votes={"de": 31.0})
+    monkeypatch.setattr(engine._rounds._model, "detect_languages", None)
     assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
 
 
 def test_a_language_that_follows_at_length_is_noticed(engine: FasterWhisper) -> None:
-    context = Context(votes={"de": 31.0}, unheard=15.0)
+    context = RequestContext(votes={"de": 31.0}, unheard=15.0)
     assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
     assert context.votes["en"] == pytest.approx(15 + len(clip("u06").samples) / SAMPLE_RATE, rel=0.2), "for what came before, too"
     assert context.unheard == 0
@@ -178,19 +182,19 @@ def test_a_language_that_follows_at_length_is_noticed(engine: FasterWhisper) -> 
 
 
 def test_each_window_may_have_a_language_of_its_own(engine: FasterWhisper) -> None:
-    context = Context()
+    context = RequestContext()
     names = ["u03", "u06", "u15", "u30"]
     heard = engine.transcribe([window(clip(name).samples, context, multilingual=True) for name in names])
     assert [h.language for h in heard] == ["de", "en", "de", "en"]
     assert [text(h) for h in heard] == [clip(name).text for name in names]
-    (late,) = engine.transcribe([window(clip("u06").samples, Context(votes={"de": 500.0}), multilingual=True)])
+    (late,) = engine.transcribe([window(clip("u06").samples, RequestContext(votes={"de": 500.0}), multilingual=True)])
     assert late.language == "en"
-    (named,) = engine.transcribe([window(clip("u06").samples, Context(), multilingual=True, language="de")])
+    (named,) = engine.transcribe([window(clip("u06").samples, RequestContext(), multilingual=True, language="de")])
     assert named.language == "de"
 
 
 def test_silence_has_no_say_in_the_language(engine: FasterWhisper) -> None:
-    context = Context()
+    context = RequestContext()
     first, second = engine.transcribe([window(silence(20), context), window(clip("u06").samples, context)])
     assert (first.segments, first.language) == ([], "")
     assert text(engine.transcribe([window(clip("u06").samples, context)])[0]) == "Set the volume up."
@@ -303,7 +307,7 @@ def test_a_model_that_does_not_come_forward_is_not_asked_again(engine: FasterWhi
 
 
 def test_only_doubtful_rows_are_tried_at_higher_temperatures(
-    folder: Path, alone: dict[str, Hearing], monkeypatch: pytest.MonkeyPatch
+    folder: Path, alone: dict[str, EngineResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sureness = {name: heard.segments[0].avg_logprob for name, heard in alone.items()}
     unsure, *_, sure = sorted(sureness, key=sureness.__getitem__)
@@ -350,8 +354,8 @@ def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode
     assert len(decoded) == 3, "and if it did not, the engine would"
     told = {rows[0]: prompts[0] for rows, _, prompts in decoded}
     start = hearing.START
-    assert told[0] == [hearing.START_OF_PREVIOUS, *model.tokens(" Please stop."), start, *told[0][-2:]]
-    assert told[1][: told[1].index(start)] == [hearing.START_OF_PREVIOUS, *model.tokens(" kitchen, music, light")]
+    assert told[0] == [hearing.START_OF_PREVIOUS, *model.encode_text(" Please stop."), start, *told[0][-2:]]
+    assert told[1][: told[1].index(start)] == [hearing.START_OF_PREVIOUS, *model.encode_text(" kitchen, music, light")]
     assert told[2][0] == start
     assert text(heard[2]) == clip("u18").text
     assert all(h.language == "en" for h in heard)
@@ -362,7 +366,7 @@ def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list
     ((_, _, (prompt,)),) = decoded
     before = prompt[: prompt.index(hearing.START)]
     assert len(before) == 224
-    assert engine._rounds._model.text(before[1:]).endswith("please stop")
+    assert engine._rounds._model.decode_text(before[1:]).endswith("please stop")
 
 
 def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +374,7 @@ def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkey
     rounds = spy(engine, monkeypatch)
     engine.transcribe([window(clip("u06").samples)])
     engine.transcribe([window(clip("u06").samples, prompt="Music.")])
-    texts = [engine._rounds._model.text(prompts[0][: prompts[0].index(hearing.START)]) for _, _, prompts in rounds]
+    texts = [engine._rounds._model.decode_text(prompts[0][: prompts[0].index(hearing.START)]) for _, _, prompts in rounds]
     assert texts == [" Hello computer.", " Music."]
 
 
@@ -378,26 +382,26 @@ def test_previous_text_is_told_when_asked_for(folder: Path, monkeypatch: pytest.
     engine = load(folder, condition_on_previous_text=True)
     assert engine.sequential
     rounds = spy(engine, monkeypatch)
-    context = Context()
+    context = RequestContext()
     engine.transcribe([window(clip("u06").samples, context)])
     assert context.text == " Set the volume up."
     engine.transcribe([window(clip("u09").samples, context)])
     assert rounds[0][2][0][0] == hearing.START
     second = rounds[1][2][0]
-    said = engine._rounds._model.tokens(" Set the volume up.")
+    said = engine._rounds._model.encode_text(" Set the volume up.")
     assert second[: second.index(hearing.START)] == [hearing.START_OF_PREVIOUS, *said]
     assert context.text.startswith(" Set the volume up. ")
 
 
 def test_previous_text_is_forgotten_after_much_doubt(folder: Path) -> None:
     engine = load(folder, condition_on_previous_text=True, log_prob_threshold=0.0, no_speech_threshold=None)
-    context = Context(text=" Hello.")
+    context = RequestContext(text=" Hello.")
     engine.transcribe([window(clip("u06").samples, context)])
     assert context.text == ""
 
 
 def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decoded: list) -> None:
-    context = Context(text=" Hello.")
+    context = RequestContext(text=" Hello.")
     assert not engine.sequential
     engine.transcribe([window(clip("u06").samples, context)])
     assert decoded[0][2][0][0] == hearing.START
@@ -410,7 +414,7 @@ def test_a_cancelled_window_is_given_up_between_steps(
     gone, stays, never = (window(clip(n).samples, words=True) for n in ("u02", "u06", "u09"))
     never.cancelled = True
     model = engine._rounds._model
-    detect, align = model.detect, model.align
+    detect, align = model.detect_languages, model.align
     aligned: list[list[int]] = []
 
     def cancelling(*arguments):
@@ -421,10 +425,10 @@ def test_a_cancelled_window_is_given_up_between_steps(
         aligned.append(list(rows))
         return align(encoded, rows, *rest)
 
-    monkeypatch.setattr(model, "detect", cancelling)
+    monkeypatch.setattr(model, "detect_languages", cancelling)
     monkeypatch.setattr(model, "align", recorded)
     heard = engine.transcribe([gone, stays, never])
-    assert heard[0] == heard[2] == Hearing()
+    assert heard[0] == heard[2] == EngineResult()
     assert text(heard[1]) == "Set the volume up."
     assert [rows for rows, _, _ in decoded] == [[1]]
     assert aligned == [[1]]
@@ -440,7 +444,7 @@ def test_a_window_cancelled_while_it_is_decoded_is_not_heard(engine: FasterWhisp
         return decode(*arguments)
 
     monkeypatch.setattr(model, "decode", cancelling)
-    assert engine.transcribe([gone]) == [Hearing()]
+    assert engine.transcribe([gone]) == [EngineResult()]
 
 
 def test_what_the_model_cannot_do_is_refused(engine: FasterWhisper) -> None:
@@ -464,7 +468,7 @@ def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeyp
     (heard,) = engine.transcribe([window(clip("u06").samples, words=True, prompt="Hello.")])
     special = engine._rounds._model.special
     assert (special.start, special.previous) == (hearing.START - 1, hearing.START_OF_PREVIOUS - 1)
-    assert rounds[0][2] == [[special.previous, *engine._rounds._model.tokens(" Hello."), special.start]]
+    assert rounds[0][2] == [[special.previous, *engine._rounds._model.encode_text(" Hello."), special.start]]
     assert heard.language in {"en", ""}
     for wish in ({"language": "de"}, {"task": SpeechTask.TRANSLATE}):
         assert engine.refusal(window(clip("u06").samples, **wish).request)
@@ -622,7 +626,7 @@ def test_features_are_those_of_audio_filled_up_with_silence(engine: FasterWhispe
     assert isinstance(model, CTranslate2Whisper)
     samples = np.resize(clip("u06").samples, size)
     whole = np.pad(samples, (0, max(0, 30 * SAMPLE_RATE - size)))[: 30 * SAMPLE_RATE]
-    found = _filled(model.features(samples))
+    found = _pad_features(model.extract_features(samples))
     assert found.shape == (80, 3000)
     assert np.allclose(found, model._extractor(whole, padding=0), atol=1e-5)
 

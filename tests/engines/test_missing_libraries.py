@@ -46,6 +46,6 @@ def test_a_missing_library_is_one_sentence_with_the_command(engine: str, message
 def test_an_extra_exists_for_every_engine_that_names_one() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for card in registry.cards().values():
+    for card in registry.list_cards().values():
         assert not card.extra or card.extra in extras, card.name
         assert not (card.extra and card.apart), f"{card.name} is installed either here or apart"

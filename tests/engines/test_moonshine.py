@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from eardrum.engines.base import Hearing, Window
-from eardrum.engines.moonshine import DECODER, ENCODER, PADDING, TOKENIZER, Moonshine, Row, _read_tokenizer
+from eardrum.engines.base import EngineResult, Window
+from eardrum.engines.moonshine import DECODER, ENCODER, PADDING, TOKENIZER, DecoderRow, Moonshine, _read_tokenizer
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.models.inventory import EMBEDDED_SHA256
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
@@ -41,11 +41,11 @@ def windows() -> list[Window]:
 
 
 @pytest.fixture(scope="module")
-def alone(moonshine: Moonshine, windows: list[Window]) -> list[Hearing]:
+def alone(moonshine: Moonshine, windows: list[Window]) -> list[EngineResult]:
     return [moonshine.transcribe([w])[0] for w in windows]
 
 
-def test_real_speech(alone: list[Hearing]) -> None:
+def test_real_speech(alone: list[EngineResult]) -> None:
     (segment,) = alone[1].segments
     assert segment.text == SENTENCE
     assert SPEECH_TEXT.startswith(SENTENCE)
@@ -58,7 +58,7 @@ def test_real_speech(alone: list[Hearing]) -> None:
 
 
 def test_rows_of_a_batch_of_copies_equal_the_single_row(
-    moonshine: Moonshine, windows: list[Window], alone: list[Hearing]
+    moonshine: Moonshine, windows: list[Window], alone: list[EngineResult]
 ) -> None:
     for together in moonshine.transcribe([windows[0]] * 3):
         assert [s.text for s in together.segments] == [s.text for s in alone[0].segments]
@@ -68,7 +68,7 @@ def test_rows_of_a_batch_of_copies_equal_the_single_row(
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
 def test_rows_of_a_mixed_batch_are_those_of_their_windows(
-    moonshine: Moonshine, windows: list[Window], alone: list[Hearing], order: list[int]
+    moonshine: Moonshine, windows: list[Window], alone: list[EngineResult], order: list[int]
 ) -> None:
     """Nearly: the scales of int8 span the batch, so a row's neighbours may tip a doubtful word."""
     batch = moonshine.transcribe([windows[i] for i in order])
@@ -86,7 +86,7 @@ def test_only_a_windows_own_audio_is_attended_to(moonshine: Moonshine, windows: 
     assert mask.sum(axis=1).tolist() == [len(w.audio) + 2 * PADDING for w in windows[:2]]
 
 
-def test_phone_speech(windows: list[Window], alone: list[Hearing]) -> None:
+def test_phone_speech(windows: list[Window], alone: list[EngineResult]) -> None:
     texts = {name: text for name, _, text in phone()}
 
     def words(text: str) -> list[str]:
@@ -96,12 +96,12 @@ def test_phone_speech(windows: list[Window], alone: list[Hearing]) -> None:
         assert words(alone[number].segments[0].text) == words(texts[name])
 
 
-def test_a_tiny_window_works(moonshine: Moonshine, alone: list[Hearing]) -> None:
+def test_a_tiny_window_works(moonshine: Moonshine, alone: list[EngineResult]) -> None:
     assert all(len(segment.tokens) <= 1 for segment in alone[3].segments)
     assert moonshine.transcribe([window(noise(0.001))])[0].language == "en"
 
 
-def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, alone: list[Hearing]) -> None:
+def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, alone: list[EngineResult]) -> None:
     heard = moonshine.transcribe([window(noise(2.0, 0.2))])[0]
     unsure = min([segment.avg_logprob for segment in heard.segments], default=-9.0)
     assert math.exp(alone[1].segments[0].avg_logprob) > 0.8
@@ -125,10 +125,10 @@ def test_a_window_nobody_wants_is_given_up(moonshine: Moonshine) -> None:
 
 
 def test_what_speaks_faster_than_people_is_cut_off() -> None:
-    row = Row(window(silence(1)), limit=3)
+    row = DecoderRow(window(silence(1)), limit=3)
     for token in (10, 11, 12):
         assert not row.ended
-        row.take(token, -1.0)
+        row.append_token(token, -1.0)
     assert row.ended
     assert (row.tokens, row.avg_logprob) == ([10, 11, 12], -1.0)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from eardrum.engines import registry
-from eardrum.engines.base import Hearing, Window
+from eardrum.engines.base import EngineResult, Window
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SpeechTask, TranscriptionRequest
@@ -246,7 +246,7 @@ def windows(**request: object) -> list[Window]:
     return [Window(swell[:n], 0.0, 1.0, (0.0, n / 16_000), TranscriptionRequest(**request)) for n in lengths]
 
 
-def texts(hearing: Hearing) -> list[str]:
+def texts(hearing: EngineResult) -> list[str]:
     return [segment.text for segment in hearing.segments]
 
 
@@ -320,7 +320,7 @@ def test_canary_refuses_what_it_cannot_do(canary: Any) -> None:
 
 
 def test_canary_qwen_answers_to_each_window(qwen: Path) -> None:
-    assert registry.card("nemo").runs(qwen)
+    assert registry.find_card("nemo").can_run(qwen)
     engine: Any = load_engine("nemo", qwen, {"device": "cpu", "language": "en"})
     assert (engine.capabilities.words, engine.capabilities.languages) == (False, ("en",))
     asked = windows()[1:3]
@@ -349,9 +349,9 @@ def test_number_formats(ctc: Path, compute_type: str) -> None:
 
 
 def test_a_model_is_found_by_its_file(ctc: Path, tmp_path: Path) -> None:
-    assert registry.card("nemo").runs(ctc.parent)
+    assert registry.find_card("nemo").can_run(ctc.parent)
     assert load_engine("nemo", ctc.parent, {"device": "cpu", "language": "de"}).capabilities.languages == ("de",)
-    assert not registry.card("nemo").runs(tmp_path)
+    assert not registry.find_card("nemo").can_run(tmp_path)
 
 
 def fails(source: Path, **options: object) -> str:

@@ -15,9 +15,9 @@ from onnx_asr.resolver import model_repos
 from pydantic import ValidationError
 
 from eardrum.engines import registry
-from eardrum.engines.base import Hearing, Window
-from eardrum.engines.onnx.kinds import KINDS, kind_of
+from eardrum.engines.base import EngineResult, Window
 from eardrum.engines.onnx_asr import OnnxAsr
+from eardrum.engines.shared.onnx_models import KINDS, recognize_kind
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SpeechTask, TranscriptionRequest
@@ -37,7 +37,7 @@ def windows(**request: object) -> list[Window]:
     return [window(scripted.speech(said, seed), **request) for seed, said in enumerate(SAID)]
 
 
-def texts(hearing: Hearing) -> list[str]:
+def texts(hearing: EngineResult) -> list[str]:
     return [segment.text for segment in hearing.segments]
 
 
@@ -274,20 +274,20 @@ def test_a_kind_is_known_by_its_files(tmp_path: Path, kind: str) -> None:
     for name in FILES[kind]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
-    assert kind_of(tmp_path).name == kind
-    assert registry.card("onnx_asr").runs(tmp_path)
+    assert recognize_kind(tmp_path).name == kind
+    assert registry.find_card("onnx_asr").can_run(tmp_path)
     (tmp_path / FILES[kind][0]).unlink()
     with pytest.raises(ModelLoadError, match="is missing"):
-        kind_of(tmp_path, kind)
+        recognize_kind(tmp_path, kind)
 
 
 def test_a_t_one_is_known_by_its_config(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "config.json").write_text(json.dumps({"decoder_params": {"vocabulary": []}}))
-    assert kind_of(tmp_path).name == "t-one-ctc"
-    assert registry.card("onnx_asr").runs(tmp_path)
+    assert recognize_kind(tmp_path).name == "t-one-ctc"
+    assert registry.find_card("onnx_asr").can_run(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert not registry.card("onnx_asr").runs(tmp_path)
+    assert not registry.find_card("onnx_asr").can_run(tmp_path)
 
 
 def test_the_kinds_are_those_of_the_library() -> None:
@@ -300,17 +300,17 @@ def test_the_kinds_are_those_of_the_library() -> None:
 
 
 def test_names_mean_the_repositories_that_the_library_knows() -> None:
-    card = registry.card("onnx_asr")
+    card = registry.find_card("onnx_asr")
     not_in_its_table = {"alphacep/vosk-model-ru", "alphacep/vosk-model-small-ru", "t-tech/T-one"}
     for name, repository in card.names.items():
         theirs = model_repos.get(name) or model_repos.get(f"nemo-{name.removeprefix('nvidia/')}")
         assert repository == theirs or repository in not_in_its_table | set(model_repos.values()), name
         assert any(fnmatchcase(repository.lower(), pattern) for pattern in card.repositories), name
-    assert card.capabilities_of("istupakov/parakeet-tdt-0.6b-v2-onnx").languages == ("en",)
-    assert len(card.capabilities_of("nvidia/parakeet-tdt-0.6b-v3").languages) == 25
-    assert len(card.capabilities_of("canary-1b-v2").languages) == 25
-    assert card.capabilities_of("canary-1b-v2").translate
-    assert card.capabilities_of("gigaam-v3-e2e-rnnt").languages == ("ru",)
+    assert card.find_capabilities("istupakov/parakeet-tdt-0.6b-v2-onnx").languages == ("en",)
+    assert len(card.find_capabilities("nvidia/parakeet-tdt-0.6b-v3").languages) == 25
+    assert len(card.find_capabilities("canary-1b-v2").languages) == 25
+    assert card.find_capabilities("canary-1b-v2").translate
+    assert card.find_capabilities("gigaam-v3-e2e-rnnt").languages == ("ru",)
 
 
 def test_a_runner_loads_it(tmp_path: Path) -> None:

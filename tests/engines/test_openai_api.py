@@ -19,7 +19,7 @@ import yaml
 from aiohttp import web
 from pydantic import ValidationError
 
-from eardrum.engines.base import EngineOptions, Hearing, Window
+from eardrum.engines.base import EngineOptions, EngineResult, Window
 from eardrum.engines.openai_api import OpenAIApi
 from eardrum.errors import ConfigError, UnsupportedFeatureError, UpstreamError
 from eardrum.transcription import SpeechTask, TranscriptionRequest
@@ -108,7 +108,7 @@ async def fake_busy(_: Call, __: web.Request) -> web.Response:
 def test_a_window_that_nobody_wants_any_more_is_given_up(answer: Answer) -> None:
     wanted = window()
     with fake_upstream(answer) as fake, engine(fake.url, retries=5) as loaded:
-        heard: list[Hearing] = []
+        heard: list[EngineResult] = []
         thread = Thread(target=lambda: heard.extend(loaded.transcribe([wanted])))
         thread.start()
         wait_for(lambda: fake.calls)

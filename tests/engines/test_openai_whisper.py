@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from eardrum.engines import registry
-from eardrum.engines.base import Context, Window
+from eardrum.engines.base import RequestContext, Window
 from eardrum.engines.openai_whisper import OpenAIWhisper
-from eardrum.engines.pytorch.checkpoint import openai_name
+from eardrum.engines.shared.openai_whisper_model import to_openai_name
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.models import build, hearing, openai_whisper, transformers
@@ -30,9 +30,11 @@ def fails(source: Path, **options: Any) -> str:
     return caught.value.message
 
 
-def heard(engine: OpenAIWhisper, name: str, context: Context | None = None, **request: Any) -> str:
+def heard(engine: OpenAIWhisper, name: str, context: RequestContext | None = None, **request: Any) -> str:
     samples = clip(name).samples
-    window = Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or Context())
+    window = Window(
+        samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or RequestContext()
+    )
     return " ".join(segment.text for segment in engine.transcribe([window])[0].segments)
 
 
@@ -50,22 +52,22 @@ def test_names_of_arrays_map_one_to_one() -> None:
     _, arrays = hearing.weights()
     theirs = {transformers.renamed(name) for name in arrays}
     assert len(theirs) == len(arrays)
-    assert {openai_name(f"model.{name}") for name in theirs} == set(arrays)
+    assert {to_openai_name(f"model.{name}") for name in theirs} == set(arrays)
     assert "decoder.layers.2.encoder_attn.q_proj.weight" in theirs
 
 
 def test_the_card_tells_checkpoints_from_directories_of_other_models(tmp_path: Path) -> None:
-    card = registry.card("openai_whisper")
+    card = registry.find_card("openai_whisper")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "small.pt").touch()
-    assert card.runs(tmp_path / "a"), "a checkpoint has no config.json to say its type in"
+    assert card.can_run(tmp_path / "a"), "a checkpoint has no config.json to say its type in"
     for kind, runs in (("whisper", True), ("parakeet_ctc", False)):
         folder = tmp_path / kind
         folder.mkdir()
         (folder / "model.safetensors").touch()
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
-        assert card.runs(folder) is runs
-    assert not card.runs(tmp_path)
+        assert card.can_run(folder) is runs
+    assert not card.can_run(tmp_path)
 
 
 @pytest.mark.torch
@@ -83,7 +85,7 @@ def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 def test_what_was_said_before_is_told_if_wished(checkpoint: Path) -> None:
-    engine, context = load(checkpoint, condition_on_previous_text=True), Context()
+    engine, context = load(checkpoint, condition_on_previous_text=True), RequestContext()
     assert engine.sequential
     heard(engine, "u02", context)
     assert context.text.strip() == clip("u02").text

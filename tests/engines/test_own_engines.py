@@ -33,9 +33,9 @@ ASK = """
 import json, sys
 {before}
 from eardrum.engines import registry
-cards = {{name: [card.module, card.package] for name, card in registry.cards().items() if card.package != "eardrum"}}
-failed = [str(failed) for failed in registry.broken()]
-print(json.dumps([cards, failed, "moonshine" in registry.cards(), "parrots" in sys.modules]))
+cards = {{name: [card.module, card.package] for name, card in registry.list_cards().items() if card.package != "eardrum"}}
+failed = [str(failed) for failed in registry.list_broken()]
+print(json.dumps([cards, failed, "moonshine" in registry.list_cards(), "parrots" in sys.modules]))
 """
 
 Look = Callable[..., tuple[dict[str, list[str]], list[str]]]
@@ -161,7 +161,9 @@ def test_a_wrong_one_is_reported_and_left_out(look: Look, entry: str, text: str,
 
 def test_a_library_below_another_that_is_missing() -> None:
     """As `nemo.collections` is, where there is no nemo; it is asked for without importing anything."""
-    assert registry.Card("x", "x", "X", Capabilities(), requires=("no_such.thing", "json.decoder")).missing == ("no_such.thing",)
+    assert registry.EngineCard("x", "x", "X", Capabilities(), requires=("no_such.thing", "json.decoder")).missing_packages == (
+        "no_such.thing",
+    )
 
 
 def example(language: str) -> str:
@@ -210,6 +212,6 @@ def run(*command: str) -> str:
 
 
 def test_a_broken_engine_that_is_asked_for_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "broken", lambda: (registry.Broken("parrot", "parrots", "it is ill"),))
+    monkeypatch.setattr(registry, "list_broken", lambda: (registry.BrokenEngine("parrot", "parrots", "it is ill"),))
     with pytest.raises(ConfigError, match="The engine parrot of the package parrots is left out: it is ill"):
         ModelInventory(Settings(default_engine="parrot"))

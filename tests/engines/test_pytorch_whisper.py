@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eardrum.engines.base import Context, Engine, Hearing, Window
+from eardrum.engines.base import Engine, EngineResult, RequestContext, Window
 from eardrum.engines.openai_whisper import OpenAIWhisper
 from eardrum.engines.transformers import Transformers
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
@@ -24,11 +24,13 @@ KINDS: dict[str, tuple[type[Engine], str]] = {
 GERMAN = [c for c in clips() if c.language == "de"]
 
 
-def window(samples: Samples, context: Context | None = None, **request: Any) -> Window:
-    return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or Context())
+def window(samples: Samples, context: RequestContext | None = None, **request: Any) -> Window:
+    return Window(
+        samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or RequestContext()
+    )
 
 
-def text(heard: Hearing) -> str:
+def text(heard: EngineResult) -> str:
     return " ".join(segment.text for segment in heard.segments)
 
 
@@ -40,18 +42,18 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def heard(engine: Engine) -> dict[str, Hearing]:
+def heard(engine: Engine) -> dict[str, EngineResult]:
     """All clips, eight at a time."""
     found = [h for half in (clips()[:8], clips()[8:]) for h in engine.transcribe([window(c.samples) for c in half])]
     return {c.name: h for c, h in zip(clips(), found, strict=True)}
 
 
-def test_every_clip_is_heard_right(heard: dict[str, Hearing]) -> None:
+def test_every_clip_is_heard_right(heard: dict[str, EngineResult]) -> None:
     assert {name: text(h) for name, h in heard.items()} == {c.name: c.text for c in clips()}
     assert {name: h.language for name, h in heard.items()} == {c.name: c.language for c in clips()}
 
 
-def test_segments_lie_where_the_speech_is(heard: dict[str, Hearing]) -> None:
+def test_segments_lie_where_the_speech_is(heard: dict[str, EngineResult]) -> None:
     for c in clips():
         (segment,) = heard[c.name].segments
         assert segment.start == pytest.approx(c.start, abs=0.25), c.name
@@ -61,7 +63,7 @@ def test_segments_lie_where_the_speech_is(heard: dict[str, Hearing]) -> None:
         assert segment.words == segment.token_logprobs == []
 
 
-def test_a_clip_alone_is_heard_as_in_company(engine: Engine, heard: dict[str, Hearing]) -> None:
+def test_a_clip_alone_is_heard_as_in_company(engine: Engine, heard: dict[str, EngineResult]) -> None:
     for name in ("u03", "u04"):
         (alone,) = engine.transcribe([window(clip(name).samples)])
         (expected,) = heard[name].segments
@@ -124,7 +126,7 @@ def test_several_utterances_become_segments(engine: Engine) -> None:
 
 
 def test_the_windows_of_a_request_vote_on_its_language(engine: Engine) -> None:
-    context = Context()
+    context = RequestContext()
     engine.transcribe([window(clip("u02").samples, context)])
     assert max(context.votes, key=context.votes.__getitem__) == "en"
     context.votes = {"de": 40.0}

@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 
 from eardrum.engines import registry
-from eardrum.engines.base import Hearing, Window
-from eardrum.engines.families.base import sentences
-from eardrum.engines.families.frames import words
-from eardrum.engines.families.prompted import context
-from eardrum.engines.families.table import FAMILIES
+from eardrum.engines.base import EngineResult, Window
+from eardrum.engines.shared.transformers_base import split_sentences
+from eardrum.engines.shared.transformers_families import FAMILIES, build_context, build_words
 from eardrum.engines.transformers import Transformers
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest, Word
@@ -34,7 +32,7 @@ def window(name: str, **request: Any) -> Window:
     return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request))
 
 
-def text(heard: Hearing) -> str:
+def text(heard: EngineResult) -> str:
     return " ".join(segment.text for segment in heard.segments)
 
 
@@ -76,34 +74,34 @@ def test_the_card_and_the_table_agree() -> None:
     ],
 )
 def test_a_name_tells_what_a_model_can(name: str, abilities: dict[str, Any]) -> None:
-    can = registry.card("transformers").capabilities_of(name)
+    can = registry.find_card("transformers").find_capabilities(name)
     assert {ability: getattr(can, ability) for ability in abilities} == abilities
 
 
 def test_parakeet_v3_knows_25_languages() -> None:
-    can = registry.card("transformers").capabilities_of("nvidia/parakeet-tdt-0.6b-v3")
+    can = registry.find_card("transformers").find_capabilities("nvidia/parakeet-tdt-0.6b-v3")
     assert len(set(can.languages)) == 25
 
 
 def test_pieces_become_words_and_words_sentences() -> None:
     pieces = [(" Hel", 0.0, 0.2), ("lo", 0.2, 0.4), (".", 0.4, 0.4), (" You", 1.0, 1.2), (" there", 1.2, 9.9)]
-    found = list(words(pieces, seconds=2.0))
+    found = list(build_words(pieces, seconds=2.0))
     assert [(word.word, word.start, word.end) for word in found] == [
         (" Hello.", 0.0, 0.4),
         (" You", 1.0, 1.2),
         (" there", 1.2, 2.0),
     ]
-    assert [(s.text, s.start, s.end) for s in sentences(found)] == [("Hello.", 0.0, 0.4), ("You there", 1.0, 2.0)]
-    assert sentences([]) == []
+    assert [(s.text, s.start, s.end) for s in split_sentences(found)] == [("Hello.", 0.0, 0.4), ("You there", 1.0, 2.0)]
+    assert split_sentences([]) == []
 
 
 def test_sentences_need_no_last_stop() -> None:
-    assert [s.text for s in sentences([Word(" So", 0, 1, 1.0)])] == ["So"]
+    assert [s.text for s in split_sentences([Word(" So", 0, 1, 1.0)])] == ["So"]
 
 
 def test_prompt_and_hotwords_are_one_context() -> None:
-    assert context(TranscriptionRequest(prompt="About ships.", hotwords=("Ahab", "Pequod"))) == "About ships. Ahab, Pequod"
-    assert context(TranscriptionRequest()) == ""
+    assert build_context(TranscriptionRequest(prompt="About ships.", hotwords=("Ahab", "Pequod"))) == "About ships. Ahab, Pequod"
+    assert build_context(TranscriptionRequest()) == ""
 
 
 @pytest.mark.torch

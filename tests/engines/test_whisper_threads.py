@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from eardrum.engines.whisper.threads import SLOWER, fewest, numbers
+from eardrum.engines.shared.ctranslate2_whisper import SLOWER, choose_thread_count, list_thread_counts
 
 
 @pytest.mark.parametrize(
     ("cores", "tried"), [(1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (4, [4, 2, 1]), (6, [6, 4, 2, 1]), (16, [16, 8, 4, 2, 1])]
 )
 def test_powers_of_two_are_tried(cores: int, tried: list[int]) -> None:
-    assert list(numbers(cores)) == tried
+    assert list(list_thread_counts(cores)) == tried
 
 
 def test_one_thread_each_where_threads_only_wait_for_each_other() -> None:
-    assert fewest(4, {4: 3.0, 2: 2.0, 1: 1.0}.__getitem__) == 1
+    assert choose_thread_count(4, {4: 3.0, 2: 2.0, 1: 1.0}.__getitem__) == 1
 
 
 def test_a_lone_window_may_take_a_little_longer() -> None:
-    assert fewest(4, {4: 1.0, 2: SLOWER - 0.1, 1: SLOWER + 0.1}.__getitem__) == 2
+    assert choose_thread_count(4, {4: 1.0, 2: SLOWER - 0.1, 1: SLOWER + 0.1}.__getitem__) == 2
 
 
 def test_a_large_model_keeps_its_threads_and_fewer_are_not_even_tried() -> None:
@@ -29,5 +29,5 @@ def test_a_large_model_keeps_its_threads_and_fewer_are_not_even_tried() -> None:
         tried.append(threads)
         return 16.0 / threads
 
-    assert fewest(16, seconds) == 16
+    assert choose_thread_count(16, seconds) == 16
     assert tried == [16, 8]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eardrum.engines.base import Hearing, Window
+from eardrum.engines.base import EngineResult, Window
 from eardrum.errors import EardrumError
 from eardrum.live import (
     FinalTranscript,
@@ -144,7 +144,7 @@ class Play:
         words = self.mishear(numbers_in(decode.window), decode.final)
         begin, end = decode.window.speech_span
         segments = [Segment(begin, end, " ".join(words), words=_timed(decode.window, words))] if words else []
-        return self.session.handle_result(decode.id, Hearing(segments, "en"), 0.01, 0.0)
+        return self.session.handle_result(decode.id, EngineResult(segments, "en"), 0.01, 0.0)
 
     def _do(self, outputs: list[SessionOutput]) -> None:
         for output in outputs:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eardrum.engines.base import Hearing, Window
+from eardrum.engines.base import EngineResult, Window
 from eardrum.runner import tuning
 from eardrum.runner.tuning import measure_batch_size
 from eardrum.transcription import Capabilities
@@ -23,7 +23,7 @@ class ScriptedCostEngine(ScriptedEngine):
         self.now = 0.0
         self.capabilities = Capabilities(max_batch=max_batch)
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         self.now += self._cost(len(windows))
         return super().transcribe(windows)
 

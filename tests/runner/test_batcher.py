@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import pytest
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError
 from eardrum.runner.batcher import DecodedWindow, WindowBatcher
 from eardrum.runner.fair_queue import ServiceClass
@@ -41,14 +41,14 @@ class ScriptedEngine(Engine):
     def load(cls, source: Path, options: EngineOptions) -> Self:
         raise NotImplementedError
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         self.batches.append([window.request.prompt for window in windows])
         self.entered.set()
         assert self.gate.wait(10)
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
-        heard = [Hearing([Segment(0.0, window.seconds, window.request.prompt)], "en") for window in windows]
+        heard = [EngineResult([Segment(0.0, window.seconds, window.request.prompt)], "en") for window in windows]
         return heard[self.forgets :]
 
     def batch_key(self, window: Window) -> Hashable:

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import pytest
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.live import EndpointingSettings, FinalTranscript, FinishCommand, LiveEvent, SessionSettings
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.live.driver import LiveSessionDriver
@@ -127,9 +127,9 @@ class KeepingEngine(Engine):
     def load(cls, source: Path, options: EngineOptions) -> Self:
         raise NotImplementedError
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         self.windows += windows
-        return [Hearing([Segment(0.0, window.seconds, "heard")], "en") for window in windows]
+        return [EngineResult([Segment(0.0, window.seconds, "heard")], "en") for window in windows]
 
     def close(self) -> None:
         """Nothing to let go of."""

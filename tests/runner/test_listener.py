@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import pytest
 
-from eardrum.engines.base import Audio, Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Audio, Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.segmenter import SegmenterConfig
@@ -44,11 +44,11 @@ class CountingEngine(Engine):
     def load(cls, source: Path, options: EngineOptions) -> Self:
         raise NotImplementedError
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         assert self.listener
         self.decoded_s.append(self.listener._decoder.samples / SAMPLE_RATE)
         self.called.set()
-        return [Hearing([Segment(0.0, window.seconds, "heard")], "en") for window in windows]
+        return [EngineResult([Segment(0.0, window.seconds, "heard")], "en") for window in windows]
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -184,9 +184,9 @@ def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:
 class PolyglotEngine(CountingEngine):
     """An engine that is not one: hears English in the first window, Dutch in the last, German between."""
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """A language by the time."""
-        return [Hearing([Segment(0.0, window.seconds, "heard")], self._language(window)) for window in windows]
+        return [EngineResult([Segment(0.0, window.seconds, "heard")], self._language(window)) for window in windows]
 
     def _language(self, window: Window) -> str:
         return "en" if window.start < 1 else "nl" if window.start > 24 else "de"

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import pytest
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing, Window
+from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.live import (
     ClearCommand,
     CommitCommand,
@@ -47,13 +47,13 @@ class RememberingEngine(Engine):
     def load(cls, source: Path, options: EngineOptions) -> Self:
         raise NotImplementedError
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         self.seen.append((len(windows), windows[0].context.text))
         if self.fail(windows[0]):
             raise RuntimeError("scripted")
         said = f"n{windows[0].start:.1f}"
         windows[0].context.text += said
-        return [Hearing([Segment(0.0, window.seconds, said)], "en") for window in windows]
+        return [EngineResult([Segment(0.0, window.seconds, said)], "en") for window in windows]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eardrum.engines.base import Hearing
+from eardrum.engines.base import EngineResult
 from eardrum.errors import EmptyCommitError
 from eardrum.live import (
     ClearCommand,
@@ -344,7 +344,7 @@ def test_the_end_is_told_once_whatever_the_engine_says_later() -> None:
     play = Play(delay=1000).hear(stream((10, 0.0)))
     attempt = play.decodes[0].id
     play.finish()
-    assert play.session.handle_result(attempt, Hearing(), 0.1, 0.0) == []
+    assert play.session.handle_result(attempt, EngineResult(), 0.1, 0.0) == []
 
 
 def test_one_partial_at_a_time_and_none_while_a_final_waits() -> None:

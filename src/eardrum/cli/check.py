@@ -193,7 +193,7 @@ class _ConfigExaminer:
     def _check_machine(self) -> None:
         """What of the machine the settings name, models aside; what is not there is left out from here on."""
         settings = self._settings
-        self.report.warnings += [ConfigFinding(str(failed)) for failed in registry.broken()]
+        self.report.warnings += [ConfigFinding(str(failed)) for failed in registry.list_broken()]
         self._record_failure(lambda: check_spool_folder(settings.spool_dir))
         self._record_failure(lambda: tls.create_server_context(settings.tls_certificate, settings.tls_key))
         wyoming = settings.wyoming
@@ -334,7 +334,7 @@ def _find_unready(model: Model) -> Iterator[str]:
     if model.is_external:
         return
     if not model.is_runnable:
-        yield f"{model.id} cannot run yet. {model.card.how_to_install_here}"
+        yield f"{model.id} cannot run yet. {model.card.install_hint_here}"
     if model.needs_download:
         yield f"{model.id} is not on this machine: `{model.format_pull_command()}`."
     if model.batch > model.card.capabilities.max_batch:
@@ -385,7 +385,7 @@ def _find_missing_programs(loaded: LoadedConfig) -> Iterator[ConfigFinding]:
 def _wants_gpu(model: Model) -> bool:
     """Whether it is to be loaded on one, or would be if it can be used."""
     device = model.options.get("device", "auto")
-    return device == "cuda" or (device == "auto" and cuda.seems_present())
+    return device == "cuda" or (device == "auto" and cuda.is_gpu_present())
 
 
 def _select_device_options(model: Model) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption
 from eardrum.config import command_line as words
 from eardrum.engines import registry
-from eardrum.engines.registry import Card
+from eardrum.engines.registry import EngineCard
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway.models import download, names
 from eardrum.gateway.models.catalog import ModelCatalog
@@ -43,7 +43,7 @@ def pull(
 ) -> None:
     """Fetch a model, or copy one in from a folder."""
     inventory = ModelInventory(config.load_settings(config_file, assignments or ()))
-    engine = registry.card(engine).name if engine else ""
+    engine = registry.find_card(engine).name if engine else ""
     if folder := find_folder(name):
         copy_model(folder, inventory.store, id=id, engine=engine)
     elif id:
@@ -76,12 +76,12 @@ def _list_notes(catalog: ModelCatalog) -> list[str]:
         if aliases := catalog.list_aliases(model):
             notes.append(f"{model.id} is also called {', '.join(aliases)}.")
         if not model.is_runnable:
-            notes.append(f"{model.id} cannot run yet. {model.card.how_to_install_here}")
+            notes.append(f"{model.id} cannot run yet. {model.card.install_hint_here}")
         if model.needs_download:
             notes.append(f"{model.id} is not on this machine: `{model.format_pull_command()}`.")
     half = catalog.inventory.store.list_unfinished()
     notes += [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
-    return notes + [str(failed) for failed in registry.broken()]
+    return notes + [str(failed) for failed in registry.list_broken()]
 
 
 def show(name: ModelArgument, config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:
@@ -142,12 +142,12 @@ def _list_stored_ids(store: ModelStore) -> set[str]:
 
 def list_engines() -> None:
     """Show what can run models, which names it knows, and what is missing."""
-    for card in registry.cards().values():
+    for card in registry.list_cards().values():
         console.print(f"[bold]{card.name}[/]  {card.title}")
         for label, text in describe_engine(card):
             print(f"  {label:<11}{text}")
         print()
-    for failed in registry.broken():
+    for failed in registry.list_broken():
         print(failed)
 
 
@@ -240,14 +240,14 @@ async def _download_model(name: str, inventory: ModelInventory, engine: str) -> 
 
 def _warn_if_not_installed(engine: str) -> None:
     """Before what may take long."""
-    if engine and (card := registry.card(engine)).missing:
-        print(f"It cannot run yet. {card.how_to_install_here}", file=sys.stderr, flush=True)
+    if engine and (card := registry.find_card(engine)).missing_packages:
+        print(f"It cannot run yet. {card.install_hint_here}", file=sys.stderr, flush=True)
 
 
 def _print_usage(name: str, engine: str) -> None:
-    card = registry.card(engine)
-    if card.missing:
-        print(f"Before it can run: {card.how_to_install_here}")
+    card = registry.find_card(engine)
+    if card.missing_packages:
+        print(f"Before it can run: {card.install_hint_here}")
     print(f"Try it: eardrum transcribe FILE --model {name}")
 
 
@@ -317,7 +317,7 @@ def describe_model(model: Model, catalog: ModelCatalog) -> Iterator[str]:
         half = "half of it is here already: " if catalog.inventory.store.is_unfinished(model.repository) else ""
         yield f"\nIt is not on this machine; {half}`{model.format_pull_command()}` fetches {files} of {model.repository}."
     if not model.is_runnable:
-        yield f"\nIt cannot run yet. {model.card.how_to_install_here}"
+        yield f"\nIt cannot run yet. {model.card.install_hint_here}"
 
 
 def _describe_local_model(model: Model) -> dict[str, str]:
@@ -356,9 +356,12 @@ def _describe_external_model(model: Model, entry: config.ModelSettings) -> dict[
     }
 
 
-def describe_engine(card: Card) -> Iterator[tuple[str, str]]:
+def describe_engine(card: EngineCard) -> Iterator[tuple[str, str]]:
     """Labels and texts for one engine."""
-    yield "installed", f"no, it needs {', '.join(card.missing)}: {card.install_here}" if card.missing else "yes"
+    yield (
+        "installed",
+        f"no, it needs {', '.join(card.missing_packages)}: {card.install_here}" if card.missing_packages else "yes",
+    )
     yield "languages", format_languages(card.capabilities)
     yield "can", format_capabilities(card.capabilities)
     if card.options:
@@ -369,7 +372,7 @@ def describe_engine(card: Card) -> Iterator[tuple[str, str]]:
         yield "files", " or ".join(", ".join(layout) for layout in card.layouts)
 
 
-def list_known_names(card: Card) -> str:
+def list_known_names(card: EngineCard) -> str:
     """One name for each model an engine knows, and the ids it takes."""
     by_model: dict[str, str] = {}
     for name, repository in card.names.items():

@@ -34,7 +34,7 @@ class EngineOptions(BaseModel):
 
 
 @dataclass(slots=True, eq=False)
-class Context:
+class RequestContext:
     """What the earlier windows of a request tell the later ones: one object for all of them, written by the engine.
 
     Windows of a request reach the engine in order, but several may be in one batch, and engines with `parallel` above 1
@@ -63,7 +63,7 @@ class Window:
     speech: float
     speech_span: tuple[float, float]
     request: TranscriptionRequest
-    context: Context = field(default_factory=Context)
+    context: RequestContext = field(default_factory=RequestContext)
     pieces: tuple[tuple[float, float], ...] = ()
     """Where pauses were taken out: (position in the window, time in the request) of each stretch, in seconds."""
     speech_stretches: tuple[tuple[float, float], ...] = ()
@@ -96,7 +96,7 @@ class Device:
 
 
 @dataclass(slots=True)
-class Hearing:
+class EngineResult:
     """What an engine heard in one window: segments with times relative to the window's start."""
 
     segments: list[Segment] = field(default_factory=list)
@@ -191,7 +191,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode 1 to `capabilities.max_batch` windows at once; one hearing per window, in order."""
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:

@@ -30,7 +30,7 @@ LONGEST_CAUSE = 300
 """Characters."""
 
 
-def seems_present() -> bool:
+def is_gpu_present() -> bool:
     """Whether there is a GPU or its driver, and nobody has hidden it. No engine's library is asked."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
@@ -41,18 +41,18 @@ def seems_present() -> bool:
     return False
 
 
-def unusable(library: str, cause: object, remedy: str = "") -> DeviceError:
+def build_device_error(library: str, cause: object, remedy: str = "") -> DeviceError:
     """The sentence about a GPU that a library cannot use."""
-    why = one_line(cause)
-    return DeviceError(f"{library} cannot use an NVIDIA GPU here ({why}): {remedy or remedy_for(why)}.")
+    why = to_one_line(cause)
+    return DeviceError(f"{library} cannot use an NVIDIA GPU here ({why}): {remedy or find_remedy(why)}.")
 
 
-def remedy_for(cause: str) -> str:
+def find_remedy(cause: str) -> str:
     """What to do about a cause, as part of a sentence."""
     return next((helps for said, helps in REMEDIES.items() if re.search(said, cause, re.IGNORECASE)), OTHERWISE)
 
 
-def asked_for(error: DeviceError) -> DeviceError:
+def explain_requested_device(error: DeviceError) -> DeviceError:
     """The error about a GPU, for whoever has asked for one."""
     if error.message.startswith(ASKED):
         return error
@@ -60,7 +60,7 @@ def asked_for(error: DeviceError) -> DeviceError:
     return DeviceError(f"{ASKED}, but {sentence}, or set device to cpu.")
 
 
-def one_line(cause: object) -> str:
+def to_one_line(cause: object) -> str:
     """The first sentence of what a library says, without a full stop at its end."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     first = re.split(r"\.\s", lines[0])[0] if lines else type(cause).__name__

@@ -13,10 +13,10 @@ from typing import Annotated, Self, cast
 
 from pydantic import Field
 
-from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.whisper.ctranslate2 import CTranslate2Whisper, Search, found_device
-from eardrum.engines.whisper.rounds import Rounds, refined
-from eardrum.engines.whisper.rules import Thresholds
+from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, SearchSettings, find_ctranslate2_device
+from eardrum.engines.shared.whisper_decoder import WhisperDecoder, refine_capabilities
+from eardrum.engines.shared.whisper_rules import DecodingThresholds
 from eardrum.errors import UnsupportedFeatureError
 from eardrum.transcription import Capabilities, TranscriptionRequest
 
@@ -156,9 +156,11 @@ class FasterWhisper(Engine):
         )
 
     def __init__(self, model: CTranslate2Whisper, options: FasterWhisper.Options):
-        self._rounds = Rounds(
+        self._rounds = WhisperDecoder(
             model,
-            thresholds=Thresholds(options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold),
+            thresholds=DecodingThresholds(
+                options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold
+            ),
             temperatures=options.temperatures,
             prompt=options.prompt,
             remembers=options.condition_on_previous_text,
@@ -168,12 +170,14 @@ class FasterWhisper(Engine):
         self.measured = {"threads": model.threads, "workers": model.replicas} if model.threads else {}
         self.gains_by_batching = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
-        self.capabilities = replace(refined(type(self).capabilities, model), words=model.aligns, logprobs=model.aligns)
+        self.capabilities = replace(
+            refine_capabilities(type(self).capabilities, model), words=model.aligns, logprobs=model.aligns
+        )
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
         """Where CTranslate2 says it can compute."""
-        return found_device(options.device, cast(FasterWhisper.Options, options).device_index)
+        return find_ctranslate2_device(options.device, cast(FasterWhisper.Options, options).device_index)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -181,7 +185,7 @@ class FasterWhisper(Engine):
         options = cast(FasterWhisper.Options, options)
         model = CTranslate2Whisper.open(
             source,
-            Search(
+            SearchSettings(
                 beam_size=options.beam_size,
                 best_of=options.best_of,
                 patience=options.patience,
@@ -201,9 +205,9 @@ class FasterWhisper(Engine):
 
     def batch_key(self, window: Window) -> Hashable:
         """What must be equal within a batch."""
-        return self._rounds.key(window)
+        return self._rounds.batch_key(window)
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows together."""
         return self._rounds.transcribe(windows)
 

@@ -18,8 +18,14 @@ from typing import Any, Self, cast
 import numpy as np
 from pydantic import Field
 
-from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.onnx.sessions import check_device, found_device, number_format, providers, session_options
+from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.onnx_sessions import (
+    build_session_options,
+    check_device,
+    choose_providers,
+    find_number_format,
+    find_onnx_device,
+)
 from eardrum.errors import ModelLoadError
 from eardrum.languages import find_language_in_name
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Token
@@ -69,7 +75,7 @@ class Moonshine(Engine):
         """Where this onnxruntime can be asked to compute."""
         import onnxruntime
 
-        return found_device(onnxruntime, options.device)
+        return find_onnx_device(onnxruntime, options.device)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -83,27 +89,27 @@ class Moonshine(Engine):
             raise ModelLoadError(
                 f"Moonshine's files fix their number format: compute_type {options.compute_type!r} cannot be had."
             )
-        settings, where = session_options(ort, options.threads), providers(ort, options.device)
+        settings, where = build_session_options(ort, options.threads), choose_providers(ort, options.device)
         open_session = partial(ort.InferenceSession, sess_options=settings, providers=where)
-        encoder, decoder = _open(open_session, source / ENCODER), _open(open_session, source / DECODER)
+        encoder, decoder = _open_session(open_session, source / ENCODER), _open_session(open_session, source / DECODER)
         pieces = _read_tokenizer(source / TOKENIZER)
         vocabulary = next(output.shape[-1] for output in decoder.get_outputs() if output.name == "logits")
         if len(pieces) != vocabulary:
             raise ModelLoadError(f"{source / TOKENIZER} is of another model: it has {len(pieces)} tokens, not {vocabulary}.")
         language = options.language or find_language_in_name(source.name) or "en"
         engine = cls(encoder, decoder, pieces, language)
-        engine.device, engine.compute_type = check_device(ort, decoder, options.device), number_format(source / DECODER)
+        engine.device, engine.compute_type = check_device(ort, decoder, options.device), find_number_format(source / DECODER)
         return engine
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch, greedily."""
         rows = self._decode(windows)
-        return [self._hearing(window, row) for window, row in zip(windows, rows, strict=True)]
+        return [self._build_result(window, row) for window, row in zip(windows, rows, strict=True)]
 
-    def _decode(self, windows: Sequence[Window]) -> list[Row]:
+    def _decode(self, windows: Sequence[Window]) -> list[DecoderRow]:
         """Greedy decoding of a batch; rows that end leave it, so a long row costs only itself."""
         hidden, mask = self._encode([window.audio for window in windows])
-        rows = [Row(window, limit=max(1, int(window.seconds * TOKENS_PER_SECOND))) for window in windows]
+        rows = [DecoderRow(window, limit=max(1, int(window.seconds * TOKENS_PER_SECOND))) for window in windows]
         alive = list(rows)
         cache = {i.name: np.zeros((len(rows), i.shape[1], 1, i.shape[3]), np.float32) for i in self._past}
         step = np.full((len(rows), 1), START, np.int64)
@@ -125,8 +131,8 @@ class Moonshine(Engine):
             cache |= present
             first = False
             chosen = logits.argmax(axis=-1)
-            for row, token, logprob in zip(alive, chosen, _logprobs(logits, chosen), strict=True):
-                row.take(int(token), float(logprob))
+            for row, token, logprob in zip(alive, chosen, _compute_logprobs(logits, chosen), strict=True):
+                row.append_token(int(token), float(logprob))
             keep = [i for i, row in enumerate(alive) if not row.ended]
             if len(keep) < len(alive):
                 alive = [alive[i] for i in keep]
@@ -145,7 +151,7 @@ class Moonshine(Engine):
         (hidden,) = self._encoder.run(None, {"input_values": values, "attention_mask": mask})
         return hidden, mask
 
-    def _hearing(self, window: Window, row: Row) -> Hearing:
+    def _build_result(self, window: Window, row: DecoderRow) -> EngineResult:
         pieces = [self._pieces[token] for token in row.tokens]
         text = b"".join(pieces).decode(errors="replace").replace("\u2581", " ").strip()
         segment = Segment(
@@ -160,11 +166,11 @@ class Moonshine(Engine):
         if window.request.logprobs:
             texts = (piece.decode(errors="replace").replace("\u2581", " ") for piece in pieces)
             segment.token_logprobs = [Token(t, p) for t, p in zip(texts, row.logprobs, strict=False)]
-        return Hearing([segment] if text else [], language=self.capabilities.languages[0])
+        return EngineResult([segment] if text else [], language=self.capabilities.languages[0])
 
 
 @dataclass(slots=True)
-class Row:
+class DecoderRow:
     """One window's tokens as they are decoded."""
 
     window: Window
@@ -173,7 +179,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
 
-    def take(self, token: int, logprob: float) -> None:
+    def append_token(self, token: int, logprob: float) -> None:
         """Append a token; the end token and the limit end the row."""
         self.logprobs.append(logprob)
         if token == END:
@@ -188,7 +194,7 @@ class Row:
         return sum(self.logprobs) / len(self.logprobs)
 
 
-def _logprobs(logits: Floats, chosen: Ints) -> Floats:
+def _compute_logprobs(logits: Floats, chosen: Ints) -> Floats:
     """Natural-log probability of each row's chosen token; logits [b, vocabulary], chosen [b]."""
     top = logits.max(axis=-1)
     return cast(Floats, logits[np.arange(len(chosen)), chosen] - top - np.log(np.exp(logits - top[:, None]).sum(axis=-1)))
@@ -201,7 +207,7 @@ def _check_file(path: Path, sha256: str | None) -> None:
         raise ModelLoadError(f"{path} is damaged: its SHA-256 is not {sha256}. Install the package that carries it again.")
 
 
-def _open(open_session: Callable[[str], Any], path: Path) -> Any:
+def _open_session(open_session: Callable[[str], Any], path: Path) -> Any:
     try:
         return open_session(str(path))
     except Exception as error:  # onnxruntime raises a class of its own for each kind of damage

@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import Field
 
 from eardrum import transcription
-from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.onnx.sentences import sentences
-from eardrum.engines.pytorch.device import found_device
+from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.onnx_models import split_sentences_by_words
+from eardrum.engines.shared.torch_tools import find_torch_device
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import find_language_in_name
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, SpeechTask, TranscriptionRequest, Word
@@ -95,7 +95,7 @@ class Nemo(Engine):
         if self._salm:
             can = replace(can, words=False)
         elif self._prompted:
-            can = replace(can, words=self._tells_times, translate=True)
+            can = replace(can, words=self._has_times, translate=True)
         self.capabilities = replace(can, languages=(self._language,)) if self._language else can
 
     @classmethod
@@ -103,7 +103,7 @@ class Nemo(Engine):
         """Where PyTorch can compute."""
         import torch
 
-        return found_device(options, torch)
+        return find_torch_device(options, torch)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -111,14 +111,14 @@ class Nemo(Engine):
         options = cast(Nemo.Options, options)
         if options.compute_type not in FORMATS:
             raise ModelLoadError(f"NeMo has no compute_type {options.compute_type!r}, only {', '.join(FORMATS)}.")
-        file = _weights(source)
+        file = _find_weights(source)
         # What is not on this machine is not fetched while a model loads; the hub's library reads this on import.
         os.environ["HF_HUB_OFFLINE"] = "1"
         import torch
 
-        device = found_device(options, torch).name
+        device = find_torch_device(options, torch).name
         try:
-            model = _restored(file, device) if file.suffix == ".nemo" else _salm(file, device, options.compute_type)
+            model = _restore_model(file, device) if file.suffix == ".nemo" else _load_salm(file, device, options.compute_type)
         except ImportError:
             raise
         except Exception as error:  # tarfile, OmegaConf, PyTorch and the hub's library each have their own
@@ -132,22 +132,24 @@ class Nemo(Engine):
         )
         return engine
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch; all of one `batch_key`."""
         import torch
 
-        audios = [torch.from_numpy(_filled(window.audio)) for window in windows]
+        audios = [torch.from_numpy(_pad_audio(window.audio)) for window in windows]
         formats = {"float16": torch.float16, "bfloat16": torch.bfloat16}
         dtype = formats.get(self._format)
         with torch.inference_mode(), torch.autocast(self._device, dtype, enabled=dtype is not None and not self._salm):
             if self._salm:
-                return [self._hearing(window, text) for window, text in zip(windows, self._answers(audios), strict=True)]
-            results = self._canary(windows[0], audios) if self._prompted else self._plain(audios)
-        return [self._hearing(window, result.text, result) for window, result in zip(windows, results, strict=True)]
+                return [
+                    self._build_result(window, text) for window, text in zip(windows, self._generate_answers(audios), strict=True)
+                ]
+            results = self._transcribe_canary(windows[0], audios) if self._prompted else self._transcribe_plain(audios)
+        return [self._build_result(window, result.text, result) for window, result in zip(windows, results, strict=True)]
 
     def batch_key(self, window: Window) -> Hashable:
         """Canary's language, task and times are one per call of the library."""
-        return tuple(self._slots(window).items()) if self._prompted else None
+        return tuple(self._build_prompt_slots(window).items()) if self._prompted else None
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
         """As every engine; and Canary translates only what it knows the language of, without times of words."""
@@ -160,11 +162,11 @@ class Nemo(Engine):
         return None if self._language else transcription.check_source_language(self.capabilities, request)
 
     @property
-    def _tells_times(self) -> bool:
+    def _has_times(self) -> bool:
         """Whether a Canary knows when words were said: by an aligner in its file, or by tokens of its own."""
         return self._model.timestamps_asr_model is not None or "timestamp" in self._model.prompt.get_slots("user")
 
-    def _plain(self, audios: list[Any]) -> list[Any]:
+    def _transcribe_plain(self, audios: list[Any]) -> list[Any]:
         return cast(
             list[Any],
             self._model.transcribe(
@@ -172,10 +174,10 @@ class Nemo(Engine):
             ),
         )
 
-    def _canary(self, window: Window, audios: list[Any]) -> list[Any]:
+    def _transcribe_canary(self, window: Window, audios: list[Any]) -> list[Any]:
         from nemo.collections.asr.models.aed_multitask_models import MultiTaskTranscriptionConfig
 
-        slots = self._slots(window)
+        slots = self._build_prompt_slots(window)
         times = slots.get("timestamp") == "yes"
         if self._model.timestamps_asr_model is not None:
             slots["timestamp"] = "no"  # the aligner tells them
@@ -190,7 +192,7 @@ class Nemo(Engine):
         )
         return cast(list[Any], self._model.transcribe(audios, override_config=config, timestamps=times))
 
-    def _slots(self, window: Window) -> dict[str, str]:
+    def _build_prompt_slots(self, window: Window) -> dict[str, str]:
         """What Canary's prompt says; formats of other years have other slots."""
         request, known = window.request, self._model.prompt.get_slots("user")
         translate = request.task is SpeechTask.TRANSLATE
@@ -198,11 +200,11 @@ class Nemo(Engine):
         slots = {"source_lang": language, "target_lang": "en" if translate else language, **self._pnc}
         if "task" in known:
             slots["task"] = "translate" if translate else "transcribe"
-        if self._tells_times:
+        if self._has_times:
             slots["timestamp"] = "yes" if request.words else "no"
         return slots
 
-    def _answers(self, audios: list[Any]) -> list[str]:
+    def _generate_answers(self, audios: list[Any]) -> list[str]:
         """What Canary-Qwen's language model answers to each recording."""
         import torch
         from transformers import GenerationConfig
@@ -224,18 +226,18 @@ class Nemo(Engine):
         ids = ([id for id in answer if id not in over] for answer in answers.tolist())
         return [model.tokenizer.ids_to_text(each) for each in ids]
 
-    def _hearing(self, window: Window, text: str, result: Any = None) -> Hearing:
+    def _build_result(self, window: Window, text: str, result: Any = None) -> EngineResult:
         language = window.request.language or self._language or (CANARY_DEFAULT if self._prompted else "")
-        words = _words(result, window.seconds)
+        words = _build_words(result, window.seconds)
         if words:
-            segments = [_segment(words[part], window.request.words) for part in sentences(words)]
+            segments = [_build_segment(words[part], window.request.words) for part in split_sentences_by_words(words)]
         else:
             plain = " ".join(text.split())
             segments = [Segment(*window.speech_span, plain)] if plain else []
-        return Hearing(segments, language)
+        return EngineResult(segments, language)
 
 
-def _weights(source: Path) -> Path:
+def _find_weights(source: Path) -> Path:
     """The .nemo file meant by `source`, or the folder of a Canary-Qwen."""
     if not source.exists():
         raise ModelLoadError(f"There is nothing at {source}: source must be a .nemo file, or a folder with one.")
@@ -249,7 +251,7 @@ def _weights(source: Path) -> Path:
     return files[0] if files else source
 
 
-def _restored(file: Path, device: str) -> Any:
+def _restore_model(file: Path, device: str) -> Any:
     """The model of a .nemo file, told to say when each word was said and how sure it is."""
     import torch
     from nemo.collections.asr.models import ASRModel
@@ -270,7 +272,7 @@ def _restored(file: Path, device: str) -> Any:
     return model
 
 
-def _salm(folder: Path, device: str, compute_type: str) -> Any:
+def _load_salm(folder: Path, device: str, compute_type: str) -> Any:
     import torch
     from nemo.collections.speechlm2.models import SALM
 
@@ -285,11 +287,11 @@ def _salm(folder: Path, device: str, compute_type: str) -> Any:
     return model.eval().to(getattr(torch, dtype)).to(device)
 
 
-def _filled(audio: Audio) -> Audio:
+def _pad_audio(audio: Audio) -> Audio:
     return audio if len(audio) >= SHORTEST else np.pad(audio, (0, SHORTEST - len(audio)))
 
 
-def _words(result: Any, seconds: float) -> list[Word]:
+def _build_words(result: Any, seconds: float) -> list[Word]:
     times = getattr(result, "timestamp", None)
     if not isinstance(times, dict):
         return []
@@ -310,7 +312,7 @@ def _words(result: Any, seconds: float) -> list[Word]:
     ]
 
 
-def _segment(words: Sequence[Word], asked: bool) -> Segment:
+def _build_segment(words: Sequence[Word], asked: bool) -> Segment:
     return Segment(
         start=words[0].start,
         end=words[-1].end,

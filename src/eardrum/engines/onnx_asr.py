@@ -16,11 +16,17 @@ import numpy as np
 from pydantic import Field
 
 from eardrum import transcription
-from eardrum.engines.base import Audio, Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.onnx.kinds import Kind, chosen_quantization, kind_of
-from eardrum.engines.onnx.sentences import sentences
-from eardrum.engines.onnx.sessions import check_device, found_device, providers, session_options
-from eardrum.engines.onnx.tokens import Spoken, mean, words_of
+from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.onnx_models import (
+    OnnxModelKind,
+    TokenWord,
+    average_logprob,
+    choose_quantization,
+    join_tokens,
+    recognize_kind,
+    split_sentences_by_words,
+)
+from eardrum.engines.shared.onnx_sessions import build_session_options, check_device, choose_providers, find_onnx_device
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import LANGUAGE_NAMES, find_language_in_name
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, SpeechTask, TranscriptionRequest
@@ -160,23 +166,23 @@ class OnnxAsr(Engine):
         pnc: bool | None = Field(None, description="Canary only: with punctuation and capitals (its default), or without.")
         threads: int = Field(0, ge=0, le=512, description="Threads per decode; 0 uses every core.")
 
-    def __init__(self, model: Any, kind: Kind, options: Options, language: str):
+    def __init__(self, model: Any, kind: OnnxModelKind, options: Options, language: str):
         self._model = model.with_timestamps()
         self._kind = kind
         self._pnc = {} if options.pnc is None else {"pnc": options.pnc}
         self._language = language
         can = replace(type(self).capabilities, **kind.can)
         if kind.can.get("translate") or kind.can.get("detects_language"):
-            can = replace(can, languages=_languages(model.asr))
+            can = replace(can, languages=_list_languages(model.asr))
         self.capabilities = replace(can, languages=(language,)) if language else can
-        self._ending = EndingRows(model.asr) if kind.name == CANARY else None
+        self._ending = EndedRowTracker(model.asr) if kind.name == CANARY else None
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
         """Where this onnxruntime can be asked to compute."""
         import onnxruntime
 
-        return found_device(onnxruntime, options.device)
+        return find_onnx_device(onnxruntime, options.device)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -191,12 +197,12 @@ class OnnxAsr(Engine):
                 "Set the option quantization to choose among those in the directory."
             )
         # The library takes a directory that is not there for one to download into.
-        kind = kind_of(source, options.model_type)
-        quantization = chosen_quantization(kind, source, options.quantization)
+        kind = recognize_kind(source, options.model_type)
+        quantization = choose_quantization(kind, source, options.quantization)
         if options.pnc is not None and kind.name != CANARY:
             raise ModelLoadError(f"{source} is a {kind.name}; the option pnc is for Canary only: leave it out.")
-        where = providers(onnxruntime, options.device)
-        settings = session_options(onnxruntime, options.threads)
+        where = choose_providers(onnxruntime, options.device)
+        settings = build_session_options(onnxruntime, options.threads)
         try:
             model = onnx_asr.load_model(
                 kind.name, source, quantization=quantization or None, sess_options=settings, providers=where
@@ -208,24 +214,24 @@ class OnnxAsr(Engine):
         device = check_device(onnxruntime, session, options.device)
         engine = cls(model, kind, options, options.language or find_language_in_name(source.name) or "")
         engine.device, engine.compute_type = device, FORMATS.get(quantization, quantization or "float32")
-        engine._try(source)
+        engine._check_source(source)
         return engine
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch, greedily; all of one `batch_key`."""
-        wishes = self._wishes(windows[0].request)
+        wishes = self._build_options(windows[0].request)
         if self._ending:
-            self._ending.begin(windows)
-        results = self._model.recognize([_filled(window.audio) for window in windows], **wishes)
+            self._ending.start_batch(windows)
+        results = self._model.recognize([_pad_audio(window.audio) for window in windows], **wishes)
         language = wishes.get("language") or (self.capabilities.languages[0] if len(self.capabilities.languages) == 1 else "")
         return [
-            Hearing(self._segments(window, result), language or window.request.language or "")
+            EngineResult(self._build_segments(window, result), language or window.request.language or "")
             for window, result in zip(windows, results, strict=True)
         ]
 
     def batch_key(self, window: Window) -> tuple[tuple[str, Any], ...]:
         """Language and task are one per call of the library."""
-        return tuple(self._wishes(window.request).items())
+        return tuple(self._build_options(window.request).items())
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
         """As every engine; and Canary translates only what it knows the language of."""
@@ -233,7 +239,7 @@ class OnnxAsr(Engine):
             None if self._language else transcription.check_source_language(self.capabilities, request)
         )
 
-    def _wishes(self, request: TranscriptionRequest) -> dict[str, Any]:
+    def _build_options(self, request: TranscriptionRequest) -> dict[str, Any]:
         """What the library is told besides the audio."""
         if self._kind.name == CANARY:
             language = request.language or self._language or CANARY_DEFAULT
@@ -243,14 +249,14 @@ class OnnxAsr(Engine):
             return {"language": language}
         return {}
 
-    def _segments(self, window: Window, result: Any) -> list[Segment]:
+    def _build_segments(self, window: Window, result: Any) -> list[Segment]:
         if result.timestamps is None:
             text, (start, end) = " ".join(result.text.split()), window.speech_span
-            return [Segment(start, end, text, avg_logprob=mean(result.logprobs))] if text else []
-        spoken = words_of(zip(result.tokens, result.timestamps, result.logprobs, strict=True), window.seconds)
-        return [_segment(spoken[part], window.request) for part in sentences([each.word for each in spoken])]
+            return [Segment(start, end, text, avg_logprob=average_logprob(result.logprobs))] if text else []
+        spoken = join_tokens(zip(result.tokens, result.timestamps, result.logprobs, strict=True), window.seconds)
+        return [_build_segment(spoken[part], window.request) for part in split_sentences_by_words([each.word for each in spoken])]
 
-    def _try(self, source: Path) -> None:
+    def _check_source(self, source: Path) -> None:
         """Decode half a second of silence: files that do not belong together show it here, not at the first request."""
         silence = Window(np.zeros(SHORTEST, np.float32), 0.0, 0.0, (0.0, 0.5), TranscriptionRequest())
         try:
@@ -260,7 +266,7 @@ class OnnxAsr(Engine):
             raise ModelLoadError(f"The files in {source} are not those of one {self._kind.name} model: {reason}") from error
 
 
-class EndingRows:
+class EndedRowTracker:
     """Stops the rows of Canary's batch one by one.
 
     The library goes on with all rows until every one says at the same step that it is done, and keeps what a row says after
@@ -273,7 +279,7 @@ class EndingRows:
         self._windows: Sequence[Window] = ()
         asr._decode = self._step
 
-    def begin(self, windows: Sequence[Window]) -> None:
+    def start_batch(self, windows: Sequence[Window]) -> None:
         """The windows of the next batch, in order."""
         self._windows = windows
 
@@ -288,29 +294,29 @@ class EndingRows:
         return logits, memory
 
 
-def _segment(spoken: Sequence[Spoken], request: TranscriptionRequest) -> Segment:
+def _build_segment(spoken: Sequence[TokenWord], request: TranscriptionRequest) -> Segment:
     words = [each.word for each in spoken]
     tokens = [token for each in spoken for token in each.tokens]
     return Segment(
         start=words[0].start,
         end=words[-1].end,
         text=" ".join(word.word for word in words),
-        avg_logprob=mean([token.logprob for token in tokens]),
+        avg_logprob=average_logprob([token.logprob for token in tokens]),
         words=words if request.words else [],
         token_logprobs=tokens if request.logprobs else [],
     )
 
 
-def _filled(audio: Audio) -> Audio:
+def _pad_audio(audio: Audio) -> Audio:
     return audio if len(audio) >= SHORTEST else np.pad(audio, (0, SHORTEST - len(audio)))
 
 
-def _languages(asr: Any) -> tuple[str, ...]:
+def _list_languages(asr: Any) -> tuple[str, ...]:
     """Languages that the vocabulary has a token for (`<|de|>`), in the house's codes."""
     return tuple(code for code in LANGUAGE_NAMES if f"<|{code}|>" in asr._tokens)
 
 
-def _check_vocabulary(asr: Any, kind: Kind, source: Path) -> None:
+def _check_vocabulary(asr: Any, kind: OnnxModelKind, source: Path) -> None:
     """Refuse a vocabulary of another size than what the graph decides between, for NeMo's kinds, where that is known.
 
     The library keeps graphs and vocabulary to itself, hence the private names.

@@ -17,12 +17,9 @@ from typing import Any, Literal, Self, TypeVar, cast
 from pydantic import Field, SecretStr, field_validator
 from yarl import URL
 
-from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.openai.address import Address
-from eardrum.engines.openai.audio import Clip, Format, clip
-from eardrum.engines.openai.chat import Chat
-from eardrum.engines.openai.client import Client
-from eardrum.engines.openai.transcriptions import Transcriptions
+from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.openai_endpoints import ChatEndpoint, TranscriptionsEndpoint
+from eardrum.engines.shared.openai_http import EncodedClip, Format, OpenAIClient, ServerAddress, encode_clip
 from eardrum.errors import ConfigError, InvalidRequestError
 from eardrum.languages import parse_language
 from eardrum.transcription import Capabilities
@@ -108,15 +105,15 @@ class OpenAIApi(Engine):
             except InvalidRequestError as error:
                 raise ValueError(error.message) from error
 
-    def __init__(self, options: Options, address: Address):
-        self._format = _audio_format(options)
+    def __init__(self, options: Options, address: ServerAddress):
+        self._format = _choose_audio_format(options)
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="upstream", daemon=True)
         self._thread.start()
         self._client = self._run(_connected(address))
-        self._way = _way(options, self._client)
+        self._way = _choose_endpoint(options, self._client)
         self.parallel = options.concurrency
-        self.capabilities = _capabilities(options)
+        self.capabilities = _build_capabilities(options)
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
@@ -131,16 +128,16 @@ class OpenAIApi(Engine):
             ConfigError: options that contradict each other, or a key that is not there.
         """
         options = cast(OpenAIApi.Options, options)
-        _check(options)
-        return cls(options, _address(options))
+        _check_options(options)
+        return cls(options, _build_address(options))
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Have the upstream decode the windows, all at once.
 
         Raises:
             UpstreamError: the upstream cannot be reached, refuses or fails.
         """
-        clips = [clip(window.audio, self._format) for window in windows]
+        clips = [encode_clip(window.audio, self._format) for window in windows]
         return self._run(self._hear_all(windows, clips))
 
     def close(self) -> None:
@@ -151,39 +148,39 @@ class OpenAIApi(Engine):
         self._thread.join()
         self._loop.close()
 
-    async def _hear_all(self, windows: Sequence[Window], clips: Sequence[Clip]) -> list[Hearing]:
+    async def _hear_all(self, windows: Sequence[Window], clips: Sequence[EncodedClip]) -> list[EngineResult]:
         outcomes = await asyncio.gather(*map(self._hear, windows, clips), return_exceptions=True)
-        return [_hearing(outcome) for outcome in outcomes]
+        return [_unwrap_result(outcome) for outcome in outcomes]
 
-    async def _hear(self, window: Window, clip: Clip) -> Hearing:
+    async def _hear(self, window: Window, clip: EncodedClip) -> EngineResult:
         """The upstream's hearing, or an empty one as soon as nobody wants it: the connection is closed then."""
         if window.cancelled:
-            return Hearing()
-        asking = asyncio.ensure_future(self._way.hear(window, clip))
+            return EngineResult()
+        asking = asyncio.ensure_future(self._way.transcribe(window, clip))
         while not asking.done() and not window.cancelled:
             await asyncio.wait([asking], timeout=LOOK_S)
         if window.cancelled:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            return Hearing()
+            return EngineResult()
         return asking.result()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def _hearing(outcome: Hearing | BaseException) -> Hearing:
+def _unwrap_result(outcome: EngineResult | BaseException) -> EngineResult:
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
 
 
-async def _connected(address: Address) -> Client:
-    return Client(address)  # made on the loop on which it lives
+async def _connected(address: ServerAddress) -> OpenAIClient:
+    return OpenAIClient(address)  # made on the loop on which it lives
 
 
-def _address(options: OpenAIApi.Options) -> Address:
-    return Address.of(
+def _build_address(options: OpenAIApi.Options) -> ServerAddress:
+    return ServerAddress.of(
         options.url,
         key=options.key.get_secret_value(),
         key_env=options.key_env,
@@ -193,7 +190,7 @@ def _address(options: OpenAIApi.Options) -> Address:
     )
 
 
-def _check(options: OpenAIApi.Options) -> None:
+def _check_options(options: OpenAIApi.Options) -> None:
     """Raises: ConfigError: an option that `via` cannot follow, or two that contradict each other."""
     chat = options.via != "transcriptions"
     impossible = {
@@ -211,15 +208,15 @@ def _check(options: OpenAIApi.Options) -> None:
         raise ConfigError("The option words cannot be had with response_format: json, which has no times. Leave one of them out.")
 
 
-def _audio_format(options: OpenAIApi.Options) -> Format:
+def _choose_audio_format(options: OpenAIApi.Options) -> Format:
     if options.audio_format != "auto":
         return options.audio_format
     return "flac" if options.via == "transcriptions" else "wav"
 
 
-def _way(options: OpenAIApi.Options, client: Client) -> Transcriptions | Chat:
+def _choose_endpoint(options: OpenAIApi.Options, client: OpenAIClient) -> TranscriptionsEndpoint | ChatEndpoint:
     if options.via == "transcriptions":
-        return Transcriptions(
+        return TranscriptionsEndpoint(
             client=client,
             path=options.path or "/audio/transcriptions",
             translations_path=options.translations_path,
@@ -228,7 +225,7 @@ def _way(options: OpenAIApi.Options, client: Client) -> Transcriptions | Chat:
             hotwords_field=options.hotwords_field,
             response_format=options.response_format,
         )
-    return Chat(
+    return ChatEndpoint(
         client=client,
         path=options.path or "/chat/completions",
         part="audio_url" if options.via == "chat_audio_url" else "input_audio",
@@ -238,7 +235,7 @@ def _way(options: OpenAIApi.Options, client: Client) -> Transcriptions | Chat:
     )
 
 
-def _capabilities(options: OpenAIApi.Options) -> Capabilities:
+def _build_capabilities(options: OpenAIApi.Options) -> Capabilities:
     routes = options.via == "transcriptions"
     return replace(
         OpenAIApi.capabilities,

@@ -12,12 +12,11 @@ from typing import Annotated, Any, Self, cast
 
 from pydantic import Field
 
-from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.pytorch.checkpoint import Checkpoint, read
-from eardrum.engines.pytorch.device import compute_type, found_device, use_threads
-from eardrum.engines.pytorch.openai_model import OpenAIModel
-from eardrum.engines.whisper.rounds import Rounds, refined
-from eardrum.engines.whisper.rules import Thresholds
+from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.openai_whisper_model import OpenAIWhisperModel, WhisperCheckpoint, read_checkpoint
+from eardrum.engines.shared.torch_tools import choose_compute_type, find_torch_device, use_threads
+from eardrum.engines.shared.whisper_decoder import WhisperDecoder, refine_capabilities
+from eardrum.engines.shared.whisper_rules import DecodingThresholds
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import Capabilities
 
@@ -94,23 +93,25 @@ class OpenAIWhisper(Engine):
         )
         prompt: str = Field("", description="Prompt for requests that bring none: names, spelling, style.")
 
-    def __init__(self, model: OpenAIModel, options: OpenAIWhisper.Options):
-        self._rounds = Rounds(
+    def __init__(self, model: OpenAIWhisperModel, options: OpenAIWhisper.Options):
+        self._rounds = WhisperDecoder(
             model,
-            thresholds=Thresholds(options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold),
+            thresholds=DecodingThresholds(
+                options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold
+            ),
             temperatures=options.temperatures,
             prompt=options.prompt,
             remembers=options.condition_on_previous_text,
         )
         self.sequential = options.condition_on_previous_text
-        self.capabilities = refined(type(self).capabilities, model)
+        self.capabilities = refine_capabilities(type(self).capabilities, model)
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
         """Where PyTorch can compute."""
         import torch
 
-        return found_device(options, torch)
+        return find_torch_device(options, torch)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
@@ -119,28 +120,28 @@ class OpenAIWhisper(Engine):
         import whisper
 
         options = cast(OpenAIWhisper.Options, options)
-        where = found_device(options, torch).name
+        where = find_torch_device(options, torch).name
         numbers = {"cuda": "float16", "cpu": "float32"}[where]
-        half = compute_type(options, (numbers,), numbers) == "float16"
+        half = choose_compute_type(options, (numbers,), numbers) == "float16"
         use_threads(options.threads, torch)
-        checkpoint = read(source, torch)
+        checkpoint = read_checkpoint(source, torch)
         # No gradients, in whichever thread it runs.
-        model = _built(checkpoint, source, whisper, torch).to(where).eval().requires_grad_(False)
-        opened = OpenAIModel(whisper, torch, model, half=half, beam_size=options.beam_size, best_of=options.best_of)
+        model = _build_model(checkpoint, source, whisper, torch).to(where).eval().requires_grad_(False)
+        opened = OpenAIWhisperModel(whisper, torch, model, half=half, beam_size=options.beam_size, best_of=options.best_of)
         engine = cls(opened, options)
         engine.device, engine.compute_type = where, numbers
         return engine
 
     def batch_key(self, window: Window) -> Hashable:
         """What must be equal within a batch."""
-        return self._rounds.key(window)
+        return self._rounds.batch_key(window)
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows together."""
         return self._rounds.transcribe(windows)
 
 
-def _built(checkpoint: Checkpoint, source: Path, whisper: Any, torch: Any) -> Any:
+def _build_model(checkpoint: WhisperCheckpoint, source: Path, whisper: Any, torch: Any) -> Any:
     """The package's model with these weights."""
     try:
         model = whisper.model.Whisper(whisper.model.ModelDimensions(**checkpoint.dims))

@@ -37,7 +37,7 @@ NOT_ENGINES = {"__init__", "base", "cuda", "registry"}
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class EngineCard:
     """One engine's declarations; `base.Engine` says what each means."""
 
     name: str
@@ -61,21 +61,21 @@ class Card:
     """What pip knows it as part of."""
 
     @property
-    def missing(self) -> tuple[str, ...]:
+    def missing_packages(self) -> tuple[str, ...]:
         """Libraries it needs that are not installed. Looked up, never imported."""
-        return tuple(name for name in self.requires if _spec(name) is None)
+        return tuple(name for name in self.requires if _find_spec(name) is None)
 
-    def runs(self, directory: Path) -> bool:
+    def can_run(self, directory: Path) -> bool:
         """Whether the directory holds a model of this engine, by its files.
 
         The model type is asked of the layouts that have a config.json; the others have nowhere to say it.
         """
-        found = [layout for layout in self.layouts if all(_holds(directory, pattern) for pattern in layout)]
+        found = [layout for layout in self.layouts if all(_has_key(directory, pattern) for pattern in layout)]
         if not self.model_types or any(CONFIG not in layout for layout in found):
             return bool(found)
-        return bool(found) and _json(directory / CONFIG).get("model_type", "") in self.model_types
+        return bool(found) and _read_json(directory / CONFIG).get("model_type", "") in self.model_types
 
-    def capabilities_of(self, name: str, capabilities: Capabilities | None = None) -> Capabilities:
+    def find_capabilities(self, name: str, capabilities: Capabilities | None = None) -> Capabilities:
         """What a model of this name can do: the engine's capabilities, or the given ones, less what its kind cannot."""
         found = capabilities or self.capabilities
         for pattern, changes in self.variants.items():
@@ -84,17 +84,17 @@ class Card:
         return found
 
     @property
-    def how_to_install(self) -> str:
+    def install_hint(self) -> str:
         """The sentence for whoever lacks its libraries."""
-        return self._how_to(self.install)
+        return self._format_install_hint(self.install)
 
     @property
-    def how_to_install_here(self) -> str:
+    def install_hint_here(self) -> str:
         """The same for whoever sits at this machine."""
-        return self._how_to(self.install_here)
+        return self._format_install_hint(self.install_here)
 
-    def _how_to(self, install: str) -> str:
-        needs = f"The engine {self.name} needs {', '.join(self.missing) or 'its libraries'}"
+    def _format_install_hint(self, install: str) -> str:
+        needs = f"The engine {self.name} needs {', '.join(self.missing_packages) or 'its libraries'}"
         if self.apart:
             then = f"set `python: {self.name}/bin/python` in the model's config"
             return f"{needs} in an interpreter of its own: run {install}, and {then}."
@@ -114,12 +114,12 @@ class Card:
         if self.apart:
             return self.install
         python = shlex.quote(sys.executable)
-        pip = f"{python} -m pip install" if _spec("pip") else f"uv pip install --python {python}"
+        pip = f"{python} -m pip install" if _find_spec("pip") else f"uv pip install --python {python}"
         return self.install.replace("pip install", pip, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenEngine:
     """An engine of another package that cannot be used."""
 
     name: str
@@ -135,57 +135,57 @@ class CardError(ValueError):
     """A file holds no engine, or one whose declarations are wrong; the message says what."""
 
 
-def cards() -> dict[str, Card]:
+def list_cards() -> dict[str, EngineCard]:
     """All engines by name."""
-    return _found()[0]
+    return _find_engines()[0]
 
 
-def broken() -> tuple[Broken, ...]:
+def list_broken() -> tuple[BrokenEngine, ...]:
     """What other packages offer as engines and is none."""
-    return _found()[1]
+    return _find_engines()[1]
 
 
 @cache
-def _found() -> tuple[dict[str, Card], tuple[Broken, ...]]:
+def _find_engines() -> tuple[dict[str, EngineCard], tuple[BrokenEngine, ...]]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in NOT_ENGINES and (card := _read(path.stem, f"{__package__}.{path.stem}", path)):
+        if path.stem not in NOT_ENGINES and (card := _read_card(path.stem, f"{__package__}.{path.stem}", path)):
             found[path.stem] = card
-    failed: dict[str, Broken] = {}
+    failed: dict[str, BrokenEngine] = {}
     for entry in entry_points(group=ENTRY_POINTS):
         package = entry.dist.name if entry.dist else "?"
         name = entry.name.replace("-", "_")
         try:
-            card = _of_another_package(entry, name, package)
+            card = _load_foreign_card(entry, name, package)
             if (other := found.get(name)) and other != card:  # a package may be found twice, as where it is developed
                 raise CardError(f"there is an engine of that name already, in {other.package}")
             found[name] = card
         except Exception as error:  # noqa: BLE001 -- somebody else's file may be wrong in any way, and is told
             why = str(error) if isinstance(error, CardError) else f"{type(error).__name__}: {error}"
-            failed[name] = Broken(name, package, why.splitlines()[0].rstrip(".") if why else type(error).__name__)
+            failed[name] = BrokenEngine(name, package, why.splitlines()[0].rstrip(".") if why else type(error).__name__)
     return found, tuple(failed.values())
 
 
-def card(name: str) -> Card:
+def find_card(name: str) -> EngineCard:
     """The engine of this name, hyphens and other servers' words allowed.
 
     Raises:
         ConfigError: there is none; the message lists those there are.
     """
     meant = OTHER_NAMES.get(name, name.replace("-", "_"))
-    if meant in cards():
-        return cards()[meant]
-    if failed := next((failed for failed in broken() if failed.name == meant), None):
+    if meant in list_cards():
+        return list_cards()[meant]
+    if failed := next((failed for failed in list_broken() if failed.name == meant), None):
         raise ConfigError(str(failed))
-    raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(cards()))}.")
+    raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(list_cards()))}.")
 
 
-def _holds(directory: Path, pattern: str) -> bool:
+def _has_key(directory: Path, pattern: str) -> bool:
     name, _, key = pattern.partition("#")
-    return any(not key or key in _json(path) for path in directory.glob(name))
+    return any(not key or key in _read_json(path) for path in directory.glob(name))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
         found = json.loads(path.read_bytes())
@@ -194,20 +194,20 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _of_another_package(entry: EntryPoint, name: str, package: str) -> Card:
+def _load_foreign_card(entry: EntryPoint, name: str, package: str) -> EngineCard:
     """The card of an engine that is registered as an entry point.
 
     Raises:
         CardError: there is none.
     """
     module, _, attribute = entry.value.partition("[")[0].replace(" ", "").partition(":")
-    spec = _spec(module)
+    spec = _find_spec(module)
     if not spec:
         raise CardError(f"there is no module {module}")
     if not (spec.has_location and spec.origin and spec.origin.endswith(".py")):
         raise CardError(f"the module {module} has no file with its source, from which it could be read what it can do")
     try:
-        card = _read(name, module, Path(spec.origin), package, attribute)
+        card = _read_card(name, module, Path(spec.origin), package, attribute)
     except SyntaxError as error:
         raise CardError(f"{spec.origin}:{error.lineno or 1}: {error.msg}") from None
     except ValidationError as error:
@@ -221,7 +221,7 @@ def _of_another_package(entry: EntryPoint, name: str, package: str) -> Card:
     return card
 
 
-def _spec(module: str) -> ModuleSpec | None:
+def _find_spec(module: str) -> ModuleSpec | None:
     """Where a module would be imported from. Unlike `find_spec` it runs nothing of the packages around it."""
     spec: ModuleSpec | None = None
     path: Sequence[str] | None = None
@@ -242,7 +242,7 @@ def _spec(module: str) -> ModuleSpec | None:
     return spec
 
 
-def _read(name: str, module: str, path: Path, package: str = OURS, class_name: str = "") -> Card | None:
+def _read_card(name: str, module: str, path: Path, package: str = OURS, class_name: str = "") -> EngineCard | None:
     """The card of the first engine in a file, or of the one that is named.
 
     Raises:
@@ -252,13 +252,13 @@ def _read(name: str, module: str, path: Path, package: str = OURS, class_name: s
     tree = ast.parse(path.read_bytes(), str(path))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and (node.name == class_name if class_name else _is_an_engine(node)):
-            declared = {f.name for f in fields(Card)} - {"name", "module", "class_name", "options", "package"}
-            literals = {name: value for name, value in _literals(node) if name in declared}
+            declared = {f.name for f in fields(EngineCard)} - {"name", "module", "class_name", "options", "package"}
+            literals = {name: value for name, value in _list_literals(node) if name in declared}
             if "capabilities" not in literals:
                 raise CardError("the engine declares no `capabilities`, as in `capabilities = Capabilities(max_batch=8)`")
-            options = tuple(_option_names(node))
-            card = Card(name=name, module=module, class_name=node.name, package=package, options=options, **literals)
-            return card if package == OURS else _checked(card)
+            options = tuple(_list_option_names(node))
+            card = EngineCard(name=name, module=module, class_name=node.name, package=package, options=options, **literals)
+            return card if package == OURS else _validate_card(card)
     return None
 
 
@@ -267,23 +267,23 @@ def _is_an_engine(node: ast.ClassDef) -> bool:
     return "Engine" in names
 
 
-def _checked(card: Card) -> Card:
+def _validate_card(card: EngineCard) -> EngineCard:
     """The card with everything of the type that it should have."""
-    values = {f.name: getattr(card, f.name) for f in fields(Card)} | {"capabilities": asdict(card.capabilities)}
-    return TypeAdapter(Card).validate_python(values)
+    values = {f.name: getattr(card, f.name) for f in fields(EngineCard)} | {"capabilities": asdict(card.capabilities)}
+    return TypeAdapter(EngineCard).validate_python(values)
 
 
-def _literals(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
+def _list_literals(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     for statement in node.body:
         match statement:
             case ast.Assign([ast.Name("capabilities")], value) | ast.AnnAssign(ast.Name("capabilities"), _, value) if value:
-                yield "capabilities", _capabilities(value)
+                yield "capabilities", _parse_capabilities(value)
             case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value) if value:
                 with suppress(ValueError):  # computed: of no interest to a card
                     yield name, ast.literal_eval(value)
 
 
-def _capabilities(value: ast.expr) -> Capabilities:
+def _parse_capabilities(value: ast.expr) -> Capabilities:
     made = value.func if isinstance(value, ast.Call) else None
     by = made.attr if isinstance(made, ast.Attribute) else getattr(made, "id", "")
     if (
@@ -306,7 +306,7 @@ def _capabilities(value: ast.expr) -> Capabilities:
     return Capabilities(**given)
 
 
-def _option_names(node: ast.ClassDef) -> Iterator[str]:
+def _list_option_names(node: ast.ClassDef) -> Iterator[str]:
     for inner in node.body:
         if isinstance(inner, ast.ClassDef) and inner.name == "Options":
             for statement in inner.body:

@@ -16,11 +16,10 @@ from typing import Any, Self, cast
 from pydantic import Field
 
 from eardrum.engines import registry
-from eardrum.engines.base import Device, Engine, EngineOptions, Hearing, Window
-from eardrum.engines.families.base import Family, Wishes
-from eardrum.engines.families.seq2seq import Generating, Seq2Seq
-from eardrum.engines.families.table import FAMILIES
-from eardrum.engines.pytorch.device import compute_type, found_device, use_threads, without_compiler_cache
+from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.shared.torch_tools import choose_compute_type, disable_compiler_cache, find_torch_device, use_threads
+from eardrum.engines.shared.transformers_base import FamilyOptions, GeneratingFamily, ModelFamily, Seq2SeqFamily
+from eardrum.engines.shared.transformers_families import FAMILIES
 from eardrum.errors import ModelLoadError
 from eardrum.languages import find_language_in_name
 from eardrum.transcription import Capabilities
@@ -110,7 +109,7 @@ class Transformers(Engine):
         )
         threads: int = Field(0, ge=0, le=512, description="Threads of PyTorch on the CPU; 0 uses every core.")
 
-    def __init__(self, family: Family, capabilities: Capabilities):
+    def __init__(self, family: ModelFamily, capabilities: Capabilities):
         self._family = family
         self.capabilities = capabilities
 
@@ -119,12 +118,12 @@ class Transformers(Engine):
         """Where PyTorch can compute."""
         import torch
 
-        return found_device(options, torch)
+        return find_torch_device(options, torch)
 
     @classmethod
     def load(cls, source: Path, options: EngineOptions) -> Self:
         """Load the weights, the processor and the tokenizer in the directory `source`."""
-        family = FAMILIES[_model_type(source)]
+        family = FAMILIES[_read_model_type(source)]
         if not any(source.glob("*.safetensors")):
             raise ModelLoadError(f"{source} has no weights: *.safetensors is missing.")
 
@@ -133,38 +132,38 @@ class Transformers(Engine):
         import transformers
 
         options = cast(Transformers.Options, options)
-        where = found_device(options, torch).name
-        numbers = compute_type(options, COMPUTE_TYPES, "auto" if where == "cuda" else "float32")
+        where = find_torch_device(options, torch).name
+        numbers = choose_compute_type(options, COMPUTE_TYPES, "auto" if where == "cuda" else "float32")
         use_threads(options.threads, torch)
         transformers.utils.logging.disable_progress_bar()
-        processor, model, info = _read(transformers, family.loads, source, numbers)
+        processor, model, info = _load_pretrained(transformers, family.loads, source, numbers)
         if missing := sorted(info["missing_keys"]):
             raise ModelLoadError(f"{source} lacks {len(missing)} of the model's arrays, {missing[0]} for one.")
         # No gradients, in whichever thread it runs.
         model = model.to(where).eval().requires_grad_(False)
         if model.can_generate():
             model.generation_config.max_length = None  # every call says how much it wants
-        named = registry.card("transformers").capabilities_of(f"{family.known_as} {source.name}")
+        named = registry.find_card("transformers").find_capabilities(f"{family.known_as} {source.name}")
         only = named.languages[0] if len(named.languages) == 1 else ""
         language = options.language or find_language_in_name(source.name) or only
-        loaded = family(model, processor, Wishes(options.beam_size, language))
-        engine = cls(loaded, _capabilities(loaded, named))
+        loaded = family(model, processor, FamilyOptions(options.beam_size, language))
+        engine = cls(loaded, _build_capabilities(loaded, named))
         engine.device, engine.compute_type = where, str(model.dtype).removeprefix("torch.")
         return engine
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch."""
-        return self._family.hear(windows)
+        return self._family.transcribe(windows)
 
     def batch_key(self, window: Window) -> Hashable:
         """What the model's family takes once per call."""
-        return self._family.key(window)
+        return self._family.batch_key(window)
 
 
-def _read(library: Any, loads: str, source: Path, numbers: str) -> tuple[Any, Any, dict[str, Any]]:
+def _load_pretrained(library: Any, loads: str, source: Path, numbers: str) -> tuple[Any, Any, dict[str, Any]]:
     """The processor, the model, and what the library found odd about its weights."""
     try:
-        with without_compiler_cache():
+        with disable_compiler_cache():
             processor = library.AutoProcessor.from_pretrained(str(source), local_files_only=True)
             model, info = getattr(library, loads).from_pretrained(
                 str(source), local_files_only=True, use_safetensors=True, dtype=numbers, output_loading_info=True
@@ -176,7 +175,7 @@ def _read(library: Any, loads: str, source: Path, numbers: str) -> tuple[Any, An
     return processor, model, info
 
 
-def _model_type(source: Path) -> str:
+def _read_model_type(source: Path) -> str:
     """What config.json says the model is.
 
     Raises:
@@ -192,11 +191,11 @@ def _model_type(source: Path) -> str:
     return str(kind)
 
 
-def _capabilities(family: Family, named: Capabilities) -> Capabilities:
+def _build_capabilities(family: ModelFamily, named: Capabilities) -> Capabilities:
     """What the loaded model can do: its family's abilities, the languages its name tells, and what its weights say."""
     found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
-    if isinstance(family, Seq2Seq):
+    if isinstance(family, Seq2SeqFamily):
         found = replace(found, languages=(family.wishes.language,))
-    if family.wishes.beam_size > 1 and isinstance(family, Generating):
+    if family.wishes.beam_size > 1 and isinstance(family, GeneratingFamily):
         found = replace(found, logprobs=False)  # the library keeps no probabilities of a beam's tokens
-    return family.refined(found)
+    return family.refine_capabilities(found)

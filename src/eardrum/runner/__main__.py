@@ -25,7 +25,7 @@ import uvicorn
 
 from eardrum.engines import cuda, registry
 from eardrum.engines.base import Engine, EngineOptions, Window
-from eardrum.engines.cuda import one_line
+from eardrum.engines.cuda import to_one_line
 from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import LivenessProbe, WindowBatcher
@@ -67,7 +67,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         log.exception("The model could not be loaded.")
-        why = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {one_line(error)}."
+        why = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {to_one_line(error)}."
         _write_message({"failed": ModelLoadError(why).to_json()})
         sys.exit(1)
     return_free_memory()  # what the largest batch tried needed
@@ -95,9 +95,9 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
         DeviceError: a GPU is asked for that cannot be used.
         ModelLoadError: a library is missing or fails on import, or the weights cannot be loaded.
     """
-    card = registry.card(name)
-    if card.missing:
-        raise ModelLoadError(card.how_to_install)
+    card = registry.find_card(name)
+    if card.missing_packages:
+        raise ModelLoadError(card.install_hint)
     cls = load_engine_class(name)
     checked = validate_options(cls, name, options)
     try:
@@ -124,9 +124,9 @@ def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Eng
     except ImportError:
         raise
     except Exception as error:
-        failed = error if isinstance(error, EardrumError) else cuda.unusable(f"The engine {cls.__name__}", error)
+        failed = error if isinstance(error, EardrumError) else cuda.build_device_error(f"The engine {cls.__name__}", error)
         if options.device == "cuda":
-            raise (cuda.asked_for(failed) if isinstance(failed, DeviceError) else failed) from error
+            raise (cuda.explain_requested_device(failed) if isinstance(failed, DeviceError) else failed) from error
         if OUT_OF_MEMORY in failed.message.lower():  # of which the CPU is no cure: the model would be there, and too slow
             raise failed from error
         engine = cls.load(source, _set_device(options, "cpu"))  # if that fails too, the GPU was not at fault

@@ -14,7 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition, Thread, get_ident
 
-from eardrum.engines.base import Engine, Hearing, Window
+from eardrum.engines.base import Engine, EngineResult, Window
 from eardrum.errors import EardrumError
 from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue, classify_window
 from eardrum.transcription import TranscriptionRequest
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class DecodedWindow:
     """A decoded window: what the engine heard, how long the window waited and its share of the decoding."""
 
-    result: Hearing
+    result: EngineResult
     queue_s: float
     decode_s: float
 

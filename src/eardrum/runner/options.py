@@ -68,13 +68,13 @@ def choose_device(cls: type[Engine], options: EngineOptions) -> Device:
     try:
         return cls.find_device(options)
     except DeviceError as error:
-        raise cuda.asked_for(error) from error
+        raise cuda.explain_requested_device(error) from error
     except ImportError:
         raise
     except Exception as error:
-        failed = cuda.unusable(f"The engine {cls.__name__}", error)
+        failed = cuda.build_device_error(f"The engine {cls.__name__}", error)
         if options.device == "cuda":
-            raise cuda.asked_for(failed) from error
+            raise cuda.explain_requested_device(failed) from error
         return Device("cpu", failed.message)
 
 
@@ -85,13 +85,13 @@ def load_engine_class(name: str) -> type[Engine]:
         ConfigError: there is no such engine.
         ModelLoadError: the file cannot be imported.
     """
-    card = registry.card(name)
+    card = registry.find_card(name)
     try:
         cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
     except Exception as error:  # another package's may be wrong in any way
-        why = f"{type(error).__name__}: {cuda.one_line(error)}"
+        why = f"{type(error).__name__}: {cuda.to_one_line(error)}"
         raise ModelLoadError(f"The file of the engine {name} ({card.module}) cannot be imported: {why}.") from error
     if not issubclass(cls, Engine):
         raise ModelLoadError(f"The class {card.class_name} of {card.module} is not derived from eardrum.engines.base.Engine.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eardrum.engines.base import Audio, Context, Window
+from eardrum.engines.base import Audio, RequestContext, Window
 from eardrum.errors import AudioError, EardrumError
 from eardrum.runner.batcher import DecodedWindow, WindowBatcher
 from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
@@ -75,7 +75,7 @@ class TranscriptionJob:
         self._loop = asyncio.get_running_loop()
         self._output: asyncio.Queue[DecodingOutput] = asyncio.Queue()
         self._free_slots = Semaphore(1 if batcher.is_sequential else MAX_WINDOWS_AHEAD)
-        self._context = Context()
+        self._context = RequestContext()
         self._cancelled = False
         self._thread = Thread(target=self._decode_audio, name=f"audio-{self._id}", daemon=True)
 

@@ -78,7 +78,7 @@ def run_gateway(settings: Settings, source: ConfigSource | None = None, *, watch
         ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )
     with listening, _record_logs(service), as_file(files("eardrum") / "sample.ogg") as recording:
-        for failed in registry.broken():
+        for failed in registry.list_broken():
             log.warning("%s", failed)
         log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]

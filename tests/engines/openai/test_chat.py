@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from eardrum.engines.openai.audio import clip
+from eardrum.engines.shared.openai_http import encode_clip
 from tests import upstreams
 from tests.engines.asking import SPAN, asked, window
 
@@ -29,7 +29,7 @@ def test_what_is_asked_goes_into_the_chat(via: str) -> None:
     else:
         data = audio["input_audio"]["data"]
         assert audio["input_audio"]["format"] == "wav"
-    assert base64.b64decode(data) == clip(wanted.audio, "wav").data
+    assert base64.b64decode(data) == encode_clip(wanted.audio, "wav").data
 
 
 def test_a_chat_about_nothing_known_is_the_audio_alone() -> None:

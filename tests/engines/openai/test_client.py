@@ -9,7 +9,7 @@ from email.utils import formatdate
 import pytest
 from aiohttp import web
 
-from eardrum.engines.openai import client as client_module
+from eardrum.engines.shared import openai_http as client_module
 from eardrum.errors import UpstreamError, UpstreamTimeoutError
 from tests import upstreams
 from tests.engines.asking import asked, engine, failure, window

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from eardrum.engines.base import Hearing
+from eardrum.engines.base import EngineResult
 from eardrum.errors import UnsupportedFeatureError, UpstreamError
 from eardrum.transcription import SpeechTask
 from tests import upstreams
@@ -93,7 +93,7 @@ def test_another_refusal_costs_neither_the_text_nor_the_times_of_later_windows(s
     assert "Something went wrong" in failure(upstreams.fake_after(both, upstreams.fake_whisper_server)).message
 
 
-def texts(hearing: Hearing) -> list[str]:
+def texts(hearing: EngineResult) -> list[str]:
     return [" ".join(segment.text.split()) for segment in hearing.segments]
 
 

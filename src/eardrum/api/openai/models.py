@@ -57,7 +57,7 @@ class OpenAIModelRoutes:
         if model.needs_download:
             raise ModelNotFoundError(self._service.catalog.explain_download(model))
         if not model.is_runnable:
-            raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.how_to_install}")
+            raise ModelNotFoundError(f"The model {model.id} cannot run yet. {model.card.install_hint}")
         return JSONResponse(self._build_model(id, model))
 
     def _build_objects(self) -> Iterator[ModelObject]:

@@ -243,7 +243,7 @@ class ModelCatalog:
         names = [model.id for model in self if model.is_speech_model and able(model.capabilities)]
         if names:
             return f"Models that can: {', '.join(names)}."
-        engines = [card.name for card in registry.cards().values() if able(card.capabilities)]
+        engines = [card.name for card in registry.list_cards().values() if able(card.capabilities)]
         if engines:
             return f"No model here can; one of the engine {' or '.join(engines)} could."
         return "No model or engine of this server can."
@@ -285,12 +285,12 @@ class ModelCatalog:
         if self._settings.default_model:
             model = self._find_configured_default(self._settings.default_model, engine)
             if not model.is_runnable:
-                raise ConfigError(f"default_model {model.id}: {model.card.how_to_install}")
+                raise ConfigError(f"default_model {model.id}: {model.card.install_hint}")
             return model, "set by default_model"
         fitting = [model for model in self._ranking if engine in ("", model.engine)]
         if not fitting:
             wanted = f" of the engine {engine}" if engine else ""
-            hint = f" {registry.card(engine).how_to_install}" if engine and registry.card(engine).missing else ""
+            hint = f" {registry.find_card(engine).install_hint}" if engine and registry.find_card(engine).missing_packages else ""
             raise ConfigError(
                 f"There is no model{wanted}: name one under `models:` in the config, put one into model_dir, "
                 f"run `eardrum pull NAME`, or install the embedded one with `pip install moonshine-voice==0.1.0`.{hint}"

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from eardrum.engines import registry
-from eardrum.engines.registry import Card
+from eardrum.engines.registry import EngineCard
 from eardrum.errors import (
     BusyError,
     InvalidRequestError,
@@ -143,7 +143,7 @@ async def choose_download(name: str, inventory: ModelInventory, puller: ModelDow
     return ModelMatch(await asyncio.to_thread(_detect_card, name, listing), name)
 
 
-def _detect_card(repository: str, listing: RepositoryListing) -> Card:
+def _detect_card(repository: str, listing: RepositoryListing) -> EngineCard:
     """The engine that will recognise these files once they are here."""
     with TemporaryDirectory(prefix="eardrum-") as folder:
         for name in listing.files:
@@ -153,7 +153,7 @@ def _detect_card(repository: str, listing: RepositoryListing) -> Card:
         if (config := Path(folder, "config.json")).exists():
             config.write_text(json.dumps(listing.config), encoding="utf-8")
         if engine := detect_engine(Path(folder)):
-            return registry.card(engine)
+            return registry.find_card(engine)
     raise InvalidRequestError(
         f"No engine recognises the files of {repository}. `eardrum engines` lists which files each looks for."
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 from eardrum import config
 from eardrum.engines import registry
-from eardrum.engines.registry import Card
+from eardrum.engines.registry import EngineCard
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway.models import names
 from eardrum.gateway.models.names import ModelMatch
@@ -101,9 +101,9 @@ class Model:
         return self.is_external and self.entry is not None and declares_chat(self.entry)
 
     @property
-    def card(self) -> Card:
+    def card(self) -> EngineCard:
         """What its engine declares. A foreign model has none."""
-        return registry.card(self.engine)
+        return registry.find_card(self.engine)
 
     @property
     def needs_download(self) -> bool:
@@ -113,7 +113,7 @@ class Model:
     @property
     def is_runnable(self) -> bool:
         """Whether the libraries of its engine are installed, as far as can be known without asking another interpreter."""
-        return self.is_external or bool(self.python) or not self.card.missing
+        return self.is_external or bool(self.python) or not self.card.missing_packages
 
     def format_pull_command(self, called: str = "") -> str:
         """The command that fetches its files, for a shell that knows no config: by what it is called, if it is so there too."""
@@ -141,7 +141,7 @@ class Model:
         """The model with what it said of itself once loaded, less what its kind is known not to do."""
         if self.is_external:
             return self
-        return replace(self, capabilities=self.card.capabilities_of(self.repository or self.id, capabilities))
+        return replace(self, capabilities=self.card.find_capabilities(self.repository or self.id, capabilities))
 
 
 class ModelInventory:
@@ -163,7 +163,7 @@ class ModelInventory:
             yield self._load_configured(id)
         for id, source in self.store:
             if engine := detect_engine(source, self.default_engine):
-                yield self._build_model(id, registry.card(engine), source, "disk", repository=id if "/" in id else "")
+                yield self._build_model(id, registry.find_card(engine), source, "disk", repository=id if "/" in id else "")
         yield from self._find_embedded()
         for offer in list_peer_models(self._settings):
             yield replace(self._build_external(offer.id, offer.entry), origin="peer", aliases=offer.aliases, key=offer.key)
@@ -183,7 +183,7 @@ class ModelInventory:
             source, id = resolve_folder(path.resolve())
             engine = detect_engine(source, self.default_engine) or (self.default_engine if written_as_path else "")
             if engine:
-                return self._build_model(id, registry.card(engine), source, "config", repository=id if "/" in id else "")
+                return self._build_model(id, registry.find_card(engine), source, "config", repository=id if "/" in id else "")
             problem = f"No engine recognises {path} as a model. Set `default_engine`, or check the files ({describe_layouts()})."
             if not os.access(path, os.R_OK):
                 problem = f"{path} cannot be read: give the user that runs Eardrum the right to."
@@ -211,7 +211,7 @@ class ModelInventory:
         if entry.cmd or entry.proxy:
             return self._build_external(id, entry)
         engine, source, repository = self._locate_files(id, entry)
-        card = registry.card(engine)
+        card = registry.find_card(engine)
         known = {*card.options, *COMMON_OPTIONS}
         if unknown := sorted(entry.options.keys() - known):
             raise ConfigError(f"models.{id}.options: {engine} has no option {unknown[0]}, only {', '.join(sorted(known))}.")
@@ -254,8 +254,8 @@ class ModelInventory:
 
     def _locate_files(self, id: str, entry: config.ModelSettings) -> tuple[str, Path | None, str]:
         """Engine, files and repository of a model of the config."""
-        forced = registry.card(entry.engine).name if entry.engine else ""
-        if forced and registry.card(forced).remote:
+        forced = registry.find_card(entry.engine).name if entry.engine else ""
+        if forced and registry.find_card(forced).remote:
             return forced, None, ""
         name = entry.source or id
         if name in (EMBEDDED_ID, *EMBEDDED_ALIASES) and not entry.engine and (embedded := next(self._find_embedded(), None)):
@@ -276,7 +276,7 @@ class ModelInventory:
                 else ConfigError(f"models.{id}: {error.message} If it is a directory: there is none at {path.absolute()}.")
             ) from None
         source = self.store.find_files(match.repository)
-        return match.card.name, source if source and match.card.runs(source) else None, match.repository
+        return match.card.name, source if source and match.card.can_run(source) else None, match.repository
 
     def _make_missing_error(self, path: Path, id: str) -> ConfigError:
         if not path.exists():
@@ -291,13 +291,13 @@ class ModelInventory:
             source = Path(location) / "assets" / "tiny-en"
             if source.is_dir():
                 options = {"sha256": EMBEDDED_SHA256}
-                model = self._build_model(EMBEDDED_ID, registry.card("moonshine"), source, "embedded", options=options)
+                model = self._build_model(EMBEDDED_ID, registry.find_card("moonshine"), source, "embedded", options=options)
                 yield replace(model, aliases=EMBEDDED_ALIASES)
 
     def _build_model(
         self,
         id: str,
-        card: Card,
+        card: EngineCard,
         source: Path | None,
         origin: str,
         *,
@@ -305,7 +305,7 @@ class ModelInventory:
         options: dict[str, Any] | None = None,
     ) -> Model:
         chosen = {"device": self._settings.device, "compute_type": self._settings.compute_type} | (options or {})
-        can = card.capabilities_of(repository or id)
+        can = card.find_capabilities(repository or id)
         language = "language" in card.options and (chosen.get("language") or find_language_in_name(id))
         return Model(
             id=id,
@@ -331,21 +331,21 @@ def _is_name_of(name: str, engine: str, model: Model) -> bool:
 
 def detect_engine(source: Path, preferred: str = "") -> str:
     """The engine whose model these files are, the preferred or else the best of several; empty if none."""
-    fitting = [card for card in registry.cards().values() if card.runs(source)]
-    best = min(fitting, key=lambda card: (card.name != preferred, bool(card.missing), card.rank), default=None)
+    fitting = [card for card in registry.list_cards().values() if card.can_run(source)]
+    best = min(fitting, key=lambda card: (card.name != preferred, bool(card.missing_packages), card.rank), default=None)
     return best.name if best else ""
 
 
 def _parse_default_engine(settings: config.Settings) -> str:
     try:
-        return registry.card(settings.default_engine).name if settings.default_engine else ""
+        return registry.find_card(settings.default_engine).name if settings.default_engine else ""
     except ConfigError as error:
         raise ConfigError(f"default_engine (STT_DEFAULT_BACKEND, ASR_BACKEND): {error.message}") from None
 
 
 def describe_layouts() -> str:
     """What a directory may hold to be a model, in words."""
-    return "; ".join(f"{card.name}: {', '.join(layout)}" for card in registry.cards().values() for layout in card.layouts)
+    return "; ".join(f"{card.name}: {', '.join(layout)}" for card in registry.list_cards().values() for layout in card.layouts)
 
 
 @dataclass(frozen=True, slots=True)

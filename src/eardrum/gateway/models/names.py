@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from eardrum.engines import registry
-from eardrum.engines.registry import Card
+from eardrum.engines.registry import EngineCard
 from eardrum.errors import ModelNotFoundError
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -38,13 +38,13 @@ LATEST_TAG = ":latest"
 class ModelMatch:
     """An engine that could run what a name means, and the Hugging Face repository of the weights."""
 
-    card: Card
+    card: EngineCard
     repository: str
 
     @property
     def sort_key(self) -> tuple[bool, int]:
         """Sorts installed engines first, then those meant for such models."""
-        return bool(self.card.missing), self.card.rank
+        return bool(self.card.missing_packages), self.card.rank
 
 
 def find_matches(name: str, engine: str = "") -> list[ModelMatch]:
@@ -55,10 +55,10 @@ def find_matches(name: str, engine: str = "") -> list[ModelMatch]:
     """
     if len(name) > MAX_NAME_LENGTH:
         return []
-    cards = [registry.card(engine)] if engine else registry.cards().values()
+    cards = [registry.find_card(engine)] if engine else registry.list_cards().values()
     found = [match for card in cards for match in _match_card(card, name)]
     if engine and not found and is_hub_id(name):
-        found = [ModelMatch(registry.card(engine), name)]
+        found = [ModelMatch(registry.find_card(engine), name)]
     return sorted(found, key=lambda match: match.sort_key)
 
 
@@ -96,7 +96,7 @@ def choose_match(name: str, engine: str = "") -> ModelMatch:
     """
     found = find_matches(name, engine)
     if not found:
-        here = f"The engine {registry.card(engine).name} knows no" if engine else "No engine here knows a"
+        here = f"The engine {registry.find_card(engine).name} knows no" if engine else "No engine here knows a"
         raise ModelNotFoundError(f"{here} model {quote_name(name)}.{_suggest_names(name, engine)}")
     best = [match for match in found if match.sort_key == found[0].sort_key]
     if len({(match.card.name, match.repository) for match in best}) > 1:
@@ -105,7 +105,7 @@ def choose_match(name: str, engine: str = "") -> ModelMatch:
     return found[0]
 
 
-def _match_card(card: Card, name: str) -> Iterator[ModelMatch]:
+def _match_card(card: EngineCard, name: str) -> Iterator[ModelMatch]:
     wanted = name.lower()
     if repository := {known.lower(): repository for known, repository in card.names.items()}.get(wanted):
         yield ModelMatch(card, repository)
@@ -122,7 +122,7 @@ def _match_card(card: Card, name: str) -> Iterator[ModelMatch]:
 def _suggest_names(name: str, engine: str) -> str:
     if len(name) > MAX_NAME_LENGTH:
         return f" A name has at most {MAX_NAME_LENGTH} characters."
-    cards = [registry.card(engine)] if engine else registry.cards().values()
+    cards = [registry.find_card(engine)] if engine else registry.list_cards().values()
     known = {known.lower(): known for card in cards for known in card.names}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
     return f" Close to it: {', '.join(close)}." if close else " `eardrum engines` lists the names that engines know."

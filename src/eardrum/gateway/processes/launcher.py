@@ -260,7 +260,7 @@ class ModelLauncher:
                 process, reason = await self._start_runner(model, socket, temp), ""
             except DeviceError as error:
                 if model.options.get("device", "auto") != "auto":
-                    raise cuda.asked_for(error) from error
+                    raise cuda.explain_requested_device(error) from error
                 on_cpu = replace(model, options={**model.options, "device": "cpu"})
                 process, reason = await self._start_runner(on_cpu, socket, temp), error.message
             return RunnerInstance(process, socket, folders, reason)

@@ -147,7 +147,7 @@ class RunnerProcess(ChildProcess):
             await asyncio.shield(self.ended)
             if self.trying_device:
                 tried = f"The process of {self.name} {self.exit_description} when it tried the GPU"
-                raise DeviceError(f"{tried} ({self.last_line}): {cuda.remedy_for(self.last_line)}.")
+                raise DeviceError(f"{tried} ({self.last_line}): {cuda.find_remedy(self.last_line)}.")
             raise ModelLoadError(
                 f"The process of {self.name} {self.exit_description} before it was ready. {self.last_output}{hint}"
             )

@@ -18,7 +18,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 
-from eardrum.engines.base import Audio, Context
+from eardrum.engines.base import Audio, RequestContext
 from eardrum.errors import AudioError, EardrumError, InvalidRequestError
 from eardrum.live import (
     AudioEncoding,
@@ -73,7 +73,7 @@ class LiveSessionDriver:
         self._source: RawSamples | ContainerSamples | None = None
         self._rest: Audio = np.empty(0, np.float32)
         self._finals_id, self._partials_id = batcher.allocate_request_id(), batcher.allocate_request_id()
-        self._context = self._partial_context = Context()
+        self._context = self._partial_context = RequestContext()
         self._waiting_finals: deque[DecodeWindow] = (
             deque()
         )  # finals that wait for the one before, where the engine wants them one by one

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from itertools import count
 
-from eardrum.engines.base import Audio, Hearing, Window
+from eardrum.engines.base import Audio, EngineResult, Window
 from eardrum.errors import EardrumError, EmptyCommitError
 from eardrum.live import (
     ClearCommand,
@@ -105,7 +105,7 @@ class LiveSession:
                 self._finish(rest)
         return self._collect_outputs()
 
-    def handle_result(self, number: int, hearing: Hearing, decode_s: float, queue_s: float) -> list[SessionOutput]:
+    def handle_result(self, number: int, hearing: EngineResult, decode_s: float, queue_s: float) -> list[SessionOutput]:
         """The engine has decoded a window, in so many seconds after it had waited."""
         self._decode_s += decode_s
         attempt = self._partials.last
@@ -200,7 +200,7 @@ class LiveSession:
         self._partials.start(attempt)
         self._outputs.append(DecodeWindow(attempt.id, window, final=False))
 
-    def _apply_hypothesis(self, attempt: PartialDecode, hearing: Hearing) -> None:
+    def _apply_hypothesis(self, attempt: PartialDecode, hearing: EngineResult) -> None:
         """A hypothesis on the open window."""
         utterance = self._current
         if not utterance or not self._settings.partials:
@@ -217,7 +217,7 @@ class LiveSession:
 
     # Finals
 
-    def _complete_window(self, number: int, hearing: Hearing) -> None:
+    def _complete_window(self, number: int, hearing: EngineResult) -> None:
         utterance, part, window = self._pending.pop(number)
         part.segments = keep_stable_text(part.stable, build_segments(window, hearing), window)
         utterance.language = hearing.language or utterance.language
@@ -339,7 +339,7 @@ class PartialDecode:
     window: Window
     stable_until: float | None = None
     """The words up to this second were stable; those that the window holds of them are not heard anew."""
-    result: Hearing | None = None
+    result: EngineResult | None = None
 
     def covers(self, window: Window) -> bool:
         """Whether this is the same audio."""

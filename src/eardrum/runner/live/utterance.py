@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from eardrum.engines.base import Hearing, Window
+from eardrum.engines.base import EngineResult, Window
 from eardrum.errors import EardrumError
 from eardrum.live import FinalTranscript, PartialTranscript, UtteranceCommitted, UtteranceFailed
 from eardrum.runner.postprocessing import place_segment, remove_hallucinations
@@ -153,7 +153,7 @@ class Utterance:
         return FinalTranscript(self.number, self.committed.start, self.committed.end, text, segments, self.language)
 
 
-def build_segments(window: Window, hearing: Hearing) -> list[Segment]:
+def build_segments(window: Window, hearing: EngineResult) -> list[Segment]:
     """The segments of a window on the session's clock, less those that nobody said."""
     segments = [segment for relative in hearing.segments for segment in place_segment(relative, window)]
     for segment in segments:

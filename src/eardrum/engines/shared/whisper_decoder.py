@@ -17,22 +17,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eardrum.engines.base import Audio, Hearing, Window
-from eardrum.engines.whisper.rules import (
+from eardrum.engines.base import Audio, EngineResult, Window
+from eardrum.engines.shared.whisper_rules import (
     FORGETFUL_TEMPERATURE,
     WINDOW_S,
-    Decoding,
-    Span,
-    Special,
-    Thresholds,
-    favourite,
-    ladder,
-    previous_tokens,
-    settled,
-    spans,
-    timed_words,
+    DecodedText,
+    DecodingThresholds,
+    SpecialTokens,
+    TimestampSpan,
+    build_previous_tokens,
+    build_timed_words,
+    build_whole_span,
+    find_favourite,
+    is_settled,
+    list_temperatures,
+    split_spans,
     vote,
-    whole,
 )
 from eardrum.transcription import Capabilities, Segment, SpeechTask, Token
 
@@ -53,19 +53,19 @@ SURE_OF_NOTHING = 1e-10
 class WhisperModel(Protocol):
     """What a library must offer. `Encoded` is whatever its encoder returns for a batch; rows are numbers into it."""
 
-    special: Special
+    special: SpecialTokens
     multilingual: bool
 
-    def features(self, audio: Audio) -> Features:
+    def extract_features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio."""
 
     def encode(self, features: Sequence[Features]) -> Any:
         """Encode rows of features, of which short ones are to be filled up with silence."""
 
-    def detect(self, encoded: Any, rows: Sequence[int]) -> list[dict[str, float]]:
+    def detect_languages(self, encoded: Any, rows: Sequence[int]) -> list[dict[str, float]]:
         """The probability of each language, for each of these rows."""
 
-    def decode(self, encoded: Any, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[Decoding]:
+    def decode(self, encoded: Any, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[DecodedText]:
         """Decode these rows with times; in all prompts the text begins at the same place."""
 
     def align(
@@ -73,17 +73,17 @@ class WhisperModel(Protocol):
     ) -> list[tuple[list[float], list[float]]]:
         """When each text token begins, and the end, in seconds; and each token's probability given those before it."""
 
-    def tokens(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """The text as tokens, without special ones."""
 
-    def text(self, tokens: Sequence[int]) -> str:
+    def decode_text(self, tokens: Sequence[int]) -> str:
         """The tokens' text, without times and special tokens."""
 
-    def pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+    def split_pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
         """Text tokens as words and punctuation marks, each with its number of tokens."""
 
 
-def refined(declared: Capabilities, model: WhisperModel) -> Capabilities:
+def refine_capabilities(declared: Capabilities, model: WhisperModel) -> Capabilities:
     """What the engine declares, less what models for English only cannot."""
     many = model.multilingual
     languages = tuple(model.special.languages) if many else ("en",)
@@ -91,22 +91,22 @@ def refined(declared: Capabilities, model: WhisperModel) -> Capabilities:
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class DecodingRow:
     """A window on its way through the rounds, and what this round found in it."""
 
     window: Window
     features: Features
     at: float = 0.0
     """Second of the window at which the features begin."""
-    hearing: Hearing = field(default_factory=Hearing)
+    hearing: EngineResult = field(default_factory=EngineResult)
     previous: list[int] = field(default_factory=list)
     ladder: list[float] = field(default_factory=list)
-    tried: list[Decoding] = field(default_factory=list)
-    best: Decoding | None = None
+    tried: list[DecodedText] = field(default_factory=list)
+    best: DecodedText | None = None
     """The one that is believed."""
     voted: dict[str, float] = field(default_factory=dict)
     """What this row said about the request's language."""
-    spans: list[Span] = field(default_factory=list)
+    spans: list[TimestampSpan] = field(default_factory=list)
     rest: float | None = None
     """Second of the features from which to go on."""
 
@@ -120,11 +120,11 @@ class Row:
         """The next to try."""
         return self.ladder[len(self.tried)]
 
-    def split(self, decoding: Decoding, times: int) -> None:
+    def split(self, decoding: DecodedText, times: int) -> None:
         """Take the decoding's spans, and go on after them if there is speech left and the model came forward at all."""
-        self.spans, self.rest = spans(decoding.tokens, times, self.seconds)
+        self.spans, self.rest = split_spans(decoding.tokens, times, self.seconds)
         if self.rest is not None and self.rest < LEAST_S:
-            self.spans, self.rest = [whole(decoding.tokens, times, self.seconds)], None
+            self.spans, self.rest = [build_whole_span(decoding.tokens, times, self.seconds)], None
         if self.rest is not None and self.at + self.rest > self.window.speech_span[1] - LEAST_S:
             self.rest = None
 
@@ -135,11 +135,11 @@ class Row:
         self.at += frames / FRAMES_PER_SECOND
 
 
-class Rounds:
+class WhisperDecoder:
     """Transcribes with one model. May be called from several threads if the model may."""
 
     def __init__(
-        self, model: WhisperModel, *, thresholds: Thresholds, temperatures: Sequence[float], prompt: str, remembers: bool
+        self, model: WhisperModel, *, thresholds: DecodingThresholds, temperatures: Sequence[float], prompt: str, remembers: bool
     ):
         self._model = model
         self._special = model.special
@@ -147,43 +147,43 @@ class Rounds:
         self._temperatures = temperatures
         self._prompt = prompt
         self._remembers = remembers
-        self._hints = lru_cache(maxsize=256)(self._hint_tokens)
+        self._hints = lru_cache(maxsize=256)(self._build_hint_tokens)
         self._voting = Lock()
 
-    def key(self, window: Window) -> Hashable:
+    def batch_key(self, window: Window) -> Hashable:
         """What must be equal in a batch: where the text begins, and the first temperature."""
-        return len(self._previous(window)), window.request.temperature
+        return len(self._find_previous_tokens(window)), window.request.temperature
 
-    def transcribe(self, windows: Sequence[Window]) -> list[Hearing]:
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """One hearing per window; those of silent and of cancelled ones are empty, also of a language."""
-        rows = [Row(window, self._model.features(window.audio)) for window in windows]
+        rows = [DecodingRow(window, self._model.extract_features(window.audio)) for window in windows]
         current = rows
         while current := [row for row in current if not row.window.cancelled]:
             encoded = self._model.encode([row.features for row in current])
             self._find_languages(current, encoded)
             self._decode(current, encoded)
-            self._hear(current, encoded)
+            self._decode_rows(current, encoded)
             current = [row for row in current if row.rest is not None]
             for row in current:
                 row.skip(row.rest or 0.0)
-        return [Hearing() if row.window.cancelled or not row.hearing.segments else row.hearing for row in rows]
+        return [EngineResult() if row.window.cancelled or not row.hearing.segments else row.hearing for row in rows]
 
-    def _find_languages(self, rows: Sequence[Row], encoded: Any) -> None:
+    def _find_languages(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """A row's language is its request's, or the one with most votes of the request's windows so far, or its own."""
         unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.hearing.language]
         unsettled = [n for n in unknown if self._is_unsettled(rows[n].window)]
-        detected = self._model.detect(encoded, unsettled) if unsettled else []
+        detected = self._model.detect_languages(encoded, unsettled) if unsettled else []
         with self._voting:
             for number, probabilities in zip(unsettled, detected, strict=True):
                 row = rows[number]
                 context = row.window.context
-                spoken, context.unheard = _spoken(row.window) + context.unheard, 0.0
+                spoken, context.unheard = _count_speech_seconds(row.window) + context.unheard, 0.0
                 row.voted = {code: p * spoken for code, p in probabilities.items() if code in self._special.languages}
                 vote(context.votes, row.voted)
             for number in unknown:
                 window = rows[number].window
-                own = rows[number].voted if window.request.multilingual and _spoken(window) >= LEAST_OWN_S else {}
-                rows[number].hearing.language = window.request.language or favourite(own or window.context.votes)
+                own = rows[number].voted if window.request.multilingual and _count_speech_seconds(window) >= LEAST_OWN_S else {}
+                rows[number].hearing.language = window.request.language or find_favourite(own or window.context.votes)
         if not self._model.multilingual:
             for row in rows:
                 row.hearing.language = "en"
@@ -194,89 +194,93 @@ class Rounds:
             return False
         context = window.context
         with self._voting:
-            if window.request.multilingual or not settled(context.votes, context.unheard + _spoken(window)):
+            if window.request.multilingual or not is_settled(context.votes, context.unheard + _count_speech_seconds(window)):
                 return True
-            context.unheard += _spoken(window)
+            context.unheard += _count_speech_seconds(window)
         return False
 
-    def _decode(self, rows: Sequence[Row], encoded: Any) -> None:
+    def _decode(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """Try each row at one temperature after another until there is no doubt; rows at the same one go together."""
         for row in rows:
-            row.previous = self._previous(row.window)
-            row.ladder = ladder(self._temperatures, row.window.request.temperature)
+            row.previous = self._find_previous_tokens(row.window)
+            row.ladder = list_temperatures(self._temperatures, row.window.request.temperature)
             row.tried, row.best = [], None
         waiting = list(range(len(rows)))
         while waiting:
-            for alike in _groups(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
+            for alike in _group_by(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
                 if wanted := [n for n in alike if not rows[n].window.cancelled]:
-                    prompts = [self._before(rows[n]) + self._beginning(rows[n]) for n in wanted]
+                    prompts = [self._build_prefix(rows[n]) + self._build_prompt(rows[n]) for n in wanted]
                     decodings = self._model.decode(encoded, wanted, prompts, rows[wanted[0]].temperature)
                     for number, decoding in zip(wanted, decodings, strict=True):
                         rows[number].tried.append(decoding)
-            waiting = [n for n in waiting if self._doubts(rows[n])]
+            waiting = [n for n in waiting if self._is_doubtful(rows[n])]
 
-    def _doubts(self, row: Row) -> bool:
+    def _is_doubtful(self, row: DecodingRow) -> bool:
         if row.window.cancelled or len(row.tried) == len(row.ladder):
             return False
-        return self._thresholds.doubtful(row.tried[-1])
+        return self._thresholds.is_doubtful(row.tried[-1])
 
-    def _hear(self, rows: Sequence[Row], encoded: Any) -> None:
+    def _decode_rows(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """Turn the best decodings into segments, and find out which rows go on."""
         for row in rows:
             row.spans, row.rest = [], None
             if row.tried and not row.window.cancelled:
-                best = row.best = self._best(row)
-                if not self._thresholds.silent(best):
+                best = row.best = self._choose_best(row)
+                if not self._thresholds.is_silent(best):
                     row.split(best, self._special.times)
         aligned = self._align(rows, encoded)
         for number, row in enumerate(rows):
             if row.spans:
-                row.hearing.segments += self._segments(row, aligned.get(number))
+                row.hearing.segments += self._build_segments(row, aligned.get(number))
                 if self._remembers:
-                    self._remember(row)
+                    self._store_context(row)
             if not row.hearing.segments:
                 self._take_back(row)
 
-    def _best(self, row: Row) -> Decoding:
+    def _choose_best(self, row: DecodingRow) -> DecodedText:
         if len(row.tried) == 1:
             return row.tried[0]
-        texts = [self._model.text(decoding.tokens) for decoding in row.tried]
-        return self._thresholds.chosen(row.tried, texts, row.seconds)
+        texts = [self._model.decode_text(decoding.tokens) for decoding in row.tried]
+        return self._thresholds.choose_decoding(row.tried, texts, row.seconds)
 
-    def _take_back(self, row: Row) -> None:
+    def _take_back(self, row: DecodingRow) -> None:
         """Where nobody speaks, no language is spoken."""
         with self._voting:
             vote(row.window.context.votes, row.voted, -1)
         row.voted = {}
 
-    def _align(self, rows: Sequence[Row], encoded: Any) -> dict[int, tuple[list[float], list[float]]]:
+    def _align(self, rows: Sequence[DecodingRow], encoded: Any) -> dict[int, tuple[list[float], list[float]]]:
         """Times and probabilities of the text tokens, for the rows of which that is wanted and which have some."""
         texts = {
-            number: [token for span in row.spans for token in self._special.text(span.tokens)]
+            number: [token for span in row.spans for token in self._special.strip_special(span.tokens)]
             for number, row in enumerate(rows)
             if row.window.request.words or row.window.request.logprobs
         }
         aligned: dict[int, tuple[list[float], list[float]]] = {}
-        for alike in _groups([n for n in texts if texts[n]], lambda n: tuple(self._beginning(rows[n]))):
+        for alike in _group_by([n for n in texts if texts[n]], lambda n: tuple(self._build_prompt(rows[n]))):
             wanted = [n for n in alike if not rows[n].window.cancelled]
             if not wanted:
                 continue
             results = self._model.align(
-                encoded, wanted, self._beginning(rows[wanted[0]]), [texts[n] for n in wanted], [rows[n].seconds for n in wanted]
+                encoded,
+                wanted,
+                self._build_prompt(rows[wanted[0]]),
+                [texts[n] for n in wanted],
+                [rows[n].seconds for n in wanted],
             )
             aligned |= dict(zip(wanted, results, strict=True))
         return aligned
 
-    def _segments(self, row: Row, aligned: tuple[list[float], list[float]] | None) -> list[Segment]:
-        best = row.best or self._best(row)
-        texts = [self._special.text(span.tokens) for span in row.spans]
+    def _build_segments(self, row: DecodingRow, aligned: tuple[list[float], list[float]] | None) -> list[Segment]:
+        best = row.best or self._choose_best(row)
+        texts = [self._special.strip_special(span.tokens) for span in row.spans]
         firsts = accumulate((len(text) for text in texts), initial=0)
         segments = []
         for span, tokens, first in zip(row.spans, texts, firsts, strict=False):
             segment = Segment(
                 start=row.at + span.start,
                 end=row.at + span.end,
-                text=self._model.text(tokens).strip(),
+                text=self._model.decode_text(tokens).strip(),
                 avg_logprob=best.avg_logprob,
                 no_speech_prob=best.no_speech_prob,
                 compression_ratio=best.compression_ratio,
@@ -288,52 +292,54 @@ class Rounds:
                 if aligned:
                     starts, probabilities = aligned
                     last = first + len(tokens)
-                    self._detail(row, segment, tokens, starts[first : last + 1], probabilities[first:last])
+                    self._build_segment(row, segment, tokens, starts[first : last + 1], probabilities[first:last])
         return segments
 
-    def _detail(
-        self, row: Row, segment: Segment, tokens: list[int], starts: Sequence[float], probabilities: Sequence[float]
+    def _build_segment(
+        self, row: DecodingRow, segment: Segment, tokens: list[int], starts: Sequence[float], probabilities: Sequence[float]
     ) -> None:
         """Add the words and the tokens' probabilities that were asked for."""
         request = row.window.request
         if request.words:
             language = "en" if request.task is SpeechTask.TRANSLATE else row.hearing.language
             times = [row.at + start for start in starts]
-            segment.words = timed_words(self._model.pieces(tokens, language), times, probabilities, (segment.start, segment.end))
+            segment.words = build_timed_words(
+                self._model.split_pieces(tokens, language), times, probabilities, (segment.start, segment.end)
+            )
         if request.logprobs:
             segment.token_logprobs = [
-                Token(self._model.text([token]), log(max(probability, SURE_OF_NOTHING)))
+                Token(self._model.decode_text([token]), log(max(probability, SURE_OF_NOTHING)))
                 for token, probability in zip(tokens, probabilities, strict=True)
             ]
 
-    def _remember(self, row: Row) -> None:
-        said = "".join(self._model.text(span.tokens) for span in row.spans)
+    def _store_context(self, row: DecodingRow) -> None:
+        said = "".join(self._model.decode_text(span.tokens) for span in row.spans)
         forget = row.tried[-1].temperature > FORGETFUL_TEMPERATURE
         row.window.context.text = "" if forget else (row.window.context.text + said)[-REMEMBERED:]
 
-    def _previous(self, window: Window) -> list[int]:
+    def _find_previous_tokens(self, window: Window) -> list[int]:
         request = window.request
-        said = self._model.tokens(window.context.text) if self._remembers and window.context.text else []
-        return previous_tokens(self._hints(", ".join(request.hotwords), request.prompt or self._prompt), said)
+        said = self._model.encode_text(window.context.text) if self._remembers and window.context.text else []
+        return build_previous_tokens(self._hints(", ".join(request.hotwords), request.prompt or self._prompt), said)
 
-    def _hint_tokens(self, hotwords: str, prompt: str) -> list[int]:
-        return [token for text in (hotwords, prompt) if text.strip() for token in self._model.tokens(" " + text.strip())]
+    def _build_hint_tokens(self, hotwords: str, prompt: str) -> list[int]:
+        return [token for text in (hotwords, prompt) if text.strip() for token in self._model.encode_text(" " + text.strip())]
 
-    def _before(self, row: Row) -> list[int]:
+    def _build_prefix(self, row: DecodingRow) -> list[int]:
         return [self._special.previous, *row.previous] if row.previous else []
 
-    def _beginning(self, row: Row) -> list[int]:
+    def _build_prompt(self, row: DecodingRow) -> list[int]:
         if not self._model.multilingual:
             return [self._special.start]
-        return self._special.beginning(row.hearing.language, row.window.request.task)
+        return self._special.build_prompt(row.hearing.language, row.window.request.task)
 
 
-def _spoken(window: Window) -> float:
+def _count_speech_seconds(window: Window) -> float:
     begin, end = window.speech_span
     return max(end - begin, LEAST_S)
 
 
-def _groups(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+def _group_by(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
     """The numbers with equal keys together, in order."""
     groups: dict[Hashable, list[int]] = {}
     for number in numbers:

@@ -1,7 +1,4 @@
-"""What every Whisper shares, whatever library runs it: its tokens, prompts, doubts, times and words.
-
-Plain functions on numbers and text, so that each engine only brings a way to encode and to decode.
-"""
+"""Decides how a Whisper decodes a window: prompts, temperatures, thresholds and timestamps, for any library. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 -- full-width on pu
 
 
 @dataclass(frozen=True, slots=True)
-class Special:
+class SpecialTokens:
     """Numbers of the tokens that are not text. Time tokens begin at `times`, text ends before `end`."""
 
     end: int
@@ -75,16 +72,16 @@ class Special:
             languages=dict(sorted(languages.items(), key=lambda item: item[1])),
         )
 
-    def beginning(self, language: str, task: SpeechTask) -> list[int]:
+    def build_prompt(self, language: str, task: SpeechTask) -> list[int]:
         """What a multilingual model's text begins with."""
         return [self.start, self.languages[language], self.translate if task is SpeechTask.TRANSLATE else self.transcribe]
 
-    def text(self, tokens: Iterable[int]) -> list[int]:
+    def strip_special(self, tokens: Iterable[int]) -> list[int]:
         """The tokens that are text."""
         return [token for token in tokens if token < self.end]
 
 
-def previous_tokens(hints: Sequence[int], said: Sequence[int]) -> list[int]:
+def build_previous_tokens(hints: Sequence[int], said: Sequence[int]) -> list[int]:
     """Tokens to put before the text: prompt and hotwords, then the end of what was said before, within `MOST_PREVIOUS`."""
     kept = list(hints[-MOST_PREVIOUS:])
     room = MOST_PREVIOUS - len(kept)
@@ -94,19 +91,19 @@ def previous_tokens(hints: Sequence[int], said: Sequence[int]) -> list[int]:
     return kept + recent
 
 
-def ladder(temperatures: Sequence[float], asked: float) -> list[float]:
+def list_temperatures(temperatures: Sequence[float], asked: float) -> list[float]:
     """The temperatures to try one after another: those of the model from what the request asks for upwards."""
     return [asked, *(t for t in temperatures if t > asked)] if asked else list(temperatures)
 
 
-def compression_ratio(text: str) -> float:
+def compute_compression_ratio(text: str) -> float:
     """How many times smaller the text can be packed: repetitions pack well."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodedText:
     """One attempt at a window: its tokens, times included, and how far to believe it."""
 
     tokens: list[int]
@@ -117,55 +114,55 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Thresholds:
+class DecodingThresholds:
     """When not to believe a decoding; None switches a check off."""
 
     compression_ratio: float | None = 2.4
     log_prob: float | None = -1.0
     no_speech: float | None = 0.6
 
-    def silent(self, decoding: Decoding) -> bool:
+    def is_silent(self, decoding: DecodedText) -> bool:
         """Whether nobody speaks: the model says so and is not sure of the text either."""
         if self.no_speech is None or decoding.no_speech_prob <= self.no_speech:
             return False
         return self.log_prob is None or decoding.avg_logprob <= self.log_prob
 
-    def doubtful(self, decoding: Decoding) -> bool:
+    def is_doubtful(self, decoding: DecodedText) -> bool:
         """Whether to try again at a higher temperature."""
         unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
-        return (unsure or self._repetitive(decoding)) and not self.silent(decoding)
+        return (unsure or self._is_repetitive(decoding)) and not self.is_silent(decoding)
 
-    def best(self, decodings: Sequence[Decoding]) -> Decoding:
+    def choose_best(self, decodings: Sequence[DecodedText]) -> DecodedText:
         """The last one if it is beyond doubt, else the likeliest of those that do not repeat themselves."""
-        if not self.doubtful(decodings[-1]):
+        if not self.is_doubtful(decodings[-1]):
             return decodings[-1]
-        believable = [decoding for decoding in decodings if not self._repetitive(decoding)]
+        believable = [decoding for decoding in decodings if not self._is_repetitive(decoding)]
         return max(believable or decodings, key=lambda decoding: decoding.avg_logprob)
 
-    def chosen(self, decodings: Sequence[Decoding], texts: Sequence[str], seconds: float) -> Decoding:
+    def choose_decoding(self, decodings: Sequence[DecodedText], texts: Sequence[str], seconds: float) -> DecodedText:
         """`best`, unless people repeated themselves: then what looked like a loop is what was said.
 
         It is, if it is sure, no faster than speech, and either the best has nothing but fewer of the same words, or is in
         doubt itself while another attempt had the same text. `texts` are those of the decodings, of so much audio.
         """
-        best = self.best(decodings)
+        best = self.choose_best(decodings)
         said = set(map(normalize_word, texts[decodings.index(best)].split()))
         for decoding, text in zip(decodings, texts, strict=True):
             unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
-            if decoding is best or not self._repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
+            if decoding is best or not self._is_repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
                 continue
             words = list(map(normalize_word, text.split()))
             confirmed = sum(list(map(normalize_word, other.split())) == words for other in texts) > 1
-            if (said and said <= set(words)) or (confirmed and self.doubtful(best)):
+            if (said and said <= set(words)) or (confirmed and self.is_doubtful(best)):
                 return decoding
         return best
 
-    def _repetitive(self, decoding: Decoding) -> bool:
+    def _is_repetitive(self, decoding: DecodedText) -> bool:
         return self.compression_ratio is not None and decoding.compression_ratio > self.compression_ratio
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TimestampSpan:
     """Tokens between two times in seconds, the time tokens included."""
 
     start: float
@@ -173,7 +170,7 @@ class Span:
     tokens: list[int]
 
 
-def spans(tokens: Sequence[int], times: int, duration: float) -> tuple[list[Span], float | None]:
+def split_spans(tokens: Sequence[int], times: int, duration: float) -> tuple[list[TimestampSpan], float | None]:
     """Cut decoded tokens at their times.
 
     Returns the spans, and the second at which the model broke off in the middle of a segment, which is then left out:
@@ -181,27 +178,27 @@ def spans(tokens: Sequence[int], times: int, duration: float) -> tuple[list[Span
     """
     cuts = [i for i in range(1, len(tokens)) if tokens[i - 1] >= times and tokens[i] >= times]
     if not cuts:
-        return [_span(tokens, times, duration)], None
+        return [_build_span(tokens, times, duration)], None
     ended = tokens[-2] < times <= tokens[-1]
     if ended:
         cuts.append(len(tokens))
-    found = [_span(tokens[a:b], times, duration) for a, b in zip([0, *cuts], cuts, strict=False)]
+    found = [_build_span(tokens[a:b], times, duration) for a, b in zip([0, *cuts], cuts, strict=False)]
     return found, None if ended else (tokens[cuts[-1] - 1] - times) * TIME_STEP_S
 
 
-def _span(tokens: Sequence[int], times: int, duration: float) -> Span:
+def _build_span(tokens: Sequence[int], times: int, duration: float) -> TimestampSpan:
     marks = [(token - times) * TIME_STEP_S for token in tokens if token >= times]
     start = marks[0] if tokens and tokens[0] >= times else 0.0
     end = marks[-1] if marks and marks[-1] > start else duration
-    return Span(min(start, duration), min(end, duration), list(tokens))
+    return TimestampSpan(min(start, duration), min(end, duration), list(tokens))
 
 
-def whole(tokens: Sequence[int], times: int, duration: float) -> Span:
+def build_whole_span(tokens: Sequence[int], times: int, duration: float) -> TimestampSpan:
     """All tokens as one span: for a decoding whose times lead nowhere."""
-    return replace(_span(tokens, times, duration), end=duration)
+    return replace(_build_span(tokens, times, duration), end=duration)
 
 
-def timed_words(
+def build_timed_words(
     pieces: Sequence[tuple[str, int]], starts: Sequence[float], probabilities: Sequence[float], within: tuple[float, float]
 ) -> list[Word]:
     """Words with their times, punctuation joined to them.
@@ -211,20 +208,20 @@ def timed_words(
     """
     words: list[Word] = []
     firsts = list(accumulate((count for _, count in pieces), initial=0))
-    bounds = _within([starts[first] for first in firsts], *within)
+    bounds = _clamp_times([starts[first] for first in firsts], *within)
     for number, (text, count) in enumerate(pieces):
         first = firsts[number]
         word = Word(text, bounds[number], bounds[number + 1], sum(probabilities[first : first + count]) / count)
-        if words and _made_of(CLOSING, text):
+        if words and _consists_of(CLOSING, text):
             words[-1] = replace(words[-1], word=words[-1].word + text)
-        elif words and words[-1].word.startswith(" ") and _made_of(OPENING, words[-1].word[1:]):
+        elif words and words[-1].word.startswith(" ") and _consists_of(OPENING, words[-1].word[1:]):
             words[-1] = replace(word, word=words[-1].word + text.lstrip())
         else:
             words.append(word)
     return [replace(word, word=word.word.strip()) for word in words if word.word.strip()]
 
 
-def _within(bounds: Sequence[float], begin: float, end: float) -> list[float]:
+def _clamp_times(bounds: Sequence[float], begin: float, end: float) -> list[float]:
     """Rising bounds of words, those outside their segment spread over what is left of it before or after the others.
 
     A segment's times are within a tenth of a second, while the alignment can be off by a whole word.
@@ -237,7 +234,7 @@ def _within(bounds: Sequence[float], begin: float, end: float) -> list[float]:
     return [float(bound) for bound in np.interp(range(len(bounds)), numbers, known)]
 
 
-def _made_of(marks: str, text: str) -> bool:
+def _consists_of(marks: str, text: str) -> bool:
     return bool(text) and all(letter in marks for letter in text)
 
 
@@ -250,12 +247,12 @@ def vote(votes: dict[str, float], seconds: Mapping[str, float], sign: int = 1) -
         votes[language] = votes.get(language, 0.0) + sign * share
 
 
-def settled(votes: Mapping[str, float], unheard: float = 0.0) -> bool:
+def is_settled(votes: Mapping[str, float], unheard: float = 0.0) -> bool:
     """Whether enough speech was heard to be sure of the language, of which so many seconds have no vote yet."""
     heard = sum(votes.values())
     return heard > HEARD_ENOUGH_S * 0.99 and unheard < heard * HEARD_AGAIN
 
 
-def favourite(votes: Mapping[str, float]) -> str:
+def find_favourite(votes: Mapping[str, float]) -> str:
     """The language with the most votes."""
     return max(votes, key=votes.__getitem__)

@@ -1,28 +1,26 @@
-"""A Whisper in transformers: encodes, detects, decodes and aligns rows of a batch.
-
-The model's own `generate` is passed by, as it has one prompt for all rows and seeks by itself; the general one below it is
-used with the library's rule for time tokens.
-"""
+"""A Whisper in Transformers: encodes, decodes and aligns as the shared decoder asks it to."""
 
 from __future__ import annotations
 
+import importlib
 import string
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from eardrum.engines.base import Audio
-from eardrum.engines.families.generation import Row, generate
-from eardrum.engines.pytorch.alignment import FRAME_S, filled, token_starts
-from eardrum.engines.whisper.rounds import Features
-from eardrum.engines.whisper.rules import Decoding, Special, compression_ratio
-from eardrum.transcription import SAMPLE_RATE
+from eardrum.engines.base import Audio, EngineResult, Window
+from eardrum.engines.shared.torch_tools import FRAME_S, find_token_starts, pad_features
+from eardrum.engines.shared.transformers_base import FamilyOptions, GeneratedRow, ModelFamily, generate
+from eardrum.engines.shared.whisper_decoder import Features, WhisperDecoder
+from eardrum.engines.shared.whisper_rules import DecodedText, DecodingThresholds, SpecialTokens, compute_compression_ratio
+from eardrum.transcription import SAMPLE_RATE, Capabilities
 
 UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}
 """Languages written without spaces: each token that is whole is a word."""
 
 
-class Encoded:
+class TransformersEncoding:
     """The encoder's output for a batch, and what the decoder thinks at the very start of each row."""
 
     def __init__(self, hidden: Any, start_probabilities: Any):
@@ -30,7 +28,7 @@ class Encoded:
         self.start_probabilities = start_probabilities
 
 
-class WhisperModel:
+class TransformersWhisper:
     """A loaded model with its processor; one thread at a time."""
 
     def __init__(self, library: Any, torch: Any, model: Any, processor: Any, *, beam_size: int):
@@ -41,29 +39,31 @@ class WhisperModel:
         self._tokenizer = processor.tokenizer
         self._beam_size = beam_size
         vocabulary = self._tokenizer.get_vocab()
-        self.special = Special.of(vocabulary.get)
+        self.special = SpecialTokens.of(vocabulary.get)
         self.multilingual = bool(getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= 51865))
         self.aligns = bool(getattr(model.generation_config, "alignment_heads", None))
 
-    def features(self, audio: Audio) -> Features:
+    def extract_features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio, filled up with silence: shape [bands, 3000]."""
         features: Features = self._extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="np").input_features[0]
         return features
 
-    def encode(self, features: Sequence[Features]) -> Encoded:
+    def encode(self, features: Sequence[Features]) -> TransformersEncoding:
         """Encode rows of features [bands, frames]."""
-        batch = self._torch.from_numpy(filled(features)).to(self._model.device, self._model.dtype)
+        batch = self._torch.from_numpy(pad_features(features)).to(self._model.device, self._model.dtype)
         hidden = self._model.get_encoder()(batch).last_hidden_state
         scores = self._run(hidden, [[self.special.start]] * len(features)).logits[:, 0]
-        return Encoded(hidden, scores.float().softmax(-1).cpu())
+        return TransformersEncoding(hidden, scores.float().softmax(-1).cpu())
 
-    def detect(self, encoded: Encoded, rows: Sequence[int]) -> list[dict[str, float]]:
+    def detect_languages(self, encoded: TransformersEncoding, rows: Sequence[int]) -> list[dict[str, float]]:
         """The probability of each language, for each of these rows."""
         codes, tokens = list(self.special.languages), list(self.special.languages.values())
         found = encoded.start_probabilities[rows][:, tokens]
         return [dict(zip(codes, row, strict=True)) for row in (found / found.sum(-1, keepdim=True)).tolist()]
 
-    def decode(self, encoded: Encoded, rows: Sequence[int], prompts: list[list[int]], temperature: float) -> list[Decoding]:
+    def decode(
+        self, encoded: TransformersEncoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
+    ) -> list[DecodedText]:
         """Decode these rows with times; all prompts are of one length."""
         begin = len(prompts[0])
         heard = self._torch.ones(encoded.hidden[rows].shape[:2], dtype=self._torch.long, device=self._model.device)
@@ -71,7 +71,7 @@ class WhisperModel:
         found = generate(
             partial(self._library.GenerationMixin.generate, self._model),
             {
-                "encoder_outputs": self._output(encoded.hidden[rows]),
+                "encoder_outputs": self._project_logits(encoded.hidden[rows]),
                 "attention_mask": heard,
                 "decoder_input_ids": self._torch.tensor(prompts, device=self._model.device),
             },
@@ -82,10 +82,15 @@ class WhisperModel:
             **sampling,
         )
         silence = encoded.start_probabilities[rows][:, self.special.times - 2].tolist()
-        return [self._decoding(row, quiet, temperature) for row, quiet in zip(found, silence, strict=True)]
+        return [self._build_decoding(row, quiet, temperature) for row, quiet in zip(found, silence, strict=True)]
 
     def align(
-        self, encoded: Encoded, rows: Sequence[int], beginning: list[int], texts: list[list[int]], seconds: Sequence[float]
+        self,
+        encoded: TransformersEncoding,
+        rows: Sequence[int],
+        beginning: list[int],
+        texts: list[list[int]],
+        seconds: Sequence[float],
     ) -> list[tuple[list[float], list[float]]]:
         """When each text token begins, and the end, in seconds; and each token's probability given those before it."""
         usual = self._model.config._attn_implementation
@@ -105,20 +110,20 @@ class WhisperModel:
         weights = weights[:, :, :frames].float()
         scores = made.logits[0, len(beginning) :].float().softmax(-1)
         probabilities = [float(row[token]) for row, token in zip(scores, text, strict=False)]
-        return token_starts((weights / weights.sum(-1, keepdim=True)).cpu().numpy(), len(beginning)), probabilities
+        return find_token_starts((weights / weights.sum(-1, keepdim=True)).cpu().numpy(), len(beginning)), probabilities
 
-    def tokens(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """The text as tokens, without special ones."""
-        return self.special.text(self._tokenizer.encode(text, add_special_tokens=False))
+        return self.special.strip_special(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def text(self, tokens: Sequence[int]) -> str:
+    def decode_text(self, tokens: Sequence[int]) -> str:
         """The tokens' text, without times and special tokens."""
-        return str(self._tokenizer.decode(self.special.text(tokens), skip_special_tokens=True))
+        return str(self._tokenizer.decode(self.special.strip_special(tokens), skip_special_tokens=True))
 
-    def pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+    def split_pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
         """Text tokens as words and punctuation marks, each with its number of tokens."""
         found: list[tuple[str, int]] = []
-        for text, count in self._characters(tokens):
+        for text, count in self._split_characters(tokens):
             begins = language in UNSPACED or text.startswith(" ") or text.strip() in string.punctuation
             if begins or not found:
                 found.append((text, count))
@@ -126,22 +131,71 @@ class WhisperModel:
                 found[-1] = (found[-1][0] + text, found[-1][1] + count)
         return found
 
-    def _characters(self, tokens: list[int]) -> list[tuple[str, int]]:
+    def _split_characters(self, tokens: list[int]) -> list[tuple[str, int]]:
         """The shortest runs of tokens that are whole characters."""
         found, first = [], 0
         for last in range(1, len(tokens) + 1):
-            text = self.text(tokens[first:last])
+            text = self.decode_text(tokens[first:last])
             if "\ufffd" not in text or last == len(tokens):
                 found.append((text, last - first))
                 first = last
         return found
 
-    def _decoding(self, row: Row, quiet: float, temperature: float) -> Decoding:
-        return Decoding(row.tokens, row.avg_logprob, quiet, compression_ratio(self.text(row.tokens).strip()), temperature)
+    def _build_decoding(self, row: GeneratedRow, quiet: float, temperature: float) -> DecodedText:
+        return DecodedText(
+            row.tokens, row.avg_logprob, quiet, compute_compression_ratio(self.decode_text(row.tokens).strip()), temperature
+        )
 
     def _run(self, hidden: Any, tokens: list[list[int]], **more: Any) -> Any:
         ids = self._torch.tensor(tokens, device=self._model.device)
-        return self._model(encoder_outputs=self._output(hidden), decoder_input_ids=ids, use_cache=False, **more)
+        return self._model(encoder_outputs=self._project_logits(hidden), decoder_input_ids=ids, use_cache=False, **more)
 
-    def _output(self, hidden: Any) -> Any:
+    def _project_logits(self, hidden: Any) -> Any:
         return self._library.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
+
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class WhisperFamily(ModelFamily):
+    """Whisper tiny to large-v3, turbo, distil and what others trained from them."""
+
+    loads = "AutoModelForSpeechSeq2Seq"
+    abilities = {
+        "detects_language": True,
+        "translate": True,
+        "words": True,
+        "logprobs": True,
+        "prompt": True,
+        "hotwords": True,
+        "temperature": True,
+        "fixed_window": True,
+    }
+
+    def __init__(self, model: Any, processor: Any, wishes: FamilyOptions):
+        super().__init__(model, processor, wishes)
+        library, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+        self._whisper = TransformersWhisper(library, torch, model, processor, beam_size=wishes.beam_size)
+        self._rounds = WhisperDecoder(
+            self._whisper, thresholds=DecodingThresholds(), temperatures=TEMPERATURES, prompt="", remembers=False
+        )
+
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
+        """Decode the windows together."""
+        return self._rounds.transcribe(windows)
+
+    def batch_key(self, window: Window) -> Hashable:
+        """Where the text begins, and the temperature."""
+        return self._rounds.batch_key(window)
+
+    def refine_capabilities(self, capabilities: Capabilities) -> Capabilities:
+        """English-only models neither detect nor translate; words need to be told which heads follow the speech."""
+        several = self._whisper.multilingual
+        return replace(
+            capabilities,
+            languages=tuple(self._whisper.special.languages) if several else ("en",),
+            detects_language=several,
+            translate=several,
+            words=self._whisper.aligns,
+            logprobs=self._whisper.aligns,
+        )

@@ -15,7 +15,7 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 INTEGER_OPERATORS = (b"MatMulInteger", b"DynamicQuantizeLinear", b"QLinearMatMul", b"DynamicQuantizeMatMul")
 
 
-def session_options(onnxruntime: Any, threads: int) -> Any:
+def build_session_options(onnxruntime: Any, threads: int) -> Any:
     """Settings of a session that decodes with `threads` threads; 0 uses every core."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -25,7 +25,7 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
     return settings
 
 
-def found_device(onnxruntime: Any, device: str) -> Device:
+def find_onnx_device(onnxruntime: Any, device: str) -> Device:
     """Where this build of onnxruntime can be asked to compute. Whether it does shows with the first session.
 
     Raises:
@@ -36,17 +36,17 @@ def found_device(onnxruntime: Any, device: str) -> Device:
     if CUDA in onnxruntime.get_available_providers():
         return Device("cuda")
     if device == "cuda":
-        raise cuda.unusable(LIBRARY, "it is built without CUDA", "install onnxruntime-gpu in its place")
+        raise cuda.build_device_error(LIBRARY, "it is built without CUDA", "install onnxruntime-gpu in its place")
     return Device("cpu")
 
 
-def providers(onnxruntime: Any, device: str) -> list[str]:
+def choose_providers(onnxruntime: Any, device: str) -> list[str]:
     """Where to run: a GPU when asked for, or when this build of onnxruntime can and nothing was said.
 
     Raises:
         DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
     """
-    return [CUDA, CPU] if found_device(onnxruntime, device).name == "cuda" else [CPU]
+    return [CUDA, CPU] if find_onnx_device(onnxruntime, device).name == "cuda" else [CPU]
 
 
 def check_device(onnxruntime: Any, session: Any, asked: str) -> str:
@@ -57,11 +57,11 @@ def check_device(onnxruntime: Any, session: Any, asked: str) -> str:
     """
     found = "cuda" if CUDA in session.get_providers() else "cpu"
     if asked == "cuda" and found == "cpu":
-        raise cuda.unusable(LIBRARY, _cause(onnxruntime))
+        raise cuda.build_device_error(LIBRARY, _find_cuda_error(onnxruntime))
     return found
 
 
-def _cause(onnxruntime: Any) -> str:
+def _find_cuda_error(onnxruntime: Any) -> str:
     """Why CUDA does not work: what the system has against loading the library that brings it."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     try:
@@ -72,7 +72,7 @@ def _cause(onnxruntime: Any) -> str:
     return "it does not say why"
 
 
-def number_format(path: Path) -> str:
+def find_number_format(path: Path) -> str:
     """The format of the numbers in which a graph computes, as far as its operators tell."""
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as graph:
         return "int8" if any(graph.find(operator) >= 0 for operator in INTEGER_OPERATORS) else "float32"

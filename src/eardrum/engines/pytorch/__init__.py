@@ -1,1 +1,0 @@
-"""What engines on PyTorch share. Nothing here imports it."""

@@ -1,0 +1,428 @@
+"""Runs a Whisper in CTranslate2: reads its folder, encodes and decodes batches, and finds how many threads are worth it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from eardrum.engines import cuda
+from eardrum.engines.base import Audio, Device
+from eardrum.engines.shared.whisper_decoder import FRAMES_PER_SECOND, Features
+from eardrum.engines.shared.whisper_rules import TIME_STEP_S, DecodedText, SpecialTokens, compute_compression_ratio
+from eardrum.errors import ModelLoadError
+from eardrum.units import count_usable_cores
+
+FRAMES, HOP, REACH = 3000, 160, 400
+"""Frames of a window, samples from one frame to the next, and how many samples a frame hears."""
+DYNAMIC_RANGE, QUIETEST = 2.0, -1.5
+"""Of log-mel features: nothing lies further below the loudest, nor lower at all."""
+MOST_TOKENS = 448
+
+LIBRARY = "CTranslate2"
+CUDA = re.compile(r"cuda|cublas|cudnn|libnv|out of memory", re.IGNORECASE)
+"""What its errors speak of when they are about the GPU."""
+
+PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "float32")}
+"""Compute types that `auto` takes, the first that the device has."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """How text is searched for."""
+
+    beam_size: int
+    best_of: int
+    patience: float
+    length_penalty: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: tuple[int, ...]
+
+    def build_settings(self, temperature: float) -> dict[str, Any]:
+        """CTranslate2's words for it."""
+        common = {
+            "length_penalty": self.length_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+        }
+        if temperature:
+            sampling = {"num_hypotheses": self.best_of, "sampling_topk": 0, "sampling_temperature": temperature}
+            return common | {"beam_size": 1} | sampling
+        return common | {"beam_size": self.beam_size, "patience": self.patience}
+
+
+class CTranslate2Encoding:
+    """The encoder's output for a batch; rows of it can be taken without encoding again."""
+
+    def __init__(self, view: Any, library: Any):
+        self._view = view
+        self._library = library
+
+    def select_rows(self, numbers: Sequence[int]) -> Any:
+        """These rows, in this order, as CTranslate2 wants them."""
+        if list(numbers) == list(range(self._view.shape[0])):
+            return self._view
+        view = self._view.to_device(self._library.Device.cpu).to(self._library.DataType.float32)
+        return self._library.StorageView.from_array(np.ascontiguousarray(np.array(view)[list(numbers)]))
+
+
+class CTranslate2Whisper:
+    """A loaded model with its tokenizer. Every method may be called from several threads."""
+
+    def __init__(self, library: Any, model: Any, folder: WhisperFolder, search: SearchSettings, threads: int):
+        from faster_whisper.feature_extractor import FeatureExtractor
+        from faster_whisper.tokenizer import Tokenizer
+        from faster_whisper.transcribe import get_suppressed_tokens
+
+        self._library = library
+        self._model = model
+        self._tokenizer = folder.tokenizer
+        self._speaking = Tokenizer
+        self._extractor = FeatureExtractor(feature_size=model.n_mels)
+        self.special = folder.special
+        self.multilingual: bool = model.is_multilingual
+        self.aligns = bool(folder.config.get("alignment_heads"))
+        self.replicas: int = model.num_workers
+        self.device: str = model.device
+        self.compute_type: str = model.compute_type
+        self.threads = threads
+        """Of each worker on a CPU; 0 is CTranslate2's choice."""
+        self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
+        """Products of 8 or 16 bits, which a CPU computes no faster for many rows at once than for each."""
+        self._search = search
+        # Symbols and annotations that nobody says; -1 stands for those that the model's own config lists.
+        self._never = [-1, *get_suppressed_tokens(self._choose_splitter("en"), [-1]), *search.suppress_tokens]
+
+    @classmethod
+    def open(
+        cls,
+        source: Path,
+        search: SearchSettings,
+        *,
+        device: str,
+        device_index: list[int],
+        compute_type: str,
+        threads: int,
+        workers: int,
+        **settings: Any,
+    ) -> Self:
+        """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, timing decides
+        where neither `threads` nor `workers` are said.
+
+        Raises:
+            ModelLoadError: a file is missing, damaged or of another model, or the device cannot do what was asked.
+        """
+        import ctranslate2
+
+        device = _choose_device(find_ctranslate2_device(device, device_index).name, device_index, ctranslate2)
+        if settings.get("flash_attention") and device == "cpu":
+            raise ModelLoadError(
+                "flash_attention is for NVIDIA GPUs (Ampere or newer), and this model runs on the CPU: leave it out."
+            )
+        compute_type = _choose_compute_type(compute_type, device, device_index, ctranslate2)
+        folder = WhisperFolder.read(source)
+        settings |= {"files": folder.files, "device": device, "device_index": device_index, "compute_type": compute_type}
+
+        def load(threads: int, workers: int = 1) -> Any:
+            return _load_model(source, ctranslate2, intra_threads=threads, inter_threads=workers, **settings)
+
+        def seconds(threads: int) -> float:
+            return time_window(ctranslate2, load(threads), folder.special, FRAMES, search.beam_size)
+
+        # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
+        if device == "cpu" and compute_type.startswith("int") and not (threads or workers):
+            threads = choose_thread_count(cores := count_usable_cores(), seconds)
+            workers = cores // threads
+        return cls(ctranslate2, load(threads, workers or 1), folder, search, threads)
+
+    def extract_features(self, audio: Audio) -> Features:
+        """Log-mel of at most 30 s of audio: shape [bands, frames]."""
+        most = FRAMES * HOP
+        audio = audio[:most]
+        # Frames that hear nothing but the silence after the audio are all alike: `encode` adds those.
+        features: Features = self._extractor(audio, padding=min(REACH + -len(audio) % HOP, most - len(audio)))
+        return features
+
+    def encode(self, features: Sequence[Features]) -> CTranslate2Encoding:
+        """Encode rows of features [bands, frames]; short ones are filled up with silence."""
+        batch = np.stack([_pad_features(row) for row in features])
+        # With several GPUs nobody knows which one the next call will run on.
+        elsewhere = self._model.device == "cuda" and len(self._model.device_index) > 1
+        return CTranslate2Encoding(
+            self._model.encode(self._library.StorageView.from_array(batch), to_cpu=elsewhere), self._library
+        )
+
+    def detect_languages(self, encoded: CTranslate2Encoding, rows: Sequence[int]) -> list[dict[str, float]]:
+        """The probability of each language, for each of these rows."""
+        found = self._model.detect_language(encoded.select_rows(rows))
+        return [{token[2:-2]: probability for token, probability in languages} for languages in found]
+
+    def decode(
+        self, encoded: CTranslate2Encoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
+    ) -> list[DecodedText]:
+        """Decode these rows; prompts must agree on where the text begins."""
+        results = self._model.generate(
+            encoded.select_rows(rows),
+            prompts,
+            return_scores=True,
+            return_no_speech_prob=True,
+            max_length=MOST_TOKENS,
+            suppress_tokens=self._never,
+            **self._search.build_settings(temperature),
+        )
+        return [self._build_decoding(result, temperature) for result in results]
+
+    def align(
+        self,
+        encoded: CTranslate2Encoding,
+        rows: Sequence[int],
+        beginning: list[int],
+        texts: list[list[int]],
+        seconds: Sequence[float],
+    ) -> list[tuple[list[float], list[float]]]:
+        """When each text token begins, and the end, in seconds; and each token's probability given those before it.
+
+        `texts` must not be empty; `seconds` is how much of each row is audio.
+        """
+        frames = [max(2, min(FRAMES, round(s * FRAMES_PER_SECOND))) for s in seconds]
+        results = self._model.align(encoded.select_rows(rows), beginning, texts, frames)
+        aligned = []
+        for result, text in zip(results, texts, strict=True):
+            begins: dict[int, float] = {}
+            for token, step in result.alignments:
+                begins.setdefault(token, step * TIME_STEP_S)
+            starts = [begins[number] for number in range(len(text) + 1)]
+            aligned.append((starts, list(result.text_token_probs)))
+        return aligned
+
+    def encode_text(self, text: str) -> list[int]:
+        """The text as tokens, without special ones."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.special.strip_special(ids)  # a prompt may spell special ones out
+
+    def decode_text(self, tokens: Sequence[int]) -> str:
+        """The tokens' text, without times and special tokens."""
+        text: str = self._tokenizer.decode(self.special.strip_special(tokens))
+        return text
+
+    def split_pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+        """Text tokens as words and punctuation marks, each with its number of tokens."""
+        words, parts = self._choose_splitter(language).split_to_word_tokens(tokens)
+        return [(word, len(part)) for word, part in zip(words, parts, strict=True)]
+
+    def _choose_splitter(self, language: str) -> Any:
+        return self._speaking(self._tokenizer, self.multilingual, "transcribe", language)
+
+    def _build_decoding(self, result: Any, temperature: float) -> DecodedText:
+        tokens = result.sequences_ids[0]
+        # The score is a sum divided by the length; Whisper's mean counts the end token too.
+        logprob = result.scores[0] * len(tokens) ** self._search.length_penalty / (len(tokens) + 1)
+        ratio = compute_compression_ratio(self.decode_text(tokens).strip())
+        return DecodedText(tokens, logprob, result.no_speech_prob, ratio, temperature)
+
+
+def _pad_features(features: Features) -> Features:
+    silence = max(float(features.max()) - DYNAMIC_RANGE, QUIETEST)
+    return np.pad(features, ((0, 0), (0, FRAMES - features.shape[1])), constant_values=silence)
+
+
+def find_ctranslate2_device(device: str, indices: Sequence[int]) -> Device:
+    """Where CTranslate2 can be told to load: on a GPU if it sees one that answers, and nothing else was said.
+
+    Raises:
+        DeviceError: `device` is cuda, and it sees none.
+    """
+    import ctranslate2 as library
+
+    if device == "cpu":
+        return Device("cpu")
+    try:
+        if count := library.get_cuda_device_count():
+            for index in indices:  # it counts GPUs with which it can do nothing
+                library.get_supported_compute_types("cuda", min(index, count - 1))
+            return Device("cuda")
+        library.get_supported_compute_types("cuda", 0)  # which says why there is none
+        error = cuda.build_device_error(LIBRARY, "it sees none")
+    except (RuntimeError, ValueError) as cause:
+        error = cuda.build_device_error(LIBRARY, cause)
+        count = _count_gpus(library)
+    if device == "cuda":
+        raise error
+    return Device("cpu", error.message if count or cuda.is_gpu_present() else "")
+
+
+def _count_gpus(library: Any) -> int:
+    try:
+        return int(library.get_cuda_device_count())
+    except RuntimeError:
+        return 1  # something is there that does not answer
+
+
+def _load_model(source: Path, library: Any, *, device: str, **settings: Any) -> Any:
+    try:
+        return library.models.Whisper(str(source), device=device, **settings)
+    except (RuntimeError, ValueError) as error:
+        if device == "cuda" and CUDA.search(str(error)):
+            raise cuda.build_device_error(LIBRARY, error) from error
+        raise ModelLoadError(
+            f"CTranslate2 cannot load {source / WEIGHTS}: {error}. If the file is damaged, fetch the model again."
+        ) from error
+
+
+def _choose_device(device: str, indices: list[int], library: Any) -> str:
+    there = 1 if device == "cpu" else library.get_cuda_device_count()
+    if wrong := [index for index in indices if not 0 <= index < there]:
+        count = f"there are {there} GPUs, counted from 0" if device == "cuda" else "on the CPU there is only 0"
+        raise ModelLoadError(f"device_index {wrong[0]} does not exist: {count}.")
+    return device
+
+
+def _choose_compute_type(asked: str, device: str, indices: list[int], library: Any) -> str:
+    have = set.intersection(*(set(library.get_supported_compute_types(device, index)) for index in indices))
+    if asked == "auto":
+        return next(kind for kind in PREFERRED[device] if kind in have)
+    if asked not in have | {"default"}:
+        raise ModelLoadError(f"compute_type {asked!r} cannot be had on {device} here. It can: {', '.join(sorted(have))}.")
+    return asked
+
+
+WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
+
+
+@dataclass(frozen=True, slots=True)
+class WhisperFolder:
+    """A folder whose small files were read."""
+
+    path: Path
+    config: dict[str, Any]
+    tokenizer: Any
+    special: SpecialTokens
+    files: dict[str, bytes] | None
+    """What the library is to read in place of the folder, where that must be put right; None if it need not be."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read `config.json`, the vocabulary and the tokenizer.
+
+        Raises:
+            ModelLoadError: a file is missing, damaged or of another model; the message says what to do.
+        """
+        config, vocabulary = _read_config(path), _read_vocabulary(path)
+        tokenizer, special = _read_tokenizer(path, vocabulary)
+        files = None
+        if not config.get("lang_ids"):  # converters left them out for a while; without them no language is detected
+            config["lang_ids"] = list(special.languages.values())
+            files = {file.name: file.read_bytes() for file in (path / WEIGHTS, *path.glob(f"{VOCABULARY}.*"))}
+            files[CONFIG] = json.dumps(config).encode()
+        return cls(path, config, tokenizer, special, files)
+
+
+def _find_needed_file(source: Path, name: str, advice: str) -> Path:
+    if not source.is_dir():
+        raise ModelLoadError(f"{source} is not a folder: a faster-whisper model is one with {WEIGHTS}, {CONFIG} and {TOKENIZER}.")
+    path = source / name
+    if not path.is_file():
+        raise ModelLoadError(f"{source} is not a faster-whisper model: {name} is missing. {advice}")
+    if not os.access(path, os.R_OK):
+        raise ModelLoadError(f"{path} cannot be read: give the user that runs the server the right to.")
+    return path
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        if isinstance(data := json.loads(path.read_bytes()), kind):
+            return data
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
+    raise ModelLoadError(f"{path} is not of a CTranslate2 model. Fetch the model again.")
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    _find_needed_file(source, WEIGHTS, "Fetch the model again.")
+    config: dict[str, Any] = _read_json(_find_needed_file(source, CONFIG, "Fetch the model again."), dict)
+    return config
+
+
+def _read_vocabulary(source: Path) -> list[str]:
+    text = source / f"{VOCABULARY}.txt"  # what older converters wrote
+    if text.is_file():
+        return text.read_text(encoding="utf-8").split("\n")
+    vocabulary: list[str] = _read_json(_find_needed_file(source, f"{VOCABULARY}.json", "Fetch the model again."), list)
+    return vocabulary
+
+
+def _read_tokenizer(source: Path, vocabulary: list[str]) -> tuple[Any, SpecialTokens]:
+    from tokenizers import Tokenizer
+
+    path = _find_needed_file(
+        source, TOKENIZER, f"Copy it there from the model that was converted (converters: --copy_files {TOKENIZER})."
+    )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a plain Exception
+        raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
+    try:
+        special = SpecialTokens.of(tokenizer.token_to_id)
+    except LookupError as error:
+        raise ModelLoadError(f"{path} is not Whisper's: it has no token {error}. Fetch the model again.") from error
+    if vocabulary[special.start : special.start + 1] != ["<|startoftranscript|>"]:
+        raise ModelLoadError(f"{path} and {source / VOCABULARY}.* are of different models. Fetch the model again.")
+    return tokenizer, special
+
+
+SLOWER = 1.4
+"""How much longer than with the best number of threads a lone window may take for the sake of decoding several at once."""
+
+PART = 4
+"""A quarter of a window is enough to time the encoder on."""
+
+LONG_S = 10.0
+"""A window that takes so long is timed once: chance has less to say in it."""
+
+STEPS, TEXT = 8, 80
+"""Tokens decoded to time the decoder, and those of half a minute of speech."""
+
+
+def list_thread_counts(cores: int) -> Iterator[int]:
+    """Numbers of threads worth trying, the largest first."""
+    yield cores
+    yield from (2**power for power in reversed(range(cores.bit_length())) if 2**power < cores)
+
+
+def choose_thread_count(cores: int, seconds: Callable[[int], float]) -> int:
+    """The fewest threads with which a lone window takes not much longer than with the best number of them."""
+    best, chosen = float("inf"), cores
+    for threads in list_thread_counts(cores):
+        taken = seconds(threads)
+        best = min(best, taken)
+        if taken > SLOWER * best:
+            break
+        chosen = threads
+    return chosen
+
+
+def time_window(library: Any, model: Any, special: SpecialTokens, frames: int, beam_size: int) -> float:
+    """About how long `model` takes for a window of `frames` frames."""
+    beginning = [special.start]
+    silence = np.zeros((1, model.n_mels, frames // PART), np.float32)
+
+    def timed() -> float:
+        started = time.perf_counter()
+        encoded = model.encode(library.StorageView.from_array(silence))
+        between = time.perf_counter()
+        # CTranslate2 keeps half of the length for what is said before.
+        model.generate(encoded, [beginning], beam_size=beam_size, max_length=2 * STEPS, suppress_tokens=[special.end])
+        return (between - started) * PART + (time.perf_counter() - between) * TEXT / STEPS
+
+    first = timed()  # which also allocates
+    return first if first > LONG_S else min(timed(), timed())

@@ -1,1 +1,0 @@
-"""What every Whisper shares, whatever library runs it."""
