@@ -18,7 +18,7 @@ from pathlib import Path
 from eardrum.engines import registry
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
-registry._spec = lambda name: None  # an installation without the libraries of any engine
+registry._find_spec = lambda name: None  # an installation without the libraries of any engine
 try:
     load_engine(sys.argv[1], Path("/nowhere"), {})
 except ModelLoadError as error:
