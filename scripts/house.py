@@ -95,14 +95,15 @@ def imported_modules(node: ast.AST, paths: dict[str, Path]) -> set[str]:
     return set()
 
 
-def count_definitions(counts: Counts, module: str, node: ast.AST) -> None:
+def count_definitions(counts: Counts, module: str, node: ast.AST, outer: str = "") -> None:
+    """Count the definitions in a module, class or function. A class within another one goes by both names."""
     for child in ast.iter_child_nodes(node):
         documented = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and (docstring := ast.get_docstring(child)):
             counts.docstrings.append(f"{module}: {docstring.splitlines()[0]}")
         if isinstance(child, ast.ClassDef):
-            counts.classes[child.name.strip("_")].append(module)
-            count_definitions(counts, module, child)
+            counts.classes[outer + child.name.strip("_")].append(module)
+            count_definitions(counts, module, child, f"{outer}{child.name}.")
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             if not child.name.startswith("__"):
                 decorators = {ast.unparse(decorator) for decorator in child.decorator_list}

@@ -1,4 +1,4 @@
-"""The engine interface: what a speech library must offer to live in a runner.
+"""The engine interface, which every speech library in a runner implements.
 
 One engine is one file in this folder; the file's name is the engine's name. The class declares
 `requires` and `capabilities` as literals, so that the gateway can read them without importing the file.
@@ -35,7 +35,7 @@ class EngineOptions(BaseModel):
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """What the earlier windows of a request tell the later ones: one object for all of them, written by the engine.
+    """State that a request's windows share: earlier windows pass it to later ones. The engine writes it.
 
     Windows of a request reach the engine in order, but several may be in one batch, and engines with `parallel` above 1
     decode batches side by side.
@@ -46,7 +46,7 @@ class RequestContext:
     unheard: float = 0.0
     """Seconds of speech since the engine last found out a language: the next finding stands for them, too."""
     text: str = ""
-    """What was said before, as far as the engine wants to remember it."""
+    """The text of earlier windows, as far as the engine keeps it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +97,7 @@ class Device:
 
 @dataclass(slots=True)
 class EngineResult:
-    """What an engine heard in one window: segments with times relative to the window's start."""
+    """An engine's result for one window: segments with times relative to the window's start."""
 
     segments: list[Segment] = field(default_factory=list)
     language: str = ""
@@ -116,7 +116,7 @@ class Engine(ABC):
     """One line for people: which models this runs."""
 
     layouts: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """What a directory must hold to be a model of this engine: one of these sets of file patterns.
+    """File patterns that identify this engine's models: a directory must match one of these sets.
 
     `config.json#key` is a file that holds a JSON object with this key."""
 
@@ -142,7 +142,7 @@ class Engine(ABC):
     """The weights are behind an address in the options; there are no files. Only an answer shows what they can do."""
 
     apart: ClassVar[str] = ""
-    """What pip installs for it, if that cannot share an interpreter with the rest: the model's `python:` names another one."""
+    """Packages that need an interpreter of their own, which the model's `python:` names."""
 
     parallel: int = 1
     """Calls of `transcribe` that may run at once, each in a thread of its own (replicas on several GPUs)."""
@@ -205,7 +205,7 @@ class Engine(ABC):
         return None
 
     def batch_key(self, window: Window) -> Hashable:
-        """What must be equal within a batch; only windows of one key are handed to `transcribe` together."""
+        """The batch key: only windows with equal keys reach `transcribe` together."""
         return None
 
     def close(self) -> None:  # noqa: B027 -- most engines have nothing to release

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: whether there is one, and what to say of one that cannot be used."""
+"""Detects NVIDIA GPUs, and explains why one cannot be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REMEDIES = {
     r"no kernel image": "install a build of it that knows this GPU",
     r"no CUDA-capable device|no CUDA GPUs|no NVIDIA driver": "see that the GPU is visible here (in a container: `--gpus all`)",
 }
-"""What a cause says, to what helps."""
+"""Words in an error, and the remedy for each."""
 OTHERWISE = "see with `nvidia-smi` whether the driver works"
 
 ASKED = "device is cuda"
@@ -48,7 +48,7 @@ def build_device_error(library: str, cause: object, remedy: str = "") -> DeviceE
 
 
 def find_remedy(cause: str) -> str:
-    """What to do about a cause, as part of a sentence."""
+    """The remedy for a cause, as part of a sentence."""
     return next((helps for said, helps in REMEDIES.items() if re.search(said, cause, re.IGNORECASE)), OTHERWISE)
 
 

@@ -204,7 +204,7 @@ class FasterWhisper(Engine):
         return cls(model, options)
 
     def batch_key(self, window: Window) -> Hashable:
-        """What must be equal within a batch."""
+        """Windows with equal keys may share a batch."""
         return self._rounds.batch_key(window)
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:

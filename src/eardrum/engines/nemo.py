@@ -1,6 +1,6 @@
 """NVIDIA NeMo: Parakeet and Canary from .nemo files, Canary-Qwen from its folder.
 
-NeMo brings over a hundred packages at versions of their own, so it has an interpreter to itself. Where onnx-asr knows an
+NeMo brings over a hundred packages at versions of their own, so it runs in an interpreter of its own. Where onnx-asr knows an
 export of the model, that is the lighter way; this is the one for everything else, fine-tuned models among them.
 """
 
@@ -193,7 +193,7 @@ class Nemo(Engine):
         return cast(list[Any], self._model.transcribe(audios, override_config=config, timestamps=times))
 
     def _build_prompt_slots(self, window: Window) -> dict[str, str]:
-        """What Canary's prompt says; formats of other years have other slots."""
+        """The slots of Canary's prompt; prompt formats differ between model generations."""
         request, known = window.request, self._model.prompt.get_slots("user")
         translate = request.task is SpeechTask.TRANSLATE
         language = request.language or self._language or CANARY_DEFAULT
@@ -205,7 +205,7 @@ class Nemo(Engine):
         return slots
 
     def _generate_answers(self, audios: list[Any]) -> list[str]:
-        """What Canary-Qwen's language model answers to each recording."""
+        """The response of Canary-Qwen's language model to each recording."""
         import torch
         from transformers import GenerationConfig
 

@@ -240,7 +240,7 @@ class OnnxAsr(Engine):
         )
 
     def _build_options(self, request: TranscriptionRequest) -> dict[str, Any]:
-        """What the library is told besides the audio."""
+        """The library's arguments besides the audio."""
         if self._kind.name == CANARY:
             language = request.language or self._language or CANARY_DEFAULT
             target = "en" if request.task is SpeechTask.TRANSLATE else language

@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, field_validator
 from yarl import URL
 
 from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
-from eardrum.engines.shared.openai_endpoints import ChatEndpoint, TranscriptionsEndpoint
+from eardrum.engines.shared.openai_endpoints import ChatCompletionsEndpoint, TranscriptionsEndpoint
 from eardrum.engines.shared.openai_http import EncodedClip, Format, OpenAIClient, ServerAddress, encode_clip
 from eardrum.errors import ConfigError, InvalidRequestError
 from eardrum.languages import parse_language
@@ -214,7 +214,7 @@ def _choose_audio_format(options: OpenAIApi.Options) -> Format:
     return "flac" if options.via == "transcriptions" else "wav"
 
 
-def _choose_endpoint(options: OpenAIApi.Options, client: OpenAIClient) -> TranscriptionsEndpoint | ChatEndpoint:
+def _choose_endpoint(options: OpenAIApi.Options, client: OpenAIClient) -> TranscriptionsEndpoint | ChatCompletionsEndpoint:
     if options.via == "transcriptions":
         return TranscriptionsEndpoint(
             client=client,
@@ -225,7 +225,7 @@ def _choose_endpoint(options: OpenAIApi.Options, client: OpenAIClient) -> Transc
             hotwords_field=options.hotwords_field,
             response_format=options.response_format,
         )
-    return ChatEndpoint(
+    return ChatCompletionsEndpoint(
         client=client,
         path=options.path or "/chat/completions",
         part="audio_url" if options.via == "chat_audio_url" else "input_audio",

@@ -1,6 +1,6 @@
 """OpenAI's own Whisper package, on PyTorch: the reference that others are measured against.
 
-Its `transcribe` takes one file at a time and can be stopped by nobody. Here windows of any requests form a batch for its
+Its own `transcribe` takes one file at a time and cannot be cancelled. Here windows of any requests form a batch for its
 `decode`, and what surrounds that is shared with the other Whispers.
 """
 
@@ -133,7 +133,7 @@ class OpenAIWhisper(Engine):
         return engine
 
     def batch_key(self, window: Window) -> Hashable:
-        """What must be equal within a batch."""
+        """Windows with equal keys may share a batch."""
         return self._rounds.batch_key(window)
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:

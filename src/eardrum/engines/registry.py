@@ -1,9 +1,9 @@
-"""What engines there are and what they can do, without importing one.
+"""Lists the engines and their capabilities without importing them.
 
-What an engine's class body declares as literals (`requires`, `layouts`, `names`, `capabilities` ...) is read from the source
+The literals in an engine's class body (`requires`, `layouts`, `names`, `capabilities` ...) are read from the source
 with `ast`, so the gateway knows every engine while its libraries stay on disk.
 Engines of other packages are found through the entry point group `eardrum.engines` (name = module, or module:class), wherever
-Python's import system finds the module: nothing of it is run. One that is wrong is reported and left out.
+Python's import system finds the module: nothing of it is run. An invalid one is reported and skipped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EngineCard:
     apart: str = ""
     options: tuple[str, ...] = ()
     package: str = OURS
-    """What pip knows it as part of."""
+    """The distribution that contains it."""
 
     @property
     def missing_packages(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class EngineCard:
         return bool(found) and _read_json(directory / CONFIG).get("model_type", "") in self.model_types
 
     def find_capabilities(self, name: str, capabilities: Capabilities | None = None) -> Capabilities:
-        """What a model of this name can do: the engine's capabilities, or the given ones, less what its kind cannot."""
+        """The capabilities of a model with this name: the engine's or the given ones, less those its kind lacks."""
         found = capabilities or self.capabilities
         for pattern, changes in self.variants.items():
             if fnmatchcase(name.lower(), pattern):
@@ -141,7 +141,7 @@ def list_cards() -> dict[str, EngineCard]:
 
 
 def list_broken() -> tuple[BrokenEngine, ...]:
-    """What other packages offer as engines and is none."""
+    """Entry points of other packages that are no valid engines."""
     return _find_engines()[1]
 
 

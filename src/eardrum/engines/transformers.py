@@ -1,7 +1,7 @@
 """Hugging Face transformers: one adapter for the speech models the library runs natively.
 
 The processor and `generate` are used, not the library's pipeline, which on the same Whisper gave other text than its
-parts. What differs between families of models is in the folder `families`.
+parts. `shared/transformers_families.py` holds what differs between families of models.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Transformers(Engine):
         return self._family.transcribe(windows)
 
     def batch_key(self, window: Window) -> Hashable:
-        """What the model's family takes once per call."""
+        """The batch key of the model's family."""
         return self._family.batch_key(window)
 
 
@@ -176,7 +176,7 @@ def _load_pretrained(library: Any, loads: str, source: Path, numbers: str) -> tu
 
 
 def _read_model_type(source: Path) -> str:
-    """What config.json says the model is.
+    """The model type in config.json.
 
     Raises:
         ModelLoadError: there is none, it cannot be read, or no family here is of that type.
@@ -192,7 +192,7 @@ def _read_model_type(source: Path) -> str:
 
 
 def _build_capabilities(family: ModelFamily, named: Capabilities) -> Capabilities:
-    """What the loaded model can do: its family's abilities, the languages its name tells, and what its weights say."""
+    """The loaded model's capabilities: its family's, with the languages that its name and weights tell."""
     found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
     if isinstance(family, Seq2SeqFamily):
         found = replace(found, languages=(family.wishes.language,))

@@ -28,7 +28,7 @@ MOST_TOKENS = 448
 
 LIBRARY = "CTranslate2"
 CUDA = re.compile(r"cuda|cublas|cudnn|libnv|out of memory", re.IGNORECASE)
-"""What its errors speak of when they are about the GPU."""
+"""Words in CTranslate2's errors that are about the GPU."""
 
 PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "float32")}
 """Compute types that `auto` takes, the first that the device has."""
@@ -306,7 +306,7 @@ class WhisperFolder:
     tokenizer: Any
     special: SpecialTokens
     files: dict[str, bytes] | None
-    """What the library is to read in place of the folder, where that must be put right; None if it need not be."""
+    """Corrected files for the library to read instead of the folder's; None if the folder is fine."""
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -159,7 +159,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _list_graph_quantizations(directory: Path, graph: str) -> set[str]:
-    """What stands between a graph's name and `.onnx`: "" or, after a dot or underscore, "int8"."""
+    """The quantizations of a graph in its folder, by its file names: "" for `NAME.onnx`, "int8" for `NAME.int8.onnx` or
+    `NAME_int8.onnx`."""
     stem = re.escape(graph.rpartition("/")[2]).replace(r"\*", ".*").replace(r"\?", ".")
     found = (re.fullmatch(rf"{stem}(?:[._](\w+))?\.(?:onnx|ort)", path.name) for path in directory.glob(f"{graph}*"))
     return {match[1] or "" for match in found if match}

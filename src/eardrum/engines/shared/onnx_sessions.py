@@ -1,4 +1,4 @@
-"""How engines set up onnxruntime; the library is passed in, because only a model that loads imports it."""
+"""Sets up onnxruntime sessions. Callers pass the library in, because only a loading model imports it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class ChatTextPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """What the model said."""
+    """The model's text."""
 
     content: str | list[ChatTextPart] | None = None
 
@@ -50,7 +50,7 @@ class ChatCompletion(BaseModel):
 
 
 @dataclass(slots=True)
-class ChatEndpoint:
+class ChatCompletionsEndpoint:
     """An upstream that takes audio as a part of a chat message."""
 
     client: OpenAIClient
@@ -100,7 +100,7 @@ class ChatEndpoint:
 
 
 def _describe_context(request: TranscriptionRequest) -> str:
-    """What the client tells of the speech, one line each."""
+    """The client's hints about the speech, one line each."""
     language = f"The language is {get_language_name(request.language).title()}." if request.language else ""
     return "\n".join(filter(None, (language, request.prompt, ", ".join(request.hotwords))))
 

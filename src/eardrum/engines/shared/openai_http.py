@@ -35,7 +35,7 @@ class ServerAddress:
     """The base; requests go to paths below it."""
     headers: dict[str, str] = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
-    """What must appear in no message."""
+    """Secrets that no message may contain."""
     key_setting: str
     """Which setting holds the key, in words; empty when there is none."""
     timeout_s: float
@@ -224,7 +224,7 @@ class OpenAIClient:
         return error
 
     def quote(self, reply: UpstreamReply) -> str:
-        """What the upstream said, fit to be passed on: without secrets, and not too long."""
+        """The upstream's message, without secrets and shortened, as it is passed on to clients."""
         said = self.address.redact_secrets(reply.message)
         return said if len(said) <= QUOTED else f"{said[:QUOTED]}…"
 

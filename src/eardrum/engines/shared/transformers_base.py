@@ -1,4 +1,4 @@
-"""The families of models that Transformers runs have this in common: features, generation row by row, and results."""
+"""Common base of the model families that Transformers runs: features, generation row by row, results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Token, Wor
 
 @dataclass(frozen=True, slots=True)
 class FamilyOptions:
-    """What the model's options say about decoding."""
+    """The decoding settings from the model's options."""
 
     beam_size: int = 1
     language: str = ""
-    """What is spoken where a request does not say and the model cannot tell; empty is unknown."""
+    """Language used if a request names none and the model cannot detect it; empty: unknown."""
 
 
 class ModelFamily(ABC):
@@ -43,7 +43,7 @@ class ModelFamily(ABC):
         """Decode a batch whose windows have one `key`; one hearing per window, in order."""
 
     def batch_key(self, window: Window) -> Hashable:
-        """What must be equal within a batch."""
+        """Windows with equal keys may share a batch."""
         return None
 
     def refine_capabilities(self, capabilities: Capabilities) -> Capabilities:
@@ -92,7 +92,7 @@ def build_tokens(tokenizer: Any, ids: Sequence[int], logprobs: Sequence[float]) 
 
 @dataclass(slots=True)
 class GeneratedRow:
-    """What was generated for one window, the end token left out."""
+    """The tokens generated for one window, without the end token."""
 
     tokens: list[int]
     logprobs: list[float] = field(default_factory=list)
@@ -205,13 +205,13 @@ def _cut_at_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 class GeneratingFamily(ModelFamily):
-    """What the families have in common that write token by token."""
+    """Common base of the families that generate token by token."""
 
     loads = "AutoModelForSpeechSeq2Seq"
     abilities = {"logprobs": True, "temperature": True}
 
     tokens_per_second: ClassVar[float] = 16.0
-    """What writes more than this is a loop, not speech; the densest scripts stay below."""
+    """Longest plausible text. A model that writes more is stuck in a loop; the densest scripts stay below."""
     spare_tokens: ClassVar[int] = 32
     """On top of that, for what a family writes besides the text."""
 

@@ -111,7 +111,7 @@ def build_words(pieces: Sequence[Piece], seconds: float) -> Iterator[Word]:
 
 
 FALLBACK = "en"
-"""What models that must be told a language are told when nobody said one."""
+"""Language for models that need one when the request names none."""
 
 _SPELLED = LANGUAGE_NAMES | {"tl": "filipino"}
 """Languages as Qwen spells them, in lower case."""
@@ -201,7 +201,7 @@ class GlmFamily(GeneratingFamily):
 
 
 def build_context(request: TranscriptionRequest) -> str:
-    """What a model is told to expect: the prompt, then the hotwords."""
+    """The context given to a model: the prompt, then the hotwords."""
     return " ".join(part for part in (request.prompt, ", ".join(request.hotwords)) if part)
 
 

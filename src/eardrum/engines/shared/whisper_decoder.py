@@ -51,7 +51,7 @@ SURE_OF_NOTHING = 1e-10
 
 
 class WhisperModel(Protocol):
-    """What a library must offer. `Encoded` is whatever its encoder returns for a batch; rows are numbers into it."""
+    """The interface a library must implement. `Encoded` is its encoder's output for a batch; rows are indices into it."""
 
     special: SpecialTokens
     multilingual: bool
@@ -84,7 +84,7 @@ class WhisperModel(Protocol):
 
 
 def refine_capabilities(declared: Capabilities, model: WhisperModel) -> Capabilities:
-    """What the engine declares, less what models for English only cannot."""
+    """The engine's declared capabilities, reduced for English-only models."""
     many = model.multilingual
     languages = tuple(model.special.languages) if many else ("en",)
     return replace(declared, languages=languages, detects_language=many, translate=many)
@@ -105,7 +105,7 @@ class DecodingRow:
     best: DecodedText | None = None
     """The one that is believed."""
     voted: dict[str, float] = field(default_factory=dict)
-    """What this row said about the request's language."""
+    """This row's votes on the request's language."""
     spans: list[TimestampSpan] = field(default_factory=list)
     rest: float | None = None
     """Second of the features from which to go on."""
@@ -151,7 +151,7 @@ class WhisperDecoder:
         self._voting = Lock()
 
     def batch_key(self, window: Window) -> Hashable:
-        """What must be equal in a batch: where the text begins, and the first temperature."""
+        """Windows with equal keys may share a batch: the key holds where the text begins, and the first temperature."""
         return len(self._find_previous_tokens(window)), window.request.temperature
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:

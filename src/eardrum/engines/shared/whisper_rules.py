@@ -15,13 +15,13 @@ from eardrum.text import normalize_word
 from eardrum.transcription import SpeechTask, Word
 
 WINDOW_S = 30.0
-"""What the encoder takes, always."""
+"""The encoder's fixed input length."""
 TIME_STEP_S = 0.02
 """Seconds between one time token and the next."""
 MOST_PREVIOUS = 223
 """Tokens before the start of the text: half of what the decoder holds, less the token that announces them."""
 PREVIOUS_STEP = 32
-"""What was said before is cut to a multiple of this, so that windows agree on its length and can share a batch."""
+"""The previous text is cut to a multiple of this many tokens, so that windows agree on its length and can share a batch."""
 HEARD_ENOUGH_S = 30.0
 """Seconds of a request's speech after which its language is looked for less and less often."""
 HEARD_AGAIN = 0.5
@@ -73,7 +73,7 @@ class SpecialTokens:
         )
 
     def build_prompt(self, language: str, task: SpeechTask) -> list[int]:
-        """What a multilingual model's text begins with."""
+        """The first tokens of a multilingual model's text."""
         return [self.start, self.languages[language], self.translate if task is SpeechTask.TRANSLATE else self.transcribe]
 
     def strip_special(self, tokens: Iterable[int]) -> list[int]:
