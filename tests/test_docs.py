@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from eardrum import config, errors
+from tests.conftest import running, wait_for
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -174,3 +175,22 @@ def test_the_page_on_llama_swap_tells_the_truth(tmp_path: Path) -> None:
     assert "comments" not in models["qwen"].cmd
     assert models["qwen"].aliases == ("gpt-4o-mini", "qwen:no-think")
     assert models["whisper"].proxy == "http://localhost:9002"
+
+
+def normalize(text: str) -> str:
+    """The text without what differs from run to run: numbers, the folder of the package, line breaks."""
+    return " ".join(re.sub(r"\d+", "0", re.sub(r"\S*src/eardrum/sample\.ogg", "SAMPLE", text)).split())
+
+
+@pytest.mark.slow
+def test_getting_started_shows_what_is_printed(tmp_path: Path) -> None:
+    page = (DOCS / "getting-started.md").read_text(encoding="utf-8")
+    banner, transcripts = re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[:2]
+    with running("--sample", "--wyoming", "--wyoming-port", "0", HF_HOME=str(tmp_path)) as server:
+        wait_for(lambda: "amiable himself." in server.log, 60)
+        printed = normalize(server.log)
+        for paragraph in banner.removeprefix("$ make run\n").split("\n\n"):
+            assert normalize(paragraph) in printed
+        sample = (SOURCES / "sample.ogg").read_bytes()
+        assert server.post(sample, model="whisper-1").text in transcripts
+        assert server.post(sample, model="whisper-1", response_format="srt").text.strip() in transcripts
