@@ -7,7 +7,7 @@ import sys
 import pytest
 import requests
 
-from eardrum.api.origins import is_local, may_use
+from eardrum.api.origins import is_allowed_origin, is_local
 from eardrum.config.settings import ModelSettings
 from tests.api.forward.conftest import serving
 
@@ -40,7 +40,7 @@ EVIL = "https://evil.example"
     ],
 )
 def test_who_may(origin: str, host: str, local: bool, also: tuple[str, ...], allowed: bool) -> None:
-    assert may_use(origin, host, known=not local, also=also) is allowed
+    assert is_allowed_origin(origin, host, host_is_trusted=not local, origins=also) is allowed
 
 
 def test_what_is_local() -> None:

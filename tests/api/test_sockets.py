@@ -59,7 +59,7 @@ class Client:
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "subprotocols": subprotocols}
         scope["extensions"] = {"eardrum.connection": {"transport": self}, "eardrum.largest": {"call": self._bounded}}
         scope["eardrum.record"] = RequestRecord("req_1", scope, RequestTracker())
-        return ServerWebSocket(scope, self.incoming.get, self._send, over=self.over, stall_s=stall_s, largest=1000)
+        return ServerWebSocket(scope, self.incoming.get, self._send, shutdown=self.over, stall_s=stall_s, max_message_bytes=1000)
 
 
 async def test_messages_come_in_order_and_as_what_they_are() -> None:

@@ -1,6 +1,6 @@
-"""ASGI types, and helpers for code that speaks ASGI without a framework.
+"""ASGI types and helpers for code that speaks ASGI without a framework.
 
-Also formats header values that repeat what a client sent: bounded in length, and limited to the characters a header can hold.
+Also formats header values that repeat client input: bounded in length, and limited to characters that a header can hold.
 """
 
 from __future__ import annotations
@@ -11,31 +11,33 @@ from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, quote
 
 from eardrum.connection_limits import StallTimer
+from eardrum.errors import EardrumError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
+ErrorBodyBuilder = Callable[[EardrumError], dict[str, Any]]
+"""Builds the JSON object with which a protocol reports an error."""
 
 HEADERS_KEY = "eardrum.headers"
-"""Where a scope keeps its headers for those who ask for one: several do, and clients send many."""
+"""Scope key of the headers by name, built once per request: several callers read one, and clients send many."""
 
 
 class RequestRouter(Protocol):
-    """What serves some of the requests, in plain ASGI, or refuses them."""
+    """Serves or refuses some of the requests, in plain ASGI."""
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What serves this request, if it is for this edge."""
+        """Return the application that serves this request, or None to pass it on."""
 
 
 class ClientGoneError(Exception):
-    """The client hung up; nobody is left to answer."""
+    """The client disconnected; there is nobody left to answer."""
 
 
 def get_header(scope: Scope, name: bytes) -> str:
-    """The first header of this lower-case name; empty when there is none."""
+    """Return the first header with this lower-case name, or an empty string."""
     by_name: dict[bytes, bytes] | None = scope.get(HEADERS_KEY)
     if by_name is None:
         by_name = scope[HEADERS_KEY] = dict(reversed(scope["headers"]))
@@ -43,43 +45,55 @@ def get_header(scope: Scope, name: bytes) -> str:
 
 
 def has_query_flag(scope: Scope, name: str) -> bool:
-    """Whether the query says `?name`, `?name=1` or `?name=true`."""
+    """Whether the query has `?name`, `?name=1` or `?name=true`."""
     values = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get(name, ["0"])
     return values[-1].lower() in ("", "1", "true")
 
 
 def get_transport(scope: Scope) -> asyncio.Transport:
-    """The connection itself, for what ASGI has no words for."""
-    return cast(
-        asyncio.Transport, scope["extensions"]["eardrum.connection"]["transport"]
-    )  # uvloop's derive from nothing of asyncio's
+    """Return the connection's transport, for operations that ASGI does not offer."""
+    # A cast, because uvloop's transports do not derive from asyncio's.
+    return cast(asyncio.Transport, scope["extensions"]["eardrum.connection"]["transport"])
 
 
 def get_stall_timer(scope: Scope) -> StallTimer | None:
-    """What bounds how long the client may take nothing in; None with a server that is not ours."""
+    """Return the timer that disconnects a client which stops reading; None under a server other than our own."""
     found = (scope.get("extensions") or {}).get("eardrum.connection", {}).get("stall")
     return cast(StallTimer | None, found)
 
 
 async def hang_up(scope: Scope, receive: Receive) -> None:
-    """Break the connection off at once, whatever is still to be sent, and wait until it is gone."""
+    """Abort the connection, discard unsent data, and wait until the connection is closed."""
     get_transport(scope).abort()
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
+async def receive_disconnect() -> Message:
+    """A `receive` for responses that are sent after the request's body was read elsewhere."""
+    return {"type": "http.disconnect"}
+
+
+def build_stream_headers(media_type: str) -> list[tuple[bytes, bytes]]:
+    """Headers of a streamed response. They keep proxies in between from caching or buffering it."""
+    return [
+        (b"content-type", media_type.encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx buffers otherwise
+    ]
+
+
 MAX_NAMES, MAX_NAME_CHARS = 20, 80
-"""So much is named: a header has an end, and many clients refuse one of 8 kB."""
+"""Limits of a list of names in a header. Many clients refuse a header of 8 kB."""
 
 MAX_TEXT_CHARS = 2000
 
 UNQUOTED_CHARS = "!#$&'()*+/:;=?@[]^`{|}~"
-"""Besides letters, digits and `_.-`, what a name may hold as it is: no comma, which stands between two names."""
+"""Characters, besides letters, digits and `_.-`, that stay unquoted. The comma is not one: it separates names."""
 
 
 def format_names(names: Iterable[str]) -> str:
-    """Names with commas between. What is not plain in one is percent-encoded; of many names the first are told, and how many more
-    there are."""
+    """Join names with commas. Special characters are percent-encoded; a long list is cut, and the rest counted."""
     unique = list(dict.fromkeys(names))
     shown = [_quote_name(name) for name in unique[:MAX_NAMES]]
     more = len(unique) - len(shown)
@@ -87,7 +101,7 @@ def format_names(names: Iterable[str]) -> str:
 
 
 def format_sentence(text: str) -> str:
-    """A text for people: one line of ASCII."""
+    """Format a text for people as one line of ASCII."""
     text = text[:MAX_TEXT_CHARS].encode("ascii", "replace").decode()
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()
 

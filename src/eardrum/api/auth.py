@@ -1,4 +1,4 @@
-"""Checks API keys: requests must show one of the config's `apiKeys`. Pure ASGI, in front of every route."""
+"""API key authentication with the config's `apiKeys`. Pure ASGI, in front of every route."""
 
 from __future__ import annotations
 
@@ -6,68 +6,69 @@ import base64
 import binascii
 import hmac
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from eardrum.api.asgi import ASGIApp, Scope, get_header
+from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Scope, get_header
 from eardrum.api.request_log import get_record
 from eardrum.errors import EardrumError, UnauthorizedError
 
 PUBLIC_PATHS = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
-"""What says whether the server is up, and how it is to be used."""
+"""Health checks and documentation, which need no key."""
 
 OLLAMA_PREFIX = "/api/"
-"""Routes whose clients expect an error to be a string."""
+"""Routes whose clients expect `error` to be a string."""
 
 CHALLENGE = {"www-authenticate": 'Basic realm="eardrum"'}
 
-MISSING_KEY = "Show one of the server's keys, as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
-WRONG_KEY = "The key is not one of this server's: check the client's settings, or `apiKeys` in the server's config."
+MISSING_KEY = (
+    "This server requires an API key: send it as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
+)
+WRONG_KEY = "The API key is not valid: check the client's settings, or `apiKeys` in the server's config."
 
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
-"""How pages in browsers, which cannot set headers for a WebSocket, show a key: as the name of a subprotocol."""
+"""Prefix of the subprotocol in which a web page sends a key: browsers cannot set headers for a WebSocket."""
 
 
 class ApiKeyGuard:
-    """Refuses requests and WebSockets without a key. Without keys in the config, which may change, everybody is let in.
+    """Refuses requests and WebSockets without a valid key. Without keys in the config, which may change, all are served.
 
-    `opens` says of what is no key whether it opens this one request.
+    `accepts_secret` decides whether a value other than an API key, such as a client secret, authorises this one request.
     """
 
     def __init__(
         self,
         keys: Callable[[], Sequence[str]],
-        worded: Callable[[EardrumError], dict[str, Any]],
-        opens: Callable[[Scope, str], bool] = lambda *_: False,
+        build_error_body: ErrorBodyBuilder,
+        accepts_secret: Callable[[Scope, str], bool] = lambda *_: False,
     ):
         self._keys = keys
-        self._build_body = worded
-        self._accepts_key = opens
+        self._build_error_body = build_error_body
+        self._accepts_secret = accepts_secret
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What refuses the request, if it is not let in."""
+        """Return the refusal, or None for an authorised request."""
         if not self._keys() or scope["path"] in PUBLIC_PATHS:
             return None
-        shown = read_api_key(scope)
-        if self._is_valid(shown) or self._accepts_key(scope, shown):
+        key = read_api_key(scope)
+        if self._is_valid(key) or self._accepts_secret(scope, key):
             return None
-        error = UnauthorizedError(WRONG_KEY if shown else MISSING_KEY)
+        error = UnauthorizedError(WRONG_KEY if key else MISSING_KEY)
         get_record(scope).note = error.message
         return self._build_refusal(scope["path"], error)
 
-    def _is_valid(self, shown: str) -> bool:
-        """Whether it is one of the keys; takes as long whichever it is, and however much of it is right."""
-        return sum([hmac.compare_digest(shown.encode(), key.encode()) for key in self._keys()]) > 0
+    def _is_valid(self, key: str) -> bool:
+        """Whether `key` is one of the keys. Compares with all of them in constant time, so the duration reveals nothing."""
+        return sum([hmac.compare_digest(key.encode(), valid.encode()) for valid in self._keys()]) > 0
 
     def _build_refusal(self, path: str, error: EardrumError) -> Response:
-        body = {"error": error.message} if path.startswith(OLLAMA_PREFIX) else self._build_body(error)
+        body = {"error": error.message} if path.startswith(OLLAMA_PREFIX) else self._build_error_body(error)
         return JSONResponse(body, error.status, CHALLENGE)
 
 
 def read_api_key(scope: Scope) -> str:
-    """The key that a client shows: the password of Basic, else the Bearer token, else `x-api-key`, else, for a WebSocket, what a
-    subprotocol holds; empty if none."""
+    """Return the client's key: the password of Basic, else the Bearer token, else `x-api-key`, else, for a WebSocket, the key
+    in a subprotocol. Empty if there is none."""
     scheme, _, rest = get_header(scope, b"authorization").strip().partition(" ")
     match scheme.lower():
         case "basic":
@@ -81,14 +82,14 @@ def read_api_key(scope: Scope) -> str:
     )
 
 
-def _decode_header(sent: str) -> str:
-    """A header's bytes, which were read as Latin-1, in the encoding in which clients send what is not ASCII: mostly UTF-8."""
-    if sent.isascii():
-        return sent
+def _decode_header(value: str) -> str:
+    """Decode a header again that was read as Latin-1: most clients send non-ASCII characters in UTF-8."""
+    if value.isascii():
+        return value
     try:
-        return sent.encode("latin-1").decode()
+        return value.encode("latin-1").decode()
     except UnicodeDecodeError:
-        return sent
+        return value
 
 
 def _decode_password(encoded: str) -> str:

@@ -1,4 +1,4 @@
-"""Stops work for clients that hang up, and gives up on clients that stall in the middle of an upload."""
+"""Cancels the work for clients that disconnect, and times out clients that stall in the middle of an upload."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from eardrum.errors import ClientStalledError, EardrumError
 
 
 class DisconnectWatcher:
-    """Ends the work inside the block when the client hangs up. The request's body must have been received.
+    """Cancels the work inside the block when the client disconnects. The request's body must have been received.
 
-    Our own server tells of it (`eardrum.when_gone`), which costs nothing; of any other a task must ask, once `after` is set.
+    Our own server calls back on a disconnect (`eardrum.when_gone`), which costs nothing. Under any other server a task
+    waits for the message, once `after` is set.
 
     Raises:
-        ClientGoneError: it hung up.
+        ClientGoneError: the client disconnected.
     """
 
     def __init__(self, scope: Scope, receive: Receive, *, after: asyncio.Event | None = None):
@@ -58,23 +59,23 @@ class DisconnectWatcher:
 
 
 STALL_TIMEOUTS_KEY = "eardrum.waiting"
-"""Where a scope has the one of its server."""
+"""Scope key of the server's `StallTimeouts`."""
 
 
 class StallTimeouts:
-    """Waits for clients' messages, until the server has no more time for that."""
+    """Waits for clients' messages with a timeout, until the server shuts down."""
 
     def __init__(self) -> None:
         self._timers: set[asyncio.Timeout] = set()
         self.shutdown_error: EardrumError | None = None
-        """Why nobody is waited for any more."""
+        """The error of incomplete uploads, once the server shuts down."""
 
     async def receive_message(self, receive: Receive, within_s: float) -> Message:
-        """What a client sends next.
+        """Return the client's next message.
 
         Raises:
-            StalledError: nothing came in time.
-            EardrumError: that of `end`.
+            ClientStalledError: no message arrived in time.
+            EardrumError: the error passed to `stop_waiting`.
         """
         if self.shutdown_error:
             raise self.shutdown_error
@@ -87,11 +88,11 @@ class StallTimeouts:
                     self._timers.discard(timer)
         except TimeoutError:
             raise self.shutdown_error or ClientStalledError(
-                f"Nothing arrived for {within_s:g} s in the middle of the upload."
+                f"The upload stalled: no data arrived for {within_s:g} s (limits.stall_seconds)."
             ) from None
 
     def stop_waiting(self, error: EardrumError) -> None:
-        """Wait for nobody any more: who has not sent everything gets this error."""
+        """Stop waiting for uploads: all incomplete ones, now and later, fail with this error."""
         self.shutdown_error = error
         for timer in self._timers:
             timer.reschedule(asyncio.get_running_loop().time())

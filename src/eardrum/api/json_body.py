@@ -1,7 +1,7 @@
 """Reads JSON request bodies within limits, and parses them without blocking the event loop for long.
 
-The parser holds the GIL from the first byte to the last, in whichever thread it runs. So everything that may be long is
-bounded: values, names and brackets by count, text by size. The rest, audio and images in base64, is mostly copied.
+The parser holds the GIL from the first byte to the last, in whichever thread it runs. So the number of values, names and
+brackets and the size of the text are limited. Audio and images in base64 are not: they are mostly copied.
 
 JSON escapes can name half a surrogate pair (U+D800 to U+DFFF). UTF-8 cannot encode that, so it would break the response, the
 log line or the upstream request that repeats it: `check_surrogates` refuses it.
@@ -12,91 +12,108 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from eardrum import bounded_json
 from eardrum.api.asgi import Receive, Scope, get_header
 from eardrum.api.uploads import RequestBody
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError, TooLargeError
 
 SMALL_BODY_BYTES = 1 << 20
-"""Bytes of a body that says how something is to be done."""
+"""Bytes of a body of settings, without audio or long text."""
 
 BASE64 = re.compile(rb"[A-Za-z0-9+/=_-]{64,}")
-"""A line of base64. No text has words of this length."""
+"""A line of base64. Text has no words of this length."""
 
 
 def open_body(scope: Scope, receive: Receive, limits: LimitSettings) -> RequestBody:
-    """The body of a request in JSON.
+    """Open a JSON request's body.
 
     Raises:
-        TooLargeError: it announces more bytes than allowed.
+        TooLargeError: the content length exceeds the limit.
     """
     return RequestBody(scope, receive, limits, limit="json_bytes")
 
 
 def limit_small_body(limits: LimitSettings) -> LimitSettings:
-    """The limits of a body that carries neither audio nor pages of text."""
+    """Return the limits for a body of settings, which holds neither audio nor long text."""
     return limits.model_copy(update={"json_bytes": min(limits.json_bytes, SMALL_BODY_BYTES)})
 
 
 async def read_body(scope: Scope, body: RequestBody, limits: LimitSettings) -> bytes:
-    """All of it.
+    """Read the whole body.
 
     Raises:
-        TooLargeError: it has more of them than allowed, or more that are no base64.
-        EardrumError, ClientGoneError: as `Body.read`.
+        TooLargeError: the body, or the part of it that is not base64, exceeds its limit.
+        EardrumError, ClientGoneError: as `RequestBody.read`.
     """
-    announced = get_header(scope, b"content-length")
-    counts = not announced.isdigit() or int(announced) > limits.json_text_bytes
+    length = get_header(scope, b"content-length")
+    counts_text = not length.isdigit() or int(length) > limits.json_text_bytes
     first = await body.read() or b""
-    if body.received.is_set() and not counts:
+    if body.received.is_set() and not counts_text:
         return bytes(first)
     data, text = bytearray(), 0
     chunk: bytes | None = first
     while chunk is not None:
         data += chunk
-        if counts:
+        if counts_text:
             text += len(chunk) - sum(map(len, BASE64.findall(chunk)))
             if text > limits.json_text_bytes:
-                most = f"{limits.json_text_bytes:,} bytes (limits.json_text_bytes)"
-                raise TooLargeError(f"The request holds more than {most} beside audio and images in base64.")
+                raise TooLargeError(
+                    f"The request has more than {limits.json_text_bytes:,} bytes of text (limits.json_text_bytes), "
+                    "not counting audio and images in base64."
+                )
         chunk = await body.read()
     return bytes(data)
 
 
-def check_surrogates(written: str | bytes | bytearray, found: Any) -> None:
-    """See that what JSON says is whole characters. `written` is the JSON, which nearly always has nothing to look for.
+def parse_json_body(data: bytes) -> Any:
+    """Parse a body as JSON. A caller that decodes or logs its strings must also call `check_surrogates`.
 
     Raises:
-        InvalidRequestError: half a character is in it.
+        InvalidRequestError: the body is not valid JSON.
+        TooLargeError: the body holds too many values.
     """
-    if _may_hold_half(written) and _holds_half(found):
+    try:
+        return bounded_json.parse_json(data)
+    except ValueError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+
+
+def check_surrogates(source: str | bytes | bytearray, parsed: Any) -> None:
+    """Check that strings in JSON hold whole characters. `source` is the JSON text: nearly always it has no such escape, and
+    `parsed` need not be searched.
+
+    Raises:
+        InvalidRequestError: a string holds half a surrogate pair.
+    """
+    if _may_have_surrogates(source) and _has_surrogates(parsed):
         raise InvalidRequestError(
-            "A text in the JSON holds half a character (a lone surrogate such as \\ud800): send whole ones."
+            "A string in the JSON holds half a character (a lone surrogate such as \\ud800): send whole characters."
         )
 
 
-def _may_hold_half(written: str | bytes | bytearray) -> bool:
-    if isinstance(written, str):
-        return "\\ud" in written or "\\uD" in written
-    return b"\\ud" in written or b"\\uD" in written
+def _may_have_surrogates(source: str | bytes | bytearray) -> bool:
+    if isinstance(source, str):
+        return "\\ud" in source or "\\uD" in source
+    return b"\\ud" in source or b"\\uD" in source
 
 
-def _holds_half(root: Any) -> bool:
-    left = [root]
-    while left:
-        value = left.pop()
+def _has_surrogates(root: Any) -> bool:
+    pending = [root]
+    while pending:
+        value = pending.pop()
         if isinstance(value, str):
-            if not value.isascii() and _is_half(value):  # of base64 that is known without a look at it
+            if not value.isascii() and _is_unencodable(value):  # isascii() is free: base64 is not searched
                 return True
         elif isinstance(value, dict):
-            left += value.keys()
-            left += value.values()
+            pending += value.keys()
+            pending += value.values()
         elif isinstance(value, list):
-            left += value
+            pending += value
     return False
 
 
-def _is_half(text: str) -> bool:
+def _is_unencodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

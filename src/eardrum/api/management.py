@@ -1,4 +1,4 @@
-"""Management routes: pull, load and unload models, reload the config, and describe the engine behind a model.
+"""Management routes: health, pulling, loading and unloading models, reloading the config, and the engine behind a model.
 
 `/api/version` serves Ollama's clients, llama-swap's and Eardrum's own with one object.
 """
@@ -11,8 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from eardrum import __version__
@@ -26,11 +25,16 @@ from eardrum.gateway.service import ProcessStatus, Service
 from eardrum.redaction import redact_command
 from eardrum.transcription import ModelPlacement
 
+MAX_SILENCE_S = 2.0
+"""Seconds without a heartbeat after which `/health` reports a model's process as unresponsive."""
+
 
 def build_routes(service: Service) -> list[BaseRoute]:
-    """All routes of this edge."""
-    admin = ManagementRoutes(service)
+    """Build the management and health routes."""
+    admin, health = ManagementRoutes(service), HealthRoutes(service)
     return [
+        Route("/", health.show_home),
+        Route("/health", health.show_health),
         Route("/api/pull/{name:path}", admin.pull, methods=["POST"]),
         Route("/api/v1/backend", admin.show_backend),
         Route("/api/reload", admin.reload, methods=["POST"]),
@@ -40,15 +44,15 @@ def build_routes(service: Service) -> list[BaseRoute]:
 
 
 class ManagementRoutes:
-    """The endpoints."""
+    """Endpoints that change the server's models and config, and one that describes a model's engine."""
 
     def __init__(self, service: Service):
         self._service = service
 
-    async def pull(self, request: HttpRequest) -> Response:
-        """Fetch a model: a line of JSON per step, the last one `success` or an error."""
+    async def pull(self, request: Request) -> Response:
+        """Download a model. Streams a line of JSON per step; the last one is `success` or an error."""
         name = request.path_params["name"].strip("/ ")
-        match = await self._service.library.choose_match(name)  # an unknown name is refused before anything is sent
+        match = await self._service.library.choose_match(name)  # raises for an unknown name, before anything is sent
 
         async def lines() -> AsyncIterator[bytes]:
             yield _encode_line({"status": "pulling", "model": match.repository, "engine": match.card.name})
@@ -64,33 +68,38 @@ class ManagementRoutes:
 
         return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"cache-control": "no-store"})
 
-    async def load(self, request: HttpRequest) -> Response:
-        """Start a model's process, unless it runs, and wait until it serves."""
+    async def load(self, request: Request) -> Response:
+        """Load a model, unless it is loaded, and wait until it is ready."""
         model = await self._service.load_model(self._find_model(request))
         return JSONResponse({"status": "loaded", "model": model.id})
 
-    async def unload(self, request: HttpRequest) -> Response:
-        """End a model's process once it has finished what it has begun, with `?force` at once. No error if it is not up."""
+    async def unload(self, request: Request) -> Response:
+        """Unload a model after its running requests, or at once with `?force`. Not an error if it is not loaded."""
         model = self._find_model(request)
         await self._service.unload_model(model, force=has_query_flag(request.scope, "force"))
         return JSONResponse({"status": "unloaded", "model": model.id})
 
-    async def reload(self, _: HttpRequest) -> Response:
-        """Read the config again. If it makes no sense, everything stays as it was, and the answer says why."""
+    async def reload(self, _: Request) -> Response:
+        """Reload the config. An invalid one changes nothing, and the response states the reason."""
         try:
             changes = await self._service.reload_config()
         except ConfigError as error:
-            raise InvalidRequestError(f"The config was not taken over, the old one stays in force: {error.message}") from error
-        found = {"added": changes.added, "changed": changes.changed, "removed": changes.removed, "later": changes.deferred}
-        lists = {kind: sorted(names) for kind, names in found.items()}
+            raise InvalidRequestError(f"The new config is invalid, and the old one stays in use: {error.message}") from error
+        names_by_kind = {
+            "added": changes.added,
+            "changed": changes.changed,
+            "removed": changes.removed,
+            "later": changes.deferred,
+        }
+        lists = {kind: sorted(names) for kind, names in names_by_kind.items()}
         default = {"default_model": changes.default} if changes.default else {}
         return JSONResponse({"status": "reloaded", **lists, **default})
 
-    def _find_model(self, request: HttpRequest) -> Model:
+    def _find_model(self, request: Request) -> Model:
         return self._service.find_model(request.path_params["name"].strip())
 
-    async def show_backend(self, request: HttpRequest) -> Response:
-        """What runs a model (`?model=`, else the default one) and what that can do."""
+    async def show_backend(self, request: Request) -> Response:
+        """Describe the engine of a model (`?model=`, else the default one) and its capabilities."""
         model = self._service.find_model(request.query_params.get("model", "").strip())
         return JSONResponse(
             {
@@ -102,8 +111,56 @@ class ManagementRoutes:
         )
 
 
+class HealthRoutes:
+    """`/` and `/health`."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def show_health(self, _: Request) -> Response:
+        """Report the server's health and each model's state.
+
+        The status is 200 even when a model has failed: a supervisor that restarts the server would stop all other models too.
+        """
+        service = self._service
+        service.catalog.rescan_if_changed()
+        default = service.catalog.default
+        failure = service.get_failure(default)
+        if not failure and (silence_s := service.get_unresponsive_s(default)) > MAX_SILENCE_S:
+            failure = f"its process has given no sign of life for {silence_s:.0f} s."
+        return JSONResponse(
+            {
+                "status": "degraded" if failure else "ok",
+                **({"reason": f"The default model {default.id} has failed: {failure}"} if failure else {}),
+                "version": __version__,
+                "default_model": default.id,
+                "models": [_describe_health(service, model) for model in service.catalog],
+            }
+        )
+
+    async def show_home(self, request: Request) -> Response:
+        """Redirect browsers to the documentation. Ollama's clients check for its greeting here."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/docs")
+        return PlainTextResponse("Ollama is running")
+
+
+def _describe_health(service: Service, model: Model) -> dict[str, Any]:
+    unloaded, placement = service.unload_history.find_last(model.id), service.get_placement(model)
+    silence_s = service.get_unresponsive_s(model)
+    return {
+        "id": model.id,
+        "state": service.get_state(model),
+        "requests": service.count_requests(model),
+        "engine": model.engine,
+        **(describe_placement(model, placement) if placement and not model.is_external else {}),
+        **({"reason": unloaded.cause.reason} if unloaded else {}),
+        **({"silent_seconds": round(silence_s, 1)} if silence_s > MAX_SILENCE_S else {}),
+    }
+
+
 def describe_process(status: ProcessStatus) -> dict[str, Any]:
-    """One entry of `GET /api/ps`, in our own words."""
+    """Describe a process as an entry of `GET /api/ps`: Eardrum's fields, without Ollama's."""
     model = status.model
     return {
         "id": model.id,
@@ -119,24 +176,24 @@ def describe_process(status: ProcessStatus) -> dict[str, Any]:
     }
 
 
-def describe_departure(gone: UnloadRecord) -> dict[str, Any]:
-    """One entry of what `GET /api/ps` tells of models that are not there any more."""
+def describe_departure(unloaded: UnloadRecord) -> dict[str, Any]:
+    """Describe an unloaded model as an entry of `GET /api/ps`."""
     return {
-        "id": gone.model,
-        "reason": gone.cause.reason,
-        "for": gone.cause.other or None,
-        "message": str(gone),
-        "at": round(gone.at, 3),
+        "id": unloaded.model,
+        "reason": unloaded.cause.reason,
+        "for": unloaded.cause.other or None,
+        "message": str(unloaded),
+        "at": round(unloaded.at, 3),
     }
 
 
 def describe_placement(model: Model, placement: ModelPlacement) -> dict[str, Any]:
-    """Where a loaded model computes and in which numbers; what is asked for, where it does not say."""
-    found: dict[str, Any] = {
+    """Describe the device and number type of a loaded model; those of its options, where the engine does not report them."""
+    described: dict[str, Any] = {
         "device": placement.device or model.options.get("device", "auto"),
         "compute_type": placement.compute_type or model.options.get("compute_type", "auto"),
     }
-    return found | ({"device_reason": placement.reason} if placement.reason else {})
+    return described | ({"device_reason": placement.reason} if placement.reason else {})
 
 
 def _describe_backend(model: Model, placement: ModelPlacement | None) -> dict[str, Any]:
@@ -188,9 +245,9 @@ def _encode_line(data: dict[str, Any]) -> bytes:
 
 
 OLLAMA_VERSION = "0.13.5"
-"""The Ollama whose API this is: its clients compare it with what they need, number by number."""
+"""The Ollama version whose API this is. Clients compare its numbers with the version they need."""
 
 
 async def get_version(_: Request) -> Response:
-    """Ollama's `version`, llama-swap's `commit` and `build_date`, which a package has none of, and our own version."""
+    """Return Ollama's `version`, Eardrum's own, and llama-swap's `commit` and `build_date`, which a package does not have."""
     return JSONResponse({"version": OLLAMA_VERSION, "commit": "", "build_date": "", "eardrum": __version__})

@@ -1,4 +1,4 @@
-"""Gives every request an id and a log line, and ends requests that are cut short with an error. Pure ASGI middleware.
+"""Logs every request under an id, and ends cancelled requests with an error. Pure ASGI middleware.
 
 Also tracks requests for models: those in progress, which can be cancelled, and the last finished ones.
 """
@@ -27,45 +27,46 @@ from eardrum.transcription import TranscriptionSummary
 log = logging.getLogger("eardrum.access")
 
 GOING_AWAY = 1001
-"""WebSocket's code for a server that ends a connection."""
+"""WebSocket close code of a server that shuts down."""
 UPGRADED, REFUSED = 101, 403
-"""Statuses of WebSockets that are let in, and of those that are closed before."""
+"""Logged statuses of accepted and of refused WebSockets."""
 UNNAMED_FACTS = ("method", "path", "status")
-"""What a line begins with, without names."""
+"""Facts that begin a log line, without their names."""
 
 ALLOW_ORIGIN = b"access-control-allow-origin"
 
 LINGER_BYTES = 64 << 20
 LINGER_S = 5.0
-"""How much of an unwanted body is read after the answer. Closing at once would destroy the answer on its way."""
+"""Bytes and seconds of an unwanted body that are read after an early error response. Closing the connection at once would
+destroy the response on its way."""
 
 ERROR_SEND_TIMEOUT_S = LINGER_S + 1
-"""How long a client has to take in why its request ends."""
+"""Seconds in which a client must read the error that ends its request."""
 
 
 def get_record(scope: Scope) -> RequestRecord:
-    """The log record of the request that this scope belongs to."""
-    found = scope["eardrum.record"]
-    assert isinstance(found, RequestRecord)
-    return found
+    """Return the record of the request that this scope belongs to."""
+    record = scope["eardrum.record"]
+    assert isinstance(record, RequestRecord)
+    return record
 
 
 class RequestLogMiddleware:
-    """Pure ASGI middleware around the whole application."""
+    """Logs and tracks the requests of the whole application."""
 
     def __init__(
         self,
         app: ASGIApp,
         activity: RequestTracker,
-        refusal: Callable[[EardrumError], Response],
+        build_error_response: Callable[[EardrumError], Response],
         stall_s: Callable[[], float] = lambda: 0.0,
     ):
         self._app = app
         self._stall_s = stall_s
         self._activity = activity
-        self._refusal = refusal
-        self._waiting = StallTimeouts()
-        self._start = secrets.token_hex(8)
+        self._build_error_response = build_error_response
+        self._stall_timeouts = StallTimeouts()
+        self._id_prefix = secrets.token_hex(8)
         self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,39 +74,39 @@ class RequestLogMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        scope["eardrum.record"] = entry = RequestRecord(self._new_id(), scope, self._activity)
-        scope[STALL_TIMEOUTS_KEY] = self._waiting
+        scope["eardrum.record"] = record = RequestRecord(self._create_id(), scope, self._activity)
+        scope[STALL_TIMEOUTS_KEY] = self._stall_timeouts
         if stall := get_stall_timer(scope):
             stall.seconds = self._stall_s()
-        exchange = LoggedExchange(entry, receive, send)
-        passed = exchange.send if scope["type"] == "http" else exchange.send_websocket
+        exchange = LoggedExchange(record, receive, send)
+        logged_send = exchange.send if scope["type"] == "http" else exchange.send_websocket
         try:
-            await self._app(scope, exchange.receive, passed)
+            await self._app(scope, exchange.receive, logged_send)
         except ClientGoneError as gone:
-            entry.note = str(gone) or "client left"
+            record.note = str(gone) or "client left"
         except asyncio.CancelledError:
-            error = make_cancelled_error() if entry.cancelled else self._waiting.shutdown_error
-            if not error or not entry.task or entry.task.uncancel():
-                entry.note = "cut off by shutdown"
+            error = create_cancelled_error() if record.cancelled else self._stall_timeouts.shutdown_error
+            if not error or not record.task or record.task.uncancel():
+                record.note = "cut off by shutdown"
                 raise
             await self._end_early(scope, exchange, error)
         finally:
             if stall and stall.reason:
-                entry.note = stall.reason
-            self._activity.finish(entry)
-            _log_request(scope, entry)
-            del scope["eardrum.record"]  # they hold on to each other, which only a garbage collection would end
+                record.note = stall.reason
+            self._activity.finish(record)
+            _log_request(scope, record)
+            del scope["eardrum.record"]  # a reference cycle, which only a garbage collection would free
 
     def end_uploads(self, error: EardrumError) -> None:
-        """Answer with this error all who have not sent their whole request, now or later."""
-        self._waiting.stop_waiting(error)
+        """End all incomplete uploads, now and later, with this error."""
+        self._stall_timeouts.stop_waiting(error)
 
-    def _new_id(self) -> str:
-        """Different from those of all other requests to all servers; to ask the system for each would cost more."""
-        return f"req_{self._start}{next(self._numbers):08x}"
+    def _create_id(self) -> str:
+        """Create an id that is unique among all servers. Random bytes from the system for each id would cost more."""
+        return f"req_{self._id_prefix}{next(self._numbers):08x}"
 
     async def _end_early(self, scope: Scope, exchange: LoggedExchange, error: EardrumError) -> None:
-        """Say why the request ends; an answer that has begun is broken off, so that nobody takes it for whole."""
+        """Send the error; a response that has begun is cut off instead, so that no client takes it for complete."""
         get_record(scope).note = error.message
         try:
             async with asyncio.timeout(ERROR_SEND_TIMEOUT_S):
@@ -113,100 +114,104 @@ class RequestLogMiddleware:
                     await exchange.send_websocket({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
                     return
                 if not get_record(scope).status:
-                    await self._refusal(error)(scope, exchange.receive, exchange.send)
+                    await self._build_error_response(error)(scope, exchange.receive, exchange.send)
                     return
         except TimeoutError:
-            get_transport(scope).abort()  # it takes nothing in
+            get_transport(scope).abort()  # the client does not read
             return
         await hang_up(scope, exchange.receive)
 
 
-def make_cancelled_error() -> EardrumError:
-    """What the client of a request is told that somebody ended."""
-    return CancelledRequestError("Whoever runs this server cancelled the request.")
+def create_cancelled_error() -> EardrumError:
+    """Create the error of a request that the operator cancelled."""
+    return CancelledRequestError("The server's operator cancelled the request.")
 
 
 class LoggedExchange:
-    """One request's receive and send, watched."""
+    """Wraps one request's `receive` and `send`, and records what passes."""
 
-    def __init__(self, entry: RequestRecord, receive: Receive, send: Send):
-        self._entry = entry
+    def __init__(self, record: RequestRecord, receive: Receive, send: Send):
+        self._record = record
         self._receive = receive
         self._send = send
-        self._read = False  # the whole body has been received, or the client is gone
+        self._body_read = False  # also set when the client has disconnected
 
     async def receive(self) -> Message:
-        """The next message from the client."""
+        """Receive the client's next message."""
         message = await self._receive()
-        self._read = self._read or message["type"] == "http.disconnect" or not message.get("more_body", False)
+        self._body_read = self._body_read or message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass the message on, with what every answer says; an early answer also announces that the connection ends."""
+        """Send a message with the headers of every response. An early error response also closes the connection."""
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (b"x-request-id", self._entry.id.encode())]
-            if self._entry.cors_headers and not any(name == ALLOW_ORIGIN for name, _ in headers):
-                headers += self._entry.cors_headers
-            if not self._read and message["status"] >= FIRST_ERROR_STATUS:
+            headers = [*message.get("headers", ()), (b"x-request-id", self._record.id.encode())]
+            if self._record.cors_headers and not any(name == ALLOW_ORIGIN for name, _ in headers):
+                headers += self._record.cors_headers
+            if not self._body_read and message["status"] >= FIRST_ERROR_STATUS:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
-            self._entry.start_response(message["status"], headers)
+            self._record.start_response(message["status"], headers)
             await self._send(message)
             return
-        self._entry.count_response_bytes(len(message.get("body", b"")))
-        if not self._read and self._entry.status >= FIRST_ERROR_STATUS and not message.get("more_body", False):
+        self._record.count_response_bytes(len(message.get("body", b"")))
+        if not self._body_read and self._record.status >= FIRST_ERROR_STATUS and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._drain_body()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def send_websocket(self, message: Message) -> None:
-        """The same for a WebSocket."""
-        if not self._entry.status:
-            unsaid = UPGRADED if message["type"] == "websocket.accept" else REFUSED
-            self._entry.start_response(message.get("status", unsaid), list(message.get("headers", ())))
-        self._entry.count_response_bytes(len(message.get("bytes") or message.get("text") or b""))
+        """Send a WebSocket message and record it."""
+        if not self._record.status:
+            default = UPGRADED if message["type"] == "websocket.accept" else REFUSED
+            self._record.start_response(message.get("status", default), list(message.get("headers", ())))
+        self._record.count_response_bytes(len(message.get("bytes") or message.get("text") or b""))
         await self._send(message)
 
     async def _drain_body(self) -> None:
         size = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
-                while not self._read and size < LINGER_BYTES:
+                while not self._body_read and size < LINGER_BYTES:
                     size += len((await self.receive()).get("body", b""))
 
 
-def _log_request(scope: Scope, entry: RequestRecord) -> None:
+def _log_request(scope: Scope, record: RequestRecord) -> None:
     level = logging.DEBUG if scope["path"] == "/health" else logging.INFO
     if not log.isEnabledFor(level):
         return
     facts: dict[str, object] = {
-        "request": entry.id,
+        "request": record.id,
         "method": scope.get("method", "SOCKET"),
-        "path": scope["raw_path"][:MAX_PATH_CHARS].decode("latin-1"),  # as it came: decoded, it could forge lines of the log
-        "status": entry.status or 499,
+        "path": scope["raw_path"][:MAX_PATH_CHARS].decode("latin-1"),  # unquoted, it could forge log lines
+        "status": record.status or 499,
     }
-    if entry.model:
-        facts["model"] = entry.model
-    if entry.summary:
-        facts |= {
-            "audio_s": round(entry.summary.duration, 2),
-            "windows": entry.summary.windows,
-            "queue_s": round(entry.summary.queue_s, 3),
-            "decode_s": round(entry.summary.decode_s, 3),
-        }
-        if entry.summary.dropped:
-            facts["dropped"] = "; ".join(f"{item.text!r}: {item.reason}" for item in entry.summary.dropped[:3])
-        if entry.summary.warnings:
-            facts["warnings"] = " ".join(entry.summary.warnings)
-    facts["total_s"] = round(entry.elapsed_s, 3)
-    if entry.note:
-        facts["note"] = entry.note
-    line = logging.LogRecord(
-        log.name, level, "", 0, _format_line(facts), None, None
-    )  # nobody asks which line of code logs requests
+    if record.model:
+        facts["model"] = record.model
+    if record.summary:
+        facts |= _summarize_transcription(record.summary)
+    facts["total_s"] = round(record.elapsed_s, 3)
+    if record.note:
+        facts["note"] = record.note
+    # Built by hand: finding the calling line, as log.info() does, would cost time.
+    line = logging.LogRecord(log.name, level, "", 0, _format_line(facts), None, None)
     line.facts = facts
     log.handle(line)
+
+
+def _summarize_transcription(summary: TranscriptionSummary) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "audio_s": round(summary.duration, 2),
+        "windows": summary.windows,
+        "queue_s": round(summary.queue_s, 3),
+        "decode_s": round(summary.decode_s, 3),
+    }
+    if summary.dropped:
+        facts["dropped"] = "; ".join(f"{item.text!r}: {item.reason}" for item in summary.dropped[:3])
+    if summary.warnings:
+        facts["warnings"] = " ".join(summary.warnings)
+    return facts
 
 
 def _format_line(facts: dict[str, object]) -> str:
@@ -218,29 +223,29 @@ def _format_line(facts: dict[str, object]) -> str:
 
 
 MAX_FINISHED = 1000
-"""Requests that are remembered when they are over."""
+"""Finished requests that are kept."""
 
 MAX_PATH_CHARS = 1000
-"""Characters of a path that are remembered."""
+"""Characters of a path that are logged and kept."""
 
 FIRST_ERROR_STATUS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """What a text model counted for a request."""
+    """Tokens of one request to a text model."""
 
     input: int = 0
     output: int = 0
     cached: int = -1
-    """-1 is unknown."""
+    """-1: unknown."""
 
 
 UNKNOWN_USAGE = TokenUsage()
 
 
 class RequestRecord:
-    """What is known of one request. The edges fill in what they learn."""
+    """One request's status, model and measurements. The protocols fill in the model, the summary and the note."""
 
     __slots__ = (
         "_activity",
@@ -267,14 +272,14 @@ class RequestRecord:
         self.tokens = UNKNOWN_USAGE
         self.note = ""
         self.cors_headers: tuple[tuple[bytes, bytes], ...] = ()
-        """Headers that let a page of another origin read the answer, where that says nothing of this itself."""
+        """CORS headers for the response, unless it has its own."""
         self.started_at = time.time()
         self.started_monotonic = time.monotonic()
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        """Of the answer."""
+        """Headers of the response."""
         self.sent = 0
-        """Bytes of the answer's body."""
+        """Bytes of the response's body."""
         self.cancelled = False
         self.task = asyncio.current_task()
         self._model = ""
@@ -282,7 +287,7 @@ class RequestRecord:
 
     @property
     def model(self) -> str:
-        """Id of the model that the request is for, once that is known; "" if it is for none."""
+        """Id of the request's model; empty until it is known, and for requests without a model."""
         return self._model
 
     @model.setter
@@ -292,27 +297,27 @@ class RequestRecord:
 
     @property
     def method(self) -> str:
-        """How it was asked. A WebSocket, of which ASGI does not say this, begins with a GET."""
+        """The HTTP method. ASGI has none for a WebSocket, which begins with a GET."""
         return str(self.scope.get("method", "GET"))
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the request began."""
         return time.monotonic() - self.started_monotonic
 
     def set_transcription(self, model: Model, summary: TranscriptionSummary) -> None:
-        """The request was a transcription."""
+        """Record the summary and the model of a transcription."""
         self.summary = summary
         self.model = summary.model or model.id
 
     def start_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """The answer begins."""
+        """Record the response's status and headers."""
         self.status, self.headers = status, headers
         if self._model:
             self._activity.on_change()
 
     def count_response_bytes(self, size: int) -> None:
-        """More of the answer is out."""
+        """Record sent bytes of the response's body."""
         self.sent += size
         if self._model:
             self._activity.on_change()
@@ -320,7 +325,7 @@ class RequestRecord:
 
 @dataclass(slots=True)
 class FinishedRequest:
-    """A request that is over. Not frozen, because that would cost every request more than all the rest here."""
+    """A finished request. Not frozen: that would cost every request more than everything else here."""
 
     number: int
     """Counts up from 1."""
@@ -330,7 +335,7 @@ class FinishedRequest:
     path: str
     status: int
     headers: list[tuple[bytes, bytes]]
-    """Of the answer."""
+    """Headers of the response."""
     seconds: float
     tokens: TokenUsage
     error: str
@@ -338,23 +343,23 @@ class FinishedRequest:
 
 @dataclass(slots=True)
 class RequestTracker:
-    """All requests for models."""
+    """Keeps the requests for models: all in progress, and the last finished ones."""
 
     on_change: Callable[[], None] = lambda: None
-    """Told whenever something here changes."""
+    """Called after every change."""
     in_progress: dict[str, RequestRecord] = field(default_factory=dict)
-    """By their ids, the oldest first."""
+    """By request id, the oldest first."""
     finished: deque[FinishedRequest] = field(default_factory=lambda: deque(maxlen=MAX_FINISHED))
-    """The last ones, the latest at the end."""
+    """The latest is last."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def add(self, record: RequestRecord) -> None:
-        """It is known which model the request is for."""
+        """Add a request whose model is known."""
         self.in_progress[record.id] = record
         self.on_change()
 
     def finish(self, record: RequestRecord) -> None:
-        """The request is over."""
+        """Move a request to the finished ones. Does nothing for a request without a model."""
         if not self.in_progress.pop(record.id, None):
             return
         self.finished.append(
@@ -373,7 +378,7 @@ class RequestTracker:
         self.on_change()
 
     def cancel(self, id: str) -> bool:
-        """End a request in progress; False if there is none of this id."""
+        """Cancel a request in progress. Returns False if no request has this id."""
         record = self.in_progress.get(id)
         if not record or not record.task:
             return False

@@ -1,4 +1,4 @@
-"""Reads request bodies within limits, and multipart forms as they arrive: text fields into memory, the one file into a spool."""
+"""Reads request bodies within limits, and multipart forms as they arrive: text fields into memory, the file into a spool."""
 
 from __future__ import annotations
 
@@ -18,117 +18,116 @@ from eardrum.gateway.slow_clients import SENDING_CLIENT, SendRateMeter
 from eardrum.gateway.spool import Spool
 
 MIN_BYTES_PER_S = 32
-"""Bytes a second. Speech at the lowest rate of any codec has ten times as many, silence twice."""
+"""A slower upload counts as stalled. The lowest rate of any speech codec is ten times as high, and twice as high in silence."""
 
 HEAD_BYTES, HEAD_LINES = 8 << 10, 16
-"""Of the headers of one part: the longest line, and how many there may be. A name of a file may be long, and nothing else is."""
+"""Limits of one part's headers: bytes of a line, and number of lines. Only the name of a file is ever long."""
 
 FormFields = dict[str, list[str]]
-"""Text fields by name, brackets kept, in the order they came."""
+"""Text fields by name, with brackets, in the order of arrival."""
 
 
 class RequestBody:
-    """A request's body with its limits: bytes are counted as they arrive, and silence has an end.
+    """A request's body. Enforces the limits of its size and of stalls while it arrives.
 
-    `received` is set once all of it is here.
+    `received` is set once the whole body has arrived.
     """
 
     def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings, *, limit: str = "upload_bytes"):
         self._receive = receive
-        self._waiting = scope.get(STALL_TIMEOUTS_KEY) or StallTimeouts()
-        self._arrived = scope.get("extensions", {}).get("eardrum.arrived")
+        self._stall_timeouts = scope.get(STALL_TIMEOUTS_KEY) or StallTimeouts()
+        self._has_arrived = scope.get("extensions", {}).get("eardrum.arrived")
         self._limit = limit
         self._max: int = getattr(limits, limit)
-        self._stall = limits.stall_seconds
+        self._stall_s = limits.stall_seconds
         self._size = 0
-        self._waited = 0.0
-        self._waited_for = 0
-        """Bytes that came in this time."""
-        self._pace = SendRateMeter()
-        self._patience: asyncio.Timeout | None = None
-        self._over: EardrumError | None = None
+        self._waited_s = 0.0
+        self._bytes_while_waiting = 0
+        self._rate = SendRateMeter()
+        self._timeout: asyncio.Timeout | None = None
+        self._error: EardrumError | None = None
         self.received = asyncio.Event()
-        announced = get_header(scope, b"content-length")
-        if announced.isdigit() and int(announced) > self._max:
+        length = get_header(scope, b"content-length")
+        if length.isdigit() and int(length) > self._max:
             self._refuse()
         SENDING_CLIENT.set(self)
 
     @property
     def is_slow(self) -> bool:
-        """Whether so little of it comes that others may have its place at a model."""
-        return not self.received.is_set() and self._pace.is_slow
+        """Whether the upload is so slow that it may lose its slot at the model to a waiting request."""
+        return not self.received.is_set() and self._rate.is_slow
 
     def give_up_place(self) -> None:
-        """Read no more of it: another request gets its place."""
-        self._over = ClientStalledError(
-            "Too little of the upload came to hold a place at the model while others waited for one: send it faster, or again."
+        """Stop reading, because a waiting request takes this one's slot at the model."""
+        self._error = ClientStalledError(
+            "The upload was too slow to keep its slot at the model while other requests waited: send it again, and faster."
         )
-        if self._patience:
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        if self._timeout:
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def read(self) -> bytes | None:
-        """The next bytes, None at the end.
+        """Return the next bytes, or None at the end.
 
         Raises:
-            TooLargeError: more bytes came than allowed.
-            StalledError: the client fell silent, or nearly so.
-            ShuttingDownError: the server has to end.
-            ClientGoneError: the client hung up.
+            TooLargeError: more bytes arrived than allowed.
+            ClientStalledError: the upload stalled, or was too slow.
+            ShuttingDownError: the server shuts down.
+            ClientGoneError: the client disconnected.
         """
         if self.received.is_set():
             return None
-        here = self._arrived and self._arrived["call"]()
-        if here:
+        if self._has_arrived and self._has_arrived["call"]():
             message = await self._receive()
         else:
-            began = time.monotonic()
-            message = await self._message()
-            self._check_rate(time.monotonic() - began, len(message.get("body", b"")))
+            started = time.monotonic()
+            message = await self._receive_message()
+            self._check_rate(time.monotonic() - started, len(message.get("body", b"")))
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         if not message.get("more_body", False):
             self.received.set()
         chunk: bytes = message.get("body", b"")
-        self._pace.record_bytes(len(chunk))
+        self._rate.record_bytes(len(chunk))
         self._size += len(chunk)
         if self._size > self._max:
             self._refuse()
         return chunk
 
-    async def _message(self) -> Message:
-        """What the client sends next, unless it is to give way."""
-        if self._over:
-            raise self._over
-        self._pace.start_waiting()
+    async def _receive_message(self) -> Message:
+        """Return the client's next message, unless this upload gave up its slot."""
+        if self._error:
+            raise self._error
+        self._rate.start_waiting()
         try:
-            async with asyncio.timeout(None) as self._patience:
-                return await self._waiting.receive_message(self._receive, self._stall)
+            async with asyncio.timeout(None) as self._timeout:
+                return await self._stall_timeouts.receive_message(self._receive, self._stall_s)
         except TimeoutError:
-            assert self._over
-            raise self._over from None
+            assert self._error
+            raise self._error from None
         finally:
-            self._patience = None
+            self._timeout = None
 
     async def wait_for_disconnect(self) -> NoReturn:
-        """Wait for the client to hang up.
+        """Wait until the client disconnects.
 
         Raises:
-            ClientGoneError: it did.
+            ClientGoneError: the client disconnected.
         """
         while (await self._receive())["type"] != "http.disconnect":
             pass
         raise ClientGoneError
 
-    def _check_rate(self, waited: float, size: int) -> None:
-        """Give up one who drips as one who is silent. The time counts in which nobody but the client was waited for."""
-        self._waited += waited
-        self._waited_for += size
-        if self._waited < self._stall:
+    def _check_rate(self, waited_s: float, size: int) -> None:
+        """Treat an upload that trickles like one that stalls. Only time spent waiting for the client counts."""
+        self._waited_s += waited_s
+        self._bytes_while_waiting += size
+        if self._waited_s < self._stall_s:
             return
-        if self._waited_for < MIN_BYTES_PER_S * self._waited and not self.received.is_set():
-            message = f"Fewer than {MIN_BYTES_PER_S} bytes a second arrived for {self._waited:.0f} s in the middle of the upload."
-            raise ClientStalledError(message)
-        self._waited, self._waited_for = 0.0, 0
+        if self._bytes_while_waiting < MIN_BYTES_PER_S * self._waited_s and not self.received.is_set():
+            raise ClientStalledError(
+                f"The upload stalled: fewer than {MIN_BYTES_PER_S} bytes a second arrived for {self._waited_s:.0f} s."
+            )
+        self._waited_s, self._bytes_while_waiting = 0.0, 0
 
     def _refuse(self) -> NoReturn:
         param = "file" if self._limit == "upload_bytes" else None
@@ -137,7 +136,7 @@ class RequestBody:
 
 @dataclass(slots=True)
 class FormPart:
-    """The part of the form that is being read."""
+    """A form's part that is being read."""
 
     name: str = ""
     is_file: bool = False
@@ -146,7 +145,7 @@ class FormPart:
 
 
 class MultipartForm:
-    """One multipart form. First `until_file`, then `pour`."""
+    """Parses a multipart form as it arrives: first `read_until_file`, then `read_file`."""
 
     def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings):
         self.fields: FormFields = {}
@@ -157,7 +156,7 @@ class MultipartForm:
         self._headers: dict[bytes, bytes] = {}
         self._header_name, self._header_value = bytearray(), bytearray()
         self._file_data = bytearray()
-        self._file_begun = self._file_ended = self._complete = False
+        self._file_begun = self._file_ended = self._is_complete = False
         _, options = parse_options_header(get_header(scope, b"content-type"))
         boundary = options.get(b"boundary")
         if not boundary:
@@ -179,21 +178,21 @@ class MultipartForm:
                 max_header_size=HEAD_BYTES,
             )
         except FormParserError as error:
-            raise InvalidRequestError(f"The form's boundary cannot be used: {error}") from error
+            raise InvalidRequestError(f"The form's boundary is not valid: {error}") from error
 
     async def read_until_file(self) -> bool:
-        """Read until the file begins; True if it does. `fields` then holds the fields sent before it.
+        """Read until the file begins, and return whether there is one. `fields` then holds the fields before it.
 
         Raises:
-            InvalidRequestError: the form is malformed or has too many fields, or one that is too long.
-            EardrumError, ClientGoneError: as `Body.read`.
+            InvalidRequestError: the form is malformed, has too many fields, or a field is too long.
+            EardrumError, ClientGoneError: as `RequestBody.read`.
         """
         while not self._file_begun and (chunk := await self._body.read()) is not None:
             self._feed(chunk)
         return self._file_begun
 
     async def read_file(self, spool: Spool) -> None:
-        """Read the rest: the file into `spool`, as it comes, and the fields after it into `fields`."""
+        """Read the rest: the file into `spool` as it arrives, and the fields after it into `fields`."""
         finished = False
         while True:
             if self._file_data:
@@ -205,7 +204,7 @@ class MultipartForm:
             if (chunk := await self._body.read()) is None:
                 break
             self._feed(chunk)
-        if not self._complete:
+        if not self._is_complete:
             raise InvalidRequestError("The form ends in the middle: its closing boundary is missing.")
 
     def _feed(self, chunk: bytes) -> None:
@@ -235,7 +234,7 @@ class MultipartForm:
             self._file_begun = True
             self.file_content_type = self._headers.get(b"content-type", b"").decode("latin-1")
         elif sum(map(len, self.fields.values())) >= self._limits.fields:
-            raise InvalidRequestError(f"The form has more than {self._limits.fields} fields.")
+            raise InvalidRequestError(f"The form has more than {self._limits.fields} fields (limits.fields).")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part.is_file:
@@ -243,8 +242,8 @@ class MultipartForm:
             return
         self._part.value += data[start:end]
         if len(self._part.value) > self._limits.field_bytes:
-            name, most = self._part.name, self._limits.field_bytes
-            raise InvalidRequestError(f"The field {name!r} is longer than {most} bytes.", param=name)
+            name, limit = self._part.name, self._limits.field_bytes
+            raise InvalidRequestError(f"The field {name!r} is longer than {limit} bytes (limits.field_bytes).", param=name)
 
     def _on_part_end(self) -> None:
         if self._part.is_file:
@@ -253,4 +252,4 @@ class MultipartForm:
             self.fields.setdefault(self._part.name, []).append(self._part.value.decode(errors="replace"))
 
     def _on_end(self) -> None:
-        self._complete = True
+        self._is_complete = True

@@ -1,4 +1,4 @@
-"""Server-side WebSockets, independent of the protocol spoken on them: back-pressure, stall timeouts, shutdown, close codes."""
+"""Server-side WebSockets for every protocol: back-pressure, stall timeouts, shutdown and close codes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from eardrum.connection_limits import describe_stall
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, TooLargeError
 
 MAX_QUEUED_BYTES = 4 << 20
-"""Bytes of a client's messages that may wait here: two minutes of 16 kHz. Then it is not read until there is room again."""
+"""Bytes of a client's messages that are queued, two minutes at 16 kHz. Above that the client is not read until there is room."""
 
 MESSAGE_OVERHEAD_BYTES = 100
-"""What a message takes besides its bytes, about."""
+"""Approximate memory of a message besides its bytes."""
 
 SHUTDOWN_SEND_TIMEOUT_S = 1.0
-"""How long a client has to take in a message when the server ends."""
+"""Seconds in which a client must accept a message while the server shuts down."""
 
 REASON_BYTES = 123
-"""What a closing frame has room for."""
+"""Bytes of a reason that fit into a close frame."""
 
 
 class CloseCode(IntEnum):
-    """Why a WebSocket is closed."""
+    """Close codes of the server."""
 
     DONE = 1000
     GOING_AWAY = 1001
@@ -42,7 +42,7 @@ class CloseCode(IntEnum):
 
 
 def get_close_code(error: EardrumError) -> CloseCode:
-    """The code for an error that ends a session."""
+    """Return the close code for an error that ends a session."""
     match error:
         case ShuttingDownError():
             return CloseCode.RESTARTING
@@ -54,16 +54,16 @@ def get_close_code(error: EardrumError) -> CloseCode:
 
 
 class ServerWebSocket:
-    """A WebSocket from its handshake on: `async with Socket(...) as socket`, then `async for message in socket` and `say`.
+    """A WebSocket from its handshake on: `async with ServerWebSocket(...) as socket`, `async for message in socket`, `send_json`.
 
-    A task reads all the while: who does not read learns neither that the client left nor that it is alive. A client that
-    leaves ends the work inside the block, one that takes in nothing for `stall_s` is hung up on. `over` is set when the server
-    ends: then the messages end too, `ending` is true, who holds the socket says what is left to say and closes it, and nobody
-    waits for a client that takes nothing in. What protocols refuse themselves, with words, are messages of more than `largest`
-    bytes; those of more than twice that never get here.
+    A task reads all the time: without reading, neither a disconnect nor a ping would be noticed. A disconnect cancels the work
+    inside the block, and a client that accepts nothing for `stall_s` is disconnected. `shutdown` is set when the server shuts
+    down: then the iteration over messages ends, `is_shutting_down` is true, and the user of the socket sends its last messages
+    and closes it; a client that does not accept them is soon disconnected. Protocols refuse messages of more than
+    `max_message_bytes` with an error of their own; larger than twice that, a message does not get here.
 
     Raises:
-        ClientGoneError: at the end of the block, and from whatever sends: the client left.
+        ClientGoneError: from every send, and at the end of the block: the client disconnected.
     """
 
     def __init__(
@@ -72,29 +72,28 @@ class ServerWebSocket:
         receive: Receive,
         send: Send,
         *,
-        over: asyncio.Event,
+        shutdown: asyncio.Event,
         stall_s: float,
-        largest: int,
+        max_message_bytes: int,
         subprotocol: str | None = None,
     ):
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._over = over
+        self._shutdown = shutdown
         self._stall_s = stall_s
-        self._largest = largest
-        self._subprotocol = subprotocol or _choose_subprotocol(
-            scope
-        )  # browsers hang up on a server that takes none of those they offer
-        self._waiting: deque[str | bytes] = deque()
-        self._size = 0
+        self._max_message_bytes = max_message_bytes
+        # Browsers disconnect when the server accepts none of the subprotocols that they offer.
+        self._subprotocol = subprotocol or _choose_subprotocol(scope)
+        self._queue: deque[str | bytes] = deque()
+        self._queued_bytes = 0
         self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._ignores_messages = False
         self._closed = False
         self._disconnected = False
-        self._reason = ""
+        self._disconnect_reason = ""
         self._sending: set[asyncio.Timeout] = set()
         self.is_shutting_down = False
 
@@ -107,36 +106,36 @@ class ServerWebSocket:
         if farewell := self._scope["extensions"].get("eardrum.farewell"):
             farewell["call"]()
         if limit := self._scope["extensions"].get("eardrum.largest"):
-            limit["call"](2 * self._largest)
+            limit["call"](2 * self._max_message_bytes)
         await self._send_message({"type": "websocket.accept", "subprotocol": self._subprotocol})
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch_shutdown())}
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._disconnected and isinstance(error, Exception) and not self._closed:
-            with suppress(ClientGoneError):  # a fault of ours, which somebody else logs
-                await self.close(CloseCode.FAILED, "The server failed on this session; its log says why.")
+            with suppress(ClientGoneError):  # the caller logs the error
+                await self.close(CloseCode.FAILED, "The server failed on this session; see its log.")
         for task in self._tasks:
             task.cancel()
         if self._disconnected:
             self._working.uncancel()
-            raise ClientGoneError(self._reason) from error
+            raise ClientGoneError(self._disconnect_reason) from error
         await asyncio.wait(self._tasks)
 
     def __aiter__(self) -> Self:
-        """What the client says, in order: text, or bytes."""
+        """Iterate over the client's messages, text or bytes."""
         return self
 
     async def __anext__(self) -> str | bytes:
-        while not self._waiting:
+        while not self._queue:
             if self.is_shutting_down:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        message = self._waiting.popleft()
-        self._size -= len(message) + MESSAGE_OVERHEAD_BYTES
-        if self._size <= MAX_QUEUED_BYTES:
-            self._room.set()
+        message = self._queue.popleft()
+        self._queued_bytes -= len(message) + MESSAGE_OVERHEAD_BYTES
+        if self._queued_bytes <= MAX_QUEUED_BYTES:
+            self._has_room.set()
         return message
 
     async def send_json(self, message: Mapping[str, Any]) -> None:
@@ -144,17 +143,17 @@ class ServerWebSocket:
         await self._send_message({"type": "websocket.send", "text": json.dumps(message, ensure_ascii=False)})
 
     async def close(self, code: CloseCode = CloseCode.DONE, reason: str = "") -> None:
-        """Say goodbye."""
+        """Send the close frame."""
         self._closed = True
         short = reason.encode()[:REASON_BYTES].decode(errors="ignore")
         await self._send_message({"type": "websocket.close", "code": int(code), "reason": short})
 
     def ignore_messages(self) -> None:
-        """Nothing more is wanted of the client: what it still says is thrown away, its leaving is noticed."""
+        """Discard all further messages of the client. A disconnect is still noticed."""
         self._ignores_messages = True
-        self._waiting.clear()
-        self._size = 0
-        self._room.set()
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._has_room.set()
 
     async def _read(self) -> None:
         while (message := await self._receive())["type"] == "websocket.receive":
@@ -162,21 +161,21 @@ class ServerWebSocket:
                 continue
             text = message.get("text")
             content: str | bytes = message["bytes"] if text is None else text
-            self._waiting.append(content)
-            self._size += len(content) + MESSAGE_OVERHEAD_BYTES
+            self._queue.append(content)
+            self._queued_bytes += len(content) + MESSAGE_OVERHEAD_BYTES
             self._arrived.set()
-            if self._size > MAX_QUEUED_BYTES:
-                self._room.clear()
-            await self._room.wait()
+            if self._queued_bytes > MAX_QUEUED_BYTES:
+                self._has_room.clear()
+            await self._has_room.wait()
         if not self._closed:
             self._disconnected = True
             self._working.cancel()
 
     async def _watch_shutdown(self) -> None:
-        await self._over.wait()
+        await self._shutdown.wait()
         self.is_shutting_down = True
         self._ignores_messages = True
-        self._room.set()
+        self._has_room.set()
         self._arrived.set()
         self._stall_s = min(self._stall_s, SHUTDOWN_SEND_TIMEOUT_S)
         for limit in self._sending:
@@ -192,18 +191,18 @@ class ServerWebSocket:
                 finally:
                     self._sending.discard(limit)
         except TimeoutError:
-            self._reason = (
+            self._disconnect_reason = (
                 "The client took nothing in when the server ended." if self.is_shutting_down else describe_stall(self._stall_s)
             )
             get_transport(self._scope).abort()
-            raise ClientGoneError(self._reason) from None
+            raise ClientGoneError(self._disconnect_reason) from None
         except OSError as error:
             raise ClientGoneError from error
 
 
-async def run_until_first(*ways: Coroutine[Any, Any, None]) -> None:
-    """Go several ways at once until one ends, or fails; the others are broken off."""
-    tasks = {asyncio.ensure_future(way) for way in ways}
+async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run several coroutines until one ends or fails; the others are cancelled."""
+    tasks = {asyncio.ensure_future(coroutine) for coroutine in coroutines}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -213,14 +212,14 @@ async def run_until_first(*ways: Coroutine[Any, Any, None]) -> None:
         await _cancel_all(tasks)
 
 
-async def run_alongside(leading: Coroutine[Any, Any, None], *beside: Coroutine[Any, Any, None]) -> None:
-    """Do `leading` to its end, and the others meanwhile, which may end before; if one fails, all are over."""
-    lead = asyncio.ensure_future(leading)
-    tasks = {lead, *map(asyncio.ensure_future, beside)}
+async def run_alongside(main: Coroutine[Any, Any, None], *background: Coroutine[Any, Any, None]) -> None:
+    """Run `main` to its end, and the others meanwhile. The others may end earlier; if one fails, all are cancelled."""
+    main_task = asyncio.ensure_future(main)
+    tasks = {main_task, *map(asyncio.ensure_future, background)}
     try:
-        left = tasks
-        while not lead.done():
-            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        pending = tasks
+        while not main_task.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
     finally:
@@ -234,5 +233,5 @@ async def _cancel_all(tasks: Iterable[asyncio.Future[None]]) -> None:
 
 
 def _choose_subprotocol(scope: Scope) -> str | None:
-    """One of those that the client offers; a key only if there is no other."""
+    """Choose one of the client's subprotocols; the one that holds an API key only if there is no other."""
     return min(scope.get("subprotocols", ()), key=lambda name: name.startswith(KEY_SUBPROTOCOL), default=None)

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from eardrum.api import health, management, openapi
+from eardrum.api import management, openapi
 from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestRouter, Scope, Send
 from eardrum.api.auth import ApiKeyGuard
 from eardrum.api.live_ws.routes import LiveRoute
@@ -46,7 +46,6 @@ def create_app(service: Service) -> RequestLogMiddleware:
     activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[
-            *health.build_routes(service),
             *openapi.build_routes(service),
             *transcriptions.build_routes(service),
             *ollama_routes.build_routes(service),
@@ -71,7 +70,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
         realtime,
         ProxyRoutes(service, responses.build_error_body, own={CHAT_PATH: ChatEndpoint(service)}),
-        PassthroughRoute(service, responses.build_error_body, origins.is_led_here),
+        PassthroughRoute(service, responses.build_error_body, origins.is_foreign_navigation),
         LiveRoute(service, responses.build_error_body),
         TingWuRoute(service),
     )

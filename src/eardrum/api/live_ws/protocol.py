@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from eardrum import bounded_json
+from eardrum.api.asgi import ErrorBodyBuilder
 from eardrum.api.json_body import check_surrogates
-from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
+from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import (
     ClearCommand,
     CommandRefused,
@@ -40,9 +41,6 @@ FINISH_TYPES = ("finish", "stop", "end", "end_of_stream", "eos")
 """Types that end the audio; we say `finish`."""
 
 CLIENT_TYPES = "config, commit, clear and finish"
-
-ErrorMessageBuilder = Callable[[EardrumError], dict[str, Any]]
-"""An error as OpenAI's object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def _parse_command(message: dict[str, Any]) -> ClientMessage:
     raise InvalidRequestError(f"There is no message of type {shown}: a client sends {CLIENT_TYPES}.", param="type")
 
 
-def build_message(event: LiveEvent, worded: ErrorMessageBuilder) -> dict[str, Any] | None:
+def build_message(event: LiveEvent, worded: ErrorBodyBuilder) -> dict[str, Any] | None:
     """The message for an event; `Committed` needs none, because a final follows."""
     if isinstance(event, UtteranceFailed | CommandRefused):
         which = {"utterance": event.utterance} if isinstance(event, UtteranceFailed) else {}

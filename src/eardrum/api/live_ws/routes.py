@@ -6,12 +6,11 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl
 
-from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
+from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send
 from eardrum.api.live_ws.protocol import (
     AUDIO_BYTES,
     ClientMessage,
     ConfigMessage,
-    ErrorMessageBuilder,
     build_message,
     parse_message,
 )
@@ -31,7 +30,7 @@ PATH = "/v1/audio/transcriptions/stream"
 class LiveRoute:
     """The edge."""
 
-    def __init__(self, service: Service, worded: ErrorMessageBuilder):
+    def __init__(self, service: Service, worded: ErrorBodyBuilder):
         self._service = service
         self._build_error = worded
 
@@ -44,7 +43,7 @@ class LiveRoute:
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         stall_s = self._service.settings.limits.stall_seconds
         async with ServerWebSocket(
-            scope, receive, send, over=self._service.change_feed.ended, stall_s=stall_s, largest=AUDIO_BYTES
+            scope, receive, send, shutdown=self._service.change_feed.ended, stall_s=stall_s, max_message_bytes=AUDIO_BYTES
         ) as socket:
             conversation = LiveConnection(self._service, socket, scope, self._build_error)
             try:
@@ -64,7 +63,7 @@ HALF_SAMPLE = "The audio ended in the middle of a sample: check `encoding` and `
 class LiveConnection:
     """A session over an open socket."""
 
-    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, worded: ErrorMessageBuilder):
+    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, worded: ErrorBodyBuilder):
         self._service = service
         self._socket = socket
         self._record = get_record(scope)

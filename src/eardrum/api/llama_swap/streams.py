@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from eardrum.api.asgi import Receive, Scope, Send, get_transport, hang_up
+from eardrum.api.asgi import Receive, Scope, Send, build_stream_headers, get_transport, hang_up
 from eardrum.api.llama_swap import status
 from eardrum.api.llama_swap.status import RequestChanges
 from eardrum.api.request_log import RequestTracker, get_record
@@ -163,8 +163,8 @@ async def serve_endless_stream(
     """Answer with what `tell` writes until the server ends. Nothing is buffered here: a client that takes nothing in for
     `limits.stall_seconds`, or that does not take in the rest when the server ends, is hung up on.
     """
-    headers = [(b"content-type", media_type.encode()), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    await send({"type": "http.response.start", "status": 200, "headers": [*headers, (b"x-content-type-options", b"nosniff")]})
+    headers = [*build_stream_headers(media_type), (b"x-content-type-options", b"nosniff")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     if scope["method"] == "HEAD":
         await send({"type": "http.response.body"})
         return

@@ -23,7 +23,7 @@ from eardrum.config import LimitSettings
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError
 
 JSON_HEADERS = [(b"content-type", b"application/json; charset=utf-8")]
-NDJSON_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+NDJSON_HEADERS = asgi.build_stream_headers("application/x-ndjson")
 
 
 class OllamaResponse:

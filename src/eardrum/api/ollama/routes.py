@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum.api import management
@@ -56,11 +56,6 @@ def build_routes(service: Service) -> list[BaseRoute]:
         Route("/api/push", _reject, methods=["POST"]),
         Route("/api/blobs/{digest}", _reject, methods=["HEAD", "POST"]),
     ]
-
-
-def build_greeting() -> Response:
-    """What Ollama says at `/`, by which its clients know that it is there."""
-    return PlainTextResponse("Ollama is running")
 
 
 class OllamaModelRoutes:

@@ -9,7 +9,6 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from eardrum import bounded_json
 from eardrum.api import json_body
 from eardrum.api.asgi import Receive, Scope
 from eardrum.api.json_body import check_surrogates
@@ -17,7 +16,7 @@ from eardrum.api.realtime import session_config
 from eardrum.api.realtime.protocol import ModelAdmission
 from eardrum.api.realtime.session_config import EventPart, RealtimeConfig
 from eardrum.config import LimitSettings
-from eardrum.errors import BusyError, InvalidRequestError
+from eardrum.errors import BusyError
 
 SECRET_PREFIX = "ek_"  # noqa: S105 -- how all of them begin
 MIN_TTL_S, DEFAULT_TTL_S, MAX_TTL_S = 10, 600, 7200
@@ -76,10 +75,7 @@ async def read_json_object(scope: Scope, receive: Receive, limits: LimitSettings
     """
     limits = json_body.limit_small_body(limits)
     data = await json_body.read_body(scope, json_body.open_body(scope, receive, limits), limits)
-    try:
-        found = bounded_json.parse_json(data) if data.strip() else {}
-    except ValueError as error:
-        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+    found = json_body.parse_json_body(data) if data.strip() else {}
     check_surrogates(data, found)
     return EventPart(found, "the body")
 

@@ -84,7 +84,13 @@ class RealtimeRoutes:
 
         over, stall_s = self._service.change_feed.ended, self._service.settings.limits.stall_seconds
         async with ServerWebSocket(
-            scope, receive, send, over=over, stall_s=stall_s, largest=MAX_EVENT_CHARS, subprotocol=_choose_subprotocol(scope)
+            scope,
+            receive,
+            send,
+            shutdown=over,
+            stall_s=stall_s,
+            max_message_bytes=MAX_EVENT_CHARS,
+            subprotocol=_choose_subprotocol(scope),
         ) as socket:
             await RealtimeConnection(conversation, listen, socket).run()
 

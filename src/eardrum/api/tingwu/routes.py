@@ -50,7 +50,7 @@ class TingWuRoute:
         model, language = (query.get(name, [""])[-1] for name in ("model", "language"))
         stall_s = self._service.settings.limits.stall_seconds
         async with ServerWebSocket(
-            scope, receive, send, over=self._service.change_feed.ended, stall_s=stall_s, largest=MAX_MESSAGE_BYTES
+            scope, receive, send, shutdown=self._service.change_feed.ended, stall_s=stall_s, max_message_bytes=MAX_MESSAGE_BYTES
         ) as socket:
             conversation = TingWuConnection(self._service, socket, scope, model=model, language=language)
             try:
