@@ -409,7 +409,7 @@ def test_many_languages_in_one_recording() -> None:
     assert found.request.multilingual
     assert found.list_ignored(Capabilities(detects_language=True)) == []
     assert found.list_ignored(Capabilities()) == ["multilingual"]
-    assert found.list_ignored(Capabilities(), foreign=True) == [], "it got the field"
+    assert found.list_ignored(Capabilities(), is_external=True) == [], "it got the field"
     assert ("multilingual", "true") in found.build_external_request().extra
     assert not read(multilingual="true", language="de").request.multilingual, "who names a language means it"
     assert refused(multilingual="maybe").param == "multilingual"

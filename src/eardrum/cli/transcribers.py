@@ -117,7 +117,7 @@ class _LocalTranscriber:
         )
         service.prepare_request(self._model, self._request)
         can, foreign = self._model.capabilities, self._model.is_external
-        ignored = [wish.list_ignored(can, foreign=foreign) for wish in wishes]
+        ignored = [wish.list_ignored(can, is_external=foreign) for wish in wishes]
         self._ignored = tuple(name for name in ignored[0] if all(name in names for names in ignored))
 
     async def transcribe(self, audio: AudioInput, name: str, advance: TranscriptionProgress) -> TranscriptTexts:

@@ -69,7 +69,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         PullGuard(origins.is_foreign_page),
         ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
         realtime,
-        ProxyRoutes(service, responses.build_error_body, own={CHAT_PATH: ChatEndpoint(service)}),
+        ProxyRoutes(service, responses.build_error_body, speech_handlers={CHAT_PATH: ChatEndpoint(service)}),
         PassthroughRoute(service, responses.build_error_body, origins.is_foreign_navigation),
         LiveRoute(service, responses.build_error_body),
         TingWuRoute(service),

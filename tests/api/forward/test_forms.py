@@ -52,7 +52,7 @@ def test_the_model_is_found_wherever_it_is_and_however_the_form_is_cut(parts: li
     form = b"preamble\r\n" * (size % 2) + b"".join(parts) + END
     field = field_of(form, size)
     assert field.value == "llm"
-    assert form[slice(*field.place)] == b"llm"
+    assert form[slice(*field.span)] == b"llm"
 
 
 def test_a_form_without_a_model_is_over_at_its_end() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import time
 import uuid
@@ -16,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.responses import JSONResponse
 
 from eardrum.api import request_log, transcript_formats
-from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.asgi import Receive, Scope, Send, build_stream_headers, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.openai import params, responses
 from eardrum.api.request_log import RequestRecord
@@ -29,12 +28,12 @@ from eardrum.gateway.upstreams.remote_audio import AudioFetcher
 from eardrum.transcription import SpeechTask, TranscriptionRequest, TranscriptionSummary
 
 PARAMETERS = ("language", "prompt", "hotwords", "keywords")
-"""Keys of the body beside the messages that mean here what they mean in transcriptions. A chat's temperature does not."""
+"""Keys of the body with the same meaning as in transcriptions. The temperature of a chat is not one."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioPart:
-    """A recording in a message: its bytes, or where it is to be fetched."""
+    """A recording in a message: its bytes, or its URL."""
 
     data: bytes = b""
     url: str = ""
@@ -42,25 +41,25 @@ class AudioPart:
 
 
 class ChatEndpoint:
-    """Answers a chat whose model is one of our own."""
+    """Answers chats with speech models."""
 
     def __init__(self, service: Service):
         self._service = service
 
     async def __call__(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with what is said in the recordings of the last message that has any, a line for each.
+        """Answer with the transcripts of the recordings in the last message that has any, one line for each.
 
         Raises:
-            EardrumError: before anything was sent; later errors end the stream.
-            ClientGoneError: the client left.
+            EardrumError: before the response began; later errors end the stream.
+            ClientGoneError: the client disconnected.
         """
         record = request_log.get_record(scope)
-        wishes = {name: body[name] for name in PARAMETERS if name in body}
-        request = params.parse_params(params.flatten_json(wishes, self._service.settings.limits), SpeechTask.TRANSCRIBE).request
+        fields = {name: body[name] for name in PARAMETERS if name in body}
+        request = params.parse_params(params.flatten_json(fields, self._service.settings.limits), SpeechTask.TRANSCRIBE).request
         if isinstance(name := body.get("model"), str):
             model = self._service.find_model(name.strip(), request)
         record.model = model.id
-        if not (sounds := find_recordings(body)):
+        if not (recordings := find_recordings(body)):
             raise UnsupportedFeatureError(
                 f"{model.id} turns speech into text: send audio as an `input_audio` or `audio_url` part of a message, "
                 "or use /v1/audio/transcriptions.",
@@ -68,27 +67,27 @@ class ChatEndpoint:
             )
         reply = ChatResponse(model.id, scope, send, record)
         async with DisconnectWatcher(receive=receive, scope=scope):
-            await (self._answer_stream if body.get("stream") is True else self._answer_whole)(model, request, sounds, reply)
+            await (self._answer_stream if body.get("stream") is True else self._answer_whole)(model, request, recordings, reply)
 
     async def _answer_whole(
-        self, model: Model, request: TranscriptionRequest, sounds: list[AudioPart], reply: ChatResponse
+        self, model: Model, request: TranscriptionRequest, recordings: list[AudioPart], reply: ChatResponse
     ) -> None:
         lines = []
-        for sound in sounds:
+        for recording in recordings:
             with self._service.create_spool() as spool:
-                await self._fill_spool(spool, sound)
-                transcript = await self._service.transcribe(model, replace(request, raw_pcm=sound.raw_pcm), spool)
+                await self._fill_spool(spool, recording)
+                transcript = await self._service.transcribe(model, replace(request, raw_pcm=recording.raw_pcm), spool)
             lines.append(transcript_formats.format_text(transcript.segments))
             reply.record.set_transcription(model, transcript.summary)
         await reply.send_completion("\n".join(lines))
 
     async def _answer_stream(
-        self, model: Model, request: TranscriptionRequest, sounds: list[AudioPart], reply: ChatResponse
+        self, model: Model, request: TranscriptionRequest, recordings: list[AudioPart], reply: ChatResponse
     ) -> None:
         try:
-            async with aclosing(self._transcribe_parts(model, request, sounds, reply)) as pieces:
-                async for piece in pieces:
-                    await reply.send_chunk({"content": piece})
+            async with aclosing(self._transcribe_parts(model, request, recordings, reply)) as deltas:
+                async for delta in deltas:
+                    await reply.send_chunk({"content": delta})
             await reply.end()
         except EardrumError as error:
             if not reply.has_begun:
@@ -96,32 +95,32 @@ class ChatEndpoint:
             await reply.send_error(error)
 
     async def _transcribe_parts(
-        self, model: Model, request: TranscriptionRequest, sounds: list[AudioPart], reply: ChatResponse
+        self, model: Model, request: TranscriptionRequest, recordings: list[AudioPart], reply: ChatResponse
     ) -> AsyncGenerator[str, None]:
-        for number, sound in enumerate(sounds):
-            pieces = TextDeltas()
+        for number, recording in enumerate(recordings):
+            deltas = TextDeltas()
             with self._service.create_spool() as spool:
-                await self._fill_spool(spool, sound)
-                wanted = replace(request, raw_pcm=sound.raw_pcm)
+                await self._fill_spool(spool, recording)
+                wanted = replace(request, raw_pcm=recording.raw_pcm)
                 if number:
                     yield "\n"
                 async with aclosing(self._service.stream_events(model, wanted, spool)) as events:
                     async for event in events:
-                        if text := pieces.feed(event):
+                        if text := deltas.feed(event):
                             yield text
                         if isinstance(event, TranscriptionSummary):
                             reply.record.set_transcription(model, event)
 
-    async def _fill_spool(self, spool: Spool, sound: AudioPart) -> None:
-        if sound.url:
-            await AudioFetcher(self._service.settings.limits).fetch_into(sound.url, spool)
+    async def _fill_spool(self, spool: Spool, recording: AudioPart) -> None:
+        if recording.url:
+            await AudioFetcher(self._service.settings.limits).fetch_into(recording.url, spool)
             return
-        await spool.write(sound.data)
+        await spool.write(recording.data)
         spool.finish()
 
 
 class ChatResponse:
-    """The answer on its way: one object, or chunks of one."""
+    """Sends the response: one completion object, or a stream of chunks."""
 
     def __init__(self, model: str, scope: Scope, send: Send, record: RequestRecord):
         self.record = record
@@ -131,28 +130,30 @@ class ChatResponse:
         self._header = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     async def send_completion(self, text: str) -> None:
-        """All of it."""
+        """Send the whole text."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
         response = JSONResponse({**self._header, "object": "chat.completion", "choices": [choice]})
-        await response(self._scope, _receive_disconnect, self._send)
+        await response(self._scope, receive_disconnect, self._send)
 
     async def send_chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> None:
-        """A chunk; the first one says who speaks."""
+        """Send a chunk; the first one also holds the role."""
         if not self.has_begun:
             self.has_begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": responses.STREAM_HEADERS})
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": build_stream_headers(responses.EVENT_STREAM)}
+            )
             delta = {"role": "assistant", **delta}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         await self._send_event(json.dumps({**self._header, "object": "chat.completion.chunk", "choices": [choice]}))
 
     async def end(self) -> None:
-        """The last chunks."""
+        """Send the last chunks."""
         await self.send_chunk({}, "stop")
         await self._send_event("[DONE]", last=True)
 
     async def send_error(self, error: EardrumError) -> None:
-        """An error after the stream has begun."""
+        """Send an error after the stream has begun."""
         self.record.note = error.message
         await self._send_event(json.dumps(responses.build_error_body(error)), last=True)
 
@@ -161,17 +162,17 @@ class ChatResponse:
 
 
 def find_recordings(body: dict[str, Any]) -> list[AudioPart]:
-    """The recordings of the last message that has any.
+    """Return the recordings of the last message that has any.
 
     Raises:
-        InvalidRequestError: one is not as it should be.
+        InvalidRequestError: a part is malformed.
     """
     messages = body.get("messages")
     for message in reversed(messages if isinstance(messages, list) else []):
         content = message.get("content") if isinstance(message, dict) else None
         parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-        if sounds := [_parse_audio_part(part) for part in parts if part.get("type") in ("input_audio", "audio_url")]:
-            return sounds
+        if recordings := [_parse_audio_part(part) for part in parts if part.get("type") in ("input_audio", "audio_url")]:
+            return recordings
     return []
 
 
@@ -193,19 +194,15 @@ def _parse_audio_part(part: dict[str, Any]) -> AudioPart:
 
 
 def _decode_data_url(url: str) -> bytes:
-    """What a data: URL holds."""
+    """Return the content of a data: URL."""
     head, comma, content = url.partition(",")
     if not comma:
-        raise InvalidRequestError("A data: URL has a comma before its content.", param="audio_url")
+        raise InvalidRequestError("A data: URL needs a comma before its content.", param="audio_url")
     return _decode_base64(content, "audio_url") if head.lower().endswith(";base64") else unquote_to_bytes(content)
 
 
 def _decode_base64(encoded: str, param: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
-    except (ValueError, binascii.Error) as error:
+    except ValueError as error:
         raise InvalidRequestError(f"{param} is not valid base64: {error}.", param=param) from None
-
-
-async def _receive_disconnect() -> dict[str, Any]:
-    return {"type": "http.disconnect"}

@@ -1,6 +1,6 @@
 """`/v1/models`: lists models as OpenAI's model objects, with their modalities.
 
-Every field that OpenAI's objects do not have is an extension, or llama-swap's.
+Fields that OpenAI's objects do not have are extensions, of Eardrum or llama-swap.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ OWNER = "eardrum"
 ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 YIELD_EVERY = 50
-"""Models that are put into words before others have their turn: 2 ms."""
+"""Models that are described before the event loop runs again: 2 ms."""
 
 UNLOADED_STATES = (ModelState.STOPPED, ModelState.FAILED)
 ModelObject = dict[str, Any]
 
 
 class OpenAIModelRoutes:
-    """The endpoints."""
+    """The endpoints that list models."""
 
     def __init__(self, service: Service):
         self._service = service
 
     async def list_models(self, _: Request) -> Response:
-        """All models and what else can be asked for: selectors, pins of the active profile, copies, aliases if wanted."""
+        """List models, selectors, pins of the active profile and copies; aliases too, if the config includes them."""
         self._service.catalog.rescan_if_changed()
         objects: list[bytes] = []
         for listed in self._build_objects():
@@ -47,7 +47,7 @@ class OpenAIModelRoutes:
         return Response(b'{"object":"list","data":[' + b",".join(objects) + b"]}", media_type="application/json")
 
     async def show_model(self, request: Request) -> Response:
-        """One model, by its id or any alias; ids may contain slashes."""
+        """Describe one model, by its id or any alias; ids may contain slashes."""
         id = request.path_params["id"].strip()
         if not id:
             return await self.list_models(request)
@@ -64,7 +64,7 @@ class OpenAIModelRoutes:
         catalog, selection = self._service.catalog, self._service.name_resolver
         listed = [m for m in catalog if m.is_runnable and not m.needs_download and not (m.entry and m.entry.unlisted)]
         for model in listed:
-            if model.id not in selection.selectors:  # which may have the names of peers' models, and come before them
+            if model.id not in selection.selectors:  # a selector may have the name of a peer's model, and takes precedence
                 yield self._build_model(model.id, model)
             if self._service.settings.includeAliasesInList:
                 aliases = (alias for alias in catalog.list_aliases(model) if alias not in selection.selectors)
@@ -77,9 +77,9 @@ class OpenAIModelRoutes:
         for pin, target in pins.items():
             if target and pin not in taken:
                 yield _build_object(pin, "profile", loaded=self._is_loaded([target]))
-        for copy, meaning in list(self._service.client_aliases):
-            if copied := catalog.find_named(meaning):
-                yield self._build_alias(copy, copied)
+        for copy, original in list(self._service.client_aliases):
+            if model_copied := catalog.find_named(original):
+                yield self._build_alias(copy, model_copied)
 
     def _build_model(self, id: str, model: Model) -> ModelObject:
         state, aliases = self._service.get_state(model), self._service.catalog.list_aliases(model)
@@ -102,7 +102,7 @@ class OpenAIModelRoutes:
         }
 
     def _is_loaded(self, targets: Sequence[str]) -> bool:
-        """Whether one of these is loaded, or about to be."""
+        """Whether one of these models is loaded or being loaded."""
         models = [model for target in targets if (model := self._service.catalog.find_named(target))]
         return any(self._service.get_state(model) in (ModelState.READY, ModelState.STARTING) for model in models)
 
@@ -125,7 +125,8 @@ class OpenAIModelRoutes:
 def _build_object(
     id: str, kind: str, *, loaded: bool, name: str = "", description: str = "", metadata: ModelObject | None = None, **facts: Any
 ) -> ModelObject:
-    """A model object without what only real models have. `metadata` is the config's, and gives way to our own facts."""
+    """Build a model object with the fields that aliases and selectors have too. `facts` take precedence over the config's
+    `metadata`."""
     labels = {"name": name.strip(), "description": description.strip()}
     return {
         "id": id,
@@ -144,13 +145,13 @@ def _get_labels(model: Model) -> ModelObject:
 
 
 SPEECH = DeclaredCapabilities.model_validate({"in": ("audio",), "out": ("text",)})
-"""What every model of ours is, and one of another server of which the config says nothing, but whose name does."""
+"""Capabilities of Eardrum's own models, and of external ones that the config does not describe but whose name suggests speech."""
 
 
 def describe_modalities(model: Model) -> dict[str, Any]:
-    """`capabilities` and, as far as it is known, `architecture`, `context_length` and `supported_parameters`."""
-    said = model.entry.capabilities if model.is_external and model.entry else DeclaredCapabilities()
-    declared = SPEECH if model.is_speech_model and not said.inputs else said
+    """Return `capabilities` and, where known, `architecture`, `context_length` and `supported_parameters`."""
+    configured = model.entry.capabilities if model.is_external and model.entry else DeclaredCapabilities()
+    declared = SPEECH if model.is_speech_model and not configured.inputs else configured
     flags = _get_flags(declared)
     facts: dict[str, Any] = {"capabilities": flags | (_describe_speech(model) if "audio_transcriptions" in flags else {})}
     inputs, outputs = declared.inputs, declared.outputs
@@ -169,17 +170,17 @@ def describe_modalities(model: Model) -> dict[str, Any]:
 
 
 def _get_flags(declared: DeclaredCapabilities) -> dict[str, bool]:
-    takes, gives = set(declared.inputs), set(declared.outputs)
+    inputs, outputs = set(declared.inputs), set(declared.outputs)
     flags = {
-        "vision": "image" in takes and "text" in gives,
-        "audio_transcriptions": "audio" in takes and "text" in gives,
-        "audio_speech": "text" in takes and "audio" in gives,
-        "image_generation": "text" in takes and "image" in gives,
-        "image_to_image": "image" in takes and "image" in gives,
+        "vision": "image" in inputs and "text" in outputs,
+        "audio_transcriptions": "audio" in inputs and "text" in outputs,
+        "audio_speech": "text" in inputs and "audio" in outputs,
+        "image_generation": "text" in inputs and "image" in outputs,
+        "image_to_image": "image" in inputs and "image" in outputs,
         "function_calling": declared.tools,
         "reranker": declared.reranker,
     }
-    return {name: True for name, has in flags.items() if has}
+    return {name: True for name, is_set in flags.items() if is_set}
 
 
 def _describe_speech(model: Model) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parses the parameters of a transcription from form fields, in every spelling that OpenAI's clients send."""
+"""Parses the parameters of a transcription from form fields, in all spellings of OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt", "diarized_json")
 TIMED_FORMATS = ("srt", "verbose_json", "vtt", "diarized_json")
-"""Formats with times in them."""
+"""Formats with timestamps."""
 RAW_CONTENT_TYPES = ("audio/pcm", "audio/raw", "audio/l16", "audio/x-raw")
 """Content types that declare headerless s16le mono at 16 kHz."""
 RAW_FORMATS = ("pcm", "pcm16", "raw", "s16le")
-"""Formats of `input_audio` that do."""
+"""Values of the `format` of `input_audio` that declare the same."""
 
 KNOWN_FIELDS = {
     "model", "language", "languages", "prompt", "keywords", "hotwords", "response_format", "temperature", "include",
@@ -32,24 +32,24 @@ KNOWN_FIELDS = {
 }  # fmt: skip
 
 SUBTITLE_FORMATS = frozenset(("srt", "vtt"))
-"""Formats whose cues have a shape."""
+"""Formats of subtitles, to which subtitle rules apply."""
 SUBTITLE_FIELDS = frozenset(("subtitles", *RULE_NAMES))
-"""Fields that give them one."""
+"""Fields that set these rules."""
 
 MAX_PROMPT = 4000
-"""Characters; models look at far fewer, and the wishes travel in a header."""
+"""Characters. Models use far fewer, and the parameters travel to the runner in a header."""
 
 MAX_TRACKS = 1000
 
 MAX_ITEMS = 1000
-"""Of a list in a JSON body."""
+"""Maximum items of a list in a JSON body."""
 
 BRACKETS = re.compile(r"(\w+)\[(\w*)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionParams:
-    """What one call asks for: the request proper, and how the answer should look."""
+    """Parameters of one call: the transcription request, and the format of the response."""
 
     model: str
     request: TranscriptionRequest
@@ -58,74 +58,64 @@ class TranscriptionParams:
     segments: bool
     words: bool
     unknown: tuple[str, ...]
-    """Fields nobody here understands; the answer names them."""
+    """Unknown fields, which the response lists as ignored."""
     languages: tuple[str, ...] = ()
-    """Those that may be spoken, as the client writes them."""
+    """Languages that may be spoken, in the client's spelling."""
     idle: tuple[str, ...] = ()
-    """Fields that say nothing to this format of the answer."""
+    """Fields without effect on this response format."""
     shape: SubtitleRules = NO_RULES
-    """What cues have to look like."""
+    """Rules for cues."""
     shaping: tuple[str, ...] = ()
-    """Fields that ask for it."""
+    """Fields that set these rules."""
     extra: tuple[tuple[str, str], ...] = ()
-    """What a server behind a model gets as the client sent it: fields nobody here understands, and hints."""
+    """Fields that an upstream gets unchanged: unknown fields, and hints."""
 
     def is_same_request(self, other: TranscriptionParams) -> bool:
-        """Whether one decoding answers both; they may still differ in how the answer looks, and so in whether it has times."""
+        """Whether one decoding answers both. Their response formats may differ, and so may their need for times."""
         return (self.model, replace(self.request, times=True)) == (other.model, replace(other.request, times=True))
 
     def build_external_request(self) -> TranscriptionRequest:
-        """The request for a server that is not ours, with the fields that only it may understand."""
+        """Return the request for an upstream, with the fields that only an upstream may support."""
         return replace(self.request, extra=self.extra)
 
-    def list_ignored(self, can: Capabilities, *, foreign: bool = False) -> list[str]:
-        """Fields that had no effect: unknown ones, unless another server got them, those that say nothing to this format of the
-        answer, and hints that the model cannot take.
+    def list_ignored(self, capabilities: Capabilities, *, is_external: bool = False) -> list[str]:
+        """List the fields without effect: fields that do not apply to the response format, hints that the model does not
+        support, and unknown fields, unless an upstream got them.
 
-        Hints (prompt, keywords, temperature) nudge a model and change nothing about what is asked, so a model
-        without them still answers, and says so.
+        A hint (prompt, keywords, temperature) only improves the result, so a model that does not support it still answers.
         """
-        hints = {
-            "prompt": bool(self.request.prompt) and not can.prompt,
-            "keywords": bool(self.request.hotwords) and not can.hotwords,
-            "temperature": self.request.temperature > 0 and not can.temperature,
-            "multilingual": self.request.multilingual and not (can.detects_language or foreign),
+        ignored = {
+            "prompt": bool(self.request.prompt) and not capabilities.prompt,
+            "keywords": bool(self.request.hotwords) and not capabilities.hotwords,
+            "temperature": self.request.temperature > 0 and not capabilities.temperature,
+            "multilingual": self.request.multilingual and not (capabilities.detects_language or is_external),
         }
         if self.stream:
-            hints["response_format"] = self.response_format in ("text", "srt", "vtt")
+            ignored["response_format"] = self.response_format in ("text", "srt", "vtt")
         if len(self.languages) > 1 and not self.request.language:
-            hints["languages"] = not foreign
+            ignored["languages"] = not is_external
         if self.stream or self.response_format not in SUBTITLE_FORMATS:
-            hints |= dict.fromkeys(self.shaping, True)
-        return [name for name, unused in hints.items() if unused] + [*self.idle, *(() if foreign else self.unknown)]
+            ignored |= dict.fromkeys(self.shaping, True)
+        return [name for name, unused in ignored.items() if unused] + [*self.idle, *(() if is_external else self.unknown)]
 
 
 def parse_params(
     fields: FormFields, task: SpeechTask, *, file_content_type: str = "", audio_track: str = "", shape: SubtitleRules = NO_RULES
 ) -> TranscriptionParams:
-    """Read the fields. Empty strings count as unset; array fields may have brackets or not, or be JSON.
+    """Parse the fields. Empty strings count as unset; array fields may have brackets or not, or be JSON.
 
-    `audio_track` is that of the request's header, for clients whose fields are fixed; `shape` is what subtitles have where no
-    field says it.
+    `audio_track` is the request header's value, for clients with a fixed set of fields. `shape` holds the default subtitle rules.
 
     Raises:
-        InvalidRequestError: a value is not one of those allowed; `param` names the field.
+        InvalidRequestError: a value is invalid; `param` names the field.
     """
     form = _remove_brackets(fields)
     chosen = _get_choice(form, "response_format", RESPONSE_FORMATS, "json")
-    granularities = _get_strings(form, "timestamp_granularities")
-    for value in granularities:
-        if value not in ("word", "segment"):
-            raise InvalidRequestError(
-                f"timestamp_granularities may hold word and segment, not {value!r}.", param="timestamp_granularities"
-            )
-    for value in _get_strings(form, "include"):
-        if value != "logprobs":
-            raise InvalidRequestError(f"include may hold logprobs, not {value!r}.", param="include")
-    # Granularities mean something in verbose_json only; Subtitle Edit sends them with json, where they are idle.
+    granularities = _get_items(form, "timestamp_granularities", ("word", "segment"))
+    logprobs = "logprobs" in _get_items(form, "include", ("logprobs",))
     stream = _get_flag(form, "stream")
+    # Granularities apply to verbose_json only; Subtitle Edit sends them with json, where they have no effect.
     words = "word" in granularities and chosen == "verbose_json"
-    logprobs = "logprobs" in _get_strings(form, "include")
     shaping = _get_subtitle_rules(form)
     shape = shape.with_changes(shaping)
     if 0 < shape.max_duration < shape.min_duration:
@@ -141,7 +131,7 @@ def parse_params(
         prompt=_get_text(form, "prompt")[:MAX_PROMPT],
         hotwords=tuple(_get_strings(form, "keywords") or _get_text(form, "hotwords").split()),
         temperature=_get_number(form, "temperature", 0.0, 1.0) or 0.0,
-        times=chosen in TIMED_FORMATS or bool(granularities) or _get_flag(form, "stream"),  # whose last event has the segments
+        times=chosen in TIMED_FORMATS or bool(granularities) or stream,  # the last event of a stream holds the segments
         words=words,
         words_if_any=chosen in SUBTITLE_FORMATS and not shape.is_unrestricted,
         logprobs=logprobs and chosen == "json",
@@ -157,13 +147,9 @@ def parse_params(
         segments=not granularities or "segment" in granularities,
         words=words,
         languages=tuple(_get_strings(form, "languages")),
-        idle=tuple(
-            name
-            for name, without_effect in (
-                ("timestamp_granularities", _has_idle_granularities(granularities, chosen, stream=stream)),
-                ("include", logprobs and chosen != "json"),
-            )
-            if without_effect
+        idle=(
+            *(("timestamp_granularities",) if _has_idle_granularities(granularities, chosen, stream=stream) else ()),
+            *(("include",) if logprobs and chosen != "json" else ()),
         ),
         unknown=tuple(sorted({name.split("[")[0] for name in form} - KNOWN_FIELDS - SUBTITLE_FIELDS)),
         shape=shape,
@@ -174,17 +160,17 @@ def parse_params(
     )
 
 
-def _has_idle_granularities(asked: list[str], response_format: str, *, stream: bool) -> bool:
-    """Whether one of them changes nothing: words are in verbose_json only, segments in subtitles and streams, too."""
-    words = "word" in asked and (response_format != "verbose_json" or stream)
-    return words or ("segment" in asked and response_format in ("json", "text") and not stream)
+def _has_idle_granularities(granularities: list[str], response_format: str, *, stream: bool) -> bool:
+    """Whether a granularity has no effect: words are in verbose_json only, segments in subtitles and streams, too."""
+    idle_words = "word" in granularities and (response_format != "verbose_json" or stream)
+    return idle_words or ("segment" in granularities and response_format in ("json", "text") and not stream)
 
 
 def flatten_json(body: dict[str, Any], limits: LimitSettings) -> FormFields:
-    """The fields of a JSON body in a form's shape: lists become repeated fields, objects JSON.
+    """Convert a JSON body to form fields: lists become repeated fields, and objects JSON strings.
 
     Raises:
-        InvalidRequestError: they are more than a form may have, or a list or text is longer.
+        InvalidRequestError: the body has more fields than a form may have, or a list or string is too long.
     """
     if len(body) > limits.fields:
         raise InvalidRequestError(f"The body has more than {limits.fields} fields (limits.fields).")
@@ -204,7 +190,7 @@ def flatten_json(body: dict[str, Any], limits: LimitSettings) -> FormFields:
 
 
 def _remove_brackets(fields: FormFields) -> FormFields:
-    """`include[]=x` as `include`, `chunking_strategy[type]=y` as one JSON object, empty values gone."""
+    """Rename `include[]` to `include`, merge `chunking_strategy[type]=y` into one JSON object, and drop empty values."""
     plain: FormFields = {}
     objects: dict[str, dict[str, str]] = {}
     for name, values in fields.items():
@@ -229,8 +215,17 @@ def _get_text(form: FormFields, name: str) -> str:
     return form.get(name, [""])[-1].strip()
 
 
+def _get_items(form: FormFields, name: str, choices: tuple[str, ...]) -> list[str]:
+    """Return an array field with a fixed set of values."""
+    items = _get_strings(form, name)
+    for item in items:
+        if item not in choices:
+            raise InvalidRequestError(f"{name} may hold {' and '.join(choices)}, not {item!r}.", param=name)
+    return items
+
+
 def _get_strings(form: FormFields, name: str) -> list[str]:
-    """An array field: repeated, a JSON array, or separated by commas."""
+    """Return an array field: repeated, a JSON array, or separated by commas."""
     values: list[str] = []
     for value in form.get(name, []):
         if value.lstrip().startswith("["):
@@ -252,7 +247,7 @@ def _get_choice(form: FormFields, name: str, choices: tuple[str, ...], default: 
     return value
 
 
-def _get_number(form: FormFields, name: str, least: float, most: float) -> float | None:
+def _get_number(form: FormFields, name: str, minimum: float, maximum: float) -> float | None:
     value = _get_text(form, name)
     if not value:
         return None
@@ -260,8 +255,8 @@ def _get_number(form: FormFields, name: str, least: float, most: float) -> float
         number = float(value)
     except ValueError:
         number = float("nan")
-    if not least <= number <= most:
-        raise InvalidRequestError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}.", param=name)
+    if not minimum <= number <= maximum:
+        raise InvalidRequestError(f"{name} must be a number from {minimum:g} to {maximum:g}, not {value!r}.", param=name)
     return number
 
 
@@ -284,7 +279,7 @@ def _parse_track(value: str) -> int | None:
 
 
 def _get_language(form: FormFields) -> str | None:
-    """`language`, else the only one of `languages`; several possible ones are left to the model to choose from."""
+    """Return `language`, else the single item of `languages`. With several, the model detects the language."""
     if code := parse_language(_get_text(form, "language")):
         return code
     possible = {parse_language(value, param="languages") for value in _get_strings(form, "languages")}
@@ -292,23 +287,23 @@ def _get_language(form: FormFields) -> str | None:
 
 
 def _get_subtitle_rules(form: FormFields) -> dict[str, Any]:
-    """The rules for subtitles that the fields set."""
+    """Return the subtitle rules that the fields set."""
     rules: dict[str, Any] = {}
     if preset := _get_text(form, "subtitles"):
         rules["preset"] = _get_choice(form, "subtitles", tuple(PRESETS), preset)
-    for name, most in MAX_RULE_VALUES.items():
-        whole = name.startswith("max_line") or name == "max_words_per_line"
-        if (number := _get_number(form, name, 0, most)) is not None:
-            if whole and number != int(number):
+    for name, maximum in MAX_RULE_VALUES.items():
+        is_integer = name.startswith("max_line") or name == "max_words_per_line"
+        if (number := _get_number(form, name, 0, maximum)) is not None:
+            if is_integer and number != int(number):
                 raise InvalidRequestError(f"{name} must be a whole number, not {number:g}.", param=name)
-            rules[name] = int(number) if whole else number
+            rules[name] = int(number) if is_integer else number
     if _get_text(form, "highlight_words"):
         rules["highlight_words"] = _get_flag(form, "highlight_words")
     return rules
 
 
 def _parse_chunking(form: FormFields) -> TranscriptionRequest:
-    """A request cut by `auto`, or by the server_vad object: threshold and two times in milliseconds."""
+    """Return a request with the chunking of `auto`, or of a `server_vad` object: a threshold, and two times in milliseconds."""
     value = _get_text(form, "chunking_strategy")
     if value in ("", "auto", "null"):
         return TranscriptionRequest()
@@ -318,13 +313,18 @@ def _parse_chunking(form: FormFields) -> TranscriptionRequest:
             return TranscriptionRequest()
         if parts.get("type") != "server_vad":
             raise ValueError
-        wishes = {
+        options = {
             "vad_threshold": (parts.get("threshold"), 1.0, 1.0),
             "vad_silence_s": (parts.get("silence_duration_ms"), 1000.0, 10.0),
             "vad_padding_s": (parts.get("prefix_padding_ms"), 1000.0, 5.0),
         }
-        given = {name: _check_bounds(float(v) / unit, most) for name, (v, unit, most) in wishes.items() if v is not None}
-        return TranscriptionRequest.from_json(given)
+        return TranscriptionRequest.from_json(
+            {
+                name: _check_bounds(float(value) / unit, maximum)
+                for name, (value, unit, maximum) in options.items()
+                if value is not None
+            }
+        )
     except (ValueError, TypeError, AttributeError, OverflowError, EardrumError):
         raise InvalidRequestError(
             "chunking_strategy must be auto, or an object with type server_vad, threshold (0 to 1), "
@@ -333,7 +333,7 @@ def _parse_chunking(form: FormFields) -> TranscriptionRequest:
         ) from None
 
 
-def _check_bounds(number: float, most: float) -> float:
-    if not 0 <= number <= most:
+def _check_bounds(number: float, maximum: float) -> float:
+    if not 0 <= number <= maximum:
         raise ValueError
     return number

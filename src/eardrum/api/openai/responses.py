@@ -16,19 +16,7 @@ from eardrum.languages import get_language_name
 from eardrum.text import choose_separator
 from eardrum.transcription import AudioOpened, Segment, Token, Transcript, TranscriptionSummary
 
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-"""Headers of a stream; proxies in between are told not to collect it."""
-
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-"""Headers of a stream; proxies in between are told not to collect it."""
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -45,62 +33,62 @@ ERROR_TYPES = {
 }
 
 
-def build_response(transcript: Transcript, wish: TranscriptionParams) -> Response:
-    """The whole transcript in the format that was asked for."""
-    match wish.response_format:
+def build_response(transcript: Transcript, params: TranscriptionParams) -> Response:
+    """Build the response with the whole transcript, in the requested format."""
+    match params.response_format:
         case "text":
             return PlainTextResponse(transcript_formats.format_text(transcript.segments) + "\n")
         case "srt":
             return PlainTextResponse(
-                transcript_formats.format_srt(transcript.segments, wish.shape, duration=transcript.summary.duration)
+                transcript_formats.format_srt(transcript.segments, params.shape, duration=transcript.summary.duration)
             )
         case "vtt":
             return PlainTextResponse(
-                transcript_formats.format_vtt(transcript.segments, wish.shape, duration=transcript.summary.duration)
+                transcript_formats.format_vtt(transcript.segments, params.shape, duration=transcript.summary.duration)
             )
         case "verbose_json":
-            return JSONResponse(_build_verbose_body(transcript, wish))
+            return JSONResponse(_build_verbose_body(transcript, params))
     body: dict[str, Any] = {"text": transcript_formats.format_text(transcript.segments)}
-    if wish.request.logprobs:
+    if params.request.logprobs:
         body["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
     return JSONResponse(body | _describe_usage(transcript))
 
 
-async def build_response_in_thread(transcript: Transcript, wish: TranscriptionParams) -> Response:
-    """The same, in a thread where cues get a shape: for long texts that takes a while, and others are not to wait."""
+async def build_response_in_thread(transcript: Transcript, params: TranscriptionParams) -> Response:
+    """Build the response, in a thread if it holds cues with rules: for a long transcript that would block the event loop."""
     return (
-        build_response(transcript, wish)
-        if wish.shape.is_unrestricted
-        else await asyncio.to_thread(build_response, transcript, wish)
+        build_response(transcript, params)
+        if params.shape.is_unrestricted
+        else await asyncio.to_thread(build_response, transcript, params)
     )
 
 
-def add_track_headers(response: Response, heard: AudioOpened | TranscriptionSummary) -> None:
-    """Say in headers which of several audio tracks is heard."""
-    if heard.audio_tracks:
-        response.headers["x-eardrum-audio-track"] = str(heard.audio_track)
-        response.headers["x-eardrum-audio-tracks"] = str(heard.audio_tracks)
+def add_track_headers(response: Response, audio: AudioOpened | TranscriptionSummary) -> None:
+    """Add headers with the number of the transcribed audio track and of all tracks, if there are several."""
+    if audio.audio_tracks:
+        response.headers["x-eardrum-audio-track"] = str(audio.audio_track)
+        response.headers["x-eardrum-audio-tracks"] = str(audio.audio_tracks)
 
 
-def encode_delta(segment: Segment, wish: TranscriptionParams, *, before: str) -> bytes:
-    """The event for one more segment after the text `before`. All deltas joined are the text of `done`."""
+def encode_delta(segment: Segment, params: TranscriptionParams, *, before: str) -> bytes:
+    """Encode the event of a segment that follows the text `before`. All deltas joined are the text of the `done` event."""
     text = segment.text.strip()
     text = choose_separator(before.strip(), text) + text
     event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
-    if wish.request.logprobs:
+    if params.request.logprobs:
         event["logprobs"] = [_describe_logprob(token) for token in segment.token_logprobs]
     return _encode_event(event)
 
 
 def encode_partial(text: str) -> bytes:
-    """The event for text that comes as a server behind a model says it."""
+    """Encode the event of text that an upstream streams."""
     return _encode_event({"type": "transcript.text.delta", "delta": text})
 
 
-def encode_done(transcript: Transcript, wish: TranscriptionParams) -> bytes:
-    """The last event. `segments` is an extension: it is how subtitle editors get times from a stream."""
+def encode_done(transcript: Transcript, params: TranscriptionParams) -> bytes:
+    """Encode the last event. `segments` is an extension, from which subtitle editors get times."""
     event: dict[str, Any] = {"type": "transcript.text.done", "text": transcript_formats.format_text(transcript.segments)}
-    if wish.request.logprobs:
+    if params.request.logprobs:
         event["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
     event["segments"] = [
         {"id": number, "start": _round_time(s.start), "end": _round_time(s.end), "text": s.text.strip()}
@@ -112,34 +100,34 @@ def encode_done(transcript: Transcript, wish: TranscriptionParams) -> bytes:
 
 
 def encode_error(error: EardrumError) -> bytes:
-    """The event for an error after the stream has begun; OpenAI's clients raise it."""
+    """Encode the event of an error after the stream has begun. OpenAI's clients raise it."""
     return b"event: error\ndata: " + json.dumps(build_error_body(error)).encode() + b"\n\n"
 
 
 def build_error_response(error: EardrumError) -> Response:
-    """An error as a response, with what retrying clients need to know."""
+    """Build an error response, with headers for clients that retry."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     elif error.status >= 500:
-        headers["x-should-retry"] = "false"  # OpenAI's clients would send the whole upload twice more
+        headers["x-should-retry"] = "false"  # OpenAI's clients would repeat the whole upload twice
     return JSONResponse(build_error_body(error), error.status, headers)
 
 
-def _build_verbose_body(transcript: Transcript, wish: TranscriptionParams) -> dict[str, Any]:
+def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "task": wish.request.task,
+        "task": params.request.task,
         "language": get_language_name(transcript.summary.language),
         "duration": round(transcript.summary.duration, 3),
         "text": transcript_formats.format_text(transcript.segments),
     }
-    if wish.words:
+    if params.words:
         body["words"] = [
             {"word": w.word, "start": _round_time(w.start), "end": _round_time(w.end)}
             for s in transcript.segments
             for w in s.words
         ]
-    if wish.segments:
+    if params.segments:
         body["segments"] = [_describe_segment(number, segment) for number, segment in enumerate(transcript.segments)]
     if transcript.summary.audio_tracks > 1:
         body |= {"audio_track": transcript.summary.audio_track, "audio_tracks": transcript.summary.audio_tracks}
@@ -166,7 +154,7 @@ def _describe_segment(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _describe_usage(transcript: Transcript) -> dict[str, Any]:
-    """The seconds that were heard. A server that is asked for the text alone may not tell, and then nobody knows."""
+    """Describe the duration of the audio. It is unknown after a request for text alone to an upstream that does not report it."""
     if transcript.segments and not transcript.summary.duration:
         return {}
     return {"usage": {"type": "duration", "seconds": math.ceil(transcript.summary.duration)}}
@@ -177,13 +165,13 @@ def _describe_logprob(token: Token) -> dict[str, Any]:
 
 
 def build_error_body(error: EardrumError) -> dict[str, Any]:
-    """An error as OpenAI's object."""
+    """Build an error object in OpenAI's format."""
     kind = ERROR_TYPES.get(error.status, "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def _encode_event(event: dict[str, Any]) -> bytes:
-    # Both lines: some clients go by `event`, some by `type` inside the data.
+    # Both, because some clients read the line `event`, and some the `type` in the data.
     return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
 
 

@@ -1,14 +1,13 @@
-"""The routes of OpenAI's API, and `/v1/audio/transcriptions` and `/v1/audio/translations`.
+"""The routes of OpenAI's API; `/v1/audio/transcriptions` and `/v1/audio/translations`.
 
-Raw ASGI, because the response may begin while the upload is still arriving. An upload is a multipart form, or JSON with the
-audio in base64.
+Raw ASGI, because the response may begin while the upload is still arriving. An upload is a multipart form, or JSON with
+base64 audio.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, NoReturn, Protocol
@@ -17,13 +16,12 @@ from urllib.parse import parse_qsl, quote
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from eardrum import bounded_json
 from eardrum.api import asgi, json_body, request_log
-from eardrum.api.asgi import Receive, Scope, Send, get_header
+from eardrum.api.asgi import Receive, Scope, Send, build_stream_headers, get_header, receive_disconnect
 from eardrum.api.json_body import check_surrogates
-from eardrum.api.openai import params, responses
+from eardrum.api.openai import responses
 from eardrum.api.openai.models import OpenAIModelRoutes
-from eardrum.api.openai.params import TranscriptionParams
+from eardrum.api.openai.params import RAW_FORMATS, TranscriptionParams, flatten_json, parse_params
 from eardrum.api.uploads import FormFields, MultipartForm, RequestBody
 from eardrum.config import LimitSettings, Settings
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedMediaTypeError
@@ -35,26 +33,26 @@ from eardrum.transcription import AudioOpened, Segment, SpeechTask, TextDelta, T
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
-    """All routes of this edge."""
+    """Build the routes of OpenAI's API."""
     models = OpenAIModelRoutes(service)
     return [
         Route("/v1/audio/transcriptions", TranscriptionEndpoint(service, SpeechTask.TRANSCRIBE), methods=["POST"]),
         Route("/v1/audio/translations", TranscriptionEndpoint(service, SpeechTask.TRANSLATE), methods=["POST"]),
         Route("/v1/models", models.list_models),
-        Route("/models", models.list_models),  # as llama-swap has it
+        Route("/models", models.list_models),  # llama-swap's path
         Route("/v1/models/{id:path}", models.show_model),
     ]
 
 
 class TranscriptionEndpoint:
-    """The endpoint that takes audio, as an ASGI application."""
+    """Transcribes or translates an uploaded recording. An ASGI application."""
 
     def __init__(self, service: Service, task: SpeechTask):
         self._service = service
         self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one upload, whichever way it is packed."""
+        """Serve one upload, in a form or in JSON."""
         upload = open_upload(scope, receive, self._task, self._service.settings)
         with self._service.create_spool() as spool:
             await upload.begin()
@@ -62,7 +60,7 @@ class TranscriptionEndpoint:
 
 
 class UploadExchange:
-    """One request being answered while it is still being received."""
+    """Answers one upload while it is still being received."""
 
     def __init__(self, service: Service, upload: AudioUpload, spool: Spool, scope: Scope, send: Send):
         self._service = service
@@ -74,11 +72,11 @@ class UploadExchange:
         self._streaming = False
 
     async def run(self) -> None:
-        """Answer. The answer ends with the upload: a client that leaves or breaks the rules stops the work.
+        """Receive and answer at the same time. A disconnect or an invalid upload cancels the work.
 
         Raises:
-            EardrumError: before anything was sent; later errors go into the stream.
-            ClientGoneError: the client left.
+            EardrumError: before the response began; later errors go into the stream.
+            ClientGoneError: the client disconnected.
         """
         receiving = asyncio.ensure_future(self._receive_upload())
         answering = asyncio.ensure_future(self._answer())
@@ -96,22 +94,22 @@ class UploadExchange:
             await _cancel_and_wait(answering)
 
     async def _receive_upload(self) -> NoReturn:
-        """Take in the upload, then watch over the connection. Ends only by raising."""
+        """Receive the upload, then watch for a disconnect. Ends only by raising."""
         await self._upload.read_audio(self._spool)
         self._received.set()
         await self._upload.body.wait_for_disconnect()
 
     async def _answer(self) -> None:
-        """Begin as soon as the model is known; begin again should fields behind the file change what is asked."""
-        wish = self._upload.parse_params()
-        if wish.model and wish.stream:
-            await self._stream_response(wish)
+        """Begin as soon as the model is known, and begin again if fields after the file change the request."""
+        params = self._upload.parse_params()
+        if params.model and params.stream:
+            await self._stream_response(params)
             return
-        early = asyncio.ensure_future(self._transcribe(wish, settled=False)) if wish.model else None
+        early = asyncio.ensure_future(self._transcribe(params, is_final=False)) if params.model else None
         try:
             await self._wait_for_upload(early)
             final = self._upload.parse_params()
-            if early and not final.stream and self._is_same_request(final, wish):
+            if early and not final.stream and self._is_same_request(final, params):
                 await self._send_response(await early, final)
                 return
             if early:
@@ -125,28 +123,29 @@ class UploadExchange:
                 await _cancel_and_wait(early)
 
     async def _wait_for_upload(self, work: asyncio.Future[Any] | None) -> None:
-        """Wait for the end of the upload, or for `work` to fail before that."""
-        poured: asyncio.Future[Any] = asyncio.ensure_future(self._received.wait())
+        """Wait for the end of the upload, or for an earlier failure of `work`."""
+        received: asyncio.Future[Any] = asyncio.ensure_future(self._received.wait())
         try:
             if work:
-                await asyncio.wait({poured, work}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({received, work}, return_when=asyncio.FIRST_COMPLETED)
                 if work.done():
                     work.result()
-            await poured
+            await received
         finally:
-            poured.cancel()
+            received.cancel()
 
-    async def _transcribe(self, wish: TranscriptionParams, *, settled: bool = True) -> Transcript:
-        """The transcript of what is asked, or, if that is not settled yet, of what may still be asked without any more work."""
-        model = self._service.find_model(wish.model, wish.request)
+    async def _transcribe(self, params: TranscriptionParams, *, is_final: bool = True) -> Transcript:
+        """Transcribe. If later fields may still change the request, include times: they cost nothing, and a later field may ask
+        for them."""
+        model = self._service.find_model(params.model, params.request)
         request_log.get_record(self._scope).model = model.id
-        request = _build_request(wish, model)
-        if not settled and not _is_remote(model):
+        request = _build_request(params, model)
+        if not is_final and not _is_remote(model):
             request = replace(request, times=True)
         return await self._service.transcribe(model, request, self._spool)
 
     def _is_same_request(self, one: TranscriptionParams, other: TranscriptionParams) -> bool:
-        """Whether one decoding answers both."""
+        """Whether one decoding answers both requests."""
         if not one.is_same_request(other):
             return False
         model = self._service.find_model(one.model, one.request)
@@ -154,49 +153,48 @@ class UploadExchange:
             return False
         return one.extra == other.extra or not model.is_external
 
-    async def _send_response(self, transcript: Transcript, wish: TranscriptionParams) -> None:
-        model = self._service.catalog.find_model(transcript.summary.model)  # who served it: not always who was asked
+    async def _send_response(self, transcript: Transcript, params: TranscriptionParams) -> None:
+        model = self._service.catalog.find_model(transcript.summary.model)  # a fallback may have served the request
         request_log.get_record(self._scope).set_transcription(model, transcript.summary)
-        response = await responses.build_response_in_thread(transcript, wish)
-        response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # ids of the config may be in any script
+        response = await responses.build_response_in_thread(transcript, params)
+        response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # configured ids may be in any script
         if transcript.summary.warnings:
             response.headers["x-eardrum-warnings"] = asgi.format_sentence(" ".join(transcript.summary.warnings))
-        _add_ignored_header(self._scope, response, wish, model)
+        _add_ignored_header(self._scope, response, params, model)
         responses.add_track_headers(response, transcript.summary)
-        await response(self._scope, _receive_disconnect, self._send)
+        await response(self._scope, receive_disconnect, self._send)
 
-    async def _stream_response(self, wish: TranscriptionParams) -> None:
-        model = self._service.find_model(wish.model, wish.request)
+    async def _stream_response(self, params: TranscriptionParams) -> None:
+        model = self._service.find_model(params.model, params.request)
         request_log.get_record(self._scope).model = model.id
-        transcript, said, in_parts, opened = Transcript(), "", False, AudioOpened(None)
-        async with aclosing(self._service.stream_events(model, _build_request(wish, model), self._spool)) as events:
+        transcript, last_text, has_deltas, opened = Transcript(), "", False, AudioOpened(None)
+        async with aclosing(self._service.stream_events(model, _build_request(params, model), self._spool)) as events:
             async for event in events:
                 if isinstance(event, AudioOpened):
                     opened = event
                 elif isinstance(event, TextDelta):
-                    await self._begin_stream(model, wish, opened)
+                    await self._begin_stream(model, params, opened)
                     await self._send_chunk(responses.encode_partial(event.text))
-                    in_parts = True
-                elif isinstance(event, Segment) and not in_parts:
-                    await self._begin_stream(model, wish, opened)
-                    await self._send_chunk(responses.encode_delta(event, wish, before=said))
-                    said = event.text.strip() or said
+                    has_deltas = True
+                elif isinstance(event, Segment) and not has_deltas:
+                    await self._begin_stream(model, params, opened)
+                    await self._send_chunk(responses.encode_delta(event, params, before=last_text))
+                    last_text = event.text.strip() or last_text
                 transcript.add_event(event)
         await self._received.wait()
-        if not self._is_same_request(self._upload.parse_params(), wish):
-            raise InvalidRequestError("A field after the file came too late for this stream: send fields before the file.")
-        await self._begin_stream(model, wish, opened)
+        if not self._is_same_request(self._upload.parse_params(), params):
+            raise InvalidRequestError("A field after the file came too late for this stream: send all fields before the file.")
+        await self._begin_stream(model, params, opened)
         request_log.get_record(self._scope).set_transcription(model, transcript.summary)
-        await self._end_stream(responses.encode_done(transcript, wish))
+        await self._end_stream(responses.encode_done(transcript, params))
 
-    async def _begin_stream(self, model: Model, wish: TranscriptionParams, opened: AudioOpened) -> None:
+    async def _begin_stream(self, model: Model, params: TranscriptionParams, opened: AudioOpened) -> None:
         if self._streaming:
             return
         self._streaming = True
-        response = Response(media_type="text/event-stream")
-        del response.headers["content-length"]
-        response.headers.update({"cache-control": "no-cache", "x-accel-buffering": "no"})
-        _add_ignored_header(self._scope, response, wish, model)
+        response = Response()
+        response.raw_headers = build_stream_headers(responses.EVENT_STREAM)
+        _add_ignored_header(self._scope, response, params, model)
         responses.add_track_headers(response, opened)
         await self._send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
 
@@ -207,72 +205,67 @@ class UploadExchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-def _build_request(wish: TranscriptionParams, model: Model) -> TranscriptionRequest:
-    return wish.build_external_request() if model.is_external else wish.request
+def _build_request(params: TranscriptionParams, model: Model) -> TranscriptionRequest:
+    return params.build_external_request() if model.is_external else params.request
 
 
 def _is_remote(model: Model) -> bool:
-    """Whether times have to be asked for: our own engines have them anyway."""
+    """Whether the request must ask for times: local engines always produce them."""
     return model.is_external or model.card.remote
 
 
-def _add_ignored_header(scope: Scope, response: Response, wish: TranscriptionParams, model: Model) -> None:
+def _add_ignored_header(scope: Scope, response: Response, params: TranscriptionParams, model: Model) -> None:
     query = [f"?{name}" for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
-    if ignored := wish.list_ignored(model.capabilities, foreign=model.is_external) + query:
+    if ignored := params.list_ignored(model.capabilities, is_external=model.is_external) + query:
         response.headers["x-eardrum-ignored"] = asgi.format_names(ignored)
 
 
 async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
-    """Cancel the task if need be and wait until it has cleaned up."""
+    """Cancel the task, unless it is done, and wait for its cleanup."""
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled():
-        task.exception()  # seen; asyncio would otherwise complain of an error nobody asked for
-
-
-async def _receive_disconnect() -> dict[str, Any]:
-    return {"type": "http.disconnect"}
+        task.exception()  # marks the error as retrieved; asyncio would log it otherwise
 
 
 AUDIO_TRACK_HEADER = b"x-eardrum-audio-track"
-"""Request header that says what the field `audio_track` does."""
+"""Request header with the meaning of the field `audio_track`."""
 
 NO_FILE = "The form holds no file: send the audio in the field 'file' of multipart/form-data."
 
-
 DECODE_CHARS = 4 << 20
-"""Characters of base64 that are decoded in one go."""
+"""Characters of base64 that are decoded before the event loop runs again."""
 
 
 class AudioUpload(Protocol):
-    """An upload in progress: `begin` reads what precedes the audio, `pour` the rest."""
+    """An upload in progress: `begin` reads up to the audio, `read_audio` the rest."""
 
     body: RequestBody
 
     async def begin(self) -> None:
-        """Read up to where the audio begins."""
+        """Read up to the beginning of the audio."""
 
     async def read_audio(self, spool: Spool) -> None:
-        """Read all the rest, the audio into `spool`."""
+        """Read the rest, and write the audio into `spool`."""
 
     def parse_params(self) -> TranscriptionParams:
-        """What is asked, by the fields read so far.
+        """Parse the fields that were read so far.
 
         Raises:
-            InvalidRequestError: a field has a value it cannot have.
+            InvalidRequestError: a field has an invalid value.
         """
 
 
 def open_upload(scope: Scope, receive: Receive, task: SpeechTask, settings: Settings) -> AudioUpload:
-    """The upload by its content type.
+    """Open the upload by its content type.
 
     Raises:
-        UnsupportedMediaTypeError: neither a form nor JSON.
-        InvalidRequestError: a form of the kind that cannot carry a file.
-        TooLargeError: it announces more bytes than allowed.
+        UnsupportedMediaTypeError: the body is compressed, or neither a form nor JSON.
+        InvalidRequestError: the form is URL-encoded, and cannot hold a file.
+        TooLargeError: the content length exceeds the limit.
     """
     if (encoding := get_header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
-        raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it as it is.")
+        raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it uncompressed.")
     kind = get_header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return FormUpload(scope, receive, task, settings.limits, settings.subtitles.shape)
@@ -286,10 +279,10 @@ def open_upload(scope: Scope, receive: Receive, task: SpeechTask, settings: Sett
 
 
 async def _decode_base64(encoded: str) -> bytes:
-    """Bytes of base64, a piece at a time: others have their turn between two.
+    """Decode base64 in pieces, between which the event loop runs.
 
     Raises:
-        ValueError: it is not base64.
+        ValueError: the text is not valid base64.
     """
     if len(encoded) <= DECODE_CHARS:
         return base64.b64decode(encoded, validate=True)
@@ -297,14 +290,14 @@ async def _decode_base64(encoded: str) -> bytes:
     for at in range(0, end, DECODE_CHARS):
         piece = encoded[at : at + DECODE_CHARS]
         if "=" in piece and at + DECODE_CHARS < end:
-            raise ValueError("it goes on behind its end")
+            raise ValueError("data after the padding")
         audio += base64.b64decode(piece, validate=True)
         await asyncio.sleep(0)
     return bytes(audio)
 
 
 class FormUpload:
-    """The usual way: a multipart form."""
+    """An upload as a multipart form."""
 
     def __init__(self, scope: Scope, receive: Receive, task: SpeechTask, limits: LimitSettings, shape: SubtitleRules):
         self.body = RequestBody(scope, receive, limits)
@@ -317,10 +310,10 @@ class FormUpload:
         """Read the fields before the file.
 
         Raises:
-            InvalidRequestError: there is no file.
+            InvalidRequestError: the form has no file.
         """
         if not await self._form.read_until_file():
-            self.parse_params()  # a wrong field is the better complaint, if there is one
+            self.parse_params()  # reports an invalid field first, if there is one
             raise InvalidRequestError(NO_FILE, param="file")
 
     async def read_audio(self, spool: Spool) -> None:
@@ -328,8 +321,8 @@ class FormUpload:
         await self._form.read_file(spool)
 
     def parse_params(self) -> TranscriptionParams:
-        """What is asked, by the fields read so far."""
-        return params.parse_params(
+        """Parse the fields that were read so far."""
+        return parse_params(
             self._form.fields,
             self._task,
             file_content_type=self._form.file_content_type,
@@ -339,7 +332,7 @@ class FormUpload:
 
 
 class JsonUpload:
-    """The way of OpenRouter and Open WebUI: a JSON body with the audio in base64 as `input_audio`."""
+    """An upload as JSON with base64 audio in `input_audio`, as OpenRouter and Open WebUI send it."""
 
     def __init__(self, scope: Scope, receive: Receive, task: SpeechTask, limits: LimitSettings, shape: SubtitleRules):
         self.body = json_body.open_body(scope, receive, limits)
@@ -353,16 +346,13 @@ class JsonUpload:
         self._format = ""
 
     async def begin(self) -> None:
-        """Read and take apart the whole body.
+        """Read and parse the whole body.
 
         Raises:
-            InvalidRequestError: not JSON, or no audio in it.
+            InvalidRequestError: the body is not JSON, or holds no audio.
         """
         data = await json_body.read_body(self._scope, self.body, self._limits)
-        try:
-            body = bounded_json.parse_json(data)
-        except ValueError as error:
-            raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+        body = json_body.parse_json_body(data)
         check_surrogates(data, body)
         del data
         try:
@@ -374,19 +364,17 @@ class JsonUpload:
             raise InvalidRequestError(message, param="input_audio") from None
         try:
             self._audio = await _decode_base64(encoded)
-        except (ValueError, binascii.Error) as error:
+        except ValueError as error:
             raise InvalidRequestError(f"input_audio.data is not valid base64: {error}.", param="input_audio") from None
-        self._fields = params.flatten_json(body, self._limits)
+        self._fields = flatten_json(body, self._limits)
 
     async def read_audio(self, spool: Spool) -> None:
-        """Hand the audio over."""
+        """Write the decoded audio into `spool`."""
         await spool.write(self._audio)
         self._audio = b""
         spool.finish()
 
     def parse_params(self) -> TranscriptionParams:
-        """What is asked."""
-        pcm = "audio/pcm" if self._format in params.RAW_FORMATS else ""
-        return params.parse_params(
-            self._fields, self._task, file_content_type=pcm, audio_track=self._audio_track, shape=self._shape
-        )
+        """Parse the fields."""
+        pcm = "audio/pcm" if self._format in RAW_FORMATS else ""
+        return parse_params(self._fields, self._task, file_content_type=pcm, audio_track=self._audio_track, shape=self._shape)

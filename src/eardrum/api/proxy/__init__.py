@@ -1,1 +1,1 @@
-"""Forwards requests for models that other servers serve: requests and responses pass through as they arrive."""
+"""Forwards requests for external models to their upstreams. Requests and responses pass through as they arrive."""

@@ -1,8 +1,8 @@
 """Forwards multipart forms byte for byte; only the value of `model` may change.
 
-The form is parsed up to the field `model` and no further. What precedes it is held in a spool, which may be long when the
-file is sent first; what follows is passed on as it arrives. So an upload takes constant memory however large it is, and an
-upload for an unknown model is refused before it has arrived.
+The form is parsed up to the field `model` and no further. A spool holds everything before it, which is long when the file
+comes first; the rest is forwarded as it arrives. So an upload of any size takes constant memory, and an upload for an unknown
+model is refused early.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from eardrum.gateway.upstreams.external import BodyStream
 
 MODEL_FIELD = b"model"
 MAX_HEAD_BYTES = 16 << 10
-"""Bytes the headers of a part may take."""
+"""Maximum bytes of a part's headers."""
 LINE_BREAK = b"\r\n"
 
 
 class ModelFieldParser:
-    """Finds the field `model` in a form's bytes. Feed it until `over`; then `value` holds what was found, or None."""
+    """Finds the field `model` in a form's bytes. After `is_done`, `value` holds the field's value, or None."""
 
     def __init__(self, boundary: bytes, limits: LimitSettings):
         self.is_done = False
         self.value: str | None = None
-        self.place = (0, 0)
-        """Where in the form's bytes the value begins and ends."""
+        self.span = (0, 0)
+        """Start and end of the value in the form's bytes."""
         self._delimiter = LINE_BREAK + b"--" + boundary
         self._limits = limits
         self._parts = 0
-        self._left: bytes = LINE_BREAK  # bytes not looked at yet; the first delimiter may lack what the others begin with
-        self._at = -len(LINE_BREAK)  # where in the form they begin
+        self._left: bytes = LINE_BREAK  # unparsed bytes; the first delimiter may lack the line break of the others
+        self._at = -len(LINE_BREAK)  # offset of `_left` in the form
         self._step = self._skip_part
 
     def feed(self, data: bytes) -> None:
-        """Look at the next bytes.
+        """Parse the next bytes.
 
         Raises:
-            InvalidRequestError: this is no form, or more of one than is allowed.
+            InvalidRequestError: the bytes are not a form, or exceed its limits.
         """
         self._left += data
         while not self.is_done and self._step():
             pass
 
     def _skip_part(self) -> bool:
-        """Pass over a part, or over what precedes the first one."""
+        """Skip a part, or the preamble before the first one."""
         found = self._left.find(self._delimiter)
         if found < 0:
             self._drop(max(0, len(self._left) - len(self._delimiter) + 1))
@@ -70,7 +70,7 @@ class ModelFieldParser:
         self._parts += 1
         if self._parts > self._limits.fields:
             raise InvalidRequestError(f"The form has more than {self._limits.fields} fields before `model`: send `model` first.")
-        self._drop(end)  # keeps the line break, so that a part without headers looks like one with them
+        self._drop(end)  # keeps the line break, so that a part without headers parses like one with them
         self._step = self._read_head
         return True
 
@@ -89,20 +89,20 @@ class ModelFieldParser:
         if end < 0:
             self._check_length(self._limits.field_bytes, "the field 'model'")
             return False
-        self.is_done, self.place = True, (self._at, self._at + end)
+        self.is_done, self.span = True, (self._at, self._at + end)
         self.value = self._left[:end].decode(errors="replace")
         return True
 
     def _drop(self, count: int) -> None:
         self._left, self._at = self._left[count:], self._at + count
 
-    def _check_length(self, most: int, what: str) -> None:
-        if len(self._left) > most + len(self._delimiter):
-            raise InvalidRequestError(f"The form cannot be parsed: {what} takes more than {most} bytes.")
+    def _check_length(self, limit: int, element: str) -> None:
+        if len(self._left) > limit + len(self._delimiter):
+            raise InvalidRequestError(f"The form cannot be parsed: {element} takes more than {limit} bytes.")
 
 
 class ForwardedForm:
-    """A form that is received and passed on at the same time. The spool takes what comes before `model`."""
+    """A form that is received and forwarded at the same time. The spool holds the bytes up to `model`."""
 
     def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings, spool: Spool):
         _, options = parse_options_header(get_header(scope, b"content-type"))
@@ -115,10 +115,10 @@ class ForwardedForm:
         self._spool = spool
 
     async def read_until_model(self) -> str | None:
-        """Receive up to the field `model` and return its value; None if the form has none.
+        """Receive up to the field `model` and return its value, or None if the form has none.
 
         Raises:
-            EardrumError, ClientGoneError: as `Body.read`, or this is no form.
+            EardrumError, ClientGoneError: as `RequestBody.read`, or the body is not a form.
         """
         while not self._field.is_done and (chunk := await self._body.read()) is not None:
             self._field.feed(chunk)
@@ -128,21 +128,21 @@ class ForwardedForm:
         return self._field.value
 
     async def read_beginning(self) -> None:
-        """Receive so much that a model may be kept waiting for the rest."""
+        """Receive as much as must have arrived before the request takes a slot at a model."""
         while self._spool.size < START_BYTES and (chunk := await self._body.read()) is not None:
             await self._spool.write(chunk)
 
     def build_stream(self, model: str) -> BodyStream:
-        """The form for the upstream, with another name for the model."""
-        begin, end = self._field.place
-        name = model.encode() if end > begin and model else b""
+        """Return the form for the upstream, with another model name unless `model` is empty."""
+        start, end = self._field.span
+        name = model.encode() if end > start and model else b""
         size = self._size
         if name and size is not None:
-            size += len(name) - (end - begin)
-        return BodyStream(self._iterate_chunks((begin, end), name), size)
+            size += len(name) - (end - start)
+        return BodyStream(self._iterate_chunks((start, end), name), size)
 
-    async def _iterate_chunks(self, place: tuple[int, int], name: bytes) -> AsyncIterator[bytes]:
-        async for chunk in _replace_bytes(self._iterate_received(), place, name) if name else self._iterate_received():
+    async def _iterate_chunks(self, span: tuple[int, int], name: bytes) -> AsyncIterator[bytes]:
+        async for chunk in _replace_bytes(self._iterate_received(), span, name) if name else self._iterate_received():
             yield chunk
         while (rest := await self._body.read()) is not None:
             if rest:
@@ -154,22 +154,22 @@ class ForwardedForm:
             yield chunk
 
 
-async def _replace_bytes(chunks: AsyncIterator[bytes], place: tuple[int, int], new: bytes) -> AsyncIterator[bytes]:
-    """The chunks with the bytes at this place replaced by others. The place is not empty."""
-    begin, end = place
+async def _replace_bytes(chunks: AsyncIterator[bytes], span: tuple[int, int], new: bytes) -> AsyncIterator[bytes]:
+    """Yield the chunks with the bytes of a non-empty span replaced."""
+    start, end = span
     at = 0
     async for chunk in chunks:
         after = at + len(chunk)
-        if after <= begin or at >= end:
+        if after <= start or at >= end:
             yield chunk
         else:
-            middle = new if at <= begin else b""
-            yield chunk[: max(0, begin - at)] + middle + chunk[max(0, end - at) :]
+            middle = new if at <= start else b""
+            yield chunk[: max(0, start - at)] + middle + chunk[max(0, end - at) :]
         at = after
 
 
 def _is_text_field(lines: list[bytes], name: bytes) -> bool:
-    """Whether these are the headers of a text field of that name."""
+    """Whether these headers belong to a text field with this name."""
     for line in lines:
         key, _, value = line.partition(b":")
         if key.strip().lower() == b"content-disposition":

@@ -1,6 +1,6 @@
-"""The forwarded routes: those that name a model in body or query, as in llama-swap, and `/upstream/{model}/{path}`.
+"""The forwarded routes: those with a model in body or query, as in llama-swap, and `/upstream/{model}/{path}`.
 
-Raw ASGI, because bytes pass through here.
+Raw ASGI, because bodies are streamed through.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
 from starlette.responses import HTMLResponse
 
-from eardrum import bounded_json
 from eardrum.api import json_body
-from eardrum.api.asgi import ASGIApp, Receive, Scope, Send, get_header
+from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send, get_header
 from eardrum.api.proxy import upstream_headers
-from eardrum.api.proxy.http import ErrorBodyBuilder, ProxyAttempt, ProxyExchange
+from eardrum.api.proxy.http import ProxyAttempt, ProxyExchange
 from eardrum.api.proxy.multipart import ForwardedForm
 from eardrum.api.proxy.websocket import relay_websocket
 from eardrum.api.request_log import get_record
@@ -62,33 +61,35 @@ POST_ROUTES = {
     },
     "/audioapi/v1/tasks/run": "/v1/tasks/run",
 }
-"""Routes that name the model in their body, and the upstream's path for each."""
+"""Routes with the model in the body, and the upstream's path of each."""
 
 GET_ROUTES = ("/v1/audio/voices", "/sdapi/v1/loras", "/props")
-"""Routes that name it in the query."""
+"""Routes with the model in the query."""
 
 WEBSOCKET_ROUTES = ("/v1/realtime",)
-"""Routes for WebSockets only, which name it there too. On the others one may be opened as well."""
+"""Routes for WebSockets only, with the model in the query. The other routes accept WebSockets too."""
 
 ENCODE_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 URLENCODED = "application/x-www-form-urlencoded"
 
 SpeechHandler = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitable[None]]
-"""Answers a request whose body has been read and whose model is one of our own runners."""
+"""Answers a request for a local speech model. The body has been read."""
 
 
 class ProxyRoutes:
-    """The endpoints. `own` are routes that our own models have as well, by path."""
+    """Routes that name a model. `speech_handlers` serve the paths that local speech models support as well."""
 
-    def __init__(self, service: Service, worded: ErrorBodyBuilder, *, own: dict[str, SpeechHandler] | None = None):
+    def __init__(
+        self, service: Service, build_error_body: ErrorBodyBuilder, *, speech_handlers: dict[str, SpeechHandler] | None = None
+    ):
         self._service = service
         self._limits = service.settings.limits
-        self._build_error = worded
-        self._speech_handlers = own or {}
+        self._build_error_body = build_error_body
+        self._speech_handlers = speech_handlers or {}
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What serves this request, if it is for one of these routes."""
+        """Return the handler of this request, or None if it is for another route."""
         path = scope["path"]
         if scope["type"] == "websocket":
             return self._handle_websocket if path in POST_ROUTES or path in GET_ROUTES or path in WEBSOCKET_ROUTES else None
@@ -101,7 +102,7 @@ class ProxyRoutes:
 
     async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (encoding := get_header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
-            raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it as it is.")
+            raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it uncompressed.")
         kind = get_header(scope, b"content-type").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             await self._handle_form(scope, receive, send)
@@ -111,35 +112,35 @@ class ProxyRoutes:
             raise UnsupportedMediaTypeError(f"Send application/json or multipart/form-data, not {kind}.")
 
     async def _handle_text(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """A body that is read whole: JSON, whatever it is declared as, or a form without files."""
+        """Handle a body that is read whole: JSON, with any content type, or a form without files."""
         data = await json_body.read_body(scope, json_body.open_body(scope, receive, self._limits), self._limits)
         if kind == URLENCODED and not data.lstrip().startswith(b"{"):
             await self._handle_urlencoded(data, scope, receive, send)
             return
         body = _parse_body(data)
         name = body.get("model") or _get_query_model(scope)
-        model, meant = self._resolve_model(name)
+        model, resolved_name = self._resolve_model(name)
         if not model.is_external:
             await self._answer_speech(model, body, scope, receive, send)
             return
-        tries = [self._prepare_json_attempt(model, meant, name, body, data, scope)]
-        for spelled, other in list_fallbacks(self._service.catalog, model):
+        attempts = [self._prepare_json_attempt(model, resolved_name, name, body, data, scope)]
+        for alias, other in list_fallbacks(self._service.catalog, model):
             if other.is_external:
-                tries.append(self._prepare_json_attempt(other, spelled, name, body, data, scope))
-        await ProxyExchange(self._service, self._build_error, scope, receive, send).run_with_fallbacks(tries)
+                attempts.append(self._prepare_json_attempt(other, alias, name, body, data, scope))
+        await ProxyExchange(self._service, self._build_error_body, scope, receive, send).run_with_fallbacks(attempts)
 
     def _prepare_json_attempt(
-        self, model: Model, meant: str, name: object, body: dict[str, Any], data: bytes, scope: Scope
+        self, model: Model, resolved_name: str, name: object, body: dict[str, Any], data: bytes, scope: Scope
     ) -> ProxyAttempt:
-        """A body in JSON for one model, asked for as `meant`."""
+        """Prepare a JSON request for one model, under the name `resolved_name`."""
 
         def prepare() -> tuple[OutgoingRequest, bool]:
             assert model.entry
-            renamed = body if body.get("model", meant) == meant else {**body, "model": meant}
-            changed = filters.apply_filters(renamed, model.entry, meant)
+            renamed = body if body.get("model", resolved_name) == resolved_name else {**body, "model": resolved_name}
+            changed = filters.apply_filters(renamed, model.entry, resolved_name)
             loading = scope["path"] == CHAT_PATH and changed.get("stream") is True and self._reports_loading(model)
             sent = data if changed is body else _encode_body(changed)
-            return self._build_request(model, _get_new_name(model, meant, name), scope, sent), loading
+            return self._build_request(model, _get_new_name(model, resolved_name, name), scope, sent), loading
 
         return ProxyAttempt(model, prepare)
 
@@ -154,18 +155,18 @@ class ProxyRoutes:
             renamed = [(key, new if new and key == "model" else value) for key, value in fields]
             return self._build_request(model, new, scope, urlencode(renamed).encode() if new else data)
 
-        await ProxyExchange(self._service, self._build_error, scope, receive, send).run_with_fallbacks(
+        await ProxyExchange(self._service, self._build_error_body, scope, receive, send).run_with_fallbacks(
             self._prepare_attempts(model, new, request)
         )
 
     async def _handle_form(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A form with files, passed on while it comes in."""
+        """Forward a form with files while it arrives."""
         body = RequestBody(scope, receive, self._limits)
         with self._service.create_spool() as spool:
             form = ForwardedForm(scope, body, self._limits, spool)
             model, new = self._resolve_external(await form.read_until_model() or _get_query_model(scope), scope)
             await form.read_beginning()
-            exchange = ProxyExchange(self._service, self._build_error, scope, receive, send, received=body.received)
+            exchange = ProxyExchange(self._service, self._build_error_body, scope, receive, send, received=body.received)
             await exchange.run_with_fallbacks(
                 self._prepare_attempts(
                     model, new, lambda model, new: self._build_request(model, new, scope, form.build_stream(new))
@@ -174,8 +175,8 @@ class ProxyRoutes:
 
     async def _handle_get(self, scope: Scope, receive: Receive, send: Send) -> None:
         model, new = self._resolve_external(_get_query_model(scope), scope)
-        tries = self._prepare_attempts(model, new, lambda model, new: self._build_request(model, new, scope, None))
-        await ProxyExchange(self._service, self._build_error, scope, receive, send).run_with_fallbacks(tries)
+        attempts = self._prepare_attempts(model, new, lambda model, new: self._build_request(model, new, scope, None))
+        await ProxyExchange(self._service, self._build_error_body, scope, receive, send).run_with_fallbacks(attempts)
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         model, new = self._resolve_external(_get_query_model(scope), scope)
@@ -183,43 +184,43 @@ class ProxyRoutes:
         await relay_websocket(self._service, model, f"{path}{_build_query(new, scope)}", scope, receive, send)
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
-        takes = " and ".join(name for name, paths in (("POST", POST_ROUTES), ("GET", GET_ROUTES)) if scope["path"] in paths)
-        raise MethodNotAllowedError(f"{scope['path']} takes {takes}, not {scope['method']}.")
+        methods = " and ".join(name for name, paths in (("POST", POST_ROUTES), ("GET", GET_ROUTES)) if scope["path"] in paths)
+        raise MethodNotAllowedError(f"{scope['path']} takes {methods}, not {scope['method']}.")
 
     async def _answer_speech(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        """A request for one of our own models."""
+        """Answer a request for a local speech model."""
         answer = self._speech_handlers.get(scope["path"])
         if not answer:
             self._refuse(model, scope)
         await answer(model, body, scope, receive, send)
 
     def _resolve_model(self, name: object) -> tuple[Model, str]:
-        """The model the client asks for, and the name it asks by once profile and selectors have had their say.
+        """Return the requested model, and its name after the active profile and selectors were applied.
 
         Raises:
-            InvalidRequestError: it names none.
-            ModelNotFoundError: there is none of that name.
+            InvalidRequestError: the request names no model.
+            ModelNotFoundError: no model has this name.
         """
         if not isinstance(name, str) or not name.strip():
-            raise InvalidRequestError("Say which model is meant, in the field `model`; GET /v1/models lists them.", param="model")
-        meant = self._service.resolve_name(name.strip())
-        return self._service.catalog.find_model(meant), meant
+            raise InvalidRequestError("Name a model in the field `model`; GET /v1/models lists them.", param="model")
+        resolved_name = self._service.resolve_name(name.strip())
+        return self._service.catalog.find_model(resolved_name), resolved_name
 
     def _resolve_external(self, name: object, scope: Scope) -> tuple[Model, str]:
-        """The model, and the name for it that takes the place of the client's; empty if that stays."""
-        model, meant = self._resolve_model(name)
+        """Return the model, and the name that replaces the client's; empty if the client's stays."""
+        model, resolved_name = self._resolve_model(name)
         if not model.is_external:
             self._refuse(model, scope)
-        return model, _get_new_name(model, meant, name)
+        return model, _get_new_name(model, resolved_name, name)
 
     def _refuse(self, model: Model, scope: Scope) -> NoReturn:
-        able = [
+        paths = [
             "/v1/audio/transcriptions",
             *(["/v1/audio/translations"] if model.capabilities.translate else []),
             *self._speech_handlers,
         ]
         raise UnsupportedFeatureError(
-            f"{model.id} is a speech model of the engine {model.engine}: it serves {', '.join(able)}, not {scope['path']}.",
+            f"{model.id} is a speech model of the engine {model.engine}: it serves {', '.join(paths)}, not {scope['path']}.",
             param="model",
         )
 
@@ -228,22 +229,19 @@ class ProxyRoutes:
         return upstream_headers.build_request(self._service, model, scope, f"{raw}{_build_query(new, scope)}", body)
 
     def _prepare_attempts(self, model: Model, new: str, request: Callable[[Model, str], OutgoingRequest]) -> list[ProxyAttempt]:
-        """The model and its fallbacks, each with another name for it where it gets one."""
-        others = [(other, _get_new_name(other, spelled, None)) for spelled, other in list_fallbacks(self._service.catalog, model)]
-        foreign = [(one, name) for one, name in ((model, new), *others) if one.is_external]
-        return [ProxyAttempt(one, partial(lambda one, name: (request(one, name), False), one, name)) for one, name in foreign]
+        """Prepare attempts with the model and its fallbacks, each under its own name."""
+        others = [(other, _get_new_name(other, alias, None)) for alias, other in list_fallbacks(self._service.catalog, model)]
+        external = [(one, name) for one, name in ((model, new), *others) if one.is_external]
+        return [ProxyAttempt(one, partial(lambda one, name: (request(one, name), False), one, name)) for one, name in external]
 
     def _reports_loading(self, model: Model) -> bool:
         assert model.entry
-        wanted = model.entry.sendLoadingState
-        return self._service.settings.sendLoadingState if wanted is None else wanted
+        configured = model.entry.sendLoadingState
+        return self._service.settings.sendLoadingState if configured is None else configured
 
 
 def _parse_body(data: bytes) -> dict[str, Any]:
-    try:
-        body = bounded_json.parse_json(data)
-    except ValueError as error:
-        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+    body = json_body.parse_json_body(data)
     if not isinstance(body, dict):
         raise InvalidRequestError('The body must be a JSON object, as in {"model": ...}.')
     return body
@@ -253,7 +251,7 @@ def _encode_body(body: dict[str, Any]) -> bytes:
     try:
         return ENCODE_JSON(body).encode()
     except (ValueError, RecursionError):
-        raise InvalidRequestError("The body holds a number that JSON does not have.") from None
+        raise InvalidRequestError("The body holds NaN or an infinite number, which JSON does not have.") from None
 
 
 def _get_query_model(scope: Scope) -> str:
@@ -261,13 +259,13 @@ def _get_query_model(scope: Scope) -> str:
     return parse_qs(query.decode("latin-1")).get("model", [""])[-1] if query else ""
 
 
-def _get_new_name(model: Model, meant: str, asked: object) -> str:
+def _get_new_name(model: Model, resolved_name: str, requested_name: object) -> str:
     assert model.entry
-    return model.entry.useModelName or ("" if meant == asked else meant)
+    return model.entry.useModelName or ("" if resolved_name == requested_name else resolved_name)
 
 
 def _build_query(name: str, scope: Scope) -> str:
-    """The query for the upstream, with another name for the model if it gets one."""
+    """Build the query for the upstream, with another model name unless `name` is empty."""
     query: str = scope["query_string"].decode("latin-1")
     if not query:
         return ""
@@ -279,16 +277,24 @@ def _build_query(name: str, scope: Scope) -> str:
 
 PASSTHROUGH_PREFIX = "/upstream/"
 MAX_NAME_PARTS = 8
-"""Parts of a path that may belong to the model's name."""
+"""Maximum parts of a path that are tried as a model's name."""
 
 
 class PassthroughRoute:
-    """The route, for any method and for WebSockets. `is_led_here` says of a request that a page of elsewhere may be behind it."""
+    """`/upstream/{model}/{path}`, for any method and for WebSockets.
 
-    def __init__(self, service: Service, worded: ErrorBodyBuilder, is_led_here: Callable[[Scope], bool] = lambda _: False):
+    `is_foreign_navigation` detects requests that a link or frame on a foreign page may have caused.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        build_error_body: ErrorBodyBuilder,
+        is_foreign_navigation: Callable[[Scope], bool] = lambda _: False,
+    ):
         self._service = service
-        self._build_error = worded
-        self._is_led_here = is_led_here
+        self._build_error_body = build_error_body
+        self._is_foreign_navigation = is_foreign_navigation
         self._ignored = [LinearRegex(pattern) for pattern in service.settings.upstream.ignorePaths]
 
     def route(self, scope: Scope) -> ASGIApp | None:
@@ -307,7 +313,7 @@ class PassthroughRoute:
         model, path = self._find_target(scope["raw_path"].decode("latin-1")[len(PASSTHROUGH_PREFIX) :])
         if not model.is_external:
             raise UnsupportedFeatureError(
-                f"{model.id} is run by the engine {model.engine} and has no pages of its own.", param="model"
+                f"{model.id} is run by the engine {model.engine}, which has no HTTP server of its own.", param="model"
             )
         query = scope["query_string"].decode("latin-1")
         query = f"?{query}" if query else ""
@@ -319,31 +325,32 @@ class PassthroughRoute:
         if scope["type"] == "websocket":
             await relay_websocket(self._service, model, f"{path}{query}", scope, receive, send)
             return
-        if self._service.get_state(model) is not ModelState.READY and self._is_led_here(scope):
-            await _ask_first(model, scope, receive, send)
+        if self._service.get_state(model) is not ModelState.READY and self._is_foreign_navigation(scope):
+            await _request_click(model, scope, receive, send)
             return
         await self._pass_request(model, f"{path}{query}", scope, receive, send)
 
     async def _pass_request(self, model: Model, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        announced = get_header(scope, b"content-length")
-        if announced in ("", "0") and not get_header(scope, b"transfer-encoding"):
-            request = upstream_headers.build_request(self._service, model, scope, path, b"" if announced else None)
-            await ProxyExchange(self._service, self._build_error, scope, receive, send).run(model, request)
+        length = get_header(scope, b"content-length")
+        if length in ("", "0") and not get_header(scope, b"transfer-encoding"):
+            request = upstream_headers.build_request(self._service, model, scope, path, b"" if length else None)
+            await ProxyExchange(self._service, self._build_error_body, scope, receive, send).run(model, request)
             return
         body = RequestBody(scope, receive, self._service.settings.limits)
         first = await _read_beginning(body)
-        stream = BodyStream(_iterate_chunks(first, body), int(announced) if announced.isdigit() else None)
+        stream = BodyStream(_iterate_chunks(first, body), int(length) if length.isdigit() else None)
         request = upstream_headers.build_request(self._service, model, scope, path, stream)
-        await ProxyExchange(self._service, self._build_error, scope, receive, send, received=body.received).run(model, request)
+        await ProxyExchange(self._service, self._build_error_body, scope, receive, send, received=body.received).run(
+            model, request
+        )
 
     def _find_target(self, path: str) -> tuple[Model, str]:
-        """The model with the longest name that begins the path, and the path behind it; that is empty if no slash follows."""
+        """Return the model whose name is the longest prefix of the path, and the rest of the path; empty without a slash."""
         parts = path.split("/")
         if not parts[0]:
-            models = ", ".join(model.id for model in self._service.catalog if model.is_external) or "none here"
+            models = ", ".join(model.id for model in self._service.catalog if model.is_external) or "none"
             raise NotFoundError(
-                f"Say whose server is meant: {PASSTHROUGH_PREFIX}MODEL/ and then the path there. "
-                f"Models with a server of their own: {models}."
+                f"The path names no model: use {PASSTHROUGH_PREFIX}MODEL/PATH. Models with a server of their own: {models}."
             )
         for count in range(min(len(parts), MAX_NAME_PARTS), 0, -1):
             if model := self._service.find_named(unquote("/".join(parts[:count]))):
@@ -352,7 +359,7 @@ class PassthroughRoute:
 
 
 async def _read_beginning(body: RequestBody) -> bytes:
-    """So much of it that a model may be kept waiting for the rest."""
+    """Read as much as must have arrived before the request takes a slot at a model."""
     first = bytearray()
     while len(first) < START_BYTES and (chunk := await body.read()) is not None:
         first += chunk
@@ -367,40 +374,41 @@ async def _iterate_chunks(first: bytes, body: RequestBody) -> AsyncIterator[byte
             yield chunk
 
 
-async def _redirect(scope: Scope, send: Send, to: str) -> None:
-    """To the same with a slash, which links on the page need to be right. A body is to be sent again there."""
+async def _redirect(scope: Scope, send: Send, location: str) -> None:
+    """Redirect to the URL with a trailing slash, which relative links on the page need. 308 makes clients repeat the body."""
     status = 301 if scope["method"] in ("GET", "HEAD") else 308
-    headers = [(b"location", to.encode("latin-1")), (b"content-length", b"0")]
+    headers = [(b"location", location.encode("latin-1")), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _ask_first(model: Model, scope: Scope, receive: Receive, send: Send) -> None:
-    """Have a person say that the model is to be loaded, in a click on a page of ours; of that the browser says where it was.
+async def _request_click(model: Model, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with a page whose link loads the model. A click on it proves that a person wants that: the browser then sends this
+    server as the origin.
 
     Raises:
-        ForbiddenError: it is no page that the browser wants, so nobody would see the question.
+        ForbiddenError: the request is not for a page, so nobody would see the link.
     """
-    why = f"{model.id} is not loaded, and a page of elsewhere may have led here, which may not load it"
+    reason = f"{model.id} is not loaded, and this request may come from a page of another site, which may not load it"
     if scope["method"] != "GET" or "text/html" not in get_header(scope, b"accept"):
         raise ForbiddenError(
-            f"{why}: open {PASSTHROUGH_PREFIX}{model.id}/ first, or name that page's origin under `origins` in the config."
+            f"{reason}: open {PASSTHROUGH_PREFIX}{model.id}/ first, or add that page's origin to `origins` in the config."
         )
-    get_record(scope).note = why
-    page = QUESTION.format(model=escape(model.id))
-    await HTMLResponse(page, 403, headers=ALONE)(scope, receive, send)
+    get_record(scope).note = reason
+    page = CLICK_PAGE.format(model=escape(model.id))
+    await HTMLResponse(page, 403, headers=ISOLATED_HEADERS)(scope, receive, send)
 
 
-QUESTION = """<!doctype html>
+CLICK_PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{model}</title></head>
 <body><p>{model} is not loaded. Another page may have led you here, so this takes a click:</p>
 <p><a href="">Load {model} and open its page</a></p></body></html>
 """
-"""The link is to the address where it is shown, however that is written."""
+"""The empty link leads to the page's own URL, in its original spelling."""
 
-ALONE = {
+ISOLATED_HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # no other page may have it clicked unseen
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # prevents clickjacking
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",
 }

@@ -16,15 +16,15 @@ HOP_BY_HOP = frozenset(
         *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     )
 )
-"""They speak of one connection, and ours to the upstream is another."""
+"""Headers of one connection. The connection to the upstream is another."""
 
 RESPONSE_DROPPED = HOP_BY_HOP | {b"date"}
-"""Our own answer has a date already."""
+"""The server adds a date itself."""
 
 FORWARDED_FOR = b"x-forwarded-for"
 
 REQUEST_DROPPED = HOP_BY_HOP | {b"content-length", b"expect", FORWARDED_FOR}
-"""The length is that of the body that is sent, which may be another."""
+"""The forwarded body has a length of its own."""
 
 REMOTE_REQUEST_DROPPED = REQUEST_DROPPED | {b"host"}
 NO_NAMES: frozenset[bytes] = frozenset()
@@ -43,24 +43,23 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 def filter_request_headers(scope: Scope, *, host: bool, without: frozenset[bytes] = NO_NAMES) -> list[tuple[bytes, bytes]]:
-    """The request's headers for the upstream. `host` keeps the client's, which pages of an upstream compare with their own.
-
-    `without` names what is left out besides.
+    """Filter the client's headers for the upstream. `host` keeps the client's `host`, which an upstream's pages compare with
+    their origin; `without` names further headers to drop.
     """
     dropped = (REQUEST_DROPPED if host else REMOTE_REQUEST_DROPPED) | without
     if get_header(scope, b"connection"):
         dropped |= _parse_connection(scope["headers"]) - ({b"host"} if host else NO_NAMES)
     headers = [item for item in scope["headers"] if item[0] not in dropped]
-    came_by = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
+    addresses = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
     if client := scope.get("client"):
-        came_by.append(client[0].encode("latin-1"))
-    if came_by:
-        headers.append((FORWARDED_FOR, b", ".join(came_by)))
+        addresses.append(client[0].encode("latin-1"))
+    if addresses:
+        headers.append((FORWARDED_FOR, b", ".join(addresses)))
     return headers
 
 
 def filter_response_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """The upstream's headers, in lower case, for the client. Events are kept from being buffered by proxies in front of us."""
+    """Filter the upstream's headers, in lower case, for the client. Adds a header that keeps proxies from buffering events."""
     dropped = RESPONSE_DROPPED | _parse_connection(raw)
     headers = [item for item in raw if item[0] not in dropped]
     if get_content_type(headers) == b"text/event-stream":
@@ -70,7 +69,7 @@ def filter_response_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
 
 
 def get_content_type(headers: RawHeaders) -> bytes:
-    """The media type without its parameters, in lower case; empty if none is said."""
+    """Return the media type in lower case and without parameters, or an empty string."""
     for name, value in headers:
         if name == b"content-type":
             return value.partition(b";")[0].strip().lower()
@@ -78,30 +77,29 @@ def get_content_type(headers: RawHeaders) -> bytes:
 
 
 def _parse_connection(headers: RawHeaders) -> frozenset[bytes]:
-    """What a `connection` header names: it does not cross either."""
+    """Return the header names in `connection`, which are hop-by-hop too."""
     values = [value for name, value in headers if name == b"connection"]
     return frozenset(part.strip().lower() for value in values for part in value.split(b",")) if values else NO_NAMES
 
 
 WITHHELD_HEADERS = frozenset(CREDENTIAL_HEADERS)
-NO_HEADERS: frozenset[bytes] = frozenset()
 
 
 def build_request(service: Service, model: Model, scope: Scope, path: str, body: bytes | BodyStream | None) -> OutgoingRequest:
-    """The request as the model's upstream gets it: a command's own, as if there were no gateway in between."""
+    """Build the request for the model's upstream. A command's process gets it as if there were no gateway."""
     return OutgoingRequest(scope["method"], path, build_headers(service, model, scope), body)
 
 
 def build_headers(
-    service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NO_HEADERS
+    service: Service, model: Model, scope: Scope, *, without: frozenset[bytes] = NO_NAMES
 ) -> list[tuple[bytes, bytes]]:
-    """The headers. A key to this server is for this machine only: what runs elsewhere does not get it."""
+    """Build the headers for the model's upstream. This server's API keys are sent to processes on this machine only."""
     dropped = WITHHELD_HEADERS | without if _withholds_keys(service, model) else without
     return filter_request_headers(scope, host=model.engine == COMMAND, without=dropped)
 
 
 def select_subprotocols(service: Service, model: Model, scope: Scope) -> list[str]:
-    """The subprotocols of a WebSocket, of which one may be a key."""
+    """Return the client's WebSocket subprotocols, without the one with an API key unless the upstream may have it."""
     offered: list[str] = scope.get("subprotocols", [])
     return [name for name in offered if not name.startswith(KEY_SUBPROTOCOL)] if _withholds_keys(service, model) else offered
 
