@@ -74,31 +74,31 @@ class RequestFilters(SettingsSection):
     stripParams: str = Field(
         "",
         validation_alias=AliasChoices("stripParams", "strip_params"),
-        description="Parameters to take out, separated by commas; `model` stays.",
+        description="Parameters to remove, separated by commas; `model` stays.",
     )
     setParams: dict[str, Any] = Field({}, description="Parameters to set; `a.b` is nested.")
     setParamsByID: dict[str, dict[str, Any]] = Field(
-        {}, description="As `setParams`, for requests that name the model so; every name is an alias."
+        {}, description="As `setParams`, for requests that use this name of the model; every name is an alias."
     )
 
 
 class UpstreamTimeouts(SettingsSection):
     """Seconds that parts of an exchange with the upstream may take; 0 is any time."""
 
-    connect: Seconds = Field(30, ge=0, description="Until it is connected.")
+    connect: Seconds = Field(30, ge=0, description="For connecting.")
     keepalive: Seconds = Field(30, ge=0, description="Between two probes of an idle connection.")
-    responseHeader: Seconds = Field(0, ge=0, description="Until the answer begins.")
+    responseHeader: Seconds = Field(0, ge=0, description="Until the answer begins; 0: any time.")
     tlsHandshake: Seconds = Field(10, ge=0, description="For the handshake.")
     expectContinue: Seconds = declare_ignored(
-        1, why="bodies are sent without asking.", description="Until it says that it wants the body.", ge=0
+        1, why="bodies are sent without asking.", description="Until the upstream asks for the body.", ge=0
     )
-    idleConn: Seconds = Field(90, ge=0, description="An unused connection is kept.")
+    idleConn: Seconds = Field(90, ge=0, description="For which an unused connection is kept.")
 
 
 class PeerTimeouts(UpstreamTimeouts):
     """As for models, but a peer has to begin to answer."""
 
-    responseHeader: Seconds = Field(60, ge=0, description="Until the answer begins.")
+    responseHeader: Seconds = Field(60, ge=0, description="Until the answer begins; 0: any time.")
 
 
 class UpstreamCompat(SettingsSection):
@@ -110,11 +110,11 @@ class UpstreamCompat(SettingsSection):
 class DeclaredCapabilities(SettingsSection):
     """What an upstream can do, for `/v1/models`."""
 
-    inputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="in", description="What it takes.")
-    outputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="out", description="What it gives.")
+    inputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="in", description="Inputs of the model.")
+    outputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="out", description="Outputs of the model.")
     tools: bool = Field(False, description="Whether it calls functions.")
     reranker: bool = Field(False, description="Whether it sorts documents.")
-    context: int = Field(0, ge=0, description="Tokens of its context; 0 is not said.")
+    context: int = Field(0, ge=0, description="Tokens of its context; 0: unknown.")
 
 
 class GroupSettings(SettingsSection):
@@ -131,7 +131,7 @@ class MatrixSettings(SettingsSection):
 
     vars: dict[str, str] = Field({}, description="Short names for models.")
     evict_costs: dict[str, Annotated[int, Field(gt=0)]] = Field(
-        {}, description="What unloading a model costs when there is a choice; 1 if not said."
+        {}, description="Cost of unloading a model when there is a choice; 1 by default."
     )
     sets: dict[str, str] = Field(min_length=1, description="Sets of models: `a & (b | c) & +other_set`.")
 
@@ -146,7 +146,7 @@ class RouterSettings(SettingsSection):
 class RouterSection(SettingsSection):
     """Which rules decide what is unloaded."""
 
-    use: Literal["group", "matrix"] = Field("group", description="Which of the two counts.")
+    use: Literal["group", "matrix"] = Field("group", description="The section that applies.")
     settings: RouterSettings = Field(RouterSettings(), description="The rules.")
 
 
@@ -180,19 +180,19 @@ class ModelProfile(SettingsSection):
     """Other models behind names, while it is active."""
 
     description: str = Field("", description="For people.")
-    pins: dict[str, str | None] = Field(min_length=1, description="Requested name to model; empty refuses the name.")
+    pins: dict[str, str | None] = Field(min_length=1, description="Requested name to model; empty: the name is refused.")
 
 
 class SpilloverSettings(SettingsSection):
     """How full a target gets."""
 
-    spillover: int = Field(1, ge=1, description="Requests a target holds before the next one is started.")
+    spillover: int = Field(1, ge=1, description="Requests that a target holds before the next one is started.")
 
 
 class ModelSelector(SettingsSection):
     """A name that stands for one of several models."""
 
-    strategy: Literal["warm", "pin", "spillover"] = Field("warm", description="How the target is chosen.")
+    strategy: Literal["warm", "pin", "spillover"] = Field("warm", description="Rule by which the target is chosen.")
     targets: tuple[str, ...] = Field(min_length=1, description="Models in the order of preference.")
     settings: SpilloverSettings = Field(SpilloverSettings(), description="For `spillover`.")
     name: str = Field("", description="For people.")
@@ -205,7 +205,7 @@ class PeerServer(SettingsSection):
     """Another server whose models are offered here."""
 
     proxy: str = Field(description="Its address.")
-    apiKey: str = Field("", description="The key sent to it.")
+    apiKey: str = Field("", description="Key that is sent to it.")
     models: tuple[str, ...] = Field(min_length=1, description="Its models.")
     filters: RequestFilters = Field(RequestFilters(), description="As for models.")
     timeouts: PeerTimeouts = Field(PeerTimeouts(), description="As for models.")
@@ -227,7 +227,7 @@ class UpstreamRoutes(SettingsSection):
     """About `/upstream/`."""
 
     ignorePaths: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = Field(
-        (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",), description="Paths that do not load a model that is not up: 409."
+        (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",), description="Paths that do not load a model: 409 if it is not loaded."
     )
 
 
@@ -264,29 +264,33 @@ class PerformanceSettings(SettingsSection):
 class SharedModelSettings(SettingsSection):
     """What a model of either can have."""
 
-    aliases: tuple[str, ...] = Field((), description="Further names clients may use.")
+    aliases: tuple[str, ...] = Field((), description="Further names that clients may use.")
     ttl: Seconds = Field(
-        -1, ge=-1, description="Seconds without a request after which it is unloaded; 0 is never, -1 is `globalTTL`."
+        -1, ge=-1, description="Seconds without a request after which the model is unloaded; 0: never, -1: `globalTTL`."
     )
     cmd: str = Field("", description="Command that serves the model over HTTP; `${PORT}` is its port. No shell is involved.")
-    cmdStop: str = Field("", description="Command that stops it, with `${PID}`; empty sends SIGTERM.")
+    cmdStop: str = Field("", description="Command that stops it, with `${PID}`; empty: SIGTERM.")
     proxy: str = Field(
-        "", description="Address at which the model is served; empty is `http://localhost:${PORT}` if there is a `cmd`."
+        "", description="Address at which the model is served; empty: `http://localhost:${PORT}` if there is a `cmd`."
     )
     env: tuple[str, ...] = Field((), description="Environment of the command, as `NAME=value`.")
-    checkEndpoint: str = Field("/health", description="Path that answers 200 once the command serves; `none` asks nothing.")
-    unloadTimeout: Seconds = Field(0, ge=0, description="Seconds it may take to end before it is killed; 0 is the server's.")
-    unlisted: bool = Field(False, description="Not in `/v1/models`, but usable.")
-    useModelName: str = Field("", description="Name by which the upstream knows the model.")
+    checkEndpoint: str = Field(
+        "/health", description="Path that answers 200 once the command is ready; `none`: nothing is requested."
+    )
+    unloadTimeout: Seconds = Field(0, ge=0, description="Seconds that it may take to end before it is killed; 0: the server's.")
+    unlisted: bool = Field(False, description="Left out of `/v1/models`, but usable.")
+    useModelName: str = Field("", description="Name of the model at the upstream.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
-    concurrencyLimit: int = Field(0, ge=0, description="As `max_requests`, past which the answer is 429; 0 is 10 for a `cmd`.")
-    filters: RequestFilters = Field(RequestFilters(), description="What is changed in JSON bodies.")
+    concurrencyLimit: int = Field(
+        0, ge=0, description="As `max_requests`, but more get 429; 0: 10 for a `cmd` without `max_requests`."
+    )
+    filters: RequestFilters = Field(RequestFilters(), description="Changes to JSON bodies.")
     metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
     sendLoadingState: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
     timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Of exchanges with the upstream.")
-    compat: UpstreamCompat = Field(UpstreamCompat(), description="What the upstream does its own way.")
-    capabilities: DeclaredCapabilities = Field(DeclaredCapabilities(), description="What the upstream can do.")
+    compat: UpstreamCompat = Field(UpstreamCompat(), description="Peculiarities of the upstream.")
+    capabilities: DeclaredCapabilities = Field(DeclaredCapabilities(), description="Capabilities of the upstream.")
     macros: dict[str, ScalarValue] = Field({}, description="As `macros` of the server, for this model; they win over those.")
     healthCheckTimeout: Seconds = declare_ignored(
         0, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
@@ -296,27 +300,29 @@ class SharedModelSettings(SettingsSection):
 class SharedSettings(BaseModel):
     """What a server of either can have."""
 
-    globalTTL: Seconds = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0 is never.")
+    globalTTL: Seconds = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0: never.")
     healthCheckTimeout: Seconds = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
     unloadTimeout: Seconds = Field(10, ge=0, description="Seconds a `cmd` may take to end before it is killed.")
     startPort: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
     sendLoadingState: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
     includeAliasesInList: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
     groups: dict[str, GroupSettings] = Field({}, description="Models that share a machine by rules.")
-    matrix: MatrixSettings | None = Field(None, description="Which models may be loaded together; instead of groups.")
-    routing: RoutingSettings | None = Field(None, description="Groups, matrix and priorities as newer configs write them.")
-    profiles: dict[str, ModelProfile] = Field({}, description="Other models behind names, one profile at a time.")
+    matrix: MatrixSettings | None = Field(None, description="Sets of models that may be loaded together; instead of groups.")
+    routing: RoutingSettings | None = Field(
+        None, description="Groups, matrix and priorities as newer configs of llama-swap write them."
+    )
+    profiles: dict[str, ModelProfile] = Field({}, description="Sets of other models behind names, one of which may be active.")
     selectors: dict[str, ModelSelector] = Field({}, description="Names that stand for one of several models.")
-    hooks: ServerHooks = Field(ServerHooks(), description="What is done when something happens.")
-    apiKeys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; none lets everybody in.")
+    hooks: ServerHooks = Field(ServerHooks(), description="Actions at events.")
+    apiKeys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; empty: everybody gets in.")
     peers: dict[str, PeerServer] = Field({}, description="Other servers whose models are offered here.")
     upstream: UpstreamRoutes = Field(UpstreamRoutes(), description="About `/upstream/`.")
-    macros: dict[str, ScalarValue] = Field({}, description="Values that `${NAME}` stands for in everything below.")
-    logLevel: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and what is unknown `info`.")
+    macros: dict[str, ScalarValue] = Field({}, description="Values that replace `${NAME}` in everything below.")
+    logLevel: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and unknown values are `info`.")
     logTimeFormat: str = declare_ignored("", why="times are written in one way.", description="How times are written.")
     logToStdout: Literal["proxy", "upstream", "both", "none"] = Field(
         "proxy",
-        description="Whose output is shown: the server's, the models', both or nobody's. All is in `/logs`.",
+        description="Output that is shown: the server's, the models', both or none. `/logs` has all of it.",
     )
     logRequests: bool = declare_ignored(False, why="every request is one line of the log.", description="Log requests.")
     metricsMaxInMemory: int = declare_ignored(

@@ -24,52 +24,63 @@ ENVIRONMENT_PREFIX = "EARDRUM_"
 class ModelSettings(SharedModelSettings):
     """One model: what runs it, where its weights are, and under which names clients find it."""
 
-    engine: str = Field("", description="Engine that runs the model; empty finds the one that fits the files or the name.")
+    engine: str = Field("", description="Engine that runs the model; empty: the one that fits the files or the name.")
     source: str = Field(
-        "", description="Directory or file of the weights, or a name as for `eardrum pull`; empty takes the model's own name."
+        "", description="Folder or file of the weights, or a name as for `eardrum pull`; empty: the model's own name."
     )
     options: dict[str, Any] = Field(
         {},
         description="The engine's own options; see `eardrum engines`. With `cmd` or `proxy`: the paths of `transcriptions` and "
         "`translations`.",
     )
-    python: str = Field("", description="Interpreter that runs the engine, for libraries with an environment of their own.")
-    fallback: tuple[str, ...] = Field(
-        (), description="Models to ask, in this order, when this one fails or is too busy, before anything was answered."
+    python: str = Field(
+        "", description="Python interpreter that runs the engine, for libraries that need an environment of their own."
     )
-    batch: int = Field(0, ge=0, description="Windows decoded at once; 0 measures at load what is worth it.")
-    max_requests: int = Field(0, ge=0, description="Requests at a time, waiting ones included; 0 is `limits.requests`.")
-    at_once: int = Field(0, ge=0, description="Requests it serves at a time, while others wait; 0 is any number.")
-    memory: str = Field("", description="What it needs, as in `2.1G`; empty is measured. See `memory` of the server.")
+    fallback: tuple[str, ...] = Field(
+        (),
+        description="Models to ask, in this order, when this one fails or is too busy, as long as no part of the "
+        "answer was sent.",
+    )
+    batch: int = Field(0, ge=0, description="Windows decoded together; 0: measured at first load.")
+    max_requests: int = Field(
+        0, ge=0, description="Most requests that the model holds, waiting ones included; 0: `limits.requests`."
+    )
+    at_once: int = Field(0, ge=0, description="Requests that the model serves at a time, while others wait; 0: any number.")
+    memory: str = Field(
+        "", description="Memory that the model needs, as in `2.1G` or `cuda 6G`; empty: measured. See `memory` of the server."
+    )
 
 
 class LimitSettings(SettingsSection):
     """What one client may ask of the server."""
 
-    upload_bytes: ByteSize = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; past it 413.")
-    json_bytes: ByteSize = Field(64 << 20, gt=0, description="Largest JSON body, with audio or images in base64; past it 413.")
-    json_text_bytes: ByteSize = Field(8 << 20, gt=0, description="Most of a JSON body that is no base64; past it 413.")
-    fields: int = Field(100, gt=0, description="Most fields in a form; past it 400.")
-    field_bytes: ByteSize = Field(64 << 10, gt=0, description="Largest text field in a form; past it 400.")
-    audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; past it 400.")
-    requests: int = Field(64, gt=0, description="Requests a model holds at a time, waiting ones included; past it 503.")
+    upload_bytes: ByteSize = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; larger ones get 413.")
+    json_bytes: ByteSize = Field(
+        64 << 20, gt=0, description="Largest JSON body, with audio or images in base64; larger ones get 413."
+    )
+    json_text_bytes: ByteSize = Field(
+        8 << 20, gt=0, description="Largest part of a JSON body that is not base64; larger ones get 413."
+    )
+    fields: int = Field(100, gt=0, description="Most fields in a form; more get 400.")
+    field_bytes: ByteSize = Field(64 << 10, gt=0, description="Largest text field in a form; larger ones get 400.")
+    audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; longer audio gets 400.")
+    requests: int = Field(64, gt=0, description="Most requests that a model holds, waiting ones included; more get 503.")
     stall_seconds: Seconds = Field(
         60,
         gt=0,
-        description="A client silent for so long in the middle of an upload, or of an utterance of Wyoming, or that sends fewer "
-        "than 32 bytes a second meanwhile, is given up with 408; one that takes in nothing of its answer for so long is hung up "
-        "on.",
+        description="An upload or a Wyoming utterance in which nothing arrives for this long, or fewer than 32 bytes "
+        "a second, ends with 408; a client that reads nothing of its answer for this long is "
+        "disconnected.",
     )
     idle_seconds: Seconds = Field(
         90,
         gt=0,
-        description="A connection without a request is closed after so long, and a request whose headers take longer to "
-        "arrive is refused with 408.",
+        description="A connection without a request is closed after this time, and a request whose headers take longer gets 408.",
     )
     fetch_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts from which an `audio_url` of a chat is fetched: names, `*.name`, `*` for all public ones, and "
-        "addresses or networks, without which nothing private is reached; none fetches nothing.",
+        description="Hosts from which an `audio_url` of a chat is fetched: names, `*.name`, `*` for all public ones. "
+        "Private addresses and networks must be listed themselves. Empty: none.",
     )
 
     @field_validator("fetch_hosts")
@@ -84,9 +95,9 @@ class LimitSettings(SettingsSection):
 class LiveSettings(SettingsSection):
     """Sessions in which somebody speaks and reads along."""
 
-    sessions: int = Field(32, gt=0, description="Live sessions a model has at a time, those that rest included; past it 503.")
+    sessions: int = Field(32, gt=0, description="Most live sessions of a model, paused ones included; more get 503.")
     idle_seconds: Seconds = Field(
-        60, gt=0, description="A session to which no audio comes for so long does not keep its model from being unloaded."
+        60, gt=0, description="A session without audio for this long no longer keeps its model from being unloaded."
     )
 
 
@@ -95,7 +106,7 @@ class WyomingSettings(SettingsSection):
 
     enabled: bool | None = Field(
         None,
-        description="Serve Wyoming, the speech protocol of Home Assistant. Nobody can show a key in it: with `apiKeys` it is off "
+        description="Serve Wyoming, the speech protocol of Home Assistant. It has no keys: with `apiKeys` it is off "
         "unless this is true.",
     )
     host: str = Field("", description="Address to listen on; empty is `host`.")
@@ -105,8 +116,8 @@ class WyomingSettings(SettingsSection):
     )
     zeroconf: str = Field(
         "",
-        description="Name to announce on the network, by which Home Assistant finds the server; empty announces none. Needs "
-        "`eardrum[zeroconf]`.",
+        description="Name to announce on the network, by which Home Assistant discovers the server; empty: none. "
+        "Needs `eardrum[zeroconf]`.",
     )
 
     def is_enabled(self, keys: Sequence[str]) -> bool:
@@ -121,20 +132,21 @@ class SubtitleSettings(SettingsSection):
 
     preset: Literal["none", "broadcast"] = Field(
         "none",
-        description="`broadcast`: two lines of 42 columns, 5/6 to 7 seconds, two frames between cues, 20 characters a second, "
-        "broken where sentences and clauses end. What is set beside it wins. `none`: a segment is a cue.",
+        description="`broadcast`: two lines of 42 columns, 5/6 to 7 seconds, two frames between cues, 20 characters a "
+        "second, broken where sentences and clauses end. A setting beside it wins. `none`: a segment is a "
+        "cue.",
     )
     max_line_width: int | None = Field(
         None,
         ge=0,
         le=MAX_RULE_VALUES["max_line_width"],
-        description="Columns of a line; Chinese, Japanese and Korean letters take two. 0: any.",
+        description="Columns of a line; Chinese, Japanese and Korean letters take two. 0: any number.",
     )
     max_line_count: int | None = Field(
         None,
         ge=0,
         le=MAX_RULE_VALUES["max_line_count"],
-        description="Lines of a cue. 0: a segment stays one cue, of as many as it takes.",
+        description="Lines of a cue. 0: a segment stays one cue, of as many lines as it takes.",
     )
     max_words_per_line: int | None = Field(
         None,
@@ -142,19 +154,24 @@ class SubtitleSettings(SettingsSection):
         le=MAX_RULE_VALUES["max_words_per_line"],
         description="Words of a line; alone it makes a cue of each line. 0: any number.",
     )
-    highlight_words: bool | None = Field(None, description="Repeat each cue for each of its words, underlined while it is said.")
+    highlight_words: bool | None = Field(
+        None, description="Repeat each cue for each of its words, underlined while it is spoken."
+    )
     min_duration: float | None = Field(
-        None, ge=0, le=MAX_RULE_VALUES["min_duration"], description="Seconds a cue stays at least, if the next one leaves room."
+        None,
+        ge=0,
+        le=MAX_RULE_VALUES["min_duration"],
+        description="Seconds that a cue stays at least, if the next one leaves room.",
     )
     max_duration: float | None = Field(
-        None, ge=0, le=MAX_RULE_VALUES["max_duration"], description="Seconds a cue stays at most. 0: any."
+        None, ge=0, le=MAX_RULE_VALUES["max_duration"], description="Seconds that a cue stays at most. 0: any number."
     )
     min_gap: float | None = Field(None, ge=0, le=MAX_RULE_VALUES["min_gap"], description="Seconds between cues.")
     max_characters_per_second: float | None = Field(
         None,
         ge=0,
         le=MAX_RULE_VALUES["max_characters_per_second"],
-        description="Cues stay longer to be read at this speed, if the next one leaves room. 0: no matter.",
+        description="Cues stay longer to be read at this speed, if the next one leaves room. 0: any speed.",
     )
 
     @property
@@ -172,7 +189,7 @@ class SubtitleSettings(SettingsSection):
 class LogSettings(SettingsSection):
     """What the server says about itself."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is shown.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
     format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for machines.")
 
 
@@ -188,82 +205,85 @@ class Settings(SharedSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     tls_certificate: Path | None = Field(
-        None, description="PEM file with the certificate, and with those it was signed with; the server then speaks HTTPS only."
+        None, description="PEM file with the certificate and its chain; the server then speaks HTTPS only."
     )
     tls_key: Path | None = Field(
         None,
-        description="PEM file with the certificate's private key, without a password; empty takes it from `tls_certificate`.",
+        description="PEM file with the certificate's private key, without a password; empty: it is in `tls_certificate`.",
     )
-    models: dict[str, ModelSettings] = Field({}, description="Models by the name clients use.")
+    models: dict[str, ModelSettings] = Field({}, description="Models by the names that clients use.")
     origins: tuple[str, ...] = Field(
         (),
-        description="Web pages that may use `/api/` beside those of this machine, such as `https://ui.example.com`; `*` is all.",
+        description="Web pages that may use `/api/` and WebSockets, beside those of this machine, such as "
+        "`https://ui.example.com`; `*`: all.",
     )
     hosts: tuple[str, ...] = Field(
         (),
-        description="Names by which clients ask this server, such as `stt.example.com` or `*.example.com`; `*` is any. Needed "
-        "where there are neither `apiKeys` nor a certificate, besides addresses, `localhost` and names of private networks.",
+        description="Host names of this server, such as `stt.example.com` or `*.example.com`; `*`: any. Needed for "
+        "public names if there are neither `apiKeys` nor a certificate; addresses, `localhost` and names "
+        "of private networks always work.",
     )
     default_model: str = Field(
         "",
-        description="Model behind `whisper-1` and behind requests that name none, or a folder that holds one; empty takes the "
-        "first of the config, else the largest on disk, else the first of a peer, else the embedded one.",
+        description="Model behind `whisper-1` and behind requests without a model, or a folder that holds one; empty: "
+        "the first of the config, else the largest on disk, else the first of a peer, else the embedded "
+        "one.",
     )
     default_engine: str = Field(
-        "", description="Take the default model among this engine's models, and let it run what several engines could."
+        "",
+        description="Engine that runs models which several engines could run, and from whose models the default model is taken.",
     )
     default_language: str = Field(
         "",
-        description="Language assumed when a client names none, and of the default model; empty lets the model decide.",
+        description="Language of requests that name none, and of the default model; empty: the model decides.",
     )
     realtime_rate: int = Field(
         24_000,
         ge=4_000,
         le=192_000,
-        description="Hz of PCM in the Realtime API where a client does not say it; OpenAI's is always 24000.",
+        description="Hz of PCM in the Realtime API if the client does not name it; OpenAI's is always 24000.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run, for models that do not set their own.")
-    compute_type: str = Field("auto", description="Number format of the weights, for models that do not set their own.")
-    model_dir: Path | None = Field(None, description="Folder searched for models; empty is the Hugging Face cache.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of models that do not set their own.")
+    compute_type: str = Field("auto", description="Number format of the weights of models that do not set their own.")
+    model_dir: Path | None = Field(None, description="Folder of the models; empty: the Hugging Face cache.")
     pull_missing: bool = Field(False, description="Fetch a model that an engine knows when a client first asks for it.")
     spool_dir: Path | None = Field(
-        None, description="Folder for uploads in progress, and for what models put aside; empty is the system's."
+        None, description="Folder for uploads in progress and for temporary data of models; empty: the system's."
     )
     cache_dir: Path | None = Field(
         None,
-        description="Folder where it is remembered which batch sizes and threads turned out best; empty is `~/.cache/eardrum`.",
+        description="Folder for the batch sizes and thread counts that were measured; empty: `~/.cache/eardrum`.",
     )
-    start_seconds: Seconds = Field(300, gt=0, description="A model that is not ready after so long has failed to load.")
+    start_seconds: Seconds = Field(300, gt=0, description="A model that is not ready after this time has failed to load.")
     answer_seconds: Seconds = Field(
         30,
         gt=0,
-        description="A model's process that gives no sign of life for so long is ended, and its requests begin anew in the next "
-        "one. A thread of its own answers, whatever the engine does. A command is asked nothing, since it may be too busy to "
-        "answer, but ended when it is stopped (SIGSTOP) for so long.",
+        description="A runner that gives no sign of life for this long is killed, and its requests are repeated in "
+        "the next one. A thread of its own answers, whatever the engine does. A command is not asked, "
+        "since it may be too busy to answer, but killed if it is stopped (SIGSTOP) for this long.",
     )
     batch_seconds: Seconds = Field(
         600,
         gt=0,
-        description="The same for one whose engine does not come back from a single batch for so long, as on a hung GPU.",
+        description="A runner whose engine takes longer than this for a single batch is killed in the same way, as on "
+        "a hung GPU.",
     )
-    stop_seconds: Seconds = Field(
-        10, ge=0, description="Time that requests in progress have to finish when the server is stopped."
-    )
+    stop_seconds: Seconds = Field(10, ge=0, description="Time that requests in progress have to finish when the server stops.")
     patience: Seconds = Field(
-        10, ge=0, description="A loaded model serves on until somebody has waited so many seconds for one it excludes."
+        10, ge=0, description="A loaded model makes room once a request has waited this long for a model that it excludes."
     )
     memory: dict[str, str] = Field(
-        {}, description="Pools of memory that models share, as in `cuda: 22G` or `cpu: 48G`; what fits stays loaded."
+        {}, description="Pools of memory that models share, as in `cuda: 22G` or `cpu: 48G`; models stay loaded while they fit."
     )
-    limits: LimitSettings = Field(LimitSettings(), description="What one client may ask of the server.")
-    live: LiveSettings = Field(LiveSettings(), description="Sessions in which somebody speaks and reads along.")
+    limits: LimitSettings = Field(LimitSettings(), description="Limits of clients.")
+    live: LiveSettings = Field(LiveSettings(), description="Live sessions: text while somebody speaks.")
     wyoming: WyomingSettings = Field(WyomingSettings(), description="The port for Home Assistant.")
     subtitles: SubtitleSettings = Field(
         SubtitleSettings(),
-        description="What cues of srt and vtt look like, unless a request says it.",
+        description="Shape of the cues of srt and vtt, unless a request says otherwise.",
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
-    log: LogSettings = Field(LogSettings(), description="What the server says about itself.")
+    log: LogSettings = Field(LogSettings(), description="The server's log.")
 
     @field_validator("default_language")
     @classmethod
