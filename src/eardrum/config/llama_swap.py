@@ -261,7 +261,7 @@ class PerformanceSettings(SettingsSection):
 # ruff: noqa: N815 -- the names are llama-swap's
 
 
-class SharedModelSettings(SettingsSection):
+class SharedModelSettings(SettingsSection, defer_build=True):
     """What a model of either can have."""
 
     aliases: tuple[str, ...] = Field((), description="Further names that clients may use.")
@@ -297,7 +297,7 @@ class SharedModelSettings(SettingsSection):
     )
 
 
-class SharedSettings(BaseModel):
+class SharedSettings(BaseModel, defer_build=True):
     """What a server of either can have."""
 
     globalTTL: Seconds = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0: never.")
