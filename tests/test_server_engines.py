@@ -161,8 +161,8 @@ def unload(server: RunningServer) -> None:
 PARROT = '''
 """A parrot: the smallest engine there could be."""
 
-from eardrum.engines.base import Engine, EngineOptions, Hearing
-from eardrum.types import Capabilities, Segment
+from eardrum.engines.base import Engine, EngineOptions, EngineResult
+from eardrum.transcription import Capabilities, Segment
 from pydantic import Field
 
 
@@ -190,7 +190,7 @@ class Parrot(Engine):
 
     def transcribe(self, windows):
         """Say it."""
-        return [Hearing([Segment(*w.speech_span, self.says)], "en") for w in windows]
+        return [EngineResult([Segment(*w.speech_span, self.says)], "en") for w in windows]
 '''
 
 

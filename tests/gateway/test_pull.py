@@ -155,9 +155,9 @@ async def test_shutdown_tells_those_who_wait(puller: ModelDownloader, hub: FakeH
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from eardrum.gateway.pull import Puller
+from eardrum.gateway.models.download import ModelDownloader
 async def main():
-    async for _ in Puller(Path(sys.argv[1])).pull("org/model", ()): print("going", flush=True)
+    async for _ in ModelDownloader(Path(sys.argv[1])).download_model("org/model", ()): print("going", flush=True)
 asyncio.run(main())
 """
 

@@ -91,18 +91,18 @@ GROWN = """
 import json, sys
 from pathlib import Path
 from eardrum.errors import EardrumError
-from eardrum.runner.decode import Decoder
-from eardrum.runner.inlet import Inlet
-from eardrum.runner.memory import tune_allocator
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.tuning import tune_allocator
 
 def most():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
 
 tune_allocator()
-inlet = Inlet.holding(Path(sys.argv[1]).read_bytes())
+pipe = BytePipe.from_bytes(Path(sys.argv[1]).read_bytes())
 before, samples = most(), 0
 try:
-    for block in Decoder(inlet, raw_pcm=False, max_seconds=24 * 3600):
+    for block in AudioDecoder(pipe, raw_pcm=False, max_seconds=24 * 3600):
         samples += len(block)
 except (EardrumError, MemoryError):
     pass

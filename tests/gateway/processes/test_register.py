@@ -29,12 +29,12 @@ pytestmark = pytest.mark.slow
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
-from eardrum.gateway.processes.child import Child
-from eardrum.gateway.processes.register import Register
+from eardrum.gateway.processes.child import ChildProcess
+from eardrum.gateway.processes.orphans import ProcessRegistry
 
 async def main():
-    register = Register(Path(sys.argv[1]))
-    child = await Child.spawn("llm", sys.argv[2:], {}, None, register)
+    register = ProcessRegistry(Path(sys.argv[1]))
+    child = await ChildProcess.spawn("llm", sys.argv[2:], {}, None, register)
     print(child.pid, flush=True)
     await asyncio.sleep(60)
 
