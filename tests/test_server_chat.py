@@ -101,7 +101,7 @@ def test_the_last_message_with_audio_counts_and_each_recording_has_a_line(server
         ([{"type": "text", "text": "Who are you?"}], 400, "turns speech into text: send audio as an `input_audio`"),
         ([input_audio("***")], 400, "input_audio.data is not valid base64"),
         ([{"type": "input_audio"}], 400, "An input_audio part must hold"),
-        ([audio_url("data:audio/wav")], 400, "has a comma before its content"),
+        ([audio_url("data:audio/wav")], 400, "needs a comma before its content"),
         ([{"type": "audio_url", "audio_url": {}}], 400, "An audio_url part must hold"),
         ([input_audio(base64.b64encode(b"no audio" * 99).decode())], 400, "decode"),
         ([audio_url("https://files.example.com/a.wav")], 400, "does not fetch from files.example.com: list it"),

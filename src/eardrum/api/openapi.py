@@ -1,6 +1,6 @@
-"""Describes the API: `/openapi.json` for machines and `/docs` for people, from one table of operations.
+"""Describes the API: `/openapi.json` for programs and `/docs` for people, from one table of operations.
 
-The page is plain HTML rendered here, so it works without a network; a page that loads scripts does not.
+The page is plain HTML without external scripts, so it works without internet access.
 """
 
 from __future__ import annotations
@@ -23,46 +23,52 @@ from eardrum.subtitles import PRESETS
 
 AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "file": (
-        "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, recognised by content. "
-        "Headerless s16le mono 16 kHz when its content type is audio/pcm.",
+        "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, detected from the content. "
+        "With the content type audio/pcm: raw 16-bit little-endian samples, mono, 16 kHz.",
         {"type": "string", "format": "binary"},
     ),
-    "model": ("A model of GET /v1/models or an alias; empty takes the default.", {"type": "string"}),
+    "model": ("A model of GET /v1/models or an alias; empty: the default model.", {"type": "string"}),
     "language": (
-        "ISO 639 code, locale or English name; empty lets the model decide.",
+        "ISO 639 code, locale or English name; empty: the model detects it.",
         {"type": "string", "examples": ["en", "de-AT"]},
     ),
     "response_format": (
-        "Shape of the answer.",
+        "Format of the response.",
         {"type": "string", "enum": ["json", "text", "srt", "verbose_json", "vtt"], "default": "json"},
     ),
-    "stream": ("Send segments as server-sent events while they are decoded.", {"type": "boolean", "default": False}),
+    "stream": ("Stream segments as server-sent events while they are decoded.", {"type": "boolean", "default": False}),
     "timestamp_granularities[]": (
-        "Times wanted in verbose_json.",
+        "Timestamps in verbose_json.",
         {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
     ),
     "include[]": (
         "`logprobs`: tokens with their probabilities, in json.",
         {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
     ),
-    "prompt": ("Text that nudges the model, where it can take one.", {"type": "string"}),
-    "keywords[]": ("Words to expect, where the model can take them.", {"type": "array", "items": {"type": "string"}}),
+    "prompt": ("Text that guides the model, if it supports a prompt.", {"type": "string"}),
+    "keywords[]": ("Words to expect, if the model supports them.", {"type": "array", "items": {"type": "string"}}),
     "subtitles": (
-        "srt and vtt: `broadcast` gives cues two lines of 42, 5/6 to 7 seconds; the fields below win over it. 0 is no limit.",
+        "srt and vtt: `broadcast` gives two lines of 42 columns, 5/6 to 7 seconds. The fields below override it; 0: no limit.",
         {"type": "string", "enum": list(PRESETS)},
     ),
-    "max_line_width": ("srt and vtt: columns of a line.", {"type": "integer", "minimum": 0}),
-    "max_line_count": ("srt and vtt: lines of a cue.", {"type": "integer", "minimum": 0}),
-    "max_words_per_line": ("srt and vtt: words of a line; alone it makes a cue of each.", {"type": "integer", "minimum": 0}),
-    "highlight_words": ("srt and vtt: underline each word while it is said.", {"type": "boolean"}),
-    "min_duration": ("srt and vtt: seconds a cue stays at least, if there is room.", {"type": "number", "minimum": 0}),
-    "max_duration": ("srt and vtt: seconds a cue stays at most.", {"type": "number", "minimum": 0}),
-    "min_gap": ("srt and vtt: seconds between cues.", {"type": "number", "minimum": 0}),
-    "max_characters_per_second": ("srt and vtt: cues stay longer, to be read so fast.", {"type": "number", "minimum": 0}),
-    "multilingual": ("Each window is in a language of its own, where the model finds languages out.", {"type": "boolean"}),
-    "temperature": ("Sampling temperature, where the model has one.", {"type": "number", "minimum": 0, "maximum": 1}),
+    "max_line_width": ("srt and vtt: maximum columns per line.", {"type": "integer", "minimum": 0}),
+    "max_line_count": ("srt and vtt: maximum lines per cue.", {"type": "integer", "minimum": 0}),
+    "max_words_per_line": (
+        "srt and vtt: maximum words per line; without other rules, each line is a cue.",
+        {"type": "integer", "minimum": 0},
+    ),
+    "highlight_words": ("srt and vtt: underline each word while it is spoken.", {"type": "boolean"}),
+    "min_duration": ("srt and vtt: minimum seconds of a cue, if there is room.", {"type": "number", "minimum": 0}),
+    "max_duration": ("srt and vtt: maximum seconds of a cue.", {"type": "number", "minimum": 0}),
+    "min_gap": ("srt and vtt: minimum seconds between cues.", {"type": "number", "minimum": 0}),
+    "max_characters_per_second": (
+        "srt and vtt: maximum reading speed; cues stay longer to keep it.",
+        {"type": "number", "minimum": 0},
+    ),
+    "multilingual": ("Detect the language of each window, if the model detects languages.", {"type": "boolean"}),
+    "temperature": ("Sampling temperature, if the model supports it.", {"type": "number", "minimum": 0, "maximum": 1}),
     "audio_track": (
-        "Which of several audio tracks to hear, counted from 1; else the default one, or the first with sound.",
+        "Number of the audio track, counted from 1; empty: the default track, or the first with sound.",
         {"type": "integer", "minimum": 1},
     ),
     "chunking_strategy": (
@@ -75,164 +81,170 @@ JSON, TEXT, EVENTS, LINES, HTML = "application/json", "text/plain", "text/event-
 ANY = "*/*"
 
 STATUS_MEANINGS = {
-    101: "It is a WebSocket from now on",
+    101: "The connection becomes a WebSocket",
     200: "OK",
-    301: "The same with a slash at its end",
-    307: "To the page for people, for browsers",
-    400: "The request makes no sense, or the model cannot do what is asked; the message says which part",
-    401: "The server has keys, and none of them was shown",
-    403: "A page or a name that this server does not answer",
-    404: "No such model, or nothing of this name",
-    405: "This route is asked in another way",
-    408: "Nothing arrived for `limits.stall_seconds` in the middle of the upload",
-    409: "The model is not up, and this path does not load it",
-    413: "The body is larger than the limit",
+    301: "Redirect to the URL with a trailing slash",
+    307: "Redirect to /docs, for browsers",
+    400: "The request is invalid, or the model does not support it; the message names the field",
+    401: "The API key is missing or invalid",
+    403: "The page's origin or the host name is not allowed",
+    404: "The model, or the named object, does not exist",
+    405: "The route does not support the method",
+    408: "The upload stalled for `limits.stall_seconds`",
+    409: "The model is not loaded, and this path does not load it",
+    413: "The body exceeds a limit",
     415: "Neither a form nor JSON, or compressed",
-    429: "The model holds as many requests as it may; `Retry-After` says when to come back",
-    431: "The headers are too long",
-    499: "Whoever runs the server cancelled the request",
-    500: "The model could not be loaded or has died, or the server failed",
-    501: "This server does not do that",
-    502: "The server behind the model, or the hub, failed",
-    503: "The model is full or cannot be loaded just now, or the server shuts down; `Retry-After` says when to come back",
-    504: "The server behind the model did not answer in time",
-    507: "There is no room on the disk",
+    429: "The model's queue is full; retry after `Retry-After` seconds",
+    431: "The headers exceed the limit",
+    499: "The server's operator cancelled the request",
+    500: "The model failed to load or crashed, or the server failed",
+    501: "Not supported by this server",
+    502: "The model's upstream, or the hub, failed",
+    503: "The model is busy or cannot be loaded now, or the server shuts down; retry after `Retry-After` seconds",
+    504: "The model's upstream did not answer in time",
+    507: "The disk is full",
 }
-"""What each status means."""
 
 ANY_ROUTE_ERRORS = (400, 401, 403, 431, 500)
-"""Statuses of errors that any route may answer with."""
+"""Error statuses of every route."""
 LOOKUP_ERRORS = (404,)
-"""Those of a route that names something."""
+"""Error statuses of routes that look up a name."""
 BODY_ERRORS = (408, 413, 503)
-"""Those of a route with a body."""
+"""Error statuses of routes with a body."""
 INFERENCE_ERRORS = (404, 408, 413, 429, 499, 502, 503, 504, 507)
-"""Those of a route that has a model work."""
+"""Error statuses of routes that run a model."""
 LOADING_ERRORS = (404, 429, 502, 503, 504, 507)
-"""Those of a route that loads a model."""
+"""Error statuses of routes that load a model."""
 WEBSOCKET_ERRORS = (404, 405, 429, 501, 502, 503, 504)
-"""Those of a WebSocket that is not let in."""
+"""Error statuses of WebSocket routes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiOperation:
-    """One method of one route. `query` and `body` are names of parameters and fields, with what they mean."""
+    """One method of one route. `query` and `body` map parameters and fields to their descriptions."""
 
     method: str
     path: str
     summary: str
     kinds: tuple[str, ...] = (JSON,)
-    """Media types of the answer."""
+    """Media types of the response."""
     errors: tuple[int, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, str] | None = None
     required: tuple[str, ...] = ()
-    """Fields that the body must have."""
+    """Required fields of the body."""
     success: tuple[int, ...] = (200,)
     body_kinds: tuple[str, ...] = (JSON,)
 
 
-FORCE_QUERY = {"force": "With it, models do not finish what they have begun."}
+FORCE_QUERY = {"force": "Do not wait for running requests."}
 MODEL_FIELD = {"model": "A model of GET /v1/models, or an alias."}
-CHAT_FIELDS = MODEL_FIELD | {"messages": "What was said.", "stream": "Whether the answer comes in pieces."}
-PROMPT_FIELDS = MODEL_FIELD | {"prompt": "The text to go on with.", "stream": "Whether the answer comes in pieces."}
-INPUT_FIELDS = MODEL_FIELD | {"input": "What is asked about."}
-SOCKET_QUERY = {"model": "A model that has live sessions, or an alias; else the default one."}
+CHAT_FIELDS = MODEL_FIELD | {"messages": "The conversation.", "stream": "Stream the response."}
+PROMPT_FIELDS = MODEL_FIELD | {"prompt": "The text to continue.", "stream": "Stream the response."}
+INPUT_FIELDS = MODEL_FIELD | {"input": "The text to embed, or several texts."}
+SOCKET_QUERY = {"model": "A model that supports live sessions, or an alias; empty: the default model."}
 
 OPERATIONS = (
-    ApiOperation("get", "/v1/models", "Models, what each can do and whether it is loaded"),
-    ApiOperation("get", "/models", "The same, where llama-swap has it"),
-    ApiOperation("get", "/v1/models/{id}", "One model, by id or alias; ids may contain slashes", errors=LOOKUP_ERRORS),
-    ApiOperation("get", "/health", "Whether the server is up, and the state of each model"),
-    ApiOperation("get", "/", "Says that the server is there", (TEXT,), success=(200, 307)),
+    ApiOperation("get", "/v1/models", "List models, their capabilities and whether they are loaded"),
+    ApiOperation("get", "/models", "The same as /v1/models, at llama-swap's path"),
+    ApiOperation("get", "/v1/models/{id}", "Describe a model, by id or alias; ids may contain slashes", errors=LOOKUP_ERRORS),
+    ApiOperation("get", "/health", "The server's health, and the state of each model"),
+    ApiOperation("get", "/", "A greeting for clients that check whether the server is up", (TEXT,), success=(200, 307)),
     ApiOperation("get", "/docs", "This page", (HTML,)),
-    ApiOperation("get", "/openapi.json", "This page for machines"),
+    ApiOperation("get", "/openapi.json", "This page as an OpenAPI document"),
     ApiOperation("get", "/wol-health", "`OK`", (TEXT,)),
     # Live speech.
     ApiOperation(
         "get",
         "/v1/audio/transcriptions/stream",
-        "A WebSocket: audio in, text while somebody speaks; docs/reference/live.md",
+        "A WebSocket for live transcription: audio in, text out; see docs/reference/live.md",
         errors=WEBSOCKET_ERRORS,
         query=SOCKET_QUERY,
         success=(101,),
     ),
     ApiOperation(
-        "get", "/ws/realtime", "The same in TingWu's messages", errors=WEBSOCKET_ERRORS, query=SOCKET_QUERY, success=(101,)
+        "get", "/ws/realtime", "The same with TingWu's messages", errors=WEBSOCKET_ERRORS, query=SOCKET_QUERY, success=(101,)
     ),
     ApiOperation(
         "get",
         "/v1/realtime",
-        "A WebSocket: text while somebody speaks, in OpenAI's Realtime API",
+        "A WebSocket for live transcription in OpenAI's Realtime API",
         errors=WEBSOCKET_ERRORS,
-        query=SOCKET_QUERY | {"intent": "`transcription`.", "rate": "Samples a second of the audio."},
+        query=SOCKET_QUERY | {"intent": "`transcription`.", "rate": "Sample rate of the audio in Hz."},
         success=(101,),
     ),
     ApiOperation(
         "post",
         "/v1/realtime/client_secrets",
-        "A key for such a WebSocket that expires, for pages in browsers",
+        "Create a key for such a WebSocket that expires, for web pages",
         errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body={"session": "How the sessions begin.", "expires_after": "When the key expires: `anchor`, `seconds`."},
+        body={
+            "session": "The initial configuration of the sessions.",
+            "expires_after": "When the key expires: `anchor`, `seconds`.",
+        },
     ),
     ApiOperation(
         "post",
         "/v1/realtime/transcription_sessions",
-        "The same in the shape of the API's beta",
+        "The same in the format of the API's beta",
         errors=LOOKUP_ERRORS + BODY_ERRORS,
         body={
-            "input_audio_format": "How the audio is coded.",
+            "input_audio_format": "The audio's encoding.",
             "input_audio_transcription": "`model`, `language`, `prompt`.",
-            "turn_detection": "Who says when an utterance ends.",
+            "turn_detection": "How the end of an utterance is detected.",
         },
     ),
     *(
-        ApiOperation("post", path, "Not offered: this server transcribes and does not talk", errors=(501,), success=())
+        ApiOperation("post", path, "Not supported: this server transcribes, and does not speak", errors=(501,), success=())
         for path in ("/v1/realtime/calls", "/v1/realtime/sessions", "/v1/realtime/translations/client_secrets")
     ),
-    # Whoever runs the server.
-    ApiOperation("get", "/running", "Models that are not stopped, with their commands and addresses"),
-    ApiOperation("get", "/api/ps", "Models whose processes run"),
-    ApiOperation("post", "/api/ps/{name}", "Load a model and wait until it serves", errors=LOADING_ERRORS),
+    # Administration.
+    ApiOperation("get", "/running", "List the models that are not stopped, with their commands and addresses"),
+    ApiOperation("get", "/api/ps", "List the loaded models"),
+    ApiOperation("post", "/api/ps/{name}", "Load a model and wait until it is ready", errors=LOADING_ERRORS),
     ApiOperation(
         "delete",
         "/api/ps/{name}",
-        "Unload a model when it has finished what it has begun",
+        "Unload a model after its running requests",
         errors=LOADING_ERRORS,
         query=FORCE_QUERY,
     ),
-    ApiOperation("post", "/api/pull/{name}", "Fetch a model: a line for each step", (LINES,), (404, 502, 503, 507)),
-    ApiOperation("get", "/api/v1/backend", "What runs a model, and what that can do", errors=LOOKUP_ERRORS, query=MODEL_FIELD),
-    ApiOperation("post", "/api/reload", "Read the config again; models that it does not change serve on"),
-    ApiOperation("post", "/api/models/load/{name}", "Load a model and wait until it serves", (TEXT,), LOADING_ERRORS),
+    ApiOperation("post", "/api/pull/{name}", "Download a model; streams a line per step", (LINES,), (404, 502, 503, 507)),
+    ApiOperation(
+        "get", "/api/v1/backend", "Describe a model's engine and its capabilities", errors=LOOKUP_ERRORS, query=MODEL_FIELD
+    ),
+    ApiOperation("post", "/api/reload", "Reload the config; unchanged models keep running"),
+    ApiOperation("post", "/api/models/load/{name}", "Load a model and wait until it is ready", (TEXT,), LOADING_ERRORS),
     ApiOperation(
         "post",
         "/api/models/unload/{name}",
-        "Unload a model when it has finished what it has begun",
+        "Unload a model after its running requests",
         (TEXT,),
         LOADING_ERRORS,
         query=FORCE_QUERY,
     ),
     ApiOperation("post", "/api/models/unload", "Unload all models", query=FORCE_QUERY),
-    ApiOperation("get", "/unload", "The same, for programs and not for pages", (TEXT,), query=FORCE_QUERY),
-    ApiOperation("post", "/unload", "The same", (TEXT,), query=FORCE_QUERY),
-    ApiOperation("get", "/logs", "What the server said last", (TEXT,)),
-    ApiOperation("get", "/logs/{name}", "The same of all models (`upstream`), or of one", (TEXT,), LOOKUP_ERRORS),
-    ApiOperation("get", "/logs/stream", "What the server says, without end", (TEXT,), query={"no-history": "Only what comes."}),
+    ApiOperation("get", "/unload", "The same, for programs; web pages are refused", (TEXT,), query=FORCE_QUERY),
+    ApiOperation("post", "/unload", "Unload all models", (TEXT,), query=FORCE_QUERY),
+    ApiOperation("get", "/logs", "The latest lines of the server's log", (TEXT,)),
+    ApiOperation(
+        "get", "/logs/{name}", "The latest lines of the logs of all models (`upstream`), or of one", (TEXT,), LOOKUP_ERRORS
+    ),
+    ApiOperation("get", "/logs/stream", "Stream the server's log", (TEXT,), query={"no-history": "Only new lines."}),
     ApiOperation(
         "get",
         "/logs/stream/{name}",
-        "The same of all models (`upstream`), or of one",
+        "Stream the logs of all models (`upstream`), or of one",
         (TEXT,),
         LOOKUP_ERRORS,
-        query={"no-history": "Only what comes."},
+        query={"no-history": "Only new lines."},
     ),
-    ApiOperation("get", "/api/events", "What changes: states, logs, requests in progress, the active profile", (EVENTS,)),
-    ApiOperation("get", "/api/profiles", "Profiles of the config, and which is active"),
+    ApiOperation("get", "/api/events", "Stream changes: states, logs, requests in progress, the active profile", (EVENTS,)),
+    ApiOperation("get", "/api/profiles", "List the config's profiles, and the active one"),
     ApiOperation(
         "put",
         "/api/profiles/active",
-        "Choose a profile, or none",
+        "Activate a profile, or none",
         errors=LOOKUP_ERRORS + BODY_ERRORS,
         body={"name": "The profile; null for none."},
         required=("name",),
@@ -240,22 +252,24 @@ OPERATIONS = (
     ApiOperation(
         "get",
         "/api/metrics/activity",
-        "The last requests for models",
+        "List the latest requests for models",
         query={
-            "model": "Only those for this one.",
-            "limit": "How many a page has, up to 999.",
-            "page": "Which page, from 1.",
+            "model": "Only requests for this model.",
+            "limit": "Requests per page, up to 999.",
+            "page": "Number of the page, from 1.",
             "order": "`desc` or `asc`.",
         },
     ),
-    ApiOperation("post", "/api/inflight/{id}/cancel", "End a request in progress, by its `x-request-id`", errors=LOOKUP_ERRORS),
+    ApiOperation(
+        "post", "/api/inflight/{id}/cancel", "Cancel a request in progress, by its `x-request-id`", errors=LOOKUP_ERRORS
+    ),
     # Ollama's API; docs/reference/api.md has the rest.
-    ApiOperation("get", "/api/version", "The version of Ollama whose API this is, and our own"),
-    ApiOperation("get", "/api/tags", "Models, for Ollama's clients"),
+    ApiOperation("get", "/api/version", "The version of Ollama's API, and Eardrum's own"),
+    ApiOperation("get", "/api/tags", "List models, for Ollama's clients"),
     ApiOperation(
         "post",
         "/api/show",
-        "One model, for Ollama's clients",
+        "Describe a model, for Ollama's clients",
         errors=LOOKUP_ERRORS + BODY_ERRORS,
         body=MODEL_FIELD,
         required=("model",),
@@ -263,22 +277,28 @@ OPERATIONS = (
     ApiOperation(
         "post",
         "/api/chat",
-        "A chat in Ollama's shape, or the transcript of the recordings in `images`",
+        "A chat in Ollama's format, or the transcript of the recordings in `images`",
         (LINES, JSON),
         INFERENCE_ERRORS,
         body=CHAT_FIELDS,
         required=("model",),
     ),
     ApiOperation(
-        "post", "/api/generate", "The same for a prompt", (LINES, JSON), INFERENCE_ERRORS, body=PROMPT_FIELDS, required=("model",)
+        "post",
+        "/api/generate",
+        "A completion in Ollama's format, or the transcript of the recordings in `images`",
+        (LINES, JSON),
+        INFERENCE_ERRORS,
+        body=PROMPT_FIELDS,
+        required=("model",),
     ),
     ApiOperation(
-        "post", "/api/embed", "Vectors in Ollama's shape", errors=INFERENCE_ERRORS, body=INPUT_FIELDS, required=("model",)
+        "post", "/api/embed", "Embeddings in Ollama's format", errors=INFERENCE_ERRORS, body=INPUT_FIELDS, required=("model",)
     ),
     ApiOperation(
         "post",
         "/api/embeddings",
-        "One vector in Ollama's older shape",
+        "One embedding in Ollama's older format",
         errors=INFERENCE_ERRORS,
         body=MODEL_FIELD | {"prompt": "The text."},
         required=("model",),
@@ -286,30 +306,30 @@ OPERATIONS = (
     ApiOperation(
         "post",
         "/api/pull",
-        "Fetch a model, in Ollama's shape",
+        "Download a model, in Ollama's format",
         (LINES, JSON),
         (404, *BODY_ERRORS, 502, 507),
-        body={"model": "Which, as `eardrum pull` takes it.", "stream": "Whether a line is said for each step."},
+        body={"model": "A name, as for `eardrum pull`.", "stream": "Stream a line per step."},
         required=("model",),
     ),
     ApiOperation(
         "delete",
         "/api/delete",
-        "Delete a model that was fetched",
+        "Delete a downloaded model",
         errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body={"model": "Which."},
+        body=MODEL_FIELD,
         required=("model",),
     ),
     ApiOperation(
         "post",
         "/api/copy",
-        "Give a model another name until the server ends",
+        "Give a model another name until the server stops",
         errors=LOOKUP_ERRORS + BODY_ERRORS,
         body={"source": "The model.", "destination": "Its other name."},
         required=("source", "destination"),
     ),
     *(
-        ApiOperation(method, path, "Not offered: models come from the hub, a folder or the config", errors=(501,), success=())
+        ApiOperation(method, path, "Not supported: models come from the hub, a folder or the config", errors=(501,), success=())
         for method, path in (
             ("post", "/api/create"),
             ("post", "/api/push"),
@@ -317,12 +337,12 @@ OPERATIONS = (
             ("head", "/api/blobs/{digest}"),
         )
     ),
-    # Models that other servers serve.
+    # External models.
     *(
         ApiOperation(
             "post",
             path,
-            "Passed on to the server of the model" + (", which may be one that hears" if path == CHAT_PATH else ""),
+            "Forwarded to the model's upstream" + ("; speech models answer with a transcript" if path == CHAT_PATH else ""),
             (ANY,),
             (*INFERENCE_ERRORS, 405, 415),
             body=CHAT_FIELDS if path == CHAT_PATH else MODEL_FIELD,
@@ -331,14 +351,14 @@ OPERATIONS = (
         for path in POST_ROUTES
     ),
     *(
-        ApiOperation("get", path, "Passed on to the server of the model", (ANY,), (*INFERENCE_ERRORS, 405), query=MODEL_FIELD)
+        ApiOperation("get", path, "Forwarded to the model's upstream", (ANY,), (*INFERENCE_ERRORS, 405), query=MODEL_FIELD)
         for path in GET_ROUTES
     ),
     *(
         ApiOperation(
             method,
             "/upstream/{name}/{path}",
-            "Anything that the model's server has, pages and WebSockets included",
+            "Any path of the model's upstream, including pages and WebSockets",
             (ANY,),
             (*INFERENCE_ERRORS, 409),
             success=(101, 200, 301) if method == "get" else (200,),
@@ -346,11 +366,11 @@ OPERATIONS = (
         for method in ("get", "post", "put", "patch", "delete", "head", "options")
     ),
 )
-"""Every route but those that take audio in forms; what is forwarded may also answer with any status of the server behind."""
+"""All routes except those that take audio in forms. A forwarded request may get any status from its upstream."""
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
-    """The two pages."""
+    """Build the routes of the two pages."""
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(build_document())
@@ -363,7 +383,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
 
 
 def build_document() -> dict[str, Any]:
-    """The OpenAPI document."""
+    """Build the OpenAPI document."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -385,7 +405,7 @@ def build_document() -> dict[str, Any]:
         "components": {
             "schemas": {
                 "ErrorInWords": {
-                    "description": "What Ollama's clients read",
+                    "description": "The error format of Ollama's API",
                     "type": "object",
                     "required": ["error"],
                     "properties": {"error": {"type": "string"}},
@@ -414,13 +434,13 @@ def build_document() -> dict[str, Any]:
 def _describe_audio_operation(path: str, summary: str, names: list[str]) -> dict[str, Any]:
     properties = {name: {"description": AUDIO_FIELDS[name][0]} | AUDIO_FIELDS[name][1] for name in names}
     form = {"type": "object", "required": ["file"], "properties": properties}
-    answers: dict[str, Any] = {"application/json": {}, "text/plain": {}, "text/event-stream": {}}
+    content: dict[str, Any] = {"application/json": {}, "text/plain": {}, "text/event-stream": {}}
     return {
         "summary": summary,
         "operationId": _make_operation_id("post", path),
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
-            "200": {"description": "The transcript in the chosen format", "content": answers},
+            "200": {"description": "The transcript in the chosen format", "content": content},
             **_describe_errors(path, (*INFERENCE_ERRORS, 415)),
         },
     }
@@ -462,9 +482,9 @@ def _describe_operation(operation: ApiOperation) -> dict[str, Any]:
 
 
 def _make_operation_id(method: str, path: str) -> str:
-    """Unique and without what names of functions cannot have: programs that make clients name them so."""
-    named = path.replace("/v/", "/unversioned/")
-    return "_".join([method, *re.findall(r"\w+", named)])
+    """Make a unique id that is a valid function name, because client generators use it as one."""
+    unversioned = path.replace("/v/", "/unversioned/")
+    return "_".join([method, *re.findall(r"\w+", unversioned)])
 
 
 def _describe_errors(path: str, statuses: tuple[int, ...]) -> dict[str, Any]:
@@ -510,7 +530,7 @@ def _render_page(document: dict[str, Any], base: str, model: str) -> str:
         f"<h1>{escape(info['title'])}</h1><p class=quiet>{escape(info['description'])} "
         f'Version {escape(info["version"])}. The same as <a href="/openapi.json">OpenAPI</a>.</p>'
         f"<pre>{escape(curl)}</pre><pre>{escape(python)}</pre>{operations}"
-        f"<h2>Errors</h2><p>Every error has OpenAI's shape, with a sentence that says what to do:</p>"
+        f"<h2>Errors</h2><p>Every error has OpenAI's format, and its message says what to do:</p>"
         f"<pre>{escape(ERROR_EXAMPLE)}</pre>"
         f"<h2>Languages</h2><p>{escape(', '.join(f'{name} ({code})' for code, name in LANGUAGE_NAMES.items()))}</p></body></html>"
     )
@@ -541,7 +561,7 @@ def _render_operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _render_prose(text: str) -> str:
-    """Escaped text with `code` set as code."""
+    """Escape text, and render `code` spans."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 

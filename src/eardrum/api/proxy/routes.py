@@ -298,7 +298,7 @@ class PassthroughRoute:
         self._ignored = [LinearRegex(pattern) for pattern in service.settings.upstream.ignorePaths]
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What serves this request, if it is for this route."""
+        """Return the handler of this request, or None if it is for another route."""
         return self if f"{scope['path']}/".startswith(PASSTHROUGH_PREFIX) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
