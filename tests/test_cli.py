@@ -237,7 +237,7 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
         (["transcribe", "pyproject.toml", "--format", "srt,vtt"], "Several formats are for texts in files"),
         (["transcribe", "pyproject.toml", "--skip-existing"], "say where with --output-dir"),
         (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "gives times per segment but not per word"),
-        (["transcribe", "pyproject.toml", "--words"], "--words is for --format verbose_json"),
+        (["transcribe", "pyproject.toml", "--words"], "--words needs --format verbose_json"),
         (["transcribe", ""], "One of the inputs is an empty word"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),
@@ -252,6 +252,23 @@ def test_errors_are_one_sentence(arguments: list[str], says: str) -> None:
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_help_shows_no_type_beside_a_flag() -> None:
+    assert "<bool>" not in eardrum("serve", "--help").stdout + eardrum("transcribe", "--help").stdout
+
+
+@pytest.mark.parametrize(("variables", "colored"), [({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)])
+def test_errors_are_red_on_a_terminal(variables: dict[str, str], colored: bool) -> None:
+    main, terminal = pty.openpty()
+    try:
+        subprocess.run([*COMMAND, "show", "nobody"], stderr=terminal, env=os.environ | variables, timeout=60, check=False)
+        shown = os.read(main, 1000)
+    finally:
+        os.close(main)
+        os.close(terminal)
+    assert (b"\x1b[31m" in shown) is colored
+    assert b"eardrum:" in shown
 
 
 def test_a_format_that_names_none_is_refused() -> None:

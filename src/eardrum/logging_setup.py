@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from datetime import UTC, datetime
+from typing import TextIO
 
 from eardrum import redaction
 
@@ -51,9 +53,28 @@ class TextLogFormatter(logging.Formatter):
         return self._time
 
 
+RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
+
+
+def color_for_stderr(text: str, color: str) -> str:
+    """The text in a color if stderr is a terminal, unless the variable NO_COLOR (https://no-color.org) is set."""
+    return f"{color}{text}{PLAIN}" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+class ColorHandler(logging.StreamHandler[TextIO]):
+    """Shows warnings in yellow and errors in red on a terminal. The formatter stays plain: the log buffer shares it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line, in the color of its level."""
+        line = super().format(record)
+        if record.levelno < logging.WARNING:
+            return line
+        return color_for_stderr(line, RED if record.levelno >= logging.ERROR else YELLOW)
+
+
 def configure_logging(level: str, kind: str) -> None:
     """Send the log to stderr in the chosen form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if kind == "json" else ColorHandler(sys.stderr)
     handler.setFormatter(JsonLogFormatter() if kind == "json" else TextLogFormatter())
     for fact in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # nobody is told them
         setattr(logging, fact, False)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
-from eardrum.text import choose_separator, normalize_word, split_units, unspaced_letter
+from eardrum.text import choose_separator, compile_unspaced_letter, normalize_word, split_units
 from eardrum.transcription import Segment, Word
 
 
@@ -244,7 +244,7 @@ def _compute_inner_break_cost(last: str, first: str) -> float:
 def _classify_letter(letter: str) -> str:
     if "\u3040" <= letter <= "\u309f":
         return "kana"
-    return "katakana" if "\u30a0" <= letter <= "\u30ff" else "han" if unspaced_letter().match(letter) else "other"
+    return "katakana" if "\u30a0" <= letter <= "\u30ff" else "han" if compile_unspaced_letter().match(letter) else "other"
 
 
 # Times of pieces

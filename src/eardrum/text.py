@@ -14,19 +14,19 @@ _HAN = "\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 
 
 @cache
-def unspaced_letter() -> re.Pattern[str]:
+def compile_unspaced_letter() -> re.Pattern[str]:
     """Matches a letter or mark of Thai, Lao, Tibetan, Burmese, Khmer, Chinese or Japanese."""
     return re.compile(f"[{_UNSPACED}{_HAN}]")
 
 
 @cache
-def _text_unit() -> re.Pattern[str]:
+def _compile_text_unit() -> re.Pattern[str]:
     return re.compile(rf"\s*(?:[{_UNSPACED}{_HAN}]|[^\s{_UNSPACED}{_HAN}]+)")
 
 
 def choose_separator(before: str, after: str) -> str:
     """What belongs between two stretches of text: a space, but none between scripts that are written without."""
-    if not before or not after or (unspaced_letter().match(before[-1]) and unspaced_letter().match(after[0])):
+    if not before or not after or (compile_unspaced_letter().match(before[-1]) and compile_unspaced_letter().match(after[0])):
         return ""
     return " "
 
@@ -41,7 +41,7 @@ def join_texts(texts: Iterable[str]) -> str:
 
 def split_units(text: str) -> list[str]:
     """The words of a text, each with the spaces before it; letters where there are no spaces. Joined they are the text."""
-    return _text_unit().findall(text.rstrip())
+    return _compile_text_unit().findall(text.rstrip())
 
 
 def normalize_word(unit: str) -> str:

@@ -10,10 +10,12 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__, config, logging_setup
 from eardrum.cli import check, gc_paused, listen, models, processes, transcribe
@@ -23,7 +25,32 @@ from eardrum.server.reload import ConfigSource
 
 logger = logging.getLogger(__name__)
 
+
+class Command(TyperCommand):
+    """A command whose help shows no value type beside flags, which take none."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, flags with an empty type."""
+        return _hide_flag_types(super().get_params(ctx))
+
+
+class CommandGroup(TyperGroup):
+    """The program itself, whose own flags are shown alike."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """The parameters, flags with an empty type."""
+        return _hide_flag_types(super().get_params(ctx))
+
+
+def _hide_flag_types(parameters: Sequence[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return list(parameters)
+
+
 app = typer.Typer(
+    cls=CommandGroup,
     help="Speech to text behind one port.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -40,7 +67,7 @@ def main() -> None:
     try:
         app(prog_name=PROGRAM_NAME)
     except EardrumError as error:
-        print(f"eardrum: {error.message}", file=sys.stderr)
+        print(f"{logging_setup.color_for_stderr('eardrum:', logging_setup.RED)} {error.message}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -65,7 +92,7 @@ def show_version(show: Annotated[bool, typer.Option("--version", help="Print the
         raise typer.Exit
 
 
-@app.command("help")
+@app.command("help", cls=Command)
 def show_help(
     command: Annotated[str, typer.Argument(help="The command to explain; all of them if left out.", show_default=False)] = "",
 ) -> None:
@@ -73,7 +100,7 @@ def show_help(
     app([*([command] if command else []), "--help"], prog_name=PROGRAM_NAME)
 
 
-@app.command()
+@app.command(cls=Command)
 def serve(
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(show_default="8100", help="Port to listen on.")] = None,
@@ -121,4 +148,4 @@ def serve(
 
 
 for name, command in (transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS).items():
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)

@@ -70,11 +70,15 @@ def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOp
     print(f"\nThe default is {catalog.default.id}: {catalog.why_default}.")
 
 
+SHOWN_ALIASES = 3
+
+
 def _list_notes(catalog: ModelCatalog) -> list[str]:
     notes = []
     for model in catalog:
         if aliases := catalog.list_aliases(model):
-            notes.append(f"{model.id} is also called {', '.join(aliases)}.")
+            more = f" and {len(aliases) - SHOWN_ALIASES} more (`eardrum show {model.id}`)" if len(aliases) > SHOWN_ALIASES else ""
+            notes.append(f"{model.id} is also called {', '.join(aliases[:SHOWN_ALIASES])}{more}.")
         if not model.is_runnable:
             notes.append(f"{model.id} cannot run yet. {model.card.install_hint_here}")
         if model.needs_download:

@@ -1,4 +1,4 @@
-"""Options shared by several commands, and the subtitle options of `transcribe`.
+"""Options shared by several commands, and the options of `transcribe`.
 
 The subtitle options are named as in openai-whisper, with additions.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from eardrum import config
+from eardrum.cli.recordings import SUFFIXES
 from eardrum.subtitles import MAX_RULE_VALUES
 
 ConfigFileOption = Annotated[list[Path] | None, typer.Option("--config", help="YAML file with settings; repeatable.")]
@@ -31,6 +32,34 @@ ServerOption = Annotated[
         envvar=config.CLIENT_SERVER_VARIABLE,
         show_default="http://127.0.0.1:8100, or where EARDRUM_HOST and EARDRUM_PORT say that it listens",
         help="The server to ask.",
+    ),
+]
+
+InputsArgument = Annotated[
+    list[str],
+    typer.Argument(help="Audio or video files, folders with all below them, patterns, pipes; `-` is stdin.", metavar="FILES..."),
+]
+ModelOption = Annotated[str, typer.Option(help="Model or alias, or a folder with a model; the default model if left out.")]
+LanguageOption = Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")]
+TranslateOption = Annotated[bool, typer.Option("--translate", help="Translate into English.")]
+PromptOption = Annotated[str, typer.Option(help="Text that might come before: its style and names guide the model.")]
+HotwordsOption = Annotated[list[str] | None, typer.Option(help="Words and names to listen for, separated by commas; repeatable.")]
+WordsOption = Annotated[bool, typer.Option("--words", help="With verbose_json: when each word was said, too.")]
+AudioTrackOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Which audio track, counted from 1; the default one, or the first with sound, if left out."),
+]
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(show_default="text", help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas."),
+]
+OutputDirOption = Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")]
+SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Leave out what has its text already.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write over the texts that are there already.")]
+OptionalServerOption = Annotated[
+    str,
+    typer.Option(
+        envvar=config.CLIENT_SERVER_VARIABLE, help="Use this server, as in http://127.0.0.1:8100; without it none is needed."
     ),
 ]
 

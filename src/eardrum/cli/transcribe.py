@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -23,10 +23,15 @@ from eardrum.cli import gc_paused
 from eardrum.cli.chunk_reader import ChunkReader
 from eardrum.cli.options import (
     AssignmentsOption,
+    AudioTrackOption,
     CertificateOption,
     ConfigFileOption,
+    FormatOption,
     HighlightWordsOption,
+    HotwordsOption,
+    InputsArgument,
     KeyOption,
+    LanguageOption,
     MaxCharactersPerSecondOption,
     MaxDurationOption,
     MaxLineCountOption,
@@ -34,7 +39,15 @@ from eardrum.cli.options import (
     MaxWordsPerLineOption,
     MinDurationOption,
     MinGapOption,
+    ModelOption,
+    OptionalServerOption,
+    OutputDirOption,
+    OverwriteOption,
+    PromptOption,
+    SkipExistingOption,
     SubtitlesOption,
+    TranslateOption,
+    WordsOption,
     build_subtitle_fields,
 )
 from eardrum.cli.recordings import (
@@ -63,31 +76,18 @@ INTERRUPTED = 130
 
 
 def transcribe(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Audio or video files, folders with all below them, patterns, pipes; `-` is stdin.", metavar="FILES..."
-        ),
-    ],
-    model: Annotated[str, typer.Option(help="Model or alias, or a folder with a model; the default model if left out.")] = "",
-    language: Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")] = "",
-    translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
-    prompt: Annotated[str, typer.Option(help="Text that might come before: its style and names guide the model.")] = "",
-    hotwords: Annotated[
-        list[str] | None, typer.Option(help="Words and names to listen for, separated by commas; repeatable.")
-    ] = None,
-    words: Annotated[bool, typer.Option("--words", help="With verbose_json: when each word was said, too.")] = False,
-    audio_track: Annotated[
-        int | None,
-        typer.Option(min=1, help="Which audio track, counted from 1; the default one, or the first with sound, if left out."),
-    ] = None,
-    format: Annotated[
-        list[str] | None,
-        typer.Option(show_default="text", help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas."),
-    ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")] = None,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what has its text already.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the texts that are there already.")] = False,
+    inputs: InputsArgument,
+    model: ModelOption = "",
+    language: LanguageOption = "",
+    translate: TranslateOption = False,
+    prompt: PromptOption = "",
+    hotwords: HotwordsOption = None,
+    words: WordsOption = False,
+    audio_track: AudioTrackOption = None,
+    format: FormatOption = None,
+    output_dir: OutputDirOption = None,
+    skip_existing: SkipExistingOption = False,
+    overwrite: OverwriteOption = False,
     subtitles: SubtitlesOption = None,
     max_line_width: MaxLineWidthOption = None,
     max_line_count: MaxLineCountOption = None,
@@ -97,12 +97,7 @@ def transcribe(
     max_duration: MaxDurationOption = None,
     min_gap: MinGapOption = None,
     max_characters_per_second: MaxCharactersPerSecondOption = None,
-    server: Annotated[
-        str,
-        typer.Option(
-            envvar=config.CLIENT_SERVER_VARIABLE, help="Use this server, as in http://127.0.0.1:8100; without it none is needed."
-        ),
-    ] = "",
+    server: OptionalServerOption = "",
     key: KeyOption = "",
     certificate: CertificateOption = None,
     config_file: ConfigFileOption = None,
@@ -113,35 +108,20 @@ def transcribe(
     One that fails does not stop the others: what failed is told at the end, and the exit code is 1.
     """
     formats = _parse_formats(format or ["text"])
-    form = {
-        "model": [model],
-        "language": [language],
-        "prompt": [prompt],
-        "audio_track": [str(audio_track or "")],
-        **_build_hotword_fields(hotwords or ()),
-        "timestamp_granularities": ["segment", "word"] if words else [],
-        **build_subtitle_fields(
-            subtitles=subtitles,
-            max_line_width=max_line_width,
-            max_line_count=max_line_count,
-            max_words_per_line=max_words_per_line,
-            highlight_words=highlight_words,
-            min_duration=min_duration,
-            max_duration=max_duration,
-            min_gap=min_gap,
-            max_characters_per_second=max_characters_per_second,
-        ),
-    }
-    if words and "verbose_json" not in formats:
-        raise ConfigError("--words is for --format verbose_json: the other formats have no place for the times of words.")
-    if skip_existing and overwrite:
-        raise ConfigError("--skip-existing keeps the texts that are there, --overwrite does not: say one of them.")
-    if server and is_written_as_path(model):
-        raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder of this machine.")
-    if "" in inputs:
-        raise ConfigError("One of the inputs is an empty word: it may be a variable that is not set. This folder is `.`.")
-    if STDIN in inputs and sys.stdin.isatty():
-        raise ConfigError("`-` is what is piped in, and stdin is a terminal: pipe a recording in, or name a file.")
+    _check_flags(formats, words=words, skip_existing=skip_existing, overwrite=overwrite)
+    _check_inputs(inputs, model, server)
+    subtitle_fields = build_subtitle_fields(
+        subtitles=subtitles,
+        max_line_width=max_line_width,
+        max_line_count=max_line_count,
+        max_words_per_line=max_words_per_line,
+        highlight_words=highlight_words,
+        min_duration=min_duration,
+        max_duration=max_duration,
+        min_gap=min_gap,
+        max_characters_per_second=max_characters_per_second,
+    )
+    form = _build_form(model, language, prompt, audio_track, hotwords or (), words=words) | subtitle_fields
     recordings, failures = find_recordings(inputs)
     jobs, skipped = _plan_jobs(recordings, formats, output_dir, skip_existing=skip_existing, overwrite=overwrite)
     batch = TranscriptionBatch(jobs, failures, skipped=skipped, replace=overwrite)
@@ -151,15 +131,49 @@ def transcribe(
 
         order = transcribers.TranscriptionOrder(form, tuple(formats), translate)
         if server:
-            transcribing: TranscriberFactory = lambda: transcribers.transcribe_remotely(order, server, key, certificate)  # noqa: E731
+            _run_batch(batch, lambda: transcribers.transcribe_remotely(order, server, key, certificate))
         else:
             settings = config.load_settings(config_file, assignments or ())
             logging_setup.configure_logging("error", settings.log.format)
-            transcribing = lambda: transcribers.transcribe_locally(order, settings)  # noqa: E731
-        _run_batch(batch, transcribing)
+            _run_batch(batch, lambda: transcribers.transcribe_locally(order, settings))
     batch.report()
     if batch.failures:
         raise typer.Exit(1)
+
+
+def _build_form(
+    model: str, language: str, prompt: str, audio_track: int | None, hotwords: Sequence[str], *, words: bool
+) -> dict[str, list[str]]:
+    """The options that a request has fields for, subtitles aside."""
+    return {
+        "model": [model],
+        "language": [language],
+        "prompt": [prompt],
+        "audio_track": [str(audio_track or "")],
+        **_build_hotword_fields(hotwords),
+        "timestamp_granularities": ["segment", "word"] if words else [],
+    }
+
+
+def _check_flags(formats: Sequence[str], *, words: bool, skip_existing: bool, overwrite: bool) -> None:
+    if words and "verbose_json" not in formats:
+        raise ConfigError("--words needs --format verbose_json: the other formats have no place for the times of words.")
+    if skip_existing and overwrite:
+        raise ConfigError("--skip-existing keeps existing texts, --overwrite replaces them: use one of the two.")
+
+
+def _check_inputs(inputs: Sequence[str], model: str, server: str) -> None:
+    """Refuse combinations that cannot work, before any file is opened.
+
+    Raises:
+        ConfigError: the message names the option or the input at fault.
+    """
+    if server and is_written_as_path(model):
+        raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder of this machine.")
+    if "" in inputs:
+        raise ConfigError("One of the inputs is an empty word: it may be a variable that is not set. This folder is `.`.")
+    if STDIN in inputs and sys.stdin.isatty():
+        raise ConfigError("`-` reads a recording from stdin, which is a terminal: pipe a recording in, or name a file.")
 
 
 TranscriberFactory = Callable[[], AbstractAsyncContextManager["Transcriber"]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from eardrum.engines.base import Window
-from eardrum.text import normalize_word, split_units, unspaced_letter
+from eardrum.text import compile_unspaced_letter, normalize_word, split_units
 from eardrum.transcription import Segment, Token, Word
 
 MIN_WORD_S = 0.02
@@ -274,7 +274,7 @@ def _find_loop(text: str) -> RepetitionLoop | None:
 
 def _is_too_fast(text: str, seconds: float) -> bool:
     """Whether nobody says this in so many seconds."""
-    signs = len(unspaced_letter().findall(text))
+    signs = len(compile_unspaced_letter().findall(text))
     words = len(split_units(text)) - signs
     letters = len(text) - signs
     least = max(letters / MAX_LETTERS_PER_S, words / MAX_WORDS_PER_S) + signs / MAX_SIGNS_PER_S
