@@ -162,7 +162,7 @@ def test_embeddings() -> None:
         ({"messages": [HI | {"images": ["###"]}]}, r"messages\[0\].images\[0\]: illegal base64"),
         ({"messages": [HI | {"images": [""]}]}, "is empty"),
         ({"messages": [HI | {"images": [3]}]}, "must be a base64 string"),
-        ({"messages": [HI | {"images": ["aGVsbG8="]}]}, "neither a picture nor audio"),
+        ({"messages": [HI | {"images": ["aGVsbG8="]}]}, "neither an image nor audio"),
         ({"messages": [HI | {"tool_calls": [{}]}]}, "function with a name"),
         ({"messages": [HI | {"tool_calls": {"a": 1}}]}, "tool_calls must be a list"),
         ({"options": [1]}, "options must be an object"),

@@ -141,7 +141,7 @@ def test_errors_are_worded_whatever_their_shape(error: Any, words: str) -> None:
 
 @pytest.mark.parametrize("event", [[], "x", 3])
 def test_what_is_no_event_is_refused(event: Any) -> None:
-    with pytest.raises(UpstreamError, match="no event"):
+    with pytest.raises(UpstreamError, match="an invalid event"):
         fed(event)
 
 

@@ -19,35 +19,35 @@ from eardrum import bounded_json
 from eardrum.errors import InvalidRequestError
 
 
-def read_model_name(wish: dict[str, Any]) -> str:
-    """The model's name in a request.
+def read_model_name(request: dict[str, Any]) -> str:
+    """Return the model's name in a request.
 
     Raises:
-        InvalidRequestError: there is none.
+        InvalidRequestError: the request names no model.
     """
-    name = wish.get("model") or wish.get("name")
+    name = request.get("model") or request.get("name")
     if not isinstance(name, str) or not name.strip():
         raise InvalidRequestError("model is required", param="model")
     return name.strip()
 
 
-def is_streaming(wish: dict[str, Any]) -> bool:
-    """Whether the answer comes in lines, which it does unless the client says no.
+def is_streaming(request: dict[str, Any]) -> bool:
+    """Whether to stream the response as lines of JSON, which is Ollama's default.
 
     Raises:
-        InvalidRequestError: it says neither.
+        InvalidRequestError: `stream` is not a boolean.
     """
-    stream = wish.get("stream")
+    stream = request.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequestError(f"stream must be true or false, not {str(stream)[:40]!r}.", param="stream")
     return stream is not False
 
 
 def read_text(given: dict[str, Any], name: str, where: str = "") -> str:
-    """A field that holds text, or nothing.
+    """Return a text field; a missing or null one is empty.
 
     Raises:
-        InvalidRequestError: it holds something else.
+        InvalidRequestError: the field is not a string.
     """
     value = given.get(name)
     if value is None:
@@ -58,10 +58,10 @@ def read_text(given: dict[str, Any], name: str, where: str = "") -> str:
 
 
 FOR_EVER_S = 292 * 365.25 * 86_400
-"""What Ollama shows for models that stay. A year 1 instead breaks clients that parse it and count back from it."""
+"""The time to live that Ollama reports for models that stay loaded. The year 1 would break clients that subtract from it."""
 
 MIN_TTL_S = 1e-3
-"""The shortest time to live; to the scheduler 0 is never."""
+"""The shortest time to live. The scheduler takes 0 for "never unload", so an immediate unload needs a positive value."""
 
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
@@ -69,16 +69,17 @@ DURATION = re.compile(rf"[+-]?(?:{DURATION_PART.pattern})+", re.ASCII)
 
 
 def parse_keep_alive(keep_alive: Any, default: float) -> float:
-    """The time to live that a request's `keep_alive` means, in seconds as the scheduler takes it: 0 is never.
+    """Convert a request's `keep_alive` into the scheduler's time to live, in seconds; 0 never unloads the model.
 
-    Numbers are seconds, strings durations as Go writes them or numbers; below 0 is for ever, 0 is right after the request.
+    A number is in seconds; a string is a Go duration or a number. A negative value keeps the model for ever; 0 unloads it
+    right after the request.
 
     Args:
-        keep_alive: as it came; None and "" take the default.
-        default: what the model's config says.
+        keep_alive: the field of the request; None and "" take the default.
+        default: the time to live of the model's config.
 
     Raises:
-        InvalidRequestError: neither a number nor a duration.
+        InvalidRequestError: the value is neither a number nor a duration.
     """
     if keep_alive in (None, ""):
         return default
@@ -105,40 +106,40 @@ def _parse_seconds(value: Any) -> float:
 
 
 def to_nanoseconds(seconds: float) -> int:
-    """A duration on the wire."""
+    """Convert a duration into the nanoseconds of the wire format."""
     return round(seconds * 1e9)
 
 
 def format_timestamp(unix: float) -> str:
-    """A moment on the wire: RFC 3339 in UTC with nanoseconds."""
+    """Format a Unix time as RFC 3339 in UTC, with nanoseconds."""
     return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"
 
 
 ChatTurns = tuple[tuple[str, str], ...]
-"""Roles and texts, the oldest first."""
+"""Pairs of role and text, the oldest first."""
 
 CONTEXT_MARK = 0xEA2D01
-"""The first number, by which ours are known."""
+"""The first number of a packed context; marks it as packed by this server."""
 
 NUMBER_BYTES = 3
-"""Bytes in a number: it then fits whatever integer a client's language has."""
+"""Bytes per number, few enough for the integers of any client's language."""
 
 MAX_CONTEXT_BYTES = 16 << 20
-"""Bytes that a conversation may have unpacked."""
+"""The largest unpacked conversation, in bytes."""
 
 
 def pack_context(turns: ChatTurns) -> list[int]:
-    """A conversation as numbers."""
+    """Pack a conversation into numbers."""
     data = zlib.compress(json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode(errors="replace"))
     words = (data[at : at + NUMBER_BYTES].ljust(NUMBER_BYTES, b"\0") for at in range(0, len(data), NUMBER_BYTES))
     return [CONTEXT_MARK, len(data), *(int.from_bytes(word, "big") for word in words)]
 
 
 def unpack_context(numbers: Any) -> ChatTurns | None:
-    """The conversation in a client's numbers; None if they are another server's, or not all there.
+    """Unpack a conversation; None if another server packed it, or if it is truncated.
 
     Raises:
-        InvalidRequestError: they are no list of whole numbers.
+        InvalidRequestError: `context` is not a list of whole numbers.
     """
     if numbers is None:
         return ()

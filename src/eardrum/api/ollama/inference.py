@@ -35,202 +35,204 @@ log = logging.getLogger(__name__)
 
 
 class GenerationRoutes:
-    """The two endpoints."""
+    """Serves `/api/chat` and `/api/generate`."""
 
     def __init__(self, service: Service, names: OllamaNames):
         self._service = service
         self._names = names
         self._logged: set[tuple[str, str]] = set()
 
-    async def chat(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """`/api/chat`; without messages the model is only loaded, or unloaded."""
-        await self._respond(wish, reply, ResponseChunk.as_chat, requests.map_chat, empty=not wish.get("messages"))
+    async def chat(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Serve `/api/chat`; without messages, only load or unload the model."""
+        await self._respond(request, reply, ResponseChunk.as_chat, requests.map_chat, empty=not request.get("messages"))
 
-    async def generate(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """`/api/generate`; without a prompt the model is only loaded, or unloaded."""
-        empty = not any(wish.get(field) for field in ("prompt", "images", "suffix"))
-        await self._respond(wish, reply, ResponseChunk.as_generate, requests.map_generate, empty=empty)
+    async def generate(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Serve `/api/generate`; without a prompt, only load or unload the model."""
+        empty = not any(request.get(field) for field in ("prompt", "images", "suffix"))
+        await self._respond(request, reply, ResponseChunk.as_generate, requests.map_generate, empty=empty)
 
     async def _respond(
         self,
-        wish: dict[str, Any],
+        request: dict[str, Any],
         reply: OllamaResponse,
         shape: ChunkFormatter,
         mapping: Callable[..., UpstreamRequest],
         *,
         empty: bool,
     ) -> None:
-        answering, (found, asked) = GenerationResponse(wish, reply, shape), self._names.resolve(read_model_name(wish))
-        model = replace(found, ttl=common_fields.parse_keep_alive(wish.get("keep_alive"), found.ttl))
+        response, (found, requested_name) = (
+            GenerationResponse(request, reply, shape),
+            self._names.resolve(read_model_name(request)),
+        )
+        model = replace(found, ttl=common_fields.parse_keep_alive(request.get("keep_alive"), found.ttl))
         reply.record.model = model.id
         if empty and model.ttl == common_fields.MIN_TTL_S:
             await self._service.unload_model(model)
-            await answering.send_empty("unload")
+            await response.send_empty("unload")
         elif empty:
             await self._service.load_model(model)
-            await answering.send_empty("load")
+            await response.send_empty("load")
         elif model_info.is_speech_model(model):
-            await self._transcribe(model, wish, reply, answering)
+            await self._transcribe(model, request, reply, response)
         else:
-            one = partial(self._generate, wish=wish, reply=reply, shape=shape, mapping=mapping)
-            await try_models(self._service, model, asked, reply, one, keep_alive=wish.get("keep_alive"))
+            one = partial(self._generate, request=request, reply=reply, shape=shape, mapping=mapping)
+            await try_models(self._service, model, requested_name, reply, one, keep_alive=request.get("keep_alive"))
 
     async def _generate(
         self,
         model: Model,
-        asked: str,
+        requested_name: str,
         *,
-        wish: dict[str, Any],
+        request: dict[str, Any],
         reply: OllamaResponse,
         shape: ChunkFormatter,
         mapping: Callable[..., UpstreamRequest],
     ) -> None:
-        ask = mapping(wish, model.id, model_info.get_server_features(model))
-        self._log_ignored(model, ask)
-        reply.ignored = ask.ignored
-        sent = build_upstream_request(self._service, model, ask, asked, reply.authorization)
-        await self._stream_upstream(model, sent, GenerationResponse(wish, reply, shape), ask.turns)
+        upstream_request = mapping(request, model.id, model_info.get_server_features(model))
+        self._log_ignored(model, upstream_request)
+        reply.ignored = upstream_request.ignored
+        sent = build_upstream_request(self._service, model, upstream_request, requested_name, reply.authorization)
+        await self._stream_upstream(model, sent, GenerationResponse(request, reply, shape), upstream_request.turns)
 
     async def _stream_upstream(
-        self, model: Model, sent: OutgoingRequest, answering: GenerationResponse, turns: ChatTurns | None
+        self, model: Model, sent: OutgoingRequest, response: GenerationResponse, turns: ChatTurns | None
     ) -> None:
         began, ready = time.monotonic(), self._service.get_state(model) is ModelState.READY
-        async with ForwardedRequest(self._service, model, sent) as response:
+        async with ForwardedRequest(self._service, model, sent) as answer:
             chunks = ChunkDecoder(began, began if ready else time.monotonic())
-            async with aclosing(read_events(model, response)) as said:
-                async for event in said:
-                    await answering.add(chunks.feed(event, time.monotonic()))
+            async with aclosing(read_events(model, answer)) as events:
+                async for event in events:
+                    await response.add(chunks.feed(event, time.monotonic()))
         if not chunks.is_complete:
-            raise UpstreamError(f"The server behind {model.id} ended in the middle of its answer.")
-        await answering.add(chunks.build_tool_calls())
+            raise UpstreamError(f"The server behind {model.id} ended its response early.")
+        await response.add(chunks.build_tool_calls())
         last = chunks.build_last(time.monotonic())
-        answering.record_usage(last)
-        await answering.end(last, turns)
+        response.record_usage(last)
+        await response.end(last, turns)
 
-    async def _transcribe(self, model: Model, wish: dict[str, Any], reply: OllamaResponse, answering: GenerationResponse) -> None:
+    async def _transcribe(
+        self, model: Model, request: dict[str, Any], reply: OllamaResponse, response: GenerationResponse
+    ) -> None:
         began, decoding = time.monotonic(), 0.0
         async with aclosing(
-            transcribe_recordings(self._service, model, decode_recordings(wish), whole=not answering.streams)
-        ) as heard:
-            async for text in heard:
+            transcribe_recordings(self._service, model, decode_recordings(request), whole=not response.streams)
+        ) as events:
+            async for text in events:
                 if isinstance(text, TranscriptionSummary):
                     reply.record.set_transcription(model, text)
                     decoding += text.decode_s
                 else:
-                    await answering.add(ResponseChunk(text))
+                    await response.add(ResponseChunk(text))
         took = {"total_duration": time.monotonic() - began, "eval_duration": decoding}
         figures = {name: common_fields.to_nanoseconds(seconds) for name, seconds in took.items() if seconds}
-        await answering.end({"done": True, "done_reason": "stop"} | figures)
+        await response.end({"done": True, "done_reason": "stop"} | figures)
 
-    def _log_ignored(self, model: Model, ask: UpstreamRequest) -> None:
-        """Say once of each option that it has no effect."""
-        for option in (name[:40] for name in ask.ignored):  # what is remembered is bounded
+    def _log_ignored(self, model: Model, upstream_request: UpstreamRequest) -> None:
+        """Log each option without effect once per model."""
+        for option in (name[:40] for name in upstream_request.ignored):  # bounds the memory
             if (model.id, option) not in self._logged and len(self._logged) < 1000:
                 self._logged.add((model.id, option))
-                log.info(
-                    "The option %r of Ollama's API has no effect on %s: set it where the model is started.", option, model.id
-                )
+                log.info("Option %r has no effect on model %s; set it in the command that starts the model.", option, model.id)
 
 
-MOST_TOKENS = 1 << 53
-"""A larger number is no count, and more than clients can hold."""
+MAX_TOKENS = 1 << 53
+"""The largest token count to report. A larger number is an upstream's mistake, and JSON clients cannot represent it."""
 
 
 class EmbeddingRoutes:
-    """The two endpoints."""
+    """Serves `/api/embed` and `/api/embeddings`."""
 
     def __init__(self, service: Service, names: OllamaNames):
         self._service = service
         self._names = names
 
-    async def embed_inputs(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """`/api/embed`: a vector for each input."""
+    async def embed_inputs(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Serve `/api/embed`: one vector per input."""
         began = time.monotonic()
-        model, asked = self._find_model(wish, reply)
-        ask = requests.map_embed(wish, model.id)
-        said = await self._request_vectors(model, ask, asked, reply, wish.get("keep_alive"))
+        model, requested_name = self._find_model(request, reply)
+        upstream_request = requests.map_embed(request, model.id)
+        result = await self._request_vectors(model, upstream_request, requested_name, reply, request.get("keep_alive"))
         figures = {
             "total_duration": common_fields.to_nanoseconds(time.monotonic() - began),
-            "prompt_eval_count": _count_tokens(said),
+            "prompt_eval_count": _count_tokens(result),
         }
-        vectors = _get_vectors(model, said, len(ask.body["input"]) if ask else 0)
+        vectors = _get_vectors(model, result, len(upstream_request.body["input"]) if upstream_request else 0)
         await reply.send_object(
-            {"model": read_model_name(wish), "embeddings": vectors} | {name: value for name, value in figures.items() if value}
+            {"model": read_model_name(request), "embeddings": vectors} | {name: value for name, value in figures.items() if value}
         )
 
-    async def embed_prompt(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
+    async def embed_prompt(self, request: dict[str, Any], reply: OllamaResponse) -> None:
         """`/api/embeddings`, the older one: the vector of a prompt."""
-        model, asked = self._find_model(wish, reply)
-        prompt = read_text(wish, "prompt")
-        said = await self._request_vectors(
-            model, requests.map_embed({"input": prompt}, model.id), asked, reply, wish.get("keep_alive")
+        model, requested_name = self._find_model(request, reply)
+        prompt = read_text(request, "prompt")
+        result = await self._request_vectors(
+            model, requests.map_embed({"input": prompt}, model.id), requested_name, reply, request.get("keep_alive")
         )
-        await reply.send_object({"embedding": (_get_vectors(model, said, 1) if prompt else [[]])[0]})
+        await reply.send_object({"embedding": (_get_vectors(model, result, 1) if prompt else [[]])[0]})
 
-    def _find_model(self, wish: dict[str, Any], reply: OllamaResponse) -> tuple[Model, str]:
-        """The model, kept as long as the client says, and the name it is asked by."""
-        found, asked = self._names.resolve(read_model_name(wish))
+    def _find_model(self, request: dict[str, Any], reply: OllamaResponse) -> tuple[Model, str]:
+        """Return the model, with the request's time to live, and the name that the request resolves to."""
+        found, requested_name = self._names.resolve(read_model_name(request))
         reply.record.model = found.id
         if model_info.is_speech_model(found):
-            raise InvalidRequestError(f'"{found.id}" does not support embeddings: it turns speech into text.', param="model")
-        return replace(found, ttl=common_fields.parse_keep_alive(wish.get("keep_alive"), found.ttl)), asked
+            raise InvalidRequestError(f'"{found.id}" does not support embeddings: it transcribes audio.', param="model")
+        return replace(found, ttl=common_fields.parse_keep_alive(request.get("keep_alive"), found.ttl)), requested_name
 
     async def _request_vectors(
-        self, model: Model, ask: UpstreamRequest | None, asked: str, reply: OllamaResponse, keep_alive: Any
+        self, model: Model, upstream_request: UpstreamRequest | None, requested_name: str, reply: OllamaResponse, keep_alive: Any
     ) -> Any:
-        """What the model says; with nothing to ask it is only loaded."""
-        if not ask:
+        """Request the vectors; without inputs, only load the model."""
+        if not upstream_request:
             await self._service.load_model(model)
             return {"data": []}
 
-        async def one(model: Model, asked: str) -> Any:
-            renamed = replace(ask, body={**ask.body, "model": model.id})
-            sent = build_upstream_request(self._service, model, renamed, asked, reply.authorization)
-            async with ForwardedRequest(self._service, model, sent) as response, aclosing(read_events(model, response)) as said:
-                return await anext(said)
+        async def one(model: Model, requested_name: str) -> Any:
+            renamed = replace(upstream_request, body={**upstream_request.body, "model": model.id})
+            sent = build_upstream_request(self._service, model, renamed, requested_name, reply.authorization)
+            async with ForwardedRequest(self._service, model, sent) as response, aclosing(read_events(model, response)) as events:
+                return await anext(events)
 
-        return await try_models(self._service, model, asked, reply, one, keep_alive=keep_alive)
+        return await try_models(self._service, model, requested_name, reply, one, keep_alive=keep_alive)
 
 
-def _get_vectors(model: Model, said: Any, count: int) -> list[list[float]]:
-    """The vectors in the order of the inputs.
+def _get_vectors(model: Model, result: Any, count: int) -> list[list[float]]:
+    """Return the vectors in the order of the inputs.
 
     Raises:
-        UpstreamError: they are not all there.
+        UpstreamError: the response does not hold one vector per input.
     """
     try:
-        vectors = [item["embedding"] for item in sorted(said["data"], key=lambda item: item.get("index", 0))]
+        vectors = [item["embedding"] for item in sorted(result["data"], key=lambda item: item.get("index", 0))]
     except (KeyError, TypeError, AttributeError):
         vectors = []
     if len(vectors) != count or not all(isinstance(vector, list) for vector in vectors):
-        raise UpstreamError(f"The server behind {model.id} answered {len(vectors)} embeddings where {count} were asked for.")
+        raise UpstreamError(f"The server behind {model.id} returned {len(vectors)} embeddings for {count} inputs.")
     return vectors
 
 
-def _count_tokens(said: Any) -> int:
-    usage = said.get("usage") if isinstance(said, dict) else None
+def _count_tokens(result: Any) -> int:
+    usage = result.get("usage") if isinstance(result, dict) else None
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else 0
-    return count if isinstance(count, int) and 0 < count < MOST_TOKENS else 0
+    return count if isinstance(count, int) and 0 < count < MAX_TOKENS else 0
 
 
 ChunkFormatter = Callable[[ResponseChunk], dict[str, Any]]
-"""How a route puts a piece into words."""
+"""Formats a chunk as the response of one route."""
 
 
 class GenerationResponse:
-    """One answer in the shape of its route, in lines or whole."""
+    """Sends one response in the format of its route, streamed or as a single object."""
 
-    def __init__(self, wish: dict[str, Any], reply: OllamaResponse, shape: ChunkFormatter):
-        self._name = read_model_name(wish)
-        self.streams = is_streaming(wish)
-        """Whether the client wants pieces as they come."""
+    def __init__(self, request: dict[str, Any], reply: OllamaResponse, shape: ChunkFormatter):
+        self._name = read_model_name(request)
+        self.streams = is_streaming(request)
         self._reply = reply
         self._shape = shape
         self._whole = ResponseChunk()
         self._texts: list[str] = []
 
     async def add(self, piece: ResponseChunk) -> None:
-        """Send one more piece, or keep it for the end."""
+        """Send a chunk, or keep it for a single object."""
         if not piece:
             return
         self._texts.append(piece.content)
@@ -240,11 +242,11 @@ class GenerationResponse:
             self._whole.add(piece)
 
     def record_usage(self, last: dict[str, Any]) -> None:
-        """Tell whoever runs the server what it took."""
+        """Add the token counts to the request's log record."""
         self._reply.record.tokens = TokenUsage(last.get("prompt_eval_count", 0), last.get("eval_count", 0))
 
     async def end(self, last: dict[str, Any], before: ChatTurns | None = None) -> None:
-        """Send the end: `last` is what comes after `done`. With what was said `before`, the client can go on from here."""
+        """Send the final fields. With the turns `before`, also send the `context` to continue the conversation."""
         if before is not None:
             last = last | {"context": pack_context((*before, ("assistant", "".join(self._texts))))}
         if self.streams:
@@ -253,50 +255,50 @@ class GenerationResponse:
             await self._reply.send_object(self._build_line(self._whole) | last)
 
     async def send_empty(self, reason: str) -> None:
-        """Answer without a word."""
+        """Send a response without text, for loading or unloading a model."""
         await self._reply.send_object(self._build_line(ResponseChunk()) | {"done": True, "done_reason": reason})
 
     def _build_line(self, piece: ResponseChunk) -> dict[str, Any]:
         return {"model": self._name, "created_at": format_timestamp(time.time())} | self._shape(piece)
 
 
-def decode_recordings(wish: dict[str, Any]) -> list[MediaAttachment]:
-    """The recordings of the last message that has any, or of a prompt.
+def decode_recordings(request: dict[str, Any]) -> list[MediaAttachment]:
+    """Decode the recordings of the last message that has any, or of the prompt.
 
     Raises:
-        InvalidRequestError: they are not base64.
+        InvalidRequestError: a recording is not base64.
     """
-    messages = wish.get("messages")
-    for message in reversed(messages if isinstance(messages, list) else [wish]):
+    messages = request.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else [request]):
         if isinstance(message, dict) and (found := decode_attachments(message.get("images"))):
             return found
     return []
 
 
 TranscriptStream = AsyncGenerator[str | TranscriptionSummary, None]
-"""Text as it is heard, spaces included, and after each recording what is known of it."""
+"""Text deltas, spaces included, and a summary after each recording."""
 
 
 async def transcribe_recordings(
     service: Service, model: Model, sounds: list[MediaAttachment], *, whole: bool
 ) -> TranscriptStream:
-    """A line of text for each recording; with `whole` only when all of it is there, which outlives a crash of the model.
+    """Yield one line of text per recording. With `whole`, each arrives complete, so that a crash of the model can be retried.
 
     Raises:
-        InvalidRequestError: there is no recording.
-        EardrumError: anything that went wrong, worded for the client.
+        InvalidRequestError: the request has no recording.
+        EardrumError: the transcription failed.
     """
     if not sounds:
-        raise InvalidRequestError(f'"{model.id}" does not support chat: it turns speech into text. Send audio in `images`.')
+        raise InvalidRequestError(f'"{model.id}" does not support chat; it transcribes audio. Send audio in `images`.')
     for number, sound in enumerate(sounds):
         if number:
             yield "\n"
         with service.create_spool() as spool:
             await spool.write(sound.data)
             spool.finish()
-            async with aclosing((_transcribe_whole if whole else _transcribe_deltas)(service, model, spool)) as heard:
-                async for said in heard:
-                    yield said
+            async with aclosing((_transcribe_whole if whole else _transcribe_deltas)(service, model, spool)) as events:
+                async for event in events:
+                    yield event
 
 
 async def _transcribe_whole(service: Service, model: Model, spool: Spool) -> TranscriptStream:

@@ -1,4 +1,4 @@
-"""Finds out what a model is: capabilities, architecture, size, quantisation, context length, files.
+"""Determines a model's capabilities, architecture, size, quantisation, context length and files.
 
 Sources, in order: the config's metadata, the model's command line (llama-server, vLLM, whisper-server), the head of its
 weights, its running server, and names. Reads files.
@@ -39,45 +39,45 @@ FLAG_VARIABLES = {
     "LLAMA_ARG_CHAT_TEMPLATE": "--chat-template",
     "LLAMA_ARG_CHAT_TEMPLATE_FILE": "--chat-template-file",
 }
-"""Variables by which llama-server is told what a flag says; the flag wins."""
+"""llama-server's environment variables and the flags that they stand for; the flag takes precedence."""
 OFF_VALUES = ("", "0", "off", "false", "disabled")
 SHELLS = ("sh", "bash", "dash", "zsh", "ash")
 WRAPPERS = ("env", "exec", "nice", "nohup", "setsid", "stdbuf", "time", "ionice", "chrt", "taskset", "numactl")
-"""Programs that run the one named behind them."""
+"""Programs that run the command in their arguments."""
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class CommandFlags:
-    """The words of a command."""
+    """The parsed arguments of a command line."""
 
     arguments: tuple[str, ...]
 
     @classmethod
     def of(cls, command: str, environment: Sequence[str] = ()) -> CommandFlags:
-        """The words of a line; `--name=value` as two. What variables of its environment say comes first, as flags.
+        """Split a command line; `--name=value` becomes two words. Environment variables come first, as flags.
 
         Args:
-            command: as in the config; what a shell is told to run is taken for it.
-            environment: as in the config, `NAME=value`.
+            command: the config's command; a shell's `-c` argument is unwrapped.
+            environment: the config's variables, as `NAME=value`.
         """
         words = _unwrap_shell(split_command(command))
-        said = [part for variable in (*environment, *words) for part in _to_flag(variable)]
+        from_environment = [part for variable in (*environment, *words) for part in _to_flag(variable)]
         own = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
         start = next((at for at, word in enumerate(own) if not _is_wrapper(word)), len(own))
-        return cls((*own[start : start + 1], *said, *own[start + 1 :]))
+        return cls((*own[start : start + 1], *from_environment, *own[start + 1 :]))
 
     @property
     def program(self) -> str:
-        """The name of what is run."""
+        """The name of the program."""
         return PurePath(self.arguments[0]).name if self.arguments else ""
 
     def has(self, *names: str) -> bool:
-        """Whether one of these flags is given."""
+        """Whether one of these flags is present."""
         return any(word in names for word in self.arguments)
 
     def get_value(self, *names: str) -> str:
-        """What follows the last of these flags, which is the one that counts; empty if none is given."""
+        """Return the value of the last of these flags, which takes precedence; empty without one."""
         pairs = zip(self.arguments, self.arguments[1:], strict=False)
         return next((value for word, value in reversed(list(pairs)) if word in names), "")
 
@@ -91,28 +91,28 @@ class CommandFlags:
 
     @property
     def is_llama_server(self) -> bool:
-        """Whether it is llama-server that runs, perhaps in a container or below another program."""
+        """Whether the command runs llama-server, perhaps in a container or through another program."""
         return any(PurePath(word).name.startswith("llama-server") or "llama.cpp" in word for word in self.arguments)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All that could be files of weights."""
+        """The values that may be weight files."""
         return tuple(value for value in (self.weights, self.get_value("--mmproj", "-mm")) if value)
 
     @property
     def context_length(self) -> int:
-        """Tokens of context; 0 if that is not said."""
+        """Tokens of context; 0 if no flag sets it."""
         value = self.get_value(*CONTEXT_FLAGS)
         return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else 0
 
     @property
     def is_speech_server(self) -> bool:
-        """Whether the program is one that turns speech into text."""
+        """Whether the program transcribes speech."""
         return "whisper" in self.program.lower() or any("/audio/transcriptions" in word for word in self.arguments)
 
     @property
     def is_embedding_server(self) -> bool:
-        """Whether it is started for embeddings."""
+        """Whether the flags make it a server for embeddings."""
         return self.has("--embedding", "--embeddings", "--pooling") or self.get_value("--task", "--runner") in (
             "embed",
             "pooling",
@@ -120,7 +120,7 @@ class CommandFlags:
 
 
 def _unwrap_shell(words: Sequence[str]) -> list[str]:
-    """The words of what a shell is told to run, where a shell is what the command runs."""
+    """Return the words of a shell's `-c` argument; the words unchanged if the command runs no shell."""
     shell = next((at for at, word in enumerate(words) if PurePath(word).name in SHELLS), len(words))
     for word, following in zip(words[shell + 1 :], words[shell + 2 :], strict=False):
         if re.fullmatch(r"-[a-z]*c", word):
@@ -131,12 +131,12 @@ def _unwrap_shell(words: Sequence[str]) -> list[str]:
 
 
 def _is_wrapper(word: str) -> bool:
-    """Whether what is run stands further right."""
+    """Whether the word is a wrapper or an assignment before the program."""
     return bool(ASSIGNMENT.fullmatch(word)) or PurePath(word).name in WRAPPERS
 
 
 def _to_flag(variable: str) -> Iterator[str]:
-    """What a variable says, as the flag and its value."""
+    """Yield the flag and the value that a variable stands for."""
     if (match := ASSIGNMENT.fullmatch(variable)) and (flag := FLAG_VARIABLES.get(match[1])):
         if flag != "--embeddings":
             yield from (flag, match[2])
@@ -147,16 +147,16 @@ def _to_flag(variable: str) -> Iterator[str]:
 log = logging.getLogger(__name__)
 
 PROPS_TIMEOUT_S = 2.0
-"""A server that is busy and does not answer in this time tells nothing."""
+"""Timeout of a `/props` request. A busy server may miss it; its properties are then unknown."""
 MAX_PROPS_BYTES = 4 << 20
-"""Bytes of an answer: a template is far smaller."""
+"""The largest `/props` response; templates are far smaller."""
 THINKING_MARKS = ("enable_thinking", "<think>", "reasoning_content")
-"""What templates of models have in them that think before they answer."""
+"""Words that mark the template of a reasoning model."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """All that is known, which may be nothing."""
+    """Facts about a model from its weights and its server; may be empty."""
 
     head: gguf.GgufHeader | None = None
     props: Mapping[str, Any] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class ModelFacts:
 
     @property
     def template(self) -> str:
-        """The template of chats, in Jinja; empty if nobody knows it."""
+        """The chat template, in Jinja; empty if unknown."""
         served = self.props.get("chat_template")
         if isinstance(served, str) and served:
             return served
@@ -174,22 +174,22 @@ class ModelFacts:
 
     @property
     def supports_tools(self) -> bool:
-        """Whether the template has a place for tools."""
+        """Whether the template renders tools."""
         able = _as_object(self.props.get("chat_template_caps")).get("supports_tools")
         return able if isinstance(able, bool) else "tools" in self.template
 
     @property
     def supports_thinking(self) -> bool:
-        """Whether the template knows of thinking."""
+        """Whether the template is a reasoning model's."""
         return any(word in self.template for word in THINKING_MARKS)
 
     def supports_input(self, kind: str) -> bool:
-        """Whether the server takes `vision` or `audio`."""
+        """Whether the server accepts input of a kind, `vision` or `audio`."""
         return _as_object(self.props.get("modalities")).get(kind) is True
 
     @property
     def context_length(self) -> int:
-        """Tokens of context, of the server if it runs, else of the weights; 0 if nobody says."""
+        """Tokens of context, from the server if it runs, else from the weights; 0 if unknown."""
         served = _as_object(self.props.get("default_generation_settings")).get("n_ctx")
         if isinstance(served, int) and served > 0:
             return served
@@ -200,7 +200,7 @@ NO_FACTS = ModelFacts()
 
 
 def read_facts(model: Model, props: Mapping[str, Any] | None = None) -> ModelFacts:
-    """What the files of a model say, and its server has said. Reads the head of a file once."""
+    """Collect the facts about a model from its weights and its server's `/props`. Reads the head of a file once."""
     if not model.is_external or not model.entry or not model.entry.cmd:
         return ModelFacts(props=props or {})
     flags = CommandFlags.of(model.entry.cmd, model.entry.env)
@@ -209,19 +209,19 @@ def read_facts(model: Model, props: Mapping[str, Any] | None = None) -> ModelFac
 
 
 class ServerProps:
-    """What running servers say of themselves, asked once in each of their lives."""
+    """The `/props` of running llama-servers, requested once per process."""
 
     def __init__(self, service: Service):
         self._service = service
         self._known: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def get_known(self, model: Model) -> Mapping[str, Any]:
-        """What the server of this model has said, if it is still the same."""
+        """Return the properties fetched from the model's current process; empty without any."""
         since, props = self._known.get(model.id, (0.0, {}))
         return props if since and since == self._service.get_ready_time(model) else {}
 
     async def fetch_props(self, model: Model) -> Mapping[str, Any]:
-        """The same, but asked now if need be. A server that does not run is not started for it, and other ones are not asked."""
+        """Return the properties, and request them if necessary. Starts no server, and asks llama-servers only."""
         since = self._service.get_ready_time(model)
         if not since or not model.entry or not CommandFlags.of(model.entry.cmd, model.entry.env).is_llama_server:
             return {}
@@ -230,7 +230,7 @@ class ServerProps:
                 async with asyncio.timeout(PROPS_TIMEOUT_S):
                     self._known[model.id] = since, await self._request_props(model)
             except (EardrumError, TimeoutError) as error:
-                log.debug("%s does not tell its properties: %r", model.id, error)
+                log.debug("Could not read /props of model %s: %r", model.id, error)
         return self.get_known(model)
 
     async def _request_props(self, model: Model) -> Mapping[str, Any]:
@@ -248,8 +248,8 @@ def _as_object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def get_capabilities(model: Model, said: ModelFacts = NO_FACTS) -> list[str]:
-    """The capabilities, such as `completion`, `tools`, `vision`, `thinking`, `embedding`, `audio`."""
+def get_capabilities(model: Model, facts: ModelFacts = NO_FACTS) -> list[str]:
+    """Return the capabilities: any of `completion`, `tools`, `vision`, `thinking`, `embedding`, `audio` and `image`."""
     if not model.is_external or not model.entry:
         return ["audio"]
     declared = model.entry.metadata.get("capabilities")
@@ -258,45 +258,45 @@ def get_capabilities(model: Model, said: ModelFacts = NO_FACTS) -> list[str]:
     flags = CommandFlags.of(model.entry.cmd, model.entry.env)
     if is_speech_model(model):
         return ["audio"]
-    if model.entry.capabilities.reranker or flags.has("--reranking", "--rerank") or (said.head and said.head.is_reranker):
-        return []  # for which Ollama has no word
-    if flags.is_embedding_server or (said.head and said.head.is_embedding_model):
+    if model.entry.capabilities.reranker or flags.has("--reranking", "--rerank") or (facts.head and facts.head.is_reranker):
+        return []  # Ollama has no capability for reranking
+    if flags.is_embedding_server or (facts.head and facts.head.is_embedding_model):
         return ["embedding"]
-    return _get_text_capabilities(model.entry.capabilities, flags, said)
+    return _get_text_capabilities(model.entry.capabilities, flags, facts)
 
 
-def _get_text_capabilities(declared: DeclaredCapabilities, flags: CommandFlags, said: ModelFacts) -> list[str]:
+def _get_text_capabilities(declared: DeclaredCapabilities, flags: CommandFlags, facts: ModelFacts) -> list[str]:
     if declared.outputs and "text" not in declared.outputs:
         return [kind for kind in declared.outputs if kind == "image"]
     budget, jinja = (
         flags.get_value("--reasoning-budget"),
         not flags.has("--no-jinja"),
-    )  # which llama-server takes unless told not to
+    )  # llama-server's default
     found = {
         "completion": True,
-        "tools": declared.tools or flags.has("--jinja", "--enable-auto-tool-choice") or (jinja and said.supports_tools),
-        "vision": "image" in declared.inputs or flags.has("--mmproj", "-mm") or said.supports_input("vision"),
-        "audio": "audio" in declared.inputs or said.supports_input("audio"),
+        "tools": declared.tools or flags.has("--jinja", "--enable-auto-tool-choice") or (jinja and facts.supports_tools),
+        "vision": "image" in declared.inputs or flags.has("--mmproj", "-mm") or facts.supports_input("vision"),
+        "audio": "audio" in declared.inputs or facts.supports_input("audio"),
         "thinking": flags.has("--reasoning-format", "--reasoning-parser")
         or budget not in ("", "0")
-        or (not budget and said.supports_thinking),
+        or (not budget and facts.supports_thinking),
     }
     return [ability for ability, there in found.items() if there]
 
 
 def is_speech_model(model: Model) -> bool:
-    """Whether the model turns speech into text and does nothing else."""
+    """Whether the model transcribes speech and does nothing else."""
     if not model.is_external or not model.entry:
         return True
-    if isinstance(said := model.entry.metadata.get("capabilities"), list | tuple):
-        return list(said) == ["audio"]
+    if isinstance(declared := model.entry.metadata.get("capabilities"), list | tuple):
+        return list(declared) == ["audio"]
     if inputs := model.entry.capabilities.inputs:
         return "audio" in inputs and "text" not in inputs
     return "transcriptions" in model.entry.options or CommandFlags.of(model.entry.cmd, model.entry.env).is_speech_server
 
 
 def get_server_features(model: Model) -> ServerFeatures:
-    """What the model's server may know beyond OpenAI's API: clouds, which are the ones behind https, refuse parameters."""
+    """Return the features of the model's server beyond OpenAI's API. Cloud services, behind https, reject unknown parameters."""
     entry = model.entry
     return ServerFeatures(
         local=not (entry and entry.proxy.startswith("https:")),
@@ -331,70 +331,73 @@ ARCHITECTURES = {
     "moonshine": "moonshine",
     "llama": "llama",
 }
-"""Parts of names to architectures; the first that fits counts."""
+"""Architectures by part of a name; the first match counts."""
 
 
 MAX_TEXT_CHARS = 1000
-"""Characters of a text among the facts of `model_info`. Templates and licences are longer."""
+"""The longest text to include in `model_info`; leaves out templates and licences."""
 
 
-def get_details(model: Model, known: ModelFacts = NO_FACTS) -> dict[str, Any]:
-    """`details` of a model: strings all, empty where nothing is known."""
-    said = model.entry.metadata if model.entry else {}
+def get_details(model: Model, facts: ModelFacts = NO_FACTS) -> dict[str, Any]:
+    """Build the `details` of a model: strings, empty where unknown."""
+    metadata = model.entry.metadata if model.entry else {}
     title = _join_names(model)
-    family = str(said.get("family") or get_architecture(model, known))
-    label = str(known.head.values.get("general.size_label", "")) if known.head else ""
+    family = str(metadata.get("family") or get_architecture(model, facts))
+    label = str(facts.head.values.get("general.size_label", "")) if facts.head else ""
     compute = "" if model.is_external else str(model.options.get("compute_type", "auto")).removeprefix("auto")
     return {
         "parent_model": "",
         "format": _get_format(model),
         "family": family,
         "families": [family] if family else [],
-        "parameter_size": str(said.get("parameterSize") or _search_title(PARAMETERS, title) or label),
+        "parameter_size": str(metadata.get("parameterSize") or _search_title(PARAMETERS, title) or label),
         "quantization_level": str(
-            said.get("quantizationLevel")
+            metadata.get("quantizationLevel")
             or compute
             or _search_title(QUANTIZATION, title)
-            or (known.head.quantization if known.head else "")
+            or (facts.head.quantization if facts.head else "")
         ),
     }
 
 
-def get_architecture(model: Model, known: ModelFacts = NO_FACTS) -> str:
-    """`general.architecture`; empty if neither the weights nor the name tell."""
-    said = (model.entry.metadata.get("architecture") if model.entry else None) or (known.head.architecture if known.head else "")
+def get_architecture(model: Model, facts: ModelFacts = NO_FACTS) -> str:
+    """Return `general.architecture` from the config, the weights or the name; empty if unknown."""
+    declared = (model.entry.metadata.get("architecture") if model.entry else None) or (
+        facts.head.architecture if facts.head else ""
+    )
     title = _join_names(model).lower()
     return str(
-        said or next((kind for part, kind in ARCHITECTURES.items() if part in title), "" if model.is_external else model.engine)
+        declared
+        or next((kind for part, kind in ARCHITECTURES.items() if part in title), "" if model.is_external else model.engine)
     )
 
 
-def get_context_length(model: Model, known: ModelFacts = NO_FACTS) -> int:
-    """Tokens of context: what the config says, else the server, the command, the weights; 0 if nobody does."""
+def get_context_length(model: Model, facts: ModelFacts = NO_FACTS) -> int:
+    """Return the tokens of context from the config, else the command, the server or the weights; 0 if unknown."""
     if not model.entry:
         return 0
-    said = model.entry.metadata.get("contextLength")
-    if isinstance(said, int) and said > 0:
-        return said
+    configured = model.entry.metadata.get("contextLength")
+    if isinstance(configured, int) and configured > 0:
+        return configured
     return (
         model.entry.capabilities.context
         or CommandFlags.of(model.entry.cmd, model.entry.env).context_length
-        or known.context_length
+        or facts.context_length
     )
 
 
-def get_model_info(model: Model, known: ModelFacts = NO_FACTS) -> dict[str, Any]:
-    """`model_info`: never null, because clients' types demand it. The length of the context is that which can be used."""
-    kind = get_architecture(model, known) or "unknown"
-    length = get_context_length(model, known)
-    values = known.head.values.items() if known.head else ()
-    facts = {key: value for key, value in values if not isinstance(value, str) or len(value) <= MAX_TEXT_CHARS}
-    facts = {"general.basename": model.id} | facts | {"general.architecture": kind}
-    return facts | ({f"{kind}.context_length": length} if length else {})
+def get_model_info(model: Model, facts: ModelFacts = NO_FACTS) -> dict[str, Any]:
+    """Build `model_info`; never null, because clients' types forbid it. The context length is the usable one."""
+    kind = get_architecture(model, facts) or "unknown"
+    length = get_context_length(model, facts)
+    values = facts.head.values.items() if facts.head else ()
+    short = {key: value for key, value in values if not isinstance(value, str) or len(value) <= MAX_TEXT_CHARS}
+    info = {"general.basename": model.id} | short | {"general.architecture": kind}
+    return info | ({f"{kind}.context_length": length} if length else {})
 
 
 def _join_names(model: Model) -> str:
-    """All names that could tell something: of the weights, the repository, the model."""
+    """Join the names of the weights, the repository and the model, for pattern searches."""
     weights = CommandFlags.of(model.entry.cmd, model.entry.env).weights if model.entry else ""
     return " ".join([PurePath(weights).name, model.repository, model.entry.useModelName if model.entry else "", model.id])
 
@@ -413,23 +416,23 @@ def _search_title(pattern: re.Pattern[str], title: str) -> str:
 
 
 SPLIT_WEIGHTS = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-"""How weights in several files are numbered; a command names the first."""
+"""The numbering of split weights; a command names the first file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What is known of them."""
+    """Size, age and digest of a model's files."""
 
     size: int
     """Bytes."""
     modified: float
-    """Unix time of the newest; 0 if there is none."""
+    """Unix time of the newest file; 0 without files."""
     digest: str
-    """64 hex digits: of the model's id and of its files' names, sizes and versions; not of their contents."""
+    """64 hex digits that hash the model's id and its files' names, sizes and versions, but not their contents."""
 
 
 def inspect_files(model: Model) -> ModelFiles:
-    """The files of a model, as they are now."""
+    """Examine the files of a model."""
     size, newest, lines = 0, 0.0, [model.id]
     seen: set[Path] = set()
     for path, name in sorted(_list_paths(model)):
@@ -437,7 +440,7 @@ def inspect_files(model: Model) -> ModelFiles:
             real = path.resolve()
             status = real.stat()
         except OSError:
-            continue  # gone since it was listed
+            continue  # deleted since it was listed
         version = real.name if path.is_symlink() else str(status.st_mtime_ns)  # in the hub's cache, the name is a hash
         lines.append(f"{name} {status.st_size} {version}")
         newest = max(newest, status.st_mtime)
@@ -447,13 +450,13 @@ def inspect_files(model: Model) -> ModelFiles:
 
 
 def _list_paths(model: Model) -> Iterator[tuple[Path, str]]:
-    """Every file with its name relative to the model."""
+    """Yield each file and its path relative to the model."""
     if model.source:
         if model.source.is_file():
             yield model.source, model.source.name
         yield from ((path, str(path.relative_to(model.source))) for path in model.source.rglob("*") if path.is_file())
     elif model.entry:
-        for named in CommandFlags.of(model.entry.cmd, model.entry.env).files:
-            path = Path(named)
+        for file in CommandFlags.of(model.entry.cmd, model.entry.env).files:
+            path = Path(file)
             parts = path.parent.glob(SPLIT_WEIGHTS.sub("-*.gguf", path.name)) if SPLIT_WEIGHTS.search(path.name) else [path]
             yield from ((part, part.name) for part in parts if part.is_file())

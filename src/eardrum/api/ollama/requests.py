@@ -1,6 +1,6 @@
 """Maps Ollama's requests to OpenAI's API: chat, generate, embed, messages, tools, options and attachments. Pure.
 
-Clients put pictures and audio alike into `images`; the content decides, as nothing else tells them apart.
+Clients send both pictures and audio in `images`; only the content distinguishes them.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from eardrum.api.ollama.common_fields import ChatTurns, is_streaming, read_text,
 from eardrum.errors import InvalidRequestError
 
 SHARED_OPTIONS = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
-"""Options that OpenAI has too."""
+"""Options that OpenAI's API has under the same names."""
 
 LOCAL_OPTIONS = (
     "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta",
 )  # fmt: skip
-"""Options that servers such as llama-server have, under the same names, and clouds refuse."""
+"""Options that servers such as llama-server have under the same names, and cloud services reject."""
 
 INTEGER_OPTIONS = ("num_predict", "top_k", "seed", "repeat_last_n", "mirostat")
-"""Options that are whole numbers. Languages that know one kind of number only send them as `10.0`."""
+"""Integer options. Clients in languages with a single number type send them as `10.0`."""
 
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
-"""How hard to think, in OpenAI's words, which know no more than high everywhere."""
+"""Ollama's reasoning efforts to OpenAI's, of which `high` is the highest that all servers accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFeatures:
-    """What an upstream may know beyond OpenAI's API."""
+    """Features of an upstream beyond OpenAI's API."""
 
     local: bool = True
-    """Sampling parameters and settings of templates."""
+    """Accepts llama-server's sampling parameters and template settings."""
     infills: bool = False
-    """llama-server's `/infill`; its `/v1/completions` passes over a suffix."""
+    """Has llama-server's `/infill`, whose `/v1/completions` ignores a suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,57 +47,57 @@ class UpstreamRequest:
     path: str
     body: dict[str, Any]
     ignored: tuple[str, ...] = ()
-    """What has no effect: options that a server takes only when it starts, if at all, and the `context` of another server."""
+    """Fields without effect: options that a server takes only at its start, if at all, and the `context` of another server."""
     turns: ChatTurns | None = None
-    """What will have been said before the answer, for routes that remember it."""
+    """The turns before the response, for routes that return a `context`."""
 
 
-def map_chat(wish: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
+def map_chat(request: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
     """`/api/chat`.
 
     Args:
-        wish: the body as it came.
+        request: the client's body.
         model: the name for the upstream.
-        server: what the upstream may know.
+        server: features of the upstream.
 
     Raises:
-        InvalidRequestError: a field is not of Ollama's shape.
+        InvalidRequestError: a field has the wrong type.
     """
-    body = {"model": model, "messages": map_messages(wish.get("messages"))} | _map_common(wish, local=server.local)
-    if tools := wish.get("tools"):
+    body = {"model": model, "messages": map_messages(request.get("messages"))} | _map_common(request, local=server.local)
+    if tools := request.get("tools"):
         body["tools"] = _map_tools(tools)
-    parameters, ignored = _map_options(wish, local=server.local)
+    parameters, ignored = _map_options(request, local=server.local)
     return UpstreamRequest("/v1/chat/completions", body | parameters, ignored)
 
 
-def map_generate(wish: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
-    """`/api/generate`: a chat of one message, because the upstream has the template; or with `raw`, or a suffix, the plain text.
+def map_generate(request: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
+    """Map `/api/generate` to a chat, because the upstream has the template; with `raw` or a suffix, to a plain completion.
 
     Raises:
-        InvalidRequestError: a field is not of Ollama's shape, or asks for another template.
+        InvalidRequestError: a field has the wrong type, or the request has a template.
     """
-    if read_text(wish, "template"):
+    if read_text(request, "template"):
         raise InvalidRequestError(
-            "The template of a model cannot be changed here: leave it out, or send raw text.", param="template"
+            "template is not supported: leave it out, or set raw and send the formatted prompt.", param="template"
         )
-    prompt, system, suffix = read_text(wish, "prompt"), read_text(wish, "system"), read_text(wish, "suffix")
-    parameters, ignored = _map_options(wish, local=server.local)
-    common = _map_common(wish, local=server.local)
-    if wish.get("raw") or suffix:
+    prompt, system, suffix = read_text(request, "prompt"), read_text(request, "system"), read_text(request, "suffix")
+    parameters, ignored = _map_options(request, local=server.local)
+    common = _map_common(request, local=server.local)
+    if request.get("raw") or suffix:
         for field in ("images", "context"):
-            if wish.get(field):
-                raise InvalidRequestError(f"Raw text and text with a suffix have no place for {field}.", param=field)
+            if request.get(field):
+                raise InvalidRequestError(f"{field} cannot be combined with raw or suffix.", param=field)
         path, plain = _map_plain_prompt(prompt, suffix, server)
         if "logprobs" in common:  # which is a number on this route
             common["logprobs"] = common.pop("top_logprobs", 1)
         return UpstreamRequest(path, {"model": model} | plain | common | parameters, ignored)
-    before = unpack_context(wish.get("context"))
+    before = unpack_context(request.get("context"))
     ignored += ("context",) if before is None else ()
     turns = tuple(turn for turn in before or () if not (system and turn[0] == "system"))
     turns = (("system", system), *turns) if system else turns
-    said: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
-    said.append({"role": "user", "content": map_content(prompt, wish.get("images"))})
-    body = {"model": model, "messages": said} | common | parameters
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    messages.append({"role": "user", "content": map_content(prompt, request.get("images"))})
+    body = {"model": model, "messages": messages} | common | parameters
     return UpstreamRequest("/v1/chat/completions", body, ignored, (*turns, ("user", prompt)))
 
 
@@ -108,38 +108,38 @@ def _map_plain_prompt(prompt: str, suffix: str, server: ServerFeatures) -> tuple
     return "/v1/completions", {"prompt": prompt} | ({"suffix": suffix} if suffix else {})
 
 
-def map_embed(wish: dict[str, Any], model: str) -> UpstreamRequest | None:
+def map_embed(request: dict[str, Any], model: str) -> UpstreamRequest | None:
     """`/api/embed`; None if there is nothing to embed.
 
     Raises:
         InvalidRequestError: the input is neither a string nor a list of strings.
     """
-    given = wish.get("input")
+    given = request.get("input")
     inputs = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(inputs, list) or not all(isinstance(item, str) for item in inputs):
         raise InvalidRequestError("invalid input type: input must be a string or a list of strings.", param="input")
     if not inputs or inputs == [""]:
         return None
     body: dict[str, Any] = {"model": model, "input": inputs, "encoding_format": "float"}
-    if dimensions := wish.get("dimensions"):
+    if dimensions := request.get("dimensions"):
         body["dimensions"] = dimensions
     return UpstreamRequest("/v1/embeddings", body)
 
 
-def _map_common(wish: dict[str, Any], *, local: bool) -> dict[str, Any]:
-    """What chat and generate share, options excepted."""
-    body: dict[str, Any] = {"stream": is_streaming(wish)}
+def _map_common(request: dict[str, Any], *, local: bool) -> dict[str, Any]:
+    """Map the fields that chat and generate share, except the options."""
+    body: dict[str, Any] = {"stream": is_streaming(request)}
     if body["stream"]:
         body["stream_options"] = {"include_usage": True}
-    if wish.get("logprobs"):
+    if request.get("logprobs"):
         body["logprobs"] = True
-        if top := wish.get("top_logprobs"):
+        if top := request.get("top_logprobs"):
             body["top_logprobs"] = top
-    return body | _map_format(wish.get("format")) | _map_think(wish.get("think"), local=local)
+    return body | _map_format(request.get("format")) | _map_think(request.get("think"), local=local)
 
 
 def _map_format(wanted: Any) -> dict[str, Any]:
-    """`json`, or a schema; the schema twice, because llama-server documents it beside the type and others inside an object."""
+    """Map `format`. A schema is sent twice: llama-server documents it beside the type, others inside an object."""
     if wanted in (None, ""):
         return {}
     if wanted == "json":
@@ -151,7 +151,7 @@ def _map_format(wanted: Any) -> dict[str, Any]:
 
 
 def _map_think(wanted: Any, *, local: bool) -> dict[str, Any]:
-    """Whether to think, which only templates know, or how hard."""
+    """Map `think`, a boolean for the template or an effort."""
     if wanted is None:
         return {}
     if isinstance(wanted, bool):
@@ -162,28 +162,28 @@ def _map_think(wanted: Any, *, local: bool) -> dict[str, Any]:
     raise InvalidRequestError(f"think must be true, false, {', '.join(EFFORTS)}, not {str(wanted)[:40]!r}.", param="think")
 
 
-def _map_options(wish: dict[str, Any], *, local: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Parameters for the upstream, and the options for which it has none."""
-    options = wish.get("options") or {}
+def _map_options(request: dict[str, Any], *, local: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the upstream's parameters, and the options that have no counterpart."""
+    options = request.get("options") or {}
     if not isinstance(options, dict):
         raise InvalidRequestError("options must be an object.", param="options")
     given = {name: _parse_option(name, value) for name, value in options.items() if value is not None}
     taken = SHARED_OPTIONS + (LOCAL_OPTIONS if local else ())
     parameters = {name: given[name] for name in taken if name in given}
-    if (limit := given.get("num_predict", 0)) > 0:  # below that: as much as there is
+    if (limit := given.get("num_predict", 0)) > 0:  # zero and below: unlimited
         parameters["max_tokens"] = limit
     return parameters, tuple(sorted(given.keys() - {*taken, "num_predict"}))
 
 
 MAX_NUMBER = sys.float_info.max
-"""A whole number in JSON may have any number of digits, and no engine takes one beyond this."""
+"""JSON integers may have any number of digits; no engine accepts one beyond this."""
 
 
 def _parse_option(name: str, value: Any) -> Any:
-    """An option's value in the type that it has.
+    """Convert an option's value to the option's type.
 
     Raises:
-        InvalidRequestError: it is of another one, in Ollama's words.
+        InvalidRequestError: the value has the wrong type; the message is Ollama's.
     """
     if name == "stop" or name not in (*SHARED_OPTIONS, *LOCAL_OPTIONS, *INTEGER_OPTIONS):
         return value
@@ -195,7 +195,7 @@ def _parse_option(name: str, value: Any) -> Any:
 
 
 def _map_tools(given: Any) -> list[Any]:
-    """Tools, each with parameters: some clients leave them out and some servers insist."""
+    """Map the tools and add missing parameters: some clients leave them out, and some servers require them."""
     if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
         raise InvalidRequestError("tools must be a list of objects.", param="tools")
     nothing = {"type": "object", "properties": {}}
@@ -221,13 +221,13 @@ class ToolCallIds:
     _count: int = 0
 
     def add(self, id: str, name: str) -> str:
-        """The id of a call: its own, or one made up."""
+        """Return the id of a call, generated if it has none."""
         self._count += 1
         self._pending.append(PendingToolCall(id or f"call_{self._count}", name))
         return self._pending[-1].id
 
     def match_reply(self, id: str, name: str) -> str:
-        """The id of the call that a reply belongs to: by id, by name, else the oldest."""
+        """Return the id of the call that a reply answers: by id, by name, else the oldest."""
         if not id:
             named = [call for call in self._pending if call.name == name] or self._pending
             id = named[0].id if named else self.add("", name)
@@ -236,10 +236,10 @@ class ToolCallIds:
 
 
 def map_messages(given: Any) -> list[dict[str, Any]]:
-    """The messages of a chat.
+    """Map the messages of a chat.
 
     Raises:
-        InvalidRequestError: they are not of Ollama's shape.
+        InvalidRequestError: a field has the wrong type.
     """
     if not isinstance(given, list):
         raise InvalidRequestError("messages must be a list.", param="messages")
@@ -248,11 +248,11 @@ def map_messages(given: Any) -> list[dict[str, Any]]:
 
 
 def map_content(text: str, images: Any, where: str = "images") -> str | list[dict[str, Any]]:
-    """Text and attachments as the content of a message."""
+    """Build the content of a message from text and attachments."""
     parts = decode_attachments(images, where)
     for number, part in enumerate(parts):
         if not part.kind:
-            raise InvalidRequestError(f"{where}[{number}] is neither a picture nor audio of a known format.", param="images")
+            raise InvalidRequestError(f"{where}[{number}] is neither an image nor audio of a known format.", param="images")
     if not parts:
         return text
     return [*([{"type": "text", "text": text}] if text else []), *(part.message_part for part in parts)]
@@ -262,10 +262,10 @@ def _map_message(given: Any, calls: ToolCallIds, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise InvalidRequestError(f"{where} must be an object.", param="messages")
     role = read_text(given, "role", where)
-    if not role:  # templates know others than Ollama's four, such as `control`: what is none to them is for the upstream to say
-        raise InvalidRequestError(f"{where}.role must say who speaks: system, user, assistant, tool ...", param="messages")
-    said = read_text(given, "content", where)
-    message: dict[str, Any] = {"role": role, "content": map_content(said, given.get("images"), f"{where}.images")}
+    if not role:  # templates have more roles than Ollama's four, such as `control`, so the upstream checks the value
+        raise InvalidRequestError(f"{where}.role is required, such as system, user, assistant or tool.", param="messages")
+    text = read_text(given, "content", where)
+    message: dict[str, Any] = {"role": role, "content": map_content(text, given.get("images"), f"{where}.images")}
     if role == "tool":
         name = read_text(given, "tool_name", where) or read_text(given, "name", where)
         message["tool_call_id"] = calls.match_reply(read_text(given, "tool_call_id", where), name)
@@ -302,18 +302,18 @@ INPUT_AUDIO_FORMATS = ("wav", "mp3")
 
 @dataclass(frozen=True, slots=True)
 class MediaAttachment:
-    """One entry of `images`: its bytes, and what they are."""
+    """One entry of `images`, decoded, with its detected format."""
 
     data: bytes
     encoded: str
     """Base64 without line breaks."""
     kind: str
-    """"image", "audio", or "" if nobody knows."""
+    """"image", "audio", or "" for an unknown format."""
     format: str
 
     @property
     def message_part(self) -> dict[str, Any]:
-        """As a part of a message for OpenAI's chat."""
+        """The content part for a message of OpenAI's chat API."""
         if self.kind == "audio" and self.format in INPUT_AUDIO_FORMATS:
             return {"type": "input_audio", "input_audio": {"data": self.encoded, "format": self.format}}
         address = {"url": f"data:{self.kind or 'image'}/{self.format};base64,{self.encoded}"}
@@ -323,10 +323,10 @@ class MediaAttachment:
 
 
 def decode_attachments(images: Any, where: str = "images") -> list[MediaAttachment]:
-    """The decoded entries of a list of base64 strings, data URIs included.
+    """Decode a list of base64 strings or data URIs.
 
     Raises:
-        InvalidRequestError: it is no such list.
+        InvalidRequestError: the value is not such a list.
     """
     if images is None:
         return []
@@ -350,7 +350,7 @@ def _decode_attachment(image: Any, where: str) -> MediaAttachment:
 
 
 def _sniff_format(data: bytes) -> tuple[str, str]:
-    """Kind and format by the first bytes."""
+    """Detect kind and format from the first bytes."""
     if data[:4] == b"RIFF":
         return {b"WAVE": ("audio", "wav"), b"WEBP": ("image", "webp")}.get(data[8:12], ("", "octet-stream"))
     if data[4:8] == b"ftyp":

@@ -27,25 +27,25 @@ NDJSON_HEADERS = asgi.build_stream_headers("application/x-ndjson")
 
 
 class OllamaResponse:
-    """The answer on its way."""
+    """Sends one response: an object, lines, or an error."""
 
     def __init__(self, scope: Scope, send: Send):
         self.record = get_record(scope)
         self.authorization = get_header(scope, b"authorization")
-        """What the client shows as its right to be here; empty if nothing."""
+        """The client's `Authorization` header; empty without one."""
         self.ignored: tuple[str, ...] = ()
-        """Fields and options that have no effect, named in the answer."""
+        """Fields and options without effect, listed in a response header."""
         self._scope = scope
         self._send = send
         self._streaming = False
 
     @property
     def has_begun(self) -> bool:
-        """Whether something of it was sent."""
+        """Whether a line has been sent."""
         return self._streaming
 
     async def send_object(self, data: dict[str, Any] | None) -> None:
-        """One object is all of it, or nothing is."""
+        """Send the whole response: one object, or an empty body for None."""
         content = b"" if data is None else _encode_json(data)
         await self._send(
             {
@@ -57,7 +57,7 @@ class OllamaResponse:
         await self._send({"type": "http.response.body", "body": content, "more_body": False})
 
     async def send_line(self, data: dict[str, Any], *, last: bool = False) -> None:
-        """One more line."""
+        """Send one line of a streamed response."""
         if not self._streaming:
             self._streaming = True
             await self._send({"type": "http.response.start", "status": 200, "headers": [*NDJSON_HEADERS, *self._ignored_header]})
@@ -68,7 +68,7 @@ class OllamaResponse:
         return [(b"x-eardrum-ignored", asgi.format_names(self.ignored).encode())] if self.ignored else []
 
     async def send_error(self, error: EardrumError) -> None:
-        """End with an error: as the answer, or, once that has begun, as its last line."""
+        """Send an error, as the response or as the last line of a stream."""
         self.record.note = error.message
         if self._streaming:
             await self.send_line(build_error_body(error), last=True)
@@ -82,7 +82,7 @@ EndpointHandler = Callable[[dict[str, Any], OllamaResponse], Coroutine[Any, Any,
 
 
 class JsonEndpoint:
-    """An ASGI application around a function that answers. When the client leaves, that is cancelled."""
+    """An ASGI application around a handler, which is cancelled when the client disconnects."""
 
     def __init__(self, limits: LimitSettings, answer: EndpointHandler):
         self._limits = limits
@@ -93,17 +93,17 @@ class JsonEndpoint:
         reply = OllamaResponse(scope, send)
         try:
             upload = open_body(scope, receive, self._limits)
-            wish = _parse_object(await read_body(scope, upload, self._limits))
-            await _run_until_disconnect(upload.wait_for_disconnect(), self._answer(wish, reply))
+            request = _parse_object(await read_body(scope, upload, self._limits))
+            await _run_until_disconnect(upload.wait_for_disconnect(), self._answer(request, reply))
         except EardrumError as error:
             await reply.send_error(error)
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:
-    """The body, which is JSON whatever its content type says.
+    """Parse the body as a JSON object, whatever its content type.
 
     Raises:
-        InvalidRequestError: it is not, or not an object.
+        InvalidRequestError: the body is not a JSON object.
     """
     if not data.strip():
         raise InvalidRequestError("missing request body")
@@ -118,15 +118,15 @@ def _parse_object(data: bytes) -> dict[str, Any]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    """What Python takes for a number and JSON does not."""
-    raise ValueError(f"{name} is no number")
+    """Reject NaN and Infinity, which Python parses and JSON does not allow."""
+    raise ValueError(f"{name} is not a number")
 
 
 async def _run_until_disconnect(gone: Awaitable[Any], work: Coroutine[Any, Any, None]) -> None:
-    """Do the work unless, or until, the client is gone.
+    """Run `work` until it finishes or the client disconnects.
 
     Raises:
-        ClientGoneError: it is.
+        ClientGoneError: the client disconnected.
     """
     watching, working = asyncio.ensure_future(gone), asyncio.ensure_future(work)
     try:
@@ -138,7 +138,7 @@ async def _run_until_disconnect(gone: Awaitable[Any], work: Coroutine[Any, Any, 
         await asyncio.wait({watching, working})
         for task in (working, watching):
             if not task.cancelled():
-                task.exception()  # seen; asyncio would otherwise complain of an error nobody asked for
+                task.exception()  # marks it as retrieved; asyncio would log it otherwise
 
 
 def _encode_json(data: dict[str, Any]) -> bytes:
@@ -154,44 +154,44 @@ BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceede
 OLLAMA_PATHS = re.compile(
     r"/api/(version|tags|show|ps|chat|generate|embed|embeddings|pull|delete|copy|create|push|blobs/.*|me|status|experimental/.*)"
 )
-"""Paths at which only Ollama's clients knock, those that are not served included."""
+"""Paths of Ollama's API, including those that this server does not implement."""
 
 
 CLIENT_ERRORS = (400, 413, 422)
-"""Statuses with which an upstream refuses what the client asked: whose server it is does not matter."""
+"""Upstream statuses that blame the client's request. Their message is passed on without naming the upstream."""
 
 MISLEADING_STATUSES = (404, 405, 500)
-"""Statuses of an upstream that would say something wrong as ours: the model is there, and this server has not failed."""
+"""Upstream statuses that would mislead if passed on: the model exists, and this server has not failed."""
 
 
 class UpstreamRefusedError(UpstreamError):
-    """The server behind a model refuses or fails with a status that tells the client what to do."""
+    """The server behind a model responded with an error status that is passed on to the client."""
 
     def __init__(self, message: str, status: int, retry_after: float | None):
         super().__init__(message, retry_after=retry_after)
         self.upstream_status = status
 
 
-def make_upstream_error(model: str, status: int, said: str, retry_after: float | None = None) -> UpstreamError:
-    """What an upstream answers, as the client's fault or the upstream's."""
-    message = f"The server behind {model} answered {status}: {said}" if status else said
+def make_upstream_error(model: str, status: int, text: str, retry_after: float | None = None) -> UpstreamError:
+    """Make the error for an upstream's error response: the client's fault or the upstream's, by its status."""
+    message = f"The server behind {model} answered {status}: {text}" if status else text
     if 400 <= status < 600 and status not in MISLEADING_STATUSES:
-        return UpstreamRefusedError(said if status in CLIENT_ERRORS else message, status, retry_after)
+        return UpstreamRefusedError(text if status in CLIENT_ERRORS else message, status, retry_after)
     return UpstreamError(message, retry_after=retry_after)
 
 
 def is_ollama_path(path: str) -> bool:
-    """Whether a path is Ollama's, so that its clients must understand what goes wrong there."""
+    """Whether errors at this path take Ollama's format."""
     return bool(OLLAMA_PATHS.fullmatch(path))
 
 
 def build_error_body(error: EardrumError) -> dict[str, Any]:
-    """An error as the body of an answer, or as the last line of one that has begun."""
+    """Build the body of an error response, or the last line of a stream that failed."""
     return {"error": BUSY_MESSAGE if isinstance(error, BusyError) else error.message}
 
 
 def build_error_response(error: EardrumError) -> Response:
-    """An error as a response."""
+    """Build the response for an error."""
     headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
     return JSONResponse(build_error_body(error), _get_status(error), headers)
 

@@ -29,7 +29,7 @@ from eardrum.gateway.service import ProcessStatus, Service
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
-    """All routes of this edge."""
+    """Build the routes of Ollama's API."""
     names, limits = OllamaNames(service), service.settings.limits
     models = OllamaModelRoutes(service, names)
     generation, embeddings, storage = (
@@ -59,7 +59,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
 
 
 class OllamaModelRoutes:
-    """What models there are and which are loaded."""
+    """Lists and describes models and their processes."""
 
     def __init__(self, service: Service, names: OllamaNames):
         self._service = service
@@ -67,7 +67,7 @@ class OllamaModelRoutes:
         self._props = ServerProps(service)
 
     async def list_tags(self, _: HttpRequest) -> Response:
-        """All models."""
+        """Serve `/api/tags`."""
         self._service.catalog.rescan_if_changed()
         models, others = list(self._service.catalog), list(self._names.list_others())
         props = {model.id: self._props.get_known(model) for model in (*models, *(model for _, model in others))}
@@ -77,17 +77,17 @@ class OllamaModelRoutes:
             )
         )
 
-    async def show_model(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """One model."""
-        model = self._names.find(read_model_name(wish))
+    async def show_model(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Serve `/api/show`."""
+        model = self._names.find(read_model_name(request))
         if model.needs_download:
             raise ModelNotFoundError(self._service.catalog.explain_download(model))
         await reply.send_object(await asyncio.to_thread(listing.describe_model, model, await self._props.fetch_props(model)))
 
     async def list_running(self, _: HttpRequest) -> Response:
-        """The models whose processes run, those that stay longest first: Ollama's words and ours in one object.
+        """Serve `/api/ps`: the running models, the last to expire first, with Ollama's fields and Eardrum's.
 
-        Beside them stand those that have gone, the latest first, and why.
+        `gone` lists the unloaded models, the latest first, and the reason of each.
         """
         taken = await self._service.measure_memory()
         models = await asyncio.to_thread(_describe_processes, self._service.list_processes(), taken)
@@ -113,24 +113,24 @@ async def _reject(request: HttpRequest) -> Response:
 log = logging.getLogger(__name__)
 
 FINAL_STATUSES = ("verifying sha256 digest", "writing manifest", "success")
-"""What is said once everything has come. It was checked and put in place before that."""
+"""Statuses sent after the download. The files were verified and put in place before that."""
 
 
 class StorageRoutes:
-    """The endpoints."""
+    """Pulls, copies and deletes models."""
 
     def __init__(self, service: Service, names: OllamaNames):
         self._service = service
         self._names = names
 
-    async def pull(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """Fetch a model from the hub, by any name that `eardrum pull` takes. The bytes of all its files are one layer.
+    async def pull(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Download a model from the hub, by any name that `eardrum pull` takes. All its files count as one layer.
 
-        One that is here is brought up to date, if it came from the hub and that can be asked. Clients pull whatever they are told
-        to use, so to find nothing to do is a success.
+        A local model is updated if it came from the hub and the hub is reachable. Clients pull every model they are configured
+        with, so a pull with nothing to do succeeds.
         """
-        lines, here = is_streaming(wish), self._find_local(read_model_name(wish))
-        match = _get_match(here) if here else await self._service.library.choose_match(remove_tag(read_model_name(wish)))
+        lines, here = is_streaming(request), self._find_local(read_model_name(request))
+        match = _get_match(here) if here else await self._service.library.choose_match(remove_tag(read_model_name(request)))
         if lines:
             await reply.send_line({"status": "pulling manifest"})
         if match:
@@ -139,9 +139,9 @@ class StorageRoutes:
             except EardrumError as error:
                 if not here or here.needs_download or isinstance(error, ShuttingDownError):
                     raise
-                log.warning("%s is here and could not be brought up to date: %s", here.id, error.message)
+                log.warning("Model %s was not updated; the local copy stays in use: %s", here.id, error.message)
                 if lines:
-                    await reply.send_line({"status": f"not updated, what is here stays: {error.message}"})
+                    await reply.send_line({"status": f"not updated, using the local copy: {error.message}"})
         if not lines:
             await reply.send_object({"status": "success"})
             return
@@ -157,21 +157,21 @@ class StorageRoutes:
                     await reply.send_line(digest | {"total": step.total, "completed": step.completed})
 
     def _find_local(self, name: str) -> Model | None:
-        """The model of this name, if there is one; its files may be missing."""
+        """Find a model by name; its files may be missing."""
         with suppress(ModelNotFoundError):
             return self._names.find(name)
         return None
 
-    async def delete(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """Forget a copy, or delete the files of a model that was fetched."""
-        name = read_model_name(wish)
+    async def delete(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Remove a copy, or delete the files of a downloaded model."""
+        name = read_model_name(request)
         if not self._names.forget(name):
             await self._service.remove_model(self._names.find(name))
         await reply.send_object(None)
 
-    async def copy(self, wish: dict[str, Any], reply: OllamaResponse) -> None:
-        """Another name for a model, until the server ends."""
-        source, destination = read_text(wish, "source").strip(), read_text(wish, "destination").strip()
+    async def copy(self, request: dict[str, Any], reply: OllamaResponse) -> None:
+        """Add a name for a model; it lasts until the server stops."""
+        source, destination = read_text(request, "source").strip(), read_text(request, "destination").strip()
         if not source or not destination:
             raise InvalidRequestError("source and destination are required", param="destination")
         self._names.copy(source, destination)
@@ -179,5 +179,5 @@ class StorageRoutes:
 
 
 def _get_match(model: Model) -> ModelMatch | None:
-    """Where a model came from, or is to come from; None if that is not the hub."""
+    """Return the model's repository on the hub; None for models from elsewhere."""
     return ModelMatch(model.card, model.repository) if model.repository and not model.is_external else None

@@ -31,25 +31,30 @@ REQUEST_HEADERS = ((b"content-type", b"application/json"), (b"accept-encoding", 
 
 
 def build_upstream_request(
-    service: Service, model: Model, ask: UpstreamRequest, named: str, authorization: str
+    service: Service, model: Model, upstream_request: UpstreamRequest, requested_name: str, authorization: str
 ) -> OutgoingRequest:
-    """What the upstream gets, with what the config changes for models asked for as `named`.
+    """Build the upstream's request, with the config's filters for the name `requested_name`.
 
-    A key to this server is for this machine only: what runs elsewhere does not get it.
+    The key to this server stays on this machine: an upstream elsewhere does not get it.
     """
     headers = [*REQUEST_HEADERS]
     if authorization and (model.engine == COMMAND or not service.settings.apiKeys):
         headers.append((b"authorization", authorization.encode("latin-1")))
-    return OutgoingRequest("POST", ask.path, headers, json.dumps(filters.apply_filters(ask.body, model.entry, named)).encode())
+    return OutgoingRequest(
+        "POST",
+        upstream_request.path,
+        headers,
+        json.dumps(filters.apply_filters(upstream_request.body, model.entry, requested_name)).encode(),
+    )
 
 
 async def read_events(model: Model, response: UpstreamResponse) -> AsyncGenerator[Any, None]:
-    """Each event of the answer, or the whole answer; and None when it is whole or a stream says itself that it is done.
+    """Yield each event of a stream, or the whole response as one; then None, if the stream ended with `[DONE]` or was whole.
 
     Raises:
-        UpstreamRefusedError: the upstream refuses what was asked, with a status that tells the client what to do.
-        UpstreamError: it fails, or sends what nobody can read.
-        UpstreamDiedError: it breaks off.
+        UpstreamRefusedError: the upstream responded with an error status that is passed on.
+        UpstreamError: the upstream failed, or sent invalid JSON.
+        UpstreamDiedError: the connection broke.
     """
     if response.status >= 400:
         raise _make_refusal(model, response, b"".join([piece async for piece in iterate_body(response)]))
@@ -68,12 +73,12 @@ async def read_events(model: Model, response: UpstreamResponse) -> AsyncGenerato
 
 
 def _make_refusal(model: Model, response: UpstreamResponse, content: bytes) -> EardrumError:
-    """What the upstream said, and when to come back."""
+    """Make the error for an error response, with its `Retry-After`."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.raw_headers}
     reply = UpstreamReply("", response.status, headers, content)
-    said = reply.json if reply.json is not None else reply.text[:500]
+    body = reply.json if reply.json is not None else reply.text[:500]
     message = (
-        describe_upstream_error(said.get("error") or said if isinstance(said, dict) else said)
+        describe_upstream_error(body.get("error") or body if isinstance(body, dict) else body)
         or f"It answered {response.status}."
     )
     return make_upstream_error(model.id, response.status, message, reply.retry_after)
@@ -84,7 +89,7 @@ def _parse_event(model: Model, data: bytes | str) -> Any:
         return bounded_json.parse_upstream_json(data)
     except ValueError:
         start = data[:200].decode(errors="replace") if isinstance(data, bytes) else data[:200]
-        raise UpstreamError(f"The server behind {model.id} sent what is not JSON: {start}") from None
+        raise UpstreamError(f"The server behind {model.id} sent invalid JSON: {start}") from None
 
 
 log = logging.getLogger(__name__)
@@ -97,18 +102,18 @@ T = TypeVar("T")
 async def try_models(
     service: Service,
     model: Model,
-    asked: str,
+    requested_name: str,
     reply: OllamaResponse,
     answer: Callable[[Model, str], Awaitable[T]],
     *,
     keep_alive: Any,
 ) -> T:
-    """What the model answers, asked for as `asked`, or the first of its fallbacks that does not fail.
+    """Answer with the model, or with the first of its fallbacks that does not fail.
 
-    An answer that has begun stays with its model.
+    A response that has begun is not retried.
 
     Raises:
-        EardrumError: that of the last that was tried.
+        EardrumError: the last model tried failed.
     """
     others = [
         (name, other)
@@ -116,7 +121,7 @@ async def try_models(
         if other.is_external and not model_info.is_speech_model(other)
     ]
     tries = [
-        (asked, model),
+        (requested_name, model),
         *((name, replace(other, ttl=common_fields.parse_keep_alive(keep_alive, other.ttl))) for name, other in others),
     ]
     for number, (name, one) in enumerate(tries, 1):
@@ -126,12 +131,12 @@ async def try_models(
         except EardrumError as error:
             if number == len(tries) or reply.has_begun or not _may_retry(error):
                 raise
-            log.warning("%s Trying %s.", error.sentence, tries[number][1].id)
+            log.warning("%s Trying fallback model %s.", error.sentence, tries[number][1].id)
     raise AssertionError("unreachable")
 
 
 def _may_retry(error: EardrumError) -> bool:
-    """Whether another model has a chance: not at what the upstream refuses because the client asked for it."""
+    """Whether another model may succeed; not if the upstream blames the client's request."""
     if isinstance(error, UpstreamRefusedError):
         return error.upstream_status >= 500 or error.upstream_status == BUSY_STATUS
     return is_retryable(error)
@@ -139,7 +144,7 @@ def _may_retry(error: EardrumError) -> bool:
 
 @dataclass(slots=True)
 class ResponseChunk:
-    """A piece of an answer, or all of it."""
+    """A part of a response, or the whole of it."""
 
     content: str = ""
     thinking: str = ""
@@ -147,14 +152,14 @@ class ResponseChunk:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, other: ResponseChunk) -> None:
-        """Append what came next."""
+        """Append the following chunk."""
         self.content += other.content
         self.thinking += other.thinking
         self.tool_calls += other.tool_calls
         self.logprobs += other.logprobs
 
     def as_chat(self) -> dict[str, Any]:
-        """For `/api/chat`."""
+        """Format the chunk for `/api/chat`."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         if self.thinking:
             message["thinking"] = self.thinking
@@ -163,7 +168,7 @@ class ResponseChunk:
         return {"message": message} | self._describe_logprobs()
 
     def as_generate(self) -> dict[str, Any]:
-        """For `/api/generate`."""
+        """Format the chunk for `/api/generate`."""
         return {"response": self.content} | ({"thinking": self.thinking} if self.thinking else {}) | self._describe_logprobs()
 
     def _describe_logprobs(self) -> dict[str, Any]:
@@ -175,17 +180,17 @@ class ResponseChunk:
 
 @dataclass(slots=True)
 class ToolCall:
-    """A tool call of which fragments have come."""
+    """A tool call, assembled from fragments."""
 
     id: str = ""
     name: str = ""
     arguments: str = ""
 
     def as_json(self, index: int) -> dict[str, Any]:
-        """With its arguments as an object, as Ollama has them.
+        """Format the call as Ollama does, with its arguments as an object.
 
         Raises:
-            UpstreamError: they are none.
+            UpstreamError: the arguments are not a JSON object.
         """
         try:
             arguments = bounded_json.parse_upstream_json(self.arguments or "{}")
@@ -198,10 +203,10 @@ class ToolCall:
 
 
 class ChunkDecoder:
-    """One answer, event by event. Times are seconds of any steady clock."""
+    """Decodes one response, event by event. Times are seconds of any monotonic clock."""
 
     def __init__(self, began: float, sent: float):
-        """`began` is when the request came in, `sent` when the model was there and was asked."""
+        """`began` is the arrival of the request, `sent` the time at which the loaded model got it."""
         self._began = began
         self._sent = sent
         self._first: float | None = None
@@ -212,22 +217,22 @@ class ChunkDecoder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the upstream has said that it is done."""
+        """Whether the upstream has finished its response."""
         return bool(self._reason)
 
     def feed(self, event: Any, now: float) -> ResponseChunk:
-        """What an event adds that can be shown. Tool calls come in fragments and are shown at the end.
+        """Return the chunk in an event. Tool calls arrive in fragments and are collected for the end.
 
-        None is the end that streams have of their own, `[DONE]`.
+        The event None stands for `[DONE]`.
 
         Raises:
-            UpstreamError: the event is none, or says that something went wrong; `UpstreamRefusedError` if it has a status.
+            UpstreamError: the event is invalid or reports an error; `UpstreamRefusedError` if the error has a status.
         """
         if event is None:
             self._reason = self._reason or "stop"
             return ResponseChunk()
         if not isinstance(event, dict):
-            raise UpstreamError(f"The server behind the model sent what is no event: {json.dumps(event)[:200]}")
+            raise UpstreamError(f"The server behind the model sent an invalid event: {json.dumps(event)[:200]}")
         if error := event.get("error"):
             code = error.get("code") if isinstance(error, dict) else None
             raise make_upstream_error("the model", code if isinstance(code, int) else 0, describe_upstream_error(error))
@@ -242,10 +247,10 @@ class ChunkDecoder:
         return piece
 
     def build_tool_calls(self) -> ResponseChunk:
-        """The tool calls, once everything is there. One that was cut off by the limit of tokens is none.
+        """Build the collected tool calls, without one that the token limit cut off.
 
         Raises:
-            UpstreamError: a call is not well-formed.
+            UpstreamError: the arguments of a call are not a JSON object.
         """
         calls = sorted(self._calls.items())
         if self._reason == "length":
@@ -253,7 +258,7 @@ class ChunkDecoder:
         return ResponseChunk(tool_calls=[call.as_json(index) for index, call in calls])
 
     def build_last(self, now: float) -> dict[str, Any]:
-        """Why it ended and what it took: for the last chunk. What is not known is left out."""
+        """Build the fields of the last chunk: the reason of the end, durations and token counts. Unknown ones are left out."""
         first = self._first if self._first is not None else now
         reading = self._timings.get("prompt_ms")
         writing = self._timings.get("predicted_ms")
@@ -281,14 +286,14 @@ class ChunkDecoder:
 
 
 def describe_upstream_error(error: Any) -> str:
-    """What an upstream's error says, whatever shape it has."""
+    """Return the message of an upstream's error, whatever its format."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("error") or error.get("detail") or error
     return error if isinstance(error, str) else json.dumps(error)[:500]
 
 
 def _get_choice(event: dict[str, Any]) -> dict[str, Any]:
-    """The first choice; what llama-server's `/infill` says without any is put into the shape of one."""
+    """Return the first choice; llama-server's `/infill` has none, so its fields are converted into one."""
     choices = event.get("choices")
     if isinstance(choices, list):
         return _as_object(choices[0]) if choices else {}
@@ -297,14 +302,14 @@ def _get_choice(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _get_message(choice: dict[str, Any]) -> dict[str, Any]:
-    """The part of a choice that holds what was said: streamed, whole, or plain text."""
+    """Return the message of a choice, which may be streamed, whole, or plain text."""
     return _as_object(choice.get("delta") or choice.get("message") or {"content": choice.get("text")})
 
 
 def _build_chunk(choice: dict[str, Any]) -> ResponseChunk:
-    said = _get_message(choice)
-    thinking = said.get("reasoning_content") or said.get("reasoning")
-    content, logprobs = said.get("content"), choice.get("logprobs")
+    message = _get_message(choice)
+    thinking = message.get("reasoning_content") or message.get("reasoning")
+    content, logprobs = message.get("content"), choice.get("logprobs")
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     return ResponseChunk(
         content=_as_text(content),
@@ -341,14 +346,14 @@ def _as_number(value: Any) -> float:
 
 
 MAX_EVENT_BYTES = 16 << 20
-"""Longest event that is waited for."""
+"""The largest event to buffer."""
 
 LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
-"""End of a line. A `\\r` at the end of what has come may be half of a `\\r\\n`."""
+"""End of a line. A `\\r` at the end of the buffer may be half of a `\\r\\n`."""
 
 
 class SseDecoder:
-    """The data of each event, comments and other fields left out."""
+    """Decodes the data of each event; skips comments and other fields."""
 
     def __init__(self) -> None:
         self._line = bytearray()
@@ -356,10 +361,10 @@ class SseDecoder:
         self._size = 0
 
     def feed(self, piece: bytes) -> list[str]:
-        """The data of the events that `piece` completes.
+        """Return the data of the events that `piece` completes.
 
         Raises:
-            UpstreamError: an event without end.
+            UpstreamError: an event is larger than `MAX_EVENT_BYTES`.
         """
         self._line += piece
         found: list[str] = []
@@ -373,7 +378,7 @@ class SseDecoder:
         return found
 
     def flush(self) -> list[str]:
-        """What was still open when the stream ended."""
+        """Return the data of an event that the end of the stream completes."""
         line = bytes(self._line).removesuffix(b"\r")
         self._line.clear()
         return [*self._feed_line(line), *self._feed_line(b"")]
