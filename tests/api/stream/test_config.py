@@ -110,7 +110,7 @@ def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
     ("given", "param", "word"),
     [
         ({"langauge": "en"}, "langauge", "language"),
-        ({"model": 5}, "model", "text"),
+        ({"model": 5}, "model", "string"),
         ({"language": "xx"}, "language", "ISO"),
         ({"task": "sing"}, "task", "translate"),
         ({"sample_rate": "fast"}, "sample_rate", "4000"),

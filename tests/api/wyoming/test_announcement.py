@@ -25,7 +25,7 @@ class TestWithThePackage:
         return pytest.importorskip("zeroconf.asyncio")
 
     def test_what_nobody_could_use_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"nobody else can reach 127\.0\.0\.1"):
+        with pytest.raises(ConfigError, match=r"other machines cannot reach 127\.0\.0\.1"):
             ZeroconfAnnouncement("eardrum", "127.0.0.1", 10300)
         with pytest.raises(ConfigError, match="longer than 63 bytes"):
             ZeroconfAnnouncement("ü" * 32, "0.0.0.0", 10300)

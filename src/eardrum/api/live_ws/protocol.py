@@ -31,21 +31,21 @@ from eardrum.live import (
 from eardrum.transcription import Segment, Word
 
 AUDIO_BYTES = 4 << 20
-"""Of one message: two minutes of s16le at 16 kHz."""
+"""The largest audio message: two minutes of s16le at 16 kHz."""
 TEXT_BYTES = 64 << 10
 
 END_MARKER = "EOS"
-"""As a message of its own, text or binary, it ends the audio too: so do clients of agent-cli's server."""
+"""A text or binary message with this content also ends the audio, as for agent-cli's server."""
 
 FINISH_TYPES = ("finish", "stop", "end", "end_of_stream", "eos")
-"""Types that end the audio; we say `finish`."""
+"""Message types that end the audio; `finish` is the documented one."""
 
 CLIENT_TYPES = "config, commit, clear and finish"
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigMessage:
-    """The client changes settings."""
+    """A client's change of settings."""
 
     given: Mapping[str, Any]
 
@@ -54,11 +54,11 @@ ClientMessage = bytes | ConfigMessage | CommitCommand | ClearCommand | FinishCom
 
 
 def parse_message(message: str | bytes) -> ClientMessage:
-    """What a message means; bytes are audio.
+    """Parse a client's message; bytes are audio.
 
     Raises:
-        TooLargeError: it is larger than any should be. The session is to end.
-        InvalidRequestError: nobody knows what it means.
+        TooLargeError: the message is too large; the session must end.
+        InvalidRequestError: the message is invalid.
     """
     if len(message) > (AUDIO_BYTES if isinstance(message, bytes) else TEXT_BYTES):
         raise TooLargeError(
@@ -94,16 +94,16 @@ def _parse_command(message: dict[str, Any]) -> ClientMessage:
     if kind == "clear":
         return ClearCommand()
     shown = json.dumps(kind)[:100]
-    raise InvalidRequestError(f"There is no message of type {shown}: a client sends {CLIENT_TYPES}.", param="type")
+    raise InvalidRequestError(f"Unknown message type {shown}; the types are {CLIENT_TYPES}.", param="type")
 
 
-def build_message(event: LiveEvent, worded: ErrorBodyBuilder) -> dict[str, Any] | None:
-    """The message for an event; `Committed` needs none, because a final follows."""
+def build_message(event: LiveEvent, build_error: ErrorBodyBuilder) -> dict[str, Any] | None:
+    """Build the message for an event; None for `UtteranceCommitted`, which a final transcript follows."""
     if isinstance(event, UtteranceFailed | CommandRefused):
         which = {"utterance": event.utterance} if isinstance(event, UtteranceFailed) else {}
-        return {"type": "error", **worded(event.error), **which}
-    tell = MESSAGE_BUILDERS.get(type(event))
-    return tell(event) if tell else None
+        return {"type": "error", **build_error(event.error), **which}
+    builder = MESSAGE_BUILDERS.get(type(event))
+    return builder(event) if builder else None
 
 
 def _build_partial(event: PartialTranscript) -> dict[str, Any]:
@@ -153,11 +153,11 @@ MESSAGE_BUILDERS: dict[type[LiveEvent], Callable[[Any], dict[str, Any]]] = {
 
 
 def compute_confidence(segments: Iterable[Segment]) -> float | None:
-    """The mean probability of a token, in 0..1, weighted by the length of segments; None where the engine does not tell."""
-    told = [(segment.avg_logprob, max(segment.end - segment.start, 0.01)) for segment in segments if segment.avg_logprob < 0]
-    if not told:
+    """Compute the mean token probability in 0..1, weighted by segment length; None if the engine reports none."""
+    rated = [(segment.avg_logprob, max(segment.end - segment.start, 0.01)) for segment in segments if segment.avg_logprob < 0]
+    if not rated:
         return None
-    return round(math.exp(sum(logprob * length for logprob, length in told) / sum(length for _, length in told)), 3)
+    return round(math.exp(sum(logprob * length for logprob, length in rated) / sum(length for _, length in rated)), 3)
 
 
 def _describe_words(words: Iterable[Word]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The WebSocket `/v1/audio/transcriptions/stream`, and a client's session on it."""
+"""Serves the WebSocket `/v1/audio/transcriptions/stream`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PATH = "/v1/audio/transcriptions/stream"
 
 
 class LiveRoute:
-    """The edge."""
+    """Routes the path to its WebSocket handler."""
 
-    def __init__(self, service: Service, worded: ErrorBodyBuilder):
+    def __init__(self, service: Service, build_error: ErrorBodyBuilder):
         self._service = service
-        self._build_error = worded
+        self._build_error = build_error
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What serves this request, if it is for this route."""
+        """Return the handler of a request for this route, else None."""
         if scope["path"] != PATH:
             return None
         return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
@@ -57,27 +57,27 @@ class LiveRoute:
         raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how).")
 
 
-HALF_SAMPLE = "The audio ended in the middle of a sample: check `encoding` and `channels`."
+HALF_SAMPLE = "The audio ended with an incomplete sample: check `encoding` and `channels`."
 
 
 class LiveConnection:
-    """A session over an open socket."""
+    """Runs one live session over an open socket."""
 
-    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, worded: ErrorBodyBuilder):
+    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, build_error: ErrorBodyBuilder):
         self._service = service
         self._socket = socket
         self._record = get_record(scope)
-        self._build_error = worded
-        self._audio_bytes = 0  # bytes of audio
+        self._build_error = build_error
+        self._audio_bytes = 0
 
     async def run(self, config: LiveConfig) -> None:
-        """Serve the client to the end of its audio.
+        """Serve the client until the end of its audio.
 
         Raises:
-            EardrumError: the session cannot be had, or is over, and why.
+            EardrumError: the session could not begin, or failed.
         """
         first: ClientMessage | None = None
-        if not config.model:  # whoever names none in the address may do so in the first message
+        if not config.model:  # the first message may name the model
             first = await self._receive_message()
             if isinstance(first, ConfigMessage):
                 config, first = config.update(first.given), None
@@ -95,15 +95,15 @@ class LiveConnection:
                 self._record.summary = session.summary
 
     async def send_error(self, error: EardrumError) -> None:
-        """Tell the client of an error."""
+        """Send an error to the client."""
         self._record.note = error.message
         await self._socket.send_json({"type": "error", **self._build_error(error)})
 
     async def _receive_message(self) -> ClientMessage:
-        """What the client says next. What nobody understands is answered and passed over.
+        """Receive the next valid message; invalid ones are answered with an error.
 
         Raises:
-            ShuttingDownError: nothing more is heard of it, because the server ends.
+            ShuttingDownError: the server is shutting down.
         """
         async for message in self._socket:
             try:
@@ -115,7 +115,7 @@ class LiveConnection:
     async def _forward_messages(
         self, session: ResumableSession, first: ClientMessage | None, config: LiveConfig, model: Model
     ) -> None:
-        """Hand on what the client says, to the end of its audio or of the server, which the session sees to itself."""
+        """Forward messages until the audio ends or the server shuts down, which the session handles itself."""
         with suppress(ShuttingDownError):
             message = await self._receive_message() if first is None else first
             while not isinstance(message, FinishCommand):
@@ -139,15 +139,19 @@ class LiveConnection:
             case ClearCommand():
                 await session.clear()
 
-    async def _reconfigure(self, session: ResumableSession, before: LiveConfig, wish: ConfigMessage, model: Model) -> LiveConfig:
-        """What holds from now on: what the client wants, or, if that cannot be, what held before."""
+    async def _reconfigure(
+        self, session: ResumableSession, before: LiveConfig, change: ConfigMessage, model: Model
+    ) -> LiveConfig:
+        """Apply a change of settings and return them; an invalid change leaves the previous settings in force."""
         try:
-            config = self._apply_defaults(before.update(wish.given), model)
+            config = self._apply_defaults(before.update(change.given), model)
             if (
                 config.model != before.model
                 and find_live_model(self._service, config.model, config.settings.request).id != model.id
             ):
-                raise InvalidRequestError(f"This session is with {model.id}: open another for {config.model}.", param="model")
+                raise InvalidRequestError(
+                    f"This session uses {model.id}: open another session for {config.model}.", param="model"
+                )
             if self._audio_bytes and config.settings.format != before.settings.format:
                 raise InvalidRequestError(f"{', '.join(FORMAT_SETTINGS)} cannot change after the first audio.", param="encoding")
         except EardrumError as error:
@@ -158,7 +162,7 @@ class LiveConnection:
         return config
 
     async def _send_events(self, session: ResumableSession) -> None:
-        """Tell the client what comes of it, to the end of the session."""
+        """Send the session's events to the client until the session ends."""
         async with aclosing(session.stream_events()) as events:
             async for event in events:
                 if isinstance(event, SessionEnded):
@@ -173,10 +177,10 @@ class LiveConnection:
         await self._socket.close()
 
     def _apply_defaults(self, config: LiveConfig, model: Model) -> LiveConfig:
-        """With the server's defaults.
+        """Complete the settings with the server's defaults.
 
         Raises:
-            UnsupportedFeatureError: the model cannot do what is asked.
+            UnsupportedFeatureError: the model does not support a setting.
         """
         request = self._service.prepare_request(model, config.settings.request)
         return LiveConfig(config.model, replace(config.settings, request=request))

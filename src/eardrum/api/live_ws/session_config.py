@@ -18,7 +18,7 @@ from eardrum.live import AudioEncoding, EndpointingSettings, SessionSettings
 from eardrum.transcription import SAMPLE_RATE, Capabilities, SpeechTask, TranscriptionRequest
 
 MAX_PROMPT = 4000
-"""Characters; models look at far fewer."""
+"""The longest prompt, in characters; models read far fewer."""
 
 ENCODINGS = {
     **dict.fromkeys(("s16le", "pcm16", "pcm_s16le", "linear16", "pcm", "raw", "audio/pcm", "audio/raw"), AudioEncoding.PCM16),
@@ -28,28 +28,28 @@ ENCODINGS = {
     **dict.fromkeys(("container", "webm", "ogg", "opus", "mp3", "wav", "flac", "mp4", "m4a"), AudioEncoding.CONTAINER),
 }
 CONTAINER_PREFIXES = ("audio/", "video/")
-"""Beginnings of content types: `MediaRecorder.mimeType` may be sent as it is."""
+"""Prefixes of content types, so that clients can send `MediaRecorder.mimeType` unchanged."""
 
 
 def read_text(name: str, value: Any) -> str:
-    """A text; null is none."""
+    """Read a string; null is empty."""
     if value is not None and not isinstance(value, str):
-        raise make_error(name, "a text", value)
+        raise make_error(name, "a string", value)
     return (value or "").strip()
 
 
 def read_prompt(name: str, value: Any) -> str:
-    """A prompt, cut where no model looks any more."""
+    """Read a prompt, cut to `MAX_PROMPT` characters."""
     return read_text(name, value)[:MAX_PROMPT]
 
 
 def read_language(name: str, value: Any) -> str | None:
-    """A language's code; none lets the model decide."""
+    """Read a language code; None lets the model detect the language."""
     return parse_language(read_text(name, value))
 
 
 def read_task(name: str, value: Any) -> SpeechTask:
-    """What to do with the speech."""
+    """Read the task, transcription or translation."""
     try:
         return SpeechTask(read_text(name, value) or SpeechTask.TRANSCRIBE)
     except ValueError:
@@ -57,52 +57,52 @@ def read_task(name: str, value: Any) -> SpeechTask:
 
 
 def read_flag(name: str, value: Any) -> bool:
-    """True or false."""
+    """Read a boolean; null is false, and an empty string is true, as in `?partials`."""
     if isinstance(value, bool):
         return value
     if value is None:
         return False
-    known = {"true": True, "1": True, "yes": True, "on": True, "": True, "false": False, "0": False, "no": False, "off": False}
+    values = {"true": True, "1": True, "yes": True, "on": True, "": True, "false": False, "0": False, "no": False, "off": False}
     try:
-        return known[str(value).strip().lower()]
+        return values[str(value).strip().lower()]
     except KeyError:
         raise make_error(name, "true or false", value) from None
 
 
-def read_number(name: str, value: Any, least: float, most: float) -> float:
-    """A number within bounds."""
+def read_number(name: str, value: Any, minimum: float, maximum: float) -> float:
+    """Read a number within bounds."""
     try:
         if isinstance(value, bool):
             raise TypeError
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         found = float("nan")
-    if not least <= found <= most:
-        raise make_error(name, f"a number from {least:g} to {most:g}", value)
+    if not minimum <= found <= maximum:
+        raise make_error(name, f"a number from {minimum:g} to {maximum:g}", value)
     return found
 
 
-def read_integer(name: str, value: Any, least: int, most: int) -> int:
-    """A whole number within bounds."""
-    found = read_number(name, value, least, most)
+def read_integer(name: str, value: Any, minimum: int, maximum: int) -> int:
+    """Read an integer within bounds."""
+    found = read_number(name, value, minimum, maximum)
     if found != int(found):
         raise make_error(name, "a whole number", value)
     return int(found)
 
 
 def read_words(name: str, value: Any) -> tuple[str, ...]:
-    """A list, as one, as JSON, or with commas between."""
+    """Read a list of strings, given as a list, as JSON, or separated by commas."""
     if isinstance(value, str):
         value = read_json(name, value) if value.lstrip().startswith("[") else value.split(",")
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise make_error(name, "a list of texts", value)
+        raise make_error(name, "a list of strings", value)
     return tuple(item.strip() for item in value if item.strip())
 
 
 def read_encoding(name: str, value: Any) -> AudioEncoding:
-    """How audio is written down."""
+    """Read the encoding of the audio, by name or content type."""
     spelled = read_text(name, value).lower()
     if found := ENCODINGS.get(spelled.partition(";")[0].strip()):
         return found
@@ -113,7 +113,7 @@ def read_encoding(name: str, value: Any) -> AudioEncoding:
 
 
 def read_mapping(name: str, value: Any) -> Mapping[str, Any]:
-    """An object."""
+    """Read an object, or its JSON."""
     if isinstance(value, str):
         value = read_json(name, value)
     if not isinstance(value, dict):
@@ -122,7 +122,7 @@ def read_mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def read_json(name: str, value: str) -> Any:
-    """What a JSON text says."""
+    """Parse a JSON value."""
     try:
         found = bounded_json.parse_json(value)
     except (ValueError, EardrumError):
@@ -132,13 +132,13 @@ def read_json(name: str, value: str) -> Any:
 
 
 def make_error(name: str, expected: str, value: Any) -> InvalidRequestError:
-    """The refusal of a value."""
+    """Make the error for an invalid value."""
     shown = json.dumps(value, ensure_ascii=False)[:100]
     return InvalidRequestError(f"{name} must be {expected}, not {shown}.", param=name)
 
 
 TELEPHONE_RATE = 8000
-"""Hz of G.711, unless something else is said."""
+"""Default sample rate of G.711, in Hz."""
 RATES = 4000, 192_000
 MAX_CHANNELS = 64
 MAX_TRACKS = 1000
@@ -151,7 +151,7 @@ ALIASES = {
     "rate": "sample_rate",
     "interim_results": "partials",
 }
-"""Other names for settings, by which clients of similar routes know them."""
+"""Names that similar APIs use for these settings."""
 
 TURN_SETTINGS: dict[str, tuple[str, float, float]] = {
     "threshold": ("threshold", 1.0, 1.0),
@@ -159,7 +159,7 @@ TURN_SETTINGS: dict[str, tuple[str, float, float]] = {
     "silence_duration_ms": ("silence_s", 1000.0, 10_000.0),
     "idle_timeout_ms": ("idle_s", 1000.0, 600_000.0),
 }
-"""Settings of endpointing: the house's name, how much bigger the client's unit is, and the most it may be."""
+"""Endpointing settings: the attribute, client units per unit of the attribute, and the maximum in client units."""
 
 REQUEST_SETTINGS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "language": ("language", read_language),
@@ -169,31 +169,32 @@ REQUEST_SETTINGS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "temperature": ("temperature", lambda name, value: read_number(name, value, 0.0, 1.0)),
     "words": ("words", read_flag),
 }
-"""Settings that are the request's: the house's name, and how they are read."""
+"""Settings of the transcription request: the attribute, and its reader."""
 
 FORMAT_SETTINGS = ("encoding", "sample_rate", "channels", "audio_track")
-"""Settings that cannot change once there was audio."""
+"""Settings that cannot change after the first audio."""
 
 KNOWN_SETTINGS = ("model", *REQUEST_SETTINGS, *FORMAT_SETTINGS, "partials", "timestamp_granularities", "vad", *TURN_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveConfig:
-    """A session as its client wants it."""
+    """The configuration of a live session: its model and settings."""
 
     model: str = ""
     settings: SessionSettings = field(default_factory=SessionSettings)
 
     def update(self, given: Mapping[str, Any]) -> LiveConfig:
-        """The same, but for what is given.
+        """Return the configuration with the given settings changed.
 
         Raises:
-            InvalidRequestError: a name nobody knows, or a value that cannot be; `param` names it.
+            InvalidRequestError: a name is unknown or a value invalid; `param` names it.
         """
         named = {ALIASES.get(name, name): value for name, value in given.items()}
         if unknown := [name for name in named if name not in KNOWN_SETTINGS]:
             raise InvalidRequestError(
-                f"There is no setting {', '.join(map(repr, unknown))}; there are {', '.join(KNOWN_SETTINGS)}.", param=unknown[0]
+                f"Unknown setting {', '.join(map(repr, unknown))}; the settings are {', '.join(KNOWN_SETTINGS)}.",
+                param=unknown[0],
             )
         model = read_text("model", named["model"]) if "model" in named else self.model
         settings = replace(
@@ -207,12 +208,12 @@ class LiveConfig:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one sample of every channel; 1 in a container, which may end anywhere."""
+        """Bytes per frame, a sample of every channel; 1 for a container, which may end anywhere."""
         format = self.settings.format
         return 1 if format.encoding is AudioEncoding.CONTAINER else SAMPLE_BYTES[format.encoding] * format.channels
 
     def describe(self) -> dict[str, Any]:
-        """The settings in the client's words."""
+        """Describe the settings by their names in the protocol."""
         request, format, turns = self.settings.request, self.settings.format, self.settings.endpointing
         raw = format.encoding is not AudioEncoding.CONTAINER
         return {
@@ -226,24 +227,24 @@ class LiveConfig:
         }
 
 
-def list_ignored(request: TranscriptionRequest, can: Capabilities) -> list[str]:
-    """Hints that this model cannot take. They change nothing about what is asked, so it answers without them."""
+def list_ignored(request: TranscriptionRequest, capabilities: Capabilities) -> list[str]:
+    """List the hints that the model does not support. They are ignored, as they only improve the transcript."""
     hints = {
-        "prompt": bool(request.prompt) and not can.prompt,
-        "hotwords": bool(request.hotwords) and not can.hotwords,
-        "temperature": request.temperature > 0 and not can.temperature,
+        "prompt": bool(request.prompt) and not capabilities.prompt,
+        "hotwords": bool(request.hotwords) and not capabilities.hotwords,
+        "temperature": request.temperature > 0 and not capabilities.temperature,
     }
     return [name for name, unused in hints.items() if unused]
 
 
 def _read_request(before: TranscriptionRequest, named: Mapping[str, Any]) -> TranscriptionRequest:
-    wishes = {own: read(name, named[name]) for name, (own, read) in REQUEST_SETTINGS.items() if name in named}
+    changes = {own: read(name, named[name]) for name, (own, read) in REQUEST_SETTINGS.items() if name in named}
     if "timestamp_granularities" in named:
         granularities = read_words("timestamp_granularities", named["timestamp_granularities"])
         if other := set(granularities) - {"word", "segment"}:
             raise make_error("timestamp_granularities", "word or segment", min(other))
-        wishes.setdefault("words", "word" in granularities)
-    return replace(before, **wishes)
+        changes.setdefault("words", "word" in granularities)
+    return replace(before, **changes)
 
 
 def _read_format(before: SessionSettings, named: Mapping[str, Any]) -> Any:
@@ -262,7 +263,7 @@ def _read_format(before: SessionSettings, named: Mapping[str, Any]) -> Any:
 
 
 def _read_endpointing(before: EndpointingSettings | None, named: Mapping[str, Any]) -> EndpointingSettings | None:
-    """`vad` is a flag, or an object of the four settings, which may also stand beside it."""
+    """Read `vad`: a flag, or an object of the four settings, which may also stand beside it."""
     given = {name: named[name] for name in TURN_SETTINGS if name in named}
     vad = named.get("vad", before is not None or bool(given))
     if isinstance(vad, dict) or (isinstance(vad, str) and vad.lstrip().startswith("{")):
@@ -278,10 +279,10 @@ def _read_endpointing(before: EndpointingSettings | None, named: Mapping[str, An
 
 
 def _read_turn_setting(name: str, value: Any) -> float | None:
-    _, unit, most = TURN_SETTINGS[name]
+    _, unit, maximum = TURN_SETTINGS[name]
     if value is None and name == "idle_timeout_ms":
         return None
-    return read_number(name, value, 0.0, most) / unit
+    return read_number(name, value, 0.0, maximum) / unit
 
 
 def _describe_turn_setting(turns: EndpointingSettings, name: str) -> float | None:

@@ -18,11 +18,11 @@ from eardrum.errors import InvalidRequestError
 from eardrum.gateway.service import Service
 
 FORCE = "force"
-"""In the query: do not let models finish what they have begun."""
+"""The query flag that unloads models without waiting for their requests."""
 
 
 def build_routes(service: Service, activity: RequestTracker) -> list[BaseRoute]:
-    """All routes of this edge."""
+    """Build the routes of llama-swap's API."""
     processes, profiles, requests = ProcessRoutes(service), ProfileRoutes(service), ActivityRoutes(activity)
     history, stream = LogHistory(service), LogStream(service)
     return [
@@ -45,38 +45,38 @@ def build_routes(service: Service, activity: RequestTracker) -> list[BaseRoute]:
 
 
 async def check_alive(_: Request) -> Response:
-    """Whether the server answers."""
+    """Serve `/wol-health`."""
     return PlainTextResponse("OK")
 
 
 class ProcessRoutes:
-    """Which models run, and starting and ending them."""
+    """Lists, loads and unloads the running models."""
 
     def __init__(self, service: Service):
         self._service = service
 
     async def list_running(self, _: Request) -> Response:
-        """The models that are not stopped, also those on their way up or down."""
+        """List the models that run, start or stop."""
         return JSONResponse({"running": status.list_running(self._service)})
 
     async def unload_all(self, request: Request) -> Response:
-        """End every model's process."""
+        """Unload all models."""
         await self._service.unload_all(force=has_query_flag(request.scope, FORCE))
         return PlainTextResponse("OK")
 
     async def unload_all_json(self, request: Request) -> Response:
-        """The same, answered as the routes under /api are."""
+        """Unload all models, with a response in JSON."""
         await self._service.unload_all(force=has_query_flag(request.scope, FORCE))
         return JSONResponse({"msg": "ok"})
 
     async def unload(self, request: Request) -> Response:
-        """End one model's process. That is no error if it does not run."""
+        """Unload a model; succeeds if it is not loaded."""
         model = self._service.find_model(request.path_params["name"])
         await self._service.unload_model(model, force=has_query_flag(request.scope, FORCE))
         return PlainTextResponse("OK")
 
     async def load(self, request: Request) -> Response:
-        """Start one model's process and wait until it serves."""
+        """Load a model and wait until it is ready."""
         await self._service.load_model(self._service.find_model(request.path_params["name"]))
         return PlainTextResponse("OK")
 
@@ -85,13 +85,13 @@ EXAMPLE = 'send {"name": "a profile"}, or {"name": null} for none'
 
 
 class ProfileRoutes:
-    """The endpoints."""
+    """Lists and activates profiles."""
 
     def __init__(self, service: Service):
         self._service = service
 
     async def list_profiles(self, _: Request) -> Response:
-        """All profiles, by name."""
+        """List all profiles by name."""
         selection = self._service.name_resolver
         profiles = [
             {
@@ -104,18 +104,18 @@ class ProfileRoutes:
         return JSONResponse({"active": selection.active_profile or None, "profiles": profiles})
 
     async def activate_profile(self, request: Request) -> Response:
-        """Make one the active one, or none."""
+        """Activate a profile, or none."""
         limits = json_body.limit_small_body(self._service.settings.limits)
         upload = json_body.open_body(request.scope, request.receive, limits)
         written = await json_body.read_body(request.scope, upload, limits)
         try:
             body = bounded_json.parse_json(written)
         except ValueError:
-            raise InvalidRequestError(f"The body is not JSON: {EXAMPLE}.") from None
+            raise InvalidRequestError(f"The body is not valid JSON: {EXAMPLE}.") from None
         check_surrogates(written, body)
         if not isinstance(body, dict) or "name" not in body:
             raise InvalidRequestError(f"The field `name` is missing: {EXAMPLE}.", param="name")
         if not isinstance(body["name"], str | None):
-            raise InvalidRequestError(f"The field `name` is neither text nor null: {EXAMPLE}.", param="name")
+            raise InvalidRequestError(f"The field `name` must be a string or null: {EXAMPLE}.", param="name")
         self._service.activate_profile(body["name"] or "")
         return JSONResponse({"active": self._service.name_resolver.active_profile or None})

@@ -26,11 +26,11 @@ LLAMA_SWAP_STATES = {
     ModelState.STOPPING: "stopping",
     ModelState.FAILED: "stopped",
 }
-"""Our states in theirs."""
+"""llama-swap's name of each state."""
 
 
 def list_running(service: Service) -> list[dict[str, Any]]:
-    """What `/running` lists."""
+    """List the running models for `/running`."""
     found = [(model, LLAMA_SWAP_STATES[service.get_state(model)]) for model in service.catalog]
     return [
         {
@@ -47,7 +47,7 @@ def list_running(service: Service) -> list[dict[str, Any]]:
 
 
 def list_statuses(service: Service) -> Iterator[dict[str, Any]]:
-    """All models with their states, then those of other servers."""
+    """Yield all models with their states, then those of peers."""
     for model in sorted(service.catalog, key=lambda model: model.id):
         aliases = service.catalog.list_aliases(model)
         gone = service.unload_history.find_last(model.id)
@@ -73,22 +73,22 @@ DEFAULT_ROWS, MAX_ROWS = 25, 999
 
 
 class ActivityRoutes:
-    """The endpoints."""
+    """Lists finished requests and cancels requests in progress."""
 
     def __init__(self, activity: RequestTracker):
         self._activity = activity
 
     async def list_finished(self, request: Request) -> Response:
-        """A page of the requests that are over (`model`, `limit`, `page`, `order`), the latest first."""
-        asked = request.query_params
+        """Serve a page of the finished requests (`model`, `limit`, `page`, `order`), the latest first."""
+        query = request.query_params
         limit, page = (
-            _parse_number(asked.get("limit", DEFAULT_ROWS), "limit", MAX_ROWS),
-            _parse_number(asked.get("page", 1), "page"),
+            _parse_number(query.get("limit", DEFAULT_ROWS), "limit", MAX_ROWS),
+            _parse_number(query.get("page", 1), "page"),
         )
-        order = asked.get("order", "desc").lower()
+        order = query.get("order", "desc").lower()
         if order not in ("asc", "desc"):
-            raise InvalidRequestError("order is asc or desc.", param="order")
-        rows = [row for row in self._activity.finished if asked.get("model", "") in ("", row.model)]
+            raise InvalidRequestError("order must be asc or desc.", param="order")
+        rows = [row for row in self._activity.finished if query.get("model", "") in ("", row.model)]
         if order == "desc":
             rows.reverse()
         shown = rows[(page - 1) * limit : page * limit]
@@ -103,7 +103,7 @@ class ActivityRoutes:
         )
 
     async def cancel(self, request: Request) -> Response:
-        """End a request in progress, by the id that its answer also has as `x-request-id`."""
+        """Cancel a request in progress by its id, the `x-request-id` of its response."""
         id = request.path_params["id"]
         if not self._activity.cancel(id):
             raise NotFoundError(f"No request {id} is in progress.")
@@ -111,7 +111,7 @@ class ActivityRoutes:
 
 
 class RequestChanges:
-    """What one follower knows of the requests in progress, and what is new to it."""
+    """Tracks, for one subscriber, the requests sent to it and the changes since."""
 
     def __init__(self, activity: RequestTracker):
         self._activity = activity
@@ -119,24 +119,24 @@ class RequestChanges:
         self._last = activity.finished[-1].number if activity.finished else 0
 
     def take_snapshot(self) -> dict[str, Any]:
-        """All of them."""
+        """Describe all requests in progress."""
         records = self._activity.in_progress.values()
         self._known = {record.id: _get_version(record) for record in records}
         return {"operation": "snapshot", "requests": [_describe_record(record) for record in records]}
 
     def list_changes(self) -> Iterator[dict[str, Any]]:
-        """What came, changed or went since this was last asked. One that came and went in between is no news."""
-        now = {record.id: (record, _get_version(record)) for record in self._activity.in_progress.values()}
-        before, self._known = self._known, {id: version for id, (_, version) in now.items()}
+        """Yield the changes since the last call. A request that began and ended in between is left out."""
+        current = {record.id: (record, _get_version(record)) for record in self._activity.in_progress.values()}
+        before, self._known = self._known, {id: version for id, (_, version) in current.items()}
         yield from (
             {"operation": "upsert", "request": _describe_record(r)}
-            for id, (r, version) in now.items()
+            for id, (r, version) in current.items()
             if before.get(id) != version
         )
-        yield from ({"operation": "remove", "id": id} for id in before if id not in now)
+        yield from ({"operation": "remove", "id": id} for id in before if id not in current)
 
     def list_finished(self) -> list[int]:
-        """The numbers of the requests that are over since this was last asked."""
+        """Return the numbers of the requests finished since the last call."""
         last, numbers = self._last, [row.number for row in reversed(self._activity.finished)]
         self._last = numbers[0] if numbers else 0
         return sorted(itertools.takewhile(lambda number: number > last, numbers))
@@ -187,11 +187,12 @@ def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _parse_number(text: str | int, name: str, most: int | None = None) -> int:
+def _parse_number(text: str | int, name: str, maximum: int | None = None) -> int:
     try:
         number = int(text)
     except ValueError:
         number = 0
-    if number < 1 or (most and number > most):
-        raise InvalidRequestError(f"{name} is a number from 1{f' to {most}' if most else ''}.", param=name)
+    if number < 1 or (maximum and number > maximum):
+        limit = f"from 1 to {maximum}" if maximum else "of 1 or more"
+        raise InvalidRequestError(f"{name} must be a number {limit}.", param=name)
     return number

@@ -1,4 +1,4 @@
-"""Streams without end: logs as plain text, and every change as server-sent events.
+"""Serves endless streams: logs as plain text, and all changes as server-sent events.
 
 A stream ends when the client disconnects or the server shuts down; a client that stops reading is disconnected.
 """
@@ -25,18 +25,18 @@ from eardrum.gateway.logs import LogBuffer
 from eardrum.gateway.service import Service
 
 REQUESTS_INTERVAL_S = 0.25
-"""Between two looks at the requests in progress: with every byte of an answer they change."""
+"""Interval between updates of the requests in progress, which change with every byte of a response."""
 
 
 class EventStream:
-    """The stream, as an ASGI application."""
+    """The ASGI application that streams the state of the server and its changes."""
 
     def __init__(self, service: Service, activity: RequestTracker):
         self._service = service
         self._activity = activity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one follower: first how everything is, then what changes."""
+        """Send the current state, then the changes."""
         await serve_endless_stream(self._service, scope, receive, send, "text/event-stream", self._write_events)
 
     async def _write_events(self, write: WriteBytes) -> None:
@@ -91,7 +91,7 @@ def _encode_lines(source: str, lines: list[str]) -> bytes:
 
 
 def _encode_event(kind: str, data: Any) -> bytes:
-    """One event. Its data are JSON in a string in JSON, as llama-swap's clients expect."""
+    """Encode an event. Its data is JSON in a JSON string, as llama-swap's clients expect."""
     return f"event:message\ndata:{json.dumps({'type': kind, 'data': json.dumps(data)})}\n\n".encode()
 
 
@@ -102,66 +102,71 @@ PLAIN_TEXT = "text/plain; charset=utf-8"
 
 
 class LogHistory:
-    """The lines that are known."""
+    """Serves the buffered lines of the logs."""
 
     def __init__(self, service: Service):
         self._service = service
 
     async def show_server_log(self, _: Request) -> Response:
-        """The server's."""
+        """Serve the server's log."""
         return PlainTextResponse(join_lines(self._service.logs.server.get_lines()).encode(errors="replace"))
 
     async def show_log(self, request: Request) -> Response:
-        """A model's, or of what else has a log."""
+        """Serve the log of a model, of all models or of the server."""
         return PlainTextResponse(
             join_lines(_find_log(self._service, request.path_params["name"]).get_lines()).encode(errors="replace")
         )
 
 
 class LogStream:
-    """The lines that are known and those that come, as an ASGI application."""
+    """The ASGI application that streams the buffered and the new lines of a log."""
 
     def __init__(self, service: Service):
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one follower."""
+        """Stream one log."""
         request = Request(scope)
         log = _find_log(self._service, request.path_params.get("name", SERVER_LOG))
 
-        async def tell(write: WriteBytes) -> None:
+        async def produce(write: WriteBytes) -> None:
             async with aclosing(log.follow_lines(history="no-history" not in request.query_params)) as news:
                 async for lines in news:
                     await write(join_lines(lines).encode(errors="replace"))
 
-        await serve_endless_stream(self._service, scope, receive, send, PLAIN_TEXT, tell)
+        await serve_endless_stream(self._service, scope, receive, send, PLAIN_TEXT, produce)
 
 
 def _find_log(service: Service, name: str) -> LogBuffer:
     if name in (SERVER_LOG, MODELS_LOG):
         return service.logs.server if name == SERVER_LOG else service.logs.models
     model = service.find_model(name)
-    if model.needs_download:  # names of what could be fetched are without number
+    if model.needs_download:  # a log each would be unbounded: any downloadable model has a name
         raise ModelNotFoundError(service.catalog.explain_download(model))
     return service.logs.get_model_log(model.id)
 
 
 def join_lines(lines: Sequence[str]) -> str:
-    """Each line with its end."""
+    """Join lines, each with a line end."""
     return "".join(f"{line}\n" for line in lines)
 
 
 WriteBytes = Callable[[bytes], Awaitable[None]]
 
 SHUTDOWN_SEND_TIMEOUT_S = 1.0
-"""How long a client has to take in what is left when the server ends."""
+"""Time for a client to read the rest of a stream when the server shuts down."""
 
 
 async def serve_endless_stream(
-    service: Service, scope: Scope, receive: Receive, send: Send, media_type: str, tell: Callable[[WriteBytes], Awaitable[None]]
+    service: Service,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    media_type: str,
+    produce: Callable[[WriteBytes], Awaitable[None]],
 ) -> None:
-    """Answer with what `tell` writes until the server ends. Nothing is buffered here: a client that takes nothing in for
-    `limits.stall_seconds`, or that does not take in the rest when the server ends, is hung up on.
+    """Send the data that `produce` writes until the server shuts down. Nothing is buffered here: a client is disconnected if it
+    does not read for `limits.stall_seconds`, or does not read the rest when the server shuts down.
     """
     headers = [*build_stream_headers(media_type), (b"x-content-type-options", b"nosniff")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -178,24 +183,24 @@ async def serve_endless_stream(
             get_record(scope).note = describe_stall(service.settings.limits.stall_seconds)
             get_transport(scope).abort()
 
-    telling = asyncio.ensure_future(tell(write))
+    producing = asyncio.ensure_future(produce(write))
     leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
     over = asyncio.ensure_future(service.change_feed.ended.wait())
     try:
-        await asyncio.wait({telling, leaving, over}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({producing, leaving, over}, return_when=asyncio.FIRST_COMPLETED)
         if not leaving.done():
-            await _finish_stream(scope, receive, send, telling)
+            await _finish_stream(scope, receive, send, producing)
     finally:
-        for task in (telling, leaving, over):
+        for task in (producing, leaving, over):
             task.cancel()
-        await asyncio.wait({telling, leaving, over})
+        await asyncio.wait({producing, leaving, over})
 
 
-async def _finish_stream(scope: Scope, receive: Receive, send: Send, telling: asyncio.Future[None]) -> None:
-    """Let the client have the rest, and end the answer properly if it does."""
+async def _finish_stream(scope: Scope, receive: Receive, send: Send, producing: asyncio.Future[None]) -> None:
+    """Send the rest of the stream, and end the response if the client reads it."""
     try:
         async with asyncio.timeout(SHUTDOWN_SEND_TIMEOUT_S):
-            await asyncio.shield(telling)
+            await asyncio.shield(producing)
             await send({"type": "http.response.body", "body": b"", "more_body": True})
     except TimeoutError:
         await hang_up(scope, receive)

@@ -1,4 +1,4 @@
-"""The WebSocket `/ws/realtime` in TingWu's protocol: messages, and a client's session.
+"""Serves the WebSocket `/ws/realtime` in TingWu's protocol.
 
 A session lasts as long as its socket and holds many recordings, one after another.
 """
@@ -34,13 +34,13 @@ PATH = "/ws/realtime"
 
 
 class TingWuRoute:
-    """The edge."""
+    """Routes the path to its WebSocket handler."""
 
     def __init__(self, service: Service):
         self._service = service
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What serves this request, if it is for this route."""
+        """Return the handler of a request for this route, else None."""
         if scope["path"] != PATH:
             return None
         return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
@@ -64,7 +64,7 @@ class TingWuRoute:
 
 
 class TingWuConnection:
-    """A session over an open socket. `model` and `language` are what the address names, which TingWu's has no room for."""
+    """Runs one session over an open socket. The query may name `model` and `language`, which TingWu's protocol lacks."""
 
     def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, *, model: str = "", language: str = ""):
         self._service = service
@@ -76,15 +76,15 @@ class TingWuConnection:
         self._config = TingWuConfig()
 
     async def run(self) -> None:
-        """Serve the client until it leaves or the server ends.
+        """Serve the client until it disconnects or the server shuts down.
 
         Raises:
-            EardrumError: the session cannot be had, or is over, and why.
+            EardrumError: the session could not begin, or failed.
         """
         await run_alongside(self._serve(), self._send_heartbeats())
 
     async def send_warning(self, error: EardrumError) -> None:
-        """Tell the client of an error."""
+        """Send an error to the client, as a warning."""
         self._record.note = error.message
         await self._socket.send_json(build_warning(error.message, self._backend))
 
@@ -92,7 +92,7 @@ class TingWuConnection:
         model = find_live_model(self._service, self._name, TranscriptionRequest(language=parse_language(self._language)))
         self._backend = model.engine
         await self._socket.send_json(build_connected(self._record.id))
-        first = await self._receive_message()  # a page that nobody speaks to yet loads no model
+        first = await self._receive_message()  # an idle page loads no model
         if first is None:
             raise make_session_shutdown_error()
         self._record.model = model.id
@@ -103,24 +103,24 @@ class TingWuConnection:
                 self._record.summary = session.summary
 
     async def _receive_message(self) -> bytes | TingWuConfig | None:
-        """The next audio, or other wishes; None when the server ends. What means nothing else here is answered on the way."""
+        """Receive audio or a changed configuration; None when the server shuts down. Answers pings and invalid messages."""
         async for message in self._socket:
             check_message_size(message)
             if isinstance(message, bytes):
                 return message
             try:
-                said = parse_message(message)
-                if said.get("type") == "ping":
+                fields = parse_message(message)
+                if fields.get("type") == "ping":
                     await self._socket.send_json({"type": "pong"})
-                elif "type" not in said:
-                    self._config = self._config.update(said)
+                elif "type" not in fields:
+                    self._config = self._config.update(fields)
                     return self._config
             except InvalidRequestError as error:
                 await self.send_warning(error)
         return None
 
     async def _forward_messages(self, session: ResumableSession, model: Model, message: bytes | TingWuConfig | None) -> None:
-        """Hand on what the client says, to the end of the server, which the session sees to itself."""
+        """Forward messages until the server shuts down, which the session handles itself."""
         configured = self._build_settings(model)
         while message is not None:
             if isinstance(message, bytes):
@@ -138,7 +138,7 @@ class TingWuConnection:
                 await self._send_event(event)
 
     async def _send_event(self, event: LiveEvent) -> None:
-        """A commit with nothing to commit is refused, which no client of TingWu's needs to know."""
+        """Send an event to the client. A refused commit is not sent: TingWu's clients commit without audio, too."""
         match event:
             case PartialTranscript():
                 await self._socket.send_json(build_text(self._config.mode, event.stable + event.tentative, final=False))
@@ -159,15 +159,15 @@ class TingWuConnection:
 
 
 CHUNK_BYTES = 9600
-"""How much audio a client had best send at a time: 300 ms."""
+"""The recommended bytes per audio message: 300 ms."""
 HEARTBEAT_S = 30
 MAX_MESSAGE_BYTES = 4 << 20
-"""Bytes of one message."""
+"""The largest message, in bytes."""
 MAX_PROMPT = 4000
 
 
 class TextMode(StrEnum):
-    """Which text a client wants: while somebody speaks, once it is over, or both."""
+    """Texts to send: partial ones, final ones, or both."""
 
     BOTH = "2pass"
     ONLINE = "online"
@@ -176,27 +176,27 @@ class TextMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TingWuConfig:
-    """What a client has said of itself so far."""
+    """A session's configuration by the client."""
 
     mode: TextMode = TextMode.BOTH
     hotwords: tuple[str, ...] = ()
     speaking: bool = True
-    """False from when it says that nobody speaks any more."""
+    """Whether the client reports speech; False ends the utterance."""
 
-    def update(self, said: Mapping[str, Any]) -> TingWuConfig:
-        """The same, but for what is said. What else a message has (`chunk_interval` ...) has no effect here.
+    def update(self, fields: Mapping[str, Any]) -> TingWuConfig:
+        """Return the configuration with a message's fields changed. Other fields (`chunk_interval` ...) have no effect.
 
         Raises:
-            InvalidRequestError: a value cannot be.
+            InvalidRequestError: a value is invalid.
         """
         return TingWuConfig(
-            mode=_parse_mode(said["mode"]) if said.get("mode") else self.mode,
-            hotwords=_parse_hotwords(said["hotwords"]) if "hotwords" in said else self.hotwords,
-            speaking=bool(said.get("is_speaking", self.speaking)),
+            mode=_parse_mode(fields["mode"]) if fields.get("mode") else self.mode,
+            hotwords=_parse_hotwords(fields["hotwords"]) if "hotwords" in fields else self.hotwords,
+            speaking=bool(fields.get("is_speaking", self.speaking)),
         )
 
     def build_settings(self, base: SessionSettings, can: Capabilities) -> SessionSettings:
-        """The session's settings. Hotwords become the prompt of a model that has no ear for them."""
+        """Build the session's settings. Models without hotwords get them as the prompt."""
         words = self.hotwords
         prompt = base.request.prompt if can.hotwords or not words else " ".join(words)[:MAX_PROMPT]
         return replace(
@@ -205,39 +205,39 @@ class TingWuConfig:
 
 
 def parse_message(message: str) -> dict[str, Any]:
-    """A text message.
+    """Parse a text message.
 
     Raises:
-        InvalidRequestError: it is no JSON object.
+        InvalidRequestError: the message is not a JSON object.
     """
     try:
-        said = bounded_json.parse_json(message)
+        fields = bounded_json.parse_json(message)
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
+        fields = None
+    if not isinstance(fields, dict):
         raise InvalidRequestError('A text message is a JSON object, as in {"is_speaking": false}; audio goes into binary ones.')
-    check_surrogates(message, said)
-    return said
+    check_surrogates(message, fields)
+    return fields
 
 
 def check_message_size(message: str | bytes) -> None:
-    """Refuse what no client of sense sends.
+    """Check the size of a message.
 
     Raises:
-        TooLargeError: the message is larger.
+        TooLargeError: the message is larger than `MAX_MESSAGE_BYTES`.
     """
     if len(message) > MAX_MESSAGE_BYTES:
         raise TooLargeError(f"One message holds at most {MAX_MESSAGE_BYTES >> 20} MiB: send smaller ones.")
 
 
 def build_connected(id: str) -> dict[str, Any]:
-    """The greeting."""
+    """Build the first message of a connection."""
     config = {"chunk_size": CHUNK_BYTES, "heartbeat_interval": HEARTBEAT_S, "compression": False}
     return {"type": "connected", "connection_id": id, "config": config}
 
 
 def build_text(mode: TextMode, text: str, *, final: bool) -> dict[str, Any]:
-    """Text, which takes the place of all that came since the last final one."""
+    """Build a text message; the text replaces all texts since the last final one."""
     kind: str = mode
     if mode is TextMode.BOTH:
         kind = "2pass-offline" if final else "2pass-online"
@@ -245,12 +245,12 @@ def build_text(mode: TextMode, text: str, *, final: bool) -> dict[str, Any]:
 
 
 def build_ping(now: float) -> dict[str, Any]:
-    """A heartbeat at a Unix time."""
+    """Build a heartbeat at a Unix time."""
     return {"type": "ping", "timestamp": now}
 
 
 def build_warning(sentence: str, backend: str) -> dict[str, Any]:
-    """What went wrong; TingWu's own page shows it."""
+    """Build a warning, which TingWu's own page displays."""
     return {"warning": sentence, "backend": backend}
 
 
@@ -263,11 +263,11 @@ def _parse_mode(value: Any) -> TextMode:
 
 
 def _parse_hotwords(value: Any) -> tuple[str, ...]:
-    """One per word or line, or a list."""
+    """Parse hotwords: a list, or a string of words."""
     if isinstance(value, str):
         return tuple(re.split(r"\s+", value.strip())) if value.strip() else ()
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     if value is None:
         return ()
-    raise InvalidRequestError("hotwords must be a text with words or lines, or a list of texts.", param="hotwords")
+    raise InvalidRequestError("hotwords must be a string of words or lines, or a list of strings.", param="hotwords")

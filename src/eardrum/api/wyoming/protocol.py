@@ -30,24 +30,24 @@ from eardrum.text import choose_separator
 from eardrum.transcription import SAMPLE_RATE, Priority, TranscriptionRequest
 
 MAX_LINE_BYTES = MAX_DATA_BYTES = 1 << 20
-"""Most bytes of a line, and of the JSON behind it: the names of everything in a house fit in."""
+"""The longest line, and the longest JSON block after it, in bytes; enough for the names of every entity in a house."""
 MAX_PAYLOAD_BYTES = 1 << 30
-"""Longest payload. It is not held but passed on as it comes; more is no length anybody means."""
+"""The longest payload. It is passed on as it arrives, not buffered; a larger length is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class WyomingEvent:
-    """One event, or a piece of one: a long payload makes several with the same type and data."""
+    """An event, or a part of one: a long payload arrives as several with the same type and data."""
 
     type: str
     data: dict[str, Any] = field(default_factory=dict)
     payload: bytes = b""
     more: bool = False
-    """Whether more of the payload is to come."""
+    """Whether the payload continues in the next event."""
 
 
 class FrameDecoder:
-    """Takes bytes as they come and gives the events in them."""
+    """Decodes a byte stream into events."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -55,14 +55,14 @@ class FrameDecoder:
 
     @property
     def is_midway(self) -> bool:
-        """Whether a frame has begun and is not whole."""
+        """Whether a frame is incomplete."""
         return bool(self._buffer) or self._head is not None
 
     def feed(self, data: bytes) -> Iterator[WyomingEvent]:
-        """The events, or pieces of them, that `data` completes.
+        """Yield the events, or parts of them, that `data` completes.
 
         Raises:
-            InvalidRequestError: these are no frames, or one is longer than allowed. Nothing after it can be read.
+            InvalidRequestError: a frame is invalid or too long. The rest of the stream is unreadable.
         """
         self._buffer += data
         while event := self._next_event():
@@ -83,7 +83,7 @@ class FrameDecoder:
     def _take_line(self) -> bytes | None:
         end = self._buffer.find(b"\n", 0, MAX_LINE_BYTES + 1)
         if end < 0 and len(self._buffer) > MAX_LINE_BYTES:
-            raise InvalidRequestError(f"A line of more than {MAX_LINE_BYTES} bytes is no Wyoming event.")
+            raise InvalidRequestError(f"The first line of a Wyoming event is longer than {MAX_LINE_BYTES} bytes.")
         return self._take_bytes(end + 1) if end >= 0 else None
 
     def _take_event(self, head: FrameHead) -> WyomingEvent | None:
@@ -102,13 +102,13 @@ class FrameDecoder:
 
 
 class FrameHead:
-    """The first part of a frame, and what is still to come of it."""
+    """The header line of a frame, and the lengths of the parts that are still missing."""
 
     def __init__(self, line: bytes):
         parsed = _parse_object(line)
         kind = parsed.get("type")
         if not isinstance(kind, str):
-            raise InvalidRequestError("A Wyoming event has a `type`, which is a text.")
+            raise InvalidRequestError("A Wyoming event needs a `type`, which must be a string.")
         self.type = kind
         self.data = _as_object(parsed.get("data"))
         self.data_left = _read_length(parsed, "data_length", MAX_DATA_BYTES)
@@ -123,7 +123,7 @@ def _parse_object(text: bytes) -> dict[str, Any]:
     try:
         parsed = bounded_json.parse_json(text)
     except ValueError:
-        raise InvalidRequestError("What came is no Wyoming event, which begins with a line of JSON.") from None
+        raise InvalidRequestError("This is not a Wyoming event: an event begins with a line of JSON.") from None
     check_surrogates(text, parsed)
     return _as_object(parsed)
 
@@ -132,21 +132,21 @@ def _as_object(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InvalidRequestError("A Wyoming event and its `data` are JSON objects.")
+        raise InvalidRequestError("A Wyoming event and its `data` must be JSON objects.")
     return value
 
 
-def _read_length(parsed: dict[str, Any], name: str, most: int) -> int:
+def _read_length(parsed: dict[str, Any], name: str, maximum: int) -> int:
     length = parsed.get(name)
     if length is None:
         return 0
-    if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= most:
-        raise InvalidRequestError(f"The `{name}` of a Wyoming event is a number from 0 to {most}.")
+    if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= maximum:
+        raise InvalidRequestError(f"The `{name}` of a Wyoming event must be a number from 0 to {maximum}.")
     return length
 
 
 def encode_event(event: WyomingEvent) -> bytes:
-    """The event as a frame, its data behind the line as the `wyoming` package writes it."""
+    """Encode an event as a frame, with its data after the line as the `wyoming` package writes it."""
     data = json.dumps(event.data, ensure_ascii=False).encode() if event.data else b""
     lengths = {"data_length": len(data), "payload_length": len(event.payload)}
     head: dict[str, Any] = {"type": event.type} | {name: length for name, length in lengths.items() if length}
@@ -155,21 +155,21 @@ def encode_event(event: WyomingEvent) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TranscribeRequest:
-    """The wishes for the utterance that follows; without the event there are none."""
+    """The parameters of the next utterance, from a `transcribe` event; defaults without one."""
 
     name: str = ""
-    """Of a model."""
+    """The model's name."""
     language: str | None = None
     prompt: str = ""
     hotwords: tuple[str, ...] = ()
-    """Names and terms of a house, in the order of their weight."""
+    """Names and terms of a home, the most important first."""
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> TranscribeRequest:
-        """What the event's data says; what is not known is passed over, as other servers do.
+        """Parse the event's data. Unknown fields are ignored, as by other servers.
 
         Raises:
-            InvalidRequestError: a field is not of its kind, or the language is none.
+            InvalidRequestError: a field has the wrong type, or the language is unknown.
         """
         context = data.get("context") or {}
         return cls(
@@ -181,7 +181,7 @@ class TranscribeRequest:
 
     @property
     def request(self) -> TranscriptionRequest:
-        """The wishes in the words of the house."""
+        """The parameters as a transcription request."""
         return TranscriptionRequest(language=self.language, prompt=self.prompt, hotwords=self.hotwords, priority=Priority.LIVE)
 
 
@@ -190,19 +190,19 @@ def _read_text(data: dict[str, Any], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InvalidRequestError(f"`{name}` of a transcribe event is a text, not {value!r:.40}.", param=name)
+        raise InvalidRequestError(f"`{name}` of a transcribe event must be a string, not {value!r:.40}.", param=name)
     return value
 
 
 def _read_texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
     values = data.get(name) or []
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise InvalidRequestError(f"`{name}` of a transcribe event is a list of texts.", param=name)
+        raise InvalidRequestError(f"`{name}` of a transcribe event must be a list of strings.", param=name)
     return tuple(value.strip() for value in values if value.strip())
 
 
 def _read_prompt(context: dict[str, Any]) -> str:
-    """`context` is free; these are the words that other servers read in it."""
+    """Return the prompt in `context`, whose format is open; other servers read these two fields."""
     found = (context.get(name) for name in ("initial_prompt", "prompt"))
     return next((text for text in found if isinstance(text, str) and text), "")
 
@@ -217,41 +217,44 @@ SIGNED_BYTES = bytes(byte ^ 0x80 for byte in range(256))
 
 @dataclass(frozen=True, slots=True)
 class SampleFormat:
-    """What the samples are: rate in Hz, bytes per sample, channels."""
+    """Rate in Hz, bytes per sample and channels of PCM audio."""
 
     rate: int = SAMPLE_RATE
     width: int = 2
     channels: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.rate} Hz, {8 * self.width} bit, {self.channels} channel{'' if self.channels == 1 else 's'}"
+
     @classmethod
-    def of(cls, data: dict[str, Any], otherwise: SampleFormat) -> SampleFormat:
-        """What an event says of its audio; what it does not say is as in `otherwise`.
+    def of(cls, data: dict[str, Any], default: SampleFormat) -> SampleFormat:
+        """Parse the format in an audio event; missing fields are taken from `default`.
 
         Raises:
-            InvalidRequestError: no audio is like that.
+            InvalidRequestError: a field is not a number within its range.
         """
         return cls(
-            _read_number(data, "rate", SAMPLE_RATES, otherwise.rate),
-            _read_number(data, "width", WIDTHS, otherwise.width),
-            _read_number(data, "channels", CHANNELS, otherwise.channels),
+            _read_number(data, "rate", SAMPLE_RATES, default.rate),
+            _read_number(data, "width", WIDTHS, default.width),
+            _read_number(data, "channels", CHANNELS, default.channels),
         )
 
     @property
     def live_format(self) -> AudioFormat:
-        """What `Samples` makes of it."""
+        """The format of a `SampleConverter`'s output."""
         return AudioFormat(AudioEncoding.PCM16, self.rate, self.channels)
 
 
 class SampleConverter:
-    """Turns bytes of one shape into 16-bit samples. What is no whole sample of every channel waits for its rest."""
+    """Converts PCM of one format into 16-bit samples. Buffers an incomplete frame, a sample of every channel."""
 
-    def __init__(self, shape: SampleFormat):
-        self._width = shape.width
-        self._frame = shape.width * shape.channels
+    def __init__(self, format: SampleFormat):
+        self._width = format.width
+        self._frame = format.width * format.channels
         self._rest = b""
 
     def feed(self, audio: bytes) -> bytes:
-        """The 16-bit samples that are whole now."""
+        """Return the 16-bit samples that `audio` completes."""
         if self._rest:
             audio = self._rest + audio
         whole = len(audio) - len(audio) % self._frame
@@ -260,7 +263,7 @@ class SampleConverter:
 
 
 def _convert_to_16_bits(audio: bytes, width: int) -> bytes:
-    """Little-endian samples, of which the upper 16 bits stay."""
+    """Convert little-endian samples; keeps the upper 16 bits."""
     if width == 2:
         return audio
     samples = bytearray(len(audio) // width * 2)
@@ -272,19 +275,21 @@ def _convert_to_16_bits(audio: bytes, width: int) -> bytes:
     return bytes(samples)
 
 
-def _read_number(data: dict[str, Any], name: str, allowed: range, otherwise: int) -> int:
+def _read_number(data: dict[str, Any], name: str, allowed: range, default: int) -> int:
     value = data.get(name)
     if value is None:
-        return otherwise
+        return default
     if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
-        raise InvalidRequestError(f"The `{name}` of audio is a number from {allowed[0]} to {allowed[-1]}, not {value!r:.40}.")
+        raise InvalidRequestError(
+            f"The `{name}` of audio must be a number from {allowed[0]} to {allowed[-1]}, not {value!r:.40}."
+        )
     return value
 
 
 class TranscriptEncoder:
-    """The answer to one utterance of the client, which may be several of the session's: endless speech is cut.
+    """Encodes the response to one utterance of the client, which the session may split: it cuts long speech.
 
-    With `streaming` the text goes out in chunks as soon as it is never taken back. Joined, they are the transcript.
+    With `streaming`, text is sent in chunks as soon as it is final. Joined, the chunks are the transcript.
     """
 
     def __init__(self, language: str | None = None, *, streaming: bool = True):
@@ -294,13 +299,13 @@ class TranscriptEncoder:
         self._whole = ""
         """The text of the session's finished utterances."""
         self._sent_chars = 0
-        """Characters that went out in chunks."""
+        """The number of characters sent in chunks."""
 
     def feed(self, event: LiveEvent) -> list[WyomingEvent]:
-        """What the client is told because of this.
+        """Return the Wyoming events for an event of the session.
 
         Raises:
-            EardrumError: the utterance has no text, and why.
+            EardrumError: the transcription failed.
         """
         match event:
             case PartialTranscript(stable=stable):
@@ -317,7 +322,7 @@ class TranscriptEncoder:
         return []
 
     def end(self) -> list[WyomingEvent]:
-        """The transcript; the streamed one ends behind it, because those who do not stream read no further."""
+        """Return the final events. The transcript precedes `transcript-stop`: clients that do not stream read no further."""
         spoken = {"language": self._language} if self._language else {}
         transcript = WyomingEvent("transcript", {"text": self._whole, **spoken})
         return [*self._encode_start(), transcript, WyomingEvent("transcript-stop")] if self._streaming else [transcript]

@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 
 from eardrum.api.uploads import MIN_BYTES_PER_S
-from eardrum.api.wyoming import utterance as models
 from eardrum.api.wyoming.discovery import ZeroconfAnnouncement
 from eardrum.api.wyoming.protocol import (
     FrameDecoder,
@@ -22,24 +21,24 @@ from eardrum.api.wyoming.protocol import (
     WyomingEvent,
     encode_event,
 )
-from eardrum.api.wyoming.utterance import WyomingUtterance
+from eardrum.api.wyoming.utterance import WyomingUtterance, build_info, list_models
 from eardrum.connection_limits import describe_stall, descriptor_monitor
 from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ShuttingDownError, UnauthorizedError
 from eardrum.gateway.service import Service
 from eardrum.gateway.slow_clients import SENDING_CLIENT, SendRateMeter
 
 CONNECTIONS = 256
-"""At a time, or a quarter of the descriptors there are. One more takes the place of the oldest that is idle."""
+"""Concurrent connections, or a quarter of the file descriptors if less. A further one replaces the oldest idle one."""
 
 
 class WyomingServer:
     """Serves Wyoming on a bound socket."""
 
     def __init__(self, service: Service, listening: socket.socket):
-        """Serve nobody yet.
+        """Prepare the server; `start` accepts connections.
 
         Raises:
-            ConfigError: the server is to be announced, and cannot be.
+            ConfigError: `wyoming.zeroconf` is set and the server cannot be announced.
         """
         self.host, self.port = listening.getsockname()[:2]
         self._service = service
@@ -48,18 +47,18 @@ class WyomingServer:
         self._announcement = ZeroconfAnnouncement(name, self.host, self.port) if name else None
         self._announcing: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
-        self._most = min(CONNECTIONS, descriptor_monitor.soft_limit // 4 or CONNECTIONS)
+        self._max_connections = min(CONNECTIONS, descriptor_monitor.soft_limit // 4 or CONNECTIONS)
         self._connections: dict[WyomingConnection, asyncio.Task[None]] = {}
         """The oldest first."""
 
     async def start(self) -> None:
-        """Let clients in."""
+        """Accept connections, and announce the server if configured."""
         self._server = await asyncio.start_server(self._accept, sock=self._listening)
         if self._announcement:
             self._announcing = asyncio.create_task(self._announcement.begin())
 
     async def close(self) -> None:
-        """Let nobody in any more, and wait until the utterances in progress have their answers. Cancelled, it hangs up."""
+        """Stop accepting and wait for the utterances in progress. If cancelled, close the connections at once."""
         try:
             if self._server:
                 self._server.close()
@@ -77,11 +76,17 @@ class WyomingServer:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # so that who vanished without a word is noticed
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects clients that vanished without closing
         connection, settings = WyomingConnection(self._service, reader, writer), self._service.settings
-        if not settings.wyoming.is_enabled(settings.apiKeys):  # keys came with a config that was read again
-            connection.end(UnauthorizedError("This server asks for keys now, which Wyoming cannot show: set wyoming.enabled."))
-        elif len(self._connections) >= self._most or descriptor_monitor.are_short(peer.fileno(), len(self._connections)):
+        if not settings.wyoming.is_enabled(settings.apiKeys):  # a reloaded config added keys
+            connection.end(
+                UnauthorizedError(
+                    "This server now requires API keys, which Wyoming cannot send: set wyoming.enabled to allow it."
+                )
+            )
+        elif len(self._connections) >= self._max_connections or descriptor_monitor.are_short(
+            peer.fileno(), len(self._connections)
+        ):
             self._make_room(connection)
         self._connections[connection] = task = asyncio.create_task(connection.serve())
         task.add_done_callback(lambda _: self._connections.pop(connection))
@@ -91,23 +96,23 @@ class WyomingServer:
         if idle:
             idle.end()
         else:
-            newcomer.end(BusyError(f"{len(self._connections)} utterances are in progress: come back later."))
+            newcomer.end(BusyError(f"The server is busy with {len(self._connections)} utterances; try again later."))
 
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 << 10
 SLOWER_THAN_SPEECH = 20
-"""So many times slower than it is spoken, audio may come and hold a place that others want. A microphone is never slower than it
-hears, muted or not; who sends PCM over a mobile connection of 16 kbit/s is 16 times slower."""
+"""Audio may arrive this many times slower than real time while other requests wait for the model. A microphone, muted or not,
+sends in real time; PCM over a mobile connection of 16 kbit/s is 16 times slower."""
 LINGER_S = 2.0
-"""How long the rest is read and thrown away after an error. Closing at once would destroy the error on its way."""
+"""How long to drain the client's data after an error. Closing at once could discard the error in transit."""
 
 
 class WyomingConnection:
-    """A client, from its first byte to the end of its connection.
+    """Serves one client's connection.
 
-    Whatever ends it is put into `_over`: the client's leaving, an error of either side, the server's shutting down.
+    The future `_over` holds the end of the connection: a disconnect, an error of either side, or the server's shutdown.
     """
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -123,29 +128,29 @@ class WyomingConnection:
         self._is_finishing = False
         self._pace = SendRateMeter()
         self._waited, self._came = 0.0, 0
-        """Seconds for which the rest of an utterance or event was waited for, and the bytes that came in them."""
+        """Seconds spent waiting for the rest of an utterance or event, and the bytes received in that time."""
 
     @property
     def is_slow(self) -> bool:
-        """Whether so little of an utterance comes that others may have its place at a model."""
+        """Whether the utterance arrives so slowly that its place at the model may go to others."""
         return self._speaking and self._pace.is_slow
 
     def give_up_place(self) -> None:
-        """End the utterance: another one gets its place."""
-        self.end(ClientStalledError("Too little audio came to hold a place at the model while others waited for one."))
+        """End the connection to free the utterance's place at the model."""
+        self.end(ClientStalledError("Audio arrived too slowly while other requests waited for the model."))
 
     @property
     def _speaking(self) -> bool:
-        """Whether an utterance has begun, and more of it is to come."""
+        """Whether an utterance has begun and is incomplete."""
         return self._utterance is not None and not self._utterance.complete
 
     @property
     def idle(self) -> bool:
-        """Whether no utterance is in progress on it, and it is to go on."""
+        """Whether the connection is open and has no utterance in progress."""
         return not self._busy and not self._over.done()
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the connection now, with an error if there is one to tell."""
+        """End the connection now, with an error if given."""
         if self._over.done():
             return
         if error:
@@ -154,13 +159,13 @@ class WyomingConnection:
             self._over.set_result(None)
 
     def finish(self) -> None:
-        """End it as soon as no utterance is in progress."""
+        """End the connection as soon as no utterance is in progress."""
         self._is_finishing = True
         if not self._busy:
             self.end()
 
     async def serve(self) -> None:
-        """Do what the client says until the connection is over."""
+        """Serve the client until the connection ends."""
         reading = asyncio.create_task(self._read())
         reading.add_done_callback(self._handle_task_end)
         try:
@@ -191,16 +196,16 @@ class WyomingConnection:
     async def _read(self) -> None:
         frames = FrameDecoder()
         while data := await self._read_more(midway=frames.is_midway):
-            heard = 0
+            audio_bytes = 0
             for event in frames.feed(data):
-                heard += len(event.payload)
+                audio_bytes += len(event.payload)
                 await self._handle_event(event)
-            self._count(heard if self._speaking else len(data))
+            self._count(audio_bytes if self._speaking else len(data))
         if self._utterance and self._utterance.complete:
-            await self._wait_for_answer()  # who closes only its own side of the connection still reads
+            await self._wait_for_answer()  # a client that half-closes the connection still reads
 
     async def _read_more(self, *, midway: bool) -> bytes:
-        """What comes next. Between utterances a client may be silent for as long as it likes."""
+        """Read from the client. Between utterances there is no time limit."""
         if not midway and not self._speaking:
             self._waited, self._came = 0.0, 0
             return await self._reader.read(READ_BYTES)
@@ -210,19 +215,21 @@ class WyomingConnection:
             async with asyncio.timeout(self._stall_s):
                 return await self._reader.read(READ_BYTES)
         except TimeoutError:
-            raise ClientStalledError(f"Nothing came for {self._stall_s:g} s in the middle of an utterance or event.") from None
+            raise ClientStalledError(
+                f"The client sent nothing for {self._stall_s:g} s in the middle of an utterance or event."
+            ) from None
         finally:
             self._waited += time.monotonic() - began
 
     def _count(self, size: int) -> None:
-        """So much came of an utterance or event. One who drips is given up as one who is silent."""
+        """Count received bytes. A client that sends too slowly is disconnected like a silent one."""
         self._pace.record_bytes(size)
         self._came += size
         if self._waited < self._stall_s:
             return
         if self._came < MIN_BYTES_PER_S * self._waited:
-            what = f"Fewer than {MIN_BYTES_PER_S} bytes a second came for {self._waited:.0f} s"
-            raise ClientStalledError(f"{what} in the middle of an utterance or event.")
+            rate = f"The client sent less than {MIN_BYTES_PER_S} bytes per second for {self._waited:.0f} s"
+            raise ClientStalledError(f"{rate} in the middle of an utterance or event.")
         self._waited, self._came = 0.0, 0
 
     async def _handle_event(self, event: WyomingEvent) -> None:
@@ -230,11 +237,11 @@ class WyomingConnection:
             await self._handle_audio(event)
             return
         if event.more:
-            return  # what it says is done once it is whole
+            return  # handled once it is complete
         match event.type:
             case "describe":
                 streaming = self._service.settings.wyoming.streaming
-                await self._send_event(models.build_info(models.list_models(self._service), streaming=streaming))
+                await self._send_event(build_info(list_models(self._service), streaming=streaming))
             case "ping":
                 await self._send_event(WyomingEvent("pong", {"text": event.data.get("text")}))
             case "transcribe":
@@ -244,29 +251,31 @@ class WyomingConnection:
             case "audio-stop":
                 await self._finish_utterance()
             case _:
-                log.debug("A Wyoming client sent %.80r, which is not for a server of speech to text.", event.type)
+                log.debug("Ignored the Wyoming event %.80r, which is not for speech to text.", event.type)
 
     async def _begin_utterance(self, event: WyomingEvent) -> None:
-        """A client that begins again without having stopped has given up what it said before."""
+        """Begin an utterance; drops one that the client did not stop."""
         if self._utterance and not self._utterance.complete:
             await self._drop_utterance()
         self._format = SampleFormat.of(event.data, SampleFormat())
 
     async def _handle_audio(self, event: WyomingEvent) -> None:
-        shape = SampleFormat.of(event.data, self._format)
+        format = SampleFormat.of(event.data, self._format)
         utterance = self._utterance
         if not utterance or utterance.complete:
             await self._wait_for_answer()
             if self._is_finishing:
                 raise ShuttingDownError("The server is shutting down.")
-            utterance = self._utterance = WyomingUtterance(self._service, self._request, shape, client=self._client)
+            utterance = self._utterance = WyomingUtterance(self._service, self._request, format, client=self._client)
             self._request = TranscribeRequest()
-            self._pace = SendRateMeter(shape.rate * shape.width * shape.channels / SLOWER_THAN_SPEECH)
+            self._pace = SendRateMeter(format.rate * format.width * format.channels / SLOWER_THAN_SPEECH)
             SENDING_CLIENT.set(self)
             self._transcribing = asyncio.create_task(utterance.transcribe(self._send_event))
             self._transcribing.add_done_callback(self._handle_transcription_end)
-        elif shape != utterance.format:
-            raise InvalidRequestError(f"Audio cannot change in the middle of an utterance: {utterance.format} became {shape}.")
+        elif format != utterance.format:
+            raise InvalidRequestError(
+                f"The audio format changed within an utterance, from {utterance.format} to {format}: send audio-start first."
+            )
         await utterance.feed(event.payload)
 
     async def _finish_utterance(self) -> None:
@@ -275,7 +284,7 @@ class WyomingConnection:
             return
         await self._wait_for_answer()
         self._request, self._format = TranscribeRequest(), SampleFormat()
-        for event in TranscriptEncoder(streaming=self._service.settings.wyoming.streaming).end():  # no audio, nothing said
+        for event in TranscriptEncoder(streaming=self._service.settings.wyoming.streaming).end():  # no audio: an empty transcript
             await self._send_event(event)
 
     def _handle_transcription_end(self, task: asyncio.Task[None]) -> None:
@@ -284,19 +293,19 @@ class WyomingConnection:
             self._handle_task_end(task)
 
     async def _wait_for_answer(self) -> None:
-        """Wait for the answer to the utterance before."""
+        """Wait for the response to the previous utterance."""
         if self._transcribing:
             await asyncio.wait([self._transcribing])
 
     async def _drop_utterance(self) -> None:
-        """Give up the utterance in progress."""
+        """Cancel the utterance in progress."""
         if self._transcribing:
             self._transcribing.cancel()
             await asyncio.wait([self._transcribing])
         self._utterance = self._transcribing = None
 
     async def _send_event(self, event: WyomingEvent) -> None:
-        """Write to the client; one that takes nothing in is hung up on."""
+        """Write to the client; disconnects one that does not read."""
         self._writer.write(encode_event(event))
         try:
             async with asyncio.timeout(self._stall_s):
@@ -310,8 +319,8 @@ class WyomingConnection:
         await self._drop_utterance()
 
     async def _send_error(self, error: EardrumError) -> None:
-        """Tell the error, and take in what the client is still sending for a moment."""
-        log.info("A Wyoming client at %s was refused: %s", self._client, error.message)
+        """Send the error, and drain the client's data for a moment."""
+        log.info("Sent an error to the Wyoming client at %s: %s", self._client, error.message)
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self._send_event(WyomingEvent("error", {"text": error.message, "code": error.code}))

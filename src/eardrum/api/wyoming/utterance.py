@@ -1,7 +1,7 @@
 """Transcribes one utterance, from its first audio to its transcript.
 
-It goes through a live session, or as a WAV upload to models of commands and other servers, which take no live audio. Also
-lists the models for `describe`, and chooses the one for an utterance.
+The audio goes through a live session, or as a WAV upload to external models, which take no live audio. Also lists the
+models for `describe`, and chooses the model of an utterance.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ EventSender = Callable[[WyomingEvent], Awaitable[None]]
 
 
 class WyomingUtterance:
-    """Audio goes in as it comes; `transcribe` runs beside that and tells the client."""
+    """One utterance: `feed` takes the audio while `transcribe` runs and sends the results."""
 
-    def __init__(self, service: Service, ask: TranscribeRequest, shape: SampleFormat, *, client: str):
-        self.format = shape
+    def __init__(self, service: Service, request: TranscribeRequest, format: SampleFormat, *, client: str):
+        self.format = format
         self.complete = False
-        """Whether the client has said that no more audio comes."""
+        """Whether the client has sent all audio."""
         self._service = service
-        self._request = ask
-        self._samples = SampleConverter(shape)
+        self._request = request
+        self._samples = SampleConverter(format)
         self._queue = AudioQueue()
         self._has_fed_all = False  # the session has all of it
         self._facts: dict[str, object] = {"protocol": "wyoming", "client": client}
 
     async def feed(self, audio: bytes) -> None:
-        """The next bytes, any number of them; waits while too many wait for the model."""
+        """Queue audio of any length; waits while too much is queued."""
         await self._queue.put(self._samples.feed(audio))
 
     def stop(self) -> None:
-        """That was all of it."""
+        """Mark the audio as complete."""
         self.complete = True
         self._queue.end()
 
-    async def transcribe(self, tell: EventSender) -> None:
-        """Tell the client what was said.
+    async def transcribe(self, send: EventSender) -> None:
+        """Transcribe the audio and send the events to the client.
 
         Raises:
-            EardrumError: that cannot be known, and why.
-            OSError: the client is gone.
+            EardrumError: the transcription failed.
+            OSError: the client disconnected.
         """
-        began, note = time.monotonic(), "given up"
+        began, note = time.monotonic(), "canceled"
         try:
-            await self._transcribe(tell)
+            await self._transcribe(send)
             note = ""
         except EardrumError as error:
             note = error.message
@@ -77,23 +77,23 @@ class WyomingUtterance:
         finally:
             self._log_utterance(time.monotonic() - began, note)
 
-    async def _transcribe(self, tell: EventSender) -> None:
+    async def _transcribe(self, send: EventSender) -> None:
         model = choose_model(self._service, self._request)
         self._facts["model"] = model.id
         request = self._service.prepare_request(model, self._request.request)
         streaming = self._service.settings.wyoming.streaming
-        telling = TranscriptEncoder(request.language, streaming=streaming)
+        encoder = TranscriptEncoder(request.language, streaming=streaming)
         if model.is_external:
             text_alone = replace(request, times=False)
             for event in await transcribe_recording(
                 self._service, model, text_alone, self.format.live_format, self._queue.iterate_pieces()
             ):
-                await self._send_event(event, telling, tell)
+                await self._send_event(event, encoder, send)
             return
         settings = SessionSettings(request, self.format.live_format, endpointing=None, partials=streaming)
         async with open_session(self._service, model, settings) as session:
             ways = [
-                asyncio.create_task(self._send_events(session, telling, tell)),
+                asyncio.create_task(self._send_events(session, encoder, send)),
                 asyncio.create_task(self._feed_session(session)),
             ]
             try:
@@ -109,21 +109,21 @@ class WyomingUtterance:
     async def _feed_session(self, session: ResumableSession) -> None:
         async for audio in self._queue.iterate_pieces():
             await session.feed(audio)
-        self._has_fed_all = not session.is_finished  # else the server ends, and has not heard it all
+        self._has_fed_all = not session.is_finished  # False: the server shut down before the end of the audio
         await session.finish()
 
-    async def _send_events(self, session: ResumableSession, telling: TranscriptEncoder, tell: EventSender) -> None:
+    async def _send_events(self, session: ResumableSession, encoder: TranscriptEncoder, send: EventSender) -> None:
         async with aclosing(session.stream_events()) as events:
             async for event in events:
                 if isinstance(event, SessionEnded) and not self._has_fed_all:
-                    raise make_session_shutdown_error()  # half a command may mean something else than the whole
-                await self._send_event(event, telling, tell)
+                    raise make_session_shutdown_error()  # half a command may mean something else
+                await self._send_event(event, encoder, send)
 
-    async def _send_event(self, event: LiveEvent, telling: TranscriptEncoder, tell: EventSender) -> None:
+    async def _send_event(self, event: LiveEvent, encoder: TranscriptEncoder, send: EventSender) -> None:
         if isinstance(event, SessionEnded):
             self._facts |= {"audio_s": round(event.duration, 2), "decode_s": round(event.decode_s, 3)}
-        for told in telling.feed(event):
-            await tell(told)
+        for encoded in encoder.feed(event):
+            await send(encoded)
 
     def _log_utterance(self, seconds: float, note: str) -> None:
         facts = {**self._facts, "total_s": round(seconds, 3)} | ({"note": note} if note else {})
@@ -132,14 +132,14 @@ class WyomingUtterance:
 
 
 PROGRAM_NAME = "eardrum"
-"""Home Assistant makes the entity's name of it, and remembers it."""
+"""Home Assistant derives the entity's name from it and stores that name."""
 
 OTHER_SERVICES = ("tts", "handle", "intent", "wake", "mic", "snd")
-"""Other kinds of services, of which there are none here; clients want to be told."""
+"""Wyoming's other service types. Clients expect a list, here empty, for each."""
 
 
 def list_models(service: Service) -> list[Model]:
-    """The models for speech that can be used at once, the default first."""
+    """List the speech models that need no download, the default first."""
     service.catalog.rescan_if_changed()
     usable = [
         m
@@ -150,19 +150,19 @@ def list_models(service: Service) -> list[Model]:
     return sorted(usable, key=lambda model: model.id != default)
 
 
-def choose_model(service: Service, ask: TranscribeRequest) -> Model:
-    """The model for an utterance.
+def choose_model(service: Service, request: TranscribeRequest) -> Model:
+    """Choose the model of an utterance.
 
-    Home Assistant offers the languages of all models together and then names the language only.
+    Home Assistant offers the languages of all models together, and then sends only the language.
 
     Raises:
-        ModelNotFoundError: there is none of this name.
+        ModelNotFoundError: no model has the request's name.
     """
-    return service.find_model("" if ask.name == PROGRAM_NAME else ask.name, ask.request)
+    return service.find_model("" if request.name == PROGRAM_NAME else request.name, request.request)
 
 
 def build_info(models: Iterable[Model], *, streaming: bool) -> WyomingEvent:
-    """The answer to `describe`: one program with all models."""
+    """Build the response to `describe`: one program with all models."""
     program = {
         **_describe_artifact(PROGRAM_NAME, "Speech to text with every model of this server", "Eardrum", __version__),
         "models": [_describe_model(model) for model in models],
@@ -195,11 +195,10 @@ def _describe_artifact(name: str, description: str, maker: str, version: str | N
 
 
 WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-"""Of a WAV file, up to its samples."""
+"""The header of a WAV file, up to its samples."""
 SAMPLE_BYTES = 2
-"""Of a sample."""
 MAX_WAV_BYTES = 0xFFFFFFFF - WAV_HEADER.size
-"""Its lengths have 32 bits."""
+"""The lengths in a WAV file have 32 bits."""
 
 
 class WavRecording:
@@ -210,14 +209,14 @@ class WavRecording:
         self._format = format
 
     async def read(self) -> AsyncIterator[bytes]:
-        """The file from its start. The spool must be finished: the header tells its length."""
+        """Yield the file from its start. The spool must be finished, as the header holds its length."""
         yield build_wav_header(self._format, self._spool.size)
         async for piece in self._spool.read():
             yield piece
 
 
 def build_wav_header(format: AudioFormat, size: int) -> bytes:
-    """What stands before so many bytes of samples."""
+    """Build the WAV header for `size` bytes of samples."""
     frame = SAMPLE_BYTES * format.channels
     kind = (b"fmt ", 16, 1, format.channels, format.rate, format.rate * frame, frame, 8 * SAMPLE_BYTES)
     return WAV_HEADER.pack(b"RIFF", WAV_HEADER.size - 8 + size, b"WAVE", *kind, b"data", size)
@@ -226,18 +225,18 @@ def build_wav_header(format: AudioFormat, size: int) -> bytes:
 async def transcribe_recording(
     service: Service, model: Model, request: TranscriptionRequest, format: AudioFormat, audio: AsyncIterator[bytes]
 ) -> list[LiveEvent]:
-    """What a live session would say at its end.
+    """Transcribe an utterance as an upload; returns the events that end a live session.
 
     Raises:
-        TooLargeError: there is more audio than an upload may have.
-        EardrumError: anything else that went wrong.
+        TooLargeError: the audio is larger than `limits.upload_bytes`.
+        EardrumError: the transcription failed.
     """
-    most = min(service.settings.limits.upload_bytes, MAX_WAV_BYTES)
+    maximum = min(service.settings.limits.upload_bytes, MAX_WAV_BYTES)
     with service.create_spool() as spool:
         async for piece in audio:
             await spool.write(piece)
-            if spool.size > most:
-                raise TooLargeError(f"The utterance is larger than limits.upload_bytes allows ({most} bytes).")
+            if spool.size > maximum:
+                raise TooLargeError(f"The utterance is larger than limits.upload_bytes allows ({maximum} bytes).")
         spool.finish()
         transcript = await service.transcribe(model, request, WavRecording(spool, format))
     text, summary = join_texts(segment.text for segment in transcript.segments), transcript.summary
@@ -248,14 +247,14 @@ async def transcribe_recording(
 
 
 MAX_QUEUED_BYTES = 1 << 20
-"""Bytes that may wait, besides those that wait in the session. Then the client is not read until some are gone."""
+"""Bytes to queue in addition to the session's own queue. Beyond that, reading from the client pauses."""
 
 
 class AudioQueue:
-    """A bounded stretch of bytes: one task puts, another takes."""
+    """A bounded queue of bytes between two tasks."""
 
-    def __init__(self, most: int = MAX_QUEUED_BYTES) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int = MAX_QUEUED_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._ended = False
         self._more = asyncio.Event()
@@ -263,17 +262,17 @@ class AudioQueue:
         self._room.set()
 
     async def put(self, audio: bytes) -> None:
-        """Add these bytes, and wait while there are too many."""
+        """Append bytes, and wait while the queue is full."""
         if self._ended:
-            return  # nobody takes them
+            return  # nothing reads them
         self._buffer += audio
         self._more.set()
-        if len(self._buffer) > self._most:
+        if len(self._buffer) > self._max_bytes:
             self._room.clear()
         await self._room.wait()
 
     async def iterate_pieces(self) -> AsyncIterator[bytes]:
-        """What there is, as soon as there is any, until the end."""
+        """Yield the queued bytes as they arrive, until the end."""
         while self._buffer or not self._ended:
             if not self._buffer:
                 self._more.clear()
@@ -285,7 +284,7 @@ class AudioQueue:
             yield taken
 
     def end(self) -> None:
-        """No more comes."""
+        """Mark the end of the audio."""
         self._ended = True
         self._more.set()
         self._room.set()
