@@ -276,7 +276,7 @@ def test_tokens_are_counted_for_whoever_runs_the_server(server: RunningServer) -
 def test_what_has_no_effect_is_logged_once(server: RunningServer) -> None:
     for _ in range(3):
         ask(server, "/api/chat", {"model": "chatty", "messages": HI, "options": {"num_ctx": 4096}})
-    assert server.log.count("'num_ctx' of Ollama's API has no effect on chatty") == 1
+    assert server.log.count("'num_ctx' has no effect on model chatty") == 1
 
 
 def test_the_configs_filters_count_here_too(tmp_path: Path, llm: FakeUpstream) -> None:

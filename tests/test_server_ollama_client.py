@@ -211,7 +211,7 @@ def test_errors_are_raised_with_status_and_sentence(client: Client, call: object
     assert message in caught.value.error
 
 
-@pytest.mark.parametrize(("said", "message"), [("die", "ended its response early"), ("break", "slot lost")])
+@pytest.mark.parametrize(("said", "message"), [("die", "in the middle of its answer"), ("break", "slot lost")])
 def test_an_upstream_that_fails_in_the_middle_is_an_error_and_no_end(client: Client, said: str, message: str) -> None:
     stream = client.chat("chatty", [{"role": "user", "content": said}], stream=True)
     received = []
