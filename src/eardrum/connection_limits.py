@@ -85,7 +85,7 @@ class DescriptorMonitor:
 
     @property
     def soft_limit(self) -> int:
-        """How many there can be; 0 if nobody knows."""
+        """How many there can be; 0 if unknown."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return 0 if soft == resource.RLIM_INFINITY else soft
 

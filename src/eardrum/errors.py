@@ -20,7 +20,7 @@ MAX_MESSAGE_LENGTH, MAX_PARAM_LENGTH = 4000, 200
 
 
 class EardrumError(Exception):
-    """Base of all errors that are worded for a client."""
+    """Base of all errors that clients can see."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "server_error"
@@ -152,7 +152,7 @@ class UnsupportedMediaTypeError(EardrumError):
 
 
 class CancelledRequestError(EardrumError):
-    """Whoever runs the server cancelled the request. No client repeats a request because of this status."""
+    """The operator of the server cancelled the request. No client repeats a request because of this status."""
 
     status = 499
     code = "cancelled"
@@ -166,7 +166,7 @@ class HeadTooLargeError(EardrumError):
 
 
 class UnsupportedRouteError(EardrumError):
-    """A part of somebody's API that this server does not have, on purpose."""
+    """A route of a supported API that this server leaves out on purpose."""
 
     status = 501
     code = "not_implemented"
@@ -261,11 +261,11 @@ class UpstreamDiedError(RunnerCrashedError):
 
 
 class UpstreamUnreachableError(UpstreamDiedError):
-    """Nobody answers at the address of the server behind a model: it has not had the request."""
+    """The server behind a model refused the connection: it did not receive the request."""
 
 
 class UpstreamHungUpError(UpstreamDiedError):
-    """It closed a connection that was kept from an earlier request, perhaps before it saw this one."""
+    """The upstream closed a reused connection, perhaps before it received the request."""
 
 
 class UpstreamTimeoutError(UpstreamError):
@@ -298,7 +298,7 @@ def remove_logins(text: str) -> str:
 
 
 def build_shortage_error(error: OSError, what: str) -> EardrumError | None:
-    """The error in words for a client, if the system has run out of something; `what` is what it was wanted for."""
+    """The error for a client if the system ran out of disk space or file descriptors; `what` names the purpose."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageFullError(f"There is no room left {what}: free some, or set spool_dir.")
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -14,7 +14,7 @@ from typing import BinaryIO
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 64 << 20
-"""Bytes that are read, at most. The largest vocabularies take half of that."""
+"""Largest header that is read. The largest vocabularies take half of that."""
 CHUNK_BYTES = 1 << 20
 MAX_KEYS = 4096
 """More than any model has."""
@@ -49,8 +49,8 @@ class GgufHeader:
     @property
     def architecture(self) -> str:
         """Such as `qwen3`; it begins the keys of what belongs to it."""
-        said = self.values.get("general.architecture", "")
-        return said if isinstance(said, str) else ""
+        value = self.values.get("general.architecture", "")
+        return value if isinstance(value, str) else ""
 
     @property
     def context_length(self) -> int:
@@ -60,12 +60,12 @@ class GgufHeader:
     @property
     def chat_template(self) -> str:
         """How messages become text; empty if it is no model for chats."""
-        said = self.values.get(CHAT_TEMPLATE_KEY, "")
-        return said if isinstance(said, str) else ""
+        value = self.values.get(CHAT_TEMPLATE_KEY, "")
+        return value if isinstance(value, str) else ""
 
     @property
     def quantization(self) -> str:
-        """Such as `Q4_K_M`; empty if nobody knows."""
+        """Such as `Q4_K_M`; empty if unknown."""
         return FILE_TYPES.get(self._get_integer("general.file_type", -1), "")
 
     @property
@@ -88,7 +88,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader | None:
-    """The head of a file; None if it is none of GGUF, is damaged, or cannot be read. Again only if the file is another one."""
+    """The header of a file; None if it is not GGUF, is damaged, or cannot be read. Cached until the file changes."""
     try:
         status = path.stat()
         return _read_cached(str(path), status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
@@ -118,7 +118,7 @@ class _HeaderReader:
         self._left = MAX_HEADER_BYTES
 
     def read_values(self) -> dict[str, GgufValue]:
-        """All that is no array."""
+        """Every key whose value is not an array."""
         if self._read_bytes(4) != MAGIC or self._read_number("<I") not in VERSIONS:
             raise ValueError("not of GGUF, or of a version nobody writes")
         self._read_number("<Q")  # tensors
@@ -138,7 +138,7 @@ class _HeaderReader:
 
     def _read_number(self, format: str) -> int | float:
         if not format:
-            raise ValueError("a type that nobody knows")
+            raise ValueError("an unknown type")
         (number,) = struct.unpack(format, self._read_bytes(struct.calcsize(format)))
         return number  # type: ignore[no-any-return]
 
@@ -154,7 +154,7 @@ class _HeaderReader:
         elif kind in NUMBER_FORMATS:
             self._skip(count * struct.calcsize(NUMBER_FORMATS[kind]))
         else:
-            raise ValueError("an array of what nobody knows")
+            raise ValueError("an array of an unknown type")
 
     def _skip_texts(self, count: int) -> None:
         """Vocabularies have hundreds of thousands: this loop is most of the work."""
@@ -186,7 +186,7 @@ class _HeaderReader:
         return self._data[self._at - size : self._at]
 
     def _fill_buffer(self, needed: int) -> None:
-        """Have so many bytes at hand."""
+        """Fill the buffer with at least `needed` bytes."""
         kept = self._data[self._at :]
         wanted = max(CHUNK_BYTES, needed - len(kept))
         if wanted > self._left:

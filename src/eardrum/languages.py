@@ -53,7 +53,7 @@ _LONG_CODES = {long: entry.split()[0] for entry in _LONG_TABLE.split("|") for lo
 """ISO 639-2 (both codes, where there are two) and 639-3 to the code here: media files and media servers have these."""
 
 UNSPECIFIED = ("", "auto", "null", "none", "multi", "und", "mul", "mis", "zxx")
-"""What stands for no language: nothing named, several of them (`mul`), or not known (`und`), as media files say it."""
+"""Values that stand for no language: none named, several of them (`mul`), or not known (`und`), as media files say it."""
 
 LOCAL_USE_CODE = re.compile("q[a-t][a-z]")
 """Codes of ISO 639-2 for local use: television has `qaa` for the original language, whichever that is."""
@@ -63,7 +63,7 @@ def parse_language(spelled: str | None, *, param: str = "language") -> str | Non
     """The ISO 639 code of a language as clients spell it: "de", "de-AT", "pt_BR", "deu", "ger", "German"; empty means None.
 
     Raises:
-        InvalidRequestError: nothing the table knows; it names the field `param`.
+        InvalidRequestError: the language is not in the tables; the error names the field `param`.
     """
     wanted = (spelled or "").strip().lower()
     first = re.split(r"[-_]", wanted)[0]

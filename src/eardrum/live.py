@@ -27,7 +27,7 @@ class AudioEncoding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat(JsonRecord):
-    """What the bytes are. Rate in Hz and channels (mixed down to one) are ignored for a container."""
+    """The format of the audio bytes. Rate in Hz and channels (mixed down to one) are ignored for a container."""
 
     encoding: AudioEncoding = AudioEncoding.PCM16
     rate: int = SAMPLE_RATE
@@ -52,12 +52,12 @@ class EndpointingSettings(JsonRecord):
     silence_s: float = 0.5
     """A pause this long ends it."""
     idle_s: float | None = None
-    """Silence this long after an utterance is told as `Idle`, once."""
+    """Silence this long after an utterance is reported as `SpeechIdle`, once."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings(JsonRecord):
-    """What a session goes by. It can be changed while it runs; the format only before the first audio."""
+    """The settings of a session. They can be changed while it runs; the format only before the first audio."""
 
     request: TranscriptionRequest = field(default_factory=lambda: TranscriptionRequest(priority=Priority.LIVE))
     format: AudioFormat = field(default_factory=AudioFormat)
@@ -79,7 +79,7 @@ class SessionSettings(JsonRecord):
         )
 
 
-# What a session is told, besides audio.
+# Commands to a session; audio is sent beside them.
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class FinishCommand(JsonRecord):
 LiveCommand = ConfigureCommand | CommitCommand | ClearCommand | FinishCommand
 
 
-# What comes out of it.
+# Events of a session.
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class UtteranceFailed(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class UtteranceCleared(JsonRecord):
-    """What `Clear` asked for is done. `utterance` is the one that was given up, 0 if there was none."""
+    """The `ClearCommand` is done. `utterance` is the one that was discarded, 0 if there was none."""
 
     utterance: int = 0
 
@@ -235,7 +235,7 @@ class SessionEnded(JsonRecord):
     """Decodes for partials, and how many were left out for want of time."""
     skipped: int = 0
     warnings: tuple[str, ...] = ()
-    """What of the audio could not be decoded, in sentences."""
+    """Descriptions of the audio that could not be decoded."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

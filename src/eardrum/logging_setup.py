@@ -76,7 +76,7 @@ def configure_logging(level: str, kind: str) -> None:
     """Send the log to stderr in the chosen form."""
     handler = logging.StreamHandler(sys.stderr) if kind == "json" else ColorHandler(sys.stderr)
     handler.setFormatter(JsonLogFormatter() if kind == "json" else TextLogFormatter())
-    for fact in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # nobody is told them
+    for fact in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # no format prints them
         setattr(logging, fact, False)
     root = logging.getLogger()
     root.handlers[:] = [handler]

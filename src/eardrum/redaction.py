@@ -84,7 +84,7 @@ def _redact_value(name: str, value: str) -> str:
 
 
 def add_secrets(values: Iterable[str]) -> None:
-    """Cover these wherever they stand from now on, in this process."""
+    """Redact these values wherever they appear from now on, in this process."""
     _known_secrets.add(values)
 
 
@@ -106,7 +106,7 @@ def redact_command(command: str) -> str:
 
 
 def find_command_secrets(command: str) -> Iterator[str]:
-    """The values that `hide_in_command` covers, and the passwords in addresses."""
+    """The values that `redact_command` covers, and the passwords in addresses."""
     yield from (command[start:end] for start, end in _find_spans(command))
     yield from find_passwords(command)
 

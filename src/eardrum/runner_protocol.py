@@ -53,7 +53,7 @@ COMMAND_NAMES = {kind: name for name, kind in COMMAND_TYPES.items()}
 
 
 def encode_event(event: LiveEvent) -> bytes:
-    """The event as it crosses the wall: a line of JSON with one key."""
+    """Encode an event: a line of JSON with one key."""
     return json.dumps({EVENT_NAMES[type(event)]: event.to_json()}).encode() + b"\n"
 
 
@@ -78,12 +78,12 @@ MAX_MESSAGE_BYTES = 16 << 20
 
 
 def encode_audio(audio: bytes) -> bytes:
-    """Audio as it crosses the wall."""
+    """Encode audio as a framed message."""
     return MESSAGE_HEADER.pack(AUDIO_KIND, len(audio)) + audio
 
 
 def encode_command(command: LiveCommand) -> bytes:
-    """A command as it crosses the wall."""
+    """Encode a command as a framed message."""
     body = json.dumps({COMMAND_NAMES[type(command)]: command.to_json()}).encode()
     return MESSAGE_HEADER.pack(COMMAND_KIND, len(body)) + body
 

@@ -69,7 +69,7 @@ NO_RULES = SubtitleRules()
 BROADCAST_RULES = SubtitleRules(
     max_line_width=42, max_line_count=2, min_duration=5 / 6, max_duration=7.0, min_gap=2 / 24, max_characters_per_second=20
 )
-"""What Netflix asks of English subtitles, and much the same as others do. With two columns a letter it suits Chinese, too."""
+"""Netflix's limits for English subtitles; other services have similar ones. With two columns a letter they suit Chinese, too."""
 
 PRESETS: dict[str, SubtitleRules] = {"none": NO_RULES, "broadcast": BROADCAST_RULES}
 RULE_NAMES = tuple(asdict(NO_RULES))
@@ -102,7 +102,7 @@ SHORT_PAUSE_S = 0.5
 LONG_PAUSE_S = 1.0
 """Cues are not put together over a longer pause."""
 MAX_PIECES = 500
-"""Of a cue that has a bound in time only: where a server told no times, all would come at once."""
+"""Of a cue that has a bound in time only: where a server sends no times, all would come at once."""
 
 MAX_BALANCED_LINES = 8
 """Lines of a cue that are made about equally long; more are no cue that anybody reads, and take long."""
@@ -115,11 +115,11 @@ MIN_CUE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """What is never divided between lines: a word, or a letter of a script without spaces, with the marks that belong to it."""
+    """A unit that is never split across lines: a word, or a letter of a script without spaces, with its marks."""
 
     text: str
     space: str
-    """What belongs between it and the piece before, if that is in the same line."""
+    """The separator from the piece before, if that is in the same line."""
     start: float
     end: float
     break_cost: float
@@ -267,7 +267,7 @@ def _time_pieces(texts: Sequence[str], segment: Segment) -> list[tuple[float, fl
         found += _share_time(texts[at:stop], from_, max(from_, to))
         at = stop
     ordered: list[tuple[float, float]] = []
-    for told, gone in found:  # what a server told may be in any order
+    for told, gone in found:  # the segments of a server may be in any order
         start = max(told, ordered[-1][0] if ordered else told)
         ordered.append((start, max(start, gone)))
     return ordered

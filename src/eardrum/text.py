@@ -25,7 +25,7 @@ def _compile_text_unit() -> re.Pattern[str]:
 
 
 def choose_separator(before: str, after: str) -> str:
-    """What belongs between two stretches of text: a space, but none between scripts that are written without."""
+    """The separator of two stretches of text: a space, but none between scripts that are written without."""
     if not before or not after or (compile_unspaced_letter().match(before[-1]) and compile_unspaced_letter().match(after[0])):
         return ""
     return " "
@@ -56,22 +56,22 @@ def append_text(before: str, after: str) -> str:
     return before + ("" if after[:1].isspace() else choose_separator(before, after)) + after
 
 
-def remove_known_text(told: str, text: str) -> str:
-    """What a text says after the words that were told already, even if it has others in their place."""
-    promised, said = split_units(told), split_units(text)
-    count = len(promised) if said[: len(promised)] == promised else count_counterparts(promised, said)
-    return "".join(said[count:])
+def remove_known_text(known: str, text: str) -> str:
+    """The text after the words that were sent already, even if it has others in their place."""
+    sent, current = split_units(known), split_units(text)
+    count = len(sent) if current[: len(sent)] == sent else count_counterparts(sent, current)
+    return "".join(current[count:])
 
 
-def count_counterparts(told: Sequence[str], said: Sequence[str]) -> int:
-    """How many words of `said` stand for those that were told: those at the least edit distance (words added, left out,
+def count_counterparts(known: Sequence[str], current: Sequence[str]) -> int:
+    """How many words of `current` stand for those of `known`: those at the least edit distance (words added, left out,
     replaced), if need be most alike in number."""
-    words = [normalize_word(unit) for unit in said]
+    words = [normalize_word(unit) for unit in current]
     distances = list(range(len(words) + 1))
-    for row, unit in enumerate(map(normalize_word, told), 1):
+    for row, unit in enumerate(map(normalize_word, known), 1):
         diagonal, distances[0] = distances[0], row
         for column, word in enumerate(words, 1):
             changed = diagonal + (unit != word)
             diagonal = distances[column]
             distances[column] = min(changed, diagonal + 1, distances[column - 1] + 1)
-    return min(range(len(distances)), key=lambda count: (distances[count], abs(count - len(told))))
+    return min(range(len(distances)), key=lambda count: (distances[count], abs(count - len(known))))

@@ -39,14 +39,14 @@ class JsonRecord:
 
 
 class SpeechTask(StrEnum):
-    """What to do with the speech."""
+    """The task: transcribe, or translate into English."""
 
     TRANSCRIBE = "transcribe"
     TRANSLATE = "translate"  # into English
 
 
 class Priority(StrEnum):
-    """Who is waiting for the answer. Decides whose window is decoded next."""
+    """The priority class of a request. Decides whose window is decoded next."""
 
     LIVE = "live"
     INTERACTIVE = "interactive"
@@ -55,7 +55,7 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionRequest(JsonRecord):
-    """What a client asks of a model, free of any wire protocol's words."""
+    """The parameters of a transcription, independent of any wire protocol."""
 
     task: SpeechTask = SpeechTask.TRANSCRIBE
     language: str | None = None
@@ -66,11 +66,11 @@ class TranscriptionRequest(JsonRecord):
     times: bool = True
     """Times of segments are wanted. Without them another server is asked for the text alone."""
     words: bool = False
-    """Word times are wanted."""
+    """The client wants word times."""
     logprobs: bool = False
-    """Tokens with their log probabilities are wanted."""
+    """The client wants tokens with their log probabilities."""
     speakers: bool = False
-    """Who said what is wanted."""
+    """The client wants speaker labels."""
     priority: Priority = Priority.INTERACTIVE
     raw_pcm: bool = False
     """The audio is s16le mono at `SAMPLE_RATE` without a header."""
@@ -187,7 +187,7 @@ class DroppedText(JsonRecord):
 
 @dataclass(slots=True)
 class TranscriptionSummary(JsonRecord):
-    """What is known once the last segment is out: the end of every successful answer."""
+    """Totals that follow the last segment and end every successful response."""
 
     language: str
     duration: float
@@ -205,7 +205,7 @@ class TranscriptionSummary(JsonRecord):
     audio_tracks: int = 0
     """How many there are."""
     warnings: list[str] = field(default_factory=list)
-    """What of the audio could not be decoded, in sentences."""
+    """Descriptions of the audio that could not be decoded."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -214,7 +214,7 @@ class TranscriptionSummary(JsonRecord):
 
 
 TranscriptionEvent = AudioOpened | TextDelta | Segment | TranscriptionSummary
-"""What comes out of a request, in this order: opened, any number of segments, a summary.
+"""The events of a request, in this order: opened, any number of segments, a summary.
 
 Who was asked for `partial` text may send deltas before the segments: then it sends all text so, and the segments at the end.
 """
@@ -222,10 +222,10 @@ Who was asked for `partial` text may send deltas before the segments: then it se
 
 @dataclass(frozen=True, slots=True)
 class Capabilities(JsonRecord):
-    """What a model can do. Declared once per engine as literals, refined by a loaded model."""
+    """The features of a model. Declared once per engine as literals, refined by a loaded model."""
 
     languages: tuple[str, ...] = ()
-    """ISO 639 codes; empty means any language the server knows."""
+    """ISO 639 codes; empty means any language that the server supports."""
     detects_language: bool = False
     translate: bool = False
     words: bool = False
@@ -279,7 +279,7 @@ MAX_HOTWORDS_CHARS = 64 << 10
 
 
 class ModelFeature(StrEnum):
-    """What some models can and others cannot. The value is the parameter by which clients ask for it."""
+    """A feature that only some models have. The value is the parameter with which clients request it."""
 
     LANGUAGE = "language"
     TRANSLATION = "model"
@@ -316,7 +316,7 @@ def find_missing_feature(can: Capabilities, request: TranscriptionRequest) -> Mo
 
 
 def describe_missing_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> str:
-    """What the model cannot, to be read after its name: `does not know German (de), only English (en)`."""
+    """The features the model lacks, worded to follow its name: `does not know German (de), only English (en)`."""
     if ability is ModelFeature.LANGUAGE:
         knows = ", ".join(map(_format_language, can.languages))
         return f"does not know {_format_language(request.language or '')}, only {knows}"

@@ -44,7 +44,7 @@ from eardrum.errors import EardrumError, ModelNotFoundError, PullError, StorageF
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 4 << 20
 MAX_FILES = 20_000
-"""What is looked at to find out what a repository is."""
+"""The files that identify the kind of a repository."""
 
 MAX_NAME_BYTES = 255
 """Bytes of a file's name on every file system in use."""
@@ -328,7 +328,7 @@ class RepositoryCache:
         return size
 
     def complete_blob(self, blob: HubBlob) -> bool:
-        """The part is whole: make it the content. If it is not what its hash says, it is thrown away, and False returned."""
+        """Turn a complete part into the blob. Deletes it and returns False if its hash is wrong."""
         part = self.get_part_path(blob)
         if not _has_hash(part, blob.hash):
             part.unlink()
@@ -379,7 +379,7 @@ def _has_hash(path: Path, hash: str) -> bool:
 
 
 def explain_error(error: Exception, repository: str) -> EardrumError:
-    """What went wrong, and what to do."""
+    """The error as a message that names the cause and the remedy."""
     match error:
         case GatedRepoError():
             says = f"{repository} asks to accept its terms: do so on its page at the hub, then set HF_TOKEN."
@@ -420,5 +420,5 @@ def _summarize_error(error: Exception) -> str:
 
 
 def write_message(message: dict[str, Any]) -> None:
-    """One line, at once: somebody waits for it."""
+    """Write one line of JSON and flush it: the reader waits for it."""
     print(json.dumps(message), flush=True)

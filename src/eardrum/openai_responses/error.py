@@ -74,7 +74,7 @@ class UpstreamReply:
 
     @property
     def message(self) -> str:
-        """What the upstream says, in one line; it may be long, and have a key in it."""
+        """The message of the upstream in one line; it may be long and contain a key."""
         return " ".join((_find_message(self.json) or _summarize_text(self.text)).split())
 
     @property

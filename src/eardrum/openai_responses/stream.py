@@ -48,15 +48,15 @@ def _parse_event(data: bytes) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class StreamedTranscript:
-    """What was heard so far."""
+    """The transcript so far."""
 
     text: str = ""
     is_done: bool = False
-    """The stream has said that it is over."""
+    """The end of the stream has arrived."""
     language: str = ""
     """The language the text was marked with."""
     _last: UpstreamTranscript | None = None
-    """What its last event told besides."""
+    """The last event, for the fields besides the text."""
     _parts: list[UpstreamTranscript] = field(default_factory=list)
     """Segments that came one by one, each as an answer of its own."""
     _undecided: str | None = ""
@@ -86,16 +86,16 @@ class StreamedTranscript:
         return ""
 
     def finish(self) -> str:
-        """The text that the end adds: what was held back, and what only the last event told.
+        """The text that the end adds: the text held back, and any that only the last event has.
 
-        A stream of parts ends without saying so.
+        A stream of parts has no final event.
         """
         self.is_done = self.is_done or bool(self._parts)
         rest = self._add_text("", last=True)
-        told = clean_text(self._last.text)[0] if self._last else ""
-        if told.startswith(self.text) and len(told) > len(self.text):
-            rest += told[len(self.text) :]
-            self.text = told
+        final_text = clean_text(self._last.text)[0] if self._last else ""
+        if final_text.startswith(self.text) and len(final_text) > len(self.text):
+            rest += final_text[len(self.text) :]
+            self.text = final_text
         return rest
 
     def build_transcript(self) -> UpstreamTranscript:

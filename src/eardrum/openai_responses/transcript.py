@@ -24,7 +24,7 @@ from eardrum.text import join_texts
 from eardrum.transcription import Segment, Word
 
 QWEN_PREFIX = re.compile(r"\s*language\s+(?P<language>[^<,]*)[^<]*<asr_text>")
-"""What Qwen3-ASR puts before the text when its server does not take it away."""
+"""The prefix that Qwen3-ASR puts before the text if its server does not remove it."""
 
 SPECIAL_TOKEN = re.compile(r"<\|([^|<>]*)\|>")
 """A special token that a server left in the text: `<|de|>`, `<|transcribe|>`, `<|NEUTRAL|>`."""
@@ -38,7 +38,7 @@ SMALL_UNITS = (1e-3, 1e-6, 1e-9)
 SLACK_S = 120.0
 """Times this far behind the end are still taken for seconds: a Whisper fills up 30 s with silence."""
 MAX_DURATION_S = 1e6
-"""No recording is so long: times beyond that are not in seconds even if nobody knows how long the audio is."""
+"""No recording is so long: times beyond that are not in seconds even if the length of the audio is unknown."""
 MIN_NANOSECONDS = 1e8
 """And those beyond that are more likely nanoseconds than milliseconds."""
 MAX_TIME = 1e18
@@ -155,7 +155,7 @@ class UpstreamLanguage(BaseModel, defer_build=True):
 
 
 class UpstreamUsage(BaseModel, defer_build=True):
-    """What was paid for: tokens, or seconds rounded up."""
+    """The billed usage: tokens, or seconds rounded up."""
 
     seconds: FiniteNumber = 0.0
 
@@ -167,7 +167,7 @@ class UpstreamTranscript(BaseModel, defer_build=True):
         "", validation_alias=AliasChoices("text", "transcript", "transcription")
     )
     task: LenientText = ""
-    """What was done, as some say; whisper-server does."""
+    """The task that was done; whisper-server reports it."""
     language: LenientText = ""
     duration: Annotated[float, BeforeValidator(lambda value: _parse_time(value) or 0.0)] = 0.0
     """Seconds; vLLM has them as a string."""
@@ -287,7 +287,7 @@ def _get_segment_text(segment: UpstreamSegment) -> str:
 
 
 def _guess_time_unit(latest: float, seconds: float) -> float:
-    """In which unit times are whose latest is this, in audio of so many seconds (0: nobody knows)."""
+    """In which unit times are whose latest is this, in audio of so many seconds (0: unknown)."""
     if seconds:
         if latest <= seconds + SLACK_S:
             return 1.0

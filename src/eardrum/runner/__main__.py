@@ -52,7 +52,7 @@ log = logging.getLogger("eardrum.runner")
 
 
 def main() -> None:
-    """Load the model and serve it until told to stop."""
+    """Load the model and serve it until a signal or the end of the parent."""
     arguments = _parse_arguments()
     _reserve_stdout()
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -106,7 +106,7 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
             engine = cls.load(source, _set_device(checked, device.name))
             engine.reason = device.reason
             return engine
-        _write_message({"trying": device.name})  # the gateway's clue, should a library end the process
+        _write_message({"trying": device.name})  # lets the gateway name the device if a library ends the process
         return _load_on_gpu(cls, source, checked)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
@@ -127,11 +127,11 @@ def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Eng
         failed = error if isinstance(error, EardrumError) else cuda.build_device_error(f"The engine {cls.__name__}", error)
         if options.device == "cuda":
             raise (cuda.explain_requested_device(failed) if isinstance(failed, DeviceError) else failed) from error
-        if OUT_OF_MEMORY in failed.message.lower():  # of which the CPU is no cure: the model would be there, and too slow
+        if OUT_OF_MEMORY in failed.message.lower():  # the CPU is no remedy: the model would load, but be too slow
             raise failed from error
         engine = cls.load(source, _set_device(options, "cpu"))  # if that fails too, the GPU was not at fault
         engine.reason = failed.message
-        log.warning("%s It runs on the CPU.", failed.message)
+        log.warning("%s The model runs on the CPU instead.", failed.message)
     return engine
 
 
@@ -150,7 +150,7 @@ def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any], 
 
 
 class ReadyServer(IdleServer):
-    """Says that it is ready once the socket is open: whoever reads the line can connect."""
+    """Writes the `ready` line once the socket is open, so that its reader can connect at once."""
 
     def __init__(self, config: uvicorn.Config, ready: dict[str, Any], app: RunnerApp):
         super().__init__(config)
@@ -158,19 +158,19 @@ class ReadyServer(IdleServer):
         self._app = app
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
-        """Open the socket, then say so."""
+        """Open the socket, then write the `ready` line."""
         await super().startup(sockets)
         if self.started:
             _write_message({"ready": self._ready})
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """End what does not end by itself, then wait for the rest."""
+        """End the live sessions, which do not end by themselves, then wait for the other requests."""
         self._app.shut_down()
         await super().shutdown(sockets)
 
 
 def _answer_parent(server: IdleServer, liveness: LivenessProbe) -> None:
-    """Answer whatever the parent asks, until it is gone. There is only one question."""
+    """Answer every message of the parent with a liveness report, until the parent closes stdin."""
     while os.read(sys.stdin.fileno(), 4096):
         _write_message({"alive": liveness.report(server.loop)})
     server.request_exit()
@@ -180,7 +180,7 @@ def _answer_parent(server: IdleServer, liveness: LivenessProbe) -> None:
 def _remove_at_exit(socket: str | None, folders: Sequence[str]) -> Iterator[None]:
     """Leave no socket behind, nor a folder that was made for this process alone, even when the parent is gone.
 
-    Which folder that is must be said: a socket may lie beside files of others.
+    The folder is named explicitly because a socket may lie beside files of other programs.
     """
     try:
         yield
@@ -213,7 +213,7 @@ def _load_sample_window() -> Window:
 
 
 def _reserve_stdout() -> None:
-    """Keep stdout for what is said here: whatever else a library prints, from Python or from C, goes to stderr."""
+    """Keep stdout for messages to the gateway: anything that a library prints, from Python or C, goes to stderr."""
     sys.__stdout__ = os.fdopen(os.dup(1), "w", encoding="utf-8")  # type: ignore[misc]
     sys.stdout = sys.stderr
     os.dup2(2, 1)

@@ -110,7 +110,7 @@ class RunnerApp:
         except EardrumError as error:
             await send(_build_line({"error": error.to_json()}))
         except Exception as error:
-            log.exception("A request failed")
+            log.exception("The model failed on a request.")
             await send(_build_line({"error": EardrumError(f"The model failed on this audio: {error}").to_json()}))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

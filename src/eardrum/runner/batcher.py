@@ -41,7 +41,7 @@ class DecodeJob:
     cost: float
     """Seconds of audio that decoding it is worth."""
     key: Hashable = None
-    """What windows of one batch must share."""
+    """The properties that all windows of one batch share."""
     future: Future[DecodedWindow] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
 
@@ -92,7 +92,7 @@ class WindowBatcher:
         return next(self._ids)
 
     def submit(self, request_id: int, window: Window, rank: ServiceClass | None = None) -> Future[DecodedWindow]:
-        """Queue a window, in the class of its request unless told otherwise; the future fails with whatever the engine raises."""
+        """Queue a window, in `rank` or the class of its request; the future fails with the error of the engine."""
         can = self._engine.capabilities
         cost = can.max_window_s if can.fixed_window else window.seconds
         rank = classify_window(window.request.priority, window.start) if rank is None else rank
@@ -141,9 +141,9 @@ class WindowBatcher:
                 self._decode_batch(jobs)
             except Exception as error:
                 if isinstance(error, EardrumError):
-                    log.warning("A batch of %d failed: %s", len(jobs), error.message)
+                    log.warning("A batch of %d windows failed: %s", len(jobs), error.message)
                 else:
-                    log.exception("The engine failed on a batch of %d", len(jobs))
+                    log.exception("The engine failed on a batch of %d windows.", len(jobs))
                 for job in jobs:
                     _settle_future(job.future, error)
             finally:

@@ -124,14 +124,14 @@ CHUNK_BYTES = 1 << 20
 
 
 class ByteSource(Protocol):
-    """What bytes come from."""
+    """A source of bytes."""
 
     def read(self, size: int) -> bytes:
         """Block until there are bytes; at most `size` of them, b"" at the end."""
 
 
 class ReplayableStream:
-    """Passes bytes on, and keeps what was read until it is told that nobody will want it again.
+    """Passes bytes on, and keeps those read until the reader declares that it will not return to them.
 
     FFmpeg takes it for a pipe, as it has no `seek`. Close it in the end.
     """

@@ -53,7 +53,7 @@ MAX_FAILURES = 8
 SILENT_GROUP = np.zeros(GROUP_SAMPLES, np.float32)
 
 PROBE_BYTES = 1 << 20
-"""Bytes after which FFmpeg gives up on what no demuxer knows."""
+"""Bytes after which FFmpeg gives up if no demuxer recognises the format."""
 
 SEEK_SIGNATURES = (b"caff", b"FORM")
 """How containers begin that FFmpeg refuses at once, without reading to the end, where it has to seek in them."""
@@ -62,7 +62,7 @@ MP3_HEAD_BYTES = 1 << 20
 """Bytes in which the header of an MP3 is looked for, behind its pictures."""
 
 MAX_LIVE_GAP_S = 3600.0
-"""Longest gap in the timestamps of a live stream that is believed: to hear so much silence takes a second."""
+"""Longest gap in the timestamps of a live stream that is filled with silence: decoding that much takes a second."""
 
 MAX_QUIET_GAP_S = 0.15
 CODEC_QUIET_GAPS_S = {"opus": 0.5, "libopus": 0.5, "libspeex": 0.5}
@@ -125,7 +125,7 @@ class AudioDecoder:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What could not be decoded so far, in sentences."""
+        """Descriptions of the audio that could not be decoded so far."""
         return self._damage.warnings
 
     def __iter__(self) -> Iterator[Audio]:
@@ -244,20 +244,20 @@ class AudioDecoder:
             self._check_completeness(container, choice.stream, kept, begin, clock.position)
 
     def _is_worth_seeking(self, kept: ReplayableStream) -> bool:
-        """Whether a demuxer refused what it knows, or everything is here anyway: else it is no audio, and why read more of it?"""
+        """Whether a demuxer recognised the format, or the upload is complete; otherwise the rest is not read."""
         if self._live:
             return kept.is_at_end or kept.read_head(4) in SEEK_SIGNATURES
         return kept.is_at_end or kept.size < PROBE_BYTES
 
     def _is_gap_plausible(self, begin: float, rest: float, gap: Gap) -> bool:
-        """Whether a container that began there can leave such a gap. Gaps longer than a `rest` of its codec are told of."""
-        believed = begin + gap.end <= self._limit / SAMPLE_RATE and not (self._live and gap.end - gap.start > MAX_LIVE_GAP_S)
+        """Whether a container that began there can leave such a gap. Gaps longer than a `rest` of its codec are reported."""
+        plausible = begin + gap.end <= self._limit / SAMPLE_RATE and not (self._live and gap.end - gap.start > MAX_LIVE_GAP_S)
         gap = Gap(begin + gap.start, begin + gap.end)
-        if not believed:
+        if not plausible:
             self._damage.add_doubtful_leap(gap)
         elif gap.start and gap.end - gap.start > rest:
             self._damage.add_gap(gap)
-        return believed
+        return plausible
 
     def _decode_frames(
         self, container: InputContainer, choice: TrackSelector, kept: ReplayableStream, now: Callable[[], float], *, piped: bool
@@ -341,11 +341,11 @@ class AudioDecoder:
 
 
 class SeekNeededError(Exception):
-    """As a pipe the container gives nothing; as a file it may."""
+    """The container has no audio when read as a pipe; as a seekable file it may have some."""
 
 
 class ResamplerBreak:
-    """What follows needs a fresh resampler: the sample format changes, or there is no audio until so many seconds."""
+    """The next frames need a fresh resampler: the sample format changes, or there is no audio until so many seconds."""
 
     def __init__(self, until: float | None = None):
         self.until = until
@@ -368,7 +368,7 @@ def _compute_time(clock: MediaClock[AudioFrame], begin: int) -> float:
 
 
 def _find_origin(container: InputContainer) -> float | None:
-    """What the container's clock shows where the recording begins, in seconds; None if it has none."""
+    """The timestamp at which the recording begins, in seconds; None if the container has none."""
     if container.start_time is None:
         return None
     start = container.start_time / 1_000_000

@@ -57,7 +57,7 @@ FILL_SHARE = {
 
 
 class QueuedWindow(Protocol):
-    """What a queue needs to know about a window."""
+    """The properties of a window that decide its place in the queue."""
 
     @property
     def request_id(self) -> int:
@@ -73,7 +73,7 @@ class QueuedWindow(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """What windows of one batch must share."""
+        """The properties that all windows of one batch share."""
 
 
 Item = TypeVar("Item", bound=QueuedWindow)

@@ -52,7 +52,7 @@ class MediaClock(Generic[FrameT]):
     """Follows the timestamps of one container.
 
     Timestamps that go back begin anew where the audio is: a recorder was started again, or files were joined. So do those that
-    leave a gap which is not believed.
+    leave an implausible gap, which is ignored.
     """
 
     def __init__(self, origin: float | None, believes: Callable[[Gap], bool] = lambda _: True):
@@ -178,7 +178,7 @@ class DamageReport:
         )
 
     def add_missing_end(self, at: float) -> None:
-        """The end is missing, and nobody knows how much."""
+        """Note that the end is missing; its length is unknown."""
         self._add_break(f"at {at:.1f} s: its end is missing")
 
     def check_duration(self, seconds: float, claimed: float) -> None:
@@ -207,18 +207,18 @@ class DamageReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """All of it, worded."""
-        told = list(self._sentences)
+        sentences = list(self._sentences)
         if self._omitted:
-            told.append(f"And so on, {self._omitted:,} more times.")
+            sentences.append(f"And so on, {self._omitted:,} more times.")
         if self._gaps:
             more = f", and in {self._gaps - 1:,} more places, {self._missing:.1f} s in all" if self._gaps > 1 else ""
-            told.insert(
+            sentences.insert(
                 0, f"There is no audio from {self._gap.start:.1f} to {self._gap.end:.1f} s by the file's own clock{more}."
             )
         if self._packets:
             packets = "A packet" if self._packets == 1 else f"{self._packets:,} packets, the first"
-            told.insert(0, f"{packets} at {self._first:.1f} s could not be decoded.")
-        return tuple(told)
+            sentences.insert(0, f"{packets} at {self._first:.1f} s could not be decoded.")
+        return tuple(sentences)
 
 
 UNKNOWN_SIZE = 0x7F000000

@@ -73,7 +73,7 @@ class OggChain:
             return self._take_rest()
         whole = int.from_bytes(self._buffer[22:26], "little") == compute_checksum(self._buffer[:size])
         if not whole and (at := self._buffer.find(CAPTURE_PATTERN, PAGE_HEADER_BYTES, size)) > 0:
-            size = at  # its length is not to be believed either
+            size = at  # its length is unreliable, too
         page = self._take(size)
         first, last = bool(page[5] & FIRST_PAGE), bool(page[5] & LAST_PAGE)
         self._complete = whole and last

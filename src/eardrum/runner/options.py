@@ -46,7 +46,7 @@ def describe_device(engine: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def find_problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is wrong with the options: for each of them where below the options, and a sentence."""
+    """The errors in the options: for each its path below the options, and a message."""
     try:
         cls = load_engine_class(engine)
     except (ConfigError, ModelLoadError) as error:

@@ -18,7 +18,7 @@ from eardrum.transcription import Segment, Token, Word
 MIN_WORD_S = 0.02
 """Alignments move in steps of this; a word that takes less was given no time of its own."""
 MIN_WORD_ROOM_S = 0.04
-"""What such a word gets: from the silence beside it, else from its neighbours, which keep as much."""
+"""Room for such a word: from the silence beside it, else from its neighbours, which keep as much."""
 
 
 def lengthen_words(words: Sequence[Word], begin: float, end: float) -> list[Word]:
@@ -184,7 +184,7 @@ def _slice_segment(segment: Segment, first: int, last: int, start: float, end: f
 
 
 MIN_LOGPROB = -0.5
-"""Mean log probability below which doubtful audio is not believed; real speech lies above -0.3."""
+"""Mean log probability below which text of doubtful audio is dropped; real speech lies above -0.3."""
 
 MIN_SPEECH_PROBABILITY = 0.6
 """Speech probability above which the audio is not doubtful."""
@@ -210,7 +210,7 @@ MUSIC_MARKS = re.compile(r"[\s♪♫♩♬🎵🎶*]*([\[(]?(music|applause|laug
 
 @dataclass(frozen=True, slots=True)
 class HallucinationCheck:
-    """What is left of a segment, and what is not."""
+    """A segment split into the part that is kept and the part that is dropped."""
 
     segment: Segment | None
     """None if nobody said any of it."""

@@ -243,7 +243,7 @@ ChannelProducts = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 """Average power of the channels, and of each with each, shape [blocks, channels, channels] or without blocks."""
 
 ChannelWeights = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
-"""What each channel counts for, shape [channels]."""
+"""The weight of each channel, shape [channels]."""
 
 ChannelBlocks = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
 """Samples of several blocks, shape [blocks, channels, n]."""
@@ -278,7 +278,7 @@ NO_LAYOUT = "NONE"
 """Name of a channel that nobody named."""
 
 SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
-"""FFmpeg's formats of samples as numpy's; its own array of a frame knows no s64."""
+"""FFmpeg's formats of samples as numpy's; PyAV's conversion to an array does not support s64."""
 
 SUBWOOFER_SHARE = 0.01
 """Share of the power of a channel for low sounds that counts: it may be far louder than a voice, and is no voice."""

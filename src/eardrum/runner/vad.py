@@ -29,7 +29,7 @@ CONTEXT_SAMPLES = 64
 """Samples of the previous frame that the model sees before each frame."""
 
 FEATURE_COUNT = 128
-"""Numbers by which the memory knows a frame, and numbers of each half of its state."""
+"""Features of a frame that enter the recurrent layer, and the size of each half of its state."""
 
 STRIDE_FRAMES = 32
 """Frames from one moment at which the memory may begin anew to the next, and of quiet before it: a second."""
@@ -115,7 +115,7 @@ class VadStream:
         return np.concatenate(found)
 
     def _encode(self, frames: FrameRows) -> FrameRows:
-        """What each frame sounds like, less its mean: an offset, or what rumbles below the voice, hides weak words."""
+        """The features of each frame, less its mean: an offset, or rumble below the voice, hides weak words."""
         inputs = np.empty((len(frames), CONTEXT_SAMPLES + FRAME_SAMPLES), np.float32)
         inputs[:, CONTEXT_SAMPLES:] = frames
         inputs[0, :CONTEXT_SAMPLES] = self._context
@@ -126,7 +126,7 @@ class VadStream:
 
     def _reset_memory(self, past: FrameRows, levels: Audio) -> None:
         """Forget what lies too far behind once nobody has spoken for a stride. Of quiet there is nothing to remember; other
-        sounds, music above all, are told from speech by what came before."""
+        sounds, music above all, are distinguished from speech by the frames before."""
         if levels.max() <= QUIET_DB and np.ptp(levels) <= STEADY_RANGE_DB:
             self._clear_memory()
         elif self._silent_frames >= PAST_FRAMES and self._frame_count % PAST_FRAMES == 0:
@@ -159,7 +159,7 @@ MAX_GAIN_DB = 40.0
 """Largest gain. What needs more is lost in the steps of 16-bit samples."""
 
 RELEASE_DB_PER_FRAME = 3.0 * FRAME_SAMPLES / SAMPLE_RATE
-"""What was loud counts for less with every frame: 3 dB a second."""
+"""The loudness peak decays by this much with every frame: 3 dB a second."""
 
 MAX_LIVE_START_DB = 10.0
 """Largest gain that a live stream begins with: its first block is a fraction of a second of mostly room."""

@@ -97,7 +97,7 @@ class LiveSessionDriver:
                 self._perform(self._session.handle_command(message, self._rest))
 
     async def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
-        """What happens, up to `Ended`.
+        """The events of the session, up to `SessionEnded`.
 
         Raises:
             AudioError: the audio cannot be decoded.
@@ -182,7 +182,7 @@ class LiveSessionDriver:
 
     def _start_decoding(self, decode: DecodeWindow) -> None:
         if not decode.final:
-            # What the engine learns from a partial counts only if it becomes a final.
+            # The context that a partial yields is kept only if it becomes a final.
             self._partial_context = replace(self._context, votes=dict(self._context.votes))
             decode.window.context = self._partial_context
             self._submit(decode, self._partials_id, ServiceClass.PARTIAL)
@@ -349,7 +349,7 @@ _TABLES = {AudioEncoding.MULAW: _build_mulaw_table(), AudioEncoding.ALAW: _build
 class ContainerSamples:
     """Hands the samples of one container to `hear`, which is called on the event loop and may make the thread wait.
 
-    `fail` is told, once, that they cannot be decoded.
+    `fail` is called once if they cannot be decoded.
     """
 
     def __init__(
@@ -373,7 +373,7 @@ class ContainerSamples:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What could not be decoded so far, in sentences."""
+        """Descriptions of the audio that could not be decoded so far."""
         return self._decoder.warnings
 
     async def feed(self, data: bytes) -> None:

@@ -18,13 +18,13 @@ from eardrum.runner.vad import FRAME_SAMPLES, SpeechProbabilities
 from eardrum.transcription import Capabilities
 
 MIN_SPEECH_FRAMES = 3
-"""Frames of speech before it is believed that somebody speaks; clicks are shorter."""
+"""Frames of speech that confirm the start of an utterance; clicks are shorter."""
 
 MIN_PAUSE_FRAMES = 3
 """Frames of silence that are a pause at all."""
 
 MAX_DOUBT_FRAMES = 10
-"""Frames of silence after which what was not believed is forgotten."""
+"""Frames of silence after which an unconfirmed start is dropped."""
 
 TAIL_S = 0.25
 """Audio kept after the last speech. A pause this long is worth a look: the stretch, should it end here, is complete."""

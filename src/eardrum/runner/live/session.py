@@ -304,7 +304,7 @@ class DropWindow:
 
 @dataclass(frozen=True, slots=True)
 class AdoptPartial:
-    """What was asked for as a partial has turned out to be a final. It may have been decoded already."""
+    """Turn the request for a partial into one for a final. The window may have been decoded already."""
 
     id: int
 
@@ -391,7 +391,7 @@ class PartialDecodePlanner:
 
 
 def build_window(cut: SpeechChunk, request: TranscriptionRequest) -> Window:
-    """What the engine is given of a stretch."""
+    """The audio of a stretch that is passed to the engine."""
     return Window(
         audio=cut.audio,
         start=cut.start / SAMPLE_RATE,

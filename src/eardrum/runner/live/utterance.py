@@ -67,7 +67,7 @@ class UtteranceWindow:
     """A finished window of an utterance."""
 
     stable: str
-    """What was promised of its text before it was finished."""
+    """The part of its text that was announced as stable before it was final."""
     segments: list[Segment] | None = None
     error: EardrumError | None = None
 
@@ -78,22 +78,22 @@ class UtteranceWindow:
 
     @property
     def text(self) -> str:
-        """What was said in it."""
+        """The text of the window."""
         return join_texts(segment.text for segment in self.segments or ())
 
 
 @dataclass(slots=True, eq=False)
 class Utterance:
-    """What is said between two ends, in windows; the last one may still be open."""
+    """The speech between two endpoints, in windows; the last one may still be open."""
 
     number: int
     request: TranscriptionRequest
     start: float
     announced: bool
-    """Whether `SpeechStarted` was told."""
+    """Whether `SpeechStarted` was sent."""
     windows: list[UtteranceWindow] = field(default_factory=list)
     open_window: LocalAgreement = field(default_factory=LocalAgreement)
-    """What is believed about the window that is still open."""
+    """The agreement of the partials of the window that is still open."""
     words: list[Word] = field(default_factory=list)
     """Of the open window's last hypothesis, on the session's clock."""
     stable_until: float | None = None
@@ -126,7 +126,7 @@ class Utterance:
         self.stable_until = self._find_stable_end(text)
 
     def _find_stable_end(self, text: str) -> float | None:
-        """Where the stable words end, if the engine has told each word of the text with its times."""
+        """Where the stable words end, if the engine returned times for every word of the text."""
         if not self.open_window.stable or [unit.strip() for unit in split_units(text)] != [
             word.word.strip() for word in self.words
         ]:
