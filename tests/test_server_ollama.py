@@ -162,7 +162,7 @@ def wav(seconds: int) -> str:
         ("/api/chat", b"", 400, "missing request body"),
         ("/api/chat", b"{", 400, "not valid JSON"),
         ("/api/chat", b"[" * 100_000, 400, "nested more than"),
-        ("/api/chat", b'{"model": NaN}', 400, "NaN is no number"),
+        ("/api/chat", b'{"model": NaN}', 400, "NaN is not a number"),
         ("/api/chat", b"\xff\xfe", 400, "not valid JSON"),
         ("/api/chat", [1], 400, "must be a JSON object"),
         ("/api/chat", {}, 400, "model is required"),
