@@ -130,7 +130,9 @@ def list_error_rows() -> set[tuple[str, str]]:
 
 def test_every_error_has_a_row() -> None:
     def list_codes(kind: type[errors.EardrumError]) -> set[tuple[str, str]]:
-        return {(str(kind.status), kind.code)}.union(*(list_codes(each) for each in kind.__subclasses__()))
+        # Protocols have further ones of their own, which exist where their modules are loaded.
+        shared = [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
+        return {(str(kind.status), kind.code)}.union(*map(list_codes, shared))
 
     assert list_codes(errors.EardrumError) == list_error_rows()
 

@@ -146,7 +146,7 @@ def test_models_that_stand_in_for_each_other_come_to_an_end(caplog: pytest.LogCa
             assert post(gateway, "/api/chat", **ASKED, stream=False).status_code == 503
             assert (len(one.calls), len(two.calls)) == (2, 2), "each once"
     for line in caplog.messages:
-        assert "Trying" not in line or re.search(r"[.!?…] Trying b\.$", line), line
+        assert "Trying" not in line or re.search(r"[.!?…] Trying fallback model b\.$", line), line
 
 
 def test_an_answer_that_has_begun_stays_with_its_model() -> None:
