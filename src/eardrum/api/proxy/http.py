@@ -113,7 +113,7 @@ class ProxyExchange:
                         await self._pass_response(response, request, next_model)
         except EardrumError as error:
             if next_model and not self._is_answering and request.is_repeatable and is_retryable(error):
-                log.warning("%s Trying %s.", error.sentence, next_model.id)
+                log.warning("%s Trying fallback model %s.", error.sentence, next_model.id)
                 return False
             if not self._begun:
                 raise

@@ -252,7 +252,7 @@ class ResumableSession:
             return
         if self._loaded or not self._fallbacks or not is_retryable(error):
             raise error
-        log.warning("%s Trying %s.", error.sentence, self._fallbacks[0].id)
+        log.warning("%s Trying fallback model %s.", error.sentence, self._fallbacks[0].id)
         self.model, self._suspicion = self._fallbacks.pop(0), CrashSuspicion(MAX_CRASHES, ISOLATION_S)
 
     def _resume_session(self, error: EardrumError) -> None:
