@@ -63,7 +63,7 @@ def test_what_cannot_be_loaded_or_is_not_here_is_stood_in_for(server: RunningSer
     for model in ("broken", "broken", "absent"):  # the second time it is not even tried
         answer = server.post(AUDIO, model=model)
         assert (answer.json()["text"], served_by(answer)) == (SPEECH_TEXT, EMBEDDED)
-    assert f"Trying {EMBEDDED}." in server.log
+    assert f"Trying fallback model {EMBEDDED}." in server.log
     assert f"model={EMBEDDED}" in server.log
     assert server.post(AUDIO, model=EMBEDDED).headers["x-eardrum-model"] == EMBEDDED
     failed = server.post(AUDIO, model="to")
@@ -113,7 +113,7 @@ def test_a_model_that_dies_again_and_again_is_stood_in_for(server: RunningServer
     assert served_by(answers[0]) == EMBEDDED
     assert len(answers[0].json()["text"]) > 500
     assert "Trying once more." in server.log
-    assert f"Trying {EMBEDDED}." in server.log
+    assert f"Trying fallback model {EMBEDDED}." in server.log
 
 
 def test_a_stream_may_change_its_model_before_the_first_segment_and_not_after(server: RunningServer) -> None:

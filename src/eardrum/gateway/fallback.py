@@ -75,7 +75,8 @@ class FallbackTranscriber:
                     left, suspicion = left[1:], CrashSuspicion()
                 if not left or (told and not restartable) or not is_retryable(error):
                     raise
-                log.warning("%s Trying fallback model %s.", error.sentence, "once more" if left[0] is candidate else left[0].id)
+                following = "once more" if left[0] is candidate else f"fallback model {left[0].id}"
+                log.warning("%s Trying %s.", error.sentence, following)
             if told:
                 yield TranscriptRestart()
 

@@ -81,8 +81,8 @@ def test_an_upstream_that_fails_is_stood_in_for(first: Answer, stream: bool, cap
         assert (answer.status_code, answer.headers["x-eardrum-model"]) == (200, "other")
         assert "real-other" in answer.text
         assert (len(failing.calls), other.calls[0].json) == (1, {"model": "real-other", **ASKED, "stream": stream, "n": 2})
-        assert "Trying spare." in caplog.text
-        assert "Trying other." in caplog.text
+        assert "Trying fallback model spare." in caplog.text
+        assert "Trying fallback model other." in caplog.text
         ours = requests.post(f"{gateway.url}{CHAT}", json={"model": "other", **ASKED}, timeout=20)
         assert "x-eardrum-model" not in ours.headers, "who was asked has answered, in its own words"
 
