@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.processes.runner_process import RunnerProcess
@@ -103,6 +104,20 @@ print('{"ready": {"batch": 1, "answers": true}}', flush=True)
 while os.read(0, 4096):
     print('{"alive": {"batch_s": %s, "loop_s": %s}}', flush=True)
 """
+
+
+def test_what_has_ended_is_not_asked_whether_it_lives() -> None:
+    """uvloop raises when somebody writes into the pipe of a process that has gone."""
+
+    async def ask() -> None:
+        process = await RunnerProcess.start("m", script(ANSWERS % (0, 0)), within_s=10)
+        assert await process._check_liveness(10) == {"batch_s": 0, "loop_s": 0}
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.wait_for(process.ended, 15)
+        assert await process._check_liveness(10) == {}
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(ask())
 
 
 async def ends_by_itself(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:

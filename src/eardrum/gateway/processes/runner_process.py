@@ -109,6 +109,8 @@ class RunnerProcess(ChildProcess):
         """What it says of itself; None if it says nothing, `{}` if it cannot be asked any more."""
         assert self._child.stdin
         assert self._child.stdout
+        if self.exited.done() or self._child.stdin.is_closing():
+            return {}  # its pipe goes before all that it started has gone, and uvloop raises where one writes into it
         self._child.stdin.write(b"?\n")
         self._asked_at = time.monotonic()
         reading = asyncio.ensure_future(self._child.stdout.readline())
