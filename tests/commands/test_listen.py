@@ -85,7 +85,9 @@ def test_ctrl_c_ends_it_with_the_last_words(server: RunningServer) -> None:
         program.send_signal(signal.SIGINT)  # the pipe stays open: nobody ends the audio but this
         said = [json.loads(line) for line in program.stdout.read().decode().splitlines()]
         assert [message["type"] for message in said[-2:]] == ["final", "done"]
-        assert FIRST.startswith(said[-2]["text"][:60])
+        text = said[-2]["text"].rstrip(".")  # how much of the six seconds was read before the signal is chance
+        assert text.startswith("And Mr. John Dashwood")
+        assert FIRST.startswith(text[:60])
         assert program.wait(10) == 0
         program.stdin.close()
         assert program.stderr

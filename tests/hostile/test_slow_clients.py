@@ -241,7 +241,7 @@ def test_places_that_drips_hold_are_for_those_who_speak(tmp_path: Path) -> None:
         muted.sendall(b'{"type": "audio-stop"}\n')
         transcript(muted)
         gone = next(answer for client in uploads if (answer := said_so_far(client)))
-        assert (status(gone), b"while others waited" in gone) == (408, True), gone
+        assert (status(gone), b"while other requests waited" in gone) == (408, True), gone
     assert "Traceback" not in server.log
 
 
