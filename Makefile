@@ -31,7 +31,7 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## Everything.
 
-check: $(VENV)/installed-dev docs-check site ## Lint, types, unit tests: about a minute.
+check: $(VENV)/installed-dev docs-check site ## Lint, types, unit tests.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo

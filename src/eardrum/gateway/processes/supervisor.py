@@ -357,7 +357,7 @@ class ModelSupervisor:
         if task.cancelled():
             self._record_unload(scheduler.ProcessExited(model))
         elif (error := task.exception()) and self._tasks[model] is task:
-            log.error("The life of %s could not be led.", model, exc_info=error)
+            log.error("Model %s failed to start.", model, exc_info=error)
             self._running.pop(model, None)
             failed = ModelLoadError(f"{model} could not be loaded; the server's log says why.")
             self._record_unload(scheduler.StartFailed(model, failed), failed.message)
