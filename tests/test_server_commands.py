@@ -146,7 +146,7 @@ def test_a_start_that_fails_is_told_at_once_and_not_tried_again_at_once(tmp_path
         first = chat(server, "llm")
         assert time.monotonic() - began < 15
         assert first.status_code == 500
-        assert "ended with exit code 1 before it served. Its last words: no such file: model.gguf" in first.text
+        assert "ended with exit code 1 before it served. Its last output: no such file: model.gguf" in first.text
         assert chat(server, "llm").status_code == 503
 
 

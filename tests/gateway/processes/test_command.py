@@ -123,22 +123,22 @@ def talking(*lines: str) -> str:
         ("/etc/passwd", "/etc/passwd may not be executed (models.m.cmd)"),
         (
             talking("error: unknown argument: --foo", "", "usage: x [options]", *OPTIONS),
-            "It complained: error: unknown argument: --foo --",
+            "It reported: error: unknown argument: --foo --",
         ),
-        (talking("x: --foo is none of ours", *OPTIONS), "Its first words: x: --foo is none of ours -- Its last words: "),
+        (talking("x: --foo is none of ours", *OPTIONS), "Its first output: x: --foo is none of ours -- Its last output: "),
         (
             talking("model.cpp:7: GGML_ASSERT(x) failed", *(f"{n}: 0x7f in main ()" for n in range(30)), "Aborted"),
-            "It complained: model.cpp:7: GGML_ASSERT(x) failed -- Its last words: 19: 0x7f",
+            "It reported: model.cpp:7: GGML_ASSERT(x) failed -- Its last output: 19: 0x7f",
         ),
         (
             talking("ValueError: the cause", *["  File x"] * 30, "RuntimeError: it failed, see above", *["  File y"] * 30),
-            "It complained: ValueError: the cause / RuntimeError: it failed, see above -- Its last words: ",
+            "It reported: ValueError: the cause / RuntimeError: it failed, see above -- Its last output: ",
         ),
         (
             talking("error: the last words hold it", "usage: x [options]"),
-            "served. Its last words: error: the last words hold it / ",
+            "served. Its last output: error: the last words hold it / ",
         ),
-        ("sh -c 'echo bad flag >&2; exit 2'", "ended with exit code 2 before it served. Its last words: bad flag"),
+        ("sh -c 'echo bad flag >&2; exit 2'", "ended with exit code 2 before it served. Its last output: bad flag"),
         ("sh -c 'kill -9 $$'", "was ended by SIGKILL (by the system, if memory ran out) before it served."),
         ("sh -c 'exit 137'", "exit code 137, which means SIGKILL (by the system, if memory ran out) before"),
         ("sh -c 'kill -11 $$'", "was ended by SIGSEGV (a fault in the program or a library) before it served."),

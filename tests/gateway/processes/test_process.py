@@ -82,7 +82,7 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
     [
         (["print('Welcome to conda')", "time.sleep(60)"], "is no runner: it says 'Welcome to conda'"),
         (["sys.exit(3)"], "ended with exit code 3 before it was ready. It logged nothing."),
-        (["print('no such thing', file=sys.stderr)", "sys.exit(1)"], "Its last words: no such thing"),
+        (["print('no such thing', file=sys.stderr)", "sys.exit(1)"], "Its last output: no such thing"),
         (["os.kill(os.getpid(), 4)"], "was ended by SIGILL (a library built for another processor)"),
     ],
 )

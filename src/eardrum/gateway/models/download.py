@@ -320,7 +320,7 @@ async def _run_hub_process(arguments: Sequence[str], repository: str) -> AsyncGe
             if kind in ("done", "listing"):
                 return
         code = await child.wait()
-        raise PullError(f"Fetching {repository} ended with exit code {code}; its last words are in the log.")
+        raise PullError(f"Fetching {repository} ended with exit code {code}; the log has its last output.")
     finally:
         with suppress(ProcessLookupError):
             child.terminate()

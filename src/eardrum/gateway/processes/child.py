@@ -147,10 +147,10 @@ class ChildProcess:
         lines = [line[:MAX_LAST_LINE] for line in self._last_lines if line]
         if not lines:
             return "It logged nothing."
-        last = f"Its last words: {' / '.join(lines)}"
+        last = f"Its last output: {' / '.join(lines)}"
         if self._scrolled_complaints:
-            return f"It complained: {' / '.join(self._scrolled_complaints)} -- {last}"
-        return f"Its first words: {self._first_line} -- {last}" if self._first_line else last
+            return f"It reported: {' / '.join(self._scrolled_complaints)} -- {last}"
+        return f"Its first output: {self._first_line} -- {last}" if self._first_line else last
 
     def mark_started(self) -> None:
         """What it said until now is of no interest if it should end."""
