@@ -102,7 +102,7 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     "ttl of 1.5": ("models: {a: {cmd: 's ${PORT}', ttl: 1.5}}", {"models[a].ttl": 1.5}),
     "whole numbers with a fraction": (
         "models: {a: {cmd: 's ${PORT}', concurrencyLimit: 2.7}}",
-        {"models[a].concurrencyLimit": 2},
+        {"models[a].concurrency_limit": 2},
     ),
     "ports by the order of names": (
         "startPort: 9000\nmodels: {z: {cmd: 's ${PORT}'}, b: {cmd: s, proxy: 'http://x'}, a: {cmd: 's ${PORT}'},"
@@ -146,11 +146,11 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "comfyui_auto": (
         "models: {comfyui_auto: {cmd: 's ${PORT}', concurrencyLimit: 4}}",
-        {"models[comfyui_auto].concurrencyLimit": 50, "models[comfyui_auto].compat.ignoreWebsockets": True},
+        {"models[comfyui_auto].concurrency_limit": 50, "models[comfyui_auto].compat.ignoreWebsockets": True},
     ),
     "comfyui_auto with a higher limit": (
         "models: {comfyui_auto: {cmd: 's ${PORT}', concurrencyLimit: 400}}",
-        {"models[comfyui_auto].concurrencyLimit": 400},
+        {"models[comfyui_auto].concurrency_limit": 400},
     ),
     "profiles": (
         f"profiles: {{p: {{pins: {{x: a, y: '', z: ~}}}}}}\n{MODEL}",

@@ -311,8 +311,8 @@ def test_a_models_settings_reach_it(tmp_path: Path) -> None:
     found = catalog(models=models, device="cuda", compute_type="int8", limits={"requests": 9})
     mine = found.find_model("mine")
     assert mine.options == {"threads": 2, "device": "cpu", "compute_type": "int8"}
-    assert (mine.batch, mine.max_requests) == (3, 5)
-    assert found.find_model(EMBEDDED_ID).max_requests == 9
+    assert (mine.batch, mine.scheduling.max_requests) == (3, 5)
+    assert found.find_model(EMBEDDED_ID).scheduling.max_requests == 9
 
 
 def test_a_models_language_is_in_its_options_or_its_name(tmp_path: Path) -> None:
@@ -581,7 +581,7 @@ def test_of_a_model_in_the_config_its_name_may_say_all() -> None:
 def test_the_embedded_model_may_be_named_in_the_config() -> None:
     plain = catalog().find_model(EMBEDDED_ID)
     found = catalog(models={EMBEDDED_ID: {"ttl": 5, "aliases": ["tiny"]}})
-    assert (found.find_model(EMBEDDED_ID).source, found.find_model(EMBEDDED_ID).ttl) == (plain.source, 5)
+    assert (found.find_model(EMBEDDED_ID).source, found.find_model(EMBEDDED_ID).scheduling.ttl) == (plain.source, 5)
     assert {found.find_model(name).id for name in ("tiny", *plain.aliases)} == {EMBEDDED_ID}
     other = catalog(models={"mine": {"source": EMBEDDED_ID}})
     assert (other.find_model("mine").source, other.find_model(EMBEDDED_ID).source) == (plain.source, plain.source)

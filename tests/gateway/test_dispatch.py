@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import EardrumError, ModelLoadError
 from eardrum.gateway import scheduler
 from eardrum.gateway.models.inventory import COMMAND, EXTERNAL_CAPABILITIES, Model
@@ -36,7 +37,7 @@ class House:
 
 
 def model(ttl: float = 0.0) -> Model:
-    return Model("m", COMMAND, None, EXTERNAL_CAPABILITIES, "config", ttl=ttl)
+    return Model("m", COMMAND, None, EXTERNAL_CAPABILITIES, "config", scheduling=SchedulingSettings(ttl=ttl))
 
 
 @pytest.fixture

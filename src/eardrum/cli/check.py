@@ -352,7 +352,7 @@ def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, l
         "source": str(model.source or "") if model else "",
         "environment": [variable.partition("=")[0] for variable in entry.env],
         "aliases": list(entry.aliases),
-        "ttl": model.ttl if model else entry.ttl,
+        "ttl": model.scheduling.ttl if model else entry.ttl,
     }
     return {name: value for name, value in told.items() if value not in ("", None, [])}
 

@@ -10,7 +10,15 @@ from eardrum.config.environment import (
     FOLDER_VARIABLE,
 )
 from eardrum.config.loading import LoadedConfig, PortReservations, examine_config, load_config, load_settings
-from eardrum.config.settings import ENVIRONMENT_PREFIX, LimitSettings, LiveSettings, LogSettings, ModelSettings, Settings
+from eardrum.config.settings import (
+    ENVIRONMENT_PREFIX,
+    LimitSettings,
+    LiveSettings,
+    LogSettings,
+    ModelSettings,
+    SchedulingSettings,
+    Settings,
+)
 
 __all__ = [
     "CLIENT_CERTIFICATE_VARIABLE",
@@ -28,6 +36,7 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "PortReservations",
+    "SchedulingSettings",
     "Settings",
     "SourceLocation",
     "examine_config",

@@ -67,7 +67,7 @@ def _fill_model_defaults(id: str, model: ModelSettings, settings: Settings) -> M
         "sendLoadingState": settings.sendLoadingState if model.sendLoadingState is None else model.sendLoadingState,
     }
     if id == IMAGE_SERVER_ID:
-        filled["concurrencyLimit"] = max(model.concurrencyLimit, IMAGE_SERVER_CONCURRENCY)
+        filled["concurrency_limit"] = max(model.concurrency_limit, IMAGE_SERVER_CONCURRENCY)
         filled["compat"] = model.compat.model_copy(update={"ignoreWebsockets": True})
     return model.model_copy(update=filled)
 

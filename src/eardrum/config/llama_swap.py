@@ -265,9 +265,6 @@ class SharedModelSettings(SettingsSection, defer_build=True):
     """What a model of either can have."""
 
     aliases: tuple[str, ...] = Field((), description="Further names that clients may use.")
-    ttl: Seconds = Field(
-        -1, ge=-1, description="Seconds without a request after which the model is unloaded; 0: never, -1: `globalTTL`."
-    )
     cmd: str = Field("", description="Command that serves the model over HTTP; `${PORT}` is its port. No shell is involved.")
     cmdStop: str = Field("", description="Command that stops it, with `${PID}`; empty: SIGTERM.")
     proxy: str = Field(
@@ -282,9 +279,6 @@ class SharedModelSettings(SettingsSection, defer_build=True):
     useModelName: str = Field("", description="Name of the model at the upstream.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
-    concurrencyLimit: int = Field(
-        0, ge=0, description="As `max_requests`, but more get 429; 0: 10 for a `cmd` without `max_requests`."
-    )
     filters: RequestFilters = Field(RequestFilters(), description="Changes to JSON bodies.")
     metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
     sendLoadingState: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")

@@ -20,8 +20,34 @@ from eardrum.units import ByteSize, Seconds
 
 ENVIRONMENT_PREFIX = "EARDRUM_"
 
+COMMAND_CONCURRENCY = 10
+"""llama-swap's `concurrencyLimit` of a command that sets none."""
 
-class ModelSettings(SharedModelSettings):
+
+class SchedulingSettings(SettingsSection):
+    """The settings of a model that the scheduler heeds: they reach it as this one object, with every request."""
+
+    ttl: Seconds = Field(
+        -1, ge=-1, description="Seconds without a request after which the model is unloaded; 0: never, -1: `globalTTL`."
+    )
+    max_requests: int = Field(
+        0, ge=0, description="Most requests that the model holds, waiting ones included; 0: `limits.requests`."
+    )
+    concurrency_limit: int = Field(
+        0,
+        ge=0,
+        alias="concurrencyLimit",
+        description="As `max_requests`, but more get 429; 0: 10 for a `cmd` without `max_requests`.",
+    )
+    max_concurrency: int = Field(
+        0, ge=0, alias="at_once", description="Requests that the model serves at a time, while others wait; 0: any number."
+    )
+    priority: int = Field(
+        0, description="Models of a higher priority are started first; `routing.scheduler.settings.fifo.priority` sets it too."
+    )
+
+
+class ModelSettings(SchedulingSettings, SharedModelSettings):
     """One model: what runs it, where its weights are, and under which names clients find it."""
 
     engine: str = Field("", description="Engine that runs the model; empty: the one that fits the files or the name.")
@@ -42,10 +68,6 @@ class ModelSettings(SharedModelSettings):
         "answer was sent.",
     )
     batch: int = Field(0, ge=0, description="Windows decoded together; 0: measured at first load.")
-    max_requests: int = Field(
-        0, ge=0, description="Most requests that the model holds, waiting ones included; 0: `limits.requests`."
-    )
-    at_once: int = Field(0, ge=0, description="Requests that the model serves at a time, while others wait; 0: any number.")
     memory: str = Field(
         "", description="Memory that the model needs, as in `2.1G` or `cuda 6G`; empty: measured. See `memory` of the server."
     )
@@ -292,6 +314,19 @@ class Settings(SharedSettings):
             return parse_language(spelled) or ""
         except EardrumError as error:
             raise ValueError(error.message) from error
+
+    def resolve_scheduling(self, id: str = "", model: ModelSettings | None = None) -> SchedulingSettings:
+        """The scheduling settings of a model, with the server's values in place of those that the model does not set."""
+        own = model or ModelSettings()
+        values = {name: getattr(own, name) for name in SchedulingSettings.model_fields}
+        if own.ttl < 0:
+            values["ttl"] = self.globalTTL
+        if not own.max_requests:
+            values["max_requests"] = self.limits.requests
+            if own.cmd and not own.concurrency_limit:
+                values["concurrency_limit"] = COMMAND_CONCURRENCY
+        values["priority"] = self.priorities.get(id, own.priority)
+        return SchedulingSettings.model_construct(**values)
 
 
 def find_secrets(settings: Settings) -> Iterator[str]:

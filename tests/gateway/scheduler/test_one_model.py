@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import BusyError, ModelCoolingError, ModelLoadError, ShuttingDownError
 from eardrum.gateway.scheduler import (
     BACK_OFF_S,
@@ -30,7 +31,7 @@ BROKEN = ModelLoadError("tiny lacks a file.")
 
 
 def want(scheduler: Scheduler, ticket: int, *, at: float = 0.0, limit: int = 64, model: str = M) -> list[SchedulerAction]:
-    return scheduler.handle_event(RequestArrived(model, ticket, limit), at)
+    return scheduler.handle_event(RequestArrived(model, ticket, SchedulingSettings(max_requests=limit)), at)
 
 
 def rejection(actions: list[SchedulerAction]) -> RejectRequest:
@@ -208,7 +209,7 @@ def test_shutdown_rejects_who_waits_stops_what_runs_and_starts_nothing() -> None
 def loaded(*, ttl: float = 0.0, at: float = 0.0) -> Scheduler:
     """A scheduler whose model serves ticket 1."""
     scheduler = Scheduler()
-    scheduler.handle_event(RequestArrived(M, 1, 64, ttl), at)
+    scheduler.handle_event(RequestArrived(M, 1, SchedulingSettings(ttl=ttl)), at)
     scheduler.handle_event(ModelReady(M), at)
     return scheduler
 
@@ -258,7 +259,7 @@ def test_a_model_is_unloaded_when_nobody_came_for_its_ttl() -> None:
 def test_a_request_renews_the_time_to_live() -> None:
     scheduler = loaded(ttl=30.0)
     scheduler.handle_event(RequestFinished(M, 1), 10.0)
-    scheduler.handle_event(RequestArrived(M, 2, 64, 30.0), 39.0)
+    scheduler.handle_event(RequestArrived(M, 2, SchedulingSettings(ttl=30.0)), 39.0)
     assert scheduler.handle_event(TimerFired(), 40.0) == []
     scheduler.handle_event(RequestFinished(M, 2), 50.0)
     assert scheduler.next_deadline == 80.0
@@ -277,7 +278,7 @@ def test_without_a_ttl_a_model_stays() -> None:
 
 def test_a_model_started_for_nobody_lives_as_long_as_any() -> None:
     scheduler = Scheduler()
-    scheduler.handle_event(RequestArrived(M, 1, 64, 30.0), 0.0)
+    scheduler.handle_event(RequestArrived(M, 1, SchedulingSettings(ttl=30.0)), 0.0)
     scheduler.handle_event(RequestCancelled(M, 1), 1.0)
     scheduler.handle_event(ModelReady(M), 5.0)
     assert scheduler.next_deadline == 35.0

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import BusyError, ConcurrencyLimitError, ModelNotFoundError, ModelUnloadedError
-from eardrum.gateway.scheduler import ConfigChanged, ModelState, PolicyChanged, RequestActive, RequestIdle, TimerFired, TtlChanged
+from eardrum.gateway.scheduler import (
+    ConfigChanged,
+    ModelState,
+    PolicyChanged,
+    RequestActive,
+    RequestIdle,
+    SettingsChanged,
+    TimerFired,
+)
 from eardrum.gateway.scheduler.policies import GroupPolicy, MemoryPolicy, ModelGroup, NoEviction
 from tests.gateway.scheduler.world import BROKEN, World
 
@@ -285,7 +294,8 @@ def test_waiting_requests_count_towards_llama_swaps_limit() -> None:
     for error in refused:
         assert isinstance(error, ConcurrencyLimitError)
         assert (error.status, error.code, error.retry_after) == (429, "concurrency_limit", 1.0)
-    busy = w.ask("b", limit=0).outcome
+    w.ask("b", limit=1)
+    busy = w.ask("b", limit=1).outcome
     assert isinstance(busy, BusyError)
     assert busy.status == 503
 
@@ -429,9 +439,18 @@ def test_a_request_resets_the_time_to_live() -> None:
 def test_the_time_to_live_can_be_changed_while_it_runs() -> None:
     w = world()
     up(w, "a")
-    w.tell(TtlChanged("a", 5.0))
+    w.tell(SettingsChanged("a", SchedulingSettings(ttl=5.0)))
     pass_time(w, 5)
     assert w.processes == {"a": "stopping"}
+
+
+def test_waiting_requests_are_let_in_when_the_config_allows_more_of_them() -> None:
+    w = world()
+    up(w, "a")
+    first, second = w.ask("a", max_concurrency=1), w.ask("a", max_concurrency=1)
+    assert (first.granted, second.granted) == (0.0, None)
+    w.tell(SettingsChanged("a", SchedulingSettings(max_concurrency=2)))
+    assert second.granted == 0.0
 
 
 def test_memory_that_is_measured_counts_from_the_next_load() -> None:

@@ -9,7 +9,9 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import EardrumError, ModelLoadError
 from eardrum.gateway.scheduler import (
     GrantRequest,
@@ -69,10 +71,10 @@ class World:
 
     # Clients.
 
-    def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **terms: float) -> Request:
+    def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **settings: Any) -> Request:
         request = Request(model, next(self._ids), serve_s, self.now)
         self.requests[request.ticket] = request
-        self.tell(RequestArrived(model, request.ticket, limit, **terms))
+        self.tell(RequestArrived(model, request.ticket, SchedulingSettings(max_requests=limit, **settings)))
         return request
 
     def leave(self, request: Request) -> None:

@@ -38,7 +38,7 @@ def list_running(service: Service) -> list[dict[str, Any]]:
             "state": state,
             "cmd": redact_command(model.entry.cmd) if model.entry else "",
             "proxy": redact_command(model.entry.proxy) if model.entry else "",
-            "ttl": int(model.ttl) if model.ttl == int(model.ttl) else model.ttl,
+            "ttl": int(ttl) if (ttl := model.scheduling.ttl) == int(ttl) else ttl,
             **_describe_names(model),
         }
         for model, state in sorted(found, key=lambda pair: pair[0].id)

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from eardrum import bounded_json
@@ -122,7 +122,7 @@ async def try_models(
     ]
     tries = [
         (requested_name, model),
-        *((name, replace(other, ttl=common_fields.parse_keep_alive(keep_alive, other.ttl))) for name, other in others),
+        *((name, other.with_ttl(common_fields.parse_keep_alive(keep_alive, other.scheduling.ttl))) for name, other in others),
     ]
     for number, (name, one) in enumerate(tries, 1):
         reply.record.model = one.id

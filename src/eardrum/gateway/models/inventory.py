@@ -45,9 +45,6 @@ EXTERNAL_CAPABILITIES = Capabilities(
 )
 """What is let through to an upstream of which nothing is known: it refuses itself what it cannot do."""
 
-COMMAND_CONCURRENCY = 10
-"""llama-swap's `concurrencyLimit` of a command that sets none."""
-
 COMMON_OPTIONS = ("device", "compute_type")
 """Options that every engine has."""
 
@@ -68,15 +65,8 @@ class Model:
     aliases: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     batch: int = 0
-    max_requests: int = 64
-    concurrency_limit: int = 0
-    """As `max_requests`, but past it 429; 0 is no such limit."""
-    max_concurrency: int = 0
-    """Requests it serves at a time, while others wait; 0 is any number."""
-    priority: int = 0
-    """Of models that wait for each other the higher one is loaded first."""
-    ttl: float = 0.0
-    """Seconds without a request after which it is unloaded; 0 is never."""
+    scheduling: config.SchedulingSettings = field(default_factory=config.SchedulingSettings)
+    """The settings that the scheduler heeds."""
     python: str = ""
     """The interpreter of its process; empty is our own."""
     fallback: tuple[str, ...] = ()
@@ -137,6 +127,10 @@ class Model:
         files = [self.source, *self.source.rglob("*")] if self.source else []
         return int(max((path.stat().st_mtime for path in files if path.is_file()), default=0))
 
+    def with_ttl(self, ttl: float) -> Model:
+        """The model with another time to live, in seconds; 0: it is never unloaded."""
+        return replace(self, scheduling=self.scheduling.model_copy(update={"ttl": ttl}))
+
     def with_capabilities(self, capabilities: Capabilities) -> Model:
         """The model with what it said of itself once loaded, less what its kind is known not to do."""
         if self.is_external:
@@ -152,7 +146,6 @@ class ModelInventory:
             raise ConfigError(f"model_dir {settings.model_dir} is not a directory.")
         self._settings = settings
         self._last_configured: dict[str, Model] = {}
-        self._priorities = settings.priorities
         self.store = ModelStore(settings.model_dir or find_hub_cache())
         self.default_engine = _parse_default_engine(settings)
         """The engine that runs what several engines could; empty leaves it to their rank."""
@@ -220,11 +213,7 @@ class ModelInventory:
             model,
             aliases=entry.aliases,
             batch=entry.batch,
-            max_requests=entry.max_requests or model.max_requests,
-            concurrency_limit=entry.concurrencyLimit,
-            max_concurrency=entry.at_once,
-            priority=self._priorities.get(id, 0),
-            ttl=model.ttl if entry.ttl < 0 else entry.ttl,
+            scheduling=self._settings.resolve_scheduling(id, entry),
             python=entry.python,
             fallback=entry.fallback,
             entry=entry,
@@ -243,11 +232,7 @@ class ModelInventory:
             origin="config",
             aliases=entry.aliases,
             options=entry.options,
-            max_requests=entry.max_requests or self._settings.limits.requests,
-            concurrency_limit=entry.concurrencyLimit or (COMMAND_CONCURRENCY if entry.cmd and not entry.max_requests else 0),
-            max_concurrency=entry.at_once,
-            priority=self._priorities.get(id, 0),
-            ttl=self._settings.globalTTL if entry.ttl < 0 else entry.ttl,
+            scheduling=self._settings.resolve_scheduling(id, entry),
             fallback=entry.fallback,
             entry=entry,
         )
@@ -315,8 +300,7 @@ class ModelInventory:
             repository=repository,
             capabilities=replace(can, languages=(language,)) if language else can,
             options=chosen,
-            max_requests=self._settings.limits.requests,
-            ttl=self._settings.globalTTL,
+            scheduling=self._settings.resolve_scheduling(),
         )
 
 

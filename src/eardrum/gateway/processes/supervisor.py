@@ -252,7 +252,7 @@ class ModelSupervisor:
             self._crash_backoff.reset(id)
         self.handle_event(scheduler.ConfigChanged(rulebook.policy, settings.patience, changes.changed, changes.removed))
         for id in self._dispatcher.models.keys() & models.keys() - gone:
-            self.handle_event(scheduler.TtlChanged(id, models[id].ttl))
+            self.handle_event(scheduler.SettingsChanged(id, models[id].scheduling))
 
     @property
     def running_ids(self) -> frozenset[str]:
@@ -271,7 +271,7 @@ class ModelSupervisor:
     def get_ttl(self, model: Model) -> float:
         """The time to live that its last request gave it, in seconds; 0 is never unloaded."""
         slot = self._dispatcher.models.get(model.id)
-        return slot.ttl if slot else model.ttl
+        return (slot.settings if slot else model.scheduling).ttl
 
     async def shutdown(self, *, at_once: bool = False) -> None:
         """Stop every process and wait until all are gone; `at_once` whatever they do, also those that are being stopped."""

@@ -57,7 +57,7 @@ class SchedulerDispatcher:
         ticket, granted = next(self._tickets), asyncio.get_running_loop().create_future()
         self._pending[ticket] = granted
         try:
-            self.handle_event(build_arrival(model, ticket))
+            self.handle_event(scheduler.RequestArrived(model.id, ticket, model.scheduling))
             await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
@@ -107,16 +107,3 @@ class SchedulerDispatcher:
     def _on_timer(self) -> None:
         self._timer = None
         self.handle_event(scheduler.TimerFired())
-
-
-def build_arrival(model: Model, ticket: int) -> scheduler.RequestArrived:
-    """What the scheduler is told of a request, with all that the config says of the model's."""
-    return scheduler.RequestArrived(
-        model.id,
-        ticket,
-        max_requests=model.max_requests,
-        ttl=model.ttl,
-        concurrency_limit=model.concurrency_limit,
-        max_concurrency=model.max_concurrency,
-        priority=model.priority,
-    )

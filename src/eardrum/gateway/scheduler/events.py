@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import EardrumError
 from eardrum.gateway.scheduler.policies import EvictionPolicy
 
@@ -63,23 +64,14 @@ REASON_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A request needs the model. What holds for the model comes with every request, so that it is never out of date.
+    """A request needs the model. The model's settings come with every request, so that they are never out of date.
 
     A preload is a request as others: it is `Done` as soon as it is granted.
     """
 
     model: str
     ticket: int
-    max_requests: int
-    """Requests it may hold, this one included; past it 503."""
-    ttl: float = 0.0
-    """Seconds without a request after which it is unloaded; 0 is never."""
-    concurrency_limit: int = 0
-    """llama-swap's limit: as `limit`, but past it 429; 0 is none."""
-    max_concurrency: int = 0
-    """Requests it serves at a time, while others wait; 0 is any number."""
-    priority: int = 0
-    """Of models that wait for each other the higher one is started first."""
+    settings: SchedulingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +137,11 @@ class UnloadRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class TtlChanged:
-    """From now on the model lives so many seconds without a request; 0 is for ever."""
+class SettingsChanged:
+    """The model's settings are others from now on."""
 
     model: str
-    ttl: float
+    settings: SchedulingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +186,7 @@ SchedulerEvent = (
     | StartFailed
     | ProcessExited
     | UnloadRequested
-    | TtlChanged
+    | SettingsChanged
     | ConfigChanged
     | PolicyChanged
     | TimerFired

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import EardrumError
 from eardrum.gateway.scheduler.events import ModelState, UnloadCause, UnloadReason
 from eardrum.gateway.scheduler.policies import CLAIMED, LEAVING, EvictionPolicy, attribute_evictions
@@ -41,9 +42,7 @@ class ScheduledModel:
     """Granted tickets."""
     idle: set[int] = field(default_factory=set)
     """Those of them that do not hold the model."""
-    max_concurrency: int = 0
-    priority: int = 0
-    ttl: float = 0.0
+    settings: SchedulingSettings = field(default_factory=SchedulingSettings)
     idle_since: float = 0.0
     """When it was last without work; meaningless while it has some."""
     served_before: int = 0
@@ -88,7 +87,7 @@ class ScheduledModel:
     @property
     def has_room(self) -> bool:
         """Whether it serves fewer requests than it may at a time."""
-        return not 0 < self.max_concurrency <= self.busy_count
+        return not self.settings.max_concurrency or self.busy_count < self.settings.max_concurrency
 
     @property
     def can_admit(self) -> bool:
@@ -107,7 +106,8 @@ class ScheduledModel:
     @property
     def unload_at(self) -> float | None:
         """When its time to live is over, if nobody comes."""
-        return self.idle_since + self.ttl if self.state is ModelState.READY and self.ttl and not self.busy_count else None
+        ttl = self.settings.ttl
+        return self.idle_since + ttl if self.state is ModelState.READY and ttl > 0 and not self.busy_count else None
 
     def get_last_use(self, now: float) -> float:
         """When it was last used, for rules that care."""
@@ -188,7 +188,7 @@ def _sort_queue(slots: Iterable[ScheduledModel], patience: float, now: float) ->
 
     def place(slot: ScheduledModel) -> tuple[int, int, int]:
         starved = slot.first_waiting.since + STARVATION_FACTOR * patience <= now
-        return (0, 0, slot.first_waiting.order) if starved else (1, -slot.priority, slot.first_waiting.order)
+        return (0, 0, slot.first_waiting.order) if starved else (1, -slot.settings.priority, slot.first_waiting.order)
 
     return sorted((slot for slot in slots if slot.waiting and not slot.has_process), key=place)
 

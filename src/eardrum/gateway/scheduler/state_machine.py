@@ -71,7 +71,7 @@ class Scheduler:
             events.StartFailed: self._on_start_failed,
             events.ProcessExited: self._on_process_exited,
             events.UnloadRequested: self._on_unload_requested,
-            events.TtlChanged: self._on_ttl_changed,
+            events.SettingsChanged: self._on_settings_changed,
             events.ConfigChanged: self._on_config_changed,
             events.PolicyChanged: self._on_policy_changed,
             events.TimerFired: self._on_timer_fired,
@@ -90,7 +90,7 @@ class Scheduler:
         for slot in self.models.values():
             if slot.waiting:
                 times += [at for at in list_deadlines(slot, self._patience) if at > self._now]
-            elif slot.ttl and (at := slot.unload_at) is not None:
+            elif (at := slot.unload_at) is not None:
                 times.append(at)
         return min(times, default=None)
 
@@ -101,7 +101,7 @@ class Scheduler:
 
     def _on_request_arrived(self, event: events.RequestArrived, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
-        slot.ttl, slot.max_concurrency, slot.priority = event.ttl, event.max_concurrency, event.priority
+        slot.settings = event.settings
         if error := self._find_refusal(event, slot, now):
             return [RejectRequest(event.ticket, error)]
         if slot.state is ModelState.FAILED:
@@ -116,13 +116,13 @@ class Scheduler:
     def _find_refusal(self, event: events.RequestArrived, slot: ScheduledModel, now: float) -> EardrumError | None:
         if self._shutting_down:
             return make_shutdown_error()
-        if 0 < event.concurrency_limit <= slot.request_count:
-            message = f"{event.model} already holds {event.concurrency_limit} requests (concurrencyLimit); try again soon."
+        settings = event.settings
+        if 0 < settings.concurrency_limit <= slot.request_count:
+            message = f"{event.model} already holds {settings.concurrency_limit} requests (concurrencyLimit); try again soon."
             return ConcurrencyLimitError(message, retry_after=CONCURRENCY_RETRY_AFTER_S)
-        if slot.request_count >= event.max_requests:
-            return BusyError(
-                f"{event.model} already holds {event.max_requests} requests; try again soon.", retry_after=RETRY_AFTER_S
-            )
+        if 0 < settings.max_requests <= slot.request_count:
+            message = f"{event.model} already holds {settings.max_requests} requests; try again soon."
+            return BusyError(message, retry_after=RETRY_AFTER_S)
         if slot.state is ModelState.FAILED and now < slot.retry_at and slot.error:
             pause = slot.retry_at - now
             message = f"{slot.error.message} The next attempt is in {pause:.0f} s."
@@ -207,8 +207,8 @@ class Scheduler:
             slot.drain(0, going, for_good=True)
         return []
 
-    def _on_ttl_changed(self, event: events.TtlChanged, _: float) -> list[SchedulerAction]:
-        self._get_model(event.model).ttl = event.ttl
+    def _on_settings_changed(self, event: events.SettingsChanged, _: float) -> list[SchedulerAction]:
+        self._get_model(event.model).settings = event.settings
         return []
 
     def _on_config_changed(self, event: events.ConfigChanged, now: float) -> list[SchedulerAction]:
