@@ -20,7 +20,8 @@ from eardrum.gateway import scheduler
 from eardrum.gateway.change_feed import ChangeTopic
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.external import ExternalUpstream, OutgoingRequest
+from eardrum.gateway.upstreams.external import ExternalUpstream
+from eardrum.gateway.upstreams.http_client import OutgoingRequest
 from tests.ports import free_port
 from tests.programs import FAKE_LLM, fake_llm
 

@@ -80,7 +80,7 @@ async def test_a_runner_that_cannot_be_reached_for_lack_of_them_has_not_crashed(
                 async with aclosing(upstream.transcribe(TranscriptionRequest(), Nothing())) as events:
                     await anext(events)
             with pytest.raises(OutOfDescriptorsError):
-                async with aclosing(upstream.open_live(SessionSettings()).stream_events()) as events:
+                async with aclosing(upstream.stream_live(SessionSettings(), Nothing().read())) as events:
                     await anext(events)
         assert isinstance(caught.value, BusyError)
         with pytest.raises(RunnerCrashedError):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from difflib import SequenceMatcher
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import pytest
 import uvicorn
@@ -20,13 +19,16 @@ from eardrum.engines.moonshine import Moonshine
 from eardrum.errors import AudioError, EmptyCommitError, InvalidRequestError, UnsupportedFeatureError
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.inventory import EMBEDDED_ID
-from eardrum.gateway.upstreams.runner import RunnerSession
+from eardrum.gateway.upstreams.runner import RunnerUpstream
 from eardrum.live import (
     AudioEncoding,
     AudioFormat,
     CommandRefused,
     CommitCommand,
+    ConfigureCommand,
     FinalTranscript,
+    FinishCommand,
+    LiveCommand,
     LiveEvent,
     PartialTranscript,
     SessionEnded,
@@ -45,7 +47,7 @@ from tests.recordings import SPEECH_TEXT, encode, g711, pcm, phone, resampled, r
 
 pytestmark = pytest.mark.slow
 
-Talk = Callable[[RunnerSession], Awaitable[None]]
+Messages = AsyncIterator[bytes | LiveCommand]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +60,8 @@ def hearing() -> Iterator[WindowBatcher]:
 
 
 @asynccontextmanager
-async def connected(batcher: WindowBatcher) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a runner that listens on a socket."""
+async def connected(batcher: WindowBatcher) -> AsyncIterator[RunnerUpstream]:
+    """The way to a runner that listens on a socket."""
     app = RunnerApp(batcher, VadModel(), Moonshine.capabilities, max_audio_s=3600)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "socket")
@@ -67,38 +69,32 @@ async def connected(batcher: WindowBatcher) -> AsyncIterator[aiohttp.ClientSessi
         serving = asyncio.ensure_future(server.serve())
         while not server.started:  # noqa: ASYNC110 -- it has no event for it
             await asyncio.sleep(0.01)
+        upstream = RunnerUpstream(path)
         try:
-            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as http:
-                yield http
+            yield upstream
         finally:
+            await upstream.close()
             server.should_exit = True
             await serving
 
 
-async def talked(batcher: WindowBatcher, settings: SessionSettings, talk: Talk) -> list[LiveEvent]:
-    """All events of a session in which `talk` is said."""
-    async with connected(batcher) as http:
-        session = RunnerSession(http, settings)
-        talking = asyncio.ensure_future(talk(session))
-        events = [event async for event in session.stream_events()]
-        await talking
-        return events
+async def talked(batcher: WindowBatcher, settings: SessionSettings, messages: Messages) -> list[LiveEvent]:
+    """All events of a session in which these messages are sent."""
+    async with connected(batcher) as upstream:
+        return [event async for event in upstream.stream_live(settings, messages)]
 
 
 def of(kind: type, events: list[LiveEvent]) -> list:
     return [event for event in events if isinstance(event, kind)]
 
 
-def pushing(data: bytes, portion: int = 3200, wait: float = 0.0) -> Talk:
+async def pushing(data: bytes, portion: int = 3200, wait: float = 0.0) -> Messages:
     """The audio in portions, with a rest between them, then the end."""
-
-    async def talk(session: RunnerSession) -> None:
-        for at in range(0, len(data), portion):
-            await session.feed(data[at : at + portion])
-            await asyncio.sleep(wait)
-        await session.finish()
-
-    return talk
+    for at in range(0, len(data), portion):
+        yield data[at : at + portion]
+        await asyncio.sleep(wait)
+    yield FinishCommand()
+    await asyncio.Event().wait()
 
 
 def text(events: list[LiveEvent]) -> str:
@@ -126,13 +122,13 @@ def test_a_recording_becomes_utterances_that_end_at_pauses(hearing: WindowBatche
 
 
 def test_without_endpointing_a_commit_ends_the_utterance(hearing: WindowBatcher) -> None:
-    async def talk(session: RunnerSession) -> None:
-        await session.commit()
-        await session.feed(pcm(speech()))
-        await session.commit()
-        await session.finish()
+    async def talk() -> Messages:
+        yield CommitCommand()
+        yield pcm(speech())
+        yield CommitCommand()
+        yield FinishCommand()
 
-    events = asyncio.run(talked(hearing, SessionSettings(endpointing=None, partials=False), talk))
+    events = asyncio.run(talked(hearing, SessionSettings(endpointing=None, partials=False), talk()))
     (refused,) = of(CommandRefused, events)
     assert isinstance(refused.error, EmptyCommitError)
     (final,) = of(FinalTranscript, events)
@@ -226,13 +222,14 @@ def test_a_container_that_is_none_ends_the_session_with_an_error(hearing: Window
 def test_the_format_holds_once_there_was_audio(hearing: WindowBatcher) -> None:
     other = SessionSettings(format=AudioFormat(rate=8_000), partials=False)
 
-    async def talk(session: RunnerSession) -> None:
-        await session.configure(SessionSettings(partials=False))
-        await session.feed(pcm(speech()[:100]))
-        await session.configure(other)
-        await pushing(pcm(speech()[100 : 3 * 16_000]))(session)
+    async def talk() -> Messages:
+        yield ConfigureCommand(SessionSettings(partials=False))
+        yield pcm(speech()[:100])
+        yield ConfigureCommand(other)
+        async for message in pushing(pcm(speech()[100 : 3 * 16_000])):
+            yield message
 
-    events = asyncio.run(talked(hearing, other, talk))
+    events = asyncio.run(talked(hearing, other, talk()))
     (refused,) = of(CommandRefused, events)
     assert refused.error.param == "format"
     assert text(events).startswith("And Mr. John Dashwood")
@@ -240,7 +237,10 @@ def test_the_format_holds_once_there_was_audio(hearing: WindowBatcher) -> None:
 
 def test_what_is_no_message_ends_the_session_with_an_error(hearing: WindowBatcher) -> None:
     async def run() -> list[bytes]:
-        async with connected(hearing) as http, http.post("http://runner/live", data=b"nonsense, but long enough") as response:
+        async with (
+            connected(hearing) as upstream,
+            upstream._session.post("http://runner/live", data=b"nonsense, but long enough") as response,
+        ):
             return [line async for line in response.content]
 
     (line,) = asyncio.run(run())
@@ -253,14 +253,11 @@ def test_of_a_client_that_vanishes_nothing_is_left(hearing: WindowBatcher, form:
     data = pcm(np.tile(speech(), 3)) if form.encoding is AudioEncoding.PCM16 else encode(np.tile(speech(), 3), "webm")
 
     async def run() -> None:
-        async with connected(hearing) as http:
-            session = RunnerSession(http, SessionSettings(format=form))
-            talking = asyncio.ensure_future(pushing(data, 1 << 16)(session))
-            async with aclosing(session.stream_events()) as events:
+        async with connected(hearing) as upstream:
+            async with aclosing(upstream.stream_live(SessionSettings(format=form), pushing(data, 1 << 16))) as events:
                 async for event in events:
                     if isinstance(event, UtteranceCommitted):
                         break
-            await talking
             async with asyncio.timeout(20):
                 while hearing.live_sessions:  # noqa: ASYNC110 -- the other end of the socket tells nobody
                     await asyncio.sleep(0.01)

@@ -25,8 +25,7 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.lease import CrashSuspicion
 from eardrum.gateway.spool import AudioSource as Audio
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.upstreams.external import ExternalUpstream
-from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.gateway.upstreams import Upstream
 from eardrum.transcription import Segment, TextDelta, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class FallbackTranscriber:
         *,
         fetched: Callable[[Model], Awaitable[Model]],
         prepared: Callable[[Model, TranscriptionRequest], TranscriptionRequest],
-        lease: Callable[[Model, CrashSuspicion], AbstractAsyncContextManager[RunnerUpstream | ExternalUpstream]],
+        lease: Callable[[Model, CrashSuspicion], AbstractAsyncContextManager[Upstream]],
     ):
         self._catalog = catalog
         self._ensure_fetched = fetched

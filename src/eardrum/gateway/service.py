@@ -43,9 +43,8 @@ from eardrum.gateway.scheduler.policy_factory import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
 from eardrum.gateway.spool import AudioSource as Audio
 from eardrum.gateway.spool import Spool, check_spool_folder
-from eardrum.gateway.upstreams.external import ExternalUpstream, OutgoingRequest
-from eardrum.gateway.upstreams.http_client import UpstreamResponse
-from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.gateway.upstreams import Upstream
+from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 from eardrum.transcription import ModelPlacement, Transcript, TranscriptionEvent, TranscriptionRequest
 
 log = logging.getLogger(__name__)
@@ -239,9 +238,7 @@ class Service:
         async with self._supervisor.lease_model(model):
             return model
 
-    def lease_model(
-        self, model: Model, suspicion: CrashSuspicion | None = None
-    ) -> AbstractAsyncContextManager[RunnerUpstream | ExternalUpstream]:
+    def lease_model(self, model: Model, suspicion: CrashSuspicion | None = None) -> AbstractAsyncContextManager[Upstream]:
         """The right to use the ready model for one request; see `Supervisor.lease`."""
         return self._supervisor.lease_model(model, suspicion)
 
@@ -448,14 +445,13 @@ class ForwardedRequest:
     async def _send_once(self, tries: ForwardAttempts) -> UpstreamResponse:
         await self._lease.acquire()
         try:
-            assert isinstance(self._lease.upstream, ExternalUpstream)
             return await _send_request(self._lease.upstream, self._request, tries)
         except BaseException as error:
             await self._lease.release(error)
             raise
 
 
-async def _send_request(upstream: ExternalUpstream, request: OutgoingRequest, tries: ForwardAttempts) -> UpstreamResponse:
+async def _send_request(upstream: Upstream, request: OutgoingRequest, tries: ForwardAttempts) -> UpstreamResponse:
     """The answer, over another connection at once if a kept one was closed by the other side at this very moment.
 
     An upstream that breaks off a new connection may be dying: whoever holds the lease finds that out before it is asked again.

@@ -10,7 +10,8 @@ import pytest
 
 from eardrum.config.llama_swap import UpstreamTimeouts
 from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamTimeoutError
-from eardrum.gateway.upstreams.external import BodyStream, ExternalUpstream, OutgoingRequest, iterate_body
+from eardrum.gateway.upstreams.external import ExternalUpstream, iterate_body
+from eardrum.gateway.upstreams.http_client import BodyStream, OutgoingRequest
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 GET = OutgoingRequest("GET", "/x")

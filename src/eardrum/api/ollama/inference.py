@@ -28,7 +28,7 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import ForwardedRequest, Service
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.upstreams.external import OutgoingRequest
+from eardrum.gateway.upstreams.http_client import OutgoingRequest
 from eardrum.transcription import TranscriptionRequest, TranscriptionSummary
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from eardrum.errors import EardrumError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import ForwardedRequest, Service
-from eardrum.gateway.upstreams.external import OutgoingRequest
+from eardrum.gateway.upstreams.http_client import OutgoingRequest
 
 WEIGHT_FLAGS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo")
 CONTEXT_FLAGS = ("-c", "--ctx-size", "--max-model-len")

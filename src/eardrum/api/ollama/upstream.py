@@ -22,8 +22,8 @@ from eardrum.gateway.fallback import is_retryable, list_fallbacks
 from eardrum.gateway.models.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams import filters
-from eardrum.gateway.upstreams.external import OutgoingRequest, iterate_body
-from eardrum.gateway.upstreams.http_client import UpstreamResponse
+from eardrum.gateway.upstreams.external import iterate_body
+from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 from eardrum.openai_responses.error import UpstreamReply
 
 DONE_EVENT = "[DONE]"

@@ -25,8 +25,7 @@ from eardrum.gateway.fallback import is_retryable
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import ForwardedRequest, Service
-from eardrum.gateway.upstreams.external import OutgoingRequest
-from eardrum.gateway.upstreams.http_client import UpstreamResponse
+from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from eardrum.api.uploads import RequestBody
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.spool import START_BYTES, Spool
-from eardrum.gateway.upstreams.external import BodyStream
+from eardrum.gateway.upstreams.http_client import BodyStream
 
 MODEL_FIELD = b"model"
 MAX_HEAD_BYTES = 16 << 10

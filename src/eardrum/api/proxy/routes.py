@@ -38,7 +38,7 @@ from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import START_BYTES
 from eardrum.gateway.upstreams import filters
-from eardrum.gateway.upstreams.external import BodyStream, OutgoingRequest
+from eardrum.gateway.upstreams.http_client import BodyStream, OutgoingRequest
 
 CHAT_PATH = "/v1/chat/completions"
 

@@ -8,7 +8,8 @@ from eardrum.api.asgi import Scope, get_header
 from eardrum.api.auth import KEY_SUBPROTOCOL
 from eardrum.gateway.models.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.external import CREDENTIAL_HEADERS, BodyStream, OutgoingRequest
+from eardrum.gateway.upstreams.external import CREDENTIAL_HEADERS
+from eardrum.gateway.upstreams.http_client import BodyStream, OutgoingRequest
 
 HOP_BY_HOP = frozenset(
     (

@@ -21,7 +21,6 @@ from eardrum.api.websocket import run_until_first
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.lease import LeaseIdleTimer
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.external import ExternalUpstream
 
 SILENT_S = 60.0
 """Seconds without a message after which a WebSocket no longer keeps its model from being unloaded."""
@@ -43,10 +42,8 @@ async def relay_websocket(service: Service, model: Model, path: str, scope: Scop
     await receive()  # websocket.connect
     async with AsyncExitStack() as stack:
         lease = await stack.enter_async_context(service.create_lease(model))
-        upstream = lease.upstream
-        assert isinstance(upstream, ExternalUpstream)
         headers = upstream_headers.build_headers(service, model, scope, without=WEBSOCKET_HEADERS)
-        peer = await upstream.connect_websocket(path, headers, upstream_headers.select_subprotocols(service, model, scope))
+        peer = await lease.upstream.connect_websocket(path, headers, upstream_headers.select_subprotocols(service, model, scope))
         idle_timer = LeaseIdleTimer(lease, SILENT_S)
         try:
             await send({"type": "websocket.accept", "subprotocol": peer.protocol})

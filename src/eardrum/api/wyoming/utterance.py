@@ -83,7 +83,7 @@ class WyomingUtterance:
         request = self._service.prepare_request(model, self._request.request)
         streaming = self._service.settings.wyoming.streaming
         encoder = TranscriptEncoder(request.language, streaming=streaming)
-        if model.is_external:
+        if not model.supports_live:
             text_alone = replace(request, times=False)
             for event in await transcribe_recording(
                 self._service, model, text_alone, self.format.live_format, self._queue.iterate_pieces()

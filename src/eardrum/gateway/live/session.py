@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from eardrum.errors import EardrumError, InvalidRequestError, ModelUnloadedError, RunnerCrashedError, UnsupportedFeatureError
 from eardrum.gateway.fallback import find_candidates, is_retryable
 from eardrum.gateway.live.client_events import SessionEventQueue
-from eardrum.gateway.live.replay_buffer import ReplayBuffer, SessionHistory
+from eardrum.gateway.live.replay_buffer import SessionHistory
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.lease import CrashSuspicion, LeaseIdleTimer, ModelLease, make_session_shutdown_error
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.runner import RunnerSession, RunnerUpstream
 from eardrum.live import (
     ClearCommand,
     CommandRefused,
@@ -201,22 +200,32 @@ class ResumableSession:
         async with self._service.create_lease(self.model, self._suspicion) as lease:
             if self._events.closed:
                 return
-            upstream = lease.upstream
-            assert isinstance(upstream, RunnerUpstream)
             self._loaded, self._process_idle = True, False
             replay = self._history.start_replay()
-            process = upstream.open_live(replay.settings)
             self._idle_timer = LeaseIdleTimer(lease, self._service.settings.live.idle_seconds, self._on_idle)
+            messages = self._stream_messages(replay.items, self._idle_timer)
             try:
-                async with (
-                    send_in_background(process, replay.items, self._buffer, self._wakeup, self._record_activity),
-                    aclosing(process.stream_events()) as events,
-                ):
+                async with aclosing(lease.upstream.stream_live(replay.settings, messages)) as events:
                     async for event in events:
                         await self._handle_event(event, lease)
             finally:
                 self._idle_timer.stop()
                 self._idle_timer = None
+                self._wakeup.set()
+
+    async def _stream_messages(
+        self, replayed: Iterable[bytes | LiveCommand], timer: LeaseIdleTimer
+    ) -> AsyncIterator[bytes | LiveCommand]:
+        """Yield the messages for one process: first the replayed ones, then those of the buffer until the process is gone."""
+        for message in replayed:
+            yield message
+        while self._idle_timer is timer:  # else another process needs what the buffer holds
+            if (taken := self._buffer.take_next()) is not None:
+                self._record_activity()
+                yield taken
+            else:
+                self._wakeup.clear()
+                await self._wakeup.wait()
 
     async def _handle_event(self, event: LiveEvent, lease: ModelLease) -> None:
         self._record_activity()
@@ -298,7 +307,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
     _check_live_support(service, model)
     settings = replace(settings, request=service.prepare_request(model, settings.request))
     others = find_candidates(service.catalog, model, settings.request)[1:]
-    session = ResumableSession(service, [model, *(other for other in others if not other.is_external)], settings)
+    session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.sessions, session.stop):
         living = session.start()
         try:
@@ -309,7 +318,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
 
 
 def _check_live_support(service: Service, model: Model) -> None:
-    if not model.is_external:
+    if model.supports_live:
         return
     if model.is_speech_model:
         message = (
@@ -317,65 +326,6 @@ def _check_live_support(service: Service, model: Model) -> None:
             "`models:` with `engine: openai_api` and its address as `url` in `options:`."
         )
     else:
-        able = ", ".join(other.id for other in service.catalog if not other.is_external)
+        able = ", ".join(other.id for other in service.catalog if other.supports_live)
         message = f"{model.id} is not a model for speech. Models for live sessions: {able}."
     raise UnsupportedFeatureError(message, param="model")
-
-
-@asynccontextmanager
-async def send_in_background(
-    process: RunnerSession,
-    first: Iterable[bytes | LiveCommand],
-    tape: ReplayBuffer,
-    more: asyncio.Event,
-    sent: Callable[[], None],
-) -> AsyncIterator[None]:
-    """For the duration of the block, send what comes `first`, and then what is on the tape.
-
-    Args:
-        process: who hears it.
-        first: what it hears again.
-        tape: what is to be said from then on.
-        more: told when there is more of it.
-        sent: told when it is less.
-    """
-    task = asyncio.create_task(_send_all(process, first, tape, more, sent))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-
-
-async def _send_all(
-    process: RunnerSession,
-    first: Iterable[bytes | LiveCommand],
-    tape: ReplayBuffer,
-    more: asyncio.Event,
-    sent: Callable[[], None],
-) -> None:
-    for again in first:
-        await _send_item(process, again)
-    while not process.closed:  # what is taken then would be lost
-        if (item := tape.take_next()) is not None:
-            await _send_item(process, item)
-            sent()
-        else:
-            more.clear()
-            await more.wait()
-
-
-async def _send_item(process: RunnerSession, item: bytes | LiveCommand) -> None:
-    match item:
-        case bytes():
-            await process.feed(item)
-        case ConfigureCommand():
-            await process.configure(item.settings)
-        case CommitCommand():
-            await process.commit()
-        case ClearCommand():
-            await process.clear()
-        case FinishCommand():
-            await process.finish()

@@ -146,13 +146,13 @@ class ModelCatalog:
         """The model for a request that names none."""
         default = self.default
         if (
-            live and default.is_external and not self._settings.default_model
+            live and not default.supports_live and not self._settings.default_model
         ):  # else somebody wants it so, and is told why it cannot be
             request = request if request.language else self._default_language_request
         elif transcription.has_feature(default.capabilities, transcription.ModelFeature.LANGUAGE, request):
             return default  # what it lacks beside the language is for its refusal to say
         models = [self._models[ranked.id] for ranked in self._ranking if not _is_unlisted(ranked)]
-        able = [model for model in models if not (live and model.is_external)] or [default]
+        able = [model for model in models if model.supports_live or not live] or [default]
         knowing = [
             model for model in able if transcription.has_feature(model.capabilities, transcription.ModelFeature.LANGUAGE, request)
         ]

@@ -81,6 +81,11 @@ class Model:
         return self.engine in (COMMAND, ADDRESS)
 
     @property
+    def supports_live(self) -> bool:
+        """Whether it takes live sessions. A server behind a command or an address takes whole recordings only."""
+        return not self.is_external
+
+    @property
     def is_speech_model(self) -> bool:
         """Whether it turns speech into text, as all of ours do, and others by what the config says of them or by their names."""
         return not self.entry or not self.is_external or looks_like_speech_model(self.id, self.aliases, self.entry)

@@ -29,6 +29,7 @@ from eardrum.gateway.models.inventory import ADDRESS, Model
 from eardrum.gateway.processes.command import NO_CHECK, CommandProcess, HttpReadinessProbe
 from eardrum.gateway.processes.orphans import ProcessRegistry
 from eardrum.gateway.processes.runner_process import RunnerProcess
+from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.external import ExternalUpstream
 from eardrum.gateway.upstreams.runner import RunnerUpstream
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy
@@ -55,7 +56,7 @@ class ModelInstance(Protocol):
         """Seconds that it owes a sign of life; 0 if it is not asked for any."""
 
     @property
-    def upstream(self) -> RunnerUpstream | ExternalUpstream:
+    def upstream(self) -> Upstream:
         """The way to it."""
 
     @property

@@ -21,8 +21,7 @@ from eardrum.gateway import scheduler
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.launcher import ModelInstance
 from eardrum.gateway.slow_clients import PlaceRegistry
-from eardrum.gateway.upstreams.external import ExternalUpstream
-from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.gateway.upstreams import Upstream
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +80,7 @@ class ModelLease:
         self._ticket: int
 
     @property
-    def upstream(self) -> RunnerUpstream | ExternalUpstream:
+    def upstream(self) -> Upstream:
         """The way to the model."""
         return self._running.instance.upstream
 

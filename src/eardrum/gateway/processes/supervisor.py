@@ -27,8 +27,7 @@ from eardrum.gateway.scheduler import ModelState, Scheduler, UnloadCause, Unload
 from eardrum.gateway.scheduler.dispatcher import SchedulerDispatcher
 from eardrum.gateway.scheduler.policy_factory import PolicyFactory
 from eardrum.gateway.slow_clients import PlaceRegistry
-from eardrum.gateway.upstreams.external import ExternalUpstream
-from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.gateway.upstreams import Upstream
 from eardrum.transcription import Capabilities
 
 log = logging.getLogger(__name__)
@@ -86,9 +85,7 @@ class ModelSupervisor:
         return self._orphan_sweep
 
     @asynccontextmanager
-    async def lease_model(
-        self, model: Model, suspicion: CrashSuspicion | None = None
-    ) -> AsyncIterator[RunnerUpstream | ExternalUpstream]:
+    async def lease_model(self, model: Model, suspicion: CrashSuspicion | None = None) -> AsyncIterator[Upstream]:
         """The right to use the ready model for one request: `hold`, for those who need it until the end."""
         async with self.create_lease(model, suspicion) as held:
             yield held.upstream

@@ -8,7 +8,6 @@ import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Literal
 
 import aiohttp
@@ -27,13 +26,18 @@ from eardrum.errors import (
     build_shortage_error,
 )
 from eardrum.gateway.spool import AudioSource
-from eardrum.gateway.upstreams.http_client import LOCALHOST, ConnectionPool, UpstreamResponse
+from eardrum.gateway.upstreams import Upstream
+from eardrum.gateway.upstreams.http_client import (
+    LOCALHOST,
+    BodyStream,
+    ConnectionPool,
+    HeaderList,
+    OutgoingRequest,
+    UpstreamResponse,
+)
 from eardrum.gateway.upstreams.transcription import TranscriptionResponse, UpstreamTranscriber
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy, TranscriptionForm
 from eardrum.transcription import TranscriptionEvent, TranscriptionRequest
-
-HeaderList = Sequence[tuple[bytes, bytes]]
-"""As they are sent. Names in lower case, in the order they came; a name may come twice."""
 
 CREDENTIAL_HEADERS = (b"authorization", b"x-api-key")
 AUTOMATIC_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
@@ -46,38 +50,7 @@ BODY_METHODS = ("POST", "PUT", "PATCH")
 UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 
-class BodyStream:
-    """A request's body that is sent on while it comes in. It can be read once.
-
-    `size` is its length in bytes, None if nobody knows. `begun` tells whether any of it was taken.
-    """
-
-    def __init__(self, chunks: AsyncIterator[bytes], size: int | None):
-        self.size = size
-        self.started = False
-        self._chunks = chunks
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self.started = True
-        return self._chunks
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingRequest:
-    """A request for an upstream. `path` begins with a slash and has the query in it, escaped as it is to be sent."""
-
-    method: str
-    path: str
-    headers: HeaderList = ()
-    body: bytes | BodyStream | None = field(default=None, repr=False)
-
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether it could be sent once more."""
-        return not isinstance(self.body, BodyStream) or not self.body.started
-
-
-class ExternalUpstream:
+class ExternalUpstream(Upstream):
     """The way to it. `address` is its URL without a path of a route, such as `http://127.0.0.1:5800`.
 
     Connections are kept and used again. `localhost` is tried on IPv4 and IPv6, whichever the server listens on. `key` goes out

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -32,6 +33,41 @@ WRITE_BYTES = 1 << 18
 """Bytes of a body that are written at once, so that a large one does not hold up the event loop."""
 
 BODILESS_STATUSES = (204, 304)
+
+
+HeaderList = Sequence[tuple[bytes, bytes]]
+"""Headers in the order they are sent, names in lower case; a name may occur twice."""
+
+
+class BodyStream:
+    """A request's body that is sent on while it comes in. It can be read once.
+
+    `size` is its length in bytes, None if it is unknown. `started` is set once a reader has begun.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], size: int | None):
+        self.size = size
+        self.started = False
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.started = True
+        return self._chunks
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRequest:
+    """A request to an upstream. `path` begins with a slash, includes the query and is already escaped."""
+
+    method: str
+    path: str
+    headers: HeaderList = ()
+    body: bytes | BodyStream | None = field(default=None, repr=False)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it could be sent once more."""
+        return not isinstance(self.body, BodyStream) or not self.body.started
 
 
 class UpstreamResponse:
