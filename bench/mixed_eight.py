@@ -14,7 +14,7 @@ from bench.lock_per_file import lock_per_file
 from bench.recordings import mp3
 from bench.server import running
 from bench.whispers import NAME, hearing_whisper, settings, utterances
-from tests.models import hearing
+from tests.models import tiny_whisper
 
 AGAINST = "faster-whisper, one lock per file"
 HEAD_START_S = 0.5
@@ -78,7 +78,7 @@ def _differing(ours: Sequence[str], theirs: Sequence[str]) -> float:
 
 def _asked(seconds: float) -> list[Asked]:
     def short(name: str, **fields: str) -> Asked:
-        return Asked(mp3(hearing.clip(name).samples), fields)
+        return Asked(mp3(tiny_whisper.clip(name).samples), fields)
 
     return [
         Asked(utterances("en", seconds), {"language": "en"}, long=True),

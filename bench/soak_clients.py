@@ -26,7 +26,7 @@ from bench.recordings import Samples
 from bench.soak_answers import WrongError, check_error, check_ollamas, check_status, check_text, event_data
 from bench.whispers import NAME as WHISPER
 from eardrum.transcription import SAMPLE_RATE
-from tests.models import hearing
+from tests.models import tiny_whisper
 from tests.recordings import encode
 
 CONTAINERS = ("wav", "flac", "mp3", "m4a", "ogg", "webm", "mp4", "mkv", "aiff")
@@ -90,7 +90,7 @@ def recordings() -> Sequence[Spoken]:
     pairs = zip(announcements()[::2], announcements()[1::2], strict=False)
     phone = [Spoken(one.samples, one.text, MODEL) for one in announcements() if len(one.text) > 40]
     phone += [Spoken(cast(Samples, np.concatenate([a.samples, b.samples])), f"{a.text} {b.text}", MODEL) for a, b in pairs]
-    heard = [clip for clip in hearing.clips() if clip.language == "en" and len(clip.text.split()) > 4]
+    heard = [clip for clip in tiny_whisper.clips() if clip.language == "en" and len(clip.text.split()) > 4]
     return [*phone, *(Spoken(clip.samples, clip.text, WHISPER) for clip in heard)]
 
 

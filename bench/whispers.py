@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.recordings import Samples, mp3
 from bench.runners import Loaded
-from tests.models import faster_whisper, hearing
+from tests.models import faster_whisper, tiny_whisper
 
 PLAIN: dict[str, Any] = {"device": "cpu", "temperatures": [0.0]}
 """Options under which nothing is left to chance, for a comparison with `bench.stock`."""
@@ -48,7 +48,7 @@ def settings(model: Loaded, **entry: Any) -> dict[str, Any]:
 
 def utterances(language: str, seconds: float, *, first: int = 0) -> bytes:
     """What the hearing model understands, again and again for about `seconds`, with pauses of a second, as MP3."""
-    clips = [clip for clip in hearing.clips() if clip.language == language]
+    clips = [clip for clip in tiny_whisper.clips() if clip.language == language]
     parts: list[Samples] = []
     pause = np.zeros(16_000, np.float32)
     number = first

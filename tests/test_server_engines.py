@@ -22,7 +22,7 @@ from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.conftest import RunningServer, running, wait_for
 from tests.models import build
-from tests.models.hearing import Clip, clips, joined
+from tests.models.tiny_whisper import Clip, clips, joined
 from tests.recordings import Samples, encode, silence
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from eardrum.gateway.live import find_live_model
 from eardrum.live import FinalTranscript, PartialTranscript, SessionSettings, UtteranceCommitted
 from tests.conftest import running
-from tests.gateway.live.speaking import Speaker, kill, serving, speaking
+from tests.gateway.live.number_speaker import Speaker, kill, serving, speaking
 from tests.recordings import SAMPLE, SPEECH_TEXT, pcm, silence, speech
 from tests.upstreams import error, fake_after, fake_saying, fake_upstream
 

@@ -14,7 +14,7 @@ import requests
 
 from tests.conftest import RunningServer, running
 from tests.models import build
-from tests.models.hearing import clip
+from tests.models.tiny_whisper import clip
 from tests.ports import free_ports
 from tests.recordings import encode, spoken
 

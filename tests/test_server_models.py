@@ -17,7 +17,7 @@ import requests
 
 from tests.conftest import RunningServer, running, runs, wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
-from tests.gateway.test_names import EVIL
+from tests.gateway.models.test_names import EVIL
 from tests.recordings import SPEECH_TEXT, spoken
 from tests.weights import MOONSHINE, moonshine_files
 

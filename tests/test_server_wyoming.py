@@ -26,7 +26,7 @@ from wyoming.ping import Ping
 
 from tests.conftest import RunningServer, running, wait_for
 from tests.recordings import ROOT, SPEECH_TEXT, Samples, speech
-from tests.test_server_ears import served
+from tests.test_server_transcription_upstreams import served
 
 pytestmark = pytest.mark.slow
 

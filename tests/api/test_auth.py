@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 import requests
 
-from tests.api.forward.conftest import Gateway, serving
+from tests.api.proxy.conftest import Gateway, serving
 
 KEY = "sk-1"
 

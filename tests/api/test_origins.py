@@ -9,7 +9,7 @@ import requests
 
 from eardrum.api.origins import is_allowed_origin, is_local
 from eardrum.config.settings import ModelSettings
-from tests.api.forward.conftest import serving
+from tests.api.proxy.conftest import serving
 
 EVIL = "https://evil.example"
 

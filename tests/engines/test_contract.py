@@ -15,7 +15,7 @@ from eardrum.languages import LANGUAGE_NAMES
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SAMPLE_RATE, Segment, TranscriptionRequest
 from tests.models import build
-from tests.models.hearing import clips
+from tests.models.tiny_whisper import clips
 from tests.recordings import Samples, noise, silence
 
 TORCH = {"openai_whisper", "transformers"}

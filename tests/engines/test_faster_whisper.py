@@ -19,8 +19,8 @@ from eardrum.engines.faster_whisper import FasterWhisper
 from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, _pad_features
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
-from tests.models import build, faster_whisper, hearing
-from tests.models.hearing import Clip, clip, clips, joined
+from tests.models import build, faster_whisper, tiny_whisper
+from tests.models.tiny_whisper import Clip, clip, clips, joined
 from tests.recordings import Samples, noise, silence
 
 pytestmark = pytest.mark.slow
@@ -353,9 +353,9 @@ def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode
     heard = engine.transcribe(asked)
     assert len(decoded) == 3, "and if it did not, the engine would"
     told = {rows[0]: prompts[0] for rows, _, prompts in decoded}
-    start = hearing.START
-    assert told[0] == [hearing.START_OF_PREVIOUS, *model.encode_text(" Please stop."), start, *told[0][-2:]]
-    assert told[1][: told[1].index(start)] == [hearing.START_OF_PREVIOUS, *model.encode_text(" kitchen, music, light")]
+    start = tiny_whisper.START
+    assert told[0] == [tiny_whisper.START_OF_PREVIOUS, *model.encode_text(" Please stop."), start, *told[0][-2:]]
+    assert told[1][: told[1].index(start)] == [tiny_whisper.START_OF_PREVIOUS, *model.encode_text(" kitchen, music, light")]
     assert told[2][0] == start
     assert text(heard[2]) == clip("u18").text
     assert all(h.language == "en" for h in heard)
@@ -364,7 +364,7 @@ def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode
 def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list) -> None:
     engine.transcribe([window(clip("u06").samples, prompt="please " * 400 + "stop")])
     ((_, _, (prompt,)),) = decoded
-    before = prompt[: prompt.index(hearing.START)]
+    before = prompt[: prompt.index(tiny_whisper.START)]
     assert len(before) == 224
     assert engine._rounds._model.decode_text(before[1:]).endswith("please stop")
 
@@ -374,7 +374,7 @@ def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkey
     rounds = spy(engine, monkeypatch)
     engine.transcribe([window(clip("u06").samples)])
     engine.transcribe([window(clip("u06").samples, prompt="Music.")])
-    texts = [engine._rounds._model.decode_text(prompts[0][: prompts[0].index(hearing.START)]) for _, _, prompts in rounds]
+    texts = [engine._rounds._model.decode_text(prompts[0][: prompts[0].index(tiny_whisper.START)]) for _, _, prompts in rounds]
     assert texts == [" Hello computer.", " Music."]
 
 
@@ -386,10 +386,10 @@ def test_previous_text_is_told_when_asked_for(folder: Path, monkeypatch: pytest.
     engine.transcribe([window(clip("u06").samples, context)])
     assert context.text == " Set the volume up."
     engine.transcribe([window(clip("u09").samples, context)])
-    assert rounds[0][2][0][0] == hearing.START
+    assert rounds[0][2][0][0] == tiny_whisper.START
     second = rounds[1][2][0]
     said = engine._rounds._model.encode_text(" Set the volume up.")
-    assert second[: second.index(hearing.START)] == [hearing.START_OF_PREVIOUS, *said]
+    assert second[: second.index(tiny_whisper.START)] == [tiny_whisper.START_OF_PREVIOUS, *said]
     assert context.text.startswith(" Set the volume up. ")
 
 
@@ -404,7 +404,7 @@ def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decoded: lis
     context = RequestContext(text=" Hello.")
     assert not engine.sequential
     engine.transcribe([window(clip("u06").samples, context)])
-    assert decoded[0][2][0][0] == hearing.START
+    assert decoded[0][2][0][0] == tiny_whisper.START
     assert context.text == " Hello."
 
 
@@ -455,7 +455,7 @@ def test_what_the_model_cannot_do_is_refused(engine: FasterWhisper) -> None:
 
 
 def test_capabilities_are_those_of_the_weights(engine: FasterWhisper) -> None:
-    assert engine.capabilities.languages == tuple(hearing.LANGUAGES)
+    assert engine.capabilities.languages == tuple(tiny_whisper.LANGUAGES)
     assert engine.capabilities.detects_language
     assert FasterWhisper.capabilities.languages == (), "a loaded model changed the class"
 
@@ -467,7 +467,7 @@ def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeyp
     rounds = spy(engine, monkeypatch)
     (heard,) = engine.transcribe([window(clip("u06").samples, words=True, prompt="Hello.")])
     special = engine._rounds._model.special
-    assert (special.start, special.previous) == (hearing.START - 1, hearing.START_OF_PREVIOUS - 1)
+    assert (special.start, special.previous) == (tiny_whisper.START - 1, tiny_whisper.START_OF_PREVIOUS - 1)
     assert rounds[0][2] == [[special.previous, *engine._rounds._model.encode_text(" Hello."), special.start]]
     assert heard.language in {"en", ""}
     for wish in ({"language": "de"}, {"task": SpeechTask.TRANSLATE}):

@@ -25,7 +25,7 @@ from eardrum.errors import ConfigError, UnsupportedFeatureError, UpstreamError
 from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests import upstreams
 from tests.conftest import running, wait_for
-from tests.engines.asking import asked, engine, window
+from tests.engines.openai_requests import asked, engine, window
 from tests.ports import free_port
 from tests.recordings import ROOT, SPEECH_TEXT, speech, spoken
 from tests.upstreams import KEY, Answer, Call, fake_upstream

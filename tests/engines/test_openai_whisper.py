@@ -16,8 +16,8 @@ from eardrum.engines.openai_whisper import OpenAIWhisper
 from eardrum.engines.shared.openai_whisper_model import to_openai_name
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
-from tests.models import build, hearing, openai_whisper, transformers
-from tests.models.hearing import clip
+from tests.models import build, openai_whisper, tiny_whisper, transformers
+from tests.models.tiny_whisper import clip
 
 
 def load(source: Path, **options: Any) -> OpenAIWhisper:
@@ -49,7 +49,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_names_of_arrays_map_one_to_one() -> None:
-    _, arrays = hearing.weights()
+    _, arrays = tiny_whisper.weights()
     theirs = {transformers.renamed(name) for name in arrays}
     assert len(theirs) == len(arrays)
     assert {to_openai_name(f"model.{name}") for name in theirs} == set(arrays)

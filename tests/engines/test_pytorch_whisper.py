@@ -10,8 +10,8 @@ from eardrum.engines.base import Engine, EngineResult, RequestContext, Window
 from eardrum.engines.openai_whisper import OpenAIWhisper
 from eardrum.engines.transformers import Transformers
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
-from tests.models import build, hearing
-from tests.models.hearing import clip, clips, joined
+from tests.models import build, tiny_whisper
+from tests.models.tiny_whisper import clip, clips, joined
 from tests.recordings import Samples, noise, silence
 
 pytestmark = pytest.mark.torch
@@ -156,7 +156,7 @@ def test_a_loaded_model_says_what_it_can(engine: Engine) -> None:
     assert can.logprobs
     assert can.fixed_window
     assert {"en", "de"} <= set(can.languages)
-    assert len(can.languages) == len(hearing.LANGUAGES)
+    assert len(can.languages) == len(tiny_whisper.LANGUAGES)
 
 
 def test_cancelled_windows_are_given_up(engine: Engine) -> None:

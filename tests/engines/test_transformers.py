@@ -21,7 +21,7 @@ from eardrum.engines.transformers import Transformers
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest, Word
 from tests.models import families
-from tests.models.hearing import clip
+from tests.models.tiny_whisper import clip
 
 NAMES = ("u02", "u03", "u06")
 GENERATING = sorted(set(families.BUILDERS) - {"parakeet_ctc", "parakeet_rnnt", "parakeet_tdt"})

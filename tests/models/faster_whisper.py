@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from ctranslate2.specs import WhisperSpec
 
-from tests.models import hearing
-from tests.models.hearing import END_OF_TEXT, LANGUAGE_IDS, NO_TIMESTAMPS, TIMES, TRANSCRIBE, Dims
+from tests.models import tiny_whisper
+from tests.models.tiny_whisper import END_OF_TEXT, LANGUAGE_IDS, NO_TIMESTAMPS, TIMES, TRANSCRIBE, Dims
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,12 +24,12 @@ ENGLISH = 51864
 
 def build(directory: Path, quantization: str = "int8") -> Path:
     """The model that hears, in `directory`."""
-    return write(directory, *hearing.weights(), quantization=quantization)
+    return write(directory, *tiny_whisper.weights(), quantization=quantization)
 
 
 def build_english(directory: Path) -> Path:
     """The model that hears as one that knows English only: CTranslate2 tells these by their vocabulary. It hears badly."""
-    dims, arrays = hearing.weights()
+    dims, arrays = tiny_whisper.weights()
     embedding = "decoder.token_embedding.weight"
     arrays[embedding] = np.delete(arrays[embedding], END_OF_TEXT - 1, axis=0)
     return write(directory, replace(dims, n_vocab=dims.n_vocab - 1), arrays, quantization="int8")
@@ -51,13 +51,13 @@ def write(directory: Path, dims: Dims, arrays: Arrays, *, quantization: str) -> 
     spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
     _fill_encoder(spec.encoder, arrays, dims)
     _fill_decoder(spec.decoder, arrays, dims)
-    tokenizer = hearing.tokenizer(english=dims.n_vocab == ENGLISH)
+    tokenizer = tiny_whisper.tokenizer(english=dims.n_vocab == ENGLISH)
     tokens = tokenizer.get_vocab()
     spec.register_vocabulary(sorted(tokens, key=tokens.__getitem__))
-    spec.config.suppress_ids = [tokens[word] for word in _words(hearing.SUPPRESS)]
-    spec.config.suppress_ids_begin = [tokens[word] for word in _words(hearing.SUPPRESS_AT_BEGIN)]
+    spec.config.suppress_ids = [tokens[word] for word in _words(tiny_whisper.SUPPRESS)]
+    spec.config.suppress_ids_begin = [tokens[word] for word in _words(tiny_whisper.SUPPRESS_AT_BEGIN)]
     spec.config.alignment_heads = dims.alignment_heads
-    spec.config.lang_ids = [tokens[word] for word in _words(hearing.LANGUAGE_IDS.values())]
+    spec.config.lang_ids = [tokens[word] for word in _words(tiny_whisper.LANGUAGE_IDS.values())]
     spec.validate()
     spec.optimize(quantization=quantization)
     directory.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write(directory: Path, dims: Dims, arrays: Arrays, *, quantization: str) -> 
 
 
 def _words(numbers: Iterable[int]) -> list[str]:
-    return [hearing.tokenizer().id_to_token(number) for number in numbers]
+    return [tiny_whisper.tokenizer().id_to_token(number) for number in numbers]
 
 
 def _fill_encoder(spec: Any, arrays: Arrays, dims: Dims) -> None:
@@ -135,7 +135,7 @@ def _reciting(dims: Dims, tokens: int) -> Arrays:
     for name, array in arrays.items():
         if "ln" in name.split(".")[-2] and name.endswith("weight"):
             array[:] = 1.0
-    known = hearing.tokenizer().get_vocab()
+    known = tiny_whisper.tokenizer().get_vocab()
     words = sorted(number for word, number in known.items() if word[:1] == "\u0120" and word[1:].isascii() and word[1:].isalpha())
     said = rng.choice(words, tokens - 2, replace=False)
     text = [LANGUAGE_IDS["en"], TRANSCRIBE, NO_TIMESTAMPS + 1, *said, NO_TIMESTAMPS + TIMES, END_OF_TEXT]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.models import hearing
+from tests.models import tiny_whisper
 
 
 def build(directory: Path) -> Path:
     """`hearing.pt` in `directory`, in float16 as OpenAI's own checkpoints."""
     import torch
 
-    dims, arrays = hearing.weights()
+    dims, arrays = tiny_whisper.weights()
     path = directory / "hearing.pt"
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save({"dims": asdict(dims), "model_state_dict": state}, path)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.models import hearing
-from tests.models.hearing import END_OF_TEXT, NO_TIMESTAMPS, START, TRANSCRIBE, TRANSLATE, Dims
+from tests.models import tiny_whisper
+from tests.models.tiny_whisper import END_OF_TEXT, NO_TIMESTAMPS, START, TRANSCRIBE, TRANSLATE, Dims
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,13 +37,13 @@ RENAMED = [
 
 def build(directory: Path, shards: int = 1) -> Path:
     """The model that hears, in `directory`; its arrays in one file or spread over `shards`."""
-    dims, arrays = hearing.weights()
+    dims, arrays = tiny_whisper.weights()
     write_arrays(directory, {f"model.{renamed(name)}": array for name, array in arrays.items()}, shards)
     write_json(directory / "config.json", config(dims))
     write_json(directory / "generation_config.json", generation_config(dims))
     write_json(directory / "preprocessor_config.json", FEATURES | {"feature_size": dims.n_mels})
     write_json(directory / "tokenizer_config.json", TOKENIZER)
-    hearing.write_tokenizer(directory / "tokenizer.json")
+    tiny_whisper.write_tokenizer(directory / "tokenizer.json")
     return directory
 
 
@@ -110,13 +110,13 @@ def generation_config(dims: Dims) -> dict[str, Any]:
     """generation_config.json."""
     return {
         "is_multilingual": True,
-        "lang_to_id": {f"<|{language}|>": id for language, id in hearing.LANGUAGE_IDS.items()},
+        "lang_to_id": {f"<|{language}|>": id for language, id in tiny_whisper.LANGUAGE_IDS.items()},
         "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
         "no_timestamps_token_id": NO_TIMESTAMPS,
         "max_initial_timestamp_index": 50,
-        "prev_sot_token_id": hearing.START_OF_PREVIOUS,
-        "suppress_tokens": hearing.SUPPRESS,
-        "begin_suppress_tokens": hearing.SUPPRESS_AT_BEGIN,
+        "prev_sot_token_id": tiny_whisper.START_OF_PREVIOUS,
+        "suppress_tokens": tiny_whisper.SUPPRESS,
+        "begin_suppress_tokens": tiny_whisper.SUPPRESS_AT_BEGIN,
         "alignment_heads": dims.alignment_heads,
         "max_length": dims.n_text_ctx,
         **TOKENS,

@@ -27,7 +27,7 @@ from eardrum.live import (
 )
 from eardrum.runner.vad import FRAME_SAMPLES
 from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
-from tests.runner.live_play import CAN, Play, check_promises, spoken, stream
+from tests.runner.live_simulation import CAN, Play, check_promises, spoken, stream
 
 MANUAL = SessionSettings(endpointing=None)
 SECOND = 16_000 / FRAME_SAMPLES

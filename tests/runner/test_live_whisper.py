@@ -15,7 +15,7 @@ from eardrum.runner.live.driver import LiveSessionDriver
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
 from tests.models import build
-from tests.models.hearing import clips
+from tests.models.tiny_whisper import clips
 from tests.recordings import pcm, silence
 
 pytestmark = pytest.mark.slow

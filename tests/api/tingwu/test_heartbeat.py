@@ -14,7 +14,7 @@ from eardrum.api.websocket import ServerWebSocket, run_alongside
 from eardrum.config import Settings
 from eardrum.errors import ShuttingDownError
 from eardrum.gateway.service import Service
-from tests.api.test_sockets import Client
+from tests.api.test_websocket import Client
 
 
 async def until_told(client: Client, count: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from eardrum.api.wyoming.protocol import FrameDecoder, WyomingEvent, encode_event
-from tests.api.wyoming.scripted import Script, serving, settings
+from tests.api.wyoming.scripted_sessions import Script, serving, settings
 
 ANYTHING: st.SearchStrategy[Any] = (
     st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.text(), max_size=2)

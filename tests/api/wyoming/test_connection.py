@@ -12,7 +12,7 @@ from eardrum.api.wyoming import server, utterance
 from eardrum.api.wyoming.protocol import WyomingEvent, encode_event
 from eardrum.errors import ModelLoadError, RunnerCrashedError
 from eardrum.live import AudioEncoding, AudioFormat, PartialTranscript, UtteranceFailed
-from tests.api.wyoming.scripted import Client, Script, serving, settings, until
+from tests.api.wyoming.scripted_sessions import Client, Script, serving, settings, until
 
 START = ["transcript-start", "transcript-chunk"]
 

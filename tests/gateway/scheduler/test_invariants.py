@@ -27,7 +27,7 @@ from eardrum.gateway.scheduler.policies import (
     ModelGroup,
     NoEviction,
 )
-from tests.gateway.scheduler.world import Request, World
+from tests.gateway.scheduler.simulated_world import Request, World
 
 MODELS = "abcde"
 

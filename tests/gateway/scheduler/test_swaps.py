@@ -16,7 +16,7 @@ from eardrum.gateway.scheduler import (
     TimerFired,
 )
 from eardrum.gateway.scheduler.policies import GroupPolicy, MemoryPolicy, ModelGroup, NoEviction
-from tests.gateway.scheduler.world import BROKEN, World
+from tests.gateway.scheduler.simulated_world import BROKEN, World
 
 PATIENCE = 10.0
 

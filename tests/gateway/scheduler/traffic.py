@@ -6,7 +6,7 @@ import random
 from functools import partial
 
 from eardrum.gateway.scheduler.policies import EvictionPolicy, GroupPolicy, ModelGroup
-from tests.gateway.scheduler.world import Request, World
+from tests.gateway.scheduler.simulated_world import Request, World
 
 LOAD_S, SERVE_S = 5.0, 1.0
 

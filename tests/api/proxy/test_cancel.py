@@ -1,0 +1,80 @@
+"""Requests to an upstream that whoever runs the server cancels."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from aiohttp import web
+
+from tests.api.proxy.conftest import Gateway, serving
+from tests.conftest import wait_for
+from tests.upstreams import Call, fake_hanging, fake_upstream
+
+CHAT = "/v1/chat/completions"
+
+
+def in_progress(gateway: Gateway) -> list[dict[str, Any]]:
+    """The requests in progress, as the first events tell them."""
+    with requests.get(f"{gateway.url}/api/events", stream=True, timeout=10) as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line.removeprefix(b"data:")) if line.startswith(b"data:") else {"type": ""}
+            if message["type"] == "inflight":
+                found: list[dict[str, Any]] = json.loads(message["data"])["requests"]
+                return found
+    raise AssertionError("no inflight")
+
+
+def cancel(gateway: Gateway) -> str:
+    (request,) = in_progress(gateway)
+    assert requests.post(f"{gateway.url}/api/inflight/{request['id']}/cancel", timeout=10).json() == {"msg": "ok"}
+    return str(request["id"])
+
+
+def chat(gateway: Gateway, **fields: Any) -> requests.Response:
+    headers = {"authorization": "Bearer secret"}
+    return requests.post(f"{gateway.url}{CHAT}", json={"model": "llm", **fields}, headers=headers, timeout=30)
+
+
+def test_a_request_that_waits_for_its_upstream() -> None:
+    with (
+        fake_upstream(fake_hanging) as upstream,
+        serving(models={"llm": {"proxy": upstream.url}}) as gateway,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(chat, gateway)
+        wait_for(lambda: upstream.in_flight)
+        (request,) = in_progress(gateway)
+        assert (request["model"], request["req_path"], request["method"]) == ("llm", CHAT, "POST")
+        assert request["req_headers"]["authorization"] == "[redacted]"
+        id = cancel(gateway)
+        refused = answer.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (499, "cancelled")
+        assert refused.headers["x-request-id"] == id
+        wait_for(lambda: upstream.given_up == 1)
+        wait_for(lambda: in_progress(gateway) == [])
+
+
+def test_a_stream_that_has_begun() -> None:
+    async def endless(call: Call, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: {}\n\n")
+        return await fake_hanging(call, request)
+
+    with (
+        fake_upstream(endless) as upstream,
+        serving(models={"llm": {"proxy": upstream.url}}) as gateway,
+        requests.post(f"{gateway.url}{CHAT}", json={"model": "llm", "stream": True}, stream=True, timeout=30) as stream,
+    ):
+        chunks = stream.iter_content(None)
+        assert next(chunks) == b"data: {}\n\n"
+        cancel(gateway)
+        with pytest.raises(requests.RequestException):
+            list(chunks)
+        wait_for(lambda: upstream.given_up == 1)
+        rows = requests.get(f"{gateway.url}/api/metrics/activity", timeout=10).json()["data"]
+        assert [(row["model"], row["resp_content_type"]) for row in rows] == [("llm", "text/event-stream")]

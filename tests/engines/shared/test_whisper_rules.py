@@ -1,0 +1,198 @@
+"""What every Whisper shares: pure functions on tokens, times and text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from eardrum.engines.shared.whisper_rules import (
+    MOST_PREVIOUS,
+    PREVIOUS_STEP,
+    DecodedText,
+    DecodingThresholds,
+    SpecialTokens,
+    build_previous_tokens,
+    build_timed_words,
+    build_whole_span,
+    compute_compression_ratio,
+    find_favourite,
+    is_settled,
+    list_temperatures,
+    split_spans,
+    vote,
+)
+from eardrum.transcription import SpeechTask
+from tests.models import tiny_whisper
+
+TIMES = 50364
+
+
+def at(seconds: float) -> int:
+    return TIMES + round(seconds / 0.02)
+
+
+def decoding(logprob: float = -0.1, *, silence: float = 0.0, ratio: float = 1.0, temperature: float = 0.0) -> DecodedText:
+    return DecodedText([1], logprob, silence, ratio, temperature)
+
+
+def test_one_segment_begins_and_ends_where_its_times_say() -> None:
+    found, rest = split_spans([at(0.6), 1, 2, at(1.4)], TIMES, 5.0)
+    assert [(s.start, s.end, s.tokens) for s in found] == [(0.6, pytest.approx(1.4), [at(0.6), 1, 2, at(1.4)])]
+    assert rest is None
+
+
+def test_a_segment_without_times_is_the_whole_row() -> None:
+    found, rest = split_spans([1, 2], TIMES, 5.0)
+    assert [(s.start, s.end) for s in found] == [(0.0, 5.0)]
+    assert rest is None
+
+
+def test_a_time_that_only_begins_does_not_end() -> None:
+    ((one,), _) = split_spans([at(1.0), 1, 2], TIMES, 5.0)
+    assert (one.start, one.end) == (1.0, 5.0)
+
+
+def test_segments_are_cut_between_two_times() -> None:
+    tokens = [at(0), 1, at(1), at(2), 2, 3, at(3)]
+    found, rest = split_spans(tokens, TIMES, 5.0)
+    assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
+    assert [token for span in found for token in span.tokens] == tokens
+    assert rest is None
+
+
+@pytest.mark.parametrize("unfinished", [[], [4, 5]])
+def test_what_was_not_finished_is_left_for_the_next_round(unfinished: list[int]) -> None:
+    found, rest = split_spans([at(0), 1, at(1), at(2), 2, at(3), at(3), *unfinished], TIMES, 5.0)
+    assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
+    assert rest == pytest.approx(3.0)
+
+
+def test_no_span_leaves_the_audio() -> None:
+    ((one,), _) = split_spans([at(1), 1, at(20)], TIMES, 2.0)
+    assert (one.start, one.end) == (1.0, 2.0)
+    assert build_whole_span([at(0), at(0), 1], TIMES, 2.0).end == 2.0
+
+
+def test_nothing_decoded_is_a_span_without_text() -> None:
+    assert split_spans([], TIMES, 2.0)[0][0].tokens == []
+
+
+def test_doubt() -> None:
+    rule = DecodingThresholds()
+    assert not rule.is_doubtful(decoding())
+    assert rule.is_doubtful(decoding(-1.1))
+    assert rule.is_doubtful(decoding(ratio=2.5))
+    assert not rule.is_doubtful(decoding(-1.1, silence=0.7)), "nobody speaks: nothing to try again"
+    assert not rule.is_silent(decoding(-0.1, silence=0.99)), "sure of its text"
+    assert rule.is_silent(decoding(-1.1, silence=0.7))
+    assert not DecodingThresholds(None, None, None).is_doubtful(decoding(-9, ratio=9))
+    assert not DecodingThresholds(None, None, None).is_silent(decoding(-9, silence=1.0))
+
+
+def test_the_best_is_the_first_without_doubt_else_the_likeliest_that_does_not_repeat_itself() -> None:
+    rule = DecodingThresholds()
+    tries = [decoding(-1.5), decoding(-1.2, ratio=3.0), decoding(-0.2, temperature=0.4)]
+    assert rule.choose_best(tries) is tries[2]
+    assert rule.choose_best(tries[:2]) is tries[0]
+    assert rule.choose_best(tries[1:2]) is tries[1]
+
+
+def test_the_ladder_begins_at_what_the_request_asks_for() -> None:
+    assert list_temperatures((0.0, 0.2, 0.6), 0.0) == [0.0, 0.2, 0.6]
+    assert list_temperatures((0.0, 0.2, 0.6), 0.3) == [0.3, 0.6]
+    assert list_temperatures((0.0, 0.2, 0.6), 1.0) == [1.0]
+
+
+def test_repetition_packs_well() -> None:
+    assert (
+        compute_compression_ratio("no no no " * 40)
+        > 2.4
+        > compute_compression_ratio("He might even have been made amiable himself.")
+    )
+
+
+def test_hints_stay_and_the_oldest_text_goes() -> None:
+    assert build_previous_tokens([1, 2], []) == [1, 2]
+    assert build_previous_tokens(range(300), [7]) == list(range(300 - MOST_PREVIOUS, 300))
+    long = build_previous_tokens([1, 2], range(1000, 2000))
+    assert long[:2] == [1, 2]
+    assert long[-1] == 1999
+    assert len(long) - 2 == MOST_PREVIOUS // PREVIOUS_STEP * PREVIOUS_STEP
+    assert build_previous_tokens([], range(40)) == list(range(8, 40)), "lengths agree, so that windows share a batch"
+    assert build_previous_tokens([], range(20)) == list(range(20))
+
+
+def test_languages_are_voted_on() -> None:
+    votes: dict[str, float] = {}
+    vote(votes, {"de": 1.5, "en": 0.5})
+    vote(votes, {"de": 4.0, "en": 16.0})
+    assert find_favourite(votes) == "en"
+    assert not is_settled(votes)
+    vote(votes, {"de": 4.0, "en": 16.0}, -1)
+    assert find_favourite(votes) == "de"
+    vote(votes, {"de": 28.0})
+    assert is_settled(votes)
+
+
+def test_words_have_their_punctuation_but_not_its_time() -> None:
+    pieces = [(" (", 1), ("Hello", 2), (",", 1), (" world", 1), (".", 1), (")", 1)]
+    starts = [0.0, 0.1, 0.5, 1.0, 1.2, 2.0, 2.1, 2.2]
+    words = build_timed_words(pieces, starts, [0.5, 0.2, 0.4, 1.0, 0.9, 1.0, 1.0], (0.0, 3.0))
+    assert [(w.word, w.start, w.end) for w in words] == [("(Hello,", 0.1, 1.0), ("world.)", 1.2, 2.0)]
+    assert [w.probability for w in words] == [pytest.approx(0.3), 0.9]
+
+
+def test_words_aligned_outside_their_segment_are_spread_over_it() -> None:
+    pieces = [(" a", 1), (" b", 1), (" c", 1), (" d", 1)]
+
+    def times(*starts: float) -> list[float]:
+        words = build_timed_words(pieces, starts, [1.0] * 4, (2.0, 4.0))
+        assert [w.end for w in words[:-1]] == [w.start for w in words[1:]]
+        return [*(w.start for w in words), words[-1].end]
+
+    assert times(2.1, 2.5, 2.5, 3.0, 3.9) == [2.1, 2.5, 2.5, 3.0, 3.9]
+    assert times(0.0, 1.0, 3.0, 3.5, 5.0) == [2.0, 2.5, 3.0, 3.5, 4.0]
+    assert times(0.0, 0.1, 0.2, 0.3, 0.4) == times(5.0, 5.1, 5.2, 5.3, 5.4) == [2.0, 2.5, 3.0, 3.5, 4.0]
+
+
+def test_blank_pieces_are_no_words() -> None:
+    assert build_timed_words([(" ", 1)], [0.0, 1.0], [1.0], (0.0, 1.0)) == []
+    assert build_timed_words([], [0.0], [], (0.0, 1.0)) == []
+
+
+def test_special_tokens_are_read_from_the_vocabulary() -> None:
+    special = SpecialTokens.of(tiny_whisper.tokenizer().token_to_id)
+    assert (special.end, special.start, special.times) == (tiny_whisper.END_OF_TEXT, tiny_whisper.START, TIMES)
+    assert special.languages == tiny_whisper.LANGUAGE_IDS
+    assert list(special.languages)[:3] == ["en", "zh", "de"]
+    assert special.build_prompt("de", SpeechTask.TRANSLATE) == [
+        tiny_whisper.START,
+        tiny_whisper.LANGUAGE_IDS["de"],
+        tiny_whisper.TRANSLATE,
+    ]
+    assert special.strip_special([5, tiny_whisper.END_OF_TEXT, at(1), 6]) == [5, 6]
+    with pytest.raises(LookupError, match="startofprev"):
+        SpecialTokens.of(lambda name: None if "startofprev" in name else 1)
+
+
+ZEROS = "zero, " * 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "decodings", "seconds", "chosen"),
+    [
+        # Hot decodings of repeated speech leave some of it out, or are noise.
+        ([ZEROS, "zero, zero, zero."], [decoding(ratio=4), decoding(ratio=2, temperature=0.4)], 8.0, 0),
+        ([ZEROS, ZEROS, "a noise"], [decoding(ratio=4), decoding(ratio=4), decoding(-1.5, temperature=1.0)], 8.0, 0),
+        # A loop is faster than speech, unsure, or something else is heard once it is broken.
+        ([ZEROS, "zero, zero."], [decoding(ratio=4), decoding(ratio=2, temperature=0.4)], 2.0, 1),
+        ([ZEROS, "zero, zero."], [decoding(-1.2, ratio=4), decoding(ratio=2, temperature=0.4)], 8.0, 1),
+        ([ZEROS, "And then he left."], [decoding(ratio=4), decoding(ratio=1, temperature=0.4)], 8.0, 1),
+        ([ZEROS, "a noise"], [decoding(ratio=4), decoding(-1.5, temperature=1.0)], 8.0, 1),
+        ([ZEROS, ""], [decoding(ratio=4), decoding(temperature=1.0)], 8.0, 1),
+    ],
+)
+def test_repeated_speech_is_told_from_loops(texts: list[str], decodings: list[DecodedText], seconds: float, chosen: int) -> None:
+    numbered = [replace(one, tokens=[number]) for number, one in enumerate(decodings)]
+    assert DecodingThresholds().choose_decoding(numbered, texts, seconds) is numbered[chosen]

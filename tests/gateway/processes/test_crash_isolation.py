@@ -1,0 +1,162 @@
+"""A request that kills its model's process fails alone; whoever was there at the same time is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from eardrum.errors import RunnerCrashedError
+from eardrum.gateway.processes.lease import CrashIsolation, CrashSuspicion
+from eardrum.gateway.service import Service
+from eardrum.live import UtteranceFailed
+from eardrum.transcription import TranscriptionRequest
+from tests.gateway.live.number_speaker import model, said, sentence, serving, speaking
+
+DEADLY = 13
+
+
+class Recording:
+    """Some words, as a client's upload."""
+
+    def __init__(self, *words: int):
+        self._audio = said(*words)
+
+    async def read(self) -> AsyncIterator[bytes]:
+        yield self._audio
+
+
+async def transcribe(service: Service, *words: int) -> str:
+    transcript = await service.transcribe(service.find_model(""), TranscriptionRequest(raw_pcm=True), Recording(*words))
+    return " ".join(segment.text for segment in transcript.segments)
+
+
+def lives(caplog: pytest.LogCaptureFixture) -> int:
+    return sum("ready after" in record.getMessage() for record in caplog.records)
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+@pytest.mark.slow
+async def test_only_the_request_that_kills_the_process_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
+        await transcribe(service, 1)
+        *answers, failure = await asyncio.gather(
+            *(transcribe(service, n) for n in range(1, 6)), transcribe(service, DEADLY), return_exceptions=True
+        )
+        assert answers == ["1", "2", "3", "4", "5"]
+        assert isinstance(failure, RunnerCrashedError)
+        assert lives(caplog) <= 3, "the one at hand, the one of the trial, the one after it"
+
+
+@pytest.mark.slow
+async def test_two_of_them_fail_and_take_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
+    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
+        await transcribe(service, 1)
+        words = (DEADLY, 1, 2, DEADLY, 3, 4)
+        answers = await asyncio.gather(*(transcribe(service, word) for word in words), return_exceptions=True)
+        for word, answer in zip(words, answers, strict=True):
+            assert isinstance(answer, RunnerCrashedError) if word == DEADLY else answer == str(word)
+
+
+@pytest.mark.slow
+async def test_who_comes_during_the_trial_is_served_after_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
+        await transcribe(service, 1)
+        guilty = asyncio.create_task(transcribe(service, DEADLY))
+        innocent = asyncio.create_task(transcribe(service, 2))
+        await asyncio.sleep(0.6)
+        late = [asyncio.create_task(transcribe(service, n)) for n in (3, 4)]
+        assert [await task for task in (innocent, *late)] == ["2", "3", "4"]
+        with pytest.raises(RunnerCrashedError):
+            await guilty
+
+
+@pytest.mark.slow
+async def test_a_live_session_beside_a_deadly_file_goes_on(tmp_path: Path) -> None:
+    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY)}) as service, speaking(service) as speaker:
+        await speaker.session.feed(sentence(1) + said(2))
+        await speaker.until(lambda: speaker.texts)
+        with pytest.raises(RunnerCrashedError):
+            await transcribe(service, DEADLY)
+        await speaker.session.feed(said(3) + sentence(4))
+        await speaker.over()
+        assert speaker.texts == {1: "1", 2: "2 3 4"}
+
+
+@pytest.mark.slow
+async def test_a_deadly_live_session_takes_neither_files_nor_other_sessions_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
+    async with (
+        serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.2)}) as service,
+        speaking(service) as guilty,
+        speaking(service) as innocent,
+    ):
+        await transcribe(service, 1)
+        await innocent.session.feed(sentence(1) + said(2))
+        await innocent.until(lambda: innocent.texts)
+        file = asyncio.create_task(transcribe(service, 7))
+        await guilty.session.feed(sentence(DEADLY))
+        await guilty.until(lambda: guilty.error, 20)
+        assert isinstance(guilty.error, RunnerCrashedError)
+        assert await file == "7"
+        await innocent.session.feed(sentence(3))
+        await innocent.over()
+        assert innocent.texts == {1: "1", 2: "2 3"}
+        assert not innocent.of(UtteranceFailed)
+
+
+async def test_others_wait_no_longer_than_a_trial_may_take() -> None:
+    trials, suspicion = CrashIsolation(), CrashSuspicion(isolation_s=0.05)
+    suspicion.record_crash(alone=False, within_s=60)
+    trial, other = trials.create_admission("m", suspicion), trials.create_admission("m", CrashSuspicion())
+    await trial.wait_for_turn()
+    trial.start()
+    assert trial.isolated
+    await asyncio.wait_for(other.wait_for_turn(), 1)
+    assert not trial.isolated
+    trial.leave()
+    other.leave()
+    assert not suspicion.is_proven
+
+
+async def test_a_suspect_that_gives_up_waiting_holds_up_nobody() -> None:
+    trials = CrashIsolation()
+    first, second = CrashSuspicion(), CrashSuspicion()
+    for suspicion in (first, second):
+        suspicion.record_crash(alone=False, within_s=1)
+    trial = trials.create_admission("m", first)
+    await trial.wait_for_turn()
+    waiting = asyncio.create_task(trials.create_admission("m", second).wait_for_turn())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    trial.leave()
+    await asyncio.wait_for(trials.create_admission("m", CrashSuspicion()).wait_for_turn(), 1)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "convicted"),
+    [
+        ((True,), False),
+        ((True, True), True),
+        ((False, True), True),
+        ((False, False), False),
+        ((False,) * 5, False),
+        ((False,) * 6, True),
+    ],
+)
+def test_two_deaths_convict_whoever_was_alone_at_one(deaths: tuple[bool, ...], convicted: bool) -> None:
+    suspicion = CrashSuspicion()
+    for alone in deaths:
+        suspicion.record_crash(alone=alone, within_s=1)
+    assert suspicion.is_proven is convicted

@@ -1,0 +1,140 @@
+"""Why a model goes is known from the moment at which that is decided."""
+
+from __future__ import annotations
+
+import pytest
+
+from eardrum.config.matrix import ModelReference
+from eardrum.gateway.scheduler import ConfigChanged, ShutdownRequested, UnloadCause, UnloadReason
+from eardrum.gateway.scheduler.policies import (
+    CombinedPolicy,
+    EvictionPolicy,
+    GroupPolicy,
+    MatrixPolicy,
+    MemoryPolicy,
+    ModelGroup,
+    NoEviction,
+)
+from tests.gateway.scheduler.simulated_world import World
+
+GROUP = GroupPolicy((ModelGroup(frozenset("ab")),))
+MATRIX = MatrixPolicy((ModelReference("a"), ModelReference("b")))
+POOL = MemoryPolicy({"cpu": 10}, {"a": {"cpu": 6}, "b": {"cpu": 6}})
+
+
+def up(*models: str, rules: EvictionPolicy | None = None, **terms: float) -> World:
+    """Models that are loaded and have nothing to do."""
+    world = World(rules or NoEviction())
+    world.load_s, world.stop_s = lambda _: 1.0, lambda _: 1.0
+    for model in models:
+        world.ask(model, serve_s=1.0, **terms)
+    world.run(5.0)
+    return world
+
+
+def gone(world: World, model: str) -> UnloadCause | None:
+    return world.scheduler.models[model].last_unload
+
+
+def going(world: World, model: str) -> UnloadCause | None:
+    return world.scheduler.models[model].unload_cause
+
+
+def test_nobody_asks() -> None:
+    world = up("a", ttl=30.0)
+    assert gone(world, "a") is going(world, "a") is None
+    world.run(32.5)
+    assert going(world, "a") == UnloadCause(UnloadReason.TTL)
+    world.run(40)
+    assert (gone(world, "a"), going(world, "a")) == (UnloadCause(UnloadReason.TTL), None)
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        (GROUP, UnloadReason.GROUP),
+        (MATRIX, UnloadReason.MATRIX),
+        (POOL, UnloadReason.POOL),
+        (CombinedPolicy((GroupPolicy(()), POOL)), UnloadReason.POOL),
+        (CombinedPolicy((GROUP, POOL)), UnloadReason.GROUP),
+    ],
+)
+def test_somebody_needs_its_place(rules: EvictionPolicy, reason: UnloadReason) -> None:
+    world = up("a", rules=rules)
+    world.ask("b", serve_s=1.0)
+    assert going(world, "a") == UnloadCause(reason, "b")
+    world.run(20)
+    assert gone(world, "a") == UnloadCause(reason, "b")
+    assert str(gone(world, "a")) == f"it made room for b ({reason})"
+    world.ask("a", serve_s=1.0)
+    world.run(40)
+    assert going(world, "a") is None
+    assert gone(world, "b") == UnloadCause(reason, "a")
+
+
+def test_a_start_that_gives_way() -> None:
+    world = World(GROUP)
+    world.leave(world.ask("a"))
+    world.ask("b")
+    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
+
+
+def test_a_swap_that_is_called_off_leaves_no_reason() -> None:
+    world = up("a", rules=GROUP)
+    world.ask("a", serve_s=60)
+    other = world.ask("b")
+    world.run(30)
+    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
+    world.leave(other)
+    assert going(world, "a") is None
+
+
+@pytest.mark.parametrize(("force", "reason"), [(False, UnloadReason.HAND), (True, UnloadReason.FORCE)])
+def test_somebody_unloads_it(force: bool, reason: UnloadReason) -> None:
+    world = up("a")
+    world.unload("a", force=force)
+    assert going(world, "a") == UnloadCause(reason)
+    world.run(20)
+    assert gone(world, "a") == UnloadCause(reason)
+
+
+def test_somebody_unloads_it_while_others_wait_for_it() -> None:
+    world = World(NoEviction())
+    world.stop_s = lambda _: 1.0
+    world.ask("a", serve_s=2.0)
+    world.unload("a")
+    world.started("a")
+    world.run(20)
+    assert gone(world, "a") == UnloadCause(UnloadReason.HAND)
+
+
+def test_it_dies_or_does_not_come_up() -> None:
+    world = up("a")
+    world.exits("a")
+    assert gone(world, "a") == UnloadCause(UnloadReason.CRASH)
+    world = World(NoEviction())
+    world.ask("a")
+    world.start_fails("a")
+    assert gone(world, "a") == UnloadCause(UnloadReason.FAILED)
+
+
+def test_one_that_dies_while_it_drains_has_died() -> None:
+    world = up("a", rules=GROUP)
+    world.ask("a")
+    world.ask("b")
+    world.run(30)
+    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
+    world.exits("a")
+    assert gone(world, "a") == UnloadCause(UnloadReason.CRASH)
+
+
+def test_another_config_and_the_end() -> None:
+    world = up("a", "b", "c")
+    world.tell(ConfigChanged(GROUP, 10.0, changed=frozenset("c")))
+    world.run(20)
+    assert {gone(world, "c"), gone(world, "a") or gone(world, "b")} == {UnloadCause(UnloadReason.RELOAD)}
+    world = up("a")
+    world.down = True
+    world.tell(ShutdownRequested())
+    world.run(20)
+    assert gone(world, "a") == UnloadCause(UnloadReason.SHUTDOWN)
