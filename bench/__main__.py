@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.figure import Figure, table
+from bench.figure import BenchFigure, format_table
 
 NAMES = (
     *("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory"),
@@ -45,16 +45,16 @@ def main() -> None:
     known = (*NAMES, *ONLY_NAMED)
     if unknown := [name for name in arguments.names if name not in known]:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
-    figures: list[Figure] = []
+    figures: list[BenchFigure] = []
     failed: list[str] = []
     text = ""
     for name in arguments.names or NAMES:
         try:
-            figures += _measured(name, arguments.quick)
+            figures += _measure_named(name, arguments.quick)
         except Exception as error:  # noqa: BLE001 -- one that fails must not cost the results of the others
             failed.append(f"{name} could not be measured: {'; '.join([repr(error), *getattr(error, '__notes__', [])])}")
             print(failed[-1], file=sys.stderr, flush=True)
-        text = _write(figures, failed, quick=arguments.quick, names=arguments.names)
+        text = _write_results(figures, failed, quick=arguments.quick, names=arguments.names)
     print(text)
     sys.exit(1 if failed else 0)
 
@@ -66,24 +66,24 @@ def _leave(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def _measured(name: str, quick: bool) -> list[Figure]:
+def _measure_named(name: str, quick: bool) -> list[BenchFigure]:
     print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
     began = time.monotonic()
-    figures: list[Figure] = importlib.import_module(f"bench.{name}").measure(quick)
+    figures: list[BenchFigure] = importlib.import_module(f"bench.{name}").measure(quick)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return figures
 
 
-def _write(figures: list[Figure], failed: list[str], *, quick: bool, names: list[str]) -> str:
+def _write_results(figures: list[BenchFigure], failed: list[str], *, quick: bool, names: list[str]) -> str:
     machine = {
         "cores": os.cpu_count(),
-        "processor": next(_processor(), platform.machine()),
+        "processor": next(_read_processor(), platform.machine()),
         "python": platform.python_version(),
         **{package: version(package) for package in ("eardrum", "onnxruntime", "av", "faster-whisper")},
         "load_average": os.getloadavg()[0],
     }
     kind = "a quick run: sizes too small to mean much" if quick else "a full run"
-    text = "\n".join([table(figures), *failed, f"Seen on {machine['cores']} cores ({machine['processor']}), {kind}."])
+    text = "\n".join([format_table(figures), *failed, f"Seen on {machine['cores']} cores ({machine['processor']}), {kind}."])
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / "-".join(["quick" if quick else "full", *names])
     stem.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
@@ -92,7 +92,7 @@ def _write(figures: list[Figure], failed: list[str], *, quick: bool, names: list
     return text
 
 
-def _processor() -> Iterator[str]:
+def _read_processor() -> Iterator[str]:
     information = Path("/proc/cpuinfo")
     for line in information.read_text(encoding="utf-8").splitlines() if information.exists() else ():
         if line.startswith("model name"):

@@ -11,7 +11,7 @@ import sys
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"status":"ok"}'
 
 
-class Health(asyncio.Protocol):
+class HealthProtocol(asyncio.Protocol):
     """One connection, one answer."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -27,7 +27,7 @@ class Health(asyncio.Protocol):
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Health, "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(HealthProtocol, "127.0.0.1", port)
     await server.serve_forever()
 
 

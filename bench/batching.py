@@ -14,28 +14,28 @@ import ctranslate2  # type: ignore[import-untyped]
 import psutil
 
 from bench.client import transcribe_with_runner
-from bench.figure import Compare, Figure
-from bench.recordings import one_window
-from bench.runners import WEIGHTS, Loaded, own_runner
-from bench.usage import busy, cpu_of
-from bench.whispers import hearing_whisper, reciting, utterances
+from bench.figure import BenchFigure, SeriesComparison
+from bench.recordings import create_one_window
+from bench.runners import WEIGHTS, LoadOrder, start_own_runner
+from bench.usage import measure_busy, measure_cpu
+from bench.whispers import build_hearing, build_reciting, load_utterances
 
 REQUESTS = 8
 AGAINST = "the same runner with batch: 1"
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class BatchCase:
     """A model to batch with, and how much faster that is to be at least."""
 
     name: str
     title: str
     target: float
-    model: AbstractContextManager[Loaded]
+    model: AbstractContextManager[LoadOrder]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class BatchTurn:
     """The requests once: until all are answered, CPU of the runner and of other work meanwhile, the texts."""
 
     wall_s: float
@@ -44,28 +44,28 @@ class Turn:
     texts: Sequence[str]
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """Whisper in int8 and float32, Moonshine, and a GPU where there is one."""
     size, tokens = ("tiny", 20) if quick else ("base", 100)
     cases = [
-        Case("int8", f"Whisper {size}, int8", 0.97, reciting(size, tokens=tokens)),
-        Case("float32", "Whisper tiny, float32", 1.4, reciting("tiny", tokens=tokens, quantization="float32")),
-        Case("moonshine", "Moonshine tiny", 1.15, nullcontext(Loaded("moonshine", WEIGHTS))),
+        BatchCase("int8", f"Whisper {size}, int8", 0.97, build_reciting(size, tokens=tokens)),
+        BatchCase("float32", "Whisper tiny, float32", 1.4, build_reciting("tiny", tokens=tokens, quantization="float32")),
+        BatchCase("moonshine", "Moonshine tiny", 1.15, nullcontext(LoadOrder("moonshine", WEIGHTS))),
     ]
     if ctranslate2.get_cuda_device_count():
-        model = reciting("small", quantization="float16", device="cuda")
-        cases.append(Case("gpu", "Whisper small, float16, on the GPU", 2.5, model))
-    figures = list(chain.from_iterable(_figures(case, 1 if quick else 6) for case in cases))
+        model = build_reciting("small", quantization="float16", device="cuda")
+        cases.append(BatchCase("gpu", "Whisper small, float16, on the GPU", 2.5, model))
+    figures = list(chain.from_iterable(_measure_case(case, 1 if quick else 6) for case in cases))
     if len(cases) < 4:
         sentence = "CTranslate2 sees no NVIDIA GPU here, so batching on one was not measured."
         figures[0] = replace(figures[0], note=f"{figures[0].note} {sentence}")
-    return [*figures, _texts(quick)]
+    return [*figures, _compare_texts(quick)]
 
 
-def _figures(case: Case, repetitions: int) -> list[Figure]:
-    audio = [one_window()] * REQUESTS
+def _measure_case(case: BatchCase, repetitions: int) -> list[BenchFigure]:
+    audio = [create_one_window()] * REQUESTS
     with case.model as model:
-        batch, turns = _turns(model, 0, audio, repetitions)
+        batch, turns = _run_turns(model, 0, audio, repetitions)
     kept = sorted(turns, key=lambda pair: pair[0].foreign_s + pair[1].foreign_s)[: (repetitions + 1) // 2]
     on, off = zip(*kept, strict=True)
     differing = sum(a != b for x, y in turns for a, b in zip(x.texts, y.texts, strict=True))
@@ -77,26 +77,32 @@ def _figures(case: Case, repetitions: int) -> list[Figure]:
     times = [turn.wall_s for turn in on], [turn.wall_s for turn in off]
     cpu = [turn.cpu_s for turn in on], [turn.cpu_s for turn in off]
     return [
-        Figure(name, what, AGAINST, "s", *times, Compare.TIMES_LESS, case.target, note),
-        Figure(f"{name}-cpu", f"the same, CPU of the runner ({case.title})", AGAINST, "s", *cpu, Compare.TIMES_LESS),
+        BenchFigure(name, what, AGAINST, "s", *times, SeriesComparison.TIMES_LESS, case.target, note),
+        BenchFigure(
+            f"{name}-cpu", f"the same, CPU of the runner ({case.title})", AGAINST, "s", *cpu, SeriesComparison.TIMES_LESS
+        ),
     ]
 
 
-def _texts(quick: bool) -> Figure:
+def _compare_texts(quick: bool) -> BenchFigure:
     """Whether batches change what a Whisper that really hears writes: eight different recordings in two languages."""
-    audio = [utterances(language, 20, first=first) for first in range(REQUESTS // 2) for language in ("en", "de")]
-    with hearing_whisper("float32") as model:
-        _, turns = _turns(model, REQUESTS, audio, 1 if quick else 3)
+    audio = [load_utterances(language, 20, first=first) for first in range(REQUESTS // 2) for language in ("en", "de")]
+    with build_hearing("float32") as model:
+        _, turns = _run_turns(model, REQUESTS, audio, 1 if quick else 3)
     differing = [float(sum(a != b for a, b in zip(on.texts, off.texts, strict=True))) for on, off in turns]
     what = f"requests of {REQUESTS} whose text differs, float32, batches of {REQUESTS}"
     note = "The tiny Whisper that hears: eight recordings in English and German, of which no two are alike."
-    return Figure("batching-text", what, AGAINST, "requests", differing, [], Compare.ABSOLUTE, 0, note)
+    return BenchFigure("batching-text", what, AGAINST, "requests", differing, [], SeriesComparison.ABSOLUTE, 0, note)
 
 
-def _turns(model: Loaded, batch: int, audio: Sequence[bytes], repetitions: int) -> tuple[int, list[tuple[Turn, Turn]]]:
+def _run_turns(
+    model: LoadOrder, batch: int, audio: Sequence[bytes], repetitions: int
+) -> tuple[int, list[tuple[BatchTurn, BatchTurn]]]:
     """The batch size, and the requests with it and one by one; who begins changes."""
     with ExitStack() as stack:
-        (on, chosen, on_process), (off, _, off_process) = (stack.enter_context(own_runner(model, size)) for size in (batch, 1))
+        (on, chosen, on_process), (off, _, off_process) = (
+            stack.enter_context(start_own_runner(model, size)) for size in (batch, 1)
+        )
         for socket in (on, off):
             asyncio.run(transcribe_with_runner(socket, audio[0]))
         turns = []
@@ -104,19 +110,19 @@ def _turns(model: Loaded, batch: int, audio: Sequence[bytes], repetitions: int) 
             order = [(on, on_process), (off, off_process)]
             if repetition % 2:
                 order.reverse()
-            pair = [asyncio.run(_turn(socket, process, audio)) for socket, process in order]
+            pair = [asyncio.run(_run_turn(socket, process, audio)) for socket, process in order]
             turns.append((pair[1], pair[0]) if repetition % 2 else (pair[0], pair[1]))
     return chosen, turns
 
 
-async def _turn(socket: Path, process: psutil.Process, audio: Sequence[bytes]) -> Turn:
+async def _run_turn(socket: Path, process: psutil.Process, audio: Sequence[bytes]) -> BatchTurn:
     clock = asyncio.get_running_loop().time
-    started, cpu, foreign = clock(), cpu_of(process), busy()
+    started, cpu, foreign = clock(), measure_cpu(process), measure_busy()
     answers = await asyncio.gather(*(transcribe_with_runner(socket, one) for one in audio))
-    wall, used = clock() - started, cpu_of(process) - cpu
-    return Turn(wall, used, max(busy() - foreign - used, 0.0), [_text(answer) for answer in answers])
+    wall, used = clock() - started, measure_cpu(process) - cpu
+    return BatchTurn(wall, used, max(measure_busy() - foreign - used, 0.0), [_read_text(answer) for answer in answers])
 
 
-def _text(answer: bytes) -> str:
+def _read_text(answer: bytes) -> str:
     lines = [json.loads(line) for line in answer.splitlines() if line.startswith(b"{")]
     return " ".join(line["segment"]["text"] for line in lines if "segment" in line)

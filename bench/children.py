@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def child(
+def run_child(
     arguments: Sequence[str], *, environment: dict[str, str] | None = None, pipes: bool = False, python: str = sys.executable
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process that ends, with all its children, when this block does.
@@ -30,7 +30,7 @@ def child(
         process = subprocess.Popen(
             [python, *arguments],
             cwd=ROOT,
-            env=surroundings() | {"EARDRUM_CACHE_DIR": cache} | (environment or {}),  # every server times its models anew
+            env=build_environment() | {"EARDRUM_CACHE_DIR": cache} | (environment or {}),  # every server times its models anew
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else log,
             stderr=log,
@@ -39,19 +39,19 @@ def child(
         try:
             yield process
         except Exception as error:
-            error.add_note(f"{' '.join(arguments)} logged: {_tail(log)}")
+            error.add_note(f"{' '.join(arguments)} logged: {_read_tail(log)}")
             raise
         finally:
-            _end(process)
+            _end_process(process)
 
 
-def surroundings() -> dict[str, str]:
+def build_environment() -> dict[str, str]:
     """Our environment, less what would change what is measured. Bytecode is kept, as that of an installed package is."""
     changing = ("EARDRUM_", "STT_", "WHISPER_", "PYTHONDONTWRITEBYTECODE")
     return {name: value for name, value in os.environ.items() if not name.startswith(changing)}
 
 
-def ask(process: subprocess.Popen[bytes], line: str) -> dict[str, Any]:
+def ask_child(process: subprocess.Popen[bytes], line: str) -> dict[str, Any]:
     """Send a process a line, and return what it says to that.
 
     Raises:
@@ -68,7 +68,7 @@ def ask(process: subprocess.Popen[bytes], line: str) -> dict[str, Any]:
     return answer
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
@@ -89,6 +89,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             left.kill()
 
 
-def _tail(log: IO[bytes]) -> str:
+def _read_tail(log: IO[bytes]) -> str:
     size = os.fstat(log.fileno()).st_size  # read by position: the child writes through the same offset
     return os.pread(log.fileno(), 2000, max(size - 2000, 0)).decode(errors="replace")

@@ -19,7 +19,7 @@ Place = int | Path
 """A port of this machine, or a unix socket."""
 
 
-class Made(Protocol):
+class GeneratedFile(Protocol):
     """A file that is made while it is sent."""
 
     @property
@@ -31,7 +31,7 @@ class Made(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class RequestBody:
     """What a request sends: its head's lines beyond the usual ones, and its bytes."""
 
     headers: str
@@ -39,7 +39,7 @@ class Body:
     size: int
 
 
-def form(audio: bytes | Made, **fields: str) -> Body:
+def build_form(audio: bytes | GeneratedFile, **fields: str) -> RequestBody:
     """A multipart form with the fields before the file."""
     text = "".join(
         f'--{BOUNDARY.decode()}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
@@ -51,21 +51,21 @@ def form(audio: bytes | Made, **fields: str) -> Body:
 
     def pieces() -> Iterable[bytes]:
         yield first
-        yield from _pieces(audio) if isinstance(audio, bytes) else audio
+        yield from _split_data(audio) if isinstance(audio, bytes) else audio
         yield last
 
     kind = f"Content-Type: multipart/form-data; boundary={BOUNDARY.decode()}\r\n"
-    return Body(kind, pieces(), len(first) + size + len(last))
+    return RequestBody(kind, pieces(), len(first) + size + len(last))
 
 
-def plain(audio: bytes) -> Body:
+def build_plain(audio: bytes) -> RequestBody:
     """Nothing but the bytes: what a runner takes."""
-    return Body("x-eardrum-request: {}\r\n", _pieces(audio), len(audio))
+    return RequestBody("x-eardrum-request: {}\r\n", _split_data(audio), len(audio))
 
 
 @asynccontextmanager
-async def exchange(
-    place: Place, path: str, body: Body | None = None, *, bytes_per_s: float = float("inf")
+async def open_exchange(
+    place: Place, path: str, body: RequestBody | None = None, *, bytes_per_s: float = float("inf")
 ) -> AsyncIterator[asyncio.StreamReader]:
     """Send a request in the background and yield the answer's stream, behind its head. Leaving hangs up.
 
@@ -89,9 +89,9 @@ async def exchange(
             await writer.wait_closed()
 
 
-async def transcribe(port: int, audio: bytes | Made, *, task: str = "transcriptions", **fields: str) -> bytes:
+async def transcribe(port: int, audio: bytes | GeneratedFile, *, task: str = "transcriptions", **fields: str) -> bytes:
     """A server's whole answer; `task` is the last part of the path."""
-    async with exchange(port, f"/v1/audio/{task}", form(audio, **fields)) as answer:
+    async with open_exchange(port, f"/v1/audio/{task}", build_form(audio, **fields)) as answer:
         return await answer.read()
 
 
@@ -101,21 +101,21 @@ async def transcribe_with_runner(socket: Path, audio: bytes) -> bytes:
     Raises:
         RuntimeError: it broke off.
     """
-    async with exchange(socket, "/transcribe", plain(audio)) as answer:
+    async with open_exchange(socket, "/transcribe", build_plain(audio)) as answer:
         text = await answer.read()
     if b'"summary"' not in text:
         raise RuntimeError(f"The runner did not finish: {text[-500:]!r}")
     return text
 
 
-async def runner_health(socket: Path) -> dict[str, Any]:
+async def get_runner_health(socket: Path) -> dict[str, Any]:
     """What a runner says of itself."""
-    async with exchange(socket, "/health") as answer:
+    async with open_exchange(socket, "/health") as answer:
         health: dict[str, Any] = json.loads(await answer.read())
         return health
 
 
-async def next_segment(answer: asyncio.StreamReader) -> None:
+async def read_next_segment(answer: asyncio.StreamReader) -> None:
     """Read a stream of events up to the end of the next segment.
 
     Raises:
@@ -127,12 +127,12 @@ async def next_segment(answer: asyncio.StreamReader) -> None:
     raise RuntimeError("The stream ended before the next segment")
 
 
-async def quiet_windows(socket: Path, for_s: float = 1.0) -> int:
+async def wait_for_quiet(socket: Path, for_s: float = 1.0) -> int:
     """Windows a runner has decoded, once it has decoded none for `for_s` seconds."""
     count, since = -1, 0.0
     clock = asyncio.get_running_loop().time
     while count < 0 or clock() - since < for_s:
-        windows = (await runner_health(socket))["windows"]
+        windows = (await get_runner_health(socket))["windows"]
         if windows != count:
             count, since = windows, clock()
         await asyncio.sleep(0.05)
@@ -145,7 +145,7 @@ async def _connect(place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return await asyncio.open_connection("127.0.0.1", place, limit=LONGEST_LINE)
 
 
-async def _send(writer: asyncio.StreamWriter, path: str, body: Body | None, bytes_per_s: float) -> None:
+async def _send(writer: asyncio.StreamWriter, path: str, body: RequestBody | None, bytes_per_s: float) -> None:
     head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
     if body:
         head += f"{body.headers}Content-Length: {body.size}\r\n"
@@ -160,6 +160,6 @@ async def _send(writer: asyncio.StreamWriter, path: str, body: Body | None, byte
             await asyncio.sleep(ahead)
 
 
-def _pieces(data: bytes) -> Iterable[bytes]:
+def _split_data(data: bytes) -> Iterable[bytes]:
     view = memoryview(data)
     return (bytes(view[at : at + PIECE]) for at in range(0, len(data), PIECE))

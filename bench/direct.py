@@ -31,8 +31,8 @@ def transcribe(data: bytes, engine: Engine, vad: VadModel, batches: list[int]) -
     """
     stream, cutter = vad.open_stream(), SpeechSegmenter(SegmenterConfig(max_s=engine.capabilities.max_window_s))
     decoder = AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=3600)
-    windows = [_window(cut) for block in split_blocks(decoder) for cut in cutter.feed(block, stream(block))]
-    windows += [_window(cut) for cut in cutter.finish()]
+    windows = [_create_window(cut) for block in split_blocks(decoder) for cut in cutter.feed(block, stream(block))]
+    windows += [_create_window(cut) for cut in cutter.finish()]
     if len(windows) != sum(batches):
         raise RuntimeError(f"{len(windows)} windows do not fill batches of {batches}")
     waiting = iter(windows)
@@ -40,7 +40,7 @@ def transcribe(data: bytes, engine: Engine, vad: VadModel, batches: list[int]) -
         engine.transcribe(list(islice(waiting, size)))
 
 
-def _window(cut: SpeechChunk) -> Window:
+def _create_window(cut: SpeechChunk) -> Window:
     return Window(cut.audio, cut.start / SAMPLE_RATE, cut.speech, (0.0, len(cut.audio) / SAMPLE_RATE), TranscriptionRequest())
 
 

@@ -26,7 +26,7 @@ from eardrum.runner.tuning import freeze_garbage_collector, set_passive_waiting,
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 
 
-def hear(engine: Engine, path: Path, language: str | None) -> dict[str, Any]:
+def transcribe_file(engine: Engine, path: Path, language: str | None) -> dict[str, Any]:
     """Text and CPU of a recording that fits into one window."""
     blocks = list(AudioDecoder(BytePipe.from_bytes(path.read_bytes()), raw_pcm=False, max_seconds=24 * 3600))
     audio = np.concatenate(blocks)
@@ -52,7 +52,7 @@ def main() -> None:
     freeze_garbage_collector()
     for line in sys.stdin:
         path, _, language = line.rstrip("\n").partition("\t")
-        print(json.dumps(hear(engine, Path(path), language or None)), flush=True)
+        print(json.dumps(transcribe_file(engine, Path(path), language or None)), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,32 +10,34 @@ import tempfile
 from pathlib import Path
 from time import process_time
 
-from bench.children import child
-from bench.figure import Compare, Figure
+from bench.children import run_child
+from bench.figure import BenchFigure, SeriesComparison
 
 WARM_S = 5
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """A long MP3 through our decoder and VAD, and through faster-whisper's; each time in a fresh process."""
-    from bench.recordings import tape_mp3  # noqa: PLC0415 -- what measures itself below must not hold this module's memory
+    from bench.recordings import create_tape_mp3  # noqa: PLC0415 -- what measures itself below must not hold this module's memory
 
     minutes, repetitions = (6, 1) if quick else (60, 5)
     with tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as file:
-        file.write(tape_mp3(60 * minutes))
+        file.write(create_tape_mp3(60 * minutes))
         file.flush()
         ours, baseline = [], []
         for _ in range(repetitions):
-            ours.append(_in_child("ours", file.name))
-            baseline.append(_in_child("usual", file.name))
+            ours.append(_run_in_child("ours", file.name))
+            baseline.append(_run_in_child("usual", file.name))
     note = (
         f"{minutes} min of 128 kbit/s stereo MP3. CPU time of a fresh process, libraries loaded beforehand; both sides also cut."
     )
     against = "faster_whisper decode_audio + get_speech_timestamps"
-    return [Figure("front-end", "CPU of decode and VAD", against, "s", ours, baseline, Compare.TIMES_LESS, 1.7, note)]
+    return [
+        BenchFigure("front-end", "CPU of decode and VAD", against, "s", ours, baseline, SeriesComparison.TIMES_LESS, 1.7, note)
+    ]
 
 
-def ours(data: bytes) -> int:
+def run_ours(data: bytes) -> int:
     """Bytes to windows as the runner does it; the number of windows."""
     from eardrum.runner.byte_pipe import BytePipe  # noqa: PLC0415
     from eardrum.runner.decoder import AudioDecoder  # noqa: PLC0415
@@ -49,7 +51,7 @@ def ours(data: bytes) -> int:
     return windows + sum(1 for _ in cutter.finish())
 
 
-def usual(data: bytes) -> int:
+def run_faster_whisper(data: bytes) -> int:
     """Bytes to stretches of speech as faster-whisper does it; their number."""
     import io  # noqa: PLC0415
 
@@ -59,8 +61,8 @@ def usual(data: bytes) -> int:
     return len(get_speech_timestamps(decode_audio(io.BytesIO(data))))
 
 
-def _in_child(way: str, file: str) -> float:
-    with child(["-m", "bench.front_end", way, file], pipes=True) as process:
+def _run_in_child(way: str, file: str) -> float:
+    with run_child(["-m", "bench.front_end", way, file], pipes=True) as process:
         assert process.stdout
         answer = process.stdout.read()
         if not answer:
@@ -70,7 +72,7 @@ def _in_child(way: str, file: str) -> float:
 
 def main() -> None:
     """Print the CPU seconds one way takes for one file."""
-    way, data = {"ours": ours, "usual": usual}[sys.argv[1]], Path(sys.argv[2]).read_bytes()
+    way, data = {"ours": run_ours, "usual": run_faster_whisper}[sys.argv[1]], Path(sys.argv[2]).read_bytes()
     if sys.argv[1] == "ours":
         from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator  # noqa: PLC0415
 

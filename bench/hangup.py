@@ -5,37 +5,37 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from bench.client import exchange, form, next_segment, quiet_windows, runner_health, transcribe
-from bench.figure import Compare, Figure
-from bench.recordings import tape_mp3
-from bench.server import RunningServer, running
-from bench.usage import cpu_of
+from bench.client import build_form, get_runner_health, open_exchange, read_next_segment, transcribe, wait_for_quiet
+from bench.figure import BenchFigure, SeriesComparison
+from bench.recordings import create_tape_mp3
+from bench.server import BenchServer, run_server
+from bench.usage import measure_cpu
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """Windows decoded, and CPU used, after the client hung up."""
     minutes = 6 if quick else 20
     after = (3, 11, 22) if quick else (3, 10, 17, 24, 31, 38, 45, 52, 59)
-    with running() as server:
-        return asyncio.run(_measure(server, tape_mp3(60 * minutes), minutes, after))
+    with run_server() as server:
+        return asyncio.run(_measure(server, create_tape_mp3(60 * minutes), minutes, after))
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RunnerWork:
     """What the runner did: windows decoded to their end, and CPU seconds."""
 
     windows: int
     cpu_s: float
 
-    def __sub__(self, other: Work) -> Work:
-        return Work(self.windows - other.windows, self.cpu_s - other.cpu_s)
+    def __sub__(self, other: RunnerWork) -> RunnerWork:
+        return RunnerWork(self.windows - other.windows, self.cpu_s - other.cpu_s)
 
 
-async def _measure(server: RunningServer, file: bytes, minutes: int, after: tuple[int, ...]) -> list[Figure]:
-    batch = (await runner_health(server.socket))["batch"]
-    before = await _quiet(server)
+async def _measure(server: BenchServer, file: bytes, minutes: int, after: tuple[int, ...]) -> list[BenchFigure]:
+    batch = (await get_runner_health(server.socket))["batch"]
+    before = await _wait_for_quiet(server)
     await transcribe(server.port, file)
-    whole = await _quiet(server) - before
+    whole = await _wait_for_quiet(server) - before
     late, left, late_cpu, left_cpu = [], [], [], []
     for segments in after:
         until, since = await _hang_up(server, file, segments)
@@ -52,20 +52,20 @@ async def _measure(server: RunningServer, file: bytes, minutes: int, after: tupl
     )
     windows, cpu = "windows decoded for a client that left", "CPU used for a client that left"
     return [
-        Figure("hangup", windows, "never noticing", "windows", late, left, Compare.ABSOLUTE, 1, note),
-        Figure("hangup-cpu", cpu, "never noticing", "s", late_cpu, left_cpu, Compare.TIMES_LESS),
+        BenchFigure("hangup", windows, "never noticing", "windows", late, left, SeriesComparison.ABSOLUTE, 1, note),
+        BenchFigure("hangup-cpu", cpu, "never noticing", "s", late_cpu, left_cpu, SeriesComparison.TIMES_LESS),
     ]
 
 
-async def _hang_up(server: RunningServer, file: bytes, segments: int) -> tuple[Work, Work]:
+async def _hang_up(server: BenchServer, file: bytes, segments: int) -> tuple[RunnerWork, RunnerWork]:
     """The runner's work on one request before and after its client left."""
-    before = await _quiet(server)
-    async with exchange(server.port, "/v1/audio/transcriptions", form(file, stream="true")) as answer:
+    before = await _wait_for_quiet(server)
+    async with open_exchange(server.port, "/v1/audio/transcriptions", build_form(file, stream="true")) as answer:
         for _ in range(segments):
-            await next_segment(answer)
-        leaving = Work((await runner_health(server.socket))["windows"], cpu_of(server.runner))
-    return leaving - before, await _quiet(server) - leaving
+            await read_next_segment(answer)
+        leaving = RunnerWork((await get_runner_health(server.socket))["windows"], measure_cpu(server.runner))
+    return leaving - before, await _wait_for_quiet(server) - leaving
 
 
-async def _quiet(server: RunningServer) -> Work:
-    return Work(await quiet_windows(server.socket), cpu_of(server.runner))
+async def _wait_for_quiet(server: BenchServer) -> RunnerWork:
+    return RunnerWork(await wait_for_quiet(server.socket), measure_cpu(server.runner))

@@ -28,7 +28,7 @@ def main() -> None:
         print("{}", flush=True)
         looks: list[list[Look]] = [[] for _ in ports]
         over = Event()
-        looking = Thread(target=_look, args=(ports, looks, over))
+        looking = Thread(target=_look_repeatedly, args=(ports, looks, over))
         looking.start()
         sys.stdin.readline()
         over.set()
@@ -36,15 +36,15 @@ def main() -> None:
         print(json.dumps({"looks": looks}), flush=True)
 
 
-def _look(ports: list[int], looks: list[list[Look]], over: Event) -> None:
+def _look_repeatedly(ports: list[int], looks: list[list[Look]], over: Event) -> None:
     while not over.wait(PAUSE_S):
         for port, found in zip(ports, looks, strict=True):
             began = time.monotonic()
-            _answered(port)
+            _look_once(port)
             found.append((began, time.monotonic() - began))
 
 
-def _answered(port: int) -> None:
+def _look_once(port: int) -> None:
     """One look over a connection of its own, as a monitor looks: accepting it is the loop's work too."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(REQUEST)

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from bench.client import MODEL
-from bench.live_delays import Message
+from bench.live_delays import TimedMessage
 from eardrum.transcription import SAMPLE_RATE
 
 PATH = "/v1/audio/transcriptions/stream"
@@ -24,10 +24,10 @@ ENDS_S = 60
 
 
 @dataclass(slots=True)
-class Talk:
+class TalkResult:
     """What came of a session."""
 
-    messages: list[Message] = field(default_factory=list)
+    messages: list[TimedMessage] = field(default_factory=list)
     late_s: float = 0.0
     """How far behind its clock the speaker was at the worst: then the machine had no time for the speaker."""
 
@@ -37,23 +37,23 @@ class Talk:
         return " ".join(message.body["text"] for message in self.messages if message.body["type"] == "final")
 
 
-async def talk(port: int, pcm: bytes, *, marks: dict[float, Callable[[], Any]] | None = None) -> Talk:
+async def run_talk(port: int, pcm: bytes, *, marks: dict[float, Callable[[], Any]] | None = None) -> TalkResult:
     """Say all of it. At the `marks`, seconds of the recording, functions are called.
 
     Raises:
         RuntimeError: the session failed, or did not end.
     """
-    done = Talk()
+    done = TalkResult()
     url = f"ws://127.0.0.1:{port}{PATH}?model={MODEL}"
     async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as socket:
         ready = json.loads(await socket.receive_str())
         if ready["type"] != "ready":
             raise RuntimeError(f"The session does not begin: {ready}")
         began = asyncio.get_running_loop().time()
-        speaking = asyncio.create_task(_speak(socket, pcm, began, done, marks or {}))
+        speaking = asyncio.create_task(_send_audio(socket, pcm, began, done, marks or {}))
         try:
             async with asyncio.timeout(len(pcm) / 2 / SAMPLE_RATE + ENDS_S):
-                await _listen(socket, began, done)
+                await _read_events(socket, began, done)
         except TimeoutError:
             raise RuntimeError("The session did not end.") from None
         finally:
@@ -63,8 +63,8 @@ async def talk(port: int, pcm: bytes, *, marks: dict[float, Callable[[], Any]] |
     return done
 
 
-async def _speak(
-    socket: aiohttp.ClientWebSocketResponse, pcm: bytes, began: float, done: Talk, marks: dict[float, Callable[[], Any]]
+async def _send_audio(
+    socket: aiohttp.ClientWebSocketResponse, pcm: bytes, began: float, done: TalkResult, marks: dict[float, Callable[[], Any]]
 ) -> None:
     clock = asyncio.get_running_loop().time
     size = int(PIECE_S * SAMPLE_RATE) * 2
@@ -79,11 +79,11 @@ async def _speak(
     await socket.send_str('{"type": "finish"}')
 
 
-async def _listen(socket: aiohttp.ClientWebSocketResponse, began: float, done: Talk) -> None:
+async def _read_events(socket: aiohttp.ClientWebSocketResponse, began: float, done: TalkResult) -> None:
     clock = asyncio.get_running_loop().time
     async for message in socket:
         body = json.loads(message.data)
-        done.messages.append(Message(clock() - began, body))
+        done.messages.append(TimedMessage(clock() - began, body))
         if body["type"] == "error":
             raise RuntimeError(f"The session failed: {body}")
         if body["type"] == "done":

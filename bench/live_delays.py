@@ -14,7 +14,7 @@ EDGE_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class TimedMessage:
     """What came, and when: seconds since the first sample was spoken."""
 
     at: float
@@ -22,7 +22,7 @@ class Message:
 
 
 @dataclass(slots=True)
-class Delays:
+class WordDelays:
     """Seconds from the end of each word to the first text that has it right, and from the end of the speech to each final."""
 
     words: list[float] = field(default_factory=list)
@@ -32,45 +32,45 @@ class Delays:
     """By the number of the last word."""
 
 
-def delays(said: Sequence[SpokenWord], messages: Sequence[Message]) -> Delays:
+def compute_delays(said: Sequence[SpokenWord], messages: Sequence[TimedMessage]) -> WordDelays:
     """Of a session in which these words were said."""
-    found = Delays()
+    found = WordDelays()
     covered = 0
     for final in (message for message in messages if message.body["type"] == "final"):
-        mine = _within(said, final.body["start"], final.body["end"])
+        mine = _list_within(said, final.body["start"], final.body["end"])
         if not mine:
             continue
         covered += len(mine)
         found.finals[mine[-1]] = final.at - said[mine[-1]].end
         of_it = [m for m in messages if m.body["type"] in ("partial", "final") and m.body["utterance"] == final.body["utterance"]]
-        first = _first_right([said[index] for index in mine], of_it)
+        first = _find_first_right([said[index] for index in mine], of_it)
         found.words += [at - said[mine[index]].end for index, at in first.items()]
         found.missed += len(mine) - len(first)
     found.missed += len(said) - covered
     return found
 
 
-def bare(text: str) -> list[str]:
+def spell_words(text: str) -> list[str]:
     """The words of a text as the recording's are spelled."""
     return ["".join(letter for letter in word.lower() if letter.isalnum()) for word in text.replace("-", " ").split()]
 
 
-def _within(said: Sequence[SpokenWord], start: float, end: float) -> list[int]:
+def _list_within(said: Sequence[SpokenWord], start: float, end: float) -> list[int]:
     """The words whose middle lies there."""
     return [i for i, word in enumerate(said) if start - EDGE_S <= (word.start + word.end) / 2 < end + EDGE_S]
 
 
-def _first_right(said: Sequence[SpokenWord], messages: Sequence[Message]) -> dict[int, float]:
+def _find_first_right(said: Sequence[SpokenWord], messages: Sequence[TimedMessage]) -> dict[int, float]:
     """When each word first stood in a text, at its place among the others."""
     first: dict[int, float] = {}
     for message in messages:
         begun = [word for word in said if word.start < message.body["end"]]
-        for index in _matching(begun, message.body["text"]):
+        for index in _match_words(begun, message.body["text"]):
             first.setdefault(index, message.at)
     return first
 
 
-def _matching(said: Sequence[SpokenWord], text: str) -> Iterator[int]:
-    spoken = ["".join(bare(word.word)) for word in said]
-    for block in SequenceMatcher(None, spoken, bare(text), autojunk=False).get_matching_blocks():
+def _match_words(said: Sequence[SpokenWord], text: str) -> Iterator[int]:
+    spoken = ["".join(spell_words(word.word)) for word in said]
+    for block in SequenceMatcher(None, spoken, spell_words(text), autojunk=False).get_matching_blocks():
         yield from range(block.a, block.a + block.size)

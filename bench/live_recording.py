@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from bench.recordings import PAUSE_S, PHONE, Samples, decoded
+from bench.recordings import PAUSE_S, PHONE, Samples, decode_file
 from eardrum.transcription import SAMPLE_RATE
 
 
@@ -27,7 +27,7 @@ class SpokenWord:
 
 
 @dataclass(frozen=True, slots=True)
-class Announcement:
+class SpokenAnnouncement:
     """One recording of a few seconds, with the pause behind it."""
 
     samples: Samples
@@ -41,10 +41,10 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class AnnouncementRecording:
     """Announcements one after another."""
 
-    parts: Sequence[Announcement]
+    parts: Sequence[SpokenAnnouncement]
 
     @property
     def seconds(self) -> float:
@@ -83,55 +83,55 @@ class Recording:
 
 
 @cache
-def announcements() -> list[Announcement]:
+def load_announcements() -> list[SpokenAnnouncement]:
     """All of them, in the order of their names."""
     pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
     words: dict[str, list[SpokenWord]] = {}
-    for row in _rows("words.tsv"):
+    for row in _read_rows("words.tsv"):
         words.setdefault(row["name"], []).append(SpokenWord(row["word"], float(row["start"]), float(row["end"])))
     found = []
-    for row in _rows("references.tsv"):
-        samples = cast(Samples, np.concatenate([decoded(PHONE / f"{row['name']}.flac"), pause]))
-        found.append(Announcement(samples, row["text"], words[row["name"]]))
+    for row in _read_rows("references.tsv"):
+        samples = cast(Samples, np.concatenate([decode_file(PHONE / f"{row['name']}.flac"), pause]))
+        found.append(SpokenAnnouncement(samples, row["text"], words[row["name"]]))
     return found
 
 
-def recording(seconds: float, *, skip: int = 0) -> Recording:
+def build_recording(seconds: float, *, skip: int = 0) -> AnnouncementRecording:
     """Announcements for at least so many seconds; the first few may be skipped, so that no two sessions say the same at once."""
-    endless = cycle(announcements())
+    endless = cycle(load_announcements())
     for _ in range(skip):
         next(endless)
-    return Recording(list(_filling(endless, seconds)))
+    return AnnouncementRecording(list(_fill_seconds(endless, seconds)))
 
 
 @dataclass(frozen=True, slots=True)
-class Framed:
+class FramedRecording:
     """A recording with the same announcements near its beginning and its end, and before both the same one: so that what is left
     to decode when they begin is the same too."""
 
-    recording: Recording
+    recording: AnnouncementRecording
     frame_s: float
     begins: tuple[float, float]
 
 
-def framed(seconds: float, frame_s: float) -> Framed:
+def build_framed(seconds: float, frame_s: float) -> FramedRecording:
     """Of at least so many seconds, of which about `frame_s` come twice."""
-    endless = cycle(announcements())
-    frame = list(_filling(endless, frame_s))
+    endless = cycle(load_announcements())
+    frame = list(_fill_seconds(endless, frame_s))
     length, before = sum(part.seconds for part in frame), frame[-1]
     opening = [before, *frame]
-    middle = list(_filling(endless, seconds - 2 * (length + before.seconds) - frame[0].seconds))
-    whole = Recording([*opening, *middle, *opening, frame[0]])
-    return Framed(whole, length, (before.seconds, whole.seconds - frame[0].seconds - length))
+    middle = list(_fill_seconds(endless, seconds - 2 * (length + before.seconds) - frame[0].seconds))
+    whole = AnnouncementRecording([*opening, *middle, *opening, frame[0]])
+    return FramedRecording(whole, length, (before.seconds, whole.seconds - frame[0].seconds - length))
 
 
-def _filling(endless: Iterator[Announcement], seconds: float) -> Iterator[Announcement]:
+def _fill_seconds(endless: Iterator[SpokenAnnouncement], seconds: float) -> Iterator[SpokenAnnouncement]:
     while seconds > 0:
         part = next(endless)
         seconds -= part.seconds
         yield part
 
 
-def _rows(table: str) -> list[dict[str, str]]:
+def _read_rows(table: str) -> list[dict[str, str]]:
     with (PHONE / table).open(encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))

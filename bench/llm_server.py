@@ -35,7 +35,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         body = message.get("body", b"") if chat else b""
         more = message.get("more_body", False)
     if chat and b'"stream"' in body:
-        await _stream(send)
+        await _send_stream(send)
         return
     answer = ANSWER if chat else json.dumps({"size": size}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
@@ -43,7 +43,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": answer})
 
 
-async def _stream(send: Any) -> None:
+async def _send_stream(send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     for _ in range(EVENTS):
         await send({"type": "http.response.body", "body": EVENT, "more_body": True})

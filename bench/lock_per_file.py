@@ -24,9 +24,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from bench.children import child
-from bench.runners import Loaded
-from bench.server import free_port, until_healthy
+from bench.children import run_child
+from bench.runners import LoadOrder
+from bench.server import find_free_port, wait_until_healthy
 from bench.stock import PLAIN
 
 
@@ -71,12 +71,12 @@ def create_app(model: WhisperModel) -> Starlette:
 
 
 @contextmanager
-def lock_per_file(model: Loaded) -> Iterator[tuple[int, psutil.Process]]:
+def run_lock_per_file(model: LoadOrder) -> Iterator[tuple[int, psutil.Process]]:
     """Such a server: its port and its process."""
-    port = free_port()
+    port = find_free_port()
     command = ["-m", "bench.lock_per_file", str(port), str(model.source), str(model.options["compute_type"])]
-    with child(command) as process:
-        until_healthy(port, process)
+    with run_child(command) as process:
+        wait_until_healthy(port, process)
         yield port, psutil.Process(process.pid)
 
 

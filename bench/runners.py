@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from bench.children import child
+from bench.children import run_child
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.runner.__main__ import load_engine, serve
 from eardrum.runner.app import RunnerApp
@@ -79,7 +79,7 @@ class LockedRunnerApp(RunnerApp):
             await super().__call__(scope, receive, send)
 
 
-class TellingEngine(Engine):
+class BatchReportingEngine(Engine):
     """Another engine that says how large each batch was."""
 
     def __init__(self, engine: Engine):
@@ -87,7 +87,7 @@ class TellingEngine(Engine):
         self.capabilities = engine.capabilities
 
     @classmethod
-    def load(cls, source: Path, options: EngineOptions) -> TellingEngine:
+    def load(cls, source: Path, options: EngineOptions) -> BatchReportingEngine:
         """It wraps what is loaded already."""
         raise NotImplementedError
 
@@ -98,7 +98,7 @@ class TellingEngine(Engine):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadOrder:
     """What a runner loads."""
 
     engine: str
@@ -112,12 +112,12 @@ class Loaded:
 
 
 @contextmanager
-def own_runner(model: Loaded, batch: int) -> Iterator[tuple[Path, int, psutil.Process]]:
+def start_own_runner(model: LoadOrder, batch: int) -> Iterator[tuple[Path, int, psutil.Process]]:
     """The real runner in a process of its own: its socket, the batch size (its own choice if `batch` is 0), the process."""
     with TemporaryDirectory(prefix="eardrum-bench-") as temp:
         socket = Path(temp) / "runner.sock"
         arguments = [*model.arguments, "--batch", str(batch), "--socket", str(socket), "--parent"]
-        with child(["-m", "eardrum.runner", *arguments], pipes=True) as process:
+        with run_child(["-m", "eardrum.runner", *arguments], pipes=True) as process:
             assert process.stdout
             message = json.loads(process.stdout.readline() or "{}")
             if "ready" not in message:
@@ -126,12 +126,12 @@ def own_runner(model: Loaded, batch: int) -> Iterator[tuple[Path, int, psutil.Pr
 
 
 @contextmanager
-def runner(order: str, batch: int, *, tell: bool = False) -> Iterator[tuple[Path, Popen[bytes]]]:
+def start_runner(order: str, batch: int, *, tell: bool = False) -> Iterator[tuple[Path, Popen[bytes]]]:
     """A runner in a process of its own: its socket, and the process whose stdout tells of batches."""
     with TemporaryDirectory(prefix="eardrum-bench-") as temp:
         socket = Path(temp) / "runner.sock"
         arguments = ["-m", "bench.runners", "--order", order, "--batch", str(batch), "--socket", str(socket)]
-        with child([*arguments, *["--tell"] * tell], pipes=True) as process:
+        with run_child([*arguments, *["--tell"] * tell], pipes=True) as process:
             assert process.stdout
             line = process.stdout.readline()
             if b"ready" not in line:
@@ -151,7 +151,7 @@ def main() -> None:
     tune_allocator()
     engine = load_engine("moonshine", WEIGHTS, {})
     queue: WindowQueue[DecodeJob] = FifoQueue() if arguments.order == "fifo" else FairQueue[DecodeJob]()
-    batcher = WindowBatcher(TellingEngine(engine) if arguments.tell else engine, batch=arguments.batch, queue=queue)
+    batcher = WindowBatcher(BatchReportingEngine(engine) if arguments.tell else engine, batch=arguments.batch, queue=queue)
     app = (LockedRunnerApp if arguments.order == "lock" else RunnerApp)(
         batcher, VadModel(), engine.capabilities, max_audio_s=24 * 3600
     )

@@ -17,16 +17,16 @@ from urllib.parse import quote
 
 import psutil
 
-from bench.children import child
-from bench.client import MODEL, form
-from bench.usage import cpu_of, peak_mb
+from bench.children import run_child
+from bench.client import MODEL, build_form
+from bench.usage import measure_cpu, measure_peak_mb
 
 START_S = 60.0
 SERVE = ("-m", "eardrum", "serve", "--no-wyoming")
 
 
 @dataclass(frozen=True, slots=True)
-class RunningServer:
+class BenchServer:
     """A real server: one gateway, and the runner of its one model."""
 
     port: int
@@ -47,7 +47,7 @@ class RunningServer:
     @property
     def cpu(self) -> float:
         """CPU seconds of gateway and runner so far."""
-        return cpu_of(self.gateway) + cpu_of(self.runner)
+        return measure_cpu(self.gateway) + measure_cpu(self.runner)
 
     def unload(self, model: str) -> None:
         """Have the server end the model's process."""
@@ -62,23 +62,23 @@ class RunningServer:
     @property
     def peak_mb(self) -> tuple[float, float]:
         """The most memory that gateway and runner ever held."""
-        return peak_mb(self.gateway), peak_mb(self.runner)
+        return measure_peak_mb(self.gateway), measure_peak_mb(self.runner)
 
 
 @contextmanager
-def running(
+def run_server(
     *,
     warm: bool = True,
     model: str = MODEL,
     settings: dict[str, Any] | None = None,
     environment: dict[str, str] | None = None,
     arguments: Sequence[str] = (),
-) -> Iterator[RunningServer]:
+) -> Iterator[BenchServer]:
     """A fresh server in its own temporary folder; `warm` has it load `model` first, which may be one of `settings`.
 
     `arguments` stand behind those of `SERVE`, and win over them.
     """
-    port = free_port()
+    port = find_free_port()
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
         config = Path(temp) / "config.yaml"
         config.write_text(json.dumps(settings or {}), encoding="utf-8")  # which is YAML too
@@ -87,17 +87,17 @@ def running(
         hub = Path(temp) / "hub"
         hub.mkdir()
         surroundings = {"HF_HUB_CACHE": str(hub)} if environment is None else environment
-        with child(
+        with run_child(
             [*SERVE, "--port", str(port), "--config", str(config), *arguments], environment={"TMPDIR": temp} | surroundings
         ) as process:
-            until_healthy(port, process)
-            server = RunningServer(port, psutil.Process(process.pid))
+            wait_until_healthy(port, process)
+            server = BenchServer(port, psutil.Process(process.pid))
             if warm:
                 post_clip(port, model)
             yield server
 
 
-def until_healthy(port: int, process: subprocess.Popen[bytes], path: str = "/health") -> float:
+def wait_until_healthy(port: int, process: subprocess.Popen[bytes], path: str = "/health") -> float:
     """Wait for the first 200 and return when it came, on the clock of `time.perf_counter`."""
     end = time.perf_counter() + START_S
     while time.perf_counter() < end:
@@ -116,9 +116,9 @@ def until_healthy(port: int, process: subprocess.Popen[bytes], path: str = "/hea
 
 def post_clip(port: int, model: str = MODEL) -> None:
     """Have a short recording transcribed, whatever comes of it."""
-    from bench.recordings import clips  # noqa: PLC0415 -- the figures that send nothing should not pay for PyAV
+    from bench.recordings import create_clips  # noqa: PLC0415 -- the figures that send nothing should not pay for PyAV
 
-    body = form(clips(1)[0], model=model)
+    body = build_form(create_clips(1)[0], model=model)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
     kind = body.headers.split(": ", 1)[1].strip()
     connection.request("POST", "/v1/audio/transcriptions", b"".join(body.pieces), {"content-type": kind})
@@ -129,7 +129,7 @@ def post_clip(port: int, model: str = MODEL) -> None:
         raise RuntimeError(f"{model} answered {answer.status}: {text!r}")
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

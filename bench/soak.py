@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import aiohttp
 import psutil
 
-from bench.children import child
+from bench.children import run_child
 from bench.client import MODEL
-from bench.figure import Compare, Figure
-from bench.server import RunningServer, free_port, post_clip, running, until_healthy
-from bench.soak_answers import RefusedError, Tally, WrongError
-from bench.soak_clients import CLIENTS, COMMAND, ELSEWHERE, Client, Server
-from bench.soak_followers import Follower, following
-from bench.soak_samples import Sample, keep_sampling, middle
+from bench.figure import BenchFigure, SeriesComparison
+from bench.server import BenchServer, find_free_port, post_clip, run_server, wait_until_healthy
+from bench.soak_answers import RefusedAnswerError, SoakTally, WrongAnswerError
+from bench.soak_clients import CLIENTS, COMMAND, ELSEWHERE, Client, SoakTarget
+from bench.soak_followers import StreamFollower, run_followers
+from bench.soak_samples import MemorySample, find_median, keep_sampling
 from bench.whispers import NAME as WHISPER
-from bench.whispers import hearing_whisper, settings
+from bench.whispers import build_hearing, build_settings
 
 LEAVING = 1 / 3
 MEANING_TO = 2 / 3
@@ -40,7 +40,7 @@ GROWTH = 1.05
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class SoakSizes:
     """How long, how much at once, how often something is done to the processes, and the stretches that are compared."""
 
     seconds: float
@@ -51,58 +51,58 @@ class Sizes:
     compared_s: float
 
 
-FULL = Sizes(seconds=1800, clients=12, followers=40, disturb_s=10, compared_at=300, compared_s=60)
-QUICK = Sizes(seconds=60, clients=6, followers=8, disturb_s=5, compared_at=30, compared_s=10)
+FULL = SoakSizes(seconds=1800, clients=12, followers=40, disturb_s=10, compared_at=300, compared_s=60)
+QUICK = SoakSizes(seconds=60, clients=6, followers=8, disturb_s=5, compared_at=30, compared_s=10)
 
 
 @dataclass(slots=True)
-class Soak:
+class SoakResult:
     """What was seen."""
 
-    samples: list[Sample] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
+    samples: list[MemorySample] = field(default_factory=list)
+    tally: SoakTally = field(default_factory=SoakTally)
     done: dict[str, int] = field(default_factory=dict)
     """To the processes, and how often."""
-    followers: Sequence[Follower] = ()
+    followers: Sequence[StreamFollower] = ()
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """What the gateway holds at the end, against what it held after five minutes; lost followers and wrong answers."""
     sizes = QUICK if quick else FULL
-    with _server() as (server, wyoming):
-        soak = asyncio.run(_soak(server, wyoming, sizes))
-    return _figures(soak, sizes)
+    with _run_server() as (server, wyoming):
+        soak = asyncio.run(_run_soak(server, wyoming, sizes))
+    return _build_figures(soak, sizes)
 
 
 @contextmanager
-def _server() -> Iterator[tuple[RunningServer, int]]:
+def _run_server() -> Iterator[tuple[BenchServer, int]]:
     """Speech models of two engines, a command, a server at an address, and Home Assistant's port."""
-    upstream, wyoming = free_port(), free_port()
-    with child(["-m", "bench.llm_server", str(upstream)]) as process, hearing_whisper() as whisper:
-        until_healthy(upstream, process)
+    upstream, wyoming = find_free_port(), find_free_port()
+    with run_child(["-m", "bench.llm_server", str(upstream)]) as process, build_hearing() as whisper:
+        wait_until_healthy(upstream, process)
         models = {
             COMMAND: {"cmd": f"{sys.executable} -m bench.llm_server ${{PORT}}"},
             ELSEWHERE: {"proxy": f"http://127.0.0.1:{upstream}"},
-            **settings(whisper)["models"],
+            **build_settings(whisper)["models"],
         }
         given = {"models": models, "default_model": MODEL}
-        with running(settings=given, arguments=("--wyoming", "--wyoming-port", str(wyoming))) as server:
+        with run_server(settings=given, arguments=("--wyoming", "--wyoming-port", str(wyoming))) as server:
             post_clip(server.port, WHISPER)
             yield server, wyoming
 
 
-async def _soak(server: RunningServer, wyoming: int, sizes: Sizes) -> Soak:
-    soak, chance, began = Soak(), random.Random(7), time.monotonic()
+async def _run_soak(server: BenchServer, wyoming: int, sizes: SoakSizes) -> SoakResult:
+    soak, chance, began = SoakResult(), random.Random(7), time.monotonic()
     connector = aiohttp.TCPConnector(limit=0)
-    async with following(server.port, sizes.followers) as followers, aiohttp.ClientSession(connector=connector) as http:
+    async with run_followers(server.port, sizes.followers) as followers, aiohttp.ClientSession(connector=connector) as http:
         soak.followers = followers
-        there = Server(server.port, wyoming, http, chance)
+        there = SoakTarget(server.port, wyoming, http, chance)
         usual: dict[Client, float] = dict.fromkeys(CLIENTS, 1.0)
         beside = [
             asyncio.create_task(keep_sampling(server, soak.samples, began)),
-            asyncio.create_task(_disturb(server, http, sizes.disturb_s, chance, soak)),
+            asyncio.create_task(_disturb_processes(server, http, sizes.disturb_s, chance, soak)),
         ]
-        clients = [_visit(there, usual, soak.tally, began + sizes.seconds) for _ in range(sizes.clients)]
+        clients = [_run_client(there, usual, soak.tally, began + sizes.seconds) for _ in range(sizes.clients)]
         traffic = asyncio.gather(*clients)
         await asyncio.wait([traffic, *beside], return_when=asyncio.FIRST_COMPLETED)
         for task in beside:
@@ -116,7 +116,7 @@ async def _soak(server: RunningServer, wyoming: int, sizes: Sizes) -> Soak:
     return soak
 
 
-async def _visit(server: Server, usual: dict[Client, float], tally: Tally, until: float) -> None:
+async def _run_client(server: SoakTarget, usual: dict[Client, float], tally: SoakTally, until: float) -> None:
     """One request after another, a third of them given up in the middle."""
     chance = server.chance
     while time.monotonic() < until:
@@ -133,23 +133,25 @@ async def _visit(server: Server, usual: dict[Client, float], tally: Tally, until
                 tally.wrong.append(f"{client.__name__}: no answer in {LONGEST_S:g} s")
         else:
             usual[client] += (time.monotonic() - began - usual[client]) / 4
-            _count(client.__name__, task, tally)
+            _count_outcome(client.__name__, task, tally)
         await asyncio.sleep(chance.expovariate(1 / PAUSE_S))
 
 
-def _count(name: str, task: asyncio.Future[None], tally: Tally) -> None:
+def _count_outcome(name: str, task: asyncio.Future[None], tally: SoakTally) -> None:
     try:
         task.result()
         tally.right[name] += 1
-    except RefusedError as error:
+    except RefusedAnswerError as error:
         tally.refused[str(error)] += 1
-    except WrongError as error:
+    except WrongAnswerError as error:
         tally.wrong.append(f"{name}: {error}")
     except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         tally.wrong.append(f"{name}: {error!r}")
 
 
-async def _disturb(server: RunningServer, http: aiohttp.ClientSession, every_s: float, chance: random.Random, soak: Soak) -> None:
+async def _disturb_processes(
+    server: BenchServer, http: aiohttp.ClientSession, every_s: float, chance: random.Random, soak: SoakResult
+) -> None:
     """Kill a process, or have a model unloaded, again and again."""
     while True:
         await asyncio.sleep(every_s)
@@ -160,20 +162,20 @@ async def _disturb(server: RunningServer, http: aiohttp.ClientSession, every_s: 
             with suppress(psutil.NoSuchProcess):
                 chance.choice(running_ones).send_signal(signal.SIGKILL)
         else:
-            method, path = _unloading(kind, chance.choice([MODEL, MODEL, WHISPER, COMMAND]))
+            method, path = _choose_unloading(kind, chance.choice([MODEL, MODEL, WHISPER, COMMAND]))
             async with http.request(method, f"http://127.0.0.1:{server.port}{path}") as answer:
                 if answer.status not in (200, 404):  # 404 where it is not loaded
                     soak.tally.wrong.append(f"{method} {path}: {answer.status} {(await answer.text())[:300]}")
         soak.done[kind] = soak.done.get(kind, 0) + 1
 
 
-def _unloading(kind: str, model: str) -> tuple[str, str]:
+def _choose_unloading(kind: str, model: str) -> tuple[str, str]:
     if kind == "all unloaded":
         return "POST", "/api/models/unload"
     return "DELETE", f"/api/ps/{model}" + ("?force=true" if kind == "unloaded by force" else "")
 
 
-async def _listen_once_more(server: RunningServer, followers: Sequence[Follower]) -> None:
+async def _listen_once_more(server: BenchServer, followers: Sequence[StreamFollower]) -> None:
     """Do something that every follower hears of, and see that they do."""
     asked = time.monotonic()
     await asyncio.to_thread(server.unload, MODEL)
@@ -187,7 +189,7 @@ async def _listen_once_more(server: RunningServer, followers: Sequence[Follower]
             one.lost = f"{one.path} is silent"
 
 
-def _figures(soak: Soak, sizes: Sizes) -> list[Figure]:
+def _build_figures(soak: SoakResult, sizes: SoakSizes) -> list[BenchFigure]:
     tally, followers = soak.tally, soak.followers
     lost = [one.lost for one in followers if one.lost]
     done = ", ".join(f"{count} {kind}" for kind, count in sorted(soak.done.items()))
@@ -200,13 +202,13 @@ def _figures(soak: Soak, sizes: Sizes) -> list[Figure]:
     tracebacks = max((one.tracebacks for one in followers), key=len)
 
     def figure(
-        name: str, what: str, unit: str, value: Callable[[Sample], float], *, counts: bool = True, note: str = ""
-    ) -> Figure:
+        name: str, what: str, unit: str, value: Callable[[MemorySample], float], *, counts: bool = True, note: str = ""
+    ) -> BenchFigure:
         at = sizes.compared_at
-        late = middle(soak.samples, sizes.seconds - sizes.compared_s, sizes.seconds, value)
-        early = middle(soak.samples, at - sizes.compared_s, at, value)
+        late = find_median(soak.samples, sizes.seconds - sizes.compared_s, sizes.seconds, value)
+        early = find_median(soak.samples, at - sizes.compared_s, at, value)
         against = f"in minute {at / 60:g}"
-        return Figure(name, what, against, unit, [late], [early], Compare.SHARE, GROWTH if counts else None, note)
+        return BenchFigure(name, what, against, unit, [late], [early], SeriesComparison.SHARE, GROWTH if counts else None, note)
 
     fresh = "Of processes that are some seconds to some minutes old, since they are killed and unloaded: it goes up and down."
     return [
@@ -215,10 +217,10 @@ def _figures(soak: Soak, sizes: Sizes) -> list[Figure]:
         figure("soak-threads", "its threads", "", lambda one: one.threads),
         figure("soak-children", "its processes", "", lambda one: one.children),
         figure("soak-models", "memory of those processes", "MB", lambda one: one.models_mb, counts=False, note=fresh),
-        Figure("soak-followers", f"of {len(followers)} followers of events and logs, lost", "", "", [len(lost)], [],
-               Compare.ABSOLUTE, 0, f"{heard} {'; '.join(lost[:5])}"),
-        Figure("soak-answers", "answers that are neither right nor a documented error", "", "", [len(tally.wrong)], [],
-               Compare.ABSOLUTE, 0, str(tally)),
-        Figure("soak-tracebacks", "tracebacks in the log", "", "", [len(tracebacks)], [],
-               Compare.ABSOLUTE, 0, " | ".join(tracebacks[:3])),
+        BenchFigure("soak-followers", f"of {len(followers)} followers of events and logs, lost", "", "", [len(lost)], [],
+               SeriesComparison.ABSOLUTE, 0, f"{heard} {'; '.join(lost[:5])}"),
+        BenchFigure("soak-answers", "answers that are neither right nor a documented error", "", "", [len(tally.wrong)], [],
+               SeriesComparison.ABSOLUTE, 0, str(tally)),
+        BenchFigure("soak-tracebacks", "tracebacks in the log", "", "", [len(tracebacks)], [],
+               SeriesComparison.ABSOLUTE, 0, " | ".join(tracebacks[:3])),
     ]  # fmt: skip

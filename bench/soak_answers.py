@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
 
-from bench.live_delays import bare
+from bench.live_delays import spell_words
 
 DOCUMENTED = {
     "busy": (503,),
@@ -30,16 +30,16 @@ ALIKE = 0.7
 KEPT = 20
 
 
-class WrongError(Exception):
+class WrongAnswerError(Exception):
     """An answer that is neither right nor an error that the documentation knows."""
 
 
-class RefusedError(Exception):
+class RefusedAnswerError(Exception):
     """An error that the documentation knows; the message is its code."""
 
 
 @dataclass(slots=True)
-class Tally:
+class SoakTally:
     """How many requests went which way, by kind."""
 
     right: Counter[str] = field(default_factory=Counter)
@@ -69,10 +69,10 @@ def check_text(text: str, said: str) -> None:
     Raises:
         WrongError: it is not.
     """
-    expected, heard = bare(said), bare(text)
+    expected, heard = spell_words(said), spell_words(text)
     alike = SequenceMatcher(None, expected, heard, autojunk=False).ratio()
     if alike < ALIKE:
-        raise WrongError(f"{said!r} was heard as {text!r}")
+        raise WrongAnswerError(f"{said!r} was heard as {text!r}")
 
 
 def check_error(error: Any, status: int | None = None) -> None:
@@ -84,8 +84,8 @@ def check_error(error: Any, status: int | None = None) -> None:
     """
     code = error.get("code") if isinstance(error, dict) and error.get("message") else None
     if isinstance(code, str) and code in DOCUMENTED and status in (None, *DOCUMENTED[code]):
-        raise RefusedError(code)
-    raise WrongError(f"{status or 'error'}: {json.dumps(error)[:300]}")
+        raise RefusedAnswerError(code)
+    raise WrongAnswerError(f"{status or 'error'}: {json.dumps(error)[:300]}")
 
 
 def check_status(status: int, body: bytes) -> None:
@@ -95,25 +95,25 @@ def check_status(status: int, body: bytes) -> None:
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
-        raise WrongError(f"{status}: {body[:300]!r}") from None
+        raise WrongAnswerError(f"{status}: {body[:300]!r}") from None
     check_error(error, status)
 
 
-def check_ollamas(status: int, body: bytes) -> list[Any]:
+def check_ollama_lines(status: int, body: bytes) -> list[Any]:
     """The lines of an answer of Ollama's API; errors are raised as by `check_error`."""
     try:
         lines = [json.loads(line) for line in body.splitlines()]
         error = next((line["error"] for line in lines if "error" in line), "")
     except (ValueError, TypeError):
-        raise WrongError(f"{status}: {body[:300]!r}") from None
+        raise WrongAnswerError(f"{status}: {body[:300]!r}") from None
     if error and isinstance(error, str) and (status == 200 or status in OLLAMAS):
-        raise RefusedError("Ollama's error")
+        raise RefusedAnswerError("Ollama's error")
     if status != 200 or error or not lines:
-        raise WrongError(f"{status}: {body[:300]!r}")
+        raise WrongAnswerError(f"{status}: {body[:300]!r}")
     return lines
 
 
-def event_data(stream: bytes) -> list[Any]:
+def parse_event_data(stream: bytes) -> list[Any]:
     """The data of server-sent events; `[DONE]` is None.
 
     Raises:
@@ -123,4 +123,4 @@ def event_data(stream: bytes) -> list[Any]:
         lines = [line[5:].strip() for line in stream.decode().splitlines() if line.startswith("data:")]
         return [None if line == "[DONE]" else json.loads(line) for line in lines]
     except ValueError:
-        raise WrongError(f"events broken off: {stream[-200:]!r}") from None
+        raise WrongAnswerError(f"events broken off: {stream[-200:]!r}") from None

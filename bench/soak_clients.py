@@ -19,11 +19,11 @@ from wyoming.client import AsyncTcpClient
 from wyoming.info import Describe, Info
 
 from bench.chats import CHAT
-from bench.client import MODEL, form
+from bench.client import MODEL, build_form
 from bench.live_client import PATH
-from bench.live_recording import announcements
+from bench.live_recording import load_announcements
 from bench.recordings import Samples
-from bench.soak_answers import WrongError, check_error, check_ollamas, check_status, check_text, event_data
+from bench.soak_answers import WrongAnswerError, check_error, check_ollama_lines, check_status, check_text, parse_event_data
 from bench.whispers import NAME as WHISPER
 from eardrum.transcription import SAMPLE_RATE
 from tests.models import tiny_whisper
@@ -45,7 +45,7 @@ SLOW_PIECE, SLOW_PAUSE_S = 8192, 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class SpokenRecording:
     """A recording, what is said in it, and the model that knows it."""
 
     samples: Samples
@@ -64,7 +64,7 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class SoakTarget:
     """Where the clients go, and what they choose by."""
 
     port: int
@@ -76,67 +76,71 @@ class Server:
         """Of a route."""
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def spoken(self) -> Spoken:
+    def spoken(self) -> SpokenRecording:
         """A recording of those that the server's models hear right."""
-        return self.chance.choice(recordings())
+        return self.chance.choice(load_recordings())
 
 
-Client = Callable[[Server], Awaitable[None]]
+Client = Callable[[SoakTarget], Awaitable[None]]
 
 
 @cache
-def recordings() -> Sequence[Spoken]:
+def load_recordings() -> Sequence[SpokenRecording]:
     """Announcements, alone and two together, and utterances for the Whisper that knows a few words."""
-    pairs = zip(announcements()[::2], announcements()[1::2], strict=False)
-    phone = [Spoken(one.samples, one.text, MODEL) for one in announcements() if len(one.text) > 40]
-    phone += [Spoken(cast(Samples, np.concatenate([a.samples, b.samples])), f"{a.text} {b.text}", MODEL) for a, b in pairs]
-    heard = [clip for clip in tiny_whisper.clips() if clip.language == "en" and len(clip.text.split()) > 4]
-    return [*phone, *(Spoken(clip.samples, clip.text, WHISPER) for clip in heard)]
+    pairs = zip(load_announcements()[::2], load_announcements()[1::2], strict=False)
+    phone = [SpokenRecording(one.samples, one.text, MODEL) for one in load_announcements() if len(one.text) > 40]
+    phone += [
+        SpokenRecording(cast(Samples, np.concatenate([a.samples, b.samples])), f"{a.text} {b.text}", MODEL) for a, b in pairs
+    ]
+    heard = [clip for clip in tiny_whisper.load_clips() if clip.language == "en" and len(clip.text.split()) > 4]
+    return [*phone, *(SpokenRecording(clip.samples, clip.text, WHISPER) for clip in heard)]
 
 
 @cache
-def _encoded(number: int, container: str) -> bytes:
-    samples = recordings()[number].samples
+def _encode_recording(number: int, container: str) -> bytes:
+    samples = load_recordings()[number].samples
     whole = cast(Samples, np.pad(samples, (0, -len(samples) % AAC_FRAME)))
     return encode(whole, container, rate=SAMPLE_RATE if container in ("m4a", "mp4") else None)
 
 
-async def upload(server: Server) -> None:
+async def upload(server: SoakTarget) -> None:
     """A file in some container for an answer in some format; every fourth comes slowly."""
-    number = server.chance.randrange(len(recordings()))
-    spoken, format = recordings()[number], server.chance.choice(FORMATS)
-    status, body = await _post_form(server, spoken, _encoded(number, server.chance.choice(CONTAINERS)), response_format=format)
+    number = server.chance.randrange(len(load_recordings()))
+    spoken, format = load_recordings()[number], server.chance.choice(FORMATS)
+    status, body = await _post_form(
+        server, spoken, _encode_recording(number, server.chance.choice(CONTAINERS)), response_format=format
+    )
     check_status(status, body)
-    check_text(_plain(body.decode(), format), spoken.text)
+    check_text(_extract_text(body.decode(), format), spoken.text)
 
 
-async def stream(server: Server) -> None:
+async def stream(server: SoakTarget) -> None:
     """A file whose segments come as events."""
-    number = server.chance.randrange(len(recordings()))
-    spoken = recordings()[number]
-    status, body = await _post_form(server, spoken, _encoded(number, "mp3"), stream="true")
+    number = server.chance.randrange(len(load_recordings()))
+    spoken = load_recordings()[number]
+    status, body = await _post_form(server, spoken, _encode_recording(number, "mp3"), stream="true")
     check_status(status, body)
-    events = event_data(body)
+    events = parse_event_data(body)
     if not events:
-        raise WrongError("a stream without events")
+        raise WrongAnswerError("a stream without events")
     if "error" in events[-1]:
         check_error(events[-1]["error"])
     deltas = "".join(event["delta"] for event in events if event["type"] == "transcript.text.delta")
     if events[-1]["type"] != "transcript.text.done" or events[-1]["text"] != deltas:
-        raise WrongError(f"{deltas!r} ends in {events[-1]}")
+        raise WrongAnswerError(f"{deltas!r} ends in {events[-1]}")
     check_text(deltas, spoken.text)
 
 
-async def chat_with_audio(server: Server) -> None:
+async def chat_with_audio(server: SoakTarget) -> None:
     """A chat with a recording in it."""
     spoken = server.spoken()
     part = {"type": "input_audio", "input_audio": {"data": spoken.base64, "format": "wav"}}
-    status, body = await _post(server, "/v1/chat/completions", _chat(spoken.model, [part]))
+    status, body = await _post(server, "/v1/chat/completions", _build_chat(spoken.model, [part]))
     check_status(status, body)
     check_text(json.loads(body)["choices"][0]["message"]["content"], spoken.text)
 
 
-async def ollama_speech(server: Server) -> None:
+async def ollama_speech(server: SoakTarget) -> None:
     """A recording as an image, for Ollama's two routes."""
     spoken, streamed = server.spoken(), server.chance.random() < 0.5
     path, request = server.chance.choice(
@@ -145,43 +149,43 @@ async def ollama_speech(server: Server) -> None:
             ("/api/generate", {"prompt": "Transcribe.", "images": [spoken.base64]}),
         ]
     )
-    lines = check_ollamas(*await _post(server, path, {"model": spoken.model, "stream": streamed, **request}))
+    lines = check_ollama_lines(*await _post(server, path, {"model": spoken.model, "stream": streamed, **request}))
     check_text("".join(line["response"] if "response" in line else line["message"]["content"] for line in lines), spoken.text)
 
 
-async def ollama_chat(server: Server) -> None:
+async def ollama_chat(server: SoakTarget) -> None:
     """A chat with a language model, for Ollama's clients."""
-    request = _chat(_language_model(server), "What became of the hare?") | {"stream": server.chance.random() < 0.5}
-    lines = check_ollamas(*await _post(server, "/api/chat", request))
+    request = _build_chat(_choose_language_model(server), "What became of the hare?") | {"stream": server.chance.random() < 0.5}
+    lines = check_ollama_lines(*await _post(server, "/api/chat", request))
     _check_story("".join(line["message"]["content"] for line in lines))
     if not lines[-1]["done"]:
-        raise WrongError(f"the last line is {lines[-1]}")
+        raise WrongAnswerError(f"the last line is {lines[-1]}")
 
 
-async def forwarded(server: Server) -> None:
+async def forwarded(server: SoakTarget) -> None:
     """A chat that goes to another server, whole or in events."""
     streamed = server.chance.random() < 0.5
-    request = CHAT | {"model": _language_model(server)} | ({"stream": True} if streamed else {})
+    request = CHAT | {"model": _choose_language_model(server)} | ({"stream": True} if streamed else {})
     status, body = await _post(server, "/v1/chat/completions", request)
     check_status(status, body)
     if not streamed:
         _check_story(json.loads(body)["choices"][0]["message"]["content"])
         return
-    events = event_data(body)
+    events = parse_event_data(body)
     for event in events:
         if event and "error" in event:
             check_error(event["error"])
     if not events or events[-1] is not None:
-        raise WrongError(f"a stream broken off without an error: {body[-200:]!r}")
+        raise WrongAnswerError(f"a stream broken off without an error: {body[-200:]!r}")
     _check_story("".join(event["choices"][0]["delta"]["content"] for event in events[:-1]))
 
 
-async def live(server: Server) -> None:
+async def live(server: SoakTarget) -> None:
     """A live session over the plain WebSocket."""
     spoken, texts = server.spoken(), []
     url = server.address(f"{PATH}?model={spoken.model}")
     async with server.http.ws_connect(url) as socket:
-        speaking = asyncio.create_task(_speak(socket, spoken.pcm))
+        speaking = asyncio.create_task(_send_pcm(socket, spoken.pcm))
         try:
             async for message in socket:
                 said = json.loads(message.data)
@@ -193,18 +197,18 @@ async def live(server: Server) -> None:
                     check_text(" ".join(texts), spoken.text)
                     return
         finally:
-            await _given_up(speaking)
-    raise WrongError(f"a live session closed with {socket.close_code} before it was done")
+            await _await_sender(speaking)
+    raise WrongAnswerError(f"a live session closed with {socket.close_code} before it was done")
 
 
-async def realtime(server: Server) -> None:
+async def realtime(server: SoakTarget) -> None:
     """A session of OpenAI's Realtime API in which the client commits."""
     spoken = server.spoken()
     transcription = {"model": spoken.model, "language": "en"}
     heard = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "transcription": transcription, "turn_detection": None}
     async with server.http.ws_connect(server.address("/v1/realtime?intent=transcription")) as socket:
         await socket.send_json({"type": "session.update", "session": {"type": "transcription", "audio": {"input": heard}}})
-        speaking = asyncio.create_task(_append(socket, spoken.pcm))
+        speaking = asyncio.create_task(_append_audio(socket, spoken.pcm))
         try:
             async for message in socket:
                 said = json.loads(message.data)
@@ -214,21 +218,21 @@ async def realtime(server: Server) -> None:
                     check_text(said["transcript"], spoken.text)
                     return
         finally:
-            await _given_up(speaking)
-    raise WrongError(f"a Realtime session closed with {socket.close_code} before its transcript")
+            await _await_sender(speaking)
+    raise WrongAnswerError(f"a Realtime session closed with {socket.close_code} before its transcript")
 
 
-async def wyoming(server: Server) -> None:
+async def wyoming(server: SoakTarget) -> None:
     """Home Assistant: asks what there is, then sends an utterance."""
     spoken = server.spoken()
     async with AsyncTcpClient("127.0.0.1", server.wyoming) as client:
         await client.write_event(Describe().event())
         told = await client.read_event()
         if not told or MODEL not in [model.name for model in Info.from_event(told).asr[0].models]:
-            raise WrongError(f"Wyoming describes {told}")
+            raise WrongAnswerError(f"Wyoming describes {told}")
         await client.write_event(Transcribe(name=spoken.model, language="en").event())
         await client.write_event(AudioStart(SAMPLE_RATE, 2, 1).event())
-        for piece in _pieces(spoken.pcm):
+        for piece in _split_pcm(spoken.pcm):
             await client.write_event(AudioChunk(SAMPLE_RATE, 2, 1, piece).event())
             await asyncio.sleep(PIECE_S / FASTER)
         await client.write_event(AudioStop().event())
@@ -238,22 +242,22 @@ async def wyoming(server: Server) -> None:
             if event.type == "transcript":
                 check_text(Transcript.from_event(event).text, spoken.text)
                 return
-    raise WrongError("Wyoming hung up before the transcript")
+    raise WrongAnswerError("Wyoming hung up before the transcript")
 
 
-async def lists(server: Server) -> None:
+async def lists(server: SoakTarget) -> None:
     """What there is, in the words of three protocols."""
     path = server.chance.choice(["/v1/models", "/api/tags", "/api/ps", "/running", "/health", "/api/metrics/activity"])
     async with server.http.get(server.address(path)) as answer:
         if answer.status != 200:
-            raise WrongError(f"{path}: {answer.status}")
+            raise WrongAnswerError(f"{path}: {answer.status}")
         await answer.json()
 
 
-async def mistakes(server: Server) -> None:
+async def mistakes(server: SoakTarget) -> None:
     """What has one right answer: an error."""
     kind = server.chance.choice(["audio", "model", "format", "json"])
-    spoken = Spoken(np.zeros(0, np.float32), "", MODEL)
+    spoken = SpokenRecording(np.zeros(0, np.float32), "", MODEL)
     if kind == "audio":
         expected, (status, body) = (400, "invalid_audio"), await _post_form(server, spoken, b"nothing that plays " * 500)
     elif kind == "model":
@@ -287,54 +291,54 @@ CLIENTS: dict[Client, int] = {
 JSON = {"content-type": "application/json"}
 
 
-def _language_model(server: Server) -> str:
+def _choose_language_model(server: SoakTarget) -> str:
     return server.chance.choice([COMMAND, ELSEWHERE])
 
 
-def _chat(model: str, content: Any) -> dict[str, Any]:
+def _build_chat(model: str, content: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": content}]}
 
 
 def _check_story(text: str) -> None:
     if not text.startswith(("Then the tortoise", " tortoise")):
-        raise WrongError(f"the model says {text[:100]!r}")
+        raise WrongAnswerError(f"the model says {text[:100]!r}")
 
 
-async def _post(server: Server, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+async def _post(server: SoakTarget, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
     async with server.http.post(server.address(path), json=body) as answer:
-        return answer.status, await _read(answer)
+        return answer.status, await _read_answer(answer)
 
 
-async def _post_form(server: Server, spoken: Spoken, audio: bytes, **fields: str) -> tuple[int, bytes]:
-    body = form(audio, model=spoken.model, **fields)
+async def _post_form(server: SoakTarget, spoken: SpokenRecording, audio: bytes, **fields: str) -> tuple[int, bytes]:
+    body = build_form(audio, model=spoken.model, **fields)
     headers = {"content-type": body.headers.split(": ", 1)[1].strip()}
     whole = b"".join(body.pieces)
-    data = _slowly(whole) if server.chance.random() < 0.25 else whole
+    data = _send_slowly(whole) if server.chance.random() < 0.25 else whole
     async with server.http.post(server.address("/v1/audio/transcriptions"), data=data, headers=headers) as answer:
-        return answer.status, await _read(answer)
+        return answer.status, await _read_answer(answer)
 
 
-async def _slowly(body: bytes) -> AsyncIterator[bytes]:
+async def _send_slowly(body: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(body), SLOW_PIECE):
         yield body[at : at + SLOW_PIECE]
         await asyncio.sleep(SLOW_PAUSE_S)
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
+async def _read_answer(answer: aiohttp.ClientResponse) -> bytes:
     """All of it. One that breaks off may: where its last event is an error, that says why."""
     data = bytearray()
     try:
         async for piece in answer.content.iter_any():
             data += piece
     except aiohttp.ClientPayloadError:
-        for event in event_data(bytes(data)):
+        for event in parse_event_data(bytes(data)):
             if event and "error" in event:
                 check_error(event["error"])
-        raise WrongError(f"an answer broken off without an error: {bytes(data[-200:])!r}") from None
+        raise WrongAnswerError(f"an answer broken off without an error: {bytes(data[-200:])!r}") from None
     return bytes(data)
 
 
-def _plain(body: str, format: str) -> str:
+def _extract_text(body: str, format: str) -> str:
     """The text of an answer."""
     if "json" in format:
         return str(json.loads(body)["text"])
@@ -344,26 +348,26 @@ def _plain(body: str, format: str) -> str:
     return " ".join(line for line in lines if "-->" not in line and not line.strip().isdigit() and line != "WEBVTT")
 
 
-def _pieces(pcm: bytes) -> list[bytes]:
+def _split_pcm(pcm: bytes) -> list[bytes]:
     size = int(PIECE_S * SAMPLE_RATE) * 2
     return [pcm[at : at + size] for at in range(0, len(pcm), size)]
 
 
-async def _speak(socket: aiohttp.ClientWebSocketResponse, pcm: bytes) -> None:
-    for piece in _pieces(pcm):
+async def _send_pcm(socket: aiohttp.ClientWebSocketResponse, pcm: bytes) -> None:
+    for piece in _split_pcm(pcm):
         await socket.send_bytes(piece)
         await asyncio.sleep(PIECE_S / FASTER)
     await socket.send_json({"type": "finish"})
 
 
-async def _append(socket: aiohttp.ClientWebSocketResponse, pcm: bytes) -> None:
-    for piece in _pieces(pcm):
+async def _append_audio(socket: aiohttp.ClientWebSocketResponse, pcm: bytes) -> None:
+    for piece in _split_pcm(pcm):
         await socket.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(piece).decode()})
         await asyncio.sleep(PIECE_S / FASTER)
     await socket.send_json({"type": "input_audio_buffer.commit"})
 
 
-async def _given_up(task: asyncio.Task[None]) -> None:
+async def _await_sender(task: asyncio.Task[None]) -> None:
     """What it could not send any more is told by what was read."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -19,7 +19,7 @@ KINDS = {"logData", "modelStatus", "profileChanged", "inflight", "activity"}
 
 
 @dataclass(slots=True)
-class Follower:
+class StreamFollower:
     """One of them: how much came, when last, and why no more comes."""
 
     path: str
@@ -38,7 +38,7 @@ class Follower:
                 if answer.status != 200:
                     self.lost = f"{self.path}: {answer.status}"
                     return
-                async for line in _lines(answer.content):
+                async for line in _read_lines(answer.content):
                     self._take(line)
             self.lost = f"{self.path} ended"
         except (aiohttp.ClientError, ValueError, OSError) as error:
@@ -71,7 +71,7 @@ class Follower:
             self.tracebacks.append(line[:300])
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+async def _read_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """Of any length."""
     rest = b""
     async for data in content.iter_any():
@@ -81,9 +81,9 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def following(port: int, count: int) -> AsyncIterator[list[Follower]]:
+async def run_followers(port: int, count: int) -> AsyncIterator[list[StreamFollower]]:
     """So many of them, until the block ends."""
-    followers = [Follower(PATHS[number % len(PATHS)]) for number in range(count)]
+    followers = [StreamFollower(PATHS[number % len(PATHS)]) for number in range(count)]
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         tasks = [asyncio.create_task(follower.follow(http, port)) for follower in followers]

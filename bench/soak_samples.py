@@ -12,14 +12,14 @@ from statistics import median
 
 import psutil
 
-from bench.server import RunningServer
-from bench.usage import rss_mb
+from bench.server import BenchServer
+from bench.usage import measure_rss_mb
 
 EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MemorySample:
     """What the gateway holds so many seconds after the beginning, and the memory of its children."""
 
     at: float
@@ -30,24 +30,24 @@ class Sample:
     models_mb: float
 
 
-async def keep_sampling(server: RunningServer, samples: list[Sample], began: float) -> None:
+async def keep_sampling(server: BenchServer, samples: list[MemorySample], began: float) -> None:
     """Add a sample every few seconds, until cancelled."""
     while True:
-        samples.append(sample(server.gateway, time.monotonic() - began))
+        samples.append(take_sample(server.gateway, time.monotonic() - began))
         await asyncio.sleep(EVERY_S)
 
 
-def sample(gateway: psutil.Process, at: float) -> Sample:
+def take_sample(gateway: psutil.Process, at: float) -> MemorySample:
     """How it is now."""
     children, held = gateway.children(recursive=True), 0.0
     for child in children:
         with suppress(psutil.NoSuchProcess):
-            held += rss_mb(child)
+            held += measure_rss_mb(child)
     descriptors = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
-    return Sample(at, rss_mb(gateway), descriptors, gateway.num_threads(), len(children), held)
+    return MemorySample(at, measure_rss_mb(gateway), descriptors, gateway.num_threads(), len(children), held)
 
 
-def middle(samples: Sequence[Sample], begin: float, end: float, value: Callable[[Sample], float]) -> float:
+def find_median(samples: Sequence[MemorySample], begin: float, end: float, value: Callable[[MemorySample], float]) -> float:
     """The median between two moments: single requests come and go, and the median of a minute does not move with them.
 
     Raises:

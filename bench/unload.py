@@ -9,17 +9,17 @@ from pathlib import Path
 
 import psutil
 
-from bench.children import ask, child
-from bench.figure import Compare, Figure
-from bench.recordings import clips
-from bench.runners import Loaded
-from bench.server import RunningServer, post_clip, running
-from bench.usage import rss_mb
-from bench.whispers import NAME, reciting, settings
+from bench.children import ask_child, run_child
+from bench.figure import BenchFigure, SeriesComparison
+from bench.recordings import create_clips
+from bench.runners import LoadOrder
+from bench.server import BenchServer, post_clip, run_server
+from bench.usage import measure_rss_mb
+from bench.whispers import NAME, build_reciting, build_settings
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ModelLife:
     """Memory in MB and open files before, while and after a model was there; seconds to the first answer, twice."""
 
     before: tuple[float, int]
@@ -29,14 +29,14 @@ class Life:
     again_s: float = 0.0
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """Ours ends a process; the baseline deletes the object and collects the garbage."""
     size, repetitions = ("tiny", 1) if quick else ("small", 5)
     ours, baseline = [], []
-    with reciting(size, tokens=20) as model:
+    with build_reciting(size, tokens=20) as model:
         for _ in range(repetitions):
-            ours.append(_ours(model))
-            baseline.append(_baseline(model))
+            ours.append(_measure_ours(model))
+            baseline.append(_measure_baseline(model))
     note = (
         f"Whisper {size}, int8. RSS of all processes after the model is gone less RSS before it was loaded; loaded, that was "
         f"{ours[-1].loaded[0]:.0f} MB and {baseline[-1].loaded[0]:.0f} MB. Before: the gateway with no model, and a process that "
@@ -48,42 +48,44 @@ def measure(quick: bool) -> list[Figure]:
     files = [float(life.left[1] - life.before[1]) for life in ours]
     times = [life.again_s for life in ours], [life.first_s for life in ours]
     return [
-        Figure("unload", "memory left behind by a model", deleted, "MB", *left, Compare.TIMES_LESS, 15, note),
-        Figure("unload-files", "open files left behind by it", "", "files", files, [], Compare.ABSOLUTE, 0),
-        Figure("reload", "first answer of a model loaded again", "the first time", "s", *times, Compare.SHARE, 1.05, again),
+        BenchFigure("unload", "memory left behind by a model", deleted, "MB", *left, SeriesComparison.TIMES_LESS, 15, note),
+        BenchFigure("unload-files", "open files left behind by it", "", "files", files, [], SeriesComparison.ABSOLUTE, 0),
+        BenchFigure(
+            "reload", "first answer of a model loaded again", "the first time", "s", *times, SeriesComparison.SHARE, 1.05, again
+        ),
     ]
 
 
-def _ours(model: Loaded) -> Life:
-    with running(warm=False, model=NAME, settings=settings(model)) as server:
-        before = _held(server)
-        first = _answered(server)
-        loaded = _held(server)
+def _measure_ours(model: LoadOrder) -> ModelLife:
+    with run_server(warm=False, model=NAME, settings=build_settings(model)) as server:
+        before = _measure_held(server)
+        first = _wait_for_answer(server)
+        loaded = _measure_held(server)
         server.unload(NAME)
-        left = _held(server)
-        return Life(before, loaded, left, first, _answered(server))
+        left = _measure_held(server)
+        return ModelLife(before, loaded, left, first, _wait_for_answer(server))
 
 
-def _answered(server: RunningServer) -> float:
+def _wait_for_answer(server: BenchServer) -> float:
     started = time.perf_counter()
     post_clip(server.port, NAME)
     return time.perf_counter() - started
 
 
-def _held(server: RunningServer) -> tuple[float, int]:
+def _measure_held(server: BenchServer) -> tuple[float, int]:
     processes = [server.gateway, *server.gateway.children(recursive=True)]
-    return sum(map(rss_mb, processes)), sum(map(_open_files, processes))
+    return sum(map(measure_rss_mb, processes)), sum(map(_count_open_files, processes))
 
 
-def _open_files(process: psutil.Process) -> int:
+def _count_open_files(process: psutil.Process) -> int:
     return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
-def _baseline(model: Loaded) -> Life:
+def _measure_baseline(model: LoadOrder) -> ModelLife:
     with (
         tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as clip,
-        child(["-m", "bench.stock", "unload", str(model.source)], pipes=True) as process,
+        run_child(["-m", "bench.stock", "unload", str(model.source)], pipes=True) as process,
     ):
-        clip.write(clips(1)[0])
+        clip.write(create_clips(1)[0])
         clip.flush()
-        return Life(**{name: tuple(held) for name, held in ask(process, clip.name).items()})
+        return ModelLife(**{name: tuple(held) for name, held in ask_child(process, clip.name).items()})

@@ -38,7 +38,7 @@ def create_app(engine: Engine) -> Starlette:
             with tempfile.NamedTemporaryFile() as file:
                 await run_in_threadpool(shutil.copyfileobj, upload.file, file)
                 file.flush()
-                segments = await run_in_threadpool(_first_segment, engine, file.name)
+                segments = await run_in_threadpool(_transcribe_first, engine, file.name)
         return StreamingResponse(segments, media_type="text/event-stream")
 
     async def health(_: HttpRequest) -> Response:
@@ -47,7 +47,7 @@ def create_app(engine: Engine) -> Starlette:
     return Starlette(routes=[Route("/v1/audio/transcriptions", transcribe, methods=["POST"]), Route("/health", health)])
 
 
-def _first_segment(engine: Engine, path: str) -> Iterator[str]:
+def _transcribe_first(engine: Engine, path: str) -> Iterator[str]:
     audio = decode_audio(path)
     spoken = get_speech_timestamps(audio)[0]
     longest = int(engine.capabilities.max_window_s * SAMPLE_RATE)

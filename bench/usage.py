@@ -7,13 +7,13 @@ from pathlib import Path
 import psutil
 
 
-def cpu_of(process: psutil.Process) -> float:
+def measure_cpu(process: psutil.Process) -> float:
     """CPU seconds of the process, user and system."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
-def busy() -> float:
+def measure_busy() -> float:
     """CPU seconds of the whole machine so far, other guests of its host included, less those of this process.
 
     What is left of a difference after taking off what was measured is other work, which disturbs the measurement.
@@ -22,19 +22,19 @@ def busy() -> float:
     return float(times.user + times.nice + times.system + times.steal - own.user - own.system)
 
 
-def rss_mb(process: psutil.Process) -> float:
+def measure_rss_mb(process: psutil.Process) -> float:
     """Megabytes the process holds now."""
     return float(process.memory_info().rss / 1e6)
 
 
-def peak_mb(process: psutil.Process) -> float:
+def measure_peak_mb(process: psutil.Process) -> float:
     """The most megabytes the process ever held (VmHWM)."""
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def proportional_mb(process: psutil.Process) -> float:
+def measure_proportional_mb(process: psutil.Process) -> float:
     """Megabytes the process holds now, of what it shares with others its part (PSS)."""
     rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
     (line,) = (line for line in rollup.splitlines() if line.startswith("Pss:"))

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import tempfile
 
-from bench.children import ask, child
+from bench.children import ask_child, run_child
 from bench.client import transcribe
-from bench.figure import Compare, Figure
-from bench.recordings import clips, tape_mp3
-from bench.runners import Loaded
-from bench.server import running
-from bench.whispers import NAME, hearing_whisper, settings
+from bench.figure import BenchFigure, SeriesComparison
+from bench.recordings import create_clips, create_tape_mp3
+from bench.runners import LoadOrder
+from bench.server import run_server
+from bench.whispers import NAME, build_hearing, build_settings
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """Growth of the peak, in fresh processes."""
     minutes, repetitions = (5, 1) if quick else (60, 3)
-    file = tape_mp3(60 * minutes)
+    file = create_tape_mp3(60 * minutes)
     ours, stock = [], []
-    with hearing_whisper() as model:
+    with build_hearing() as model:
         for _ in range(repetitions):
-            ours.append(_ours(model, file))
-            stock.append(_stock(model, file))
+            ours.append(_measure_ours(model, file))
+            stock.append(_measure_stock(model, file))
     grown = [[peak - loaded for loaded, peak in series] for series in (ours, stock)]
     peaks = [[peak for _, peak in series] for series in (ours, stock)]
     note = (
@@ -32,25 +32,25 @@ def measure(quick: bool) -> list[Figure]:
     )
     what, against = f"growth of the peak with {minutes} min of audio, Whisper", "faster-whisper transcribe(vad_filter=True)"
     return [
-        Figure("whisper-memory", what, against, "MB", *grown, Compare.TIMES_LESS, 20, note),
-        Figure("whisper-memory-peak", "the peak itself", against, "MB", *peaks, Compare.TIMES_LESS),
+        BenchFigure("whisper-memory", what, against, "MB", *grown, SeriesComparison.TIMES_LESS, 20, note),
+        BenchFigure("whisper-memory-peak", "the peak itself", against, "MB", *peaks, SeriesComparison.TIMES_LESS),
     ]
 
 
-def _ours(model: Loaded, file: bytes) -> tuple[float, float]:
-    with running(model=NAME, settings=settings(model)) as server:
+def _measure_ours(model: LoadOrder, file: bytes) -> tuple[float, float]:
+    with run_server(model=NAME, settings=build_settings(model)) as server:
         loaded = sum(server.peak_mb)
         asyncio.run(transcribe(server.port, file, model=NAME, language="en"))
         return loaded, sum(server.peak_mb)
 
 
-def _stock(model: Loaded, file: bytes) -> tuple[float, float]:
+def _measure_stock(model: LoadOrder, file: bytes) -> tuple[float, float]:
     with (
         tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as long,
         tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as short,
-        child(["-m", "bench.stock", "file", str(model.source), model.options["compute_type"]], pipes=True) as process,
+        run_child(["-m", "bench.stock", "file", str(model.source), model.options["compute_type"]], pipes=True) as process,
     ):
-        for handle, data in ((long, file), (short, clips(1)[0])):
+        for handle, data in ((long, file), (short, create_clips(1)[0])):
             handle.write(data)
             handle.flush()
-        return ask(process, short.name)["peak_mb"], ask(process, long.name)["peak_mb"]
+        return ask_child(process, short.name)["peak_mb"], ask_child(process, long.name)["peak_mb"]

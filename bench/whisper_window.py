@@ -5,25 +5,25 @@ from __future__ import annotations
 import tempfile
 from subprocess import Popen
 
-from bench.children import ask, child
-from bench.figure import Compare, Figure
-from bench.recordings import one_window
-from bench.runners import Loaded
-from bench.whispers import reciting
+from bench.children import ask_child, run_child
+from bench.figure import BenchFigure, SeriesComparison
+from bench.recordings import create_one_window
+from bench.runners import LoadOrder
+from bench.whispers import build_reciting
 
 
-def measure(quick: bool) -> list[Figure]:
+def measure(quick: bool) -> list[BenchFigure]:
     """Turn by turn in two processes, each with the model loaded; a middling and a larger model."""
     if quick:
-        return [_figure("tiny", 3)]
-    return [_figure("base", 12), _figure("base", 12, language=""), _figure("small", 7)]
+        return [_measure_figure("tiny", 3)]
+    return [_measure_figure("base", 12), _measure_figure("base", 12, language=""), _measure_figure("small", 7)]
 
 
-def _figure(size: str, repetitions: int, language: str = "en") -> Figure:
-    with reciting(size) as model, tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as file:
-        file.write(one_window())
+def _measure_figure(size: str, repetitions: int, language: str = "en") -> BenchFigure:
+    with build_reciting(size) as model, tempfile.NamedTemporaryFile(prefix="eardrum-bench-", suffix=".mp3") as file:
+        file.write(create_one_window())
         file.flush()
-        ours, stock = _turns(model, f"{file.name}\t{language}", repetitions)
+        ours, stock = _run_turns(model, f"{file.name}\t{language}", repetitions)
     note = (
         f"Random weights, int8, beam 5, temperature 0, 100 tokens; half a minute of speech, decoded beforehand, {repetitions} "
         "times in turns, one window each. Ours is the engine in a process tuned like a runner's, without server, VAD or queue; "
@@ -35,21 +35,28 @@ def _figure(size: str, repetitions: int, language: str = "en") -> Figure:
     named = "" if language else ", language to be found out"
     what, against = f"CPU per window of 30 s, Whisper {size}{named}", "faster_whisper.WhisperModel.transcribe, usual allocator"
     milliseconds = [[1000 * seconds for seconds in series] for series in (ours, stock)]
-    return Figure(
-        f"whisper-window-{size}{'-detect' * (not language)}", what, against, "ms", *milliseconds, Compare.TIMES_LESS, 1.12, note
+    return BenchFigure(
+        f"whisper-window-{size}{'-detect' * (not language)}",
+        what,
+        against,
+        "ms",
+        *milliseconds,
+        SeriesComparison.TIMES_LESS,
+        1.12,
+        note,
     )
 
 
-def _turns(model: Loaded, line: str, repetitions: int) -> tuple[list[float], list[float]]:
+def _run_turns(model: LoadOrder, line: str, repetitions: int) -> tuple[list[float], list[float]]:
     with (
-        child(["-m", "bench.engine_alone", *model.arguments], pipes=True) as ours,
-        child(["-m", "bench.stock", "windows", str(model.source), model.options["compute_type"]], pipes=True) as stock,
+        run_child(["-m", "bench.engine_alone", *model.arguments], pipes=True) as ours,
+        run_child(["-m", "bench.stock", "windows", str(model.source), model.options["compute_type"]], pipes=True) as stock,
     ):
-        mine, theirs = (ask(process, line)["text"] for process in (ours, stock))
+        mine, theirs = (ask_child(process, line)["text"] for process in (ours, stock))
         if mine != theirs:
             raise RuntimeError(f"Not the same text: {mine!r} and {theirs!r}")
         turns: dict[Popen[bytes], list[float]] = {ours: [], stock: []}
         for repetition in range(repetitions):
             for process in (ours, stock) if repetition % 2 else (stock, ours):
-                turns[process].append(ask(process, line)["cpu_s"])
+                turns[process].append(ask_child(process, line)["cpu_s"])
     return turns[ours], turns[stock]

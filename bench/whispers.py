@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.recordings import Samples, mp3
-from bench.runners import Loaded
+from bench.recordings import Samples, encode_mp3
+from bench.runners import LoadOrder
 from tests.models import faster_whisper, tiny_whisper
 
 PLAIN: dict[str, Any] = {"device": "cpu", "temperatures": [0.0]}
@@ -26,33 +26,33 @@ NAME = "whisper"
 
 
 @contextmanager
-def reciting(size: str, *, tokens: int = 100, quantization: str = "int8", **options: Any) -> Iterator[Loaded]:
+def build_reciting(size: str, *, tokens: int = 100, quantization: str = "int8", **options: Any) -> Iterator[LoadOrder]:
     """A Whisper of random weights in a temporary folder, and how to load it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
-        folder = faster_whisper.random(Path(temp) / "model", size, quantization, tokens)
-        yield Loaded("faster_whisper", folder, PLAIN | {"compute_type": quantization} | options)
+        folder = faster_whisper.build_random(Path(temp) / "model", size, quantization, tokens)
+        yield LoadOrder("faster_whisper", folder, PLAIN | {"compute_type": quantization} | options)
 
 
 @contextmanager
-def hearing_whisper(quantization: str = "int8", **options: Any) -> Iterator[Loaded]:
+def build_hearing(quantization: str = "int8", **options: Any) -> Iterator[LoadOrder]:
     """The Whisper that hears, in a temporary folder, and how to load it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
         folder = faster_whisper.build(Path(temp) / "model", quantization)
-        yield Loaded("faster_whisper", folder, PLAIN | {"compute_type": quantization} | options)
+        yield LoadOrder("faster_whisper", folder, PLAIN | {"compute_type": quantization} | options)
 
 
-def settings(model: Loaded, **entry: Any) -> dict[str, Any]:
+def build_settings(model: LoadOrder, **entry: Any) -> dict[str, Any]:
     """A server's settings with this one model, under `NAME`."""
     return {"models": {NAME: {"engine": model.engine, "source": str(model.source), "options": model.options} | entry}}
 
 
-def utterances(language: str, seconds: float, *, first: int = 0) -> bytes:
+def load_utterances(language: str, seconds: float, *, first: int = 0) -> bytes:
     """What the hearing model understands, again and again for about `seconds`, with pauses of a second, as MP3."""
-    clips = [clip for clip in tiny_whisper.clips() if clip.language == language]
+    clips = [clip for clip in tiny_whisper.load_clips() if clip.language == language]
     parts: list[Samples] = []
     pause = np.zeros(16_000, np.float32)
     number = first
     while not parts or sum(map(len, parts)) < seconds * 16_000:
         parts += [clips[number % len(clips)].samples, pause]
         number += 1
-    return mp3(np.concatenate(parts[:-1]))
+    return encode_mp3(np.concatenate(parts[:-1]))

@@ -28,7 +28,7 @@ PACKAGE = ROOT / "src" / "eardrum"
 
 def main() -> None:
     stale = []
-    for path, text in pages():
+    for path, text in build_pages():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if "--check" in sys.argv:
@@ -39,22 +39,22 @@ def main() -> None:
         sys.exit(f"Out of date: {', '.join(stale)}. Run `make docs`.")
 
 
-def pages() -> Iterator[tuple[Path, str]]:
+def build_pages() -> Iterator[tuple[Path, str]]:
     schema = Settings.model_json_schema()
-    yield REFERENCE / "config.schema.json", json.dumps(in_both_spellings(schema), indent=2) + "\n"
-    yield REFERENCE / "config.md", config_page(schema)
-    yield REFERENCE / "engines.md", engines_page()
-    yield REFERENCE / "cli.md", commands_page()
-    yield EXPLANATION / "code-map.md", modules_page()
+    yield REFERENCE / "config.schema.json", json.dumps(format_both_spellings(schema), indent=2) + "\n"
+    yield REFERENCE / "config.md", build_config_page(schema)
+    yield REFERENCE / "engines.md", build_engines_page()
+    yield REFERENCE / "cli.md", build_cli_page()
+    yield EXPLANATION / "code-map.md", build_code_map()
 
 
-def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]:
+def format_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]:
     """The schema that takes every setting in camelCase and in snake_case, as the loader does.
 
     The other spelling is a pattern that only it matches: editors check what is written against patterns, and offer the names
     of properties alone, so that each setting is offered once.
     """
-    definitions = {name: in_both_spellings(part, f"$defs/{name}/") for name, part in schema.get("$defs", {}).items()}
+    definitions = {name: format_both_spellings(part, f"$defs/{name}/") for name, part in schema.get("$defs", {}).items()}
     properties = schema.get("properties", {})
     patterns = {
         f"^{other}$": {"$ref": f"#/{where}properties/{name}"}
@@ -65,9 +65,9 @@ def in_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]
     return schema | ({"$defs": definitions} if definitions else {}) | added
 
 
-def config_page(schema: dict[str, Any]) -> str:
+def build_config_page(schema: dict[str, Any]) -> str:
     aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
-    table = Table(schema)
+    table = SettingsTable(schema)
     shared = {"": SharedSettings.model_fields, MODEL: SharedModelSettings.model_fields}
     own = table.rows(schema, wanted=lambda prefix, name: name not in shared.get(prefix, ()))
     of_models = table.rows(
@@ -135,7 +135,7 @@ MODEL = "models.NAME."
 Wanted = Callable[[str, str], bool]
 
 
-class Table:
+class SettingsTable:
     """The rows of settings. What several settings hold alike is listed at the first."""
 
     def __init__(self, schema: dict[str, Any]):
@@ -155,12 +155,17 @@ class Table:
         below = inner or each
         if not below or WITHOUT_EFFECT in field:
             return [
-                row(path, kind(field), "required" if required else f"`{json.dumps(field.get('default'))}`", field["description"])
+                format_row(
+                    path,
+                    describe_type(field),
+                    "required" if required else f"`{json.dumps(field.get('default'))}`",
+                    field["description"],
+                )
             ]
         if below in self._listed:
-            return [row(path, "map", "`{}`", f"{field['description']} See `{self._listed[below]}`.")]
+            return [format_row(path, "map", "`{}`", f"{field['description']} See `{self._listed[below]}`.")]
         self._listed[below] = path
-        head = [row(path, "map", "`{}`", field["description"])] if each else []
+        head = [format_row(path, "map", "`{}`", field["description"])] if each else []
         return head + self.rows(self._definitions[below], f"{path}.NAME." if each else f"{path}.", wanted=wanted)
 
     def _section(self, field: dict[str, Any]) -> str:
@@ -169,26 +174,26 @@ class Table:
         return next((option["$ref"].removeprefix("#/$defs/") for option in options if "$ref" in option), "")
 
 
-def row(path: str, kind: str, default: str, meaning: str) -> str:
+def format_row(path: str, kind: str, default: str, meaning: str) -> str:
     """A row; a bar inside it would be taken for the end of a cell."""
     return " | ".join(["", f"`{path}`", *(cell.replace("|", "\\|") for cell in (kind, default, meaning)), ""]).strip()
 
 
-def kind(field: dict[str, Any]) -> str:
+def describe_type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if pattern := next((option["pattern"] for option in field.get("anyOf", ()) if "pattern" in option), ""):
         return "time" if pattern == TIME.pattern else "size"
     if "anyOf" in field:
-        return next(kind(option) for option in field["anyOf"] if option.get("type") != "null")
+        return next(describe_type(option) for option in field["anyOf"] if option.get("type") != "null")
     if "$ref" in field:
         return "map"
     return {"array": "list", "object": "map"}.get(field["type"], field.get("format") or field["type"])
 
 
-def engines_page() -> str:
+def build_engines_page() -> str:
     cards = registry.list_cards().values()
-    rows = "\n".join(ability_row(card) for card in cards)
+    rows = "\n".join(format_capability_row(card) for card in cards)
     return f"""# Engines
 
 Generated from the cards of `src/eardrum/engines/`. An engine is the library that runs a model. `eardrum engines` lists
@@ -202,17 +207,17 @@ the longest stretch of audio that the engine gets at once; a batch is the most w
 | --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
 {rows}
 
-{chr(10).join(engine_section(card) for card in cards)}"""
+{chr(10).join(format_engine_section(card) for card in cards)}"""
 
 
-def ability_row(card: registry.EngineCard) -> str:
+def format_capability_row(card: registry.EngineCard) -> str:
     can = card.capabilities.to_json()
     marks = " | ".join("yes" if can[name] else "no" for name in ABILITIES)
     languages = ", ".join(can["languages"]) or "many"
     return f"| [{card.name}](#{card.name}) | {languages} | {marks} | {can['max_window_s']:g} s | {can['max_batch']} |"
 
 
-def engine_section(card: registry.EngineCard) -> str:
+def format_engine_section(card: registry.EngineCard) -> str:
     """What one engine runs, under which names, and what it takes to have it."""
     lines = [f"## {card.name}", "", f"{card.title}.", ""]
     if card.extra:
@@ -229,39 +234,41 @@ def engine_section(card: registry.EngineCard) -> str:
     else:
         lines.append("- Installed with the package.")
     if card.layouts:
-        lines.append(f"- Recognises {' or '.join(code(layout) for layout in card.layouts)}{of_types(card)}.")
-    lines.append(f"- Options: {code(dict.fromkeys([*COMMON_OPTIONS, *card.options]))}.")
+        lines.append(f"- Recognises {' or '.join(format_code(layout) for layout in card.layouts)}{describe_model_types(card)}.")
+    lines.append(f"- Options: {format_code(dict.fromkeys([*COMMON_OPTIONS, *card.options]))}.")
     if card.repositories:
-        lines.append(f"- Takes every model called {code(card.repositories)}.")
+        lines.append(f"- Takes every model called {format_code(card.repositories)}.")
     for pattern, changes in card.variants.items():
-        lines.append(f"- Models called `{pattern}` differ: {', '.join(difference(*change) for change in changes.items())}.")
+        lines.append(
+            f"- Models called `{pattern}` differ: {', '.join(describe_difference(*change) for change in changes.items())}."
+        )
     if card.names:
-        lines += ["", "| names | model |", "| --- | --- |", *name_rows(card)]
+        lines += ["", "| names | model |", "| --- | --- |", *format_name_rows(card)]
     return "\n".join([*lines, ""])
 
 
-def of_types(card: registry.EngineCard) -> str:
-    return f", with a `model_type` of {code(card.model_types)}" if card.model_types else ""
+def describe_model_types(card: registry.EngineCard) -> str:
+    return f", with a `model_type` of {format_code(card.model_types)}" if card.model_types else ""
 
 
-def difference(ability: str, value: Any) -> str:
+def describe_difference(ability: str, value: Any) -> str:
     if isinstance(value, bool):
         return ability if value else f"no {ability}"
     return f"{ability} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-def name_rows(card: registry.EngineCard) -> Iterator[str]:
+def format_name_rows(card: registry.EngineCard) -> Iterator[str]:
     by_model: dict[str, list[str]] = {}
     for name, repository in card.names.items():
         by_model.setdefault(repository, []).append(name)
-    return (f"| {code(names)} | `{repository}` |" for repository, names in by_model.items())
+    return (f"| {format_code(names)} | `{repository}` |" for repository, names in by_model.items())
 
 
-def commands_page() -> str:
+def build_cli_page() -> str:
     """Every command with its arguments and options, as `eardrum help` shows them."""
     group: Any = typer.main.get_command(cli.app)
     commands = {name: command for name, command in group.commands.items() if name != "help"}
-    contents = "\n".join(f"| [`eardrum {name}`](#{name}) | {summary(command)} |" for name, command in commands.items())
+    contents = "\n".join(f"| [`eardrum {name}`](#{name}) | {summarize_command(command)} |" for name, command in commands.items())
     return f"""# Commands
 
 Generated from the command line. `eardrum help COMMAND` prints the same; `eardrum --install-completion` teaches your shell
@@ -275,46 +282,51 @@ to complete commands and options.
 `--server` or `EARDRUM_SERVER`. `EARDRUM_KEY` is one of its `apiKeys`. With `EARDRUM_SERVER` set, `transcribe` uses that
 server too. Errors are a line on stderr that begins with `eardrum:`, and the exit code is 1.
 
-{chr(10).join(command_section(name, command) for name, command in commands.items())}"""
+{chr(10).join(format_command_section(name, command) for name, command in commands.items())}"""
 
 
-def summary(command: Any) -> str:
+def summarize_command(command: Any) -> str:
     return (command.help or "").split("\n\n")[0].replace("\n", " ").strip()
 
 
-def command_section(name: str, command: Any) -> str:
+def format_command_section(name: str, command: Any) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option" and not each.hidden and each.name != "help"]
-    usage = " ".join(["eardrum", name, *(["[OPTIONS]"] if options else []), *map(argument_usage, arguments)])
+    usage = " ".join(["eardrum", name, *(["[OPTIONS]"] if options else []), *map(format_argument, arguments)])
     help_text = inspect.cleandoc(command.help or "")
     lines = [f"## {name}", "", help_text, "", "```console", f"$ {usage}", "```", ""]
-    if rows := [(argument_usage(each), str(each.help or "")) for each in arguments]:
-        lines += ["| argument | meaning |", "| --- | --- |", *(cells(f"`{first}`", meaning) for first, meaning in rows), ""]
+    if rows := [(format_argument(each), str(each.help or "")) for each in arguments]:
+        lines += [
+            "| argument | meaning |",
+            "| --- | --- |",
+            *(format_cells(f"`{first}`", meaning) for first, meaning in rows),
+            "",
+        ]
     if options:
-        lines += ["| option | default | meaning |", "| --- | --- | --- |", *map(option_row, options), ""]
+        lines += ["| option | default | meaning |", "| --- | --- | --- |", *map(format_option_row, options), ""]
     return "\n".join(lines)
 
 
-def argument_name(argument: Any) -> str:
+def get_argument_name(argument: Any) -> str:
     return argument.metavar or (argument.name or "").upper()
 
 
-def argument_usage(argument: Any) -> str:
-    name = argument_name(argument).removesuffix("...") + ("..." if argument.nargs == -1 else "")
+def format_argument(argument: Any) -> str:
+    name = get_argument_name(argument).removesuffix("...") + ("..." if argument.nargs == -1 else "")
     return name if argument.required else f"[{name}]"
 
 
-def option_row(option: Any) -> str:
+def format_option_row(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts] if "_" not in name)
-    value = "" if option.is_flag or option.count else f" {value_name(option)}"
+    value = "" if option.is_flag or option.count else f" {get_value_name(option)}"
     shown = option.show_default if isinstance(option.show_default, str) else ""
     if not shown and option.default not in (None, "", False, ()) and not option.is_flag and not callable(option.default):
         shown = ", ".join(map(str, option.default)) if isinstance(option.default, list | tuple) else str(option.default)
     variable = f" (`{option.envvar}`)" if option.envvar else ""
-    return cells(f"{names}{value}", shown, f"{option.help or ''}{variable}")
+    return format_cells(f"{names}{value}", shown, f"{option.help or ''}{variable}")
 
 
-def value_name(option: Any) -> str:
+def get_value_name(option: Any) -> str:
     if option.metavar:
         return str(option.metavar)
     descriptor = option.type_descriptor
@@ -324,19 +336,19 @@ def value_name(option: Any) -> str:
     return "N" if "int" in annotation or "float" in annotation else "PATH" if "Path" in annotation else "TEXT"
 
 
-def cells(*texts: str) -> str:
+def format_cells(*texts: str) -> str:
     """A row of a table; a bar inside a cell would be taken for its end."""
     return f"| {' | '.join(' '.join(text.split()).replace('|', chr(92) + '|') for text in texts)} |"
 
 
-def modules_page() -> str:
+def build_code_map() -> str:
     """Every module with the first sentence of its docstring."""
     folders: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         folder = path.parent.relative_to(PACKAGE).as_posix()
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         folders.setdefault("" if folder == "." else folder, []).append((path.name, " ".join(about.split("\n\n")[0].split())))
-    sections = "\n".join(folder_section(folder, dict(modules)) for folder, modules in sorted(folders.items()))
+    sections = "\n".join(format_folder_section(folder, dict(modules)) for folder, modules in sorted(folders.items()))
     return f"""# Code map
 
 Generated from the modules' docstrings: all of `src/eardrum/`. [Architecture](architecture.md) explains how they work
@@ -345,14 +357,14 @@ together. Imports point down; the contracts of import-linter in `pyproject.toml`
 {sections}"""
 
 
-def folder_section(folder: str, modules: dict[str, str]) -> str:
+def format_folder_section(folder: str, modules: dict[str, str]) -> str:
     about = modules.pop("__init__.py", "")
-    rows = [cells(f"`{name}`", text) for name, text in modules.items()]
+    rows = [format_cells(f"`{name}`", text) for name, text in modules.items()]
     table = ["| module | |", "| --- | --- |", *rows, ""] if rows else []
     return "\n".join([f"## {folder or 'eardrum'}/", "", *([about, ""] if about else []), *table])
 
 
-def code(words: Iterable[str]) -> str:
+def format_code(words: Iterable[str]) -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 

@@ -33,7 +33,7 @@ VERBS = ("cut", "embed", "exceed", "feed", "need", "proceed", "put", "read", "se
 
 
 @dataclass
-class Counts:
+class PackageCounts:
     """The package's declarations."""
 
     lines: dict[str, int] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Counts:
 
 def main() -> None:
     counts = count_package()
-    rows = list(figures(counts))
+    rows = list(list_figures(counts))
     table = render_table(rows)
     print(table)
     if "--list" in sys.argv:
@@ -62,9 +62,9 @@ def main() -> None:
         sys.exit("Over the limit: " + "; ".join(failed))
 
 
-def count_package() -> Counts:
+def count_package() -> PackageCounts:
     """Parse every module of the package once."""
-    counts = Counts()
+    counts = PackageCounts()
     paths = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
     for module, path in paths.items():
         text = path.read_text()
@@ -95,7 +95,7 @@ def imported_modules(node: ast.AST, paths: dict[str, Path]) -> set[str]:
     return set()
 
 
-def count_definitions(counts: Counts, module: str, node: ast.AST, outer: str = "") -> None:
+def count_definitions(counts: PackageCounts, module: str, node: ast.AST, outer: str = "") -> None:
     """Count the definitions in a module, class or function. A class within another one goes by both names."""
     for child in ast.iter_child_nodes(node):
         documented = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -135,7 +135,7 @@ def returns_bool(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return function.returns is not None and ast.unparse(function.returns) == "bool"
 
 
-def figures(counts: Counts) -> list[tuple[str, float, float]]:
+def list_figures(counts: PackageCounts) -> list[tuple[str, float, float]]:
     """Name, value and limit of each figure."""
     sizes = [lines for _, _, lines in counts.functions]
     repeated = [name for name, modules in counts.classes.items() if len(modules) > 1]
@@ -161,7 +161,7 @@ def is_one_word(name: str) -> bool:
     return sum(letter.isupper() for letter in name) <= 1
 
 
-def lone_files(counts: Counts) -> list[str]:
+def lone_files(counts: PackageCounts) -> list[str]:
     """Short modules that exactly one other imports."""
     importers: dict[str, set[str]] = defaultdict(set)
     for module, imports in counts.uses.items():
@@ -203,7 +203,7 @@ def write_page(table: str) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
 
 
-def list_offenders(counts: Counts) -> None:
+def list_offenders(counts: PackageCounts) -> None:
     """Print the names behind the figures."""
     print("\nclasses in several modules:", {name: modules for name, modules in counts.classes.items() if len(modules) > 1})
     print("\none word:", sorted(name for name in counts.classes if is_one_word(name)))

@@ -52,8 +52,8 @@ IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
 
 def main() -> None:
-    weights = published_weights()
-    for name, model in (("vad.onnx", encoder(weights)), ("vad_memory.onnx", memory(weights))):
+    weights = load_published_weights()
+    for name, model in (("vad.onnx", build_encoder(weights)), ("vad_memory.onnx", build_memory(weights))):
         target = TARGET / name
         if "--check" not in sys.argv:
             target.write_bytes(model)
@@ -61,7 +61,7 @@ def main() -> None:
             sys.exit(f"Out of date: {name}. Run `python scripts/vad_graph.py`.")
 
 
-def published_weights() -> dict[str, np.ndarray]:
+def load_published_weights() -> dict[str, np.ndarray]:
     # The package is located, not imported: importing it would load CTranslate2 for one file.
     spec = find_spec("faster_whisper")
     if spec is None or spec.origin is None:
@@ -72,17 +72,17 @@ def published_weights() -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(data).graph.initializer}
 
 
-def encoder(weights: dict[str, np.ndarray]) -> bytes:
+def build_encoder(weights: dict[str, np.ndarray]) -> bytes:
     """Frames of samples, [n, 576], to what they sound like, [n, 128]."""
-    graph = Graph()
-    frames = transform(graph, weights["encoder.feature_extractor.forward_basis_buffer"][:, 0])
+    graph = GraphBuilder()
+    frames = build_transform(graph, weights["encoder.feature_extractor.forward_basis_buffer"][:, 0])
     graph.reshape(encode(graph, frames, weights), -1, FEATURES, outputs=("features",))
     return graph.model("silero_vad_v6", {"input": ("n", INPUT)}, {"features": ("n", FEATURES)})
 
 
-def memory(weights: dict[str, np.ndarray]) -> bytes:
+def build_memory(weights: dict[str, np.ndarray]) -> bytes:
     """What frames sound like to the probability of each, with the state carried in and out."""
-    graph = Graph()
+    graph = GraphBuilder()
     decode(graph, "features", weights)
     state = (1, 1, FEATURES)
     return graph.model(
@@ -95,7 +95,7 @@ def memory(weights: dict[str, np.ndarray]) -> bytes:
 Shape = tuple[int | str, ...]
 
 
-class Graph:
+class GraphBuilder:
     """Nodes and constants as they are added; a tensor is its name."""
 
     def __init__(self) -> None:
@@ -128,10 +128,10 @@ class Graph:
         return model.SerializeToString(deterministic=True)
 
 
-def transform(graph: Graph, basis: np.ndarray) -> str:
+def build_transform(graph: GraphBuilder, basis: np.ndarray) -> str:
     """Magnitudes per frame, [n, 4 * 129]: of each position the even bins, then the odd ones."""
     window = basis[0].astype(np.float64)  # bin 0 is the sum of the windowed samples
-    even, odd = fourier(np.arange(0, BINS, 2)), fourier(np.arange(1, BINS, 2))
+    even, odd = build_fourier(np.arange(0, BINS, 2)), build_fourier(np.arange(1, BINS, 2))
     for bins, (cosine, sine), sign in ((slice(0, BINS, 2), even, 1), (slice(1, BINS, 2), odd, -1)):
         for rows, half in ((basis[:BINS], cosine), (basis[BINS:], sine)):
             np.testing.assert_allclose(rows[bins].T, window[:, None] * np.concatenate([half, sign * half]), atol=1e-6)
@@ -141,25 +141,25 @@ def transform(graph: Graph, basis: np.ndarray) -> str:
     first = graph.add("Mul", graph.slice(hops, 0, POSITIONS, 1), graph.constant(window[:HOP]))
     second = graph.add("Mul", graph.slice(hops, 1, POSITIONS + 1, 1), graph.constant(window[HOP:]))
     powers = [
-        power(graph, graph.reshape(graph.add(kind, first, second), -1, HOP), *half)
+        build_power(graph, graph.reshape(graph.add(kind, first, second), -1, HOP), *half)
         for kind, half in (("Add", even), ("Sub", odd))
     ]
     return graph.reshape(graph.add("Sqrt", graph.add("Concat", *powers, axis=1)), -1, POSITIONS * BINS)
 
 
-def fourier(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def build_fourier(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Real and imaginary part for the first half of a window of 256 samples, [128, bins]."""
     angle = -2 * np.pi * np.outer(np.arange(HOP), bins) / (2 * HOP)
     # Mathematical libraries differ in the last bit; rounded, the file does not depend on the machine.
     return np.round(np.cos(angle), 12) + 0.0, np.round(np.sin(angle), 12) + 0.0
 
 
-def power(graph: Graph, samples: str, cosine: np.ndarray, sine: np.ndarray) -> str:
+def build_power(graph: GraphBuilder, samples: str, cosine: np.ndarray, sine: np.ndarray) -> str:
     parts = [graph.add("Gemm", samples, graph.constant(half)) for half in (cosine, sine)]
     return graph.add("Add", *(graph.add("Mul", part, part) for part in parts))
 
 
-def encode(graph: Graph, flat: str, weights: dict[str, np.ndarray]) -> str:
+def encode(graph: GraphBuilder, flat: str, weights: dict[str, np.ndarray]) -> str:
     """The four convolutions, [n, 4 * 129] to [n, 128]."""
     positions, order = POSITIONS, np.r_[0:BINS:2, 1:BINS:2]
     for layer, stride in enumerate((1, 2, 2, 1)):
@@ -172,7 +172,7 @@ def encode(graph: Graph, flat: str, weights: dict[str, np.ndarray]) -> str:
     return flat
 
 
-def convolve(graph: Graph, flat: str, positions: int, stride: int, weight: np.ndarray, bias: np.ndarray) -> list[str]:
+def convolve(graph: GraphBuilder, flat: str, positions: int, stride: int, weight: np.ndarray, bias: np.ndarray) -> list[str]:
     """Kernel 3, padding 1, ReLU: [n, positions * channels] to one [n, out] per position of the result."""
     channels = weight.shape[1]
     reach = [(max(at - 1, 0), min(at + 2, positions)) for at in range(0, positions, stride)]
@@ -193,7 +193,7 @@ def convolve(graph: Graph, flat: str, positions: int, stride: int, weight: np.nd
     return outputs
 
 
-def decode(graph: Graph, encoded: str, weights: dict[str, np.ndarray]) -> None:
+def decode(graph: GraphBuilder, encoded: str, weights: dict[str, np.ndarray]) -> None:
     """The LSTM over the block's frames with its state carried in and out, then one probability per frame."""
     gates = [graph.constant(weights[f"onnx::LSTM_{number}"]) for number in (209, 210, 211)]
     sequence = graph.reshape(encoded, -1, 1, 128)

@@ -12,7 +12,7 @@ import re
 import numpy as np
 from pocketsphinx import Decoder
 
-from bench.recordings import PHONE, decoded
+from bench.recordings import PHONE, decode_file
 
 NAMES = {
     "asterisk": "AE S T ER IH S K",
@@ -33,19 +33,19 @@ def main() -> None:
     rows = []
     with (PHONE / "references.tsv").open(encoding="utf-8") as table:
         for row in csv.DictReader(table, delimiter="\t"):
-            rows += [(row["name"], *word) for word in aligned(decoder, row["name"], row["text"])]
+            rows += [(row["name"], *word) for word in align_words(decoder, row["name"], row["text"])]
     with (PHONE / "words.tsv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table, delimiter="\t", lineterminator="\n")
         writer.writerow(("name", "word", "start", "end"))
         writer.writerows((name, word, f"{start:.2f}", f"{end:.2f}") for name, word, start, end in rows)
 
 
-def aligned(decoder: Decoder, name: str, text: str) -> list[tuple[str, float, float]]:
+def align_words(decoder: Decoder, name: str, text: str) -> list[tuple[str, float, float]]:
     """The words of a recording with the seconds at which they begin and end."""
     words = re.findall(r"[a-z']+", text.lower())
     decoder.set_align_text(" ".join(words))
     decoder.start_utt()
-    decoder.process_raw((decoded(PHONE / f"{name}.flac") * 32767).astype(np.int16).tobytes(), full_utt=True)
+    decoder.process_raw((decode_file(PHONE / f"{name}.flac") * 32767).astype(np.int16).tobytes(), full_utt=True)
     decoder.end_utt()
     found = [s for s in decoder.seg() if s.word not in PAUSES]
     spoken = [re.sub(r"\(\d+\)$", "", segment.word) for segment in found]

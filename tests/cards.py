@@ -12,12 +12,12 @@ from eardrum.engines.registry import EngineCard
 from eardrum.transcription import Capabilities
 
 
-def card(name: str, **declared: Any) -> EngineCard:
+def create_card(name: str, **declared: Any) -> EngineCard:
     declared = {"capabilities": Capabilities(), "title": f"Models of {name}"} | declared
     return EngineCard(name=name, module=f"nowhere.{name}", class_name=name.title(), **declared)
 
 
-WHISPER = card(
+WHISPER = create_card(
     "whispering",
     layouts=(("model.bin", "config.json"),),
     names={
@@ -33,7 +33,7 @@ WHISPER = card(
     options=("beam_size",),
     rank=10,
 )
-TORCH = card(
+TORCH = create_card(
     "torching",
     layouts=(("config.json", "*.safetensors"),),
     model_types=("whisper", "seamless"),
@@ -42,7 +42,7 @@ TORCH = card(
     extra="torch",
     rank=30,
 )
-LACKING = card("lacking", requires=("no_such_library",), names={"rare": "Rare/rare-1b"}, extra="lacking", rank=1)
+LACKING = create_card("lacking", requires=("no_such_library",), names={"rare": "Rare/rare-1b"}, extra="lacking", rank=1)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-def certificate(folder: Path, name: str = "server", password: str = "") -> tuple[Path, Path]:
+def create_certificate(folder: Path, name: str = "server", password: str = "") -> tuple[Path, Path]:
     """A certificate for this machine, and its key."""
     if not shutil.which("openssl"):
         pytest.skip("needs the program openssl")

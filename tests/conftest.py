@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from tests.leftovers import nothing_left
+from tests.leftovers import check_leftovers
 
 START_S = 60.0
 NO_WYOMING = ("--no-wyoming",)
@@ -27,7 +27,7 @@ NO_WYOMING = ("--no-wyoming",)
 
 
 @dataclass
-class RunningServer:
+class ServerUnderTest:
     """A server under test."""
 
     address: str
@@ -46,7 +46,7 @@ class RunningServer:
 
     def runners(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
-        return [child for child in children if runs(child, "eardrum.runner")]
+        return [child for child in children if runs_module(child, "eardrum.runner")]
 
     def post(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
         files = {"file": ("audio", audio)} if audio is not None else {}
@@ -62,11 +62,11 @@ class RunningServer:
 
     def open_files(self) -> list[str]:
         """Temporary files that the server holds, with or without a name."""
-        links = [_target(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+        links = [_read_link(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
         return [link for link in links if str(self.temp) in link]
 
 
-def runs(process: psutil.Process, module: str) -> bool:
+def runs_module(process: psutil.Process, module: str) -> bool:
     """Whether the process is alive and runs this module of ours."""
     try:
         return module in process.cmdline()
@@ -74,7 +74,7 @@ def runs(process: psutil.Process, module: str) -> bool:
         return False  # on its way out
 
 
-def _target(link: Path) -> str:
+def _read_link(link: Path) -> str:
     try:
         return str(link.readlink())
     except FileNotFoundError:
@@ -92,7 +92,7 @@ asyncio.run(main())
 
 
 @contextmanager
-def running(*arguments: str, prelude: str = "", **environment: str) -> Iterator[RunningServer]:
+def run_server(*arguments: str, prelude: str = "", **environment: str) -> Iterator[ServerUnderTest]:
     """A server with these arguments; afterwards nothing of it may be left. `prelude` is run in its process before it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-test-") as temp:
         program = f"{prelude}\nfrom eardrum.cli.main import main; main()"
@@ -105,8 +105,8 @@ def running(*arguments: str, prelude: str = "", **environment: str) -> Iterator[
             stderr=subprocess.STDOUT,
             text=True,
         )
-        server = RunningServer("", process, Path(temp))
-        reader = Thread(target=_read, args=(server,), daemon=True)
+        server = ServerUnderTest("", process, Path(temp))
+        reader = Thread(target=_read_output, args=(server,), daemon=True)
         reader.start()
         try:
             wait_for(lambda: server.address or process.poll() is not None, START_S)
@@ -123,7 +123,7 @@ def running(*arguments: str, prelude: str = "", **environment: str) -> Iterator[
         assert not list(Path(temp).iterdir()), "files outlived the server"
 
 
-def _read(server: RunningServer) -> None:
+def _read_output(server: ServerUnderTest) -> None:
     assert server.process.stdout
     for line in server.process.stdout:
         server.output.append(line)
@@ -143,13 +143,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
 def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All tests together leave no temporary file and no process, and see nothing of what is cached on this machine."""
     cache = tmp_path_factory.mktemp("cache")  # not in there: pytest keeps it for a while
-    with pytest.MonkeyPatch.context() as patch, nothing_left():
+    with pytest.MonkeyPatch.context() as patch, check_leftovers():
         patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[RunningServer]:
+def server() -> Iterator[ServerUnderTest]:
     """One server for all tests that leave it as they found it."""
-    with running() as started:
+    with run_server() as started:
         yield started

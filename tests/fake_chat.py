@@ -26,7 +26,7 @@ async def fake_chat(call: Any, request: web.Request) -> web.StreamResponse:
         inputs = [body["input"]] if isinstance(body["input"], str) else body["input"]
         data = [{"index": i, "object": "embedding", "embedding": [float(len(text)), i, 0.5]} for i, text in enumerate(inputs)]
         return web.json_response({"object": "list", "data": data[::-1], "usage": {"prompt_tokens": 5, "total_tokens": 5}})
-    said = _said(body)
+    said = _find_last_text(body)
     if said == "refuse":
         error = {"code": 400, "message": "the request exceeds the available context size", "type": "exceed_context_size_error"}
         return web.json_response({"error": error}, status=400)
@@ -35,11 +35,11 @@ async def fake_chat(call: Any, request: web.Request) -> web.StreamResponse:
     if said == "wait":
         await asyncio.sleep(60)
     if not body.get("stream"):
-        return web.json_response(_whole(body, said))
-    return await _stream(body, said, request)
+        return web.json_response(_build_completion(body, said))
+    return await _stream_completion(body, said, request)
 
 
-def _said(body: dict[str, Any]) -> str:
+def _find_last_text(body: dict[str, Any]) -> str:
     """The text of the last message of a user, or the prompt."""
     if "prompt" in body:
         return str(body["prompt"])
@@ -47,7 +47,7 @@ def _said(body: dict[str, Any]) -> str:
     return content if isinstance(content, str) else " ".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _deltas(body: dict[str, Any], said: str) -> list[dict[str, Any]]:
+def _build_deltas(body: dict[str, Any], said: str) -> list[dict[str, Any]]:
     if body.get("tools") and body["messages"][-1]["role"] == "user":
         name = body["tools"][0]["function"]["name"]
         first = {"index": 0, "id": "call_abc", "type": "function", "function": {"name": name, "arguments": ""}}
@@ -63,14 +63,14 @@ def _deltas(body: dict[str, Any], said: str) -> list[dict[str, Any]]:
     return [*thoughts, *({"content": word} for word in WORDS)]
 
 
-def _reason(deltas: list[dict[str, Any]], body: dict[str, Any]) -> str:
+def _choose_reason(deltas: list[dict[str, Any]], body: dict[str, Any]) -> str:
     return "tool_calls" if "tool_calls" in deltas[-1] else "length" if body.get("max_tokens") == 1 else "stop"
 
 
-def _whole(body: dict[str, Any], said: str) -> dict[str, Any]:
-    deltas = _deltas(body, said)
+def _build_completion(body: dict[str, Any], said: str) -> dict[str, Any]:
+    deltas = _build_deltas(body, said)
     joined = {key: "".join(delta.get(key, "") for delta in deltas) for key in ("content", "reasoning_content")}
-    choice: dict[str, Any] = {"index": 0, "finish_reason": _reason(deltas, body)}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": _choose_reason(deltas, body)}
     if "prompt" in body:
         choice["text"] = joined["content"]
     else:
@@ -83,30 +83,30 @@ def _whole(body: dict[str, Any], said: str) -> dict[str, Any]:
     return {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": USAGE}
 
 
-async def _stream(body: dict[str, Any], said: str, request: web.Request) -> web.StreamResponse:
+async def _stream_completion(body: dict[str, Any], said: str, request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
-    deltas, plain = _deltas(body, said), "prompt" in body
+    deltas, plain = _build_deltas(body, said), "prompt" in body
     shown = [{"text": delta["content"]} if plain else {"delta": delta} for delta in deltas]
     events: list[Any] = [{"choices": [{"index": 0, "finish_reason": None} | delta]} for delta in shown]
     if said == "die":
-        await _write(response, events[:2])
+        await _write_events(response, events[:2])
         assert request.transport
         request.transport.close()
         return response
     if said == "break":
-        await _write(response, [*events[:2], {"error": {"message": "slot lost", "code": 500}}])
+        await _write_events(response, [*events[:2], {"error": {"message": "slot lost", "code": 500}}])
         return response
     if said == "linger":
-        await _write(response, events[:2])
+        await _write_events(response, events[:2])
         await asyncio.sleep(60)
-    end = {"choices": [{"index": 0, "finish_reason": _reason(deltas, body)} | ({"text": ""} if plain else {"delta": {}})]}
+    end = {"choices": [{"index": 0, "finish_reason": _choose_reason(deltas, body)} | ({"text": ""} if plain else {"delta": {}})]}
     usage = [{"choices": [], "usage": USAGE}] if body.get("stream_options", {}).get("include_usage") else []
-    await _write(response, [*events, end, *usage, "[DONE]"])
+    await _write_events(response, [*events, end, *usage, "[DONE]"])
     return response
 
 
-async def _write(response: web.StreamResponse, events: list[Any]) -> None:
+async def _write_events(response: web.StreamResponse, events: list[Any]) -> None:
     data = b": a comment\r\n\r\n"
     for event in events:
         text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
@@ -116,7 +116,7 @@ async def _write(response: web.StreamResponse, events: list[Any]) -> None:
         await asyncio.sleep(0)
 
 
-class _Call:
+class _ChatCall:
     def __init__(self, json: Any):
         self.json = json
 
@@ -124,7 +124,7 @@ class _Call:
 async def _handle(request: web.Request) -> web.StreamResponse:
     if request.path == "/health":
         return web.json_response({"status": "ok"})
-    return await fake_chat(_Call(await request.json()), request)
+    return await fake_chat(_ChatCall(await request.json()), request)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class FakeHub:
 def fake_hub(**repositories: FakeRepository) -> Iterator[FakeHub]:
     """A running fake hub; no thread, socket or connection is left afterwards."""
     hub = FakeHub(repositories={name.replace("__", "/"): repository for name, repository in repositories.items()})
-    server, store = _Server(hub), _Server(hub)
+    server, store = _HubServer(hub), _HubServer(hub)
     hub.address, hub.store = server.address, store.address
     threads = [Thread(target=each.serve_forever, kwargs={"poll_interval": 0.02}) for each in (server, store)]
     for thread in threads:
@@ -87,12 +87,12 @@ def fake_hub(**repositories: FakeRepository) -> Iterator[FakeHub]:
             thread.join()
 
 
-class _Server(ThreadingHTTPServer):
+class _HubServer(ThreadingHTTPServer):
     daemon_threads = False
     block_on_close = True
 
     def __init__(self, hub: FakeHub):
-        super().__init__(("127.0.0.1", 0), _Exchange)
+        super().__init__(("127.0.0.1", 0), _HubExchange)
         self.hub = hub
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         self.ended = Event()
@@ -114,9 +114,9 @@ class _Server(ThreadingHTTPServer):
         self.server_close()  # waits for the threads
 
 
-class _Exchange(BaseHTTPRequestHandler):
+class _HubExchange(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: _HubServer
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -145,7 +145,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if not repository:
             self._refuse(404, "RepoNotFound")
         elif self._fine(repository):
-            siblings = [_sibling(file, data, repository) for file, data in repository.files.items()]
+            siblings = [_describe_file(file, data, repository) for file, data in repository.files.items()]
             body = {"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings}
             self._send(200, json.dumps(body).encode(), {"content-type": "application/json"})
 
@@ -163,7 +163,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if data is None:
             self._refuse(404, "EntryNotFound")
             return
-        headers = {"etag": f'"{_hash(data)}"', "x-repo-commit": repository.revision, "accept-ranges": "bytes"}
+        headers = {"etag": f'"{_compute_hash(data)}"', "x-repo-commit": repository.revision, "accept-ranges": "bytes"}
         if redirects and len(data) >= LARGE:
             linked = {"x-linked-size": str(len(data)), "x-linked-etag": headers["etag"]}
             self._send(302, b"", linked | headers | {"location": f"{self.server.hub.store}/{name}/stored/x/{file}"})
@@ -220,18 +220,18 @@ class _Exchange(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _sibling(name: str, data: bytes, repository: FakeRepository) -> dict[str, Any]:
+def _describe_file(name: str, data: bytes, repository: FakeRepository) -> dict[str, Any]:
     if repository.terse:
         return {"rfilename": name}
-    sibling: dict[str, Any] = {"rfilename": name, "size": repository.claims or len(data), "blobId": _git_hash(data)}
+    sibling: dict[str, Any] = {"rfilename": name, "size": repository.claims or len(data), "blobId": _compute_git_hash(data)}
     if len(data) >= LARGE:
-        sibling["lfs"] = {"size": len(data), "sha256": _hash(data), "pointerSize": 134}
+        sibling["lfs"] = {"size": len(data), "sha256": _compute_hash(data), "pointerSize": 134}
     return sibling
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest() if len(data) >= LARGE else _git_hash(data)
+def _compute_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if len(data) >= LARGE else _compute_git_hash(data)
 
 
-def _git_hash(data: bytes) -> str:
+def _compute_git_hash(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

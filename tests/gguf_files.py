@@ -9,27 +9,27 @@ from typing import Any
 TOOLS_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
-def text(value: str) -> bytes:
+def encode_text(value: str) -> bytes:
     data = value.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def entry(key: str, value: Any) -> bytes:
+def encode_entry(key: str, value: Any) -> bytes:
     """A key and its value; a tuple is an array."""
     if isinstance(value, tuple):
         of_texts = isinstance(value[0], str)
-        items = b"".join(text(item) if of_texts else struct.pack("<i", item) for item in value)
-        return text(key) + struct.pack("<IIQ", 9, 8 if of_texts else 5, len(value)) + items
+        items = b"".join(encode_text(item) if of_texts else struct.pack("<i", item) for item in value)
+        return encode_text(key) + struct.pack("<IIQ", 9, 8 if of_texts else 5, len(value)) + items
     if isinstance(value, str):
-        return text(key) + struct.pack("<I", 8) + text(value)
+        return encode_text(key) + struct.pack("<I", 8) + encode_text(value)
     if isinstance(value, bool):
-        return text(key) + struct.pack("<I?", 7, value)
-    return text(key) + (struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value))
+        return encode_text(key) + struct.pack("<I?", 7, value)
+    return encode_text(key) + (struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value))
 
 
-def gguf(values: dict[str, Any], version: int = 3) -> bytes:
+def encode_gguf(values: dict[str, Any], version: int = 3) -> bytes:
     """A file without weights."""
-    return b"GGUF" + struct.pack("<IQQ", version, 0, len(values)) + b"".join(entry(*pair) for pair in values.items())
+    return b"GGUF" + struct.pack("<IQQ", version, 0, len(values)) + b"".join(encode_entry(*pair) for pair in values.items())
 
 
 QWEN: dict[str, Any] = {
@@ -47,6 +47,6 @@ QWEN: dict[str, Any] = {
 """A small language model with tools."""
 
 
-def put(path: Path, values: dict[str, Any] = QWEN) -> Path:
-    path.write_bytes(gguf(values) + bytes(1000))
+def write_gguf(path: Path, values: dict[str, Any] = QWEN) -> Path:
+    path.write_bytes(encode_gguf(values) + bytes(1000))
     return path

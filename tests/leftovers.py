@@ -16,15 +16,15 @@ END_S = 10.0
 
 
 @contextmanager
-def nothing_left() -> Iterator[None]:
+def check_leftovers() -> Iterator[None]:
     """Temporary files of this process and of those it starts get a folder of their own, which must be empty in the end."""
     with tempfile.TemporaryDirectory(prefix="eardrum-tests-") as folder:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", folder)
             patch.setattr(tempfile, "tempdir", folder)
             yield
-        running = psutil.wait_procs(_started_in(folder), timeout=END_S)[1]
-        described = list(map(_described, running))
+        running = psutil.wait_procs(_list_processes(folder), timeout=END_S)[1]
+        described = list(map(_describe_process, running))
         for process in running:
             process.kill()
         files = [str(file.relative_to(folder)) for file in Path(folder).rglob("*")]
@@ -32,19 +32,19 @@ def nothing_left() -> Iterator[None]:
     assert not files, f"files outlived their tests: {files[:20]}"
 
 
-def _started_in(folder: str) -> list[psutil.Process]:
+def _list_processes(folder: str) -> list[psutil.Process]:
     """Processes whose environment names the folder: whoever is started inherits it, and nobody else has it."""
-    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _names(process, folder)]
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _has_folder(process, folder)]
 
 
-def _names(process: psutil.Process, folder: str) -> bool:
+def _has_folder(process: psutil.Process, folder: str) -> bool:
     try:
         return any(folder in value for value in process.environ().values())
     except psutil.Error:
         return False  # of another user, or gone
 
 
-def _described(process: psutil.Process) -> str:
+def _describe_process(process: psutil.Process) -> str:
     """Its command, and the test that started it."""
     try:
         test = process.environ().get("PYTEST_CURRENT_TEST", "no test")

@@ -16,7 +16,7 @@ FIRST, LAST, SIZE = 20_000, 30_000, 200
 """Below what systems use for outgoing connections and for port 0."""
 
 
-class Block:
+class PortBlock:
     """Ports in a row that belong to this process, because it holds the first of them."""
 
     def __init__(self) -> None:
@@ -37,27 +37,27 @@ class Block:
             if self._next + count > len(self._ports):
                 self._next = 0
             first, self._next = self._ports[self._next], self._next + count
-            if all(map(_free, range(first, first + count))):
+            if all(map(_is_free, range(first, first + count))):
                 return first
         raise AssertionError("programs of tests hold all ports")
 
 
 @cache
-def _block() -> Block:
-    return Block()
+def _get_block() -> PortBlock:
+    return PortBlock()
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A port on which nobody listens."""
-    return free_ports(1)
+    return find_free_ports(1)
 
 
-def free_ports(count: int) -> int:
+def find_free_ports(count: int) -> int:
     """The first of so many ports in a row on which nobody listens."""
-    return _block().take(count)
+    return _get_block().take(count)
 
 
-def _free(port: int) -> bool:
+def _is_free(port: int) -> bool:
     with socket.socket() as trial, suppress(OSError):
         trial.bind(("127.0.0.1", port))
         return True

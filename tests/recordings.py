@@ -95,7 +95,7 @@ def _encode_sound(output, sound, samples: Samples) -> None:
     output.mux(sound.encode(None))
 
 
-def retimed(data: bytes, muxer: str, move: Callable[[float], float | None], **options: str) -> bytes:
+def shift_timestamps(data: bytes, muxer: str, move: Callable[[float], float | None], **options: str) -> bytes:
     """The same packets in a container of FFmpeg's name `muxer`, those of sound at other times, or left out where that is None."""
     with (
         av.open(io.BytesIO(data)) as file,
@@ -151,27 +151,27 @@ def encode_tracks(*sounds: Samples, container: str = "matroska", marked: Sequenc
         return Path(file.name).read_bytes()
 
 
-def silence(seconds: float) -> Samples:
+def create_silence(seconds: float) -> Samples:
     """Digital silence."""
     return np.zeros(int(seconds * RATE), np.float32)
 
 
-def tone(seconds: float, hertz: float = 440.0) -> Samples:
+def create_tone(seconds: float, hertz: float = 440.0) -> Samples:
     """A sine at half of full scale."""
     return np.asarray(0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE), np.float32)
 
 
-def noise(seconds: float, level: float = 0.01) -> Samples:
+def create_noise(seconds: float, level: float = 0.01) -> Samples:
     """White noise, the same every time."""
     return np.asarray(np.random.default_rng(7).normal(0, level, int(seconds * RATE)), np.float32)
 
 
-def pcm(samples: Samples) -> bytes:
+def encode_pcm(samples: Samples) -> bytes:
     """Headerless s16le."""
     return (samples * 32767).astype("<i2").tobytes()
 
 
-def decoded(path: Path) -> Samples:
+def decode_file(path: Path) -> Samples:
     """A file's samples at 16 kHz mono."""
     with av.open(str(path)) as file:
         resampler = av.AudioResampler("flt", "mono", 16_000)
@@ -179,7 +179,7 @@ def decoded(path: Path) -> Samples:
     return np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
 
-def resampled(samples: Samples, rate: int) -> Samples:
+def resample(samples: Samples, rate: int) -> Samples:
     """The samples at another rate."""
     frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
     frame.sample_rate = 16_000
@@ -187,7 +187,7 @@ def resampled(samples: Samples, rate: int) -> Samples:
     return np.concatenate([f.to_ndarray()[0] for f in [*resampler.resample(frame), *resampler.resample(None)]])
 
 
-def g711(samples: Samples, codec: str) -> bytes:
+def encode_g711(samples: Samples, codec: str) -> bytes:
     """The samples as FFmpeg encodes them for a telephone."""
     context = av.CodecContext.create(codec, "w")
     context.sample_rate, context.format, context.layout = 16_000, "s16", "mono"
@@ -198,27 +198,27 @@ def g711(samples: Samples, codec: str) -> bytes:
 
 
 @cache
-def speech() -> Samples:
+def load_speech() -> Samples:
     """18 s of clear English."""
-    return decoded(SAMPLE)
+    return decode_file(SAMPLE)
 
 
 @cache
-def phone() -> list[tuple[str, Samples, str]]:
+def load_announcements() -> list[tuple[str, Samples, str]]:
     """Phone announcements: name, samples, what is said."""
     with (PHONE / "references.tsv").open(encoding="utf-8") as table:
-        return [(r["name"], decoded(PHONE / f"{r['name']}.flac"), r["text"]) for r in csv.DictReader(table, delimiter="\t")]
+        return [(r["name"], decode_file(PHONE / f"{r['name']}.flac"), r["text"]) for r in csv.DictReader(table, delimiter="\t")]
 
 
 @cache
-def spoken(container: str) -> bytes:
+def encode_speech(container: str) -> bytes:
     """`speech()` as a file."""
-    return encode(speech(), container)
+    return encode(load_speech(), container)
 
 
 @cache
-def tape(seconds: int) -> bytes:
+def encode_announcements(seconds: int) -> bytes:
     """Phone announcements one after another for so long, as FLAC, which takes the least time to encode."""
-    pieces = [piece for _, samples, _ in phone() for piece in (samples, silence(0.5))]
+    pieces = [piece for _, samples, _ in load_announcements() for piece in (samples, create_silence(0.5))]
     once = np.concatenate(pieces)
     return encode(np.resize(once, seconds * RATE), "flac")

@@ -12,7 +12,7 @@ HEAVY = {"numpy", "onnxruntime", "av", "torch", "ctranslate2", "faster_whisper",
 HUB = {"huggingface_hub", "httpx2", "filelock", "hf_xet"}
 
 
-def modules_after(statement: str) -> set[str]:
+def list_modules_after(statement: str) -> set[str]:
     command = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     return set(json.loads(done.stdout))
@@ -30,7 +30,7 @@ def modules_after(statement: str) -> set[str]:
     ids=["imported", "created"],
 )
 def test_the_gateway_imports_nothing_heavy(statement: str) -> None:
-    loaded = modules_after(statement)
+    loaded = list_modules_after(statement)
     assert "eardrum.gateway.service" in loaded
     assert not loaded & (HEAVY | HUB)
     other_side = ("eardrum.runner", "eardrum.hub", "eardrum.engines.moonshine", "eardrum.engines.base")
@@ -38,18 +38,18 @@ def test_the_gateway_imports_nothing_heavy(statement: str) -> None:
 
 
 def test_a_command_does_not_wait_for_what_another_one_needs() -> None:
-    loaded = modules_after("import eardrum.cli.main")
+    loaded = list_modules_after("import eardrum.cli.main")
     assert not loaded & {"aiohttp", "starlette", "uvicorn", "eardrum.gateway.service"}
 
 
 def test_a_runner_knows_no_wire() -> None:
-    loaded = modules_after("import eardrum.runner.__main__, eardrum.engines.moonshine")
+    loaded = list_modules_after("import eardrum.runner.__main__, eardrum.engines.moonshine")
     assert "numpy" in loaded
     assert not [name for name in loaded if name.startswith(("eardrum.api", "eardrum.gateway", "eardrum.config", "torch"))]
 
 
 def test_what_fetches_knows_neither_models_nor_clients() -> None:
-    loaded = modules_after("import eardrum.hub.__main__")
+    loaded = list_modules_after("import eardrum.hub.__main__")
     assert "huggingface_hub" in loaded
     assert {name for name in loaded if name.startswith("eardrum.")} == {"eardrum.errors"} | {
         f"eardrum.hub{name}" for name in ("", ".__main__", ".download")
@@ -58,4 +58,4 @@ def test_what_fetches_knows_neither_models_nor_clients() -> None:
 
 
 def test_the_package_itself_imports_nothing() -> None:
-    assert {name for name in modules_after("import eardrum") if name.startswith("eardrum")} == {"eardrum"}
+    assert {name for name in list_modules_after("import eardrum") if name.startswith("eardrum")} == {"eardrum"}

@@ -17,8 +17,8 @@ from threading import Thread
 
 import pytest
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import PHONE, SPEECH_TEXT, encode, encode_tracks, speech, spoken, tone
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import PHONE, SPEECH_TEXT, create_tone, encode, encode_speech, encode_tracks, load_speech
 from tests.weights import MOONSHINE
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "eardrum"]
 
 
-def eardrum(
+def run_eardrum(
     *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **(environment or {})}
@@ -37,48 +37,48 @@ def eardrum(
 def recordings(tmp_path: Path) -> list[str]:
     paths = [tmp_path / "one.mp3", tmp_path / "two.webm"]
     for path in paths:
-        path.write_bytes(encode(speech(), path.suffix[1:]))
+        path.write_bytes(encode(load_speech(), path.suffix[1:]))
     return [str(path) for path in paths]
 
 
 def test_transcribe_without_a_server(recordings: list[str], tmp_path: Path) -> None:
-    done = eardrum("transcribe", recordings[0])
+    done = run_eardrum("transcribe", recordings[0])
     assert (done.returncode, done.stdout, done.stderr) == (0, SPEECH_TEXT + "\n", "")
     out = tmp_path / "out"
-    done = eardrum("transcribe", *recordings, "--format", "srt", "--output-dir", str(out))
+    done = run_eardrum("transcribe", *recordings, "--format", "srt", "--output-dir", str(out))
     assert (done.returncode, done.stdout) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == ["one.srt", "two.srt"]
     assert (out / "two.srt").read_text().startswith("1\n00:00:00,")
     plain = (out / "two.srt").read_text()
     shape = ["--subtitles", "broadcast", "--max-line-width", "30"]
-    done = eardrum("transcribe", recordings[1], "--format", "srt", "--output-dir", str(out), "--overwrite", *shape)
+    done = run_eardrum("transcribe", recordings[1], "--format", "srt", "--output-dir", str(out), "--overwrite", *shape)
     assert done.returncode == 0, done.stderr
     shaped = (out / "two.srt").read_text()
     assert shaped.count("-->") > plain.count("-->")
     assert all(len(line) <= 30 for line in shaped.splitlines())
 
 
-def test_transcribe_through_a_server(server: RunningServer, recordings: list[str]) -> None:
-    done = eardrum("transcribe", recordings[0], "--server", server.address, "--format", "verbose_json")
+def test_transcribe_through_a_server(server: ServerUnderTest, recordings: list[str]) -> None:
+    done = run_eardrum("transcribe", recordings[0], "--server", server.address, "--format", "verbose_json")
     assert json.loads(done.stdout)["text"] == SPEECH_TEXT
-    refused = eardrum("transcribe", recordings[0], "--server", server.address, "--language", "de")
+    refused = run_eardrum("transcribe", recordings[0], "--server", server.address, "--language", "de")
     assert refused.returncode == 1
     assert "does not know german" in refused.stderr
 
 
-def test_one_of_several_audio_tracks(server: RunningServer, tmp_path: Path) -> None:
+def test_one_of_several_audio_tracks(server: ServerUnderTest, tmp_path: Path) -> None:
     path = tmp_path / "recorded.mkv"
-    path.write_bytes(encode_tracks(tone(18), speech()))
+    path.write_bytes(encode_tracks(create_tone(18), load_speech()))
     for where in ([], ["--server", server.address]):
-        done = eardrum("transcribe", str(path), "--audio-track", "2", "--format", "verbose_json", *where)
+        done = run_eardrum("transcribe", str(path), "--audio-track", "2", "--format", "verbose_json", *where)
         said = json.loads(done.stdout)
         assert (said["text"], said["audio_track"], said["audio_tracks"]) == (SPEECH_TEXT, 2, 2)
-        refused = eardrum("transcribe", str(path), "--audio-track", "3", *where)
+        refused = run_eardrum("transcribe", str(path), "--audio-track", "3", *where)
         assert (refused.returncode, "2 audio tracks" in refused.stderr) == (1, True)
 
 
 def test_a_shape_for_text_is_named(recordings: list[str]) -> None:
-    done = eardrum("transcribe", recordings[0], "--max_line_width", "30")
+    done = run_eardrum("transcribe", recordings[0], "--max_line_width", "30")
     assert done.stdout == SPEECH_TEXT + "\n"
     assert "max_line_width" in done.stderr
 
@@ -88,7 +88,7 @@ def test_a_terminal_sees_progress(recordings: list[str]) -> None:
     with subprocess.Popen([*COMMAND, "transcribe", recordings[0]], stdout=subprocess.PIPE, stderr=terminal, text=True) as done:
         os.close(terminal)
         shown: list[bytes] = []
-        watching = Thread(target=watch, args=(main, shown))
+        watching = Thread(target=watch_terminal, args=(main, shown))
         watching.start()
         assert done.stdout
         assert done.stdout.read() == SPEECH_TEXT + "\n"
@@ -97,7 +97,7 @@ def test_a_terminal_sees_progress(recordings: list[str]) -> None:
     assert b"one.mp3" in b"".join(shown)
 
 
-def watch(terminal: int, shown: list[bytes]) -> None:
+def watch_terminal(terminal: int, shown: list[bytes]) -> None:
     with suppress(OSError):  # a terminal whose other end is closed ends with an error
         while data := os.read(terminal, 65536):
             shown.append(data)
@@ -106,22 +106,22 @@ def watch(terminal: int, shown: list[bytes]) -> None:
 def test_a_bad_file_does_not_stop_the_others(recordings: list[str], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp3"
     bad.write_text("not audio")
-    done = eardrum("transcribe", str(bad), recordings[0])
+    done = run_eardrum("transcribe", str(bad), recordings[0])
     assert (done.returncode, done.stdout) == (1, SPEECH_TEXT + "\n")
     assert f"{bad}: The file cannot be decoded" in done.stderr
 
 
-def test_what_could_not_be_decoded_is_said(server: RunningServer, tmp_path: Path) -> None:
+def test_what_could_not_be_decoded_is_said(server: ServerUnderTest, tmp_path: Path) -> None:
     short = tmp_path / "short.mp3"
-    short.write_bytes(spoken("mp3")[: len(spoken("mp3")) // 2])
+    short.write_bytes(encode_speech("mp3")[: len(encode_speech("mp3")) // 2])
     for where in ([], ["--server", server.address]):
-        done = eardrum("transcribe", str(short), *where)
+        done = run_eardrum("transcribe", str(short), *where)
         assert done.returncode == 0
         assert SPEECH_TEXT.startswith(done.stdout.strip()[:100])
         assert "short.mp3: The file breaks off at 9.0 s: its header promises 18.0 s." in done.stderr
 
 
-def clips(count: int) -> list[bytes]:
+def create_clips(count: int) -> list[bytes]:
     """Short recordings of a telephone, over and over."""
     files = sorted(PHONE.glob("*.flac"), key=lambda path: path.stat().st_size)[:12]
     return [files[number % len(files)].read_bytes() for number in range(count)]
@@ -131,7 +131,7 @@ def test_a_folder_is_done_but_for_what_cannot_be(tmp_path: Path) -> None:
     """60 recordings with the same stems. Tests run as root, who may read and write everything: so the file that cannot be
     read is a link to nothing, and the text that cannot be written has a folder in its place."""
     recordings, out = tmp_path / "in", tmp_path / "out"
-    for number, clip in enumerate(clips(60)):
+    for number, clip in enumerate(create_clips(60)):
         path = recordings / f"day{number // 6 % 5}" / f"take{number % 3}.{('flac', 'wav')[number // 3 % 2]}"
         path = path.with_name(f"{number // 30}-{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def test_a_folder_is_done_but_for_what_cannot_be(tmp_path: Path) -> None:
     in_the_way.mkdir(parents=True)
     command = ["transcribe", str(recordings), "--output-dir", str(out)]
 
-    done = eardrum(*command)
+    done = run_eardrum(*command)
     failed = [line for line in done.stderr.splitlines() if line.startswith("eardrum: ")]
     results = [path for path in out.rglob("*") if path.is_file()]
     assert (done.returncode, done.stdout, len(failed), len(results)) == (1, "", 7, 53), done.stderr
@@ -156,15 +156,15 @@ def test_a_folder_is_done_but_for_what_cannot_be(tmp_path: Path) -> None:
     assert all(path.read_text().strip() for path in results)
 
     before = {path: path.stat().st_mtime_ns for path in results}
-    refused = eardrum(*command)
+    refused = run_eardrum(*command)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert "--skip-existing leaves them out" in refused.stderr
-    again = eardrum(*command, "--skip-existing")
+    again = run_eardrum(*command, "--skip-existing")
     assert [line for line in again.stderr.splitlines() if line.startswith("eardrum: ")] == failed
     assert again.stderr.splitlines()[-1] == "60 recordings: 0 transcribed, 53 skipped, as their text is there, 7 failed."
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
     results[0].unlink()
-    assert "60 recordings: 1 transcribed (" in eardrum(*command, "--skip-existing").stderr
+    assert "60 recordings: 1 transcribed (" in run_eardrum(*command, "--skip-existing").stderr
     assert results[0].is_file()
 
 
@@ -186,21 +186,21 @@ def test_pipes_and_several_formats(recordings: list[str], tmp_path: Path) -> Non
     assert b"2 recordings: 2 transcribed (" in done.stderr
 
 
-def test_several_formats_of_a_server_are_one_request(server: RunningServer, recordings: list[str], tmp_path: Path) -> None:
+def test_several_formats_of_a_server_are_one_request(server: ServerUnderTest, recordings: list[str], tmp_path: Path) -> None:
     formats = ("text", "json", "srt", "vtt", "verbose_json")
     command = ["transcribe", recordings[0], "--server", server.address, "--hotwords", "Dashwood"]
     before = server.log.count("POST /v1/audio/transcriptions")
-    done = eardrum(*command, "--format", ",".join(formats), "--output-dir", str(tmp_path))
+    done = run_eardrum(*command, "--format", ",".join(formats), "--output-dir", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "hotwords has no effect: the model does not take it.\n")
     wait_for(lambda: server.log.count("POST /v1/audio/transcriptions") > before)
     assert server.log.count("POST /v1/audio/transcriptions") == before + 1
     names = {"text": "one.txt", "json": "one.json", "srt": "one.srt", "vtt": "one.vtt", "verbose_json": "one.verbose.json"}
     for format in formats:
-        alone = eardrum(*command, "--format", format.replace("text", "txt")).stdout
-        assert without_logprobs((tmp_path / names[format]).read_text()) == without_logprobs(alone)
+        alone = run_eardrum(*command, "--format", format.replace("text", "txt")).stdout
+        assert remove_logprobs((tmp_path / names[format]).read_text()) == remove_logprobs(alone)
 
 
-def without_logprobs(document: str) -> str:
+def remove_logprobs(document: str) -> str:
     """Windows that share a batch are decoded with other roundings than windows alone: their probabilities differ a little."""
     return re.sub(r'("(?:avg_logprob|no_speech_prob|logprob)": )[-\d.e]+', r"\1?", document).strip()
 
@@ -208,21 +208,23 @@ def without_logprobs(document: str) -> str:
 def test_a_folder_may_stand_in_a_models_place(recordings: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(MOONSHINE, folder)
-    assert eardrum("transcribe", recordings[0], "--model", str(folder)).stdout == SPEECH_TEXT + "\n"
-    assert "mine (default)" in " ".join(eardrum("list", "--set", f"default_model={folder}").stdout.split())
+    assert run_eardrum("transcribe", recordings[0], "--model", str(folder)).stdout == SPEECH_TEXT + "\n"
+    assert "mine (default)" in " ".join(run_eardrum("list", "--set", f"default_model={folder}").stdout.split())
     for variable in ("WHISPER_MODEL", "STT_DEFAULT_MODEL", "EARDRUM_DEFAULT_MODEL"):
-        assert "mine (default)" in " ".join(eardrum("list", environment={variable: str(folder)}).stdout.split())
-    assert "Moonshine" in eardrum("show", str(folder)).stdout
-    refused = eardrum("transcribe", recordings[0], "--model", str(folder), "--language", "de")
+        assert "mine (default)" in " ".join(run_eardrum("list", environment={variable: str(folder)}).stdout.split())
+    assert "Moonshine" in run_eardrum("show", str(folder)).stdout
+    refused = run_eardrum("transcribe", recordings[0], "--model", str(folder), "--language", "de")
     assert refused.returncode == 1
     assert "mine does not know german" in refused.stderr
     for path, says in ((tmp_path, "No engine recognises"), (tmp_path / "nowhere", "There is no model at")):
-        assert says in eardrum("transcribe", recordings[0], "--model", str(path)).stderr
-    assert "a server has models by name" in eardrum("transcribe", recordings[0], "--model", str(folder), "--server", "x").stderr
+        assert says in run_eardrum("transcribe", recordings[0], "--model", str(path)).stderr
+    assert (
+        "a server has models by name" in run_eardrum("transcribe", recordings[0], "--model", str(folder), "--server", "x").stderr
+    )
 
 
 def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> None:
-    shown = eardrum("transcribe", *recordings, "--format", "srt").stdout
+    shown = run_eardrum("transcribe", *recordings, "--format", "srt").stdout
     for recording, document in zip(recordings, shown.split("==> ")[1:], strict=True):
         head, _, cues = document.partition("\n\n")
         assert head == f"{recording} <=="
@@ -248,14 +250,14 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
     ],
 )
 def test_errors_are_one_sentence(arguments: list[str], says: str) -> None:
-    done = eardrum(*arguments, cwd=Path(__file__).parent.parent)
+    done = run_eardrum(*arguments, cwd=Path(__file__).parent.parent)
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_help_shows_no_type_beside_a_flag() -> None:
-    assert "<bool>" not in eardrum("serve", "--help").stdout + eardrum("transcribe", "--help").stdout
+    assert "<bool>" not in run_eardrum("serve", "--help").stdout + run_eardrum("transcribe", "--help").stdout
 
 
 @pytest.mark.parametrize(("variables", "colored"), [({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)])
@@ -272,7 +274,7 @@ def test_errors_are_red_on_a_terminal(variables: dict[str, str], colored: bool) 
 
 
 def test_a_format_that_names_none_is_refused() -> None:
-    done = eardrum("transcribe", "pyproject.toml", "--format", ",", cwd=Path(__file__).parent.parent)
+    done = run_eardrum("transcribe", "pyproject.toml", "--format", ",", cwd=Path(__file__).parent.parent)
     assert (done.returncode, "It names none of text, srt" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
 
 
@@ -293,19 +295,19 @@ def test_a_taken_port_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = eardrum("serve", "--port", str(port))
+        done = run_eardrum("serve", "--port", str(port))
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert f"Port {port} on 127.0.0.1 is taken" in done.stderr
 
 
 def test_list_and_engines() -> None:
-    listed = eardrum("list").stdout
+    listed = run_eardrum("list").stdout
     assert "moonshine-tiny-en (default)" in " ".join(listed.split())
     assert "embedded: nothing better is on disk" in listed
-    assert "moonshine" in eardrum("engines").stdout
+    assert "moonshine" in run_eardrum("engines").stdout
 
 
-def tried(server: RunningServer, **variables: str) -> str:
+def try_printed_command(server: ServerUnderTest, **variables: str) -> str:
     """What comes of the line that the server printed, in a shell."""
     (line,) = [line.strip() for line in server.log.splitlines() if line.strip().startswith("curl")]
     env = {**os.environ, **variables}
@@ -315,24 +317,24 @@ def tried(server: RunningServer, **variables: str) -> str:
 
 
 def test_serve_says_how_to_use_it() -> None:
-    with running("--set", "models.best.source=large-v3") as server:
+    with run_server("--set", "models.best.source=large-v3") as server:
         for part in ("moonshine-tiny-en", "The default is", "curl http://127.0.0.1:", "/docs", "nothing better is on disk"):
             assert part in server.log
         (absent,) = [line for line in server.log.splitlines() if line.strip().startswith("best ")]
         assert absent.endswith("config, not on this machine: `eardrum pull large-v3`)")
         assert "not on this machine" not in server.log.replace(absent, "")
-        assert tried(server) == SPEECH_TEXT
+        assert try_printed_command(server) == SPEECH_TEXT
 
 
 def test_what_serve_says_works_with_keys_and_tells_none_in_a_log() -> None:
-    with running("--set", "apiKeys=[sesame]") as server:
-        assert tried(server, EARDRUM_KEY="sesame") == SPEECH_TEXT
+    with run_server("--set", "apiKeys=[sesame]") as server:
+        assert try_printed_command(server, EARDRUM_KEY="sesame") == SPEECH_TEXT
         assert "sesame" not in server.log
 
 
 def test_json_log() -> None:
-    with running("--set", "log.format=json") as server:
-        server.post(spoken("wav"))
+    with run_server("--set", "log.format=json") as server:
+        server.post(encode_speech("wav"))
         wait_for(lambda: '"eardrum.access"' in server.log)
         (line,) = [line for line in server.log.splitlines() if '"eardrum.access"' in line]
     entry = json.loads(line)

@@ -19,9 +19,9 @@ from eardrum.engines import registry
 from eardrum.gateway.models.store import ModelStore
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
-from tests.recordings import SPEECH_TEXT, spoken
-from tests.test_cli import COMMAND, watch
-from tests.weights import MOONSHINE, moonshine_files
+from tests.recordings import SPEECH_TEXT, encode_speech
+from tests.test_cli import COMMAND, watch_terminal
+from tests.weights import MOONSHINE, read_moonshine_files
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ NAME = "someone/moon-en"
 
 
 @dataclass
-class Shell:
+class CommandShell:
     """Runs the command with an empty store and the fake hub."""
 
     hub: FakeHub
@@ -58,19 +58,19 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    with fake_hub(someone__moon_en=FakeRepository(moonshine_files())) as hub:
+def shell(tmp_path: Path) -> Iterator[CommandShell]:
+    with fake_hub(someone__moon_en=FakeRepository(read_moonshine_files())) as hub:
         hub.repositories = {NAME: hub.repositories["someone/moon_en"]}
-        yield Shell(hub, tmp_path / "store")
+        yield CommandShell(hub, tmp_path / "store")
 
 
-def test_a_pulled_model_transcribes(shell: Shell, tmp_path: Path) -> None:
+def test_a_pulled_model_transcribes(shell: CommandShell, tmp_path: Path) -> None:
     output = shell("pull", NAME)
     assert f"Fetching {NAME} for the engine moonshine." in output
     assert "100 % of 44 MB" in output
     assert f"eardrum transcribe FILE --model {NAME}" in output
     recording = tmp_path / "a.wav"
-    recording.write_bytes(spoken("wav"))
+    recording.write_bytes(encode_speech("wav"))
     assert shell("transcribe", str(recording), "--model", NAME, HF_HUB_OFFLINE="1") == SPEECH_TEXT + "\n"
     listed = shell("list")
     assert f"{NAME} (default)" in listed
@@ -83,7 +83,7 @@ def test_a_pulled_model_transcribes(shell: Shell, tmp_path: Path) -> None:
     shell("rm", NAME, says="There is no model", code=1)
 
 
-def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: Shell) -> None:
+def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: CommandShell) -> None:
     gate = shell.hub.repositories[NAME].gate = Event()
     process = subprocess.Popen([*COMMAND, "pull", NAME], env=shell.environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: shell.hub.sending and shell.hub.served > 3_000_000)
@@ -101,12 +101,12 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: Shell) -> 
     assert "not finished" not in shell("list")
 
 
-def test_a_terminal_sees_a_bar(shell: Shell) -> None:
+def test_a_terminal_sees_a_bar(shell: CommandShell) -> None:
     main, terminal = pty.openpty()
     with subprocess.Popen([*COMMAND, "pull", NAME], env=shell.environment, stdout=subprocess.PIPE, stderr=terminal) as process:
         os.close(terminal)
         shown: list[bytes] = []
-        watching = Thread(target=watch, args=(main, shown))
+        watching = Thread(target=watch_terminal, args=(main, shown))
         watching.start()
         assert process.wait(60) == 0
         watching.join(20)
@@ -114,7 +114,7 @@ def test_a_terminal_sees_a_bar(shell: Shell) -> None:
     assert NAME.encode() in b"".join(shown)
 
 
-def test_a_folder_is_copied_in(shell: Shell, tmp_path: Path) -> None:
+def test_a_folder_is_copied_in(shell: CommandShell, tmp_path: Path) -> None:
     stick = tmp_path / "stick" / "moon-en"
     shutil.copytree(MOONSHINE, stick)
     shell("pull", str(stick), says="moon-en is in the store, 44 MB at ")
@@ -126,7 +126,7 @@ def test_a_folder_is_copied_in(shell: Shell, tmp_path: Path) -> None:
     assert shell.hub.requests == []
 
 
-def test_folders_that_will_not_do(shell: Shell, tmp_path: Path) -> None:
+def test_folders_that_will_not_do(shell: CommandShell, tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "weights.xyz").write_bytes(b"x")
@@ -138,7 +138,7 @@ def test_folders_that_will_not_do(shell: Shell, tmp_path: Path) -> None:
     shell("pull", NAME, "--name", "x", says="--name is for folders", code=1)
 
 
-def test_what_cannot_be_pulled(shell: Shell) -> None:
+def test_what_cannot_be_pulled(shell: CommandShell) -> None:
     shell("pull", "larg-v9", says="No engine here knows a model 'larg-v9'", code=1)
     shell("pull", "nobody/nothing", says="The hub has no model nobody/nothing", code=1)
     shell("pull", "moonshine-tiny-en", says="it came with the package", code=1)
@@ -150,7 +150,7 @@ def test_what_cannot_be_pulled(shell: Shell) -> None:
     shell("pull", NAME, says=f"No engine recognises the files of {NAME}", code=1)
 
 
-def test_an_extra_that_is_missing_is_told_before_the_download(shell: Shell) -> None:
+def test_an_extra_that_is_missing_is_told_before_the_download(shell: CommandShell) -> None:
     lacking = next(card for card in registry.list_cards().values() if card.missing_packages and not card.apart)
     command = [*COMMAND, "pull", NAME, "--engine", lacking.name]
     done = subprocess.run(
@@ -161,7 +161,7 @@ def test_an_extra_that_is_missing_is_told_before_the_download(shell: Shell) -> N
     assert rest[0] == f"Fetching {NAME} for the engine {lacking.name}."
 
 
-def test_pull_works_when_the_default_model_is_what_is_missing(shell: Shell) -> None:
+def test_pull_works_when_the_default_model_is_what_is_missing(shell: CommandShell) -> None:
     settings = ("--set", "default_model=mine", "--set", f"models.mine={{source: {NAME}, engine: moonshine, aliases: [me]}}")
     shell("show", "mine", *settings, says=f"It is not on this machine; `eardrum pull {NAME}` fetches all files of {NAME}")
     shell("list", *settings, says=f"mine is not on this machine: `eardrum pull {NAME}`.")
@@ -169,7 +169,7 @@ def test_pull_works_when_the_default_model_is_what_is_missing(shell: Shell) -> N
     shell("list", *settings, says="mine (default)")
 
 
-def test_rm_deletes_only_what_is_the_stores(shell: Shell, tmp_path: Path) -> None:
+def test_rm_deletes_only_what_is_the_stores(shell: CommandShell, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(MOONSHINE, own)
     shell("rm", "mine", "--set", f"models.mine.source={own}", says="take it out there; its files at", code=1)
@@ -179,7 +179,7 @@ def test_rm_deletes_only_what_is_the_stores(shell: Shell, tmp_path: Path) -> Non
     assert len(list(own.iterdir())) == len(list(MOONSHINE.iterdir()))
 
 
-def test_rm_leaves_folders_that_are_no_models(shell: Shell) -> None:
+def test_rm_leaves_folders_that_are_no_models(shell: CommandShell) -> None:
     thesis = shell.store / "Documents" / "thesis.txt"
     thesis.parent.mkdir(parents=True)
     thesis.write_text("precious")
@@ -187,7 +187,7 @@ def test_rm_leaves_folders_that_are_no_models(shell: Shell) -> None:
     assert thesis.read_text() == "precious"
 
 
-def test_a_copy_that_was_cut_off_is_seen_and_can_be_removed(shell: Shell) -> None:
+def test_a_copy_that_was_cut_off_is_seen_and_can_be_removed(shell: CommandShell) -> None:
     half = shell.store / "models--big" / ".imported"
     half.mkdir(parents=True)
     (half / "model.bin").write_bytes(bytes(3_000_000))
@@ -196,7 +196,7 @@ def test_a_copy_that_was_cut_off_is_seen_and_can_be_removed(shell: Shell) -> Non
     assert not half.parent.exists()
 
 
-def test_rm_asks_on_a_terminal(shell: Shell) -> None:
+def test_rm_asks_on_a_terminal(shell: CommandShell) -> None:
     shell("pull", NAME)
     for answer, stays in (("n", True), ("y", False)):
         main, terminal = pty.openpty()
@@ -211,13 +211,13 @@ def test_rm_asks_on_a_terminal(shell: Shell) -> None:
         assert bool(ModelStore(shell.store).find_files(NAME)) is stays
 
 
-def test_engines_tells_what_each_can_and_lacks(shell: Shell) -> None:
+def test_engines_tells_what_each_can_and_lacks(shell: CommandShell) -> None:
     output = shell("engines")
     for part in ("moonshine", "token probabilities", "encoder_model.ort", "installed  yes"):
         assert part in output
 
 
-def test_commands_and_addresses_are_listed_and_shown(shell: Shell, tmp_path: Path) -> None:
+def test_commands_and_addresses_are_listed_and_shown(shell: CommandShell, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         """
@@ -246,7 +246,7 @@ def test_commands_and_addresses_are_listed_and_shown(shell: Shell, tmp_path: Pat
     assert "address      http://far:1" in shell("show", "far", "--config", str(config))
 
 
-def test_names_out_of_this_world(shell: Shell) -> None:
+def test_names_out_of_this_world(shell: CommandShell) -> None:
     for name in ("a\nb", "größe/ü", "x" * 10_000, "models--a--b", "--", "*"):
         output = shell("show", "--", name, says="No engine here knows a model", code=1)
         assert len(output) < 1000

@@ -33,13 +33,13 @@ log:
 """
 
 
-def written(folder: Path, text: str) -> Path:
+def write_config(folder: Path, text: str) -> Path:
     path = folder / "config.yaml"
     path.write_text(text)
     return path
 
 
-def wrong(file: Path | None = None, assignments: tuple[str, ...] = (), **environment: str) -> str:
+def get_error(file: Path | None = None, assignments: tuple[str, ...] = (), **environment: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_settings(file, assignments, environment)
     return caught.value.message
@@ -51,7 +51,7 @@ def test_defaults() -> None:
 
 
 def test_a_file(tmp_path: Path) -> None:
-    found = load_settings(written(tmp_path, EXAMPLE), environment={})
+    found = load_settings(write_config(tmp_path, EXAMPLE), environment={})
     assert (found.host, found.port, found.default_model) == ("0.0.0.0", 8200, "mine")
     mine = found.models["mine"]
     assert (mine.source, mine.aliases, mine.options, mine.batch) == (
@@ -66,11 +66,11 @@ def test_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
 def test_an_empty_file(tmp_path: Path, text: str) -> None:
-    assert load_settings(written(tmp_path, text), environment={}) == Settings()
+    assert load_settings(write_config(tmp_path, text), environment={}) == Settings()
 
 
 def test_each_place_overrides_those_before_it(tmp_path: Path) -> None:
-    file = written(tmp_path, "port: 1\nhost: file\ndefault_model: file\nlimits: {fields: 1, requests: 1, json_bytes: 1}")
+    file = write_config(tmp_path, "port: 1\nhost: file\ndefault_model: file\nlimits: {fields: 1, requests: 1, json_bytes: 1}")
     environment = {
         "WHISPER_MODEL": "alias",
         "EARDRUM_HOST": "environment",
@@ -86,7 +86,7 @@ def test_each_place_overrides_those_before_it(tmp_path: Path) -> None:
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
-    environment = {"EARDRUM_CONFIG": str(written(tmp_path, "port: 5"))}
+    environment = {"EARDRUM_CONFIG": str(write_config(tmp_path, "port: 5"))}
     assert load_settings(environment=environment).port == 5
     other = tmp_path / "other.yaml"
     other.write_text("port: 6")
@@ -116,7 +116,7 @@ def test_models_in_the_environment() -> None:
 
 
 def test_models_by_assignment(tmp_path: Path) -> None:
-    file = written(tmp_path, EXAMPLE)
+    file = write_config(tmp_path, EXAMPLE)
     found = load_settings(file, ["models.mine.batch=8", "models.other.source=/x", "models.mine.options={threads: 4}"], {})
     assert (found.models["mine"].batch, found.models["mine"].source) == (8, "/models/mine")
     assert found.models["mine"].options == {"threads": 4}
@@ -142,15 +142,15 @@ def test_other_programs_variables_are_none_of_ours() -> None:
     ],
 )
 def test_a_wrong_file(tmp_path: Path, text: str, says: str) -> None:
-    assert says in wrong(written(tmp_path, text))
+    assert says in get_error(write_config(tmp_path, text))
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
-    assert "nowhere.yaml" in wrong(tmp_path / "nowhere.yaml")
-    assert "directory" in wrong(tmp_path)
+    assert "nowhere.yaml" in get_error(tmp_path / "nowhere.yaml")
+    assert "directory" in get_error(tmp_path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
-    assert "binary.yaml is not valid YAML" in wrong(binary)
+    assert "binary.yaml is not valid YAML" in get_error(binary)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_environment(variable: str, value: str, says: str) -> None:
-    assert says in wrong(**{variable: value})
+    assert says in get_error(**{variable: value})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_wrong_environment(variable: str, value: str, says: str) -> None:
     ],
 )
 def test_a_wrong_assignment(assignment: str, says: str) -> None:
-    assert says in wrong(None, (assignment,))
+    assert says in get_error(None, (assignment,))
 
 
 def test_settings_do_not_change() -> None:
@@ -194,7 +194,7 @@ def test_settings_do_not_change() -> None:
         Settings().port = 1  # type: ignore[misc]
 
 
-def schema_of(schema: dict[str, Any], whole: dict[str, Any], name: str) -> dict[str, Any]:
+def find_schema(schema: dict[str, Any], whole: dict[str, Any], name: str) -> dict[str, Any]:
     """The schema of one named value inside an object's schema."""
     found = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
     assert found, f"the schema does not know {name}"
@@ -211,7 +211,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def check(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> None:
+def check_schema(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> None:
     """As much of JSON Schema as the document uses: types, enumerations, bounds, unknown names refused."""
     if "type" in schema:
         assert isinstance(value, TYPES[schema["type"]])
@@ -219,16 +219,16 @@ def check(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> None:
     assert not isinstance(value, int) or value >= schema.get("minimum", value)
     for name, inner in value.items() if isinstance(value, dict) else ():
         if schema.get("additionalProperties") is not True:
-            check(inner, schema_of(schema, whole, name), whole)
+            check_schema(inner, find_schema(schema, whole, name), whole)
 
 
 def test_the_schema_accepts_an_example_and_refuses_what_is_wrong() -> None:
     schema = json.loads(SCHEMA.read_text())
     example = yaml.safe_load(EXAMPLE)
-    check(example, schema, schema)
+    check_schema(example, schema, schema)
     for wrong_part in ({"prot": 1}, {"port": "high"}, {"port": -1}, {"log": {"level": "loud"}}, {"limits": {"x": 1}}):
         with pytest.raises(AssertionError):
-            check(example | wrong_part, schema, schema)
+            check_schema(example | wrong_part, schema, schema)
 
 
 def test_the_schema_knows_every_setting() -> None:
@@ -240,13 +240,13 @@ def test_the_schema_knows_every_setting() -> None:
 
 def test_norwegian_is_a_language(tmp_path: Path) -> None:
     assert load_settings(None, ("default_language=no",), {}).default_language == "no"
-    assert load_settings(written(tmp_path, "default_language: no"), (), {}).default_language == "no"
+    assert load_settings(write_config(tmp_path, "default_language: no"), (), {}).default_language == "no"
 
 
 def test_values_that_cannot_be_are_refused_at_the_start() -> None:
-    assert "device is wrong" in wrong(None, ("device=gpu",))
-    assert "Unknown language 'klingon'" in wrong(None, ("default_language=klingon",))
+    assert "device is wrong" in get_error(None, ("device=gpu",))
+    assert "Unknown language 'klingon'" in get_error(None, ("default_language=klingon",))
 
 
 def test_a_section_left_empty_is_its_default(tmp_path: Path) -> None:
-    assert load_settings(written(tmp_path, "limits:"), (), {}).limits == Settings().limits
+    assert load_settings(write_config(tmp_path, "limits:"), (), {}).limits == Settings().limits

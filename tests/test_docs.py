@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from eardrum import config, errors
-from tests.conftest import running, wait_for
+from tests.conftest import run_server, wait_for
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -33,7 +33,7 @@ PACKAGES = "|".join(["src", *sorted(folder.name for folder in SOURCES.iterdir() 
 SOURCE_PATH = re.compile(rf"`((?:{PACKAGES})/[\w/]+(?:/|\.py))`")
 
 
-def label(page: Path) -> str:
+def get_label(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
@@ -77,7 +77,7 @@ def load_generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", PAGES, ids=label)
+@pytest.mark.parametrize("page", PAGES, ids=get_label)
 def test_links_lead_somewhere(page: Path) -> None:
     assert list(find_broken_links(page)) == []
 
@@ -97,7 +97,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_generated_pages_are_fresh() -> None:
-    generated = {path.relative_to(DOCS).as_posix(): text for path, text in load_generator().pages()}
+    generated = {path.relative_to(DOCS).as_posix(): text for path, text in load_generator().build_pages()}
     assert sorted(generated) == sorted(GENERATED)
     stale = [name for name, text in generated.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     assert stale == [], "run `make docs`"
@@ -105,7 +105,7 @@ def test_generated_pages_are_fresh() -> None:
 
 def test_sources_that_are_named_exist() -> None:
     missing = [
-        f"{label(page)}: {path}"
+        f"{get_label(page)}: {path}"
         for page in PAGES
         for path in SOURCE_PATH.findall(read_prose(page))
         if not (SOURCES / path).exists() and not (ROOT / path).exists()
@@ -115,7 +115,7 @@ def test_sources_that_are_named_exist() -> None:
 
 def test_pages_that_the_code_names_exist() -> None:
     named = {
-        (label(source), page)
+        (get_label(source), page)
         for folder in ("src", "tests", "bench", "scripts")
         for source in (ROOT / folder).rglob("*.py")
         for page in re.findall(r"docs/[\w/-]+\.(?:md|json)", source.read_text(encoding="utf-8"))
@@ -188,7 +188,7 @@ def normalize(text: str) -> str:
 def test_getting_started_shows_what_is_printed(tmp_path: Path) -> None:
     page = (DOCS / "getting-started.md").read_text(encoding="utf-8")
     banner, transcripts = re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[:2]
-    with running("--sample", "--wyoming", "--wyoming-port", "0", HF_HOME=str(tmp_path)) as server:
+    with run_server("--sample", "--wyoming", "--wyoming-port", "0", HF_HOME=str(tmp_path)) as server:
         wait_for(lambda: "amiable himself." in server.log, 60)
         printed = normalize(server.log)
         for paragraph in banner.removeprefix("$ make run\n").split("\n\n"):

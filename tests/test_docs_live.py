@@ -21,8 +21,8 @@ import pytest
 import requests
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.conftest import RunningServer, wait_for
-from tests.recordings import ROOT, encode, speech
+from tests.conftest import ServerUnderTest, wait_for
+from tests.recordings import ROOT, encode, load_speech
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -46,7 +46,7 @@ document.getElementById("start").onclick = async () => {
 """
 
 
-def snippet(language: str) -> str:
+def read_snippet(language: str) -> str:
     """The first block of code in this language."""
     found = re.search(
         rf"```{language}\n(.*?)```", (ROOT / "docs" / "guides" / "live-captions.md").read_text(encoding="utf-8"), re.DOTALL
@@ -55,15 +55,15 @@ def snippet(language: str) -> str:
     return found[1]
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def pages(folder: Path) -> Iterator[str]:
+def serve_pages(folder: Path) -> Iterator[str]:
     """The folder on a port of its own."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as server:
         server.daemon_threads = True  # a browser opens connections that it may need, and says nothing on them
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -75,13 +75,13 @@ def pages(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def browser(microphone: Path) -> Iterator[str]:
+def run_browser(microphone: Path) -> Iterator[str]:
     """Chromium without a window; the address of its one page's debugger."""
     with tempfile.TemporaryDirectory(prefix="b", ignore_cleanup_errors=True) as profile:  # it puts sockets there: keep it short
-        yield from _browser(Path(profile), microphone)
+        yield from _start_browser(Path(profile), microphone)
 
 
-def _browser(profile: Path, microphone: Path) -> Iterator[str]:
+def _start_browser(profile: Path, microphone: Path) -> Iterator[str]:
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run",
         f"--user-data-dir={profile}", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
@@ -100,7 +100,7 @@ def _browser(profile: Path, microphone: Path) -> Iterator[str]:
             program.wait(20)
 
 
-class Page:
+class BrowserPage:
     """What a person could do with it."""
 
     def __init__(self, socket: ClientConnection):
@@ -133,22 +133,22 @@ class Page:
 
 
 @asynccontextmanager
-async def opened(html: str, tmp_path: Path, host: str = "localhost") -> AsyncIterator[Page]:
+async def open_page(html: str, tmp_path: Path, host: str = "localhost") -> AsyncIterator[BrowserPage]:
     microphone, folder = tmp_path / "speech.wav", tmp_path / "pages"
-    microphone.write_bytes(encode(speech()[: int(7.5 * 16_000)], "wav"))
+    microphone.write_bytes(encode(load_speech()[: int(7.5 * 16_000)], "wav"))
     folder.mkdir()
     (folder / "live.html").write_text(html, encoding="utf-8")
-    with pages(folder) as address, browser(microphone) as debugger:
+    with serve_pages(folder) as address, run_browser(microphone) as debugger:
         async with connect(debugger, max_size=None) as socket:
-            page = Page(socket)
+            page = BrowserPage(socket)
             await page.go(f"{address.replace('localhost', host)}/live.html")
             yield page
 
 
-async def test_the_page_shows_what_is_said_while_it_is_said(server: RunningServer, tmp_path: Path) -> None:
+async def test_the_page_shows_what_is_said_while_it_is_said(server: ServerUnderTest, tmp_path: Path) -> None:
     await asyncio.to_thread(requests.post, f"{server.address}/api/ps/whisper-1", timeout=60)
-    html = snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
-    async with opened(html, tmp_path) as page:
+    html = read_snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
+    async with open_page(html, tmp_path) as page:
         await page.ask("document.getElementById('start').click()")
         await page.until("document.getElementById('tentative').textContent")
         assert not await page.text("said")
@@ -161,11 +161,11 @@ async def test_the_page_shows_what_is_said_while_it_is_said(server: RunningServe
         assert await page.text("trouble") == ""
 
 
-async def test_what_a_media_recorder_records_goes_up_as_it_is(server: RunningServer, tmp_path: Path) -> None:
+async def test_what_a_media_recorder_records_goes_up_as_it_is(server: ServerUnderTest, tmp_path: Path) -> None:
     address = f"{server.address.replace('http', 'ws')}/v1/audio/transcriptions/stream"
-    own = RECORDER.replace("SNIPPET", snippet("js")).replace("SERVER", address)
-    html = re.sub(r"(?s)(<script type=\"module\">).*(</script>)", lambda found: found[1] + own + found[2], snippet("html"))
-    async with opened(html, tmp_path) as page:
+    own = RECORDER.replace("SNIPPET", read_snippet("js")).replace("SERVER", address)
+    html = re.sub(r"(?s)(<script type=\"module\">).*(</script>)", lambda found: found[1] + own + found[2], read_snippet("html"))
+    async with open_page(html, tmp_path) as page:
         await page.ask("document.getElementById('start').click()")
         await page.until("document.getElementById('said').textContent.includes('do for them.')")
         await page.ask("document.getElementById('stop').click()")
@@ -174,27 +174,27 @@ async def test_what_a_media_recorder_records_goes_up_as_it_is(server: RunningSer
 
 
 async def test_a_server_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
-    async with opened(snippet("html").replace("127.0.0.1:8100", "127.0.0.1:9"), tmp_path) as page:
+    async with open_page(read_snippet("html").replace("127.0.0.1:8100", "127.0.0.1:9"), tmp_path) as page:
         await page.ask("document.getElementById('start').click()")
         await page.until("document.getElementById('trouble').textContent.includes('1006')")
         assert not await page.ask("document.getElementById('start').disabled")
 
 
 async def test_a_page_that_may_not_use_the_microphone_says_why(tmp_path: Path) -> None:
-    async with opened(snippet("html"), tmp_path, host="captions.test") as page:
+    async with open_page(read_snippet("html"), tmp_path, host="captions.test") as page:
         await page.ask("document.getElementById('start').click()")
         await page.until("document.getElementById('trouble').textContent.includes('https://')")
         assert not await page.ask("document.getElementById('start').disabled")
 
 
-async def test_a_page_whose_origin_is_refused_says_so(server: RunningServer, tmp_path: Path) -> None:
-    html = snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
+async def test_a_page_whose_origin_is_refused_says_so(server: ServerUnderTest, tmp_path: Path) -> None:
+    html = read_snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
     html = html.replace("if (!navigator.mediaDevices)", "if (false)").replace(
         "await navigator.mediaDevices.getUserMedia({ audio: true })", "new AudioContext().createMediaStreamDestination().stream"
     )  # so that a page over plain HTTP gets as far as the server
     html = html.replace("await audio.audioWorklet.addModule", "if (0) await audio.audioWorklet.addModule")
     html = html.replace('new AudioWorkletNode(audio, "pcm")', "Object.assign(audio.createGain(), { port: {} })")
-    async with opened(html, tmp_path, host="captions.test") as page:
+    async with open_page(html, tmp_path, host="captions.test") as page:
         await page.ask("document.getElementById('start').click()")
         await page.until("document.getElementById('trouble').textContent.includes('http://captions.test')")
         assert not await page.ask("document.getElementById('start').disabled")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum import gguf
-from tests.gguf_files import QWEN, TOOLS_TEMPLATE, entry, put, text
-from tests.gguf_files import gguf as made
+from tests.gguf_files import QWEN, TOOLS_TEMPLATE, encode_entry, encode_text, write_gguf
+from tests.gguf_files import encode_gguf as made
 
 
-def read(tmp_path: Path, content: bytes) -> gguf.GgufHeader | None:
+def read_header(tmp_path: Path, content: bytes) -> gguf.GgufHeader | None:
     gguf._read_cached.cache_clear()
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
@@ -26,7 +26,7 @@ def read(tmp_path: Path, content: bytes) -> gguf.GgufHeader | None:
 @pytest.mark.parametrize("version", [2, 3])
 def test_what_a_model_says_of_itself(tmp_path: Path, version: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "CHUNK_BYTES", piece)
-    head = read(tmp_path, made(QWEN, version) + bytes(5000))
+    head = read_header(tmp_path, made(QWEN, version) + bytes(5000))
     assert head
     assert head.values == {key: value for key, value in QWEN.items() if not isinstance(value, tuple)}
     assert (head.architecture, head.context_length, head.chat_template) == ("qwen3", 40960, TOOLS_TEMPLATE)
@@ -41,10 +41,10 @@ def test_vectors_and_rankings() -> None:
 
 
 def test_a_file_that_becomes_another_is_read_again(tmp_path: Path) -> None:
-    path = put(tmp_path / "m.gguf")
+    path = write_gguf(tmp_path / "m.gguf")
     before = gguf.read_header(path)
     assert before is gguf.read_header(path)
-    put(path, {"general.architecture": "llama"})
+    write_gguf(path, {"general.architecture": "llama"})
     after = gguf.read_header(path)
     assert after
     assert after.architecture == "llama"
@@ -52,9 +52,9 @@ def test_a_file_that_becomes_another_is_read_again(tmp_path: Path) -> None:
 
 def test_a_file_that_ends_anywhere_is_none(tmp_path: Path) -> None:
     content = made({"general.architecture": "qwen3", "a": ("x", "yz"), "b": (1, 2), "c": 1.5, "tokenizer.chat_template": "t"})
-    assert read(tmp_path, content)
+    assert read_header(tmp_path, content)
     for end in range(len(content)):
-        assert read(tmp_path, content[:end]) is None, end
+        assert read_header(tmp_path, content[:end]) is None, end
 
 
 ODD = {
@@ -63,11 +63,15 @@ ODD = {
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     "keys without number": b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60),
     "a key without end": b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62),
-    "a text without end": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IQ", 8, (1 << 64) - 1),
-    "an array without end": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 10, (1 << 64) - 1),
-    "texts without end": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 60) + bytes(10_000),
-    "arrays of arrays": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 9, 1),
-    "an unknown type": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IQ", 99, 1),
+    "a text without end": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + encode_text("k") + struct.pack("<IQ", 8, (1 << 64) - 1),
+    "an array without end": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + encode_text("k") + struct.pack("<IIQ", 9, 10, (1 << 64) - 1),
+    "texts without end": b"GGUF"
+    + struct.pack("<IQQ", 3, 0, 1)
+    + encode_text("k")
+    + struct.pack("<IIQ", 9, 8, 1 << 60)
+    + bytes(10_000),
+    "arrays of arrays": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + encode_text("k") + struct.pack("<IIQ", 9, 9, 1),
+    "an unknown type": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + encode_text("k") + struct.pack("<IQ", 99, 1),
 }
 
 
@@ -75,13 +79,13 @@ ODD = {
 def test_damage_is_no_head(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "MAX_HEADER_BYTES", 1 << 16)
     monkeypatch.setattr(gguf, "CHUNK_BYTES", 1 << 12)
-    assert read(tmp_path, content) is None
+    assert read_header(tmp_path, content) is None
 
 
 def test_no_more_is_read_than_a_head_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "MAX_HEADER_BYTES", 1 << 16)
     monkeypatch.setattr(gguf, "CHUNK_BYTES", 1 << 12)
-    texts = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 60)
+    texts = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + encode_text("k") + struct.pack("<IIQ", 9, 8, 1 << 60)
     path = tmp_path / "endless.gguf"
     with path.open("wb") as file:
         file.write(texts)
@@ -90,7 +94,7 @@ def test_no_more_is_read_than_a_head_can_have(tmp_path: Path, monkeypatch: pytes
 
 
 def test_numbers_that_json_does_not_have_are_left_out(tmp_path: Path) -> None:
-    head = read(tmp_path, made({"a": float("nan"), "b": float("inf"), "c": 1.5}))
+    head = read_header(tmp_path, made({"a": float("nan"), "b": float("inf"), "c": 1.5}))
     assert head
     assert head.values == {"c": 1.5}
 
@@ -107,9 +111,9 @@ def test_no_byte_does_harm(tmp_path_factory: pytest.TempPathFactory, data: st.Da
     content = bytearray(made({"general.architecture": "q", "q.context_length": 5, "t": ("a", "b"), "n": (1,), "s": "x"}))
     for at in data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4)):
         content[at] = data.draw(st.integers(0, 255))
-    head = read(tmp_path_factory.getbasetemp(), bytes(content))
+    head = read_header(tmp_path_factory.getbasetemp(), bytes(content))
     assert head is None or isinstance(head.context_length, int)
 
 
 def test_the_maker_of_test_files_is_right() -> None:
-    assert entry("k", 7) == b"\1\0\0\0\0\0\0\0k\4\0\0\0\7\0\0\0"
+    assert encode_entry("k", 7) == b"\1\0\0\0\0\0\0\0k\4\0\0\0\7\0\0\0"

@@ -28,9 +28,9 @@ from eardrum.api.realtime.routes import CONVERSATION_PATHS
 from eardrum.config import Settings
 from eardrum.gateway.service import Service
 from eardrum.server.app import RequestDispatcher, create_app
-from tests.conftest import RunningServer, running
-from tests.ports import free_port
-from tests.recordings import encode, tone
+from tests.conftest import ServerUnderTest, run_server
+from tests.ports import find_free_port
+from tests.recordings import create_tone, encode
 
 WANTED = int(os.environ.get("EARDRUM_OPENAPI_CASES", "0"))
 """Generated requests to send in all; `make test-openapi` sends 10,000. Without it each operation gets a few."""
@@ -44,19 +44,19 @@ FAKE_ANYTHING = Path(__file__).parent / "programs" / "fake_anything.py"
 # Answers without end: their status is looked at, and the connection closed.
 ENDLESS = ("/logs/stream", "/logs/stream/{name}", "/api/events")
 SOCKETS = ("/v1/audio/transcriptions/stream", "/ws/realtime", "/v1/realtime")
-RECORDING = encode(tone(0.5), "wav")
+RECORDING = encode(create_tone(0.5), "wav")
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 
 DOCUMENT = build_document()
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
-def unnamed(path: str) -> str:
+def remove_parameter_names(path: str) -> str:
     """A path whose parameters have no names."""
     return re.sub(r"\{[^}]*\}", "{}", path)
 
 
-def served() -> set[tuple[str, str]]:
+def list_routes() -> set[tuple[str, str]]:
     """Every route there is."""
     front = create_app(Service(Settings()))._app
     assert isinstance(front, RequestDispatcher)
@@ -74,8 +74,8 @@ def served() -> set[tuple[str, str]]:
 
 
 def test_every_route_is_described_and_no_other() -> None:
-    described = {(method, unnamed(path)) for method, path in OPERATIONS}
-    there = {(method, unnamed(path)) for method, path in served()}
+    described = {(method, remove_parameter_names(path)) for method, path in OPERATIONS}
+    there = {(method, remove_parameter_names(path)) for method, path in list_routes()}
     assert described == there
 
 
@@ -96,11 +96,11 @@ def test_every_operation_says_what_it_takes_and_answers() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    port = str(free_port())
+def server() -> Iterator[ServerUnderTest]:
+    port = str(find_free_port())
     foreign = {"cmd": shlex.join([sys.executable, str(FAKE_ANYTHING), port]), "proxy": f"http://127.0.0.1:{port}"}
     settings = ("--set", "limits.stall_seconds=5", "--set", f"models={json.dumps({FOREIGN: foreign})}")
-    with running(*settings, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9") as running_server:
+    with run_server(*settings, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9") as running_server:
         yield running_server
 
 
@@ -108,7 +108,7 @@ SENT: Counter[str] = Counter()
 """Generated requests that were answered, by operation."""
 
 
-def varies(method: str, path: str) -> bool:
+def has_variants(method: str, path: str) -> bool:
     """Whether there is more than one request for an operation."""
     operation = DOCUMENT["paths"][path][method]
     return bool(operation.get("parameters") or operation.get("requestBody"))
@@ -120,20 +120,20 @@ def has_invalid(method: str, path: str) -> bool:
     return "requestBody" in operation or any(one["in"] != "path" for one in operation.get("parameters", ()))
 
 
-def cases_of_a_kind() -> int:
+def count_cases() -> int:
     """How many valid ones, and as many invalid ones, an operation gets; a tenth more, since there may be fewer, as of a flag."""
-    kinds = sum(1 + has_invalid(*operation) for operation in OPERATIONS if varies(*operation))
+    kinds = sum(1 + has_invalid(*operation) for operation in OPERATIONS if has_variants(*operation))
     return FEW if not WANTED else -(-WANTED * 11 // 10 // kinds)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_no_request_gets_an_answer_that_is_not_described(server: RunningServer, method: str, path: str) -> None:
+def test_no_request_gets_an_answer_that_is_not_described(server: ServerUnderTest, method: str, path: str) -> None:
     operation = schemathesis.openapi.from_dict(DOCUMENT)[path][method.upper()]
     described = DOCUMENT["paths"][path][method]
     bounded = hypothesis.settings(
-        max_examples=cases_of_a_kind(),
+        max_examples=count_cases(),
         deadline=None,
         database=None,
         derandomize=True,
@@ -144,10 +144,10 @@ def test_no_request_gets_an_answer_that_is_not_described(server: RunningServer, 
         session.trust_env = False
 
         def ask(case: schemathesis.Case) -> None:
-            lead_further(case)
+            improve_case(case)
             request = case.as_transport_kwargs(base_url=server.address)
             with session.request(**request, timeout=60, allow_redirects=False, stream=path in ENDLESS) as answer:
-                check(answer, described, method)
+                check_answer(answer, described, method)
             SENT[f"{method} {path}"] += 1
 
         bounded(hypothesis.given(case=operation.as_strategy(GenerationMode.POSITIVE))(ask))()
@@ -164,7 +164,7 @@ def test_no_request_gets_an_answer_that_is_not_described(server: RunningServer, 
                     allow_redirects=False,
                     stream=path in ENDLESS,
                 ) as answer:
-                    check(answer, described, method)
+                    check_answer(answer, described, method)
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_as_many_requests_were_sent_as_wanted() -> None:
     assert len(SENT) == len(OPERATIONS), "an operation was not asked"
 
 
-def lead_further(case: schemathesis.Case) -> None:
+def improve_case(case: schemathesis.Case) -> None:
     """Let some of the cases name a model that there is, and send a recording: the others are refused for these."""
     size = len(repr(case.body))
     known = {1: MODEL, 3: FOREIGN}
@@ -188,7 +188,7 @@ def lead_further(case: schemathesis.Case) -> None:
         case.path_parameters["name"] = known[place]
 
 
-def check(answer: requests.Response, operation: dict[str, Any], method: str) -> None:
+def check_answer(answer: requests.Response, operation: dict[str, Any], method: str) -> None:
     """The status is described, an error has the shape of errors, and no fault is the server's."""
     asked = f"{answer.request.method} {answer.request.url} {answer.request.body!r:.300}"
     assert str(answer.status_code) in operation["responses"], f"{asked}: {answer.status_code} {answer.text[:300]}"

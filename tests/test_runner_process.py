@@ -16,13 +16,13 @@ from typing import IO
 import pytest
 import requests
 
-from tests.ports import free_port
-from tests.recordings import SPEECH_TEXT, spoken
+from tests.ports import find_free_port
+from tests.recordings import SPEECH_TEXT, encode_speech
 
 pytestmark = pytest.mark.slow
 
 
-def embedded() -> Path:
+def find_embedded() -> Path:
     spec = find_spec("moonshine_voice")
     assert spec
     assert spec.submodule_search_locations
@@ -30,9 +30,9 @@ def embedded() -> Path:
 
 
 @contextmanager
-def runner(*arguments: str, log: IO[str] | int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+def run_runner(*arguments: str, log: IO[str] | int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], dict]]:
     """A runner and the first line it says."""
-    command = [sys.executable, "-m", "eardrum.runner", "--engine", "moonshine", "--source", str(embedded()), *arguments]
+    command = [sys.executable, "-m", "eardrum.runner", "--engine", "moonshine", "--source", str(find_embedded()), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             assert process.stdout
@@ -42,23 +42,23 @@ def runner(*arguments: str, log: IO[str] | int = subprocess.DEVNULL) -> Iterator
             process.wait(20)
 
 
-def lines(answer: requests.Response) -> list[dict]:
+def parse_lines(answer: requests.Response) -> list[dict]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
 def test_audio_in_lines_out(tmp_path: Path) -> None:
-    port = free_port()
-    with runner("--port", str(port), "--batch", "2") as (_, said):
+    port = find_free_port()
+    with run_runner("--port", str(port), "--batch", "2") as (_, said):
         assert said["ready"]["batch"] == 2
         address = f"http://127.0.0.1:{port}"
-        events = lines(requests.post(f"{address}/transcribe", data=spoken("mp3"), timeout=60))
+        events = parse_lines(requests.post(f"{address}/transcribe", data=encode_speech("mp3"), timeout=60))
         assert [next(iter(event)) for event in events] == ["opened", "segment", "segment", "segment", "summary"]
         assert " ".join(event["segment"]["text"] for event in events[1:4]) == SPEECH_TEXT
         assert (events[-1]["summary"]["windows"], events[-1]["summary"]["language"]) == (3, "en")
-        (failed,) = lines(requests.post(f"{address}/transcribe", data=b"not audio", timeout=60))
+        (failed,) = parse_lines(requests.post(f"{address}/transcribe", data=b"not audio", timeout=60))
         assert failed["error"]["error"] == "AudioError"
         bad = requests.post(f"{address}/transcribe", headers={"x-eardrum-request": '{"task": "sing"}'}, timeout=60)
-        assert "not a request in JSON" in lines(bad)[0]["error"]["message"]
+        assert "not a request in JSON" in parse_lines(bad)[0]["error"]["message"]
         assert requests.delete(f"{address}/transcribe/nobody", timeout=60).status_code == 204
         health = requests.get(f"{address}/health", timeout=60).json()
         assert (health["windows"], health["capabilities"]["languages"]) == (3, ["en"])
@@ -66,8 +66,8 @@ def test_audio_in_lines_out(tmp_path: Path) -> None:
 
 def test_a_live_session_that_rests_ends_with_it_and_is_no_error(tmp_path: Path) -> None:
     """A client may say nothing for hours; whoever unloads its model waits for nobody and reads of no failure."""
-    port = free_port()
-    with (tmp_path / "log").open("w+") as log, runner("--port", str(port), "--batch", "1", log=log) as (process, said):
+    port = find_free_port()
+    with (tmp_path / "log").open("w+") as log, run_runner("--port", str(port), "--batch", "1", log=log) as (process, said):
         assert "ready" in said
         with socket.create_connection(("127.0.0.1", port), 20) as client:
             client.sendall(b"POST /live HTTP/1.1\r\nhost: runner\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -83,7 +83,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     directory = tmp_path / "private"
     directory.mkdir()
     own = ["--own-folder", str(directory)]
-    with runner("--socket", str(directory / "runner.sock"), *own, "--parent", "--batch", "1") as (process, said):
+    with run_runner("--socket", str(directory / "runner.sock"), *own, "--parent", "--batch", "1") as (process, said):
         assert "ready" in said
         assert process.stdin
         process.stdin.close()
@@ -96,7 +96,7 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "somebody's").mkdir()
     (tmp_path / "somebody's" / "file").touch()
-    with runner("--socket", str(tmp_path / "runner.sock"), "--parent", "--batch", "1") as (process, said):
+    with run_runner("--socket", str(tmp_path / "runner.sock"), "--parent", "--batch", "1") as (process, said):
         assert "ready" in said
         assert process.stdin
         process.stdin.close()
@@ -117,6 +117,6 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
     ],
 )
 def test_why_it_cannot_start(arguments: list[str], says: str) -> None:
-    with runner(*arguments) as (process, said):
+    with run_runner(*arguments) as (process, said):
         assert says in said["failed"]["message"]
         assert process.wait(20) == 1

@@ -13,22 +13,22 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from eardrum.engines.base import Window
 from eardrum.engines.moonshine import Moonshine
 from eardrum.transcription import TranscriptionRequest
-from tests.conftest import RunningServer
-from tests.recordings import RATE, Samples, encode, phone
+from tests.conftest import ServerUnderTest
+from tests.recordings import RATE, Samples, encode, load_announcements
 
 pytestmark = pytest.mark.slow
 
 normal = EnglishTextNormalizer()
 
 
-def errors(references: list[str], texts: list[str]) -> float:
+def compute_error_rate(references: list[str], texts: list[str]) -> float:
     return jiwer.wer([normal(r) for r in references], [normal(t) for t in texts])
 
 
 @pytest.fixture(scope="module")
-def served(server: RunningServer) -> list[str]:
+def served(server: ServerUnderTest) -> list[str]:
     """Each recording on its own, through the server."""
-    return [server.post(encode(samples, "wav")).json()["text"] for _, samples, _ in phone()]
+    return [server.post(encode(samples, "wav")).json()["text"] for _, samples, _ in load_announcements()]
 
 
 def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
@@ -37,25 +37,25 @@ def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
     assert spec.submodule_search_locations
     engine = Moonshine.load(Path(spec.submodule_search_locations[0]) / "assets" / "tiny-en", Moonshine.Options())
     direct = []
-    for _, samples, _ in phone():
+    for _, samples, _ in load_announcements():
         (hearing,) = engine.transcribe([Window(samples, 0.0, 1.0, (0.0, 1.0), TranscriptionRequest())])
         direct.append(" ".join(s.text for s in hearing.segments))
-    references = [text for _, _, text in phone()]
-    assert errors(references, direct) < 0.06
+    references = [text for _, _, text in load_announcements()]
+    assert compute_error_rate(references, direct) < 0.06
     # Two words of leeway: cutting at other samples changes a few roundings inside the model.
     words = sum(len(normal(r).split()) for r in references)
-    assert errors(references, served) <= errors(references, direct) + 2 / words
+    assert compute_error_rate(references, served) <= compute_error_rate(references, direct) + 2 / words
 
 
-def test_very_quiet_recordings_lose_few_words(server: RunningServer, served: list[str]) -> None:
+def test_very_quiet_recordings_lose_few_words(server: ServerUnderTest, served: list[str]) -> None:
     """Seventy decibels below full scale: without a gain every fourth word is lost."""
-    quiet = [samples * np.float32(10 ** (-70 / 20) / samples.std()) for _, samples, _ in phone()]
+    quiet = [samples * np.float32(10 ** (-70 / 20) / samples.std()) for _, samples, _ in load_announcements()]
     heard = [server.post(encode(samples, "wav")).json()["text"] for samples in quiet]
-    references = [text for _, _, text in phone()]
-    assert errors(references, heard) < errors(references, served) + 0.06
+    references = [text for _, _, text in load_announcements()]
+    assert compute_error_rate(references, heard) < compute_error_rate(references, served) + 0.06
 
 
-def test_forty_minutes_are_no_worse_than_the_pieces(server: RunningServer, served: list[str]) -> None:
+def test_forty_minutes_are_no_worse_than_the_pieces(server: ServerUnderTest, served: list[str]) -> None:
     """Each round has the recordings in another order, so that it is not one lucky neighbourhood that counts.
 
     Three words in a thousand of leeway: in another order, or in other batches, there are as many more or fewer.
@@ -65,10 +65,13 @@ def test_forty_minutes_are_no_worse_than_the_pieces(server: RunningServer, serve
     said: list[str] = []
     pieces: list[Samples] = []
     while sum(map(len, pieces)) < 40 * 60 * RATE:
-        for number in dice.permutation(len(phone())):
-            _, samples, text = phone()[number]
+        for number in dice.permutation(len(load_announcements())):
+            _, samples, text = load_announcements()[number]
             said.append(text)
             pieces += [samples, pause]
     heard = server.post(encode(np.concatenate(pieces), "flac")).json()["text"]
-    whole, alone = errors([" ".join(said)], [heard]), errors([text for _, _, text in phone()], served)
+    whole, alone = (
+        compute_error_rate([" ".join(said)], [heard]),
+        compute_error_rate([text for _, _, text in load_announcements()], served),
+    )
     assert whole <= alone + 0.003, f"{whole:.2%} of the words are wrong in one file, {alone:.2%} in single ones"

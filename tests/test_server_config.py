@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import running
-from tests.recordings import SPEECH_TEXT, spoken
+from tests.conftest import run_server
+from tests.recordings import SPEECH_TEXT, encode_speech
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +21,10 @@ def test_several_files(tmp_path: Path) -> None:
     folder.mkdir()
     main.write_text("logLevel: warn\nmodels:\n  moonshine-tiny-en:\n    aliases: ['${env.NAME}']\nttl: 1800\n")
     (folder / "llms.yaml").write_text("models: {qwen: {proxy: 'http://127.0.0.1:9', chekEndpoint: none}}")
-    with running("--config", str(main), "--config-dir", str(folder), NAME="ears") as server:
+    with run_server("--config", str(main), "--config-dir", str(folder), NAME="ears") as server:
         listed = requests.get(f"{server.address}/v1/models", timeout=20).json()
         assert {"moonshine-tiny-en", "qwen"} <= {model["id"] for model in listed["data"]}
-        assert server.post(spoken("wav"), model="ears").json()["text"] == SPEECH_TEXT
+        assert server.post(encode_speech("wav"), model="ears").json()["text"] == SPEECH_TEXT
         assert f"{main}:5: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?" in server.log
         assert f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean checkEndpoint?" in server.log
         assert "INFO" not in server.log

@@ -10,15 +10,15 @@ from threading import Thread
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, spoken, tape
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import SPEECH_TEXT, encode_announcements, encode_speech
 from tests.test_server_lifecycle import kill_runner
-from tests.test_server_uploads import END, FILE, field, wire
+from tests.test_server_uploads import END, FILE, build_field, open_wire
 from tests.weights import MOONSHINE
 
 pytestmark = pytest.mark.slow
 
-AUDIO = spoken("wav")
+AUDIO = encode_speech("wav")
 EMBEDDED = "moonshine-tiny-en"
 
 
@@ -38,7 +38,7 @@ def settings(tmp_path: Path, **models: dict[str, object]) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RunningServer]:
+def server(tmp_path: Path) -> Iterator[ServerUnderTest]:
     one = {"source": str(MOONSHINE), "fallback": [EMBEDDED]}
     spanish = {"source": str(MOONSHINE), "options": {"language": "es"}}
     models = {
@@ -50,19 +50,19 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         "to": {"source": str(tmp_path / "broken-en"), "fallback": ["and-fro"]},
         "and-fro": {"source": str(tmp_path / "broken-en"), "fallback": ["to"]},
     }
-    with running(*settings(tmp_path, **models)) as started:
+    with run_server(*settings(tmp_path, **models)) as started:
         yield started
 
 
-def served_by(answer: requests.Response) -> str:
+def get_serving_model(answer: requests.Response) -> str:
     assert answer.status_code == 200, answer.text
     return answer.headers["x-eardrum-model"]
 
 
-def test_what_cannot_be_loaded_or_is_not_here_is_stood_in_for(server: RunningServer) -> None:
+def test_what_cannot_be_loaded_or_is_not_here_is_stood_in_for(server: ServerUnderTest) -> None:
     for model in ("broken", "broken", "absent"):  # the second time it is not even tried
         answer = server.post(AUDIO, model=model)
-        assert (answer.json()["text"], served_by(answer)) == (SPEECH_TEXT, EMBEDDED)
+        assert (answer.json()["text"], get_serving_model(answer)) == (SPEECH_TEXT, EMBEDDED)
     assert f"Trying fallback model {EMBEDDED}." in server.log
     assert f"model={EMBEDDED}" in server.log
     assert server.post(AUDIO, model=EMBEDDED).headers["x-eardrum-model"] == EMBEDDED
@@ -70,57 +70,57 @@ def test_what_cannot_be_loaded_or_is_not_here_is_stood_in_for(server: RunningSer
     assert failed.status_code in (500, 503), "two that stand in for each other are tried once each"
 
 
-def test_who_cannot_do_what_is_asked_is_skipped(server: RunningServer) -> None:
-    assert served_by(server.post(AUDIO, model="picky", language="en")) == EMBEDDED
-    assert served_by(server.post(AUDIO, model="picky")) == "spanish"
+def test_who_cannot_do_what_is_asked_is_skipped(server: ServerUnderTest) -> None:
+    assert get_serving_model(server.post(AUDIO, model="picky", language="en")) == EMBEDDED
+    assert get_serving_model(server.post(AUDIO, model="picky")) == "spanish"
     refused = server.post(AUDIO, model="hopeless", language="en")
     assert refused.status_code in (500, 503), "spanish does not know English, so the failure stands"
     assert "decoder_model_merged.ort" in refused.json()["error"]["message"]
 
 
-def test_a_busy_model_is_stood_in_for(server: RunningServer) -> None:
-    with wire(server) as client:
-        client.send(field("model", "narrow") + FILE + AUDIO[:20_000])
-        wait_for(lambda: state(server, "narrow")["requests"] == 1)
-        assert served_by(server.post(AUDIO, model="narrow")) == EMBEDDED
+def test_a_busy_model_is_stood_in_for(server: ServerUnderTest) -> None:
+    with open_wire(server) as client:
+        client.send(build_field("model", "narrow") + FILE + AUDIO[:20_000])
+        wait_for(lambda: get_state(server, "narrow")["requests"] == 1)
+        assert get_serving_model(server.post(AUDIO, model="narrow")) == EMBEDDED
         client.send(AUDIO[20_000:] + END)
         client.end()
         client.until(b"x-eardrum-model: narrow")
 
 
-def state(server: RunningServer, model: str) -> dict[str, object]:
+def get_state(server: ServerUnderTest, model: str) -> dict[str, object]:
     models = requests.get(f"{server.address}/health", timeout=10).json()["models"]
     return next(entry for entry in models if entry["id"] == model)
 
 
-def test_the_mistakes_of_a_client_are_the_clients(server: RunningServer) -> None:
+def test_the_mistakes_of_a_client_are_the_clients(server: ServerUnderTest) -> None:
     for audio, fields in ((b"not audio", {}), (AUDIO, {"language": "de"}), (AUDIO, {"response_format": "xml"})):
         assert server.post(audio, model="one", **fields).status_code == 400
     assert "Trying" not in server.log
-    assert state(server, EMBEDDED)["state"] == "stopped"
+    assert get_state(server, EMBEDDED)["state"] == "stopped"
 
 
-def test_a_model_that_dies_again_and_again_is_stood_in_for(server: RunningServer) -> None:
+def test_a_model_that_dies_again_and_again_is_stood_in_for(server: ServerUnderTest) -> None:
     server.post(AUDIO, model="one")
     answers: list[requests.Response] = []
-    asking = Thread(target=lambda: answers.append(server.post(tape(120), model="one")))
+    asking = Thread(target=lambda: answers.append(server.post(encode_announcements(120), model="one")))
     asking.start()
     for deaths in (1, 2):
-        wait_for(lambda: server.runners() and state(server, "one")["state"] == "ready" and server.windows() > 3, 30)
+        wait_for(lambda: server.runners() and get_state(server, "one")["state"] == "ready" and server.windows() > 3, 30)
         kill_runner(server)
         wait_for(lambda deaths=deaths: server.log.count("ran out). Its") >= deaths)
     asking.join(90)
-    assert served_by(answers[0]) == EMBEDDED
+    assert get_serving_model(answers[0]) == EMBEDDED
     assert len(answers[0].json()["text"]) > 500
     assert "Trying once more." in server.log
     assert f"Trying fallback model {EMBEDDED}." in server.log
 
 
-def test_a_stream_may_change_its_model_before_the_first_segment_and_not_after(server: RunningServer) -> None:
+def test_a_stream_may_change_its_model_before_the_first_segment_and_not_after(server: ServerUnderTest) -> None:
     streamed = server.post(AUDIO, model="broken", stream="true")
     assert "transcript.text.done" in streamed.text
-    with wire(server) as client:
-        client.send(field("model", "one") + field("stream", "true") + FILE + tape(600) + END)
+    with open_wire(server) as client:
+        client.send(build_field("model", "one") + build_field("stream", "true") + FILE + encode_announcements(600) + END)
         client.end()
         client.until(b"transcript.text.delta")
         for runner in server.runners():

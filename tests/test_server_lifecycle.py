@@ -19,25 +19,25 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.ports import free_port
-from tests.recordings import SPEECH_TEXT, spoken, tape
-from tests.test_server_uploads import END, FILE, field, wire
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.ports import find_free_port
+from tests.recordings import SPEECH_TEXT, encode_announcements, encode_speech
+from tests.test_server_uploads import END, FILE, build_field, open_wire
 
 pytestmark = pytest.mark.slow
 
 
-def kill_runner(server: RunningServer) -> None:
+def kill_runner(server: ServerUnderTest) -> None:
     (runner,) = server.runners()
     runner.kill()
 
 
 def test_a_killed_runner_is_replaced_without_a_word() -> None:
-    with running() as server:
-        server.post(spoken("wav"))
+    with run_server() as server:
+        server.post(encode_speech("wav"))
         answers: list[requests.Response] = []
         before = server.windows()
-        asking = Thread(target=lambda: answers.append(server.post(tape(120))))
+        asking = Thread(target=lambda: answers.append(server.post(encode_announcements(120))))
         asking.start()
         wait_for(lambda: server.windows() > before)
         kill_runner(server)
@@ -45,14 +45,14 @@ def test_a_killed_runner_is_replaced_without_a_word() -> None:
         assert answers[0].status_code == 200
         assert len(answers[0].json()["text"]) > 500
         assert "was ended by SIGKILL" in server.log
-        assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
+        assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_later_server_knows_what_an_earlier_one_has_timed(tmp_path: Path) -> None:
     batches = []
     for _ in range(2):
-        with running(XDG_CACHE_HOME=str(tmp_path)) as server:
-            server.post(spoken("wav"))
+        with run_server(XDG_CACHE_HOME=str(tmp_path)) as server:
+            server.post(encode_speech("wav"))
             (runner,) = server.runners()
             command = runner.cmdline()
             batches.append(int(command[command.index("--batch") + 1]))
@@ -61,9 +61,11 @@ def test_a_later_server_knows_what_an_earlier_one_has_timed(tmp_path: Path) -> N
 
 
 def test_a_stream_that_has_begun_fails_visibly() -> None:
-    with running() as server:
-        with wire(server) as client:
-            client.send(field("model", "whisper-1") + field("stream", "true") + FILE + tape(600) + END)
+    with run_server() as server:
+        with open_wire(server) as client:
+            client.send(
+                build_field("model", "whisper-1") + build_field("stream", "true") + FILE + encode_announcements(600) + END
+            )
             client.end()
             client.until(b"transcript.text.delta")
             kill_runner(server)
@@ -71,17 +73,17 @@ def test_a_stream_that_has_begun_fails_visibly() -> None:
             received = client.until(b'"code"')
             assert b"was ended by SIGKILL" in received
             assert b"transcript.text.done" not in received
-        assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
+        assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_request_that_kills_two_runners_is_given_up() -> None:
-    with running() as server:
-        server.post(spoken("wav"))
+    with run_server() as server:
+        server.post(encode_speech("wav"))
         answers: list[requests.Response] = []
-        asking = Thread(target=lambda: answers.append(server.post(tape(300))))
+        asking = Thread(target=lambda: answers.append(server.post(encode_announcements(300))))
         asking.start()
         for deaths in (1, 2):
-            wait_for(lambda: server.runners() and ready(server) and server.windows() > 3, 30)
+            wait_for(lambda: server.runners() and is_ready(server) and server.windows() > 3, 30)
             kill_runner(server)
             wait_for(lambda deaths=deaths: server.log.count("ran out). Its") >= deaths)
         asking.join(60)
@@ -90,14 +92,14 @@ def test_a_request_that_kills_two_runners_is_given_up() -> None:
         assert answers[0].headers["x-should-retry"] == "false"
 
 
-def ready(server: RunningServer) -> bool:
+def is_ready(server: ServerUnderTest) -> bool:
     (model,) = requests.get(f"{server.address}/health", timeout=10).json()["models"]
     return model["state"] == "ready"
 
 
 def test_shutdown_in_the_middle_of_a_request() -> None:
-    with running() as server, wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:4000])
+    with run_server() as server, open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + FILE + encode_speech("mp3")[:4000])
         wait_for(server.runners)
         runners = server.runners()
         server.process.send_signal(signal.SIGTERM)
@@ -106,12 +108,12 @@ def test_shutdown_in_the_middle_of_a_request() -> None:
 
 
 def test_requests_that_outlast_the_shutdown_are_told() -> None:
-    with running("--set", "stop_seconds=1") as server:
-        long = tape(600)
+    with run_server("--set", "stop_seconds=1") as server:
+        long = encode_announcements(600)
         answers: list[requests.Response] = []
         asking = Thread(target=lambda: answers.append(server.post(long, model="whisper-1")))
-        with wire(server) as client:
-            client.send(field("model", "whisper-1") + field("stream", "true") + FILE + long + END)
+        with open_wire(server) as client:
+            client.send(build_field("model", "whisper-1") + build_field("stream", "true") + FILE + long + END)
             client.end()
             client.until(b"transcript.text.delta")
             asking.start()
@@ -127,10 +129,10 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
 
 
 def test_a_process_that_hangs_does_not_delay_the_end() -> None:
-    with running("--set", "stop_seconds=1") as server:
-        assert server.post(spoken("wav")).status_code == 200
+    with run_server("--set", "stop_seconds=1") as server:
+        assert server.post(encode_speech("wav")).status_code == 200
         answers: list[requests.Response] = []
-        asking = Thread(target=lambda: answers.append(server.post(tape(600), model="whisper-1")))
+        asking = Thread(target=lambda: answers.append(server.post(encode_announcements(600), model="whisper-1")))
         asking.start()
         wait_for(lambda: len(server.open_files()) == 1)
         (runner,) = server.runners()
@@ -165,14 +167,14 @@ groups:
 
 
 def test_commands_that_do_not_end_are_no_reason_to_outlast_the_shutdown(tmp_path: Path) -> None:
-    llm, port = Path(__file__).parent / "programs" / "fake_llm.py", free_port()
+    llm, port = Path(__file__).parent / "programs" / "fake_llm.py", find_free_port()
     file = tmp_path / "config.yaml"
     file.write_text(STUBBORN.format(python=sys.executable, llm=llm, address=f"http://127.0.0.1:{port}"))
     asked = {"messages": [{"role": "user", "content": "word " * 1000}], "stream": True}
     ended: dict[str, tuple[float, int, str]] = {}
 
     another = subprocess.Popen([sys.executable, llm, "--port", str(port), "--word-delay", "0.1"])
-    with closing_process(another), running("--config", str(file)) as server:
+    with end_process(another), run_server("--config", str(file)) as server:
 
         def ask(model: str, path: str) -> None:
             answer = requests.post(f"{server.address}{path}", json={"model": model, **asked}, timeout=30, stream=True)
@@ -192,7 +194,7 @@ def test_commands_that_do_not_end_are_no_reason_to_outlast_the_shutdown(tmp_path
         asking = [Thread(target=ask, args=one.split()) for one in (*streams, *untold)]
         for thread in asking:
             thread.start()
-        wait_for(lambda: len(health(server, "ready")) == 3 and len(health(server, "starting")) == 1, 30)
+        wait_for(lambda: len(wait_for_state(server, "ready")) == 3 and len(wait_for_state(server, "starting")) == 1, 30)
         time.sleep(1)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -214,13 +216,13 @@ def test_commands_that_do_not_end_are_no_reason_to_outlast_the_shutdown(tmp_path
     assert took < 6  # the second that requests have, and two for SIGTERM
 
 
-def health(server: RunningServer, state: str) -> list[dict[str, Any]]:
+def wait_for_state(server: ServerUnderTest, state: str) -> list[dict[str, Any]]:
     models = requests.get(f"{server.address}/health", timeout=10).json()["models"]
     return [model for model in models if model["state"] == state]
 
 
 @contextmanager
-def closing_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def end_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -230,7 +232,7 @@ def closing_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
 def test_an_upload_that_has_not_named_its_model_is_told_too(path: str) -> None:
-    with running("--set", "stop_seconds=1") as server, wire(server, path) as client:
+    with run_server("--set", "stop_seconds=1") as server, open_wire(server, path) as client:
         client.send(FILE + b"x" * (2 << 20))
         wait_for(lambda: len(server.open_files()) == 1)
         server.process.send_signal(signal.SIGTERM)
@@ -281,8 +283,8 @@ def test_a_model_that_cannot_load_says_why_and_can_be_repaired(tmp_path: Path) -
     decoder = broken / "decoder_model_merged.ort"
     decoder.unlink()
     decoder.write_bytes(b"\0" * 1000)
-    with running("--set", f"models.mine.source={broken}") as server:
-        audio = spoken("wav")
+    with run_server("--set", f"models.mine.source={broken}") as server:
+        audio = encode_speech("wav")
         failed = server.post(audio, model="mine")
         assert failed.status_code == 500
         assert str(broken) in failed.json()["error"]["message"]

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running
+from tests.conftest import ServerUnderTest, run_server
 from tests.models import build
-from tests.models.tiny_whisper import clip
-from tests.ports import free_ports
-from tests.recordings import encode, spoken
+from tests.models.tiny_whisper import get_clip
+from tests.ports import find_free_ports
+from tests.recordings import encode, encode_speech
 
 pytestmark = pytest.mark.slow
 
@@ -64,16 +64,16 @@ hooks:
 
 
 @pytest.fixture(scope="module")
-def swapping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def swapping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     folder = tmp_path_factory.mktemp("swap")
     model = build("faster_whisper", folder / "small")
     file = folder / "config.yaml"
-    file.write_text(CONFIG.format(python=sys.executable, programs=PROGRAMS, model=model, port=free_ports(5)))
-    with running("--config", str(file)) as server:
+    file.write_text(CONFIG.format(python=sys.executable, programs=PROGRAMS, model=model, port=find_free_ports(5)))
+    with run_server("--config", str(file)) as server:
         yield server
 
 
-def chat(server: RunningServer, model: str) -> dict[str, Any]:
+def post_chat(server: ServerUnderTest, model: str) -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
     response = requests.post(f"{server.address}/v1/chat/completions", json=body, timeout=60)
     assert response.status_code == 200, response.text
@@ -81,23 +81,23 @@ def chat(server: RunningServer, model: str) -> dict[str, Any]:
     return answer
 
 
-def up(server: RunningServer) -> set[str]:
+def list_loaded(server: ServerUnderTest) -> set[str]:
     return {model["model"] for model in requests.get(f"{server.address}/running", timeout=10).json()["running"]}
 
 
-def test_language_models_swap_and_speech_stays(swapping: RunningServer) -> None:
-    said = clip("u15")
+def test_language_models_swap_and_speech_stays(swapping: ServerUnderTest) -> None:
+    said = get_clip("u15")
     heard = swapping.post(encode(said.samples, "wav"), model="eardrum", response_format="text")
     assert heard.text.strip() == said.text, heard.text
-    assert swapping.post(spoken("mp3"), model="whisper").status_code == 200
+    assert swapping.post(encode_speech("mp3"), model="whisper").status_code == 200
     for model, other in (("qwen", "llama"), ("llama", "qwen"), ("gpt-4o-mini", "llama")):
-        assert chat(swapping, model)["choices"][0]["message"]["content"] == "You said: hello"
-        assert up(swapping) >= {"whisper", "eardrum"}
-        assert other not in up(swapping)
+        assert post_chat(swapping, model)["choices"][0]["message"]["content"] == "You said: hello"
+        assert list_loaded(swapping) >= {"whisper", "eardrum"}
+        assert other not in list_loaded(swapping)
 
 
-def test_speech_answers_while_language_models_swap(swapping: RunningServer) -> None:
-    audio, over = encode(clip("u15").samples, "wav"), threading.Event()
+def test_speech_answers_while_language_models_swap(swapping: ServerUnderTest) -> None:
+    audio, over = encode(get_clip("u15").samples, "wav"), threading.Event()
     waits: list[float] = []
 
     def speak() -> None:
@@ -111,7 +111,7 @@ def test_speech_answers_while_language_models_swap(swapping: RunningServer) -> N
     began = time.monotonic()
     speaking.start()
     for model in ("llama", "qwen", "llama", "qwen"):
-        chat(swapping, model)
+        post_chat(swapping, model)
     swaps = time.monotonic() - began
     over.set()
     speaking.join()
@@ -120,8 +120,8 @@ def test_speech_answers_while_language_models_swap(swapping: RunningServer) -> N
 
 
 @pytest.mark.parametrize("kind", ["mp3", "wav", "flac"])
-def test_a_whisper_server_answers_in_every_format(swapping: RunningServer, kind: str) -> None:
-    audio = spoken(kind)
+def test_a_whisper_server_answers_in_every_format(swapping: ServerUnderTest, kind: str) -> None:
+    audio = encode_speech(kind)
     answers = {
         form: swapping.post(audio, model="whisper", response_format=form)
         for form in ("json", "text", "srt", "vtt", "verbose_json")

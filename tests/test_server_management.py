@@ -25,9 +25,9 @@ import pytest
 import requests
 import yaml
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.ports import free_port
-from tests.recordings import SPEECH_TEXT, pcm, silence, spoken, tape
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.ports import find_free_port
+from tests.recordings import SPEECH_TEXT, create_silence, encode_announcements, encode_pcm, encode_speech
 
 pytestmark = pytest.mark.slow
 
@@ -50,33 +50,33 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_
 """A program that serves HTTP and nothing else."""
 
 
-def web(folder: Path, **settings: Any) -> dict[str, Any]:
+def build_command(folder: Path, **settings: Any) -> dict[str, Any]:
     """A model that is a command."""
     (folder / "web.py").write_text(WEB)
-    port = free_port()
+    port = find_free_port()
     return {"cmd": f"{sys.executable} {folder / 'web.py'} {port}", "proxy": f"http://127.0.0.1:{port}", **settings}
 
 
 @contextmanager
-def configured(folder: Path, *arguments: str, **settings: Any) -> Iterator[RunningServer]:
+def run_configured(folder: Path, *arguments: str, **settings: Any) -> Iterator[ServerUnderTest]:
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(settings))
-    with running("--config", str(file), *arguments) as server:
+    with run_server("--config", str(file), *arguments) as server:
         yield server
 
 
-def get(server: RunningServer, path: str) -> Any:
+def get_json(server: ServerUnderTest, path: str) -> Any:
     return requests.get(f"{server.address}{path}", timeout=20).json()
 
 
-def post(server: RunningServer, path: str) -> requests.Response:
+def post_json(server: ServerUnderTest, path: str) -> requests.Response:
     return requests.post(f"{server.address}{path}", timeout=60)
 
 
-class Following:
+class FollowedStream:
     """A stream that is read in the background, as a client reads it."""
 
-    def __init__(self, server: RunningServer, path: str, headers: dict[str, str] | None = None):
+    def __init__(self, server: ServerUnderTest, path: str, headers: dict[str, str] | None = None):
         self.text = ""
         self.ended = False
         self.broken = False
@@ -93,7 +93,7 @@ class Following:
             self.broken = True
         self.ended = True
 
-    def __enter__(self) -> Following:
+    def __enter__(self) -> FollowedStream:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,12 +112,12 @@ class Following:
 
 
 def test_models_are_shown_loaded_and_unloaded(tmp_path: Path) -> None:
-    site = web(tmp_path, aliases=["site/of:mine"], name="The web", description="It serves.", ttl=77)
-    with configured(tmp_path, models={"web": site}) as server:
-        assert get(server, "/running") == {"running": []}
-        loaded = post(server, "/api/models/load/site/of:mine")
+    site = build_command(tmp_path, aliases=["site/of:mine"], name="The web", description="It serves.", ttl=77)
+    with run_configured(tmp_path, models={"web": site}) as server:
+        assert get_json(server, "/running") == {"running": []}
+        loaded = post_json(server, "/api/models/load/site/of:mine")
         assert (loaded.status_code, loaded.text) == (200, "OK")
-        assert get(server, "/running") == {
+        assert get_json(server, "/running") == {
             "running": [
                 {
                     "model": "web",
@@ -130,49 +130,52 @@ def test_models_are_shown_loaded_and_unloaded(tmp_path: Path) -> None:
                 }
             ]
         }
-        (shown,) = get(server, "/api/ps")["models"]
+        (shown,) = get_json(server, "/api/ps")["models"]
         process = psutil.Process(shown["pid"])
         assert (shown["engine"], shown["state"]) == ("command", "ready")
-        unloaded = post(server, "/api/models/unload/site/of:mine")
+        unloaded = post_json(server, "/api/models/unload/site/of:mine")
         assert (unloaded.status_code, unloaded.text) == (200, "OK")
         assert not process.is_running()
-        assert get(server, "/running") == {"running": []}
+        assert get_json(server, "/running") == {"running": []}
         for path in ("load/nobody", "unload/nobody"):
-            refused = post(server, f"/api/models/{path}")
+            refused = post_json(server, f"/api/models/{path}")
             assert refused.status_code == 404
             assert refused.json()["error"]["code"] == "model_not_found"
 
 
 def test_all_models_are_unloaded_at_once(tmp_path: Path) -> None:
-    with configured(tmp_path, models={"web": web(tmp_path)}) as server:
+    with run_configured(tmp_path, models={"web": build_command(tmp_path)}) as server:
         for method, path, answer in (("GET", "/unload", "OK"), ("POST", "/api/models/unload", '{"msg":"ok"}')):
             for model in ("web", M):
-                post(server, f"/api/models/load/{model}")
-            assert [model["model"] for model in get(server, "/running")["running"]] == [M, "web"]
+                post_json(server, f"/api/models/load/{model}")
+            assert [model["model"] for model in get_json(server, "/running")["running"]] == [M, "web"]
             for _ in range(2):  # nothing runs the second time, which is fine
                 done = requests.request(method, f"{server.address}{path}", timeout=60)
                 assert (done.status_code, done.text) == (200, answer)
-                assert get(server, "/running") == {"running": []}
+                assert get_json(server, "/running") == {"running": []}
         assert not server.runners()
 
 
 def test_a_model_that_does_not_start_is_said_to_whoever_loads_it(tmp_path: Path) -> None:
     program = 'print("no such weights"); raise SystemExit(3)'
     broken = {"cmd": f"{sys.executable} -c '{program}'", "proxy": "http://127.0.0.1:1"}
-    with configured(tmp_path, models={"broken": broken, "web": web(tmp_path)}, default_model="web") as server:
-        refused = post(server, "/api/models/load/broken")
+    with run_configured(tmp_path, models={"broken": broken, "web": build_command(tmp_path)}, default_model="web") as server:
+        refused = post_json(server, "/api/models/load/broken")
         assert refused.status_code == 500
         assert "exit code 3" in refused.json()["error"]["message"]
         assert requests.get(f"{server.address}/logs/broken", timeout=10).text == "no such weights\n"
-        assert get(server, "/running") == {"running": []}
-        assert post(server, "/api/models/load/web").status_code == 200
+        assert get_json(server, "/running") == {"running": []}
+        assert post_json(server, "/api/models/load/web").status_code == 200
 
 
 def test_logs_are_told_and_followed(tmp_path: Path) -> None:
-    with configured(tmp_path, models={"web": web(tmp_path)}) as server:
-        with Following(server, f"/logs/stream/{M}") as model, Following(server, "/logs/stream/upstream?no-history") as all_models:
+    with run_configured(tmp_path, models={"web": build_command(tmp_path)}) as server:
+        with (
+            FollowedStream(server, f"/logs/stream/{M}") as model,
+            FollowedStream(server, "/logs/stream/upstream?no-history") as all_models,
+        ):
             assert model.headers["content-type"].startswith("text/plain")
-            server.post(spoken("flac"), model=M)
+            server.post(encode_speech("flac"), model=M)
             wait_for(lambda: M in all_models.text)
             wait_for(lambda: model.text)
             assert model.text in requests.get(f"{server.address}/logs/{M}", timeout=10).text
@@ -181,7 +184,7 @@ def test_logs_are_told_and_followed(tmp_path: Path) -> None:
         assert history.headers["content-type"].startswith("text/plain")
         assert "POST /v1/audio/transcriptions 200" in history.text
         assert f"{M} ready after" in history.text
-        with Following(server, "/logs/stream") as old, Following(server, "/logs/stream/proxy?no-history") as new:
+        with FollowedStream(server, "/logs/stream") as old, FollowedStream(server, "/logs/stream/proxy?no-history") as new:
             wait_for(lambda: "POST /v1/audio/transcriptions 200" in old.text)
             requests.get(f"{server.address}/v1/models?marked", timeout=10)
             wait_for(lambda: "GET /v1/models 200" in new.text)
@@ -191,27 +194,30 @@ def test_logs_are_told_and_followed(tmp_path: Path) -> None:
 
 
 def test_what_a_command_says_is_in_its_log(tmp_path: Path) -> None:
-    with configured(tmp_path, models={"web": web(tmp_path)}) as server, Following(server, "/logs/stream/web") as following:
-        post(server, "/api/models/load/web")
+    with (
+        run_configured(tmp_path, models={"web": build_command(tmp_path)}) as server,
+        FollowedStream(server, "/logs/stream/web") as following,
+    ):
+        post_json(server, "/api/models/load/web")
         wait_for(lambda: "asked for /health" in following.text)
         assert following.text.startswith("serving")
-        post(server, "/api/models/unload/web")
-        post(server, "/api/models/load/web")
+        post_json(server, "/api/models/unload/web")
+        post_json(server, "/api/models/load/web")
         wait_for(lambda: following.text.count("serving") == 2)
         assert following.text in requests.get(f"{server.address}/logs/web", timeout=10).text
 
 
 def test_a_model_is_unloaded_by_force(tmp_path: Path) -> None:
-    with configured(tmp_path, "--set", "stop_seconds=1") as server, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.post, tape(600), model=M)
-        wait_for(lambda: get(server, "/health")["models"][0]["requests"])
-        wait_for(lambda: get(server, "/health")["models"][0]["state"] == "ready")
-        assert post(server, f"/api/models/unload/{M}?force").text == "OK"
-        assert get(server, "/running") == {"running": []}
+    with run_configured(tmp_path, "--set", "stop_seconds=1") as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, encode_announcements(600), model=M)
+        wait_for(lambda: get_json(server, "/health")["models"][0]["requests"])
+        wait_for(lambda: get_json(server, "/health")["models"][0]["state"] == "ready")
+        assert post_json(server, f"/api/models/unload/{M}?force").text == "OK"
+        assert get_json(server, "/running") == {"running": []}
         assert answer.result().status_code == 503
 
 
-def test_what_the_page_on_llama_swap_calls_missing_is(server: RunningServer) -> None:
+def test_what_the_page_on_llama_swap_calls_missing_is(server: ServerUnderTest) -> None:
     page = (Path(__file__).parent.parent / "docs" / "guides" / "llama-swap.md").read_text(encoding="utf-8")
     table = page.split("## What is missing")[1].split("## ")[0]
     rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| ") and "404" in row]
@@ -219,15 +225,15 @@ def test_what_the_page_on_llama_swap_calls_missing_is(server: RunningServer) -> 
     assert {"/ui", "/metrics", "/api/captures/ID", "/upstream"} <= set(paths)
     statuses = {path: requests.get(server.address + path, timeout=10).status_code for path in paths}
     assert statuses == dict.fromkeys(paths, 404)
-    assert get(server, "/health")["status"] == "ok"
+    assert get_json(server, "/health")["status"] == "ok"
     assert requests.get(f"{server.address}/wol-health", timeout=10).text == "OK"
 
 
 def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
     profiles = {"day": {"description": "By day", "pins": {"whisper-1": M}}}
     with (
-        configured(tmp_path, models={M: {}, "web": web(tmp_path)}, profiles=profiles) as server,
-        Following(server, "/api/events") as following,
+        run_configured(tmp_path, models={M: {}, "web": build_command(tmp_path)}, profiles=profiles) as server,
+        FollowedStream(server, "/api/events") as following,
     ):
         assert following.headers["content-type"].startswith("text/event-stream")
         wait_for(lambda: following.of("inflight"))
@@ -239,9 +245,9 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         assert first[2]["data"] == {"active": None}
         assert first[3]["data"] == {"operation": "snapshot", "requests": []}
 
-        post(server, "/api/models/load/web")
+        post_json(server, "/api/models/load/web")
         wait_for(lambda: following.of("modelStatus")[-1][1]["state"] == "ready")
-        post(server, "/api/models/unload/web")
+        post_json(server, "/api/models/unload/web")
         wait_for(lambda: following.of("modelStatus")[-1][1]["state"] == "stopped")
         states = [statuses[1]["state"] for statuses in following.of("modelStatus")]
         assert [state for state, before in zip(states, [None, *states], strict=False) if state != before] == [
@@ -255,7 +261,7 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         requests.put(f"{server.address}/api/profiles/active", json={"name": "day"}, timeout=10)
         wait_for(lambda: following.of("profileChanged")[-1] == {"active": "day"})
 
-        server.post(spoken("flac"), model="whisper-1")
+        server.post(encode_speech("flac"), model="whisper-1")
         wait_for(lambda: following.of("activity") == [{"id": 1}])
         upsert, *_, remove = following.of("inflight")[1:]
         assert upsert["operation"] == "upsert"
@@ -270,8 +276,8 @@ def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path
     key, queried = "sk-the-key-of-this-server", "sk-the-key-in-the-query"
     header = {"authorization": f"Bearer {key}"}
     with (
-        configured(tmp_path, apiKeys=[key]) as server,
-        Following(server, "/api/events", header) as before,
+        run_configured(tmp_path, apiKeys=[key]) as server,
+        FollowedStream(server, "/api/events", header) as before,
     ):
         wait_for(lambda: before.of("inflight"))
 
@@ -282,12 +288,12 @@ def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path
             protocols = ("realtime", f"openai-insecure-api-key.{key}")
             async with aiohttp.ClientSession() as session, session.ws_connect(url, protocols=protocols) as socket:
                 if "intent" in path:
-                    audio = base64.b64encode(pcm(silence(1))).decode()
+                    audio = base64.b64encode(encode_pcm(create_silence(1))).decode()
                     await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
                 else:
-                    await socket.send_bytes(pcm(silence(1)))
+                    await socket.send_bytes(encode_pcm(create_silence(1)))
                 await asyncio.to_thread(wait_for, lambda: len(before.of("inflight")) > 1)
-                with Following(server, "/api/events", header) as during:
+                with FollowedStream(server, "/api/events", header) as during:
                     await asyncio.to_thread(wait_for, lambda: during.of("inflight"))
                     (told,) = during.of("inflight")[0]["requests"]
                     assert (told["method"], told["req_path"]) == ("GET", path.partition("?")[0])
@@ -305,8 +311,8 @@ def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path
 
 def test_profiles_change_what_names_mean(tmp_path: Path) -> None:
     profiles = {"day": {"description": "By day", "pins": {"fast": M, "web": ""}}, "night": {"pins": {"x": "web"}}}
-    with configured(tmp_path, models={M: {}, "web": web(tmp_path)}, profiles=profiles) as server:
-        assert get(server, "/api/profiles") == {
+    with run_configured(tmp_path, models={M: {}, "web": build_command(tmp_path)}, profiles=profiles) as server:
+        assert get_json(server, "/api/profiles") == {
             "active": None,
             "profiles": [
                 {"id": "day", "description": "By day", "pins": {"fast": M, "web": ""}},
@@ -317,27 +323,27 @@ def test_profiles_change_what_names_mean(tmp_path: Path) -> None:
         def activate(body: str) -> requests.Response:
             return requests.put(f"{server.address}/api/profiles/active", data=body, timeout=10)
 
-        assert server.post(spoken("flac"), model="fast").status_code == 404
+        assert server.post(encode_speech("flac"), model="fast").status_code == 404
         assert activate('{"name": "day"}').json() == {"active": "day"}
-        assert server.post(spoken("flac"), model="fast").json()["text"] == SPEECH_TEXT
-        refused = post(server, "/api/models/load/web")
+        assert server.post(encode_speech("flac"), model="fast").json()["text"] == SPEECH_TEXT
+        refused = post_json(server, "/api/models/load/web")
         assert refused.status_code == 404
         assert "profile day" in refused.json()["error"]["message"]
         for body, status in (('{"name": "noon"}', 404), ("{}", 400), ("day", 400), ('{"name": 1}', 400), ("[]", 400)):
             assert activate(body).status_code == status, body
-        assert get(server, "/api/profiles")["active"] == "day"
+        assert get_json(server, "/api/profiles")["active"] == "day"
         assert activate('{"name": null}').json() == {"active": None}
-        assert post(server, "/api/models/load/web").status_code == 200
+        assert post_json(server, "/api/models/load/web").status_code == 200
 
 
 def test_a_selector_takes_the_model_that_is_warm(tmp_path: Path) -> None:
     selectors = {"any": {"strategy": "warm", "targets": ["web", M]}}
-    with configured(tmp_path, models={M: {}, "web": web(tmp_path)}, selectors=selectors) as server:
-        post(server, f"/api/models/load/{M}")
-        answer = server.post(spoken("flac"), model="any")
+    with run_configured(tmp_path, models={M: {}, "web": build_command(tmp_path)}, selectors=selectors) as server:
+        post_json(server, f"/api/models/load/{M}")
+        answer = server.post(encode_speech("flac"), model="any")
         assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, M)
-        assert [model["model"] for model in get(server, "/running")["running"]] == [M]
-        (listed,) = [model for model in get(server, "/v1/models")["data"] if model["id"] == "any"]
+        assert [model["model"] for model in get_json(server, "/running")["running"]] == [M]
+        (listed,) = [model for model in get_json(server, "/v1/models")["data"] if model["id"] == "any"]
         assert (listed["meta"]["llamaswap"]["type"], listed["status"]) == ("selector", {"value": "loaded"})
 
 
@@ -346,10 +352,10 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
     models = {name: {"engine": "moonshine", "source": folder} for name in ("a", "b")}
     selectors = {"both": {"strategy": "spillover", "targets": ["a", "b"], "settings": {"spillover": 2}}}
     groups = {"both": {"swap": False, "members": ["a", "b"]}}
-    with configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
+    with run_configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
 
         def ask(_: int) -> str:
-            return server.post(tape(30), model="both").headers["x-eardrum-model"]
+            return server.post(encode_announcements(30), model="both").headers["x-eardrum-model"]
 
         assert ask(0) == "a"
         assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]
@@ -357,8 +363,8 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
 
 
 def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> None:
-    long = tape(600)
-    with configured(tmp_path) as server, Following(server, "/api/events") as following:
+    long = encode_announcements(600)
+    with run_configured(tmp_path) as server, FollowedStream(server, "/api/events") as following:
 
         def in_progress() -> list[str]:
             updates = following.of("inflight")
@@ -368,13 +374,13 @@ def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> No
         asking = threading.Thread(target=lambda: answers.append(server.post(long, model=M)))
         asking.start()
         wait_for(in_progress)
-        cancelled = post(server, f"/api/inflight/{in_progress()[-1]}/cancel")
+        cancelled = post_json(server, f"/api/inflight/{in_progress()[-1]}/cancel")
         assert (cancelled.status_code, cancelled.json()) == (200, {"msg": "ok"})
         asking.join(20)
         assert answers[0].status_code == 499
         assert answers[0].json()["error"]["code"] == "cancelled"
         assert answers[0].headers["x-request-id"] == in_progress()[-1]
-        wait_for(lambda: get(server, "/health")["models"][0]["requests"] == 0)
+        wait_for(lambda: get_json(server, "/health")["models"][0]["requests"] == 0)
 
         broken: list[str] = []
 
@@ -397,20 +403,20 @@ def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> No
         asking = threading.Thread(target=stream)
         asking.start()
         wait_for(lambda: len(set(in_progress())) > before and following.of("inflight")[-1].get("request", {}).get("resp_bytes"))
-        assert post(server, f"/api/inflight/{in_progress()[-1]}/cancel").status_code == 200
+        assert post_json(server, f"/api/inflight/{in_progress()[-1]}/cancel").status_code == 200
         asking.join(20)
         assert broken != [""], "a broken stream has a clean end"
-        assert post(server, "/api/inflight/req_x/cancel").status_code == 404
+        assert post_json(server, "/api/inflight/req_x/cancel").status_code == 404
         assert "Traceback" not in server.log
 
-        page = get(server, "/api/metrics/activity?limit=1")
+        page = get_json(server, "/api/metrics/activity?limit=1")
         assert (page["page"], page["limit"], page["total"], page["total_pages"]) == (1, 1, 2, 2)
         (row,) = page["data"]
         assert (row["id"], row["model"], row["resp_status_code"]) == (2, M, 200)
-        (row,) = get(server, "/api/metrics/activity?order=asc&limit=1")["data"]
+        (row,) = get_json(server, "/api/metrics/activity?order=asc&limit=1")["data"]
         assert (row["id"], row["resp_status_code"]) == (1, 499)
         assert row["error_msg"]
-        assert get(server, "/api/metrics/activity?model=x")["data"] == []
+        assert get_json(server, "/api/metrics/activity?model=x")["data"] == []
         for query in ("limit=0", "limit=1000", "page=x", "order=up"):
             assert requests.get(f"{server.address}/api/metrics/activity?{query}", timeout=10).status_code == 400, query
 
@@ -418,10 +424,10 @@ def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> No
 def test_models_are_preloaded_one_after_another(tmp_path: Path) -> None:
     broken = {"cmd": f"{sys.executable} -c 'raise SystemExit(3)'", "proxy": "http://127.0.0.1:1"}
     preload = [" broken ", "site", "nobody", "", M]
-    models = {"broken": broken, "web": web(tmp_path, aliases=["site"]), M: {}}
-    with configured(tmp_path, models=models, default_model=M, hooks={"on_startup": {"preload": preload}}) as server:
-        wait_for(lambda: {model["model"] for model in get(server, "/running")["running"]} == {"web", M})
-        wait_for(lambda: [m["state"] for m in get(server, "/running")["running"]] == ["ready", "ready"])
+    models = {"broken": broken, "web": build_command(tmp_path, aliases=["site"]), M: {}}
+    with run_configured(tmp_path, models=models, default_model=M, hooks={"on_startup": {"preload": preload}}) as server:
+        wait_for(lambda: {model["model"] for model in get_json(server, "/running")["running"]} == {"web", M})
+        wait_for(lambda: [m["state"] for m in get_json(server, "/running")["running"]] == ["ready", "ready"])
         order = [
             server.log.index(text) for text in ("Preloading broken", "Preloading web", "nobody is passed over", f"Preloading {M}")
         ]
@@ -432,11 +438,11 @@ def test_models_are_preloaded_one_after_another(tmp_path: Path) -> None:
 def test_a_server_that_is_stopped_while_it_preloads_ends_soon(tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text("import time; time.sleep(600)")
     never = {"cmd": f"{sys.executable} {tmp_path / 'never.py'}", "proxy": "http://127.0.0.1:1"}
-    with configured(
+    with run_configured(
         tmp_path, models={"never": never, M: {}}, default_model=M, hooks={"on_startup": {"preload": ["never", M]}}
     ) as server:
         wait_for(lambda: psutil.Process(server.process.pid).children())
-        assert [(m["model"], m["state"]) for m in get(server, "/running")["running"]] == [("never", "starting")]
+        assert [(m["model"], m["state"]) for m in get_json(server, "/running")["running"]] == [("never", "starting")]
         server.process.terminate()
         server.process.wait(STOP_S)
         assert f"Preloading {M}" not in server.log
@@ -445,7 +451,7 @@ def test_a_server_that_is_stopped_while_it_preloads_ends_soon(tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", ["/logs/stream", "/logs/stream/upstream", "/api/events"])
 def test_streams_end_with_the_server(path: str, tmp_path: Path) -> None:
-    with configured(tmp_path) as server, Following(server, path) as following:
+    with run_configured(tmp_path) as server, FollowedStream(server, path) as following:
         if "upstream" not in path:
             wait_for(lambda: following.text)
         server.process.terminate()
@@ -455,7 +461,7 @@ def test_streams_end_with_the_server(path: str, tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
-def open_stream(server: RunningServer, path: str) -> socket.socket:
+def open_stream(server: ServerUnderTest, path: str) -> socket.socket:
     """A client with small buffers that asks and never reads."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -465,28 +471,28 @@ def open_stream(server: RunningServer, path: str) -> socket.socket:
     return client
 
 
-def talk(server: RunningServer, lines: int) -> None:
+def print_lines(server: ServerUnderTest, lines: int) -> None:
     """Have a model print lines of some length; the server's own are short."""
     with requests.Session() as session:
         for number in range(lines):
             session.get(f"{server.address}/upstream/web/{number:04}{'x' * 4000}", timeout=10)
 
 
-def memory(server: RunningServer) -> int:
+def measure_memory(server: ServerUnderTest) -> int:
     found: int = psutil.Process(server.process.pid).memory_info().rss
     return found
 
 
 @pytest.mark.parametrize("path", ["/logs/stream/upstream", "/api/events"])
 def test_who_never_reads_is_hung_up_on_and_costs_little(path: str, tmp_path: Path) -> None:
-    with configured(tmp_path, "--set", "limits.stall_seconds=2", models={"web": web(tmp_path)}) as server:
-        talk(server, 50)
-        before = memory(server)
+    with run_configured(tmp_path, "--set", "limits.stall_seconds=2", models={"web": build_command(tmp_path)}) as server:
+        print_lines(server, 50)
+        before = measure_memory(server)
         clients = [open_stream(server, path) for _ in range(20)]
         connections = psutil.Process(server.process.pid)
         wait_for(lambda: len([c for c in connections.net_connections() if c.status == "ESTABLISHED"]) >= 20)
-        talk(server, 1500)
-        assert memory(server) - before < 40 << 20
+        print_lines(server, 1500)
+        assert measure_memory(server) - before < 40 << 20
         wait_for(lambda: server.log.count("The client took nothing in") == 20, 60)
         wait_for(lambda: not [c for c in connections.net_connections() if c.status == "ESTABLISHED"])
         for client in clients:
@@ -495,10 +501,10 @@ def test_who_never_reads_is_hung_up_on_and_costs_little(path: str, tmp_path: Pat
 
 
 def test_who_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    with configured(tmp_path, models={"web": web(tmp_path)}) as server:
-        talk(server, 50)
+    with run_configured(tmp_path, models={"web": build_command(tmp_path)}) as server:
+        print_lines(server, 50)
         clients = [open_stream(server, path) for path in ("/logs/stream/upstream", "/api/events") for _ in range(3)]
-        talk(server, 1500)
+        print_lines(server, 1500)
         server.process.terminate()
         server.process.wait(STOP_S)
         for client in clients:
@@ -507,7 +513,7 @@ def test_who_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
 
 
 def test_who_hangs_up_is_forgotten(tmp_path: Path) -> None:
-    with configured(tmp_path) as server:
+    with run_configured(tmp_path) as server:
         for path in ("/logs/stream", "/api/events") * 10:
             client = open_stream(server, path)
             client.recv(1000)
@@ -521,17 +527,17 @@ def test_health_says_that_the_default_model_has_failed(tmp_path: Path) -> None:
     broken.mkdir()
     for file in ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"):
         (broken / file).write_bytes(b"nothing")
-    with configured(tmp_path, models={"mine": {"source": str(broken)}}) as server:
-        assert (get(server, "/health")["status"], get(server, "/health")["default_model"]) == ("ok", "mine")
-        assert server.post(spoken("wav")).status_code == 500
-        health = get(server, "/health")
+    with run_configured(tmp_path, models={"mine": {"source": str(broken)}}) as server:
+        assert (get_json(server, "/health")["status"], get_json(server, "/health")["default_model"]) == ("ok", "mine")
+        assert server.post(encode_speech("wav")).status_code == 500
+        health = get_json(server, "/health")
         assert health["status"] == "degraded"
         assert "mine" in health["reason"]
         assert {model["id"]: model.get("reason") for model in health["models"]}["mine"] == "failed"
-        (gone,) = get(server, "/api/ps")["gone"]
+        (gone,) = get_json(server, "/api/ps")["gone"]
         assert (gone["id"], gone["reason"]) == ("mine", "failed")
-        assert server.post(spoken("wav"), model=M).status_code == 200
-        assert get(server, "/health")["status"] == "degraded"
+        assert server.post(encode_speech("wav"), model=M).status_code == 200
+        assert get_json(server, "/health")["status"] == "degraded"
 
 
 def test_the_commands(tmp_path: Path) -> None:
@@ -539,7 +545,7 @@ def test_the_commands(tmp_path: Path) -> None:
         command = [*COMMAND, *arguments, "--server", server]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-    with configured(tmp_path, models={"web": web(tmp_path, aliases=["site"])}) as server:
+    with run_configured(tmp_path, models={"web": build_command(tmp_path, aliases=["site"])}) as server:
         assert eardrum(server.address, "load", "site").stdout == "Loaded web.\n"
         assert eardrum(server.address, "load", M).stdout == f"Loaded {M}.\n"
         table = eardrum(server.address, "ps").stdout.splitlines()
@@ -550,14 +556,14 @@ def test_the_commands(tmp_path: Path) -> None:
         assert eardrum(server.address, "logs", M).returncode == 0
         assert eardrum(server.address, "stop", "site").stdout == "Unloaded web.\n"
         assert eardrum(server.address, "stop", "--all").stdout == "Unloaded all models.\n"
-        assert get(server, "/running") == {"running": []}
+        assert get_json(server, "/running") == {"running": []}
         none, *gone = eardrum(server.address, "ps").stdout.splitlines()
         assert none == "No model is loaded."
         assert sorted(line.partition(" went ")[0] for line in gone) == [M, "web"]
         assert all(line.endswith(" ago: somebody unloaded it.") for line in gone)
-        (entry, _) = sorted(get(server, "/api/ps")["gone"], key=lambda entry: str(entry["id"]))
+        (entry, _) = sorted(get_json(server, "/api/ps")["gone"], key=lambda entry: str(entry["id"]))
         assert (entry["id"], entry["reason"], entry["for"]) == (M, "hand", None)
-        assert {model["id"]: model.get("reason") for model in get(server, "/health")["models"]}["web"] == "hand"
+        assert {model["id"]: model.get("reason") for model in get_json(server, "/health")["models"]}["web"] == "hand"
         for arguments in (("stop",), ("stop", "web", "--all")):
             refused = eardrum(server.address, *arguments)
             assert (refused.returncode, refused.stderr) == (1, "eardrum: Which model? Say one name, or --all.\n")
@@ -586,7 +592,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 def test_the_commands_show_a_key(tmp_path: Path) -> None:
-    with configured(tmp_path, apiKeys=["sk-1"]) as server:
+    with run_configured(tmp_path, apiKeys=["sk-1"]) as server:
         command = [*COMMAND, "ps", "--server", server.address]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert refused.returncode == 1

@@ -15,42 +15,42 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running, runs, wait_for
+from tests.conftest import ServerUnderTest, run_server, runs_module, wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 from tests.gateway.models.test_names import EVIL
-from tests.recordings import SPEECH_TEXT, spoken
-from tests.weights import MOONSHINE, moonshine_files
+from tests.recordings import SPEECH_TEXT, encode_speech
+from tests.weights import MOONSHINE, read_moonshine_files
 
 pytestmark = pytest.mark.slow
 
 NAME = "someone/moon-en"
-AUDIO = spoken("wav")
+AUDIO = encode_speech("wav")
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
     with fake_hub() as hub:
-        hub.repositories[NAME] = FakeRepository(moonshine_files())
+        hub.repositories[NAME] = FakeRepository(read_moonshine_files())
         yield hub
 
 
 @contextmanager
-def serving(hub: FakeHub, store: Path, *arguments: str, prelude: str = "") -> Iterator[RunningServer]:
+def run_server_with(hub: FakeHub, store: Path, *arguments: str, prelude: str = "") -> Iterator[ServerUnderTest]:
     store.mkdir(exist_ok=True)
-    with running(*arguments, prelude=prelude, HF_HUB_CACHE=str(store), **hub.environment) as server:
+    with run_server(*arguments, prelude=prelude, HF_HUB_CACHE=str(store), **hub.environment) as server:
         yield server
 
 
-def pull(server: RunningServer, name: str, *, stream: bool = False) -> requests.Response:
+def post_pull(server: ServerUnderTest, name: str, *, stream: bool = False) -> requests.Response:
     return requests.post(f"{server.address}/api/pull/{name}", timeout=60, stream=stream)
 
 
-def lines(answer: requests.Response) -> list[dict[str, object]]:
+def parse_lines(answer: requests.Response) -> list[dict[str, object]]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-def downloads(server: RunningServer) -> list[psutil.Process]:
-    return [child for child in psutil.Process(server.process.pid).children() if runs(child, "eardrum.hub")]
+def list_downloads(server: ServerUnderTest) -> list[psutil.Process]:
+    return [child for child in psutil.Process(server.process.pid).children() if runs_module(child, "eardrum.hub")]
 
 
 TELL_MODULES = """
@@ -60,16 +60,16 @@ signal.signal(signal.SIGUSR1, lambda *_: print("MODULES", json.dumps(sorted(sys.
 
 
 def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHub, tmp_path: Path) -> None:
-    with serving(hub, tmp_path / "store", prelude=TELL_MODULES) as server:
+    with run_server_with(hub, tmp_path / "store", prelude=TELL_MODULES) as server:
         assert server.post(AUDIO, model=NAME).status_code == 404
         hub.repositories[NAME].pace = 0.0003
-        answer = pull(server, NAME)
+        answer = post_pull(server, NAME)
         assert answer.headers["content-type"] == "application/x-ndjson"
-        first, *steps, last = lines(answer)
+        first, *steps, last = parse_lines(answer)
         assert first == {"status": "pulling", "model": NAME, "engine": "moonshine"}
         assert last == {"status": "success", "model": NAME}
         assert {step["status"] for step in steps} == {"downloading"}
-        assert steps[-1]["completed"] == steps[-1]["total"] == sum(map(len, moonshine_files().values()))
+        assert steps[-1]["completed"] == steps[-1]["total"] == sum(map(len, read_moonshine_files().values()))
         for name in (NAME, "whisper-1", f"{NAME}:latest"):
             answer = server.post(AUDIO, model=name)
             assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, NAME), name
@@ -77,7 +77,7 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         assert NAME in [model["id"] for model in listed]
         del hub.repositories[NAME]  # a model that is here can be pulled whatever the hub says
         pulled = requests.post(f"{server.address}/api/pull", json={"model": NAME}, timeout=60)
-        assert [line["status"] for line in lines(pulled)][-1] == "success"
+        assert [line["status"] for line in parse_lines(pulled)][-1] == "success"
         assert "was not updated; the local copy stays in use" in server.log
         server.process.send_signal(signal.SIGUSR1)
         wait_for(lambda: "MODULES" in server.log)
@@ -90,13 +90,13 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
 
 def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_path: Path) -> None:
     """As `eardrum pull` and `eardrum rm` do, in another terminal."""
-    with serving(hub, tmp_path / "store") as server:
+    with run_server_with(hub, tmp_path / "store") as server:
         assert server.post(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moonshine-tiny-en"
         assert server.post(AUDIO, model="whisper-1", language="de").status_code == 400
         for name in ("moon-en", "moon-de"):
             beside = tmp_path / name
             beside.mkdir()
-            for file, content in moonshine_files().items():
+            for file, content in read_moonshine_files().items():
                 (beside / file).write_bytes(content)
             beside.rename(tmp_path / "store" / name)
         assert server.post(AUDIO, model="whisper-1", language="de").headers["x-eardrum-model"] == "moon-de"
@@ -110,13 +110,13 @@ def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_p
 
 def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
-    with serving(hub, tmp_path / "store") as server:
-        one, two = pull(server, NAME, stream=True), pull(server, NAME, stream=True)
+    with run_server_with(hub, tmp_path / "store") as server:
+        one, two = post_pull(server, NAME, stream=True), post_pull(server, NAME, stream=True)
         for answer in (one, two):
             received = answer.iter_lines()
             assert b"pulling" in next(received)
             assert b"downloading" in next(received)
-        (child,) = downloads(server)
+        (child,) = list_downloads(server)
         one.close()
         two.close()
         assert not psutil.wait_procs([child], timeout=10)[1], "fetching for nobody"
@@ -125,8 +125,8 @@ def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tm
 
 def test_shutdown_ends_a_download_and_says_so(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
-    with serving(hub, tmp_path / "store", "--set", "stop_seconds=0") as server:
-        answer = pull(server, NAME, stream=True)
+    with run_server_with(hub, tmp_path / "store", "--set", "stop_seconds=0") as server:
+        answer = post_pull(server, NAME, stream=True)
         received = answer.iter_lines()
         next(received)
         next(received)
@@ -137,18 +137,18 @@ def test_shutdown_ends_a_download_and_says_so(hub: FakeHub, tmp_path: Path) -> N
 
 
 def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
-    with serving(hub, tmp_path / "store") as server:
+    with run_server_with(hub, tmp_path / "store") as server:
         for name in ("nothing-like-it", "nobody/nothing", *(quote(name.encode(errors="replace")) for name in EVIL[2:])):
-            answer = pull(server, name)
+            answer = post_pull(server, name)
             assert answer.status_code == 404, name[:100]
             assert len(answer.text) < 1000
         assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
         assert list((tmp_path / "store").iterdir()) == []
-        assert pull(server, "moonshine-tiny-en").status_code == 400
+        assert post_pull(server, "moonshine-tiny-en").status_code == 400
         assert requests.get(f"{server.address}/api/pull/x", timeout=10).status_code == 405
         hub.repositories[NAME].damaged = True
-        answer = pull(server, NAME)
-        last = lines(answer)[-1]
+        answer = post_pull(server, NAME)
+        last = parse_lines(answer)[-1]
         assert (answer.status_code, last["status"], last["code"]) == (200, "error", "pull_failed")
         assert "arrived damaged: pull it again" in str(last["error"])
         wait_for(lambda: "arrived damaged" in server.log)
@@ -157,7 +157,7 @@ def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_what_runs_a_model(hub: FakeHub, tmp_path: Path) -> None:
     settings = f"models={{mine-es: {{source: {MOONSHINE}, options: {{device: cpu}}}}}}"
-    with serving(hub, tmp_path / "store", "--set", settings, "--set", "default_model=moonshine-tiny-en") as server:
+    with run_server_with(hub, tmp_path / "store", "--set", settings, "--set", "default_model=moonshine-tiny-en") as server:
         url = f"{server.address}/api/v1/backend"
         default = requests.get(url, timeout=10).json()
         assert (default["backend"], default["info"]["model"], default["info"]["language"]) == (
@@ -176,7 +176,7 @@ def test_what_runs_a_model(hub: FakeHub, tmp_path: Path) -> None:
 def test_pull_missing_fetches_on_first_use_for_all_who_wait(hub: FakeHub, tmp_path: Path) -> None:
     settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}}}"
     gate = hub.repositories[NAME].gate = Event()
-    with serving(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
+    with run_server_with(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
         assert requests.get(f"{server.address}/v1/models/mine", timeout=10).status_code == 404
         assert "mine" not in requests.get(f"{server.address}/v1/models", timeout=10).text
         answers: list[requests.Response] = []
@@ -184,12 +184,12 @@ def test_pull_missing_fetches_on_first_use_for_all_who_wait(hub: FakeHub, tmp_pa
         for thread in asking:
             thread.start()
         wait_for(lambda: hub.sending)
-        assert len(downloads(server)) == 1
+        assert len(list_downloads(server)) == 1
         gate.set()
         for thread in asking:
             thread.join(60)
         assert [answer.json().get("text") for answer in answers] == [SPEECH_TEXT] * 2
-        assert hub.served == sum(map(len, moonshine_files().values()))
+        assert hub.served == sum(map(len, read_moonshine_files().values()))
         assert requests.get(f"{server.address}/v1/models/mine", timeout=10).status_code == 200
 
 
@@ -197,7 +197,7 @@ def test_a_download_that_fails_on_first_use_says_why(hub: FakeHub, tmp_path: Pat
     settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}, odd: {{source: a/b, engine: moonshine}}}}"
     hub.repositories["a/b"] = FakeRepository({"notes.txt": b"x"})
     hub.repositories[NAME].status = 500
-    with serving(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
+    with run_server_with(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
         answer = server.post(AUDIO, model="mine")
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "pull_failed")
         assert "out of order" in answer.json()["error"]["message"]
@@ -211,18 +211,18 @@ def test_a_download_that_fails_on_first_use_says_why(hub: FakeHub, tmp_path: Pat
 def test_a_pull_that_was_cut_off_is_told_and_repaired_without_a_restart(hub: FakeHub, tmp_path: Path) -> None:
     gate = hub.repositories[NAME].gate = Event()
     settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}}}"
-    with serving(hub, tmp_path / "store", "--set", settings) as server:
+    with run_server_with(hub, tmp_path / "store", "--set", settings) as server:
         missing = server.post(AUDIO, model="mine").json()["error"]
         assert f"is not on this machine: run `eardrum pull {NAME}`" in missing["message"]
-        answer = pull(server, "mine", stream=True)
+        answer = post_pull(server, "mine", stream=True)
         wait_for(lambda: hub.sending and hub.served > 3_000_000)
         answer.close()
-        wait_for(lambda: not downloads(server))
+        wait_for(lambda: not list_downloads(server))
         half = server.post(AUDIO, model="mine")
         assert half.status_code == 404
         assert f"mine ({NAME}) is only half fetched: run `eardrum pull {NAME}`" in half.json()["error"]["message"]
         gate.set()
-        assert lines(pull(server, "mine"))[-1]["status"] == "success"
+        assert parse_lines(post_pull(server, "mine"))[-1]["status"] == "success"
         assert hub.ranges
         assert server.post(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
 
@@ -233,7 +233,7 @@ def test_damaged_models_are_named_and_repaired_without_a_restart(hub: FakeHub, t
         shutil.copytree(MOONSHINE, store / name)
     decoder = store / "short-en" / "decoder_model_merged.ort"
     decoder.write_bytes(decoder.read_bytes()[:100_000])
-    with serving(hub, store, "--set", f"models.lacks.source={store / 'lacks-en'}") as server:
+    with run_server_with(hub, store, "--set", f"models.lacks.source={store / 'lacks-en'}") as server:
         (store / "lacks-en" / "tokenizer.bin").unlink()
         lacking = server.post(AUDIO, model="lacks")
         assert lacking.status_code == 500
@@ -253,7 +253,7 @@ def test_damaged_models_are_named_and_repaired_without_a_restart(hub: FakeHub, t
 
 
 def test_names_that_no_model_has_do_no_harm(hub: FakeHub, tmp_path: Path) -> None:
-    with serving(hub, tmp_path / "store", "--set", "pull_missing=true") as server:
+    with run_server_with(hub, tmp_path / "store", "--set", "pull_missing=true") as server:
         for name in [name for name in EVIL if name.strip()]:
             answer = server.post(AUDIO, model=name.encode(errors="replace").decode())
             assert answer.status_code == 404, (name[:80], answer.text[:300])
@@ -268,7 +268,7 @@ def test_names_that_no_model_has_do_no_harm(hub: FakeHub, tmp_path: Path) -> Non
 
 
 def test_a_models_id_may_be_in_any_script(hub: FakeHub, tmp_path: Path) -> None:
-    with serving(hub, tmp_path / "store", "--set", f"models={{größe-модель: {{source: {MOONSHINE}}}}}") as server:
+    with run_server_with(hub, tmp_path / "store", "--set", f"models={{größe-модель: {{source: {MOONSHINE}}}}}") as server:
         answer = server.post(AUDIO, model="größe-модель")
         assert (answer.status_code, answer.json()["text"]) == (200, SPEECH_TEXT)
         assert answer.headers["x-eardrum-model"] == quote("größe-модель")

@@ -18,11 +18,11 @@ import requests
 from aiohttp import web
 
 from tests import gguf_files
-from tests.conftest import RunningServer, running, wait_for
+from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.fake_chat import WORDS, fake_chat
-from tests.ports import free_ports
-from tests.recordings import SPEECH_TEXT, spoken
-from tests.upstreams import Answer, Call, FakeUpstream, fake_upstream
+from tests.ports import find_free_ports
+from tests.recordings import SPEECH_TEXT, encode_speech
+from tests.upstreams import Answer, FakeUpstream, UpstreamCall, fake_upstream
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def llm() -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="module")
-def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     config = tmp_path_factory.mktemp("ollama") / "config.yaml"
     models = {
         "chatty": {"proxy": llm.url},
@@ -45,77 +45,77 @@ def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "gone": {"proxy": "http://127.0.0.1:9"},
     }
     config.write_text(json.dumps({"models": models, "limits": {"json_bytes": 4 << 20}}))
-    with running("--config", str(config), "--set", f"default_model={M}") as started:
+    with run_server("--config", str(config), "--set", f"default_model={M}") as started:
         yield started
 
 
-def refusing(status: int) -> Answer:
+def create_refusing(status: int) -> Answer:
     """An upstream that refuses everything for a while."""
 
-    async def refuse(call: Call, request: web.Request) -> web.StreamResponse:
+    async def refuse(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         error = {"error": {"code": status, "message": "come back later", "type": "unavailable_error"}}
         return web.json_response(error, status=status, headers={"retry-after": "7"})
 
     return refuse
 
 
-def ask(server: RunningServer, path: str, body: Any = None, method: str = "POST", **more: Any) -> requests.Response:
+def send_request(server: ServerUnderTest, path: str, body: Any = None, method: str = "POST", **more: Any) -> requests.Response:
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     return requests.request(method, f"{server.address}{path}", data=data, timeout=60, **more)
 
 
-def lines(answer: requests.Response) -> list[dict[str, Any]]:
+def parse_lines(answer: requests.Response) -> list[dict[str, Any]]:
     assert answer.headers["content-type"] == "application/x-ndjson"
     assert answer.content.endswith(b"\n")
     return [json.loads(line) for line in answer.content.splitlines()]
 
 
-def test_the_root_greets_ollamas_clients_and_shows_people_the_page(server: RunningServer) -> None:
-    assert ask(server, "/", method="GET").text == "Ollama is running"
-    assert ask(server, "/", method="HEAD").status_code == 200
+def test_the_root_greets_ollamas_clients_and_shows_people_the_page(server: ServerUnderTest) -> None:
+    assert send_request(server, "/", method="GET").text == "Ollama is running"
+    assert send_request(server, "/", method="HEAD").status_code == 200
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    assert ask(server, "/", method="GET", headers=browser, allow_redirects=False).headers["location"] == "/docs"
+    assert send_request(server, "/", method="GET", headers=browser, allow_redirects=False).headers["location"] == "/docs"
 
 
 @pytest.mark.parametrize("path", ["/api/version", "/api/tags"])
-def test_what_is_asked_with_get_is_there_with_head(server: RunningServer, path: str) -> None:
-    head = ask(server, path, method="HEAD")
+def test_what_is_asked_with_get_is_there_with_head(server: ServerUnderTest, path: str) -> None:
+    head = send_request(server, path, method="HEAD")
     assert (head.status_code, head.content) == (200, b"")
-    assert ask(server, path, method="GET").json()
+    assert send_request(server, path, method="GET").json()
 
 
-def test_the_version_is_numbers(server: RunningServer) -> None:
+def test_the_version_is_numbers(server: ServerUnderTest) -> None:
     """Open WebUI compares it part by part."""
-    version = ask(server, "/api/version", method="GET").json()["version"]
+    version = send_request(server, "/api/version", method="GET").json()["version"]
     assert [int(part) for part in version.split(".")] >= [0, 6, 4]
 
 
-def test_open_webui_chats(server: RunningServer, llm: FakeUpstream) -> None:
+def test_open_webui_chats(server: ServerUnderTest, llm: FakeUpstream) -> None:
     """It takes the list, adds the tag, chats in lines and unloads with an empty prompt."""
-    listed = ask(server, "/api/tags", method="GET").json()["models"]
+    listed = send_request(server, "/api/tags", method="GET").json()["models"]
     assert {"chatty:latest", f"{M}:latest"} < {model["model"] for model in listed}
     assert all(model["name"] == model["model"] and len(model["digest"]) == 64 for model in listed)
     payload = {"model": "chatty:latest", "messages": HI, "options": {}, "stream": True, "keep_alive": "5m", "metadata": {"a": 1}}
-    got = lines(ask(server, "/api/chat", payload))
+    got = parse_lines(send_request(server, "/api/chat", payload))
     assert "".join(line["message"]["content"] for line in got) == "".join(WORDS)
     assert [line["done"] for line in got] == [False] * len(WORDS) + [True]
     assert all(line["model"] == "chatty:latest" and datetime.fromisoformat(line["created_at"]) for line in got)
     assert got[-1]["eval_count"] == 7
     assert "metadata" not in llm.calls[-1].json
-    (status,) = [m for m in ask(server, "/api/ps", method="GET").json()["models"] if m["model"] == "chatty:latest"]
+    (status,) = [m for m in send_request(server, "/api/ps", method="GET").json()["models"] if m["model"] == "chatty:latest"]
     assert 270 < (datetime.fromisoformat(status["expires_at"]) - datetime.now(UTC)).total_seconds() < 301
 
 
-def test_lines_are_the_default_of_every_route_that_has_them(server: RunningServer) -> None:
-    assert len(lines(ask(server, "/api/chat", {"model": "chatty", "messages": HI}))) == len(WORDS) + 1
-    got = lines(ask(server, "/api/generate", {"model": "chatty", "prompt": "x"}))
+def test_lines_are_the_default_of_every_route_that_has_them(server: ServerUnderTest) -> None:
+    assert len(parse_lines(send_request(server, "/api/chat", {"model": "chatty", "messages": HI}))) == len(WORDS) + 1
+    got = parse_lines(send_request(server, "/api/generate", {"model": "chatty", "prompt": "x"}))
     assert [line["response"] for line in got] == [*WORDS, ""]
-    whole = ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "stream": False})
+    whole = send_request(server, "/api/generate", {"model": "chatty", "prompt": "x", "stream": False})
     assert whole.headers["content-type"] == "application/json; charset=utf-8"
     assert whole.json()["response"] == "".join(WORDS)
 
 
-def test_a_line_is_sent_when_its_event_has_come(server: RunningServer, llm: FakeUpstream) -> None:
+def test_a_line_is_sent_when_its_event_has_come(server: ServerUnderTest, llm: FakeUpstream) -> None:
     body = {"model": "chatty", "messages": [{"role": "user", "content": "linger"}]}
     with requests.post(f"{server.address}/api/chat", json=body, stream=True, timeout=30) as answer:
         began = time.monotonic()
@@ -125,34 +125,34 @@ def test_a_line_is_sent_when_its_event_has_come(server: RunningServer, llm: Fake
     wait_for(lambda: not llm.in_flight)
 
 
-def test_a_speech_model_is_loaded_listed_and_unloaded(server: RunningServer) -> None:
-    loaded = ask(server, "/api/generate", {"model": M, "keep_alive": -1}).json()
+def test_a_speech_model_is_loaded_listed_and_unloaded(server: ServerUnderTest) -> None:
+    loaded = send_request(server, "/api/generate", {"model": M, "keep_alive": -1}).json()
     assert (loaded["done"], loaded["done_reason"], loaded["response"]) == (True, "load", "")
-    (status,) = [m for m in ask(server, "/api/ps", method="GET").json()["models"] if m["id"] == M]
+    (status,) = [m for m in send_request(server, "/api/ps", method="GET").json()["models"] if m["id"] == M]
     assert status["model"] == status["name"] == f"{M}:latest"
     assert (status["state"], status["requests"], status["engine"], status["ttl_remaining"]) == ("ready", 0, "moonshine", None)
     assert status["size"] > 20_000_000
     assert datetime.fromisoformat(status["expires_at"]).year > 2300
     command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "ps", "--server", server.address]
     assert M in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    unloaded = ask(server, "/api/generate", {"model": f"{M}:latest", "prompt": "", "keep_alive": 0}).json()
+    unloaded = send_request(server, "/api/generate", {"model": f"{M}:latest", "prompt": "", "keep_alive": 0}).json()
     assert unloaded["done_reason"] == "unload"
-    assert M not in [model["id"] for model in ask(server, "/api/ps", method="GET").json()["models"]]
-    again = ask(server, "/api/chat", {"model": M, "messages": [], "keep_alive": "0s"}).json()
+    assert M not in [model["id"] for model in send_request(server, "/api/ps", method="GET").json()["models"]]
+    again = send_request(server, "/api/chat", {"model": M, "messages": [], "keep_alive": "0s"}).json()
     assert (again["message"], again["done_reason"]) == ({"role": "assistant", "content": ""}, "unload")
 
 
-def test_a_transcript_streams_by_the_sentence(server: RunningServer) -> None:
-    images = [base64.b64encode(spoken("mp3")).decode()] * 2
+def test_a_transcript_streams_by_the_sentence(server: ServerUnderTest) -> None:
+    images = [base64.b64encode(encode_speech("mp3")).decode()] * 2
     body = {"model": "whisper-1", "messages": [{"role": "user", "images": images}, {"role": "user", "content": "now"}]}
-    got = lines(ask(server, "/api/chat", body))
+    got = parse_lines(send_request(server, "/api/chat", body))
     assert "".join(line["message"]["content"] for line in got) == f"{SPEECH_TEXT}\n{SPEECH_TEXT}"
     assert len(got) > 4
     assert got[-1]["done_reason"] == "stop"
     assert got[-1]["total_duration"] > 0
 
 
-def wav(seconds: int) -> str:
+def encode_wav(seconds: int) -> str:
     return base64.b64encode(b"RIFF" + bytes(4) + b"WAVE" + bytes(seconds)).decode()
 
 
@@ -170,7 +170,7 @@ def wav(seconds: int) -> str:
         ("/api/show", {"name": "nobody"}, 404, "model 'nobody' not found"),
         ("/api/show", {"model": "nobody:latest"}, 404, "model 'nobody:latest' not found"),
         ("/api/chat", {"model": M, "messages": [{"role": "user", "images": ["not base64!"]}]}, 400, "illegal base64"),
-        ("/api/chat", {"model": M, "messages": [{"role": "user", "images": [wav(100)]}]}, 400, "decoded"),
+        ("/api/chat", {"model": M, "messages": [{"role": "user", "images": [encode_wav(100)]}]}, 400, "decoded"),
         ("/api/chat", {"model": M, "messages": [{"role": "user", "images": ["aGVsbG8gd29ybGQ="]}]}, 400, "decoded"),
         ("/api/chat", {"model": M, "messages": "x"}, 400, "does not support chat"),
         ("/api/embed", {"model": "chatty", "input": 3}, 400, "invalid input type"),
@@ -184,8 +184,8 @@ def wav(seconds: int) -> str:
         ("/api/me", {}, 404, "nothing at /api/me"),
     ],
 )
-def test_errors_are_a_status_and_a_string(server: RunningServer, path: str, body: Any, status: int, message: str) -> None:
-    answer = ask(server, path, body)
+def test_errors_are_a_status_and_a_string(server: ServerUnderTest, path: str, body: Any, status: int, message: str) -> None:
+    answer = send_request(server, path, body)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
     assert message in answer.json()["error"]
@@ -198,84 +198,92 @@ def test_errors_are_a_status_and_a_string(server: RunningServer, path: str, body
     ids=["chat", "whole", "generate", "embed"],
 )
 def test_a_status_that_says_what_to_do_is_kept(
-    server: RunningServer, llm: FakeUpstream, status: int, body: Any, monkeypatch: pytest.MonkeyPatch
+    server: ServerUnderTest, llm: FakeUpstream, status: int, body: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = "/api/chat" if "messages" in body else "/api/embed" if "input" in body else "/api/generate"
-    monkeypatch.setattr(llm, "answer", refusing(status))
-    answer = ask(server, path, {"model": "chatty", **body})
+    monkeypatch.setattr(llm, "answer", create_refusing(status))
+    answer = send_request(server, path, {"model": "chatty", **body})
     assert (answer.status_code, answer.headers["retry-after"]) == (status, "7")
     assert "come back later" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("status", [404, 405, 500, 502])
 def test_a_status_that_would_be_wrong_of_this_server_is_not(
-    server: RunningServer, llm: FakeUpstream, status: int, monkeypatch: pytest.MonkeyPatch
+    server: ServerUnderTest, llm: FakeUpstream, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm, "answer", refusing(status))
-    answer = ask(server, "/api/chat", {"model": "chatty", "messages": HI})
+    monkeypatch.setattr(llm, "answer", create_refusing(status))
+    answer = send_request(server, "/api/chat", {"model": "chatty", "messages": HI})
     assert (answer.status_code, answer.headers["retry-after"]) == (502, "7")
     assert "come back later" in answer.json()["error"]
 
 
-def test_a_prompt_goes_on_from_the_last_ones_context(server: RunningServer, llm: FakeUpstream) -> None:
-    first = ask(server, "/api/generate", {"model": "chatty", "prompt": "Why?", "system": "Be short.", "stream": False}).json()
+def test_a_prompt_goes_on_from_the_last_ones_context(server: ServerUnderTest, llm: FakeUpstream) -> None:
+    first = send_request(
+        server, "/api/generate", {"model": "chatty", "prompt": "Why?", "system": "Be short.", "stream": False}
+    ).json()
     assert all(isinstance(number, int) for number in first["context"])
-    (*_, last) = lines(ask(server, "/api/generate", {"model": "chatty", "prompt": "And?", "context": first["context"]}))
+    (*_, last) = parse_lines(
+        send_request(server, "/api/generate", {"model": "chatty", "prompt": "And?", "context": first["context"]})
+    )
     sent = [("system", "Be short."), ("user", "Why?"), ("assistant", "".join(WORDS)), ("user", "And?")]
     assert [(message["role"], message["content"]) for message in llm.calls[-1].json["messages"]] == sent
     assert len(last["context"]) > len(first["context"])
-    other = ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "context": [1, 2], "options": {"num_ctx": 4}})
+    other = send_request(
+        server, "/api/generate", {"model": "chatty", "prompt": "x", "context": [1, 2], "options": {"num_ctx": 4}}
+    )
     assert (other.status_code, other.headers["x-eardrum-ignored"]) == (200, "num_ctx, context")
-    assert "context" not in lines(ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "raw": True}))[-1]
+    assert (
+        "context" not in parse_lines(send_request(server, "/api/generate", {"model": "chatty", "prompt": "x", "raw": True}))[-1]
+    )
 
 
 @pytest.mark.parametrize("name", [M, f"{M}:latest", "whisper-1", "chatty:latest"])
-def test_to_pull_what_is_here_is_a_success(server: RunningServer, name: str) -> None:
-    assert ask(server, "/api/pull", {"model": name, "stream": False}).json() == {"status": "success"}
-    steps = [line["status"] for line in lines(ask(server, "/api/pull", {"name": name}))]
+def test_to_pull_what_is_here_is_a_success(server: ServerUnderTest, name: str) -> None:
+    assert send_request(server, "/api/pull", {"model": name, "stream": False}).json() == {"status": "success"}
+    steps = [line["status"] for line in parse_lines(send_request(server, "/api/pull", {"name": name}))]
     assert (steps[0], steps[-1]) == ("pulling manifest", "success")
 
 
-def test_other_routes_keep_their_shape(server: RunningServer) -> None:
+def test_other_routes_keep_their_shape(server: ServerUnderTest) -> None:
     for method, path in (("POST", "/api/ps/nobody"), ("POST", "/api/pull/no-such-model"), ("GET", "/v1/nothing")):
-        assert ask(server, path, method=method).json()["error"]["code"] in ("model_not_found", "not_found")
+        assert send_request(server, path, method=method).json()["error"]["code"] in ("model_not_found", "not_found")
 
 
-def test_an_error_after_the_first_line_is_the_last_line(server: RunningServer) -> None:
+def test_an_error_after_the_first_line_is_the_last_line(server: ServerUnderTest) -> None:
     for said in ("die", "break"):
-        answer = ask(server, "/api/chat", {"model": "chatty", "messages": [{"role": "user", "content": said}]})
-        got = lines(answer)
+        answer = send_request(server, "/api/chat", {"model": "chatty", "messages": [{"role": "user", "content": said}]})
+        got = parse_lines(answer)
         assert answer.status_code == 200
         assert [line["message"]["content"] for line in got[:-1]] == WORDS[:2]
         assert list(got[-1]) == ["error"]
 
 
-def test_a_full_model_is_busy(server: RunningServer, llm: FakeUpstream) -> None:
+def test_a_full_model_is_busy(server: ServerUnderTest, llm: FakeUpstream) -> None:
     body = json.dumps({"model": "narrow", "messages": [{"role": "user", "content": "wait"}]})
     with socket.create_connection(server.host) as waiting:
         waiting.sendall(f"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         wait_for(lambda: llm.in_flight == 1)
-        answer = ask(server, "/api/chat", {"model": "narrow", "messages": HI})
+        answer = send_request(server, "/api/chat", {"model": "narrow", "messages": HI})
         assert answer.status_code == 503
         assert answer.json() == {"error": "server busy, please try again.  maximum pending requests exceeded"}
         assert int(answer.headers["retry-after"]) >= 1
     wait_for(lambda: not llm.in_flight)
 
 
-def test_tokens_are_counted_for_whoever_runs_the_server(server: RunningServer) -> None:
-    assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
+def test_tokens_are_counted_for_whoever_runs_the_server(server: ServerUnderTest) -> None:
+    assert send_request(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
 
     def counted() -> list[tuple[int, int]]:
-        rows = ask(server, "/api/metrics/activity?limit=5", method="GET").json()["data"]
+        rows = send_request(server, "/api/metrics/activity?limit=5", method="GET").json()["data"]
         chats = [row["tokens"] for row in rows if (row["req_path"], row["model"]) == ("/api/chat", "chatty")]
         return [(tokens["input_tokens"], tokens["output_tokens"]) for tokens in chats]
 
     wait_for(lambda: (11, 7) in counted())
 
 
-def test_what_has_no_effect_is_logged_once(server: RunningServer) -> None:
+def test_what_has_no_effect_is_logged_once(server: ServerUnderTest) -> None:
     for _ in range(3):
-        ask(server, "/api/chat", {"model": "chatty", "messages": HI, "options": {"num_ctx": 4096}})
+        send_request(server, "/api/chat", {"model": "chatty", "messages": HI, "options": {"num_ctx": 4096}})
     assert server.log.count("'num_ctx' has no effect on model chatty") == 1
 
 
@@ -285,24 +293,24 @@ def test_the_configs_filters_count_here_too(tmp_path: Path, llm: FakeUpstream) -
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": models}))
     body = {"model": "wild:latest", "messages": HI, "options": {"top_k": 3}, "stream": False}
-    with running("--config", str(config), "--set", f"default_model={M}") as server:
-        assert ask(server, "/api/chat", body, headers={"authorization": "Bearer own"}).status_code == 200
+    with run_server("--config", str(config), "--set", f"default_model={M}") as server:
+        assert send_request(server, "/api/chat", body, headers={"authorization": "Bearer own"}).status_code == 200
         sent = {"model": "vendor/chatty-1", "messages": HI, "stream": False, "seed": 4, "temperature": 2}
         assert llm.calls[-1].json == sent
         assert llm.calls[-1].headers["authorization"] == "Bearer own"
-        assert ask(server, "/api/embed", body | {"input": "x"}).status_code == 200
+        assert send_request(server, "/api/embed", body | {"input": "x"}).status_code == 200
         assert llm.calls[-1].json["model"] == "vendor/chatty-1"
 
 
 def test_keys_are_asked_for_in_ollamas_shape_and_stay_here(tmp_path: Path, llm: FakeUpstream) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url}}, "apiKeys": ["secret"]}))
-    with running("--config", str(config), "--set", f"default_model={M}") as server:
-        refused = ask(server, "/api/chat", {"model": "chatty", "messages": HI})
+    with run_server("--config", str(config), "--set", f"default_model={M}") as server:
+        refused = send_request(server, "/api/chat", {"model": "chatty", "messages": HI})
         assert (refused.status_code, type(refused.json()["error"])) == (401, str)
-        assert ask(server, "/", method="GET").text == "Ollama is running"
+        assert send_request(server, "/", method="GET").text == "Ollama is running"
         key = {"authorization": "Bearer secret"}
-        assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}, headers=key).status_code == 200
+        assert send_request(server, "/api/chat", {"model": "chatty", "messages": HI}, headers=key).status_code == 200
         assert "authorization" not in llm.calls[-1].headers
 
 
@@ -314,18 +322,18 @@ def test_commands_that_fail_say_how_in_ollamas_shape(tmp_path: Path) -> None:
     }
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": models}))
-    with running("--config", str(config), "--set", f"default_model={M}") as server:
-        unable = ask(server, "/api/chat", {"model": "unable", "messages": HI})
+    with run_server("--config", str(config), "--set", f"default_model={M}") as server:
+        unable = send_request(server, "/api/chat", {"model": "unable", "messages": HI})
         assert unable.status_code >= 500
         assert "exit code 3" in unable.json()["error"]
         assert "no-such-device" in unable.json()["error"]
-        got = lines(ask(server, "/api/chat", {"model": "mortal", "messages": HI}))
+        got = parse_lines(send_request(server, "/api/chat", {"model": "mortal", "messages": HI}))
         assert "".join(line["message"]["content"] for line in got) == "You said: Hi"
-        got = lines(ask(server, "/api/chat", {"model": "doomed:latest", "messages": HI}))
+        got = parse_lines(send_request(server, "/api/chat", {"model": "doomed:latest", "messages": HI}))
         assert [line["message"]["content"] for line in got[:-1]] == ["You"]
         assert "mortal" in got[-1]["error"]
         assert "CUDA error: out of memory" in got[-1]["error"]
-        answer = ask(server, "/api/generate", {"model": "mortal", "prompt": "again", "stream": False})
+        answer = send_request(server, "/api/generate", {"model": "mortal", "prompt": "again", "stream": False})
         assert answer.json()["response"] == "You said: again", "it was not started again"
 
 
@@ -336,16 +344,16 @@ def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
     vllm = f"{sys.executable} {programs}/fake_vllm.py --port ${{PORT}} --name vllm"
     models = {"whisper": {"cmd": whisper}, "vllm": {"cmd": vllm, "capabilities": {"in": ["audio"], "out": ["text"]}}}
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"models": models, "startPort": free_ports(len(models))}))
-    images = [base64.b64encode(spoken("wav")).decode()]
+    config.write_text(json.dumps({"models": models, "startPort": find_free_ports(len(models))}))
+    images = [base64.b64encode(encode_speech("wav")).decode()]
     root = Path(__file__).parent.parent
-    with running("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:
+    with run_server("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:
         for name in models:
-            assert ask(server, "/api/show", {"model": name}).json()["capabilities"] == ["audio"]
+            assert send_request(server, "/api/show", {"model": name}).json()["capabilities"] == ["audio"]
             body = {"model": name, "messages": [{"role": "user", "content": "", "images": images}]}
-            got = lines(ask(server, "/api/chat", body))
+            got = parse_lines(send_request(server, "/api/chat", body))
             assert "".join(line["message"]["content"] for line in got) == SPEECH_TEXT
-            assert ask(server, "/api/chat", body | {"stream": False}).json()["message"]["content"] == SPEECH_TEXT
+            assert send_request(server, "/api/chat", body | {"stream": False}).json()["message"]["content"] == SPEECH_TEXT
 
 
 LLAMA_SERVER = """#!{python}
@@ -370,45 +378,45 @@ def test_a_plain_llama_server_is_shown_by_its_weights_and_once_it_runs_by_itself
     program = tmp_path / "llama-server"
     program.write_text(LLAMA_SERVER.format(python=sys.executable))
     program.chmod(0o755)
-    gguf_files.put(tmp_path / "x.gguf")
+    gguf_files.write_gguf(tmp_path / "x.gguf")
     models = {
         "plain": {"cmd": f"{program} --port ${{PORT}} -m {tmp_path}/x.gguf"},
         "fetched": {"cmd": f"{program} --port ${{PORT}} -hf org/gemma-3-4b-GGUF"},
     }
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"models": models, "startPort": free_ports(len(models))}))
-    with running("--config", str(config), "--set", f"default_model={M}") as server:
-        shown = ask(server, "/api/show", {"model": "plain:latest"}).json()
+    config.write_text(json.dumps({"models": models, "startPort": find_free_ports(len(models))}))
+    with run_server("--config", str(config), "--set", f"default_model={M}") as server:
+        shown = send_request(server, "/api/show", {"model": "plain:latest"}).json()
         assert shown["capabilities"] == ["completion", "tools"]
         assert shown["model_info"]["qwen3.context_length"] == 40960
-        assert ask(server, "/api/show", {"model": "fetched"}).json()["capabilities"] == ["completion"]
-        assert ask(server, "/running", method="GET").json()["running"] == [], "it was started to be shown"
-        assert ask(server, "/api/generate", {"model": "fetched", "stream": False}).json()["done_reason"] == "load"
-        shown = ask(server, "/api/show", {"model": "fetched"}).json()
+        assert send_request(server, "/api/show", {"model": "fetched"}).json()["capabilities"] == ["completion"]
+        assert send_request(server, "/running", method="GET").json()["running"] == [], "it was started to be shown"
+        assert send_request(server, "/api/generate", {"model": "fetched", "stream": False}).json()["done_reason"] == "load"
+        shown = send_request(server, "/api/show", {"model": "fetched"}).json()
         assert shown["capabilities"] == ["completion", "tools", "vision"]
         assert shown["model_info"]["gemma3.context_length"] == 8192
-        tags = {tag["name"]: tag for tag in ask(server, "/api/tags", method="GET").json()["models"]}
+        tags = {tag["name"]: tag for tag in send_request(server, "/api/tags", method="GET").json()["models"]}
         assert tags["fetched:latest"]["details"]["context_length"] == 8192
         assert tags["plain:latest"]["details"]["quantization_level"] == "Q4_K_M"
 
 
-def test_a_server_elsewhere_is_let_go_and_found_again(server: RunningServer) -> None:
+def test_a_server_elsewhere_is_let_go_and_found_again(server: ServerUnderTest) -> None:
     for _ in range(2):
-        assert ask(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
-        assert ask(server, "/api/chat", {"model": "chatty", "keep_alive": 0}).json()["done_reason"] == "unload"
-        assert "chatty" not in [model["id"] for model in ask(server, "/api/ps", method="GET").json()["models"]]
+        assert send_request(server, "/api/chat", {"model": "chatty", "messages": HI}).status_code == 200
+        assert send_request(server, "/api/chat", {"model": "chatty", "keep_alive": 0}).json()["done_reason"] == "unload"
+        assert "chatty" not in [model["id"] for model in send_request(server, "/api/ps", method="GET").json()["models"]]
 
 
 def test_a_request_without_keep_alive_gets_what_the_config_says(tmp_path: Path, llm: FakeUpstream) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url, "ttl": 600}}}))
-    with running("--config", str(config), "--set", f"default_model={M}") as server:
+    with run_server("--config", str(config), "--set", f"default_model={M}") as server:
 
         def left() -> float:
-            (status,) = ask(server, "/api/ps", method="GET").json()["models"]
+            (status,) = send_request(server, "/api/ps", method="GET").json()["models"]
             return (datetime.fromisoformat(status["expires_at"]) - datetime.now(UTC)).total_seconds()
 
-        ask(server, "/api/generate", {"model": "chatty", "prompt": "x", "keep_alive": 30})
+        send_request(server, "/api/generate", {"model": "chatty", "prompt": "x", "keep_alive": 30})
         assert 15 < left() < 31
-        ask(server, "/api/generate", {"model": "chatty", "prompt": "x"})
+        send_request(server, "/api/generate", {"model": "chatty", "prompt": "x"})
         assert 570 < left() < 601

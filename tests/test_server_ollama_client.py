@@ -14,13 +14,13 @@ import psutil
 import pytest
 from ollama import Client, ResponseError
 
-from tests.conftest import RunningServer, running, wait_for
+from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.fake_hub import FakeRepository, fake_hub
-from tests.ports import free_port
-from tests.recordings import SPEECH_TEXT, spoken
+from tests.ports import find_free_port
+from tests.recordings import SPEECH_TEXT, encode_speech
 from tests.upstreams import FakeUpstream, fake_upstream
-from tests.weights import moonshine_files
+from tests.weights import read_moonshine_files
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +37,8 @@ def llm() -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="module")
-def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    port = free_port()
+def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+    port = find_free_port()
     weights = tmp_path_factory.mktemp("weights") / "Qwen3-0.6B-Q8_0.gguf"
     weights.write_bytes(b"GGUF" + bytes(1000))
     program = Path(__file__).parent / "fake_chat.py"
@@ -51,21 +51,21 @@ def server(llm: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     config = tmp_path_factory.mktemp("ollama") / "config.yaml"
     config.write_text(json.dumps({"models": models}))
-    with running("--config", str(config), "--set", "default_model=moonshine-tiny-en") as started:
+    with run_server("--config", str(config), "--set", "default_model=moonshine-tiny-en") as started:
         yield started
 
 
 @pytest.fixture
-def client(server: RunningServer) -> Iterator[Client]:
+def client(server: ServerUnderTest) -> Iterator[Client]:
     with Client(server.address) as made:
         yield made
 
 
-def names(client: Client) -> set[str]:
+def list_names(client: Client) -> set[str]:
     return {str(model.model) for model in client.list().models}
 
 
-def loaded(client: Client) -> dict[str, datetime]:
+def list_loaded(client: Client) -> dict[str, datetime]:
     return {str(model.model): model.expires_at for model in client.ps().models if model.expires_at}
 
 
@@ -175,7 +175,7 @@ def test_texts_are_embedded(client: Client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_audio_in_the_place_of_pictures_is_transcribed(client: Client, stream: bool) -> None:
-    recording = spoken("wav")
+    recording = encode_speech("wav")
     answer = client.chat("whisper-1", [{"role": "user", "content": "Transcribe.", "images": [recording]}], stream=stream)
     chunks = list(answer) if stream else [answer]
     assert "".join(chunk.message.content or "" for chunk in chunks) == SPEECH_TEXT
@@ -220,29 +220,29 @@ def test_an_upstream_that_fails_in_the_middle_is_an_error_and_no_end(client: Cli
     assert [chunk.message.content for chunk in received] == WORDS[:2]
 
 
-def test_a_model_is_loaded_and_unloaded_by_keep_alive(client: Client, server: RunningServer) -> None:
+def test_a_model_is_loaded_and_unloaded_by_keep_alive(client: Client, server: ServerUnderTest) -> None:
     assert client.generate("qwen3:0.6b", "", keep_alive="1h").done_reason == "load"
-    assert timedelta(minutes=59) < loaded(client)["qwen3:0.6b"] - datetime.now(UTC) < timedelta(minutes=61)
+    assert timedelta(minutes=59) < list_loaded(client)["qwen3:0.6b"] - datetime.now(UTC) < timedelta(minutes=61)
     client.chat("qwen3:0.6b", [{"role": "user", "content": "x"}], keep_alive=-1)
-    assert loaded(client)["qwen3:0.6b"] - datetime.now(UTC) > timedelta(days=365 * 290)
+    assert list_loaded(client)["qwen3:0.6b"] - datetime.now(UTC) > timedelta(days=365 * 290)
     assert client.chat("qwen3:0.6b", [], keep_alive=0).done_reason == "unload"
-    assert "qwen3:0.6b" not in loaded(client)
+    assert "qwen3:0.6b" not in list_loaded(client)
     client.chat("qwen3:0.6b", [{"role": "user", "content": "x"}], keep_alive=0)
-    wait_for(lambda: "qwen3:0.6b" not in loaded(client))
+    wait_for(lambda: "qwen3:0.6b" not in list_loaded(client))
     client.chat("qwen3:0.6b", [{"role": "user", "content": "x"}], keep_alive=2)
-    assert "qwen3:0.6b" in loaded(client)
-    wait_for(lambda: "qwen3:0.6b" not in loaded(client))
+    assert "qwen3:0.6b" in list_loaded(client)
+    wait_for(lambda: "qwen3:0.6b" not in list_loaded(client))
     assert not [child for child in psutil.Process(server.process.pid).children() if "fake_chat" in " ".join(child.cmdline())]
 
 
 def test_a_copy_is_another_name(client: Client) -> None:
     client.copy("chatty", "gpt-4o")
-    assert "gpt-4o:latest" in names(client)
+    assert "gpt-4o:latest" in list_names(client)
     assert client.chat("gpt-4o:latest", [{"role": "user", "content": "x"}]).message.content == TEXT
     with pytest.raises(ResponseError, match="already a name of chatty"):
         client.copy("qwen3:0.6b", "gpt-local")
     client.delete("gpt-4o")
-    assert "gpt-4o:latest" not in names(client)
+    assert "gpt-4o:latest" not in list_names(client)
 
 
 def test_a_client_that_leaves_takes_its_request_with_it(client: Client, llm: FakeUpstream) -> None:
@@ -256,8 +256,8 @@ def test_a_client_that_leaves_takes_its_request_with_it(client: Client, llm: Fak
 def test_a_model_is_pulled_used_and_deleted(tmp_path: Path) -> None:
     name = "someone/moon-en"
     with (
-        fake_hub(**{name: FakeRepository(moonshine_files())}) as hub,
-        running("--set", f"model_dir={tmp_path}", "--set", "default_model=moonshine-tiny-en", **hub.environment) as server,
+        fake_hub(**{name: FakeRepository(read_moonshine_files())}) as hub,
+        run_server("--set", f"model_dir={tmp_path}", "--set", "default_model=moonshine-tiny-en", **hub.environment) as server,
         Client(server.address) as client,
     ):
         steps = list(client.pull(f"{name}:latest", stream=True))
@@ -267,13 +267,13 @@ def test_a_model_is_pulled_used_and_deleted(tmp_path: Path) -> None:
         assert moving[-1].total > 20_000_000
         assert re.fullmatch("sha256:[0-9a-f]{64}", str(moving[-1].digest))
         assert client.pull(name).status == "success"
-        assert f"{name}:latest" in names(client)
+        assert f"{name}:latest" in list_names(client)
         assert client.show(name).capabilities == ["audio"]
-        recording = spoken("flac")
+        recording = encode_speech("flac")
         assert client.chat(name, [{"role": "user", "images": [recording]}], keep_alive="10m").message.content == SPEECH_TEXT
-        assert timedelta(minutes=9) < loaded(client)[f"{name}:latest"] - datetime.now(UTC) < timedelta(minutes=11)
+        assert timedelta(minutes=9) < list_loaded(client)[f"{name}:latest"] - datetime.now(UTC) < timedelta(minutes=11)
         client.delete(name)
-        assert f"{name}:latest" not in names(client) | set(loaded(client))
+        assert f"{name}:latest" not in list_names(client) | set(list_loaded(client))
         assert not list(tmp_path.glob("models--*"))
         hub.repositories[name].damaged = True
         with pytest.raises(ResponseError, match="moon-en"):

@@ -10,20 +10,20 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.conftest import RunningServer
-from tests.recordings import SPEECH_TEXT, encode, phone, spoken, tape
+from tests.conftest import ServerUnderTest
+from tests.recordings import SPEECH_TEXT, encode, encode_announcements, encode_speech, load_announcements
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+def client(server: ServerUnderTest) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
-def upload(container: str) -> io.BytesIO:
-    file = io.BytesIO(spoken(container))
+def create_upload(container: str) -> io.BytesIO:
+    file = io.BytesIO(encode_speech(container))
     file.name = f"speech.{container}"
     return file
 
@@ -31,7 +31,7 @@ def upload(container: str) -> io.BytesIO:
 @pytest.mark.parametrize("response_format", ["srt", "vtt"])
 def test_subtitles_with_a_shape(client: openai.OpenAI, response_format: str) -> None:
     extra: dict[str, str] = {"subtitles": "broadcast", "max_line_width": "32"}
-    wanted = {"file": upload("mp3"), "model": "whisper-1", "response_format": response_format, "extra_body": extra}
+    wanted = {"file": create_upload("mp3"), "model": "whisper-1", "response_format": response_format, "extra_body": extra}
     cues = client.audio.transcriptions.create(**wanted).removeprefix("WEBVTT\n\n").strip().split("\n\n")
     texts = [cue.splitlines()[2 if response_format == "srt" else 1 :] for cue in cues]
     assert " ".join(line for lines in texts for line in lines) == SPEECH_TEXT
@@ -43,7 +43,7 @@ def test_subtitles_with_a_shape(client: openai.OpenAI, response_format: str) -> 
 @pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "verbose_json"])
 @pytest.mark.parametrize("container", ["mp3", "m4a", "webm", "wav"])
 def test_every_format_and_every_container(client: openai.OpenAI, container: str, response_format: str) -> None:
-    answer = client.audio.transcriptions.create(file=upload(container), model="whisper-1", response_format=response_format)
+    answer = client.audio.transcriptions.create(file=create_upload(container), model="whisper-1", response_format=response_format)
     match response_format:
         case "json":
             assert answer.text == SPEECH_TEXT
@@ -64,8 +64,8 @@ def test_every_format_and_every_container(client: openai.OpenAI, container: str,
             assert all(s.avg_logprob > -0.3 and s.no_speech_prob < 0.2 and s.tokens for s in answer.segments)
 
 
-def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, server: RunningServer) -> None:
-    long = tape(90)
+def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, server: ServerUnderTest) -> None:
+    long = encode_announcements(90)
     before = server.windows() if server.runners() else 0
     stream = client.audio.transcriptions.create(file=("long.mp3", long), model="whisper-1", stream=True)
     text, decoded_at_first_delta = "", None
@@ -82,7 +82,7 @@ def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, se
 
 
 def test_token_probabilities(client: openai.OpenAI) -> None:
-    answer = client.audio.transcriptions.create(file=upload("wav"), model="gpt-4o-transcribe", include=["logprobs"])
+    answer = client.audio.transcriptions.create(file=create_upload("wav"), model="gpt-4o-transcribe", include=["logprobs"])
     assert answer.logprobs
     assert "".join(t.token for t in answer.logprobs).split() == SPEECH_TEXT.split()
     assert all(t.logprob <= 0 and bytes(map(int, t.bytes)).decode() == t.token for t in answer.logprobs)
@@ -108,7 +108,7 @@ def test_models(client: openai.OpenAI) -> None:
 )
 def test_what_cannot_be_done_is_a_readable_400(client: openai.OpenAI, wishes: dict, says: str) -> None:
     with pytest.raises(openai.BadRequestError, match=says) as caught:
-        client.audio.transcriptions.create(file=upload("wav"), model="whisper-1", **wishes)
+        client.audio.transcriptions.create(file=create_upload("wav"), model="whisper-1", **wishes)
     assert caught.value.request_id.startswith("req_")
     assert caught.value.param in (*wishes, "response_format")
 
@@ -118,12 +118,12 @@ def test_translation_is_refused_by_name(client: openai.OpenAI) -> None:
         pytest.warns(DeprecationWarning, match="deprecated"),
         pytest.raises(openai.BadRequestError, match="transcribes but does not translate"),
     ):
-        client.audio.translations.create(file=upload("wav"), model="whisper-1")
+        client.audio.translations.create(file=create_upload("wav"), model="whisper-1")
 
 
 def test_an_unknown_model_is_a_404(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="There is no model 'org/nope'") as caught:
-        client.audio.transcriptions.create(file=upload("wav"), model="org/nope")
+        client.audio.transcriptions.create(file=create_upload("wav"), model="org/nope")
     assert caught.value.code == "model_not_found"
 
 
@@ -134,9 +134,9 @@ def test_what_is_not_audio_is_a_400(client: openai.OpenAI, audio: bytes) -> None
     assert caught.value.param == "file"
 
 
-async def test_many_at_once(server: RunningServer) -> None:
+async def test_many_at_once(server: ServerUnderTest) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none") as client:
-        clips = phone()[:12]
+        clips = load_announcements()[:12]
         began = time.monotonic()
         answers = await asyncio.gather(
             *(
@@ -146,8 +146,8 @@ async def test_many_at_once(server: RunningServer) -> None:
         )
         assert time.monotonic() - began < 60
     for (name, _, text), answer in zip(clips, answers, strict=True):
-        assert len(set(words(text)) & set(words(answer.text))) >= len(set(words(text))) / 2, (name, answer.text)
+        assert len(set(split_words(text)) & set(split_words(answer.text))) >= len(set(split_words(text))) / 2, (name, answer.text)
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return [word.strip(".,!?'\"") for word in text.lower().split()]

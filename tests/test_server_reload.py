@@ -16,8 +16,8 @@ import pytest
 import requests
 import yaml
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.ports import free_ports
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.ports import find_free_ports
 from tests.programs import FAKE_LLM
 
 pytestmark = pytest.mark.slow
@@ -26,10 +26,10 @@ COMMAND = f"{sys.executable} {FAKE_LLM} --port ${{PORT}}"
 TOGETHER = {"all": {"swap": False, "members": ["a", "b", "c"]}}
 
 
-class Edited:
+class EditedServer:
     """A server and its config."""
 
-    def __init__(self, server: RunningServer, file: Path):
+    def __init__(self, server: ServerUnderTest, file: Path):
         self.server = server
         self.file = file
 
@@ -64,24 +64,24 @@ class Edited:
         return answer
 
 
-START = free_ports(5)
+START = find_free_ports(5)
 
 
-def models(**habits: str) -> dict[str, Any]:
+def build_models(**habits: str) -> dict[str, Any]:
     return {name: {"cmd": f"{COMMAND} {habit}"} for name, habit in habits.items()}
 
 
 @contextmanager
-def edited(tmp_path: Path, *arguments: str, **settings: Any) -> Iterator[Edited]:
+def run_edited(tmp_path: Path, *arguments: str, **settings: Any) -> Iterator[EditedServer]:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"startPort": START} | settings), encoding="utf-8")
-    with running("--config", str(file), *arguments) as server:
-        yield Edited(server, file)
+    with run_server("--config", str(file), *arguments) as server:
+        yield EditedServer(server, file)
 
 
 def test_one_changed_model_of_three_under_load_fails_no_request(tmp_path: Path) -> None:
-    three = models(a="--delay 0.02", b="--delay 0.05", c="--delay 0.02")
-    with edited(tmp_path, models=three, groups=TOGETHER) as config:
+    three = build_models(a="--delay 0.02", b="--delay 0.05", c="--delay 0.02")
+    with run_edited(tmp_path, models=three, groups=TOGETHER) as config:
         before = {name: config.pid(name) for name in "abc"}
         over = Event()
         answers: list[tuple[str, int]] = []
@@ -98,7 +98,7 @@ def test_one_changed_model_of_three_under_load_fails_no_request(tmp_path: Path) 
             hammering = [clients.submit(client, name) for name in "abc" * 3]
             try:
                 wait_for(lambda: each_has(10))
-                logged = config.reload(models=three | models(b="--delay 0.05 --name other"), groups=TOGETHER)
+                logged = config.reload(models=three | build_models(b="--delay 0.05 --name other"), groups=TOGETHER)
                 reloaded = len(answers)
                 wait_for(lambda: each_has(20, reloaded))
             finally:
@@ -112,7 +112,7 @@ def test_one_changed_model_of_three_under_load_fails_no_request(tmp_path: Path) 
 
 
 def test_the_same_config_again_changes_nothing(tmp_path: Path) -> None:
-    with edited(tmp_path, models=models(a="")) as config:
+    with run_edited(tmp_path, models=build_models(a="")) as config:
         pid = config.pid("a")
         assert "no model is another one" in config.hang_up()
         answer = requests.post(f"{config.server.address}/api/reload", timeout=20)
@@ -131,7 +131,7 @@ def test_the_same_config_again_changes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_edited_into_nonsense_is_not_taken_over(tmp_path: Path, nonsense: str, why: str) -> None:
-    with edited(tmp_path, models=models(a="")) as config:
+    with run_edited(tmp_path, models=build_models(a="")) as config:
         pid = config.pid("a")
         config.file.write_text(nonsense, encoding="utf-8")
         logged = config.hang_up()
@@ -144,15 +144,15 @@ def test_a_config_edited_into_nonsense_is_not_taken_over(tmp_path: Path, nonsens
         config.file.unlink()
         assert "not taken over" in config.hang_up()
         assert config.chat("a").status_code == 200
-        assert "added: b" in config.reload(models=models(a="", b=""))
+        assert "added: b" in config.reload(models=build_models(a="", b=""))
 
 
 def test_a_removed_model_finishes_and_its_port_is_not_given_to_another(tmp_path: Path) -> None:
-    with edited(tmp_path, models=models(b="--delay 2")) as config, ThreadPoolExecutor(1) as client:
+    with run_edited(tmp_path, models=build_models(b="--delay 2")) as config, ThreadPoolExecutor(1) as client:
         first = config.env("b")["argv"]
         asking = client.submit(config.chat, "b")
         wait_for(lambda: config.busy("b"))
-        logged = config.reload(models=models(c=""))
+        logged = config.reload(models=build_models(c=""))
         assert "added: c; removed: b." in logged
         assert config.chat("b").status_code == 404
         second = config.env("c")["argv"]
@@ -161,8 +161,8 @@ def test_a_removed_model_finishes_and_its_port_is_not_given_to_another(tmp_path:
 
 
 def test_what_is_said_of_a_model_counts_at_once_and_does_not_end_it(tmp_path: Path) -> None:
-    entry = models(a="")["a"]
-    with edited(tmp_path, models={"a": entry}) as config:
+    entry = build_models(a="")["a"]
+    with run_edited(tmp_path, models={"a": entry}) as config:
         pid = config.pid("a")
         logged = config.reload(models={"a": entry | {"aliases": ["other"], "ttl": 1, "concurrencyLimit": 3}}, apiKeys=["sesame"])
         assert "no model is another one" in logged
@@ -174,7 +174,7 @@ def test_what_is_said_of_a_model_counts_at_once_and_does_not_end_it(tmp_path: Pa
 
 
 def test_a_model_can_be_unloaded_by_force(tmp_path: Path) -> None:
-    with edited(tmp_path, models=models(a="--delay 60")) as config, ThreadPoolExecutor(1) as client:
+    with run_edited(tmp_path, models=build_models(a="--delay 60")) as config, ThreadPoolExecutor(1) as client:
         config.pid("a")
         asking = client.submit(config.chat, "a")
         wait_for(lambda: config.busy("a"))
@@ -185,28 +185,28 @@ def test_a_model_can_be_unloaded_by_force(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_read_at_the_start_are_named(tmp_path: Path) -> None:
-    with edited(tmp_path, models=models(a="")) as config:
-        assert "from the next start on: limits" in config.reload(models=models(a=""), limits={"requests": 3})
+    with run_edited(tmp_path, models=build_models(a="")) as config:
+        assert "from the next start on: limits" in config.reload(models=build_models(a=""), limits={"requests": 3})
 
 
 def test_a_watched_config_is_read_when_it_has_changed(tmp_path: Path) -> None:
-    with edited(tmp_path, "--watch-config", models=models(a="")) as config:
+    with run_edited(tmp_path, "--watch-config", models=build_models(a="")) as config:
         pid = config.pid("a")
-        config.write(models=models(a="", b=""))
+        config.write(models=build_models(a="", b=""))
         wait_for(lambda: "added: b" in config.server.log)
         config.file.write_text("models: [", encoding="utf-8")
         wait_for(lambda: "not taken over" in config.server.log)
-        config.write(models=models(a=""))
+        config.write(models=build_models(a=""))
         wait_for(lambda: "removed: b" in config.server.log)
         assert config.pid("a") == pid
 
 
 def test_a_model_that_changes_again_and_again_ends_up_as_it_was_last_written(tmp_path: Path) -> None:
-    with edited(tmp_path, models=models(a="--name n0 --stop-seconds 0.3")) as config, ThreadPoolExecutor(4) as clients:
+    with run_edited(tmp_path, models=build_models(a="--name n0 --stop-seconds 0.3")) as config, ThreadPoolExecutor(4) as clients:
         config.pid("a")
         asking = []
         for n in range(1, 6):
-            config.reload(models=models(a=f"--name n{n} --stop-seconds 0.3"))
+            config.reload(models=build_models(a=f"--name n{n} --stop-seconds 0.3"))
             asking.append(clients.submit(config.chat, "a"))
         assert {task.result().status_code for task in asking} == {200}
         assert "n5" in config.env("a")["argv"]

@@ -16,8 +16,8 @@ import pytest
 import requests
 import yaml
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.ports import free_ports
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.ports import find_free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -28,14 +28,14 @@ PATIENCE_S, LONGEST_S, LOAD_S = 1.0, 0.3, 3.0
 """A request's longest service, and how long a model may take to be stopped and another to be started on a busy machine."""
 
 
-def config(lock: Path) -> str:
+def build_config(lock: Path) -> str:
     """Three commands in llama-swap's default group. Each of them notices if it is not alone."""
     alone = f"{sys.executable} {PROGRAMS / 'alone.py'} {lock} {sys.executable} {PROGRAMS / 'fake_llm.py'}"
     models = {name: {"cmd": f"{alone} --port ${{PORT}} --name {name} --delay 0.05", "concurrencyLimit": 100} for name in MODELS}
-    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": free_ports(len(MODELS)), "models": models})
+    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": find_free_ports(len(MODELS)), "models": models})
 
 
-async def ask(session: aiohttp.ClientSession, address: str, name: str, leaves_after: float | None) -> tuple[str, float]:
+async def send_request(session: aiohttp.ClientSession, address: str, name: str, leaves_after: float | None) -> tuple[str, float]:
     """One request: what became of it, and after how many seconds."""
     began = time.monotonic()
     body = {"model": name, "messages": [{"role": "user", "content": name}]}
@@ -50,7 +50,7 @@ async def ask(session: aiohttp.ClientSession, address: str, name: str, leaves_af
         return "left", time.monotonic() - began
 
 
-async def storm(server: RunningServer) -> list[tuple[str, float]]:
+async def send_storm(server: ServerUnderTest) -> list[tuple[str, float]]:
     """Two hundred clients; every third leaves at some time."""
     chance = random.Random(4)
     clients = []
@@ -58,17 +58,17 @@ async def storm(server: RunningServer) -> list[tuple[str, float]]:
         for number in range(REQUESTS):
             await asyncio.sleep(chance.uniform(0, 2 * ARRIVE_S / REQUESTS))
             leaves_after = chance.uniform(0.01, 3.0) if number % 3 == 0 else None
-            asking = ask(session, server.address, chance.choice(MODELS), leaves_after)
+            asking = send_request(session, server.address, chance.choice(MODELS), leaves_after)
             clients.append(asyncio.ensure_future(asking))
         return await asyncio.gather(*clients)
 
 
 def test_many_clients_of_models_that_exclude_each_other(tmp_path: Path) -> None:
     file, lock = tmp_path / "config.yaml", tmp_path / "lock"
-    file.write_text(config(lock))
-    with running("--config", str(file)) as server:
-        outcomes = asyncio.run(storm(server))
-        wait_for(lambda: all(model["requests"] == 0 for model in health(server)["models"]))
+    file.write_text(build_config(lock))
+    with run_server("--config", str(file)) as server:
+        outcomes = asyncio.run(send_storm(server))
+        wait_for(lambda: all(model["requests"] == 0 for model in get_health(server)["models"]))
         commands = psutil.Process(server.process.pid).children(recursive=True)
         assert len(commands) == 1, "one model is left, and nothing else"
     assert not Path(f"{lock}.broken").exists(), "two models were up together"
@@ -82,7 +82,7 @@ def test_many_clients_of_models_that_exclude_each_other(tmp_path: Path) -> None:
     assert not [process for process in commands if process.is_running()]
 
 
-def health(server: RunningServer) -> dict[str, Any]:
+def get_health(server: ServerUnderTest) -> dict[str, Any]:
     """What the server says of itself."""
     answer: dict[str, Any] = requests.get(f"{server.address}/health", timeout=5).json()
     return answer

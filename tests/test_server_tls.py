@@ -13,29 +13,29 @@ import aiohttp
 import pytest
 import requests
 
-from tests.certificates import certificate
-from tests.conftest import RunningServer, running, wait_for
+from tests.certificates import create_certificate
+from tests.conftest import ServerUnderTest, run_server, wait_for
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return certificate(tmp_path_factory.mktemp("tls"))
+    return create_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")
-def encrypted(made: tuple[Path, Path]) -> Iterator[RunningServer]:
-    with running("--tls-certificate", str(made[0]), "--tls-key", str(made[1]), "--sample") as server:
+def encrypted(made: tuple[Path, Path]) -> Iterator[ServerUnderTest]:
+    with run_server("--tls-certificate", str(made[0]), "--tls-key", str(made[1]), "--sample") as server:
         yield server
 
 
-def eardrum(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_eardrum(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_requests_are_served_over_https_only(encrypted: RunningServer, made: tuple[Path, Path]) -> None:
+def test_requests_are_served_over_https_only(encrypted: ServerUnderTest, made: tuple[Path, Path]) -> None:
     assert encrypted.address.startswith("https://127.0.0.1:")
     answer = requests.get(f"{encrypted.address}/docs", verify=str(made[0]), timeout=10)
     assert f"curl {encrypted.address}/v1" in answer.text
@@ -46,7 +46,7 @@ def test_requests_are_served_over_https_only(encrypted: RunningServer, made: tup
     assert "Traceback" not in encrypted.log
 
 
-async def test_websockets_are_served_too(encrypted: RunningServer, made: tuple[Path, Path]) -> None:
+async def test_websockets_are_served_too(encrypted: ServerUnderTest, made: tuple[Path, Path]) -> None:
     context = ssl.create_default_context(cafile=str(made[0]))
     address = f"{encrypted.address.replace('https', 'wss')}/v1/realtime?intent=transcription"
     async with aiohttp.ClientSession() as session, session.ws_connect(address, ssl=context) as socket:
@@ -57,25 +57,25 @@ async def test_websockets_are_served_too(encrypted: RunningServer, made: tuple[P
         await asyncio.sleep(0.1)
 
 
-def test_the_commands_trust_what_they_are_told_to_trust(encrypted: RunningServer, made: tuple[Path, Path]) -> None:
+def test_the_commands_trust_what_they_are_told_to_trust(encrypted: ServerUnderTest, made: tuple[Path, Path]) -> None:
     server = ("--server", encrypted.address)
-    refused = eardrum("ps", *server)
+    refused = run_eardrum("ps", *server)
     assert refused.returncode == 1
     assert "is not trusted" in refused.stderr
     assert "--certificate" in refused.stderr
     trust = (*server, "--certificate", str(made[0]))
-    assert "Loaded moonshine-tiny-en" in eardrum("load", "whisper-1", *trust).stdout
-    assert "moonshine-tiny-en" in eardrum("ps", *trust).stdout
-    assert "The default model is" in eardrum("logs", *trust).stdout
-    assert eardrum("stop", "--all", *trust).returncode == 0
-    assert "No model is loaded." in eardrum("ps", *trust).stdout
+    assert "Loaded moonshine-tiny-en" in run_eardrum("load", "whisper-1", *trust).stdout
+    assert "moonshine-tiny-en" in run_eardrum("ps", *trust).stdout
+    assert "The default model is" in run_eardrum("logs", *trust).stdout
+    assert run_eardrum("stop", "--all", *trust).returncode == 0
+    assert "No model is loaded." in run_eardrum("ps", *trust).stdout
 
 
-def test_the_sample_is_heard_through_the_servers_own_address(encrypted: RunningServer) -> None:
+def test_the_sample_is_heard_through_the_servers_own_address(encrypted: ServerUnderTest) -> None:
     wait_for(lambda: "Dashwood" in encrypted.log)
 
 
 def test_a_certificate_that_cannot_be_used_is_an_error_at_the_start(made: tuple[Path, Path]) -> None:
-    failed = eardrum("serve", "--port", "0", "--tls-certificate", str(made[1]))
+    failed = run_eardrum("serve", "--port", "0", "--tls-certificate", str(made[1]))
     assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1].startswith("eardrum: tls_certificate")

@@ -13,8 +13,18 @@ import pytest
 import requests
 
 from eardrum.gateway.spool import MEMORY_BYTES
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import RATE, SPEECH_TEXT, encode, encode_tracks, silence, speech, spoken, tape, tone
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import (
+    RATE,
+    SPEECH_TEXT,
+    create_silence,
+    create_tone,
+    encode,
+    encode_announcements,
+    encode_speech,
+    encode_tracks,
+    load_speech,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -25,14 +35,14 @@ STORED = 2 * MEMORY_BYTES
 """Bytes of an upload that is in a file by then."""
 
 
-def field(name: str, value: str) -> bytes:
+def build_field(name: str, value: str) -> bytes:
     return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
 
 
-class Wire:
+class WireClient:
     """A client that decides about every byte. The body is sent in chunks, without a length."""
 
-    def __init__(self, server: RunningServer, path: str):
+    def __init__(self, server: ServerUnderTest, path: str):
         self.socket = socket.create_connection(server.host, timeout=60)
         self.received = b""
         self.socket.sendall(
@@ -54,39 +64,41 @@ class Wire:
 
 
 @contextmanager
-def wire(server: RunningServer, path: str = "/v1/audio/transcriptions") -> Iterator[Wire]:
-    made = Wire(server, path)
+def open_wire(server: ServerUnderTest, path: str = "/v1/audio/transcriptions") -> Iterator[WireClient]:
+    made = WireClient(server, path)
     try:
         yield made
     finally:
         made.socket.close()
 
 
-def body(received: bytes) -> dict:
+def parse_body(received: bytes) -> dict:
     return json.loads(received.partition(b"\r\n\r\n")[2])
 
 
-def test_fields_after_the_file(server: RunningServer) -> None:
-    with wire(server) as client:
-        client.send(FILE + spoken("mp3") + b"\r\n" + field("model", "whisper-1") + field("response_format", "text"))
+def test_fields_after_the_file(server: ServerUnderTest) -> None:
+    with open_wire(server) as client:
+        client.send(
+            FILE + encode_speech("mp3") + b"\r\n" + build_field("model", "whisper-1") + build_field("response_format", "text")
+        )
         client.send(b"--x--\r\n")
         client.end()
         assert SPEECH_TEXT.encode() in client.until(b"himself.")
 
 
-def test_a_byte_at_a_time(server: RunningServer) -> None:
-    audio = encode(speech()[:32_000], "mp3")
-    form = field("model", "whisper-1") + FILE + audio + END
-    with wire(server) as client:
+def test_a_byte_at_a_time(server: ServerUnderTest) -> None:
+    audio = encode(load_speech()[:32_000], "mp3")
+    form = build_field("model", "whisper-1") + FILE + audio + END
+    with open_wire(server) as client:
         client.socket.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in form))
         client.end()
         assert b"200 OK" in client.until(b"usage")
 
 
-def test_segments_come_while_the_upload_goes_on(server: RunningServer) -> None:
-    audio = tape(60)
-    with wire(server) as client:
-        client.send(field("model", "whisper-1") + field("stream", "true") + FILE + audio[: len(audio) * 2 // 3])
+def test_segments_come_while_the_upload_goes_on(server: ServerUnderTest) -> None:
+    audio = encode_announcements(60)
+    with open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + build_field("stream", "true") + FILE + audio[: len(audio) * 2 // 3])
         assert b"transcript.text.delta" in client.until(b"transcript.text.delta")
         assert b"transcript.text.done" not in client.received
         client.send(audio[len(audio) * 2 // 3 :] + END)
@@ -94,39 +106,39 @@ def test_segments_come_while_the_upload_goes_on(server: RunningServer) -> None:
         assert b"transcript.text.done" in client.until(b"transcript.text.done")
 
 
-def test_a_late_field_that_changes_the_question_is_heeded(server: RunningServer) -> None:
+def test_a_late_field_that_changes_the_question_is_heeded(server: ServerUnderTest) -> None:
     """Decoding begins before the field is read; the answer must be to the whole question."""
-    with wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + spoken("mp3") + b"\r\n")
+    with open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + FILE + encode_speech("mp3") + b"\r\n")
         time.sleep(0.5)
-        client.send(field("language", "de") + b"--x--\r\n")
+        client.send(build_field("language", "de") + b"--x--\r\n")
         client.end()
-        assert "does not know german" in body(client.until(b"unsupported_feature"))["error"]["message"]
+        assert "does not know german" in parse_body(client.until(b"unsupported_feature"))["error"]["message"]
 
 
-def test_a_late_field_in_a_running_stream_fails_visibly(server: RunningServer) -> None:
-    with wire(server) as client:
-        client.send(field("model", "whisper-1") + field("stream", "true") + FILE + tape(40) + b"\r\n")
+def test_a_late_field_in_a_running_stream_fails_visibly(server: ServerUnderTest) -> None:
+    with open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + build_field("stream", "true") + FILE + encode_announcements(40) + b"\r\n")
         client.until(b"transcript.text.delta")
-        client.send(field("prompt", "too late") + b"--x--\r\n")
+        client.send(build_field("prompt", "too late") + b"--x--\r\n")
         client.end()
         received = client.until(b"event: error")
         assert b"came too late" in client.until(b'"code"')
         assert b"transcript.text.done" not in received
 
 
-def test_a_wrong_model_is_refused_before_the_file_is_sent(server: RunningServer) -> None:
-    with wire(server) as client:
-        client.send(field("model", "nope") + FILE)
+def test_a_wrong_model_is_refused_before_the_file_is_sent(server: ServerUnderTest) -> None:
+    with open_wire(server) as client:
+        client.send(build_field("model", "nope") + FILE)
         received = client.until(b"model_not_found")
         assert received.startswith(b"HTTP/1.1 404")
         assert b"connection: close" in received.lower()
 
 
 def test_the_size_limit_counts_what_arrives() -> None:
-    with running("--set", "limits.upload_bytes=100000") as server:
-        with wire(server) as client:
-            client.send(field("model", "whisper-1") + FILE)
+    with run_server("--set", "limits.upload_bytes=100000") as server:
+        with open_wire(server) as client:
+            client.send(build_field("model", "whisper-1") + FILE)
             for _ in range(20):
                 client.send(b"\0" * 10_000)
             received = client.until(b"request_too_large")
@@ -136,25 +148,25 @@ def test_the_size_limit_counts_what_arrives() -> None:
 
 
 def test_a_client_that_stops_sending() -> None:
-    with running("--set", "limits.stall_seconds=0.5") as server, wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + tape(600)[:STORED])
+    with run_server("--set", "limits.stall_seconds=0.5") as server, open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + FILE + encode_announcements(600)[:STORED])
         received = client.until(b"request_timeout")
         assert received.startswith(b"HTTP/1.1 408")
         wait_for(lambda: not server.open_files())
 
 
-def test_a_client_that_leaves_in_mid_upload(server: RunningServer) -> None:
-    with wire(server) as client:
-        client.send(field("model", "whisper-1") + FILE + tape(600)[:STORED])
+def test_a_client_that_leaves_in_mid_upload(server: ServerUnderTest) -> None:
+    with open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + FILE + encode_announcements(600)[:STORED])
         wait_for(server.open_files)
     wait_for(lambda: not server.open_files())
     wait_for(lambda: "client left" in server.log)
 
 
-def test_a_client_that_leaves_stops_the_work(server: RunningServer) -> None:
-    server.post(spoken("wav"))
-    with wire(server) as client:
-        client.send(field("model", "whisper-1") + field("stream", "true") + FILE + tape(600) + END)
+def test_a_client_that_leaves_stops_the_work(server: ServerUnderTest) -> None:
+    server.post(encode_speech("wav"))
+    with open_wire(server) as client:
+        client.send(build_field("model", "whisper-1") + build_field("stream", "true") + FILE + encode_announcements(600) + END)
         client.end()
         client.until(b"transcript.text.delta")
     wait_for(lambda: not server.open_files())
@@ -166,19 +178,19 @@ def test_a_client_that_leaves_stops_the_work(server: RunningServer) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    with running("--set", "limits.requests=2") as server, wire(server) as one, wire(server) as two:
+    with run_server("--set", "limits.requests=2") as server, open_wire(server) as one, open_wire(server) as two:
         for client in (one, two):
-            client.send(field("model", "whisper-1") + FILE + spoken("mp3")[:4000])
+            client.send(build_field("model", "whisper-1") + FILE + encode_speech("mp3")[:4000])
         wait_for(lambda: requests.get(f"{server.address}/health", timeout=10).json()["models"][0]["requests"] == 2)
         wait_for(server.runners)
-        busy = server.post(spoken("wav"))
+        busy = server.post(encode_speech("wav"))
         assert (busy.status_code, busy.json()["error"]["code"]) == (503, "busy")
         assert int(busy.headers["retry-after"]) > 0
 
 
-def test_of_several_audio_tracks_the_one_with_sound_or_the_one_asked_for_is_heard(server: RunningServer) -> None:
+def test_of_several_audio_tracks_the_one_with_sound_or_the_one_asked_for_is_heard(server: ServerUnderTest) -> None:
     """As programs that record write them: the first track is the default one, and nothing is on it."""
-    data = encode_tracks(silence(6), speech()[: 6 * RATE], np.tile(tone(1), 6), container="mp4")
+    data = encode_tracks(create_silence(6), load_speech()[: 6 * RATE], np.tile(create_tone(1), 6), container="mp4")
     said = server.post(data, response_format="verbose_json")
     assert "Dashwood" in said.json()["text"]
     assert (said.json()["audio_track"], said.json()["audio_tracks"]) == (2, 3)

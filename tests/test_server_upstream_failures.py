@@ -17,11 +17,11 @@ import requests
 from aiohttp import web
 
 from tests import upstreams
-from tests.conftest import RunningServer, running, wait_for
-from tests.ports import free_port
-from tests.recordings import ROOT, SPEECH_TEXT, spoken
-from tests.test_server_uploads import FILE, field, wire
-from tests.upstreams import Call, fake_upstream
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.ports import find_free_port
+from tests.recordings import ROOT, SPEECH_TEXT, encode_speech
+from tests.test_server_uploads import FILE, build_field, open_wire
+from tests.upstreams import UpstreamCall, fake_upstream
 
 pytestmark = pytest.mark.slow
 
@@ -29,22 +29,22 @@ WHISPER = str(ROOT / "tests" / "programs" / "fake_whisper_server.py")
 
 
 @contextmanager
-def serving(folder: Path, **models: dict) -> Iterator[RunningServer]:
+def run_server_with(folder: Path, **models: dict) -> Iterator[ServerUnderTest]:
     """A gateway with these models, which do not exclude each other."""
     config = folder / "config.yaml"
     groups = {"all": {"swap": False, "members": list(models)}}
     config.write_text(json.dumps({"models": models, "groups": groups}))
-    with running("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as server:
+    with run_server("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as server:
         yield server
 
 
 def test_fields_that_only_the_server_knows_reach_it(tmp_path: Path) -> None:
-    audio = spoken("ogg")
+    audio = encode_speech("ogg")
     with fake_upstream(upstreams.fake_whisper_server) as fake:
         models = {"far": {"proxy": fake.url, "useModelName": "large-v3"}}
-        with serving(tmp_path, **models) as server:
+        with run_server_with(tmp_path, **models) as server:
             form = {"beam_size": "7", "vad_filter": "true", "hotwords": "Elinor", "stream_options[x]": "1"}
-            answer = server.post(spoken("wav"), model="far", prompt="Hm.", **form)
+            answer = server.post(encode_speech("wav"), model="far", prompt="Hm.", **form)
             assert answer.status_code == 200, answer.text
             assert "x-eardrum-ignored" not in answer.headers
             assert answer.headers["x-eardrum-model"] == "far"
@@ -56,36 +56,38 @@ def test_fields_that_only_the_server_knows_reach_it(tmp_path: Path) -> None:
 
 
 def test_a_field_after_the_file_is_asked_for_too(tmp_path: Path) -> None:
-    with fake_upstream(upstreams.fake_whisper_server) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
-        with wire(server) as client:
-            client.send(field("model", "far") + FILE + spoken("wav") + b"\r\n" + field("beam_size", "3") + b"--x--\r\n")
+    with fake_upstream(upstreams.fake_whisper_server) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
+        with open_wire(server) as client:
+            client.send(
+                build_field("model", "far") + FILE + encode_speech("wav") + b"\r\n" + build_field("beam_size", "3") + b"--x--\r\n"
+            )
             client.end()
             assert b"200 OK" in client.until(b"wood")
         assert fake.calls[-1].value("beam_size") == "3"
 
 
 def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tmp_path: Path) -> None:
-    port = free_port()
+    port = find_free_port()
     command = shlex.join([sys.executable, WHISPER, "--port", str(port), "--slow", "2"])
     kept = [f"TMPDIR={tmp_path}"]  # what is killed leaves its files behind, but not among the gateway's
     model = {"cmd": command, "proxy": f"http://127.0.0.1:{port}", "env": kept}
-    with serving(tmp_path, whisper=model) as server, ThreadPoolExecutor(1) as pool:
+    with run_server_with(tmp_path, whisper=model) as server, ThreadPoolExecutor(1) as pool:
         for fields in ({"response_format": "json"}, {"stream": "true"}):
-            answer = pool.submit(server.post, spoken("mp3"), model="whisper", **fields)
-            wait_for(lambda: _state(server, "whisper") == "busy", 60)
+            answer = pool.submit(server.post, encode_speech("mp3"), model="whisper", **fields)
+            wait_for(lambda: _get_state(server, "whisper") == "busy", 60)
             (child,) = [p for p in psutil.Process(server.process.pid).children() if WHISPER in p.cmdline()]
             child.kill()
             assert SPEECH_TEXT in answer.result().text
             assert "SIGKILL" in server.log
 
 
-def _state(server: RunningServer, model: str) -> str:
+def _get_state(server: ServerUnderTest, model: str) -> str:
     """The state, and whether it is at work: a slow fake is for long enough."""
     (row,) = [row for row in requests.get(f"{server.address}/health", timeout=10).json()["models"] if row["id"] == model]
     return "busy" if row["state"] == "ready" and row["requests"] else row["state"]
 
 
-async def fake_dying_stream(_: Call, request: web.Request) -> web.StreamResponse:
+async def fake_dying_stream(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
     """A server that dies after the first words."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
@@ -96,8 +98,8 @@ async def fake_dying_stream(_: Call, request: web.Request) -> web.StreamResponse
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error(tmp_path: Path) -> None:
-    with fake_upstream(fake_dying_stream) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
-        answer = server.post(spoken("wav"), model="far", stream="true")
+    with fake_upstream(fake_dying_stream) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
+        answer = server.post(encode_speech("wav"), model="far", stream="true")
         delta, error = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
         assert delta == {"type": "transcript.text.delta", "delta": "And then"}
         assert error["error"]["code"] == "upstream_died"
@@ -109,37 +111,37 @@ def test_a_server_that_broke_off_is_asked_once_more(tmp_path: Path) -> None:
     def dying_once() -> upstreams.Answer:
         calls = []
 
-        async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+        async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
             calls.append(call)
             return await (upstreams.fake_dying if len(calls) == 1 else upstreams.fake_whisper_server)(call, request)
 
         return answer
 
-    with fake_upstream(dying_once()) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
-        assert server.post(spoken("wav"), model="far").json()["text"] == "And Mr. Dashwood."
+    with fake_upstream(dying_once()) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
+        assert server.post(encode_speech("wav"), model="far").json()["text"] == "And Mr. Dashwood."
         assert len(fake.calls) == 2
 
 
 def test_our_own_model_stands_in_for_a_server_that_fails(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_html_error) as fake:
         far = {"proxy": fake.url, "fallback": ["moonshine-tiny-en"]}
-        with serving(tmp_path, far=far) as server:
-            answer = server.post(spoken("mp3"), model="far", beam_size="7")
+        with run_server_with(tmp_path, far=far) as server:
+            answer = server.post(encode_speech("mp3"), model="far", beam_size="7")
             assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, "moonshine-tiny-en")
             assert answer.headers["x-eardrum-ignored"] == "beam_size"
 
 
 def test_a_client_that_leaves_takes_its_request_with_it(tmp_path: Path) -> None:
-    with fake_upstream(upstreams.fake_hanging) as fake, serving(tmp_path, far={"proxy": fake.url}) as server:
-        with wire(server) as client:
-            client.send(field("model", "far") + FILE + spoken("mp3") + b"\r\n--x--\r\n")
+    with fake_upstream(upstreams.fake_hanging) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
+        with open_wire(server) as client:
+            client.send(build_field("model", "far") + FILE + encode_speech("mp3") + b"\r\n--x--\r\n")
             client.end()
             wait_for(lambda: fake.in_flight)
         wait_for(lambda: fake.given_up == 1)
 
 
 @contextmanager
-def counting() -> Iterator[str]:
+def run_counting_program() -> Iterator[str]:
     """A program that counts what it is sent and keeps none of it; its address."""
     child = subprocess.Popen([sys.executable, "-c", COUNT], stdout=subprocess.PIPE, text=True)
     assert child.stdout
@@ -177,12 +179,12 @@ asyncio.run(main())
 def test_a_large_upload_passes_through(tmp_path: Path) -> None:
     """Its memory stays as it is: 300 MB come in at full speed, and the server behind takes them as they come."""
     megabyte = bytes(1 << 20)
-    with counting() as url, serving(tmp_path, far={"proxy": url}) as server:
-        assert server.post(spoken("wav"), model="far").status_code == 200
+    with run_counting_program() as url, run_server_with(tmp_path, far={"proxy": url}) as server:
+        assert server.post(encode_speech("wav"), model="far").status_code == 200
         before = psutil.Process(server.process.pid).memory_info().rss
         most = 0
-        with wire(server) as client:
-            client.send(field("model", "far") + FILE + b"ID3" + megabyte)
+        with open_wire(server) as client:
+            client.send(build_field("model", "far") + FILE + b"ID3" + megabyte)
             for _ in range(299):
                 client.send(megabyte)
                 most = max(most, psutil.Process(server.process.pid).memory_info().rss)
@@ -196,17 +198,17 @@ def test_a_large_upload_passes_through(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     """A gateway whose model is that of another Eardrum."""
     with (
-        running() as far,
-        serving(tmp_path_factory.mktemp("ours"), far={"proxy": far.address, "useModelName": "whisper-1"}) as near,
+        run_server() as far,
+        run_server_with(tmp_path_factory.mktemp("ours"), far={"proxy": far.address, "useModelName": "whisper-1"}) as near,
     ):
         yield near
 
 
-def test_another_eardrum_behind_a_model(ours: RunningServer) -> None:
-    audio = spoken("webm")
+def test_another_eardrum_behind_a_model(ours: ServerUnderTest) -> None:
+    audio = encode_speech("webm")
     near = ours.post(audio, model="far", response_format="verbose_json").json()
     own = ours.post(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
     assert near == own, "nothing is lost on the way"
@@ -214,7 +216,7 @@ def test_another_eardrum_behind_a_model(ours: RunningServer) -> None:
     assert stream == ours.post(audio, model="moonshine-tiny-en", stream="true").text
 
 
-def test_a_refusal_of_another_eardrum(ours: RunningServer) -> None:
-    answer = ours.post(spoken("wav"), model="far", language="de")
+def test_a_refusal_of_another_eardrum(ours: ServerUnderTest) -> None:
+    answer = ours.post(encode_speech("wav"), model="far", language="de")
     assert answer.status_code == 400
     assert "does not know german (de), only english (en)" in answer.json()["error"]["message"]

@@ -10,28 +10,28 @@ from pathlib import Path
 import pytest
 
 from tests import upstreams
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, spoken
-from tests.test_server_uploads import END, FILE, field, wire
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import SPEECH_TEXT, encode_speech
+from tests.test_server_uploads import END, FILE, build_field, open_wire
 from tests.upstreams import KEY, fake_upstream
 
 pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def serving(folder: Path, url: str, **model: object) -> Iterator[RunningServer]:
+def run_server_with(folder: Path, url: str, **model: object) -> Iterator[ServerUnderTest]:
     """A server with one model in its config, `cloud`; the key is in its environment."""
     options = {"url": f"{url}/v1", "key_env": "FAKE_CLOUD_KEY", "retries": 0}
     config = folder / "config.yaml"
     config.write_text(json.dumps({"models": {"cloud": {"engine": "openai_api", "options": options, **model}}}))
-    with running("--config", str(config), FAKE_CLOUD_KEY=KEY) as server:
+    with run_server("--config", str(config), FAKE_CLOUD_KEY=KEY) as server:
         yield server
         assert KEY not in server.log
 
 
 def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> None:
-    audio = spoken("webm")
-    with fake_upstream(upstreams.fake_json_only) as fake, serving(tmp_path, fake.url) as server:
+    audio = encode_speech("webm")
+    with fake_upstream(upstreams.fake_json_only) as fake, run_server_with(tmp_path, fake.url) as server:
         assert fake.calls == []
         srt = server.post(audio, model="cloud", response_format="srt").text
         assert srt.startswith("1\n00:00:00,2")
@@ -47,8 +47,8 @@ def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> Non
 
 
 def test_an_upstreams_failure_reaches_the_client(tmp_path: Path) -> None:
-    with fake_upstream(upstreams.fake_html_error) as fake, serving(tmp_path, fake.url) as server:
-        answer = server.post(spoken("mp3"), model="cloud")
+    with fake_upstream(upstreams.fake_html_error) as fake, run_server_with(tmp_path, fake.url) as server:
+        answer = server.post(encode_speech("mp3"), model="cloud")
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (502, "upstream_failed")
         assert fake.url.removeprefix("http://") in error["message"]
@@ -58,16 +58,16 @@ def test_an_upstreams_failure_reaches_the_client(tmp_path: Path) -> None:
 
 def test_a_local_model_answers_when_the_upstream_fails(tmp_path: Path) -> None:
     fallback = {"fallback": ["moonshine-tiny-en"]}
-    with fake_upstream(upstreams.fake_dying) as fake, serving(tmp_path, fake.url, **fallback) as server:
-        answer = server.post(spoken("mp3"), model="cloud")
+    with fake_upstream(upstreams.fake_dying) as fake, run_server_with(tmp_path, fake.url, **fallback) as server:
+        answer = server.post(encode_speech("mp3"), model="cloud")
         assert (answer.status_code, answer.json()["text"]) == (200, SPEECH_TEXT)
         assert fake.calls
 
 
 def test_a_client_that_leaves_takes_its_requests_with_it(tmp_path: Path) -> None:
-    with fake_upstream(upstreams.fake_hanging) as fake, serving(tmp_path, fake.url) as server:
-        with wire(server) as client:
-            client.send(field("model", "cloud") + FILE + spoken("mp3") + END)
+    with fake_upstream(upstreams.fake_hanging) as fake, run_server_with(tmp_path, fake.url) as server:
+        with open_wire(server) as client:
+            client.send(build_field("model", "cloud") + FILE + encode_speech("mp3") + END)
             client.end()
             wait_for(lambda: fake.in_flight == 3)
         wait_for(lambda: not fake.in_flight)

@@ -17,9 +17,9 @@ from faster_whisper import WhisperModel
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from tests.conftest import RunningServer, running
+from tests.conftest import ServerUnderTest, run_server
 from tests.models import build
-from tests.recordings import RATE, ROOT, Samples, decoded, encode, phone
+from tests.recordings import RATE, ROOT, Samples, decode_file, encode, load_announcements
 
 pytestmark = pytest.mark.whisper_base
 
@@ -35,7 +35,7 @@ languages = pytest.mark.parametrize("language", WORD_ERRORS)
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RecordedSentence:
     """A recorded sentence."""
 
     samples: Samples
@@ -50,16 +50,16 @@ class Prompt:
 
 
 @cache
-def prompts(language: str) -> list[Prompt]:
+def load_sentences(language: str) -> list[RecordedSentence]:
     """The recordings in this language."""
     if language == "en":
-        return [Prompt(samples, text) for _, samples, text in phone()]
+        return [RecordedSentence(samples, text) for _, samples, text in load_announcements()]
     with (PROMPTS / "references.tsv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table, delimiter="\t") if row["language"] == language]
-    return [Prompt(decoded(PROMPTS / f"{row['name']}.ogg"), row["text"]) for row in rows]
+    return [RecordedSentence(decode_file(PROMPTS / f"{row['name']}.ogg"), row["text"]) for row in rows]
 
 
-def word_errors(language: str, references: list[str], texts: list[str]) -> float:
+def compute_word_errors(language: str, references: list[str], texts: list[str]) -> float:
     normalize = NORMALIZERS.get(language, OTHERS)
     return jiwer.wer([normalize(text) for text in references], [normalize(text) for text in texts])
 
@@ -70,15 +70,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[ServerUnderTest]:
     config = tmp_path_factory.mktemp("config") / "config.yaml"
     model = {"source": str(weights), "engine": "faster_whisper", "compute_type": "int8"}
     config.write_text(json.dumps({"models": {"base": model}}))
-    with running("--config", str(config)) as started:
+    with run_server("--config", str(config)) as started:
         yield started
 
 
-def transcribe(server: RunningServer, samples: Samples) -> dict:
+def transcribe_samples(server: ServerUnderTest, samples: Samples) -> dict:
     """The answer in verbose_json, with times of words and segments."""
     fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
     answer = server.post(encode(samples, "flac"), **fields)
@@ -87,11 +87,11 @@ def transcribe(server: RunningServer, samples: Samples) -> dict:
 
 
 @languages
-def test_sentences_are_understood_and_their_language_is_found(server: RunningServer, weights: Path, language: str) -> None:
+def test_sentences_are_understood_and_their_language_is_found(server: ServerUnderTest, weights: Path, language: str) -> None:
     """No worse than faster-whisper called directly, but for two words that other roundings may cost."""
-    answers = [transcribe(server, prompt.samples) for prompt in prompts(language)]
-    references = [prompt.text for prompt in prompts(language)]
-    errors = word_errors(language, references, [answer["text"] for answer in answers])
+    answers = [transcribe_samples(server, prompt.samples) for prompt in load_sentences(language)]
+    references = [prompt.text for prompt in load_sentences(language)]
+    errors = compute_word_errors(language, references, [answer["text"] for answer in answers])
     assert errors <= WORD_ERRORS[language]
 
     other = [answer["language"] for answer in answers if answer["language"] not in {language, NAMES[language]}]
@@ -100,16 +100,16 @@ def test_sentences_are_understood_and_their_language_is_found(server: RunningSer
     if language == "en":
         return  # the longest, and no different
     model = WhisperModel(str(weights), compute_type="int8", cpu_threads=2)
-    direct = [" ".join(s.text for s in model.transcribe(p.samples, beam_size=5)[0]) for p in prompts(language)]
+    direct = [" ".join(s.text for s in model.transcribe(p.samples, beam_size=5)[0]) for p in load_sentences(language)]
     leeway = 2 / sum(len(OTHERS(text).split()) for text in references)
-    assert errors <= word_errors(language, references, direct) + leeway
+    assert errors <= compute_word_errors(language, references, direct) + leeway
 
 
 NAMES = {"en": "english", "de": "german", "es": "spanish", "fr": "french"}
 
 
 @dataclass(frozen=True)
-class Tape:
+class SentenceSequence:
     """Sentences one after another, with pauses between them."""
 
     samples: Samples
@@ -119,7 +119,7 @@ class Tape:
 
 
 @cache
-def tape(language: str, seconds: float) -> Tape:
+def build_sequence(language: str, seconds: float) -> SentenceSequence:
     """Sentences in ever another order, with pauses of 0.4 to 4 s."""
     dice = np.random.default_rng(5)
     pieces: list[Samples] = [np.zeros(RATE, np.float32)]
@@ -127,23 +127,23 @@ def tape(language: str, seconds: float) -> Tape:
     spans: list[tuple[float, float]] = []
     at = len(pieces[0])
     while at < seconds * RATE:
-        for number in dice.permutation(len(prompts(language))):
-            prompt = prompts(language)[number]
+        for number in dice.permutation(len(load_sentences(language))):
+            prompt = load_sentences(language)[number]
             begin, end = prompt.speech
             spans.append((at / RATE + begin, at / RATE + end))
             texts.append(prompt.text)
             pieces += [prompt.samples, np.zeros(int(dice.choice([0.4, 1.0, 2.5, 4.0]) * RATE), np.float32)]
             at += sum(map(len, pieces[-2:]))
-    return Tape(np.concatenate(pieces), " ".join(texts), spans)
+    return SentenceSequence(np.concatenate(pieces), " ".join(texts), spans)
 
 
 @languages
-def test_a_long_file_loses_no_words_and_its_times_are_true(server: RunningServer, language: str) -> None:
-    recording = tape(language, 120)
-    answer = transcribe(server, recording.samples)
+def test_a_long_file_loses_no_words_and_its_times_are_true(server: ServerUnderTest, language: str) -> None:
+    recording = build_sequence(language, 120)
+    answer = transcribe_samples(server, recording.samples)
     assert answer["language"] in {language, NAMES[language]}
     assert answer["duration"] == pytest.approx(len(recording.samples) / RATE, abs=0.1)
-    assert word_errors(language, [recording.text], [answer["text"]]) <= WORD_ERRORS[language] + 0.01
+    assert compute_word_errors(language, [recording.text], [answer["text"]]) <= WORD_ERRORS[language] + 0.01
 
     words = answer["words"]
     assert all(0 < word["end"] - word["start"] < 3 for word in words)
@@ -169,8 +169,8 @@ def test_a_long_file_loses_no_words_and_its_times_are_true(server: RunningServer
             assert not end + 1 < cue["end"] < begin - 1, f"{cue['text']!r} ends in a pause"
 
 
-def test_a_translation_is_in_english(server: RunningServer) -> None:
-    prompt = next(p for p in prompts("es") if "número que usted ha marcado" in p.text)
+def test_a_translation_is_in_english(server: ServerUnderTest) -> None:
+    prompt = next(p for p in load_sentences("es") if "número que usted ha marcado" in p.text)
     answer = server.post(encode(prompt.samples, "wav"), path="translations")
     assert answer.status_code == 200, answer.text
     assert "number" in answer.json()["text"].lower()

@@ -24,9 +24,9 @@ from wyoming.event import Event
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import ROOT, SPEECH_TEXT, Samples, speech
-from tests.test_server_transcription_upstreams import served
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import ROOT, SPEECH_TEXT, Samples, load_speech
+from tests.test_server_transcription_upstreams import build_model
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ CHUNK = 1024
 RATE = 16_000
 
 
-def port_of(server: RunningServer) -> int:
+def find_port(server: ServerUnderTest) -> int:
     wait_for(lambda: "(Wyoming)" in server.log)
     found = re.search(r"Home Assistant: 127\.0\.0\.1 port (\d+)", server.log)
     assert found
@@ -42,31 +42,31 @@ def port_of(server: RunningServer) -> int:
 
 
 @contextmanager
-def listening(*arguments: str, **environment: str) -> Iterator[tuple[RunningServer, int]]:
-    with running("--wyoming", "--wyoming-port", "0", *arguments, **environment) as server:
-        yield server, port_of(server)
+def run_wyoming_server(*arguments: str, **environment: str) -> Iterator[tuple[ServerUnderTest, int]]:
+    with run_server("--wyoming", "--wyoming-port", "0", *arguments, **environment) as server:
+        yield server, find_port(server)
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with listening() as (_, port):
+    with run_wyoming_server() as (_, port):
         yield port
 
 
 @asynccontextmanager
-async def connected(port: int) -> AsyncIterator[AsyncTcpClient]:
+async def connect_client(port: int) -> AsyncIterator[AsyncTcpClient]:
     async with asyncio.timeout(60), AsyncTcpClient("127.0.0.1", port) as client:
         yield client
 
 
-def pcm(samples: Samples, width: int = 2) -> bytes:
+def encode_pcm(samples: Samples, width: int = 2) -> bytes:
     if width == 1:
         return (np.clip(samples, -1, 1) * 127 + 128).astype(np.uint8).tobytes()
     kinds = {2: np.int16, 4: np.int32}
     return (samples.astype(np.float64) * (np.iinfo(kinds[width]).max - 1)).astype(kinds[width]).tobytes()
 
 
-async def say(
+async def send_audio(
     client: AsyncTcpClient, audio: bytes, *, rate: int = RATE, width: int = 2, channels: int = 1, stop: bool = True
 ) -> None:
     await client.write_event(AudioStart(rate, width, channels).event())
@@ -77,7 +77,7 @@ async def say(
         await client.write_event(AudioStop().event())
 
 
-async def answer(client: AsyncTcpClient) -> list[Event]:
+async def receive_answer(client: AsyncTcpClient) -> list[Event]:
     """Events up to the end of the transcript, or of the connection."""
     events: list[Event] = []
     while event := await client.read_event():
@@ -87,34 +87,34 @@ async def answer(client: AsyncTcpClient) -> list[Event]:
     return events
 
 
-async def until(client: AsyncTcpClient, kind: str) -> None:
+async def receive_until(client: AsyncTcpClient, kind: str) -> None:
     while (event := await client.read_event()) and event.type != kind:
         pass
     assert event
 
 
-async def text(client: AsyncTcpClient) -> str:
-    (transcript,) = [event for event in await answer(client) if event.type == "transcript"]
+async def receive_text(client: AsyncTcpClient) -> str:
+    (transcript,) = [event for event in await receive_answer(client) if event.type == "transcript"]
     return Transcript.from_event(transcript).text
 
 
 async def test_what_home_assistant_does(port: int) -> None:
-    async with connected(port) as client:
+    async with connect_client(port) as client:
         await client.write_event(Describe().event())
         event = await client.read_event()
     assert event
     (program,) = Info.from_event(event).asr
     assert [(model.name, model.installed) for model in program.models] == [("moonshine-tiny-en", True)]
-    async with connected(port) as client:
+    async with connect_client(port) as client:
         await client.write_event(Transcribe(language="en").event())
-        await say(client, pcm(speech()))
-        assert await text(client) == SPEECH_TEXT
+        await send_audio(client, encode_pcm(load_speech()))
+        assert await receive_text(client) == SPEECH_TEXT
 
 
 async def test_the_chunks_are_the_transcript(port: int) -> None:
-    async with connected(port) as client:
-        await say(client, pcm(speech()))
-        events = await answer(client)
+    async with connect_client(port) as client:
+        await send_audio(client, encode_pcm(load_speech()))
+        events = await receive_answer(client)
     kinds = [event.type for event in events]
     assert (kinds[0], kinds[-2:]) == ("transcript-start", ["transcript", "transcript-stop"])
     chunks = [event.data["text"] for event in events if event.type == "transcript-chunk"]
@@ -123,8 +123,8 @@ async def test_the_chunks_are_the_transcript(port: int) -> None:
 
 
 async def test_text_comes_while_somebody_speaks(port: int) -> None:
-    audio = pcm(speech())
-    async with connected(port) as client:
+    audio = encode_pcm(load_speech())
+    async with connect_client(port) as client:
         first = asyncio.create_task(client.read_event())
         for start in range(0, len(audio), RATE // 5):
             piece = audio[start : start + RATE // 5]
@@ -133,94 +133,94 @@ async def test_text_comes_while_somebody_speaks(port: int) -> None:
         assert first.done(), "nothing came before the end of the speech"
         assert first.result().type == "transcript-start"
         await client.write_event(AudioStop().event())
-        assert await text(client) == SPEECH_TEXT
+        assert await receive_text(client) == SPEECH_TEXT
 
 
 @pytest.mark.parametrize(("rate", "width", "channels"), [(48_000, 2, 2), (16_000, 4, 1), (8_000, 2, 1), (16_000, 1, 1)])
 async def test_any_audio(port: int, rate: int, width: int, channels: int) -> None:
-    samples = speech()
+    samples = load_speech()
     at = np.interp(np.arange(0, len(samples), RATE / rate), np.arange(len(samples)), samples)
-    async with connected(port) as client:
-        await say(client, pcm(np.repeat(at, channels), width), rate=rate, width=width, channels=channels)
-        words = (await text(client)).split()
+    async with connect_client(port) as client:
+        await send_audio(client, encode_pcm(np.repeat(at, channels), width), rate=rate, width=width, channels=channels)
+        words = (await receive_text(client)).split()
     assert len(set(words) & set(SPEECH_TEXT.split())) > 0.8 * len(set(SPEECH_TEXT.split()))
 
 
 async def test_several_utterances_on_one_connection_and_silence(port: int) -> None:
-    async with connected(port) as client:
-        for audio, expected in ((speech(), SPEECH_TEXT), (np.zeros(RATE, np.float32), ""), (speech(), SPEECH_TEXT)):
-            await say(client, pcm(audio))
-            assert await text(client) == expected
-        await say(client, b"")
-        assert await text(client) == ""
-        await say(client, b"\1\0\2")
-        assert await text(client) == ""
+    async with connect_client(port) as client:
+        for audio, expected in ((load_speech(), SPEECH_TEXT), (np.zeros(RATE, np.float32), ""), (load_speech(), SPEECH_TEXT)):
+            await send_audio(client, encode_pcm(audio))
+            assert await receive_text(client) == expected
+        await send_audio(client, b"")
+        assert await receive_text(client) == ""
+        await send_audio(client, b"\1\0\2")
+        assert await receive_text(client) == ""
 
 
 async def test_clients_beside_each_other(port: int) -> None:
     async def one() -> str:
-        async with connected(port) as client:
-            await say(client, pcm(speech()))
-            return await text(client)
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()))
+            return await receive_text(client)
 
     assert await asyncio.gather(*(one() for _ in range(6))) == [SPEECH_TEXT] * 6
 
 
 async def test_what_the_model_cannot_is_told_and_the_connection_closed(port: int) -> None:
-    async with connected(port) as client:
+    async with connect_client(port) as client:
         await client.write_event(Transcribe(language="de").event())
-        await say(client, pcm(speech()))
-        (error,) = await answer(client)
+        await send_audio(client, encode_pcm(load_speech()))
+        (error,) = await receive_answer(client)
     assert (error.type, error.data["code"]) == ("error", "unsupported_feature")
     assert "does not know german" in error.data["text"]
 
 
 async def test_describe_is_answered_while_the_model_loads() -> None:
-    with listening() as (server, port):
-        async with connected(port) as client:
-            await say(client, pcm(speech()))
+    with run_wyoming_server() as (server, port):
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()))
             await asyncio.to_thread(wait_for, server.runners)
             (runner,) = server.runners()
             runner.suspend()
-            async with connected(port) as other:
+            async with connect_client(port) as other:
                 began = time.monotonic()
                 await other.write_event(Describe().event())
                 event = await other.read_event()
                 assert event
                 assert event.type == "info"
                 assert time.monotonic() - began < 0.5
-            assert (await asyncio.to_thread(health, server))["state"] == "starting"
+            assert (await asyncio.to_thread(get_health, server))["state"] == "starting"
             runner.resume()
-            assert await text(client) == SPEECH_TEXT
+            assert await receive_text(client) == SPEECH_TEXT
 
 
 async def test_a_model_that_dies_in_the_middle_is_replaced() -> None:
-    with listening() as (server, port):
-        async with connected(port) as client:
-            await say(client, pcm(speech()), stop=False)
-            await asyncio.to_thread(wait_for, lambda: health(server)["state"] == "ready")
+    with run_wyoming_server() as (server, port):
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()), stop=False)
+            await asyncio.to_thread(wait_for, lambda: get_health(server)["state"] == "ready")
             (runner,) = server.runners()
             runner.kill()
             await client.write_event(AudioStop().event())
-            assert await text(client) == SPEECH_TEXT
+            assert await receive_text(client) == SPEECH_TEXT
 
 
-def health(server: RunningServer) -> dict[str, object]:
+def get_health(server: ServerUnderTest) -> dict[str, object]:
     (model,) = requests.get(f"{server.address}/health", timeout=10).json()["models"]
     return dict(model)
 
 
 async def test_a_client_that_leaves_frees_its_model() -> None:
-    with listening() as (server, port):
-        async with connected(port) as client:
-            await say(client, pcm(speech()), stop=False)
-            await asyncio.to_thread(wait_for, lambda: health(server)["requests"] == 1)
-        await asyncio.to_thread(wait_for, lambda: health(server)["requests"] == 0)
+    with run_wyoming_server() as (server, port):
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()), stop=False)
+            await asyncio.to_thread(wait_for, lambda: get_health(server)["requests"] == 1)
+        await asyncio.to_thread(wait_for, lambda: get_health(server)["requests"] == 0)
 
 
 async def test_sigterm_ends_a_server_with_idle_clients() -> None:
-    with listening() as (server, port):
-        async with connected(port) as client:
+    with run_wyoming_server() as (server, port):
+        async with connect_client(port) as client:
             await client.write_event(Describe().event())
             assert await client.read_event()
             server.process.send_signal(signal.SIGTERM)
@@ -229,34 +229,34 @@ async def test_sigterm_ends_a_server_with_idle_clients() -> None:
 
 
 async def test_sigterm_lets_an_utterance_that_is_over_have_its_answer() -> None:
-    with listening() as (server, port):
-        async with connected(port) as client:
-            await say(client, pcm(speech()[:RATE]))
-            await text(client)  # the model is loaded, which may take longer than the server has for its end
-            await say(client, pcm(speech()))
+    with run_wyoming_server() as (server, port):
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()[:RATE]))
+            await receive_text(client)  # the model is loaded, which may take longer than the server has for its end
+            await send_audio(client, encode_pcm(load_speech()))
             await client.write_event(Ping().event())
-            await asyncio.wait_for(until(client, "pong"), 30)  # all of it has arrived
+            await asyncio.wait_for(receive_until(client, "pong"), 30)  # all of it has arrived
             server.process.send_signal(signal.SIGTERM)
-            assert await text(client) == SPEECH_TEXT
+            assert await receive_text(client) == SPEECH_TEXT
             assert await client.read_event() is None
         server.process.wait(5)
         assert "Traceback" not in server.log
 
 
 async def test_sigterm_in_mid_utterance_is_told_and_no_half_command_given() -> None:
-    with listening() as (server, port):
-        async with connected(port) as client:
-            await say(client, pcm(speech()), stop=False)
-            await asyncio.to_thread(wait_for, lambda: health(server)["state"] == "ready")
+    with run_wyoming_server() as (server, port):
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()), stop=False)
+            await asyncio.to_thread(wait_for, lambda: get_health(server)["state"] == "ready")
             server.process.send_signal(signal.SIGTERM)
-            events = await answer(client)
+            events = await receive_answer(client)
         assert (events[-1].type, events[-1].data["code"]) == ("error", "shutting_down")
         assert "transcript" not in [event.type for event in events]
         server.process.wait(5)
         assert "Traceback" not in server.log
 
 
-def refused(port: int) -> bool:
+def is_refused(port: int) -> bool:
     with socket.socket() as trying:
         return trying.connect_ex(("127.0.0.1", port)) != 0
 
@@ -276,27 +276,27 @@ def test_a_taken_port_says_what_to_do() -> None:
 
 def test_with_keys_or_below_another_server_the_port_is_closed_unless_it_is_wanted() -> None:
     keys = ("--set", 'apiKeys=["secret"]')
-    with running(*keys, prelude="import sys; sys.argv.remove('--no-wyoming')") as server:
+    with run_server(*keys, prelude="import sys; sys.argv.remove('--no-wyoming')") as server:
         wait_for(lambda: "Try it" in server.log)
         assert "Wyoming is off: it has no room for apiKeys" in server.log
         assert "(Wyoming)" not in server.log
-    with running(prelude="import sys; sys.argv.remove('--no-wyoming')", STARTED_BY_EARDRUM="1") as server:
+    with run_server(prelude="import sys; sys.argv.remove('--no-wyoming')", STARTED_BY_EARDRUM="1") as server:
         wait_for(lambda: "Try it" in server.log)
         assert "(Wyoming)" not in server.log
-    with listening(*keys) as (server, port):
+    with run_wyoming_server(*keys) as (server, port):
         assert "Wyoming is open to everybody who reaches its port" in server.log
-        assert not refused(port)
+        assert not is_refused(port)
 
 
 async def test_a_model_of_another_server_gets_the_utterance_as_a_recording(tmp_path: Path) -> None:
-    models = {"theirs": served("fake_whisper_server", capabilities={"in": ["audio"], "out": ["text"]})}
+    models = {"theirs": build_model("fake_whisper_server", capabilities={"in": ["audio"], "out": ["text"]})}
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": models, "default_model": "theirs"}))
-    with listening("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as (_, port):
-        async with connected(port) as client:
+    with run_wyoming_server("--config", str(config), PYTHONPATH=f"{ROOT}:{ROOT / 'src'}") as (_, port):
+        async with connect_client(port) as client:
             for _ in range(2):
                 await client.write_event(Transcribe(name="theirs").event())
-                await say(client, pcm(speech()))
-                events = await answer(client)
+                await send_audio(client, encode_pcm(load_speech()))
+                events = await receive_answer(client)
                 assert [event.data["text"] for event in events if event.type == "transcript"] == [SPEECH_TEXT]
                 assert [event.type for event in events].count("transcript-chunk") == 1

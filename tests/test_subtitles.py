@@ -20,7 +20,7 @@ LONG = (
 )
 
 
-def spoken(text: str, *, start: float = 0.0, rate: float = 3.0, gap: float = 0.0) -> Segment:
+def create_segment(text: str, *, start: float = 0.0, rate: float = 3.0, gap: float = 0.0) -> Segment:
     """A segment with words as an engine would time them, `rate` a second."""
     words, at = [], start
     for word in text.split():
@@ -29,18 +29,18 @@ def spoken(text: str, *, start: float = 0.0, rate: float = 3.0, gap: float = 0.0
     return Segment(start, words[-1].end if words else start, text, words=words)
 
 
-def lines(found: list[Cue]) -> list[list[str]]:
+def list_lines(found: list[Cue]) -> list[list[str]]:
     return [cue.texts for cue in found]
 
 
-def said(found: list[Cue]) -> str:
+def join_text(found: list[Cue]) -> str:
     return join_texts(line for cue in found for line in cue.texts)
 
 
 def test_without_rules_a_segment_is_a_cue() -> None:
     assert SubtitleRules().is_unrestricted
     found = build_cues([Segment(0.5, 12, LONG), Segment(13, 13.1, "Yes.")], SubtitleRules())
-    assert lines(found) == [[LONG], ["Yes."]]
+    assert list_lines(found) == [[LONG], ["Yes."]]
     assert [(cue.start, cue.end) for cue in found] == [(0.5, 12), (13, 13.1)]
 
 
@@ -52,40 +52,41 @@ def test_a_width_alone_wraps_a_segment_and_leaves_it_one_cue() -> None:
 
 
 def test_words_per_line_alone_makes_a_cue_of_each_line() -> None:
-    found = build_cues([spoken("one two three four five", rate=2)], SubtitleRules(max_words_per_line=2))
+    found = build_cues([create_segment("one two three four five", rate=2)], SubtitleRules(max_words_per_line=2))
     assert all(len(cue.texts) == 1 and len(cue.texts[0].split()) <= 2 for cue in found)
     assert len(found) == 3
     assert (found[0].start, found[-1].end) == (0.0, 2.5)
 
 
 def test_words_per_line_beside_a_count_of_lines() -> None:
-    found = build_cues([spoken("one two three four five", rate=2)], SubtitleRules(max_words_per_line=2, max_line_count=2))
+    found = build_cues([create_segment("one two three four five", rate=2)], SubtitleRules(max_words_per_line=2, max_line_count=2))
     assert all(len(cue.texts) <= 2 and all(len(line.split()) <= 2 for line in cue.texts) for cue in found)
     assert len(found) == 2
 
 
 def test_cues_end_with_sentences_and_clauses() -> None:
-    found = build_cues([spoken(LONG)], BROADCAST_RULES)
-    assert all(cue.texts[-1][-1] in ".,;" for cue in found), lines(found)
-    assert said(found) == LONG
+    found = build_cues([create_segment(LONG)], BROADCAST_RULES)
+    assert all(cue.texts[-1][-1] in ".,;" for cue in found), list_lines(found)
+    assert join_text(found) == LONG
 
 
 def test_lines_of_a_cue_are_about_equally_long() -> None:
     (cue,) = build_cues(
-        [spoken("the quick brown fox jumps over the lazy dog tonight")], SubtitleRules(max_line_width=42, max_line_count=2)
+        [create_segment("the quick brown fox jumps over the lazy dog tonight")],
+        SubtitleRules(max_line_width=42, max_line_count=2),
     )
     assert cue.texts == ["the quick brown fox jumps", "over the lazy dog tonight"]
 
 
 def test_a_pause_is_a_place_to_break() -> None:
-    segment = spoken("we go to the house and then we turn to the left and come to the lake at last", rate=4)
+    segment = create_segment("we go to the house and then we turn to the left and come to the lake at last", rate=4)
     words = [replace(word, start=word.start + 1.5, end=word.end + 1.5) for word in segment.words[8:]]
     paused = replace(segment, end=segment.end + 1.5, words=segment.words[:8] + words)
     assert build_cues([paused], BROADCAST_RULES)[0].texts[-1].endswith("we")
 
 
 def test_times_are_those_of_the_words() -> None:
-    segment = spoken("one two three four", start=1.0, rate=1.0)
+    segment = create_segment("one two three four", start=1.0, rate=1.0)
     found = build_cues([segment], SubtitleRules(max_line_width=9, max_line_count=1))
     assert [(cue.texts[0], cue.start, cue.end) for cue in found] == [
         ("one two", 1.0, 3.0),
@@ -132,7 +133,7 @@ def test_cues_too_short_are_put_together() -> None:
     found = build_cues(
         [Segment(0, 0.3, "Yes."), Segment(0.35, 0.6, "No."), Segment(0.7, 1.4, "Oh.")], SubtitleRules(min_duration=0.8)
     )
-    assert lines(found) == [["Yes. No. Oh."]]
+    assert list_lines(found) == [["Yes. No. Oh."]]
     apart = build_cues([Segment(0, 0.3, "Yes."), Segment(5.0, 5.3, "No.")], SubtitleRules(min_duration=0.8))
     assert len(apart) == 2
 
@@ -148,9 +149,9 @@ def test_a_gap_is_made_between_cues() -> None:
 
 
 def test_no_cue_is_longer_than_allowed() -> None:
-    found = build_cues([spoken(LONG, rate=1.0), Segment(100, 130, "Ohm")], SubtitleRules(max_duration=5))
+    found = build_cues([create_segment(LONG, rate=1.0), Segment(100, 130, "Ohm")], SubtitleRules(max_duration=5))
     assert max(cue.end - cue.start for cue in found) <= 5
-    assert said(found) == f"{LONG} Ohm"
+    assert join_text(found) == f"{LONG} Ohm"
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,8 @@ def test_text_without_spaces_is_divided(text: str) -> None:
     assert len(found) > 1
     assert "".join(line for cue in found for line in cue.texts) == text
     assert all(measure_width(line) <= 42 for cue in found for line in cue.texts)
-    assert not any(line[0] in "，。、吧" for cue in found for line in cue.texts), lines(found)
-    assert all(cue.texts[-1][-1] in "，。、" for cue in found), lines(found)
+    assert not any(line[0] in "，。、吧" for cue in found for line in cue.texts), list_lines(found)
+    assert all(cue.texts[-1][-1] in "，。、" for cue in found), list_lines(found)
 
 
 def test_thai_marks_stay_with_their_letters() -> None:
@@ -179,12 +180,12 @@ def test_thai_marks_stay_with_their_letters() -> None:
 
 def test_scripts_are_joined_across_segments_as_they_are_written() -> None:
     shape = SubtitleRules(min_duration=2.0)
-    assert lines(build_cues([Segment(0, 0.5, "今天"), Segment(0.5, 1, "很好。")], shape)) == [["今天很好。"]]
-    assert lines(build_cues([Segment(0, 0.5, "all"), Segment(0.5, 1, "well.")], shape)) == [["all well."]]
+    assert list_lines(build_cues([Segment(0, 0.5, "今天"), Segment(0.5, 1, "很好。")], shape)) == [["今天很好。"]]
+    assert list_lines(build_cues([Segment(0, 0.5, "all"), Segment(0.5, 1, "well.")], shape)) == [["all well."]]
 
 
 def test_each_word_is_highlighted_once() -> None:
-    (cue,) = build_cues([spoken("one two", start=1.0, rate=2.0, gap=0.2)], SubtitleRules(highlight_words=True))
+    (cue,) = build_cues([create_segment("one two", start=1.0, rate=2.0, gap=0.2)], SubtitleRules(highlight_words=True))
     steps = [(start, end, piece.text if piece else "") for start, end, piece in build_highlights(replace(cue, end=3.0))]
     assert steps == [
         (1.0, 1.5, "one"),
@@ -227,7 +228,7 @@ TIMES = st.floats(0, 50, allow_nan=False)
 
 
 @st.composite
-def segments(draw: st.DrawFn) -> list[Segment]:
+def draw_segments(draw: st.DrawFn) -> list[Segment]:
     found, at = [], 0.0
     for text in draw(st.lists(TEXTS, max_size=5)):
         start = at + draw(st.floats(0, 3))
@@ -254,7 +255,7 @@ SHAPES = st.builds(
 
 
 @settings(deadline=None, max_examples=300)
-@given(segments(), SHAPES)
+@given(draw_segments(), SHAPES)
 def test_whatever_is_said_and_asked(given_: list[Segment], shape: SubtitleRules) -> None:
     found = build_cues(given_, shape, duration=60.0)
     # Nothing is lost or moved.
@@ -285,8 +286,8 @@ def test_whatever_is_said_and_asked(given_: list[Segment], shape: SubtitleRules)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.floats(1.5, 4.0))
 def test_ordinary_speech_keeps_all_rules_of_broadcasts(lengths: list[int], rate: float) -> None:
     text = " ".join("x" * length for length in lengths)
-    found = build_cues([spoken(text, rate=rate)], BROADCAST_RULES, duration=100.0)
-    assert said(found) == text
+    found = build_cues([create_segment(text, rate=rate)], BROADCAST_RULES, duration=100.0)
+    assert join_text(found) == text
     for cue in found:
         assert len(cue.texts) <= 2
         assert all(len(line) <= 42 for line in cue.texts)

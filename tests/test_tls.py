@@ -9,11 +9,11 @@ import pytest
 
 from eardrum import tls
 from eardrum.errors import ConfigError
-from tests.certificates import certificate
+from tests.certificates import create_certificate
 
 
 def test_a_certificate_with_its_key_beside_it_or_in_it(tmp_path: Path) -> None:
-    made, key = certificate(tmp_path)
+    made, key = create_certificate(tmp_path)
     both = tmp_path / "both.pem"
     both.write_bytes(made.read_bytes() + key.read_bytes())
     assert tls.create_server_context(made, key)
@@ -39,16 +39,16 @@ CASES: dict[str, tuple[Callable[[Path], tuple[Path | None, Path | None]], str]] 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_used_is_said_with_its_setting_and_file(tmp_path: Path, case: str) -> None:
-    certificate(tmp_path)
-    certificate(tmp_path, "other")
-    certificate(tmp_path, "locked", password="secret")
+    create_certificate(tmp_path)
+    create_certificate(tmp_path, "other")
+    create_certificate(tmp_path, "locked", password="secret")
     files, said = CASES[case]
     with pytest.raises(ConfigError, match=said):
         tls.create_server_context(*files(tmp_path))
 
 
 def test_what_a_client_is_to_trust_must_be_a_certificate(tmp_path: Path) -> None:
-    made, key = certificate(tmp_path)
+    made, key = create_certificate(tmp_path)
     assert tls.create_client_context(made).check_hostname
     assert not tls.create_client_context(made, by_any_name=True).check_hostname
     with pytest.raises(ConfigError, match="has no certificate"):

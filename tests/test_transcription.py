@@ -46,14 +46,14 @@ RECORDS = [
 ]
 
 
-def over_the_wire(record: JsonRecord) -> dict[str, Any]:
+def round_trip(record: JsonRecord) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(json.dumps(record.to_json()))
     return data
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_a_record_comes_back_equal(record: JsonRecord) -> None:
-    assert type(record).from_json(over_the_wire(record)) == record
+    assert type(record).from_json(round_trip(record)) == record
 
 
 def test_a_request_crosses_the_wire() -> None:
@@ -68,7 +68,7 @@ def test_a_request_crosses_the_wire() -> None:
         vad_threshold=0.3,
         extra=(("a", "b"),),
     )
-    data = over_the_wire(request)
+    data = round_trip(request)
     assert (data["task"], data["priority"], data["hotwords"]) == ("translate", "bulk", ["a", "b"])
     again = TranscriptionRequest.from_json(data)
     assert again == request

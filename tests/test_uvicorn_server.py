@@ -17,16 +17,16 @@ from eardrum import uvicorn_server
 from eardrum.uvicorn_server import IdleServer
 
 
-async def app(_: Any, __: Any, send: Any) -> None:
+async def answer_request(_: Any, __: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body"})
 
 
-class Counting(IdleServer):
+class TickCountingServer(IdleServer):
     """Counts how often it looks."""
 
     def __init__(self) -> None:
-        super().__init__(uvicorn.Config(app, lifespan="off", log_config=None))
+        super().__init__(uvicorn.Config(answer_request, lifespan="off", log_config=None))
         self.looks = 0
         self.looked = asyncio.Event()
 
@@ -38,9 +38,9 @@ class Counting(IdleServer):
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[Counting, int]]:
+async def run_server() -> AsyncIterator[tuple[TickCountingServer, int]]:
     """A server and its port. It must end within a few seconds of the end of the block."""
-    server = Counting()
+    server = TickCountingServer()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         await asyncio.wait_for(server.looked.wait(), 10)
@@ -48,7 +48,7 @@ async def served() -> AsyncIterator[tuple[Counting, int]]:
         await asyncio.wait_for(serving, 10)
 
 
-async def date(port: int) -> str:
+async def read_date(port: int) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     head = (await reader.read()).decode()
@@ -70,23 +70,23 @@ async def test_it_ends_when_told_and_not_at_its_next_look(
     end: Callable[[IdleServer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uvicorn_server, "DATE_INTERVAL_S", 60.0)
-    async with served() as (server, _):
+    async with run_server() as (server, _):
         await asyncio.to_thread(end, server)
     assert server.looks == 2
 
 
 async def test_it_looks_now_and_then_for_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn_server, "DATE_INTERVAL_S", 0.01)
-    async with served() as (server, port):
+    async with run_server() as (server, port):
         monkeypatch.setattr("uvicorn.server.time.time", lambda: 0.0)
         server.looked.clear()
         await server.looked.wait()
-        assert await date(port) == "date: Thu, 01 Jan 1970 00:00:00 GMT"
+        assert await read_date(port) == "date: Thu, 01 Jan 1970 00:00:00 GMT"
         server.request_exit()
 
 
 async def test_one_that_was_told_before_it_began_does_not_begin() -> None:
-    server = Counting()
+    server = TickCountingServer()
     server.request_exit()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         await asyncio.wait_for(server.serve(sockets=[listening]), 10)
@@ -97,7 +97,7 @@ def test_one_that_has_ended_may_be_told_again() -> None:
     """As a runner is whose parent ends while it ends itself."""
 
     async def serve() -> IdleServer:
-        async with served() as (server, _):
+        async with run_server() as (server, _):
             server.request_exit()
         return server
 

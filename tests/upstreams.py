@@ -21,7 +21,7 @@ KEY = "sk-very-secret-0123456789"
 
 
 @dataclass
-class Call:
+class UpstreamCall:
     """A request that reached a fake."""
 
     path: str
@@ -42,14 +42,14 @@ class FakeUpstream:
 
     answer: Answer
     url: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[UpstreamCall] = field(default_factory=list)
     given_up: int = 0
     """Requests whose client hung up before it had an answer."""
     in_flight: int = 0
     most_in_flight: int = 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        call = Call(request.raw_path, {name.lower(): value for name, value in request.headers.items()})
+        call = UpstreamCall(request.raw_path, {name.lower(): value for name, value in request.headers.items()})
         if request.content_type == "application/json":
             call.json = await request.json()
         elif request.content_type == "multipart/form-data":
@@ -66,7 +66,7 @@ class FakeUpstream:
             self.in_flight -= 1
 
 
-def _read_form(call: Call, body: bytes) -> None:
+def _read_form(call: UpstreamCall, body: bytes) -> None:
     def on_field(part: Field) -> None:
         call.fields.setdefault(part.field_name.decode(), []).append(part.value.decode())
 
@@ -79,7 +79,7 @@ def _read_form(call: Call, body: bytes) -> None:
     parse_form(headers, io.BytesIO(body), on_field, on_file)
 
 
-Answer = Callable[[Call, web.Request], Awaitable[web.StreamResponse]]
+Answer = Callable[[UpstreamCall, web.Request], Awaitable[web.StreamResponse]]
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def fake_upstream(answer: Answer) -> Iterator[FakeUpstream]:
     try:
         yield fake
     finally:
-        asyncio.run_coroutine_threadsafe(_ended(runner), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_close_all(runner), loop).result(10)
         asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
@@ -111,7 +111,7 @@ def fake_upstream(answer: Answer) -> Iterator[FakeUpstream]:
         assert not thread.is_alive()
 
 
-async def _ended(runner: web.AppRunner) -> None:
+async def _close_all(runner: web.AppRunner) -> None:
     """Close everything, also connections that the server has not heard of yet, or whose client reads no more.
 
     They would outlive their loop, and be complained of in the middle of another test.
@@ -131,18 +131,18 @@ async def _ended(runner: web.AppRunner) -> None:
     await asyncio.sleep(0.01)  # what is closed is gone after a turn of the loop or two
 
 
-def error(status: int, message: str, **headers: str) -> web.Response:
+def build_error(status: int, message: str, **headers: str) -> web.Response:
     """A refusal in OpenAI's shape."""
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
     return web.json_response(body, status=status, headers=headers)
 
 
-def busy(status: int = 429, **headers: str) -> web.Response:
+def build_busy(status: int = 429, **headers: str) -> web.Response:
     """A refusal that may pass; headers with `_` for `-`."""
-    return error(status, "Rate limit reached.", **{name.replace("_", "-"): value for name, value in headers.items()})
+    return build_error(status, "Rate limit reached.", **{name.replace("_", "-"): value for name, value in headers.items()})
 
 
-async def fake_whisper_server(call: Call, _: web.Request) -> web.Response:
+async def fake_whisper_server(call: UpstreamCall, _: web.Request) -> web.Response:
     """whisper.cpp's server: names of languages, tokens for words inside the segments, errors in plain text."""
     if not call.file.startswith((b"RIFF", b"fLaC")):
         return web.Response(status=400, text="Invalid request")
@@ -174,10 +174,10 @@ async def fake_whisper_server(call: Call, _: web.Request) -> web.Response:
     )
 
 
-async def fake_openai(call: Call, _: web.Request) -> web.Response:
+async def fake_openai(call: UpstreamCall, _: web.Request) -> web.Response:
     """A cloud with whisper-1: word times beside the segments."""
     if call.headers.get("authorization") != f"Bearer {KEY}":
-        return error(401, f"Incorrect API key provided: {call.headers.get('authorization', '')}.")
+        return build_error(401, f"Incorrect API key provided: {call.headers.get('authorization', '')}.")
     answer: dict[str, Any] = {"task": "transcribe", "language": "english", "duration": 7.6, "text": "Hello there. General."}
     if "word" in call.fields.get("timestamp_granularities[]", []):
         answer["words"] = [
@@ -194,22 +194,22 @@ async def fake_openai(call: Call, _: web.Request) -> web.Response:
     return web.json_response(answer)
 
 
-async def fake_json_only(call: Call, _: web.Request) -> web.Response:
+async def fake_json_only(call: UpstreamCall, _: web.Request) -> web.Response:
     """A cloud's newer models: verbose_json is refused, the language comes as a list."""
     if call.value("response_format") != "json":
         message = "response_format 'verbose_json' is not compatible with model 'gpt-transcribe'. Use 'json' instead."
-        return error(400, message)
+        return build_error(400, message)
     return web.json_response({"text": "Guten Tag.", "languages": [{"code": "de"}], "usage": {"type": "duration", "seconds": 8}})
 
 
-async def fake_failing_on_verbose_json(call: Call, _: web.Request) -> web.Response:
+async def fake_failing_on_verbose_json(call: UpstreamCall, _: web.Request) -> web.Response:
     """A server whose model has no times, and which falls over them: speaches with a Parakeet."""
     if call.value("response_format") != "json":
         return web.Response(status=500, text="Internal Server Error")
     return web.json_response({"text": "Guten Tag."})
 
 
-async def fake_vllm_chat(call: Call, _: web.Request) -> web.Response:
+async def fake_vllm_chat(call: UpstreamCall, _: web.Request) -> web.Response:
     """vLLM serving Qwen3-ASR as a chat model."""
     if call.path != "/v1/chat/completions":
         return web.json_response({"detail": "Not Found"}, status=404)
@@ -218,29 +218,29 @@ async def fake_vllm_chat(call: Call, _: web.Request) -> web.Response:
     return web.json_response({"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": {}})
 
 
-async def fake_error_with_status_200(_: Call, __: web.Request) -> web.Response:
+async def fake_error_with_status_200(_: UpstreamCall, __: web.Request) -> web.Response:
     """vLLM 0.15 on audio it cannot read."""
     error = {"message": "Invalid or unsupported audio file.", "type": "BadRequestError", "param": None, "code": 400}
     return web.json_response({"error": error})
 
 
-async def fake_fastapi_refusal(_: Call, __: web.Request) -> web.Response:
+async def fake_fastapi_refusal(_: UpstreamCall, __: web.Request) -> web.Response:
     """A server built on FastAPI whose form lacks a field."""
     return web.json_response({"detail": [{"loc": ["body", "model"], "msg": "Field required", "type": "missing"}]}, status=422)
 
 
-async def fake_html(_: Call, __: web.Request) -> web.Response:
+async def fake_html(_: UpstreamCall, __: web.Request) -> web.Response:
     """The web page of something else, found under the address."""
     return web.Response(text="<!doctype html><html><head><title>My router</title></head></html>", content_type="text/html")
 
 
-async def fake_html_error(_: Call, __: web.Request) -> web.Response:
+async def fake_html_error(_: UpstreamCall, __: web.Request) -> web.Response:
     """A proxy whose backend is down."""
     page = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
     return web.Response(status=502, text=page, content_type="text/html")
 
 
-async def fake_dying(_: Call, request: web.Request) -> web.StreamResponse:
+async def fake_dying(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
     """A server that dies in the middle of its answer."""
     response = web.StreamResponse(headers={"content-type": "application/json", "content-length": "1000"})
     await response.prepare(request)
@@ -250,7 +250,7 @@ async def fake_dying(_: Call, request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def fake_hanging(_: Call, __: web.Request) -> web.Response:
+async def fake_hanging(_: UpstreamCall, __: web.Request) -> web.Response:
     """A server that takes the request and never answers."""
     await asyncio.sleep(60)
     return web.json_response({"text": "too late"})
@@ -260,7 +260,7 @@ def fake_after(refusals: list[Callable[[], web.Response]], then: Answer) -> Answ
     """A server that refuses as many requests as there are refusals, in order, and then answers."""
     waiting = list(refusals)
 
-    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+    async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         return waiting.pop(0)() if waiting else await then(call, request)
 
     return answer
@@ -269,7 +269,7 @@ def fake_after(refusals: list[Callable[[], web.Response]], then: Answer) -> Answ
 def fake_saying(body: Any, status: int = 200) -> Answer:
     """A server that always answers with this JSON."""
 
-    async def answer(_: Call, __: web.Request) -> web.Response:
+    async def answer(_: UpstreamCall, __: web.Request) -> web.Response:
         return web.json_response(body, status=status)
 
     return answer
@@ -278,7 +278,7 @@ def fake_saying(body: Any, status: int = 200) -> Answer:
 def fake_with(verbose: Any, plain: Any) -> Answer:
     """A server that answers with the one where verbose_json is asked for, and with the other in json."""
 
-    async def answer(call: Call, _: web.Request) -> web.Response:
+    async def answer(call: UpstreamCall, _: web.Request) -> web.Response:
         return web.json_response(verbose if call.value("response_format") == "verbose_json" else plain)
 
     return answer

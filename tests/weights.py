@@ -11,6 +11,6 @@ assert _spec.submodule_search_locations
 MOONSHINE = Path(_spec.submodule_search_locations[0]) / "assets" / "tiny-en"
 
 
-def moonshine_files() -> dict[str, bytes]:
+def read_moonshine_files() -> dict[str, bytes]:
     """Contents by name: 44 MB."""
     return {path.name: path.read_bytes() for path in MOONSHINE.iterdir()}

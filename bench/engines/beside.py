@@ -11,9 +11,9 @@ from statistics import quantiles
 
 from bench.client import transcribe
 from bench.engines.folder import Recording
-from bench.mixed_load import SPAN, Load, System, arrivals, run
-from bench.recordings import decoded, joined, mp3
-from bench.server import RunningServer
+from bench.mixed_load import SPAN, LoadedSystem, MixedLoad, draw_arrivals, run_load
+from bench.recordings import decode_file, encode_mp3, join_files
+from bench.server import BenchServer
 
 FILES = 2
 """Long files at a time in the mixed load."""
@@ -23,7 +23,7 @@ CLIPS, CLIP_S = 16, 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class BesideTimes:
     """Seconds until a clip was answered, and audio seconds per second of the files meanwhile."""
 
     clip_p50_s: float
@@ -31,22 +31,22 @@ class Beside:
     files_speed: float
 
 
-async def beside_files(server: RunningServer, name: str, recordings: Sequence[Recording], long_s: float) -> Beside:
+async def measure_beside_files(server: BenchServer, name: str, recordings: Sequence[Recording], long_s: float) -> BesideTimes:
     """Time the files alone, then send clips while they run."""
     spoken = {recording.language for recording in recordings}
     language = {"language": spoken.pop()} if len(spoken) == 1 and "" not in spoken else {}
-    system = System(name, partial(transcribe, server.port, model=name, **language), lambda: server.cpu)
-    long = joined([recording.path for recording in recordings], long_s)
+    system = LoadedSystem(name, partial(transcribe, server.port, model=name, **language), lambda: server.cpu)
+    long = join_files([recording.path for recording in recordings], long_s)
     clock = asyncio.get_running_loop().time
     started = clock()
     await system.transcribe(long)
     span = SPAN * FILES * (clock() - started)
-    clips = _clips(recordings)
-    result = await run(system, Load(long, FILES, clips, arrivals(len(clips), span, random.Random(5))))
-    return Beside(*percentiles(result.clips_s), FILES * long_s / result.files_s)
+    clips = _create_clips(recordings)
+    result = await run_load(system, MixedLoad(long, FILES, clips, draw_arrivals(len(clips), span, random.Random(5))))
+    return BesideTimes(*compute_percentiles(result.clips_s), FILES * long_s / result.files_s)
 
 
-def percentiles(values: Sequence[float]) -> tuple[float, float]:
+def compute_percentiles(values: Sequence[float]) -> tuple[float, float]:
     """The median, and what 95 % of the values stay below, between the two nearest of them."""
     if len(values) == 1:
         return values[0], values[0]
@@ -54,8 +54,8 @@ def percentiles(values: Sequence[float]) -> tuple[float, float]:
     return cuts[9], cuts[18]
 
 
-def _clips(recordings: Sequence[Recording]) -> list[bytes]:
+def _create_clips(recordings: Sequence[Recording]) -> list[bytes]:
     shortest = sorted(recordings, key=lambda recording: recording.seconds)[:CLIPS]
     clips = [recording.path.read_bytes() for recording in shortest if recording.seconds <= CLIP_S]
-    clips = clips or [mp3(decoded(recording.path)[: 5 * 16_000]) for recording in shortest]
+    clips = clips or [encode_mp3(decode_file(recording.path)[: 5 * 16_000]) for recording in shortest]
     return [clips[number % len(clips)] for number in range(CLIPS)]

@@ -16,16 +16,16 @@ WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "km", "my"})
 """Languages in which each character is compared, since no space ends a word."""
 
 
-def word_error_rate(recordings: Sequence[Recording], texts: Sequence[str]) -> float:
+def compute_word_error_rate(recordings: Sequence[Recording], texts: Sequence[str]) -> float:
     """Words wrong, missing and too many, as a share of those said; English by English rules, the rest by the basic ones."""
-    normal = [_normaliser(recording.language) for recording in recordings]
+    normal = [_load_normalizer(recording.language) for recording in recordings]
     said = [alike(recording.text) for alike, recording in zip(normal, recordings, strict=True)]
     heard = [alike(text) for alike, text in zip(normal, texts, strict=True)]
     return float(jiwer.wer(said, heard))
 
 
 @cache
-def _normaliser(language: str) -> Any:
+def _load_normalizer(language: str) -> Any:
     if language in ("", "en"):
         return EnglishTextNormalizer()
     return BasicTextNormalizer(split_letters=language in WITHOUT_SPACES)

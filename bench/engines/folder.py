@@ -25,7 +25,7 @@ class Recording:
     language: str
 
 
-def read(folder: Path, language: str = "") -> list[Recording]:
+def read_folder(folder: Path, language: str = "") -> list[Recording]:
     """The recordings of a folder, those below it included: by its `references.tsv`, else each `x.wav` beside its `x.txt`.
 
     The table has a header with `name`, `text` and perhaps `language`; or none, and begins with the name and ends with the
@@ -37,29 +37,29 @@ def read(folder: Path, language: str = "") -> list[Recording]:
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder.")
     table = folder / TABLE
-    found = _from_table(folder, table) if table.is_file() else _from_pairs(folder)
-    recordings = [Recording(path, _seconds(path), text, spoken or language) for path, text, spoken in found]
+    found = _read_table(folder, table) if table.is_file() else _read_pairs(folder)
+    recordings = [Recording(path, _measure_seconds(path), text, spoken or language) for path, text, spoken in found]
     if not recordings:
         raise BenchError(f"{folder} has neither a {TABLE} nor any recording x.wav with its text beside it in x.txt.")
     return recordings
 
 
-def _from_pairs(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    for path in _audio(folder):
+def _read_pairs(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    for path in _list_audio(folder):
         text = path.with_suffix(".txt")
         if text.is_file():
             yield path, " ".join(text.read_text(encoding="utf-8").split()), ""
 
 
-def _from_table(folder: Path, table: Path) -> Iterator[tuple[Path, str, str]]:
-    files = {key: path for path in _audio(folder) for key in (path.stem, path.name, str(path.relative_to(folder)))}
-    for name, text, language in _rows(table):
+def _read_table(folder: Path, table: Path) -> Iterator[tuple[Path, str, str]]:
+    files = {key: path for path in _list_audio(folder) for key in (path.stem, path.name, str(path.relative_to(folder)))}
+    for name, text, language in _read_rows(table):
         if name not in files:
             raise BenchError(f"{table} names {name!r}, but no such recording is in {folder}.")
         yield files[name], text, language
 
 
-def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
+def _read_rows(table: Path) -> Iterator[tuple[str, str, str]]:
     with table.open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
     header = rows[0] if {"name", "text"} <= set(rows[0]) else None
@@ -73,11 +73,11 @@ def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
             yield row[0], row[-1], row[1] if len(row) > 2 else ""
 
 
-def _audio(folder: Path) -> list[Path]:
+def _list_audio(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() not in TEXTS]
 
 
-def _seconds(path: Path) -> float:
+def _measure_seconds(path: Path) -> float:
     """How long it plays; by its packets where the container does not say."""
     try:
         with av.open(str(path)) as file:

@@ -22,7 +22,7 @@ class GpuMemory:
     def __enter__(self) -> Self:
         """Begin to watch."""
         if shutil.which("nvidia-smi"):
-            self._before = _used_mb()
+            self._before = _measure_used_mb()
             self.grown_mb = 0.0
             self._thread.start()
         return self
@@ -35,10 +35,10 @@ class GpuMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(EVERY_S):
-            self.grown_mb = max(self.grown_mb or 0.0, _used_mb() - self._before)
+            self.grown_mb = max(self.grown_mb or 0.0, _measure_used_mb() - self._before)
 
 
-def _used_mb() -> float:
+def _measure_used_mb() -> float:
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     return sum(float(line) for line in said.split()) * 1.048576

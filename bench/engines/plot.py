@@ -12,15 +12,15 @@ mpl.use("agg")  # before pyplot looks for a screen
 
 from matplotlib import pyplot as plt
 
-from bench.engines.report import Report
+from bench.engines.report import ModelReport
 
 
-def draw(reports: Sequence[Report], stem: Path) -> list[Path]:
+def draw_reports(reports: Sequence[ModelReport], stem: Path) -> list[Path]:
     """Write the picture as PNG and SVG beside each other; the files."""
     figure, (clients, batches, errors) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for report in reports:
-        _by_clients(clients, report)
-        _by_batch(batches, report)
+        _plot_by_clients(clients, report)
+        _plot_by_batch(batches, report)
         (point,) = errors.plot([report.fastest], [100 * report.errors.served], "o")
         errors.annotate(
             report.model, (report.fastest, 100 * report.errors.served), (5, 5), textcoords="offset points", fontsize=8
@@ -38,14 +38,14 @@ def draw(reports: Sequence[Report], stem: Path) -> list[Path]:
     return paths
 
 
-def _by_clients(axes: Any, report: Report) -> None:
+def _plot_by_clients(axes: Any, report: ModelReport) -> None:
     for batch in dict.fromkeys(one.batch for one in report.served.throughput):
         line = [one for one in report.served.throughput if one.batch == batch]
         label = f"{report.model}, batch {batch}"
         axes.plot([one.clients for one in line], [one.speed for one in line], "o-", label=label)
 
 
-def _by_batch(axes: Any, report: Report) -> None:
+def _plot_by_batch(axes: Any, report: ModelReport) -> None:
     most = max(one.clients for one in report.served.throughput)
     line = sorted((one.batch, one.speed) for one in report.served.throughput if one.clients == most)
     axes.plot(*zip(*line, strict=True), "o-", label=report.model)

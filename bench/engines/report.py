@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.engines.served import Served
+from bench.engines.served import ServedFigures
 
 
 @dataclass(frozen=True, slots=True)
-class Errors:
+class ErrorRates:
     """Word error rates: of all recordings, and of those `whole` that fit one window, served and by the engine alone."""
 
     served: float
@@ -20,13 +20,13 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ModelReport:
     """A model, by its name and engine."""
 
     model: str
     engine: str
-    errors: Errors
-    served: Served
+    errors: ErrorRates
+    served: ServedFigures
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -39,25 +39,27 @@ class Report:
         return asdict(self)
 
 
-def tables(reports: Sequence[Report]) -> str:
+def format_tables(reports: Sequence[ModelReport]) -> str:
     """Two Markdown tables: the models side by side, and throughput by batch size and clients."""
     head = (
         "| model | engine | WER | WER one window: served, alone | audio s/s | clip p50, p95 | files meanwhile "
         "| first use, again | peak RSS (PSS), GPU |\n|---|---|---|---|---|---|---|---|---|"
     )
     notes = [f"- {report.model}: {note}" for report in reports for note in report.notes]
-    return "\n".join([head, *map(_row, reports), "", *_throughput(reports), "", *notes, ""])
+    return "\n".join([head, *map(_format_row, reports), "", *_format_throughput(reports), "", *notes, ""])
 
 
-def _row(report: Report) -> str:
+def _format_row(report: ModelReport) -> str:
     one, errors = report.served, report.errors
     whole = (
-        "" if errors.alone is None else f"{_percent(errors.whole_served)}, {_percent(errors.alone)} ({errors.whole} recordings)"
+        ""
+        if errors.alone is None
+        else f"{_format_percent(errors.whole_served)}, {_format_percent(errors.alone)} ({errors.whole} recordings)"
     )
     cells = [
         report.model,
         report.engine,
-        _percent(errors.served),
+        _format_percent(errors.served),
         whole,
         f"{report.fastest:.1f}",
         f"{one.beside.clip_p50_s:.2f} s, {one.beside.clip_p95_s:.2f} s",
@@ -68,7 +70,7 @@ def _row(report: Report) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _throughput(reports: Sequence[Report]) -> Iterator[str]:
+def _format_throughput(reports: Sequence[ModelReport]) -> Iterator[str]:
     counts = sorted({one.clients for report in reports for one in report.served.throughput})
     yield f"| audio s/s | batch | {' | '.join(f'{count} at a time' for count in counts)} |"
     yield f"|---|---|{'---|' * len(counts)}"
@@ -80,5 +82,5 @@ def _throughput(reports: Sequence[Report]) -> Iterator[str]:
             yield f"| {report.model} | {batch}{', its own choice' if chosen else ''} | {cells} |"
 
 
-def _percent(share: float | None) -> str:
+def _format_percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"

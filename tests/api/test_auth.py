@@ -9,18 +9,18 @@ import aiohttp
 import pytest
 import requests
 
-from tests.api.proxy.conftest import Gateway, serving
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 
 KEY = "sk-1"
 
 
 @pytest.fixture(scope="module")
-def locked() -> Iterator[Gateway]:
-    with serving(apiKeys=("sk-0", KEY)) as gateway:
+def locked() -> Iterator[GatewayUnderTest]:
+    with run_gateway(apiKeys=("sk-0", KEY)) as gateway:
         yield gateway
 
 
-def basic(password: str) -> str:
+def build_basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
 
 
@@ -29,12 +29,12 @@ def basic(password: str) -> str:
     [
         {"authorization": f"Bearer {KEY}"},
         {"authorization": f"bearer  {KEY} "},
-        {"authorization": basic(KEY)},
+        {"authorization": build_basic(KEY)},
         {"x-api-key": KEY},
         {"authorization": f"Bearer {KEY}", "x-api-key": "wrong"},
     ],
 )
-def test_a_key_opens(locked: Gateway, headers: dict[str, str]) -> None:
+def test_a_key_opens(locked: GatewayUnderTest, headers: dict[str, str]) -> None:
     assert requests.get(f"{locked.url}/v1/models", headers=headers, timeout=10).status_code == 200
 
 
@@ -46,12 +46,12 @@ def test_a_key_opens(locked: Gateway, headers: dict[str, str]) -> None:
         {"authorization": "Bearer "},
         {"authorization": KEY},
         {"authorization": "Basic !!"},
-        {"authorization": basic("")},
+        {"authorization": build_basic("")},
         {"authorization": "Bearer wrong", "x-api-key": KEY},
         {"x-api-key": "sk-\xfc"},
     ],
 )
-def test_no_key_and_a_wrong_one_do_not(locked: Gateway, headers: dict[str, str]) -> None:
+def test_no_key_and_a_wrong_one_do_not(locked: GatewayUnderTest, headers: dict[str, str]) -> None:
     response = requests.get(f"{locked.url}/v1/models", headers=headers, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
     assert response.headers["www-authenticate"] == 'Basic realm="eardrum"'
@@ -69,7 +69,7 @@ def test_no_key_and_a_wrong_one_do_not(locked: Gateway, headers: dict[str, str])
         ("GET", "/nothing/here"),
     ],
 )
-def test_every_route_is_locked(locked: Gateway, method: str, path: str) -> None:
+def test_every_route_is_locked(locked: GatewayUnderTest, method: str, path: str) -> None:
     response = requests.request(method, locked.url + path, data=b"x" * 200_000, timeout=10)
     assert response.status_code == 401
     error = response.json()["error"]
@@ -77,18 +77,18 @@ def test_every_route_is_locked(locked: Gateway, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/docs", "/openapi.json"])
-def test_what_says_how_to_use_it_is_open(locked: Gateway, path: str) -> None:
+def test_what_says_how_to_use_it_is_open(locked: GatewayUnderTest, path: str) -> None:
     assert requests.get(locked.url + path, timeout=10).status_code == 200
 
 
-async def test_sockets_are_locked_too(locked: Gateway) -> None:
+async def test_sockets_are_locked_too(locked: GatewayUnderTest) -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await session.ws_connect(f"{locked.url}/v1/realtime?model=x")
     assert refused.value.status == 401
 
 
-def test_a_browser_may_ask_without_a_key_and_read_the_answer(locked: Gateway) -> None:
+def test_a_browser_may_ask_without_a_key_and_read_the_answer(locked: GatewayUnderTest) -> None:
     ask = {"origin": "https://app.example", "access-control-request-method": "POST", "access-control-request-headers": "x-a, b"}
     response = requests.options(f"{locked.url}/v1/chat/completions", headers=ask, timeout=10)
     assert (response.status_code, response.headers["access-control-allow-origin"]) == (204, "*")
@@ -99,7 +99,7 @@ def test_a_browser_may_ask_without_a_key_and_read_the_answer(locked: Gateway) ->
         assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_pages_of_others_do_not_run_the_server(locked: Gateway) -> None:
+def test_pages_of_others_do_not_run_the_server(locked: GatewayUnderTest) -> None:
     answer = requests.get(f"{locked.url}/api/ps", headers={"x-api-key": KEY}, timeout=10)
     assert "access-control-allow-origin" not in answer.headers
     assert requests.options(f"{locked.url}/api/ps", headers={"x-api-key": KEY}, timeout=10).status_code == 405

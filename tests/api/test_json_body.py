@@ -17,7 +17,7 @@ from eardrum.errors import InvalidRequestError
 PIECES = ("\\ud83d", "\\uDE00", "\\uD800", "\\udfff", "\\\\", "a", "\\u0041", "\\n", "ud83d", "ä", '\\"')
 
 
-def refused(written: str | bytes, found: object) -> bool:
+def is_refused(written: str | bytes, found: object) -> bool:
     try:
         check_surrogates(written, found)
     except InvalidRequestError:
@@ -29,7 +29,7 @@ def refused(written: str | bytes, found: object) -> bool:
 def test_what_cannot_be_utf_8_is_refused(text: str) -> None:
     half = any(0xD800 <= ord(letter) <= 0xDFFF for letter in json.loads(f'"{text}"'))
     for written in (f'{{"a": [1, {{"b": "{text}"}}]}}', f'{{"{text}": null}}'):
-        assert refused(written, json.loads(written)) == refused(written.encode(), json.loads(written)) == half
+        assert is_refused(written, json.loads(written)) == is_refused(written.encode(), json.loads(written)) == half
 
 
 def test_one_character_beside_a_long_recording_costs_nothing() -> None:

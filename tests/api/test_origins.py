@@ -9,7 +9,7 @@ import requests
 
 from eardrum.api.origins import is_allowed_origin, is_local
 from eardrum.config.settings import ModelSettings
-from tests.api.proxy.conftest import serving
+from tests.api.proxy.conftest import run_gateway
 
 EVIL = "https://evil.example"
 
@@ -48,7 +48,7 @@ def test_what_is_local() -> None:
 
 
 def test_a_page_from_elsewhere_can_neither_change_nor_read_anything() -> None:
-    with serving() as gateway:
+    with run_gateway() as gateway:
         for method, path in (("POST", "/api/pull"), ("GET", "/api/tags"), ("OPTIONS", "/api/chat"), ("POST", "/api/ps/x")):
             answer = requests.request(method, f"{gateway.url}{path}", headers={"origin": EVIL}, data="{}", timeout=10)
             assert answer.status_code == 403
@@ -61,7 +61,7 @@ def test_a_page_from_elsewhere_can_neither_change_nor_read_anything() -> None:
 def test_a_picture_on_a_page_from_elsewhere_unloads_nothing() -> None:
     picture, link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, {"sec-fetch-site": "cross-site"}
     link["sec-fetch-mode"] = "navigate"
-    with serving() as gateway:
+    with run_gateway() as gateway:
 
         def status(path: str, headers: dict[str, str]) -> int:
             return requests.get(f"{gateway.url}{path}", headers=headers, timeout=10).status_code
@@ -76,7 +76,7 @@ BROWSER = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/201001
 IMAGE, PAGE = BROWSER | {"accept": "image/webp,*/*"}, BROWSER | {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
-def since(site: str, mode: str = "no-cors") -> dict[str, str]:
+def build_headers(site: str, mode: str = "no-cors") -> dict[str, str]:
     return {"sec-fetch-site": site, "sec-fetch-mode": mode}
 
 
@@ -84,15 +84,15 @@ def since(site: str, mode: str = "no-cors") -> dict[str, str]:
     ("headers", "loads"),
     [
         # What says which page it is from: over HTTPS, and to this machine.
-        (IMAGE | since("cross-site"), False),
-        (IMAGE | since("same-site"), False),
-        (PAGE | since("cross-site", "navigate"), False),  # a link, a frame, a window
-        (PAGE | since("same-site", "navigate") | {"referer": f"{EVIL}/"}, False),
-        (PAGE | since("same-site", "navigate") | {"referer": "http://localhost:3000/"}, True),
-        (PAGE | since("cross-site", "navigate") | {"referer": "https://home.example/links"}, True),  # in `origins`
-        (PAGE | since("same-origin", "navigate"), True),
-        (IMAGE | since("same-origin"), True),
-        (PAGE | since("none", "navigate"), True),  # typed, or a bookmark
+        (IMAGE | build_headers("cross-site"), False),
+        (IMAGE | build_headers("same-site"), False),
+        (PAGE | build_headers("cross-site", "navigate"), False),  # a link, a frame, a window
+        (PAGE | build_headers("same-site", "navigate") | {"referer": f"{EVIL}/"}, False),
+        (PAGE | build_headers("same-site", "navigate") | {"referer": "http://localhost:3000/"}, True),
+        (PAGE | build_headers("cross-site", "navigate") | {"referer": "https://home.example/links"}, True),  # in `origins`
+        (PAGE | build_headers("same-origin", "navigate"), True),
+        (IMAGE | build_headers("same-origin"), True),
+        (PAGE | build_headers("none", "navigate"), True),  # typed, or a bookmark
         # What does not: over plain HTTP to another machine.
         (IMAGE, False),
         (IMAGE | {"referer": f"{EVIL}/"}, False),
@@ -108,7 +108,7 @@ def since(site: str, mode: str = "no-cors") -> dict[str, str]:
 )
 def test_a_link_on_a_page_from_elsewhere_loads_no_model(headers: dict[str, str], loads: bool) -> None:
     ends = {"cmd": f"{sys.executable} -c pass", "proxy": "http://127.0.0.1:9"}
-    with serving(host="0.0.0.0", models={"m": ModelSettings(**ends)}, origins=("https://home.example",)) as gateway:
+    with run_gateway(host="0.0.0.0", models={"m": ModelSettings(**ends)}, origins=("https://home.example",)) as gateway:
         for method in ("GET", "HEAD"):
             asked = headers | {"host": "nas:8100"}
             answer = requests.request(method, f"{gateway.url}/upstream/m/?a=1", headers=asked, timeout=20)
@@ -122,7 +122,7 @@ def test_a_link_on_a_page_from_elsewhere_loads_no_model(headers: dict[str, str],
 
 def test_a_socket_of_a_page_from_elsewhere_is_refused() -> None:
     asked = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x" * 22 + "=="}
-    with serving() as gateway:
+    with run_gateway() as gateway:
         for origin, status in ((EVIL, 403), ("http://localhost:3000", 404)):
             headers = asked | {"origin": origin}
             assert requests.get(f"{gateway.url}/upstream/x/ws", headers=headers, timeout=10).status_code == status
@@ -130,7 +130,7 @@ def test_a_socket_of_a_page_from_elsewhere_is_refused() -> None:
 
 def test_a_page_of_this_machine_may_read_what_it_asked_for() -> None:
     mine = {"origin": "http://localhost:3000"}
-    with serving() as gateway:
+    with run_gateway() as gateway:
         answer = requests.get(f"{gateway.url}/api/tags", headers=mine, timeout=10)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, mine["origin"])
         asked = mine | {"access-control-request-method": "POST", "access-control-request-headers": "x-odd"}

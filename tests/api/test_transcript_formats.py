@@ -13,27 +13,41 @@ from eardrum.subtitles import SubtitleRules
 from eardrum.transcription import Segment, Word
 
 
-def cue(start: float, end: float, text: str = "Hi.") -> Segment:
+def create_segment(start: float, end: float, text: str = "Hi.") -> Segment:
     return Segment(start, end, text)
 
 
 def test_text_is_one_line() -> None:
-    assert transcript_formats.format_text([cue(0, 1, " Hello there. "), cue(1, 2, "General.")]) == "Hello there. General."
+    assert (
+        transcript_formats.format_text([create_segment(0, 1, " Hello there. "), create_segment(1, 2, "General.")])
+        == "Hello there. General."
+    )
     assert transcript_formats.format_text([]) == ""
 
 
 def test_scripts_without_spaces_are_joined_without() -> None:
     assert (
-        transcript_formats.format_text([cue(0, 1, "今天天气"), cue(1, 2, "很好。"), cue(2, 3, "OK"), cue(3, 4, "是")])
+        transcript_formats.format_text(
+            [
+                create_segment(0, 1, "今天天气"),
+                create_segment(1, 2, "很好。"),
+                create_segment(2, 3, "OK"),
+                create_segment(3, 4, "是"),
+            ]
+        )
         == "今天天气很好。 OK 是"
     )
-    assert transcript_formats.format_text([cue(0, 1, "สวัสดี"), cue(1, 2, "ครับ")]) == "สวัสดีครับ"
-    assert transcript_formats.format_text([cue(0, 1, "안녕"), cue(1, 2, "하세요")]) == "안녕 하세요", "Korean has spaces"
-    assert transcript_formats.format_text([cue(0, 1, "a"), cue(1, 2, " "), cue(2, 3, "b")]) == "a b"
+    assert transcript_formats.format_text([create_segment(0, 1, "สวัสดี"), create_segment(1, 2, "ครับ")]) == "สวัสดีครับ"
+    assert transcript_formats.format_text([create_segment(0, 1, "안녕"), create_segment(1, 2, "하세요")]) == "안녕 하세요", (
+        "Korean has spaces"
+    )
+    assert (
+        transcript_formats.format_text([create_segment(0, 1, "a"), create_segment(1, 2, " "), create_segment(2, 3, "b")]) == "a b"
+    )
 
 
 def test_srt() -> None:
-    segments = [cue(0.0, 3.32, " The beach."), cue(3.5, 4.0, "It was.")]
+    segments = [create_segment(0.0, 3.32, " The beach."), create_segment(3.5, 4.0, "It was.")]
     assert transcript_formats.format_srt(segments) == (
         "1\n00:00:00,000 --> 00:00:03,320\nThe beach.\n\n2\n00:00:03,500 --> 00:00:04,000\nIt was.\n\n"
     )
@@ -41,7 +55,7 @@ def test_srt() -> None:
 
 
 def test_vtt() -> None:
-    assert transcript_formats.format_vtt([cue(0.0, 3.32)]) == "WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nHi.\n\n"
+    assert transcript_formats.format_vtt([create_segment(0.0, 3.32)]) == "WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nHi.\n\n"
     assert transcript_formats.format_vtt([]) == "WEBVTT\n\n"
 
 
@@ -59,14 +73,16 @@ def test_vtt() -> None:
     ],
 )
 def test_times_are_rounded_as_a_whole(seconds: float, written: str) -> None:
-    assert transcript_formats.format_srt([cue(seconds, seconds)]).splitlines()[1] == f"{written} --> {written}"
-    assert transcript_formats.format_vtt([cue(seconds, seconds)]).splitlines()[2] == f"{written} --> {written}".replace(",", ".")
+    assert transcript_formats.format_srt([create_segment(seconds, seconds)]).splitlines()[1] == f"{written} --> {written}"
+    assert transcript_formats.format_vtt([create_segment(seconds, seconds)]).splitlines()[
+        2
+    ] == f"{written} --> {written}".replace(",", ".")
 
 
 @settings(deadline=None)
 @given(st.floats(0, 400_000))
 def test_any_time_is_written_to_the_nearest_millisecond(seconds: float) -> None:
-    line = transcript_formats.format_srt([cue(seconds, seconds)]).splitlines()[1]
+    line = transcript_formats.format_srt([create_segment(seconds, seconds)]).splitlines()[1]
     match = re.fullmatch(r"(\d{2,}):([0-5]\d):([0-5]\d),(\d{3}) --> .*", line)
     assert match
     hours, minutes, whole, ms = map(int, match.groups())
@@ -74,18 +90,21 @@ def test_any_time_is_written_to_the_nearest_millisecond(seconds: float) -> None:
 
 
 def test_an_arrow_in_the_text_does_not_start_a_cue() -> None:
-    for written in (transcript_formats.format_srt([cue(0, 1, "a --> b")]), transcript_formats.format_vtt([cue(0, 1, "a --> b")])):
+    for written in (
+        transcript_formats.format_srt([create_segment(0, 1, "a --> b")]),
+        transcript_formats.format_vtt([create_segment(0, 1, "a --> b")]),
+    ):
         assert written.count("-->") == 1
         assert "a → b" in written
 
 
 def test_a_blank_line_in_the_text_does_not_end_the_cue() -> None:
-    assert transcript_formats.format_srt([cue(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0
+    assert transcript_formats.format_srt([create_segment(0, 1, "one\n\ntwo")]).strip().count("\n\n") == 0
 
 
 def test_vtt_escapes_what_would_be_markup() -> None:
-    assert "a &lt;b&gt; &amp; c" in transcript_formats.format_vtt([cue(0, 1, "a <b> & c")])
-    assert "a <b> & c" in transcript_formats.format_srt([cue(0, 1, "a <b> & c")])
+    assert "a &lt;b&gt; &amp; c" in transcript_formats.format_vtt([create_segment(0, 1, "a <b> & c")])
+    assert "a <b> & c" in transcript_formats.format_srt([create_segment(0, 1, "a <b> & c")])
 
 
 WORDS = [Word("a", 0.0, 1.0, 1), Word("<b>", 1.5, 2.0, 1), Word("c", 2.0, 3.0, 1), Word("-->", 3.0, 4.0, 1)]
@@ -111,5 +130,5 @@ def test_highlighted_words_are_underlined_as_by_openai_whisper() -> None:
 
 def test_the_length_of_the_recording_bounds_the_last_cue() -> None:
     assert "--> 00:00:01,500" in transcript_formats.format_srt(
-        [cue(1.0, 1.2)], SubtitleRules(min_duration=1.0, max_duration=2.0), duration=1.5
+        [create_segment(1.0, 1.2)], SubtitleRules(min_duration=1.0, max_duration=2.0), duration=1.5
     )

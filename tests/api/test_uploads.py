@@ -23,27 +23,33 @@ AUDIO = b"RIFF\r\n\r\n--\r\n----boundary\x00\xff audio \r\n------boundary\r\n"
 Receive = Callable[[], Awaitable[Message]]
 
 
-def part(name: str, value: bytes | str, filename: str | None = None, content_type: str = "") -> bytes:
+def build_part(name: str, value: bytes | str, filename: str | None = None, content_type: str = "") -> bytes:
     lines = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"'
     lines += f'; filename="{filename}"' if filename is not None else ""
     lines += f"\r\nContent-Type: {content_type}" if content_type else ""
     return lines.encode() + b"\r\n\r\n" + (value.encode() if isinstance(value, str) else value) + b"\r\n"
 
 
-def form(*parts: bytes) -> bytes:
+def build_form(*parts: bytes) -> bytes:
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
-FILE = part("file", AUDIO, "a.wav", "audio/wav")
-WHOLE = form(part("model", "whisper-1"), part("include[]", "a"), FILE, part("language", "dé"), part("include[]", "b"))
+FILE = build_part("file", AUDIO, "a.wav", "audio/wav")
+WHOLE = build_form(
+    build_part("model", "whisper-1"),
+    build_part("include[]", "a"),
+    FILE,
+    build_part("language", "dé"),
+    build_part("include[]", "b"),
+)
 
 
-def scope(content_type: str = f"multipart/form-data; boundary={BOUNDARY}", **headers: str) -> Scope:
+def build_scope(content_type: str = f"multipart/form-data; boundary={BOUNDARY}", **headers: str) -> Scope:
     named = {"content-type": content_type} | {name.replace("_", "-"): value for name, value in headers.items()}
     return {"type": "http", "headers": [(name.encode(), value.encode("latin-1")) for name, value in named.items()]}
 
 
-def sender(chunks: Iterable[bytes], *, then: str = "end") -> Receive:
+def create_sender(chunks: Iterable[bytes], *, then: str = "end") -> Receive:
     """A client that sends these chunks and then ends, hangs up or falls silent."""
     waiting = iter(chunks)
 
@@ -60,29 +66,29 @@ def sender(chunks: Iterable[bytes], *, then: str = "end") -> Receive:
     return receive
 
 
-async def taken_apart(
+async def parse_form(
     chunks: Sequence[bytes], folder: Path, limits: LimitSettings | None = None, then: str = "end", head: Scope | None = None
 ) -> tuple[FormFields, bytes | None, str]:
     """The fields, the file and its type, as an edge reads them."""
     async with asyncio.timeout(10):
-        return await _taken_apart(chunks, folder, limits, then, head)
+        return await _parse_form(chunks, folder, limits, then, head)
 
 
-async def _taken_apart(
+async def _parse_form(
     chunks: Sequence[bytes], folder: Path, limits: LimitSettings | None, then: str, head: Scope | None
 ) -> tuple[FormFields, bytes | None, str]:
-    head, limits = head or scope(), limits or LimitSettings()
-    read = MultipartForm(head, RequestBody(head, sender(chunks, then=then), limits), limits)
+    head, limits = head or build_scope(), limits or LimitSettings()
+    read = MultipartForm(head, RequestBody(head, create_sender(chunks, then=then), limits), limits)
     if not await read.read_until_file():
         return read.fields, None, read.file_content_type
     with Spool(folder) as spool:
         await read.read_file(spool)
-        return read.fields, await _all(spool), read.file_content_type
+        return read.fields, await _read_all(spool), read.file_content_type
 
 
-async def refused(kind: type[EardrumError], chunks: Sequence[bytes], folder: Path, **how: object) -> EardrumError:
+async def get_refusal(kind: type[EardrumError], chunks: Sequence[bytes], folder: Path, **how: object) -> EardrumError:
     with pytest.raises(kind) as caught:
-        await taken_apart(chunks, folder, **how)
+        await parse_form(chunks, folder, **how)
     return caught.value
 
 
@@ -90,28 +96,28 @@ EXPECTED = ({"model": ["whisper-1"], "include[]": ["a", "b"], "language": ["dé"
 
 
 async def test_a_form_at_once(tmp_path: Path) -> None:
-    assert await taken_apart([WHOLE], tmp_path) == EXPECTED
+    assert await parse_form([WHOLE], tmp_path) == EXPECTED
 
 
 @pytest.mark.parametrize("start", range(0, len(WHOLE), 60))
 async def test_a_form_split_in_two_anywhere(start: int, tmp_path: Path) -> None:
     for at in range(start, min(start + 60, len(WHOLE))):
-        assert await taken_apart([WHOLE[:at], WHOLE[at:]], tmp_path) == EXPECTED, at
+        assert await parse_form([WHOLE[:at], WHOLE[at:]], tmp_path) == EXPECTED, at
 
 
 async def test_a_form_byte_by_byte(tmp_path: Path) -> None:
-    assert await taken_apart([WHOLE[i : i + 1] for i in range(len(WHOLE))], tmp_path) == EXPECTED
+    assert await parse_form([WHOLE[i : i + 1] for i in range(len(WHOLE))], tmp_path) == EXPECTED
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 40), min_size=1))
 async def test_any_bytes_in_any_chunks(tmp_path: Path, audio: bytes, sizes: list[int]) -> None:
-    data, chunks = form(part("file", audio, "x")), []
+    data, chunks = build_form(build_part("file", audio, "x")), []
     while data:
         size = sizes[len(chunks) % len(sizes)]
         chunks.append(data[:size])
         data = data[size:]
-    assert (await taken_apart(chunks, tmp_path))[1] == audio
+    assert (await parse_form(chunks, tmp_path))[1] == audio
 
 
 HEAD = f"--{BOUNDARY}\r\n".encode()
@@ -121,8 +127,8 @@ BOUNDED = {
     "many headers": HEAD + b"X: a\r\n" * 200_000,
     "many headers in many parts": (HEAD + b"X: a\r\n" * 10 + b"\r\n\r\n") * 20_000,
     "many parts": (HEAD + b"\r\n\r\n") * 20_000,
-    "many fields": part("a", "b") * 20_000,
-    "a long name": part("a" * 100_000, "b"),
+    "many fields": build_part("a", "b") * 20_000,
+    "a long name": build_part("a" * 100_000, "b"),
     "many files": FILE * 20_000,
 }
 
@@ -137,8 +143,8 @@ async def test_the_heads_of_parts_and_their_number_are_bounded(sent: bytes, tmp_
             taken += 1000
             yield sent[at : at + 1000]
 
-    head, limits = scope(), LimitSettings()
-    read = MultipartForm(head, RequestBody(head, sender(pieces()), limits), limits)
+    head, limits = build_scope(), LimitSettings()
+    read = MultipartForm(head, RequestBody(head, create_sender(pieces()), limits), limits)
 
     async def all_of_it() -> None:
         with Spool(tmp_path) as spool:
@@ -153,8 +159,8 @@ async def test_the_heads_of_parts_and_their_number_are_bounded(sent: bytes, tmp_
 async def test_a_long_name_of_a_file_and_many_headers_are_fine(tmp_path: Path) -> None:
     more = b"".join(b"X-%d: a\r\n" % number for number in range(12))
     name = "ä" * 2000
-    file = part("file", AUDIO, name, "audio/wav").replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n", 1)
-    assert (await taken_apart([form(file)], tmp_path))[1] == AUDIO
+    file = build_part("file", AUDIO, name, "audio/wav").replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n", 1)
+    assert (await parse_form([build_form(file)], tmp_path))[1] == AUDIO
 
 
 async def test_fields_before_the_file_are_known_when_it_begins(tmp_path: Path) -> None:
@@ -163,11 +169,13 @@ async def test_fields_before_the_file_are_known_when_it_begins(tmp_path: Path) -
 
     def chunks() -> Iterable[bytes]:
         begun = FILE.index(AUDIO) + 3
-        for number, piece in enumerate([part("model", "m"), FILE[:begun], FILE[begun:], form(part("language", "en"))]):
+        for number, piece in enumerate(
+            [build_part("model", "m"), FILE[:begun], FILE[begun:], build_form(build_part("language", "en"))]
+        ):
             sent.append(number)
             yield piece
 
-    read = MultipartForm(scope(), RequestBody(scope(), sender(chunks()), limits), limits)
+    read = MultipartForm(build_scope(), RequestBody(build_scope(), create_sender(chunks()), limits), limits)
     assert await read.read_until_file()
     assert (read.fields, read.file_content_type, sent) == ({"model": ["m"]}, "audio/wav", [0, 1])
     with Spool(tmp_path) as spool:
@@ -180,77 +188,79 @@ async def test_the_file_is_done_before_the_fields_after_it(tmp_path: Path) -> No
     """A runner need not wait for a client that dawdles over the last field."""
     limits = LimitSettings()
     read = MultipartForm(
-        scope(), RequestBody(scope(), sender([FILE, part("model", "m")[:20]], then="fall silent"), limits), limits
+        build_scope(),
+        RequestBody(build_scope(), create_sender([FILE, build_part("model", "m")[:20]], then="fall silent"), limits),
+        limits,
     )
     assert await read.read_until_file()
     with Spool(tmp_path) as spool:
         pouring = asyncio.ensure_future(read.read_file(spool))
         try:
-            assert await asyncio.wait_for(_all(spool), 5) == AUDIO
+            assert await asyncio.wait_for(_read_all(spool), 5) == AUDIO
             assert not pouring.done()
         finally:
             pouring.cancel()
             await asyncio.wait([pouring])
 
 
-async def _all(spool: Spool) -> bytes:
+async def _read_all(spool: Spool) -> bytes:
     return b"".join([chunk async for chunk in spool.read()])
 
 
 async def test_a_file_is_one_by_its_field_name_or_a_filename(tmp_path: Path) -> None:
-    assert (await taken_apart([form(part("file", AUDIO))], tmp_path))[1] == AUDIO
-    assert (await taken_apart([form(part("file", AUDIO, ""))], tmp_path))[1] == AUDIO
-    assert (await taken_apart([form(part("file", b"", "empty.wav"))], tmp_path))[1] == b""
+    assert (await parse_form([build_form(build_part("file", AUDIO))], tmp_path))[1] == AUDIO
+    assert (await parse_form([build_form(build_part("file", AUDIO, ""))], tmp_path))[1] == AUDIO
+    assert (await parse_form([build_form(build_part("file", b"", "empty.wav"))], tmp_path))[1] == b""
 
 
 async def test_no_file(tmp_path: Path) -> None:
-    assert await taken_apart([form(part("model", "m"))], tmp_path) == ({"model": ["m"]}, None, "")
-    assert await taken_apart([form()], tmp_path) == ({}, None, "")
-    assert await taken_apart([], tmp_path) == ({}, None, "")
+    assert await parse_form([build_form(build_part("model", "m"))], tmp_path) == ({"model": ["m"]}, None, "")
+    assert await parse_form([build_form()], tmp_path) == ({}, None, "")
+    assert await parse_form([], tmp_path) == ({}, None, "")
 
 
 async def test_a_file_in_the_wrong_field(tmp_path: Path) -> None:
-    error = await refused(InvalidRequestError, [form(part("audio_file", AUDIO, "a.wav"))], tmp_path)
+    error = await get_refusal(InvalidRequestError, [build_form(build_part("audio_file", AUDIO, "a.wav"))], tmp_path)
     assert error.param == "file"
     assert "'audio_file'" in error.message
 
 
 async def test_two_files(tmp_path: Path) -> None:
-    for second in (FILE, part("file", "text"), part("other", AUDIO, "b.wav")):
-        assert (await refused(InvalidRequestError, [form(FILE, second)], tmp_path)).param == "file"
+    for second in (FILE, build_part("file", "text"), build_part("other", AUDIO, "b.wav")):
+        assert (await get_refusal(InvalidRequestError, [build_form(FILE, second)], tmp_path)).param == "file"
 
 
 async def test_ten_thousand_fields(tmp_path: Path) -> None:
-    many = form(*(part(f"f{number}", "x") for number in range(10_000)), FILE)
-    assert "100" in (await refused(InvalidRequestError, [many], tmp_path)).message
-    same = form(FILE, *(part("include[]", "x") for _ in range(10_000)))
-    assert "100" in (await refused(InvalidRequestError, [same], tmp_path)).message
-    enough = form(*(part(f"f{number}", "x") for number in range(100)), FILE)
-    assert (await taken_apart([enough], tmp_path))[1] == AUDIO
+    many = build_form(*(build_part(f"f{number}", "x") for number in range(10_000)), FILE)
+    assert "100" in (await get_refusal(InvalidRequestError, [many], tmp_path)).message
+    same = build_form(FILE, *(build_part("include[]", "x") for _ in range(10_000)))
+    assert "100" in (await get_refusal(InvalidRequestError, [same], tmp_path)).message
+    enough = build_form(*(build_part(f"f{number}", "x") for number in range(100)), FILE)
+    assert (await parse_form([enough], tmp_path))[1] == AUDIO
 
 
 async def test_an_overlong_field(tmp_path: Path) -> None:
     limits = LimitSettings(field_bytes=1000)
-    fits = form(part("prompt", "x" * 1000), FILE)
-    assert (await taken_apart([fits], tmp_path, limits))[0]["prompt"] == ["x" * 1000]
-    data = form(part("prompt", "x" * 1001), FILE)
+    fits = build_form(build_part("prompt", "x" * 1000), FILE)
+    assert (await parse_form([fits], tmp_path, limits))[0]["prompt"] == ["x" * 1000]
+    data = build_form(build_part("prompt", "x" * 1001), FILE)
     for chunks in ([data], [data[i : i + 100] for i in range(0, len(data), 100)]):
-        error = await refused(InvalidRequestError, chunks, tmp_path, limits=limits)
+        error = await get_refusal(InvalidRequestError, chunks, tmp_path, limits=limits)
         assert error.param == "prompt"
         assert "1000" in error.message
 
 
 async def test_endless_headers(tmp_path: Path) -> None:
     endless = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="'.encode() + b"x" * 100_000
-    await refused(InvalidRequestError, [endless], tmp_path)
+    await get_refusal(InvalidRequestError, [endless], tmp_path)
     many = f"--{BOUNDARY}\r\n".encode() + b"X-Header: 1\r\n" * 10_000
-    await refused(InvalidRequestError, [many], tmp_path)
+    await get_refusal(InvalidRequestError, [many], tmp_path)
 
 
 async def test_bytes_are_counted_as_they_come(tmp_path: Path) -> None:
     limits = LimitSettings(upload_bytes=len(WHOLE))
-    assert await taken_apart([WHOLE], tmp_path, limits) == EXPECTED
-    error = await refused(TooLargeError, [WHOLE[:50], WHOLE[50:], b"x"], tmp_path, limits=limits)
+    assert await parse_form([WHOLE], tmp_path, limits) == EXPECTED
+    error = await get_refusal(TooLargeError, [WHOLE[:50], WHOLE[50:], b"x"], tmp_path, limits=limits)
     assert (error.status, error.param) == (413, "file")
 
 
@@ -263,15 +273,15 @@ async def test_an_announced_size_is_refused_before_a_byte_is_read() -> None:
         raise AssertionError
 
     with pytest.raises(TooLargeError, match="100 bytes"):
-        RequestBody(scope(content_length="101"), receive, LimitSettings(upload_bytes=100))
-    RequestBody(scope(content_length="100"), receive, LimitSettings(upload_bytes=100))
-    RequestBody(scope(content_length="odd"), receive, LimitSettings(upload_bytes=100))
+        RequestBody(build_scope(content_length="101"), receive, LimitSettings(upload_bytes=100))
+    RequestBody(build_scope(content_length="100"), receive, LimitSettings(upload_bytes=100))
+    RequestBody(build_scope(content_length="odd"), receive, LimitSettings(upload_bytes=100))
     assert asked == 0
 
 
 async def test_a_small_announcement_does_not_excuse_a_large_body(tmp_path: Path) -> None:
-    head = scope(content_length="10")
-    await refused(TooLargeError, [WHOLE], tmp_path, limits=LimitSettings(upload_bytes=100), head=head)
+    head = build_scope(content_length="10")
+    await get_refusal(TooLargeError, [WHOLE], tmp_path, limits=LimitSettings(upload_bytes=100), head=head)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +289,7 @@ async def test_a_small_announcement_does_not_excuse_a_large_body(tmp_path: Path)
     ["multipart/form-data", "multipart/form-data; boundary=", 'multipart/form-data; boundary=""', "", "multipart/form-data; x"],
 )
 async def test_no_boundary(content_type: str, tmp_path: Path) -> None:
-    error = await refused(InvalidRequestError, [WHOLE], tmp_path, head=scope(content_type))
+    error = await get_refusal(InvalidRequestError, [WHOLE], tmp_path, head=build_scope(content_type))
     assert "boundary" in error.message
 
 
@@ -293,35 +303,35 @@ async def test_no_boundary(content_type: str, tmp_path: Path) -> None:
     ],
 )
 async def test_another_boundary(boundary: str, tmp_path: Path) -> None:
-    head = scope(f"multipart/form-data; boundary={boundary}")
-    await refused(InvalidRequestError, [WHOLE], tmp_path, head=head)
+    head = build_scope(f"multipart/form-data; boundary={boundary}")
+    await get_refusal(InvalidRequestError, [WHOLE], tmp_path, head=head)
 
 
 @pytest.mark.parametrize("junk", [b"no form", b"\x00" * 100, b"--\r\n" * 10, b"{}", f"--{BOUNDARY}junk".encode()])
 async def test_junk(junk: bytes, tmp_path: Path) -> None:
-    await refused(InvalidRequestError, [junk], tmp_path)
+    await get_refusal(InvalidRequestError, [junk], tmp_path)
 
 
 @pytest.mark.parametrize("cut", [30, len(FILE) - 2, len(FILE), len(FILE) + 4, -3])
 async def test_a_form_that_ends_in_the_middle(cut: int, tmp_path: Path) -> None:
-    data = form(FILE, part("model", "m"))[:cut]
+    data = build_form(FILE, build_part("model", "m"))[:cut]
     if cut == 30:
-        assert (await taken_apart([data], tmp_path))[1] is None
+        assert (await parse_form([data], tmp_path))[1] is None
     else:
-        assert "closing boundary" in (await refused(InvalidRequestError, [data], tmp_path)).message
+        assert "closing boundary" in (await get_refusal(InvalidRequestError, [data], tmp_path)).message
 
 
 @pytest.mark.parametrize("sent", [b"", WHOLE[:30], WHOLE[:250]])
 async def test_a_client_that_falls_silent(sent: bytes, tmp_path: Path) -> None:
     chunks, limits = [sent] if sent else [], LimitSettings(stall_seconds=0.02)
-    error = await refused(ClientStalledError, chunks, tmp_path, limits=limits, then="fall silent")
+    error = await get_refusal(ClientStalledError, chunks, tmp_path, limits=limits, then="fall silent")
     assert (error.status, error.retry_after) == (408, None)
 
 
 @pytest.mark.parametrize("sent", [b"", WHOLE[:30], WHOLE[:250], WHOLE])
 async def test_a_client_that_hangs_up(sent: bytes, tmp_path: Path) -> None:
     with pytest.raises(ClientGoneError):
-        await taken_apart([sent], tmp_path, then="hang up")
+        await parse_form([sent], tmp_path, then="hang up")
 
 
 async def test_slow_is_not_silent(tmp_path: Path) -> None:
@@ -332,7 +342,7 @@ async def test_slow_is_not_silent(tmp_path: Path) -> None:
     pieces = [WHOLE[i : i + 60] for i in range(0, len(WHOLE), 60)]
     messages = iter([{"type": "http.request", "body": piece, "more_body": i < len(pieces) - 1} for i, piece in enumerate(pieces)])
     limits = LimitSettings(stall_seconds=0.02 * len(pieces) * 0.9)
-    read = MultipartForm(scope(), RequestBody(scope(), receive, limits), limits)
+    read = MultipartForm(build_scope(), RequestBody(build_scope(), receive, limits), limits)
     assert await read.read_until_file()
     with Spool(tmp_path) as spool:
         await read.read_file(spool)
@@ -340,18 +350,20 @@ async def test_slow_is_not_silent(tmp_path: Path) -> None:
 
 
 async def test_waiting_for_the_client_to_hang_up() -> None:
-    body = RequestBody(scope(), sender([b"more", b"and more"], then="hang up"), LimitSettings())
+    body = RequestBody(build_scope(), create_sender([b"more", b"and more"], then="hang up"), LimitSettings())
     with pytest.raises(ClientGoneError):
         await body.wait_for_disconnect()
 
 
 async def test_nothing_is_read_past_the_end() -> None:
-    body = RequestBody(scope(), sender([b"a"], then="end"), LimitSettings())
+    body = RequestBody(build_scope(), create_sender([b"a"], then="end"), LimitSettings())
     assert [await body.read() for _ in range(4)] == [b"a", b"", None, None]
 
 
 async def test_quotes_line_ends_and_letters_in_names(tmp_path: Path) -> None:
-    fields, data, _ = await taken_apart([form(part("naïve ü", "x"), part("file", AUDIO, "Überlänge “1”.wav"))], tmp_path)
+    fields, data, _ = await parse_form(
+        [build_form(build_part("naïve ü", "x"), build_part("file", AUDIO, "Überlänge “1”.wav"))], tmp_path
+    )
     assert (fields, data) == ({"naïve ü": ["x"]}, AUDIO)
-    fields, _, _ = await taken_apart([form(part("prompt", b"\xff\xfe"), FILE)], tmp_path)
+    fields, _, _ = await parse_form([build_form(build_part("prompt", b"\xff\xfe"), FILE)], tmp_path)
     assert fields["prompt"] == ["\ufffd\ufffd"]

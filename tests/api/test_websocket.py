@@ -24,7 +24,7 @@ from eardrum.errors import (
 )
 
 
-class Client:
+class AsgiClient:
     """The other side of an ASGI WebSocket."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Client:
 
 
 async def test_messages_come_in_order_and_as_what_they_are() -> None:
-    client = Client()
+    client = AsgiClient()
     client.says(b"1", "two", b"3")
     async with client.socket() as socket:
         heard = socket.__aiter__()
@@ -76,14 +76,14 @@ async def test_messages_come_in_order_and_as_what_they_are() -> None:
 
 
 async def test_messages_of_more_than_twice_the_limit_never_get_here() -> None:
-    client = Client()
+    client = AsgiClient()
     async with client.socket():
         pass
     assert client.largest == 2000
 
 
 async def test_a_client_that_leaves_ends_the_work_at_once() -> None:
-    client = Client()
+    client = AsgiClient()
 
     async def work() -> None:
         async with client.socket():
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_ends_the_work_at_once() -> None:
 
 
 async def test_a_client_that_leaves_ends_what_runs_beside() -> None:
-    client, ended = Client(), []
+    client, ended = AsgiClient(), []
 
     async def way() -> None:
         try:
@@ -115,7 +115,7 @@ async def test_a_client_that_leaves_ends_what_runs_beside() -> None:
 
 
 async def test_being_cancelled_from_outside_is_not_the_clients_leaving() -> None:
-    client = Client()
+    client = AsgiClient()
 
     async def work() -> None:
         async with client.socket():
@@ -130,7 +130,7 @@ async def test_being_cancelled_from_outside_is_not_the_clients_leaving() -> None
 
 async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "MAX_QUEUED_BYTES", 1000)
-    client = Client()
+    client = AsgiClient()
     client.says(*[bytes([n]) * 400 for n in range(10)])
     async with client.socket() as socket:
         await asyncio.sleep(0.01)
@@ -141,7 +141,7 @@ async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: 
 
 async def test_a_client_is_noticed_to_leave_while_nothing_is_wanted_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "MAX_QUEUED_BYTES", 100)
-    client = Client()
+    client = AsgiClient()
     client.says(*[b"x" * 400] * 10)
     client.leaves()
 
@@ -156,7 +156,7 @@ async def test_a_client_is_noticed_to_leave_while_nothing_is_wanted_of_it(monkey
 
 
 async def test_a_client_that_takes_nothing_in_is_hung_up_on() -> None:
-    client = Client()
+    client = AsgiClient()
 
     async def work() -> None:
         async with client.socket(stall_s=0.02) as socket:
@@ -169,7 +169,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on() -> None:
 
 
 async def test_when_the_server_ends_the_messages_do_after_those_that_came() -> None:
-    client = Client()
+    client = AsgiClient()
     client.says(b"1", b"2")
     async with client.socket() as socket:
         await asyncio.sleep(0.01)
@@ -183,7 +183,7 @@ async def test_when_the_server_ends_the_messages_do_after_those_that_came() -> N
 
 
 async def test_a_fault_of_ours_closes_it_with_a_word() -> None:
-    client = Client()
+    client = AsgiClient()
 
     async def work() -> None:
         async with client.socket():
@@ -196,22 +196,22 @@ async def test_a_fault_of_ours_closes_it_with_a_word() -> None:
 
 
 async def test_closing_is_not_taken_for_the_clients_leaving() -> None:
-    client = Client()
+    client = AsgiClient()
     async with client.socket() as socket:
         await socket.close()
         client.leaves()
         await asyncio.sleep(0.01)
 
 
-async def fails() -> None:
+async def raise_error() -> None:
     raise RunnerCrashedError("dead")
 
 
 async def test_one_that_fails_ends_the_other() -> None:
     with pytest.raises(RunnerCrashedError):
-        await run_alongside(asyncio.sleep(30), fails())
+        await run_alongside(asyncio.sleep(30), raise_error())
     with pytest.raises(RunnerCrashedError):
-        await run_alongside(fails(), asyncio.sleep(30))
+        await run_alongside(raise_error(), asyncio.sleep(30))
 
 
 async def test_the_leading_one_decides_about_the_end() -> None:
@@ -252,7 +252,7 @@ def test_the_code_tells_whose_fault_it_was(error: EardrumError, code: int) -> No
     ],
 )
 async def test_a_subprotocol_is_taken_and_not_the_key_if_there_is_another(offered: list[str], taken: str | None) -> None:
-    client = Client()
+    client = AsgiClient()
     async with client.socket(subprotocols=offered):
         assert client.sent == [{"type": "websocket.accept", "subprotocol": taken}]
 
@@ -260,12 +260,12 @@ async def test_a_subprotocol_is_taken_and_not_the_key_if_there_is_another(offere
 async def test_the_first_way_that_ends_ends_the_others() -> None:
     await run_until_first(asyncio.sleep(30), asyncio.sleep(0))
     with pytest.raises(RunnerCrashedError):
-        await run_until_first(asyncio.sleep(30), fails())
+        await run_until_first(asyncio.sleep(30), raise_error())
 
 
 async def test_a_server_that_ends_does_not_wait_for_a_client_that_takes_nothing_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "SHUTDOWN_SEND_TIMEOUT_S", 0.02)
-    client = Client()
+    client = AsgiClient()
 
     async def work() -> None:
         async with client.socket(stall_s=60) as socket:

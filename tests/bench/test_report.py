@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.engines.beside import Beside
-from bench.engines.command import _found, _settings
-from bench.engines.report import Errors, Report, tables
-from bench.engines.served import Served, Throughput
+from bench.engines.beside import BesideTimes
+from bench.engines.command import _build_settings, _find_model
+from bench.engines.report import ErrorRates, ModelReport, format_tables
+from bench.engines.served import ServedFigures, ThroughputFigure
 from eardrum import config
 
 
@@ -25,7 +25,7 @@ def test_a_server_gets_the_users_settings_with_one_model_and_one_batch_size(tmp_
         """
     )
     settings = config.load_settings(file, environment={})
-    written = config.Settings(**_settings(settings, _found(settings, "cloud"), 4))
+    written = config.Settings(**_build_settings(settings, _find_model(settings, "cloud"), 4))
     assert written.limits.requests == 3
     assert written.default_model == "far"
     (model,) = written.models.values()
@@ -35,15 +35,15 @@ def test_a_server_gets_the_users_settings_with_one_model_and_one_batch_size(tmp_
 
 def test_a_model_that_the_config_does_not_name_is_found_and_its_files_are_named() -> None:
     settings = config.load_settings(environment={})
-    (model,) = _settings(settings, _found(settings, "moonshine-tiny-en"), 0)["models"].values()
+    (model,) = _build_settings(settings, _find_model(settings, "moonshine-tiny-en"), 0)["models"].values()
     assert model["engine"] == "moonshine"
     assert Path(model["source"]).is_dir()
 
 
 def test_tables_show_the_best_speed_and_every_combination() -> None:
-    throughput = [Throughput(4, True, 1, 20.0), Throughput(4, True, 8, 50.0), Throughput(1, False, 1, 19.0)]
-    served = Served(throughput, ["a"], 3.0, 2.0, 0.5, Beside(0.25, 0.5, 33.0), 300.0, 200.0)
-    text = tables([Report("m", "moonshine", Errors(0.05, 7, 0.04, 0.03), served, ["a note"])])
+    throughput = [ThroughputFigure(4, True, 1, 20.0), ThroughputFigure(4, True, 8, 50.0), ThroughputFigure(1, False, 1, 19.0)]
+    served = ServedFigures(throughput, ["a"], 3.0, 2.0, 0.5, BesideTimes(0.25, 0.5, 33.0), 300.0, 200.0)
+    text = format_tables([ModelReport("m", "moonshine", ErrorRates(0.05, 7, 0.04, 0.03), served, ["a note"])])
     row = "| m | moonshine | 5.0 % | 4.0 %, 3.0 % (7 recordings) | 50.0 | 0.25 s, 0.50 s | 33.0 audio s/s | 2.5 s, 1.5 s |"
     assert f"{row} 300 MB (200 MB) |" in text
     assert "| m | 4, its own choice | 20.0 | 50.0 |" in text

@@ -39,7 +39,7 @@ CONFIG = f"""
 """
 
 
-def checked(*arguments: str, **environment: str) -> Result:
+def run_check(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(app, ["check", *arguments], env=environment)
 
 
@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> str:
 
 
 def test_for_people(config: str) -> None:
-    done = checked(config, KEY="hush")
+    done = run_check(config, KEY="hush")
     assert done.exit_code == 0, done.output
     assert f"{sys.executable} -m server --port 9001 --api-key '***' -m 'a b.gguf'" in " ".join(done.output.split())
     assert "qwen  (command, port 9001, unloaded after 300 s)" in done.output
@@ -65,7 +65,7 @@ def test_for_people(config: str) -> None:
 
 
 def test_for_machines(config: str) -> None:
-    done = checked(config, "--json", KEY="hush")
+    done = run_check(config, "--json", KEY="hush")
     assert done.exit_code == 0
     report = json.loads(done.output)
     assert (report["ok"], report["files"], report["errors"]) == (True, [config], [])
@@ -80,10 +80,10 @@ def test_for_machines(config: str) -> None:
     assert "hush" not in done.output
 
 
-def findings(tmp_path: Path, text: str, *arguments: str) -> tuple[dict[str, Any], int]:
+def list_findings(tmp_path: Path, text: str, *arguments: str) -> tuple[dict[str, Any], int]:
     path = tmp_path / "config.yaml"
     path.write_text(dedent(text))
-    done = checked(str(path), "--json", *arguments)
+    done = run_check(str(path), "--json", *arguments)
     return json.loads(done.output), done.exit_code
 
 
@@ -107,7 +107,7 @@ def findings(tmp_path: Path, text: str, *arguments: str) -> tuple[dict[str, Any]
     ],
 )
 def test_what_keeps_the_server_from_starting(tmp_path: Path, text: str, line: int, says: str) -> None:
-    report, code = findings(tmp_path, text)
+    report, code = list_findings(tmp_path, text)
     assert (code, report["ok"]) == (1, False)
     first = report["errors"][0]
     assert says in first["message"]
@@ -128,7 +128,7 @@ selectors:
 groups:
   g: {members: [a, noone, a]}
 """
-    report, code = findings(tmp_path, text)
+    report, code = list_findings(tmp_path, text)
     assert code == 1
     assert [error["line"] for error in report["errors"]] == [1, 4, 5, 7, 9, 11, 11]
     for word, error in zip(("apiKeys", "'x'", "c.proxy", "nobody", "nothing", "noone", "twice"), report["errors"], strict=True):
@@ -136,7 +136,7 @@ groups:
 
 
 def test_all_models_that_cannot_be_are_named(tmp_path: Path) -> None:
-    report, _ = findings(tmp_path, "models: {a: {source: /nowhere/a}, b: {source: /nowhere/b}}")
+    report, _ = list_findings(tmp_path, "models: {a: {source: /nowhere/a}, b: {source: /nowhere/b}}")
     assert [error["setting"] for error in report["errors"]] == ["models.a", "models.b"]
 
 
@@ -152,7 +152,7 @@ def test_all_models_that_cannot_be_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_odd(tmp_path: Path, text: str, line: int, says: str) -> None:
-    report, code = findings(tmp_path, text)
+    report, code = list_findings(tmp_path, text)
     assert code == 0, report
     assert any(says in warning["message"] and warning["line"] == line for warning in report["warnings"]), report["warnings"]
 
@@ -161,14 +161,14 @@ def test_several_files_and_flags(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("models: {a: {proxy: 'http://x'}}")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "two.yaml").write_text("models: {b: {proxy: 'http://x'}}")
-    done = checked(str(tmp_path / "one.yaml"), "--config-dir", str(tmp_path / "more"), "--set", "models.a.ttl=5", "--json")
+    done = run_check(str(tmp_path / "one.yaml"), "--config-dir", str(tmp_path / "more"), "--set", "models.a.ttl=5", "--json")
     report = json.loads(done.output)
     assert [(model["id"], model["ttl"]) for model in report["models"]] == [("a", 5), ("b", 0)]
     assert len(report["files"]) == 2
 
 
 def test_nothing_to_check() -> None:
-    done = checked()
+    done = run_check()
     assert (done.exit_code, done.output) == (0, "0 models, 0 errors, 0 warnings.\n")
 
 
@@ -199,7 +199,7 @@ def test_secrets_are_hidden(arguments: list[str], shown: list[str]) -> None:
 )
 def test_who_may_be_loaded_beside_whom(tmp_path: Path, rules: str, beside: dict[str, list[str]]) -> None:
     models = "models: {a: {cmd: 'true ${PORT}', memory: 3G}, b: {cmd: 'true ${PORT}', memory: 3G}, d: {proxy: 'http://d'}}\n"
-    report, _ = findings(tmp_path, models + rules)
+    report, _ = list_findings(tmp_path, models + rules)
     assert {model["id"]: model["beside"] for model in report["models"]} == beside
 
 
@@ -224,7 +224,7 @@ groups:
   g: {{members: [a, noone]}}
 hooks: {{on_startup: {{preload: [nothing-at-all]}}}}
 """
-    report, code = findings(tmp_path, text, "--set", "limits.fieldz=1")
+    report, code = list_findings(tmp_path, text, "--set", "limits.fieldz=1")
     assert code == 1
     for line, says in (
         (1, "The setting port is wrong"),
@@ -254,12 +254,12 @@ hooks: {{on_startup: {{preload: [nothing-at-all]}}}}
 
 
 def test_a_default_model_that_is_wrong_is_told_once(tmp_path: Path) -> None:
-    report, _ = findings(tmp_path, "default_model: a\nmodels: {a: {source: /nowhere}}")
+    report, _ = list_findings(tmp_path, "default_model: a\nmodels: {a: {source: /nowhere}}")
     assert [error["setting"] for error in report["errors"]] == ["models.a"]
 
 
 def test_where_flags_and_variables_are_wrong(tmp_path: Path) -> None:
-    done = checked("--set", "port=high", EARDRUM_GLOBALTTL="soon", EARDRUM_PROT="1")
+    done = run_check("--set", "port=high", EARDRUM_GLOBALTTL="soon", EARDRUM_PROT="1")
     assert done.exit_code == 1
     assert "    --set port: The setting port is wrong: it must be a whole number (it is 'high').\n" in done.output
     assert "    EARDRUM_GLOBALTTL: The setting globalTTL is wrong: it must be a number or a time such as 10m" in done.output
@@ -274,20 +274,20 @@ models:
   b: {cmd: 'true ${PORT}', memory: 'cuda 5G, cpu 1.5G'}
   d: {proxy: 'http://d'}
 """
-    report, code = findings(tmp_path, text)
+    report, code = list_findings(tmp_path, text)
     assert code == 0, report
     assert report["pools"] == [
         {"name": "cuda", "bytes": 10_000_000_000, "models": {"a": 6_000_000_000, "b": 5_000_000_000}},
         {"name": "cpu", "bytes": 2_000_000_000, "models": {"b": 1_500_000_000}},
     ]
-    shown = checked(str(tmp_path / "config.yaml")).output
+    shown = run_check(str(tmp_path / "config.yaml")).output
     assert "Pools of memory\n    cuda has 10.0 GB; models take a 6.0 GB, b 5.0 GB\n" in shown
 
 
 def test_strictly_warnings_are_errors(tmp_path: Path) -> None:
-    _, code = findings(tmp_path, "globalTtl: 1")
+    _, code = list_findings(tmp_path, "globalTtl: 1")
     assert code == 0
-    report, code = findings(tmp_path, "globalTtl: 1", "--strict")
+    report, code = list_findings(tmp_path, "globalTtl: 1", "--strict")
     assert (code, report["ok"], len(report["warnings"])) == (1, False, 1)
-    report, code = findings(tmp_path, "globalTTL: 1", "--strict")
+    report, code = list_findings(tmp_path, "globalTTL: 1", "--strict")
     assert (code, report["ok"]) == (0, True)

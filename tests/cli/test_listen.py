@@ -18,8 +18,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SAMPLE, SPEECH_TEXT, encode_tracks, pcm, speech, tone
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import SAMPLE, SPEECH_TEXT, create_tone, encode_pcm, encode_tracks, load_speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -28,58 +28,58 @@ LINES = SPEECH_TEXT.replace(". H", ".\nH") + "\n"
 FIRST = SPEECH_TEXT.split(". Had")[0] + "."
 
 
-def listen(*arguments: str, audio: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def run_listen(*arguments: str, audio: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*COMMAND, *arguments], input=audio, capture_output=True, timeout=120, check=False)
 
 
-def test_what_is_piped_in_becomes_lines(server: RunningServer) -> None:
-    done = listen("--server", server.address, audio=SAMPLE.read_bytes())
+def test_what_is_piped_in_becomes_lines(server: ServerUnderTest) -> None:
+    done = run_listen("--server", server.address, audio=SAMPLE.read_bytes())
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, LINES, b"")
 
 
-def test_sound_that_breaks_off_is_said_to(server: RunningServer) -> None:
-    done = listen("--server", server.address, audio=SAMPLE.read_bytes()[:-20_000])
+def test_sound_that_breaks_off_is_said_to(server: ServerUnderTest) -> None:
+    done = run_listen("--server", server.address, audio=SAMPLE.read_bytes()[:-20_000])
     assert done.returncode == 0
     assert done.stdout.decode().startswith(FIRST)
     assert b"breaks off" in done.stderr
 
 
-def test_headerless_sound_needs_its_rate(server: RunningServer) -> None:
-    done = listen("--server", server.address, "--rate", "16000", "--language", "en", audio=pcm(speech()))
+def test_headerless_sound_needs_its_rate(server: ServerUnderTest) -> None:
+    done = run_listen("--server", server.address, "--rate", "16000", "--language", "en", audio=encode_pcm(load_speech()))
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, LINES, b"")
 
 
-def test_json_is_what_the_server_says(server: RunningServer) -> None:
-    done = listen("--server", server.address, "--json", audio=SAMPLE.read_bytes())
+def test_json_is_what_the_server_says(server: ServerUnderTest) -> None:
+    done = run_listen("--server", server.address, "--json", audio=SAMPLE.read_bytes())
     said = [json.loads(line) for line in done.stdout.decode().splitlines()]
     assert said[0]["type"] == "ready"
     assert said[-1]["type"] == "done"
     assert " ".join(message["text"] for message in said if message["type"] == "final") == SPEECH_TEXT
 
 
-def test_one_of_several_audio_tracks_is_listened_to(server: RunningServer) -> None:
-    data = encode_tracks(tone(18), speech())
-    done = listen("--server", server.address, "--audio-track", "2", audio=data)
+def test_one_of_several_audio_tracks_is_listened_to(server: ServerUnderTest) -> None:
+    data = encode_tracks(create_tone(18), load_speech())
+    done = run_listen("--server", server.address, "--audio-track", "2", audio=data)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, LINES, b"")
-    refused = listen("--server", server.address, "--audio-track", "3", audio=data)
+    refused = run_listen("--server", server.address, "--audio-track", "3", audio=data)
     assert (refused.returncode, refused.stdout) == (1, b"")
     assert b"2 audio tracks" in refused.stderr
 
 
-def test_a_file_is_piped_in_as_well_as_a_pipe(server: RunningServer) -> None:
+def test_a_file_is_piped_in_as_well_as_a_pipe(server: ServerUnderTest) -> None:
     with SAMPLE.open("rb") as file:
         done = subprocess.run([*COMMAND, "--server", server.address], stdin=file, capture_output=True, timeout=60, check=False)
     assert done.stdout.decode() == LINES
 
 
-def test_ctrl_c_ends_it_with_the_last_words(server: RunningServer) -> None:
+def test_ctrl_c_ends_it_with_the_last_words(server: ServerUnderTest) -> None:
     pipe = subprocess.PIPE
     command = [*COMMAND, "--server", server.address, "--rate", "16000", "--json"]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
         assert program.stdin
         assert program.stdout
         assert json.loads(program.stdout.readline())["type"] == "ready"
-        program.stdin.write(pcm(speech()[: 6 * 16_000]))
+        program.stdin.write(encode_pcm(load_speech()[: 6 * 16_000]))
         program.stdin.flush()
         assert json.loads(program.stdout.readline())["type"] == "speech_started"
         program.send_signal(signal.SIGINT)  # the pipe stays open: nobody ends the audio but this
@@ -94,17 +94,17 @@ def test_ctrl_c_ends_it_with_the_last_words(server: RunningServer) -> None:
         assert program.stderr.read() == b""
 
 
-def test_a_terminal_shows_text_while_it_comes(server: RunningServer) -> None:
+def test_a_terminal_shows_text_while_it_comes(server: ServerUnderTest) -> None:
     ours, theirs = pty.openpty()
     pipe = subprocess.PIPE
     command = [*COMMAND, "--server", server.address, "--rate", "16000"]
     with subprocess.Popen(command, stdin=pipe, stdout=theirs, stderr=pipe) as program:
         os.close(theirs)
         shown = bytearray()
-        reader = Thread(target=_read, args=(ours, shown))
+        reader = Thread(target=_read_terminal, args=(ours, shown))
         reader.start()
         assert program.stdin
-        audio = pcm(speech()[: int(7.5 * 16_000)])
+        audio = encode_pcm(load_speech()[: int(7.5 * 16_000)])
         for start in range(0, len(audio), 3200):
             program.stdin.write(audio[start : start + 3200])
             program.stdin.flush()
@@ -119,7 +119,7 @@ def test_a_terminal_shows_text_while_it_comes(server: RunningServer) -> None:
     assert text.endswith(f"\r\x1b[K{FIRST}\r\n\r\x1b[K")
 
 
-def _read(fd: int, into: bytearray) -> None:
+def _read_terminal(fd: int, into: bytearray) -> None:
     while True:
         try:
             into += os.read(fd, 4096)
@@ -137,31 +137,31 @@ def _read(fd: int, into: bytearray) -> None:
         (["--audio-track", "2", "--rate", "16000"], "--audio-track is for files"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(server: RunningServer, arguments: list[str], sentence: str) -> None:
-    done = listen("--server", server.address, *arguments, audio=bytes(32_000))
+def test_what_cannot_be_is_one_sentence(server: ServerUnderTest, arguments: list[str], sentence: str) -> None:
+    done = run_listen("--server", server.address, *arguments, audio=bytes(32_000))
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().startswith("eardrum: ")
     assert sentence in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
 
 
-def test_noise_is_no_recording(server: RunningServer) -> None:
-    done = listen("--server", server.address, audio=os.urandom(100_000))
+def test_noise_is_no_recording(server: ServerUnderTest) -> None:
+    done = run_listen("--server", server.address, audio=os.urandom(100_000))
     assert done.returncode == 1
     assert b"cannot be decoded" in done.stderr
 
 
 def test_a_server_that_is_not_there_is_said_to_be() -> None:
-    done = listen("--server", "http://127.0.0.1:9", audio=b"x")
+    done = run_listen("--server", "http://127.0.0.1:9", audio=b"x")
     assert done.returncode == 1
     assert b"is `eardrum serve` running there?" in done.stderr
 
 
 def test_a_key_that_is_missing_is_asked_for() -> None:
-    with running("--set", "apiKeys=[sk-one]") as server:
-        done = listen("--server", server.address, audio=SAMPLE.read_bytes())
+    with run_server("--set", "apiKeys=[sk-one]") as server:
+        done = run_listen("--server", server.address, audio=SAMPLE.read_bytes())
         assert (done.returncode, b"--key" in done.stderr) == (1, True)
-        done = listen("--server", server.address, "--key", "sk-one", audio=SAMPLE.read_bytes())
+        done = run_listen("--server", server.address, "--key", "sk-one", audio=SAMPLE.read_bytes())
         assert done.stdout.decode() == LINES
 
 
@@ -174,7 +174,7 @@ def test_a_server_that_dies_is_told_of() -> None:
     with serve(dies, "127.0.0.1", 0) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        done = listen("--server", f"http://127.0.0.1:{server.socket.getsockname()[1]}", audio=SAMPLE.read_bytes())
+        done = run_listen("--server", f"http://127.0.0.1:{server.socket.getsockname()[1]}", audio=SAMPLE.read_bytes())
         server.shutdown()
         thread.join()
     assert (done.returncode, done.stdout) == (1, b"")
@@ -237,8 +237,8 @@ class RawInputStream:
 """What `sounddevice` is, as far as we use it, for machines without sound: a microphone that hears a file, five times too fast."""
 
 
-def test_the_microphone_is_listened_to_until_ctrl_c(server: RunningServer, tmp_path: Path) -> None:
-    (tmp_path / "audio").write_bytes(pcm(speech()[: int(7.5 * 16_000)]))
+def test_the_microphone_is_listened_to_until_ctrl_c(server: ServerUnderTest, tmp_path: Path) -> None:
+    (tmp_path / "audio").write_bytes(encode_pcm(load_speech()[: int(7.5 * 16_000)]))
     (tmp_path / "sounddevice.py").write_text(PROGRAM.format(audio=str(tmp_path / "audio")))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     pipe = subprocess.PIPE
@@ -251,10 +251,10 @@ def test_the_microphone_is_listened_to_until_ctrl_c(server: RunningServer, tmp_p
         assert program.stdout.read() == b""
         assert program.stderr
         assert program.stderr.read().decode() == ""
-    wait_for(lambda: not _microphones())
+    wait_for(lambda: not _list_microphones())
 
 
-def _microphones() -> list[str]:
+def _list_microphones() -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:

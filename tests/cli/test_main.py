@@ -67,11 +67,11 @@ def test_what_is_for_clients_is_no_setting_of_a_server() -> None:
     assert config.load_settings(environment=CLIENT) == config.load_settings(environment={})
 
 
-def commands() -> list[str]:
+def list_commands() -> list[str]:
     return sorted(typer.main.get_command(main.app).commands)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", list_commands())
 def test_every_command_explains_itself(name: str) -> None:
     for arguments in ([name, "-h"], [name, "--help"], ["help", name]):
         shown = CliRunner().invoke(main.app, arguments, prog_name="eardrum")

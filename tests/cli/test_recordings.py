@@ -18,62 +18,62 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def put(*names: str) -> None:
+def write_files(*names: str) -> None:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(b"audio")
 
 
-def found(*inputs: str) -> list[str]:
+def list_found(*inputs: str) -> list[str]:
     recordings, failures = find_recordings(inputs)
     assert not failures
     return [str(recording.path) for recording in recordings]
 
 
-def failed(*inputs: str) -> list[tuple[str, str]]:
+def list_failed(*inputs: str) -> list[tuple[str, str]]:
     return [(failure.name, failure.reason) for failure in find_recordings(inputs)[1]]
 
 
 def test_a_folder_is_all_audio_and_video_below_it() -> None:
-    put("in/b.MP3", "in/a.wav", "in/sub/deeper/c.mkv", "in/notes.txt", "in/.hidden.wav", "in/.cache/d.wav", "in/._a.wav")
-    assert found("in") == ["in/a.wav", "in/b.MP3", "in/sub/deeper/c.mkv"]
+    write_files("in/b.MP3", "in/a.wav", "in/sub/deeper/c.mkv", "in/notes.txt", "in/.hidden.wav", "in/.cache/d.wav", "in/._a.wav")
+    assert list_found("in") == ["in/a.wav", "in/b.MP3", "in/sub/deeper/c.mkv"]
     recordings, _ = find_recordings(["in"])
     assert [str(recording.relative_path) for recording in recordings] == ["a.wav", "b.MP3", "sub/deeper/c.mkv"]
 
 
 def test_a_named_file_may_be_called_as_it_likes() -> None:
-    put("notes.txt", "in/voice")
-    assert found("notes.txt", "in/voice") == ["notes.txt", "in/voice"]
+    write_files("notes.txt", "in/voice")
+    assert list_found("notes.txt", "in/voice") == ["notes.txt", "in/voice"]
 
 
 def test_patterns_are_understood_where_no_shell_did_that() -> None:
-    put("a.wav", "b.mp3", "sub/c.wav", "sub/d.wav")
-    assert found("*.wav") == ["a.wav"]
-    assert found("**/*.wav") == ["a.wav", "sub/c.wav", "sub/d.wav"]
-    assert found("su*") == ["sub/c.wav", "sub/d.wav"]
-    assert failed("*.flac") == [("*.flac", "Nothing matches this pattern.")]
+    write_files("a.wav", "b.mp3", "sub/c.wav", "sub/d.wav")
+    assert list_found("*.wav") == ["a.wav"]
+    assert list_found("**/*.wav") == ["a.wav", "sub/c.wav", "sub/d.wav"]
+    assert list_found("su*") == ["sub/c.wav", "sub/d.wav"]
+    assert list_failed("*.flac") == [("*.flac", "Nothing matches this pattern.")]
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_name_if_there_is_such_a_file() -> None:
-    put("take [1].wav", "take 1.wav")
-    assert found("take [1].wav") == ["take [1].wav"]
+    write_files("take [1].wav", "take 1.wav")
+    assert list_found("take [1].wav") == ["take [1].wav"]
 
 
 @pytest.mark.parametrize("inputs", [["a.wav", "a.wav"], ["a.wav", "./a.wav"], [".", "a.wav"], ["*.wav", "sub/../a.wav"]])
 def test_what_is_named_twice_is_one_recording(inputs: Sequence[str]) -> None:
-    put("a.wav", "sub/none.txt")
-    assert len(found(*inputs)) == 1
+    write_files("a.wav", "sub/none.txt")
+    assert len(list_found(*inputs)) == 1
 
 
 def test_links_to_folders_are_followed_and_circles_are_not() -> None:
-    put("elsewhere/a.wav", "in/b.wav")
+    write_files("elsewhere/a.wav", "in/b.wav")
     Path("in/link").symlink_to(Path("elsewhere").absolute())
     Path("elsewhere/back").symlink_to(Path("in").absolute())
-    assert found("in") == ["in/b.wav", "in/link/a.wav"]
+    assert list_found("in") == ["in/b.wav", "in/link/a.wav"]
 
 
 def test_what_cannot_be_had_is_told_and_the_rest_is_found() -> None:
-    put("in/a.wav")
+    write_files("in/a.wav")
     Path("empty").mkdir()
     Path("in/lost.wav").symlink_to("nowhere")
     recordings, failures = find_recordings(["in", "missing.wav", "empty", "in/lost.wav"])
@@ -94,6 +94,6 @@ def test_pipes_and_stdin_are_read_once() -> None:
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for() -> None:
-    put("in/a.wav")
+    write_files("in/a.wav")
     os.mkfifo("in/pipe.wav")
-    assert failed("in") == [("in/pipe.wav", "This is not a file: name it to read from it.")]
+    assert list_failed("in") == [("in/pipe.wav", "This is not a file: name it to read from it.")]

@@ -23,13 +23,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def planned(*inputs: str, formats: Sequence[str] = ("srt",)) -> list[str]:
+def plan_results(*inputs: str, formats: Sequence[str] = ("srt",)) -> list[str]:
     recordings, _ = find_recordings(inputs)
     targets = plan_outputs(recordings, formats, OUT)
     return [str(path.relative_to(OUT)) for each in targets for path in each.values()]
 
 
-def put(*names: str) -> list[str]:
+def write_files(*names: str) -> list[str]:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(b"audio")
@@ -50,27 +50,27 @@ def put(*names: str) -> list[str]:
     ],
 )
 def test_names_differ(files: Sequence[str], inputs: Sequence[str], results: Sequence[str]) -> None:
-    put(*files)
-    assert planned(*inputs) == results
+    write_files(*files)
+    assert plan_results(*inputs) == results
 
 
 def test_every_format_has_a_file() -> None:
-    put("a.wav")
-    assert planned("a.wav", formats=["text", "srt", "vtt", "json"]) == ["a.txt", "a.srt", "a.vtt", "a.json"]
-    assert planned("a.wav", formats=["verbose_json"]) == ["a.json"]
-    assert planned("a.wav", formats=["json", "verbose_json"]) == ["a.json", "a.verbose.json"]
+    write_files("a.wav")
+    assert plan_results("a.wav", formats=["text", "srt", "vtt", "json"]) == ["a.txt", "a.srt", "a.vtt", "a.json"]
+    assert plan_results("a.wav", formats=["verbose_json"]) == ["a.json"]
+    assert plan_results("a.wav", formats=["json", "verbose_json"]) == ["a.json", "a.verbose.json"]
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:
-    put("a.mp3", "a.wav", "a.wav.ogg")
+    write_files("a.mp3", "a.wav", "a.wav.ogg")
     with pytest.raises(ConfigError, match=r"a\.wav and a\.wav\.ogg would both be written to out/a\.wav\.srt"):
-        planned("a.mp3", "a.wav", "a.wav.ogg")
+        plan_results("a.mp3", "a.wav", "a.wav.ogg")
 
 
 def test_a_recording_is_not_written_over() -> None:
-    put("out/talk.txt")
+    write_files("out/talk.txt")
     with pytest.raises(ConfigError, match=r"over the recording out/talk\.txt"):
-        planned("out/talk.txt", formats=["text"])
+        plan_results("out/talk.txt", formats=["text"])
 
 
 def test_a_result_is_whole_and_with_usual_rights() -> None:
@@ -136,7 +136,7 @@ def test_what_is_in_the_way_is_noticed_before_the_work() -> None:
 
 
 def test_a_name_too_long_for_a_file_is_the_matter_of_its_recording_alone() -> None:
-    recordings, _ = find_recordings(put(f"{'x' * 250}.wav", "a.wav"))
+    recordings, _ = find_recordings(write_files(f"{'x' * 250}.wav", "a.wav"))
     long, short = plan_outputs(recordings, ["verbose_json", "json"], OUT)
     with pytest.raises(OSError, match="too long"):
         check_writable(long["verbose_json"])

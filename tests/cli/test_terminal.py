@@ -10,7 +10,7 @@ import pytest
 from eardrum.cli.terminal import CLEAR_LINE, DIM, PLAIN, JsonDisplay, LineDisplay, TerminalDisplay, fit_end
 
 
-def partial(stable: str, tentative: str) -> dict[str, Any]:
+def build_partial(stable: str, tentative: str) -> dict[str, Any]:
     return {"type": "partial", "stable": stable, "tentative": tentative, "text": (stable + tentative).strip()}
 
 
@@ -19,7 +19,7 @@ FINAL = {"type": "final", "text": "Hello world."}
 
 def test_a_file_gets_a_line_for_what_is_certain_and_nothing_else() -> None:
     screen = LineDisplay()
-    messages = [partial("", "Hell"), FINAL, {"type": "final", "text": ""}, {"type": "done"}, {"type": "error", "error": {}}]
+    messages = [build_partial("", "Hell"), FINAL, {"type": "final", "text": ""}, {"type": "done"}, {"type": "error", "error": {}}]
     assert "".join(map(screen.render_message, messages)) + screen.render_hint("Listening") == "Hello world.\n"
 
 
@@ -34,7 +34,7 @@ def test_a_terminal_shows_the_text_in_place_until_it_is_certain() -> None:
     screen = TerminalDisplay(lambda: 80)
     assert screen.render_hint("Listening") == f"{CLEAR_LINE}{DIM}Listening{PLAIN}"
     assert screen.render_hint("") == CLEAR_LINE
-    assert screen.render_message(partial(" Hello", " wor")) == f"{CLEAR_LINE}Hello{DIM} wor{PLAIN}"
+    assert screen.render_message(build_partial(" Hello", " wor")) == f"{CLEAR_LINE}Hello{DIM} wor{PLAIN}"
     assert screen.render_message(FINAL) == f"{CLEAR_LINE}Hello world.\n"
     assert screen.render_message({"type": "final", "text": ""}) == CLEAR_LINE
     assert screen.render_message({"type": "speech_started"}) == ""
@@ -43,7 +43,7 @@ def test_a_terminal_shows_the_text_in_place_until_it_is_certain() -> None:
 
 @pytest.mark.parametrize("stable", ["", "one", "one two three four five six seven", "数" * 20])
 def test_what_a_line_does_not_hold_is_cut_at_its_beginning(stable: str) -> None:
-    shown = TerminalDisplay(lambda: 21).render_message(partial(stable, " and the end"))
+    shown = TerminalDisplay(lambda: 21).render_message(build_partial(stable, " and the end"))
     text = shown.removeprefix(CLEAR_LINE).replace(DIM, "").replace(PLAIN, "")
     assert (stable + " and the end").lstrip().endswith(text.removeprefix("…").lstrip())
     assert len(text) <= 20

@@ -39,6 +39,6 @@ def refused(read: Reader, tmp_path: Path) -> Refuser:
     return refused
 
 
-def told(loaded: config.LoadedConfig) -> list[str]:
+def list_warnings(loaded: config.LoadedConfig) -> list[str]:
     """The warnings, without the folder of the file."""
     return [str(warning).replace(f"{loaded.files[0].parent}/", "") for warning in loaded.warnings]

@@ -38,16 +38,16 @@ names = st.sampled_from(["a", "b", "m", "n", "2", "x-y", "${m}"])
 junk = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2), max_leaves=4)
 
 
-def shaped(kind: Any) -> st.SearchStrategy[Any]:
+def build_shaped(kind: Any) -> st.SearchStrategy[Any]:
     """Mostly what a setting can be, and sometimes what it cannot."""
-    return st.one_of(*([proper(kind)] * 9), junk)
+    return st.one_of(*([build_proper(kind)] * 9), junk)
 
 
-def proper(kind: Any) -> st.SearchStrategy[Any]:
+def build_proper(kind: Any) -> st.SearchStrategy[Any]:
     kind = setting_names.unwrap_optional(kind)
     if setting_names.is_section(kind):
         optional = {
-            name: st.deferred(lambda kind=field.annotation: shaped(kind))
+            name: st.deferred(lambda kind=field.annotation: build_shaped(kind))
             for name, field in setting_names.list_fields(kind).items()
         }
         return st.lists(st.sampled_from(sorted(optional)), max_size=4, unique=True).flatmap(
@@ -55,14 +55,14 @@ def proper(kind: Any) -> st.SearchStrategy[Any]:
         )
     arguments = get_args(kind)
     if get_origin(kind) is dict:
-        return st.dictionaries(names, shaped(arguments[1]), max_size=3)
+        return st.dictionaries(names, build_shaped(arguments[1]), max_size=3)
     if get_origin(kind) is tuple:
-        return st.lists(shaped(arguments[0]), max_size=2)
+        return st.lists(build_shaped(arguments[0]), max_size=2)
     return scalars
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(shaped(config.Settings), min_size=1, max_size=2))
+@given(st.lists(build_shaped(config.Settings), min_size=1, max_size=2))
 def test_any_config(trees: list[Any]) -> None:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{position}.yaml" for position in range(len(trees))]

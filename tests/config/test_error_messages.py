@@ -9,10 +9,10 @@ import pytest
 
 from eardrum import config
 from eardrum.errors import ConfigError
-from tests.config.conftest import Reader, Refuser, told
+from tests.config.conftest import Reader, Refuser, list_warnings
 
 
-def refusal(assignment: str = "", **environment: str) -> str:
+def get_refusal(assignment: str = "", **environment: str) -> str:
     with pytest.raises(ConfigError) as caught:
         config.load_config(assignments=[assignment] if assignment else [], environment=environment)
     return caught.value.message
@@ -41,11 +41,11 @@ def test_a_mistake_has_the_same_words_everywhere(refused: Refuser, setting: str,
     text = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(names))[:-1] + f" {value}\n"
     if not says.startswith("Unknown"):  # which llama-swap's files may have
         assert says in refused(text)
-    assert refusal(f"{setting}={value}").startswith(f"--set {setting}: ")
-    assert says in refusal(f"{setting}={value}")
+    assert get_refusal(f"{setting}={value}").startswith(f"--set {setting}: ")
+    assert says in get_refusal(f"{setting}={value}")
     variable = "EARDRUM_" + "__".join(names).upper()
-    assert refusal(**{variable: value}).startswith(f"{variable}: ")
-    assert says in refusal(**{variable: value})
+    assert get_refusal(**{variable: value}).startswith(f"{variable}: ")
+    assert says in get_refusal(**{variable: value})
 
 
 @pytest.mark.parametrize(
@@ -58,17 +58,17 @@ def test_a_mistake_has_the_same_words_everywhere(refused: Refuser, setting: str,
     ],
 )
 def test_a_variable_that_is_none(variable: str, says: str) -> None:
-    assert refusal(**{variable: "1"}) == f"Unknown environment variable {variable}. {says}"
+    assert get_refusal(**{variable: "1"}) == f"Unknown environment variable {variable}. {says}"
 
 
 def test_a_setting_in_the_wrong_place() -> None:
-    assert refusal("ttl=5") == "--set ttl: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?"
+    assert get_refusal("ttl=5") == "--set ttl: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?"
 
 
 def test_no_secret_is_shown() -> None:
-    assert refusal(EARDRUM_APIKEYS="hush") == 'EARDRUM_APIKEYS: The setting apiKeys must be JSON here, as in ["a", "b"].'
-    assert "hush" not in refusal("apiKeys=hush")
-    assert "hush" not in refusal("apiKeys=[hush")
+    assert get_refusal(EARDRUM_APIKEYS="hush") == 'EARDRUM_APIKEYS: The setting apiKeys must be JSON here, as in ["a", "b"].'
+    assert "hush" not in get_refusal("apiKeys=hush")
+    assert "hush" not in get_refusal("apiKeys=[hush")
 
 
 def test_all_of_it_is_told_at_once(refused: Refuser) -> None:
@@ -194,7 +194,7 @@ def test_names_with_dots() -> None:
 def test_a_selector_may_have_the_name_of_a_peers_model(read: Reader) -> None:
     text = "peers: {p: {proxy: 'http://x', models: [m]}}\nmodels: {a: {proxy: 'http://y'}}\nselectors:\n  m: {targets: [p/m, a]}"
     loaded = read(text)
-    assert told(loaded) == ["config.yaml:4: The selector m has the name of a peer's model; the one of the peer is p/m."]
+    assert list_warnings(loaded) == ["config.yaml:4: The selector m has the name of a peer's model; the one of the peer is p/m."]
 
 
 def test_ports_of_commands_are_not_the_servers_own(read: Reader) -> None:

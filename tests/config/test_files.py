@@ -10,10 +10,10 @@ import pytest
 from eardrum import config
 from eardrum.config import PortReservations
 from eardrum.errors import ConfigError
-from tests.config.conftest import Reader, told
+from tests.config.conftest import Reader, list_warnings
 
 
-def put(folder: Path, **files: str) -> list[Path]:
+def write_files(folder: Path, **files: str) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{name}.yaml" for name in files]
     for path, text in zip(paths, files.values(), strict=True):
@@ -21,7 +21,7 @@ def put(folder: Path, **files: str) -> list[Path]:
     return paths
 
 
-def refused(*files: Path, folder: Path | None = None) -> str:
+def get_refusal(*files: Path, folder: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         config.load_config(files, environment={}, folder=folder)
     return caught.value.message.replace(f"{folder or files[0].parent}/", "")
@@ -57,7 +57,7 @@ def test_a_line_break_from_the_environment_is_refused(read: Reader, value: str) 
 
 
 def test_files_are_joined(tmp_path: Path) -> None:
-    files = put(
+    files = write_files(
         tmp_path,
         one="port: 1\nmacros: {m: x}\nmodels: {a: {proxy: 'http://${n}'}}\napiKeys: [k]\nhooks:\nlimits: {fields: 5}\n",
         two="port: 1\nmacros: {n: '${m}y'}\nmodels: {b: {proxy: 'http://b'}}\n"
@@ -96,18 +96,18 @@ def test_files_are_joined(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_contradict_each_other(tmp_path: Path, one: str, two: str, says: str) -> None:
-    assert says in refused(*put(tmp_path, one=one, two=two))
+    assert says in get_refusal(*write_files(tmp_path, one=one, two=two))
 
 
 def test_warnings_come_in_the_order_of_the_files(tmp_path: Path) -> None:
-    files = put(tmp_path, z="\nzzzzzz: 1", a="zzzzzz: 1\nyyyyyy: 1")
-    assert [warning[:9] for warning in told(config.load_config(files, environment={}))] == ["z.yaml:2:", "a.yaml:2:"]
+    files = write_files(tmp_path, z="\nzzzzzz: 1", a="zzzzzz: 1\nyyyyyy: 1")
+    assert [warning[:9] for warning in list_warnings(config.load_config(files, environment={}))] == ["z.yaml:2:", "a.yaml:2:"]
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    (first,) = put(tmp_path, main="port: 5")
+    (first,) = write_files(tmp_path, main="port: 5")
     inside = tmp_path / "conf.d"
-    put(inside, b="models: {b: }", a="models: {a: }")
+    write_files(inside, b="models: {b: }", a="models: {a: }")
     (inside / "c.yml").write_text("models: {c: }")
     (inside / "d.txt").write_text("models: {d: }")
     (inside / "e.yaml").mkdir()
@@ -117,18 +117,18 @@ def test_a_folder(tmp_path: Path) -> None:
     environment = {"EARDRUM_CONFIG_DIR": str(inside), "EARDRUM_CONFIG": str(first)}
     assert config.load_config(environment=environment).files == found.files
     assert config.load_config(first, environment=environment).files == (first,), "who names files means these"
-    assert "lies in the config folder" in refused(inside / "a.yaml", folder=inside)
-    assert "No such file" in refused(folder=tmp_path / "nowhere")
+    assert "lies in the config folder" in get_refusal(inside / "a.yaml", folder=inside)
+    assert "No such file" in get_refusal(folder=tmp_path / "nowhere")
 
 
 def test_several_files_in_the_environment(tmp_path: Path) -> None:
-    files = put(tmp_path, one="port: 1", two="host: h")
+    files = write_files(tmp_path, one="port: 1", two="host: h")
     settings = config.load_settings(environment={"EARDRUM_CONFIG": os.pathsep.join(map(str, files))})
     assert (settings.port, settings.host) == (1, "h")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    assert "--config-dir" in refused(tmp_path)
+    assert "--config-dir" in get_refusal(tmp_path)
 
 
 TWO = "models: {b: {cmd: 's ${PORT}'}, d: {cmd: 's ${PORT}'}}"

@@ -188,10 +188,10 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("text", "expected"), LOADS.values(), ids=LOADS.keys())
 def test_what_loads(read: Reader, text: str, expected: dict[str, Any]) -> None:
     settings = read(text).settings
-    assert {path: at(settings, path) for path in expected} == expected
+    assert {path: get_value(settings, path) for path in expected} == expected
 
 
-def at(value: Any, path: str) -> Any:
+def get_value(value: Any, path: str) -> Any:
     """The value behind `a.b[c].d`."""
     for part in path.replace("]", "").split("."):
         name, _, key = part.partition("[")

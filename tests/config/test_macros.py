@@ -12,7 +12,7 @@ from eardrum.config import macros
 from eardrum.config.diagnostics import ErrorCollector, LocationMap
 
 
-def put(value: Any, **known: Any) -> Any:
+def expand_macros(value: Any, **known: Any) -> Any:
     return macros.expand_macros(value, known, ("x",), ErrorCollector(LocationMap()))
 
 
@@ -41,22 +41,22 @@ def put(value: Any, **known: Any) -> Any:
 )
 def test_a_value_in_a_text(value: Any, expected: str) -> None:
     assert macros.format_scalar(value) == expected
-    assert put("<${m}>", m=value) == f"<{expected}>"
+    assert expand_macros("<${m}>", m=value) == f"<{expected}>"
 
 
 def test_the_last_defined_comes_first() -> None:
-    assert put("${b}", a="1", b="${a}2") == "12"
-    assert put("${a}", a="${b}", b="2") == "${b}", "it is not known yet where it is defined"
-    assert put("${a}${a}", a="x") == "xx"
+    assert expand_macros("${b}", a="1", b="${a}2") == "12"
+    assert expand_macros("${a}", a="${b}", b="2") == "${b}", "it is not known yet where it is defined"
+    assert expand_macros("${a}${a}", a="x") == "xx"
 
 
 def test_types_stay_when_nothing_else_is_there() -> None:
-    assert put(["${n}", " ${n}", {"k": "${b}"}, 7, None], n=5, b=False) == [5, " 5", {"k": False}, 7, None]
-    assert put("${b}", a=5, b="${a}") == 5, "through another macro too"
+    assert expand_macros(["${n}", " ${n}", {"k": "${b}"}, 7, None], n=5, b=False) == [5, " 5", {"k": False}, 7, None]
+    assert expand_macros("${b}", a=5, b="${a}") == 5, "through another macro too"
 
 
 def test_names_stay_but_those_of_models() -> None:
-    assert put({"${n}": "${n}"}, n=5) == {"${n}": 5}
+    assert expand_macros({"${n}": "${n}"}, n=5) == {"${n}": 5}
     below = macros.expand_macros(
         {"${n}": {"${n}": 1}}, {"n": 5}, ("models", "a", "filters", "setParamsByID"), ErrorCollector(LocationMap())
     )
@@ -65,7 +65,7 @@ def test_names_stay_but_those_of_models() -> None:
 
 def test_what_looks_like_a_macro_and_is_none() -> None:
     for text in ("$m", "${m", "${}", "${ m }", "$${x}", "${a.b}", "{m}"):
-        assert put(text, m="x") == text
+        assert expand_macros(text, m="x") == text
     assert [name for _, name in macros.find_unresolved({"a": ["${x} ${y-1}", "${a.b} ${}"]})] == ["x", "y-1"]
 
 
@@ -76,7 +76,7 @@ texts = st.lists(st.sampled_from(["${a}", "${b}", "${c}", "${d}", "x", "$", "{",
 @given(st.dictionaries(names, texts, max_size=4), texts)
 def test_substitution_ends_whatever_refers_to_whatever(known: dict[str, str], text: str) -> None:
     known = {name: value for name, value in known.items() if f"${{{name}}}" not in value}
-    found = put(text, **known)
+    found = expand_macros(text, **known)
     assert isinstance(found, str)
     position = {name: at for at, name in enumerate(known)}
     for name in macros.MACRO_REFERENCE.findall(found):

@@ -17,7 +17,7 @@ MODELS = ("a", "b", "c", "d", "x-1.5_b", "Org/model:7b", "größe")
 A, B, C, D = map(ModelReference, "abcd")
 
 
-def parsed(*sets: str, **vars: str) -> list[MatrixExpression]:
+def parse_all(*sets: str, **vars: str) -> list[MatrixExpression]:
     return list(
         matrix.parse_matrix(MatrixSettings(vars=vars, sets={f"s{n}": text for n, text in enumerate(sets)}), MODELS).values()
     )
@@ -40,11 +40,11 @@ def parsed(*sets: str, **vars: str) -> list[MatrixExpression]:
     ],
 )
 def test_an_expression(text: str, expected: MatrixExpression) -> None:
-    assert parsed(text, "b & c", v="Org/model:7b")[0] == expected
+    assert parse_all(text, "b & c", v="Org/model:7b")[0] == expected
 
 
 def test_a_var_wins_over_a_model() -> None:
-    assert parsed("a", a="b") == [B]
+    assert parse_all("a", a="b") == [B]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_a_var_wins_over_a_model() -> None:
 )
 def test_what_cannot_be_read(text: str, says: str) -> None:
     with pytest.raises(MatrixError, match=r"^The set") as caught:
-        parsed(text, "a & b", "b | +s3", "c & +s0")
+        parse_all(text, "a & b", "b | +s3", "c & +s0")
     assert says in caught.value.message
     assert caught.value.path[0] == "sets"
 
 
 def test_a_chain_of_references_has_an_end() -> None:
     with pytest.raises(MatrixError, match="nested too deep"):
-        parsed(*(f"+s{n + 1}" for n in range(300)), "a")
+        parse_all(*(f"+s{n + 1}" for n in range(300)), "a")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a_b", "x" * 33])
 def test_a_bad_var(name: str) -> None:
     with pytest.raises(MatrixError, match="must be up to 32 letters") as caught:
-        parsed("a", **{name: "a"})
+        parse_all("a", **{name: "a"})
     assert caught.value.path == ("vars", name)
 
 
@@ -91,15 +91,15 @@ def test_costs() -> None:
     assert found == {"a": 3, "b": 2}
 
 
-def family(expression: MatrixExpression) -> Iterator[frozenset[str]]:
+def list_sets(expression: MatrixExpression) -> Iterator[frozenset[str]]:
     """All sets, spelled out."""
     if isinstance(expression, ModelReference):
         yield frozenset({expression.model})
     elif isinstance(expression, OrExpression):
         for part in expression.parts:
-            yield from family(part)
+            yield from list_sets(part)
     else:
-        for chosen in product(*map(family, expression.parts)):
+        for chosen in product(*map(list_sets, expression.parts)):
             yield frozenset().union(*chosen)
 
 
@@ -114,21 +114,21 @@ expressions = st.recursive(
 )
 
 
-def written(expression: MatrixExpression) -> str:
+def format_expression(expression: MatrixExpression) -> str:
     if isinstance(expression, ModelReference):
         return expression.model
     sign = " & " if isinstance(expression, AndExpression) else " | "
-    return f"({sign.join(map(written, expression.parts))})"
+    return f"({sign.join(map(format_expression, expression.parts))})"
 
 
 @given(expressions)
 def test_what_is_written_is_read(expression: MatrixExpression) -> None:
-    assert parsed(written(expression)) == [expression]
+    assert parse_all(format_expression(expression)) == [expression]
 
 
 @given(expressions)
 def test_holding_agrees_with_spelling_out(expression: MatrixExpression) -> None:
-    spelled = set(family(expression))
+    spelled = set(list_sets(expression))
     for size in range(4):
         for models in combinations("abcd", size):
             assert matrix.allows_together(expression, models) == any(set(models) <= one for one in spelled)

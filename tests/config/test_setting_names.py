@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from eardrum.config import Settings, setting_names
 from eardrum.config.setting_names import list_spellings
-from tests.config.conftest import Reader, Refuser, told
+from tests.config.conftest import Reader, Refuser, list_warnings
 
 LLAMA = "models: {a: {cmd: 's ${PORT}'}}\n"
 
@@ -28,18 +28,18 @@ def test_two_spellings(name: str, both: set[str]) -> None:
     assert list_spellings(name) == both
 
 
-def _sections(kind: Any, seen: set[Any]) -> set[Any]:
+def _list_sections(kind: Any, seen: set[Any]) -> set[Any]:
     if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen:
         seen.add(kind)
         for field in kind.model_fields.values():
-            _sections(field.annotation, seen)
+            _list_sections(field.annotation, seen)
     for inner in getattr(kind, "__args__", ()):
-        _sections(inner, seen)
+        _list_sections(inner, seen)
     return seen
 
 
 def test_no_two_settings_of_a_section_have_a_spelling_in_common() -> None:
-    for section in _sections(Settings, set()):
+    for section in _list_sections(Settings, set()):
         names = setting_names.list_fields(section)
         fields = {id(names[name]): set[str]() for name in names}
         for name in names:
@@ -85,7 +85,7 @@ def test_the_environment_and_assignments_take_both_too(read: Reader) -> None:
     loaded = read("api_keys: [file]", "limits.uploadBytes=7", EARDRUM_API_KEYS='["environment"]', EARDRUM_LIMITS__JSONBYTES="8")
     assert loaded.settings.apiKeys == ("environment",)
     assert (loaded.settings.limits.upload_bytes, loaded.settings.limits.json_bytes) == (7, 8)
-    assert told(loaded) == []
+    assert list_warnings(loaded) == []
 
 
 def test_one_setting_in_both_spellings_is_an_error(refused: Refuser) -> None:
@@ -116,8 +116,8 @@ def test_what_nearly_protects_is_refused(refused: Refuser, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["globalTtl: 3", "zzzzzz: 1", "prot: 1", "live: {sesions: 1}", "x1: {ttl: 3}"])
 def test_other_names_are_passed_over_as_before(read: Reader, text: str) -> None:
-    assert len(told(read(LLAMA + text))) == 1
+    assert len(list_warnings(read(LLAMA + text))) == 1
 
 
 def test_no_keys_where_there_should_be_some_are_told(read: Reader) -> None:
-    assert told(read("api_keys:")) == ["config.yaml:1: apiKeys is empty: everybody who reaches the server is let in."]
+    assert list_warnings(read("api_keys:")) == ["config.yaml:1: apiKeys is empty: everybody who reaches the server is let in."]

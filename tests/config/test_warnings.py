@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.config.conftest import Reader, told
+from tests.config.conftest import Reader, list_warnings
 
 MODEL = "models: {a: {cmd: 's ${PORT}'}}\n"
 
@@ -103,6 +103,6 @@ WARNS = {
 
 @pytest.mark.parametrize(("text", "says"), WARNS.values(), ids=WARNS.keys())
 def test_what_is_told(read: Reader, text: str, says: list[str]) -> None:
-    warnings = told(read(text))
+    warnings = list_warnings(read(text))
     assert len(warnings) == len(says), warnings
     assert all(expected in warning for expected, warning in zip(says, warnings, strict=True)), warnings

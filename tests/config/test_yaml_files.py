@@ -139,16 +139,16 @@ plain = st.recursive(
 )
 
 
-class _Dumper(yaml.SafeDumper):
+class _QuotingDumper(yaml.SafeDumper):
     """PyYAML quotes what would be something else in 1.1, and what we hold to be a number and it does not."""
 
 
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+_QuotingDumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 @given(plain)
 def test_what_is_written_is_read(value: Any) -> None:
-    assert yaml_files.parse_value(yaml.dump({"v": value}, Dumper=_Dumper)) == {"v": value}
+    assert yaml_files.parse_value(yaml.dump({"v": value}, Dumper=_QuotingDumper)) == {"v": value}
 
 
 @given(st.text(max_size=40))

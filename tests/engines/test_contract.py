@@ -15,8 +15,8 @@ from eardrum.languages import LANGUAGE_NAMES
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SAMPLE_RATE, Segment, TranscriptionRequest
 from tests.models import build
-from tests.models.tiny_whisper import clips
-from tests.recordings import Samples, noise, silence
+from tests.models.tiny_whisper import load_clips
+from tests.recordings import Samples, create_noise, create_silence
 
 TORCH = {"openai_whisper", "transformers"}
 """Engines tested in a stage of their own."""
@@ -30,7 +30,7 @@ ENGINES = [
     if name not in NO_FILES
 ]
 
-SPOKEN = [clip for clip in clips() if clip.language == "en"][:4]
+SPOKEN = [clip for clip in load_clips() if clip.language == "en"][:4]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -44,15 +44,15 @@ def engine(source: tuple[str, Path]) -> Engine:
     return load_engine(name, path, {})
 
 
-def window(samples: Samples, **request: object) -> Window:
+def create_window(samples: Samples, **request: object) -> Window:
     return Window(samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), RequestContext())
 
 
-def text(hearing: EngineResult) -> str:
+def join_text(hearing: EngineResult) -> str:
     return " ".join(segment.text for segment in hearing.segments)
 
 
-def one(engine: Engine, window: Window) -> EngineResult:
+def transcribe_one(engine: Engine, window: Window) -> EngineResult:
     (hearing,) = engine.transcribe([window])
     return hearing
 
@@ -63,14 +63,16 @@ def test_it_says_of_itself_what_the_runner_needs(engine: Engine) -> None:
     assert 1 <= can.max_window_s <= 3600
     assert engine.parallel >= 1
     assert set(can.languages) <= set(LANGUAGE_NAMES)
-    assert hash(engine.batch_key(window(silence(1.0)))) == hash(engine.batch_key(window(silence(2.0))))
+    assert hash(engine.batch_key(create_window(create_silence(1.0)))) == hash(
+        engine.batch_key(create_window(create_silence(2.0)))
+    )
 
 
 def test_times_lie_in_the_window_and_rise(engine: Engine) -> None:
     for spoken in SPOKEN:
-        heard = window(spoken.samples)
-        hearing = one(engine, heard)
-        assert text(hearing), "speech gives text"
+        heard = create_window(spoken.samples)
+        hearing = transcribe_one(engine, heard)
+        assert join_text(hearing), "speech gives text"
         times = [time for segment in hearing.segments for time in (segment.start, segment.end)]
         assert times == sorted(times)
         assert times[0] >= 0
@@ -81,51 +83,51 @@ def test_times_lie_in_the_window_and_rise(engine: Engine) -> None:
 
 
 def test_a_batch_of_different_lengths_gives_a_hearing_each_in_order(engine: Engine) -> None:
-    windows = [window(spoken.samples) for spoken in SPOKEN][: engine.capabilities.max_batch]
-    windows.append(window(silence(0.5)))
+    windows = [create_window(spoken.samples) for spoken in SPOKEN][: engine.capabilities.max_batch]
+    windows.append(create_window(create_silence(0.5)))
     windows = windows[-engine.capabilities.max_batch :]
     if len({engine.batch_key(w) for w in windows}) > 1:
         pytest.fail("windows that ask for the same must be able to share a batch")
     hearings = engine.transcribe(windows)
     assert len(hearings) == len(windows)
-    alone = [text(one(engine, replace(w, context=RequestContext()))) for w in windows]
-    assert [text(hearing) for hearing in hearings] == alone
+    alone = [join_text(transcribe_one(engine, replace(w, context=RequestContext()))) for w in windows]
+    assert [join_text(hearing) for hearing in hearings] == alone
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05, 0.3, "max"])
 def test_odd_lengths_are_no_error(engine: Engine, seconds: float | str) -> None:
     length = engine.capabilities.max_window_s if isinstance(seconds, str) else seconds
     length = min(length, 30.0)
-    for samples in (silence(length), noise(length)):
-        hearing = one(engine, window(samples))
+    for samples in (create_silence(length), create_noise(length)):
+        hearing = transcribe_one(engine, create_window(samples))
         assert all(0 <= s.start <= s.end <= length + 0.05 for s in hearing.segments)
 
 
 def test_odd_samples_are_no_error(engine: Engine) -> None:
     loud = np.full(SAMPLE_RATE, 1.0, np.float32)
     for samples in (loud, -loud, np.tile(np.array([1, -1], np.float32), SAMPLE_RATE // 2)):
-        assert isinstance(one(engine, window(samples)), EngineResult)
+        assert isinstance(transcribe_one(engine, create_window(samples)), EngineResult)
 
 
 def test_nobody_needs_a_cancelled_window(engine: Engine) -> None:
-    wanted, unwanted = window(SPOKEN[0].samples), window(SPOKEN[1].samples)
-    expected = text(one(engine, window(SPOKEN[0].samples)))
+    wanted, unwanted = create_window(SPOKEN[0].samples), create_window(SPOKEN[1].samples)
+    expected = join_text(transcribe_one(engine, create_window(SPOKEN[0].samples)))
     unwanted.cancelled = True
     batch = [wanted, unwanted][: max(engine.capabilities.max_batch, 1)]
-    assert text(engine.transcribe(batch)[0]) == expected
+    assert join_text(engine.transcribe(batch)[0]) == expected
 
 
 def test_the_same_twice_is_the_same(engine: Engine) -> None:
-    first, second = (one(engine, window(SPOKEN[0].samples)) for _ in range(2))
-    assert text(first) == text(second)
+    first, second = (transcribe_one(engine, create_window(SPOKEN[0].samples)) for _ in range(2))
+    assert join_text(first) == join_text(second)
 
 
 def test_words_are_in_their_segment(engine: Engine) -> None:
     if not engine.capabilities.words:
-        assert not any(segment.words for segment in one(engine, window(SPOKEN[0].samples)).segments)
+        assert not any(segment.words for segment in transcribe_one(engine, create_window(SPOKEN[0].samples)).segments)
         return
     for spoken in SPOKEN:
-        segments = one(engine, window(spoken.samples, words=True)).segments
+        segments = transcribe_one(engine, create_window(spoken.samples, words=True)).segments
         words = [word for segment in segments for word in segment.words]
         assert words
         assert [word.start for word in words] == sorted(word.start for word in words)
@@ -134,22 +136,22 @@ def test_words_are_in_their_segment(engine: Engine) -> None:
         assert all(word.word == word.word.strip() for word in words)
         for segment in segments:
             assert all(segment.start - 0.5 <= word.start and word.end <= segment.end + 0.5 for word in segment.words)
-            assert squeezed("".join(word.word for word in segment.words)) == squeezed(segment.text)
+            assert squeeze_text("".join(word.word for word in segment.words)) == squeeze_text(segment.text)
 
 
-def squeezed(text: str) -> str:
+def squeeze_text(text: str) -> str:
     return "".join(text.split())
 
 
 def test_token_probabilities_are_logarithms(engine: Engine) -> None:
-    segments = one(engine, window(SPOKEN[0].samples, logprobs=True)).segments
+    segments = transcribe_one(engine, create_window(SPOKEN[0].samples, logprobs=True)).segments
     tokens = [token for segment in segments for token in segment.token_logprobs]
     assert bool(tokens) == engine.capabilities.logprobs
     assert all(token.logprob <= 0 for token in tokens)
 
 
 def test_a_hearing_crosses_the_wall(engine: Engine) -> None:
-    for segment in one(engine, window(SPOKEN[0].samples, words=engine.capabilities.words)).segments:
+    for segment in transcribe_one(engine, create_window(SPOKEN[0].samples, words=engine.capabilities.words)).segments:
         assert Segment.from_json(segment.to_json()) == segment
 
 
@@ -157,7 +159,7 @@ def test_a_language_it_knows_is_accepted_and_told(engine: Engine) -> None:
     language = (
         "en" if not engine.capabilities.languages or "en" in engine.capabilities.languages else engine.capabilities.languages[0]
     )
-    assert one(engine, window(SPOKEN[0].samples, language=language)).language in ("", language)
+    assert transcribe_one(engine, create_window(SPOKEN[0].samples, language=language)).language in ("", language)
 
 
 def test_an_empty_folder_is_no_model(source: tuple[str, Path], tmp_path: Path) -> None:
@@ -181,12 +183,12 @@ def test_a_truncated_file_is_named(source: tuple[str, Path], tmp_path: Path, fil
         (copy / each.name).write_bytes(each.read_bytes())
     victim = copy / (files[-1] if file == "largest" else files[0]).name
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-    error = refusal(name, copy if path.is_dir() else victim)
+    error = get_load_error(name, copy if path.is_dir() else victim)
     assert error or file == "smallest", "half of the weights cannot be a model"
     assert not error or victim.name in error or str(copy) in error
 
 
-def refusal(name: str, source: Path) -> str:
+def get_load_error(name: str, source: Path) -> str:
     """What the engine says against the model; empty if nothing."""
     try:
         load_engine(name, source, {})

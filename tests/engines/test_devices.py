@@ -24,9 +24,9 @@ from eardrum.engines import cuda
 from eardrum.engines.base import Device, EngineOptions
 from eardrum.engines.shared.torch_tools import find_torch_device
 from eardrum.errors import DeviceError
-from tests.conftest import running
+from tests.conftest import run_server
 from tests.models import faster_whisper
-from tests.recordings import SPEECH_TEXT, spoken
+from tests.recordings import SPEECH_TEXT, encode_speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")]
 
@@ -93,7 +93,7 @@ Load = Callable[..., Loaded]
 
 
 @contextmanager
-def broken(tmp_path: Path, code: str) -> Iterator[dict[str, str]]:
+def break_libraries(tmp_path: Path, code: str) -> Iterator[dict[str, str]]:
     """Variables with which every interpreter has these libraries."""
     (tmp_path / "sitecustomize.py").write_text(code)
     yield {"PYTHONPATH": str(tmp_path)}
@@ -110,7 +110,7 @@ def load(tmp_path: Path, whisper: Path, weights: Path) -> Load:
 
     def load(code: str, engine: str, device: str, **environment: str) -> Loaded:
         source = whisper if engine == "faster_whisper" else weights
-        with broken(tmp_path, code) as variables:
+        with break_libraries(tmp_path, code) as variables:
             done = subprocess.run(
                 [sys.executable, "-c", LOAD, engine, str(source), json.dumps({"device": device})],
                 env=os.environ | variables | environment,
@@ -208,7 +208,7 @@ def test_a_driver_that_does_not_work(load: Load, driver: dict[str, str]) -> None
     assert hidden == ("", "cpu", "int8_float32", ""), "who hides the GPUs knows why there is none"
 
 
-def check(*arguments: str, **environment: str) -> dict[str, Any]:
+def run_check(*arguments: str, **environment: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "eardrum", "check", "--json", *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EARDRUM_")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean | environment, check=False)
@@ -220,17 +220,17 @@ def check(*arguments: str, **environment: str) -> dict[str, Any]:
 def test_check_finds_it(tmp_path: Path, whisper: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"models:\n  w:\n    source: {whisper}\n    options:\n      device: cuda\n")
-    with broken(tmp_path, COUNTS) as variables:
-        (error,) = check(str(file), **variables)["errors"]
+    with break_libraries(tmp_path, COUNTS) as variables:
+        (error,) = run_check(str(file), **variables)["errors"]
     assert (error["line"], error["setting"]) == (5, "models.w.options.device")
     assert error["message"].startswith("w: device is cuda, but CTranslate2 cannot use an NVIDIA GPU here (CUDA failed with error")
-    (error,) = check("--set", "device=cuda")["errors"]
+    (error,) = run_check("--set", "device=cuda")["errors"]
     assert error["message"].startswith("moonshine-tiny-en: device is cuda, but onnxruntime cannot use an NVIDIA GPU here")
-    assert check(str(file), "--set", "models.w.options.device=cpu")["ok"]
+    assert run_check(str(file), "--set", "models.w.options.device=cpu")["ok"]
 
 
 def test_check_warns_of_auto(tmp_path: Path, whisper: Path, driver: dict[str, str]) -> None:
-    report = check("--set", f"models.w.source={whisper}", **driver)
+    report = run_check("--set", f"models.w.source={whisper}", **driver)
     assert report["ok"]
     (warning,) = report["warnings"]
     assert warning["message"].startswith(
@@ -240,12 +240,12 @@ def test_check_warns_of_auto(tmp_path: Path, whisper: Path, driver: dict[str, st
 
 def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> None:
     """The library of one ends the process on the GPU, that of another takes the CPU without a word, and one is to be on CUDA."""
-    with broken(tmp_path, ABORTS + CUDA_BUILD) as variables:
+    with break_libraries(tmp_path, ABORTS + CUDA_BUILD) as variables:
         settings = ["--set", f"models.w.source={whisper}", "--set", f"models.c={{source: {whisper}, options: {{device: cuda}}}}"]
-        with running(*settings, "--set", "default_model=moonshine-tiny-en", **variables) as server:
-            assert server.post(spoken("wav")).json()["text"] == SPEECH_TEXT
-            assert server.post(spoken("wav"), model="w").status_code == 200
-            refused = server.post(spoken("wav"), model="c")
+        with run_server(*settings, "--set", "default_model=moonshine-tiny-en", **variables) as server:
+            assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+            assert server.post(encode_speech("wav"), model="w").status_code == 200
+            refused = server.post(encode_speech("wav"), model="c")
             assert refused.status_code == 500
             message = refused.json()["error"]["message"]
             assert message.startswith("device is cuda, but the process of c was ended by SIGABRT")

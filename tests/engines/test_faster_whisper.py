@@ -20,21 +20,21 @@ from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, _pad_
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 from tests.models import build, faster_whisper, tiny_whisper
-from tests.models.tiny_whisper import Clip, clip, clips, joined
-from tests.recordings import Samples, noise, silence
+from tests.models.tiny_whisper import SpokenClip, get_clip, join_clips, load_clips
+from tests.recordings import Samples, create_noise, create_silence
 
 pytestmark = pytest.mark.slow
 
-GERMAN = [c for c in clips() if c.language == "de"]
+GERMAN = [c for c in load_clips() if c.language == "de"]
 
 
-def window(samples: Samples, context: RequestContext | None = None, **request: object) -> Window:
+def create_window(samples: Samples, context: RequestContext | None = None, **request: object) -> Window:
     return Window(
         samples, 0.0, 1.0, (0.0, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request), context or RequestContext()
     )
 
 
-def text(hearing: EngineResult) -> str:
+def join_text(hearing: EngineResult) -> str:
     return " ".join(segment.text for segment in hearing.segments)
 
 
@@ -43,28 +43,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("faster_whisper", tmp_path_factory.mktemp("faster-whisper") / "hearing")
 
 
-def load(folder: Path, **options: object) -> FasterWhisper:
+def load_engine(folder: Path, **options: object) -> FasterWhisper:
     return FasterWhisper.load(folder, FasterWhisper.Options(**options))
 
 
 @pytest.fixture(scope="session")
 def engine(folder: Path) -> FasterWhisper:
-    return load(folder)
+    return load_engine(folder)
 
 
 @pytest.fixture(scope="session")
 def alone(engine: FasterWhisper) -> dict[str, EngineResult]:
     """Each clip heard by itself."""
-    return {c.name: engine.transcribe([window(c.samples)])[0] for c in clips()}
+    return {c.name: engine.transcribe([create_window(c.samples)])[0] for c in load_clips()}
 
 
 @pytest.fixture
 def decoded(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
     """What the model was asked to decode: rows, temperature, prompts."""
-    return spy(engine, monkeypatch)
+    return record_decoding(engine, monkeypatch)
 
 
-def spy(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
+def record_decoding(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
     asked: list[tuple[list[int], float, list[list[int]]]] = []
     model = engine._rounds._model
     decode = model.decode
@@ -77,10 +77,10 @@ def spy(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[li
     return asked
 
 
-@pytest.mark.parametrize("one", clips(), ids=lambda c: c.name)
-def test_every_clip_is_heard_right(alone: dict[str, EngineResult], one: Clip) -> None:
+@pytest.mark.parametrize("one", load_clips(), ids=lambda c: c.name)
+def test_every_clip_is_heard_right(alone: dict[str, EngineResult], one: SpokenClip) -> None:
     heard = alone[one.name]
-    assert text(heard) == one.text
+    assert join_text(heard) == one.text
     assert heard.language == one.language
     (segment,) = heard.segments
     assert segment.start == pytest.approx(one.start, abs=0.25)
@@ -102,26 +102,30 @@ def test_a_segment_says_how_sure_it_is(alone: dict[str, EngineResult]) -> None:
 def test_a_batch_hears_what_each_window_alone_is_heard_as(
     folder: Path, alone: dict[str, EngineResult], compute_type: str
 ) -> None:
-    engine = load(folder, compute_type=compute_type)
+    engine = load_engine(folder, compute_type=compute_type)
     if compute_type == "float32":
-        alone = {c.name: engine.transcribe([window(c.samples)])[0] for c in clips()}
-    together = [heard for half in (clips()[:8], clips()[8:]) for heard in engine.transcribe([window(c.samples) for c in half])]
-    for one, heard in zip(clips(), together, strict=True):
+        alone = {c.name: engine.transcribe([create_window(c.samples)])[0] for c in load_clips()}
+    together = [
+        heard
+        for half in (load_clips()[:8], load_clips()[8:])
+        for heard in engine.transcribe([create_window(c.samples) for c in half])
+    ]
+    for one, heard in zip(load_clips(), together, strict=True):
         by_itself = alone[one.name]
-        assert (text(heard), heard.language) == (text(by_itself), by_itself.language) == (one.text, one.language)
+        assert (join_text(heard), heard.language) == (join_text(by_itself), by_itself.language) == (one.text, one.language)
         assert heard.segments[0].tokens == by_itself.segments[0].tokens
         assert heard.segments[0].avg_logprob == pytest.approx(by_itself.segments[0].avg_logprob, abs=1e-4)
 
 
 def test_weights_in_float32_hear_the_same(tmp_path: Path) -> None:
-    engine = load(faster_whisper.build(tmp_path, "float32"), compute_type="default")
-    assert text(engine.transcribe([window(clip("u18").samples)])[0]) == clip("u18").text
+    engine = load_engine(faster_whisper.build(tmp_path, "float32"), compute_type="default")
+    assert join_text(engine.transcribe([create_window(get_clip("u18").samples)])[0]) == get_clip("u18").text
 
 
 def test_german_is_translated(engine: FasterWhisper) -> None:
-    heard = engine.transcribe([window(c.samples, task=SpeechTask.TRANSLATE) for c in GERMAN])
+    heard = engine.transcribe([create_window(c.samples, task=SpeechTask.TRANSLATE) for c in GERMAN])
     assert [h.language for h in heard] == ["de"] * len(GERMAN)
-    said = dict(zip([c.name for c in GERMAN], map(text, heard), strict=True))
+    said = dict(zip([c.name for c in GERMAN], map(join_text, heard), strict=True))
     assert said["u03"] == "Five two zero eight."
     assert said["u07"] == "Five no please."
     assert said["u39"] == "Music stop."
@@ -129,13 +133,13 @@ def test_german_is_translated(engine: FasterWhisper) -> None:
 
 def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list) -> None:
     asked = [
-        window(clip("u03").samples, task=SpeechTask.TRANSLATE, words=True),
-        window(clip("u06").samples),
-        window(clip("u15").samples, language="de", logprobs=True),
-        window(clip("u30").samples, language="en", words=True),
+        create_window(get_clip("u03").samples, task=SpeechTask.TRANSLATE, words=True),
+        create_window(get_clip("u06").samples),
+        create_window(get_clip("u15").samples, language="de", logprobs=True),
+        create_window(get_clip("u30").samples, language="en", words=True),
     ]
     together = engine.transcribe(asked)
-    assert [text(h) for h in together] == [
+    assert [join_text(h) for h in together] == [
         "Five two zero eight.",
         "Set the volume up.",
         "Sechs fünf neun.",
@@ -150,7 +154,7 @@ def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list
 
 def test_a_language_that_is_asked_for_is_not_detected(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine._rounds._model, "detect_languages", None)
-    asked = window(clip("u06").samples, language="de")
+    asked = create_window(get_clip("u06").samples, language="de")
     assert engine.transcribe([asked])[0].language == "de"
     assert asked.context.votes == {}
 
@@ -158,59 +162,65 @@ def test_a_language_that_is_asked_for_is_not_detected(engine: FasterWhisper, mon
 def test_a_request_is_decoded_in_the_language_most_of_it_was(engine: FasterWhisper) -> None:
     context = RequestContext()
     for name in ("u03", "u07", "u15"):
-        assert engine.transcribe([window(clip(name).samples, context)])[0].language == "de"
-    seconds = sum(len(clip(name).samples) for name in ("u03", "u07", "u15")) / SAMPLE_RATE
+        assert engine.transcribe([create_window(get_clip(name).samples, context)])[0].language == "de"
+    seconds = sum(len(get_clip(name).samples) for name in ("u03", "u07", "u15")) / SAMPLE_RATE
     assert sum(context.votes.values()) == pytest.approx(seconds, rel=0.01)
     assert context.votes["de"] > 0.8 * seconds
-    assert engine.transcribe([window(clip("u24").samples, context)])[0].language == "de", "one word does not turn it"
-    assert engine.transcribe([window(clip("u24").samples)])[0].language == "en"
+    assert engine.transcribe([create_window(get_clip("u24").samples, context)])[0].language == "de", "one word does not turn it"
+    assert engine.transcribe([create_window(get_clip("u24").samples)])[0].language == "en"
 
 
 def test_languages_are_detected_until_enough_was_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     context = RequestContext(votes={"de": 31.0})
     monkeypatch.setattr(engine._rounds._model, "detect_languages", None)
-    assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
+    assert engine.transcribe([create_window(get_clip("u06").samples, context)])[0].language == "de"
 
 
 def test_a_language_that_follows_at_length_is_noticed(engine: FasterWhisper) -> None:
     context = RequestContext(votes={"de": 31.0}, unheard=15.0)
-    assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "de"
-    assert context.votes["en"] == pytest.approx(15 + len(clip("u06").samples) / SAMPLE_RATE, rel=0.2), "for what came before, too"
+    assert engine.transcribe([create_window(get_clip("u06").samples, context)])[0].language == "de"
+    assert context.votes["en"] == pytest.approx(15 + len(get_clip("u06").samples) / SAMPLE_RATE, rel=0.2), (
+        "for what came before, too"
+    )
     assert context.unheard == 0
     context.unheard = 25.0
-    assert engine.transcribe([window(clip("u06").samples, context)])[0].language == "en"
+    assert engine.transcribe([create_window(get_clip("u06").samples, context)])[0].language == "en"
 
 
 def test_each_window_may_have_a_language_of_its_own(engine: FasterWhisper) -> None:
     context = RequestContext()
     names = ["u03", "u06", "u15", "u30"]
-    heard = engine.transcribe([window(clip(name).samples, context, multilingual=True) for name in names])
+    heard = engine.transcribe([create_window(get_clip(name).samples, context, multilingual=True) for name in names])
     assert [h.language for h in heard] == ["de", "en", "de", "en"]
-    assert [text(h) for h in heard] == [clip(name).text for name in names]
-    (late,) = engine.transcribe([window(clip("u06").samples, RequestContext(votes={"de": 500.0}), multilingual=True)])
+    assert [join_text(h) for h in heard] == [get_clip(name).text for name in names]
+    (late,) = engine.transcribe([create_window(get_clip("u06").samples, RequestContext(votes={"de": 500.0}), multilingual=True)])
     assert late.language == "en"
-    (named,) = engine.transcribe([window(clip("u06").samples, RequestContext(), multilingual=True, language="de")])
+    (named,) = engine.transcribe([create_window(get_clip("u06").samples, RequestContext(), multilingual=True, language="de")])
     assert named.language == "de"
 
 
 def test_silence_has_no_say_in_the_language(engine: FasterWhisper) -> None:
     context = RequestContext()
-    first, second = engine.transcribe([window(silence(20), context), window(clip("u06").samples, context)])
+    first, second = engine.transcribe(
+        [create_window(create_silence(20), context), create_window(get_clip("u06").samples, context)]
+    )
     assert (first.segments, first.language) == ([], "")
-    assert text(engine.transcribe([window(clip("u06").samples, context)])[0]) == "Set the volume up."
-    assert sum(context.votes.values()) == pytest.approx(2 * len(clip("u06").samples) / SAMPLE_RATE, rel=0.01)
+    assert join_text(engine.transcribe([create_window(get_clip("u06").samples, context)])[0]) == "Set the volume up."
+    assert sum(context.votes.values()) == pytest.approx(2 * len(get_clip("u06").samples) / SAMPLE_RATE, rel=0.01)
     assert second.language in {"en", "de"}, "decided while the silence was still believed"
 
 
-@pytest.mark.parametrize("quiet", [silence(5), silence(0.01), np.zeros(1, np.float32), noise(3.0), silence(30)], ids=len)
+@pytest.mark.parametrize(
+    "quiet", [create_silence(5), create_silence(0.01), np.zeros(1, np.float32), create_noise(3.0), create_silence(30)], ids=len
+)
 def test_silence_and_scraps_give_nothing(engine: FasterWhisper, quiet: Samples) -> None:
-    heard = engine.transcribe([window(quiet), window(clip("u09").samples), window(quiet, words=True)])
-    assert [text(h) for h in heard] == ["", clip("u09").text, ""]
+    heard = engine.transcribe([create_window(quiet), create_window(get_clip("u09").samples), create_window(quiet, words=True)])
+    assert [join_text(h) for h in heard] == ["", get_clip("u09").text, ""]
 
 
 def test_the_first_half_of_a_word_is_a_window_too(engine: FasterWhisper) -> None:
-    scrap = clip("u06").samples[int(0.6 * SAMPLE_RATE) : int(0.75 * SAMPLE_RATE)]
-    (heard,) = engine.transcribe([window(scrap, words=True, logprobs=True)])
+    scrap = get_clip("u06").samples[int(0.6 * SAMPLE_RATE) : int(0.75 * SAMPLE_RATE)]
+    (heard,) = engine.transcribe([create_window(scrap, words=True, logprobs=True)])
     assert all(0 <= s.start <= s.end <= 0.15 for s in heard.segments)
 
 
@@ -218,19 +228,19 @@ LONG = ["u02", "u06", "u18", "u30", "u34", "u36"]
 
 
 def test_several_utterances_in_a_window_are_segments(engine: FasterWhisper) -> None:
-    samples = joined(LONG)
-    (heard,) = engine.transcribe([window(samples, words=True)])
-    assert [s.text for s in heard.segments] == [clip(name).text for name in LONG]
+    samples = join_clips(LONG)
+    (heard,) = engine.transcribe([create_window(samples, words=True)])
+    assert [s.text for s in heard.segments] == [get_clip(name).text for name in LONG]
     at = 0.0
     for segment, name in zip(heard.segments, LONG, strict=True):
-        assert segment.start == pytest.approx(at + clip(name).start, abs=0.35)
-        assert segment.end == pytest.approx(at + clip(name).end, abs=0.35)
+        assert segment.start == pytest.approx(at + get_clip(name).start, abs=0.35)
+        assert segment.end == pytest.approx(at + get_clip(name).end, abs=0.35)
         assert [word.word for word in segment.words] == segment.text.split()
-        at += len(clip(name).samples) / SAMPLE_RATE + 1.0
+        at += len(get_clip(name).samples) / SAMPLE_RATE + 1.0
 
 
 def test_words_ascend_within_their_segment(engine: FasterWhisper) -> None:
-    for one in engine.transcribe([window(c.samples, words=True) for c in clips()]):
+    for one in engine.transcribe([create_window(c.samples, words=True) for c in load_clips()]):
         for segment in one.segments:
             times = [time for word in segment.words for time in (word.start, word.end)]
             assert times == sorted(times)
@@ -240,7 +250,7 @@ def test_words_ascend_within_their_segment(engine: FasterWhisper) -> None:
 
 
 def test_the_tokens_of_a_segment_with_their_probabilities(engine: FasterWhisper) -> None:
-    (segment,) = engine.transcribe([window(clip("u03").samples, logprobs=True)])[0].segments
+    (segment,) = engine.transcribe([create_window(get_clip("u03").samples, logprobs=True)])[0].segments
     assert "".join(token.text for token in segment.token_logprobs).strip() == segment.text
     assert all(-5 < token.logprob <= 0 for token in segment.token_logprobs)
     assert segment.words == []
@@ -248,7 +258,7 @@ def test_the_tokens_of_a_segment_with_their_probabilities(engine: FasterWhisper)
     assert mean == pytest.approx(segment.avg_logprob, abs=0.3)
 
 
-def tired(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def break_off_rows(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have the model break off after this much of each row, as a real one does now and then."""
     model = engine._rounds._model
     decode = model.decode
@@ -264,16 +274,16 @@ def tired(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, seconds: float
 
 
 def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = joined(LONG)
-    (whole,) = engine.transcribe([window(samples, words=True)])
-    tired(engine, monkeypatch, 7.0)
-    rounds = spy(engine, monkeypatch)
-    german = clip("u03")
+    samples = join_clips(LONG)
+    (whole,) = engine.transcribe([create_window(samples, words=True)])
+    break_off_rows(engine, monkeypatch, 7.0)
+    rounds = record_decoding(engine, monkeypatch)
+    german = get_clip("u03")
     heard, short = engine.transcribe(
-        [window(samples, words=True), Window(german.samples, 0.0, 1.0, (german.start, german.end), TranscriptionRequest())]
+        [create_window(samples, words=True), Window(german.samples, 0.0, 1.0, (german.start, german.end), TranscriptionRequest())]
     )
-    assert text(short) == german.text
-    assert [s.text for s in heard.segments] == [clip(name).text for name in LONG]
+    assert join_text(short) == german.text
+    assert [s.text for s in heard.segments] == [get_clip(name).text for name in LONG]
     assert [rows for rows, _, _ in rounds][:2] == [[0, 1], [0]], "only the row that broke off goes on"
     assert len(rounds) > 2
     for one, other in zip(heard.segments, whole.segments, strict=True):
@@ -283,11 +293,11 @@ def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, m
 
 
 def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    tired(engine, monkeypatch, 3.2)
-    rounds = spy(engine, monkeypatch)
-    samples = np.concatenate([clip("u02").samples, silence(20)])
+    break_off_rows(engine, monkeypatch, 3.2)
+    rounds = record_decoding(engine, monkeypatch)
+    samples = np.concatenate([get_clip("u02").samples, create_silence(20)])
     asked = Window(samples, 0.0, 1.0, (0.5, 3.2), TranscriptionRequest())
-    assert text(engine.transcribe([asked])[0]) == clip("u02").text
+    assert join_text(engine.transcribe([asked])[0]) == get_clip("u02").text
     assert len(rounds) == 1
 
 
@@ -300,9 +310,9 @@ def test_a_model_that_does_not_come_forward_is_not_asked_again(engine: FasterWhi
         return [replace(found, tokens=[first, 1, first, first, *found.tokens[1:-1]]) for found in decode(*arguments)]
 
     monkeypatch.setattr(model, "decode", stuck)
-    rounds = spy(engine, monkeypatch)
-    (heard,) = engine.transcribe([window(clip("u06").samples)])
-    assert "Set the volume up" in text(heard)
+    rounds = record_decoding(engine, monkeypatch)
+    (heard,) = engine.transcribe([create_window(get_clip("u06").samples)])
+    assert "Set the volume up" in join_text(heard)
     assert len(rounds) == 1
 
 
@@ -312,42 +322,42 @@ def test_only_doubtful_rows_are_tried_at_higher_temperatures(
     sureness = {name: heard.segments[0].avg_logprob for name, heard in alone.items()}
     unsure, *_, sure = sorted(sureness, key=sureness.__getitem__)
     threshold = (sureness[unsure] + sureness[sure]) / 2
-    engine = load(folder, log_prob_threshold=threshold, no_speech_threshold=None, temperatures=(0.0, 0.2, 0.4))
-    rounds = spy(engine, monkeypatch)
-    heard = engine.transcribe([window(clip(name).samples) for name in (sure, unsure, sure)])
-    assert text(heard[0]) == text(heard[2]) == clip(sure).text
+    engine = load_engine(folder, log_prob_threshold=threshold, no_speech_threshold=None, temperatures=(0.0, 0.2, 0.4))
+    rounds = record_decoding(engine, monkeypatch)
+    heard = engine.transcribe([create_window(get_clip(name).samples) for name in (sure, unsure, sure)])
+    assert join_text(heard[0]) == join_text(heard[2]) == get_clip(sure).text
     assert [(rows, temperature) for rows, temperature, _ in rounds][:2] == [([0, 1, 2], 0.0), ([1], 0.2)]
     assert heard[0].segments[0].temperature == heard[2].segments[0].temperature == 0.0
 
 
 def test_the_best_try_is_kept_when_none_is_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load(folder, log_prob_threshold=0.0, no_speech_threshold=None)
-    rounds = spy(engine, monkeypatch)
-    (heard,) = engine.transcribe([window(clip("u06").samples)])
+    engine = load_engine(folder, log_prob_threshold=0.0, no_speech_threshold=None)
+    rounds = record_decoding(engine, monkeypatch)
+    (heard,) = engine.transcribe([create_window(get_clip("u06").samples)])
     assert [temperature for _, temperature, _ in rounds] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert text(heard) == "Set the volume up."
+    assert join_text(heard) == "Set the volume up."
 
 
 def test_repetition_is_doubtful(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load(folder, compression_ratio_threshold=0.1, temperatures=(0.0, 0.2), beam_size=1, best_of=1)
-    rounds = spy(engine, monkeypatch)
-    engine.transcribe([window(clip("u06").samples)])
+    engine = load_engine(folder, compression_ratio_threshold=0.1, temperatures=(0.0, 0.2), beam_size=1, best_of=1)
+    rounds = record_decoding(engine, monkeypatch)
+    engine.transcribe([create_window(get_clip("u06").samples)])
     assert [temperature for _, temperature, _ in rounds] == [0.0, 0.2]
 
 
 def test_a_requests_temperature_is_the_first_to_be_tried(engine: FasterWhisper, decoded: list) -> None:
-    heard = engine.transcribe([window(clip("u06").samples, temperature=0.1), window(clip("u09").samples)])
+    heard = engine.transcribe([create_window(get_clip("u06").samples, temperature=0.1), create_window(get_clip("u09").samples)])
     assert sorted((temperature, rows) for rows, temperature, _ in decoded) == [(0.0, [1]), (0.1, [0])]
-    assert [text(h) for h in heard] == [clip("u06").text, clip("u09").text]
+    assert [join_text(h) for h in heard] == [get_clip("u06").text, get_clip("u09").text]
     assert heard[0].segments[0].temperature == 0.1
 
 
 def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decoded: list) -> None:
     model = engine._rounds._model
     asked = [
-        window(clip("u06").samples, prompt="Please stop."),
-        window(clip("u09").samples, hotwords=("kitchen", "music", "light")),
-        window(clip("u18").samples),
+        create_window(get_clip("u06").samples, prompt="Please stop."),
+        create_window(get_clip("u09").samples, hotwords=("kitchen", "music", "light")),
+        create_window(get_clip("u18").samples),
     ]
     assert len({engine.batch_key(w) for w in asked}) == 3, "the batcher keeps them apart"
     heard = engine.transcribe(asked)
@@ -357,12 +367,12 @@ def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode
     assert told[0] == [tiny_whisper.START_OF_PREVIOUS, *model.encode_text(" Please stop."), start, *told[0][-2:]]
     assert told[1][: told[1].index(start)] == [tiny_whisper.START_OF_PREVIOUS, *model.encode_text(" kitchen, music, light")]
     assert told[2][0] == start
-    assert text(heard[2]) == clip("u18").text
+    assert join_text(heard[2]) == get_clip("u18").text
     assert all(h.language == "en" for h in heard)
 
 
 def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list) -> None:
-    engine.transcribe([window(clip("u06").samples, prompt="please " * 400 + "stop")])
+    engine.transcribe([create_window(get_clip("u06").samples, prompt="please " * 400 + "stop")])
     ((_, _, (prompt,)),) = decoded
     before = prompt[: prompt.index(tiny_whisper.START)]
     assert len(before) == 224
@@ -370,22 +380,22 @@ def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list
 
 
 def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load(folder, prompt="Hello computer.")
-    rounds = spy(engine, monkeypatch)
-    engine.transcribe([window(clip("u06").samples)])
-    engine.transcribe([window(clip("u06").samples, prompt="Music.")])
+    engine = load_engine(folder, prompt="Hello computer.")
+    rounds = record_decoding(engine, monkeypatch)
+    engine.transcribe([create_window(get_clip("u06").samples)])
+    engine.transcribe([create_window(get_clip("u06").samples, prompt="Music.")])
     texts = [engine._rounds._model.decode_text(prompts[0][: prompts[0].index(tiny_whisper.START)]) for _, _, prompts in rounds]
     assert texts == [" Hello computer.", " Music."]
 
 
 def test_previous_text_is_told_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load(folder, condition_on_previous_text=True)
+    engine = load_engine(folder, condition_on_previous_text=True)
     assert engine.sequential
-    rounds = spy(engine, monkeypatch)
+    rounds = record_decoding(engine, monkeypatch)
     context = RequestContext()
-    engine.transcribe([window(clip("u06").samples, context)])
+    engine.transcribe([create_window(get_clip("u06").samples, context)])
     assert context.text == " Set the volume up."
-    engine.transcribe([window(clip("u09").samples, context)])
+    engine.transcribe([create_window(get_clip("u09").samples, context)])
     assert rounds[0][2][0][0] == tiny_whisper.START
     second = rounds[1][2][0]
     said = engine._rounds._model.encode_text(" Set the volume up.")
@@ -394,16 +404,16 @@ def test_previous_text_is_told_when_asked_for(folder: Path, monkeypatch: pytest.
 
 
 def test_previous_text_is_forgotten_after_much_doubt(folder: Path) -> None:
-    engine = load(folder, condition_on_previous_text=True, log_prob_threshold=0.0, no_speech_threshold=None)
+    engine = load_engine(folder, condition_on_previous_text=True, log_prob_threshold=0.0, no_speech_threshold=None)
     context = RequestContext(text=" Hello.")
-    engine.transcribe([window(clip("u06").samples, context)])
+    engine.transcribe([create_window(get_clip("u06").samples, context)])
     assert context.text == ""
 
 
 def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decoded: list) -> None:
     context = RequestContext(text=" Hello.")
     assert not engine.sequential
-    engine.transcribe([window(clip("u06").samples, context)])
+    engine.transcribe([create_window(get_clip("u06").samples, context)])
     assert decoded[0][2][0][0] == tiny_whisper.START
     assert context.text == " Hello."
 
@@ -411,7 +421,7 @@ def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decoded: lis
 def test_a_cancelled_window_is_given_up_between_steps(
     engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, decoded: list
 ) -> None:
-    gone, stays, never = (window(clip(n).samples, words=True) for n in ("u02", "u06", "u09"))
+    gone, stays, never = (create_window(get_clip(n).samples, words=True) for n in ("u02", "u06", "u09"))
     never.cancelled = True
     model = engine._rounds._model
     detect, align = model.detect_languages, model.align
@@ -429,7 +439,7 @@ def test_a_cancelled_window_is_given_up_between_steps(
     monkeypatch.setattr(model, "align", recorded)
     heard = engine.transcribe([gone, stays, never])
     assert heard[0] == heard[2] == EngineResult()
-    assert text(heard[1]) == "Set the volume up."
+    assert join_text(heard[1]) == "Set the volume up."
     assert [rows for rows, _, _ in decoded] == [[1]]
     assert aligned == [[1]]
 
@@ -437,7 +447,7 @@ def test_a_cancelled_window_is_given_up_between_steps(
 def test_a_window_cancelled_while_it_is_decoded_is_not_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine._rounds._model
     decode = model.decode
-    gone = window(clip("u06").samples)
+    gone = create_window(get_clip("u06").samples)
 
     def cancelling(*arguments):
         gone.cancelled = True
@@ -448,7 +458,7 @@ def test_a_window_cancelled_while_it_is_decoded_is_not_heard(engine: FasterWhisp
 
 
 def test_what_the_model_cannot_do_is_refused(engine: FasterWhisper) -> None:
-    odd = window(clip("u06").samples, language="yue")
+    odd = create_window(get_clip("u06").samples, language="yue")
     refusal = engine.refusal(odd.request)
     assert refusal
     assert "(yue)" in refusal.message
@@ -461,31 +471,31 @@ def test_capabilities_are_those_of_the_weights(engine: FasterWhisper) -> None:
 
 
 def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load(faster_whisper.build_english(tmp_path))
+    engine = load_engine(faster_whisper.build_english(tmp_path))
     assert engine.capabilities.languages == ("en",)
     assert not engine.capabilities.detects_language
-    rounds = spy(engine, monkeypatch)
-    (heard,) = engine.transcribe([window(clip("u06").samples, words=True, prompt="Hello.")])
+    rounds = record_decoding(engine, monkeypatch)
+    (heard,) = engine.transcribe([create_window(get_clip("u06").samples, words=True, prompt="Hello.")])
     special = engine._rounds._model.special
     assert (special.start, special.previous) == (tiny_whisper.START - 1, tiny_whisper.START_OF_PREVIOUS - 1)
     assert rounds[0][2] == [[special.previous, *engine._rounds._model.encode_text(" Hello."), special.start]]
     assert heard.language in {"en", ""}
     for wish in ({"language": "de"}, {"task": SpeechTask.TRANSLATE}):
-        assert engine.refusal(window(clip("u06").samples, **wish).request)
+        assert engine.refusal(create_window(get_clip("u06").samples, **wish).request)
 
 
 def test_workers_decode_side_by_side(folder: Path) -> None:
-    assert load(folder, workers=2).parallel == 2
-    assert load(folder, threads=1).parallel == 1
+    assert load_engine(folder, workers=2).parallel == 2
+    assert load_engine(folder, threads=1).parallel == 1
 
 
 def test_cores_are_shared_out_by_timing_where_nobody_says_how(folder: Path) -> None:
-    timed = load(folder)
+    timed = load_engine(folder)
     threads, workers = timed.measured["threads"], timed.measured["workers"]
     assert (1 <= threads * workers <= len(os.sched_getaffinity(0)), workers) == (True, timed.parallel)
-    assert load(folder, **timed.measured).parallel == timed.parallel
+    assert load_engine(folder, **timed.measured).parallel == timed.parallel
     for said in ({"threads": 1}, {"workers": 1}, {"compute_type": "float32"}):
-        assert load(folder, **said).measured.get("workers", 1) == 1
+        assert load_engine(folder, **said).measured.get("workers", 1) == 1
 
 
 @pytest.fixture
@@ -498,34 +508,34 @@ def copied(folder: Path, tmp_path: Path) -> Iterator[Path]:
     return copy
 
 
-def replaced(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     path.unlink()
     path.write_bytes(data)
 
 
-def load_fails(source: Path, **options: object) -> str:
+def get_load_error(source: Path, **options: object) -> str:
     with pytest.raises(ModelLoadError) as caught:
-        load(source, **options)
+        load_engine(source, **options)
     return caught.value.message
 
 
-def configured(folder: Path, **changes: object) -> None:
+def check_options(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_bytes()) | changes
-    replaced(folder / "config.json", json.dumps(config).encode())
+    replace_file(folder / "config.json", json.dumps(config).encode())
 
 
 def test_languages_are_detected_though_the_converter_left_them_out(copied: Path) -> None:
-    configured(copied, lang_ids=[])
-    assert load(copied).transcribe([window(clip("u15").samples)])[0].language == "de"
+    check_options(copied, lang_ids=[])
+    assert load_engine(copied).transcribe([create_window(get_clip("u15").samples)])[0].language == "de"
 
 
 def test_a_model_without_alignment_has_no_words(copied: Path) -> None:
-    configured(copied, alignment_heads=[])
-    engine = load(copied)
+    check_options(copied, alignment_heads=[])
+    engine = load_engine(copied)
     assert not engine.capabilities.words
     assert not engine.capabilities.logprobs
-    assert text(engine.transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
-    refusal = engine.refusal(window(clip("u15").samples, words=True).request)
+    assert join_text(engine.transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
+    refusal = engine.refusal(create_window(get_clip("u15").samples, words=True).request)
     assert refusal
     assert "alignment_heads" in refusal.message
 
@@ -534,18 +544,18 @@ def test_a_vocabulary_as_older_converters_wrote_it(copied: Path) -> None:
     tokens = json.loads((copied / "vocabulary.json").read_bytes())
     (copied / "vocabulary.json").unlink()
     (copied / "vocabulary.txt").write_text("\n".join(tokens), encoding="utf-8")
-    assert text(load(copied).transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
+    assert join_text(load_engine(copied).transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
 
 
 def test_features_need_no_file(copied: Path) -> None:
     (copied / "preprocessor_config.json").unlink()
-    assert text(load(copied).transcribe([window(clip("u15").samples)])[0]) == clip("u15").text
+    assert join_text(load_engine(copied).transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
 
 
 @pytest.mark.parametrize("name", ["model.bin", "config.json", "tokenizer.json", "vocabulary.json"])
 def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     (copied / name).unlink()
-    message = load_fails(copied)
+    message = get_load_error(copied)
     assert f"{name} is missing" in message
     assert str(copied) in message
 
@@ -554,8 +564,8 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99])
 def test_a_truncated_file_is_named(copied: Path, name: str, keep: float) -> None:
     data = (copied / name).read_bytes()
-    replaced(copied / name, data[: int(keep * len(data)) if keep < 1 else keep])
-    assert name in load_fails(copied)
+    replace_file(copied / name, data[: int(keep * len(data)) if keep < 1 else keep])
+    assert name in get_load_error(copied)
 
 
 @pytest.mark.parametrize(
@@ -563,54 +573,54 @@ def test_a_truncated_file_is_named(copied: Path, name: str, keep: float) -> None
     [b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n", b"GGUF" + bytes(1000)],
 )
 def test_weights_of_another_kind_are_named(copied: Path, foreign: bytes) -> None:
-    replaced(copied / "model.bin", foreign)
-    assert "model.bin" in load_fails(copied)
+    replace_file(copied / "model.bin", foreign)
+    assert "model.bin" in get_load_error(copied)
 
 
 def test_weights_of_another_architecture_are_named(copied: Path) -> None:
-    replaced(copied / "model.bin", (copied / "model.bin").read_bytes().replace(b"WhisperSpec", b"ParrotsSpec", 1))
-    assert "model.bin" in load_fails(copied)
+    replace_file(copied / "model.bin", (copied / "model.bin").read_bytes().replace(b"WhisperSpec", b"ParrotsSpec", 1))
+    assert "model.bin" in get_load_error(copied)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
 def test_json_of_another_kind_is_named(copied: Path, name: str) -> None:
-    replaced(copied / name, b'"text"')
-    assert name in load_fails(copied)
+    replace_file(copied / name, b'"text"')
+    assert name in get_load_error(copied)
 
 
 def test_a_tokenizer_that_is_not_whispers_is_named(copied: Path) -> None:
     plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
-    replaced(copied / "tokenizer.json", json.dumps(plain).encode())
-    assert "tokenizer.json is not Whisper's" in load_fails(copied)
+    replace_file(copied / "tokenizer.json", json.dumps(plain).encode())
+    assert "tokenizer.json is not Whisper's" in get_load_error(copied)
 
 
 def test_a_vocabulary_of_another_model_is_named(copied: Path) -> None:
-    replaced(copied / "vocabulary.json", json.dumps(["a"] * 51865).encode())
-    message = load_fails(copied)
+    replace_file(copied / "vocabulary.json", json.dumps(["a"] * 51865).encode())
+    message = get_load_error(copied)
     assert "tokenizer.json" in message
     assert "vocabulary" in message
 
 
 def test_a_source_that_is_no_folder_is_named(folder: Path, tmp_path: Path) -> None:
-    assert "not a folder" in load_fails(folder / "model.bin")
-    assert str(tmp_path / "none") in load_fails(tmp_path / "none")
+    assert "not a folder" in get_load_error(folder / "model.bin")
+    assert str(tmp_path / "none") in get_load_error(tmp_path / "none")
 
 
 def test_a_compute_type_the_device_lacks_is_told_what_there_is(folder: Path) -> None:
-    message = load_fails(folder, compute_type="float17", device="cpu")
+    message = get_load_error(folder, compute_type="float17", device="cpu")
     assert "'float17'" in message
     assert "float32" in message
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
-    assert "device_index 7" in load_fails(folder, device="cpu", device_index=[7])
+    assert "device_index 7" in get_load_error(folder, device="cpu", device_index=[7])
 
 
 def test_cuda_without_a_gpu_is_refused(folder: Path) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2")
     if ctranslate2.get_cuda_device_count():
         pytest.skip("there is a GPU")
-    assert "CTranslate2 cannot use an NVIDIA GPU here" in load_fails(folder, device="cuda")
+    assert "CTranslate2 cannot use an NVIDIA GPU here" in get_load_error(folder, device="cuda")
 
 
 def test_options_nobody_knows_are_refused() -> None:
@@ -624,7 +634,7 @@ def test_options_nobody_knows_are_refused() -> None:
 def test_features_are_those_of_audio_filled_up_with_silence(engine: FasterWhisper, size: int) -> None:
     model = engine._rounds._model
     assert isinstance(model, CTranslate2Whisper)
-    samples = np.resize(clip("u06").samples, size)
+    samples = np.resize(get_clip("u06").samples, size)
     whole = np.pad(samples, (0, max(0, 30 * SAMPLE_RATE - size)))[: 30 * SAMPLE_RATE]
     found = _pad_features(model.extract_features(samples))
     assert found.shape == (80, 3000)
@@ -632,16 +642,16 @@ def test_features_are_those_of_audio_filled_up_with_silence(engine: FasterWhispe
 
 
 def test_two_threads_may_decode_at_once(engine: FasterWhisper) -> None:
-    parts = [clips()[n::4] for n in range(4)]
+    parts = [load_clips()[n::4] for n in range(4)]
     with ThreadPoolExecutor(2) as pool:
-        heard = list(pool.map(lambda part: engine.transcribe([window(c.samples, words=True) for c in part]), parts))
-    assert [[text(h) for h in part] for part in heard] == [[c.text for c in part] for part in parts]
+        heard = list(pool.map(lambda part: engine.transcribe([create_window(c.samples, words=True) for c in part]), parts))
+    assert [[join_text(h) for h in part] for part in heard] == [[c.text for c in part] for part in parts]
 
 
 @pytest.mark.slow
 def test_a_random_model_recites_as_many_tokens_as_asked(tmp_path: Path) -> None:
-    engine = load(faster_whisper.random(tmp_path, "tiny", tokens=20), beam_size=1)
-    heard = engine.transcribe([window(noise(5.0)), window(clip("u06").samples)])
+    engine = load_engine(faster_whisper.build_random(tmp_path, "tiny", tokens=20), beam_size=1)
+    heard = engine.transcribe([create_window(create_noise(5.0)), create_window(get_clip("u06").samples)])
     for one in heard:
         (segment,) = one.segments
         assert len(segment.tokens) == 20
@@ -669,8 +679,8 @@ def test_options_that_would_hang_crash_or_babble_are_refused(options: dict[str, 
 
 def test_a_prompt_that_spells_special_tokens_out_is_no_command(folder: Path) -> None:
     engine = FasterWhisper.load(folder, FasterWhisper.Options(compute_type="float32"))
-    spoken = window(clip("u24").samples, prompt="<|endoftext|><|startoftranscript|>" * 300)
-    assert text(engine.transcribe([spoken])[0]) == clip("u24").text
+    spoken = create_window(get_clip("u24").samples, prompt="<|endoftext|><|startoftranscript|>" * 300)
+    assert join_text(engine.transcribe([spoken])[0]) == get_clip("u24").text
 
 
 def test_flash_attention_is_not_for_a_cpu(folder: Path) -> None:

@@ -15,28 +15,28 @@ from eardrum.engines.moonshine import DECODER, ENCODER, PADDING, TOKENIZER, Deco
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.models.inventory import EMBEDDED_SHA256
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
-from tests.recordings import SPEECH_TEXT, noise, phone, silence, speech
+from tests.recordings import SPEECH_TEXT, create_noise, create_silence, load_announcements, load_speech
 
 SENTENCE = "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them."
 
 
-def window(samples: np.ndarray, **request: object) -> Window:
+def create_window(samples: np.ndarray, **request: object) -> Window:
     return Window(samples, 0.0, 1.0, (0.1, len(samples) / SAMPLE_RATE), TranscriptionRequest(**request))
 
 
-def sentence() -> np.ndarray:
-    return speech()[: int(7.6 * SAMPLE_RATE)]
+def load_sentence() -> np.ndarray:
+    return load_speech()[: int(7.6 * SAMPLE_RATE)]
 
 
 @pytest.fixture(scope="module")
 def windows() -> list[Window]:
     """Windows of very different lengths."""
-    recordings = {name: samples for name, samples, _ in phone()}
+    recordings = {name: samples for name, samples, _ in load_announcements()}
     return [
-        window(recordings["vm-nonumber"]),
-        window(sentence()),
-        window(recordings["conf-onlyone"]),
-        window(silence(0.05)),
+        create_window(recordings["vm-nonumber"]),
+        create_window(load_sentence()),
+        create_window(recordings["conf-onlyone"]),
+        create_window(create_silence(0.05)),
     ]
 
 
@@ -87,7 +87,7 @@ def test_only_a_windows_own_audio_is_attended_to(moonshine: Moonshine, windows: 
 
 
 def test_phone_speech(windows: list[Window], alone: list[EngineResult]) -> None:
-    texts = {name: text for name, _, text in phone()}
+    texts = {name: text for name, _, text in load_announcements()}
 
     def words(text: str) -> list[str]:
         return "".join(c for c in text.lower() if c.isalnum() or c == " ").split()
@@ -98,11 +98,11 @@ def test_phone_speech(windows: list[Window], alone: list[EngineResult]) -> None:
 
 def test_a_tiny_window_works(moonshine: Moonshine, alone: list[EngineResult]) -> None:
     assert all(len(segment.tokens) <= 1 for segment in alone[3].segments)
-    assert moonshine.transcribe([window(noise(0.001))])[0].language == "en"
+    assert moonshine.transcribe([create_window(create_noise(0.001))])[0].language == "en"
 
 
 def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, alone: list[EngineResult]) -> None:
-    heard = moonshine.transcribe([window(noise(2.0, 0.2))])[0]
+    heard = moonshine.transcribe([create_window(create_noise(2.0, 0.2))])[0]
     unsure = min([segment.avg_logprob for segment in heard.segments], default=-9.0)
     assert math.exp(alone[1].segments[0].avg_logprob) > 0.8
     assert unsure < alone[1].segments[0].avg_logprob - 0.2
@@ -117,7 +117,7 @@ def test_tokens_with_their_probabilities(moonshine: Moonshine, windows: list[Win
 
 
 def test_a_window_nobody_wants_is_given_up(moonshine: Moonshine) -> None:
-    gone, stays = window(sentence()), window(sentence())
+    gone, stays = create_window(load_sentence()), create_window(load_sentence())
     gone.cancelled = True
     given_up, heard = moonshine.transcribe([gone, stays])
     assert sum(len(segment.tokens) for segment in given_up.segments) <= 1
@@ -125,7 +125,7 @@ def test_a_window_nobody_wants_is_given_up(moonshine: Moonshine) -> None:
 
 
 def test_what_speaks_faster_than_people_is_cut_off() -> None:
-    row = DecoderRow(window(silence(1)), limit=3)
+    row = DecoderRow(create_window(create_silence(1)), limit=3)
     for token in (10, 11, 12):
         assert not row.ended
         row.append_token(token, -1.0)
@@ -133,7 +133,7 @@ def test_what_speaks_faster_than_people_is_cut_off() -> None:
     assert (row.tokens, row.avg_logprob) == ([10, 11, 12], -1.0)
 
 
-def copied(weights: Path, folder: Path) -> Path:
+def copy_model(weights: Path, folder: Path) -> Path:
     """The model in a folder of its own; each file a link until it is replaced."""
     folder.mkdir()
     for name in (ENCODER, DECODER, TOKENIZER):
@@ -141,12 +141,12 @@ def copied(weights: Path, folder: Path) -> Path:
     return folder
 
 
-def replaced(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     path.unlink()
     path.write_bytes(data)
 
 
-def load_fails(source: Path, **options: object) -> str:
+def get_load_error(source: Path, **options: object) -> str:
     with pytest.raises(ModelLoadError) as caught:
         Moonshine.load(source, Moonshine.Options(**options))
     return caught.value.message
@@ -154,18 +154,18 @@ def load_fails(source: Path, **options: object) -> str:
 
 @pytest.mark.parametrize("name", [ENCODER, DECODER, TOKENIZER])
 def test_a_missing_file_is_named(weights: Path, tmp_path: Path, name: str) -> None:
-    source = copied(weights, tmp_path / "m")
+    source = copy_model(weights, tmp_path / "m")
     (source / name).unlink()
-    assert name in load_fails(source)
+    assert name in get_load_error(source)
 
 
 @pytest.mark.parametrize("name", [ENCODER, TOKENIZER])
 def test_a_flipped_byte_is_noticed_by_the_files_sum(weights: Path, tmp_path: Path, name: str) -> None:
-    source = copied(weights, tmp_path / "m")
+    source = copy_model(weights, tmp_path / "m")
     data = bytearray((weights / name).read_bytes())
     data[len(data) // 2] ^= 1
-    replaced(source / name, bytes(data))
-    message = load_fails(source, sha256=EMBEDDED_SHA256)
+    replace_file(source / name, bytes(data))
+    message = get_load_error(source, sha256=EMBEDDED_SHA256)
     assert name in message
     assert "damaged" in message
 
@@ -173,9 +173,9 @@ def test_a_flipped_byte_is_noticed_by_the_files_sum(weights: Path, tmp_path: Pat
 @pytest.mark.parametrize("name", [ENCODER, DECODER])
 @pytest.mark.parametrize("keep", [0, 1000])
 def test_a_truncated_graph_is_named(weights: Path, tmp_path: Path, name: str, keep: int) -> None:
-    source = copied(weights, tmp_path / "m")
-    replaced(source / name, (weights / name).read_bytes()[:keep])
-    assert name in load_fails(source)
+    source = copy_model(weights, tmp_path / "m")
+    replace_file(source / name, (weights / name).read_bytes()[:keep])
+    assert name in get_load_error(source)
 
 
 TOKENS = b"\x00" + b"\x01a" + bytes([128 + 300 % 128, 300 // 128]) + b"d" * 300 + b"\x02bc" + b"\xac\x02" + b"e" * 300
@@ -199,14 +199,14 @@ def test_a_token_that_breaks_off_is_damage(tmp_path: Path, lost: int) -> None:
 
 
 def test_a_tokenizer_that_lacks_tokens_is_named(weights: Path, tmp_path: Path) -> None:
-    source = copied(weights, tmp_path / "m")
-    replaced(source / TOKENIZER, TOKENS)
-    assert TOKENIZER in load_fails(source)
+    source = copy_model(weights, tmp_path / "m")
+    replace_file(source / TOKENIZER, TOKENS)
+    assert TOKENIZER in get_load_error(source)
 
 
 def test_wishes_that_cannot_be_met_are_refused(weights: Path) -> None:
-    assert "compute_type 'int8'" in load_fails(weights, compute_type="int8")
-    assert "CUDA" in load_fails(weights, device="cuda")
+    assert "compute_type 'int8'" in get_load_error(weights, compute_type="int8")
+    assert "CUDA" in get_load_error(weights, device="cuda")
     with pytest.raises(ValidationError):
         Moonshine.Options(beam_size=5)
 
@@ -214,6 +214,6 @@ def test_wishes_that_cannot_be_met_are_refused(weights: Path) -> None:
 @pytest.mark.slow
 def test_the_language_is_an_options_or_the_folders(weights: Path, tmp_path: Path) -> None:
     for folder, options, language in (("tiny-es", {}, "es"), ("tiny", {"language": "uk"}, "uk"), ("plain", {}, "en")):
-        engine = Moonshine.load(copied(weights, tmp_path / folder), Moonshine.Options(**options))
+        engine = Moonshine.load(copy_model(weights, tmp_path / folder), Moonshine.Options(**options))
         assert engine.capabilities.languages == (language,)
         assert Moonshine.capabilities.languages == ("en",), "a loaded model changed the class"

@@ -47,7 +47,7 @@ ENCODER = {
 }
 
 
-def built(model: Any, path: Path) -> Path:
+def save_model(model: Any, path: Path) -> Path:
     model.save_to(str(path))
     return path
 
@@ -65,7 +65,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"dir": str(folder), "type": "bpe"}
 
 
-def decoder(labels: list[str]) -> dict[str, Any]:
+def build_decoder(labels: list[str]) -> dict[str, Any]:
     target = "nemo.collections.asr.modules.ConvASRDecoder"
     return {"_target_": target, "feat_in": 16, "num_classes": len(labels) or -1, "vocabulary": labels}
 
@@ -75,8 +75,8 @@ def ctc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.asr.models")
     torch.manual_seed(3)
     config = {"sample_rate": 16_000, "labels": LETTERS, "preprocessor": FEATURES, "encoder": ENCODER}
-    model = models.EncDecCTCModel(cfg=omega(config | {"decoder": decoder(LETTERS)}))
-    return built(model, tmp_path_factory.mktemp("ctc") / "random.nemo")
+    model = models.EncDecCTCModel(cfg=to_omegaconf(config | {"decoder": build_decoder(LETTERS)}))
+    return save_model(model, tmp_path_factory.mktemp("ctc") / "random.nemo")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def ctc_pieces(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, str])
     torch, models = importlib.import_module("torch"), importlib.import_module("nemo.collections.asr.models")
     torch.manual_seed(3)
     config = {"sample_rate": 16_000, "tokenizer": pieces, "preprocessor": FEATURES, "encoder": ENCODER}
-    model = models.EncDecCTCModelBPE(cfg=omega(config | {"decoder": decoder([])}))
-    return built(model, tmp_path_factory.mktemp("ctc_pieces") / "random.nemo")
+    model = models.EncDecCTCModelBPE(cfg=to_omegaconf(config | {"decoder": build_decoder([])}))
+    return save_model(model, tmp_path_factory.mktemp("ctc_pieces") / "random.nemo")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def tdt(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, str]) -> Pat
         },
         "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1, 2, 3, 4], "sigma": 0.02, "omega": 0.1}},
     }
-    return built(models.EncDecRNNTBPEModel(cfg=omega(config)), tmp_path_factory.mktemp("tdt") / "random.nemo")
+    return save_model(models.EncDecRNNTBPEModel(cfg=to_omegaconf(config)), tmp_path_factory.mktemp("tdt") / "random.nemo")
 
 
 CONTROL = ["en", "de", "transcribe", "translate", "startofcontext", "emo:undefined", "itn", "noitn", "timestamp", "notimestamp"]
@@ -185,10 +185,10 @@ def canary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "label_smoothing": 0.0,
         },
     }
-    model = models.EncDecMultiTaskModel(cfg=omega(config))
+    model = models.EncDecMultiTaskModel(cfg=to_omegaconf(config))
     with torch.no_grad():  # rather words than control tokens, of which the text shows nothing
         model.log_softmax.mlp.layer0.bias[: model.tokenizer.tokenizers_dict["spl_tokens"].vocab_size] = -9.0
-    path = built(model, folder / "random.nemo")
+    path = save_model(model, folder / "random.nemo")
     return load_engine("nemo", path, {"device": "cpu"})
 
 
@@ -229,7 +229,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "salm"
 
 
-def omega(config: dict[str, Any]) -> Any:
+def to_omegaconf(config: dict[str, Any]) -> Any:
     return importlib.import_module("omegaconf").OmegaConf.create(config)
 
 
@@ -238,7 +238,7 @@ def engine(request: pytest.FixtureRequest) -> Any:
     return load_engine("nemo", request.getfixturevalue(request.param), {"device": "cpu"})
 
 
-def windows(**request: object) -> list[Window]:
+def create_windows(**request: object) -> list[Window]:
     """Noise of very different lengths."""
     noise = np.random.default_rng(0).normal(0, 0.1, 80_000).astype(np.float32)
     swell = noise * np.sin(np.arange(80_000) / 3000).astype(np.float32)
@@ -246,23 +246,23 @@ def windows(**request: object) -> list[Window]:
     return [Window(swell[:n], 0.0, 1.0, (0.0, n / 16_000), TranscriptionRequest(**request)) for n in lengths]
 
 
-def texts(hearing: EngineResult) -> list[str]:
+def list_texts(hearing: EngineResult) -> list[str]:
     return [segment.text for segment in hearing.segments]
 
 
 def test_rows_of_a_batch_are_those_of_their_windows(engine: Any) -> None:
-    asked = windows(words=True)
+    asked = create_windows(words=True)
     alone = [engine.transcribe([each])[0] for each in asked]
-    assert len({tuple(texts(heard)) for heard in alone[2:]}) == 3, "the model says the same whatever it hears"
+    assert len({tuple(list_texts(heard)) for heard in alone[2:]}) == 3, "the model says the same whatever it hears"
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
         for at, heard in zip(order, engine.transcribe([asked[at] for at in order]), strict=True):
-            assert texts(heard) == texts(alone[at])
+            assert list_texts(heard) == list_texts(alone[at])
             for one, other in zip(heard.segments, alone[at].segments, strict=True):
                 assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
 
 
 def test_words_ascend_within_the_window(engine: Any) -> None:
-    *_, long = windows(words=True)
+    *_, long = create_windows(words=True)
     (heard,) = engine.transcribe([long])
     words = [word for segment in heard.segments for word in segment.words]
     assert words
@@ -270,7 +270,7 @@ def test_words_ascend_within_the_window(engine: Any) -> None:
     assert [word.start for word in words] == sorted(word.start for word in words)
     assert all(0 < word.probability <= 1 for word in words)
     assert any(word.probability < 0.9 for word in words), "every word is sure: confidence is not computed"
-    assert all(not segment.words for segment in engine.transcribe([windows()[-1]])[0].segments)
+    assert all(not segment.words for segment in engine.transcribe([create_windows()[-1]])[0].segments)
 
 
 PROMPTS = {
@@ -295,19 +295,19 @@ def test_canary_is_told_language_task_and_times(canary: Any, monkeypatch: pytest
     monkeypatch.setattr(model.decoding, "decode_predictions_tensor", overheard)
     asked: list[dict[str, Any]] = [{}, {"language": "de"}, {"language": "de", "task": SpeechTask.TRANSLATE}, {"words": True}]
     for wish, prompt in zip(asked, PROMPTS[model.prompt_format], strict=False):
-        assert len(canary.transcribe(windows(**wish))) == 5
+        assert len(canary.transcribe(create_windows(**wish))) == 5
         assert len(told) == 5
         assert all(prompt in each for each in told), told[0]
         told.clear()
     assert (canary.capabilities.translate, canary.capabilities.words) == (True, model.prompt_format == "canary2")
-    assert len({canary.batch_key(windows(**wish)[0]) for wish in asked}) == len(PROMPTS[model.prompt_format])
+    assert len({canary.batch_key(create_windows(**wish)[0]) for wish in asked}) == len(PROMPTS[model.prompt_format])
 
 
 def test_canarys_rows_are_those_of_their_windows(canary: Any) -> None:
-    asked = windows()[2:]
+    asked = create_windows()[2:]
     for one, together in zip(asked, canary.transcribe(asked), strict=True):
         # Noise never says that it is done; in company it goes on for as long as the longest may.
-        assert " ".join(texts(together)).startswith(" ".join(texts(canary.transcribe([one])[0])))
+        assert " ".join(list_texts(together)).startswith(" ".join(list_texts(canary.transcribe([one])[0])))
 
 
 def test_canary_refuses_what_it_cannot_do(canary: Any) -> None:
@@ -323,15 +323,15 @@ def test_canary_qwen_answers_to_each_window(qwen: Path) -> None:
     assert registry.find_card("nemo").can_run(qwen)
     engine: Any = load_engine("nemo", qwen, {"device": "cpu", "language": "en"})
     assert (engine.capabilities.words, engine.capabilities.languages) == (False, ("en",))
-    asked = windows()[1:3]
+    asked = create_windows()[1:3]
     together = engine.transcribe(asked)
-    said = [" ".join(texts(heard)) for heard in together]
+    said = [" ".join(list_texts(heard)) for heard in together]
     assert any(said)
     for each, text in zip(asked, said, strict=True):
         # Noise never says that it is done; in company it goes on for as long as the longest may.
-        assert text.startswith(" ".join(texts(engine.transcribe([each])[0]))[:10])
+        assert text.startswith(" ".join(list_texts(engine.transcribe([each])[0]))[:10])
     told: Any = load_engine("nemo", qwen, {"device": "cpu", "instruction": "Sing:"})
-    assert [texts(heard) for heard in told.transcribe(asked)] != [texts(heard) for heard in together]
+    assert [list_texts(heard) for heard in told.transcribe(asked)] != [list_texts(heard) for heard in together]
 
 
 def test_the_language_model_of_a_canary_qwen_is_not_fetched(qwen: Path, tmp_path: Path) -> None:
@@ -339,13 +339,13 @@ def test_the_language_model_of_a_canary_qwen_is_not_fetched(qwen: Path, tmp_path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((qwen / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_llm": "nobody/none"}))
-    assert "hf download nobody/none" in fails(tmp_path)
+    assert "hf download nobody/none" in get_load_error(tmp_path)
 
 
 @pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
 def test_number_formats(ctc: Path, compute_type: str) -> None:
     engine = load_engine("nemo", ctc, {"device": "cpu", "compute_type": compute_type})
-    assert len(engine.transcribe(windows())) == 5
+    assert len(engine.transcribe(create_windows())) == 5
 
 
 def test_a_model_is_found_by_its_file(ctc: Path, tmp_path: Path) -> None:
@@ -354,18 +354,18 @@ def test_a_model_is_found_by_its_file(ctc: Path, tmp_path: Path) -> None:
     assert not registry.find_card("nemo").can_run(tmp_path)
 
 
-def fails(source: Path, **options: object) -> str:
+def get_load_error(source: Path, **options: object) -> str:
     with pytest.raises(ModelLoadError) as caught:
         load_engine("nemo", source, {"device": "cpu"} | options)
     return caught.value.message
 
 
 def test_what_cannot_be_loaded_is_named(ctc: Path, tmp_path: Path) -> None:
-    assert str(tmp_path / "gone.nemo") in fails(tmp_path / "gone.nemo")
-    assert "no .nemo file" in fails(tmp_path)
+    assert str(tmp_path / "gone.nemo") in get_load_error(tmp_path / "gone.nemo")
+    assert "no .nemo file" in get_load_error(tmp_path)
     (tmp_path / "a.nemo").write_bytes(ctc.read_bytes()[:2000])
-    assert str(tmp_path / "a.nemo") in fails(tmp_path)
+    assert str(tmp_path / "a.nemo") in get_load_error(tmp_path)
     (tmp_path / "b.nemo").write_bytes(b"")
-    assert "a.nemo, b.nemo: name one" in fails(tmp_path)
-    assert "compute_type 'int8'" in fails(ctc, compute_type="int8")
-    assert "pnc is for Canary only" in fails(ctc, pnc=True)
+    assert "a.nemo, b.nemo: name one" in get_load_error(tmp_path)
+    assert "compute_type 'int8'" in get_load_error(ctc, compute_type="int8")
+    assert "pnc is for Canary only" in get_load_error(ctc, pnc=True)

@@ -29,15 +29,15 @@ SAID = [HELLO, ("▁day", "▁hello"), (None,), ("▁good", None, None, "▁worl
 TEXTS = [["hello world.", "good day?"], ["day hello"], [], ["good", "world day good day"], ["world"]]
 
 
-def window(samples: np.ndarray, **request: object) -> Window:
+def create_window(samples: np.ndarray, **request: object) -> Window:
     return Window(samples, 0.0, 1.0, (0.1, len(samples) / 16_000), TranscriptionRequest(**request))
 
 
-def windows(**request: object) -> list[Window]:
-    return [window(scripted.speech(said, seed), **request) for seed, said in enumerate(SAID)]
+def create_windows(**request: object) -> list[Window]:
+    return [create_window(scripted.synthesize_speech(said, seed), **request) for seed, said in enumerate(SAID)]
 
 
-def texts(hearing: EngineResult) -> list[str]:
+def list_texts(hearing: EngineResult) -> list[str]:
     return [segment.text for segment in hearing.segments]
 
 
@@ -52,11 +52,11 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> OnnxAsr:
 
 
 def test_what_is_said_is_cut_after_sentences_and_in_pauses(engine: OnnxAsr) -> None:
-    assert [texts(engine.transcribe([each])[0]) for each in windows()] == TEXTS
+    assert [list_texts(engine.transcribe([each])[0]) for each in create_windows()] == TEXTS
 
 
 def test_words_lie_where_their_tones_do(engine: OnnxAsr) -> None:
-    (heard,) = engine.transcribe([window(scripted.speech(HELLO), words=True)])
+    (heard,) = engine.transcribe([create_window(scripted.synthesize_speech(HELLO), words=True)])
     words = [word for segment in heard.segments for word in segment.words]
     assert [word.word for word in words] == ["hello", "world.", "good", "day?"]
     assert [word.start for word in words] == pytest.approx([LEAD_S + SLOT_S * slot for slot in (0, 1, 4, 5)], abs=0.1)
@@ -67,7 +67,9 @@ def test_words_lie_where_their_tones_do(engine: OnnxAsr) -> None:
 
 
 def test_words_and_tokens_come_only_when_asked_for(engine: OnnxAsr) -> None:
-    plain, asked = (engine.transcribe([window(scripted.speech(HELLO), logprobs=wish)])[0] for wish in (False, True))
+    plain, asked = (
+        engine.transcribe([create_window(scripted.synthesize_speech(HELLO), logprobs=wish)])[0] for wish in (False, True)
+    )
     assert all(not segment.words and not segment.token_logprobs for segment in plain.segments)
     for segment in asked.segments:
         assert "".join(token.text for token in segment.token_logprobs).strip() == segment.text
@@ -78,10 +80,10 @@ def test_words_and_tokens_come_only_when_asked_for(engine: OnnxAsr) -> None:
 
 @pytest.mark.parametrize("order", list(permutations(range(len(SAID))))[::17])
 def test_rows_of_a_batch_are_those_of_their_windows_in_any_order(engine: OnnxAsr, order: tuple[int, ...]) -> None:
-    together = windows(words=True, logprobs=True)
+    together = create_windows(words=True, logprobs=True)
     alone = [engine.transcribe([each])[0] for each in together]
     for at, heard in zip(order, engine.transcribe([together[at] for at in order]), strict=True):
-        assert texts(heard) == TEXTS[at]
+        assert list_texts(heard) == TEXTS[at]
         for one, other in zip(heard.segments, alone[at].segments, strict=True):
             assert one.words == pytest.approx(other.words) or [w.start for w in one.words] == [w.start for w in other.words]
             assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-4)
@@ -89,10 +91,12 @@ def test_rows_of_a_batch_are_those_of_their_windows_in_any_order(engine: OnnxAsr
 
 @pytest.mark.parametrize("samples", [0, 1, 100, 400, 7999])
 def test_a_window_of_any_length_can_be_decoded(engine: OnnxAsr, samples: int) -> None:
-    short, long = engine.transcribe([window(scripted.speech(HELLO)[:samples]), window(scripted.speech(HELLO))])
+    short, long = engine.transcribe(
+        [create_window(scripted.synthesize_speech(HELLO)[:samples]), create_window(scripted.synthesize_speech(HELLO))]
+    )
     assert all(0 <= segment.start <= segment.end <= samples / 16_000 for segment in short.segments)
-    assert texts(long) == TEXTS[0]
-    assert len(engine.transcribe([window(scripted.speech(HELLO)[:samples])])) == 1
+    assert list_texts(long) == TEXTS[0]
+    assert len(engine.transcribe([create_window(scripted.synthesize_speech(HELLO)[:samples])])) == 1
 
 
 def test_the_kind_of_model_says_what_it_can_do(engine: OnnxAsr, canary: OnnxAsr) -> None:
@@ -107,8 +111,8 @@ def test_canary_is_told_the_language_and_where_to_translate(canary: OnnxAsr) -> 
         ({"language": "de"}, "de>de", "de"),
         ({"language": "de", "task": SpeechTask.TRANSLATE}, "de>en", "de"),
     ):
-        heard = canary.transcribe([window(scripted.speech(("▁hello", "▁world")), **wish)])[0]
-        assert texts(heard) == [f"{way} hello world"]
+        heard = canary.transcribe([create_window(scripted.synthesize_speech(("▁hello", "▁world")), **wish)])[0]
+        assert list_texts(heard) == [f"{way} hello world"]
         assert heard.language == language
         assert (heard.segments[0].start, heard.segments[0].end) == (0.1, pytest.approx(1.92))
         assert -1 < heard.segments[0].avg_logprob < 0
@@ -117,7 +121,7 @@ def test_canary_is_told_the_language_and_where_to_translate(canary: OnnxAsr) -> 
 def test_windows_with_other_wishes_are_of_another_batch(engine: OnnxAsr, canary: OnnxAsr) -> None:
     def keys(of: OnnxAsr) -> int:
         wishes = ({}, {"language": "en"}, {"language": "de"}, {"language": "de", "task": SpeechTask.TRANSLATE}, {"words": True})
-        return len({of.batch_key(window(scripted.speech(HELLO), **wish)) for wish in wishes})
+        return len({of.batch_key(create_window(scripted.synthesize_speech(HELLO), **wish)) for wish in wishes})
 
     assert (keys(engine), keys(canary)) == (1, 3)
 
@@ -129,7 +133,9 @@ def test_canary_does_not_guess_what_to_translate_from(canary: OnnxAsr, tmp_path:
     german = OnnxAsr.load(scripted.build(tmp_path / "m", "aed"), OnnxAsr.Options(language="de"))
     assert german.capabilities.languages == ("de",)
     assert not german.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE))
-    assert texts(german.transcribe([window(scripted.speech(HELLO[:2]), task=SpeechTask.TRANSLATE)])[0]) == ["de>en hello world"]
+    assert list_texts(
+        german.transcribe([create_window(scripted.synthesize_speech(HELLO[:2]), task=SpeechTask.TRANSLATE)])[0]
+    ) == ["de>en hello world"]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
@@ -137,17 +143,17 @@ def test_canarys_rows_end_one_by_one(canary: OnnxAsr, order: list[int]) -> None:
     """Past its end the scripted decoder says what the next slots hold, as a real one may say anything."""
     said = [("▁hello", None, "▁world"), ("▁good", "▁day", "▁good", "▁day", "."), (None, "▁day"), ("▁world", "?")]
     expected = ["en>en hello", "en>en good day good day.", "en>en", "en>en world?"]
-    heard = canary.transcribe([window(scripted.speech(said[at])) for at in order])
-    assert [texts(each) for each in heard] == [[expected[at]] for at in order]
+    heard = canary.transcribe([create_window(scripted.synthesize_speech(said[at])) for at in order])
+    assert [list_texts(each) for each in heard] == [[expected[at]] for at in order]
 
 
 def test_canary_gives_up_a_window_nobody_wants(canary: OnnxAsr) -> None:
-    gone, stays = window(scripted.speech(HELLO[:3])), window(scripted.speech(HELLO[:3]))
+    gone, stays = create_window(scripted.synthesize_speech(HELLO[:3])), create_window(scripted.synthesize_speech(HELLO[:3]))
     gone.cancelled = True
-    assert [texts(each) for each in canary.transcribe([gone, stays])] == [[], ["en>en hello world."]]
+    assert [list_texts(each) for each in canary.transcribe([gone, stays])] == [[], ["en>en hello world."]]
 
 
-def load_fails(source: Path, **options: object) -> str:
+def get_load_error(source: Path, **options: object) -> str:
     with pytest.raises(ModelLoadError) as caught:
         OnnxAsr.load(source, OnnxAsr.Options(**options))
     assert str(source) in caught.value.message or options
@@ -156,8 +162,8 @@ def load_fails(source: Path, **options: object) -> str:
 
 def test_a_directory_that_is_not_there_is_not_downloaded_into(tmp_path: Path) -> None:
     source = tmp_path / "nemo-parakeet-tdt-0.6b-v3"
-    assert "There is no directory" in load_fails(source)
-    assert "There is no directory" in load_fails(source, model_type="nemo-conformer-tdt")
+    assert "There is no directory" in get_load_error(source)
+    assert "There is no directory" in get_load_error(source, model_type="nemo-conformer-tdt")
     assert not source.exists()
 
 
@@ -169,7 +175,7 @@ def test_a_directory_that_is_not_there_is_not_downloaded_into(tmp_path: Path) ->
 def test_a_missing_file_is_named(tmp_path: Path, kind: str, name: str, config: bool) -> None:
     source = scripted.build(tmp_path / "m", kind, config=config)
     (source / name).unlink()
-    assert f"{name} is missing" in load_fails(source)
+    assert f"{name} is missing" in get_load_error(source)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +185,13 @@ def test_a_missing_file_is_named(tmp_path: Path, kind: str, name: str, config: b
 def test_a_truncated_graph_is_named(tmp_path: Path, kind: str, name: str, keep: int) -> None:
     source = scripted.build(tmp_path / "m", kind)
     (source / name).write_bytes((source / name).read_bytes()[:keep])
-    assert name in load_fails(source)
+    assert name in get_load_error(source)
 
 
 def test_a_graph_of_another_kind_is_noticed_on_loading(tmp_path: Path) -> None:
     source, other = scripted.build(tmp_path / "m", "ctc"), scripted.build(tmp_path / "o", "tdt")
     (source / "model.onnx").write_bytes((other / "encoder-model.onnx").read_bytes())
-    assert "not those of one nemo-conformer-ctc" in load_fails(source)
+    assert "not those of one nemo-conformer-ctc" in get_load_error(source)
 
 
 @pytest.mark.parametrize("kind", ["ctc", "tdt", "aed"])
@@ -199,7 +205,7 @@ def test_the_vocabulary_of_another_model_is_named(tmp_path: Path, kind: str, cha
     else:
         lines += [f"▁more{id} {id}" for id in range(len(lines), len(lines) + 40)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    message = load_fails(path.parent)
+    message = get_load_error(path.parent)
     assert "vocab.txt is of another model" in message
     assert str(len(lines)) in message
 
@@ -208,43 +214,43 @@ def test_the_vocabulary_of_another_model_is_named(tmp_path: Path, kind: str, cha
 def test_a_damaged_vocabulary_cannot_be_loaded(tmp_path: Path, text: str) -> None:
     path = scripted.build(tmp_path / "m", "tdt") / "vocab.txt"
     path.write_text(text)
-    assert "vocab" in load_fails(path.parent)
+    assert "vocab" in get_load_error(path.parent)
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     source = scripted.build(tmp_path / "m", "ctc")
     for text in ("{", "[]"):
         (source / "config.json").write_text(text)
-        assert "config.json is damaged" in load_fails(source)
+        assert "config.json is damaged" in get_load_error(source)
 
 
 def test_graphs_in_several_quantizations(tmp_path: Path) -> None:
     source = scripted.build(tmp_path / "m", "tdt", quantization="int8")
-    assert texts(OnnxAsr.load(source, OnnxAsr.Options()).transcribe(windows()[:1])[0]) == TEXTS[0]
-    message = load_fails(source, quantization="none")
+    assert list_texts(OnnxAsr.load(source, OnnxAsr.Options()).transcribe(create_windows()[:1])[0]) == TEXTS[0]
+    message = get_load_error(source, quantization="none")
     assert "'none', only int8" in message
     scripted.build(source, "tdt")
-    assert "only none, int8" in load_fails(source, quantization="int4")
+    assert "only none, int8" in get_load_error(source, quantization="int4")
     assert OnnxAsr.load(source, OnnxAsr.Options(quantization="int8")).capabilities.words
     (source / "encoder-model.int8.onnx").unlink()
     (source / "decoder_joint-model.onnx").unlink()
-    assert "different quantizations" in load_fails(source)
+    assert "different quantizations" in get_load_error(source)
 
 
 def test_transducers_with_and_without_durations_are_told_apart(tmp_path: Path) -> None:
     source = scripted.build(tmp_path / "m", "tdt", config=False)
-    assert "model_type" in load_fails(source)
+    assert "model_type" in get_load_error(source)
     engine = OnnxAsr.load(source, OnnxAsr.Options(model_type="nemo-conformer-tdt"))
-    assert texts(engine.transcribe(windows()[:1])[0]) == TEXTS[0]
-    assert "of another model" in load_fails(source, model_type="nemo-conformer-rnnt")
-    assert "'nemo-tdt', only nemo-conformer-tdt" in load_fails(source, model_type="nemo-tdt")
+    assert list_texts(engine.transcribe(create_windows()[:1])[0]) == TEXTS[0]
+    assert "of another model" in get_load_error(source, model_type="nemo-conformer-rnnt")
+    assert "'nemo-tdt', only nemo-conformer-tdt" in get_load_error(source, model_type="nemo-tdt")
 
 
 def test_wishes_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     source = scripted.build(tmp_path / "m", "ctc")
-    assert "quantization" in load_fails(source, compute_type="int8")
-    assert "CUDA" in load_fails(source, device="cuda")
-    assert "pnc is for Canary only" in load_fails(source, pnc=True)
+    assert "quantization" in get_load_error(source, compute_type="int8")
+    assert "CUDA" in get_load_error(source, device="cuda")
+    assert "pnc is for Canary only" in get_load_error(source, pnc=True)
     with pytest.raises(ValidationError):
         OnnxAsr.Options(beam_size=5)
 
@@ -253,7 +259,7 @@ def test_the_language_is_an_options_or_the_folders(tmp_path: Path) -> None:
     for folder, options, language in (("conformer-ru", {}, "ru"), ("m", {"language": "uk"}, "uk"), ("m", {}, "")):
         engine = OnnxAsr.load(scripted.build(tmp_path / folder, "ctc"), OnnxAsr.Options(**options))
         assert engine.capabilities.languages == ((language,) if language else ())
-        assert engine.transcribe(windows()[:1])[0].language == language
+        assert engine.transcribe(create_windows()[:1])[0].language == language
 
 
 FILES = {
@@ -316,10 +322,10 @@ def test_names_mean_the_repositories_that_the_library_knows() -> None:
 def test_a_runner_loads_it(tmp_path: Path) -> None:
     source = scripted.build(tmp_path / "m", "ctc")
     engine = load_engine("onnx_asr", source, {"threads": 1})
-    assert texts(engine.transcribe(windows()[:1])[0]) == TEXTS[0]
+    assert list_texts(engine.transcribe(create_windows()[:1])[0]) == TEXTS[0]
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="this onnxruntime has no CUDA")
 def test_it_runs_on_a_gpu(tmp_path: Path) -> None:
     engine = OnnxAsr.load(scripted.build(tmp_path / "m", "tdt"), OnnxAsr.Options(device="cuda"))
-    assert [texts(each) for each in engine.transcribe(windows())] == TEXTS
+    assert [list_texts(each) for each in engine.transcribe(create_windows())] == TEXTS

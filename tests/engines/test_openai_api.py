@@ -24,20 +24,20 @@ from eardrum.engines.openai_api import OpenAIApi
 from eardrum.errors import ConfigError, UnsupportedFeatureError, UpstreamError
 from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests import upstreams
-from tests.conftest import running, wait_for
-from tests.engines.openai_requests import asked, engine, window
-from tests.ports import free_port
-from tests.recordings import ROOT, SPEECH_TEXT, speech, spoken
-from tests.upstreams import KEY, Answer, Call, fake_upstream
+from tests.conftest import run_server, wait_for
+from tests.engines.openai_requests import create_window, open_engine, transcribe_with
+from tests.ports import find_free_port
+from tests.recordings import ROOT, SPEECH_TEXT, encode_speech, load_speech
+from tests.upstreams import KEY, Answer, UpstreamCall, fake_upstream
 
 PAGE = (ROOT / "docs" / "reference" / "upstreams.md").read_text(encoding="utf-8")
 
 
 def test_options_say_what_the_upstream_can() -> None:
     url = "http://127.0.0.1:1"
-    with engine(url) as loaded:
+    with open_engine(url) as loaded:
         assert loaded.capabilities == OpenAIApi.capabilities
-    with engine(url, languages=["German", "en"], translate=False, words=False, window_seconds=12, pack=True) as loaded:
+    with open_engine(url, languages=["German", "en"], translate=False, words=False, window_seconds=12, pack=True) as loaded:
         can = loaded.capabilities
         assert (can.languages, can.translate, can.words, can.max_window_s, can.fixed_window) == (
             ("de", "en"),
@@ -48,10 +48,10 @@ def test_options_say_what_the_upstream_can() -> None:
         )
         for wish in ({"words": True}, {"task": SpeechTask.TRANSLATE}):
             assert loaded.refusal(TranscriptionRequest(**wish))
-    with engine(url, via="chat_audio_url") as loaded:
+    with open_engine(url, via="chat_audio_url") as loaded:
         assert not loaded.capabilities.words
         assert not loaded.capabilities.translate
-    with engine(url, response_format="json") as loaded:
+    with open_engine(url, response_format="json") as loaded:
         assert not loaded.capabilities.words
 
 
@@ -70,7 +70,7 @@ def test_options_say_what_the_upstream_can() -> None:
     ],
 )
 def test_options_that_cannot_work(options: dict, says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as caught, engine("http://127.0.0.1:1", **options):
+    with pytest.raises(ConfigError, match=says) as caught, open_engine("http://127.0.0.1:1", **options):
         pass
     assert KEY not in caught.value.message
 
@@ -82,7 +82,7 @@ def test_addresses_that_are_none(url: str) -> None:
 
 
 def test_the_key_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG), asked(upstreams.fake_openai, key=KEY):
+    with caplog.at_level(logging.DEBUG), transcribe_with(upstreams.fake_openai, key=KEY):
         assert KEY not in repr(OpenAIApi.Options(url="http://x", key=KEY))
     assert KEY not in caplog.text
 
@@ -100,14 +100,14 @@ def test_the_examples_of_the_page_are_valid() -> None:
     assert len(examples) == 6
 
 
-async def fake_busy(_: Call, __: web.Request) -> web.Response:
-    return upstreams.busy(retry_after="15")
+async def fake_busy(_: UpstreamCall, __: web.Request) -> web.Response:
+    return upstreams.build_busy(retry_after="15")
 
 
 @pytest.mark.parametrize("answer", [upstreams.fake_hanging, fake_busy])
 def test_a_window_that_nobody_wants_any_more_is_given_up(answer: Answer) -> None:
-    wanted = window()
-    with fake_upstream(answer) as fake, engine(fake.url, retries=5) as loaded:
+    wanted = create_window()
+    with fake_upstream(answer) as fake, open_engine(fake.url, retries=5) as loaded:
         heard: list[EngineResult] = []
         thread = Thread(target=lambda: heard.extend(loaded.transcribe([wanted])))
         thread.start()
@@ -123,23 +123,23 @@ def test_a_window_that_nobody_wants_any_more_is_given_up(answer: Answer) -> None
 
 
 def test_a_window_that_nobody_wants_is_not_sent() -> None:
-    gone, stays = window(), window()
+    gone, stays = create_window(), create_window()
     gone.cancelled = True
-    with asked(upstreams.fake_whisper_server, gone, stays) as (fake, hearings):
+    with transcribe_with(upstreams.fake_whisper_server, gone, stays) as (fake, hearings):
         assert [len(hearing.segments) for hearing in hearings] == [0, 1]
         assert len(fake.calls) == 1
 
 
 def test_windows_of_several_threads_are_in_flight_together() -> None:
-    async def fake_slow(call: Call, request: web.Request) -> web.Response:
+    async def fake_slow(call: UpstreamCall, request: web.Request) -> web.Response:
         wait_until = time.monotonic() + 10
         while fake.most_in_flight < 3 and time.monotonic() < wait_until:
             await upstreams.asyncio.sleep(0.01)
         return await upstreams.fake_whisper_server(call, request)
 
-    with fake_upstream(fake_slow) as fake, engine(fake.url, concurrency=3) as loaded:
+    with fake_upstream(fake_slow) as fake, open_engine(fake.url, concurrency=3) as loaded:
         assert (loaded.parallel, loaded.capabilities.max_batch) == (3, 1)
-        threads = [Thread(target=loaded.transcribe, args=([window()],)) for _ in range(loaded.parallel)]
+        threads = [Thread(target=loaded.transcribe, args=([create_window()],)) for _ in range(loaded.parallel)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -148,9 +148,9 @@ def test_windows_of_several_threads_are_in_flight_together() -> None:
 
 
 @contextmanager
-def runner(**options: object) -> Iterator[str]:
+def run_runner(**options: object) -> Iterator[str]:
     """A runner of this engine on TCP, and its address."""
-    port = free_port()
+    port = find_free_port()
     command = [sys.executable, "-m", "eardrum.runner", "--engine", "openai_api", "--source", "."]
     with subprocess.Popen(
         [*command, "--options", json.dumps(options), "--port", str(port)],
@@ -170,9 +170,9 @@ def runner(**options: object) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_runner_asks_nothing_before_a_client_does() -> None:
-    with fake_upstream(upstreams.fake_openai) as fake, runner(url=f"{fake.url}/v1", key=KEY, concurrency=8) as address:
+    with fake_upstream(upstreams.fake_openai) as fake, run_runner(url=f"{fake.url}/v1", key=KEY, concurrency=8) as address:
         assert fake.calls == []
-        answer = requests.post(f"{address}/transcribe", data=spoken("ogg"), timeout=60)
+        answer = requests.post(f"{address}/transcribe", data=encode_speech("ogg"), timeout=60)
         lines = [json.loads(line) for line in answer.text.splitlines()]
         assert lines[-1]["summary"]["language"] == "en"
         assert lines[-1]["summary"]["windows"] == len(fake.calls) > 1
@@ -181,12 +181,12 @@ def test_a_runner_asks_nothing_before_a_client_does() -> None:
 
 @pytest.mark.slow
 def test_a_runner_passes_the_upstreams_failure_on() -> None:
-    refusals = [lambda: upstreams.busy(retry_after="70")] * 20
+    refusals = [lambda: upstreams.build_busy(retry_after="70")] * 20
     with (
         fake_upstream(upstreams.fake_after(refusals, upstreams.fake_openai)) as fake,
-        runner(url=f"{fake.url}/v1", key=KEY) as address,
+        run_runner(url=f"{fake.url}/v1", key=KEY) as address,
     ):
-        answer = requests.post(f"{address}/transcribe", data=spoken("ogg"), timeout=60)
+        answer = requests.post(f"{address}/transcribe", data=encode_speech("ogg"), timeout=60)
         error = json.loads(answer.text.splitlines()[-1])["error"]
         assert (error["error"], error["retry_after"]) == ("UpstreamError", 70.0)
 
@@ -194,9 +194,9 @@ def test_a_runner_passes_the_upstreams_failure_on() -> None:
 @pytest.mark.slow
 def test_another_eardrum_as_upstream() -> None:
     """A real server with a real model behind the engine."""
-    with running() as server:
-        with engine(server.address, model="moonshine-tiny-en", words=False, translate=False) as loaded:
-            whole = Window(speech(), 0.0, 1.0, (0.0, 18.0), TranscriptionRequest(language="en"))
+    with run_server() as server:
+        with open_engine(server.address, model="moonshine-tiny-en", words=False, translate=False) as loaded:
+            whole = Window(load_speech(), 0.0, 1.0, (0.0, 18.0), TranscriptionRequest(language="en"))
             heard, empty = loaded.transcribe(
                 [whole, Window(np.zeros(16_000, np.float32), 0.0, 0.1, (0.0, 1.0), TranscriptionRequest())]
             )
@@ -205,17 +205,17 @@ def test_another_eardrum_as_upstream() -> None:
             assert all(segment.avg_logprob < 0 for segment in heard.segments)
             assert heard.language == "en"
             assert empty.segments == []
-        with engine(server.address, model="moonshine-tiny-en") as loaded:
+        with open_engine(server.address, model="moonshine-tiny-en") as loaded:
             with pytest.raises(UnsupportedFeatureError, match="gives times per segment but not per word"):
-                loaded.transcribe([window(words=True)])
+                loaded.transcribe([create_window(words=True)])
             with pytest.raises(UpstreamError, match=r"400.*does not know german"):
-                loaded.transcribe([window(language="de")])
+                loaded.transcribe([create_window(language="de")])
         with (
-            engine(server.address, model="no-such") as loaded,
+            open_engine(server.address, model="no-such") as loaded,
             pytest.raises(UpstreamError, match="404: There is no model 'no-such'"),
         ):
-            loaded.transcribe([window()])
-        with runner(url=f"{server.address}/v1") as address:
-            answer = requests.post(f"{address}/transcribe", data=spoken("mp3"), timeout=60)
+            loaded.transcribe([create_window()])
+        with run_runner(url=f"{server.address}/v1") as address:
+            answer = requests.post(f"{address}/transcribe", data=encode_speech("mp3"), timeout=60)
             lines = [json.loads(line) for line in answer.text.splitlines()]
             assert " ".join(line["segment"]["text"] for line in lines[1:-1]) == SPEECH_TEXT

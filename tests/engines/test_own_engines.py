@@ -19,7 +19,7 @@ from eardrum.engines import registry
 from eardrum.errors import ConfigError
 from eardrum.gateway.models.inventory import ModelInventory
 from eardrum.transcription import Capabilities
-from tests.recordings import spoken
+from tests.recordings import encode_speech
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "own-engine.md"
 
@@ -166,13 +166,13 @@ def test_a_library_below_another_that_is_missing() -> None:
     )
 
 
-def example(language: str) -> str:
+def read_example(language: str) -> str:
     (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     return str(found)
 
 
 def test_the_example_is_short() -> None:
-    code = [line for line in example("python").splitlines() if line and not line.startswith(("#", "import", "from"))]
+    code = [line for line in read_example("python").splitlines() if line and not line.startswith(("#", "import", "from"))]
     assert len(code) <= 25
 
 
@@ -182,30 +182,32 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
     project, folder = tmp_path / "project", tmp_path / "model"
     for path in (project, folder):
         path.mkdir()
-    (project / "loudness.py").write_text(example("python"))
+    (project / "loudness.py").write_text(read_example("python"))
     (folder / "loudness.json").write_text("{}")
     python = str(tmp_path / "venv" / "bin" / "python")
-    run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
+    run_command(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
     site = next((tmp_path / "venv" / "lib").iterdir()) / "site-packages"
     (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     (site / "__editable__.eardrum_loudness.pth").write_text(f"{project}\n")
     info = site / "eardrum_loudness-1.0.dist-info"
     info.mkdir()
-    told = tomllib.loads(example("toml"))["project"]
+    told = tomllib.loads(read_example("toml"))["project"]
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {told['name']}\nVersion: {told['version']}\n")
     ((group, entries),) = told["entry-points"].items()
     (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *(f"{name} = {at}" for name, at in entries.items())]))
-    assert "loudness" in run(python, "-m", "eardrum", "engines")
-    (tmp_path / "speech.wav").write_bytes(spoken("wav"))
+    assert "loudness" in run_command(python, "-m", "eardrum", "engines")
+    (tmp_path / "speech.wav").write_bytes(encode_speech("wav"))
     chosen = ["--set", f"models.loud.source={folder}", "--set", "models.loud.options.unit=dBFS", "--model", "loud"]
-    said = run(python, "-m", "eardrum", "transcribe", str(tmp_path / "speech.wav"), *chosen)
+    said = run_command(python, "-m", "eardrum", "transcribe", str(tmp_path / "speech.wav"), *chosen)
     assert re.fullmatch(r"(-\d+ dBFS\s*)+", said)
     (project / "loudness.py").write_text("class Loudness(Engine): ...\n")
     for command in ("engines", "list", "check"):
-        assert "The engine loudness of the package eardrum-loudness is left out: " in run(python, "-m", "eardrum", command)
+        assert "The engine loudness of the package eardrum-loudness is left out: " in run_command(
+            python, "-m", "eardrum", command
+        )
 
 
-def run(*command: str) -> str:
+def run_command(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout

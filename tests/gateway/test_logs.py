@@ -9,7 +9,7 @@ from eardrum.gateway import logs
 from eardrum.gateway.logs import GatewayLogs, LogBuffer, LogBufferHandler
 
 
-def size(log: LogBuffer) -> int:
+def count_bytes(log: LogBuffer) -> int:
     return sum(len(line.encode()) + 1 for line in log.get_lines())
 
 
@@ -17,7 +17,7 @@ def test_a_log_keeps_the_last_bytes() -> None:
     log = LogBuffer()
     for number in range(10_000):
         log.write(f"{number:04} " + "é" * 40)
-    assert logs.MAX_BYTES - 100 < size(log) <= logs.MAX_BYTES
+    assert logs.MAX_BYTES - 100 < count_bytes(log) <= logs.MAX_BYTES
     assert log.get_lines()[-1].startswith("9999 ")
     assert log.get_lines()[0].startswith(f"{10_000 - len(log.get_lines()):04} ")
 

@@ -16,22 +16,22 @@ WARM = ModelSelector(strategy="warm", targets=("a", "b", "c"))
 UP = ModelState.READY
 
 
-def spillover(room: int = 1) -> ModelSelector:
+def create_spillover(room: int = 1) -> ModelSelector:
     return ModelSelector(strategy="spillover", targets=("a", "b", "c"), settings=SpilloverSettings(spillover=room))
 
 
-def targets(**states: ModelState | tuple[ModelState | None, int] | None) -> list[SelectorTarget]:
+def create_targets(**states: ModelState | tuple[ModelState | None, int] | None) -> list[SelectorTarget]:
     return [SelectorTarget(name, *(now if isinstance(now, tuple) else (now,))) for name, now in states.items()]
 
 
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
-        (targets(a=ModelState.STOPPED, b=ModelState.STARTING, c=UP), "c"),
-        (targets(a=ModelState.STOPPED, b=ModelState.STARTING, c=ModelState.STARTING), "b"),
-        (targets(a=ModelState.STOPPED, b=ModelState.DRAINING, c=ModelState.FAILED), "a"),
-        (targets(a=None, b=UP), "b"),
-        (targets(a=None, b=ModelState.STOPPED), "a"),
+        (create_targets(a=ModelState.STOPPED, b=ModelState.STARTING, c=UP), "c"),
+        (create_targets(a=ModelState.STOPPED, b=ModelState.STARTING, c=ModelState.STARTING), "b"),
+        (create_targets(a=ModelState.STOPPED, b=ModelState.DRAINING, c=ModelState.FAILED), "a"),
+        (create_targets(a=None, b=UP), "b"),
+        (create_targets(a=None, b=ModelState.STOPPED), "a"),
     ],
 )
 def test_warm_takes_the_first_that_is_ready_then_the_first_that_starts(now: list[SelectorTarget], expected: str) -> None:
@@ -40,32 +40,32 @@ def test_warm_takes_the_first_that_is_ready_then_the_first_that_starts(now: list
 
 def test_pin_takes_the_first_whatever_its_state() -> None:
     pin = ModelSelector(strategy="pin", targets=("a", "b"))
-    assert choose_target(pin, targets(a=ModelState.FAILED, b=UP)) == "a"
+    assert choose_target(pin, create_targets(a=ModelState.FAILED, b=UP)) == "a"
 
 
 @pytest.mark.parametrize(
     ("room", "now", "expected"),
     [
-        (1, targets(a=ModelState.STOPPED, b=ModelState.STOPPED), "a"),
-        (1, targets(a=(UP, 0), b=ModelState.STOPPED), "a"),
-        (1, targets(a=(UP, 1), b=ModelState.STOPPED), "b"),
-        (2, targets(a=(UP, 1), b=ModelState.STOPPED), "a"),
-        (1, targets(a=(UP, 1), b=(ModelState.STARTING, 0)), "b"),
-        (2, targets(a=(UP, 1), b=(UP, 0)), "b"),
-        (1, targets(a=(UP, 3), b=(UP, 2)), "b"),
-        (1, targets(a=(ModelState.STOPPED, 1), b=ModelState.STOPPED), "b"),
-        (1, targets(a=(ModelState.DRAINING, 0), b=ModelState.STOPPED), "b"),
-        (1, targets(a=(ModelState.STOPPING, 0), b=(ModelState.DRAINING, 0)), "a"),
-        (1, targets(a=(UP, 1), b=ModelState.FAILED, c=ModelState.STOPPED), "c"),
-        (1, targets(a=(UP, 1), b=ModelState.FAILED), "b"),
-        (1, targets(a=(None, 0), b=(UP, 0)), "b"),
+        (1, create_targets(a=ModelState.STOPPED, b=ModelState.STOPPED), "a"),
+        (1, create_targets(a=(UP, 0), b=ModelState.STOPPED), "a"),
+        (1, create_targets(a=(UP, 1), b=ModelState.STOPPED), "b"),
+        (2, create_targets(a=(UP, 1), b=ModelState.STOPPED), "a"),
+        (1, create_targets(a=(UP, 1), b=(ModelState.STARTING, 0)), "b"),
+        (2, create_targets(a=(UP, 1), b=(UP, 0)), "b"),
+        (1, create_targets(a=(UP, 3), b=(UP, 2)), "b"),
+        (1, create_targets(a=(ModelState.STOPPED, 1), b=ModelState.STOPPED), "b"),
+        (1, create_targets(a=(ModelState.DRAINING, 0), b=ModelState.STOPPED), "b"),
+        (1, create_targets(a=(ModelState.STOPPING, 0), b=(ModelState.DRAINING, 0)), "a"),
+        (1, create_targets(a=(UP, 1), b=ModelState.FAILED, c=ModelState.STOPPED), "c"),
+        (1, create_targets(a=(UP, 1), b=ModelState.FAILED), "b"),
+        (1, create_targets(a=(None, 0), b=(UP, 0)), "b"),
     ],
 )
 def test_spillover_fills_what_is_up_before_it_starts_the_next(room: int, now: list[SelectorTarget], expected: str) -> None:
-    assert choose_target(spillover(room), now) == expected
+    assert choose_target(create_spillover(room), now) == expected
 
 
-def selection() -> NameResolver:
+def create_resolver() -> NameResolver:
     return NameResolver(
         config.Settings(
             profiles={
@@ -78,7 +78,7 @@ def selection() -> NameResolver:
 
 
 def test_a_pin_comes_before_a_selector() -> None:
-    names = selection()
+    names = create_resolver()
     assert [names.resolve_name(name, SelectorTarget) for name in ("fast", "pick", "any", "small")] == [
         "fast",
         "pick",
@@ -95,7 +95,7 @@ def test_a_pin_comes_before_a_selector() -> None:
 
 
 def test_an_empty_pin_refuses_the_name() -> None:
-    names = selection()
+    names = create_resolver()
     names.activate_profile("day")
     for name in ("off", "never"):
         with pytest.raises(ModelNotFoundError, match=f"profile day has no model for '{name}'"):
@@ -103,7 +103,7 @@ def test_an_empty_pin_refuses_the_name() -> None:
 
 
 def test_an_unknown_profile_changes_nothing() -> None:
-    names = selection()
+    names = create_resolver()
     names.activate_profile("day")
     with pytest.raises(NotFoundError, match=r"no profile 'noon'. Profiles: day, night\."):
         names.activate_profile("noon")

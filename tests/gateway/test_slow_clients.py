@@ -12,7 +12,7 @@ from eardrum.gateway import slow_clients
 from eardrum.gateway.slow_clients import MIN_BYTES_PER_S, SENDING_CLIENT, WINDOW_S, PlaceRegistry, SendRateMeter
 
 
-class Clock:
+class FakeClock:
     now = 0.0
 
     def monotonic(self) -> float:
@@ -20,25 +20,25 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
     monkeypatch.setattr(slow_clients, "time", clock)
     return clock
 
 
-def sending(pace: SendRateMeter, clock: Clock, rate: float, seconds: float, every_s: float = 0.5) -> None:
+def send_at_rate(pace: SendRateMeter, clock: FakeClock, rate: float, seconds: float, every_s: float = 0.5) -> None:
     for _ in range(int(seconds / every_s)):
         pace.start_waiting()
         clock.now += every_s
         pace.record_bytes(int(rate * every_s))
 
 
-def test_who_drips_is_slow_after_a_while(clock: Clock) -> None:
+def test_who_drips_is_slow_after_a_while(clock: FakeClock) -> None:
     pace = SendRateMeter()
     pace.record_bytes(2048)  # at once
-    sending(pace, clock, 2, WINDOW_S - 1)
+    send_at_rate(pace, clock, 2, WINDOW_S - 1)
     assert not pace.is_slow
-    sending(pace, clock, 2, 2)
+    send_at_rate(pace, clock, 2, 2)
     assert pace.is_slow
     pace.start_waiting()
     clock.now += 3
@@ -46,17 +46,17 @@ def test_who_drips_is_slow_after_a_while(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("rate", "every_s"), [(MIN_BYTES_PER_S * 1.1, 0.5), (2000, 4.0), (32_000, 0.02), (2000, 0.1)])
-def test_audio_however_it_comes_is_not_slow(clock: Clock, rate: float, every_s: float) -> None:
+def test_audio_however_it_comes_is_not_slow(clock: FakeClock, rate: float, every_s: float) -> None:
     pace = SendRateMeter()
     for _ in range(100):
-        sending(pace, clock, rate, max(1.0, every_s), every_s)
+        send_at_rate(pace, clock, rate, max(1.0, every_s), every_s)
         pace.start_waiting()
         assert not pace.is_slow
 
 
-def test_a_short_loss_of_the_network_is_not_slow_and_a_long_one_is(clock: Clock) -> None:
+def test_a_short_loss_of_the_network_is_not_slow_and_a_long_one_is(clock: FakeClock) -> None:
     pace = SendRateMeter()
-    sending(pace, clock, 2000, 60)
+    send_at_rate(pace, clock, 2000, 60)
     pace.start_waiting()
     clock.now += 12
     assert not pace.is_slow
@@ -64,7 +64,7 @@ def test_a_short_loss_of_the_network_is_not_slow_and_a_long_one_is(clock: Clock)
     assert pace.is_slow
 
 
-def test_only_the_time_counts_in_which_the_client_was_waited_for(clock: Clock) -> None:
+def test_only_the_time_counts_in_which_the_client_was_waited_for(clock: FakeClock) -> None:
     pace = SendRateMeter()
     for _ in range(100):
         pace.start_waiting()
@@ -83,7 +83,7 @@ class FakeSender:
         self.left.set()
 
 
-def entered(places: PlaceRegistry, sender: FakeSender | None, who: object) -> None:
+def enter_place(places: PlaceRegistry, sender: FakeSender | None, who: object) -> None:
     def enter() -> None:
         SENDING_CLIENT.set(sender)
         places.add_place("a", who)
@@ -91,7 +91,7 @@ def entered(places: PlaceRegistry, sender: FakeSender | None, who: object) -> No
     contextvars.copy_context().run(enter)
 
 
-async def leaving(places: PlaceRegistry, sender: FakeSender, who: object) -> None:
+async def leave_place(places: PlaceRegistry, sender: FakeSender, who: object) -> None:
     await sender.left.wait()
     await asyncio.sleep(0.01)
     places.remove_place("a", who)
@@ -100,8 +100,8 @@ async def leaving(places: PlaceRegistry, sender: FakeSender, who: object) -> Non
 async def test_one_that_is_slow_leaves_for_a_newcomer_and_the_others_stay() -> None:
     places, slow, quick = PlaceRegistry(), FakeSender(is_slow=True), FakeSender()
     for who, sender in enumerate((quick, slow, None, quick)):
-        entered(places, sender, who)
-    going = asyncio.create_task(leaving(places, slow, 1))
+        enter_place(places, sender, who)
+    going = asyncio.create_task(leave_place(places, slow, 1))
     assert await places.make_room("a")
     assert going.done()
     assert not quick.left.is_set()
@@ -112,11 +112,11 @@ async def test_one_that_is_slow_leaves_for_a_newcomer_and_the_others_stay() -> N
 async def test_each_newcomer_takes_another_place_and_a_slow_one_takes_none() -> None:
     places, slow = PlaceRegistry(), [FakeSender(is_slow=True) for _ in range(3)]
     for who, sender in enumerate(slow):
-        entered(places, sender, who)
-    going = [asyncio.create_task(leaving(places, sender, who)) for who, sender in enumerate(slow)]
+        enter_place(places, sender, who)
+    going = [asyncio.create_task(leave_place(places, sender, who)) for who, sender in enumerate(slow)]
     assert await asyncio.gather(*(places.make_room("a") for _ in range(4))) == [True, True, True, False]
     await asyncio.gather(*going)
-    entered(places, last := FakeSender(is_slow=True), 9)
+    enter_place(places, last := FakeSender(is_slow=True), 9)
     SENDING_CLIENT.set(FakeSender(is_slow=True))
     assert not await places.make_room("a")
     assert not last.left.is_set()
@@ -125,5 +125,5 @@ async def test_each_newcomer_takes_another_place_and_a_slow_one_takes_none() -> 
 async def test_one_that_does_not_leave_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_clients, "LEAVE_TIMEOUT_S", 0.01)
     places = PlaceRegistry()
-    entered(places, FakeSender(is_slow=True), 1)
+    enter_place(places, FakeSender(is_slow=True), 1)
     assert not await places.make_room("a")

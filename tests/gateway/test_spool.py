@@ -28,11 +28,11 @@ def _all_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MEMORY_BYTES", 0)
 
 
-async def gathered(source: Spool | StoredFile) -> bytes:
+async def read_all(source: Spool | StoredFile) -> bytes:
     return b"".join([chunk async for chunk in source.read()])
 
 
-async def within(seconds: float, reading: AsyncIterator[bytes]) -> bytes:
+async def run_within(seconds: float, reading: AsyncIterator[bytes]) -> bytes:
     return await asyncio.wait_for(anext(reading), seconds)
 
 
@@ -45,7 +45,7 @@ async def test_two_readers_follow_the_writer(tmp_path: Path) -> None:
             for reading in (one, other):
                 read = b""
                 while len(read) < len(piece):  # what is in memory and what is in the file comes in two
-                    read += await within(5, reading)
+                    read += await run_within(5, reading)
                 assert read == piece
         waiting = asyncio.create_task(anext(one))
         await asyncio.sleep(0.05)
@@ -53,10 +53,10 @@ async def test_two_readers_follow_the_writer(tmp_path: Path) -> None:
         await spool.write(b"h")
         assert await asyncio.wait_for(waiting, 5) == b"h"
         spool.finish()
-        assert await within(5, other) == b"h"
+        assert await run_within(5, other) == b"h"
         for reading in (one, other):
             with pytest.raises(StopAsyncIteration):
-                await within(5, reading)
+                await run_within(5, reading)
         assert spool.size == 8
 
 
@@ -65,14 +65,14 @@ async def test_a_late_reader_gets_everything(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         await spool.write(b"abc")
         await spool.write(b"def")
-        assert b"abcdef".startswith(await within(5, spool.read()))
+        assert b"abcdef".startswith(await run_within(5, spool.read()))
         spool.finish()
-        assert await gathered(spool) == await gathered(spool) == b"abcdef"
+        assert await read_all(spool) == await read_all(spool) == b"abcdef"
 
 
 async def test_an_empty_upload_ends(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
-        reading = asyncio.create_task(gathered(spool))
+        reading = asyncio.create_task(read_all(spool))
         await asyncio.sleep(0)
         spool.finish()
         assert await asyncio.wait_for(reading, 5) == b""
@@ -82,7 +82,7 @@ async def test_an_empty_upload_ends(tmp_path: Path) -> None:
 async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
     data = os.urandom(3 * CHUNK_BYTES + 17)
     with Spool(tmp_path) as spool:
-        reading = asyncio.create_task(gathered(spool))
+        reading = asyncio.create_task(read_all(spool))
         for start in range(0, len(data), 1 << 19):
             await spool.write(data[start : start + (1 << 19)])
         spool.finish()
@@ -90,11 +90,11 @@ async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
         assert max([len(chunk) async for chunk in spool.read()]) <= CHUNK_BYTES
 
 
-def entries(folder: Path) -> list[Path]:
+def list_entries(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def held(folder: Path) -> list[Path]:
+def list_held_files(folder: Path) -> list[Path]:
     """Files of this process in `folder`, with or without a name."""
     links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return [link for link in links if link.is_relative_to(folder)]
@@ -104,8 +104,8 @@ async def test_what_is_short_needs_no_file(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         await spool.write(bytes(MEMORY_BYTES))
         spool.finish()
-        assert await gathered(spool) == bytes(MEMORY_BYTES)
-        assert not held(tmp_path)
+        assert await read_all(spool) == bytes(MEMORY_BYTES)
+        assert not list_held_files(tmp_path)
 
 
 async def test_what_is_long_takes_no_more_memory(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ async def test_what_is_long_takes_no_more_memory(tmp_path: Path) -> None:
 async def test_nothing_is_on_disk_by_name(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         await spool.write(bytes(MEMORY_BYTES) + b"secret")
-        assert entries(tmp_path) == []
-        assert held(tmp_path), "it is not in the folder it was told to use"
-    assert not held(tmp_path)
+        assert list_entries(tmp_path) == []
+        assert list_held_files(tmp_path), "it is not in the folder it was told to use"
+    assert not list_held_files(tmp_path)
 
 
 @pytest.mark.usefixtures("_all_in_the_file")
@@ -153,16 +153,16 @@ async def test_what_is_written_when_nobody_waits_any_more_reaches_no_other_file(
         await asyncio.get_running_loop().shutdown_default_executor()
     assert (tmp_path / "other").read_bytes() == b""
     await asyncio.sleep(0)
-    assert not held(folder)
+    assert not list_held_files(folder)
 
 
-class Noted(FileIO):
+class ThreadNotingFile(FileIO):
     """A file that notes which thread closes it."""
 
     closed_by = 0
 
     def close(self) -> None:
-        Noted.closed_by = Noted.closed_by or get_ident()
+        ThreadNotingFile.closed_by = ThreadNotingFile.closed_by or get_ident()
         super().close()
 
 
@@ -171,20 +171,20 @@ async def test_what_is_long_is_not_closed_by_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_aside: bool
 ) -> None:
     """Freeing the pages of gigabytes takes long enough for others to notice; those of a few megabytes cost less than a thread."""
-    monkeypatch.setattr(Noted, "closed_by", 0)
+    monkeypatch.setattr(ThreadNotingFile, "closed_by", 0)
     piece = bytes(MEMORY_BYTES)
     with Spool(tmp_path) as spool:
         for _ in range(8 if closed_aside else 2):
             await spool.write(piece)
         assert spool._file
-        noted = Noted(os.dup(spool._file.fileno()), "r+")
+        noted = ThreadNotingFile(os.dup(spool._file.fileno()), "r+")
         spool._file.close()
         spool._file = noted
         spool.finish()
-        assert len(await gathered(spool)) == spool.size
+        assert len(await read_all(spool)) == spool.size
     await asyncio.get_running_loop().shutdown_default_executor()
-    assert not held(tmp_path)
-    assert (Noted.closed_by == get_ident()) is not closed_aside
+    assert not list_held_files(tmp_path)
+    assert (ThreadNotingFile.closed_by == get_ident()) is not closed_aside
 
 
 async def test_what_was_left_is_not_opened_again(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ async def test_what_was_left_is_not_opened_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="over"):
         await spool.write(b"more")
     await asyncio.get_running_loop().shutdown_default_executor()
-    assert not held(tmp_path)
+    assert not list_held_files(tmp_path)
 
 
 def test_it_can_be_left_without_a_loop(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_it_can_be_left_without_a_loop(tmp_path: Path) -> None:
         return spool
 
     asyncio.run(filled()).__exit__(None, None, None)
-    assert not held(tmp_path)
+    assert not list_held_files(tmp_path)
 
 
 @pytest.mark.usefixtures("_all_in_the_file")
@@ -229,5 +229,5 @@ async def test_a_stored_file_can_be_read_again(tmp_path: Path) -> None:
     data = os.urandom(CHUNK_BYTES + 5)
     path.write_bytes(data)
     file = StoredFile(path)
-    assert await gathered(file) == await gathered(file) == data
+    assert await read_all(file) == await read_all(file) == data
     path.unlink()

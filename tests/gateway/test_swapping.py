@@ -22,8 +22,8 @@ from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.external import ExternalUpstream
 from eardrum.gateway.upstreams.http_client import OutgoingRequest
-from tests.ports import free_port
-from tests.programs import FAKE_LLM, fake_llm
+from tests.ports import find_free_port
+from tests.programs import FAKE_LLM, build_fake_llm_command
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +32,13 @@ JSON = ((b"content-type", b"application/json"),)
 CHAT = b'{"model": "x", "messages": [{"role": "user", "content": "hello"}]}'
 
 
-def command(*habits: object, **entry: Any) -> dict[str, Any]:
-    port = free_port()
-    return {"cmd": fake_llm(port, *habits), "proxy": f"http://127.0.0.1:{port}", **entry}
+def build_command(*habits: object, **entry: Any) -> dict[str, Any]:
+    port = find_free_port()
+    return {"cmd": build_fake_llm_command(port, *habits), "proxy": f"http://127.0.0.1:{port}", **entry}
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, models: dict[str, Any], **more: Any) -> AsyncIterator[Service]:
+async def run_service(tmp_path: Path, models: dict[str, Any], **more: Any) -> AsyncIterator[Service]:
     """A service with these models; afterwards no process of theirs is left."""
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"models": models, **more}))
@@ -47,10 +47,10 @@ async def serving(tmp_path: Path, models: dict[str, Any], **more: Any) -> AsyncI
         yield service
     finally:
         await service.shutdown()
-        assert programs() == []
+        assert list_programs() == []
 
 
-def programs() -> list[str]:
+def list_programs() -> list[str]:
     """The ports of fake models that run, below this process."""
     found = []
     for child in psutil.Process().children(recursive=True):
@@ -61,7 +61,7 @@ def programs() -> list[str]:
     return sorted(found)
 
 
-async def chat(service: Service, name: str) -> str:
+async def post_chat(service: Service, name: str) -> str:
     async with service.lease_model(service.catalog.find_model(name)) as upstream:
         assert isinstance(upstream, ExternalUpstream)
         response = await upstream.send_request(OutgoingRequest("POST", "/v1/chat/completions", JSON, CHAT))
@@ -69,91 +69,96 @@ async def chat(service: Service, name: str) -> str:
         return answer
 
 
-def state(service: Service, name: str) -> ModelState:
+def get_state(service: Service, name: str) -> ModelState:
     return service.get_state(service.catalog.find_model(name))
 
 
 async def test_speech_stays_while_language_models_swap(tmp_path: Path) -> None:
-    models = {"a": command(), "b": command(), "ears": command()}
+    models = {"a": build_command(), "b": build_command(), "ears": build_command()}
     groups = {"speech": {"members": ["ears"], "persistent": True, "exclusive": False}}
-    async with serving(tmp_path, models, groups=groups) as service:
-        await chat(service, "ears")
+    async with run_service(tmp_path, models, groups=groups) as service:
+        await post_chat(service, "ears")
         for name in "abab":
-            assert await chat(service, name) == "You said: hello"
-            assert state(service, "ears") is ModelState.READY
-            assert len(programs()) == 2
+            assert await post_chat(service, name) == "You said: hello"
+            assert get_state(service, "ears") is ModelState.READY
+            assert len(list_programs()) == 2
 
 
 async def test_the_11th_request_for_a_command_is_refused_as_llama_swap_does(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"a": command("--delay", 0.5)}) as service:
-        done = await asyncio.gather(*(chat(service, "a") for _ in range(12)), return_exceptions=True)
+    async with run_service(tmp_path, {"a": build_command("--delay", 0.5)}) as service:
+        done = await asyncio.gather(*(post_chat(service, "a") for _ in range(12)), return_exceptions=True)
         refused = [answer for answer in done if isinstance(answer, BusyError)]
         assert [(error.status, error.retry_after) for error in refused] == [(429, 1.0)] * 2
         assert done.count("You said: hello") == 10
 
 
 async def test_one_at_a_time(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"a": command("--delay", 0.2, at_once=1)}) as service:
-        await chat(service, "a")
+    async with run_service(tmp_path, {"a": build_command("--delay", 0.2, at_once=1)}) as service:
+        await post_chat(service, "a")
         began = time.monotonic()
-        await asyncio.gather(*(chat(service, "a") for _ in range(4)))
+        await asyncio.gather(*(post_chat(service, "a") for _ in range(4)))
         assert time.monotonic() - began >= 0.8
 
 
 async def test_unloading_one_that_is_slow_to_stop_stalls_no_other(tmp_path: Path) -> None:
-    models = {"slow": command("--stop-seconds", 9), "a": command(), "b": command()}
+    models = {"slow": build_command("--stop-seconds", 9), "a": build_command(), "b": build_command()}
     groups = {name: {"members": [name], "exclusive": False} for name in models}
-    async with serving(tmp_path, models, groups=groups) as service:
-        await asyncio.gather(chat(service, "slow"), chat(service, "a"))
+    async with run_service(tmp_path, models, groups=groups) as service:
+        await asyncio.gather(post_chat(service, "slow"), post_chat(service, "a"))
         pid = next(status.pid for status in service.list_processes() if status.model.id == "slow")
         unloading = asyncio.create_task(service.unload_model(service.catalog.find_model("slow")))
         await asyncio.sleep(0.05)
-        await chat(service, "a")
-        await chat(service, "b")
+        await post_chat(service, "a")
+        await post_chat(service, "b")
         assert not unloading.done()
-        assert state(service, "slow") is ModelState.STOPPING
+        assert get_state(service, "slow") is ModelState.STOPPING
         psutil.Process(pid).kill()
         await unloading
-        assert len(programs()) == 2, "when it returns, the process is gone"
+        assert len(list_programs()) == 2, "when it returns, the process is gone"
 
 
 async def test_force_ends_what_runs_and_says_so(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"a": command("--delay", 30)}) as service:
-        asking = asyncio.create_task(chat(service, "a"))
+    async with run_service(tmp_path, {"a": build_command("--delay", 30)}) as service:
+        asking = asyncio.create_task(post_chat(service, "a"))
         await service.load_model(service.catalog.find_model("a"))
         await asyncio.sleep(0.2)  # the request is on its way
         await service.unload_model(service.catalog.find_model("a"), force=True)
-        assert programs() == []
+        assert list_programs() == []
         with pytest.raises(ModelUnloadedError, match="unloaded by force"):
             await asking
 
 
 async def test_what_fits_into_memory_stays_and_the_one_used_longest_ago_goes(tmp_path: Path) -> None:
-    models = {name: command(memory="4G") for name in "abc"}
-    async with serving(tmp_path, models, memory={"cpu": "10G"}) as service:
-        await chat(service, "a")
-        await chat(service, "b")
-        assert len(programs()) == 2
-        await chat(service, "a")
-        await chat(service, "c")
-        assert [state(service, name) for name in "abc"] == [ModelState.READY, ModelState.STOPPED, ModelState.READY]
+    models = {name: build_command(memory="4G") for name in "abc"}
+    async with run_service(tmp_path, models, memory={"cpu": "10G"}) as service:
+        await post_chat(service, "a")
+        await post_chat(service, "b")
+        assert len(list_programs()) == 2
+        await post_chat(service, "a")
+        await post_chat(service, "c")
+        assert [get_state(service, name) for name in "abc"] == [ModelState.READY, ModelState.STOPPED, ModelState.READY]
 
 
 async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "eardrum.gateway")
-    models = {"a": command(), "b": command(), "short": command(ttl=1), "mortal": command("--die-after", 0)}
+    models = {
+        "a": build_command(),
+        "b": build_command(),
+        "short": build_command(ttl=1),
+        "mortal": build_command("--die-after", 0),
+    }
     groups = {"ab": {"members": ["a", "b"]}, "rest": {"members": ["short", "mortal"], "exclusive": False, "swap": False}}
-    async with serving(tmp_path, models, groups=groups) as service:
-        await chat(service, "a")
-        await chat(service, "b")
+    async with run_service(tmp_path, models, groups=groups) as service:
+        await post_chat(service, "a")
+        await post_chat(service, "b")
         with service.change_feed.subscribe(ChangeTopic.MODELS) as changes:
-            await chat(service, "short")
+            await post_chat(service, "short")
             async with asyncio.timeout(20):
-                while state(service, "short") is not ModelState.STOPPED:
+                while get_state(service, "short") is not ModelState.STOPPED:
                     await anext(changes)
         await service.unload_model(service.catalog.find_model("b"))
         with pytest.raises(RunnerCrashedError):
-            await chat(service, "mortal")
+            await post_chat(service, "mortal")
         found = {gone.model: gone.cause.reason.value for gone in service.unload_history}
         assert found == {"a": "group", "b": "hand", "short": "ttl", "mortal": "crash"}
         assert service.unload_history.counts["mortal", scheduler.UnloadReason.CRASH] >= 1
@@ -163,35 +168,35 @@ async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, capl
             "short was unloaded: nobody asked for it for the length of its ttl.",
             "b was unloaded: somebody unloaded it.",
         ]
-        await chat(service, "a")
+        await post_chat(service, "a")
         assert service.unload_history.find_last("a") is None, "it is there again"
 
 
 async def test_a_start_that_is_stopped_before_it_has_begun_is_over(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"a": command()}) as service:
-        asking = asyncio.create_task(chat(service, "a"))
+    async with run_service(tmp_path, {"a": build_command()}) as service:
+        asking = asyncio.create_task(post_chat(service, "a"))
         await asyncio.sleep(0)  # the scheduler has said Start, and nothing more has happened
-        assert state(service, "a") is ModelState.STARTING
+        assert get_state(service, "a") is ModelState.STARTING
         await asyncio.wait_for(service.unload_model(service.catalog.find_model("a"), force=True), 10)
         with pytest.raises(ModelUnloadedError):
             await asking
-        assert state(service, "a") is ModelState.STOPPED
-        assert await chat(service, "a") == "You said: hello"
+        assert get_state(service, "a") is ModelState.STOPPED
+        assert await post_chat(service, "a") == "You said: hello"
 
 
 async def test_a_model_that_dies_again_and_again_costs_no_other_its_place(tmp_path: Path) -> None:
-    models = {"a": command("--die-after", 0), "b": command()}
-    async with serving(tmp_path, models) as service:
+    models = {"a": build_command("--die-after", 0), "b": build_command()}
+    async with run_service(tmp_path, models) as service:
         for _ in range(3):
             with pytest.raises(RunnerCrashedError):
-                await chat(service, "a")
-        await chat(service, "b")
+                await post_chat(service, "a")
+        await post_chat(service, "b")
         with pytest.raises(ModelCoolingError, match="3 times in a row"):
-            await chat(service, "a")
-        assert state(service, "b") is ModelState.READY
+            await post_chat(service, "a")
+        assert get_state(service, "b") is ModelState.READY
 
 
-async def until(reached: Callable[[], object]) -> None:
+async def wait_until(reached: Callable[[], object]) -> None:
     """Wait for what nobody tells."""
     async with asyncio.timeout(30):
         while not reached():  # noqa: ASYNC110 -- there is no event: it is looked at from outside
@@ -203,11 +208,11 @@ HURRIED_S = 12
 
 
 async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(tmp_path: Path) -> None:
-    models = {"a": command("--delay", 60, "--ignore-sigterm", unloadTimeout=60)}
-    async with serving(tmp_path, models) as service:
+    models = {"a": build_command("--delay", 60, "--ignore-sigterm", unloadTimeout=60)}
+    async with run_service(tmp_path, models) as service:
         model = service.catalog.find_model("a")
-        asking = asyncio.create_task(chat(service, "a"))
-        await until(service.list_processes)
+        asking = asyncio.create_task(post_chat(service, "a"))
+        await wait_until(service.list_processes)
         await asyncio.sleep(0.2)  # the request is with the command by then
         began = time.monotonic()
         unloading = asyncio.create_task(service.unload_model(model, force=True))
@@ -216,27 +221,27 @@ async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(
         assert not unloading.done()  # the client is not kept until the process is gone
         await unloading
         assert time.monotonic() - began < HURRIED_S
-        assert state(service, "a") is ModelState.STOPPED
+        assert get_state(service, "a") is ModelState.STOPPED
 
 
 @pytest.mark.parametrize(
     "habits", [("--stop-seconds", 60), ("--ignore-sigterm", "--load-seconds", 60)], ids=["stopping", "loading"]
 )
 async def test_force_ends_what_is_patiently_stopped_or_still_loading(tmp_path: Path, habits: tuple[object, ...]) -> None:
-    async with serving(tmp_path, {"a": command(*habits, unloadTimeout=60)}) as service:
+    async with run_service(tmp_path, {"a": build_command(*habits, unloadTimeout=60)}) as service:
         model = service.catalog.find_model("a")
         loading = asyncio.create_task(service.load_model(model))
         if "--stop-seconds" in habits:
             await loading
             patient = asyncio.create_task(service.unload_model(model))
-            await until(lambda: state(service, "a") is ModelState.STOPPING)
+            await wait_until(lambda: get_state(service, "a") is ModelState.STOPPING)
         else:
-            await until(programs)
+            await wait_until(list_programs)
             await asyncio.sleep(0.5)  # it does not heed SIGTERM by then
             patient = loading
         began = time.monotonic()
         await service.unload_model(model, force=True)
         await asyncio.wait([patient])
         assert time.monotonic() - began < HURRIED_S
-        assert state(service, "a") is ModelState.STOPPED
+        assert get_state(service, "a") is ModelState.STOPPED
         assert isinstance(patient.exception(), ModelUnloadedError | None)

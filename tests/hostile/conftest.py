@@ -16,7 +16,7 @@ from threading import Thread
 import psutil
 import pytest
 
-from tests.conftest import RunningServer, running, wait_for
+from tests.conftest import ServerUnderTest, run_server, wait_for
 
 LATE_S = 0.25
 """How long `/health` may take beside a hostile client. On a machine with other work one look may be late by itself."""
@@ -27,11 +27,11 @@ BACK = 120 << 20
 
 
 @dataclass
-class Hostile:
+class HostileClient:
     """The server, and what is tried on it."""
 
-    server: RunningServer
-    looks: list[Look] = field(default_factory=list)
+    server: ServerUnderTest
+    looks: list[HealthSample] = field(default_factory=list)
 
     @property
     def rss(self) -> int:
@@ -47,7 +47,7 @@ class Hostile:
             with suppress(ConnectionError):
                 while data := client.recv(1 << 16):
                     answer += data
-                    if complete(answer):
+                    if is_complete(answer):
                         break
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
@@ -58,7 +58,7 @@ class Hostile:
         """Status and text."""
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         answer = self.said(head.encode(), *(body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20)), timeout=timeout)
-        return status(answer), answer.partition(b"\r\n\r\n")[2].decode(errors="replace")
+        return parse_status(answer), answer.partition(b"\r\n\r\n")[2].decode(errors="replace")
 
     @contextmanager
     def harmless(self) -> Iterator[None]:
@@ -68,7 +68,7 @@ class Hostile:
         ended = time.monotonic()
         wait_for(lambda: self.looks and self.looks[-1].at > ended)
         looks = [look for look in self.looks if began <= look.at + look.took_s]
-        slow, worst = LATE_S * patience(), max(look.took_s for look in looks)
+        slow, worst = LATE_S * measure_slowness(), max(look.took_s for look in looks)
         assert sum(look.took_s > slow for look in looks) <= max(1, len(looks) // 50), f"/health took {worst:.2f} s"
         assert worst < 3 * slow, f"/health took {worst:.2f} s"
         grown = max(look.rss for look in looks) - before
@@ -77,7 +77,7 @@ class Hostile:
 
 
 @dataclass
-class Look:
+class HealthSample:
     """One look at the server, by somebody with no other work."""
 
     at: float
@@ -103,9 +103,9 @@ while True:
 
 
 @contextmanager
-def watched(server: RunningServer) -> Iterator[list[Look]]:
+def watch_server(server: ServerUnderTest) -> Iterator[list[HealthSample]]:
     """What a process of its own sees of the server's `/health` and memory."""
-    looks: list[Look] = []
+    looks: list[HealthSample] = []
     command = [sys.executable, "-c", WATCH, *map(str, server.host), str(server.process.pid)]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -113,7 +113,7 @@ def watched(server: RunningServer) -> Iterator[list[Look]]:
         assert watching.stdout
         for line in watching.stdout:
             at, took_s, rss = line.split()
-            looks.append(Look(float(at), float(took_s), int(rss)))
+            looks.append(HealthSample(float(at), float(took_s), int(rss)))
 
     reading = Thread(target=read, daemon=True)
     reading.start()
@@ -133,7 +133,7 @@ def _send_all(client: socket.socket, pieces: tuple[bytes, ...]) -> None:
             client.sendall(piece)
 
 
-def complete(answer: bytes) -> bool:
+def is_complete(answer: bytes) -> bool:
     """Whether an HTTP answer with a length is here."""
     head, end, body = answer.partition(b"\r\n\r\n")
     for line in head.lower().split(b"\r\n"):
@@ -142,12 +142,12 @@ def complete(answer: bytes) -> bool:
     return False
 
 
-def status(answer: bytes) -> int:
+def parse_status(answer: bytes) -> int:
     """Of an HTTP answer; 0 if there is none."""
     return int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 
-def patience() -> float:
+def measure_slowness() -> float:
     """How much slower the machine is for being busy with other things."""
     beside = (
         2.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.0
@@ -156,12 +156,12 @@ def patience() -> float:
 
 
 @pytest.fixture(scope="session")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostileClient]:
     """A server with a model behind an address at which nobody is, and many more."""
     config = tmp_path_factory.mktemp("hostile") / "config.yaml"
     others = {f"other-{number}": {"proxy": "http://127.0.0.1:9", "aliases": [f"alias-{number}"]} for number in range(1999)}
     config.write_text(json.dumps({"models": {"llm": {"proxy": "http://127.0.0.1:9"}, **others}, "limits": {"idle_seconds": 3}}))
-    with running("--config", str(config)) as server, watched(server) as looks:
+    with run_server("--config", str(config)) as server, watch_server(server) as looks:
         wait_for(lambda: looks)
-        yield Hostile(server, looks)
+        yield HostileClient(server, looks)
         assert "Traceback" not in server.log

@@ -12,10 +12,10 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import RunningServer, running, wait_for
-from tests.ports import free_port
-from tests.programs import fake_llm
-from tests.recordings import SPEECH_TEXT, spoken
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.ports import find_free_port
+from tests.programs import build_fake_llm_command
+from tests.recordings import SPEECH_TEXT, encode_speech
 
 pytestmark = pytest.mark.slow
 
@@ -23,56 +23,56 @@ M = "moonshine-tiny-en"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with running("--set", "answer_seconds=2") as server:
+def server() -> Iterator[ServerUnderTest]:
+    with run_server("--set", "answer_seconds=2") as server:
         yield server
 
 
-def health(server: RunningServer) -> dict[str, object]:
+def get_health(server: ServerUnderTest) -> dict[str, object]:
     found: dict[str, object] = requests.get(f"{server.address}/health", timeout=5).json()
     return found
 
 
-def freeze(server: RunningServer) -> int:
-    assert server.post(spoken("flac")).json()["text"] == SPEECH_TEXT
+def freeze_runner(server: ServerUnderTest) -> int:
+    assert server.post(encode_speech("flac")).json()["text"] == SPEECH_TEXT
     (runner,) = server.runners()
     runner.send_signal(signal.SIGSTOP)
     return int(runner.pid)
 
 
-def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: RunningServer) -> None:
-    frozen = freeze(server)
+def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: ServerUnderTest) -> None:
+    frozen = freeze_runner(server)
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(server.post, spoken("flac")) for _ in range(2)]
-        wait_for(lambda: health(server)["status"] == "degraded", 10)
-        assert "no sign of life" in str(health(server)["reason"])
+        answers = [pool.submit(server.post, encode_speech("flac")) for _ in range(2)]
+        wait_for(lambda: get_health(server)["status"] == "degraded", 10)
+        assert "no sign of life" in str(get_health(server)["reason"])
         assert [answer.result(30).json()["text"] for answer in answers] == [SPEECH_TEXT] * 2
     assert [runner.pid for runner in server.runners()] != [frozen]
     assert f"The process of {M} hangs: it gave no sign of life for 2 s (answer_seconds)" in server.log
-    assert health(server)["status"] == "ok"
+    assert get_health(server)["status"] == "ok"
 
 
-def test_a_stopped_process_can_be_unloaded(server: RunningServer) -> None:
-    freeze(server)
+def test_a_stopped_process_can_be_unloaded(server: ServerUnderTest) -> None:
+    freeze_runner(server)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.post, spoken("flac"))
+        answer = pool.submit(server.post, encode_speech("flac"))
         gone = requests.delete(f"{server.address}/api/ps/{M}", timeout=15)
         assert gone.status_code == 200
         assert answer.result(30).json()["text"] == SPEECH_TEXT
 
 
-def test_a_process_that_stops_while_nobody_asks_is_noticed(server: RunningServer) -> None:
-    freeze(server)
+def test_a_process_that_stops_while_nobody_asks_is_noticed(server: ServerUnderTest) -> None:
+    freeze_runner(server)
     wait_for(lambda: not server.runners(), 15)
-    assert server.post(spoken("flac")).json()["text"] == SPEECH_TEXT
+    assert server.post(encode_speech("flac")).json()["text"] == SPEECH_TEXT
 
 
 def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    port = free_port()
-    llm = {"cmd": fake_llm(port), "proxy": f"http://127.0.0.1:{port}"}
+    port = find_free_port()
+    llm = {"cmd": build_fake_llm_command(port), "proxy": f"http://127.0.0.1:{port}"}
     config.write_text(json.dumps({"answer_seconds": 2, "models": {"llm": llm}}))
-    with running("--config", str(config)) as server:
+    with run_server("--config", str(config)) as server:
 
         def ask() -> int:
             body = {"model": "llm", "messages": [{"role": "user", "content": "?"}]}

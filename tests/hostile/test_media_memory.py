@@ -21,7 +21,7 @@ from eardrum.runner.decoder import MAX_RATE, MIN_RATE, AudioDecoder
 MOST_GROWN_MB = 200
 
 
-def wav(rate: int, *, channels: int = 1, width: int = 1, size: int = 60_000) -> bytes:
+def build_wav(rate: int, *, channels: int = 1, width: int = 1, size: int = 60_000) -> bytes:
     size -= size % (channels * width)
     block = channels * width
     form = struct.pack("<HHIIHH", 1, channels, rate, min(rate * block, 2**32 - 1), block, 8 * width)
@@ -29,7 +29,7 @@ def wav(rate: int, *, channels: int = 1, width: int = 1, size: int = 60_000) -> 
     return b"RIFF" + struct.pack("<I", len(body) + size) + body + np.random.default_rng(7).bytes(size)
 
 
-def flac(rate: int, samples: int = 60_000) -> bytes:
+def build_flac(rate: int, samples: int = 60_000) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="flac") as container:
         stream = container.add_stream("flac", rate=rate, layout="mono")
@@ -41,7 +41,7 @@ def flac(rate: int, samples: int = 60_000) -> bytes:
     return file.getvalue()
 
 
-def one_packet(size: int) -> bytes:
+def build_one_packet(size: int) -> bytes:
     """A Matroska file whose whole sound is one block."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
@@ -52,7 +52,7 @@ def one_packet(size: int) -> bytes:
     return file.getvalue()
 
 
-def refusal(data: bytes, *, max_seconds: float = 24 * 3600.0, live: bool = False) -> str:
+def get_refusal(data: bytes, *, max_seconds: float = 24 * 3600.0, live: bool = False) -> str:
     with pytest.raises(AudioError) as caught:
         list(AudioDecoder(BytePipe.from_bytes(data), raw_pcm=False, max_seconds=max_seconds, live=live))
     return caught.value.message
@@ -61,29 +61,29 @@ def refusal(data: bytes, *, max_seconds: float = 24 * 3600.0, live: bool = False
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("rate", [1, 10, 100, MIN_RATE - 1, MAX_RATE + 1, 2**31 - 1])
 def test_rates_that_are_no_sound_are_refused(rate: int, live: bool) -> None:
-    assert f"{rate:,} samples a second" in refusal(wav(rate, size=2_000), live=live)
+    assert f"{rate:,} samples a second" in get_refusal(build_wav(rate, size=2_000), live=live)
 
 
 @pytest.mark.parametrize("rate", [1, 10, 100])
 def test_the_same_in_flac(rate: int) -> None:
-    assert f"{rate:,} samples a second" in refusal(flac(rate, 5_000))
+    assert f"{rate:,} samples a second" in get_refusal(build_flac(rate, 5_000))
 
 
 @pytest.mark.parametrize("rate", [MIN_RATE, MAX_RATE])
 def test_rates_at_the_bounds_are_heard(rate: int) -> None:
-    blocks = list(AudioDecoder(BytePipe.from_bytes(wav(rate, size=20_000)), raw_pcm=False, max_seconds=60))
+    blocks = list(AudioDecoder(BytePipe.from_bytes(build_wav(rate, size=20_000)), raw_pcm=False, max_seconds=60))
     assert sum(map(len, blocks)) == pytest.approx(20_000 / rate * 16_000, abs=64)
 
 
 def test_the_length_is_checked_before_the_samples_are_made() -> None:
-    decoder = AudioDecoder(BytePipe.from_bytes(wav(MIN_RATE)), raw_pcm=False, max_seconds=10)
+    decoder = AudioDecoder(BytePipe.from_bytes(build_wav(MIN_RATE)), raw_pcm=False, max_seconds=10)
     with pytest.raises(AudioError, match=r"longer than 10 s.*limits\.audio_seconds"):
         list(decoder)
     assert decoder.samples == 0
 
 
 def test_a_file_of_the_longest_length_is_heard() -> None:
-    blocks = list(AudioDecoder(BytePipe.from_bytes(wav(8_000, size=80_000)), raw_pcm=False, max_seconds=10))
+    blocks = list(AudioDecoder(BytePipe.from_bytes(build_wav(8_000, size=80_000)), raw_pcm=False, max_seconds=10))
     assert sum(map(len, blocks)) == pytest.approx(160_000, abs=64)
 
 
@@ -115,11 +115,11 @@ print(most() - before)
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(lambda: wav(1), id="wav of 1 Hz"),
-        pytest.param(lambda: wav(50), id="wav of 50 Hz"),
-        pytest.param(lambda: flac(100), id="flac of 100 Hz"),
-        pytest.param(lambda: wav(48_000, channels=512, size=30_000_000), id="512 channels"),
-        pytest.param(lambda: one_packet(40_000_000), id="one packet"),
+        pytest.param(lambda: build_wav(1), id="wav of 1 Hz"),
+        pytest.param(lambda: build_wav(50), id="wav of 50 Hz"),
+        pytest.param(lambda: build_flac(100), id="flac of 100 Hz"),
+        pytest.param(lambda: build_wav(48_000, channels=512, size=30_000_000), id="512 channels"),
+        pytest.param(lambda: build_one_packet(40_000_000), id="one packet"),
     ],
 )
 def test_no_file_takes_much_memory(data: object, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 import requests
 
 from eardrum.config.settings import ModelSettings
-from tests.api.proxy.conftest import Gateway, serving
-from tests.ports import free_port
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
+from tests.ports import find_free_port
 
 EVIL = "https://evil.example"
 REBOUND = "evil.example:8100"
@@ -31,26 +31,26 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[Gateway]:
+def local() -> Iterator[GatewayUnderTest]:
     """Meant for this machine only, as by default."""
-    with serving(hosts=("stt.example.com", "*.tailnet.example"), pull_missing=True) as gateway:
+    with run_gateway(hosts=("stt.example.com", "*.tailnet.example"), pull_missing=True) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def exposed() -> Iterator[Gateway]:
+def exposed() -> Iterator[GatewayUnderTest]:
     """Meant for the network, without keys."""
-    with serving(host="0.0.0.0", hosts=("stt.example.com",)) as gateway:
+    with run_gateway(host="0.0.0.0", hosts=("stt.example.com",)) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def locked() -> Iterator[Gateway]:
-    with serving(host="0.0.0.0", apiKeys=("sk-1", "schlüssel")) as gateway:
+def locked() -> Iterator[GatewayUnderTest]:
+    with run_gateway(host="0.0.0.0", apiKeys=("sk-1", "schlüssel")) as gateway:
         yield gateway
 
 
-def status(gateway: Gateway, path: str, method: str = "GET", **headers: str) -> int:
+def get_status(gateway: GatewayUnderTest, path: str, method: str = "GET", **headers: str) -> int:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return requests.request(method, gateway.url + path, headers=named, timeout=10, allow_redirects=False).status_code
 
@@ -58,7 +58,7 @@ def status(gateway: Gateway, path: str, method: str = "GET", **headers: str) -> 
 @pytest.mark.parametrize(
     "path", ["/logs", "/running", "/v1/models", "/api/tags", "/api/ps", "/health", "/", "/unload?force", "/nothing"]
 )
-def test_a_page_that_leads_its_name_here_gets_nothing(local: Gateway, exposed: Gateway, path: str) -> None:
+def test_a_page_that_leads_its_name_here_gets_nothing(local: GatewayUnderTest, exposed: GatewayUnderTest, path: str) -> None:
     for gateway in (local, exposed):
         answer = requests.get(gateway.url + path, headers={"host": REBOUND}, timeout=10)
         assert answer.status_code == 403
@@ -90,8 +90,10 @@ def test_a_page_that_leads_its_name_here_gets_nothing(local: Gateway, exposed: G
         ),
     ],
 )
-def test_names_of_machines_and_networks_and_configured_ones_are_ours(local: Gateway, exposed: Gateway, host: str) -> None:
-    assert [status(gateway, "/v1/models", host=host) for gateway in (local, exposed)] == [200, 200]
+def test_names_of_machines_and_networks_and_configured_ones_are_ours(
+    local: GatewayUnderTest, exposed: GatewayUnderTest, host: str
+) -> None:
+    assert [get_status(gateway, "/v1/models", host=host) for gateway in (local, exposed)] == [200, 200]
 
 
 @pytest.mark.parametrize(
@@ -108,22 +110,24 @@ def test_names_of_machines_and_networks_and_configured_ones_are_ours(local: Gate
         ("127.0.0.1:80@evil.example", 403, 403),
     ],
 )
-def test_other_names_are_those_of_the_place(local: Gateway, exposed: Gateway, host: str, here: int, there: int) -> None:
-    assert (status(local, "/v1/models", host=host), status(exposed, "/v1/models", host=host)) == (here, there)
+def test_other_names_are_those_of_the_place(
+    local: GatewayUnderTest, exposed: GatewayUnderTest, host: str, here: int, there: int
+) -> None:
+    assert (get_status(local, "/v1/models", host=host), get_status(exposed, "/v1/models", host=host)) == (here, there)
 
 
-def test_a_client_that_names_no_host_is_no_browser(local: Gateway) -> None:
+def test_a_client_that_names_no_host_is_no_browser(local: GatewayUnderTest) -> None:
     with socket.create_connection(("127.0.0.1", int(local.url.rsplit(":", 1)[1]))) as client:
         client.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
         assert client.recv(100).split()[1] == b"200"
 
 
-def test_with_keys_every_name_does(locked: Gateway) -> None:
-    assert status(locked, "/v1/models", host=REBOUND, authorization="Bearer sk-1") == 200
-    assert status(locked, "/v1/models", host=REBOUND) == 401
+def test_with_keys_every_name_does(locked: GatewayUnderTest) -> None:
+    assert get_status(locked, "/v1/models", host=REBOUND, authorization="Bearer sk-1") == 200
+    assert get_status(locked, "/v1/models", host=REBOUND) == 401
 
 
-async def test_sockets_have_the_same_rule(exposed: Gateway) -> None:
+async def test_sockets_have_the_same_rule(exposed: GatewayUnderTest) -> None:
     async with aiohttp.ClientSession() as session:
         for path in ("/v1/realtime", "/v1/audio/transcriptions/stream", "/ws/realtime", "/upstream/x/ws"):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -131,37 +135,37 @@ async def test_sockets_have_the_same_rule(exposed: Gateway) -> None:
             assert refused.value.status == 403
 
 
-def test_a_page_behind_a_proxy_with_the_servers_own_name_may_use_it(local: Gateway) -> None:
-    assert status(local, "/api/tags", host="stt.example.com", origin="https://stt.example.com") == 200
-    assert status(local, "/api/tags", host="stt.example.com", origin=EVIL) == 403
+def test_a_page_behind_a_proxy_with_the_servers_own_name_may_use_it(local: GatewayUnderTest) -> None:
+    assert get_status(local, "/api/tags", host="stt.example.com", origin="https://stt.example.com") == 200
+    assert get_status(local, "/api/tags", host="stt.example.com", origin=EVIL) == 403
 
 
-def test_no_picture_unloads_over_plain_http_to_another_machine(exposed: Gateway) -> None:
+def test_no_picture_unloads_over_plain_http_to_another_machine(exposed: GatewayUnderTest) -> None:
     lan = {"host": "192.168.1.5:8100"}
     for path in ("/unload", "/unload?force"):
         for page in ({}, {"referer": f"{EVIL}/page"}, {"referer": "http://[bad"}):
-            assert status(exposed, path, **lan, **PICTURE, **page) == 403
-            assert status(exposed, path, "HEAD", **lan, **PICTURE, **page) == 403
+            assert get_status(exposed, path, **lan, **PICTURE, **page) == 403
+            assert get_status(exposed, path, "HEAD", **lan, **PICTURE, **page) == 403
     for site in ("cross-site", "same-site"):
-        assert status(exposed, "/unload", **PICTURE, sec_fetch_site=site, sec_fetch_mode="no-cors") == 403
-    assert status(exposed, "/unload", "POST", **lan, **PICTURE, origin=EVIL) == 403
+        assert get_status(exposed, "/unload", **PICTURE, sec_fetch_site=site, sec_fetch_mode="no-cors") == 403
+    assert get_status(exposed, "/unload", "POST", **lan, **PICTURE, origin=EVIL) == 403
 
 
-def test_programs_and_the_servers_own_pages_unload(exposed: Gateway) -> None:
+def test_programs_and_the_servers_own_pages_unload(exposed: GatewayUnderTest) -> None:
     for agent in ("curl/8.5.0", "python-requests/2.32", "Home Assistant/2026.1", ""):
-        assert status(exposed, "/unload", user_agent=agent) == 200
+        assert get_status(exposed, "/unload", user_agent=agent) == 200
     lan = {"host": "192.168.1.5:8100"}
-    assert status(exposed, "/unload", **lan, **PICTURE, referer="http://192.168.1.5:8100/ui") == 200
-    assert status(exposed, "/unload", user_agent=BROWSER, sec_fetch_site="none", sec_fetch_mode="navigate") == 200
-    assert status(exposed, "/unload", "POST") == 200
-    assert status(exposed, "/unload", "POST", **lan, origin="http://192.168.1.5:8100") == 200
+    assert get_status(exposed, "/unload", **lan, **PICTURE, referer="http://192.168.1.5:8100/ui") == 200
+    assert get_status(exposed, "/unload", user_agent=BROWSER, sec_fetch_site="none", sec_fetch_mode="navigate") == 200
+    assert get_status(exposed, "/unload", "POST") == 200
+    assert get_status(exposed, "/unload", "POST", **lan, origin="http://192.168.1.5:8100") == 200
 
 
 def test_a_model_is_loaded_by_a_click_on_our_page_and_not_by_a_picture() -> None:
-    port = free_port()
+    port = find_free_port()
     command = shlex.join([sys.executable, str(FAKE_ANYTHING), str(port)])
     model = ModelSettings(cmd=command, proxy=f"http://127.0.0.1:{port}")
-    with serving(host="0.0.0.0", models={"m": model}) as gateway:
+    with run_gateway(host="0.0.0.0", models={"m": model}) as gateway:
         page, lan = "/upstream/m/", {"host": "192.168.1.5:8100"}
         opened = {"user-agent": BROWSER, "accept": "text/html,*/*;q=0.8"}
         for foreign in ({}, {"referer": f"{EVIL}/"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}):
@@ -180,7 +184,7 @@ def test_a_model_is_loaded_by_a_click_on_our_page_and_not_by_a_picture() -> None
 
 
 @pytest.mark.parametrize("key", ["schlüssel".encode(), b"sk-1"])
-def test_a_key_of_any_letters_is_shown_in_any_way(locked: Gateway, key: bytes) -> None:
+def test_a_key_of_any_letters_is_shown_in_any_way(locked: GatewayUnderTest, key: bytes) -> None:
     for headers in ({"authorization": b"Bearer " + key}, {"x-api-key": key}):
         assert requests.get(f"{locked.url}/v1/models", headers=headers, timeout=10).status_code == 200
     answer = requests.get(f"{locked.url}/v1/models", headers={"authorization": b"Bearer " + key + b"\xc3\xbc"}, timeout=10)
@@ -188,7 +192,7 @@ def test_a_key_of_any_letters_is_shown_in_any_way(locked: Gateway, key: bytes) -
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/chat/completions"])
-def test_a_strange_page_has_no_model_fetched(local: Gateway, path: str) -> None:
+def test_a_strange_page_has_no_model_fetched(local: GatewayUnderTest, path: str) -> None:
     """The hub is none that could be reached from a test: who may fetch is told that, who may not is told how it is done."""
     audio = {"file": ("a.wav", b"RIFF", "audio/wav")}
     for headers in ({"origin": EVIL}, {"origin": "null"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}):
@@ -201,7 +205,7 @@ def test_a_strange_page_has_no_model_fetched(local: Gateway, path: str) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), answer.text
 
 
-def test_what_is_said_of_the_unused_fits_into_a_header(local: Gateway, fixture_audio: bytes) -> None:
+def test_what_is_said_of_the_unused_fits_into_a_header(local: GatewayUnderTest, fixture_audio: bytes) -> None:
     names = "&".join([f"n{number}=" for number in range(2000)])
     queries = ("a%0d%0ab=1", "%00=1", "%ff%fe=1", "%E2%82%AC=1", "a%0d%0aset-cookie:%20x=1", "x" * 40_000, names)
     for query in queries:
@@ -240,7 +244,7 @@ def fixture_audio() -> bytes:
     )
 
 
-def test_what_is_echoed_is_bounded(local: Gateway) -> None:
+def test_what_is_echoed_is_bounded(local: GatewayUnderTest) -> None:
     long = "x" * 1_000_000
     asked = [
         ("POST", "/api/show", {"model": long}),
@@ -267,7 +271,7 @@ def test_what_is_echoed_is_bounded(local: Gateway) -> None:
     assert max(map(len, local.service.logs.server.get_lines()), default=0) < 5000
 
 
-def test_a_client_secret_keeps_little(local: Gateway) -> None:
+def test_a_client_secret_keeps_little(local: GatewayUnderTest) -> None:
     prompt = {"session": {"audio": {"input": {"transcription": {"model": MODEL, "prompt": "p" * 1_000_000}}}}}
     answer = requests.post(f"{local.url}/v1/realtime/client_secrets", json=prompt, timeout=20)
     assert answer.status_code == 200
@@ -275,7 +279,7 @@ def test_a_client_secret_keeps_little(local: Gateway) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime/client_secrets", "/v1/realtime/transcription_sessions"])
-def test_no_page_from_elsewhere_fills_what_is_kept(local: Gateway, locked: Gateway, path: str) -> None:
+def test_no_page_from_elsewhere_fills_what_is_kept(local: GatewayUnderTest, locked: GatewayUnderTest, path: str) -> None:
     for headers in ({"origin": EVIL, "content-type": "text/plain"}, {"origin": "null"}):
         assert requests.post(local.url + path, headers=headers, data="{}", timeout=10).status_code == 403
     assert requests.post(local.url + path, data="{}", timeout=10).status_code == 200
@@ -311,14 +315,14 @@ HALF = '"\\ud800"'
         ("POST", "/v1/embeddings", f'{{"model": {HALF}, "input": "x"}}'),
     ],
 )
-def test_half_a_character_is_the_clients_fault(local: Gateway, method: str, path: str, body: str) -> None:
+def test_half_a_character_is_the_clients_fault(local: GatewayUnderTest, method: str, path: str, body: str) -> None:
     answer = requests.request(method, local.url + path, data=body, headers={"content-type": "application/json"}, timeout=20)
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.json()["error"]
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime?intent=transcription", "/v1/audio/transcriptions/stream", "/ws/realtime"])
-async def test_half_a_character_ends_no_session_with_an_error_of_ours(local: Gateway, path: str) -> None:
+async def test_half_a_character_ends_no_session_with_an_error_of_ours(local: GatewayUnderTest, path: str) -> None:
     update = {"transcription": {"prompt": "HALF"}}
     messages = [
         json.dumps({"type": "session.update", "session": {"audio": {"input": update}}}).replace('"HALF"', HALF),
@@ -355,12 +359,12 @@ SPEECH = f'"model": "{MODEL}", "input_audio": {{"data": "UklGRg=="}}'
         ("/v1/audio/transcriptions", f'{{{SPEECH}, "temperature": {NINES}}}'),
     ],
 )
-def test_a_number_of_any_length_is_no_failure_of_ours(local: Gateway, path: str, body: str) -> None:
+def test_a_number_of_any_length_is_no_failure_of_ours(local: GatewayUnderTest, path: str, body: str) -> None:
     answer = requests.post(local.url + path, data=body, headers={"content-type": "application/json"}, timeout=20)
     assert answer.status_code < 500, answer.text
 
 
-async def test_nor_is_one_in_a_live_session(local: Gateway) -> None:
+async def test_nor_is_one_in_a_live_session(local: GatewayUnderTest) -> None:
     for text in (f'{{"threshold": {NINES}}}', f'{{"vad": {{"threshold": {NINES}}}}}', f'{{"sample_rate": {NINES}}}'):
         async with aiohttp.ClientSession() as session, session.ws_connect(f"{local.url}/v1/audio/transcriptions/stream") as ws:
             await ws.send_str(text)
@@ -378,16 +382,16 @@ def test_nobody_reads_passwords_and_keys_of_the_config() -> None:
     models = {
         "cmd": {
             "cmd": f'{sys.executable} -c "{say}" --api-key cmd-key-22 --port ${{PORT}}',
-            "proxy": f"http://user:pass-word-1@127.0.0.1:{free_port()}",
+            "proxy": f"http://user:pass-word-1@127.0.0.1:{find_free_port()}",
             "env": ("MY_TOKEN=env-token-3",),
         },
-        "far": {"proxy": f"http://user:pass-word-1@127.0.0.1:{free_port()}"},
+        "far": {"proxy": f"http://user:pass-word-1@127.0.0.1:{find_free_port()}"},
         "cloud": {
             "engine": "openai_api",
             "options": {"url": "http://127.0.0.1:9/v1", "key": "option-key-4"},
         },
     }
-    with serving(models=models, default_model=MODEL) as gateway:
+    with run_gateway(models=models, default_model=MODEL) as gateway:
         told = [requests.post(f"{gateway.url}/api/ps/{name}", timeout=30).text for name in models]
         asked = {"model": "far", "messages": []}
         told += [requests.post(f"{gateway.url}/v1/chat/completions", json=asked, timeout=30).text]

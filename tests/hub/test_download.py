@@ -37,7 +37,7 @@ def hub() -> Iterator[FakeHub]:
 
 
 @dataclass
-class Said:
+class ProgramOutput:
     """What the program said and how it ended."""
 
     code: int
@@ -57,7 +57,7 @@ class Said:
 
 
 @dataclass
-class Fetching:
+class DownloadRunner:
     """Starts the program for one cache."""
 
     hub: FakeHub
@@ -74,27 +74,27 @@ class Fetching:
             text=True,
         )
 
-    def __call__(self, *arguments: str, name: str = NAME) -> Said:
+    def __call__(self, *arguments: str, name: str = NAME) -> ProgramOutput:
         out, log = self.start(*arguments, name=name).communicate(timeout=60)
-        return Said(0 if '"failed"' not in out else 1, [json.loads(line) for line in out.splitlines()], log)
+        return ProgramOutput(0 if '"failed"' not in out else 1, [json.loads(line) for line in out.splitlines()], log)
 
 
 @pytest.fixture
-def fetch(hub: FakeHub, tmp_path: Path) -> Fetching:
-    return Fetching(hub, tmp_path / "hub")
+def fetch(hub: FakeHub, tmp_path: Path) -> DownloadRunner:
+    return DownloadRunner(hub, tmp_path / "hub")
 
 
-def content(path: Path) -> dict[str, bytes]:
+def read_contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def parts(cache: Path) -> list[Path]:
+def list_parts(cache: Path) -> list[Path]:
     return list(cache.rglob("*.part"))
 
 
-def test_a_repository_arrives_whole_where_the_hubs_own_library_finds_it(fetch: Fetching) -> None:
+def test_a_repository_arrives_whole_where_the_hubs_own_library_finds_it(fetch: DownloadRunner) -> None:
     said = fetch()
-    assert content(said.path) == FILES
+    assert read_contents(said.path) == FILES
     assert said.lines[0] == {"plan": {"files": 4, "total": TOTAL, "present": 0}}
     assert said.progress()[-1] == TOTAL
     assert said.progress() == sorted(said.progress())
@@ -105,14 +105,14 @@ def test_a_repository_arrives_whole_where_the_hubs_own_library_finds_it(fetch: F
     assert ModelStore(fetch.cache).find_files(NAME) == said.path
 
 
-def test_only_what_the_engine_reads_is_fetched(fetch: Fetching) -> None:
+def test_only_what_the_engine_reads_is_fetched(fetch: DownloadRunner) -> None:
     said = fetch("--pattern=*.bin", "--pattern=config.json")
-    assert sorted(content(said.path)) == ["config.json", "model.bin"]
+    assert sorted(read_contents(said.path)) == ["config.json", "model.bin"]
     assert fetch.hub.served == len(BIG) + len(FILES["config.json"])
     assert "holds no files of a kind that its engine reads (*.onnx)" in fetch("--pattern=*.onnx").error
 
 
-def test_a_second_time_moves_no_bytes(fetch: Fetching) -> None:
+def test_a_second_time_moves_no_bytes(fetch: DownloadRunner) -> None:
     first = fetch()
     served = fetch.hub.served
     again = fetch()
@@ -120,37 +120,37 @@ def test_a_second_time_moves_no_bytes(fetch: Fetching) -> None:
     assert again.lines[0]["plan"]["present"] == TOTAL
 
 
-def test_a_new_revision_fetches_what_changed_and_the_old_one_stays(fetch: Fetching) -> None:
+def test_a_new_revision_fetches_what_changed_and_the_old_one_stays(fetch: DownloadRunner) -> None:
     old = fetch().path
     fetch.hub.served = 0
     repository = fetch.hub.repositories[NAME]
     repository.revision, repository.files["config.json"] = "b" * 40, b"{}"
     new = fetch().path
     assert fetch.hub.served == 2
-    assert content(old) == FILES
-    assert content(new) == FILES | {"config.json": b"{}"}
+    assert read_contents(old) == FILES
+    assert read_contents(new) == FILES | {"config.json": b"{}"}
     assert ModelStore(fetch.cache).find_files(NAME) == new
 
 
-def test_listing_fetches_nothing(fetch: Fetching) -> None:
+def test_listing_fetches_nothing(fetch: DownloadRunner) -> None:
     said = fetch("--list")
     assert said.lines == [{"listing": {"files": list(FILES), "config": {"model_type": "whisper"}}}]
     assert not fetch.cache.exists()
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"\xff", b"{"])
-def test_a_config_that_is_none_is_empty(fetch: Fetching, config: bytes) -> None:
+def test_a_config_that_is_none_is_empty(fetch: DownloadRunner, config: bytes) -> None:
     fetch.hub.repositories[NAME].files["config.json"] = config
     assert fetch("--list").lines[0]["listing"]["config"] == {}
 
 
-def test_a_killed_download_is_continued_to_the_byte(fetch: Fetching) -> None:
+def test_a_killed_download_is_continued_to_the_byte(fetch: DownloadRunner) -> None:
     repository = fetch.hub.repositories[NAME]
     repository.pace = 0.02
     with fetch.start() as process:
-        wait_for(lambda: parts(fetch.cache) and parts(fetch.cache)[0].stat().st_size > 100_000)
+        wait_for(lambda: list_parts(fetch.cache) and list_parts(fetch.cache)[0].stat().st_size > 100_000)
         process.kill()
-    (part,) = parts(fetch.cache)
+    (part,) = list_parts(fetch.cache)
     arrived = part.stat().st_size
     assert 100_000 < arrived < len(BIG)
     assert ModelStore(fetch.cache).find_files(NAME) is None
@@ -161,44 +161,44 @@ def test_a_killed_download_is_continued_to_the_byte(fetch: Fetching) -> None:
     assert fetch.hub.ranges == [f"bytes={arrived}-"]
     assert fetch.hub.served == TOTAL - arrived
     assert said.lines[0]["plan"]["present"] == arrived
-    assert content(said.path) == FILES
-    assert parts(fetch.cache) == []
+    assert read_contents(said.path) == FILES
+    assert list_parts(fetch.cache) == []
 
 
-def test_a_connection_that_breaks_is_continued_in_the_same_run(fetch: Fetching) -> None:
+def test_a_connection_that_breaks_is_continued_in_the_same_run(fetch: DownloadRunner) -> None:
     repository = fetch.hub.repositories[NAME]
     repository.cut_after = 200_000
     with fetch.start() as process:
-        wait_for(lambda: any(part.stat().st_size == 200_000 for part in parts(fetch.cache)))
+        wait_for(lambda: any(part.stat().st_size == 200_000 for part in list_parts(fetch.cache)))
         repository.cut_after = None
         assert process.stdout
         lines = [json.loads(line) for line in process.stdout]
         process.communicate()
-    assert content(Path(lines[-1]["done"]["path"])) == FILES
+    assert read_contents(Path(lines[-1]["done"]["path"])) == FILES
     assert set(fetch.hub.ranges) == {"bytes=200000-"}
     assert fetch.hub.served == TOTAL
 
 
-def test_a_connection_that_keeps_breaking_is_given_up_and_what_arrived_is_kept(fetch: Fetching) -> None:
+def test_a_connection_that_keeps_breaking_is_given_up_and_what_arrived_is_kept(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].cut_after = 200_000
     said = fetch()
     assert "PullError: The hub cannot be reached" in said.error
     assert "what has arrived is kept" in said.error
-    assert [part.stat().st_size for part in parts(fetch.cache)] == [200_000]
+    assert [part.stat().st_size for part in list_parts(fetch.cache)] == [200_000]
 
 
-def test_a_hub_that_knows_no_ranges_sends_the_file_again(fetch: Fetching) -> None:
+def test_a_hub_that_knows_no_ranges_sends_the_file_again(fetch: DownloadRunner) -> None:
     repository = fetch.hub.repositories[NAME]
     blobs = fetch.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{hashlib.sha256(BIG).hexdigest()}.part").write_bytes(BIG[:5000])
     repository.ignores_ranges = True
-    assert content(fetch().path) == FILES
+    assert read_contents(fetch().path) == FILES
     assert fetch.hub.served == TOTAL
 
 
 @pytest.mark.parametrize("length", [len(BIG) + 5, len(BIG)])
-def test_a_part_that_cannot_be_right_is_not_believed(fetch: Fetching, length: int) -> None:
+def test_a_part_that_cannot_be_right_is_not_believed(fetch: DownloadRunner, length: int) -> None:
     blobs = fetch.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{hashlib.sha256(BIG).hexdigest()}.part").write_bytes(b"?" * length)
@@ -206,19 +206,19 @@ def test_a_part_that_cannot_be_right_is_not_believed(fetch: Fetching, length: in
     if length == len(BIG):  # as long as it should be, but not it
         assert "model.bin of org/model arrived damaged: pull it again" in said.error
         said = fetch()
-    assert content(said.path) == FILES
+    assert read_contents(said.path) == FILES
 
 
-def test_damaged_files_are_noticed_large_and_small(fetch: Fetching) -> None:
+def test_damaged_files_are_noticed_large_and_small(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].damaged = True
     assert "model.bin of org/model arrived damaged" in fetch().error
     assert "config.json of org/model arrived damaged" in fetch("--pattern=config.json").error
-    assert (parts(fetch.cache), ModelStore(fetch.cache).find_files(NAME)) == ([], None)
+    assert (list_parts(fetch.cache), ModelStore(fetch.cache).find_files(NAME)) == ([], None)
     fetch.hub.repositories[NAME].damaged = False
-    assert content(fetch().path) == FILES
+    assert read_contents(fetch().path) == FILES
 
 
-def test_parts_of_a_revision_that_nobody_wants_any_more_go(fetch: Fetching) -> None:
+def test_parts_of_a_revision_that_nobody_wants_any_more_go(fetch: DownloadRunner) -> None:
     blobs = fetch.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / ("f" * 64 + ".part")).write_bytes(b"of another revision")
@@ -226,21 +226,21 @@ def test_parts_of_a_revision_that_nobody_wants_any_more_go(fetch: Fetching) -> N
     assert not ModelStore(fetch.cache).is_unfinished(NAME)
 
 
-def test_one_content_under_two_names_is_fetched_once(fetch: Fetching) -> None:
+def test_one_content_under_two_names_is_fetched_once(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].files = {"a.bin": BIG, "b.bin": BIG}
     said = fetch()
-    assert content(said.path) == {"a.bin": BIG, "b.bin": BIG}
+    assert read_contents(said.path) == {"a.bin": BIG, "b.bin": BIG}
     assert (fetch.hub.served, said.lines[0]["plan"]["total"]) == (len(BIG), len(BIG))
 
 
-def test_a_mirror_that_tells_neither_sizes_nor_hashes_will_do(fetch: Fetching) -> None:
+def test_a_mirror_that_tells_neither_sizes_nor_hashes_will_do(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].terse = True
     said = fetch()
-    assert content(said.path) == FILES
+    assert read_contents(said.path) == FILES
     assert said.lines[0]["plan"]["total"] == TOTAL
 
 
-def test_the_token_goes_to_the_hub_and_to_nobody_it_redirects_to(fetch: Fetching) -> None:
+def test_the_token_goes_to_the_hub_and_to_nobody_it_redirects_to(fetch: DownloadRunner) -> None:
     fetch.environment["HF_TOKEN"] = "hf_secret"
     fetch()
     assert fetch.hub.tokens == {fetch.hub.address: {"Bearer hf_secret"}}
@@ -258,7 +258,7 @@ def test_the_token_goes_to_the_hub_and_to_nobody_it_redirects_to(fetch: Fetching
         (500, "out of order (status 500). Pull org/model again later"),
     ],
 )
-def test_refusals_say_what_to_do(fetch: Fetching, status: int, says: str) -> None:
+def test_refusals_say_what_to_do(fetch: DownloadRunner, status: int, says: str) -> None:
     fetch.hub.repositories[NAME].status = status
     said = fetch()
     assert said.lines[-1]["failed"]["error"] == ("ModelNotFoundError" if status == 404 else "PullError")
@@ -267,12 +267,12 @@ def test_refusals_say_what_to_do(fetch: Fetching, status: int, says: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["org/other", "no-owner-and-nothing", "a/b/c", "../../x", "x\ny/z", "a" * 5000])
-def test_names_the_hub_does_not_have(fetch: Fetching, name: str) -> None:
+def test_names_the_hub_does_not_have(fetch: DownloadRunner, name: str) -> None:
     assert "The hub has no model" in fetch(name=name).error
     assert not fetch.cache.exists()
 
 
-def test_offline_and_no_hub_are_told_apart(fetch: Fetching) -> None:
+def test_offline_and_no_hub_are_told_apart(fetch: DownloadRunner) -> None:
     fetch.environment["HF_HUB_OFFLINE"] = "1"
     assert "HF_HUB_OFFLINE is set" in fetch().error
     assert fetch.hub.requests == []
@@ -281,19 +281,19 @@ def test_offline_and_no_hub_are_told_apart(fetch: Fetching) -> None:
 
 
 @pytest.mark.parametrize("revision", ["", "../../../evil", "main"])
-def test_something_else_in_place_of_the_hub(fetch: Fetching, revision: str) -> None:
+def test_something_else_in_place_of_the_hub(fetch: DownloadRunner, revision: str) -> None:
     fetch.hub.repositories[NAME].revision = revision
     assert "check HF_ENDPOINT" in fetch().error
 
 
 @pytest.mark.parametrize("file", ["../../evil", "/etc/evil", "a/../../evil", "a\\b", "x.part", "a\0b"])
-def test_a_hub_cannot_write_outside_of_the_cache(fetch: Fetching, tmp_path: Path, file: str) -> None:
+def test_a_hub_cannot_write_outside_of_the_cache(fetch: DownloadRunner, tmp_path: Path, file: str) -> None:
     fetch.hub.repositories[NAME].files[file] = b"evil"
     assert "will not be stored under its name" in fetch().error
     assert not list(tmp_path.rglob("*evil*"))
 
 
-def test_a_disk_without_room_is_refused_before_anything_moves(fetch: Fetching) -> None:
+def test_a_disk_without_room_is_refused_before_anything_moves(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].claims = 1 << 50
     said = fetch()
     assert "StorageFullError: org/model needs" in said.error
@@ -301,19 +301,19 @@ def test_a_disk_without_room_is_refused_before_anything_moves(fetch: Fetching) -
     assert fetch.hub.served == 0
 
 
-def test_a_disk_that_is_full_in_the_middle(fetch: Fetching) -> None:
+def test_a_disk_that_is_full_in_the_middle(fetch: DownloadRunner) -> None:
     blobs = fetch.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{hashlib.sha256(BIG).hexdigest()}.part").symlink_to("/dev/full")  # every write finds no space, for real
     assert "StorageFullError: The disk is full: make room, then pull org/model again" in fetch().error
 
 
-def test_a_cache_that_cannot_be_written_is_named(fetch: Fetching) -> None:
+def test_a_cache_that_cannot_be_written_is_named(fetch: DownloadRunner) -> None:
     fetch.cache.write_text("a file where the folder should be")
     assert f"cannot be stored: Not a directory: {fetch.cache}" in fetch().error
 
 
-def test_two_at_once_fetch_once(fetch: Fetching) -> None:
+def test_two_at_once_fetch_once(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].pace = 0.01
     one, two = fetch.start(), fetch.start()
     for process in (one, two):
@@ -322,19 +322,19 @@ def test_two_at_once_fetch_once(fetch: Fetching) -> None:
     assert fetch.hub.served == TOTAL
 
 
-def test_it_ends_with_its_parent(fetch: Fetching) -> None:
+def test_it_ends_with_its_parent(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].pace = 0.05
     with fetch.start("--parent") as process:
-        wait_for(lambda: parts(fetch.cache))
+        wait_for(lambda: list_parts(fetch.cache))
         assert process.stdin
         process.stdin.close()
         assert process.wait(20) == 1
         process.stdin = None
 
 
-def test_ending_it_keeps_what_has_arrived(fetch: Fetching) -> None:
+def test_ending_it_keeps_what_has_arrived(fetch: DownloadRunner) -> None:
     fetch.hub.repositories[NAME].pace = 0.05
     with fetch.start() as process:
-        wait_for(lambda: parts(fetch.cache) and parts(fetch.cache)[0].stat().st_size)
+        wait_for(lambda: list_parts(fetch.cache) and list_parts(fetch.cache)[0].stat().st_size)
         process.send_signal(signal.SIGTERM)
-    assert parts(fetch.cache)[0].stat().st_size > 0
+    assert list_parts(fetch.cache)[0].stat().st_size > 0

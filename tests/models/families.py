@@ -61,20 +61,20 @@ def build(kind: str, directory: Path) -> Path:
     torch.manual_seed(7)
     directory.mkdir(parents=True, exist_ok=True)
     model, processor = BUILDERS[kind]()
-    hushed(model, processor.tokenizer)
+    quieten_special(model, processor.tokenizer)
     model.save_pretrained(str(directory))
     processor.save_pretrained(str(directory))
     return directory
 
 
-def hushed(model: Any, tokenizer: Any) -> None:
+def quieten_special(model: Any, tokenizer: Any) -> None:
     """Special tokens lose to all others with a positive score, so that models with random weights write something."""
     if head := model.get_output_embeddings():
         first = tokenizer.convert_tokens_to_ids(LETTERS[0])
         head.weight.data[:first] = 0.0
 
 
-def pieces(*special: str) -> Tokenizer:
+def build_tokenizer(*special: str) -> Tokenizer:
     """A tokenizer of letters, each also as the beginning of a word; the special tokens come first."""
     vocabulary = {token: id for id, token in enumerate(["<unk>", *special, *LETTERS])}
     made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
@@ -84,11 +84,11 @@ def pieces(*special: str) -> Tokenizer:
     return made
 
 
-def parakeet(kind: str) -> tuple[Any, Any]:
+def build_parakeet(kind: str) -> tuple[Any, Any]:
     import transformers as hf
 
     frames = {"ctc": [], "rnnt": ["<blank>"], "tdt": ["<blank>"]}[kind]
-    tokenizer = hf.ParakeetTokenizer(tokenizer_object=pieces("<pad>", *frames), pad_token="<pad>", unk_token="<unk>")
+    tokenizer = hf.ParakeetTokenizer(tokenizer_object=build_tokenizer("<pad>", *frames), pad_token="<pad>", unk_token="<unk>")
     size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "encoder_config": ENCODER}
     extractor = hf.ParakeetFeatureExtractor(feature_size=80)
     if kind == "ctc":
@@ -106,11 +106,11 @@ def parakeet(kind: str) -> tuple[Any, Any]:
     return model, hf.ParakeetProcessor(extractor, tokenizer, decoder_type=kind)
 
 
-def moonshine() -> tuple[Any, Any]:
+def build_moonshine() -> tuple[Any, Any]:
     import transformers as hf
 
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=pieces("<s>", "</s>"), bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+        tokenizer_object=build_tokenizer("<s>", "</s>"), bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
     )
     config = hf.MoonshineConfig(
         vocab_size=len(tokenizer),
@@ -126,11 +126,11 @@ def moonshine() -> tuple[Any, Any]:
     return hf.MoonshineForConditionalGeneration(config), hf.Wav2Vec2Processor(extractor, tokenizer)
 
 
-def moonshine_streaming() -> tuple[Any, Any]:
+def build_moonshine_streaming() -> tuple[Any, Any]:
     import transformers as hf
 
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=pieces("<s>", "</s>"), bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+        tokenizer_object=build_tokenizer("<s>", "</s>"), bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
     )
     size = {
         "hidden_size": 16,
@@ -149,12 +149,12 @@ def moonshine_streaming() -> tuple[Any, Any]:
     return hf.MoonshineStreamingForConditionalGeneration(config), hf.MoonshineStreamingProcessor(extractor, tokenizer)
 
 
-def canary() -> tuple[Any, Any]:
+def build_canary() -> tuple[Any, Any]:
     import transformers as hf
 
     prompt = ["<pad>", "<|startofcontext|>", "<|startoftranscript|>", "<|pnc|>", "<|endoftext|>", "<|en|>", "<|de|>"]
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=pieces(*prompt),
+        tokenizer_object=build_tokenizer(*prompt),
         bos_token="<|startoftranscript|>",
         eos_token="<|endoftext|>",
         pad_token="<pad>",
@@ -176,12 +176,12 @@ def canary() -> tuple[Any, Any]:
     return hf.CanaryForConditionalGeneration(config), hf.CanaryProcessor(extractor, tokenizer, chat_template=CANARY_CHAT)
 
 
-def cohere() -> tuple[Any, Any]:
+def build_cohere() -> tuple[Any, Any]:
     import transformers as hf
 
     prompt = ["startofcontext", "startoftranscript", "emo:undefined", "en", "de", "pnc", "noitn", "notimestamp", "nodiarize"]
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=pieces("<pad>", "<|endoftext|>", *(f"<|{name}|>" for name in prompt)),
+        tokenizer_object=build_tokenizer("<pad>", "<|endoftext|>", *(f"<|{name}|>" for name in prompt)),
         eos_token="<|endoftext|>",
         pad_token="<pad>",
         unk_token="<unk>",
@@ -199,7 +199,7 @@ def cohere() -> tuple[Any, Any]:
     return hf.CohereAsrForConditionalGeneration(config), hf.CohereAsrProcessor(extractor, tokenizer)
 
 
-def qwen() -> tuple[Any, Any]:
+def build_qwen() -> tuple[Any, Any]:
     import transformers as hf
 
     names = [
@@ -213,7 +213,7 @@ def qwen() -> tuple[Any, Any]:
         "<timestamp>",
     ]
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=pieces(*names),
+        tokenizer_object=build_tokenizer(*names),
         eos_token="<|im_end|>",
         pad_token="<pad>",
         unk_token="<unk>",
@@ -242,12 +242,12 @@ def qwen() -> tuple[Any, Any]:
     return hf.Qwen3ASRForConditionalGeneration(config), hf.Qwen3ASRProcessor(extractor, tokenizer, chat_template=AUDIO_CHAT)
 
 
-def glm() -> tuple[Any, Any]:
+def build_glm() -> tuple[Any, Any]:
     import transformers as hf
 
     names = ["<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<pad>"]
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=pieces(*names), eos_token="<|im_end|>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=build_tokenizer(*names), eos_token="<|im_end|>", pad_token="<pad>", unk_token="<unk>"
     )
     config = hf.GlmAsrConfig(
         audio_config={
@@ -273,13 +273,13 @@ def glm() -> tuple[Any, Any]:
 
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "canary": canary,
-    "cohere_asr": cohere,
-    "glmasr": glm,
-    "moonshine": moonshine,
-    "moonshine_streaming": moonshine_streaming,
-    "parakeet_ctc": lambda: parakeet("ctc"),
-    "parakeet_rnnt": lambda: parakeet("rnnt"),
-    "parakeet_tdt": lambda: parakeet("tdt"),
-    "qwen3_asr": qwen,
+    "canary": build_canary,
+    "cohere_asr": build_cohere,
+    "glmasr": build_glm,
+    "moonshine": build_moonshine,
+    "moonshine_streaming": build_moonshine_streaming,
+    "parakeet_ctc": lambda: build_parakeet("ctc"),
+    "parakeet_rnnt": lambda: build_parakeet("rnnt"),
+    "parakeet_tdt": lambda: build_parakeet("tdt"),
+    "qwen3_asr": build_qwen,
 }

@@ -29,7 +29,7 @@ FRAMES = 8
 """Feature frames (10 ms) that the encoder makes one of."""
 
 
-def speech(text: Sequence[str | None], seed: int = 0) -> np.ndarray:
+def synthesize_speech(text: Sequence[str | None], seed: int = 0) -> np.ndarray:
     """The tones of these tokens, one per slot on faint noise; None is a silent slot. Float32 [n] at 16 kHz."""
     length = int((2 * LEAD_S + SLOT_S * max(1, len(text))) * RATE)
     audio = np.random.default_rng(seed).normal(0, 0.01, length).astype(np.float32)
@@ -57,7 +57,7 @@ def build(directory: Path, kind: str = "ctc", *, quantization: str = "", config:
     return directory
 
 
-def bins() -> list[int]:
+def list_bins() -> list[int]:
     """The mel bin of each pitch: 80 bins, evenly spaced on Slaney's scale up to 8 kHz."""
 
     def mel(hertz: float) -> float:
@@ -66,10 +66,10 @@ def bins() -> list[int]:
     return [round(mel(pitch) / mel(8000) * 81) - 1 for pitch in PITCHES.values()]
 
 
-def ear() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def build_ear() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Features [b, 80, t] to "heard" [b, t / 8, tokens + 1]: how loud each pitch is, and a bar for blank to compare with."""
     weights = np.zeros((80, BLANK + 1), np.float32)
-    for token, bin in enumerate(bins()):
+    for token, bin in enumerate(list_bins()):
         weights[bin - 1 : bin + 2, token] = 1.5
     bias = np.zeros(BLANK + 1, np.float32)
     bias[BLANK] = 5.0
@@ -79,32 +79,32 @@ def ear() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         helper.make_node("MatMul", ["frames", "weights"], ["loud"]),
         helper.make_node("Add", ["loud", "bias"], ["heard"]),
     ]
-    return nodes, [constant("weights", weights), constant("bias", bias)]
+    return nodes, [build_constant("weights", weights), build_constant("bias", bias)]
 
 
-def lengths() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def build_lengths() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """ "length" in feature frames to "encoded_lengths"."""
     nodes = [
         helper.make_node("Sub", ["length", "one"], ["before"]),
         helper.make_node("Div", ["before", "eight"], ["whole"]),
         helper.make_node("Add", ["whole", "one"], ["encoded_lengths"]),
     ]
-    return nodes, [constant("one", np.array(1)), constant("eight", np.array(FRAMES))]
+    return nodes, [build_constant("one", np.array(1)), build_constant("eight", np.array(FRAMES))]
 
 
-def ctc() -> dict[str, onnx.ModelProto]:
-    nodes, weights = ear()
+def build_ctc() -> dict[str, onnx.ModelProto]:
+    nodes, weights = build_ear()
     nodes.append(helper.make_node("LogSoftmax", ["heard"], ["logprobs"], axis=-1))
-    return {"model": model(nodes, weights, AUDIO, [floats("logprobs", "b", "t", BLANK + 1)])}
+    return {"model": build_model(nodes, weights, AUDIO, [build_float_input("logprobs", "b", "t", BLANK + 1)])}
 
 
-def tdt() -> dict[str, onnx.ModelProto]:
+def build_tdt() -> dict[str, onnx.ModelProto]:
     """The joint says what the encoder heard, but never the token before again; every step advances one frame."""
-    nodes, weights = ear()
-    more, constants = lengths()
+    nodes, weights = build_ear()
+    more, constants = build_lengths()
     nodes += [*more, helper.make_node("Transpose", ["heard"], ["outputs"], perm=[0, 2, 1])]
-    results = [floats("outputs", "b", BLANK + 1, "t"), integers("encoded_lengths", "b")]
-    encoder = model(nodes, weights + constants, AUDIO, results)
+    results = [build_float_input("outputs", "b", BLANK + 1, "t"), build_integer_input("encoded_lengths", "b")]
+    encoder = build_model(nodes, weights + constants, AUDIO, results)
 
     joint = [
         helper.make_node("Transpose", ["encoder_outputs"], ["frame"], perm=[0, 2, 1]),
@@ -121,19 +121,19 @@ def tdt() -> dict[str, onnx.ModelProto]:
     unblanked = np.ones(BLANK + 1, np.float32)
     unblanked[BLANK] = 0
     constants = [
-        constant("depth", np.array(BLANK + 1)),
-        constant("values", np.array([0, -100], np.float32)),
-        constant("unblanked", unblanked),
-        constant("first", np.array([1])),
-        constant("durations", np.array([0, 5, 0, 0, 0], np.float32).reshape(1, 1, 1, 5)),
+        build_constant("depth", np.array(BLANK + 1)),
+        build_constant("values", np.array([0, -100], np.float32)),
+        build_constant("unblanked", unblanked),
+        build_constant("first", np.array([1])),
+        build_constant("durations", np.array([0, 5, 0, 0, 0], np.float32).reshape(1, 1, 1, 5)),
     ]
-    states = [floats(f"{way}_states_{n}", 1, 1, 1) for way in ("input", "output") for n in (1, 2)]
+    states = [build_float_input(f"{way}_states_{n}", 1, 1, 1) for way in ("input", "output") for n in (1, 2)]
     length = helper.make_tensor_value_info("target_length", TensorProto.INT32, [1])
     targets = helper.make_tensor_value_info("targets", TensorProto.INT32, [1, 1])
-    inputs = [floats("encoder_outputs", 1, BLANK + 1, 1), targets, length, *states[:2]]
+    inputs = [build_float_input("encoder_outputs", 1, BLANK + 1, 1), targets, length, *states[:2]]
     lengths_out = helper.make_tensor_value_info("prednet_lengths", TensorProto.INT32, [1])
-    outputs = [floats("outputs", 1, 1, 1, BLANK + 1 + 5), lengths_out, *states[2:]]
-    return {"encoder-model": encoder, "decoder_joint-model": model(joint, constants, inputs, outputs)}
+    outputs = [build_float_input("outputs", 1, 1, 1, BLANK + 1 + 5), lengths_out, *states[2:]]
+    return {"encoder-model": encoder, "decoder_joint-model": build_model(joint, constants, inputs, outputs)}
 
 
 CONTROL = (
@@ -144,13 +144,13 @@ ROUTES = ("▁en>en", "▁en>de", "▁de>en", "▁de>de")
 AED_TOKENS = (*PITCHES, "<|endoftext|>", *CONTROL, *ROUTES)
 
 
-def aed() -> dict[str, onnx.ModelProto]:
+def build_aed() -> dict[str, onnx.ModelProto]:
     """The decoder says first from which language to which it was told to go, then the tone of slot after slot.
 
     A silent slot is the end, and so is the end of the audio; asked on after that, it says the slots that follow.
     """
-    nodes, weights = ear()
-    more, constants = lengths()
+    nodes, weights = build_ear()
+    more, constants = build_lengths()
     nodes += [
         *more,
         helper.make_node("Identity", ["heard"], ["encoder_embeddings"]),
@@ -161,13 +161,13 @@ def aed() -> dict[str, onnx.ModelProto]:
         helper.make_node("Less", ["places", "ends"], ["within"]),
         helper.make_node("Cast", ["within"], ["encoder_mask"], to=TensorProto.INT64),
     ]
-    constants += [constant("zero", np.array(0)), constant("last", np.array([1]))]
-    results = [floats("encoder_embeddings", "b", "t", BLANK + 1), integers("encoder_mask", "b", "t")]
-    encoder = model(nodes, weights + constants, AUDIO, results)
-    return {"encoder-model": encoder, "decoder-model": aed_decoder()}
+    constants += [build_constant("zero", np.array(0)), build_constant("last", np.array([1]))]
+    results = [build_float_input("encoder_embeddings", "b", "t", BLANK + 1), build_integer_input("encoder_mask", "b", "t")]
+    encoder = build_model(nodes, weights + constants, AUDIO, results)
+    return {"encoder-model": encoder, "decoder-model": build_aed_decoder()}
 
 
-def aed_decoder() -> onnx.ModelProto:
+def build_aed_decoder() -> onnx.ModelProto:
     route, size = len(AED_TOKENS) - len(ROUTES), len(AED_TOKENS)
     english = AED_TOKENS.index("<|en|>")
     silent = np.full((1, size), -50, np.float32)
@@ -223,39 +223,44 @@ def aed_decoder() -> onnx.ModelProto:
         "pads": [0, 0, 0, 0, 0, size - BLANK - 1],
         "offset": [route - 3 * english],
     }
-    constants = [constant(name, np.array(value)) for name, value in numbers.items()]
+    constants = [build_constant(name, np.array(value)) for name, value in numbers.items()]
     constants += [
-        constant("size", np.array(size)),
-        constant("values", np.array([-50, 50], np.float32)),
-        constant("low", np.array(-50, np.float32)),
-        constant("silent", silent[None]),
+        build_constant("size", np.array(size)),
+        build_constant("values", np.array([-50, 50], np.float32)),
+        build_constant("low", np.array(-50, np.float32)),
+        build_constant("silent", silent[None]),
     ]
     inputs = [
-        integers("input_ids", "b", "n"),
-        floats("encoder_embeddings", "b", "t", BLANK + 1),
-        integers("encoder_mask", "b", "t"),
-        floats("decoder_mems", 1, "b", "m", 1),
+        build_integer_input("input_ids", "b", "n"),
+        build_float_input("encoder_embeddings", "b", "t", BLANK + 1),
+        build_integer_input("encoder_mask", "b", "t"),
+        build_float_input("decoder_mems", 1, "b", "m", 1),
     ]
-    return model(nodes, constants, inputs, [floats("logits", "b", 1, size), floats("decoder_hidden_states", 1, "b", "k", 1)])
+    return build_model(
+        nodes,
+        constants,
+        inputs,
+        [build_float_input("logits", "b", 1, size), build_float_input("decoder_hidden_states", 1, "b", "k", 1)],
+    )
 
 
-def constant(name: str, value: np.ndarray) -> onnx.TensorProto:
+def build_constant(name: str, value: np.ndarray) -> onnx.TensorProto:
     return numpy_helper.from_array(value, name)
 
 
-def floats(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+def build_float_input(name: str, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def integers(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+def build_integer_input(name: str, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
 
 
-AUDIO = [floats("audio_signal", "b", 80, "frames"), integers("length", "b")]
-GRAPHS = {"ctc": ctc, "tdt": tdt, "aed": aed}
+AUDIO = [build_float_input("audio_signal", "b", 80, "frames"), build_integer_input("length", "b")]
+GRAPHS = {"ctc": build_ctc, "tdt": build_tdt, "aed": build_aed}
 
 
-def model(
+def build_model(
     nodes: list[onnx.NodeProto],
     constants: list[onnx.TensorProto],
     inputs: list[onnx.ValueInfoProto],

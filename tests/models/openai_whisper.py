@@ -12,14 +12,14 @@ def build(directory: Path) -> Path:
     """`hearing.pt` in `directory`, in float16 as OpenAI's own checkpoints."""
     import torch
 
-    dims, arrays = tiny_whisper.weights()
+    dims, arrays = tiny_whisper.load_weights()
     path = directory / "hearing.pt"
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    save({"dims": asdict(dims), "model_state_dict": state}, path)
+    save_checkpoint({"dims": asdict(dims), "model_state_dict": state}, path)
     return path
 
 
-def save(content: object, path: Path) -> None:
+def save_checkpoint(content: object, path: Path) -> None:
     """A file as PyTorch writes it."""
     import torch
 

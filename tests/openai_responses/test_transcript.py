@@ -12,12 +12,12 @@ from eardrum.openai_responses.error import UpstreamReply
 from eardrum.openai_responses.transcript import UpstreamTranscript, clean_text
 from eardrum.transcription import Segment
 from tests import upstreams
-from tests.engines.openai_requests import SPAN, asked, window
+from tests.engines.openai_requests import SPAN, create_window, transcribe_with
 from tests.upstreams import KEY
 
 
 def test_whisper_servers_answer() -> None:
-    with asked(upstreams.fake_whisper_server, window(words=True), path="/inference") as (_, (hearing,)):
+    with transcribe_with(upstreams.fake_whisper_server, create_window(words=True), path="/inference") as (_, (hearing,)):
         (segment,) = hearing.segments
     assert hearing.language == "de"
     assert (segment.text, segment.start, segment.end) == ("And Mr. Dashwood.", 0.0, 3.0), "times end with the window"
@@ -39,7 +39,7 @@ def test_lines_become_one(text: str, line: str) -> None:
 
 
 def test_words_beside_the_segments_find_theirs() -> None:
-    with asked(upstreams.fake_openai, window(words=True), key=KEY) as (_, (hearing,)):
+    with transcribe_with(upstreams.fake_openai, create_window(words=True), key=KEY) as (_, (hearing,)):
         assert [[word.word for word in segment.words] for segment in hearing.segments] == [["Hello", "there"], ["General"]]
         assert [segment.text for segment in hearing.segments] == ["Hello there.", "General."]
         assert hearing.language == "en"
@@ -68,22 +68,24 @@ def test_words_beside_the_segments_find_theirs() -> None:
     ],
 )
 def test_odd_answers(body: dict, segments: list, language: str) -> None:
-    with asked(upstreams.fake_saying(body), window(language="fr")) as (_, (hearing,)):
+    with transcribe_with(upstreams.fake_saying(body), create_window(language="fr")) as (_, (hearing,)):
         assert [(segment.text, segment.start, segment.end) for segment in hearing.segments] == segments
         assert hearing.language == language
         assert all(segment.avg_logprob == 0.0 for segment in hearing.segments)
 
 
-def read(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[Segment]:
+def read_segments(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[Segment]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return UpstreamTranscript.parse(data, kind).to_segments((0.0, seconds), seconds)
 
 
-def told(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[tuple[str, float, float]]:
-    return [(s.text, pytest.approx(s.start, abs=0.01), pytest.approx(s.end, abs=0.01)) for s in read(body, kind, seconds)]
+def list_spans(body: object, kind: str = "application/json", seconds: float = 10.0) -> list[tuple[str, float, float]]:
+    return [
+        (s.text, pytest.approx(s.start, abs=0.01), pytest.approx(s.end, abs=0.01)) for s in read_segments(body, kind, seconds)
+    ]
 
 
-def timed(start: object, end: object, text: str = "Hello there.") -> dict[str, Any]:
+def build_segment(start: object, end: object, text: str = "Hello there.") -> dict[str, Any]:
     return {"start": start, "end": end, "text": text}
 
 
@@ -96,7 +98,7 @@ TIMES: list[tuple[object, object]] = [
 @pytest.mark.parametrize(("start", "end"), TIMES)
 def test_times_in_every_spelling(start: object, end: object) -> None:
     words = [{"word": "Hello", "start": start, "end": end}]
-    (segment,) = read({"text": "Hello there.", "segments": [timed(start, end) | {"words": words}]}, seconds=3.0)
+    (segment,) = read_segments({"text": "Hello there.", "segments": [build_segment(start, end) | {"words": words}]}, seconds=3.0)
     assert (segment.start, segment.end) == (pytest.approx(1.5), pytest.approx(2.39))
     assert (segment.words[0].start, segment.words[0].end) == (pytest.approx(1.5), pytest.approx(2.39))
 
@@ -104,10 +106,10 @@ def test_times_in_every_spelling(start: object, end: object) -> None:
 def test_nanoseconds_where_nobody_knows_how_long_the_audio_is() -> None:
     """LocalAI, with a file whose head does not tell: Go's durations."""
     answer = UpstreamTranscript.model_validate(
-        {"text": "", "segments": [timed(0, 2_390_000_000), timed(2_390_000_000, 4_000_000_000)]}
+        {"text": "", "segments": [build_segment(0, 2_390_000_000), build_segment(2_390_000_000, 4_000_000_000)]}
     )
     assert [(s.start, s.end) for s in answer.to_segments((0.0, 0.0), math.inf)] == [(0, 2.39), (2.39, 4.0)]
-    long = UpstreamTranscript.model_validate({"text": "", "segments": [timed(80_000, 86_000)]})
+    long = UpstreamTranscript.model_validate({"text": "", "segments": [build_segment(80_000, 86_000)]})
     assert [(s.start, s.end) for s in long.to_segments((0.0, 0.0), math.inf)] == [(80_000, 86_000)], "a day is in seconds"
     assert UpstreamTranscript.model_validate({"text": "x", "duration": 4_000_000_000}).estimate_duration(0.0) == pytest.approx(
         4.0
@@ -120,25 +122,27 @@ def test_nanoseconds_where_nobody_knows_how_long_the_audio_is() -> None:
     [
         ([{"text": "One."}, {"text": "Three"}], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
         (["One.", "Three"], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
-        ([timed(1, 2, "One."), {"text": "Three"}], [("One.", 1, 2), ("Three", 2, 10)]),
-        ([{"text": "One."}, timed(4, 5, "Three")], [("One.", 0, 4), ("Three", 4, 5)]),
-        ([timed(None, 3, "One."), timed(4, None, "Three")], [("One.", 0, 3), ("Three", 4, 10)]),
-        ([timed(1, None, "One."), timed(4, None, "Three")], [("One.", 1, 4), ("Three", 4, 10)]),
-        ([timed("?", [], "One."), timed({}, True, "Three")], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
-        ([timed(1, 2, "One."), None, 7, timed(3, 4, "Three")], [("One.", 1, 2), ("Three", 3, 4)]),
+        ([build_segment(1, 2, "One."), {"text": "Three"}], [("One.", 1, 2), ("Three", 2, 10)]),
+        ([{"text": "One."}, build_segment(4, 5, "Three")], [("One.", 0, 4), ("Three", 4, 5)]),
+        ([build_segment(None, 3, "One."), build_segment(4, None, "Three")], [("One.", 0, 3), ("Three", 4, 10)]),
+        ([build_segment(1, None, "One."), build_segment(4, None, "Three")], [("One.", 1, 4), ("Three", 4, 10)]),
+        ([build_segment("?", [], "One."), build_segment({}, True, "Three")], [("One.", 0, 4.44), ("Three", 4.44, 10)]),
+        ([build_segment(1, 2, "One."), None, 7, build_segment(3, 4, "Three")], [("One.", 1, 2), ("Three", 3, 4)]),
         ({"0": "One."}, [("One. Three", 0, 10)]),
         ("One.", [("One. Three", 0, 10)]),
     ],
 )
 def test_segments_without_times_share_what_there_is(segments: object, spans: list) -> None:
-    assert told({"text": "One. Three", "segments": segments}) == spans
+    assert list_spans({"text": "One. Three", "segments": segments}) == spans
 
 
 def test_whisper_server_without_timestamps() -> None:
     """`whisper-server -nt`: neither segments nor tokens have times."""
     tokens = [{"word": " And", "probability": 0.9}, {"word": " Mr", "probability": 0.9}, {"word": ".", "probability": 0.8}]
     segment = {"id": 0, "text": " And Mr.", "tokens": [1, 2, 3], "words": tokens, "temperature": 0.0, "avg_logprob": -0.25}
-    (only,) = read({"task": "transcribe", "language": "english", "duration": 10, "text": " And Mr.\n", "segments": [segment]})
+    (only,) = read_segments(
+        {"task": "transcribe", "language": "english", "duration": 10, "text": " And Mr.\n", "segments": [segment]}
+    )
     assert (only.text, only.start, only.end, only.avg_logprob, only.words) == ("And Mr.", 0, 10, -0.25, [])
 
 
@@ -146,7 +150,7 @@ def test_whisperx() -> None:
     """No text but that of the segments, words told twice, some without times: numbers are not aligned."""
     words = [{"word": "In", "start": 1.0, "end": 1.2, "score": 0.9}, {"word": "1811"}, {"word": "she", "start": 2.0, "end": 2.3}]
     segments = [{"start": 1.0, "end": 2.5, "text": " In 1811 she", "words": words, "speaker": "SPEAKER_00"}]
-    (segment,) = read({"segments": segments, "word_segments": words, "language": "en"})
+    (segment,) = read_segments({"segments": segments, "word_segments": words, "language": "en"})
     assert segment.text == "In 1811 she"
     assert [(word.word, word.start, word.end, word.probability) for word in segment.words] == [
         ("In", 1.0, 1.2, 0.9), ("1811", 1.2, 2.0, 1.0), ("she", 2.0, 2.3, 1.0),
@@ -155,12 +159,12 @@ def test_whisperx() -> None:
 
 def test_pipelines_and_files_of_whisper_cpp() -> None:
     chunks = [{"timestamp": [0.5, 2.0], "text": " One."}, {"timestamp": [2.0, None], "text": " Two."}]
-    assert told({"text": "One. Two.", "chunks": chunks}) == [("One.", 0.5, 2.0), ("Two.", 2.0, 10.0)]
+    assert list_spans({"text": "One. Two.", "chunks": chunks}) == [("One.", 0.5, 2.0), ("Two.", 2.0, 10.0)]
     times = {"timestamps": {"from": "00:00:00,500", "to": "00:00:02,000"}, "offsets": {"from": 500, "to": 2000}}
-    assert told({"result": {"language": "en"}, "transcription": [times | {"text": " One."}]}) == [("One.", 0.5, 2.0)]
+    assert list_spans({"result": {"language": "en"}, "transcription": [times | {"text": " One."}]}) == [("One.", 0.5, 2.0)]
 
 
-ONE, TWO, THREE = timed(1, 2, "One fish."), timed(3, 4, "Two fish."), timed(5, 6, "Red fish.")
+ONE, TWO, THREE = build_segment(1, 2, "One fish."), build_segment(3, 4, "Two fish."), build_segment(5, 6, "Red fish.")
 WHOLE = "One fish. Two fish. Red fish."
 
 
@@ -171,33 +175,32 @@ WHOLE = "One fish. Two fish. Red fish."
         ([ONE, TWO], [("One fish.", 1, 2), ("Two fish. Red fish.", 3, 10)]),
         ([ONE, THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
         ([TWO, THREE], [("One fish. Two fish.", 3, 5), ("Red fish.", 5, 6)]),
-        ([timed(3, 4, "two FISH"), THREE], [("One fish. Two fish.", 3, 5), ("Red fish.", 5, 6)]),
-        ([ONE, timed(3, 4, ""), THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
-        ([ONE, timed(3, 4, "Tuna"), THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
-        ([timed(1, 2, "Uno"), timed(3, 4, "due")], [(WHOLE, 1, 4)]),
-        ([timed(1, 2, ""), timed(3, 4, " ")], [(WHOLE, 0, 10)]),
+        ([build_segment(3, 4, "two FISH"), THREE], [("One fish. Two fish.", 3, 5), ("Red fish.", 5, 6)]),
+        ([ONE, build_segment(3, 4, ""), THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
+        ([ONE, build_segment(3, 4, "Tuna"), THREE], [("One fish. Two fish.", 1, 5), ("Red fish.", 5, 6)]),
+        ([build_segment(1, 2, "Uno"), build_segment(3, 4, "due")], [(WHOLE, 1, 4)]),
+        ([build_segment(1, 2, ""), build_segment(3, 4, " ")], [(WHOLE, 0, 10)]),
         ([], [(WHOLE, 0, 10)]),
-        ([ONE, TWO, THREE, timed(7, 8, "Blue fish.")],
+        ([ONE, TWO, THREE, build_segment(7, 8, "Blue fish.")],
          [("One fish.", 1, 2), ("Two fish.", 3, 4), ("Red fish.", 5, 6), ("Blue fish.", 7, 8)]),
     ],
 )  # fmt: skip
 def test_segments_never_shorten_the_text(segments: list, spans: list) -> None:
-    assert told({"text": WHOLE, "segments": segments}) == spans
+    assert list_spans({"text": WHOLE, "segments": segments}) == spans
 
 
 def test_the_text_of_scripts_without_spaces_is_completed_too() -> None:
-    assert told({"text": "你好。世界和平。再见。", "segments": [timed(1, 2, "你好。"), timed(5, 6, "再见。")]}) == [
-        ("你好。世界和平。", 1, 5), ("再见。", 5, 6),
-    ]  # fmt: skip
-    quoted = {"text": 'He said: "No." "Why?"', "segments": [timed(1, 2, "He said"), timed(5, 6, "Why")]}
-    assert told(quoted) == [('He said: "No."', 1, 5), ('"Why?"', 5, 6)]
+    spoken = {"text": "你好。世界和平。再见。", "segments": [build_segment(1, 2, "你好。"), build_segment(5, 6, "再见。")]}
+    assert list_spans(spoken) == [("你好。世界和平。", 1, 5), ("再见。", 5, 6)]
+    quoted = {"text": 'He said: "No." "Why?"', "segments": [build_segment(1, 2, "He said"), build_segment(5, 6, "Why")]}
+    assert list_spans(quoted) == [('He said: "No."', 1, 5), ('"Why?"', 5, 6)]
 
 
 def test_words_are_enough() -> None:
     words = [{"word": "One", "start": 1, "end": 1.5}, {"word": "fish", "start": 1.5, "end": 2}]
-    (segment,) = read({"text": "", "words": words})
+    (segment,) = read_segments({"text": "", "words": words})
     assert (segment.text, [word.word for word in segment.words]) == ("One fish", ["One", "fish"])
-    assert told({"segments": [{"start": 1, "end": 2, "words": words}]}) == [("One fish", 1, 2)]
+    assert list_spans({"segments": [{"start": 1, "end": 2, "words": words}]}) == [("One fish", 1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -214,12 +217,12 @@ def test_words_are_enough() -> None:
     ],
 )
 def test_a_text_in_other_wrappings(body: bytes, kind: str) -> None:
-    assert told(body, kind) == [("Hello there.", 0, 10)]
+    assert list_spans(body, kind) == [("Hello there.", 0, 10)]
 
 
 def test_a_number_in_plain_text_is_a_text() -> None:
-    assert told(b"1811", "text/plain") == [("1811", 0, 10)]
-    assert told(b"", "text/plain") == []
+    assert list_spans(b"1811", "text/plain") == [("1811", 0, 10)]
+    assert list_spans(b"", "text/plain") == []
 
 
 @pytest.mark.parametrize(
@@ -249,7 +252,7 @@ def test_a_number_that_nobody_can_reckon_with_is_none(number: object) -> None:
     odd = {"start": number, "end": number, "avg_logprob": number, "temperature": number, "tokens": [HUGE]}
     words = [{"word": "Hello", "start": 0.1, "end": number, "probability": number}]
     body = {"text": "Hello there.", "duration": number, "segments": [odd | {"text": "Hello there.", "words": words}]}
-    (segment,) = read(body | {"usage": {"seconds": number}}, seconds=3.0)
+    (segment,) = read_segments(body | {"usage": {"seconds": number}}, seconds=3.0)
     assert segment.text == "Hello there."
     assert 0 <= segment.start <= segment.end <= 3.0
     assert all(0 <= word.start <= word.end <= 3.0 for word in segment.words)

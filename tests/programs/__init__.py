@@ -10,6 +10,6 @@ FAKE_LLM = Path(__file__).parent / "fake_llm.py"
 FAKE_RUNNER = Path(__file__).parent / "fake_runner.py"
 
 
-def fake_llm(port: int, *habits: object) -> str:
+def build_fake_llm_command(port: int, *habits: object) -> str:
     """The command line of a fake language model."""
     return shlex.join([sys.executable, str(FAKE_LLM), "--port", str(port), *map(str, habits)])

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass
-class Whole:
+class WholeAudio:
     """Audio that is all here."""
 
     data: bytes
@@ -36,7 +36,7 @@ class Whole:
         yield self.data
 
 
-class Ears:
+class TranscribingModel:
     """A model that listens."""
 
     def __init__(self, upstream: RunnerUpstream, *, words: bool, translate: bool):
@@ -47,44 +47,44 @@ class Ears:
     async def hear(self, data: bytes, request: TranscriptionRequest) -> tuple[list[Segment], TranscriptionSummary]:
         """What is said in a file. Every segment has words: if the model knows no times of theirs, they share its time."""
         segments: list[Segment] = []
-        async for event in self._upstream.transcribe(replace(request, words=self._words), Whole(data)):
+        async for event in self._upstream.transcribe(replace(request, words=self._words), WholeAudio(data)):
             if isinstance(event, Segment):
-                segments.append(event if event.words else replace(event, words=_spread(event)))
+                segments.append(event if event.words else replace(event, words=_spread_words(event)))
             elif isinstance(event, TranscriptionSummary):
                 return segments, event
         raise AssertionError("a runner ends with a summary")
 
 
-def _spread(segment: Segment) -> list[Word]:
+def _spread_words(segment: Segment) -> list[Word]:
     said = segment.text.split()
     each = (segment.end - segment.start) / max(len(said), 1)
     return [Word(word, segment.start + i * each, segment.start + (i + 1) * each, 0.9) for i, word in enumerate(said)]
 
 
 @asynccontextmanager
-async def ears(arguments: argparse.Namespace) -> AsyncIterator[Ears]:
+async def open_model(arguments: argparse.Namespace) -> AsyncIterator[TranscribingModel]:
     """Ears for the duration of the block."""
     with tempfile.TemporaryDirectory(prefix="fake-") as folder:
         socket = str(Path(folder) / "s")
-        source = arguments.source or _embedded()
+        source = arguments.source or _find_embedded()
         options = ["--engine", arguments.engine, "--source", str(source), "--socket", socket, "--batch", "1", "--parent"]
         process = await RunnerProcess.start("ears", [sys.executable, "-m", "eardrum.runner", *options], within_s=60)
         upstream, can = RunnerUpstream(socket), process.ready_message["capabilities"]
         try:
-            yield Ears(upstream, words=can["words"], translate=can["translate"])
+            yield TranscribingModel(upstream, words=can["words"], translate=can["translate"])
         finally:
             await upstream.close()
             await process.stop()
 
 
-def _embedded() -> Path:
+def _find_embedded() -> Path:
     spec = importlib.util.find_spec("moonshine_voice")
     assert spec
     assert spec.origin
     return Path(spec.origin).parent / "assets" / "tiny-en"
 
 
-async def form_of(request: web.Request) -> tuple[dict[str, list[str]], bytes]:
+async def read_form(request: web.Request) -> tuple[dict[str, list[str]], bytes]:
     """The fields of a form and its file."""
     fields: dict[str, list[str]] = {}
     file = b""

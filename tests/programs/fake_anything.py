@@ -7,11 +7,11 @@ import sys
 from aiohttp import web
 
 
-async def answer(request: web.Request) -> web.Response:
+async def count_bytes(request: web.Request) -> web.Response:
     """How much was read."""
     return web.json_response({"read": len(await request.read())})
 
 
 app = web.Application(client_max_size=1 << 30)
-app.router.add_route("*", "/{path:.*}", answer)
+app.router.add_route("*", "/{path:.*}", count_bytes)
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)

@@ -24,7 +24,7 @@ from aiohttp import WSMsgType, web
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The habits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -79,7 +79,7 @@ class FakeLlm:
 
     async def env(self, _: web.Request) -> web.Response:
         """What it was started with."""
-        return web.json_response({"pid": os.getpid(), "env": dict(os.environ), "argv": sys.argv, "stdin": _stdin()})
+        return web.json_response({"pid": os.getpid(), "env": dict(os.environ), "argv": sys.argv, "stdin": _read_stdin()})
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self.habits.name, "object": "model"}]})
@@ -116,7 +116,7 @@ class FakeLlm:
         self.answered += 1
         if not body.get("stream"):
             if dying:
-                _die()
+                _end_abruptly()
             message = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choice = {"index": 0, "finish_reason": "stop", **message}
             kind = "chat.completion" if chat else "text_completion"
@@ -125,26 +125,26 @@ class FakeLlm:
         await response.prepare(request)
         for number, word in enumerate(text.split(" ")):
             if dying and number:
-                _die()
+                _end_abruptly()
             piece = f" {word}" if number else word
-            await _event(response, {"delta": {"content": piece}} if chat else {"text": piece})
+            await _write_event(response, {"delta": {"content": piece}} if chat else {"text": piece})
             await asyncio.sleep(self.habits.word_delay)
-        await _event(response, {"finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})})
+        await _write_event(response, {"finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})})
         await response.write(b"data: [DONE]\n\n")
         return response
 
 
-async def _event(response: web.StreamResponse, choice: dict[str, Any]) -> None:
+async def _write_event(response: web.StreamResponse, choice: dict[str, Any]) -> None:
     event = {"object": "chat.completion.chunk", "choices": [{"index": 0, "finish_reason": None, **choice}]}
     await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
 
-def _die() -> None:
+def _end_abruptly() -> None:
     print("CUDA error: out of memory", file=sys.stderr, flush=True)
     os._exit(139)
 
 
-def _stdin() -> str:
+def _read_stdin() -> str:
     link = Path("/proc/self/fd/0")
     return str(link.readlink()) if link.is_symlink() else ""
 
@@ -171,7 +171,7 @@ async def serve(habits: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    habits = arguments()
+    habits = parse_arguments()
     if habits.say:
         print(habits.say, file=sys.stderr, flush=True)
     if habits.print_bytes:

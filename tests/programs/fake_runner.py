@@ -38,7 +38,7 @@ STEP_S = 0.02
 
 
 @dataclass
-class Hearing:
+class FakeLiveSession:
     """One session: what is heard, and how far."""
 
     settings: SessionSettings
@@ -94,7 +94,9 @@ class Hearing:
     def _word(self, word: str) -> None:
         if self.words and self.words[-1] == word:
             return
-        if word == str(self.habits.get("dies_always")) or (word == str(self.habits.get("dies_at")) and _first(self.habits)):
+        if word == str(self.habits.get("dies_always")) or (
+            word == str(self.habits.get("dies_at")) and _is_first_start(self.habits)
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         self.words.append(word)
         if self.settings.partials:
@@ -136,7 +138,7 @@ class Hearing:
             self._step(count)
 
 
-def _first(habits: dict[str, Any]) -> bool:
+def _is_first_start(habits: dict[str, Any]) -> bool:
     mark = Path(habits["mark"])
     if mark.exists():
         return False
@@ -144,7 +146,7 @@ def _first(habits: dict[str, Any]) -> bool:
     return True
 
 
-class Runner:
+class FakeRunner:
     """The program."""
 
     def __init__(self, habits: dict[str, Any]):
@@ -180,7 +182,7 @@ class Runner:
         response = web.StreamResponse()
         await response.prepare(request)
         events: asyncio.Queue[live.LiveEvent] = asyncio.Queue()
-        hearing = Hearing(SessionSettings.from_json(json.loads(request.headers["x-eardrum-live"])), self._habits, events)
+        hearing = FakeLiveSession(SessionSettings.from_json(json.loads(request.headers["x-eardrum-live"])), self._habits, events)
         telling = asyncio.create_task(self._tell(response, events))
         decoding = asyncio.create_task(self._decode(hearing))
         try:
@@ -197,7 +199,7 @@ class Runner:
             await asyncio.gather(telling, decoding, return_exceptions=True)
         return response
 
-    async def _listen(self, request: web.Request, hearing: Hearing) -> None:
+    async def _listen(self, request: web.Request, hearing: FakeLiveSession) -> None:
         messages = runner_protocol.MessageDecoder()
         async for data in request.content.iter_any():
             for message in messages.feed(data):
@@ -213,7 +215,7 @@ class Runner:
                     case live.FinishCommand():
                         return
 
-    async def _decode(self, hearing: Hearing) -> None:
+    async def _decode(self, hearing: FakeLiveSession) -> None:
         while True:
             text = await hearing.decoding.get()
             await asyncio.sleep(self._habits.get("decode_s", 0.0))
@@ -229,7 +231,7 @@ class Runner:
 
 async def serve(socket: str, habits: dict[str, Any]) -> None:
     app = web.Application()
-    runner = Runner(habits)
+    runner = FakeRunner(habits)
     app.router.add_get("/health", runner.health)
     app.router.add_post("/live", runner.live)
     app.router.add_post("/transcribe", runner.transcribe)

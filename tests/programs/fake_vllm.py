@@ -22,7 +22,7 @@ from eardrum.errors import EardrumError
 from eardrum.transcription import Segment, SpeechTask, TranscriptionRequest, TranscriptionSummary
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Those of this program."""
     parser = argparse.ArgumentParser(description=__doc__)
     ears.add_arguments(parser)
@@ -68,28 +68,30 @@ class FakeVllm:
         try:
             segments, summary = await self._ears.hear(file, asked)
         except EardrumError:
-            return _refused(400, "Invalid or unsupported audio file.", status=200)
+            return _build_refusal(400, "Invalid or unsupported audio file.", status=200)
         if form.get("stream") == "true":
-            return await _stream(request, self._habits.name, transcript_formats.format_text(segments))
-        return _answer(form.get("response_format", "json"), segments, summary)
+            return await _stream_text(request, self._habits.name, transcript_formats.format_text(segments))
+        return _build_answer(form.get("response_format", "json"), segments, summary)
 
     def _refusal(self, form: dict[str, str]) -> web.Response | None:
         if (name := form.get("model", self._habits.name)) != self._habits.name:
-            return _refused(404, f"The model `{name}` does not exist.", "NotFoundError", "model")
+            return _build_refusal(404, f"The model `{name}` does not exist.", "NotFoundError", "model")
         verbose = form.get("response_format") == "verbose_json"
         if verbose and self._habits.no_verbose:
-            return _refused(400, f"Currently do not support verbose_json for {name}")
+            return _build_refusal(400, f"Currently do not support verbose_json for {name}")
         if verbose and form.get("stream") == "true":
-            return _refused(400, "verbose_json format doesn't support streaming case")
+            return _build_refusal(400, "verbose_json format doesn't support streaming case")
         return None
 
 
-def _refused(code: int, message: str, kind: str = "BadRequestError", param: str | None = None, status: int = 0) -> web.Response:
+def _build_refusal(
+    code: int, message: str, kind: str = "BadRequestError", param: str | None = None, status: int = 0
+) -> web.Response:
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return web.json_response(body, status=status or code)
 
 
-def _answer(form: str, segments: list[Segment], summary: TranscriptionSummary) -> web.Response:
+def _build_answer(form: str, segments: list[Segment], summary: TranscriptionSummary) -> web.Response:
     text = transcript_formats.format_text(segments)
     if form == "text":
         return web.Response(text=text)
@@ -98,13 +100,13 @@ def _answer(form: str, segments: list[Segment], summary: TranscriptionSummary) -
             "duration": str(summary.duration),
             "language": summary.language,
             "text": text,
-            "segments": [_segment(number, segment) for number, segment in enumerate(segments)],
+            "segments": [_build_segment(number, segment) for number, segment in enumerate(segments)],
             "words": None,
         })  # fmt: skip
     return web.json_response({"text": text, "usage": {"type": "duration", "seconds": math.ceil(summary.duration)}})
 
 
-def _segment(number: int, segment: Segment) -> dict[str, Any]:
+def _build_segment(number: int, segment: Segment) -> dict[str, Any]:
     return {
         "id": number,
         "seek": 0,
@@ -119,7 +121,7 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
     }
 
 
-async def _stream(request: web.Request, name: str, text: str) -> web.StreamResponse:
+async def _stream_text(request: web.Request, name: str, text: str) -> web.StreamResponse:
     """Tokens as chunks, at last one that says why it ends."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
@@ -133,5 +135,5 @@ async def _stream(request: web.Request, name: str, text: str) -> web.StreamRespo
 
 
 if __name__ == "__main__":
-    chosen = arguments()
+    chosen = parse_arguments()
     web.run_app(FakeVllm(chosen).app(), host=chosen.host, port=chosen.port, print=None, handler_cancellation=True)

@@ -24,7 +24,7 @@ from eardrum.transcription import Segment, SpeechTask, TranscriptionRequest, Wor
 READS = (b"RIFF", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Those of whisper-server that matter to a gateway."""
     parser = argparse.ArgumentParser(description=__doc__)
     ears.add_arguments(parser)
@@ -45,7 +45,7 @@ class FakeWhisperServer:
         self._one_at_a_time = asyncio.Lock()
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=1 << 30, middlewares=[_error_handler])
+        app = web.Application(client_max_size=1 << 30, middlewares=[_overwrite_errors])
         root, path = self._habits.request_path, self._habits.inference_path
         app.router.add_get(f"{root}/", self.page)
         app.router.add_get(f"{root}/health", self.health)
@@ -88,11 +88,11 @@ class FakeWhisperServer:
                 if self._habits.convert:
                     return web.json_response({"error": "FFmpeg conversion failed."}, status=500)
                 raise web.HTTPBadRequest from None
-        answer = _answer(form.get("response_format", "json"), segments, summary.language, summary.duration, translate)
-        return _without_times(answer) if self._habits.no_timestamps else answer
+        answer = _build_answer(form.get("response_format", "json"), segments, summary.language, summary.duration, translate)
+        return _remove_times(answer) if self._habits.no_timestamps else answer
 
 
-def _answer(form: str, segments: list[Segment], language: str, duration: float, translate: bool) -> web.Response:
+def _build_answer(form: str, segments: list[Segment], language: str, duration: float, translate: bool) -> web.Response:
     text = "".join(f" {segment.text}\n" for segment in segments)
     match form:
         case "text":
@@ -107,7 +107,7 @@ def _answer(form: str, segments: list[Segment], language: str, duration: float, 
                 "language": get_language_name(language),
                 "duration": duration,
                 "text": text,
-                "segments": [_segment(number, segment) for number, segment in enumerate(segments)],
+                "segments": [_build_segment(number, segment) for number, segment in enumerate(segments)],
                 "detected_language": get_language_name(language),
                 "detected_language_probability": 0.98,
                 "language_probabilities": {language: 0.98},
@@ -115,7 +115,7 @@ def _answer(form: str, segments: list[Segment], language: str, duration: float, 
     return web.json_response({"text": text})
 
 
-def _without_times(answer: web.Response) -> web.Response:
+def _remove_times(answer: web.Response) -> web.Response:
     """With -nt segments and tokens are told without `start`, `end` and `t_dtw`."""
     if answer.content_type != "application/json":
         return answer
@@ -127,11 +127,11 @@ def _without_times(answer: web.Response) -> web.Response:
     return web.json_response(said)
 
 
-def _segment(number: int, segment: Segment) -> dict[str, Any]:
+def _build_segment(number: int, segment: Segment) -> dict[str, Any]:
     words = [
         {"word": text, "start": word.start, "end": word.end, "t_dtw": -1, "probability": word.probability}
         for word in segment.words
-        for text in _tokens(word)
+        for text in _split_tokens(word)
     ]
     return {
         "id": number,
@@ -146,7 +146,7 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
     }
 
 
-def _tokens(word: Word) -> list[str]:
+def _split_tokens(word: Word) -> list[str]:
     """A word as a model has it: parts, of which the first begins with a space."""
     text = f" {word.word.strip()}"
     half = max(2, len(text) // 2)
@@ -154,7 +154,7 @@ def _tokens(word: Word) -> list[str]:
 
 
 @web.middleware
-async def _error_handler(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _overwrite_errors(request: web.Request, handler: Any) -> web.StreamResponse:
     """It overwrites what went before: every 400 says the same, everything else but 500 is a 404."""
     try:
         return await handler(request)
@@ -165,5 +165,5 @@ async def _error_handler(request: web.Request, handler: Any) -> web.StreamRespon
 
 
 if __name__ == "__main__":
-    chosen = arguments()
+    chosen = parse_arguments()
     web.run_app(FakeWhisperServer(chosen).app(), host=chosen.host, port=chosen.port, print=None, handler_cancellation=True)

@@ -36,43 +36,43 @@ WORD = 9
 Mishear = Callable[[list[int], bool], list[str]]
 
 
-def spoken(numbers: Sequence[int], final: bool = True) -> list[str]:
+def spell_numbers(numbers: Sequence[int], final: bool = True) -> list[str]:
     """The words of these numbers."""
     return [f"w{number}" for number in numbers]
 
 
 @dataclass
-class Stream:
+class FrameStream:
     """Frames to come: the samples say which word is spoken, the probabilities that one is."""
 
     samples: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     probs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     said: int = 0
 
-    def say(self, words: int) -> Stream:
+    def say(self, words: int) -> FrameStream:
         """Speech without a pause."""
         numbers = np.repeat(np.arange(self.said + 1, self.said + words + 1), WORD)
         self.said += words
         return self._add(numbers, 0.9)
 
-    def pause(self, seconds: float) -> Stream:
+    def pause(self, seconds: float) -> FrameStream:
         return self._add(np.zeros(round(seconds * SAMPLE_RATE / FRAME_SAMPLES)), 0.02)
 
-    def _add(self, numbers: np.ndarray, prob: float) -> Stream:
+    def _add(self, numbers: np.ndarray, prob: float) -> FrameStream:
         self.samples = np.concatenate([self.samples, np.repeat(numbers, FRAME_SAMPLES).astype(np.float32)])
         self.probs = np.concatenate([self.probs, np.full(len(numbers), prob, np.float32)])
         return self
 
 
-def stream(*parts: tuple[int, float]) -> Stream:
+def create_stream(*parts: tuple[int, float]) -> FrameStream:
     """So many words, then so long a pause, again and again."""
-    whole = Stream()
+    whole = FrameStream()
     for words, pause in parts:
         whole.say(words).pause(pause)
     return whole
 
 
-def numbers_in(window: Window) -> list[int]:
+def read_numbers(window: Window) -> list[int]:
     """The words of which a window holds the most part; of a cut one either side gets it."""
     frames = window.audio[::FRAME_SAMPLES].astype(int)
     found, counts = np.unique(frames[frames > 0], return_counts=True)
@@ -80,12 +80,12 @@ def numbers_in(window: Window) -> list[int]:
 
 
 @dataclass
-class Play:
+class SessionSimulation:
     """A session and what came of it."""
 
     settings: SessionSettings = field(default_factory=SessionSettings)
     can: Capabilities = CAN
-    mishear: Mishear = spoken
+    mishear: Mishear = spell_numbers
     delay: int = 0
     """Steps that a decode takes at most."""
     seed: int = 0
@@ -104,7 +104,7 @@ class Play:
         self._step = 0
         self._promised: set[int] = set()  # windows whose text is part of a final
 
-    def hear(self, heard: Stream, split: int | Iterable[int] = 1) -> Play:
+    def hear(self, heard: FrameStream, split: int | Iterable[int] = 1) -> SessionSimulation:
         """Play a stream in portions of so many frames."""
         at = 0
         sizes = iter(split) if not isinstance(split, int) else iter(lambda: split, None)
@@ -119,7 +119,7 @@ class Play:
             self.run()
         return self
 
-    def tell(self, command: LiveCommand, rest: np.ndarray | None = None) -> Play:
+    def tell(self, command: LiveCommand, rest: np.ndarray | None = None) -> SessionSimulation:
         self._do(self.session.handle_command(command, rest))
         return self
 
@@ -141,9 +141,9 @@ class Play:
     def _outcome(self, decode: DecodeWindow) -> list[SessionOutput]:
         if decode.id in self.fails:
             return self.session.handle_failure(decode.id, EardrumError("scripted"))
-        words = self.mishear(numbers_in(decode.window), decode.final)
+        words = self.mishear(read_numbers(decode.window), decode.final)
         begin, end = decode.window.speech_span
-        segments = [Segment(begin, end, " ".join(words), words=_timed(decode.window, words))] if words else []
+        segments = [Segment(begin, end, " ".join(words), words=_add_times(decode.window, words))] if words else []
         return self.session.handle_result(decode.id, EngineResult(segments, "en"), 0.01, 0.0)
 
     def _do(self, outputs: list[SessionOutput]) -> None:
@@ -173,13 +173,13 @@ class Play:
         return " ".join(final.text for final in self.of(FinalTranscript) if final.text)
 
 
-def _timed(window: Window, words: list[str]) -> list[Word]:
+def _add_times(window: Window, words: list[str]) -> list[Word]:
     """Times for the words of a window that wants them."""
     if not window.request.words:
         return []
     frames = window.audio[::FRAME_SAMPLES].astype(int)
     timed = []
-    for number, word in zip(numbers_in(window), words, strict=False):
+    for number, word in zip(read_numbers(window), words, strict=False):
         at = np.flatnonzero(frames == number) * FRAME_SAMPLES / SAMPLE_RATE
         timed.append(Word(word, float(at[0]), float(at[-1] + FRAME_SAMPLES / SAMPLE_RATE), 0.9))
     return timed

@@ -59,7 +59,7 @@ class ScriptedEngine(Engine):
 
 
 @contextmanager
-def batching(batch: int = 4) -> Iterator[tuple[WindowBatcher, ScriptedEngine]]:
+def run_batcher(batch: int = 4) -> Iterator[tuple[WindowBatcher, ScriptedEngine]]:
     engine = ScriptedEngine()
     batcher = WindowBatcher(engine, batch=batch)
     try:
@@ -71,67 +71,67 @@ def batching(batch: int = 4) -> Iterator[tuple[WindowBatcher, ScriptedEngine]]:
         assert not [thread.name for thread in threads() if thread.name.startswith("engine")]
 
 
-def window(name: str, priority: Priority = Priority.INTERACTIVE, start: float = 0.0) -> Window:
+def create_window(name: str, priority: Priority = Priority.INTERACTIVE, start: float = 0.0) -> Window:
     return Window(np.zeros(1600, np.float32), start, 1.0, (0.0, 0.1), TranscriptionRequest(prompt=name, priority=priority))
 
 
-def held(batcher: WindowBatcher, engine: ScriptedEngine) -> Future[DecodedWindow]:
+def occupy_engine(batcher: WindowBatcher, engine: ScriptedEngine) -> Future[DecodedWindow]:
     """Keep the engine busy with one window, so that what is submitted next has to wait."""
     engine.gate.clear()
-    future = batcher.submit(batcher.allocate_request_id(), window("first", Priority.LIVE))
+    future = batcher.submit(batcher.allocate_request_id(), create_window("first", Priority.LIVE))
     assert engine.entered.wait(10)
     return future
 
 
-def heard(future: Future[DecodedWindow]) -> str:
+def get_text(future: Future[DecodedWindow]) -> str:
     return future.result(10).result.segments[0].text
 
 
 def test_a_window_is_decoded_and_its_times_are_told() -> None:
-    with batching() as (batcher, engine):
-        first = held(batcher, engine)
-        second = batcher.submit(batcher.allocate_request_id(), window("second"))
+    with run_batcher() as (batcher, engine):
+        first = occupy_engine(batcher, engine)
+        second = batcher.submit(batcher.allocate_request_id(), create_window("second"))
         time.sleep(0.05)
         engine.gate.set()
-        assert (heard(first), heard(second)) == ("first", "second")
+        assert (get_text(first), get_text(second)) == ("first", "second")
         assert first.result().decode_s >= 0.05
         assert second.result().queue_s >= 0.05
         assert batcher.decoded_windows == 2
 
 
 def test_what_waits_is_decoded_together_up_to_the_limit_each_in_its_place() -> None:
-    with batching(batch=4) as (batcher, engine):
-        held(batcher, engine)
-        futures = [batcher.submit(batcher.allocate_request_id(), window(f"w{i}")) for i in range(6)]
+    with run_batcher(batch=4) as (batcher, engine):
+        occupy_engine(batcher, engine)
+        futures = [batcher.submit(batcher.allocate_request_id(), create_window(f"w{i}")) for i in range(6)]
         engine.gate.set()
-        assert [heard(future) for future in futures] == [f"w{i}" for i in range(6)]
+        assert [get_text(future) for future in futures] == [f"w{i}" for i in range(6)]
         assert [len(batch) for batch in engine.batches] == [1, 4, 2]
 
 
 def test_live_goes_first_and_alone() -> None:
-    with batching(batch=8) as (batcher, engine):
-        held(batcher, engine)
+    with run_batcher(batch=8) as (batcher, engine):
+        occupy_engine(batcher, engine)
         wanted = [
-            window("bulk", Priority.BULK),
-            window("file", start=40.0),
-            window("clip"),
-            window("live", Priority.LIVE),
-            window("clip"),
+            create_window("bulk", Priority.BULK),
+            create_window("file", start=40.0),
+            create_window("clip"),
+            create_window("live", Priority.LIVE),
+            create_window("clip"),
         ]
         futures = [batcher.submit(batcher.allocate_request_id(), w) for w in wanted]
         engine.gate.set()
-        assert [heard(future) for future in futures] == ["bulk", "file", "clip", "live", "clip"]
+        assert [get_text(future) for future in futures] == ["bulk", "file", "clip", "live", "clip"]
         assert engine.batches[1] == ["live"]
         assert any(batch[:2] == ["clip", "clip"] for batch in engine.batches)
 
 
 def test_a_batch_holds_windows_of_one_key() -> None:
-    with batching(batch=8) as (batcher, engine):
+    with run_batcher(batch=8) as (batcher, engine):
         engine.keyed = True
-        held(batcher, engine)
-        futures = [batcher.submit(batcher.allocate_request_id(), window(name)) for name in ("a1", "b1", "a2", "b2")]
+        occupy_engine(batcher, engine)
+        futures = [batcher.submit(batcher.allocate_request_id(), create_window(name)) for name in ("a1", "b1", "a2", "b2")]
         engine.gate.set()
-        assert [heard(future) for future in futures] == ["a1", "b1", "a2", "b2"]
+        assert [get_text(future) for future in futures] == ["a1", "b1", "a2", "b2"]
         assert engine.batches[1:] == [["a1", "a2"], ["b1", "b2"]]
 
 
@@ -141,110 +141,110 @@ def test_replicas_decode_side_by_side() -> None:
     batcher = WindowBatcher(engine, batch=1)
     try:
         engine.gate.clear()
-        futures = [batcher.submit(batcher.allocate_request_id(), window(name)) for name in ("one", "two")]
+        futures = [batcher.submit(batcher.allocate_request_id(), create_window(name)) for name in ("one", "two")]
         wait_for(lambda: len(engine.batches) == 2, 10)
         engine.gate.set()
-        assert [heard(future) for future in futures] == ["one", "two"]
+        assert [get_text(future) for future in futures] == ["one", "two"]
     finally:
         batcher.close()
     assert not [thread.name for thread in threads() if thread.name.startswith("engine")]
 
 
 def test_cancelling_drops_what_waits_and_nobody_elses() -> None:
-    with batching() as (batcher, engine):
-        held(batcher, engine)
+    with run_batcher() as (batcher, engine):
+        occupy_engine(batcher, engine)
         gone, stays = batcher.allocate_request_id(), batcher.allocate_request_id()
         assert gone != stays
-        dropped = [batcher.submit(gone, window("gone", start=s)) for s in (0.0, 50.0)]
-        kept = batcher.submit(stays, window("stays"))
+        dropped = [batcher.submit(gone, create_window("gone", start=s)) for s in (0.0, 50.0)]
+        kept = batcher.submit(stays, create_window("stays"))
         batcher.cancel(gone)
         assert all(future.cancelled() for future in dropped)
         engine.gate.set()
-        assert heard(kept) == "stays"
+        assert get_text(kept) == "stays"
         assert not any("gone" in batch for batch in engine.batches)
         with pytest.raises(CancelledError):
             dropped[0].result()
 
 
 def test_a_partial_that_has_become_a_final_goes_before_other_partials_and_stays_when_those_are_dropped() -> None:
-    with batching(batch=1) as (batcher, engine):
-        held(batcher, engine)
+    with run_batcher(batch=1) as (batcher, engine):
+        occupy_engine(batcher, engine)
         partials, finals = batcher.allocate_request_id(), batcher.allocate_request_id()
-        batcher.submit(batcher.allocate_request_id(), window("another", Priority.LIVE), ServiceClass.PARTIAL)
-        adopted = batcher.submit(partials, window("adopted", Priority.LIVE), ServiceClass.PARTIAL)
+        batcher.submit(batcher.allocate_request_id(), create_window("another", Priority.LIVE), ServiceClass.PARTIAL)
+        adopted = batcher.submit(partials, create_window("adopted", Priority.LIVE), ServiceClass.PARTIAL)
         batcher.reassign(partials, finals)
-        dropped = batcher.submit(partials, window("dropped", Priority.LIVE), ServiceClass.PARTIAL)
+        dropped = batcher.submit(partials, create_window("dropped", Priority.LIVE), ServiceClass.PARTIAL)
         batcher.cancel(partials)
         engine.gate.set()
-        assert heard(adopted) == "adopted"
+        assert get_text(adopted) == "adopted"
         assert dropped.cancelled()
         assert engine.batches[1] == ["adopted"]
 
 
 def test_a_window_in_hand_that_has_become_a_final_is_decoded_to_the_end() -> None:
-    with batching() as (batcher, engine):
+    with run_batcher() as (batcher, engine):
         engine.gate.clear()
-        partials, w = batcher.allocate_request_id(), window("adopted", Priority.LIVE)
+        partials, w = batcher.allocate_request_id(), create_window("adopted", Priority.LIVE)
         future = batcher.submit(partials, w, ServiceClass.PARTIAL)
         assert engine.entered.wait(10)
         batcher.reassign(partials, batcher.allocate_request_id())
         batcher.cancel(partials)
         assert not w.cancelled
         engine.gate.set()
-        assert heard(future) == "adopted"
+        assert get_text(future) == "adopted"
 
 
 def test_cancelling_tells_the_engine_about_windows_it_is_decoding() -> None:
-    with batching() as (batcher, engine):
+    with run_batcher() as (batcher, engine):
         engine.gate.clear()
-        gone, w = batcher.allocate_request_id(), window("gone")
+        gone, w = batcher.allocate_request_id(), create_window("gone")
         future = batcher.submit(gone, w)
         assert engine.entered.wait(10)
         batcher.cancel(gone)
         assert w.cancelled
         engine.gate.set()
         wait([future], 10)
-        assert heard(batcher.submit(batcher.allocate_request_id(), window("next"))) == "next"
+        assert get_text(batcher.submit(batcher.allocate_request_id(), create_window("next"))) == "next"
 
 
 def test_a_future_cancelled_in_the_middle_of_decoding_does_no_harm() -> None:
-    with batching() as (batcher, engine):
-        future = held(batcher, engine)
+    with run_batcher() as (batcher, engine):
+        future = occupy_engine(batcher, engine)
         assert future.cancel()
         engine.gate.set()
-        assert heard(batcher.submit(batcher.allocate_request_id(), window("next"))) == "next"
+        assert get_text(batcher.submit(batcher.allocate_request_id(), create_window("next"))) == "next"
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("out of memory"), AudioError("too odd")])
 def test_an_engines_exception_reaches_every_window_of_its_batch_and_no_other(failure: Exception) -> None:
-    with batching(batch=2) as (batcher, engine):
-        held(batcher, engine).add_done_callback(lambda _: setattr(engine, "failure", failure))
-        futures = [batcher.submit(batcher.allocate_request_id(), window(f"w{i}")) for i in range(4)]
+    with run_batcher(batch=2) as (batcher, engine):
+        occupy_engine(batcher, engine).add_done_callback(lambda _: setattr(engine, "failure", failure))
+        futures = [batcher.submit(batcher.allocate_request_id(), create_window(f"w{i}")) for i in range(4)]
         engine.gate.set()
         assert [future.exception(10) for future in futures[:2]] == [failure, failure]
-        assert [heard(future) for future in futures[2:]] == ["w2", "w3"]
+        assert [get_text(future) for future in futures[2:]] == ["w2", "w3"]
 
 
 def test_an_engine_that_forgets_a_window_fails_it_instead_of_hanging() -> None:
-    with batching(batch=2) as (batcher, engine):
-        held(batcher, engine).add_done_callback(lambda _: setattr(engine, "forgets", 1))
-        futures = [batcher.submit(batcher.allocate_request_id(), window(f"w{i}")) for i in range(2)]
+    with run_batcher(batch=2) as (batcher, engine):
+        occupy_engine(batcher, engine).add_done_callback(lambda _: setattr(engine, "forgets", 1))
+        futures = [batcher.submit(batcher.allocate_request_id(), create_window(f"w{i}")) for i in range(2)]
         engine.gate.set()
         assert isinstance(futures[1].exception(10), ValueError)
 
 
 def test_close_finishes_the_batch_in_hand() -> None:
-    with batching() as (batcher, engine):
-        future = held(batcher, engine)
+    with run_batcher() as (batcher, engine):
+        future = occupy_engine(batcher, engine)
         engine.gate.set()
         batcher.close()
-        assert heard(future) == "first"
+        assert get_text(future) == "first"
 
 
 def test_close_cancels_what_waits() -> None:
-    with batching(batch=1) as (batcher, engine):
-        first = held(batcher, engine)
-        waiting = batcher.submit(batcher.allocate_request_id(), window("waiting"))
+    with run_batcher(batch=1) as (batcher, engine):
+        first = occupy_engine(batcher, engine)
+        waiting = batcher.submit(batcher.allocate_request_id(), create_window("waiting"))
         closing = Thread(target=batcher.close)
         closing.start()
         while not batcher._closed:

@@ -9,11 +9,11 @@ import pytest
 from eardrum.runner.byte_pipe import MAX_BUFFERED_BYTES, BytePipe, PipeCancelledError
 
 
-async def soon(awaitable: asyncio.Future[object] | asyncio.Task[object]) -> object:
+async def wait_shortly(awaitable: asyncio.Future[object] | asyncio.Task[object]) -> object:
     return await asyncio.wait_for(awaitable, 20)
 
 
-async def blocked(task: asyncio.Task[None]) -> bool:
+async def is_blocked(task: asyncio.Task[None]) -> bool:
     await asyncio.sleep(0.05)
     return not task.done()
 
@@ -38,11 +38,11 @@ async def test_the_sender_waits_while_the_reader_is_behind() -> None:
     inlet = BytePipe()
     await asyncio.wait_for(inlet.feed(b"x" * (MAX_BUFFERED_BYTES - 1)), 20)
     feeding = asyncio.create_task(inlet.feed(b"yz"))
-    assert await blocked(feeding)
+    assert await is_blocked(feeding)
     assert await asyncio.to_thread(inlet.read, 1) == b"x"
-    assert await blocked(feeding), "room for a byte is not room"
+    assert await is_blocked(feeding), "room for a byte is not room"
     await asyncio.to_thread(inlet.read, 1)
-    await soon(feeding)
+    await wait_shortly(feeding)
 
 
 async def test_a_fast_sender_never_gets_far_ahead_of_a_slow_reader() -> None:
@@ -61,7 +61,7 @@ async def test_a_fast_sender_never_gets_far_ahead_of_a_slow_reader() -> None:
     while data := await asyncio.to_thread(inlet.read, 100_000):
         most = max(most, fed - taken)
         taken += len(data)
-    await soon(sending)
+    await wait_shortly(sending)
     assert taken == fed == total * len(chunk)
     assert most <= MAX_BUFFERED_BYTES + 2 * len(chunk)
 
@@ -69,31 +69,31 @@ async def test_a_fast_sender_never_gets_far_ahead_of_a_slow_reader() -> None:
 async def test_a_reader_waits_for_bytes_and_for_the_end() -> None:
     inlet = BytePipe()
     reading = asyncio.create_task(asyncio.to_thread(inlet.read, 10))
-    assert await blocked(reading)
+    assert await is_blocked(reading)
     await inlet.feed(b"abc")
-    assert await soon(reading) == b"abc"
+    assert await wait_shortly(reading) == b"abc"
     reading = asyncio.create_task(asyncio.to_thread(inlet.read, 10))
-    assert await blocked(reading)
+    assert await is_blocked(reading)
     inlet.finish()
-    assert await soon(reading) == b""
+    assert await wait_shortly(reading) == b""
 
 
 async def test_cancelling_wakes_the_sender_and_the_reader() -> None:
     full = BytePipe()
     feeding = asyncio.create_task(full.feed(b"x" * MAX_BUFFERED_BYTES))
-    assert await blocked(feeding)
+    assert await is_blocked(feeding)
     full.cancel()
-    await soon(feeding)
+    await wait_shortly(feeding)
     await asyncio.wait_for(full.feed(b"more" * MAX_BUFFERED_BYTES), 20)
     with pytest.raises(PipeCancelledError):
         full.read(1)
 
     empty = BytePipe()
     reading = asyncio.create_task(asyncio.to_thread(empty.read, 10))
-    assert await blocked(reading)
+    assert await is_blocked(reading)
     empty.cancel()
     with pytest.raises(PipeCancelledError):
-        await soon(reading)
+        await wait_shortly(reading)
 
 
 async def test_cancelling_forgets_the_bytes() -> None:
@@ -123,16 +123,16 @@ async def test_what_was_peeked_at_still_counts_as_held() -> None:
     await inlet.feed(b"x" * (MAX_BUFFERED_BYTES - 1))
     assert len(inlet.peek(MAX_BUFFERED_BYTES - 1)) == MAX_BUFFERED_BYTES - 1
     feeding = asyncio.create_task(inlet.feed(b"y"))
-    assert await blocked(feeding)
+    assert await is_blocked(feeding)
     inlet.cancel()
-    await soon(feeding)
+    await wait_shortly(feeding)
 
 
 async def test_peeking_waits_for_all_it_wants_or_the_end() -> None:
     inlet = BytePipe()
     peeking = asyncio.create_task(asyncio.to_thread(inlet.peek, 5))
     await inlet.feed(b"abc")
-    assert await blocked(peeking)
+    assert await is_blocked(peeking)
     inlet.finish()
-    assert await soon(peeking) == b"abc"
+    assert await wait_shortly(peeking) == b"abc"
     assert BytePipe.from_bytes(b"").peek(5) == b""

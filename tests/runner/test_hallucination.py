@@ -8,24 +8,24 @@ import pytest
 
 from eardrum.runner.postprocessing import remove_hallucinations
 from eardrum.transcription import Segment, Token, Word
-from tests.recordings import SPEECH_TEXT, phone
+from tests.recordings import SPEECH_TEXT, load_announcements
 
 SURE, UNSURE = -0.1, -0.9
 SPEECH, SILENCE = 0.95, 0.45
 
 
-def reason(text: str, avg_logprob: float = SURE, speech: float = SPEECH) -> str | None:
+def find_reason(text: str, avg_logprob: float = SURE, speech: float = SPEECH) -> str | None:
     return remove_hallucinations(Segment(0.0, 1.0, text, avg_logprob=avg_logprob), speech).reason or None
 
 
 @pytest.mark.parametrize("text", ["♪", "♪♪♪", " ♪ ♫ ♪ ", "🎵", "♪ [Music] ♪", "♪ (music)", "🎶 applause 🎶"])
 def test_music_notes_are_dropped(text: str) -> None:
-    assert reason(text) == "only music notes"
+    assert find_reason(text) == "only music notes"
 
 
 @pytest.mark.parametrize("text", ["Music", "music.", "[Applause] for him", "♪ Happy birthday to you ♪", "Laughter"])
 def test_words_about_music_stay(text: str) -> None:
-    assert reason(text) is None
+    assert find_reason(text) is None
 
 
 LOOPS = [
@@ -116,18 +116,18 @@ def test_words_and_tokens_go_with_the_text() -> None:
     ],
 )
 def test_what_people_say_stays(text: str) -> None:
-    assert reason(text) is None
+    assert find_reason(text) is None
 
 
 def test_real_speech_stays() -> None:
-    assert [text for _, _, text in phone() if reason(text)] == []
-    assert reason(SPEECH_TEXT) is None
+    assert [text for _, _, text in load_announcements() if find_reason(text)] == []
+    assert find_reason(SPEECH_TEXT) is None
 
 
 def test_unsure_text_is_dropped_only_where_speech_is_unlikely() -> None:
     text = "Thanks for watching!"
-    assert (found := reason(text, UNSURE, SILENCE))
+    assert (found := find_reason(text, UNSURE, SILENCE))
     assert "-0.90" in found
     assert "0.45" in found
-    assert reason(text, UNSURE, SPEECH) is None
-    assert reason(text, SURE, SILENCE) is None
+    assert find_reason(text, UNSURE, SPEECH) is None
+    assert find_reason(text, SURE, SILENCE) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eardrum.runner.integrity import DamageReport, Gap, read_claimed_bytes, read_claimed_seconds
-from tests.recordings import encode, speech
+from tests.recordings import encode, load_speech
 
 
 def test_nothing_is_said_of_what_is_sound() -> None:
@@ -54,13 +54,13 @@ def test_an_end_is_told_once_and_a_long_list_cut() -> None:
 
 def test_what_headers_claim() -> None:
     for rate, seconds in ((44_100, 18.0), (16_000, 18.0), (8_000, 18.1)):
-        assert abs((read_claimed_seconds(encode(speech(), "mp3", rate=rate)) or 0) - seconds) < 0.15
+        assert abs((read_claimed_seconds(encode(load_speech(), "mp3", rate=rate)) or 0) - seconds) < 0.15
     picture = b"ID3\4\0\0\0\0\x1f\x10" + bytes(0x1F << 7 | 0x10)
-    mp3 = encode(speech(), "mp3")
+    mp3 = encode(load_speech(), "mp3")
     without = mp3[10 + int.from_bytes(mp3[8:10]) :] if mp3[:3] == b"ID3" else mp3
     assert read_claimed_seconds(picture + without) == read_claimed_seconds(mp3)
     for container in ("wav", "aiff"):
-        data = encode(speech(), container)
+        data = encode(load_speech(), container)
         assert read_claimed_bytes(data[:64]) == len(data)
     for head in (b"", b"RIFF", b"ID3", b"\xff\xfb", b"RF64" + bytes(4), b"OggS" + bytes(60), mp3[-60:]):
         assert read_claimed_bytes(head) is None

@@ -27,12 +27,12 @@ from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.live.driver import LiveSessionDriver
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import Capabilities, Segment
-from tests.recordings import pcm, silence, speech
+from tests.recordings import create_silence, encode_pcm, load_speech
 
 UTTERANCES = SessionSettings(partials=False, endpointing=EndpointingSettings(silence_s=0.3))
 
 
-class RememberingEngine(Engine):
+class ContextNotingEngine(Engine):
     """Not a model: its text is a number, and it notes what came before, as engines do that go by it."""
 
     capabilities = Capabilities(max_window_s=10, max_batch=8)
@@ -57,9 +57,9 @@ class RememberingEngine(Engine):
 
 
 @contextmanager
-def driving(settings: SessionSettings = UTTERANCES) -> Iterator[tuple[RememberingEngine, Callable[..., list[LiveEvent]]]]:
+def run_driver(settings: SessionSettings = UTTERANCES) -> Iterator[tuple[ContextNotingEngine, Callable[..., list[LiveEvent]]]]:
     """An engine, and what takes messages to it and gives the events of the session."""
-    engine = RememberingEngine()
+    engine = ContextNotingEngine()
     batcher = WindowBatcher(engine, batch=4)
 
     async def talk(*messages: object) -> list[LiveEvent]:
@@ -79,23 +79,23 @@ def driving(settings: SessionSettings = UTTERANCES) -> Iterator[tuple[Rememberin
 
 
 def test_an_engine_that_goes_by_what_was_said_gets_windows_one_by_one() -> None:
-    with driving() as (engine, talk):
-        events = talk(pcm(np.concatenate([speech(), silence(1), speech()])))
+    with run_driver() as (engine, talk):
+        events = talk(encode_pcm(np.concatenate([load_speech(), create_silence(1), load_speech()])))
     finals = [event for event in events if isinstance(event, FinalTranscript)]
     assert len(finals) > 4
-    decoded = [(count, text) for count, text in engine.seen if text in ("", *_beginnings(finals))]
+    decoded = [(count, text) for count, text in engine.seen if text in ("", *_list_contexts(finals))]
     assert {count for count, _ in engine.seen} == {1}
-    assert {text for _, text in decoded} == {"", *_beginnings(finals[:-1])}
+    assert {text for _, text in decoded} == {"", *_list_contexts(finals[:-1])}
 
 
-def _beginnings(finals: list[FinalTranscript]) -> list[str]:
+def _list_contexts(finals: list[FinalTranscript]) -> list[str]:
     return ["".join(final.text for final in finals[: count + 1]) for count in range(len(finals))]
 
 
 def test_an_engine_that_breaks_on_a_window_costs_one_utterance() -> None:
-    with driving() as (engine, talk):
+    with run_driver() as (engine, talk):
         engine.fail = lambda window: window.start < 1
-        events = talk(pcm(speech()))
+        events = talk(encode_pcm(load_speech()))
     outcomes = [event for event in events if isinstance(event, FinalTranscript | UtteranceFailed)]
     assert isinstance(outcomes[0], UtteranceFailed)
     assert "scripted" in outcomes[0].error.message
@@ -104,8 +104,8 @@ def test_an_engine_that_breaks_on_a_window_costs_one_utterance() -> None:
 
 
 def test_what_was_cleared_has_no_text() -> None:
-    with driving(SessionSettings(endpointing=None)) as (_, talk):
-        events = talk(pcm(speech()), ClearCommand(), pcm(speech()[: 3 * 16_000]), CommitCommand())
+    with run_driver(SessionSettings(endpointing=None)) as (_, talk):
+        events = talk(encode_pcm(load_speech()), ClearCommand(), encode_pcm(load_speech()[: 3 * 16_000]), CommitCommand())
     assert [type(event) for event in events if isinstance(event, FinalTranscript | UtteranceCleared)] == [
         UtteranceCleared,
         FinalTranscript,
@@ -114,7 +114,7 @@ def test_what_was_cleared_has_no_text() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\x00\x00" * 100])
 def test_hardly_any_audio_ends_without_a_text(data: bytes) -> None:
-    with driving() as (engine, talk):
+    with run_driver() as (engine, talk):
         (ended,) = talk(data)
     assert ended.duration == pytest.approx(len(data) // 2 / 16_000)
     assert not engine.seen

@@ -43,7 +43,17 @@ from eardrum.runner.live.driver import MAX_QUEUED_EVENTS, LiveSessionDriver
 from eardrum.runner.vad import VadModel
 from eardrum.runner_protocol import decode_event
 from eardrum.transcription import SpeechTask, TranscriptionRequest
-from tests.recordings import SPEECH_TEXT, encode, g711, pcm, phone, resampled, retimed, silence, speech
+from tests.recordings import (
+    SPEECH_TEXT,
+    create_silence,
+    encode,
+    encode_g711,
+    encode_pcm,
+    load_announcements,
+    load_speech,
+    resample,
+    shift_timestamps,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +70,7 @@ def hearing() -> Iterator[WindowBatcher]:
 
 
 @asynccontextmanager
-async def connected(batcher: WindowBatcher) -> AsyncIterator[RunnerUpstream]:
+async def connect_client(batcher: WindowBatcher) -> AsyncIterator[RunnerUpstream]:
     """The way to a runner that listens on a socket."""
     app = RunnerApp(batcher, VadModel(), Moonshine.capabilities, max_audio_s=3600)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,17 +88,17 @@ async def connected(batcher: WindowBatcher) -> AsyncIterator[RunnerUpstream]:
             await serving
 
 
-async def talked(batcher: WindowBatcher, settings: SessionSettings, messages: Messages) -> list[LiveEvent]:
+async def run_session(batcher: WindowBatcher, settings: SessionSettings, messages: Messages) -> list[LiveEvent]:
     """All events of a session in which these messages are sent."""
-    async with connected(batcher) as upstream:
+    async with connect_client(batcher) as upstream:
         return [event async for event in upstream.stream_live(settings, messages)]
 
 
-def of(kind: type, events: list[LiveEvent]) -> list:
+def list_events(kind: type, events: list[LiveEvent]) -> list:
     return [event for event in events if isinstance(event, kind)]
 
 
-async def pushing(data: bytes, portion: int = 3200, wait: float = 0.0) -> Messages:
+async def create_talk(data: bytes, portion: int = 3200, wait: float = 0.0) -> Messages:
     """The audio in portions, with a rest between them, then the end."""
     for at in range(0, len(data), portion):
         yield data[at : at + portion]
@@ -97,81 +107,85 @@ async def pushing(data: bytes, portion: int = 3200, wait: float = 0.0) -> Messag
     await asyncio.Event().wait()
 
 
-def text(events: list[LiveEvent]) -> str:
-    return " ".join(final.text for final in of(FinalTranscript, events) if final.text)
+def join_finals(events: list[LiveEvent]) -> str:
+    return " ".join(final.text for final in list_events(FinalTranscript, events) if final.text)
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return [word.strip(",.?!").lower() for word in text.split()]
 
 
-def likeness(one: str, other: str) -> float:
-    return SequenceMatcher(None, words_of(one), words_of(other), autojunk=False).ratio()
+def measure_likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, split_words(one), split_words(other), autojunk=False).ratio()
 
 
 def test_a_recording_becomes_utterances_that_end_at_pauses(hearing: WindowBatcher) -> None:
-    events = asyncio.run(talked(hearing, SessionSettings(partials=False), pushing(pcm(speech()) + pcm(silence(1)))))
-    assert text(events) == SPEECH_TEXT
-    numbers = [event.utterance for event in of(FinalTranscript, events)]
+    events = asyncio.run(
+        run_session(
+            hearing, SessionSettings(partials=False), create_talk(encode_pcm(load_speech()) + encode_pcm(create_silence(1)))
+        )
+    )
+    assert join_finals(events) == SPEECH_TEXT
+    numbers = [event.utterance for event in list_events(FinalTranscript, events)]
     assert numbers == list(range(1, len(numbers) + 1))
     for kind in (SpeechStarted, SpeechStopped, UtteranceCommitted):
-        assert [event.utterance for event in of(kind, events)] == numbers
+        assert [event.utterance for event in list_events(kind, events)] == numbers
     assert isinstance(events[-1], SessionEnded)
-    assert events[-1].duration == pytest.approx(len(speech()) / 16_000 + 1)
+    assert events[-1].duration == pytest.approx(len(load_speech()) / 16_000 + 1)
     assert events[-1].language == "en"
 
 
 def test_without_endpointing_a_commit_ends_the_utterance(hearing: WindowBatcher) -> None:
     async def talk() -> Messages:
         yield CommitCommand()
-        yield pcm(speech())
+        yield encode_pcm(load_speech())
         yield CommitCommand()
         yield FinishCommand()
 
-    events = asyncio.run(talked(hearing, SessionSettings(endpointing=None, partials=False), talk()))
-    (refused,) = of(CommandRefused, events)
+    events = asyncio.run(run_session(hearing, SessionSettings(endpointing=None, partials=False), talk()))
+    (refused,) = list_events(CommandRefused, events)
     assert isinstance(refused.error, EmptyCommitError)
-    (final,) = of(FinalTranscript, events)
-    assert likeness(final.text, SPEECH_TEXT) > 0.98
-    assert not of(SpeechStarted, events)
-    assert events.index(of(UtteranceCommitted, events)[0]) < events.index(final)
+    (final,) = list_events(FinalTranscript, events)
+    assert measure_likeness(final.text, SPEECH_TEXT) > 0.98
+    assert not list_events(SpeechStarted, events)
+    assert events.index(list_events(UtteranceCommitted, events)[0]) < events.index(final)
 
 
 def test_partials_come_while_somebody_speaks(hearing: WindowBatcher) -> None:
-    events = asyncio.run(talked(hearing, SessionSettings(), pushing(pcm(speech()), wait=0.02)))
-    finals = {final.utterance: final.text for final in of(FinalTranscript, events)}
-    partials: list[PartialTranscript] = of(PartialTranscript, events)
+    events = asyncio.run(run_session(hearing, SessionSettings(), create_talk(encode_pcm(load_speech()), wait=0.02)))
+    finals = {final.utterance: final.text for final in list_events(FinalTranscript, events)}
+    partials: list[PartialTranscript] = list_events(PartialTranscript, events)
     assert any(partial.stable for partial in partials)
-    assert events.index(partials[0]) < events.index(of(SpeechStopped, events)[0])
+    assert events.index(partials[0]) < events.index(list_events(SpeechStopped, events)[0])
     for partial in partials:
         assert finals[partial.utterance].startswith(partial.stable)
-    assert likeness(text(events), SPEECH_TEXT) > 0.95
+    assert measure_likeness(join_finals(events), SPEECH_TEXT) > 0.95
 
 
 @pytest.mark.parametrize(
     ("form", "data"),
     [
-        (AudioFormat(rate=24_000), lambda: pcm(resampled(speech(), 24_000))),
-        (AudioFormat(AudioEncoding.MULAW, rate=8_000), lambda: g711(resampled(speech(), 8_000), "pcm_mulaw")),
-        (AudioFormat(AudioEncoding.ALAW, rate=8_000), lambda: g711(resampled(speech(), 8_000), "pcm_alaw")),
-        (AudioFormat(AudioEncoding.PCM32F, channels=2), lambda: np.repeat(speech(), 2).astype("<f4").tobytes()),
-        (AudioFormat(AudioEncoding.CONTAINER), lambda: encode(speech(), "webm")),
-        (AudioFormat(AudioEncoding.CONTAINER), lambda: encode(speech(), "ogg")),
-        (AudioFormat(AudioEncoding.CONTAINER), lambda: encode(speech(), "mp3")),
+        (AudioFormat(rate=24_000), lambda: encode_pcm(resample(load_speech(), 24_000))),
+        (AudioFormat(AudioEncoding.MULAW, rate=8_000), lambda: encode_g711(resample(load_speech(), 8_000), "pcm_mulaw")),
+        (AudioFormat(AudioEncoding.ALAW, rate=8_000), lambda: encode_g711(resample(load_speech(), 8_000), "pcm_alaw")),
+        (AudioFormat(AudioEncoding.PCM32F, channels=2), lambda: np.repeat(load_speech(), 2).astype("<f4").tobytes()),
+        (AudioFormat(AudioEncoding.CONTAINER), lambda: encode(load_speech(), "webm")),
+        (AudioFormat(AudioEncoding.CONTAINER), lambda: encode(load_speech(), "ogg")),
+        (AudioFormat(AudioEncoding.CONTAINER), lambda: encode(load_speech(), "mp3")),
     ],
     ids=["24k", "mulaw", "alaw", "f32 stereo", "webm", "ogg", "mp3"],
 )
 def test_audio_of_any_format_is_heard(hearing: WindowBatcher, form: AudioFormat, data: Callable[[], bytes]) -> None:
-    events = asyncio.run(talked(hearing, SessionSettings(format=form, partials=False), pushing(data(), 1001)))
-    assert likeness(text(events), SPEECH_TEXT) > 0.95
-    assert events[-1].duration == pytest.approx(len(speech()) / 16_000, abs=0.3)
+    events = asyncio.run(run_session(hearing, SessionSettings(format=form, partials=False), create_talk(data(), 1001)))
+    assert measure_likeness(join_finals(events), SPEECH_TEXT) > 0.95
+    assert events[-1].duration == pytest.approx(len(load_speech()) / 16_000, abs=0.3)
 
 
 def test_a_live_container_keeps_its_head_and_its_clock(hearing: WindowBatcher) -> None:
-    gap = retimed(encode(speech(), "webm"), "webm", lambda at: at if at < 6 else at + 30)
+    gap = shift_timestamps(encode(load_speech(), "webm"), "webm", lambda at: at if at < 6 else at + 30)
     form = SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER), partials=False)
-    events = asyncio.run(talked(hearing, form, pushing(gap[: len(gap) * 9 // 10], 1001)))
-    finals: list[FinalTranscript] = [final for final in of(FinalTranscript, events) if final.text]
+    events = asyncio.run(run_session(hearing, form, create_talk(gap[: len(gap) * 9 // 10], 1001)))
+    finals: list[FinalTranscript] = [final for final in list_events(FinalTranscript, events) if final.text]
     assert finals[0].text.startswith("And Mr. John Dashwood had then leisure")
     assert finals[0].start < 0.3
     assert {round(final.end) // 30 for final in finals} == {0, 1}
@@ -181,20 +195,20 @@ def test_a_live_container_keeps_its_head_and_its_clock(hearing: WindowBatcher) -
 
 
 def test_one_byte_at_a_time_is_heard_too(hearing: WindowBatcher) -> None:
-    data = pcm(speech()[: 3 * 16_000])
-    events = asyncio.run(talked(hearing, SessionSettings(partials=False), pushing(data, 1)))
+    data = encode_pcm(load_speech()[: 3 * 16_000])
+    events = asyncio.run(run_session(hearing, SessionSettings(partials=False), create_talk(data, 1)))
     assert events[-1].duration == 3.0
-    assert text(events).startswith("And Mr. John Dashwood")
+    assert join_finals(events).startswith("And Mr. John Dashwood")
 
 
 def test_minutes_pushed_at_once_are_heard_to_the_end(hearing: WindowBatcher) -> None:
     """Windows wait bounded, and the socket stops being read; nothing is lost."""
-    data = np.concatenate([np.concatenate([samples, silence(0.7)]) for _, samples, _ in phone()])
-    events = asyncio.run(talked(hearing, SessionSettings(), pushing(pcm(data), 1 << 20)))
-    said = " ".join(text for _, _, text in phone())
-    assert likeness(text(events), said) > 0.9
-    assert len(of(UtteranceCommitted, events)) == len(of(FinalTranscript, events)) > 30
-    assert len(of(PartialTranscript, events)) < len(of(FinalTranscript, events))
+    data = np.concatenate([np.concatenate([samples, create_silence(0.7)]) for _, samples, _ in load_announcements()])
+    events = asyncio.run(run_session(hearing, SessionSettings(), create_talk(encode_pcm(data), 1 << 20)))
+    said = " ".join(text for _, _, text in load_announcements())
+    assert measure_likeness(join_finals(events), said) > 0.9
+    assert len(list_events(UtteranceCommitted, events)) == len(list_events(FinalTranscript, events)) > 30
+    assert len(list_events(PartialTranscript, events)) < len(list_events(FinalTranscript, events))
 
 
 @pytest.mark.parametrize(
@@ -208,14 +222,16 @@ def test_what_cannot_be_heard_is_refused_at_once(
     hearing: WindowBatcher, settings: SessionSettings, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        asyncio.run(talked(hearing, settings, pushing(b"")))
+        asyncio.run(run_session(hearing, settings, create_talk(b"")))
     assert hearing.live_sessions == 0
 
 
 def test_a_container_that_is_none_ends_the_session_with_an_error(hearing: WindowBatcher) -> None:
     with pytest.raises(AudioError, match="cannot be decoded"):
         asyncio.run(
-            talked(hearing, SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER)), pushing(b"this is no audio" * 1000))
+            run_session(
+                hearing, SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER)), create_talk(b"this is no audio" * 1000)
+            )
         )
 
 
@@ -224,21 +240,21 @@ def test_the_format_holds_once_there_was_audio(hearing: WindowBatcher) -> None:
 
     async def talk() -> Messages:
         yield ConfigureCommand(SessionSettings(partials=False))
-        yield pcm(speech()[:100])
+        yield encode_pcm(load_speech()[:100])
         yield ConfigureCommand(other)
-        async for message in pushing(pcm(speech()[100 : 3 * 16_000])):
+        async for message in create_talk(encode_pcm(load_speech()[100 : 3 * 16_000])):
             yield message
 
-    events = asyncio.run(talked(hearing, other, talk()))
-    (refused,) = of(CommandRefused, events)
+    events = asyncio.run(run_session(hearing, other, talk()))
+    (refused,) = list_events(CommandRefused, events)
     assert refused.error.param == "format"
-    assert text(events).startswith("And Mr. John Dashwood")
+    assert join_finals(events).startswith("And Mr. John Dashwood")
 
 
 def test_what_is_no_message_ends_the_session_with_an_error(hearing: WindowBatcher) -> None:
     async def run() -> list[bytes]:
         async with (
-            connected(hearing) as upstream,
+            connect_client(hearing) as upstream,
             upstream._session.post("http://runner/live", data=b"nonsense, but long enough") as response,
         ):
             return [line async for line in response.content]
@@ -250,11 +266,15 @@ def test_what_is_no_message_ends_the_session_with_an_error(hearing: WindowBatche
 
 @pytest.mark.parametrize("form", [AudioFormat(), AudioFormat(AudioEncoding.CONTAINER)])
 def test_of_a_client_that_vanishes_nothing_is_left(hearing: WindowBatcher, form: AudioFormat) -> None:
-    data = pcm(np.tile(speech(), 3)) if form.encoding is AudioEncoding.PCM16 else encode(np.tile(speech(), 3), "webm")
+    data = (
+        encode_pcm(np.tile(load_speech(), 3))
+        if form.encoding is AudioEncoding.PCM16
+        else encode(np.tile(load_speech(), 3), "webm")
+    )
 
     async def run() -> None:
-        async with connected(hearing) as upstream:
-            async with aclosing(upstream.stream_live(SessionSettings(format=form), pushing(data, 1 << 16))) as events:
+        async with connect_client(hearing) as upstream:
+            async with aclosing(upstream.stream_live(SessionSettings(format=form), create_talk(data, 1 << 16))) as events:
                 async for event in events:
                     if isinstance(event, UtteranceCommitted):
                         break
@@ -277,7 +297,7 @@ def test_a_client_that_reads_nothing_is_not_read_from_either(hearing: WindowBatc
         try:
             for _ in range(MAX_QUEUED_EVENTS):
                 await driver.take_message(CommitCommand())
-            for message in (CommitCommand(), pcm(speech())):
+            for message in (CommitCommand(), encode_pcm(load_speech())):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(driver.take_message(message), 0.1)
             return driver._events.qsize()

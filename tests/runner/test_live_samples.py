@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from eardrum.errors import InvalidRequestError
 from eardrum.live import AudioEncoding, AudioFormat
 from eardrum.runner.live.driver import MAX_CHANNELS, MAX_RATE, MIN_RATE, RawSamples, check_format
-from tests.recordings import Samples, g711, pcm, resampled, speech, tone
+from tests.recordings import Samples, create_tone, encode_g711, encode_pcm, load_speech, resample
 
 RATES = (8_000, 22_050, 24_000, 44_100, 48_000)
 
 
-def heard(form: AudioFormat, data: bytes, portion: int = 640) -> Samples:
+def convert_audio(form: AudioFormat, data: bytes, portion: int = 640) -> Samples:
     source = RawSamples(form)
     pieces = [source.feed(data[at : at + portion]) for at in range(0, len(data), portion)]
     return np.concatenate([*pieces, source.flush()])
 
 
-def unlike(one: Samples, other: Samples) -> float:
+def measure_difference(one: Samples, other: Samples) -> float:
     """Power of the difference, in parts of the power of the first; the ends are left out."""
     size = min(len(one), len(other)) - 800
     return float(np.mean((one[800:size] - other[800:size]) ** 2) / np.mean(one[800:size] ** 2))
@@ -30,15 +30,15 @@ def unlike(one: Samples, other: Samples) -> float:
 
 @pytest.mark.parametrize("rate", RATES)
 def test_any_rate_becomes_16_khz(rate: int) -> None:
-    sound = tone(2.0)
-    found = heard(AudioFormat(rate=rate), pcm(resampled(sound, rate)))
+    sound = create_tone(2.0)
+    found = convert_audio(AudioFormat(rate=rate), encode_pcm(resample(sound, rate)))
     assert len(found) == pytest.approx(32_000, abs=200)
-    assert unlike(sound, found) < 1e-3
+    assert measure_difference(sound, found) < 1e-3
 
 
 def test_what_is_at_16_khz_is_not_touched() -> None:
-    data = pcm(speech()[:16_000])
-    assert np.array_equal(heard(AudioFormat(), data) * 32768, np.frombuffer(data, "<i2").astype(np.float32))
+    data = encode_pcm(load_speech()[:16_000])
+    assert np.array_equal(convert_audio(AudioFormat(), data) * 32768, np.frombuffer(data, "<i2").astype(np.float32))
 
 
 @pytest.mark.parametrize(("encoding", "codec"), [(AudioEncoding.MULAW, "pcm_mulaw"), (AudioEncoding.ALAW, "pcm_alaw")])
@@ -54,19 +54,19 @@ def test_telephone_audio_is_decoded_as_the_standard_says(encoding: AudioEncoding
 
 @pytest.mark.parametrize("encoding", [AudioEncoding.MULAW, AudioEncoding.ALAW])
 def test_telephone_audio_is_the_speech_it_was(encoding: AudioEncoding) -> None:
-    data = g711(speech(), f"pcm_{encoding}")
-    assert unlike(speech(), heard(AudioFormat(encoding), data)) < 0.01
+    data = encode_g711(load_speech(), f"pcm_{encoding}")
+    assert measure_difference(load_speech(), convert_audio(AudioFormat(encoding), data)) < 0.01
 
 
 def test_channels_are_mixed() -> None:
-    both = np.stack([tone(1.0, 440), tone(1.0, 1000)], axis=1)
-    found = heard(AudioFormat(channels=2), pcm(both.reshape(-1)))
+    both = np.stack([create_tone(1.0, 440), create_tone(1.0, 1000)], axis=1)
+    found = convert_audio(AudioFormat(channels=2), encode_pcm(both.reshape(-1)))
     assert np.allclose(found, both.mean(axis=1), atol=1e-3)
 
 
 def test_floats_are_taken_as_they_are_and_nonsense_in_them_is_silence() -> None:
     wild = np.array([0.5, np.nan, np.inf, -7.0], "<f4")
-    assert heard(AudioFormat(AudioEncoding.PCM32F), wild.tobytes()).tolist() == [0.5, 0.0, 1.0, -1.0]
+    assert convert_audio(AudioFormat(AudioEncoding.PCM32F), wild.tobytes()).tolist() == [0.5, 0.0, 1.0, -1.0]
 
 
 @settings(deadline=None, max_examples=30)
@@ -77,18 +77,18 @@ def test_floats_are_taken_as_they_are_and_nonsense_in_them_is_silence() -> None:
 )
 def test_portions_make_no_difference(rate: int, encoding: AudioEncoding, sizes: list[int]) -> None:
     form = AudioFormat(encoding, rate=rate)
-    data = pcm(speech()[:8_000])
+    data = encode_pcm(load_speech()[:8_000])
     source, pieces, at = RawSamples(form), [], 0
     for size in sizes:
         pieces.append(source.feed(data[at : at + size]))
         at += size
     pieces += [source.feed(data[at:]), source.flush()]
-    assert np.array_equal(np.concatenate(pieces), heard(form, data, len(data)), equal_nan=True)
+    assert np.array_equal(np.concatenate(pieces), convert_audio(form, data, len(data)), equal_nan=True)
 
 
 def test_one_byte_at_a_time_is_the_same_audio() -> None:
-    data = pcm(speech()[:4_000])
-    assert np.array_equal(heard(AudioFormat(rate=24_000), data, 1), heard(AudioFormat(rate=24_000), data))
+    data = encode_pcm(load_speech()[:4_000])
+    assert np.array_equal(convert_audio(AudioFormat(rate=24_000), data, 1), convert_audio(AudioFormat(rate=24_000), data))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from eardrum.live import (
 )
 from eardrum.runner.vad import FRAME_SAMPLES
 from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
-from tests.runner.live_simulation import CAN, Play, check_promises, spoken, stream
+from tests.runner.live_simulation import CAN, SessionSimulation, check_promises, create_stream, spell_numbers
 
 MANUAL = SessionSettings(endpointing=None)
 SECOND = 16_000 / FRAME_SAMPLES
@@ -35,36 +35,36 @@ SECOND = 16_000 / FRAME_SAMPLES
 parts = st.lists(st.tuples(st.integers(1, 60), st.floats(0.03, 3.0)), min_size=1, max_size=6)
 
 
-def words(first: int, last: int) -> str:
-    return " ".join(spoken(range(first, last + 1)))
+def spell_words(first: int, last: int) -> str:
+    return " ".join(spell_numbers(range(first, last + 1)))
 
 
 def test_two_utterances_with_a_pause_between_them() -> None:
-    play = Play().hear(stream((0, 1.0), (4, 1.0), (3, 1.0)))
+    play = SessionSimulation().hear(create_stream((0, 1.0), (4, 1.0), (3, 1.0)))
     play.finish()
     told = [(type(e), e.utterance) for e in play.events if not isinstance(e, PartialTranscript) and hasattr(e, "utterance")]
     kinds = (SpeechStarted, SpeechStopped, UtteranceCommitted, FinalTranscript)
     assert told == [(kind, number) for number in (1, 2) for kind in kinds]
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 4), words(5, 7)]
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 4), spell_words(5, 7)]
     assert play.of(SpeechStarted)[0].at == pytest.approx(0.7, abs=0.05)  # the prefix before second 1
     assert play.of(SpeechStopped)[0].at == pytest.approx(2.15, abs=0.1)
     assert play.events[-1].duration == pytest.approx(5.0, abs=0.1)
 
 
 def test_speech_is_told_at_once_and_its_end_after_the_pause() -> None:
-    play = Play().hear(stream((0, 1.0)))
-    play.hear(stream((1, 0.0)))
+    play = SessionSimulation().hear(create_stream((0, 1.0)))
+    play.hear(create_stream((1, 0.0)))
     assert len(play.of(SpeechStarted)) == 1
-    play.hear(stream((0, 0.4)))
+    play.hear(create_stream((0, 0.4)))
     assert not play.of(UtteranceCommitted)
-    play.hear(stream((0, 0.2)))
+    play.hear(create_stream((0, 0.2)))
     assert len(play.of(UtteranceCommitted)) == 1
 
 
 def test_a_click_is_not_speech() -> None:
-    play = Play()
+    play = SessionSimulation()
     for _ in range(20):
-        click = stream((0, 0.5))
+        click = create_stream((0, 0.5))
         click.probs[4:6] = 0.95
         play.hear(click)
     play.finish()
@@ -73,25 +73,25 @@ def test_a_click_is_not_speech() -> None:
 
 
 def test_the_final_is_decoded_at_the_beginning_of_the_pause_and_is_there_at_its_end() -> None:
-    play = Play(settings=SessionSettings(partials=False)).hear(stream((0, 1.0), (4, 0.3)))
+    play = SessionSimulation(settings=SessionSettings(partials=False)).hear(create_stream((0, 1.0), (4, 0.3)))
     assert [decode.final for decode in play.decodes] == [False]
-    play.hear(stream((0, 0.3)))
+    play.hear(create_stream((0, 0.3)))
     assert len(play.decodes) == 1
-    assert play.of(FinalTranscript)[0].text == words(1, 4)
+    assert play.of(FinalTranscript)[0].text == spell_words(1, 4)
 
 
 def test_partials_promise_words_that_stay() -> None:
-    play = Play(delay=3).hear(stream((0, 0.5), (20, 1.0)))
+    play = SessionSimulation(delay=3).hear(create_stream((0, 0.5), (20, 1.0)))
     play.finish()
     check_promises(play.events)
     partials = play.of(PartialTranscript)
     assert any(partial.stable for partial in partials)
     assert partials[0].end < 1.5
-    assert play.text == words(1, 20)
+    assert play.text == spell_words(1, 20)
 
 
 def test_without_partials_no_text_is_told_before_the_final() -> None:
-    play = Play(settings=SessionSettings(partials=False)).hear(stream((20, 0.3), (20, 1.0)))
+    play = SessionSimulation(settings=SessionSettings(partials=False)).hear(create_stream((20, 0.3), (20, 1.0)))
     play.finish()
     assert not play.of(PartialTranscript)
     assert len(play.decodes) < 5
@@ -101,21 +101,21 @@ def test_what_partials_have_promised_stands_in_the_final_however_it_differs() ->
     def mishear(numbers: list[int], final: bool) -> list[str]:
         return [("W" if len(numbers) < 12 and number == 2 else "w") + str(number) for number in numbers]
 
-    play = Play(mishear=mishear).hear(stream((14, 1.0)))
+    play = SessionSimulation(mishear=mishear).hear(create_stream((14, 1.0)))
     play.finish()
     check_promises(play.events)
-    assert play.text == f"w1 W2 {words(3, 14)}"
+    assert play.text == f"w1 W2 {spell_words(3, 14)}"
     assert "".join(segment.text for segment in play.of(FinalTranscript)[0].segments) == play.text
 
 
 def test_speech_without_a_pause_is_decoded_in_windows_and_nothing_of_it_is_lost() -> None:
-    play = Play(delay=2).hear(stream((400, 0.0)))
+    play = SessionSimulation(delay=2).hear(create_stream((400, 0.0)))
     assert len(play.finals) >= 10
     assert play.session.pending_windows <= 1
     play.finish()
     check_promises(play.events)
     assert all(window.seconds <= 10.0 for window in play.finals)
-    assert play.text == words(1, 400)
+    assert play.text == spell_words(1, 400)
 
 
 @pytest.mark.parametrize("can", [CAN, Capabilities(max_window_s=30.0, fixed_window=True), Capabilities(max_window_s=3.0)])
@@ -123,10 +123,10 @@ def test_speech_without_a_pause_is_decoded_in_windows_and_nothing_of_it_is_lost(
 def test_only_the_clients_own_pause_ends_what_somebody_says(silence_s: float, can: Capabilities) -> None:
     short, long = silence_s - 0.1, silence_s + 0.1
     turn = ((9, short), (30, short), (1, short), (60, short), (2, long))
-    play = Play(settings=SessionSettings(endpointing=EndpointingSettings(silence_s=silence_s)), can=can).hear(
-        stream((0, 1.0), *turn, *turn)
+    play = SessionSimulation(settings=SessionSettings(endpointing=EndpointingSettings(silence_s=silence_s)), can=can).hear(
+        create_stream((0, 1.0), *turn, *turn)
     )
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 102), words(103, 204)]
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 102), spell_words(103, 204)]
     ends = [[type(event) for event in play.of(kind)] for kind in (SpeechStarted, SpeechStopped, UtteranceCommitted)]
     assert [len(kind) for kind in ends] == [2, 2, 2]
     stopped = 1 + 102 * 0.288 + 4 * short
@@ -138,10 +138,12 @@ def test_only_the_clients_own_pause_ends_what_somebody_says(silence_s: float, ca
 
 
 def test_at_the_end_of_a_long_utterance_only_its_last_window_is_left_to_decode() -> None:
-    play = Play(settings=SessionSettings(endpointing=EndpointingSettings(silence_s=2.0))).hear(stream(*[(20, 1.0)] * 5, (5, 0.0)))
+    play = SessionSimulation(settings=SessionSettings(endpointing=EndpointingSettings(silence_s=2.0))).hear(
+        create_stream(*[(20, 1.0)] * 5, (5, 0.0))
+    )
     assert len(play.finals) == 5
     assert not play.of(FinalTranscript)
-    play.hear(stream((0, 2.1)))
+    play.hear(create_stream((0, 2.1)))
     assert len(play.finals) == 6
     assert play.finals[-1].seconds < 2.5
 
@@ -149,34 +151,36 @@ def test_at_the_end_of_a_long_utterance_only_its_last_window_is_left_to_decode()
 @pytest.mark.parametrize("prefix_s", [0.0, 0.3])
 def test_a_word_behind_a_cut_is_heard_whole_however_short_the_prefix(prefix_s: float) -> None:
     rule = EndpointingSettings(silence_s=2.0, prefix_s=prefix_s)
-    play = Play(settings=SessionSettings(endpointing=rule)).hear(stream((20, 1.0), (3, 2.5)))
+    play = SessionSimulation(settings=SessionSettings(endpointing=rule)).hear(create_stream((20, 1.0), (3, 2.5)))
     first, second = play.finals
     assert second.speech_span[0] >= 0.3
     assert second.start > first.start + first.seconds
 
 
 def test_a_click_keeps_somebody_speaking_and_is_not_decoded() -> None:
-    play = Play(settings=SessionSettings(endpointing=EndpointingSettings(silence_s=1.5))).hear(stream((9, 1.0)))
-    click = stream((0, 1.0))
+    play = SessionSimulation(settings=SessionSettings(endpointing=EndpointingSettings(silence_s=1.5))).hear(
+        create_stream((9, 1.0))
+    )
+    click = create_stream((0, 1.0))
     click.probs[3] = 0.9
     play.hear(click)
     assert not play.of(UtteranceCommitted)
-    play.hear(stream((0, 0.8)))
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 9)]
+    play.hear(create_stream((0, 0.8)))
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 9)]
     assert len(play.finals) == 1
 
 
 def test_the_longer_a_window_the_shorter_the_pause_that_ends_it() -> None:
     for count, expected in ((20, 1), (30, 2)):
-        play = Play().hear(stream((count, 0.3), (2, 1.0)))
+        play = SessionSimulation().hear(create_stream((count, 0.3), (2, 1.0)))
         assert len(play.finals) == expected
         assert len(play.of(UtteranceCommitted)) == 1
 
 
 @pytest.mark.parametrize("ends", [None, EndpointingSettings()])
 def test_ten_minutes_take_no_more_memory_than_one(ends: EndpointingSettings | None) -> None:
-    for part in (stream((0, 60.0)), stream((234, 0.0))):
-        play = Play(settings=SessionSettings(endpointing=ends))
+    for part in (create_stream((0, 60.0)), create_stream((234, 0.0))):
+        play = SessionSimulation(settings=SessionSettings(endpointing=ends))
         sizes = []
         for _ in range(10):
             play.hear(part, split=100)
@@ -186,21 +190,21 @@ def test_ten_minutes_take_no_more_memory_than_one(ends: EndpointingSettings | No
 
 
 def test_silence_is_not_decoded() -> None:
-    play = Play(settings=MANUAL).hear(stream((3, 600.0), (3, 0.1)), split=50)
+    play = SessionSimulation(settings=MANUAL).hear(create_stream((3, 600.0), (3, 0.1)), split=50)
     play.tell(CommitCommand())
     play.finish()
     assert sum(decode.window.seconds for decode in play.decodes) < 8
-    assert play.text == words(1, 6)
+    assert play.text == spell_words(1, 6)
 
 
 # By hand
 
 
 def test_a_commit_ends_the_utterance() -> None:
-    play = Play(settings=MANUAL).hear(stream((3, 0.5), (3, 0.0))).tell(CommitCommand())
-    play.hear(stream((2, 0.2))).tell(CommitCommand())
+    play = SessionSimulation(settings=MANUAL).hear(create_stream((3, 0.5), (3, 0.0))).tell(CommitCommand())
+    play.hear(create_stream((2, 0.2))).tell(CommitCommand())
     play.finish()
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 6), words(1, 2)]
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 6), spell_words(1, 2)]
     assert not play.of(SpeechStarted)
     assert play.of(UtteranceCommitted)[0].start == 0.0
     assert play.of(UtteranceCommitted)[1].start == play.of(UtteranceCommitted)[0].end
@@ -208,7 +212,7 @@ def test_a_commit_ends_the_utterance() -> None:
 
 def test_a_commit_of_a_tenth_of_a_second_is_none_of_nothing() -> None:
     play = (
-        Play(settings=MANUAL).hear(stream((0, 0.0995))).tell(CommitCommand())
+        SessionSimulation(settings=MANUAL).hear(create_stream((0, 0.0995))).tell(CommitCommand())
     )  # 24 kHz at 16, less what the resampler holds back
     play.finish()
     assert not play.of(CommandRefused)
@@ -216,62 +220,69 @@ def test_a_commit_of_a_tenth_of_a_second_is_none_of_nothing() -> None:
 
 
 def test_a_commit_of_nothing_is_refused() -> None:
-    play = Play(settings=MANUAL).tell(CommitCommand()).hear(stream((0, 0.07))).tell(CommitCommand())
+    play = SessionSimulation(settings=MANUAL).tell(CommitCommand()).hear(create_stream((0, 0.07))).tell(CommitCommand())
     assert [type(event.error) for event in play.of(CommandRefused)] == [EmptyCommitError] * 2
-    play.hear(stream((2, 0.0))).tell(CommitCommand()).tell(CommitCommand())
+    play.hear(create_stream((2, 0.0))).tell(CommitCommand()).tell(CommitCommand())
     play.finish()
     assert len(play.of(CommandRefused)) == 3
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 2)]
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 2)]
 
 
 def test_what_is_committed_without_speech_gives_an_empty_final() -> None:
-    play = Play(settings=MANUAL).hear(stream((0, 2.0))).tell(CommitCommand())
+    play = SessionSimulation(settings=MANUAL).hear(create_stream((0, 2.0))).tell(CommitCommand())
     assert [(final.text, final.segments) for final in play.of(FinalTranscript)] == [("", ())]
     assert not play.decodes
 
 
 def test_samples_behind_the_last_whole_frame_belong_to_what_is_committed() -> None:
-    play = Play(settings=MANUAL).hear(stream((3, 0.0))).tell(CommitCommand(), np.full(300, 3, np.float32))
+    play = SessionSimulation(settings=MANUAL).hear(create_stream((3, 0.0))).tell(CommitCommand(), np.full(300, 3, np.float32))
     assert len(play.finals[0].audio) == 3 * 9 * FRAME_SAMPLES + 300
     assert play.of(UtteranceCommitted)[0].end == pytest.approx((3 * 9 * FRAME_SAMPLES + 300) / 16_000)
 
 
 def test_by_hand_too_only_the_last_window_is_left_to_decode_at_the_end() -> None:
-    play = Play(settings=MANUAL).hear(stream(*[(20, 1.0)] * 10, (5, 0.0)))
+    play = SessionSimulation(settings=MANUAL).hear(create_stream(*[(20, 1.0)] * 10, (5, 0.0)))
     before = len([decode for decode in play.decodes if decode.final])
     play.tell(CommitCommand())
     assert play.finals[-1].seconds < 2.5
     assert len([decode for decode in play.decodes if decode.final]) <= before + 1
     play.finish()
     check_promises(play.events)
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 205)]
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 205)]
 
 
 def test_a_commit_ends_an_utterance_that_would_end_by_itself() -> None:
-    play = Play().tell(CommitCommand())
+    play = SessionSimulation().tell(CommitCommand())
     assert len(play.of(CommandRefused)) == 1
-    play.hear(stream((0, 1.0), (4, 0.0))).tell(CommitCommand())
-    play.hear(stream((0, 1.0)))
+    play.hear(create_stream((0, 1.0), (4, 0.0))).tell(CommitCommand())
+    play.hear(create_stream((0, 1.0)))
     play.finish()
-    assert [final.text for final in play.of(FinalTranscript)] == [words(1, 4)]
+    assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 4)]
     assert len(play.of(SpeechStopped)) == 1
 
 
 def test_a_commit_between_utterances_gives_an_empty_final_and_no_speech() -> None:
     """Clients that listen for pauses themselves commit when they hear one, whatever was committed by itself before."""
-    play = Play().hear(stream((0, 1.0))).tell(CommitCommand()).hear(stream((4, 1.0))).tell(CommitCommand()).tell(CommitCommand())
-    assert [final.text for final in play.of(FinalTranscript)] == ["", words(1, 4), ""]
+    play = (
+        SessionSimulation()
+        .hear(create_stream((0, 1.0)))
+        .tell(CommitCommand())
+        .hear(create_stream((4, 1.0)))
+        .tell(CommitCommand())
+        .tell(CommitCommand())
+    )
+    assert [final.text for final in play.of(FinalTranscript)] == ["", spell_words(1, 4), ""]
     assert len(play.of(SpeechStarted)) == len(play.of(SpeechStopped)) == 1
     assert len(play.of(CommandRefused)) == 1
-    play.hear(stream((3, 1.0)))
+    play.hear(create_stream((3, 1.0)))
     play.finish()
     check_promises(play.events)
-    assert [final.text for final in play.of(FinalTranscript)][3:] == [words(1, 3)]
+    assert [final.text for final in play.of(FinalTranscript)][3:] == [spell_words(1, 3)]
 
 
 def test_a_commit_in_the_first_moment_of_a_word_keeps_it() -> None:
-    play = Play().hear(stream((0, 1.0)))
-    begun = stream((1, 0.0))
+    play = SessionSimulation().hear(create_stream((0, 1.0)))
+    begun = create_stream((1, 0.0))
     begun.samples, begun.probs = begun.samples[: 2 * FRAME_SAMPLES], begun.probs[:2]
     play.hear(begun).tell(CommitCommand())
     assert play.finals[0].audio[-2 * FRAME_SAMPLES :].min() == 1
@@ -282,45 +293,59 @@ def test_a_commit_in_the_first_moment_of_a_word_keeps_it() -> None:
 
 def test_clear_forgets_what_was_said() -> None:
     for mode in (MANUAL, SessionSettings()):
-        play = Play(settings=mode, delay=5).hear(stream((20, 1.0) if mode is MANUAL else (20, 0.1))).tell(ClearCommand())
-        play.hear(stream((0, 0.5), (3, 1.0))).tell(CommitCommand()) if mode is MANUAL else play.hear(stream((0, 0.5), (3, 1.0)))
+        play = (
+            SessionSimulation(settings=mode, delay=5)
+            .hear(create_stream((20, 1.0) if mode is MANUAL else (20, 0.1)))
+            .tell(ClearCommand())
+        )
+        play.hear(create_stream((0, 0.5), (3, 1.0))).tell(CommitCommand()) if mode is MANUAL else play.hear(
+            create_stream((0, 0.5), (3, 1.0))
+        )
         play.finish()
         check_promises(play.events)
         assert play.of(UtteranceCleared)[0].utterance == 1
-        assert [final.text for final in play.of(FinalTranscript)] == [words(1, 3)]
+        assert [final.text for final in play.of(FinalTranscript)] == [spell_words(1, 3)]
         assert play.of(FinalTranscript)[0].utterance == 2
 
 
 def test_clear_of_nothing_clears_nothing() -> None:
-    assert Play().tell(ClearCommand()).of(UtteranceCleared)[0].utterance == 0
+    assert SessionSimulation().tell(ClearCommand()).of(UtteranceCleared)[0].utterance == 0
 
 
 def test_other_settings_hold_from_the_next_utterance_on() -> None:
     prompted = SessionSettings(request=TranscriptionRequest(prompt="names", priority=Priority.LIVE))
-    play = Play().hear(stream((3, 0.0))).tell(ConfigureCommand(prompted)).hear(stream((3, 1.0), (3, 1.0)))
+    play = (
+        SessionSimulation().hear(create_stream((3, 0.0))).tell(ConfigureCommand(prompted)).hear(create_stream((3, 1.0), (3, 1.0)))
+    )
     play.finish()
     assert [window.request.prompt for window in play.finals] == ["", "names"]
 
 
 def test_endpointing_can_be_switched_off_and_on() -> None:
-    play = Play().hear(stream((3, 0.0))).tell(ConfigureCommand(MANUAL)).hear(stream((0, 2.0), (3, 1.0)))
+    play = (
+        SessionSimulation().hear(create_stream((3, 0.0))).tell(ConfigureCommand(MANUAL)).hear(create_stream((0, 2.0), (3, 1.0)))
+    )
     assert not play.of(UtteranceCommitted)
-    play.tell(CommitCommand()).hear(stream((2, 0.0))).tell(ConfigureCommand(SessionSettings())).hear(stream((0, 1.0), (1, 1.0)))
+    play.tell(CommitCommand()).hear(create_stream((2, 0.0))).tell(ConfigureCommand(SessionSettings())).hear(
+        create_stream((0, 1.0), (1, 1.0))
+    )
     play.finish()
     check_promises(play.events)
     assert [final.text for final in play.of(FinalTranscript)] == ["w1 w2 w3 w1 w2 w3", "w1 w2", "w1"]
 
 
 def test_a_long_silence_is_told_once_after_each_utterance() -> None:
-    play = Play(settings=SessionSettings(endpointing=EndpointingSettings(idle_s=2.0))).hear(stream((0, 5.0)))
+    play = SessionSimulation(settings=SessionSettings(endpointing=EndpointingSettings(idle_s=2.0))).hear(create_stream((0, 5.0)))
     assert not play.of(SpeechIdle)
-    play.hear(stream((3, 5.0), (3, 1.0), (3, 5.0)))
+    play.hear(create_stream((3, 5.0), (3, 1.0), (3, 5.0)))
     assert len(play.of(SpeechIdle)) == 2
     assert play.of(SpeechIdle)[0].at == pytest.approx(5 + 3 * 0.288 + 2.0, abs=0.1)
 
 
 def test_a_window_on_which_the_model_fails_costs_its_utterance_only() -> None:
-    play = Play(settings=SessionSettings(partials=False), fails=frozenset({1, 2})).hear(stream((3, 1.0), (3, 1.0)))
+    play = SessionSimulation(settings=SessionSettings(partials=False), fails=frozenset({1, 2})).hear(
+        create_stream((3, 1.0), (3, 1.0))
+    )
     play.finish()
     check_promises(play.events)
     assert [type(event) for event in play.events if isinstance(event, FinalTranscript | UtteranceFailed)] == [
@@ -333,7 +358,7 @@ def test_a_window_on_which_the_model_fails_costs_its_utterance_only() -> None:
 
 
 def test_an_engine_that_fails_is_not_asked_again_and_again() -> None:
-    play = Play(can=Capabilities(max_window_s=60.0), fails=frozenset(range(100))).hear(stream((100, 0.0)))
+    play = SessionSimulation(can=Capabilities(max_window_s=60.0), fails=frozenset(range(100))).hear(create_stream((100, 0.0)))
     assert 3 <= len(play.decodes) <= 6
     play.finish()
     check_promises(play.events)
@@ -341,14 +366,14 @@ def test_an_engine_that_fails_is_not_asked_again_and_again() -> None:
 
 
 def test_the_end_is_told_once_whatever_the_engine_says_later() -> None:
-    play = Play(delay=1000).hear(stream((10, 0.0)))
+    play = SessionSimulation(delay=1000).hear(create_stream((10, 0.0)))
     attempt = play.decodes[0].id
     play.finish()
     assert play.session.handle_result(attempt, EngineResult(), 0.1, 0.0) == []
 
 
 def test_one_partial_at_a_time_and_none_while_a_final_waits() -> None:
-    play = Play(delay=60).hear(stream(*[(30, 0.6)] * 6))
+    play = SessionSimulation(delay=60).hear(create_stream(*[(30, 0.6)] * 6))
     play.finish()
     check_promises(play.events)
     assert play.most_waiting <= 3
@@ -356,7 +381,7 @@ def test_one_partial_at_a_time_and_none_while_a_final_waits() -> None:
 
 
 def test_partials_have_a_bounded_share_of_the_engine_however_long_somebody_speaks() -> None:
-    play = Play(can=Capabilities(max_window_s=60.0))
+    play = SessionSimulation(can=Capabilities(max_window_s=60.0))
     costs = []
     slow = play.session.handle_result
 
@@ -366,16 +391,16 @@ def test_partials_have_a_bounded_share_of_the_engine_however_long_somebody_speak
         return slow(number, hearing, 0.1 * window.seconds, queue_s)
 
     play.session.handle_result = decoded  # type: ignore[method-assign]
-    play.hear(stream((160, 1.0)))
+    play.hear(create_stream((160, 1.0)))
     for until in (10, 20, 40):
         assert sum(cost for at, cost in costs if at < until) / until < 0.3
 
 
 def test_what_is_stable_is_not_decoded_again_where_words_have_times() -> None:
-    play = Play(can=Capabilities(max_window_s=60.0, words=True)).hear(stream((150, 1.0)))
+    play = SessionSimulation(can=Capabilities(max_window_s=60.0, words=True)).hear(create_stream((150, 1.0)))
     play.finish()
     check_promises(play.events)
-    assert play.text == words(1, 150)
+    assert play.text == spell_words(1, 150)
     partials = [decode.window.seconds for decode in play.decodes if not decode.final]
     assert max(partials[:-1]) < 7
     assert play.of(FinalTranscript)[0].segments
@@ -383,7 +408,9 @@ def test_what_is_stable_is_not_decoded_again_where_words_have_times() -> None:
 
 def test_word_times_of_stable_text_are_told_where_they_are_wanted() -> None:
     wished = SessionSettings(request=TranscriptionRequest(words=True, priority=Priority.LIVE))
-    play = Play(settings=wished, can=Capabilities(max_window_s=60.0, words=True)).hear(stream((0, 1.0), (50, 1.0)))
+    play = SessionSimulation(settings=wished, can=Capabilities(max_window_s=60.0, words=True)).hear(
+        create_stream((0, 1.0), (50, 1.0))
+    )
     play.finish()
     for partial in play.of(PartialTranscript):
         assert [word.word for word in partial.words] == partial.stable.split()
@@ -412,11 +439,11 @@ modes = st.sampled_from(
 @settings(deadline=None, max_examples=40)
 @given(parts, modes, models, st.integers(0, 40), st.integers(0, 9), st.lists(st.integers(1, 90), max_size=20))
 def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, split) -> None:
-    play = Play(settings=mode, can=can, delay=delay, seed=seed)
-    whole = stream(*spoken_parts)
+    play = SessionSimulation(settings=mode, can=can, delay=delay, seed=seed)
+    whole = create_stream(*spoken_parts)
     play.hear(whole, split).finish()
     check_promises(play.events)
-    assert play.text == words(1, whole.said)
+    assert play.text == spell_words(1, whole.said)
 
 
 @settings(deadline=None, max_examples=40)
@@ -424,7 +451,7 @@ def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, 
 def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, split) -> None:
     outcomes = []
     for portions in (1, split):
-        play = Play(settings=mode).hear(stream(*spoken_parts), portions)
+        play = SessionSimulation(settings=mode).hear(create_stream(*spoken_parts), portions)
         play.finish()
         outcomes.append([(window.start, len(window.audio)) for window in play.finals])
         outcomes.append(play.of(FinalTranscript))
@@ -438,7 +465,7 @@ def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, can, dela
         said = [chance.choice(["w", "w", "w", "v", "W", "w x"]) + str(number) for number in numbers if chance.random() < 0.9]
         return " ".join(said).split()
 
-    play = Play(settings=mode, can=can, delay=delay, mishear=mishear).hear(stream(*spoken_parts))
+    play = SessionSimulation(settings=mode, can=can, delay=delay, mishear=mishear).hear(create_stream(*spoken_parts))
     play.finish()
     check_promises(play.events)
     for final in play.of(FinalTranscript):

@@ -15,8 +15,8 @@ from eardrum.runner.live.driver import LiveSessionDriver
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
 from tests.models import build
-from tests.models.tiny_whisper import clips
-from tests.recordings import pcm, silence
+from tests.models.tiny_whisper import load_clips
+from tests.recordings import create_silence, encode_pcm
 
 pytestmark = pytest.mark.slow
 
@@ -33,11 +33,11 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WindowBa
     batcher.close()
 
 
-def talked(whisper: tuple[WindowBatcher, Capabilities], settings: SessionSettings, *, step: float = 0.0) -> list[LiveEvent]:
+def run_session(whisper: tuple[WindowBatcher, Capabilities], settings: SessionSettings, *, step: float = 0.0) -> list[LiveEvent]:
     """The English clips, one after another."""
     batcher, can = whisper
-    said = [clip.samples for clip in clips() if clip.language == "en"]
-    data = pcm(np.concatenate([piece for samples in said for piece in (samples, silence(1.0))]))
+    said = [clip.samples for clip in load_clips() if clip.language == "en"]
+    data = encode_pcm(np.concatenate([piece for samples in said for piece in (samples, create_silence(1.0))]))
 
     async def talk() -> list[LiveEvent]:
         driver = LiveSessionDriver(settings, batcher=batcher, vad=VadModel(), capabilities=can, max_seconds=600)
@@ -57,22 +57,22 @@ def talked(whisper: tuple[WindowBatcher, Capabilities], settings: SessionSetting
 
 
 def test_clips_are_utterances_with_their_texts(whisper: tuple[WindowBatcher, Capabilities]) -> None:
-    events = talked(whisper, SessionSettings(request=ENGLISH, partials=False))
+    events = run_session(whisper, SessionSettings(request=ENGLISH, partials=False))
     assert [event.text for event in events if isinstance(event, FinalTranscript)] == [
-        c.text for c in clips() if c.language == "en"
+        c.text for c in load_clips() if c.language == "en"
     ]
 
 
 def test_one_utterance_holds_them_all_until_the_commit(whisper: tuple[WindowBatcher, Capabilities]) -> None:
-    events = talked(whisper, SessionSettings(request=replace(ENGLISH, words=True), endpointing=None, partials=False))
+    events = run_session(whisper, SessionSettings(request=replace(ENGLISH, words=True), endpointing=None, partials=False))
     (final,) = [event for event in events if isinstance(event, FinalTranscript)]
-    assert final.text.count(".") >= len([c for c in clips() if c.language == "en"]) - 1
+    assert final.text.count(".") >= len([c for c in load_clips() if c.language == "en"]) - 1
     times = [word.start for segment in final.segments for word in segment.words]
     assert times == sorted(times)
 
 
 def test_partials_come_as_often_as_the_engine_can(whisper: tuple[WindowBatcher, Capabilities]) -> None:
-    events = talked(whisper, SessionSettings(request=ENGLISH), step=0.05)
+    events = run_session(whisper, SessionSettings(request=ENGLISH), step=0.05)
     partials = [event for event in events if isinstance(event, PartialTranscript)]
     finals = {event.utterance: event.text for event in events if isinstance(event, FinalTranscript)}
     assert partials

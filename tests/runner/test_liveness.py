@@ -7,15 +7,15 @@ import time
 
 from eardrum.runner.batcher import LivenessProbe
 from tests.conftest import wait_for
-from tests.runner.test_batcher import batching, window
+from tests.runner.test_batcher import create_window, run_batcher
 
 
 async def test_the_batch_in_hand_and_the_loop_are_timed() -> None:
-    with batching() as (batcher, engine):
+    with run_batcher() as (batcher, engine):
         liveness, loop = LivenessProbe(batcher), asyncio.get_running_loop()
         assert liveness.report(loop) == {"batch_s": 0.0, "loop_s": 0.0}
         engine.gate.clear()
-        future = batcher.submit(batcher.allocate_request_id(), window("stuck"))
+        future = batcher.submit(batcher.allocate_request_id(), create_window("stuck"))
         wait_for(lambda: liveness.report(None)["batch_s"] > 0.05)
         time.sleep(0.05)  # noqa: ASYNC251 -- the loop is to stand still
         assert (await asyncio.to_thread(liveness.report, loop))["loop_s"] >= 0.05
@@ -27,9 +27,9 @@ async def test_the_batch_in_hand_and_the_loop_are_timed() -> None:
 
 
 async def test_an_engine_that_asks_elsewhere_has_times_of_its_own() -> None:
-    with batching() as (batcher, engine):
+    with run_batcher() as (batcher, engine):
         engine.remote = True
         engine.gate.clear()
-        batcher.submit(batcher.allocate_request_id(), window("far"))
+        batcher.submit(batcher.allocate_request_id(), create_window("far"))
         assert engine.entered.wait(5)
         assert LivenessProbe(batcher).report(None)["batch_s"] == 0.0

@@ -9,13 +9,13 @@ import pytest
 from eardrum.runner.ogg import FIRST_PAGE, LAST_PAGE, OggChain, compute_checksum
 
 
-def page(body: bytes, flags: int = 0, serial: int = 1) -> bytes:
+def build_page(body: bytes, flags: int = 0, serial: int = 1) -> bytes:
     lengths = bytes([255] * (len(body) // 255) + [len(body) % 255])
     made = b"OggS" + struct.pack("<BBqIIIB", 0, flags, 0, serial, 0, 0, len(lengths)) + lengths + body
     return made[:22] + struct.pack("<I", compute_checksum(made)) + made[26:]
 
 
-class Dribs:
+class PiecewiseBytes:
     """Bytes, so many at a time."""
 
     def __init__(self, data: bytes, size: int):
@@ -28,8 +28,8 @@ class Dribs:
         return piece
 
 
-def split(data: bytes, size: int = 7) -> tuple[list[bytes], OggChain]:
-    links, found = OggChain(Dribs(data, size)), []
+def split_chain(data: bytes, size: int = 7) -> tuple[list[bytes], OggChain]:
+    links, found = OggChain(PiecewiseBytes(data, size)), []
     while True:
         link = b""
         while piece := links.read(100):
@@ -40,36 +40,40 @@ def split(data: bytes, size: int = 7) -> tuple[list[bytes], OggChain]:
             return found, links
 
 
-ONE = page(b"head", FIRST_PAGE) + page(b"OggS" * 200) + page(b"end", LAST_PAGE)
+ONE = build_page(b"head", FIRST_PAGE) + build_page(b"OggS" * 200) + build_page(b"end", LAST_PAGE)
 PICTURES = (
-    page(b"head", FIRST_PAGE) + page(b"pictures", FIRST_PAGE, 2) + page(b"a") + page(b"b", LAST_PAGE, 2) + page(b"c", LAST_PAGE)
+    build_page(b"head", FIRST_PAGE)
+    + build_page(b"pictures", FIRST_PAGE, 2)
+    + build_page(b"a")
+    + build_page(b"b", LAST_PAGE, 2)
+    + build_page(b"c", LAST_PAGE)
 )
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
 @pytest.mark.parametrize("links", [[ONE], [PICTURES], [ONE, PICTURES, ONE]])
 def test_every_link_is_a_stream(links: list[bytes], size: int) -> None:
-    found, reader = split(b"".join(links), size)
+    found, reader = split_chain(b"".join(links), size)
     assert found == links
     assert not reader.is_cut_off
 
 
 def test_the_rest_of_a_link_can_be_skipped() -> None:
-    links = OggChain(Dribs(ONE + PICTURES, 50))
+    links = OggChain(PiecewiseBytes(ONE + PICTURES, 50))
     links.read(10)
     assert links.advance()
-    assert links.read(1000) == page(b"head", FIRST_PAGE)
+    assert links.read(1000) == build_page(b"head", FIRST_PAGE)
 
 
-@pytest.mark.parametrize("missing", [1, 5, 29, 31, len(page(b"end")), 400])
+@pytest.mark.parametrize("missing", [1, 5, 29, 31, len(build_page(b"end")), 400])
 def test_an_end_that_is_missing_is_noticed(missing: int) -> None:
-    found, links = split((ONE + ONE)[:-missing])
+    found, links = split_chain((ONE + ONE)[:-missing])
     assert b"".join(found) == (ONE + ONE)[:-missing]
     assert links.is_cut_off
 
 
 def test_what_lies_between_pages_is_passed_on() -> None:
     junk = b"Ogg? " * 100
-    for data in (junk + ONE, ONE + junk + page(b"x"), ONE[:40] + junk + ONE):
-        found, _ = split(data)
+    for data in (junk + ONE, ONE + junk + build_page(b"x"), ONE[:40] + junk + ONE):
+        found, _ = split_chain(data)
         assert b"".join(found) == data

@@ -36,19 +36,19 @@ rules = st.builds(
 )
 
 
-def trace(*parts: tuple[int, float]) -> np.ndarray:
+def build_trace(*parts: tuple[int, float]) -> np.ndarray:
     return np.concatenate([np.full(count, probability, np.float32) for count, probability in parts])
 
 
-def counted(frames: int) -> np.ndarray:
+def build_counted_samples(frames: int) -> np.ndarray:
     """Samples that say where in the stream they are."""
     return np.arange(frames * FRAME_SAMPLES, dtype=np.float32)
 
 
-def cuts(probs: np.ndarray, rule: SegmenterConfig = RULE, blocks: Sequence[int] = ()) -> list[SpeechChunk]:
+def cut_stream(probs: np.ndarray, rule: SegmenterConfig = RULE, blocks: Sequence[int] = ()) -> list[SpeechChunk]:
     """Feed blocks of these many frames, then the rest at once."""
     cutter = ChunkPacker(rule) if rule.pack else SpeechSegmenter(rule)
-    samples, found, at = counted(len(probs)), [], 0
+    samples, found, at = build_counted_samples(len(probs)), [], 0
     for size in (*blocks, len(probs)):
         end = min(at + size, len(probs))
         if end > at:
@@ -57,12 +57,12 @@ def cuts(probs: np.ndarray, rule: SegmenterConfig = RULE, blocks: Sequence[int] 
     return found + list(cutter.finish())
 
 
-def frames(cut: SpeechChunk) -> range:
-    (stretch,) = stretches(cut)
+def get_frames(cut: SpeechChunk) -> range:
+    (stretch,) = list_stretches(cut)
     return stretch
 
 
-def stretches(cut: SpeechChunk) -> list[range]:
+def list_stretches(cut: SpeechChunk) -> list[range]:
     """The frames of the stream that each piece of a cut holds."""
     found = []
     for (at, sample), (end, _) in zip(cut.pieces, [*cut.pieces[1:], (len(cut.audio), 0)], strict=True):
@@ -75,15 +75,15 @@ def stretches(cut: SpeechChunk) -> list[range]:
 @settings(deadline=None)
 @given(runs, rules)
 def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, float]], rule: SegmenterConfig) -> None:
-    probs = trace(*parts)
-    found = cuts(probs, rule)
+    probs = build_trace(*parts)
+    found = cut_stream(probs, rule)
     covered = np.zeros(len(probs), int)
     for cut in found:
         assert 0 < len(cut.audio) <= rule.max_s * SAMPLE_RATE
         assert 0 <= cut.speech_start < cut.speech_end <= len(cut.audio)
         # float32 in the trace against float in the rule
-        assert cut.speech >= np.float32(rule.threshold) or cut.speech == pytest.approx(probs[stretches(cut)[0].start])
-        for stretch in stretches(cut):
+        assert cut.speech >= np.float32(rule.threshold) or cut.speech == pytest.approx(probs[list_stretches(cut)[0].start])
+        for stretch in list_stretches(cut):
             covered[stretch.start : stretch.stop] += 1
     assert np.all(covered <= 1), "windows overlap"
     assert np.all(covered[probs >= rule.threshold] == 1), "speech was lost"
@@ -93,79 +93,79 @@ def test_speech_is_never_lost_or_doubled_and_windows_fit(parts: list[tuple[int, 
 @settings(deadline=None)
 @given(runs, rules, st.lists(st.integers(1, 200), max_size=30))
 def test_block_size_changes_nothing(parts: list[tuple[int, float]], rule: SegmenterConfig, blocks: list[int]) -> None:
-    probs = trace(*parts)
-    assert [(c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule, blocks)] == [
-        (c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cuts(probs, rule)
+    probs = build_trace(*parts)
+    assert [(c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cut_stream(probs, rule, blocks)] == [
+        (c.pieces, len(c.audio), c.speech_start, c.speech_end) for c in cut_stream(probs, rule)
     ]
 
 
 @pytest.mark.parametrize("rule", [OPENAI_DEFAULTS, LONG_PADDING])
 def test_a_clients_wishes_keep_windows_in_bounds(rule: SegmenterConfig) -> None:
     for spoken in (120, *range(280, MAX + 1)):
-        probs = trace((200, 0.0), (spoken, 0.9), (200, 0.0))
-        assert max(len(cut.audio) for cut in cuts(probs, rule)) <= rule.max_s * SAMPLE_RATE
+        probs = build_trace((200, 0.0), (spoken, 0.9), (200, 0.0))
+        assert max(len(cut.audio) for cut in cut_stream(probs, rule)) <= rule.max_s * SAMPLE_RATE
 
 
 @pytest.mark.parametrize("rule", [OPENAI_DEFAULTS, LONG_PADDING])
 def test_a_clients_wishes_cut_alike_in_blocks_of_any_size(rule: SegmenterConfig) -> None:
-    probs = trace((40, 0.0), (50, 0.9), (8, 0.0), (50, 0.9), (100, 0.0), (30, 0.9), (60, 0.0))
-    whole = [frames(cut) for cut in cuts(probs, rule)]
-    assert [frames(cut) for cut in cuts(probs, rule, [1] * len(probs))] == whole
+    probs = build_trace((40, 0.0), (50, 0.9), (8, 0.0), (50, 0.9), (100, 0.0), (30, 0.9), (60, 0.0))
+    whole = [get_frames(cut) for cut in cut_stream(probs, rule)]
+    assert [get_frames(cut) for cut in cut_stream(probs, rule, [1] * len(probs))] == whole
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.39])
 def test_no_speech_gives_no_windows(probability: float) -> None:
-    assert cuts(trace((3000, probability))) == []
-    assert cuts(np.empty(0, np.float32)) == []
+    assert cut_stream(build_trace((3000, probability))) == []
+    assert cut_stream(np.empty(0, np.float32)) == []
 
 
 def test_speech_gets_its_padding() -> None:
-    (cut,) = cuts(trace((100, 0.0), (50, 0.9), (100, 0.0)))
-    assert frames(cut) == range(100 - PADDING, 150 + PADDING)
+    (cut,) = cut_stream(build_trace((100, 0.0), (50, 0.9), (100, 0.0)))
+    assert get_frames(cut) == range(100 - PADDING, 150 + PADDING)
     assert (cut.start + cut.speech_start, cut.start + cut.speech_end) == (100 * FRAME_SAMPLES, 150 * FRAME_SAMPLES)
     assert cut.speech == pytest.approx(0.9)
 
 
 def test_padding_ends_where_the_stream_does() -> None:
-    (cut,) = cuts(trace((2, 0.0), (50, 0.9), (3, 0.0)))
-    assert frames(cut) == range(55)
+    (cut,) = cut_stream(build_trace((2, 0.0), (50, 0.9), (3, 0.0)))
+    assert get_frames(cut) == range(55)
 
 
 def test_only_a_pause_that_is_long_enough_ends_a_window() -> None:
-    short, long = trace((50, 0.9), (SILENCE - 1, 0.0), (50, 0.9)), trace((50, 0.9), (SILENCE + 1, 0.0), (50, 0.9))
-    assert len(cuts(short)) == 1
-    first, second = cuts(long)
-    assert frames(first).stop <= frames(second).start
+    short, long = build_trace((50, 0.9), (SILENCE - 1, 0.0), (50, 0.9)), build_trace((50, 0.9), (SILENCE + 1, 0.0), (50, 0.9))
+    assert len(cut_stream(short)) == 1
+    first, second = cut_stream(long)
+    assert get_frames(first).stop <= get_frames(second).start
 
 
 def test_speech_that_fades_goes_on_until_it_is_well_below_the_threshold() -> None:
-    (cut,) = cuts(trace((50, 0.0), (20, 0.9), (60, 0.3), (100, 0.0)))
+    (cut,) = cut_stream(build_trace((50, 0.0), (20, 0.9), (60, 0.3), (100, 0.0)))
     assert cut.start + cut.speech_end == 130 * FRAME_SAMPLES
-    assert cuts(trace((50, 0.0), (60, 0.3), (100, 0.0))) == [], "0.3 must not begin speech"
+    assert cut_stream(build_trace((50, 0.0), (60, 0.3), (100, 0.0))) == [], "0.3 must not begin speech"
 
 
 def test_a_full_window_is_cut_in_its_longest_pause() -> None:
-    probs = trace((MAX - 100, 0.9), (5, 0.05), (20, 0.9), (11, 0.05), (30, 0.9), (5, 0.05), (200, 0.9))
-    first, *_ = cuts(probs)
-    assert frames(first).stop in range(MAX - 75, MAX - 64), "not in the pause of 11 frames"
+    probs = build_trace((MAX - 100, 0.9), (5, 0.05), (20, 0.9), (11, 0.05), (30, 0.9), (5, 0.05), (200, 0.9))
+    first, *_ = cut_stream(probs)
+    assert get_frames(first).stop in range(MAX - 75, MAX - 64), "not in the pause of 11 frames"
 
 
 def test_a_pause_early_in_the_window_is_not_worth_a_short_one() -> None:
-    probs = trace((30, 0.9), (20, 0.05), (MAX, 0.9))
-    first, *_ = cuts(probs)
-    assert len(frames(first)) >= MAX * (1 - RULE.search)
+    probs = build_trace((30, 0.9), (20, 0.05), (MAX, 0.9))
+    first, *_ = cut_stream(probs)
+    assert len(get_frames(first)) >= MAX * (1 - RULE.search)
 
 
 def test_a_pause_at_the_very_end_of_a_window_does_not_make_it_longer() -> None:
     for spoken in range(MAX - 5, MAX + 5):
-        first, *_ = cuts(trace((spoken, 0.9), (1, 0.0), (300, 0.9)))
-        assert len(frames(first)) <= MAX
+        first, *_ = cut_stream(build_trace((spoken, 0.9), (1, 0.0), (300, 0.9)))
+        assert len(get_frames(first)) <= MAX
 
 
 def test_without_a_pause_the_cut_is_where_speech_is_least_sure() -> None:
-    probs = trace((250, 0.95), (9, 0.5), (300, 0.95))
-    first, *_ = cuts(probs)
-    assert frames(first).stop in range(250, 259)
+    probs = build_trace((250, 0.95), (9, 0.5), (300, 0.95))
+    first, *_ = cut_stream(probs)
+    assert get_frames(first).stop in range(250, 259)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
@@ -185,9 +185,9 @@ def test_memory_stays_bounded_for_an_hour(probability: float) -> None:
 
 
 def test_packed_windows_hold_as_much_speech_as_fits_and_no_pauses() -> None:
-    probs = trace(*[(60, 0.9), (200, 0.0)] * 20)  # 1.9 s of speech and 6.4 s of pause, twenty times
+    probs = build_trace(*[(60, 0.9), (200, 0.0)] * 20)  # 1.9 s of speech and 6.4 s of pause, twenty times
     rule = SegmenterConfig(max_s=30.0, pack=True)
-    found = cuts(probs, rule)
+    found = cut_stream(probs, rule)
     assert len(found) == 2
     assert [len(cut.pieces) for cut in found] == [11, 9]
     assert all(len(cut.audio) <= 30 * SAMPLE_RATE for cut in found)
@@ -196,10 +196,10 @@ def test_packed_windows_hold_as_much_speech_as_fits_and_no_pauses() -> None:
 
 
 def test_packed_windows_of_endless_speech_are_seamless() -> None:
-    found = cuts(trace((3000, 0.9)), SegmenterConfig(max_s=30.0, pack=True))
-    assert next(stretch for cut in found for stretch in stretches(cut)).start == 0
-    ends = [stretches(cut)[-1].stop for cut in found]
-    starts = [stretches(cut)[0].start for cut in found]
+    found = cut_stream(build_trace((3000, 0.9)), SegmenterConfig(max_s=30.0, pack=True))
+    assert next(stretch for cut in found for stretch in list_stretches(cut)).start == 0
+    ends = [list_stretches(cut)[-1].stop for cut in found]
+    starts = [list_stretches(cut)[0].start for cut in found]
     assert ends[:-1] == starts[1:]
     assert ends[-1] == 3000
     assert len(found) <= 5, "pieces of half a window must not leave windows half empty"

@@ -25,7 +25,7 @@ from eardrum.transcription import (
     TranscriptionRequest,
     TranscriptionSummary,
 )
-from tests.recordings import pcm, retimed, speech, spoken
+from tests.recordings import encode_pcm, encode_speech, load_speech, shift_timestamps
 
 RAW = TranscriptionRequest(raw_pcm=True)
 
@@ -54,28 +54,30 @@ class CountingEngine(Engine):
         """Nothing to let go of."""
 
 
-async def collect(events: AsyncGenerator[TranscriptionEvent, None], into: list[TranscriptionEvent]) -> list[TranscriptionEvent]:
+async def collect_events(
+    events: AsyncGenerator[TranscriptionEvent, None], into: list[TranscriptionEvent]
+) -> list[TranscriptionEvent]:
     async for event in events:
         into.append(event)  # noqa: PERF401 -- what came before an error counts
     return into
 
 
-def listening(engine: CountingEngine, batcher: WindowBatcher) -> TranscriptionJob:
+def create_job(engine: CountingEngine, batcher: WindowBatcher) -> TranscriptionJob:
     engine.listener = TranscriptionJob(RAW, batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=3600)
     return engine.listener
 
 
-async def heard(seconds: float, held_back: int) -> tuple[list[float], list[TranscriptionEvent]]:
+async def run_with_delayed_end(seconds: float, held_back: int) -> tuple[list[float], list[TranscriptionEvent]]:
     """Speech whose last `held_back` bytes arrive when the engine has been called once."""
     engine = CountingEngine()
     batcher = WindowBatcher(engine, batch=4)
     try:
-        listener = listening(engine, batcher)
-        data = pcm(np.tile(speech(), int(seconds / 18) + 1)[: int(seconds * SAMPLE_RATE)])
+        listener = create_job(engine, batcher)
+        data = encode_pcm(np.tile(load_speech(), int(seconds / 18) + 1)[: int(seconds * SAMPLE_RATE)])
         await listener.pipe.feed(data[: len(data) - held_back])
         if not held_back:
             listener.pipe.finish()
-        events = asyncio.ensure_future(collect(listener.stream_events(), []))
+        events = asyncio.ensure_future(collect_events(listener.stream_events(), []))
         if held_back:
             assert await asyncio.to_thread(engine.called.wait, 20)
         await listener.pipe.feed(data[len(data) - held_back :])
@@ -86,14 +88,14 @@ async def heard(seconds: float, held_back: int) -> tuple[list[float], list[Trans
 
 
 def test_a_clip_that_is_all_here_is_cut_whole_before_it_is_decoded() -> None:
-    decoded_s, events = asyncio.run(heard(29.0, 0))
+    decoded_s, events = asyncio.run(run_with_delayed_end(29.0, 0))
     assert decoded_s[0] == pytest.approx(29.0)
     assert isinstance(events[-1], TranscriptionSummary)
     assert events[-1].windows > 2
 
 
 def test_what_is_still_arriving_is_decoded_as_it_comes() -> None:
-    decoded_s, events = asyncio.run(heard(29.0, 2))
+    decoded_s, events = asyncio.run(run_with_delayed_end(29.0, 2))
     assert decoded_s[0] < 29.0
     assert isinstance(events[-1], TranscriptionSummary)
 
@@ -102,7 +104,7 @@ def test_times_and_warnings_are_those_of_the_container() -> None:
     """A recorder that paused for 30 s, and a file that breaks off."""
     engine = CountingEngine()
     batcher = WindowBatcher(engine, batch=4)
-    data = retimed(spoken("webm"), "webm", lambda at: at if at < 6 else at + 30)
+    data = shift_timestamps(encode_speech("webm"), "webm", lambda at: at if at < 6 else at + 30)
 
     async def run() -> list[TranscriptionEvent]:
         engine.listener = TranscriptionJob(
@@ -110,7 +112,7 @@ def test_times_and_warnings_are_those_of_the_container() -> None:
         )
         await engine.listener.pipe.feed(data[: len(data) * 9 // 10])
         engine.listener.pipe.finish()
-        return await collect(engine.listener.stream_events(), [])
+        return await collect_events(engine.listener.stream_events(), [])
 
     try:
         events = asyncio.run(run())
@@ -138,7 +140,7 @@ def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(VadStream, "__call__", count)
     engine = CountingEngine()
     batcher = WindowBatcher(engine, batch=4)
-    data = retimed(spoken("webm"), "webm", lambda at: at if at < 6 else at + 3 * 3600)
+    data = shift_timestamps(encode_speech("webm"), "webm", lambda at: at if at < 6 else at + 3 * 3600)
 
     async def run() -> list[TranscriptionEvent]:
         engine.listener = TranscriptionJob(
@@ -146,7 +148,7 @@ def test_a_gap_of_hours_costs_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -
         )
         await engine.listener.pipe.feed(data)
         engine.listener.pipe.finish()
-        return await collect(engine.listener.stream_events(), [])
+        return await collect_events(engine.listener.stream_events(), [])
 
     try:
         events = asyncio.run(run())
@@ -168,11 +170,11 @@ def test_a_clip_that_breaks_off_gives_what_was_heard_of_it() -> None:
         engine.listener = TranscriptionJob(
             RAW, batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=20
         )
-        await engine.listener.pipe.feed(pcm(np.tile(speech(), 2)[: 29 * SAMPLE_RATE]))
+        await engine.listener.pipe.feed(encode_pcm(np.tile(load_speech(), 2)[: 29 * SAMPLE_RATE]))
         engine.listener.pipe.finish()
         events: list[TranscriptionEvent] = []
         with pytest.raises(AudioError, match="longer than"):
-            await collect(engine.listener.stream_events(), events)
+            await collect_events(engine.listener.stream_events(), events)
         return events
 
     try:
@@ -197,9 +199,9 @@ def test_the_language_is_that_of_most_of_the_speech() -> None:
     batcher = WindowBatcher(engine, batch=1)
 
     async def run() -> list[TranscriptionEvent]:
-        listener = listening(engine, batcher)
-        events = asyncio.ensure_future(collect(listener.stream_events(), []))
-        await listener.pipe.feed(pcm(np.tile(speech(), 2)[: 33 * SAMPLE_RATE]))
+        listener = create_job(engine, batcher)
+        events = asyncio.ensure_future(collect_events(listener.stream_events(), []))
+        await listener.pipe.feed(encode_pcm(np.tile(load_speech(), 2)[: 33 * SAMPLE_RATE]))
         listener.pipe.finish()
         return await events
 

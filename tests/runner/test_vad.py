@@ -19,15 +19,15 @@ from eardrum.live import EndpointingSettings
 from eardrum.runner.live.endpointing import Endpointer, EndpointingRule, StretchBegan
 from eardrum.runner.vad import ENCODER_PATH, FRAME_SAMPLES, MEMORY_PATH, VadModel, VadStream
 from eardrum.transcription import Capabilities
-from tests.recordings import PHONE, RATE, ROOT, noise, phone, silence, speech
+from tests.recordings import PHONE, RATE, ROOT, create_noise, create_silence, load_announcements, load_speech
 
 PUBLISHED = Path(faster_whisper.__file__).parent / "assets" / "silero_vad_v6.onnx"
 RECORDINGS = {
-    "phone": lambda: np.concatenate([samples for _, samples, _ in phone()]),
-    "clear speech": speech,
-    "silence": lambda: silence(5),
-    "quiet noise": lambda: noise(5, 0.001),
-    "loud noise": lambda: noise(5, 0.5),
+    "phone": lambda: np.concatenate([samples for _, samples, _ in load_announcements()]),
+    "clear speech": load_speech,
+    "silence": lambda: create_silence(5),
+    "quiet noise": lambda: create_noise(5, 0.001),
+    "loud noise": lambda: create_noise(5, 0.5),
 }
 
 
@@ -36,15 +36,15 @@ def vad() -> VadModel:
     return VadModel()
 
 
-def whole_frames(samples: np.ndarray) -> np.ndarray:
+def cut_to_frames(samples: np.ndarray) -> np.ndarray:
     return samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES]
 
 
-def in_blocks(vad: VadModel, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
-    return of_stream(vad.open_stream(), samples, sizes)
+def run_in_blocks(vad: VadModel, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
+    return run_stream(vad.open_stream(), samples, sizes)
 
 
-def of_stream(stream: VadStream, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
+def run_stream(stream: VadStream, samples: np.ndarray, sizes: list[int]) -> np.ndarray:
     at, found = 0, []
     while at < len(samples):
         size = sizes[len(found) % len(sizes)] * FRAME_SAMPLES
@@ -53,24 +53,24 @@ def of_stream(stream: VadStream, samples: np.ndarray, sizes: list[int]) -> np.nd
     return np.concatenate(found)
 
 
-def framed(samples: np.ndarray) -> np.ndarray:
+def build_published_frames(samples: np.ndarray) -> np.ndarray:
     """Frames as the published model gets them: each behind the end of the one before."""
     frames = samples.reshape(-1, FRAME_SAMPLES)
     return np.concatenate([np.concatenate([np.zeros((1, 64), np.float32), frames[:-1, -64:]]), frames], axis=1)
 
 
-def in_one_pass(samples: np.ndarray) -> np.ndarray:
+def run_published(samples: np.ndarray) -> np.ndarray:
     """What the published model says, its memory never begun anew."""
-    inputs = framed(samples)
+    inputs = build_published_frames(samples)
     state = {"h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)}
-    return session(PUBLISHED).run(None, {"input": inputs - inputs.mean(axis=1, keepdims=True), **state})[0].reshape(-1)
+    return open_session(PUBLISHED).run(None, {"input": inputs - inputs.mean(axis=1, keepdims=True), **state})[0].reshape(-1)
 
 
 @pytest.mark.parametrize("sizes", [[10_000], [156], [1], [3, 1, 7, 2, 50]])
 def test_a_stream_in_blocks_equals_one_pass(vad: VadModel, sizes: list[int]) -> None:
-    samples = whole_frames(speech())
-    expected = in_one_pass(samples)
-    found = in_blocks(vad, samples, sizes)
+    samples = cut_to_frames(load_speech())
+    expected = run_published(samples)
+    found = run_in_blocks(vad, samples, sizes)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert expected.max() > 0.95
@@ -78,34 +78,34 @@ def test_a_stream_in_blocks_equals_one_pass(vad: VadModel, sizes: list[int]) -> 
 
 
 def test_streams_do_not_disturb_each_other(vad: VadModel) -> None:
-    samples = whole_frames(speech())[: 200 * FRAME_SAMPLES]
+    samples = cut_to_frames(load_speech())[: 200 * FRAME_SAMPLES]
     alone = vad.open_stream()(samples)
     one, other, found = vad.open_stream(), vad.open_stream(), []
     for start in range(0, len(samples), 20 * FRAME_SAMPLES):
         found.append(one(samples[start : start + 20 * FRAME_SAMPLES]))
-        other(noise(20 * FRAME_SAMPLES / 16_000, 0.3))
+        other(create_noise(20 * FRAME_SAMPLES / 16_000, 0.3))
     np.testing.assert_allclose(np.concatenate(found), alone, atol=1e-4)
 
 
 def test_silence_and_noise_are_not_speech(vad: VadModel) -> None:
-    for samples in (silence(3), noise(3, 0.001), noise(3, 0.05)):
-        assert vad.open_stream()(whole_frames(samples)).max() < 0.4
+    for samples in (create_silence(3), create_noise(3, 0.001), create_noise(3, 0.05)):
+        assert vad.open_stream()(cut_to_frames(samples)).max() < 0.4
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_graphs_one_after_the_other_equal_the_published_one(name: str) -> None:
-    inputs = framed(whole_frames(RECORDINGS[name]()))
+    inputs = build_published_frames(cut_to_frames(RECORDINGS[name]()))
     state = {"h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)}
-    (features,) = session(ENCODER_PATH).run(None, {"input": inputs})
-    found, *remembered = session(MEMORY_PATH).run(None, {"features": features, **state})
-    published, *expected = session(PUBLISHED).run(None, {"input": inputs, **state})
+    (features,) = open_session(ENCODER_PATH).run(None, {"input": inputs})
+    found, *remembered = open_session(MEMORY_PATH).run(None, {"features": features, **state})
+    published, *expected = open_session(PUBLISHED).run(None, {"input": inputs, **state})
     assert found.shape == (len(inputs),)
     assert np.abs(found - published.reshape(-1)).max() < 1e-4
     for one, other in zip(remembered, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-def session(path: Path) -> ort.InferenceSession:
+def open_session(path: Path) -> ort.InferenceSession:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
@@ -114,20 +114,20 @@ def session(path: Path) -> ort.InferenceSession:
 # The memory, where nobody speaks
 
 
-def random(seconds: float, low: int, high: int) -> np.ndarray:
+def create_random(seconds: float, low: int, high: int) -> np.ndarray:
     steps = np.random.default_rng(7).integers(low, high, int(seconds * RATE), endpoint=True)
     return (steps / 32768).astype(np.float32)
 
 
-def constant(seconds: float, step: int) -> np.ndarray:
+def create_constant(seconds: float, step: int) -> np.ndarray:
     return np.full(int(seconds * RATE), step / 32768, np.float32)
 
 
-def hum(seconds: float) -> np.ndarray:
+def create_hum(seconds: float) -> np.ndarray:
     return (0.001 * np.sin(2 * np.pi * 50 * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 
-def music(seconds: float, level: float) -> np.ndarray:
+def create_music(seconds: float, level: float) -> np.ndarray:
     """Chords that are struck four times a second, always others."""
     dice, step = np.random.default_rng(5), RATE // 4
     at = np.arange(step) / RATE
@@ -141,22 +141,22 @@ def music(seconds: float, level: float) -> np.ndarray:
 
 
 WITHOUT_SPEECH = {
-    "digital silence": silence,
-    "the last bit": lambda seconds: random(seconds, -1, 1),
-    "one step off zero": lambda seconds: constant(seconds, 1),
-    "a telephone's zero": lambda seconds: constant(seconds, 8),
-    "an offset": lambda seconds: constant(seconds, -1000),
-    "comfort noise": lambda seconds: noise(seconds, 0.001),
-    "louder comfort noise": lambda seconds: noise(seconds, 0.003),
-    "noise": lambda seconds: noise(seconds, 0.01),
-    "hum": hum,
+    "digital silence": create_silence,
+    "the last bit": lambda seconds: create_random(seconds, -1, 1),
+    "one step off zero": lambda seconds: create_constant(seconds, 1),
+    "a telephone's zero": lambda seconds: create_constant(seconds, 8),
+    "an offset": lambda seconds: create_constant(seconds, -1000),
+    "comfort noise": lambda seconds: create_noise(seconds, 0.001),
+    "louder comfort noise": lambda seconds: create_noise(seconds, 0.003),
+    "noise": lambda seconds: create_noise(seconds, 0.01),
+    "hum": create_hum,
 }
 
 
 @cache
-def words() -> list[np.ndarray]:
+def load_words() -> list[np.ndarray]:
     """Fifty single words."""
-    recordings = {name: samples for name, samples, _ in phone()}
+    recordings = {name: samples for name, samples, _ in load_announcements()}
     with (PHONE / "words.tsv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table, delimiter="\t") if 0.3 <= float(row["end"]) - float(row["start"]) <= 0.9]
     cut = [recordings[row["name"]][int(float(row["start"]) * RATE) : int(float(row["end"]) * RATE)] for row in rows]
@@ -164,9 +164,9 @@ def words() -> list[np.ndarray]:
     return loud[:: len(loud) // 50][:50]
 
 
-def began(stream: VadStream, said: np.ndarray, behind: np.ndarray) -> float | None:
+def find_start(stream: VadStream, said: np.ndarray, behind: np.ndarray) -> float | None:
     """After how many seconds a live session notices what is said, if it does."""
-    probs = of_stream(copy.copy(stream), whole_frames(np.concatenate([said, behind])), [16])
+    probs = run_stream(copy.copy(stream), cut_to_frames(np.concatenate([said, behind])), [16])
     ends = Endpointer(EndpointingRule.of(EndpointingSettings(prefix_s=0), Capabilities(max_window_s=10)))
     marks = ends.feed(np.zeros(len(probs) * FRAME_SAMPLES, np.float32), probs)
     return next((mark.at * FRAME_SAMPLES / RATE for mark in marks if isinstance(mark, StretchBegan)), None)
@@ -177,11 +177,11 @@ def began(stream: VadStream, said: np.ndarray, behind: np.ndarray) -> float | No
 def test_words_are_noticed_however_long_nobody_spoke_before(vad: VadModel, kind: str, seconds: int) -> None:
     make = WITHOUT_SPEECH[kind]
     short, long = vad.open_stream(), vad.open_stream()
-    of_stream(short, whole_frames(make(1.0)), [16])
-    before = of_stream(long, whole_frames(make(seconds)), [16])
+    run_stream(short, cut_to_frames(make(1.0)), [16])
+    before = run_stream(long, cut_to_frames(make(seconds)), [16])
     assert before.max() < 0.25
-    missed = [number for number, word in enumerate(words()) if began(long, word, make(1.0)) is None]
-    at_once = [number for number, word in enumerate(words()) if began(short, word, make(1.0)) is None]
+    missed = [number for number, word in enumerate(load_words()) if find_start(long, word, make(1.0)) is None]
+    at_once = [number for number, word in enumerate(load_words()) if find_start(short, word, make(1.0)) is None]
     assert len(missed) <= max(len(at_once), 4 if kind == "noise" else 2)
 
 
@@ -189,11 +189,11 @@ def test_words_are_noticed_however_long_nobody_spoke_before(vad: VadModel, kind:
 def test_sentences_are_noticed_as_soon_as_at_once(vad: VadModel, kind: str) -> None:
     make = WITHOUT_SPEECH[kind]
     short, long = vad.open_stream(), vad.open_stream()
-    of_stream(short, whole_frames(make(1.0)), [16])
-    of_stream(long, whole_frames(make(61)), [16])
+    run_stream(short, cut_to_frames(make(1.0)), [16])
+    run_stream(long, cut_to_frames(make(61)), [16])
     late = 0
-    for name, samples, _ in phone()[:20]:
-        expected, found = began(short, samples, make(1.0)), began(long, samples, make(1.0))
+    for name, samples, _ in load_announcements()[:20]:
+        expected, found = find_start(short, samples, make(1.0)), find_start(long, samples, make(1.0))
         assert expected is not None, name
         assert found is not None, name
         late += found > expected + 0.15
@@ -202,26 +202,34 @@ def test_sentences_are_noticed_as_soon_as_at_once(vad: VadModel, kind: str) -> N
 
 
 def test_where_it_begins_anew_does_not_depend_on_the_blocks(vad: VadModel) -> None:
-    pieces = [silence(7.3), speech()[: 3 * RATE], noise(12.1, 0.02), speech()[: 2 * RATE], silence(3)]
-    samples = whole_frames(np.concatenate(pieces))
-    expected = in_blocks(vad, samples, [156])
+    pieces = [
+        create_silence(7.3),
+        load_speech()[: 3 * RATE],
+        create_noise(12.1, 0.02),
+        load_speech()[: 2 * RATE],
+        create_silence(3),
+    ]
+    samples = cut_to_frames(np.concatenate(pieces))
+    expected = run_in_blocks(vad, samples, [156])
     for sizes in ([10_000], [1], [16], [33, 5, 128]):
-        np.testing.assert_allclose(in_blocks(vad, samples, sizes), expected, atol=1e-4)
+        np.testing.assert_allclose(run_in_blocks(vad, samples, sizes), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_who_speaks_without_long_pauses_is_heard_as_by_one_pass(vad: VadModel, seed: int) -> None:
     """The memory is not begun anew between words, sentences or speakers."""
-    order = np.random.default_rng(seed).permutation(len(phone()))
-    samples = whole_frames(np.concatenate([np.concatenate([phone()[number][1], silence(0.5)]) for number in order[:12]]))
-    expected = in_one_pass(samples)
-    np.testing.assert_allclose(in_blocks(vad, samples, [16]), expected, atol=1e-4)
+    order = np.random.default_rng(seed).permutation(len(load_announcements()))
+    samples = cut_to_frames(
+        np.concatenate([np.concatenate([load_announcements()[number][1], create_silence(0.5)]) for number in order[:12]])
+    )
+    expected = run_published(samples)
+    np.testing.assert_allclose(run_in_blocks(vad, samples, [16]), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.01, 0.003])
 def test_music_is_not_speech_however_long_it_plays(vad: VadModel, level: float) -> None:
     """A memory that knew nothing of what was played before would take every tenth chord for a syllable."""
-    probs = in_blocks(vad, whole_frames(music(60, level)), [16])
+    probs = run_in_blocks(vad, cut_to_frames(create_music(60, level)), [16])
     assert (probs >= 0.5).sum() <= 10
     ends = Endpointer(EndpointingRule.of(EndpointingSettings(), Capabilities(max_window_s=10)))
     marks = list(ends.feed(np.zeros(len(probs) * FRAME_SAMPLES, np.float32), probs))
@@ -233,18 +241,18 @@ def test_beginning_anew_costs_no_second_pass_over_the_sounds() -> None:
 
     class CountingModel:
         def __init__(self, path: Path) -> None:
-            self._session = session(path)
+            self._session = open_session(path)
 
         def run(self, names: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             calls.append(len(next(iter(inputs.values()))))
             return self._session.run(names, inputs)
 
-    samples = whole_frames(noise(60, 0.02))
-    stream = VadStream(CountingModel(ENCODER_PATH), session(MEMORY_PATH))
-    of_stream(stream, samples, [156])
+    samples = cut_to_frames(create_noise(60, 0.02))
+    stream = VadStream(CountingModel(ENCODER_PATH), open_session(MEMORY_PATH))
+    run_stream(stream, samples, [156])
     assert sum(calls) == len(samples) // FRAME_SAMPLES
     calls.clear()
-    of_stream(VadStream(session(ENCODER_PATH), CountingModel(MEMORY_PATH)), samples, [156])
+    run_stream(VadStream(open_session(ENCODER_PATH), CountingModel(MEMORY_PATH)), samples, [156])
     assert sum(calls) <= 2 * len(samples) // FRAME_SAMPLES
 
 

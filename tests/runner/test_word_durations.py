@@ -12,11 +12,11 @@ from eardrum.runner.postprocessing import MIN_WORD_S, lengthen_words
 from eardrum.transcription import Word
 
 
-def words(*times: tuple[float, float]) -> list[Word]:
+def create_words(*times: tuple[float, float]) -> list[Word]:
     return [Word(str(number), start, end, 1.0) for number, (start, end) in enumerate(times)]
 
 
-def times(found: list[Word]) -> list[tuple[float, float]]:
+def list_times(found: list[Word]) -> list[tuple[float, float]]:
     return [(word.start, word.end) for word in found]
 
 
@@ -33,11 +33,11 @@ def times(found: list[Word]) -> list[tuple[float, float]]:
 )
 def test_words_without_time_get_some(given_: list[tuple[float, float]], found: list[tuple[float, float]]) -> None:
     end = max(end for _, end in given_)
-    assert times(lengthen_words(words(*given_), 0.0, end)) == [pytest.approx(pair) for pair in found]
+    assert list_times(lengthen_words(create_words(*given_), 0.0, end)) == [pytest.approx(pair) for pair in found]
 
 
 def test_without_any_time_there_is_none_to_give() -> None:
-    assert times(lengthen_words(words((1.0, 1.0), (1.0, 1.0)), 1.0, 1.0)) == [(1.0, 1.0), (1.0, 1.0)]
+    assert list_times(lengthen_words(create_words((1.0, 1.0), (1.0, 1.0)), 1.0, 1.0)) == [(1.0, 1.0), (1.0, 1.0)]
     assert lengthen_words([], 0.0, 1.0) == []
 
 
@@ -45,7 +45,7 @@ def test_without_any_time_there_is_none_to_give() -> None:
 @given(st.lists(st.floats(0, 3), min_size=2, max_size=24), st.booleans())
 def test_order_and_bounds_are_kept_and_every_word_has_time(marks: list[float], apart: bool) -> None:
     pairs = list(pairwise(sorted(marks)))
-    before = words(*(pairs[::2] if apart else pairs))
+    before = create_words(*(pairs[::2] if apart else pairs))
     after = lengthen_words(before, 0.0, 3.0)
     assert [word.word for word in after] == [word.word for word in before]
     assert all(0.0 <= word.start <= word.end <= 3.0 + 1e-9 for word in after)

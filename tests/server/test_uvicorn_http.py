@@ -16,7 +16,7 @@ START = "http.response.start"
 BODY = "http.response.body"
 
 
-async def exchanged(messages: Sequence[dict[str, Any]], request: bytes = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n") -> bytes:
+async def exchange_messages(messages: Sequence[dict[str, Any]], request: bytes = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n") -> bytes:
     """All that a client gets until the server closes, or half a second has passed."""
 
     async def app(_: Any, __: Any, send: Any) -> None:
@@ -44,33 +44,39 @@ async def exchanged(messages: Sequence[dict[str, Any]], request: bytes = b"GET /
     return got
 
 
-def start(*headers: tuple[bytes, bytes], status: int = 200) -> dict[str, Any]:
+def build_start(*headers: tuple[bytes, bytes], status: int = 200) -> dict[str, Any]:
     return {"type": START, "status": status, "headers": headers}
 
 
-def body(data: bytes, *, more: bool = False) -> dict[str, Any]:
+def build_body(data: bytes, *, more: bool = False) -> dict[str, Any]:
     return {"type": BODY, "body": data, "more_body": more}
 
 
 async def test_a_known_length_goes_out_as_it_is_and_the_connection_stays() -> None:
-    got = await exchanged([start((b"content-length", b"3"), (b"x-a", b"\xe9")), body(b"ab", more=True), body(b"c")])
+    got = await exchange_messages(
+        [build_start((b"content-length", b"3"), (b"x-a", b"\xe9")), build_body(b"ab", more=True), build_body(b"c")]
+    )
     assert got == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nx-a: \xe9\r\n\r\nabc(open)"
 
 
 async def test_an_unknown_length_goes_out_in_chunks() -> None:
-    got = await exchanged([start(), body(b"ab", more=True), body(b"", more=True), body(b"c" * 16)])
+    got = await exchange_messages(
+        [build_start(), build_body(b"ab", more=True), build_body(b"", more=True), build_body(b"c" * 16)]
+    )
     assert got == b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n10\r\n" + b"c" * 16 + b"\r\n0\r\n\r\n(open)"
 
 
 @pytest.mark.parametrize("status", [204, 304])
 async def test_some_statuses_have_no_body(status: int) -> None:
-    got = await exchanged([start(status=status), body(b"")])
+    got = await exchange_messages([build_start(status=status), build_body(b"")])
     assert got.endswith(b"\r\n\r\n(open)")
     assert b"chunked" not in got
 
 
 async def test_an_answer_to_head_is_its_head() -> None:
-    got = await exchanged([start((b"content-length", b"3")), body(b"abc")], b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n")
+    got = await exchange_messages(
+        [build_start((b"content-length", b"3")), build_body(b"abc")], b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n"
+    )
     assert got == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n(open)"
 
 
@@ -83,27 +89,29 @@ async def test_an_answer_to_head_is_its_head() -> None:
     ],
 )
 async def test_a_connection_that_is_not_to_be_kept_is_closed(request_: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-    got = await exchanged([start((b"content-length", b"1"), *headers), body(b"x")], request_)
+    got = await exchange_messages([build_start((b"content-length", b"1"), *headers), build_body(b"x")], request_)
     assert got.lower().count(b"connection: close") == 1
     assert got.endswith(b"\r\n\r\nx")
 
 
 @pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb"])
 async def test_a_header_cannot_be_two(value: bytes) -> None:
-    got = await exchanged([start((b"x-a", value), (b"content-length", b"0")), body(b"")])
+    got = await exchange_messages([build_start((b"x-a", value), (b"content-length", b"0")), build_body(b"")])
     assert got.startswith(b"HTTP/1.1 500 ")
     assert b"x-a" not in got
 
 
 @pytest.mark.parametrize("data", [b"abcd", b"ab"])
 async def test_a_body_that_is_not_as_long_as_was_said_breaks_the_connection(data: bytes) -> None:
-    got = await exchanged([start((b"content-length", b"3")), body(data)])
+    got = await exchange_messages([build_start((b"content-length", b"3")), build_body(data)])
     assert got == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
 
 
-@pytest.mark.parametrize("messages", [[body(b"x")], [start(), start()], [start(), body(b"x"), body(b"y")]])
+@pytest.mark.parametrize(
+    "messages", [[build_body(b"x")], [build_start(), build_start()], [build_start(), build_body(b"x"), build_body(b"y")]]
+)
 async def test_messages_out_of_turn_are_faults_of_the_application(
     messages: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    await exchanged(messages)
+    await exchange_messages(messages)
     assert "comes out of turn" in caplog.text

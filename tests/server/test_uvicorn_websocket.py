@@ -23,7 +23,7 @@ Talk = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @asynccontextmanager
-async def serving(talk: Talk, *, ping_s: float = PING_S) -> AsyncIterator[tuple[uvicorn.Server, str]]:
+async def run_server(talk: Talk, *, ping_s: float = PING_S) -> AsyncIterator[tuple[uvicorn.Server, str]]:
     """A server whose WebSockets are accepted, and then given to `talk`."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -53,7 +53,7 @@ async def serving(talk: Talk, *, ping_s: float = PING_S) -> AsyncIterator[tuple[
         await serving
 
 
-async def sends(socket: ClientConnection, seconds: float) -> None:
+async def is_sending(socket: ClientConnection, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         await socket.send(b"x")
@@ -69,7 +69,7 @@ async def test_who_is_read_late_may_answer_pings_late() -> None:
             heard.append(message["bytes"])
             await asyncio.sleep(0.1)
 
-    async with serving(slow) as (_, address), connect(address, ping_interval=None) as socket:
+    async with run_server(slow) as (_, address), connect(address, ping_interval=None) as socket:
         for _ in range(25):
             await socket.send(bytes(200_000))
         await asyncio.sleep(2.0)  # many times the patience with pings
@@ -87,10 +87,10 @@ async def test_who_is_read_and_answers_no_ping_is_gone_however_much_it_says() ->
             pass
         ended.set()
 
-    async with serving(prompt) as (_, address):
+    async with run_server(prompt) as (_, address):
         async with connect(address, ping_interval=None, max_queue=1, close_timeout=0.1) as socket:
             with pytest.raises(ConnectionClosed):
-                await sends(socket, 15)
+                await is_sending(socket, 15)
         assert ended.is_set()
 
 
@@ -101,7 +101,7 @@ async def test_a_message_larger_than_the_application_takes_ends_the_connection(s
         while (message := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": str(len(message["bytes"]))})
 
-    async with serving(modest) as (_, address), connect(address) as socket:
+    async with run_server(modest) as (_, address), connect(address) as socket:
         await socket.send(bytes(size))
         if size == 1000:
             assert await socket.recv() == "1000"
@@ -126,7 +126,7 @@ async def test_who_says_farewell_closes_when_the_server_ends(monkeypatch: pytest
         else:
             await receive()
 
-    async with serving(talks, ping_s=20) as (server, address), connect(address) as socket:
+    async with run_server(talks, ping_s=20) as (server, address), connect(address) as socket:
         server.should_exit = True
         asyncio.get_running_loop().call_later(0.5, over.set)
         said = [message async for message in socket] if farewell else []

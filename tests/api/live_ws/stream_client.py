@@ -13,13 +13,13 @@ from urllib.parse import urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.conftest import RunningServer
+from tests.conftest import ServerUnderTest
 
 PIECE_S = 0.1
 PATIENCE_S = 60.0
 
 
-class Session:
+class StreamClient:
     """One open socket."""
 
     def __init__(self, socket: ClientConnection):
@@ -89,11 +89,13 @@ class Session:
 
 
 @asynccontextmanager
-async def listening(server: RunningServer, path: str = "/v1/audio/transcriptions/stream", **query: str) -> AsyncIterator[Session]:
+async def open_stream(
+    server: ServerUnderTest, path: str = "/v1/audio/transcriptions/stream", **query: str
+) -> AsyncIterator[StreamClient]:
     """An open session."""
     address = f"ws{server.address.removeprefix('http')}{path}?{urlencode(query)}"
     async with connect(address, max_size=None) as socket:
-        session = Session(socket)
+        session = StreamClient(socket)
         try:
             yield session
         finally:

@@ -16,9 +16,9 @@ import requests
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.api.live_ws.stream_client import Session, listening
-from tests.conftest import RunningServer, running, wait_for
-from tests.recordings import SPEECH_TEXT, encode, pcm, silence, speech
+from tests.api.live_ws.stream_client import StreamClient, open_stream
+from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.recordings import SPEECH_TEXT, create_silence, encode, encode_pcm, load_speech
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +26,11 @@ FIRST = SPEECH_TEXT.split(". Had")[0] + "."
 """The first sentence of the recording, which is over before 7.5 s."""
 
 
-def sentence() -> bytes:
-    return pcm(speech()[: int(7.5 * 16_000)])
+def load_sentence() -> bytes:
+    return encode_pcm(load_speech()[: int(7.5 * 16_000)])
 
 
-async def whole(session: Session, audio: bytes) -> str:
+async def transcribe_at_once(session: StreamClient, audio: bytes) -> str:
     """The text of audio sent at once."""
     await session.push(audio)
     await session.say(type="finish")
@@ -38,21 +38,21 @@ async def whole(session: Session, audio: bytes) -> str:
     return session.text
 
 
-def holds(server: RunningServer) -> int:
+def count_held(server: ServerUnderTest) -> int:
     """Requests that models hold."""
     return sum(model["requests"] for model in requests.get(f"{server.address}/health", timeout=5).json()["models"])
 
 
-def load(server: RunningServer) -> None:
+def load_model(server: ServerUnderTest) -> None:
     requests.post(f"{server.address}/api/ps/whisper-1", timeout=60).raise_for_status()
 
 
-async def test_text_comes_while_somebody_speaks(server: RunningServer) -> None:
-    load(server)  # what is late is left out
-    async with listening(server, model="whisper-1", language="en") as session:
+async def test_text_comes_while_somebody_speaks(server: ServerUnderTest) -> None:
+    load_model(server)  # what is late is left out
+    async with open_stream(server, model="whisper-1", language="en") as session:
         ready = await session.until("ready")
         assert (ready["model"], ready["language"], ready["sample_rate"]) == ("moonshine-tiny-en", "en", 16_000)
-        began = await session.push(sentence(), speed=1.0)
+        began = await session.push(load_sentence(), speed=1.0)
         final = await session.until("final")
         assert final["text"] == FIRST
         assert 0.0 <= final["start"] < 0.5
@@ -70,21 +70,21 @@ async def test_text_comes_while_somebody_speaks(server: RunningServer) -> None:
         assert await session.end() == 1000
 
 
-async def test_as_fast_as_can_be_is_the_same_text(server: RunningServer) -> None:
-    async with listening(server) as session:
-        assert await whole(session, pcm(speech())) == SPEECH_TEXT
-        assert session.of("done")[0]["duration"] == pytest.approx(len(speech()) / 16_000, abs=0.01)
+async def test_as_fast_as_can_be_is_the_same_text(server: ServerUnderTest) -> None:
+    async with open_stream(server) as session:
+        assert await transcribe_at_once(session, encode_pcm(load_speech())) == SPEECH_TEXT
+        assert session.of("done")[0]["duration"] == pytest.approx(len(load_speech()) / 16_000, abs=0.01)
         assert [final["utterance"] for final in session.of("final")] == [1, 2, 3]
 
 
-async def test_one_byte_a_message_is_the_same_text(server: RunningServer) -> None:
-    audio = sentence()[-3 * 32_000 :]
-    async with listening(server, partials="false") as session:
-        at_once = await whole(session, audio)
-    async with listening(server, partials="false") as session:
+async def test_one_byte_a_message_is_the_same_text(server: ServerUnderTest) -> None:
+    audio = load_sentence()[-3 * 32_000 :]
+    async with open_stream(server, partials="false") as session:
+        at_once = await transcribe_at_once(session, audio)
+    async with open_stream(server, partials="false") as session:
         for byte in audio:
             await session.socket.send(bytes([byte]))
-        assert await whole(session, b"") == at_once
+        assert await transcribe_at_once(session, b"") == at_once
     assert at_once
 
 
@@ -97,46 +97,46 @@ async def test_one_byte_a_message_is_the_same_text(server: RunningServer) -> Non
         ({"format": "ogg"}, lambda samples: encode(samples, "ogg")),
     ],
 )
-async def test_audio_comes_in_many_ways(server: RunningServer, query: dict[str, str], audio: Any) -> None:
-    async with listening(server, partials="false", **query) as session:
-        assert await whole(session, audio(speech()[: int(7.5 * 16_000)])) == FIRST
+async def test_audio_comes_in_many_ways(server: ServerUnderTest, query: dict[str, str], audio: Any) -> None:
+    async with open_stream(server, partials="false", **query) as session:
+        assert await transcribe_at_once(session, audio(load_speech()[: int(7.5 * 16_000)])) == FIRST
 
 
-async def test_settings_come_in_the_first_message_too(server: RunningServer) -> None:
-    async with listening(server) as session:
+async def test_settings_come_in_the_first_message_too(server: ServerUnderTest) -> None:
+    async with open_stream(server) as session:
         await session.say(type="config", model="whisper-1", language="English", partials=False, encoding="f32le", vad=False)
         ready = await session.until("ready")
         assert (ready["language"], ready["encoding"], ready["partials"], ready["vad"]) == ("en", "f32le", False, None)
-        await session.push(speech()[: int(7.5 * 16_000)].astype("<f4").tobytes())
+        await session.push(load_speech()[: int(7.5 * 16_000)].astype("<f4").tobytes())
         await session.say(type="commit")
         assert (await session.until("final"))["text"] == FIRST
         assert not session.of("speech_started")
         assert not session.of("partial")
 
 
-async def test_agent_clis_clients_are_understood(server: RunningServer) -> None:
-    async with listening(server, model="whisper-1") as session:
-        await session.push(sentence())
+async def test_agent_clis_clients_are_understood(server: ServerUnderTest) -> None:
+    async with open_stream(server, model="whisper-1") as session:
+        await session.push(load_sentence())
         await session.socket.send(b"EOS")
         final = await session.until("final")
         assert (final["text"], final["is_final"], final["language"]) == (FIRST, True, "en")
         assert await session.end() == 1000
 
 
-async def test_a_session_without_audio_is_a_session(server: RunningServer) -> None:
-    async with listening(server) as session:
+async def test_a_session_without_audio_is_a_session(server: ServerUnderTest) -> None:
+    async with open_stream(server) as session:
         await session.say(type="finish")
         assert await session.end() == 1000
     assert [message for _, message in session.heard] == [{"type": "done", "duration": 0.0, "language": None}]
-    async with listening(server, model="whisper-1") as session:
+    async with open_stream(server, model="whisper-1") as session:
         await session.say(type="finish")
         assert await session.end() == 1000
     assert [message["type"] for _, message in session.heard] == ["ready", "done"]
 
 
-async def test_silence_is_no_text(server: RunningServer) -> None:
-    async with listening(server) as session:
-        assert not await whole(session, pcm(silence(60)))
+async def test_silence_is_no_text(server: ServerUnderTest) -> None:
+    async with open_stream(server) as session:
+        assert not await transcribe_at_once(session, encode_pcm(create_silence(60)))
         assert [message["type"] for _, message in session.heard] == ["ready", "done"]
 
 
@@ -153,28 +153,28 @@ async def test_silence_is_no_text(server: RunningServer) -> None:
     ],
 )
 async def test_a_session_that_cannot_be_is_refused_by_name(
-    server: RunningServer, query: dict[str, str], code: str, param: str
+    server: ServerUnderTest, query: dict[str, str], code: str, param: str
 ) -> None:
-    async def refused(session: Session) -> None:
+    async def refused(session: StreamClient) -> None:
         assert await session.end() == 1008
         (error,) = session.errors
         assert (error["code"], error["param"], error["type"]) == (code, param, "invalid_request_error")
         assert session.socket.close_reason
         assert error["message"].startswith(session.socket.close_reason[:100])
 
-    async with listening(server, **query) as session:
+    async with open_stream(server, **query) as session:
         if "model" not in query:
             with suppress(ConnectionClosed):  # what is wrong in itself is refused at once
                 await session.socket.send(b"\0\0")  # else nobody knows whether a config follows
         await refused(session)
-    async with listening(server) as session:
+    async with open_stream(server) as session:
         await session.say(type="config", **query)
         await refused(session)
 
 
-async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: RunningServer) -> None:
-    async with listening(server, model="whisper-1") as session:
-        await session.push(sentence()[:64_000])
+async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: ServerUnderTest) -> None:
+    async with open_stream(server, model="whisper-1") as session:
+        await session.push(load_sentence()[:64_000])
         for message, code, param in [
             ("hello", "invalid_value", None),
             ("[1]", "invalid_value", None),
@@ -190,20 +190,20 @@ async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: R
             assert (session.errors[-1]["code"], session.errors[-1]["param"]) == (code, param), message
         await session.say(type="config", language="en", silence_duration_ms=400)
         assert (await session.until("configured"))["vad"]["silence_duration_ms"] == 400
-        assert await whole(session, sentence()[64_000:]) == FIRST
+        assert await transcribe_at_once(session, load_sentence()[64_000:]) == FIRST
 
 
-async def test_commits_and_clears_are_answered(server: RunningServer) -> None:
-    async with listening(server, vad="false", partials="false") as session:
+async def test_commits_and_clears_are_answered(server: ServerUnderTest) -> None:
+    async with open_stream(server, vad="false", partials="false") as session:
         await session.say(type="commit")
         await session.until("error")
         assert "0.1 s" in session.errors[0]["message"]
-        await session.push(sentence())
+        await session.push(load_sentence())
         await session.say(type="commit")
         await session.say(type="commit")
         assert (await session.until("final"))["text"] == FIRST
         await session.until("error", 2)
-        await session.push(sentence())
+        await session.push(load_sentence())
         await session.say(type="clear")
         await session.until("cleared")
         await session.say(type="finish")
@@ -211,48 +211,48 @@ async def test_commits_and_clears_are_answered(server: RunningServer) -> None:
         assert session.text == FIRST
 
 
-async def test_half_a_sample_at_the_end_is_told(server: RunningServer) -> None:
-    async with listening(server) as session:
-        assert await whole(session, sentence() + b"\0") == FIRST
+async def test_half_a_sample_at_the_end_is_told(server: ServerUnderTest) -> None:
+    async with open_stream(server) as session:
+        assert await transcribe_at_once(session, load_sentence() + b"\0") == FIRST
         assert session.errors[0]["code"] == "invalid_audio"
         assert session.of("done")
 
 
-async def test_a_message_too_large_ends_the_session(server: RunningServer) -> None:
-    async with listening(server) as session:
+async def test_a_message_too_large_ends_the_session(server: ServerUnderTest) -> None:
+    async with open_stream(server) as session:
         await session.socket.send(bytes(5 << 20))
         assert await session.end() == 1009
         assert session.errors[0]["code"] == "request_too_large"
 
 
-async def test_a_client_that_vanishes_leaves_nothing(server: RunningServer) -> None:
-    async with listening(server, model="whisper-1") as session:
-        await session.push(sentence())
+async def test_a_client_that_vanishes_leaves_nothing(server: ServerUnderTest) -> None:
+    async with open_stream(server, model="whisper-1") as session:
+        await session.push(load_sentence())
         await session.until("speech_started")
-        assert holds(server) == 1
+        assert count_held(server) == 1
         session.socket.transport.abort()
-        await asyncio.to_thread(wait_for, lambda: holds(server) == 0, 3.0)
+        await asyncio.to_thread(wait_for, lambda: count_held(server) == 0, 3.0)
 
 
 async def test_a_client_that_hangs_up_before_the_model_is_there_leaves_nothing() -> None:
-    with running() as server:
-        async with listening(server, model="whisper-1") as session:
-            await session.push(sentence())
-        await asyncio.to_thread(wait_for, lambda: holds(server) == 0, 20.0)
+    with run_server() as server:
+        async with open_stream(server, model="whisper-1") as session:
+            await session.push(load_sentence())
+        await asyncio.to_thread(wait_for, lambda: count_held(server) == 0, 20.0)
 
 
 async def test_a_client_that_never_reads_is_hung_up_on() -> None:
-    with running("--set", "limits.stall_seconds=1") as server:
+    with run_server("--set", "limits.stall_seconds=1") as server:
         address = f"ws{server.address.removeprefix('http')}/v1/audio/transcriptions/stream?model=whisper-1"
         began = time.monotonic()
         with pytest.raises(ConnectionClosed):
-            await _flooded(address)
+            await _flood_server(address)
         assert time.monotonic() - began < 30
-        await asyncio.to_thread(wait_for, lambda: holds(server) == 0)
+        await asyncio.to_thread(wait_for, lambda: count_held(server) == 0)
         assert "The client took nothing in" in server.log
 
 
-async def _flooded(address: str) -> None:
+async def _flood_server(address: str) -> None:
     """Everything sent gets an answer, and none is read: more than the system keeps for a connection."""
     async with connect(address, max_queue=1, ping_interval=None) as socket:
         for _ in range(20_000):
@@ -260,9 +260,9 @@ async def _flooded(address: str) -> None:
 
 
 async def test_a_server_that_ends_gives_the_last_text_before() -> None:
-    with running("--set", "stop_seconds=60") as server:
-        async with listening(server, model="whisper-1") as session:
-            await session.push(sentence()[: 6 * 32_000])
+    with run_server("--set", "stop_seconds=60") as server:
+        async with open_stream(server, model="whisper-1") as session:
+            await session.push(load_sentence()[: 6 * 32_000])
             await session.until("speech_started")
             server.process.send_signal(signal.SIGTERM)
             assert await session.end() == 1012
@@ -271,23 +271,23 @@ async def test_a_server_that_ends_gives_the_last_text_before() -> None:
             assert session.errors[0]["code"] == "shutting_down"
 
 
-async def test_whoever_runs_the_server_may_end_a_session(server: RunningServer) -> None:
-    async with listening(server, model="whisper-1") as session:
+async def test_whoever_runs_the_server_may_end_a_session(server: ServerUnderTest) -> None:
+    async with open_stream(server, model="whisper-1") as session:
         ready = await session.until("ready")
         ended = await asyncio.to_thread(requests.post, f"{server.address}/api/inflight/{ready['session']}/cancel", timeout=10)
         assert ended.ok
         assert await session.end() == 1001
         assert "cancelled" in (session.socket.close_reason or "")
-    await asyncio.to_thread(wait_for, lambda: holds(server) == 0)
+    await asyncio.to_thread(wait_for, lambda: count_held(server) == 0)
 
 
-async def test_hints_that_the_model_cannot_take_are_named(server: RunningServer) -> None:
-    async with listening(server, model="whisper-1", prompt="Austen", hotwords="Dashwood") as session:
+async def test_hints_that_the_model_cannot_take_are_named(server: ServerUnderTest) -> None:
+    async with open_stream(server, model="whisper-1", prompt="Austen", hotwords="Dashwood") as session:
         assert (await session.until("ready"))["ignored"] == ["prompt", "hotwords"]
 
 
 async def test_one_session_too_many_is_to_come_again_and_keys_are_asked_for() -> None:
-    with running("--set", "live.sessions=1", "--set", "apiKeys=[sk-one]") as server:
+    with run_server("--set", "live.sessions=1", "--set", "apiKeys=[sk-one]") as server:
         address = f"ws{server.address.removeprefix('http')}/v1/audio/transcriptions/stream?model=whisper-1"
         with pytest.raises(InvalidStatus) as refused:
             async with connect(address):
@@ -303,12 +303,12 @@ async def test_one_session_too_many_is_to_come_again_and_keys_are_asked_for() ->
             assert second.close_code == 1013
 
 
-async def test_pages_in_browsers_get_one_of_the_subprotocols_they_offer(server: RunningServer) -> None:
+async def test_pages_in_browsers_get_one_of_the_subprotocols_they_offer(server: ServerUnderTest) -> None:
     address = f"ws{server.address.removeprefix('http')}/v1/audio/transcriptions/stream"
     async with connect(address, subprotocols=["eardrum"]) as socket:  # type: ignore[list-item]
         assert socket.subprotocol == "eardrum"
 
 
-def test_it_is_no_page(server: RunningServer) -> None:
+def test_it_is_no_page(server: ServerUnderTest) -> None:
     answer = requests.get(f"{server.address}/v1/audio/transcriptions/stream", timeout=5)
     assert (answer.status_code, json.loads(answer.text)["error"]["code"]) == (405, "method_not_allowed")

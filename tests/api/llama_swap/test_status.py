@@ -12,7 +12,7 @@ from eardrum.api.request_log import RequestRecord, RequestTracker
 KEY = "sk-very-secret"
 
 
-async def in_progress(activity: RequestTracker, id: str, **scope: Any) -> RequestRecord:
+async def create_record(activity: RequestTracker, id: str, **scope: Any) -> RequestRecord:
     record = RequestRecord(id, {"path": "/v1/realtime", "headers": [], "client": ("10.0.0.7", 5), **scope}, activity)
     record.model = "m"
     return record
@@ -21,8 +21,8 @@ async def in_progress(activity: RequestTracker, id: str, **scope: Any) -> Reques
 async def test_a_websocket_is_told_as_the_get_that_it_began_with() -> None:
     activity = RequestTracker()
     follower = RequestChanges(activity)
-    await in_progress(activity, "socket", type="websocket")
-    await in_progress(activity, "upload", type="http", method="POST", client=None)
+    await create_record(activity, "socket", type="websocket")
+    await create_record(activity, "upload", type="http", method="POST", client=None)
     told = [update["request"] for update in follower.list_changes()]
     assert [(entry["method"], entry["remote_ip"]) for entry in told] == [("GET", "10.0.0.7"), ("POST", "")]
     assert RequestChanges(activity).take_snapshot()["requests"] == told
@@ -46,7 +46,7 @@ async def test_a_websocket_is_told_as_the_get_that_it_began_with() -> None:
 )
 async def test_keys_are_not_told(name: str, value: str, shown: str | None) -> None:
     activity = RequestTracker()
-    record = await in_progress(activity, "a", type="websocket", headers=[(name.encode(), value.encode())])
+    record = await create_record(activity, "a", type="websocket", headers=[(name.encode(), value.encode())])
     record.start_response(101, [(name.encode(), value.encode())])
     (entry,) = RequestChanges(activity).take_snapshot()["requests"]
     shown = shown or "realtime, [redacted], openai-beta.realtime-v1"

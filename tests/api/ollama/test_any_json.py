@@ -21,13 +21,13 @@ ANYTHING = st.recursive(
 )
 
 
-def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def build_objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects with some of these fields, each as it should be or anything."""
     return st.fixed_dictionaries({}, optional={name: fitting | ANYTHING for name, fitting in fields.items()})
 
 
-CALL = objects(id=st.text(), index=st.integers(), function=objects(name=st.text(), arguments=ANYTHING))
-MESSAGE = objects(
+CALL = build_objects(id=st.text(), index=st.integers(), function=build_objects(name=st.text(), arguments=ANYTHING))
+MESSAGE = build_objects(
     role=st.sampled_from(["user", "assistant", "tool"]),
     content=st.text(),
     thinking=st.text(),
@@ -35,32 +35,32 @@ MESSAGE = objects(
     tool_calls=st.lists(CALL, max_size=2),
     tool_name=st.text(),
 )
-WISH = objects(
+WISH = build_objects(
     messages=st.lists(MESSAGE | ANYTHING, max_size=3),
     prompt=st.text(),
     input=st.lists(st.text(), max_size=2),
     suffix=st.text(),
     raw=st.booleans(),
     stream=st.booleans(),
-    options=objects(num_predict=st.integers(), temperature=st.floats(), top_k=ANYTHING),
-    tools=st.lists(objects(type=st.just("function"), function=objects(name=st.text()))),
+    options=build_objects(num_predict=st.integers(), temperature=st.floats(), top_k=ANYTHING),
+    tools=st.lists(build_objects(type=st.just("function"), function=build_objects(name=st.text()))),
     format=st.just("json"),
     think=st.booleans(),
     logprobs=st.booleans(),
     keep_alive=st.integers(),
     context=st.lists(st.integers(0, 1 << 24), max_size=5).map(lambda numbers: [0xEA2D01, 3 * len(numbers), *numbers]),
 )
-TOKENS = objects(content=st.lists(objects(token=st.text(), logprob=st.floats()), max_size=2))
-CHOICE = objects(
-    delta=objects(content=st.text(), reasoning=st.text(), tool_calls=st.lists(CALL, max_size=2)),
+TOKENS = build_objects(content=st.lists(build_objects(token=st.text(), logprob=st.floats()), max_size=2))
+CHOICE = build_objects(
+    delta=build_objects(content=st.text(), reasoning=st.text(), tool_calls=st.lists(CALL, max_size=2)),
     finish_reason=st.sampled_from(["stop", "length", "tool_calls"]),
     logprobs=TOKENS,
     text=st.text(),
 )
-EVENT = objects(
+EVENT = build_objects(
     choices=st.lists(CHOICE, max_size=2),
-    usage=objects(prompt_tokens=st.integers(), completion_tokens=st.integers()),
-    timings=objects(prompt_ms=st.floats(), predicted_n=st.integers()),
+    usage=build_objects(prompt_tokens=st.integers(), completion_tokens=st.integers()),
+    timings=build_objects(prompt_ms=st.floats(), predicted_n=st.integers()),
 )
 
 

@@ -19,7 +19,7 @@ from eardrum.gateway.models.inventory import Model, ModelInventory
 from tests import gguf_files
 
 
-def foreign(id: str = "m", **entry: Any) -> Model:
+def create_external(id: str = "m", **entry: Any) -> Model:
     entry = {"proxy": "http://127.0.0.1:1"} | entry
     model = ModelInventory(config.Settings(models={id: entry})).find_configured(id)
     assert model
@@ -45,20 +45,26 @@ def foreign(id: str = "m", **entry: Any) -> Model:
     ],
 )
 def test_capabilities(entry: dict[str, Any], expected: list[str]) -> None:
-    assert model_info.get_capabilities(foreign(**entry)) == expected
+    assert model_info.get_capabilities(create_external(**entry)) == expected
 
 
 def test_who_hears() -> None:
-    assert model_info.is_speech_model(foreign(metadata={"capabilities": ["audio"]}))
-    assert model_info.is_speech_model(foreign(options={"transcriptions": "/inference"}))
-    assert not model_info.is_speech_model(foreign(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
-    assert not model_info.is_speech_model(foreign(capabilities={"in": ["audio", "text"]}))
+    assert model_info.is_speech_model(create_external(metadata={"capabilities": ["audio"]}))
+    assert model_info.is_speech_model(create_external(options={"transcriptions": "/inference"}))
+    assert not model_info.is_speech_model(create_external(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
+    assert not model_info.is_speech_model(create_external(capabilities={"in": ["audio", "text"]}))
 
 
 def test_clouds_are_known_by_their_address() -> None:
-    assert model_info.get_server_features(foreign(proxy="http://192.168.1.4:8080")) == ServerFeatures(local=True, infills=False)
-    assert model_info.get_server_features(foreign(proxy="https://api.example.com")) == ServerFeatures(local=False, infills=False)
-    assert model_info.get_server_features(foreign(cmd="/opt/llama-server -m x.gguf")) == ServerFeatures(local=True, infills=True)
+    assert model_info.get_server_features(create_external(proxy="http://192.168.1.4:8080")) == ServerFeatures(
+        local=True, infills=False
+    )
+    assert model_info.get_server_features(create_external(proxy="https://api.example.com")) == ServerFeatures(
+        local=False, infills=False
+    )
+    assert model_info.get_server_features(create_external(cmd="/opt/llama-server -m x.gguf")) == ServerFeatures(
+        local=True, infills=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_clouds_are_known_by_their_address() -> None:
     ],
 )
 def test_details_are_read_off_names(id: str, cmd: str, family: str, size: str, quantization: str) -> None:
-    found = details.get_details(foreign(id, cmd=cmd))
+    found = details.get_details(create_external(id, cmd=cmd))
     assert (found["family"], found["parameter_size"], found["quantization_level"]) == (family, size, quantization)
     assert found["families"] == ([family] if family else [])
     assert all(value is not None for value in found.values())
@@ -81,11 +87,11 @@ def test_details_are_read_off_names(id: str, cmd: str, family: str, size: str, q
 
 def test_the_config_knows_better() -> None:
     said = {"architecture": "olmo", "family": "o", "parameterSize": "1T", "quantizationLevel": "Q1", "contextLength": 99}
-    model = foreign(cmd="llama-server -m qwen3-8b.gguf -c 4096", metadata=said)
+    model = create_external(cmd="llama-server -m qwen3-8b.gguf -c 4096", metadata=said)
     found = details.get_details(model)
     assert (found["family"], found["parameter_size"], found["quantization_level"]) == ("o", "1T", "Q1")
     assert details.get_model_info(model) == {"general.architecture": "olmo", "general.basename": "m", "olmo.context_length": 99}
-    assert details.get_context_length(foreign(cmd="x -c 4096", capabilities={"context": 7})) == 7
+    assert details.get_context_length(create_external(cmd="x -c 4096", capabilities={"context": 7})) == 7
 
 
 @pytest.mark.parametrize(
@@ -129,15 +135,15 @@ def test_files_are_counted_and_a_digest_tells_when_they_change(tmp_path: Path) -
     for part in (1, 2):
         (tmp_path / f"big-0000{part}-of-00002.gguf").write_bytes(bytes(100))
     (tmp_path / "mmproj.gguf").write_bytes(bytes(11))
-    model = foreign(cmd=f"llama-server -m {tmp_path}/big-00001-of-00002.gguf --mmproj {tmp_path}/mmproj.gguf")
+    model = create_external(cmd=f"llama-server -m {tmp_path}/big-00001-of-00002.gguf --mmproj {tmp_path}/mmproj.gguf")
     before = files.inspect_files(model)
     assert before.size == 211
     assert before == files.inspect_files(model)
     assert before.modified == max(path.stat().st_mtime for path in tmp_path.iterdir())
     (tmp_path / "big-00002-of-00002.gguf").write_bytes(bytes(101))
     assert files.inspect_files(model).digest != before.digest
-    assert files.inspect_files(foreign("other")).digest != files.inspect_files(foreign("m")).digest
-    assert files.inspect_files(foreign(cmd="llama-server -m nowhere.gguf")).size == 0
+    assert files.inspect_files(create_external("other")).digest != files.inspect_files(create_external("m")).digest
+    assert files.inspect_files(create_external(cmd="llama-server -m nowhere.gguf")).size == 0
 
 
 def test_contents_that_several_links_lead_to_count_once(tmp_path: Path) -> None:
@@ -150,14 +156,14 @@ def test_contents_that_several_links_lead_to_count_once(tmp_path: Path) -> None:
     assert files.inspect_files(model).size == 100
 
 
-def plain(tmp_path: Path, flags: str = "", program: str = "llama-server", **values: Any) -> Model:
+def create_command(tmp_path: Path, flags: str = "", program: str = "llama-server", **values: Any) -> Model:
     """A command with nothing but its weights."""
-    path = gguf_files.put(tmp_path / "x.gguf", {**gguf_files.QWEN, **values})
-    return foreign("m", cmd=f"{program} -m {path} {flags}")
+    path = gguf_files.write_gguf(tmp_path / "x.gguf", {**gguf_files.QWEN, **values})
+    return create_external("m", cmd=f"{program} -m {path} {flags}")
 
 
 def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
-    shown = listing.describe_model(plain(tmp_path))
+    shown = listing.describe_model(create_command(tmp_path))
     assert shown["capabilities"] == ["completion", "tools"]
     assert ".Tools" in shown["template"]
     facts = shown["model_info"]
@@ -169,7 +175,7 @@ def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
     assert not [key for key, value in facts.items() if isinstance(value, list) or (isinstance(value, str) and len(value) > 1000)]
     told = shown["details"]
     assert (told["family"], told["parameter_size"], told["quantization_level"]) == ("qwen3", "4B", "Q4_K_M")
-    (tag,) = listing.list_tags([plain(tmp_path)], [])["models"]
+    (tag,) = listing.list_tags([create_command(tmp_path)], [])["models"]
     assert (tag["details"]["context_length"], tag["capabilities"]) == (40960, ["completion", "tools"])
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
 
@@ -190,25 +196,33 @@ def test_a_plain_llama_server_is_known_by_its_weights(tmp_path: Path) -> None:
     ],
 )
 def test_weights_and_flags_together(tmp_path: Path, flags: str, values: dict[str, Any], expected: list[str]) -> None:
-    shown = listing.describe_model(plain(tmp_path, flags, **values))
+    shown = listing.describe_model(create_command(tmp_path, flags, **values))
     assert shown["capabilities"] == expected
     assert (".Tools" in shown["template"]) is ("tools" in expected)
 
 
 def test_a_context_that_is_set_comes_before_that_of_the_weights(tmp_path: Path) -> None:
-    assert details.get_model_info(model := plain(tmp_path, "-c 4096"), weights.read_facts(model))["qwen3.context_length"] == 4096
-    assert details.get_model_info(model := plain(tmp_path, "-c 0"), weights.read_facts(model))["qwen3.context_length"] == 40960
+    assert (
+        details.get_model_info(model := create_command(tmp_path, "-c 4096"), weights.read_facts(model))["qwen3.context_length"]
+        == 4096
+    )
+    assert (
+        details.get_model_info(model := create_command(tmp_path, "-c 0"), weights.read_facts(model))["qwen3.context_length"]
+        == 40960
+    )
 
 
 def test_weights_are_read_of_llama_servers_only_and_damaged_ones_are_no_harm(tmp_path: Path) -> None:
-    assert listing.describe_model(plain(tmp_path, program="other-server"))["capabilities"] == ["completion"]
+    assert listing.describe_model(create_command(tmp_path, program="other-server"))["capabilities"] == ["completion"]
     assert (
-        listing.describe_model(plain(tmp_path, program="docker run ghcr.io/ggml-org/llama.cpp:server"))["capabilities"][-1]
+        listing.describe_model(create_command(tmp_path, program="docker run ghcr.io/ggml-org/llama.cpp:server"))["capabilities"][
+            -1
+        ]
         == "tools"
     )
     for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 100):
         (tmp_path / "bad.gguf").write_bytes(content)
-        shown = listing.describe_model(foreign("m", cmd=f"llama-server -m {tmp_path}/bad.gguf"))
+        shown = listing.describe_model(create_external("m", cmd=f"llama-server -m {tmp_path}/bad.gguf"))
         assert (shown["capabilities"], shown["template"]) == (["completion"], "{{ .Prompt }}")
 
 
@@ -220,15 +234,15 @@ PROPS = {
 
 
 def test_a_server_that_runs_knows_best(tmp_path: Path) -> None:
-    shown = listing.describe_model(foreign("m", cmd="llama-server -hf ggml-org/gemma-3-4b-it-GGUF"), PROPS)
+    shown = listing.describe_model(create_external("m", cmd="llama-server -hf ggml-org/gemma-3-4b-it-GGUF"), PROPS)
     assert shown["capabilities"] == ["completion", "tools", "vision"]
     assert shown["model_info"]["gemma3.context_length"] == 8192
     unable = PROPS | {"chat_template_caps": {"supports_tools": False}}
-    assert listing.describe_model(plain(tmp_path), unable)["capabilities"] == ["completion", "vision"]
+    assert listing.describe_model(create_command(tmp_path), unable)["capabilities"] == ["completion", "vision"]
 
 
 @pytest.mark.parametrize("odd", [{"modalities": 3}, {"chat_template": 3}, {"default_generation_settings": {"n_ctx": "8k"}}])
 def test_odd_properties_are_none(odd: dict[str, Any]) -> None:
-    assert listing.describe_model(foreign("m", cmd="llama-server"), odd) == listing.describe_model(
-        foreign("m", cmd="llama-server")
+    assert listing.describe_model(create_external("m", cmd="llama-server"), odd) == listing.describe_model(
+        create_external("m", cmd="llama-server")
     )

@@ -19,14 +19,14 @@ PNG = base64.b64encode(b"\x89PNG\r\n" + bytes(9)).decode()
 WAV = base64.b64encode(b"RIFF\x00\x00\x00\x00WAVEfmt ").decode()
 
 
-def chat(*, server: ServerFeatures = LOCAL, **wish: Any) -> dict[str, Any]:
+def build_upstream_chat(*, server: ServerFeatures = LOCAL, **wish: Any) -> dict[str, Any]:
     return requests.map_chat({"messages": [HI], "stream": False} | wish, "m", server).body
 
 
 def test_a_stream_is_the_default_and_asks_for_usage() -> None:
     body = requests.map_chat({"messages": [HI]}, "m", LOCAL).body
     assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
-    assert "stream_options" not in chat()
+    assert "stream_options" not in build_upstream_chat()
 
 
 @pytest.mark.parametrize(
@@ -54,36 +54,38 @@ def test_clouds_get_nothing_that_openai_does_not_have() -> None:
     ask = requests.map_chat({"messages": [HI], "stream": False, "options": {"top_k": 4}, "think": True}, "m", CLOUD)
     assert ask.body == {"model": "m", "messages": [HI], "stream": False}
     assert ask.ignored == ("top_k",)
-    assert chat(server=CLOUD, think="max")["reasoning_effort"] == "high"
+    assert build_upstream_chat(server=CLOUD, think="max")["reasoning_effort"] == "high"
 
 
 def test_thinking() -> None:
-    assert chat(think=False)["chat_template_kwargs"] == {"enable_thinking": False}
-    assert chat(think="low")["reasoning_effort"] == "low"
-    assert "chat_template_kwargs" not in chat()
+    assert build_upstream_chat(think=False)["chat_template_kwargs"] == {"enable_thinking": False}
+    assert build_upstream_chat(think="low")["reasoning_effort"] == "low"
+    assert "chat_template_kwargs" not in build_upstream_chat()
 
 
 def test_formats() -> None:
     schema = {"type": "object"}
-    assert chat(format="json")["response_format"] == {"type": "json_object"}
-    assert chat(format=schema)["response_format"]["json_schema"]["schema"] == schema
-    assert chat(format=schema)["response_format"]["schema"] == schema
-    assert "response_format" not in chat(format="")
+    assert build_upstream_chat(format="json")["response_format"] == {"type": "json_object"}
+    assert build_upstream_chat(format=schema)["response_format"]["json_schema"]["schema"] == schema
+    assert build_upstream_chat(format=schema)["response_format"]["schema"] == schema
+    assert "response_format" not in build_upstream_chat(format="")
 
 
 def test_probabilities() -> None:
-    assert chat(logprobs=True, top_logprobs=3) | {"logprobs": True, "top_logprobs": 3} == chat(logprobs=True, top_logprobs=3)
-    assert "logprobs" not in chat(logprobs=False)
+    assert build_upstream_chat(logprobs=True, top_logprobs=3) | {"logprobs": True, "top_logprobs": 3} == build_upstream_chat(
+        logprobs=True, top_logprobs=3
+    )
+    assert "logprobs" not in build_upstream_chat(logprobs=False)
 
 
 def test_pictures_and_audio_become_parts() -> None:
     message = HI | {"images": [PNG, f"data:image/png;base64,{PNG}", WAV]}
-    text, first, second, audio = chat(messages=[message])["messages"][0]["content"]
+    text, first, second, audio = build_upstream_chat(messages=[message])["messages"][0]["content"]
     assert text == {"type": "text", "text": "Hi"}
     assert first == second == {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
     assert audio == {"type": "input_audio", "input_audio": {"data": WAV, "format": "wav"}}
     flac = base64.b64encode(b"fLaC" + bytes(9)).decode()
-    (part,) = chat(messages=[{"role": "user", "images": [flac]}])["messages"][0]["content"]
+    (part,) = build_upstream_chat(messages=[{"role": "user", "images": [flac]}])["messages"][0]["content"]
     assert part == {"type": "audio_url", "audio_url": {"url": f"data:audio/flac;base64,{flac}"}}
 
 
@@ -100,7 +102,7 @@ def test_replies_of_tools_find_their_calls() -> None:
         {"role": "tool", "tool_name": "unheard", "content": "4"},
         {"role": "tool", "tool_name": "alone", "content": "5"},
     ]
-    sent = chat(messages=history)["messages"]
+    sent = build_upstream_chat(messages=history)["messages"]
     ids = [call["id"] for call in sent[1]["tool_calls"]]
     assert len(set(ids)) == 4
     f, g, own, h = ids
@@ -110,7 +112,10 @@ def test_replies_of_tools_find_their_calls() -> None:
 
 
 def test_thoughts_of_before_go_along() -> None:
-    assert chat(messages=[{"role": "assistant", "content": "a", "thinking": "b"}])["messages"][0]["reasoning_content"] == "b"
+    assert (
+        build_upstream_chat(messages=[{"role": "assistant", "content": "a", "thinking": "b"}])["messages"][0]["reasoning_content"]
+        == "b"
+    )
 
 
 def test_a_prompt_is_a_chat_unless_it_is_raw() -> None:
@@ -176,7 +181,7 @@ def test_embeddings() -> None:
 )
 def test_what_is_not_of_ollamas_shape_is_refused(wish: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        chat(**wish)
+        build_upstream_chat(**wish)
 
 
 @pytest.mark.parametrize("wish", [{"template": "{{ .Prompt }}", "prompt": "x"}, {"prompt": 3}, {"raw": True, "images": [PNG]}])
@@ -193,7 +198,7 @@ def test_inputs_of_other_types_are_refused(given: Any) -> None:
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool", "developer", "control", "function", "ipython"])
 def test_who_may_speak_is_for_the_template_to_say(role: str) -> None:
-    assert chat(messages=[{"role": role, "content": "x"}])["messages"][0]["role"] == role
+    assert build_upstream_chat(messages=[{"role": role, "content": "x"}])["messages"][0]["role"] == role
 
 
 SYSTEM, PROMPT = {"role": "system", "content": "s"}, {"role": "user", "content": "p"}

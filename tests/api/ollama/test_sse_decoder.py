@@ -19,19 +19,19 @@ SAMPLE = (
 FOUND = ['{"a": "bü"}', '{"b": 1}', "two\n lines", "old", "[DONE]"]
 
 
-def parsed(pieces: list[bytes]) -> list[str]:
+def parse_pieces(pieces: list[bytes]) -> list[str]:
     events = SseDecoder()
     return [data for piece in pieces for data in events.feed(piece)] + events.flush()
 
 
 @pytest.mark.parametrize("cut", range(len(SAMPLE) + 1))
 def test_a_cut_anywhere_changes_nothing(cut: int) -> None:
-    assert parsed([SAMPLE[:cut], SAMPLE[cut:]]) == FOUND
+    assert parse_pieces([SAMPLE[:cut], SAMPLE[cut:]]) == FOUND
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_pieces_of_any_size(size: int) -> None:
-    assert parsed([SAMPLE[start : start + size] for start in range(0, len(SAMPLE), size)]) == FOUND
+    assert parse_pieces([SAMPLE[start : start + size] for start in range(0, len(SAMPLE), size)]) == FOUND
 
 
 @given(
@@ -45,18 +45,18 @@ def test_any_events_cut_anywhere(sent: list[dict[str, str]], end: str, field: st
     stream = stream.encode(errors="replace").decode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream.encode())), max_size=8)))
     pieces = [stream.encode()[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
-    assert [json.loads(found) for found in parsed(pieces)] == [
+    assert [json.loads(found) for found in parse_pieces(pieces)] == [
         json.loads(json.dumps(event, ensure_ascii=False).encode(errors="replace")) for event in sent
     ]
 
 
 def test_the_last_event_counts_without_a_blank_line() -> None:
-    assert parsed([b"data: a\n\ndata: b"]) == ["a", "b"]
-    assert parsed([b"data: a\r"]) == ["a"]
+    assert parse_pieces([b"data: a\n\ndata: b"]) == ["a", "b"]
+    assert parse_pieces([b"data: a\r"]) == ["a"]
 
 
 @pytest.mark.parametrize("endless", [b"data: " + b"x" * 30, b"data: x" + b"y" * 20 + b"\n"])
 def test_an_event_without_end_is_given_up(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_EVENT_BYTES", 100)
     with pytest.raises(UpstreamError, match="more than 100 bytes"):
-        parsed([endless] * 10)
+        parse_pieces([endless] * 10)

@@ -18,19 +18,19 @@ from eardrum.api.openai.models import OpenAIModelRoutes
 from eardrum.config.llama_swap import DeclaredCapabilities, ModelProfile, ModelSelector
 from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.service import Service
-from tests.cards import WHISPER, card, cards
+from tests.cards import WHISPER, cards, create_card
 
 __all__ = ["cards"]
 
 
-def ask(id: str = "") -> Request:
+def build_request(id: str = "") -> Request:
     return Request({"type": "http", "method": "GET", "path": "/", "headers": [], "path_params": {"id": id}})
 
 
 async def test_models_that_cannot_run_are_hidden(
     cards: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cards(WHISPER, card("lacking", requires=("no_such_library",), layouts=(("odd.bin",),)))
+    cards(WHISPER, create_card("lacking", requires=("no_such_library",), layouts=(("odd.bin",),)))
     for name, files in (("here", ("model.bin", "config.json")), ("unable", ("odd.bin",))):
         (tmp_path / name).mkdir()
         for file in files:
@@ -38,25 +38,25 @@ async def test_models_that_cannot_run_are_hidden(
     service = Service(config.Settings(model_dir=tmp_path, models={"absent": {"source": "small"}}))
     assert {model.id for model in service.catalog} == {"absent", "here", "unable", "moonshine-tiny-en"}
     models = OpenAIModelRoutes(service)
-    listed = json.loads((await models.list_models(ask())).body)["data"]
+    listed = json.loads((await models.list_models(build_request())).body)["data"]
     assert [model["id"] for model in listed] == ["here", "moonshine-tiny-en"]
     with pytest.raises(ModelNotFoundError, match=r"absent .* run `eardrum pull small`"):
-        await models.show_model(ask("absent"))
+        await models.show_model(build_request("absent"))
     with pytest.raises(ModelNotFoundError, match="needs no_such_library: run pip install"):
-        await models.show_model(ask("unable"))
-    assert json.loads((await models.show_model(ask("here"))).body)["engine"] == "whispering"
+        await models.show_model(build_request("unable"))
+    assert json.loads((await models.show_model(build_request("here"))).body)["engine"] == "whispering"
 
 
-def listed(service: Service) -> dict[str, dict[str, Any]]:
+def list_models(service: Service) -> dict[str, dict[str, Any]]:
     async def asked() -> dict[str, dict[str, Any]]:
-        answer = await OpenAIModelRoutes(service).list_models(ask())
+        answer = await OpenAIModelRoutes(service).list_models(build_request())
         return {model["id"]: model for model in json.loads(answer.body)["data"]}
 
     return asyncio.run(asked())
 
 
 def test_a_model_object() -> None:
-    found = listed(Service(config.Settings()))["moonshine-tiny-en"]
+    found = list_models(Service(config.Settings()))["moonshine-tiny-en"]
     assert (found["object"], found["owned_by"], found["state"]) == ("model", "eardrum", "stopped")
     assert isinstance(found["created"], int)
     assert found["capabilities"]["tasks"] == ["transcribe"]
@@ -94,7 +94,7 @@ def test_an_upstream_is_what_the_config_declares() -> None:
         },
         includeAliasesInList=True,
     )
-    found = listed(Service(settings))
+    found = list_models(Service(settings))
     llm = found["llm"]
     assert (llm["name"], llm["description"]) == ("An LLM", "big")
     assert llm["meta"]["llamaswap"] == {"port": 1, "type": "model", "aliases": ["gpt"]}
@@ -126,7 +126,7 @@ async def test_selectors_and_pins_are_listed() -> None:
     models = OpenAIModelRoutes(service)
 
     async def ids() -> dict[str, Any]:
-        return {model["id"]: model for model in json.loads((await models.list_models(ask())).body)["data"]}
+        return {model["id"]: model for model in json.loads((await models.list_models(build_request())).body)["data"]}
 
     before = await ids()
     assert before["any"]["name"] == "Any of them"
@@ -139,7 +139,7 @@ async def test_selectors_and_pins_are_listed() -> None:
     }
     assert before["any"]["status"] == {"value": "unloaded"}
     assert not {"secret", "gpt", "off"} & before.keys()
-    assert json.loads((await models.show_model(ask("secret"))).body)["meta"]["llamaswap"]["strategy"] == "pin"
+    assert json.loads((await models.show_model(build_request("secret"))).body)["meta"]["llamaswap"]["strategy"] == "pin"
     service.activate_profile("p")
     after = await ids()
     assert after.keys() - before.keys() == {"gpt"}

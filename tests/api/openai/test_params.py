@@ -15,29 +15,29 @@ from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
 Form = dict[str, list[str]]
 
 
-def read(
+def read_params(
     form: Form | None = None, *, task: SpeechTask = SpeechTask.TRANSCRIBE, content_type: str = "", **fields: str | list[str]
 ) -> TranscriptionParams:
     single = {name: [value] if isinstance(value, str) else value for name, value in fields.items()}
     return parse_params((form or {}) | single, task, file_content_type=content_type)
 
 
-def refused(form: Form | None = None, **fields: str | list[str]) -> InvalidRequestError:
+def get_refusal(form: Form | None = None, **fields: str | list[str]) -> InvalidRequestError:
     with pytest.raises(InvalidRequestError) as caught:
-        read(form, **fields)
+        read_params(form, **fields)
     return caught.value
 
 
 def test_nothing_asked() -> None:
-    found = read()
+    found = read_params()
     assert found == TranscriptionParams(
         "", TranscriptionRequest(times=False), "json", stream=False, segments=True, words=False, unknown=()
     )
-    assert read(task=SpeechTask.TRANSLATE).request.task is SpeechTask.TRANSLATE
+    assert read_params(task=SpeechTask.TRANSLATE).request.task is SpeechTask.TRANSLATE
 
 
 def test_everything_asked() -> None:
-    found = read(
+    found = read_params(
         model="whisper-1",
         language="de",
         prompt=" Dashwood ",
@@ -51,15 +51,15 @@ def test_everything_asked() -> None:
 
 def test_times_are_wanted_by_formats_that_have_them_and_by_granularities() -> None:
     for form in ("srt", "vtt", "verbose_json", "diarized_json"):
-        assert read(response_format=form).request.times
+        assert read_params(response_format=form).request.times
     for form in ("json", "text"):
-        assert not read(response_format=form).request.times
-    assert read({"timestamp_granularities[]": ["segment", "word"]}).request.times
-    assert read(stream="true").request.times, "the last event of a stream has the segments"
+        assert not read_params(response_format=form).request.times
+    assert read_params({"timestamp_granularities[]": ["segment", "word"]}).request.times
+    assert read_params(stream="true").request.times, "the last event of a stream has the segments"
 
 
 def test_one_decoding_answers_with_times_and_without() -> None:
-    assert read(model="m", response_format="srt").is_same_request(read(model="m"))
+    assert read_params(model="m", response_format="srt").is_same_request(read_params(model="m"))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -68,7 +68,7 @@ def test_empty_strings_are_unset(blank: str) -> None:
         *("model", "language", "languages[]", "prompt", "keywords[]", "response_format", "temperature", "include[]"),
         *("timestamp_granularities[]", "stream", "chunking_strategy", "chunking_strategy[type]", "known_speaker_names[]"),
     )
-    assert read({name: [blank] for name in names}) == read()
+    assert read_params({name: [blank] for name in names}) == read_params()
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,16 @@ def test_empty_strings_are_unset(blank: str) -> None:
     ],
 )
 def test_arrays_have_brackets_or_not_or_are_json(form: Form) -> None:
-    found = read(form, response_format="verbose_json")
+    found = read_params(form, response_format="verbose_json")
     assert (found.words, found.segments, found.request.words) == (True, True, True)
 
 
 def test_granularities() -> None:
-    only_words = read({"timestamp_granularities[]": ["word"]}, response_format="verbose_json")
+    only_words = read_params({"timestamp_granularities[]": ["word"]}, response_format="verbose_json")
     assert (only_words.words, only_words.segments) == (True, False)
-    only_segments = read({"timestamp_granularities[]": ["segment"]}, response_format="verbose_json")
+    only_segments = read_params({"timestamp_granularities[]": ["segment"]}, response_format="verbose_json")
     assert (only_segments.words, only_segments.segments) == (False, True)
-    idle = read({"timestamp_granularities[]": ["segment,word"]}, response_format="json", stream="true")
+    idle = read_params({"timestamp_granularities[]": ["segment,word"]}, response_format="json", stream="true")
     assert not idle.request.words, "words cost time, and json cannot carry them"
 
 
@@ -106,11 +106,11 @@ def test_granularities() -> None:
     ],
 )
 def test_keywords(form: Form) -> None:
-    assert read(form).request.hotwords == ("Dashwood", "Norland Park")
+    assert read_params(form).request.hotwords == ("Dashwood", "Norland Park")
 
 
 def test_hotwords_as_others_spell_them() -> None:
-    assert read(hotwords="Dashwood Norland").request.hotwords == ("Dashwood", "Norland")
+    assert read_params(hotwords="Dashwood Norland").request.hotwords == ("Dashwood", "Norland")
 
 
 @pytest.mark.parametrize(
@@ -118,29 +118,29 @@ def test_hotwords_as_others_spell_them() -> None:
     [("en", "en"), ("en-US", "en"), ("pt_BR", "pt"), ("German", "de"), ("ZH-Hant-TW", "zh"), ("auto", None), (" fr ", "fr")],
 )
 def test_languages_and_locales(spelled: str, code: str | None) -> None:
-    assert read(language=spelled).request.language == code
-    assert read({"languages[]": [spelled]}).request.language == code
+    assert read_params(language=spelled).request.language == code
+    assert read_params({"languages[]": [spelled]}).request.language == code
 
 
 def test_several_possible_languages_are_left_to_the_model() -> None:
-    assert read({"languages[]": ["en", "de"]}).request.language is None
-    assert read({"languages[]": ["en", "en-GB"]}).request.language == "en"
-    assert read({"languages": ["en", "de"], "language": ["de"]}).request.language == "de"
+    assert read_params({"languages[]": ["en", "de"]}).request.language is None
+    assert read_params({"languages[]": ["en", "en-GB"]}).request.language == "en"
+    assert read_params({"languages": ["en", "de"], "language": ["de"]}).request.language == "de"
 
 
 @pytest.mark.parametrize("text", ["true", "True", "1", "yes", "on"])
 def test_stream_on(text: str) -> None:
-    assert read(stream=text).stream
+    assert read_params(stream=text).stream
 
 
 @pytest.mark.parametrize("text", ["false", "False", "0", "no", "off", "null", ""])
 def test_stream_off(text: str) -> None:
-    assert not read(stream=text).stream
+    assert not read_params(stream=text).stream
 
 
 @pytest.mark.parametrize("auto", ["auto", "null", ""])
 def test_chunking_left_to_the_server(auto: str) -> None:
-    assert read(chunking_strategy=auto).request == TranscriptionRequest(times=False)
+    assert read_params(chunking_strategy=auto).request == TranscriptionRequest(times=False)
 
 
 CHUNKED = TranscriptionRequest(times=False, vad_threshold=0.4, vad_silence_s=0.2, vad_padding_s=0.3)
@@ -159,13 +159,13 @@ CHUNKED = TranscriptionRequest(times=False, vad_threshold=0.4, vad_silence_s=0.2
     ],
 )
 def test_chunking_as_an_object(form: Form) -> None:
-    assert read(form).request == CHUNKED
+    assert read_params(form).request == CHUNKED
 
 
 def test_chunking_in_part() -> None:
-    assert read({"chunking_strategy[type]": ["server_vad"]}).request == TranscriptionRequest(times=False)
+    assert read_params({"chunking_strategy[type]": ["server_vad"]}).request == TranscriptionRequest(times=False)
     only = {"chunking_strategy[type]": ["server_vad"], "chunking_strategy[threshold]": ["0"]}
-    assert read(only).request == TranscriptionRequest(times=False, vad_threshold=0.0)
+    assert read_params(only).request == TranscriptionRequest(times=False, vad_threshold=0.0)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_chunking_in_part() -> None:
     ],
 )
 def test_wrong_chunking(value: str) -> None:
-    assert refused(chunking_strategy=value).param == "chunking_strategy"
+    assert get_refusal(chunking_strategy=value).param == "chunking_strategy"
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,15 @@ def test_wrong_chunking(value: str) -> None:
     ],
 )
 def test_wrong_values_are_refused_by_name(form: Form, param: str, named: str) -> None:
-    error = refused(form)
+    error = get_refusal(form)
     assert error.param == param
     assert named in error.message
 
 
 def test_log_probabilities_come_with_json_only() -> None:
-    assert read({"include[]": ["logprobs"]}).request.logprobs
-    assert read({"include": ["logprobs"]}, response_format="json").request.logprobs
-    assert not read({"include[]": ["logprobs"]}, response_format="verbose_json").request.logprobs
+    assert read_params({"include[]": ["logprobs"]}).request.logprobs
+    assert read_params({"include": ["logprobs"]}, response_format="json").request.logprobs
+    assert not read_params({"include[]": ["logprobs"]}, response_format="verbose_json").request.logprobs
 
 
 @pytest.mark.parametrize(
@@ -228,35 +228,35 @@ def test_log_probabilities_come_with_json_only() -> None:
     ],
 )
 def test_speakers(form: Form) -> None:
-    assert read(form).request.speakers
-    assert not read().request.speakers
+    assert read_params(form).request.speakers
+    assert not read_params().request.speakers
 
 
 @pytest.mark.parametrize("content_type", ["audio/pcm", "audio/PCM; rate=16000", "audio/l16", "audio/raw"])
 def test_raw_samples_are_declared_by_the_files_type(content_type: str) -> None:
-    assert read(content_type=content_type).request.raw_pcm
+    assert read_params(content_type=content_type).request.raw_pcm
 
 
 @pytest.mark.parametrize("content_type", ["", "application/octet-stream", "audio/wav", "audio/mpeg"])
 def test_other_types_are_looked_into(content_type: str) -> None:
-    assert not read(content_type=content_type).request.raw_pcm
+    assert not read_params(content_type=content_type).request.raw_pcm
 
 
 def test_the_last_of_a_repeated_field_counts() -> None:
-    assert read({"model": ["a", "b"], "language": ["en", ""]}).model == "b"
+    assert read_params({"model": ["a", "b"], "language": ["en", ""]}).model == "b"
 
 
 def test_a_prompt_of_any_length_fits_its_way() -> None:
-    assert len(read(prompt="x" * 100_000).request.prompt) == MAX_PROMPT
+    assert len(read_params(prompt="x" * 100_000).request.prompt) == MAX_PROMPT
 
 
 def test_what_had_no_effect_is_named() -> None:
     form = {"keywords[]": ["a"], "beam_size": ["5"], "extra_body[top_k]": ["1"], "vad[]": ["x"], "a[b][c]": ["1"]}
-    asked = read(form, prompt="p", temperature="0.2", model="m")
+    asked = read_params(form, prompt="p", temperature="0.2", model="m")
     assert asked.list_ignored(Capabilities()) == ["prompt", "keywords", "temperature", "a", "beam_size", "extra_body", "vad"]
     able = Capabilities(prompt=True, hotwords=True, temperature=True)
     assert asked.list_ignored(able) == ["a", "beam_size", "extra_body", "vad"]
-    assert read(temperature="0", model="m", language="en", stream="true").list_ignored(Capabilities()) == []
+    assert read_params(temperature="0", model="m", language="en", stream="true").list_ignored(Capabilities()) == []
 
 
 @pytest.mark.parametrize(
@@ -278,16 +278,18 @@ def test_what_had_no_effect_is_named() -> None:
     ],
 )
 def test_what_says_nothing_to_an_answer_is_named(form: Form, format: str, stream: bool, idle: list[str]) -> None:
-    asked = read(form, response_format=format, stream=str(stream))
+    asked = read_params(form, response_format=format, stream=str(stream))
     assert asked.list_ignored(Capabilities(words=True, logprobs=True)) == idle
 
 
 def test_which_wishes_one_decoding_answers() -> None:
-    asked = read(model="m", language="en")
-    assert asked.is_same_request(read(model="m", language="en-US", response_format="srt", stream="true"))
-    assert not asked.is_same_request(read(model="m", language="de"))
-    assert not asked.is_same_request(read(model="n", language="en"))
-    assert not asked.is_same_request(read({"timestamp_granularities": ["word"]}, model="m", response_format="verbose_json"))
+    asked = read_params(model="m", language="en")
+    assert asked.is_same_request(read_params(model="m", language="en-US", response_format="srt", stream="true"))
+    assert not asked.is_same_request(read_params(model="m", language="de"))
+    assert not asked.is_same_request(read_params(model="n", language="en"))
+    assert not asked.is_same_request(
+        read_params({"timestamp_granularities": ["word"]}, model="m", response_format="verbose_json")
+    )
 
 
 def test_a_json_body_says_the_same_as_a_form() -> None:
@@ -310,23 +312,23 @@ def test_a_json_body_says_the_same_as_a_form() -> None:
 
 def test_arrays_with_indexes() -> None:
     form = {"timestamp_granularities[0]": ["word"], "response_format": ["verbose_json"]}
-    assert read(form).words
-    assert read({"chunking_strategy[type]": ["auto"]}).request.vad_threshold is None
+    assert read_params(form).words
+    assert read_params({"chunking_strategy[type]": ["auto"]}).request.vad_threshold is None
 
 
 def test_an_audio_track_is_a_number_from_1_in_a_field_or_else_in_the_header() -> None:
-    assert read().request.audio_track is None
-    assert read(audio_track="2").request.audio_track == 2
-    assert read(flatten_json({"audio_track": 3}, LimitSettings())).request.audio_track == 3
+    assert read_params().request.audio_track is None
+    assert read_params(audio_track="2").request.audio_track == 2
+    assert read_params(flatten_json({"audio_track": 3}, LimitSettings())).request.audio_track == 3
     assert parse_params({}, SpeechTask.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
     assert parse_params({"audio_track": ["1"]}, SpeechTask.TRANSCRIBE, audio_track="2").request.audio_track == 1
-    assert not read(audio_track="2").unknown
-    assert not read(audio_track="2").is_same_request(read())
+    assert not read_params(audio_track="2").unknown
+    assert not read_params(audio_track="2").is_same_request(read_params())
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "first", "²", "99999999999999999999", "1001", "[1]"])
 def test_what_is_no_audio_track(value: str) -> None:
-    error = refused(audio_track=value)
+    error = get_refusal(audio_track=value)
     assert error.param == "audio_track"
     assert "counted from 1" in error.message
 
@@ -345,22 +347,24 @@ SHAPE = {
 
 @pytest.mark.parametrize("response_format", ["srt", "vtt"])
 def test_the_shape_of_subtitles(response_format: str) -> None:
-    found = read(response_format=response_format, **SHAPE)
+    found = read_params(response_format=response_format, **SHAPE)
     assert found.shape == SubtitleRules(37, 3, 5, True, 0.5, 6.0, 0.1, 15.0)
     assert found.request.words_if_any
     assert not found.request.words, "models without word times answer, too"
     assert found.list_ignored(Capabilities()) == []
     assert found.build_external_request().extra == (), "servers behind models are not asked: it is done here"
-    assert not read(response_format=response_format).request.words_if_any
+    assert not read_params(response_format=response_format).request.words_if_any
 
 
 def test_presets_and_defaults() -> None:
-    assert read(response_format="srt").shape.is_unrestricted
-    assert read(response_format="srt", subtitles="broadcast").shape == BROADCAST_RULES
-    assert read(response_format="srt", subtitles="broadcast", max_duration="0").shape == replace(BROADCAST_RULES, max_duration=0)
+    assert read_params(response_format="srt").shape.is_unrestricted
+    assert read_params(response_format="srt", subtitles="broadcast").shape == BROADCAST_RULES
+    assert read_params(response_format="srt", subtitles="broadcast", max_duration="0").shape == replace(
+        BROADCAST_RULES, max_duration=0
+    )
     short = replace(BROADCAST_RULES, min_duration=0.5, max_duration=0.5)
-    assert read(response_format="srt", subtitles="broadcast", max_duration="0.5").shape == short
-    assert refused(response_format="srt", min_duration="2", max_duration="1").param == "min_duration"
+    assert read_params(response_format="srt", subtitles="broadcast", max_duration="0.5").shape == short
+    assert get_refusal(response_format="srt", min_duration="2", max_duration="1").param == "min_duration"
     configured = parse_params({"response_format": ["vtt"], "max_line_count": ["1"]}, SpeechTask.TRANSCRIBE, shape=BROADCAST_RULES)
     assert configured.shape == replace(BROADCAST_RULES, max_line_count=1)
     off = parse_params({"response_format": ["vtt"], "subtitles": ["none"]}, SpeechTask.TRANSCRIBE, shape=BROADCAST_RULES)
@@ -370,11 +374,11 @@ def test_presets_and_defaults() -> None:
 
 @pytest.mark.parametrize("response_format", ["json", "text", "verbose_json"])
 def test_a_shape_for_a_format_without_cues_is_named(response_format: str) -> None:
-    found = read(response_format=response_format, subtitles="broadcast", max_line_width="20")
+    found = read_params(response_format=response_format, subtitles="broadcast", max_line_width="20")
     assert found.list_ignored(Capabilities()) == ["subtitles", "max_line_width"]
     assert not found.request.words_if_any
-    assert read(response_format=response_format).list_ignored(Capabilities()) == []
-    streamed = read(response_format="srt", stream="true", **SHAPE)
+    assert read_params(response_format=response_format).list_ignored(Capabilities()) == []
+    streamed = read_params(response_format="srt", stream="true", **SHAPE)
     assert set(streamed.list_ignored(Capabilities())) == {"response_format", *SHAPE}
 
 
@@ -395,21 +399,21 @@ def test_a_shape_for_a_format_without_cues_is_named(response_format: str) -> Non
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(name: str, value: str) -> None:
-    error = refused(response_format="srt", **{name: value})
+    error = get_refusal(response_format="srt", **{name: value})
     assert error.param == name
     assert name in error.message
 
 
 def test_durations_that_exclude_each_other_are_refused() -> None:
-    assert refused(response_format="srt", min_duration="3", max_duration="2").param == "min_duration"
+    assert get_refusal(response_format="srt", min_duration="3", max_duration="2").param == "min_duration"
 
 
 def test_many_languages_in_one_recording() -> None:
-    found = read(multilingual="true")
+    found = read_params(multilingual="true")
     assert found.request.multilingual
     assert found.list_ignored(Capabilities(detects_language=True)) == []
     assert found.list_ignored(Capabilities()) == ["multilingual"]
     assert found.list_ignored(Capabilities(), is_external=True) == [], "it got the field"
     assert ("multilingual", "true") in found.build_external_request().extra
-    assert not read(multilingual="true", language="de").request.multilingual, "who names a language means it"
-    assert refused(multilingual="maybe").param == "multilingual"
+    assert not read_params(multilingual="true", language="de").request.multilingual, "who names a language means it"
+    assert get_refusal(multilingual="maybe").param == "multilingual"

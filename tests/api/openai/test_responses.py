@@ -33,17 +33,19 @@ TRANSCRIPT = Transcript(SEGMENTS, TranscriptionSummary("en", 8.47))
 SILENCE = Transcript([], TranscriptionSummary("en", 2.0))
 
 
-def asked(response_format: str = "json", *, task: SpeechTask = SpeechTask.TRANSCRIBE, **fields: str) -> TranscriptionParams:
+def create_params(
+    response_format: str = "json", *, task: SpeechTask = SpeechTask.TRANSCRIBE, **fields: str
+) -> TranscriptionParams:
     form = {name.replace("__", "[]"): [value] for name, value in fields.items()}
     return parse_params({"response_format": [response_format]} | form, task)
 
 
-def body(response: Response) -> Any:
+def parse_body(response: Response) -> Any:
     assert response.headers["content-type"] == "application/json"
     return json.loads(bytes(response.body))
 
 
-def event(data: bytes) -> dict[str, Any]:
+def parse_event(data: bytes) -> dict[str, Any]:
     """An event as a client reads it: by its `event` line and by its `data` line."""
     name, payload, *rest = data.decode().split("\n")
     assert rest == ["", ""]
@@ -53,31 +55,31 @@ def event(data: bytes) -> dict[str, Any]:
 
 
 def test_json() -> None:
-    assert body(responses.build_response(TRANSCRIPT, asked())) == {
+    assert parse_body(responses.build_response(TRANSCRIPT, create_params())) == {
         "text": "The beach. It was.",
         "usage": {"type": "duration", "seconds": 9},
     }
 
 
 def test_silence_is_an_empty_text_and_no_error() -> None:
-    assert body(responses.build_response(SILENCE, asked()))["text"] == ""
-    assert body(responses.build_response(SILENCE, asked("verbose_json")))["segments"] == []
-    assert event(responses.encode_done(SILENCE, asked()))["text"] == ""
+    assert parse_body(responses.build_response(SILENCE, create_params()))["text"] == ""
+    assert parse_body(responses.build_response(SILENCE, create_params("verbose_json")))["segments"] == []
+    assert parse_event(responses.encode_done(SILENCE, create_params()))["text"] == ""
 
 
 def test_log_probabilities() -> None:
-    found = body(responses.build_response(TRANSCRIPT, asked(include__="logprobs")))["logprobs"]
+    found = parse_body(responses.build_response(TRANSCRIPT, create_params(include__="logprobs")))["logprobs"]
     assert [item["token"] for item in found] == [" The", " bèach.", "It was."]
     assert all(set(item) == {"token", "logprob", "bytes"} for item in found)
     assert bytes(found[1]["bytes"]).decode() == " bèach."
-    assert "logprobs" not in body(responses.build_response(TRANSCRIPT, asked()))
+    assert "logprobs" not in parse_body(responses.build_response(TRANSCRIPT, create_params()))
 
 
 def test_nobody_waits_while_cues_get_a_shape() -> None:
     long = Transcript([Segment(0.0, 600.0, "It was. " * 1500)], TranscriptionSummary("en", 600.0))
 
     async def turns_of_others() -> int:
-        shaping = asyncio.create_task(responses.build_response_in_thread(long, asked("srt", subtitles="broadcast")))
+        shaping = asyncio.create_task(responses.build_response_in_thread(long, create_params("srt", subtitles="broadcast")))
         turns = 0
         while not shaping.done():
             await asyncio.sleep(0)
@@ -90,7 +92,7 @@ def test_nobody_waits_while_cues_get_a_shape() -> None:
 
 @pytest.mark.parametrize("kind", ["text", "srt", "vtt"])
 def test_plain_formats_are_plain_text(kind: str) -> None:
-    response = responses.build_response(TRANSCRIPT, asked(kind))
+    response = responses.build_response(TRANSCRIPT, create_params(kind))
     assert response.headers["content-type"].startswith("text/plain")
     written = bytes(response.body).decode()
     assert written.endswith("\n")
@@ -100,7 +102,7 @@ def test_plain_formats_are_plain_text(kind: str) -> None:
 
 
 def test_verbose_json_has_every_field_that_is_required() -> None:
-    found = body(responses.build_response(TRANSCRIPT, asked("verbose_json")))
+    found = parse_body(responses.build_response(TRANSCRIPT, create_params("verbose_json")))
     assert {key: found[key] for key in ("task", "language", "duration", "text")} == {
         "task": "transcribe",
         "language": "english",
@@ -126,39 +128,48 @@ def test_verbose_json_has_every_field_that_is_required() -> None:
 
 
 def test_verbose_json_with_words() -> None:
-    only = body(responses.build_response(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word")))
+    only = parse_body(responses.build_response(TRANSCRIPT, create_params("verbose_json", timestamp_granularities__="word")))
     assert only["words"] == [{"word": "The", "start": 0.25, "end": 1.0}, {"word": "beach.", "start": 1.0, "end": 3.3}]
     assert "segments" not in only
-    both = body(responses.build_response(TRANSCRIPT, asked("verbose_json", timestamp_granularities__="word,segment")))
+    both = parse_body(
+        responses.build_response(TRANSCRIPT, create_params("verbose_json", timestamp_granularities__="word,segment"))
+    )
     assert both["words"]
     assert both["segments"]
 
 
 def test_a_translation_says_so() -> None:
-    assert body(responses.build_response(TRANSCRIPT, asked("verbose_json", task=SpeechTask.TRANSLATE)))["task"] == "translate"
+    assert (
+        parse_body(responses.build_response(TRANSCRIPT, create_params("verbose_json", task=SpeechTask.TRANSLATE)))["task"]
+        == "translate"
+    )
 
 
 def test_what_was_thrown_away_is_told() -> None:
     summary = replace(TRANSCRIPT.summary, dropped=[DroppedText(6.0, 7.0, "♪", "only music notes")])
-    found = body(responses.build_response(Transcript(SEGMENTS, summary), asked("verbose_json")))
+    found = parse_body(responses.build_response(Transcript(SEGMENTS, summary), create_params("verbose_json")))
     assert found["dropped"] == [{"start": 6.0, "end": 7.0, "text": "♪", "reason": "only music notes"}]
-    assert "dropped" not in body(responses.build_response(TRANSCRIPT, asked("verbose_json")))
+    assert "dropped" not in parse_body(responses.build_response(TRANSCRIPT, create_params("verbose_json")))
 
 
 def test_what_could_not_be_decoded_is_told() -> None:
     heard = Transcript(SEGMENTS, replace(TRANSCRIPT.summary, warnings=["The file breaks off at 3.0 s."]))
-    assert body(responses.build_response(heard, asked("verbose_json")))["warnings"] == ["The file breaks off at 3.0 s."]
-    assert event(responses.encode_done(heard, asked()))["warnings"] == ["The file breaks off at 3.0 s."]
-    assert "warnings" not in body(responses.build_response(heard, asked()))
-    assert "warnings" not in body(responses.build_response(TRANSCRIPT, asked("verbose_json")))
-    assert "warnings" not in event(responses.encode_done(TRANSCRIPT, asked()))
+    assert parse_body(responses.build_response(heard, create_params("verbose_json")))["warnings"] == [
+        "The file breaks off at 3.0 s."
+    ]
+    assert parse_event(responses.encode_done(heard, create_params()))["warnings"] == ["The file breaks off at 3.0 s."]
+    assert "warnings" not in parse_body(responses.build_response(heard, create_params()))
+    assert "warnings" not in parse_body(responses.build_response(TRANSCRIPT, create_params("verbose_json")))
+    assert "warnings" not in parse_event(responses.encode_done(TRANSCRIPT, create_params()))
 
 
 def test_deltas_joined_are_the_text_of_done() -> None:
     segments = [*SEGMENTS, Segment(6, 7, "  Was it?  "), Segment(7, 8, "Yes.")]
     before = ["", *(segment.text for segment in segments)]
-    deltas = [event(responses.encode_delta(s, asked(), before=said)) for said, s in zip(before, segments, strict=False)]
-    done = event(responses.encode_done(Transcript(segments, TRANSCRIPT.summary), asked()))
+    deltas = [
+        parse_event(responses.encode_delta(s, create_params(), before=said)) for said, s in zip(before, segments, strict=False)
+    ]
+    done = parse_event(responses.encode_done(Transcript(segments, TRANSCRIPT.summary), create_params()))
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == "The beach. It was. Was it? Yes."
     assert all(set(delta) == {"type", "delta"} for delta in deltas)
     assert done["segments"][0] == {"id": 0, "start": 0.25, "end": 3.32, "text": "The beach."}
@@ -167,15 +178,15 @@ def test_deltas_joined_are_the_text_of_done() -> None:
 
 
 def test_log_probabilities_in_a_stream() -> None:
-    wished = asked(include__="logprobs", stream="true")
-    deltas = [event(responses.encode_delta(s, wished, before="")) for s in SEGMENTS]
-    assert [item for delta in deltas for item in delta["logprobs"]] == event(responses.encode_done(TRANSCRIPT, wished))[
+    wished = create_params(include__="logprobs", stream="true")
+    deltas = [parse_event(responses.encode_delta(s, wished, before="")) for s in SEGMENTS]
+    assert [item for delta in deltas for item in delta["logprobs"]] == parse_event(responses.encode_done(TRANSCRIPT, wished))[
         "logprobs"
     ]
 
 
 def test_text_with_line_breaks_stays_one_event() -> None:
-    assert event(responses.encode_delta(Segment(0, 1, "a\nb"), asked(), before=""))["delta"] == "a\nb"
+    assert parse_event(responses.encode_delta(Segment(0, 1, "a\nb"), create_params(), before=""))["delta"] == "a\nb"
 
 
 @pytest.mark.parametrize(
@@ -192,8 +203,8 @@ def test_an_error_has_all_four_keys(error: EardrumError, status: int, type: str,
     response = responses.build_error_response(error)
     assert response.status_code == status
     expected = {"error": {"message": "No.", "type": type, "param": error.param, "code": code}}
-    assert body(response) == expected
-    assert event(responses.encode_error(error)) == expected
+    assert parse_body(response) == expected
+    assert parse_event(responses.encode_error(error)) == expected
 
 
 def test_retrying_clients_are_told_when_or_not_to() -> None:

@@ -22,7 +22,7 @@ from eardrum.server.uvicorn_websocket import UvicornWebSocketProtocol
 
 
 @dataclass
-class Gateway:
+class GatewayUnderTest:
     """A gateway under test."""
 
     url: str
@@ -30,7 +30,7 @@ class Gateway:
     loop: asyncio.AbstractEventLoop
 
 
-class Server(uvicorn.Server):
+class InstantServer(uvicorn.Server):
     """Begins and ends at once: uvicorn looks every tenth of a second whether it is to end, and rests for another meanwhile."""
 
     def __init__(self, config: uvicorn.Config):
@@ -57,14 +57,14 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def serving(**settings: Any) -> Iterator[Gateway]:
+def run_gateway(**settings: Any) -> Iterator[GatewayUnderTest]:
     """A gateway with these settings on a free port; it ends with the block."""
     listening = socket.create_server(("127.0.0.1", 0))
     service = Service(Settings(**settings))
-    server = Server(
+    server = InstantServer(
         uvicorn.Config(create_app(service), http=UvicornHttpProtocol, ws=UvicornWebSocketProtocol, log_config=None, lifespan="on")
     )
-    started = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", service, uvloop.new_event_loop())
+    started = GatewayUnderTest(f"http://127.0.0.1:{listening.getsockname()[1]}", service, uvloop.new_event_loop())
 
     def serve() -> None:
         started.loop.run_until_complete(server.serve(sockets=[listening]))
@@ -84,5 +84,5 @@ def serving(**settings: Any) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def gateway() -> Callable[..., AbstractContextManager[Gateway]]:
-    return serving
+def gateway() -> Callable[..., AbstractContextManager[GatewayUnderTest]]:
+    return run_gateway

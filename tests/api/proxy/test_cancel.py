@@ -10,14 +10,14 @@ import pytest
 import requests
 from aiohttp import web
 
-from tests.api.proxy.conftest import Gateway, serving
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
-from tests.upstreams import Call, fake_hanging, fake_upstream
+from tests.upstreams import UpstreamCall, fake_hanging, fake_upstream
 
 CHAT = "/v1/chat/completions"
 
 
-def in_progress(gateway: Gateway) -> list[dict[str, Any]]:
+def list_active(gateway: GatewayUnderTest) -> list[dict[str, Any]]:
     """The requests in progress, as the first events tell them."""
     with requests.get(f"{gateway.url}/api/events", stream=True, timeout=10) as stream:
         for line in stream.iter_lines():
@@ -28,13 +28,13 @@ def in_progress(gateway: Gateway) -> list[dict[str, Any]]:
     raise AssertionError("no inflight")
 
 
-def cancel(gateway: Gateway) -> str:
-    (request,) = in_progress(gateway)
+def cancel_request(gateway: GatewayUnderTest) -> str:
+    (request,) = list_active(gateway)
     assert requests.post(f"{gateway.url}/api/inflight/{request['id']}/cancel", timeout=10).json() == {"msg": "ok"}
     return str(request["id"])
 
 
-def chat(gateway: Gateway, **fields: Any) -> requests.Response:
+def post_chat(gateway: GatewayUnderTest, **fields: Any) -> requests.Response:
     headers = {"authorization": "Bearer secret"}
     return requests.post(f"{gateway.url}{CHAT}", json={"model": "llm", **fields}, headers=headers, timeout=30)
 
@@ -42,24 +42,24 @@ def chat(gateway: Gateway, **fields: Any) -> requests.Response:
 def test_a_request_that_waits_for_its_upstream() -> None:
     with (
         fake_upstream(fake_hanging) as upstream,
-        serving(models={"llm": {"proxy": upstream.url}}) as gateway,
+        run_gateway(models={"llm": {"proxy": upstream.url}}) as gateway,
         ThreadPoolExecutor(1) as pool,
     ):
-        answer = pool.submit(chat, gateway)
+        answer = pool.submit(post_chat, gateway)
         wait_for(lambda: upstream.in_flight)
-        (request,) = in_progress(gateway)
+        (request,) = list_active(gateway)
         assert (request["model"], request["req_path"], request["method"]) == ("llm", CHAT, "POST")
         assert request["req_headers"]["authorization"] == "[redacted]"
-        id = cancel(gateway)
+        id = cancel_request(gateway)
         refused = answer.result()
         assert (refused.status_code, refused.json()["error"]["code"]) == (499, "cancelled")
         assert refused.headers["x-request-id"] == id
         wait_for(lambda: upstream.given_up == 1)
-        wait_for(lambda: in_progress(gateway) == [])
+        wait_for(lambda: list_active(gateway) == [])
 
 
 def test_a_stream_that_has_begun() -> None:
-    async def endless(call: Call, request: web.Request) -> web.StreamResponse:
+    async def endless(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b"data: {}\n\n")
@@ -67,12 +67,12 @@ def test_a_stream_that_has_begun() -> None:
 
     with (
         fake_upstream(endless) as upstream,
-        serving(models={"llm": {"proxy": upstream.url}}) as gateway,
+        run_gateway(models={"llm": {"proxy": upstream.url}}) as gateway,
         requests.post(f"{gateway.url}{CHAT}", json={"model": "llm", "stream": True}, stream=True, timeout=30) as stream,
     ):
         chunks = stream.iter_content(None)
         assert next(chunks) == b"data: {}\n\n"
-        cancel(gateway)
+        cancel_request(gateway)
         with pytest.raises(requests.RequestException):
             list(chunks)
         wait_for(lambda: upstream.given_up == 1)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.api.proxy.conftest import serving
-from tests.ports import free_port
+from tests.api.proxy.conftest import run_gateway
+from tests.ports import find_free_port
 
 CHAT = "/v1/chat/completions"
 
@@ -51,7 +51,7 @@ def command(tmp_path: Path) -> Any:
 
 @pytest.mark.slow
 def test_a_command_that_dies_of_a_request_is_named_with_its_exit_code_and_last_words(command: Any) -> None:
-    with serving(**command(free_port(), "always")) as gateway:
+    with run_gateway(**command(find_free_port(), "always")) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "m"}, timeout=30)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (502, "upstream_died")
@@ -61,7 +61,7 @@ def test_a_command_that_dies_of_a_request_is_named_with_its_exit_code_and_last_w
 
 @pytest.mark.slow
 def test_a_command_that_died_once_is_started_again_and_asked_again(command: Any, tmp_path: Path) -> None:
-    with serving(**command(free_port(), str(tmp_path / "fuse"))) as gateway:
+    with run_gateway(**command(find_free_port(), str(tmp_path / "fuse"))) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "m"}, timeout=30)
     assert (response.status_code, response.text) == (200, 'data: {"said": 1}\n\n')
 
@@ -69,7 +69,7 @@ def test_a_command_that_died_once_is_started_again_and_asked_again(command: Any,
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [True, False])
 def test_a_streaming_chat_is_told_that_its_model_is_being_loaded(command: Any, told: bool) -> None:
-    with serving(**command(free_port(), start=1.2, sendLoadingState=told)) as gateway:
+    with run_gateway(**command(find_free_port(), start=1.2, sendLoadingState=told)) as gateway:
         body = {"model": "m", "stream": True}
         first = requests.post(f"{gateway.url}{CHAT}", json=body, timeout=30)
         again = requests.post(f"{gateway.url}{CHAT}", json=body, timeout=30)
@@ -86,8 +86,8 @@ def test_a_streaming_chat_is_told_that_its_model_is_being_loaded(command: Any, t
 @pytest.mark.slow
 def test_a_load_that_fails_after_the_stream_began_is_said_in_the_stream() -> None:
     line = f'{sys.executable} -c "import time; time.sleep(1.2); raise SystemExit(7)"'
-    entry = {"cmd": line, "proxy": f"http://127.0.0.1:{free_port()}", "sendLoadingState": True}
-    with serving(models={"m": entry}) as gateway:
+    entry = {"cmd": line, "proxy": f"http://127.0.0.1:{find_free_port()}", "sendLoadingState": True}
+    with run_gateway(models={"m": entry}) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "m", "stream": True}, stream=True, timeout=30)
         assert response.status_code == 200
         lines = response.iter_lines()

@@ -14,19 +14,19 @@ import pytest
 import requests
 from aiohttp import web
 
-from tests.api.proxy.conftest import Gateway, serving
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
-from tests.ports import free_port
-from tests.upstreams import Call, fake_hanging, fake_saying, fake_upstream
+from tests.ports import find_free_port
+from tests.upstreams import UpstreamCall, fake_hanging, fake_saying, fake_upstream
 
 CHAT = "/v1/chat/completions"
 
 
-def models(url: str, **entry: Any) -> dict[str, Any]:
+def build_config(url: str, **entry: Any) -> dict[str, Any]:
     return {"models": {"llm": {"proxy": url, "aliases": ["gpt-4o"], **entry}}}
 
 
-async def echo(call: Call, request: web.Request) -> web.StreamResponse:
+async def answer_echo(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
     """A server that says what it was asked."""
     return web.json_response(
         {"path": call.path, "json": call.json, "headers": call.headers, "method": request.method}, headers={"x-upstream": "yes"}
@@ -37,11 +37,11 @@ def test_json_reaches_the_upstream_byte_for_byte_and_the_answer_comes_back() -> 
     raw = b'{"model" : "gpt-4o",  "messages": [], "temperature": 1.0}'
     seen: list[bytes] = []
 
-    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+    async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         seen.append(await request.read())
-        return await echo(call, request)
+        return await answer_echo(call, request)
 
-    with fake_upstream(answer) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(answer) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         response = requests.post(
             f"{gateway.url}{CHAT}?a=%20b",
             data=raw,
@@ -67,16 +67,16 @@ def test_json_reaches_the_upstream_byte_for_byte_and_the_answer_comes_back() -> 
         ("/infill", "/infill"),
     ],
 )
-def test_every_route_has_the_upstreams_path(path: str, expected: str, echoing: Gateway) -> None:
+def test_every_route_has_the_upstreams_path(path: str, expected: str, echoing: GatewayUnderTest) -> None:
     assert requests.post(f"{echoing.url}{path}", json={"model": "llm"}, timeout=10).json()["path"] == expected
 
 
-def test_a_get_names_the_model_in_the_query(echoing: Gateway) -> None:
+def test_a_get_names_the_model_in_the_query(echoing: GatewayUnderTest) -> None:
     said = requests.get(f"{echoing.url}/props?model=llm&x=1", timeout=10).json()
     assert (said["method"], said["path"]) == ("GET", "/props?model=real&x=1")
 
 
-def test_the_filters_of_the_model_are_applied(echoing: Gateway) -> None:
+def test_the_filters_of_the_model_are_applied(echoing: GatewayUnderTest) -> None:
     said = requests.post(f"{echoing.url}{CHAT}", json={"model": "gpt-4o", "top_k": 1, "n": 1}, timeout=10).json()
     assert said["json"] == {"model": "real", "n": 1, "temperature": 0}
 
@@ -84,7 +84,10 @@ def test_the_filters_of_the_model_are_applied(echoing: Gateway) -> None:
 @pytest.fixture
 def echoing():  # type: ignore[no-untyped-def]
     filters = {"stripParams": "top_k", "setParams": {"temperature": 0}}
-    with fake_upstream(echo) as upstream, serving(**models(upstream.url, useModelName="real", filters=filters)) as gateway:
+    with (
+        fake_upstream(answer_echo) as upstream,
+        run_gateway(**build_config(upstream.url, useModelName="real", filters=filters)) as gateway,
+    ):
         yield gateway
 
 
@@ -106,7 +109,7 @@ def echoing():  # type: ignore[no-untyped-def]
     ],
 )
 def test_what_cannot_be_served_is_refused_in_openais_shape(body: bytes, kind: str, status: int, code: str) -> None:
-    with serving(limits={"json_bytes": 5000}, **models("http://127.0.0.1:9")) as gateway:
+    with run_gateway(limits={"json_bytes": 5000}, **build_config("http://127.0.0.1:9")) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", data=body, headers={"content-type": kind}, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     if status == 404:
@@ -125,29 +128,29 @@ def test_what_cannot_be_served_is_refused_in_openais_shape(body: bytes, kind: st
     ],
 )
 def test_our_own_errors_below_v1_have_openais_shape(method: str, path: str, status: int) -> None:
-    with serving(**models("http://127.0.0.1:9")) as gateway:
+    with run_gateway(**build_config("http://127.0.0.1:9")) as gateway:
         response = requests.request(method, f"{gateway.url}{path}", json={"model": "llm"}, timeout=10)
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_what_an_upstream_says_itself_stays_as_it_is() -> None:
-    async def refuse(_: Call, __: web.Request) -> web.StreamResponse:
+    async def refuse(_: UpstreamCall, __: web.Request) -> web.StreamResponse:
         return web.Response(status=418, text="no tea", headers={"x-why": "pot"})
 
-    with fake_upstream(refuse) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(refuse) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
     assert (response.status_code, response.text, response.headers["x-why"]) == (418, "no tea", "pot")
 
 
-def test_a_forgotten_content_type_is_forgiven(echoing: Gateway) -> None:
+def test_a_forgotten_content_type_is_forgiven(echoing: GatewayUnderTest) -> None:
     """`curl -d` says that JSON is a form."""
     kind = "application/x-www-form-urlencoded"
     response = requests.post(f"{echoing.url}{CHAT}", data=b'{"model": "llm"}', headers={"content-type": kind}, timeout=10)
     assert response.status_code == 200
 
 
-def test_the_wrong_method_is_named(echoing: Gateway) -> None:
+def test_the_wrong_method_is_named(echoing: GatewayUnderTest) -> None:
     response = requests.get(f"{echoing.url}{CHAT}", timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
 
@@ -155,7 +158,7 @@ def test_the_wrong_method_is_named(echoing: Gateway) -> None:
 def test_events_come_through_as_they_are_sent() -> None:
     arrived = [Event() for _ in range(3)]
 
-    async def answer(_: Call, request: web.Request) -> web.StreamResponse:
+    async def answer(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
         """Each event is sent when the client has the one before."""
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
@@ -166,7 +169,7 @@ def test_events_come_through_as_they_are_sent() -> None:
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    with fake_upstream(answer) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(answer) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm", "stream": True}, stream=True, timeout=20)
         lines = (line for line in response.iter_lines(chunk_size=None) if line)
         for number, event in enumerate(arrived):
@@ -177,29 +180,29 @@ def test_events_come_through_as_they_are_sent() -> None:
 
 
 def test_a_client_that_leaves_is_noticed_by_the_upstream_before_the_answer() -> None:
-    with fake_upstream(fake_hanging) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(fake_hanging) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         with pytest.raises(requests.Timeout):
             requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=0.3)
         wait_for(lambda: upstream.given_up == 1)
 
 
 def test_a_client_that_leaves_is_noticed_by_the_upstream_in_mid_stream() -> None:
-    async def endless(_: Call, request: web.Request) -> web.StreamResponse:
+    async def endless(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         while True:
             await response.write(b"data: {}\n\n")
             await asyncio.sleep(0.05)
 
-    with fake_upstream(endless) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(endless) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm", "stream": True}, stream=True, timeout=10)
         next(response.iter_lines())
         response.close()
         wait_for(lambda: upstream.given_up == 1)
 
 
-def dying(kind: str, said: bytes, **headers: str):  # type: ignore[no-untyped-def]
-    async def answer(_: Call, request: web.Request) -> web.StreamResponse:
+def create_dying(kind: str, said: bytes, **headers: str):  # type: ignore[no-untyped-def]
+    async def answer(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": kind} | headers)
         await response.prepare(request)
         await response.write(said)
@@ -224,7 +227,7 @@ def dying(kind: str, said: bytes, **headers: str):  # type: ignore[no-untyped-de
 def test_an_upstream_that_dies_in_mid_stream_is_seen_by_the_client(
     kind: str, said: bytes, path: str, tail: bytes, tmp_path: Path
 ) -> None:
-    with fake_upstream(dying(kind, said)) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(create_dying(kind, said)) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         output = tmp_path / "answer"
         head = ["-H", "content-type: application/json"]
         done = subprocess.run(
@@ -237,39 +240,39 @@ def test_an_upstream_that_dies_in_mid_stream_is_seen_by_the_client(
 
 def test_an_answer_of_known_length_that_ends_early_ends_early(tmp_path: Path) -> None:
     with (
-        fake_upstream(dying("text/event-stream", b"data: {}\n\n", **{"content-length": "1000"})) as upstream,
-        serving(**models(upstream.url)) as gateway,
+        fake_upstream(create_dying("text/event-stream", b"data: {}\n\n", **{"content-length": "1000"})) as upstream,
+        run_gateway(**build_config(upstream.url)) as gateway,
         pytest.raises(requests.exceptions.ChunkedEncodingError),
     ):
         requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
 
 
-def breaking(times: int):  # type: ignore[no-untyped-def]
+def create_breaking(times: int):  # type: ignore[no-untyped-def]
     """A server that breaks off before its answer, so many times."""
     left = [times]
 
-    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+    async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         if left[0]:
             left[0] -= 1
             assert request.transport
             request.transport.abort()
-        return await echo(call, request)
+        return await answer_echo(call, request)
 
     return answer
 
 
 def test_a_broken_connection_is_tried_once_more_and_no_oftener() -> None:
-    with fake_upstream(breaking(1)) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(create_breaking(1)) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         assert requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10).status_code == 200
-    with fake_upstream(breaking(9)) as upstream, serving(**models(upstream.url)) as gateway:
+    with fake_upstream(create_breaking(9)) as upstream, run_gateway(**build_config(upstream.url)) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
         assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_died")
         assert len(upstream.calls) == 2
 
 
 def test_an_address_where_nobody_answers_is_named() -> None:
-    port = free_port()
-    with serving(**models(f"http://127.0.0.1:{port}")) as gateway:
+    port = find_free_port()
+    with run_gateway(**build_config(f"http://127.0.0.1:{port}")) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
     assert response.status_code == 502
     assert f"127.0.0.1:{port}" in response.json()["error"]["message"]
@@ -278,7 +281,7 @@ def test_an_address_where_nobody_answers_is_named() -> None:
 def test_an_upstream_that_is_too_slow_to_answer_is_given_up() -> None:
     with (
         fake_upstream(fake_hanging) as upstream,
-        serving(**models(upstream.url, timeouts={"responseHeader": 0.2})) as gateway,
+        run_gateway(**build_config(upstream.url, timeouts={"responseHeader": 0.2})) as gateway,
     ):
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
         assert (response.status_code, response.json()["error"]["code"]) == (504, "upstream_timeout")
@@ -286,7 +289,10 @@ def test_an_upstream_that_is_too_slow_to_answer_is_given_up() -> None:
 
 
 def test_a_refusal_of_the_upstream_comes_back_as_it_is() -> None:
-    with fake_upstream(fake_saying({"error": "mine"}, status=418)) as upstream, serving(**models(upstream.url)) as gateway:
+    with (
+        fake_upstream(fake_saying({"error": "mine"}, status=418)) as upstream,
+        run_gateway(**build_config(upstream.url)) as gateway,
+    ):
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
     assert (response.status_code, response.json()) == (418, {"error": "mine"})
 
@@ -296,7 +302,7 @@ def test_localhost_is_found_on_either_family() -> None:
         try:
             with socket.create_server((host, 0), family=family) as listening:
                 port = listening.getsockname()[1]
-                with serving(**models(f"http://localhost:{port}", timeouts={"responseHeader": 0.1})) as gateway:
+                with run_gateway(**build_config(f"http://localhost:{port}", timeouts={"responseHeader": 0.1})) as gateway:
                     response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
                 assert response.status_code == 504, response.text
         except OSError:
@@ -304,7 +310,7 @@ def test_localhost_is_found_on_either_family() -> None:
 
 
 def test_a_large_body_with_a_changed_name_arrives_whole() -> None:
-    with fake_upstream(echo) as upstream, serving(**models(upstream.url, useModelName="real")) as gateway:
+    with fake_upstream(answer_echo) as upstream, run_gateway(**build_config(upstream.url, useModelName="real")) as gateway:
         text = "ä" * 1_000_000
         requests.post(f"{gateway.url}{CHAT}", data=json.dumps({"model": "llm", "x": text}), timeout=20,
                       headers={"content-type": "application/json"})  # fmt: skip
@@ -315,7 +321,7 @@ def test_a_fault_of_our_own_is_an_error_too(monkeypatch: pytest.MonkeyPatch, cap
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    with serving(**models("http://127.0.0.1:9")) as gateway:
+    with run_gateway(**build_config("http://127.0.0.1:9")) as gateway:
         monkeypatch.setattr(gateway.service, "create_lease", broken)
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "server_error")

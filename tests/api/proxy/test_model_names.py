@@ -12,24 +12,24 @@ import pytest
 import requests
 from aiohttp import web
 
-from tests.api.proxy.conftest import Gateway, serving
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
-from tests.upstreams import Call, fake_upstream
+from tests.upstreams import UpstreamCall, fake_upstream
 
 CHAT, EDITS = "/v1/chat/completions", "/v1/images/edits"
 
 
-async def echo(call: Call, request: web.Request) -> web.StreamResponse:
+async def answer_echo(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
     body = (await request.read()).decode("latin-1")
     return web.json_response({"path": call.path, "json": call.json, "fields": call.fields, "body": body})
 
 
 @pytest.fixture
-def named() -> Iterator[Gateway]:
+def named() -> Iterator[GatewayUnderTest]:
     with (
-        fake_upstream(echo) as upstream,
-        fake_upstream(echo) as other,
-        serving(
+        fake_upstream(answer_echo) as upstream,
+        fake_upstream(answer_echo) as other,
+        run_gateway(
             models={
                 "llm": {
                     "proxy": upstream.url,
@@ -45,24 +45,24 @@ def named() -> Iterator[Gateway]:
         yield gateway
 
 
-def chat(gateway: Gateway, model: str) -> requests.Response:
+def post_chat(gateway: GatewayUnderTest, model: str) -> requests.Response:
     return requests.post(f"{gateway.url}{CHAT}", json={"model": model, "messages": []}, timeout=10)
 
 
-def test_json(named: Gateway) -> None:
-    assert chat(named, "any").json()["json"] == {"model": "llm", "messages": []}
-    assert chat(named, "gpt-4o").json()["json"]["model"] == "gpt-4o", "an alias stays as it is"
-    assert chat(named, "odd").json()["json"]["model"] == "theirs"
-    assert chat(named, "gpt-5").status_code == 404
+def test_json(named: GatewayUnderTest) -> None:
+    assert post_chat(named, "any").json()["json"] == {"model": "llm", "messages": []}
+    assert post_chat(named, "gpt-4o").json()["json"]["model"] == "gpt-4o", "an alias stays as it is"
+    assert post_chat(named, "odd").json()["json"]["model"] == "theirs"
+    assert post_chat(named, "gpt-5").status_code == 404
     requests.put(f"{named.url}/api/profiles/active", json={"name": "day"}, timeout=10)
-    assert chat(named, "gpt-4o").json()["json"]["model"] == "theirs"
-    assert chat(named, "gpt-5").json()["json"] == {"model": "llm-cold", "messages": [], "temperature": 0}
-    refused = chat(named, "any")
+    assert post_chat(named, "gpt-4o").json()["json"]["model"] == "theirs"
+    assert post_chat(named, "gpt-5").json()["json"] == {"model": "llm-cold", "messages": [], "temperature": 0}
+    refused = post_chat(named, "any")
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.parametrize("model", ["any", "llm"])
-def test_forms_and_queries(named: Gateway, model: str) -> None:
+def test_forms_and_queries(named: GatewayUnderTest, model: str) -> None:
     form = requests.post(f"{named.url}{EDITS}", files={"image": b"x" * 100}, data={"model": model}, timeout=10)
     assert form.json()["fields"]["model"] == ["llm"]
     fields = requests.post(f"{named.url}{CHAT}", data={"model": model, "a": "b"}, timeout=10)
@@ -73,18 +73,18 @@ def test_forms_and_queries(named: Gateway, model: str) -> None:
     assert (both.json()["path"], both.json()["json"]) == (f"{CHAT}?model=llm", {"messages": []})
 
 
-def test_a_selector_has_no_pages(named: Gateway) -> None:
+def test_a_selector_has_no_pages(named: GatewayUnderTest) -> None:
     assert requests.get(f"{named.url}/upstream/llm/x", timeout=10).json()["path"] == "/x"
     assert requests.get(f"{named.url}/upstream/any/x", timeout=10).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["llm:latest", "any:latest", "mine", "mine:latest"])
-def test_names_that_ollamas_routes_list_are_names_everywhere(named: Gateway, name: str) -> None:
+def test_names_that_ollamas_routes_list_are_names_everywhere(named: GatewayUnderTest, name: str) -> None:
     """Clients list by `/api/tags` and chat by `/v1`. A server in the dark gets the name that it knows."""
     copy = {"source": "llm:latest", "destination": "mine"}
     assert requests.post(f"{named.url}/api/copy", json=copy, timeout=10).status_code == 200
     assert name in [m["name"] for m in requests.get(f"{named.url}/api/tags", timeout=10).json()["models"]] + ["mine"]
-    assert chat(named, name).json()["json"] == {"model": "llm", "messages": []}
+    assert post_chat(named, name).json()["json"] == {"model": "llm", "messages": []}
     form = requests.post(f"{named.url}{EDITS}", files={"image": b"x"}, data={"model": name}, timeout=10)
     assert form.json()["fields"]["model"] == ["llm"]
     assert requests.get(f"{named.url}/props?model={name}", timeout=10).json()["path"] == "/props?model=llm"
@@ -94,14 +94,14 @@ def test_names_that_ollamas_routes_list_are_names_everywhere(named: Gateway, nam
     assert requests.post(f"{named.url}/api/models/unload/{name}", timeout=10).text == "OK"
 
 
-def test_tags_do_not_lose_what_an_alias_or_the_server_behind_means(named: Gateway) -> None:
-    cold = chat(named, "llm-cold:latest").json()["json"]
+def test_tags_do_not_lose_what_an_alias_or_the_server_behind_means(named: GatewayUnderTest) -> None:
+    cold = post_chat(named, "llm-cold:latest").json()["json"]
     assert cold == {"model": "llm-cold", "messages": [], "temperature": 0}
-    assert chat(named, "renamed:latest").json()["json"]["model"] == "theirs"
-    assert chat(named, "nobody:latest").status_code == chat(named, ":latest").status_code == 404
+    assert post_chat(named, "renamed:latest").json()["json"]["model"] == "theirs"
+    assert post_chat(named, "nobody:latest").status_code == post_chat(named, ":latest").status_code == 404
 
 
-def test_copies_are_listed_with_the_models(named: Gateway) -> None:
+def test_copies_are_listed_with_the_models(named: GatewayUnderTest) -> None:
     requests.post(f"{named.url}/api/copy", json={"source": "llm", "destination": "mine"}, timeout=10)
     listed = {model["id"]: model for model in requests.get(f"{named.url}/v1/models", timeout=10).json()["data"]}
     assert listed["mine"]["meta"]["llamaswap"]["modelID"] == "llm"
@@ -110,17 +110,17 @@ def test_copies_are_listed_with_the_models(named: Gateway) -> None:
 def test_requests_spill_over() -> None:
     free = Event()
 
-    async def slow(call: Call, request: web.Request) -> web.StreamResponse:
+    async def slow(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         await asyncio.to_thread(free.wait, 20)
-        return await echo(call, request)
+        return await answer_echo(call, request)
 
     with fake_upstream(slow) as first, fake_upstream(slow) as second, ThreadPoolExecutor(5) as pool:
         settings: dict[str, Any] = {
             "models": {"a": {"proxy": first.url}, "b": {"proxy": second.url}},
             "selectors": {"both": {"strategy": "spillover", "targets": ["a", "b"], "settings": {"spillover": 2}}},
         }
-        with serving(**settings) as gateway:
-            answers = [pool.submit(chat, gateway, "both") for _ in range(5)]
+        with run_gateway(**settings) as gateway:
+            answers = [pool.submit(post_chat, gateway, "both") for _ in range(5)]
             try:
                 wait_for(lambda: first.in_flight + second.in_flight == 5)
             finally:

@@ -19,26 +19,26 @@ from hypothesis import strategies as st
 from eardrum.api.proxy.multipart import ModelFieldParser
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
-from tests.api.proxy.conftest import Gateway, serving
-from tests.upstreams import Call, fake_upstream
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
+from tests.upstreams import UpstreamCall, fake_upstream
 
 EDITS = "/v1/images/edits"
 BOUNDARY = "x-bound"
 KIND = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
-def part(name: str, value: bytes, more: str = "", kind: str = "") -> bytes:
+def build_part(name: str, value: bytes, more: str = "", kind: str = "") -> bytes:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n{kind}\r\n'
     return head.encode() + value + b"\r\n"
 
 
 END = f"--{BOUNDARY}--\r\n".encode()
-FILE = part("image", b"\x89PNG\r\n--x-boun" * 300_000, '; filename="a.png"', "Content-Type: image/png\r\nX-Odd: 1\r\n")
-PROMPT = part("prompt", b"a cat")
-MODEL = part("model", b"llm")
+FILE = build_part("image", b"\x89PNG\r\n--x-boun" * 300_000, '; filename="a.png"', "Content-Type: image/png\r\nX-Odd: 1\r\n")
+PROMPT = build_part("prompt", b"a cat")
+MODEL = build_part("model", b"llm")
 
 
-def field_of(form: bytes, size: int = 1 << 30, **limits: int) -> ModelFieldParser:
+def create_field(form: bytes, size: int = 1 << 30, **limits: int) -> ModelFieldParser:
     field = ModelFieldParser(BOUNDARY.encode(), LimitSettings(**limits))
     for at in range(0, len(form), size):
         if not field.is_done:
@@ -47,23 +47,23 @@ def field_of(form: bytes, size: int = 1 << 30, **limits: int) -> ModelFieldParse
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
-@given(st.permutations([PROMPT, MODEL, part("mask", b"--x-bound\r\n\r\n", '; filename="model"')]), st.integers(1, 90))
+@given(st.permutations([PROMPT, MODEL, build_part("mask", b"--x-bound\r\n\r\n", '; filename="model"')]), st.integers(1, 90))
 def test_the_model_is_found_wherever_it_is_and_however_the_form_is_cut(parts: list[bytes], size: int) -> None:
     form = b"preamble\r\n" * (size % 2) + b"".join(parts) + END
-    field = field_of(form, size)
+    field = create_field(form, size)
     assert field.value == "llm"
     assert form[slice(*field.span)] == b"llm"
 
 
 def test_a_form_without_a_model_is_over_at_its_end() -> None:
-    field = field_of(PROMPT + part("model", b"x", '; filename="model"') + END, 7)
+    field = create_field(PROMPT + build_part("model", b"x", '; filename="model"') + END, 7)
     assert (field.is_done, field.value) == (True, None)
 
 
 @pytest.mark.parametrize(
     "form",
     [
-        part("model", b"m" * 200),
+        build_part("model", b"m" * 200),
         f"--{BOUNDARY}\r\n".encode() + b"X-Long: " + b"a" * 20_000,
         f"--{BOUNDARY}".encode() + b"a" * 20_000,
         PROMPT * 6,
@@ -71,14 +71,14 @@ def test_a_form_without_a_model_is_over_at_its_end() -> None:
 )
 def test_what_is_too_long_is_refused(form: bytes) -> None:
     with pytest.raises(InvalidRequestError):
-        field_of(form, 1000, field_bytes=100, fields=5)
+        create_field(form, 1000, field_bytes=100, fields=5)
 
 
 @pytest.fixture
 def upstream_of() -> Iterator[Any]:
     received: list[bytes] = []
 
-    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+    async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         received.append(await request.read())
         return web.json_response({"path": call.path, "headers": call.headers})
 
@@ -92,7 +92,7 @@ def upstream_of() -> Iterator[Any]:
 def test_a_form_arrives_with_its_parts_as_they_were(parts: list[bytes], name: str, chunked: bool, upstream_of: Any) -> None:
     upstream, received = upstream_of
     form = b"".join([*parts, END])
-    with serving(models={"llm": {"proxy": upstream.url, "useModelName": name}}) as gateway:
+    with run_gateway(models={"llm": {"proxy": upstream.url, "useModelName": name}}) as gateway:
         data = iter([form[: len(form) // 2], form[len(form) // 2 :]]) if chunked else form
         response = requests.post(f"{gateway.url}{EDITS}", data=data, headers=KIND, timeout=20)
     assert response.status_code == 200
@@ -103,12 +103,12 @@ def test_a_form_arrives_with_its_parts_as_they_were(parts: list[bytes], name: st
 
 def test_the_model_may_be_named_in_the_query(upstream_of: Any) -> None:
     upstream, received = upstream_of
-    with serving(models={"llm": {"proxy": upstream.url}}) as gateway:
+    with run_gateway(models={"llm": {"proxy": upstream.url}}) as gateway:
         response = requests.post(f"{gateway.url}{EDITS}?model=llm", data=PROMPT + END, headers=KIND, timeout=20)
     assert (response.status_code, received) == (200, [PROMPT + END])
 
 
-def talk(gateway: Gateway, head: bytes, announced: int) -> socket.socket:
+def open_upload(gateway: GatewayUnderTest, head: bytes, announced: int) -> socket.socket:
     host, port = gateway.url.removeprefix("http://").split(":")
     client = socket.create_connection((host, int(port)), timeout=10)
     lines = f"POST {EDITS} HTTP/1.1\r\nHost: x\r\nContent-Type: {KIND['content-type']}\r\nContent-Length: {announced}\r\n\r\n"
@@ -117,7 +117,7 @@ def talk(gateway: Gateway, head: bytes, announced: int) -> socket.socket:
 
 
 def test_an_unknown_model_is_refused_before_its_gigabyte_is_sent() -> None:
-    with serving() as gateway, talk(gateway, part("model", b"nobody") + FILE[:1000], 1 << 30) as client:
+    with run_gateway() as gateway, open_upload(gateway, build_part("model", b"nobody") + FILE[:1000], 1 << 30) as client:
         began = time.monotonic()
         assert client.recv(1000).startswith(b"HTTP/1.1 404 ")
         assert time.monotonic() - began < 8
@@ -128,9 +128,9 @@ def test_the_upstream_gets_the_form_while_it_comes_in() -> None:
 
     form = MODEL + FILE + END
     with (
-        raw_upstream(first) as url,
-        serving(models={"llm": {"proxy": url}}) as gateway,
-        talk(gateway, form[:100_000], len(form)) as client,
+        run_raw_upstream(first) as url,
+        run_gateway(models={"llm": {"proxy": url}}) as gateway,
+        open_upload(gateway, form[:100_000], len(form)) as client,
     ):
         assert first.wait(20), "the upstream waits for the whole form"
         client.sendall(form[100_000:])
@@ -140,13 +140,13 @@ def test_the_upstream_gets_the_form_while_it_comes_in() -> None:
 def test_a_client_that_leaves_in_mid_upload_ends_the_upstreams_request() -> None:
     begun, gone = Event(), Event()
     form = MODEL + FILE + END
-    with raw_upstream(begun, gone) as url, serving(models={"llm": {"proxy": url}}) as gateway:
-        with talk(gateway, form[:100_000], len(form)):
+    with run_raw_upstream(begun, gone) as url, run_gateway(models={"llm": {"proxy": url}}) as gateway:
+        with open_upload(gateway, form[:100_000], len(form)):
             assert begun.wait(20)
         assert gone.wait(20)
 
 
-def raw_upstream(begun: Event, gone: Event | None = None) -> AbstractContextManager[str]:
+def run_raw_upstream(begun: Event, gone: Event | None = None) -> AbstractContextManager[str]:
     """A server that tells when the first and when no more bytes of a body come."""
 
     class Handler(BaseHTTPRequestHandler):

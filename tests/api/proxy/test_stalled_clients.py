@@ -19,9 +19,9 @@ from aiohttp import web
 
 from eardrum.api.asgi import Receive, Scope, Send, get_stall_timer
 from eardrum.server.uvicorn_http import UvicornHttpProtocol
-from tests.api.proxy.conftest import Gateway, Server, serving
+from tests.api.proxy.conftest import GatewayUnderTest, InstantServer, run_gateway
 from tests.conftest import wait_for
-from tests.upstreams import Call, fake_upstream
+from tests.upstreams import UpstreamCall, fake_upstream
 
 STALL_S = 0.5
 CHUNK = b"x" * 100_000
@@ -29,7 +29,7 @@ CHUNKS = 400
 """More than any system keeps for a connection."""
 
 
-async def flood(call: Call, request: web.Request) -> web.StreamResponse:
+async def answer_flood(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
     """A server that says a lot, in the shape that the path or the body asks for."""
     if call.headers.get("upgrade"):
         there = web.WebSocketResponse()
@@ -49,7 +49,7 @@ async def flood(call: Call, request: web.Request) -> web.StreamResponse:
 
 
 @contextmanager
-def silent(gateway: Gateway, request: bytes) -> Iterator[socket.socket]:
+def connect_silent(gateway: GatewayUnderTest, request: bytes) -> Iterator[socket.socket]:
     """A client that sends a request and reads nothing."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -59,11 +59,11 @@ def silent(gateway: Gateway, request: bytes) -> Iterator[socket.socket]:
         yield client
 
 
-def get(path: str, *headers: str) -> bytes:
+def build_get(path: str, *headers: str) -> bytes:
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: a", *headers, "", ""]).encode()
 
 
-def post(path: str, **body: Any) -> bytes:
+def build_post(path: str, **body: Any) -> bytes:
     data = json.dumps({"model": "m", "messages": [{"role": "user", "content": "?"}]} | body)
     return (
         f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n{data}".encode()
@@ -74,12 +74,12 @@ SOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 1
 KEY = f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}"
 
 REQUESTS = {
-    "plain": get("/upstream/m/plain"),
-    "lines": get("/upstream/m/lines"),
-    "events": post("/v1/chat/completions", stream=True),
-    "ollama": post("/api/chat", stream=True),
-    "ollama whole": post("/api/generate", prompt="?", stream=True),
-    "socket": get("/upstream/m/ws", *SOCKET, KEY),
+    "plain": build_get("/upstream/m/plain"),
+    "lines": build_get("/upstream/m/lines"),
+    "events": build_post("/v1/chat/completions", stream=True),
+    "ollama": build_post("/api/chat", stream=True),
+    "ollama whole": build_post("/api/generate", prompt="?", stream=True),
+    "socket": build_get("/upstream/m/ws", *SOCKET, KEY),
 }
 
 
@@ -87,13 +87,13 @@ REQUESTS = {
 def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with (
-        fake_upstream(flood) as upstream,
-        serving(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": STALL_S}) as gateway,
+        fake_upstream(answer_flood) as upstream,
+        run_gateway(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": STALL_S}) as gateway,
     ):
         model = gateway.service.find_model("m")
         for name, request in REQUESTS.items():
             caplog.clear()
-            with silent(gateway, request):
+            with connect_silent(gateway, request):
                 wait_for(lambda: gateway.service.count_requests(model) == 1)
                 began = time.monotonic()
                 wait_for(lambda: gateway.service.count_requests(model) == 0, 10)
@@ -105,9 +105,9 @@ def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFix
 @pytest.mark.slow
 def test_a_client_that_is_slow_gets_everything() -> None:
     with (
-        fake_upstream(flood) as upstream,
-        serving(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": 0.3}) as gateway,
-        silent(gateway, get("/upstream/m/plain", "Connection: close")) as client,
+        fake_upstream(answer_flood) as upstream,
+        run_gateway(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": 0.3}) as gateway,
+        connect_silent(gateway, build_get("/upstream/m/plain", "Connection: close")) as client,
     ):
         began, received = time.monotonic(), 0
         while data := client.recv(4 << 20):
@@ -130,13 +130,13 @@ def test_an_answer_that_was_written_whole_does_not_wait_for_ever_either(caplog: 
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(uvicorn.Config(app, http=UvicornHttpProtocol, log_config=None, lifespan="off"))
+    server = InstantServer(uvicorn.Config(app, http=UvicornHttpProtocol, log_config=None, lifespan="off"))
     thread = Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         assert server.serving.wait(20)
         with socket.create_connection(listening.getsockname()) as client:
-            client.sendall(get("/"))
+            client.sendall(build_get("/"))
             wait_for(lambda: "A client at 127.0.0.1 was hung up on: The client took nothing in for 0.5 s" in caplog.text, 10)
             wait_for(lambda: not server.server_state.connections)
     finally:

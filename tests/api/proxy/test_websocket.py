@@ -13,17 +13,17 @@ import pytest
 from aiohttp import web
 
 from eardrum.api.proxy import websocket
-from tests.api.proxy.conftest import Gateway, serving
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
-from tests.upstreams import Call, fake_upstream
+from tests.upstreams import UpstreamCall, fake_upstream
 
 
 @contextmanager
-def sockets(**entry: Any) -> Iterator[tuple[Gateway, dict[str, Any]]]:
+def run_websocket_upstream(**entry: Any) -> Iterator[tuple[GatewayUnderTest, dict[str, Any]]]:
     """A gateway before a server that answers each message; "close" makes it close, "die" break off."""
     seen: dict[str, Any] = {"sent": 0}
 
-    async def answer(call: Call, request: web.Request) -> web.StreamResponse:
+    async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         if not call.headers.get("upgrade"):
             return web.json_response({})
         there = web.WebSocketResponse(protocols=("graphql", "chat"))
@@ -46,13 +46,13 @@ def sockets(**entry: Any) -> Iterator[tuple[Gateway, dict[str, Any]]]:
         seen["code"] = there.close_code
         return there
 
-    with fake_upstream(answer) as upstream, serving(models={"m": {"proxy": upstream.url, **entry}}) as gateway:
+    with fake_upstream(answer) as upstream, run_gateway(models={"m": {"proxy": upstream.url, **entry}}) as gateway:
         yield gateway, seen
 
 
 @pytest.mark.parametrize("path", ["/upstream/m/ws?a=1", "/v1/realtime?model=m", "/v1/chat/completions?model=m"])
 async def test_messages_and_subprotocols_pass(path: str) -> None:
-    with sockets() as (gateway, seen):
+    with run_websocket_upstream() as (gateway, seen):
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(f"{gateway.url}{path}", protocols=("chat",), headers={"x-mine": "1"}) as here,
@@ -71,7 +71,7 @@ async def test_messages_and_subprotocols_pass(path: str) -> None:
 
 
 async def test_the_clients_close_code_reaches_the_upstream() -> None:
-    with sockets() as (gateway, seen):
+    with run_websocket_upstream() as (gateway, seen):
         async with aiohttp.ClientSession() as session:
             here = await session.ws_connect(f"{gateway.url}/upstream/m/")
             await here.close(code=4711, message=b"bye")
@@ -79,14 +79,14 @@ async def test_the_clients_close_code_reaches_the_upstream() -> None:
 
 
 async def test_an_upstream_that_dies_ends_the_socket_with_an_error() -> None:
-    with sockets() as (gateway, _):
+    with run_websocket_upstream() as (gateway, _):
         async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
             await here.send_str("die")
             assert (await here.receive()).data == 1011
 
 
 async def test_a_client_that_does_not_read_is_not_read_ahead_for() -> None:
-    with sockets() as (gateway, seen):
+    with run_websocket_upstream() as (gateway, seen):
         async with aiohttp.ClientSession() as session:
             here = await session.ws_connect(f"{gateway.url}/upstream/m/", max_msg_size=0)
             await here.send_str("flood")
@@ -102,7 +102,7 @@ async def test_a_client_that_does_not_read_is_not_read_ahead_for() -> None:
 
 async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
     for ignored, requests in ((False, 1), (True, 0)):
-        with sockets(compat={"ignoreWebsockets": ignored}) as (gateway, _):
+        with run_websocket_upstream(compat={"ignoreWebsockets": ignored}) as (gateway, _):
             model = gateway.service.catalog.find_model("m")
             async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
                 await here.send_str("a")
@@ -114,7 +114,7 @@ async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
 @pytest.mark.slow
 async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "SILENT_S", 0.5)
-    with sockets(ttl=30) as (gateway, _):
+    with run_websocket_upstream(ttl=30) as (gateway, _):
         model = gateway.service.catalog.find_model("m")
 
         def held() -> bool:
@@ -150,7 +150,7 @@ async def test_a_silent_socket_does_not_hold_its_model_until_something_is_said(m
     ],
 )
 async def test_a_socket_that_cannot_be_is_refused(path: str, status: int) -> None:
-    with sockets() as (gateway, _):
+    with run_websocket_upstream() as (gateway, _):
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await session.ws_connect(f"{gateway.url}{path}")
@@ -158,10 +158,10 @@ async def test_a_socket_that_cannot_be_is_refused(path: str, status: int) -> Non
 
 
 async def test_an_upstream_without_sockets_is_said_so() -> None:
-    async def answer(_: Call, __: web.Request) -> web.StreamResponse:
+    async def answer(_: UpstreamCall, __: web.Request) -> web.StreamResponse:
         return web.json_response({}, status=404)
 
-    with fake_upstream(answer) as upstream, serving(models={"m": {"proxy": upstream.url}}) as gateway:
+    with fake_upstream(answer) as upstream, run_gateway(models={"m": {"proxy": upstream.url}}) as gateway:
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await session.ws_connect(f"{gateway.url}/upstream/m/ws")
@@ -183,7 +183,7 @@ async def test_a_refused_socket_gets_a_status_and_an_error_and_the_log_no_fault(
 ) -> None:
     key = {"authorization": "Bearer sk"} | headers
     caplog.set_level("INFO")
-    with serving(models={"m": {"proxy": "http://127.0.0.1:9"}}, apiKeys=("sk",)) as gateway:
+    with run_gateway(models={"m": {"proxy": "http://127.0.0.1:9"}}, apiKeys=("sk",)) as gateway:
         async with aiohttp.ClientSession() as session:
             upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
             asked = {**key, **upgrade, "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}

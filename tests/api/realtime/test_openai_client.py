@@ -21,8 +21,8 @@ from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from websockets.exceptions import ConnectionClosedOK
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from tests.conftest import RunningServer, running
-from tests.recordings import RATE, SPEECH_TEXT, Samples, phone, silence, speech
+from tests.conftest import ServerUnderTest, run_server
+from tests.recordings import RATE, SPEECH_TEXT, Samples, create_silence, load_announcements, load_speech
 
 pytestmark = pytest.mark.slow
 
@@ -35,11 +35,11 @@ PIECE_S = 0.05
 Event = dict[str, Any]
 
 
-def clip(name: str) -> tuple[Samples, str]:
-    return next((samples, text) for found, samples, text in phone() if found == name)
+def load_clip(name: str) -> tuple[Samples, str]:
+    return next((samples, text) for found, samples, text in load_announcements() if found == name)
 
 
-def headerless(samples: Samples, format: str = "s16le", rate: int = 24_000) -> bytes:
+def encode_raw(samples: Samples, format: str = "s16le", rate: int = 24_000) -> bytes:
     """Without a header, in one of FFmpeg's raw formats."""
     with tempfile.NamedTemporaryFile() as file:
         with av.open(file.name, "w", format=format) as output:
@@ -55,7 +55,7 @@ def headerless(samples: Samples, format: str = "s16le", rate: int = 24_000) -> b
 
 
 @asynccontextmanager
-async def connected(server: RunningServer, **query: str) -> AsyncIterator[AsyncRealtimeConnection]:
+async def connect_client(server: ServerUnderTest, **query: str) -> AsyncIterator[AsyncRealtimeConnection]:
     async with (
         openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client,
         client.realtime.connect(extra_query={"intent": "transcription", **query}) as connection,
@@ -64,7 +64,7 @@ async def connected(server: RunningServer, **query: str) -> AsyncIterator[AsyncR
         yield connection
 
 
-async def push(connection: AsyncRealtimeConnection, audio: bytes, bytes_per_s: int) -> None:
+async def push_audio(connection: AsyncRealtimeConnection, audio: bytes, bytes_per_s: int) -> None:
     """At the speed at which it was spoken."""
     begun, size = time.monotonic(), int(bytes_per_s * PIECE_S)
     for number, start in enumerate(range(0, len(audio), size)):
@@ -72,7 +72,7 @@ async def push(connection: AsyncRealtimeConnection, audio: bytes, bytes_per_s: i
         await connection.input_audio_buffer.append(audio=base64.b64encode(audio[start : start + size]).decode())
 
 
-async def collected(
+async def collect_events(
     connection: AsyncRealtimeConnection, times: int = 1, *, until: str = COMPLETED, within_s: float = 60
 ) -> list[Any]:
     """Events up to the one that is so many times of this type; none is an error."""
@@ -85,7 +85,7 @@ async def collected(
     return events
 
 
-def said(events: list[Any]) -> list[str]:
+def list_transcripts(events: list[Any]) -> list[str]:
     """The transcripts, of which each is what its deltas say."""
     deltas: dict[str, str] = {}
     transcripts = []
@@ -99,19 +99,21 @@ def said(events: list[Any]) -> list[str]:
     return transcripts
 
 
-async def test_the_server_hears_where_speech_begins_and_ends(server: RunningServer) -> None:
-    one, first = speech()[: int(6.9 * RATE)], SPEECH_TEXT.split(". Had")[0]
-    two, second = clip("cannot-complete-as-dialed")
-    audio = headerless(np.concatenate([silence(0.5), one, silence(1.0), two, silence(1.0)]))
-    async with connected(server) as connection:
+async def test_the_server_hears_where_speech_begins_and_ends(server: ServerUnderTest) -> None:
+    one, first = load_speech()[: int(6.9 * RATE)], SPEECH_TEXT.split(". Had")[0]
+    two, second = load_clip("cannot-complete-as-dialed")
+    audio = encode_raw(np.concatenate([create_silence(0.5), one, create_silence(1.0), two, create_silence(1.0)]))
+    async with connect_client(server) as connection:
         await connection.session.update(
             session={"type": "transcription", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
         )
         assert (await connection.recv()).type == "session.updated"
-        pushing = asyncio.ensure_future(push(connection, audio, 48_000))
-        events = await collected(connection, 2)
+        pushing = asyncio.ensure_future(push_audio(connection, audio, 48_000))
+        events = await collect_events(connection, 2)
         await pushing
-    assert jiwer.wer([normal(first), normal(second)], [normal(text) for text in said(events)]) < 0.1, said(events)
+    assert jiwer.wer([normal(first), normal(second)], [normal(text) for text in list_transcripts(events)]) < 0.1, (
+        list_transcripts(events)
+    )
     kinds = [event.type for event in events]
     ends = [
         "input_audio_buffer.speech_stopped",
@@ -133,58 +135,60 @@ async def test_the_server_hears_where_speech_begins_and_ends(server: RunningServ
     assert stopped.audio_end_ms == pytest.approx(500 + len(one) / 16, abs=800)
 
 
-async def test_the_client_says_where_speech_ends(server: RunningServer) -> None:
-    samples, text = clip("vm-newpassword")
-    async with connected(server, model="whisper-1") as connection:
+async def test_the_client_says_where_speech_ends(server: ServerUnderTest) -> None:
+    samples, text = load_clip("vm-newpassword")
+    async with connect_client(server, model="whisper-1") as connection:
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         updated = await connection.recv()
         assert updated.type == "session.updated"
         assert updated.session.audio.input.turn_detection is None
-        await push(connection, headerless(samples), 48_000)
+        await push_audio(connection, encode_raw(samples), 48_000)
         await connection.input_audio_buffer.commit()
-        events = await collected(connection)
-        assert jiwer.wer(normal(text), normal(said(events)[0])) < 0.1, said(events)
+        events = await collect_events(connection)
+        assert jiwer.wer(normal(text), normal(list_transcripts(events)[0])) < 0.1, list_transcripts(events)
         kinds = {event.type for event in events}
         assert not kinds & {"input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped"}
         assert events[-1].usage.seconds == pytest.approx(len(samples) / 16_000, abs=0.1)
         await connection.input_audio_buffer.commit(event_id="again")
         refused = await connection.recv()
         assert (refused.type, refused.error.code, refused.error.event_id) == ("error", "input_audio_buffer_commit_empty", "again")
-        await connection.input_audio_buffer.append(audio=base64.b64encode(headerless(samples)).decode())
+        await connection.input_audio_buffer.append(audio=base64.b64encode(encode_raw(samples)).decode())
         await connection.input_audio_buffer.commit()
-        assert jiwer.wer(normal(text), normal(said(await collected(connection))[0])) < 0.1, "all at once, in one event"
+        assert jiwer.wer(normal(text), normal(list_transcripts(await collect_events(connection))[0])) < 0.1, (
+            "all at once, in one event"
+        )
 
 
-async def test_text_comes_while_somebody_speaks(server: RunningServer) -> None:
+async def test_text_comes_while_somebody_speaks(server: ServerUnderTest) -> None:
     """However busy the machine: on one that is, it comes later."""
-    audio = headerless(speech()) * 10
-    async with connected(server) as connection:
+    audio = encode_raw(load_speech()) * 10
+    async with connect_client(server) as connection:
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
-        pushing = asyncio.ensure_future(push(connection, audio, 48_000))
-        meanwhile = await collected(connection, until=f"{TRANSCRIPTION}.delta", within_s=120)
+        pushing = asyncio.ensure_future(push_audio(connection, audio, 48_000))
+        meanwhile = await collect_events(connection, until=f"{TRANSCRIPTION}.delta", within_s=120)
         assert not pushing.done()
         pushing.cancel()
         await connection.input_audio_buffer.commit()
-        (text,) = said(meanwhile + await collected(connection, within_s=120))
+        (text,) = list_transcripts(meanwhile + await collect_events(connection, within_s=120))
     assert text.startswith(meanwhile[-1].delta)
 
 
 @pytest.mark.parametrize(("kind", "format"), [("audio/pcmu", "mulaw"), ("audio/pcma", "alaw")])
-async def test_audio_of_telephones(server: RunningServer, kind: str, format: str) -> None:
-    samples, text = clip("confbridge-only-one")
-    async with connected(server) as connection:
+async def test_audio_of_telephones(server: ServerUnderTest, kind: str, format: str) -> None:
+    samples, text = load_clip("confbridge-only-one")
+    async with connect_client(server) as connection:
         await connection.session.update(
             session={"type": "transcription", "audio": {"input": {"format": {"type": kind}, "turn_detection": None}}}
         )
         assert (await connection.recv()).type == "session.updated"
-        await connection.input_audio_buffer.append(audio=base64.b64encode(headerless(samples, format, 8_000)).decode())
+        await connection.input_audio_buffer.append(audio=base64.b64encode(encode_raw(samples, format, 8_000)).decode())
         await connection.input_audio_buffer.commit()
-        assert jiwer.wer(normal(text), normal(said(await collected(connection))[0])) < 0.2
+        assert jiwer.wer(normal(text), normal(list_transcripts(await collect_events(connection))[0])) < 0.2
 
 
-async def test_a_client_of_the_beta(server: RunningServer) -> None:
+async def test_a_client_of_the_beta(server: ServerUnderTest) -> None:
     """As a known voice assistant does it: detection by the server, a commit when the microphone closes, the first transcript."""
-    samples, text = clip("confbridge-only-one")
+    samples, text = load_clip("confbridge-only-one")
     update = {
         "input_audio_format": "pcm16",
         "input_audio_transcription": {"model": "gpt-4o-mini-transcribe", "prompt": "", "language": "en"},
@@ -212,20 +216,20 @@ async def test_a_client_of_the_beta(server: RunningServer) -> None:
 
 
 @pytest.fixture
-def own() -> Iterator[RunningServer]:
-    with running() as started:
+def own() -> Iterator[ServerUnderTest]:
+    with run_server() as started:
         yield started
 
 
-async def test_the_last_words_come_before_the_server_ends(own: RunningServer) -> None:
-    samples, text = clip("confbridge-only-one")
-    async with connected(own) as connection:
+async def test_the_last_words_come_before_the_server_ends(own: ServerUnderTest) -> None:
+    samples, text = load_clip("confbridge-only-one")
+    async with connect_client(own) as connection:
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         assert (await connection.recv()).type == "session.updated"
-        await connection.input_audio_buffer.append(audio=base64.b64encode(headerless(samples)).decode())
+        await connection.input_audio_buffer.append(audio=base64.b64encode(encode_raw(samples)).decode())
         await asyncio.sleep(0.2)
         own.process.terminate()
-        assert jiwer.wer(normal(text), normal(said(await collected(connection))[0])) < 0.1
+        assert jiwer.wer(normal(text), normal(list_transcripts(await collect_events(connection))[0])) < 0.1
         with pytest.raises(ConnectionClosedOK) as closed:
             await connection.recv()
         assert closed.value.rcvd
@@ -233,10 +237,10 @@ async def test_the_last_words_come_before_the_server_ends(own: RunningServer) ->
     await asyncio.to_thread(own.process.wait, 5)
 
 
-async def test_a_session_outlives_the_process_of_its_model(own: RunningServer) -> None:
-    samples, text = clip("confbridge-only-one")
-    audio = base64.b64encode(headerless(samples)).decode()
-    async with connected(own) as connection:
+async def test_a_session_outlives_the_process_of_its_model(own: ServerUnderTest) -> None:
+    samples, text = load_clip("confbridge-only-one")
+    audio = base64.b64encode(encode_raw(samples)).decode()
+    async with connect_client(own) as connection:
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         assert (await connection.recv()).type == "session.updated"
         for number in range(2):
@@ -244,5 +248,5 @@ async def test_a_session_outlives_the_process_of_its_model(own: RunningServer) -
                 own.runners()[0].kill()
             await connection.input_audio_buffer.append(audio=audio)
             await connection.input_audio_buffer.commit()
-            (said_now,) = said(await collected(connection))
+            (said_now,) = list_transcripts(await collect_events(connection))
             assert jiwer.wer(normal(text), normal(said_now)) < 0.1

@@ -40,7 +40,7 @@ BY_HAND = ("gpt-live-transcribe", "gpt-realtime-whisper", "gpt-realtime-whisper-
 """Models whose clients listen for pauses themselves."""
 
 
-def admit(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
+def admit_request(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
     """A catalog with two models, of which one has two names; both know English only."""
     ids = {"": "one", "one": "one", "whisper-1": "one", "two": "two"} | dict.fromkeys(BY_HAND, "one")
     if name not in ids:
@@ -50,31 +50,31 @@ def admit(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionR
     return ids[name], request
 
 
-def conversation(config: RealtimeConfig | None = None, **named: Any) -> RealtimeProtocol:
-    return RealtimeProtocol("s", admit, config or RealtimeConfig(), **named)
+def create_protocol(config: RealtimeConfig | None = None, **named: Any) -> RealtimeProtocol:
+    return RealtimeProtocol("s", admit_request, config or RealtimeConfig(), **named)
 
 
-def say(to: RealtimeProtocol, kind: str, **fields: object) -> list[ProtocolStep]:
+def send_event(to: RealtimeProtocol, kind: str, **fields: object) -> list[ProtocolStep]:
     return list(to.receive_message(json.dumps({"type": kind, **fields})))
 
 
-def update(to: RealtimeProtocol, **given: object) -> list[ProtocolStep]:
-    return say(to, "session.update", session={"type": "transcription", "audio": {"input": given}})
+def update_session(to: RealtimeProtocol, **given: object) -> list[ProtocolStep]:
+    return send_event(to, "session.update", session={"type": "transcription", "audio": {"input": given}})
 
 
-def append(to: RealtimeProtocol, audio: bytes = b"\0\0") -> list[ProtocolStep]:
-    return say(to, "input_audio_buffer.append", audio=base64.b64encode(audio).decode())
+def append_audio(to: RealtimeProtocol, audio: bytes = b"\0\0") -> list[ProtocolStep]:
+    return send_event(to, "input_audio_buffer.append", audio=base64.b64encode(audio).decode())
 
 
-def tell(to: RealtimeProtocol, *events: LiveEvent) -> list[dict[str, Any]]:
+def emit_events(to: RealtimeProtocol, *events: LiveEvent) -> list[dict[str, Any]]:
     return [wire for event in events for wire in to.receive_event(event)]
 
 
-def types(wires: list[Any]) -> list[str]:
+def list_types(wires: list[Any]) -> list[str]:
     return [wire["type"] for wire in wires]
 
 
-def refusal(steps: list[ProtocolStep]) -> dict[str, Any]:
+def get_error(steps: list[ProtocolStep]) -> dict[str, Any]:
     (step,) = steps
     assert isinstance(step, dict), step
     assert step["type"] == "error", step
@@ -82,13 +82,13 @@ def refusal(steps: list[ProtocolStep]) -> dict[str, Any]:
     return error
 
 
-def opened(steps: list[ProtocolStep]) -> OpenSession:
+def get_open_session(steps: list[ProtocolStep]) -> OpenSession:
     (found,) = [step for step in steps if isinstance(step, OpenSession)]
     return found
 
 
 def test_the_first_event_shows_the_session() -> None:
-    (created,) = conversation().greet()
+    (created,) = create_protocol().greet()
     assert isinstance(created, dict)
     assert (created["type"], created["event_id"]) == ("session.created", "event_s_1")
     assert created["session"] == {
@@ -114,19 +114,21 @@ def test_the_first_event_shows_the_session() -> None:
 
 
 def test_audio_begins_a_session_with_what_is_in_force() -> None:
-    first, second = conversation(), conversation(RealtimeConfig(model="two"))
-    begun, audio = append(first, b"\1\2")
+    first, second = create_protocol(), create_protocol(RealtimeConfig(model="two"))
+    begun, audio = append_audio(first, b"\1\2")
     assert isinstance(begun, OpenSession)
     assert (begun.model, audio) == ("one", b"\1\2")
     assert begun.settings.format == AudioFormat(AudioEncoding.PCM16, 24_000)
     assert begun.settings.endpointing == EndpointingSettings(0.5, 0.3, 0.5, None)
-    assert append(first, b"\3") == [b"\3"], "an odd number of bytes goes on with the next piece"
-    assert opened(append(second)).model == "two"
+    assert append_audio(first, b"\3") == [b"\3"], "an odd number of bytes goes on with the next piece"
+    assert get_open_session(append_audio(second)).model == "two"
 
 
 def test_an_update_begins_it_before_and_later_ones_change_it() -> None:
-    talk = conversation()
-    updated, begun = update(talk, transcription={"model": "two", "language": "en-US", "prompt": "Hi", "keywords": ["a", "b"]})
+    talk = create_protocol()
+    updated, begun = update_session(
+        talk, transcription={"model": "two", "language": "en-US", "prompt": "Hi", "keywords": ["a", "b"]}
+    )
     assert isinstance(updated, dict)
     assert isinstance(begun, OpenSession)
     assert updated["type"] == "session.updated"
@@ -138,17 +140,17 @@ def test_an_update_begins_it_before_and_later_ones_change_it() -> None:
     }
     request = begun.settings.request
     assert (request.language, request.prompt, request.hotwords) == ("en", "Hi", ("a", "b"))
-    _, changed = update(talk, turn_detection=None)
+    _, changed = update_session(talk, turn_detection=None)
     assert isinstance(changed, ConfigureCommand)
     assert changed.settings.endpointing is None
     assert changed.settings.request == request, "what an update leaves out stays"
-    assert append(talk) == [b"\0\0"]
+    assert append_audio(talk) == [b"\0\0"]
 
 
 def test_only_the_fields_of_an_update_change() -> None:
-    talk = conversation()
-    update(talk, turn_detection={"type": "server_vad", "threshold": 0.9, "idle_timeout_ms": 6000})
-    shown, _ = update(talk, turn_detection={"silence_duration_ms": 200})
+    talk = create_protocol()
+    update_session(talk, turn_detection={"type": "server_vad", "threshold": 0.9, "idle_timeout_ms": 6000})
+    shown, _ = update_session(talk, turn_detection={"silence_duration_ms": 200})
     assert isinstance(shown, dict)
     assert shown["session"]["audio"]["input"]["turn_detection"] == {
         "type": "server_vad",
@@ -157,10 +159,10 @@ def test_only_the_fields_of_an_update_change() -> None:
         "silence_duration_ms": 200,
         "idle_timeout_ms": 6000,
     }
-    shown, _ = update(talk, turn_detection=None)
+    shown, _ = update_session(talk, turn_detection=None)
     assert isinstance(shown, dict)
     assert shown["session"]["audio"]["input"]["turn_detection"] is None
-    shown, configure = update(talk, transcription={"language": "en"})
+    shown, configure = update_session(talk, transcription={"language": "en"})
     assert isinstance(shown, dict)
     assert isinstance(configure, ConfigureCommand)
     assert shown["session"]["audio"]["input"]["turn_detection"] is None
@@ -170,27 +172,30 @@ def test_only_the_fields_of_an_update_change() -> None:
 @pytest.mark.parametrize("model", BY_HAND)
 @pytest.mark.parametrize("beta", [False, True])
 def test_clients_of_some_models_commit_themselves_unless_they_say_otherwise(model: str, beta: bool) -> None:
-    (created,) = conversation(RealtimeConfig(model=model), beta=beta).greet()
+    (created,) = create_protocol(RealtimeConfig(model=model), beta=beta).greet()
     assert (created["session"] if beta else created["session"]["audio"]["input"])["turn_detection"] is None  # type: ignore[index]
-    assert opened(append(conversation(RealtimeConfig(model=model)))).settings.endpointing is None
-    talk = conversation()
-    shown, begun = update(talk, transcription={"model": model})
+    assert get_open_session(append_audio(create_protocol(RealtimeConfig(model=model)))).settings.endpointing is None
+    talk = create_protocol()
+    shown, begun = update_session(talk, transcription={"model": model})
     assert shown["session"]["audio"]["input"]["turn_detection"] is None  # type: ignore[index]
     assert isinstance(begun, OpenSession)
     assert begun.settings.endpointing is None
-    _, changed = update(talk, turn_detection={"type": "server_vad", "silence_duration_ms": 700})
+    _, changed = update_session(talk, turn_detection={"type": "server_vad", "silence_duration_ms": 700})
     assert isinstance(changed, ConfigureCommand)
     assert changed.settings.endpointing == EndpointingSettings(silence_s=0.7)
-    _, changed = update(talk, transcription={"model": model, "language": "en"})
+    _, changed = update_session(talk, transcription={"model": model, "language": "en"})
     assert isinstance(changed, ConfigureCommand)
     assert changed.settings.endpointing == EndpointingSettings(silence_s=0.7), "what the client has said stays"
-    assert opened(update(conversation(), transcription={"model": "whisper-1"})).settings.endpointing == EndpointingSettings()
+    assert (
+        get_open_session(update_session(create_protocol(), transcription={"model": "whisper-1"})).settings.endpointing
+        == EndpointingSettings()
+    )
 
 
 def test_semantic_detection_is_patience() -> None:
     pauses = []
     for eagerness in ("low", "medium", "auto", "high"):
-        shown, begun = update(conversation(), turn_detection={"type": "semantic_vad", "eagerness": eagerness})
+        shown, begun = update_session(create_protocol(), turn_detection={"type": "semantic_vad", "eagerness": eagerness})
         assert isinstance(shown, dict)
         assert isinstance(begun, OpenSession)
         assert shown["session"]["audio"]["input"]["turn_detection"] == {"type": "semantic_vad", "eagerness": eagerness}
@@ -210,14 +215,14 @@ def test_semantic_detection_is_patience() -> None:
     ],
 )
 def test_formats(given: dict[str, Any], format: AudioFormat) -> None:
-    assert opened(update(conversation(), format=given)).settings.format == format
+    assert get_open_session(update_session(create_protocol(), format=given)).settings.format == format
 
 
 def test_pcm_has_the_servers_rate_where_the_client_says_none() -> None:
     config = RealtimeConfig(format=AudioFormat(AudioEncoding.PCM16, 16_000), pcm_rate=16_000)
-    talk = conversation(config)
-    update(talk, format={"type": "audio/pcmu"})
-    _, changed = update(talk, format={"type": "audio/pcm"})
+    talk = create_protocol(config)
+    update_session(talk, format={"type": "audio/pcmu"})
+    _, changed = update_session(talk, format={"type": "audio/pcm"})
     assert isinstance(changed, ConfigureCommand)
     assert changed.settings.format == AudioFormat(AudioEncoding.PCM16, 16_000)
 
@@ -231,8 +236,8 @@ BETA = {
 
 
 def test_the_betas_update_is_answered_in_its_shape_and_so_is_what_follows() -> None:
-    talk = conversation()
-    updated, begun = say(talk, "transcription_session.update", session=BETA)
+    talk = create_protocol()
+    updated, begun = send_event(talk, "transcription_session.update", session=BETA)
     assert isinstance(updated, dict)
     assert isinstance(begun, OpenSession)
     assert updated["type"] == "transcription_session.updated"
@@ -240,12 +245,15 @@ def test_the_betas_update_is_answered_in_its_shape_and_so_is_what_follows() -> N
     assert updated["session"]["input_audio_transcription"]["model"] == "two"
     assert updated["session"]["input_audio_noise_reduction"] is None, "it is not done, so it is not said to be"
     assert (begun.model, begun.settings.format) == ("two", AudioFormat(AudioEncoding.MULAW, 8_000))
-    assert types(tell(talk, UtteranceCommitted(1, 0, 1))) == ["input_audio_buffer.committed", "conversation.item.created"]
+    assert list_types(emit_events(talk, UtteranceCommitted(1, 0, 1))) == [
+        "input_audio_buffer.committed",
+        "conversation.item.created",
+    ]
 
 
 def test_the_beta_greets_with_its_own_event_where_it_is_to_transcribe() -> None:
-    (created,) = conversation(beta=True).greet()
-    (other,) = conversation(beta=True, certain=False).greet()
+    (created,) = create_protocol(beta=True).greet()
+    (other,) = create_protocol(beta=True, certain=False).greet()
     assert isinstance(created, dict)
     assert isinstance(other, dict)
     assert (created["type"], other["type"]) == ("transcription_session.created", "session.created")
@@ -253,17 +261,17 @@ def test_the_beta_greets_with_its_own_event_where_it_is_to_transcribe() -> None:
 
 
 def test_todays_shape_is_understood_on_a_beta_connection_and_the_other_way_round() -> None:
-    today, before = conversation(beta=True), conversation()
-    assert "audio" in update(today, turn_detection=None)[0]["session"]  # type: ignore[index]
-    shown = say(before, "session.update", session={"input_audio_format": "pcm16", "turn_detection": None})[0]
+    today, before = create_protocol(beta=True), create_protocol()
+    assert "audio" in update_session(today, turn_detection=None)[0]["session"]  # type: ignore[index]
+    shown = send_event(before, "session.update", session={"input_audio_format": "pcm16", "turn_detection": None})[0]
     assert isinstance(shown, dict)
     assert (shown["type"], shown["session"]["input_audio_format"]) == ("session.updated", "pcm16")
 
 
 def test_an_utterance_from_beginning_to_end() -> None:
-    talk = conversation()
-    append(talk)
-    wires = tell(
+    talk = create_protocol()
+    append_audio(talk)
+    wires = emit_events(
         talk,
         SpeechStarted(1, 0.25),
         PartialTranscript(1, "", "he", 0.25, 0.9),
@@ -304,10 +312,10 @@ def test_an_utterance_from_beginning_to_end() -> None:
 
 
 def test_items_follow_each_other_and_one_may_fail() -> None:
-    talk = conversation()
-    first = tell(talk, UtteranceCommitted(1, 0, 1))[0]
-    failed = tell(talk, UtteranceFailed(1, RunnerCrashedError("It died.")))
-    second = tell(talk, UtteranceCommitted(2, 1, 2))[0]
+    talk = create_protocol()
+    first = emit_events(talk, UtteranceCommitted(1, 0, 1))[0]
+    failed = emit_events(talk, UtteranceFailed(1, RunnerCrashedError("It died.")))
+    second = emit_events(talk, UtteranceCommitted(2, 1, 2))[0]
     assert (second["previous_item_id"], second["item_id"] != first["item_id"]) == (first["item_id"], True)
     (event,) = failed
     assert (event["type"], event["item_id"]) == (f"{TRANSCRIPTION}.failed", first["item_id"])
@@ -315,19 +323,19 @@ def test_items_follow_each_other_and_one_may_fail() -> None:
 
 
 def test_an_utterance_that_is_cleared_leaves_its_item_to_nobody() -> None:
-    talk = conversation()
-    append(talk)
-    (started,) = tell(talk, SpeechStarted(1, 0.0))
-    assert say(talk, "input_audio_buffer.clear") == [ClearCommand()]
-    assert types(tell(talk, UtteranceCleared(1))) == ["input_audio_buffer.cleared"]
-    assert tell(talk, SpeechStarted(1, 2.0))[0]["item_id"] != started["item_id"]
+    talk = create_protocol()
+    append_audio(talk)
+    (started,) = emit_events(talk, SpeechStarted(1, 0.0))
+    assert send_event(talk, "input_audio_buffer.clear") == [ClearCommand()]
+    assert list_types(emit_events(talk, UtteranceCleared(1))) == ["input_audio_buffer.cleared"]
+    assert emit_events(talk, SpeechStarted(1, 2.0))[0]["item_id"] != started["item_id"]
 
 
 def test_a_long_silence_is_an_item_without_text() -> None:
-    talk = conversation()
-    tell(talk, UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "Yes."))
-    wires = tell(talk, SpeechIdle(8.0))
-    assert types(wires) == [
+    talk = create_protocol()
+    emit_events(talk, UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "Yes."))
+    wires = emit_events(talk, SpeechIdle(8.0))
+    assert list_types(wires) == [
         "input_audio_buffer.timeout_triggered",
         "input_audio_buffer.committed",
         "conversation.item.added",
@@ -342,53 +350,53 @@ def test_a_long_silence_is_an_item_without_text() -> None:
 def test_languages_and_probabilities_where_they_are_known_and_wanted() -> None:
     segment = Segment(0, 1, "Hé", token_logprobs=[Token("Hé", -0.1)])
     final = FinalTranscript(1, 0, 1, "Hé", (segment,), "en")
-    talk = conversation()
-    assert "logprobs" not in tell(talk, final)[-1]
+    talk = create_protocol()
+    assert "logprobs" not in emit_events(talk, final)[-1]
     include = ["item.input_audio_transcription.logprobs"]
     session = {"type": "transcription", "include": include, "audio": {"input": {"transcription": {"language": "en"}}}}
-    shown, begun = say(talk, "session.update", session=session)
+    shown, begun = send_event(talk, "session.update", session=session)
     assert isinstance(shown, dict)
     assert isinstance(begun, OpenSession)
     assert shown["session"]["include"] == include
     assert begun.settings.request.logprobs
-    completed = tell(talk, final)[-1]
+    completed = emit_events(talk, final)[-1]
     assert completed["logprobs"] == [{"token": "Hé", "logprob": -0.1, "bytes": [72, 195, 169]}]
     assert "languages" not in completed, "the client has said it; nothing was detected"
     for without in (None, []):
-        say(talk, "session.update", session=session)
-        say(talk, "session.update", session={"type": "transcription", "include": without})
-        assert "logprobs" not in tell(talk, final)[-1]
+        send_event(talk, "session.update", session=session)
+        send_event(talk, "session.update", session={"type": "transcription", "include": without})
+        assert "logprobs" not in emit_events(talk, final)[-1]
 
 
 def test_a_commit_needs_audio() -> None:
-    talk = conversation()
-    error = refusal(say(talk, "input_audio_buffer.commit", event_id="mine"))
+    talk = create_protocol()
+    error = get_error(send_event(talk, "input_audio_buffer.commit", event_id="mine"))
     assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "mine")
-    append(talk)
-    assert say(talk, "input_audio_buffer.commit") == [CommitCommand()]
-    assert refusal(say(talk, "input_audio_buffer.commit"))["code"] == "input_audio_buffer_commit_empty"
-    append(talk)
-    say(talk, "input_audio_buffer.clear")
-    assert refusal(say(talk, "input_audio_buffer.commit"))["code"] == "input_audio_buffer_commit_empty"
+    append_audio(talk)
+    assert send_event(talk, "input_audio_buffer.commit") == [CommitCommand()]
+    assert get_error(send_event(talk, "input_audio_buffer.commit"))["code"] == "input_audio_buffer_commit_empty"
+    append_audio(talk)
+    send_event(talk, "input_audio_buffer.clear")
+    assert get_error(send_event(talk, "input_audio_buffer.commit"))["code"] == "input_audio_buffer_commit_empty"
 
 
 def test_a_commit_that_the_session_refuses_is_told_with_its_id() -> None:
     """A pause has ended the utterance already, before the commit came or while it was on its way."""
-    talk = conversation()
+    talk = create_protocol()
     refused = CommandRefused(EmptyCommitError("There is nothing to commit."))
     for events in (
         [refused],
         [UtteranceCommitted(1, 0, 1), refused],
         [UtteranceCommitted(2, 1, 2), FinalTranscript(2, 1, 2, ""), refused],
     ):
-        append(talk)
-        say(talk, "input_audio_buffer.commit", event_id=f"mine {len(events)}")
-        (error,) = [wire["error"] for wire in tell(talk, *events) if wire["type"] == "error"]
+        append_audio(talk)
+        send_event(talk, "input_audio_buffer.commit", event_id=f"mine {len(events)}")
+        (error,) = [wire["error"] for wire in emit_events(talk, *events) if wire["type"] == "error"]
         assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", f"mine {len(events)}")
 
 
 def test_clearing_before_any_audio_is_answered() -> None:
-    (cleared,) = say(conversation(), "input_audio_buffer.clear")
+    (cleared,) = send_event(create_protocol(), "input_audio_buffer.clear")
     assert isinstance(cleared, dict)
     assert cleared["type"] == "input_audio_buffer.cleared"
 
@@ -416,18 +424,18 @@ def test_clearing_before_any_audio_is_answered() -> None:
     ],
 )
 def test_what_is_no_event_is_refused_and_nothing_else_happens(message: str | bytes, code: str, said: str) -> None:
-    talk = conversation()
-    error = refusal(list(talk.receive_message(message)))
+    talk = create_protocol()
+    error = get_error(list(talk.receive_message(message)))
     assert (error["code"], error["type"], error["event_id"]) == (code, "invalid_request_error", None)
     assert said in error["message"]
     assert len(error["message"]) < 300
-    assert opened(append(talk)).model == "one"
+    assert get_open_session(append_audio(talk)).model == "one"
 
 
 def test_audio_of_the_largest_size_is_taken_and_more_is_not() -> None:
-    talk = conversation()
-    assert len(append(talk, bytes(15 << 20))[-1]) == 15 << 20  # type: ignore[arg-type]
-    assert refusal(append(talk, bytes((15 << 20) + 1)))["code"] == "request_too_large"
+    talk = create_protocol()
+    assert len(append_audio(talk, bytes(15 << 20))[-1]) == 15 << 20  # type: ignore[arg-type]
+    assert get_error(append_audio(talk, bytes((15 << 20) + 1)))["code"] == "request_too_large"
 
 
 @pytest.mark.parametrize(
@@ -467,13 +475,13 @@ def test_audio_of_the_largest_size_is_taken_and_more_is_not() -> None:
     ],
 )
 def test_an_update_with_a_mistake_changes_nothing(session: dict[str, Any], param: str) -> None:
-    talk = conversation()
+    talk = create_protocol()
     good = {"audio": {"input": {"turn_detection": None}}, "type": "transcription"}
-    error = refusal(say(talk, "session.update", session=session, event_id="e"))
+    error = get_error(send_event(talk, "session.update", session=session, event_id="e"))
     assert (error["param"], error["event_id"]) == (param, "e"), error
-    shown = say(talk, "session.update", session=good)[0]
+    shown = send_event(talk, "session.update", session=good)[0]
     assert isinstance(shown, dict)
-    (created,) = conversation().greet()
+    (created,) = create_protocol().greet()
     assert isinstance(created, dict)
     expected = created["session"]
     expected["audio"]["input"]["turn_detection"] = None
@@ -496,27 +504,27 @@ def test_what_clients_send_without_meaning_it_is_no_mistake() -> None:
             },
         },
     }
-    assert opened(say(conversation(), "session.update", session=session)).model == "one"
+    assert get_open_session(send_event(create_protocol(), "session.update", session=session)).model == "one"
 
 
 def test_format_and_model_stay_once_audio_has_come() -> None:
-    talk = conversation()
-    append(talk)
-    assert "format" in refusal(update(talk, format={"type": "audio/pcmu"}))["message"]
-    assert "model" in refusal(update(talk, transcription={"model": "two"}))["message"]
-    _, changed = update(talk, format={"type": "audio/pcm", "rate": 24000}, transcription={"model": "whisper-1"})
+    talk = create_protocol()
+    append_audio(talk)
+    assert "format" in get_error(update_session(talk, format={"type": "audio/pcmu"}))["message"]
+    assert "model" in get_error(update_session(talk, transcription={"model": "two"}))["message"]
+    _, changed = update_session(talk, format={"type": "audio/pcm", "rate": 24000}, transcription={"model": "whisper-1"})
     assert isinstance(changed, ConfigureCommand), "the same by another name is no change"
 
 
 def test_another_model_before_audio_is_another_session() -> None:
-    talk = conversation()
-    assert opened(update(talk, transcription={"model": "one"})).model == "one"
-    assert opened(update(talk, transcription={"model": "two"})).model == "two"
-    assert append(talk) == [b"\0\0"]
+    talk = create_protocol()
+    assert get_open_session(update_session(talk, transcription={"model": "one"})).model == "one"
+    assert get_open_session(update_session(talk, transcription={"model": "two"})).model == "two"
+    assert append_audio(talk) == [b"\0\0"]
 
 
 def test_a_model_that_is_to_transcribe_and_does_not_exist_ends_the_connection() -> None:
-    _, error, end = conversation(RealtimeConfig(model="nobody")).greet()
+    _, error, end = create_protocol(RealtimeConfig(model="nobody")).greet()
     assert isinstance(error, dict)
     assert error["error"]["code"] == "model_not_found"
     assert end == CloseConnection(CloseCode.REFUSED, "invalid_request_error.model_not_found")
@@ -524,11 +532,11 @@ def test_a_model_that_is_to_transcribe_and_does_not_exist_ends_the_connection() 
 
 def test_the_model_of_a_conversation_does_not_matter_until_audio_comes() -> None:
     """Clients name the one that would talk in the address, and the one that transcribes in the session."""
-    talk = conversation(RealtimeConfig(model="gpt-realtime"), certain=False)
+    talk = create_protocol(RealtimeConfig(model="gpt-realtime"), certain=False)
     assert len(list(talk.greet())) == 1
-    assert opened(update(talk, transcription={"model": "two"})).model == "two"
-    alone = conversation(RealtimeConfig(model="gpt-realtime"), certain=False)
-    error, end = append(alone)
+    assert get_open_session(update_session(talk, transcription={"model": "two"})).model == "two"
+    alone = create_protocol(RealtimeConfig(model="gpt-realtime"), certain=False)
+    error, end = append_audio(alone)
     assert isinstance(error, dict)
     assert (error["error"]["code"], end) == (
         "model_not_found",
@@ -537,12 +545,12 @@ def test_the_model_of_a_conversation_does_not_matter_until_audio_comes() -> None
 
 
 def test_a_session_that_breaks_ends_the_connection_so_that_clients_come_again() -> None:
-    error, end = conversation().fail(RunnerCrashedError("It died."))
+    error, end = create_protocol().fail(RunnerCrashedError("It died."))
     assert isinstance(error, dict)
     assert (error["error"]["type"], end) == ("server_error", CloseConnection(CloseCode.FAILED, "server_error.model_crashed"))
 
 
-def two_tongues(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
+def admit_by_language(name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
     """Who names no model gets one that knows the language."""
     id = name or ("german" if request.language == "de" else "english")
     if (request.language == "de") != (id == "german") and request.language:
@@ -551,14 +559,14 @@ def two_tongues(name: str, request: TranscriptionRequest) -> tuple[str, Transcri
 
 
 def test_a_language_that_comes_before_any_audio_chooses_the_model() -> None:
-    talk = RealtimeProtocol("s", two_tongues, RealtimeConfig())
-    (_, opened) = update(talk, transcription={"language": "en"})
+    talk = RealtimeProtocol("s", admit_by_language, RealtimeConfig())
+    (_, opened) = update_session(talk, transcription={"language": "en"})
     assert isinstance(opened, OpenSession)
     assert opened.model == "english"
-    (_, opened) = update(talk, transcription={"language": "de"})
+    (_, opened) = update_session(talk, transcription={"language": "de"})
     assert isinstance(opened, OpenSession)
     assert (opened.model, opened.settings.request.language) == ("german", "de")
-    say(talk, "input_audio_buffer.append", audio=base64.b64encode(b"ab").decode())
-    (refused,) = update(talk, transcription={"language": "en"})
+    send_event(talk, "input_audio_buffer.append", audio=base64.b64encode(b"ab").decode())
+    (refused,) = update_session(talk, transcription={"language": "en"})
     assert isinstance(refused, dict)
     assert "german does not know en" in refused["error"]["message"]

@@ -34,13 +34,13 @@ from eardrum.live import (
     UtteranceCommitted,
 )
 from eardrum.transcription import TranscriptionSummary
-from tests.api.proxy.conftest import Gateway, serving
+from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
 
 SILENCE = base64.b64encode(bytes(4800)).decode()
 
 
-class ScriptedSession:
+class ScriptedLiveSession:
     """Takes what it is given, and says what the script makes of it."""
 
     def __init__(self, model: Model, settings: SessionSettings, script: Callable[[object], list[LiveEvent | EardrumError]]):
@@ -84,7 +84,7 @@ class ScriptedSession:
             self._events.put_nowait(event)
 
 
-def polite(what: object) -> list[LiveEvent | EardrumError]:
+def script_for(what: object) -> list[LiveEvent | EardrumError]:
     """What a session says to a client that commits by itself."""
     match what:
         case CommitCommand():
@@ -96,24 +96,24 @@ def polite(what: object) -> list[LiveEvent | EardrumError]:
     return []
 
 
-class Stage:
+class ScriptedGateway:
     """A gateway whose sessions follow a script."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: GatewayUnderTest) -> None:
         self.gateway = gateway
-        self.sessions: list[ScriptedSession] = []
+        self.sessions: list[ScriptedLiveSession] = []
         self.open = 0
-        self.script: Callable[[object], list[LiveEvent | EardrumError]] = polite
+        self.script: Callable[[object], list[LiveEvent | EardrumError]] = script_for
         self.refusal: EardrumError | None = None
         self.loads = asyncio.Event()
         self.loads.set()
 
     @asynccontextmanager
-    async def live(self, _: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedSession]:
+    async def live(self, _: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedLiveSession]:
         if self.refusal:
             raise self.refusal
         await self.loads.wait()
-        self.sessions.append(ScriptedSession(model, settings, self.script))
+        self.sessions.append(ScriptedLiveSession(model, settings, self.script))
         self.open += 1
         try:
             yield self.sessions[-1]
@@ -125,21 +125,21 @@ class Stage:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
     models = {"second": {"source": "moonshine-tiny-en"}, "elsewhere": {"proxy": "http://127.0.0.1:9"}}
-    with serving(limits={"stall_seconds": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
-        set_up = Stage(gateway)
+    with run_gateway(limits={"stall_seconds": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
+        set_up = ScriptedGateway(gateway)
         monkeypatch.setattr(routes, "open_session", set_up.live)
         yield set_up
 
 
 @asynccontextmanager
-async def connected(url: str, **named: Any) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+async def connect_socket(url: str, **named: Any) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     async with aiohttp.ClientSession() as session, session.ws_connect(url, **named) as socket:
         yield socket
 
 
-async def until(socket: aiohttp.ClientWebSocketResponse, *kinds: str) -> list[dict[str, Any]]:
+async def receive_until(socket: aiohttp.ClientWebSocketResponse, *kinds: str) -> list[dict[str, Any]]:
     """The events up to the last of these, each of which comes once at least."""
     missing, events = set(kinds), []
     async with asyncio.timeout(10):
@@ -151,25 +151,27 @@ async def until(socket: aiohttp.ClientWebSocketResponse, *kinds: str) -> list[di
     return events
 
 
-async def say(socket: aiohttp.ClientWebSocketResponse, kind: str, **fields: object) -> None:
+async def send_event(socket: aiohttp.ClientWebSocketResponse, kind: str, **fields: object) -> None:
     await socket.send_json({"type": kind, **fields})
 
 
 COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 
-async def test_a_commit_by_hand(stage: Stage) -> None:
-    async with connected(stage.url()) as socket:
-        (created,) = await until(socket, "session.created")
+async def test_a_commit_by_hand(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url()) as socket:
+        (created,) = await receive_until(socket, "session.created")
         assert created["session"]["type"] == "transcription"
-        await say(socket, "session.update", session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
-        await until(socket, "session.updated")
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
-        await say(socket, "input_audio_buffer.commit")
-        events = await until(socket, COMPLETED)
+        await send_event(
+            socket, "session.update", session={"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+        )
+        await receive_until(socket, "session.updated")
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        await send_event(socket, "input_audio_buffer.commit")
+        events = await receive_until(socket, COMPLETED)
         assert "".join(event.get("delta", "") for event in events) == events[-1]["transcript"] == "One two."
-        await say(socket, "input_audio_buffer.clear")
-        await until(socket, "input_audio_buffer.cleared")
+        await send_event(socket, "input_audio_buffer.clear")
+        await receive_until(socket, "input_audio_buffer.cleared")
         assert socket.get_extra_info("socket") is not None
     (session,) = stage.sessions
     settings = session.told[0]
@@ -178,69 +180,69 @@ async def test_a_commit_by_hand(stage: Stage) -> None:
     await asyncio.to_thread(wait_for, lambda: not stage.open)
 
 
-async def test_a_client_may_send_all_at_once_and_wait(stage: Stage) -> None:
+async def test_a_client_may_send_all_at_once_and_wait(stage: ScriptedGateway) -> None:
     """Its pongs are seen while nobody acts on what it has sent."""
     stage.loads.clear()
-    async with connected(stage.url(), autoping=False) as socket:
+    async with connect_socket(stage.url(), autoping=False) as socket:
         for _ in range(100):
-            await say(socket, "input_audio_buffer.append", audio=SILENCE)
-        await say(socket, "input_audio_buffer.commit")
-        await until(socket, "session.created")
+            await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        await send_event(socket, "input_audio_buffer.commit")
+        await receive_until(socket, "session.created")
         stage.gateway.loop.call_soon_threadsafe(stage.loads.set)
-        await until(socket, COMPLETED)
+        await receive_until(socket, COMPLETED)
     assert stage.sessions[0].bytes == 480_000
 
 
-async def test_mistakes_are_answered_and_the_session_stays_open(stage: Stage) -> None:
-    async with connected(stage.url()) as socket:
+async def test_mistakes_are_answered_and_the_session_stays_open(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url()) as socket:
         await socket.send_str("{")
         await socket.send_bytes(b"\0\0")
-        await say(socket, "response.create", event_id="x")
-        events = await until(socket, "session.created", "error")
+        await send_event(socket, "response.create", event_id="x")
+        events = await receive_until(socket, "session.created", "error")
         while len(events) < 4:
-            events += await until(socket, "error")
+            events += await receive_until(socket, "error")
         assert [event["error"]["event_id"] for event in events[1:]] == [None, None, "x"]
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
-        await say(socket, "input_audio_buffer.commit")
-        await until(socket, COMPLETED)
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        await send_event(socket, "input_audio_buffer.commit")
+        await receive_until(socket, COMPLETED)
 
 
-async def test_a_session_that_breaks_is_told_and_the_connection_closed(stage: Stage) -> None:
+async def test_a_session_that_breaks_is_told_and_the_connection_closed(stage: ScriptedGateway) -> None:
     stage.script = lambda what: [RunnerCrashedError("It died.")] if isinstance(what, bytes) else []
-    async with connected(stage.url()) as socket:
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
-        events = await until(socket, "error")
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        events = await receive_until(socket, "error")
         assert events[-1]["error"]["code"] == "model_crashed"
         assert (await socket.receive()).data == 1011
         assert socket.close_code == 1011
 
 
-async def test_a_model_without_room_is_told_with_the_code_for_later(stage: Stage) -> None:
+async def test_a_model_without_room_is_told_with_the_code_for_later(stage: ScriptedGateway) -> None:
     stage.refusal = BusyError("Too many sessions.", retry_after=1)
-    async with connected(stage.url()) as socket:
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
-        assert (await until(socket, "error"))[-1]["error"]["message"] == "Too many sessions."
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        assert (await receive_until(socket, "error"))[-1]["error"]["message"] == "Too many sessions."
         assert (await socket.receive()).data == 1013
 
 
-async def test_a_model_that_does_not_exist(stage: Stage) -> None:
-    async with connected(stage.url("?intent=transcription&model=nobody")) as socket:
-        assert (await until(socket, "error"))[-1]["error"]["code"] == "model_not_found"
+async def test_a_model_that_does_not_exist(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url("?intent=transcription&model=nobody")) as socket:
+        assert (await receive_until(socket, "error"))[-1]["error"]["code"] == "model_not_found"
         assert (await socket.receive()).data == 1008
 
 
-async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: Stage) -> None:
+async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: ScriptedGateway) -> None:
     """What is written for it stays within what the network holds."""
     long = "word " * 20_000
     stage.script = lambda what: (
         [FinalTranscript(1, 0, 1, long), FinalTranscript(2, 0, 1, long)] if isinstance(what, bytes) else []
     )
-    async with connected(stage.url(), max_msg_size=0) as socket:
-        await until(socket, "session.created")
+    async with connect_socket(stage.url(), max_msg_size=0) as socket:
+        await receive_until(socket, "session.created")
         transport = socket._response.connection.transport  # type: ignore[union-attr]
         transport.pause_reading()
         for _ in range(200):
-            await say(socket, "input_audio_buffer.append", audio=SILENCE)
+            await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.sessions and not stage.open)
         transport.resume_reading()
         while (await socket.receive()).type is aiohttp.WSMsgType.TEXT:
@@ -249,10 +251,10 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: Stage) -> Non
 
 
 @pytest.mark.slow
-async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_without_end(stage: Stage) -> None:
+async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_without_end(stage: ScriptedGateway) -> None:
     piece = base64.b64encode(bytes(3 << 20)).decode()
-    async with connected(stage.url()) as socket:
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.sessions)
         session = stage.sessions[0]
         stage.gateway.loop.call_soon_threadsafe(session.free.clear)
@@ -261,7 +263,7 @@ async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_
         async def push() -> None:
             nonlocal sent
             for _ in range(40):
-                await say(socket, "input_audio_buffer.append", audio=piece)
+                await send_event(socket, "input_audio_buffer.append", audio=piece)
                 sent += 1
 
         pushing = asyncio.ensure_future(push())
@@ -272,57 +274,57 @@ async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_
         await asyncio.to_thread(wait_for, lambda: session.bytes == 4800 + 40 * (3 << 20))
 
 
-async def test_a_client_that_vanishes_leaves_nothing(stage: Stage) -> None:
-    async with connected(stage.url()) as socket:
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
+async def test_a_client_that_vanishes_leaves_nothing(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.open == 1)
         socket._response.connection.transport.abort()  # type: ignore[union-attr]
         await asyncio.to_thread(wait_for, lambda: stage.open == 0)
 
 
-async def test_the_last_words_are_sent_when_the_server_ends(stage: Stage) -> None:
-    async with connected(stage.url()) as socket:
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
+async def test_the_last_words_are_sent_when_the_server_ends(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.sessions)
         stage.gateway.loop.call_soon_threadsafe(stage.gateway.service.end_followers)
-        assert (await until(socket, COMPLETED))[-1]["transcript"] == "Last words."
+        assert (await receive_until(socket, COMPLETED))[-1]["transcript"] == "Last words."
         assert (await socket.receive()).data == 1001
 
 
-async def test_a_refused_commit_says_which(stage: Stage) -> None:
+async def test_a_refused_commit_says_which(stage: ScriptedGateway) -> None:
     stage.script = lambda what: [CommandRefused(EardrumError("Nothing there."))] if isinstance(what, CommitCommand) else []
-    async with connected(stage.url()) as socket:
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
-        await say(socket, "input_audio_buffer.commit", event_id="c")
-        assert (await until(socket, "error"))[-1]["error"]["event_id"] == "c"
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        await send_event(socket, "input_audio_buffer.commit", event_id="c")
+        assert (await receive_until(socket, "error"))[-1]["error"]["event_id"] == "c"
 
 
-async def test_another_model_before_audio_takes_the_place_of_the_first(stage: Stage) -> None:
-    async with connected(stage.url()) as socket:
+async def test_another_model_before_audio_takes_the_place_of_the_first(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url()) as socket:
         for name in ("whisper-1", "second"):
-            await say(socket, "session.update", session={"audio": {"input": {"transcription": {"model": name}}}})
-            await until(socket, "session.updated")
+            await send_event(socket, "session.update", session={"audio": {"input": {"transcription": {"model": name}}}})
+            await receive_until(socket, "session.updated")
             await asyncio.to_thread(wait_for, lambda: stage.sessions and stage.open == 1)
         await asyncio.to_thread(wait_for, lambda: len(stage.sessions) == 2 and stage.open == 1)
-        await say(socket, "input_audio_buffer.append", audio=SILENCE)
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.sessions[1].bytes)
         assert [session.model.id for session in stage.sessions] == ["moonshine-tiny-en", "second"]
         assert stage.open == 1
 
 
-async def test_a_model_of_another_server_is_refused_by_name(stage: Stage) -> None:
-    async with connected(stage.url()) as socket:
-        await say(socket, "session.update", session={"audio": {"input": {"transcription": {"model": "elsewhere"}}}})
-        error = (await until(socket, "error"))[-1]["error"]
+async def test_a_model_of_another_server_is_refused_by_name(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url()) as socket:
+        await send_event(socket, "session.update", session={"audio": {"input": {"transcription": {"model": "elsewhere"}}}})
+        error = (await receive_until(socket, "error"))[-1]["error"]
         assert (error["code"], error["param"]) == ("unsupported_feature", "model")
         assert "elsewhere" in error["message"]
         assert "moonshine-tiny-en" in error["message"]
 
 
 async def test_the_config_may_say_the_rate() -> None:
-    with serving(realtime_rate=16_000) as gateway:
-        async with connected(f"{gateway.url}/v1/realtime") as socket:
-            (created,) = await until(socket, "session.created")
+    with run_gateway(realtime_rate=16_000) as gateway:
+        async with connect_socket(f"{gateway.url}/v1/realtime") as socket:
+            (created,) = await receive_until(socket, "session.created")
         answer = await asyncio.to_thread(requests.post, f"{gateway.url}/v1/realtime/client_secrets", timeout=10)
     formats = [session["audio"]["input"]["format"] for session in (created["session"], answer.json()["session"])]
     assert formats == [{"type": "audio/pcm", "rate": 16_000}] * 2
@@ -332,18 +334,18 @@ async def test_the_config_may_say_the_rate() -> None:
     ("query", "status"),
     [("?intent=conversation", 400), ("?rate=fast", 400), ("?rate=1", 400), ("?rate=99999999999999999999", 400)],
 )
-async def test_an_address_that_makes_no_sense_is_refused(stage: Stage, query: str, status: int) -> None:
+async def test_an_address_that_makes_no_sense_is_refused(stage: ScriptedGateway, query: str, status: int) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connected(stage.url(query)):
+        async with connect_socket(stage.url(query)):
             pass
     assert refused.value.status == status
 
 
-async def test_the_address_may_say_the_rate(stage: Stage) -> None:
-    async with connected(stage.url("?intent=transcription&rate=16000"), headers={"OpenAI-Beta": "realtime=v1"}) as socket:
-        await until(socket, "transcription_session.created")
-        await say(socket, "transcription_session.update", session={"input_audio_format": "pcm16"})
-        await until(socket, "transcription_session.updated")
+async def test_the_address_may_say_the_rate(stage: ScriptedGateway) -> None:
+    async with connect_socket(stage.url("?intent=transcription&rate=16000"), headers={"OpenAI-Beta": "realtime=v1"}) as socket:
+        await receive_until(socket, "transcription_session.created")
+        await send_event(socket, "transcription_session.update", session={"input_audio_format": "pcm16"})
+        await receive_until(socket, "transcription_session.updated")
     await asyncio.to_thread(wait_for, lambda: stage.sessions)
     settings = stage.sessions[0].told[0]
     assert isinstance(settings, SessionSettings)
@@ -359,17 +361,17 @@ async def test_the_address_may_say_the_rate(stage: Stage) -> None:
         ((), None),
     ],
 )
-async def test_a_subprotocol_is_agreed_on(stage: Stage, offered: tuple[str, ...], taken: str | None) -> None:
-    async with connected(stage.url(), protocols=offered) as socket:
+async def test_a_subprotocol_is_agreed_on(stage: ScriptedGateway, offered: tuple[str, ...], taken: str | None) -> None:
+    async with connect_socket(stage.url(), protocols=offered) as socket:
         assert socket.protocol == taken
         first = json.loads((await socket.receive()).data)["type"]
         assert first == ("transcription_session.created" if "openai-beta.realtime-v1" in offered else "session.created")
 
 
 @pytest.fixture
-def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    with serving(apiKeys=("sk-1",)) as gateway:
-        set_up = Stage(gateway)
+def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
+    with run_gateway(apiKeys=("sk-1",)) as gateway:
+        set_up = ScriptedGateway(gateway)
         monkeypatch.setattr(routes, "open_session", set_up.live)
         yield set_up
 
@@ -377,29 +379,29 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 KEY = {"authorization": "Bearer sk-1"}
 
 
-def minted(stage: Stage, path: str = "client_secrets", **body: object) -> requests.Response:
+def create_secret(stage: ScriptedGateway, path: str = "client_secrets", **body: object) -> requests.Response:
     return requests.post(f"{stage.gateway.url}/v1/realtime/{path}", json=body, headers=KEY, timeout=10)
 
 
-async def test_keys_open_the_socket(locked: Stage) -> None:
+async def test_keys_open_the_socket(locked: ScriptedGateway) -> None:
     for named in ({"headers": KEY}, {"protocols": ("realtime", "openai-insecure-api-key.sk-1")}):
-        async with connected(locked.url(), **named) as socket:
-            await until(socket, "session.created")
+        async with connect_socket(locked.url(), **named) as socket:
+            await receive_until(socket, "session.created")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connected(locked.url(), protocols=("realtime", "openai-insecure-api-key.sk-2")):
+        async with connect_socket(locked.url(), protocols=("realtime", "openai-insecure-api-key.sk-2")):
             pass
     assert refused.value.status == 401
 
 
-async def test_a_client_secret_opens_the_socket_and_brings_its_configuration(locked: Stage) -> None:
+async def test_a_client_secret_opens_the_socket_and_brings_its_configuration(locked: ScriptedGateway) -> None:
     session = {"type": "transcription", "audio": {"input": {"turn_detection": None, "transcription": {"model": "whisper-1"}}}}
     answer = (
-        await asyncio.to_thread(minted, locked, session=session, expires_after={"anchor": "created_at", "seconds": 60})
+        await asyncio.to_thread(create_secret, locked, session=session, expires_after={"anchor": "created_at", "seconds": 60})
     ).json()
     assert answer["value"].startswith("ek_")
     assert answer["session"]["audio"]["input"]["turn_detection"] is None
-    async with connected(locked.url(""), protocols=("realtime", f"openai-insecure-api-key.{answer['value']}")) as socket:
-        (created,) = await until(socket, "session.created")
+    async with connect_socket(locked.url(""), protocols=("realtime", f"openai-insecure-api-key.{answer['value']}")) as socket:
+        (created,) = await receive_until(socket, "session.created")
         assert created["session"]["audio"] == answer["session"]["audio"]
         assert created["session"]["audio"]["input"]["transcription"]["model"] == "whisper-1"
     headers = {"authorization": f"Bearer {answer['value']}"}
@@ -408,49 +410,51 @@ async def test_a_client_secret_opens_the_socket_and_brings_its_configuration(loc
         assert refused.status_code == 401
 
 
-async def test_a_page_from_anywhere_may_use_the_secret_that_was_made_for_it(locked: Stage, stage: Stage) -> None:
+async def test_a_page_from_anywhere_may_use_the_secret_that_was_made_for_it(
+    locked: ScriptedGateway, stage: ScriptedGateway
+) -> None:
     """Where nobody needs a key, any page could have one made."""
     for set_up, allowed in ((locked, True), (stage, False)):
-        value = (await asyncio.to_thread(minted, set_up)).json()["value"]
+        value = (await asyncio.to_thread(create_secret, set_up)).json()["value"]
         named = {"origin": "https://elsewhere.example", "protocols": ("realtime", f"openai-insecure-api-key.{value}")}
         if allowed:
-            async with connected(set_up.url(), **named) as socket:
-                await until(socket, "session.created")
+            async with connect_socket(set_up.url(), **named) as socket:
+                await receive_until(socket, "session.created")
             continue
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with connected(set_up.url(), **named):
+            async with connect_socket(set_up.url(), **named):
                 pass
         assert refused.value.status == 403
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connected(locked.url(), origin="https://elsewhere.example", headers=KEY):
+        async with connect_socket(locked.url(), origin="https://elsewhere.example", headers=KEY):
             pass
     assert refused.value.status == 403
 
 
-async def test_the_betas_key_and_an_expired_one(locked: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = (await asyncio.to_thread(minted, locked, "transcription_sessions", input_audio_format="g711_ulaw")).json()
+async def test_the_betas_key_and_an_expired_one(locked: ScriptedGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = (await asyncio.to_thread(create_secret, locked, "transcription_sessions", input_audio_format="g711_ulaw")).json()
     assert (answer["input_audio_format"], answer["object"]) == ("g711_ulaw", "realtime.transcription_session")
     value, expires = answer["client_secret"]["value"], answer["client_secret"]["expires_at"]
     headers = {"authorization": f"Bearer {value}", "openai-beta": "realtime=v1"}
-    async with connected(locked.url(), headers=headers) as socket:
-        (created,) = await until(socket, "transcription_session.created")
+    async with connect_socket(locked.url(), headers=headers) as socket:
+        (created,) = await receive_until(socket, "transcription_session.created")
         assert created["session"]["input_audio_format"] == "g711_ulaw"
     monkeypatch.setattr(routes.time, "time", lambda: expires + 1)
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connected(locked.url(), headers=headers):
+        async with connect_socket(locked.url(), headers=headers):
             pass
     assert refused.value.status == 401
 
 
 async def test_a_secret_that_is_not_valid_is_refused_where_everybody_is_let_in(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its configuration would be missing."""
-    answer = (await asyncio.to_thread(minted, stage)).json()
+    answer = (await asyncio.to_thread(create_secret, stage)).json()
     monkeypatch.setattr(routes.time, "time", lambda: answer["expires_at"] + 1)
     for value in ("ek_0", answer["value"]):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with connected(stage.url(), headers={"authorization": f"Bearer {value}"}):
+            async with connect_socket(stage.url(), headers={"authorization": f"Bearer {value}"}):
                 pass
         assert refused.value.status == 401
 
@@ -466,13 +470,13 @@ async def test_a_secret_that_is_not_valid_is_refused_where_everybody_is_let_in(
         ({"expires_after": {"anchor": "never"}}, "invalid_value"),
     ],
 )
-def test_a_secret_that_cannot_be_is_refused(locked: Stage, body: dict[str, Any], code: str) -> None:
-    answer = minted(locked, **body)
+def test_a_secret_that_cannot_be_is_refused(locked: ScriptedGateway, body: dict[str, Any], code: str) -> None:
+    answer = create_secret(locked, **body)
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["code"] == code
 
 
-def test_what_else_openai_has_is_refused_by_name(stage: Stage) -> None:
+def test_what_else_openai_has_is_refused_by_name(stage: ScriptedGateway) -> None:
     url = stage.gateway.url
     answer = requests.post(f"{url}/v1/realtime/calls", data=b"v=0", timeout=10)
     assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_implemented")
@@ -481,12 +485,12 @@ def test_what_else_openai_has_is_refused_by_name(stage: Stage) -> None:
     assert (bad.status_code, bad.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
-async def test_nothing_is_left_of_many_connections(stage: Stage) -> None:
+async def test_nothing_is_left_of_many_connections(stage: ScriptedGateway) -> None:
     async def one() -> None:
-        async with connected(stage.url()) as socket:
-            await say(socket, "input_audio_buffer.append", audio=SILENCE)
-            await say(socket, "input_audio_buffer.commit")
-            await until(socket, COMPLETED)
+        async with connect_socket(stage.url()) as socket:
+            await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+            await send_event(socket, "input_audio_buffer.commit")
+            await receive_until(socket, COMPLETED)
 
     await asyncio.gather(*(one() for _ in range(30)))
     await asyncio.to_thread(wait_for, lambda: not stage.open)

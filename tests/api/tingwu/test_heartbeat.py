@@ -14,10 +14,10 @@ from eardrum.api.websocket import ServerWebSocket, run_alongside
 from eardrum.config import Settings
 from eardrum.errors import ShuttingDownError
 from eardrum.gateway.service import Service
-from tests.api.test_websocket import Client
+from tests.api.test_websocket import AsgiClient
 
 
-async def until_told(client: Client, count: int) -> None:
+async def end_after(client: AsgiClient, count: int) -> None:
     """End the server once the client was told so much."""
     while len(client.sent) <= count:  # noqa: ASYNC110 -- it has no event for it
         await asyncio.sleep(0.01)
@@ -26,14 +26,14 @@ async def until_told(client: Client, count: int) -> None:
 
 async def test_a_silent_client_hears_a_heartbeat_until_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "HEARTBEAT_S", 0.01)
-    client = Client()
+    client = AsgiClient()
     scope: dict[str, Any] = {"path": "/ws/realtime", "extensions": {}}
     scope["eardrum.record"] = RequestRecord("req_1", scope, RequestTracker())
 
     async def work(socket: ServerWebSocket) -> None:
         async with socket:
             conversation = TingWuConnection(Service(Settings()), socket, scope)
-            await run_alongside(conversation.run(), until_told(client, 4))
+            await run_alongside(conversation.run(), end_after(client, 4))
 
     with pytest.raises(ShuttingDownError):
         await work(client.socket())

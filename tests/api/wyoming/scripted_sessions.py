@@ -59,7 +59,7 @@ class ScriptedSession:
 
 
 @dataclass
-class Script:
+class SessionScript:
     """What the sessions of a server say, and those there were."""
 
     says: Sequence[LiveEvent | Exception] = HEARD
@@ -90,7 +90,7 @@ class Script:
         return self.opened[-1][2]
 
 
-class Client:
+class WyomingClient:
     """Speaks the protocol by the frames of the server itself; what those are worth is another test's business."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -135,12 +135,12 @@ class Client:
         return str(transcript.data["text"])
 
 
-def settings(stall_seconds: float = 1, **others: Any) -> config.Settings:
+def create_settings(stall_seconds: float = 1, **others: Any) -> config.Settings:
     """Whatever else is on this machine, the embedded model is the default."""
     return config.Settings(default_model="moonshine-tiny-en", limits=config.LimitSettings(stall_seconds=stall_seconds), **others)
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     """Wait for what nobody tells."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
@@ -151,18 +151,18 @@ Connect = Callable[[], Any]
 
 
 @asynccontextmanager
-async def serving(
-    monkeypatch: pytest.MonkeyPatch, script: Script, chosen: config.Settings | None = None
+async def run_server(
+    monkeypatch: pytest.MonkeyPatch, script: SessionScript, chosen: config.Settings | None = None
 ) -> AsyncIterator[tuple[WyomingServer, Connect]]:
     """A server, and what connects to it; afterwards all tasks are over."""
     monkeypatch.setattr(utterance, "open_session", script.live)
-    service = Service(chosen or settings())
+    service = Service(chosen or create_settings())
     server = WyomingServer(service, bind_socket("127.0.0.1", 0, ""))
     await server.start()
-    clients: list[Client] = []
+    clients: list[WyomingClient] = []
 
-    async def connect() -> Client:
-        clients.append(Client(*await asyncio.open_connection(server.host, server.port)))
+    async def connect() -> WyomingClient:
+        clients.append(WyomingClient(*await asyncio.open_connection(server.host, server.port)))
         return clients[-1]
 
     before = asyncio.all_tasks()

@@ -12,7 +12,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from eardrum.api.wyoming.protocol import FrameDecoder, WyomingEvent, encode_event
-from tests.api.wyoming.scripted_sessions import Script, serving, settings
+from tests.api.wyoming.scripted_sessions import SessionScript, create_settings, run_server
 
 ANYTHING: st.SearchStrategy[Any] = (
     st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.text(), max_size=2)
@@ -49,7 +49,7 @@ SAID = st.lists(EVENT.map(encode_event) | st.binary(max_size=20), max_size=12).m
 @given(SAID, st.integers(1, 64))
 def test_whatever_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes, step: int) -> None:
     caplog.set_level(logging.ERROR)
-    answered = asyncio.run(conversation(monkeypatch, said, step))
+    answered = asyncio.run(exchange_events(monkeypatch, said, step))
     kinds = [event.type for event in answered]
     assert set(kinds) <= {"info", "pong", "transcript-start", "transcript-chunk", "transcript", "transcript-stop", "error"}
     assert "error" not in kinds[:-1], "an error is the last word"
@@ -57,9 +57,9 @@ def test_whatever_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
     assert not caplog.records
 
 
-async def conversation(monkeypatch: pytest.MonkeyPatch, said: bytes, step: int) -> list[WyomingEvent]:
+async def exchange_events(monkeypatch: pytest.MonkeyPatch, said: bytes, step: int) -> list[WyomingEvent]:
     """What the server says to a client that says this in pieces, and nothing more."""
-    async with serving(monkeypatch, Script(), settings(stall_seconds=0.1)) as (_, connect):
+    async with run_server(monkeypatch, SessionScript(), create_settings(stall_seconds=0.1)) as (_, connect):
         client = await connect()
         reading = asyncio.create_task(client.reader.read(-1))
         try:

@@ -12,14 +12,14 @@ from eardrum.api.wyoming import server, utterance
 from eardrum.api.wyoming.protocol import WyomingEvent, encode_event
 from eardrum.errors import ModelLoadError, RunnerCrashedError
 from eardrum.live import AudioEncoding, AudioFormat, PartialTranscript, UtteranceFailed
-from tests.api.wyoming.scripted_sessions import Client, Script, serving, settings, until
+from tests.api.wyoming.scripted_sessions import SessionScript, WyomingClient, create_settings, run_server, wait_until
 
 START = ["transcript-start", "transcript-chunk"]
 
 
 async def test_an_utterance_as_home_assistant_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("transcribe", language="en")
         await client.speak(b"\1\0" * 100)
@@ -36,11 +36,11 @@ async def test_an_utterance_as_home_assistant_says_it(monkeypatch: pytest.Monkey
 
 
 async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("audio-chunk", b"\0\0", rate=16000, width=2, channels=1)
-        await until(lambda: script.opened)
+        await wait_until(lambda: script.opened)
         script.session.says.put_nowait(PartialTranscript(1, "lights", " on", 0.0, 0.5))
         start, chunk = await client.hear(), await client.hear()
         assert (start.type, chunk) == ("transcript-start", WyomingEvent("transcript-chunk", {"text": "lights"}))
@@ -49,9 +49,9 @@ async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
+    script = SessionScript()
     script.loads.clear()
-    async with serving(monkeypatch, script) as (_, connect):
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("transcribe", language="en", context={"prompt": "x"})
         await client.speak(b"\0\1\2", width=1, rate=8000, channels=3)
@@ -69,8 +69,8 @@ async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: 
 
 
 async def test_no_audio_is_an_empty_transcript_and_needs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("transcribe")
         await client.say("audio-start", rate=16000, width=2, channels=1)
@@ -82,11 +82,11 @@ async def test_no_audio_is_an_empty_transcript_and_needs_no_model(monkeypatch: p
 
 
 async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: script.opened)
+        await wait_until(lambda: script.opened)
         first = script.session
         await client.speak(b"\2\0")
         assert await client.text() == "lights off"
@@ -95,9 +95,9 @@ async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
+    script = SessionScript()
     script.loads.clear()
-    async with serving(monkeypatch, script) as (_, connect):
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.speak()
         for name in ("select-program", "run-pipeline", "voice-stopped", "synthesize"):
@@ -123,7 +123,7 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
 async def test_what_makes_no_sense_is_told_and_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, data: bytes, code: str, says: str
 ) -> None:
-    async with serving(monkeypatch, Script()) as (_, connect):
+    async with run_server(monkeypatch, SessionScript()) as (_, connect):
         client = await connect()
         await client.raw(data)
         error = await client.hear()
@@ -143,7 +143,7 @@ async def test_what_makes_no_sense_is_told_and_ends_the_connection(
 async def test_what_cannot_be_done_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, wishes: dict[str, str], code: str, says: str
 ) -> None:
-    async with serving(monkeypatch, Script()) as (_, connect):
+    async with run_server(monkeypatch, SessionScript()) as (_, connect):
         client = await connect()
         await client.say("transcribe", **wishes)
         await client.speak()
@@ -154,7 +154,7 @@ async def test_what_cannot_be_done_is_refused_by_name(
 
 async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing at once would reset the connection, and the error with it."""
-    async with serving(monkeypatch, Script(fails=ModelLoadError("The weights are gone."))) as (_, connect):
+    async with run_server(monkeypatch, SessionScript(fails=ModelLoadError("The weights are gone."))) as (_, connect):
         client = await connect()
         for _ in range(20):
             await client.say("audio-chunk", b"\1\0" * 20_000, rate=16000, width=2, channels=1)
@@ -166,15 +166,15 @@ async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pyte
 
 @pytest.mark.parametrize("event", [RunnerCrashedError("It died."), UtteranceFailed(1, RunnerCrashedError("It died."))])
 async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, event: Exception | UtteranceFailed) -> None:
-    script = Script(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])  # type: ignore[list-item]
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])  # type: ignore[list-item]
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.speak()
         assert [event.type for event in await client.answer()] == ["transcript-start", "transcript-chunk", "error"]
 
 
 async def test_audio_that_becomes_other_audio_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(monkeypatch, Script()) as (_, connect):
+    async with run_server(monkeypatch, SessionScript()) as (_, connect):
         client = await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await client.say("audio-chunk", b"\1\0", rate=8000, width=2, channels=1)
@@ -183,10 +183,10 @@ async def test_audio_that_becomes_other_audio_is_refused(monkeypatch: pytest.Mon
 
 
 async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
+    script = SessionScript()
     script.loads.clear()
     audio = bytes(range(256)) * (1 << 16)  # 16 MiB, far more than may wait
-    async with serving(monkeypatch, script) as (_, connect):
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         speaking = asyncio.create_task(client.speak(audio))
         done, _ = await asyncio.wait([speaking], timeout=0.5)
@@ -199,20 +199,20 @@ async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.Monke
 
 
 async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: script.opened)
+        await wait_until(lambda: script.opened)
         client.writer.close()
-        await until(lambda: script.session.left)
+        await wait_until(lambda: script.session.left)
         assert not script.session.is_finished
 
 
 async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
+    script = SessionScript()
     script.loads.clear()
-    async with serving(monkeypatch, script) as (_, connect):
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.speak()
         client.writer.write_eof()
@@ -228,7 +228,7 @@ async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.
     ids=["line", "payload", "utterance"],
 )
 async def test_who_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    async with serving(monkeypatch, Script(), settings(0.2)) as (_, connect):
+    async with run_server(monkeypatch, SessionScript(), create_settings(0.2)) as (_, connect):
         client = await connect()
         await client.raw(data)
         (error,) = await client.answer()
@@ -236,7 +236,7 @@ async def test_who_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyPat
 
 
 async def test_between_utterances_a_client_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(monkeypatch, Script(), settings(0.2)) as (_, connect):
+    async with run_server(monkeypatch, SessionScript(), create_settings(0.2)) as (_, connect):
         client = await connect()
         await client.speak()
         assert await client.text() == "lights off"
@@ -248,24 +248,24 @@ async def test_between_utterances_a_client_may_be_silent(monkeypatch: pytest.Mon
 @pytest.mark.slow
 async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with serving(monkeypatch, Script(), settings(0.3)) as (running, connect):
+    async with run_server(monkeypatch, SessionScript(), create_settings(0.3)) as (running, connect):
         client = await connect()
         client.writer.transport.pause_reading()
-        flooding = asyncio.create_task(flood(client))
+        flooding = asyncio.create_task(flood_server(client))
         await asyncio.wait([flooding], timeout=10)
         assert isinstance(flooding.exception(), OSError)
-        await until(lambda: not running._connections)
+        await wait_until(lambda: not running._connections)
     assert "was hung up on: The client took nothing in for 0.3 s (limits.stall_seconds)." in caplog.text
 
 
-async def flood(client: Client) -> None:
+async def flood_server(client: WyomingClient) -> None:
     while True:
         await client.say("ping", text="x" * 100_000)
 
 
 async def test_who_drips_inside_an_utterance_is_given_up_and_a_muted_microphone_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    script, audio = Script(), {"rate": 16000, "width": 2, "channels": 1}
-    async with serving(monkeypatch, script, settings(stall_seconds=0.5)) as (_, connect):
+    script, audio = SessionScript(), {"rate": 16000, "width": 2, "channels": 1}
+    async with run_server(monkeypatch, script, create_settings(stall_seconds=0.5)) as (_, connect):
         dripping, muted = await connect(), await connect()
 
         async def drip() -> None:
@@ -294,16 +294,16 @@ async def test_who_drips_inside_an_utterance_is_given_up_and_a_muted_microphone_
 
 async def test_the_oldest_idle_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTIONS", 3)
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         speaking = [await connect() for _ in range(2)]
         for client in speaking:
             await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: len(script.opened) == 2)
+        await wait_until(lambda: len(script.opened) == 2)
         idle, newcomer = await connect(), await connect()
         assert await idle.hear() is None
         await newcomer.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: len(script.opened) == 3)
+        await wait_until(lambda: len(script.opened) == 3)
         refused = await (await connect()).hear()
         assert refused
         assert refused.data["code"] == "busy"
@@ -313,11 +313,11 @@ async def test_the_oldest_idle_client_makes_room(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_shutdown_waits_for_the_utterance_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (running, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (running, connect):
         idle, client = await connect(), await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: script.opened)
+        await wait_until(lambda: script.opened)
         closing = asyncio.create_task(running.close())
         assert await idle.hear() is None
         with pytest.raises(ConnectionError):
@@ -333,11 +333,11 @@ async def test_shutdown_waits_for_the_utterance_in_progress(monkeypatch: pytest.
 @pytest.mark.parametrize("rest", [True, False])
 async def test_a_session_that_the_server_ends_gives_no_half_command(monkeypatch: pytest.MonkeyPatch, rest: bool) -> None:
     """Also if the rest has come by the time that the session's texts do."""
-    script = Script()
-    async with serving(monkeypatch, script) as (_, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: script.opened)
+        await wait_until(lambda: script.opened)
         script.session.is_finished = True
         if rest:
             await client.say("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
@@ -351,24 +351,24 @@ async def test_a_session_that_the_server_ends_gives_no_half_command(monkeypatch:
 
 
 async def test_a_shutdown_in_a_hurry_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (running, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (running, connect):
         client = await connect()
         await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await until(lambda: script.opened)
+        await wait_until(lambda: script.opened)
         closing = asyncio.create_task(running.close())
         await asyncio.sleep(0.05)
         closing.cancel()
         assert await client.hear() is None
-        await until(lambda: script.session.left)
+        await wait_until(lambda: script.session.left)
 
 
 async def test_keys_that_come_with_another_config_close_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(monkeypatch, Script()) as (running, connect):
+    async with run_server(monkeypatch, SessionScript()) as (running, connect):
         client = await connect()
         await client.say("ping")
         assert (await client.hear()).type == "pong"
-        running._service.settings = settings(apiKeys=("secret",))
+        running._service.settings = create_settings(apiKeys=("secret",))
         error = await (await connect()).hear()
         assert error
         assert error.data["code"] == "invalid_api_key"
@@ -377,12 +377,12 @@ async def test_keys_that_come_with_another_config_close_the_door(monkeypatch: py
 async def test_a_client_that_resets_the_connection_leaves_no_trace(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    script = Script()
-    async with serving(monkeypatch, script) as (running, connect):
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (running, connect):
         client = await connect()
         await client.speak(b"\1\0" * 100_000)
         raw = client.writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.writer.transport.abort()
-        await until(lambda: not running._connections)
+        await wait_until(lambda: not running._connections)
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]

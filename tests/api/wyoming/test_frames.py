@@ -26,7 +26,7 @@ EVENTS = st.builds(
 )
 
 
-def heard(pieces: list[bytes]) -> list[WyomingEvent]:
+def decode_pieces(pieces: list[bytes]) -> list[WyomingEvent]:
     """The events of bytes that come in these pieces, each event whole again."""
     reader, whole, payload = FrameDecoder(), [], b""
     for piece in pieces:
@@ -43,20 +43,20 @@ def heard(pieces: list[bytes]) -> list[WyomingEvent]:
 def test_however_the_bytes_are_cut_the_events_are_the_same(events: list[WyomingEvent], cuts: list[int]) -> None:
     stream = b"".join(map(encode_event, events))
     places = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
-    assert heard([stream[start:end] for start, end in pairwise(places)]) == events
-    assert heard([bytes([byte]) for byte in stream]) == events
+    assert decode_pieces([stream[start:end] for start, end in pairwise(places)]) == events
+    assert decode_pieces([bytes([byte]) for byte in stream]) == events
 
 
 def test_the_data_may_be_in_the_line_behind_it_or_both() -> None:
     inline = b'{"type": "transcribe", "data": {"language": "en", "name": "a"}}\n'
     both = b'{"type": "transcribe", "data": {"language": "en", "name": "a"}, "data_length": 13}\n{"name": "b"}'
-    assert heard([inline]) == [WyomingEvent("transcribe", {"language": "en", "name": "a"})]
-    assert heard([both]) == [WyomingEvent("transcribe", {"language": "en", "name": "b"})]
+    assert decode_pieces([inline]) == [WyomingEvent("transcribe", {"language": "en", "name": "a"})]
+    assert decode_pieces([both]) == [WyomingEvent("transcribe", {"language": "en", "name": "b"})]
 
 
 def test_nothing_is_as_good_as_no_data() -> None:
     line = b'{"type": "describe", "data": null, "data_length": null, "payload_length": 0, "version": "1.10.2"}\n'
-    assert heard([line]) == [WyomingEvent("describe")]
+    assert decode_pieces([line]) == [WyomingEvent("describe")]
 
 
 def test_a_payload_goes_on_as_it_comes() -> None:
@@ -71,15 +71,15 @@ def test_a_payload_goes_on_as_it_comes() -> None:
 
 @given(EVENTS)
 def test_the_official_package_reads_what_we_write_and_writes_what_we_read(event: WyomingEvent) -> None:
-    with_file = Pipe()
+    with_file = BinaryPipe()
     write_event(TheirEvent(event.type, dict(event.data), event.payload or None), with_file)  # type: ignore[arg-type]
-    assert heard([with_file.data]) == [event]
-    theirs = read_event(Pipe(encode_event(event)))  # type: ignore[arg-type]
+    assert decode_pieces([with_file.data]) == [event]
+    theirs = read_event(BinaryPipe(encode_event(event)))  # type: ignore[arg-type]
     assert theirs
     assert (theirs.type, theirs.data, theirs.payload or b"") == (event.type, event.data, event.payload)
 
 
-class Pipe:
+class BinaryPipe:
     """A binary file, of which the package uses this much."""
 
     def __init__(self, data: bytes = b""):

@@ -14,20 +14,20 @@ from eardrum.errors import InvalidRequestError
 from eardrum.live import AudioEncoding, AudioFormat
 
 
-def as_16_bits(audio: bytes, width: int, channels: int = 1) -> list[int]:
+def convert_samples(audio: bytes, width: int, channels: int = 1) -> list[int]:
     converted = SampleConverter(SampleFormat(16_000, width, channels)).feed(audio)
     return list(struct.unpack(f"<{len(converted) // 2}h", converted))
 
 
 def test_bytes_are_unsigned() -> None:
-    assert as_16_bits(bytes([0, 1, 127, 128, 129, 255]), 1) == [-32768, -32512, -256, 0, 256, 32512]
+    assert convert_samples(bytes([0, 1, 127, 128, 129, 255]), 1) == [-32768, -32512, -256, 0, 256, 32512]
 
 
 def test_the_upper_half_of_wider_samples_stays() -> None:
     values = [-(2**31), -65536, 0, 65536, 2**31 - 1]
-    assert as_16_bits(struct.pack("<5i", *values), 4) == [-32768, -1, 0, 1, 32767]
+    assert convert_samples(struct.pack("<5i", *values), 4) == [-32768, -1, 0, 1, 32767]
     of_24_bits = b"".join(struct.pack("<i", value)[1:] for value in values)
-    assert as_16_bits(of_24_bits, 3) == [-32768, -1, 0, 1, 32767]
+    assert convert_samples(of_24_bits, 3) == [-32768, -1, 0, 1, 32767]
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.lists(st.binary(max_size=25)))

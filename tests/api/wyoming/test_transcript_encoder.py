@@ -24,31 +24,31 @@ from eardrum.live import (
 ENDED = SessionEnded(2.0, "en")
 
 
-def partial(stable: str, tentative: str = "", *, utterance: int = 1) -> PartialTranscript:
+def create_partial(stable: str, tentative: str = "", *, utterance: int = 1) -> PartialTranscript:
     return PartialTranscript(utterance, stable, tentative, 0.0, 1.0)
 
 
-def final(text: str, *, utterance: int = 1, language: str = "en") -> FinalTranscript:
+def create_final(text: str, *, utterance: int = 1, language: str = "en") -> FinalTranscript:
     return FinalTranscript(utterance, 0.0, 2.0, text, language=language)
 
 
-def told(events: Sequence[LiveEvent], *, streaming: bool = True, language: str | None = None) -> list[WyomingEvent]:
+def encode_events(events: Sequence[LiveEvent], *, streaming: bool = True, language: str | None = None) -> list[WyomingEvent]:
     telling = TranscriptEncoder(language, streaming=streaming)
     return [event for one in events for event in telling.feed(one)]
 
 
-def chunks(events: list[WyomingEvent]) -> list[str]:
+def list_chunks(events: list[WyomingEvent]) -> list[str]:
     return [event.data["text"] for event in events if event.type == "transcript-chunk"]
 
 
 def test_text_goes_out_as_soon_as_it_stays() -> None:
-    events = told(
+    events = encode_events(
         [
-            partial("", "turn"),
-            partial("turn", " of"),
-            partial("turn", " off"),
-            partial("turn off", " the"),
-            final("turn off the light."),
+            create_partial("", "turn"),
+            create_partial("turn", " of"),
+            create_partial("turn", " off"),
+            create_partial("turn off", " the"),
+            create_final("turn off the light."),
             ENDED,
         ]
     )
@@ -63,11 +63,11 @@ def test_text_goes_out_as_soon_as_it_stays() -> None:
 
 
 def test_a_language_that_was_asked_for_is_known_from_the_start() -> None:
-    assert told([partial("ja")], language="de")[0] == WyomingEvent("transcript-start", {"language": "de"})
+    assert encode_events([create_partial("ja")], language="de")[0] == WyomingEvent("transcript-start", {"language": "de"})
 
 
 def test_silence_is_an_empty_transcript_without_chunks() -> None:
-    events = told([UtteranceCommitted(1, 0.0, 1.0), final("", language=""), SessionEnded(1.0)])
+    events = encode_events([UtteranceCommitted(1, 0.0, 1.0), create_final("", language=""), SessionEnded(1.0)])
     assert events == [
         WyomingEvent("transcript-start", {}),
         WyomingEvent("transcript", {"text": ""}),
@@ -76,13 +76,21 @@ def test_silence_is_an_empty_transcript_without_chunks() -> None:
 
 
 def test_without_streaming_there_is_the_transcript_and_nothing_else() -> None:
-    events = told([partial("a"), final("a b"), ENDED], streaming=False)
+    events = encode_events([create_partial("a"), create_final("a b"), ENDED], streaming=False)
     assert events == [WyomingEvent("transcript", {"text": "a b", "language": "en"})]
 
 
 def test_endless_speech_is_one_transcript() -> None:
-    events = told([final("One."), partial("Two", utterance=2), final("Two.", utterance=2), final("", utterance=3), ENDED])
-    assert chunks(events) == ["One.", " Two", "."]
+    events = encode_events(
+        [
+            create_final("One."),
+            create_partial("Two", utterance=2),
+            create_final("Two.", utterance=2),
+            create_final("", utterance=3),
+            ENDED,
+        ]
+    )
+    assert list_chunks(events) == ["One.", " Two", "."]
     assert events[-2].data["text"] == "One. Two."
 
 
@@ -91,11 +99,11 @@ def test_chunks_joined_are_the_transcript(texts: list[str], data: st.DataObject)
     session: list[LiveEvent] = []
     for number, text in enumerate(texts, 1):
         stable = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=3)))
-        session += [partial(text[:length], utterance=number) for length in stable]
-        session.append(final(text, utterance=number))
-    events = told([*session, ENDED])
+        session += [create_partial(text[:length], utterance=number) for length in stable]
+        session.append(create_final(text, utterance=number))
+    events = encode_events([*session, ENDED])
     assert [event.type for event in events[-2:]] == ["transcript", "transcript-stop"]
-    assert "".join(chunks(events)) == events[-2].data["text"]
+    assert "".join(list_chunks(events)) == events[-2].data["text"]
     assert [event.type for event in events].count("transcript-start") == 1
 
 
@@ -108,4 +116,4 @@ def test_what_failed_is_raised(event: LiveEvent) -> None:
 
 
 def test_what_is_of_no_interest_is_not_told() -> None:
-    assert told([UtteranceCommitted(1, 0.0, 1.0), UtteranceCleared()]) == []
+    assert encode_events([UtteranceCommitted(1, 0.0, 1.0), UtteranceCleared()]) == []

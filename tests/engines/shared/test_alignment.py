@@ -21,10 +21,10 @@ def test_the_way_is_as_cheap_as_the_cheapest_of_all(shape: tuple[int, int]) -> N
     entered = find_cheapest_path(cost)
     assert entered[0] == 0
     assert entered == sorted(entered)
-    assert _cheapest(cost, entered) == pytest.approx(_cheapest(cost, None))
+    assert _find_cheapest_cost(cost, entered) == pytest.approx(_find_cheapest_cost(cost, None))
 
 
-def _cheapest(cost: np.ndarray, entered: list[int] | None) -> float:
+def _find_cheapest_cost(cost: np.ndarray, entered: list[int] | None) -> float:
     """What the cheapest way costs, of those that enter each row in the given column, or of all: cell by cell."""
     total = np.full(cost.shape, np.inf)
     for row, column in np.ndindex(cost.shape):

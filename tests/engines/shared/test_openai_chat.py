@@ -8,14 +8,14 @@ import pytest
 
 from eardrum.engines.shared.openai_http import encode_clip
 from tests import upstreams
-from tests.engines.openai_requests import SPAN, asked, window
+from tests.engines.openai_requests import SPAN, create_window, transcribe_with
 
 
 @pytest.mark.parametrize("via", ["chat_audio_url", "chat_input_audio"])
 def test_what_is_asked_goes_into_the_chat(via: str) -> None:
-    wanted = window(language="de", prompt="At Norland.", hotwords=("Elinor",))
+    wanted = create_window(language="de", prompt="At Norland.", hotwords=("Elinor",))
     options = {"model": "asr", "fields": {"max_tokens": 400, "temperature": 1}, "instruction": "Write down what is said."}
-    with asked(upstreams.fake_vllm_chat, wanted, via=via, **options) as (fake, _):
+    with transcribe_with(upstreams.fake_vllm_chat, wanted, via=via, **options) as (fake, _):
         (call,) = fake.calls
     system, user = call.json.pop("messages")
     assert call.json == {"model": "asr", "max_tokens": 400, "temperature": 0.0}
@@ -33,13 +33,13 @@ def test_what_is_asked_goes_into_the_chat(via: str) -> None:
 
 
 def test_a_chat_about_nothing_known_is_the_audio_alone() -> None:
-    with asked(upstreams.fake_vllm_chat, via="chat_audio_url") as (fake, _):
+    with transcribe_with(upstreams.fake_vllm_chat, via="chat_audio_url") as (fake, _):
         (message,) = fake.calls[0].json["messages"]
         assert [part["type"] for part in message["content"]] == ["audio_url"]
 
 
 def test_vllms_chat_answer() -> None:
-    with asked(upstreams.fake_vllm_chat, via="chat_audio_url") as (_, (hearing,)):
+    with transcribe_with(upstreams.fake_vllm_chat, via="chat_audio_url") as (_, (hearing,)):
         (segment,) = hearing.segments
         assert (segment.text, (segment.start, segment.end), hearing.language) == ("Guten Tag.", SPAN, "de")
 
@@ -60,6 +60,6 @@ def test_vllms_chat_answer() -> None:
 )
 def test_what_models_put_around_the_text(content: object, text: str, language: str) -> None:
     body = {"choices": [{"message": {"role": "assistant", "content": content}}]}
-    with asked(upstreams.fake_saying(body), window(language="fr"), via="chat_input_audio") as (_, (hearing,)):
+    with transcribe_with(upstreams.fake_saying(body), create_window(language="fr"), via="chat_input_audio") as (_, (hearing,)):
         assert [segment.text for segment in hearing.segments] == ([text] if text else [])
         assert hearing.language == language

@@ -12,9 +12,9 @@ from aiohttp import web
 from eardrum.engines.shared import openai_http as client_module
 from eardrum.errors import UpstreamError, UpstreamTimeoutError
 from tests import upstreams
-from tests.engines.openai_requests import asked, engine, failure, window
-from tests.ports import free_port
-from tests.upstreams import KEY, Answer, Call, fake_upstream
+from tests.engines.openai_requests import create_window, get_failure, open_engine, transcribe_with
+from tests.ports import find_free_port
+from tests.upstreams import KEY, Answer, UpstreamCall, fake_upstream
 
 
 @pytest.fixture
@@ -42,56 +42,59 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_failures_are_worded(answer: Answer, options: dict, says: str) -> None:
-    error = failure(answer, **options)
+    error = get_failure(answer, **options)
     assert (type(error), error.status, error.code) == (UpstreamError, 502, "upstream_failed")
     assert re.search(says, error.message), error.message
 
 
 def test_a_key_that_the_upstream_repeats_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fake_echo(call: Call, _: web.Request) -> web.Response:
-        return upstreams.error(403, "x" * 295 + call.headers["authorization"] + call.headers["x-token"])
+    async def fake_echo(call: UpstreamCall, _: web.Request) -> web.Response:
+        return upstreams.build_error(403, "x" * 295 + call.headers["authorization"] + call.headers["x-token"])
 
     monkeypatch.setenv("FAKE_CLOUD_KEY", f" {KEY}\n")
-    error = failure(fake_echo, key_env="FAKE_CLOUD_KEY", headers={"X-Token": "another-secret"})
+    error = get_failure(fake_echo, key_env="FAKE_CLOUD_KEY", headers={"X-Token": "another-secret"})
     assert "the environment variable FAKE_CLOUD_KEY (option key_env)" in error.message
     assert "sk-" not in error.message, "not even a part of it"
     assert "another" not in error.message
 
 
 def test_a_redirect_is_not_followed() -> None:
-    async def fake_redirect(_: Call, request: web.Request) -> web.Response:
+    async def fake_redirect(_: UpstreamCall, request: web.Request) -> web.Response:
         raise web.HTTPPermanentRedirect("https://elsewhere.example/v1")
 
-    error = failure(fake_redirect, key=KEY)
+    error = get_failure(fake_redirect, key=KEY)
     assert "308" in error.message
     assert "https://elsewhere.example/v1" in error.message
 
 
 def test_an_upstream_that_is_not_there() -> None:
-    address = f"http://127.0.0.1:{free_port()}"
-    with engine(address) as loaded, pytest.raises(UpstreamError, match=r"127.0.0.1:\d+ cannot be reached: .*Is it running"):
-        loaded.transcribe([window()])
-    with engine("http://nowhere.invalid") as loaded, pytest.raises(UpstreamError, match=r"nowhere\.invalid:80 cannot be found"):
-        loaded.transcribe([window()])
+    address = f"http://127.0.0.1:{find_free_port()}"
+    with open_engine(address) as loaded, pytest.raises(UpstreamError, match=r"127.0.0.1:\d+ cannot be reached: .*Is it running"):
+        loaded.transcribe([create_window()])
+    with (
+        open_engine("http://nowhere.invalid") as loaded,
+        pytest.raises(UpstreamError, match=r"nowhere\.invalid:80 cannot be found"),
+    ):
+        loaded.transcribe([create_window()])
 
 
 def test_an_upstream_without_tls() -> None:
     with fake_upstream(upstreams.fake_openai) as fake:
         url = fake.url.replace("http:", "https:")
-        with engine(url, retries=3) as loaded, pytest.raises(UpstreamError, match="cannot be reached safely") as caught:
-            loaded.transcribe([window()])
+        with open_engine(url, retries=3) as loaded, pytest.raises(UpstreamError, match="cannot be reached safely") as caught:
+            loaded.transcribe([create_window()])
     assert caught.value.retry_after is None
 
 
 def test_an_upstream_that_hangs() -> None:
-    error = failure(upstreams.fake_hanging, timeout_seconds=0.3, retries=5)
+    error = get_failure(upstreams.fake_hanging, timeout_seconds=0.3, retries=5)
     assert (type(error), error.status, error.code) == (UpstreamTimeoutError, 504, "upstream_timeout")
     assert "0.3 s (option timeout_seconds)" in error.message
 
 
 def test_a_busy_upstream_is_asked_again(impatient: None) -> None:
-    refusals = [upstreams.busy, lambda: upstreams.busy(503)]
-    with asked(upstreams.fake_after(refusals, upstreams.fake_whisper_server), retries=2) as (fake, (hearing,)):
+    refusals = [upstreams.build_busy, lambda: upstreams.build_busy(503)]
+    with transcribe_with(upstreams.fake_after(refusals, upstreams.fake_whisper_server), retries=2) as (fake, (hearing,)):
         assert hearing.segments
         first, *others = [(call.fields, call.file) for call in fake.calls]
         assert others == [first, first]
@@ -100,12 +103,12 @@ def test_a_busy_upstream_is_asked_again(impatient: None) -> None:
 def test_a_broken_answer_is_asked_for_again(impatient: None) -> None:
     calls = 0
 
-    async def fake_stumbling(call: Call, request: web.Request) -> web.StreamResponse:
+    async def fake_stumbling(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         nonlocal calls
         calls += 1
         return await (upstreams.fake_dying if calls == 1 else upstreams.fake_whisper_server)(call, request)
 
-    with asked(fake_stumbling, retries=1) as (fake, (hearing,)):
+    with transcribe_with(fake_stumbling, retries=1) as (fake, (hearing,)):
         assert hearing.segments[0].text == "And Mr. Dashwood."
         assert len(fake.calls) == 2
 
@@ -113,8 +116,8 @@ def test_a_broken_answer_is_asked_for_again(impatient: None) -> None:
 @pytest.mark.parametrize("header", [{"retry_after": "0.3"}, {"retry_after_ms": "300", "retry_after": "9"}])
 def test_the_upstream_says_when_to_come_back(impatient: None, header: dict[str, str]) -> None:
     began = time.monotonic()
-    answer = upstreams.fake_after([lambda: upstreams.busy(**header)], upstreams.fake_whisper_server)
-    with asked(answer, retries=1) as (_, (hearing,)):
+    answer = upstreams.fake_after([lambda: upstreams.build_busy(**header)], upstreams.fake_whisper_server)
+    with transcribe_with(answer, retries=1) as (_, (hearing,)):
         assert hearing.segments
     assert 0.3 <= time.monotonic() - began < 5
 
@@ -122,28 +125,31 @@ def test_the_upstream_says_when_to_come_back(impatient: None, header: dict[str, 
 @pytest.mark.parametrize(
     ("refusal", "after"),
     [
-        (lambda: upstreams.busy(retry_after="90"), 90),
-        (lambda: upstreams.busy(retry_after=formatdate(time.time() + 90, usegmt=True)), pytest.approx(89, abs=2)),
-        (lambda: upstreams.busy(400), None),
-        (lambda: upstreams.busy(500, x_should_retry="false"), None),
+        (lambda: upstreams.build_busy(retry_after="90"), 90),
+        (lambda: upstreams.build_busy(retry_after=formatdate(time.time() + 90, usegmt=True)), pytest.approx(89, abs=2)),
+        (lambda: upstreams.build_busy(400), None),
+        (lambda: upstreams.build_busy(500, x_should_retry="false"), None),
         (lambda: web.json_response({"error": {"code": "insufficient_quota", "message": "Pay."}}, status=429), None),
     ],
 )
 def test_what_waiting_does_not_mend_soon_is_told_at_once(refusal: object, after: float | None) -> None:
-    with fake_upstream(upstreams.fake_after([refusal] * 9, upstreams.fake_openai)) as fake, engine(fake.url, retries=5) as loaded:
+    with (
+        fake_upstream(upstreams.fake_after([refusal] * 9, upstreams.fake_openai)) as fake,
+        open_engine(fake.url, retries=5) as loaded,
+    ):
         with pytest.raises(UpstreamError) as caught:
-            loaded.transcribe([window(times=False)])
+            loaded.transcribe([create_window(times=False)])
         assert len(fake.calls) == 1
     assert caught.value.retry_after == after
 
 
 def test_a_client_is_told_when_to_come_back_after_the_last_attempt(impatient: None) -> None:
     with (
-        fake_upstream(upstreams.fake_after([upstreams.busy] * 9, upstreams.fake_openai)) as fake,
-        engine(fake.url, retries=2) as loaded,
+        fake_upstream(upstreams.fake_after([upstreams.build_busy] * 9, upstreams.fake_openai)) as fake,
+        open_engine(fake.url, retries=2) as loaded,
     ):
         with pytest.raises(UpstreamError, match="429: Rate limit reached") as caught:
-            loaded.transcribe([window()])
+            loaded.transcribe([create_window()])
         assert len(fake.calls) == 3
     assert caught.value.retry_after > 0
 
@@ -151,15 +157,15 @@ def test_a_client_is_told_when_to_come_back_after_the_last_attempt(impatient: No
 def test_the_query_of_the_address_stays() -> None:
     with (
         fake_upstream(upstreams.fake_whisper_server) as fake,
-        engine("", url=f"{fake.url}/deployments/w?api-version=7") as loaded,
+        open_engine("", url=f"{fake.url}/deployments/w?api-version=7") as loaded,
     ):
-        loaded.transcribe([window()])
+        loaded.transcribe([create_window()])
         assert fake.calls[0].path == "/deployments/w/audio/transcriptions?api-version=7"
 
 
 @pytest.mark.parametrize(("path", "target"), [("/", "/v1"), ("inference", "/v1/inference"), ("/a/b/", "/v1/a/b/")])
 def test_a_path_of_its_own(path: str, target: str) -> None:
-    with asked(upstreams.fake_whisper_server, path=path) as (fake, _):
+    with transcribe_with(upstreams.fake_whisper_server, path=path) as (fake, _):
         assert fake.calls[0].path == target
 
 
@@ -167,10 +173,10 @@ def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_upstream(upstreams.fake_whisper_server) as fake_proxy:
         monkeypatch.setenv("http_proxy", fake_proxy.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        with engine("http://far.invalid") as loaded:
-            assert loaded.transcribe([window()])[0].segments
+        with open_engine("http://far.invalid") as loaded:
+            assert loaded.transcribe([create_window()])[0].segments
             assert fake_proxy.calls[0].path == "http://far.invalid/v1/audio/transcriptions"
-        with asked(upstreams.fake_whisper_server) as (fake, _):
+        with transcribe_with(upstreams.fake_whisper_server) as (fake, _):
             assert len(fake.calls) == len(fake_proxy.calls) == 1
-    with engine("http://far.invalid") as loaded, pytest.raises(UpstreamError, match="through the proxy"):
-        loaded.transcribe([window()])
+    with open_engine("http://far.invalid") as loaded, pytest.raises(UpstreamError, match="through the proxy"):
+        loaded.transcribe([create_window()])

@@ -28,17 +28,19 @@ from tests.models import tiny_whisper
 TIMES = 50364
 
 
-def at(seconds: float) -> int:
+def get_time_token(seconds: float) -> int:
     return TIMES + round(seconds / 0.02)
 
 
-def decoding(logprob: float = -0.1, *, silence: float = 0.0, ratio: float = 1.0, temperature: float = 0.0) -> DecodedText:
+def create_decoding(logprob: float = -0.1, *, silence: float = 0.0, ratio: float = 1.0, temperature: float = 0.0) -> DecodedText:
     return DecodedText([1], logprob, silence, ratio, temperature)
 
 
 def test_one_segment_begins_and_ends_where_its_times_say() -> None:
-    found, rest = split_spans([at(0.6), 1, 2, at(1.4)], TIMES, 5.0)
-    assert [(s.start, s.end, s.tokens) for s in found] == [(0.6, pytest.approx(1.4), [at(0.6), 1, 2, at(1.4)])]
+    found, rest = split_spans([get_time_token(0.6), 1, 2, get_time_token(1.4)], TIMES, 5.0)
+    assert [(s.start, s.end, s.tokens) for s in found] == [
+        (0.6, pytest.approx(1.4), [get_time_token(0.6), 1, 2, get_time_token(1.4)])
+    ]
     assert rest is None
 
 
@@ -49,12 +51,12 @@ def test_a_segment_without_times_is_the_whole_row() -> None:
 
 
 def test_a_time_that_only_begins_does_not_end() -> None:
-    ((one,), _) = split_spans([at(1.0), 1, 2], TIMES, 5.0)
+    ((one,), _) = split_spans([get_time_token(1.0), 1, 2], TIMES, 5.0)
     assert (one.start, one.end) == (1.0, 5.0)
 
 
 def test_segments_are_cut_between_two_times() -> None:
-    tokens = [at(0), 1, at(1), at(2), 2, 3, at(3)]
+    tokens = [get_time_token(0), 1, get_time_token(1), get_time_token(2), 2, 3, get_time_token(3)]
     found, rest = split_spans(tokens, TIMES, 5.0)
     assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
     assert [token for span in found for token in span.tokens] == tokens
@@ -63,15 +65,19 @@ def test_segments_are_cut_between_two_times() -> None:
 
 @pytest.mark.parametrize("unfinished", [[], [4, 5]])
 def test_what_was_not_finished_is_left_for_the_next_round(unfinished: list[int]) -> None:
-    found, rest = split_spans([at(0), 1, at(1), at(2), 2, at(3), at(3), *unfinished], TIMES, 5.0)
+    found, rest = split_spans(
+        [get_time_token(0), 1, get_time_token(1), get_time_token(2), 2, get_time_token(3), get_time_token(3), *unfinished],
+        TIMES,
+        5.0,
+    )
     assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
     assert rest == pytest.approx(3.0)
 
 
 def test_no_span_leaves_the_audio() -> None:
-    ((one,), _) = split_spans([at(1), 1, at(20)], TIMES, 2.0)
+    ((one,), _) = split_spans([get_time_token(1), 1, get_time_token(20)], TIMES, 2.0)
     assert (one.start, one.end) == (1.0, 2.0)
-    assert build_whole_span([at(0), at(0), 1], TIMES, 2.0).end == 2.0
+    assert build_whole_span([get_time_token(0), get_time_token(0), 1], TIMES, 2.0).end == 2.0
 
 
 def test_nothing_decoded_is_a_span_without_text() -> None:
@@ -80,19 +86,19 @@ def test_nothing_decoded_is_a_span_without_text() -> None:
 
 def test_doubt() -> None:
     rule = DecodingThresholds()
-    assert not rule.is_doubtful(decoding())
-    assert rule.is_doubtful(decoding(-1.1))
-    assert rule.is_doubtful(decoding(ratio=2.5))
-    assert not rule.is_doubtful(decoding(-1.1, silence=0.7)), "nobody speaks: nothing to try again"
-    assert not rule.is_silent(decoding(-0.1, silence=0.99)), "sure of its text"
-    assert rule.is_silent(decoding(-1.1, silence=0.7))
-    assert not DecodingThresholds(None, None, None).is_doubtful(decoding(-9, ratio=9))
-    assert not DecodingThresholds(None, None, None).is_silent(decoding(-9, silence=1.0))
+    assert not rule.is_doubtful(create_decoding())
+    assert rule.is_doubtful(create_decoding(-1.1))
+    assert rule.is_doubtful(create_decoding(ratio=2.5))
+    assert not rule.is_doubtful(create_decoding(-1.1, silence=0.7)), "nobody speaks: nothing to try again"
+    assert not rule.is_silent(create_decoding(-0.1, silence=0.99)), "sure of its text"
+    assert rule.is_silent(create_decoding(-1.1, silence=0.7))
+    assert not DecodingThresholds(None, None, None).is_doubtful(create_decoding(-9, ratio=9))
+    assert not DecodingThresholds(None, None, None).is_silent(create_decoding(-9, silence=1.0))
 
 
 def test_the_best_is_the_first_without_doubt_else_the_likeliest_that_does_not_repeat_itself() -> None:
     rule = DecodingThresholds()
-    tries = [decoding(-1.5), decoding(-1.2, ratio=3.0), decoding(-0.2, temperature=0.4)]
+    tries = [create_decoding(-1.5), create_decoding(-1.2, ratio=3.0), create_decoding(-0.2, temperature=0.4)]
     assert rule.choose_best(tries) is tries[2]
     assert rule.choose_best(tries[:2]) is tries[0]
     assert rule.choose_best(tries[1:2]) is tries[1]
@@ -162,7 +168,7 @@ def test_blank_pieces_are_no_words() -> None:
 
 
 def test_special_tokens_are_read_from_the_vocabulary() -> None:
-    special = SpecialTokens.of(tiny_whisper.tokenizer().token_to_id)
+    special = SpecialTokens.of(tiny_whisper.build_tokenizer().token_to_id)
     assert (special.end, special.start, special.times) == (tiny_whisper.END_OF_TEXT, tiny_whisper.START, TIMES)
     assert special.languages == tiny_whisper.LANGUAGE_IDS
     assert list(special.languages)[:3] == ["en", "zh", "de"]
@@ -171,7 +177,7 @@ def test_special_tokens_are_read_from_the_vocabulary() -> None:
         tiny_whisper.LANGUAGE_IDS["de"],
         tiny_whisper.TRANSLATE,
     ]
-    assert special.strip_special([5, tiny_whisper.END_OF_TEXT, at(1), 6]) == [5, 6]
+    assert special.strip_special([5, tiny_whisper.END_OF_TEXT, get_time_token(1), 6]) == [5, 6]
     with pytest.raises(LookupError, match="startofprev"):
         SpecialTokens.of(lambda name: None if "startofprev" in name else 1)
 
@@ -183,14 +189,19 @@ ZEROS = "zero, " * 10
     ("texts", "decodings", "seconds", "chosen"),
     [
         # Hot decodings of repeated speech leave some of it out, or are noise.
-        ([ZEROS, "zero, zero, zero."], [decoding(ratio=4), decoding(ratio=2, temperature=0.4)], 8.0, 0),
-        ([ZEROS, ZEROS, "a noise"], [decoding(ratio=4), decoding(ratio=4), decoding(-1.5, temperature=1.0)], 8.0, 0),
+        ([ZEROS, "zero, zero, zero."], [create_decoding(ratio=4), create_decoding(ratio=2, temperature=0.4)], 8.0, 0),
+        (
+            [ZEROS, ZEROS, "a noise"],
+            [create_decoding(ratio=4), create_decoding(ratio=4), create_decoding(-1.5, temperature=1.0)],
+            8.0,
+            0,
+        ),
         # A loop is faster than speech, unsure, or something else is heard once it is broken.
-        ([ZEROS, "zero, zero."], [decoding(ratio=4), decoding(ratio=2, temperature=0.4)], 2.0, 1),
-        ([ZEROS, "zero, zero."], [decoding(-1.2, ratio=4), decoding(ratio=2, temperature=0.4)], 8.0, 1),
-        ([ZEROS, "And then he left."], [decoding(ratio=4), decoding(ratio=1, temperature=0.4)], 8.0, 1),
-        ([ZEROS, "a noise"], [decoding(ratio=4), decoding(-1.5, temperature=1.0)], 8.0, 1),
-        ([ZEROS, ""], [decoding(ratio=4), decoding(temperature=1.0)], 8.0, 1),
+        ([ZEROS, "zero, zero."], [create_decoding(ratio=4), create_decoding(ratio=2, temperature=0.4)], 2.0, 1),
+        ([ZEROS, "zero, zero."], [create_decoding(-1.2, ratio=4), create_decoding(ratio=2, temperature=0.4)], 8.0, 1),
+        ([ZEROS, "And then he left."], [create_decoding(ratio=4), create_decoding(ratio=1, temperature=0.4)], 8.0, 1),
+        ([ZEROS, "a noise"], [create_decoding(ratio=4), create_decoding(-1.5, temperature=1.0)], 8.0, 1),
+        ([ZEROS, ""], [create_decoding(ratio=4), create_decoding(temperature=1.0)], 8.0, 1),
     ],
 )
 def test_repeated_speech_is_told_from_loops(texts: list[str], decodings: list[DecodedText], seconds: float, chosen: int) -> None:

@@ -25,22 +25,22 @@ from tests.programs import FAKE_RUNNER
 RATE = 16_000
 
 
-def said(*values: int, seconds: float = 0.2) -> bytes:
+def speak_words(*values: int, seconds: float = 0.2) -> bytes:
     """Samples that are these words."""
     return b"".join(struct.pack("<h", value) * int(seconds * RATE) for value in values)
 
 
-def silence(seconds: float = 0.6) -> bytes:
+def create_silence(seconds: float = 0.6) -> bytes:
     """Samples that are none."""
-    return said(0, seconds=seconds)
+    return speak_words(0, seconds=seconds)
 
 
-def sentence(*values: int) -> bytes:
+def speak_sentence(*values: int) -> bytes:
     """Words, and the pause that ends an utterance."""
-    return said(*values) + silence()
+    return speak_words(*values) + create_silence()
 
 
-def model(folder: Path, *, entry: dict[str, Any] | None = None, **habits: Any) -> dict[str, Any]:
+def build_model(folder: Path, *, entry: dict[str, Any] | None = None, **habits: Any) -> dict[str, Any]:
     """A model of a config that hears numbers, with habits that the program lists."""
     python = folder / "python"
     told = shlex.quote(json.dumps({"mark": str(folder / "mark"), **habits}))
@@ -50,7 +50,7 @@ def model(folder: Path, *, entry: dict[str, Any] | None = None, **habits: Any) -
 
 
 @asynccontextmanager
-async def serving(folder: Path, models: dict[str, Any], **more: Any) -> AsyncIterator[Service]:
+async def run_service(folder: Path, models: dict[str, Any], **more: Any) -> AsyncIterator[Service]:
     """A service with these models."""
     file = folder / "config.yaml"
     file.write_text(json.dumps({"models": models, **more}))
@@ -62,7 +62,7 @@ async def serving(folder: Path, models: dict[str, Any], **more: Any) -> AsyncIte
 
 
 @dataclass
-class Speaker:
+class LiveSpeaker:
     """A session, and what came out of it so far."""
 
     session: ResumableSession
@@ -108,10 +108,10 @@ class Speaker:
 
 
 @asynccontextmanager
-async def speaking(service: Service, name: str = "", settings: SessionSettings | None = None) -> AsyncIterator[Speaker]:
+async def open_speaker(service: Service, name: str = "", settings: SessionSettings | None = None) -> AsyncIterator[LiveSpeaker]:
     """A session with somebody who listens."""
     async with open_session(service, find_live_model(service, name), settings or SessionSettings()) as session:
-        speaker = Speaker(session)
+        speaker = LiveSpeaker(session)
         listening = asyncio.create_task(speaker.listen())
         try:
             yield speaker
@@ -120,7 +120,7 @@ async def speaking(service: Service, name: str = "", settings: SessionSettings |
             await asyncio.gather(listening, return_exceptions=True)
 
 
-def kill(service: Service) -> int:
+def kill_runner(service: Service) -> int:
     """Kill the process of the only model that is up, as the kernel would; gives its pid."""
     pid = service.list_processes()[0].pid
     assert pid

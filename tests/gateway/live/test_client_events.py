@@ -21,14 +21,14 @@ from eardrum.transcription import Segment, Word
 DIED = RunnerCrashedError("The process died.")
 
 
-def heard(telling: SessionEventMerger, *events: LiveEvent) -> list[LiveEvent]:
+def merge_events(telling: SessionEventMerger, *events: LiveEvent) -> list[LiveEvent]:
     return [told for event in events if (told := telling.merge_event(event))]
 
 
-def interrupted(*events: LiveEvent, clock: list[tuple[float, float]]) -> SessionEventMerger:
+def create_interrupted(*events: LiveEvent, clock: list[tuple[float, float]]) -> SessionEventMerger:
     """One that heard these, after which another process took over."""
     telling = SessionEventMerger()
-    heard(telling, *events)
+    merge_events(telling, *events)
     telling.start_process(clock)
     return telling
 
@@ -45,16 +45,16 @@ def test_one_process_is_told_as_it_is() -> None:
         CommandRefused(InvalidRequestError("No.")),
         SessionEnded(5.0),
     ]
-    assert heard(SessionEventMerger(), *events) == events
+    assert merge_events(SessionEventMerger(), *events) == events
 
 
 def test_numbers_and_times_go_on_with_the_next_process() -> None:
-    telling = interrupted(
+    telling = create_interrupted(
         SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), FinalTranscript(1, 0.5, 2.0, "one"), clock=[(0.0, 10.0)]
     )
     word, segment = Word("two", 0.5, 1.0, 0.9), Segment(0.5, 1.0, "two", words=[Word("two", 0.5, 1.0, 0.9)])
     shifted = Segment(10.5, 11.0, "two", words=[Word("two", 10.5, 11.0, 0.9)])
-    assert heard(
+    assert merge_events(
         telling,
         SpeechStarted(1, 0.5),
         PartialTranscript(1, "two", "", 0.5, 1.0, (word,)),
@@ -73,20 +73,20 @@ def test_numbers_and_times_go_on_with_the_next_process() -> None:
 
 
 def test_an_utterance_in_progress_begins_only_once() -> None:
-    telling = interrupted(SpeechStarted(1, 0.5), PartialTranscript(1, "one", "", 0.5, 1.0), clock=[(0.0, 0.4)])
-    assert heard(telling, SpeechStarted(1, 0.1), PartialTranscript(1, "one", " two", 0.1, 1.6)) == [
+    telling = create_interrupted(SpeechStarted(1, 0.5), PartialTranscript(1, "one", "", 0.5, 1.0), clock=[(0.0, 0.4)])
+    assert merge_events(telling, SpeechStarted(1, 0.1), PartialTranscript(1, "one", " two", 0.1, 1.6)) == [
         PartialTranscript(1, "one", " two", 0.5, 2.0)
     ]
 
 
 def test_an_utterance_that_has_had_its_end_gets_its_text_and_nothing_else_again() -> None:
-    telling = interrupted(
+    telling = create_interrupted(
         SpeechStarted(1, 0.5),
         UtteranceCommitted(1, 0.5, 2.0),
         SpeechStarted(2, 3.0),
         clock=[(0.0, 0.5), (1.5, 2.0)],
     )
-    told = heard(
+    told = merge_events(
         telling,
         PartialTranscript(1, "one", "", 0.0, 1.0),
         UtteranceCommitted(1, 0.0, 1.5),
@@ -100,8 +100,10 @@ def test_an_utterance_that_has_had_its_end_gets_its_text_and_nothing_else_again(
 
 
 def test_stable_text_is_not_taken_back_by_another_process() -> None:
-    telling = interrupted(SpeechStarted(1, 0.0), PartialTranscript(1, "Mr. Dashwood", " had", 0.0, 1.0), clock=[(0.0, 0.0)])
-    told = heard(
+    telling = create_interrupted(
+        SpeechStarted(1, 0.0), PartialTranscript(1, "Mr. Dashwood", " had", 0.0, 1.0), clock=[(0.0, 0.0)]
+    )
+    told = merge_events(
         telling,
         PartialTranscript(1, "Mister", " Dashwood", 0.0, 1.0),
         UtteranceCommitted(1, 0.0, 2.0),
@@ -112,37 +114,40 @@ def test_stable_text_is_not_taken_back_by_another_process() -> None:
 
 def test_a_repeated_commit_that_is_refused_leaves_its_utterance_without_text() -> None:
     error = InvalidRequestError("There is no audio.")
-    telling = interrupted(UtteranceCommitted(1, 0.0, 2.0), clock=[(0.0, 0.0), (2.0, 2.0)])
-    assert heard(telling, CommandRefused(error), CommandRefused(error)) == [UtteranceFailed(1, error), CommandRefused(error)]
+    telling = create_interrupted(UtteranceCommitted(1, 0.0, 2.0), clock=[(0.0, 0.0), (2.0, 2.0)])
+    assert merge_events(telling, CommandRefused(error), CommandRefused(error)) == [
+        UtteranceFailed(1, error),
+        CommandRefused(error),
+    ]
 
 
 def test_what_cannot_be_heard_again_has_failed() -> None:
     telling = SessionEventMerger()
-    heard(telling, SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), SpeechStarted(2, 3.0))
+    merge_events(telling, SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), SpeechStarted(2, 3.0))
     assert telling.fail_lost(1.0, 2.0, DIED, manual=False) == [UtteranceFailed(1, DIED)]
     assert telling.fail_lost(4.0, 2.0, DIED, manual=False) == [UtteranceCommitted(2, 3.0, 4.0), UtteranceFailed(2, DIED)]
     telling.start_process([(0.0, 4.0)])
-    assert heard(telling, SpeechStarted(1, 0.0)) == [SpeechStarted(3, 4.0)]
+    assert merge_events(telling, SpeechStarted(1, 0.0)) == [SpeechStarted(3, 4.0)]
 
 
 def test_silence_that_is_not_kept_is_no_loss() -> None:
     telling = SessionEventMerger()
-    heard(telling, SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), FinalTranscript(1, 0.5, 2.0, "one"))
+    merge_events(telling, SpeechStarted(1, 0.5), UtteranceCommitted(1, 0.5, 2.0), FinalTranscript(1, 0.5, 2.0, "one"))
     assert telling.fail_lost(50.0, 2.0, DIED, manual=False) == []
 
 
 def test_with_ends_by_hand_all_audio_since_the_last_one_belongs_to_an_utterance() -> None:
     telling = SessionEventMerger()
-    heard(telling, UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "one"))
+    merge_events(telling, UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "one"))
     assert telling.fail_lost(2.0, 2.0, DIED, manual=True) == []
     assert telling.fail_lost(5.0, 2.0, DIED, manual=True) == [UtteranceCommitted(2, 2.0, 5.0), UtteranceFailed(2, DIED)]
 
 
 def test_an_utterance_that_was_cleared_leaves_nothing_behind() -> None:
-    telling = interrupted(
+    telling = create_interrupted(
         SpeechStarted(1, 0.5), PartialTranscript(1, "one", "", 0.5, 1.0), UtteranceCleared(1), clock=[(0.0, 5.0)]
     )
-    assert heard(telling, SpeechStarted(1, 0.0), UtteranceCommitted(1, 0.0, 1.0), FinalTranscript(1, 0.0, 1.0, "two")) == [
+    assert merge_events(telling, SpeechStarted(1, 0.0), UtteranceCommitted(1, 0.0, 1.0), FinalTranscript(1, 0.0, 1.0, "two")) == [
         SpeechStarted(2, 5.0),
         UtteranceCommitted(2, 5.0, 6.0),
         FinalTranscript(2, 5.0, 6.0, "two"),
@@ -153,11 +158,11 @@ def test_nothing_is_remembered_of_what_is_over() -> None:
     telling = SessionEventMerger()
     for number in range(1, 1000):
         at = float(number)
-        heard(
+        merge_events(
             telling,
             SpeechStarted(number, at),
             PartialTranscript(number, "x", "", at, at),
             UtteranceCommitted(number, at, at + 0.5),
         )
-        heard(telling, FinalTranscript(number, at, at + 0.5, "x"))
+        merge_events(telling, FinalTranscript(number, at, at + 0.5, "x"))
     assert (telling.open_utterances, telling._numbers, telling._stable) == ({}, {}, {})

@@ -37,7 +37,15 @@ from eardrum.live import (
 )
 from eardrum.transcription import TranscriptionRequest
 from tests.conftest import wait_for
-from tests.gateway.live.number_speaker import kill, model, said, sentence, serving, silence, speaking
+from tests.gateway.live.number_speaker import (
+    build_model,
+    create_silence,
+    kill_runner,
+    open_speaker,
+    run_service,
+    speak_sentence,
+    speak_words,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -45,11 +53,11 @@ MANUAL = SessionSettings(endpointing=None)
 
 
 async def test_a_session_is_open_before_its_model_is_loaded_and_loses_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, load_s=1.5)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1, 2, 3))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, load_s=1.5)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1, 2, 3))
         await asyncio.sleep(0.1)
         assert service.get_state(find_live_model(service, "m")) is ModelState.STARTING
-        await speaker.session.feed(sentence(4, 5))
+        await speaker.session.feed(speak_sentence(4, 5))
         events = await speaker.over()
         assert speaker.texts == {1: "1 2 3", 2: "4 5"}
         assert isinstance(events[-1], SessionEnded)
@@ -58,8 +66,8 @@ async def test_a_session_is_open_before_its_model_is_loaded_and_loses_nothing(tm
 
 
 async def test_who_speaks_too_far_ahead_of_the_load_waits(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, load_s=1.0)}) as service, speaking(service) as speaker:
-        speech = silence(40.0)
+    async with run_service(tmp_path, {"m": build_model(tmp_path, load_s=1.0)}) as service, open_speaker(service) as speaker:
+        speech = create_silence(40.0)
         began = time.monotonic()
         await speaker.session.feed(speech)
         assert service.get_state(find_live_model(service, "m")) is not ModelState.READY, "it does not wait for the model"
@@ -70,9 +78,9 @@ async def test_who_speaks_too_far_ahead_of_the_load_waits(tmp_path: Path) -> Non
 
 async def test_a_model_with_a_session_is_neither_evicted_nor_unloaded_by_its_ttl(tmp_path: Path) -> None:
     entry = {"ttl": 0.2}
-    async with serving(tmp_path, {"m": model(tmp_path, entry=entry)}) as service:
-        async with speaking(service) as speaker:
-            await speaker.session.feed(sentence(1))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, entry=entry)}) as service:
+        async with open_speaker(service) as speaker:
+            await speaker.session.feed(speak_sentence(1))
             await speaker.until(lambda: speaker.texts)
             await asyncio.sleep(0.6)
             (status,) = service.list_processes()
@@ -82,15 +90,15 @@ async def test_a_model_with_a_session_is_neither_evicted_nor_unloaded_by_its_ttl
 
 
 async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_loaded_again(tmp_path: Path) -> None:
-    models = {"m": model(tmp_path, entry={"ttl": 0.1})}
-    async with serving(tmp_path, models, live={"idle_seconds": 0.5}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    models = {"m": build_model(tmp_path, entry={"ttl": 0.1})}
+    async with run_service(tmp_path, models, live={"idle_seconds": 0.5}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(SessionPaused))
         assert speaker.of(SessionPaused) == [SessionPaused(0.5)]
         await asyncio.to_thread(wait_for, lambda: service.list_processes() == [])
         await asyncio.to_thread(wait_for, lambda: service.count_requests(find_live_model(service, "m")) == 0)
         assert speaker.error is None
-        await speaker.session.feed(sentence(2, 3))
+        await speaker.session.feed(speak_sentence(2, 3))
         await speaker.over()
         assert speaker.texts == {1: "1", 2: "2 3"}
         assert len(speaker.of(SessionPaused)) == 1
@@ -98,9 +106,9 @@ async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_lo
 
 
 async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_path: Path) -> None:
-    models = {"m": model(tmp_path)}
-    async with serving(tmp_path, models, live={"idle_seconds": 0.3}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    models = {"m": build_model(tmp_path)}
+    async with run_service(tmp_path, models, live={"idle_seconds": 0.3}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(SessionPaused))
         await service.unload_model(find_live_model(service, "m"))
         await speaker.over()
@@ -112,23 +120,23 @@ async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_pa
 async def test_who_speaks_the_moment_a_resting_sessions_model_was_unloaded_notices_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, force: bool
 ) -> None:
-    models = {"m": model(tmp_path)}
-    async with serving(tmp_path, models, live={"idle_seconds": 0.3}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    models = {"m": build_model(tmp_path)}
+    async with run_service(tmp_path, models, live={"idle_seconds": 0.3}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(SessionPaused))
         await service.unload_model(find_live_model(service, "m"), force=force)
-        await speaker.session.feed(sentence(2, 3))
+        await speaker.session.feed(speak_sentence(2, 3))
         await speaker.over()
         assert speaker.texts == {1: "1", 2: "2 3"}
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path) -> None:
-    models = {"m": model(tmp_path)}
-    async with serving(tmp_path, models, live={"idle_seconds": 1.0}) as service, speaking(service) as speaker:
+    models = {"m": build_model(tmp_path)}
+    async with run_service(tmp_path, models, live={"idle_seconds": 1.0}) as service, open_speaker(service) as speaker:
         await service.load_model(find_live_model(service, "m"))
         for _ in range(15):
-            await speaker.session.feed(silence(0.1))
+            await speaker.session.feed(create_silence(0.1))
             await asyncio.sleep(0.1)
         assert speaker.of(SessionPaused) == []
         assert service.list_processes()[0].ttl_remaining is None
@@ -136,18 +144,18 @@ async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path
 
 @pytest.mark.parametrize("settings", [SessionSettings(), MANUAL], ids=["pauses", "commits"])
 async def test_no_final_is_lost_when_the_process_is_killed_in_mid_word(tmp_path: Path, settings: SessionSettings) -> None:
-    models = {"m": model(tmp_path, decode_s=0.3)}
-    async with serving(tmp_path, models) as service, speaking(service, settings=settings) as speaker:
-        await speaker.session.feed(sentence(1, 2))
+    models = {"m": build_model(tmp_path, decode_s=0.3)}
+    async with run_service(tmp_path, models) as service, open_speaker(service, settings=settings) as speaker:
+        await speaker.session.feed(speak_sentence(1, 2))
         await speaker.session.commit() if settings is MANUAL else None
-        await speaker.session.feed(sentence(3, 4))
+        await speaker.session.feed(speak_sentence(3, 4))
         await speaker.session.commit() if settings is MANUAL else None
         await speaker.until(lambda: len(speaker.of(UtteranceCommitted)) == 2)
-        await speaker.session.feed(said(5, 6))
+        await speaker.session.feed(speak_words(5, 6))
         await speaker.until(lambda: [event for event in speaker.of(PartialTranscript) if "6" in event.tentative])
         assert speaker.texts == {}
-        first = kill(service)
-        await speaker.session.feed(said(7) + silence())
+        first = kill_runner(service)
+        await speaker.session.feed(speak_words(7) + create_silence())
         await speaker.over()
         assert speaker.texts == {1: "1 2", 2: "3 4", 3: "5 6 7"}
         assert [event.utterance for event in speaker.of(UtteranceCommitted)] == [1, 2, 3]
@@ -162,12 +170,12 @@ async def test_no_final_is_lost_when_the_process_is_killed_in_mid_word(tmp_path:
 async def test_texts_are_whole_however_often_and_whenever_the_process_dies(tmp_path: Path) -> None:
     """Somebody says 42 sentences in pieces of any size; in every seventh the process is killed, wherever it just is."""
     dice = random.Random(11)
-    async with serving(tmp_path, {"m": model(tmp_path, decode_s=0.05)}) as service, speaking(service) as speaker:
+    async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=0.05)}) as service, open_speaker(service) as speaker:
         expected = {}
         for number in range(1, 43):
             words = [number * 100 + position for position in range(dice.randrange(1, 5))]
             expected[number] = " ".join(map(str, words))
-            stream = said(*words) + silence(dice.choice([0.6, 2.0]))
+            stream = speak_words(*words) + create_silence(dice.choice([0.6, 2.0]))
             fatal = dice.randrange(len(stream)) if number % 7 == 0 else 0
             while stream:
                 size = dice.randrange(1, 9000)
@@ -175,7 +183,7 @@ async def test_texts_are_whole_however_often_and_whenever_the_process_dies(tmp_p
                 if fatal > 0 and len(stream) - size < fatal <= len(stream):
                     await service.load_model(find_live_model(service, "m"))
                     least = min(len(speaker.texts) + 1, number - 1)
-                    kill(service)
+                    kill_runner(service)
                     await speaker.until(lambda least=least: len(speaker.texts) >= least)
                 stream = stream[size:]
         await speaker.over()
@@ -184,15 +192,15 @@ async def test_texts_are_whole_however_often_and_whenever_the_process_dies(tmp_p
 
 
 async def test_text_is_never_taken_back_when_the_process_dies(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service) as speaker:
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
         for value in range(1, 9):
-            await speaker.session.feed(said(value))
+            await speaker.session.feed(speak_words(value))
             await speaker.until(
                 lambda value=value: [event for event in speaker.of(PartialTranscript) if str(value) in event.tentative]
             )
             if value in (3, 6):
-                kill(service)
-        await speaker.session.feed(silence())
+                kill_runner(service)
+        await speaker.session.feed(create_silence())
         await speaker.over()
         stable = [event.stable for event in speaker.of(PartialTranscript)]
         assert all(later.startswith(sooner) for sooner, later in zip(stable, [*stable[1:], speaker.texts[1]], strict=True))
@@ -205,13 +213,13 @@ async def test_what_is_too_long_to_be_heard_again_has_failed_and_the_session_goe
 ) -> None:
     monkeypatch.setattr(tape_module, "SPEECH_KEPT_S", 1.0)
     monkeypatch.setattr(tape_module, "SILENCE_KEPT_S", 1.0)
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
-        await speaker.session.feed(said(*range(10, 20)))
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
+        await speaker.session.feed(speak_words(*range(10, 20)))
         await speaker.until(lambda: speaker.texts and [e for e in speaker.of(PartialTranscript) if "19" in e.tentative])
-        kill(service)
+        kill_runner(service)
         await speaker.until(lambda: speaker.of(UtteranceFailed))
-        await speaker.session.feed(silence() + sentence(2))
+        await speaker.session.feed(create_silence() + speak_sentence(2))
         await speaker.over()
         (failed,) = speaker.of(UtteranceFailed)
         assert isinstance(failed.error, RunnerCrashedError)
@@ -219,36 +227,39 @@ async def test_what_is_too_long_to_be_heard_again_has_failed_and_the_session_goe
 
 
 async def test_a_process_that_dies_of_what_it_hears_ends_the_session_after_a_few_tries(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, dies_always=13)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, dies_always=13)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.texts)
-        await speaker.session.feed(sentence(13))
+        await speaker.session.feed(speak_sentence(13))
         await speaker.until(lambda: speaker.error)
         assert isinstance(speaker.error, RunnerCrashedError)
         assert "SIGKILL" in speaker.error.message
-        await speaker.session.feed(sentence(2))
+        await speaker.session.feed(speak_sentence(2))
 
 
 async def test_a_word_that_kills_once_is_heard_the_next_time(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, dies_at=13)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(12, 13, 14))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, dies_at=13)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(12, 13, 14))
         await speaker.over()
         assert speaker.texts == {1: "12 13 14"}
 
 
 async def test_an_utterance_without_text_does_not_end_the_session(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, fails_at=4)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1) + sentence(4) + sentence(5))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, fails_at=4)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1) + speak_sentence(4) + speak_sentence(5))
         await speaker.over()
         assert speaker.texts == {1: "1", 2: "failed", 3: "5"}
 
 
 async def test_a_stream_in_a_container_ends_with_its_process(tmp_path: Path) -> None:
     settings = SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER))
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service, settings=settings) as speaker:
-        await speaker.session.feed(sentence(1) + said(2))
+    async with (
+        run_service(tmp_path, {"m": build_model(tmp_path)}) as service,
+        open_speaker(service, settings=settings) as speaker,
+    ):
+        await speaker.session.feed(speak_sentence(1) + speak_words(2))
         await speaker.until(lambda: speaker.texts and len(speaker.of(SpeechStarted)) == 2)
-        kill(service)
+        kill_runner(service)
         await speaker.until(lambda: speaker.error)
         assert speaker.error
         assert "in a container" in speaker.error.message
@@ -256,28 +267,31 @@ async def test_a_stream_in_a_container_ends_with_its_process(tmp_path: Path) -> 
 
 
 async def test_one_session_too_many_is_refused_and_room_is_made_by_leaving(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path)}, live={"sessions": 2}) as service:
-        async with speaking(service), speaking(service):
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}, live={"sessions": 2}) as service:
+        async with open_speaker(service), open_speaker(service):
             with pytest.raises(BusyError, match=r"already has 2 live sessions \(live.sessions\)"):
-                async with speaking(service):
+                async with open_speaker(service):
                     pass
-        async with speaking(service) as speaker:
-            await speaker.session.feed(sentence(1))
+        async with open_speaker(service) as speaker:
+            await speaker.session.feed(speak_sentence(1))
             await speaker.over()
 
 
 async def test_a_model_that_cannot_be_loaded_is_stood_in_for_by_its_fallback(tmp_path: Path) -> None:
-    broken = model(tmp_path) | {"python": "/nowhere/python", "fallback": ["m"]}
-    async with serving(tmp_path, {"broken": broken, "m": model(tmp_path)}) as service, speaking(service, "broken") as speaker:
-        await speaker.session.feed(sentence(1))
+    broken = build_model(tmp_path) | {"python": "/nowhere/python", "fallback": ["m"]}
+    async with (
+        run_service(tmp_path, {"broken": broken, "m": build_model(tmp_path)}) as service,
+        open_speaker(service, "broken") as speaker,
+    ):
+        await speaker.session.feed(speak_sentence(1))
         await speaker.over()
         assert speaker.texts == {1: "1"}
         assert speaker.session.summary.model == "m"
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_session(tmp_path: Path) -> None:
-    models = {"broken": model(tmp_path) | {"python": "/nowhere/python"}}
-    async with serving(tmp_path, models) as service, speaking(service) as speaker:
+    models = {"broken": build_model(tmp_path) | {"python": "/nowhere/python"}}
+    async with run_service(tmp_path, models) as service, open_speaker(service) as speaker:
         await speaker.until(lambda: speaker.error)
         assert isinstance(speaker.error, ModelLoadError)
 
@@ -285,10 +299,10 @@ async def test_a_model_that_cannot_be_loaded_ends_the_session(tmp_path: Path) ->
 async def test_models_of_other_servers_are_refused_by_name(tmp_path: Path) -> None:
     models = {
         "ears": {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"], "out": ["text"]}},
-        "m": model(tmp_path),
+        "m": build_model(tmp_path),
         "chat": {"proxy": "http://127.0.0.1:9"},
     }
-    async with serving(tmp_path, models) as service:
+    async with run_service(tmp_path, models) as service:
         with pytest.raises(UnsupportedFeatureError, match=r"chat is not a model for speech. Models for live sessions: m"):
             find_live_model(service, "chat")
         with pytest.raises(UnsupportedFeatureError, match="engine: openai_api"):
@@ -301,12 +315,12 @@ async def test_models_of_other_servers_are_refused_by_name(tmp_path: Path) -> No
 
 async def test_what_the_model_cannot_do_is_refused_at_once_and_in_the_middle(tmp_path: Path) -> None:
     speakers = SessionSettings(request=TranscriptionRequest(speakers=True))
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service:
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service:
         with pytest.raises(UnsupportedFeatureError):
-            async with speaking(service, settings=speakers):
+            async with open_speaker(service, settings=speakers):
                 pass
-        async with speaking(service) as speaker:
-            await speaker.session.feed(said(1))
+        async with open_speaker(service) as speaker:
+            await speaker.session.feed(speak_words(1))
             await speaker.session.configure(speakers)
             await speaker.session.configure(SessionSettings(format=AudioFormat(rate=8000)))
             await speaker.over()
@@ -317,33 +331,33 @@ async def test_what_the_model_cannot_do_is_refused_at_once_and_in_the_middle(tmp
 
 
 async def test_other_settings_hold_for_the_next_process_too(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.session.configure(MANUAL)
-        await speaker.session.feed(sentence(2))
+        await speaker.session.feed(speak_sentence(2))
         await speaker.until(lambda: [event for event in speaker.of(PartialTranscript) if event.utterance == 2])
-        kill(service)
-        await speaker.session.feed(sentence(3))
+        kill_runner(service)
+        await speaker.session.feed(speak_sentence(3))
         await speaker.session.commit()
         await speaker.over()
         assert speaker.texts == {1: "1", 2: "2 3"}
 
 
 async def test_what_was_cleared_stays_forgotten(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service, settings=MANUAL) as speaker:
-        await speaker.session.feed(said(1, 2))
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service, settings=MANUAL) as speaker:
+        await speaker.session.feed(speak_words(1, 2))
         await speaker.session.clear()
         await speaker.until(lambda: speaker.of(UtteranceCleared))
-        await speaker.session.feed(said(3))
-        kill(service)
+        await speaker.session.feed(speak_words(3))
+        kill_runner(service)
         await speaker.session.commit()
         await speaker.over()
         assert list(speaker.texts.values()) == ["3"]
 
 
 async def test_a_model_unloaded_by_force_ends_who_speaks(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(said(1))
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_words(1))
         await speaker.until(lambda: speaker.events)
         await service.unload_model(find_live_model(service, "m"), force=True)
         await speaker.until(lambda: speaker.error)
@@ -351,24 +365,24 @@ async def test_a_model_unloaded_by_force_ends_who_speaks(tmp_path: Path) -> None
 
 
 async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, decode_s=0.3)}) as service:
-        async with speaking(service) as speaker:
-            await speaker.session.feed(sentence(1) + said(2))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=0.3)}) as service:
+        async with open_speaker(service) as speaker:
+            await speaker.session.feed(speak_sentence(1) + speak_words(2))
             await speaker.until(lambda: len(speaker.of(SpeechStarted)) == 2)
             ending = asyncio.create_task(service.live_sessions.end_all())
             await speaker.until(lambda: speaker.error)
             assert isinstance(speaker.error, ShuttingDownError)
             assert speaker.texts == {1: "1", 2: "2"}
-            await speaker.session.feed(sentence(3))
+            await speaker.session.feed(speak_sentence(3))
             assert not ending.done()
             with pytest.raises(ShuttingDownError):
-                async with speaking(service):
+                async with open_speaker(service):
                     pass
         await asyncio.wait_for(ending, 10)
 
 
 async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, load_s=20)}) as service, speaking(service) as speaker:
+    async with run_service(tmp_path, {"m": build_model(tmp_path, load_s=20)}) as service, open_speaker(service) as speaker:
         ending = asyncio.create_task(service.live_sessions.end_all())
         await speaker.until(lambda: speaker.error)
         assert isinstance(speaker.error, ShuttingDownError)
@@ -377,8 +391,8 @@ async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tm
 
 
 async def test_who_has_finished_before_does_not_notice_the_end_of_the_server(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, decode_s=0.3)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=0.3)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(UtteranceCommitted))
         await speaker.session.finish()
         ending = asyncio.create_task(service.live_sessions.end_all())
@@ -388,8 +402,8 @@ async def test_who_has_finished_before_does_not_notice_the_end_of_the_server(tmp
 
 
 async def test_a_session_whose_last_texts_come_too_late_ends_with_the_server(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, decode_s=60)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1))
+    async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=60)}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(UtteranceCommitted))
         ending = asyncio.create_task(service.live_sessions.end_all())
         await asyncio.sleep(0.1)

@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def put(folder: Path, size: int = 1) -> Path:
+def write_model(folder: Path, size: int = 1) -> Path:
     """A folder that looks like a Moonshine model of three times `size` bytes."""
     folder.mkdir(parents=True)
     for name in FILES:
@@ -42,7 +42,7 @@ def put(folder: Path, size: int = 1) -> Path:
     return folder
 
 
-def put_in_cache(store: Path, name: str, snapshot: str = "0a1b", size: int = 1) -> Path:
+def write_cached_model(store: Path, name: str, snapshot: str = "0a1b", size: int = 1) -> Path:
     """The layout of the Hugging Face cache: blobs, and snapshots that link to them."""
     folder = store / f"models--{name.replace('/', '--')}"
     blobs, snapshot_folder = folder / "blobs", folder / "snapshots" / snapshot
@@ -55,16 +55,16 @@ def put_in_cache(store: Path, name: str, snapshot: str = "0a1b", size: int = 1) 
     return snapshot_folder
 
 
-def catalog(**settings: object) -> ModelCatalog:
+def create_catalog(**settings: object) -> ModelCatalog:
     return ModelCatalog(config.Settings(**settings))
 
 
-def entry(source: Path, **more: object) -> dict[str, object]:
+def build_entry(source: Path, **more: object) -> dict[str, object]:
     return {"source": str(source), **more}
 
 
 def test_the_embedded_model_is_there_and_has_its_names() -> None:
-    found = catalog()
+    found = create_catalog()
     embedded = found.find_model(EMBEDDED_ID)
     assert embedded.origin == "embedded"
     assert embedded.size > 20_000_000
@@ -79,7 +79,7 @@ def test_the_embedded_model_is_there_and_has_its_names() -> None:
 
 
 def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
-    found = catalog(models={"mine": entry(put(tmp_path / "mine"))})
+    found = create_catalog(models={"mine": build_entry(write_model(tmp_path / "mine"))})
     with pytest.raises(ModelNotFoundError) as caught:
         found.find_model("large-v9")
     assert caught.value.param == "model"
@@ -88,7 +88,7 @@ def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
 
 
 def test_names_that_nobody_knows_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, looks = catalog(), 0
+    found, looks = create_catalog(), 0
     fingerprint = ModelStore.compute_fingerprint
 
     def slow(store: ModelStore) -> object:
@@ -107,27 +107,27 @@ def test_names_that_nobody_knows_take_a_small_share_of_the_time(monkeypatch: pyt
 
 def test_names_are_exact() -> None:
     with pytest.raises(ModelNotFoundError):
-        catalog().find_model(EMBEDDED_ID.upper())
+        create_catalog().find_model(EMBEDDED_ID.upper())
 
 
 def test_models_in_a_plain_folder(tmp_path: Path) -> None:
     folder = tmp_path / "models"
-    source = put(folder / "base-en", size=10)
+    source = write_model(folder / "base-en", size=10)
     (folder / "notes.txt").write_text("not a model")
     (folder / "unfinished").mkdir()
-    found = catalog(model_dir=folder)
+    found = create_catalog(model_dir=folder)
     assert {model.id: model.origin for model in found} == {"base-en": "disk", EMBEDDED_ID: "embedded"}
     assert found.find_model("base-en") == found.default
     assert (found.default.source, found.default.size, found.default.engine) == (source, 30, "moonshine")
 
 
 def test_models_in_the_hugging_face_cache(store: Path) -> None:
-    old, new = (put_in_cache(store, "Org/moon-en", snapshot, size) for snapshot, size in (("bbbb", 1), ("aaaa", 2)))
+    old, new = (write_cached_model(store, "Org/moon-en", snapshot, size) for snapshot, size in (("bbbb", 1), ("aaaa", 2)))
     os.utime(old, (1, 1))
-    put_in_cache(store, "solo-ja")
+    write_cached_model(store, "solo-ja")
     (store / "models--Org--still-loading" / "snapshots").mkdir(parents=True)
     (store / "version.txt").write_text("1")
-    found = catalog()
+    found = create_catalog()
     assert [model.id for model in found if model.origin == "disk"] == ["Org/moon-en", "solo-ja"]
     assert found.find_model("Org/moon-en").source == new, "not the newest snapshot"
     assert found.find_model("Org/moon-en").size == 6
@@ -158,26 +158,28 @@ def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_cache_at_all_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nowhere"))
-    assert [model.id for model in catalog()] == [EMBEDDED_ID]
+    assert [model.id for model in create_catalog()] == [EMBEDDED_ID]
 
 
 def test_a_model_dir_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model_dir"):
-        catalog(model_dir=tmp_path / "nowhere")
+        create_catalog(model_dir=tmp_path / "nowhere")
 
 
 def test_the_largest_on_disk_is_the_default(store: Path) -> None:
-    put_in_cache(store, "a-small", size=5)
-    put_in_cache(store, "b-large", size=50)
-    put_in_cache(store, "c-larger-ja", size=500)
-    found = catalog()
+    write_cached_model(store, "a-small", size=5)
+    write_cached_model(store, "b-large", size=50)
+    write_cached_model(store, "c-larger-ja", size=500)
+    found = create_catalog()
     assert (found.default.id, found.why_default) == ("b-large", "the largest on disk")
     assert found.find_model("whisper-1") is found.default
 
 
 def test_the_first_of_the_config_comes_before_the_disk(store: Path, tmp_path: Path) -> None:
-    put_in_cache(store, "on-disk", size=500)
-    found = catalog(models={"z-first": entry(put(tmp_path / "one")), "a-second": entry(put(tmp_path / "two"))})
+    write_cached_model(store, "on-disk", size=500)
+    found = create_catalog(
+        models={"z-first": build_entry(write_model(tmp_path / "one")), "a-second": build_entry(write_model(tmp_path / "two"))}
+    )
     assert (found.default.id, found.why_default) == ("z-first", "the first of the config")
 
 
@@ -186,101 +188,107 @@ HEARING: dict[str, object] = {"cmd": "whisper-server", "proxy": "http://localhos
 
 
 def test_a_command_is_the_default_only_if_it_is_for_speech(tmp_path: Path) -> None:
-    assert catalog(models={"llm": LLM}).default.id == EMBEDDED_ID
-    assert catalog(models={"llm": LLM, "ears": HEARING}).default.id == "ears"
-    assert catalog(models={"llm": LLM, "own": entry(put(tmp_path / "a")), "ears": HEARING}).default.id == "own"
-    assert catalog(models={"llm": LLM, "ears": HEARING}, default_model="llm").default.id == "llm"
-    assert catalog(models={"llm": LLM, "ears": HEARING}).find_model("whisper-1").id == "ears"
-    assert catalog(models={"llm": LLM | {"aliases": ["whisper-1"]}}).find_model("whisper-1").id == "llm"
+    assert create_catalog(models={"llm": LLM}).default.id == EMBEDDED_ID
+    assert create_catalog(models={"llm": LLM, "ears": HEARING}).default.id == "ears"
+    assert (
+        create_catalog(models={"llm": LLM, "own": build_entry(write_model(tmp_path / "a")), "ears": HEARING}).default.id == "own"
+    )
+    assert create_catalog(models={"llm": LLM, "ears": HEARING}, default_model="llm").default.id == "llm"
+    assert create_catalog(models={"llm": LLM, "ears": HEARING}).find_model("whisper-1").id == "ears"
+    assert create_catalog(models={"llm": LLM | {"aliases": ["whisper-1"]}}).find_model("whisper-1").id == "llm"
 
 
-def behind(line: str = "", **more: object) -> dict[str, object]:
+def build_command_entry(line: str = "", **more: object) -> dict[str, object]:
     return {"cmd": line, "proxy": "http://localhost:5802", **more}
 
 
 HEARS: list[dict[str, object]] = [
-    behind("whisper-server --port 5802 -m ggml-base.bin -l auto"),
-    behind("/opt/whisper.cpp/build/bin/whisper-server -m /models/large.bin --inference-path /v1/audio/transcriptions"),
-    behind("docker run --rm -p 5802:8080 ghcr.io/ggml-org/whisper.cpp:main-cuda -m x.bin"),
-    behind("sh -c 'exec whisper-server --port 5802 -m x.bin'"),
-    behind("vllm serve Qwen/Qwen3-ASR-1.7B --port 5802"),
-    behind("vllm serve mistralai/Voxtral-Mini-3B-2507 --port 5802"),
-    behind("uv run speaches_server --model=nvidia/parakeet-tdt-0.6b-v3"),
-    behind("some-server --route /v1/audio/transcriptions"),
-    behind(useModelName="whisper-large-v3-turbo"),
-    behind(aliases=["asr"]),
-    behind(aliases=["gpt-4o-transcribe"]),
-    behind(options={"transcriptions": "/api/hear"}),
-    behind("my-server", capabilities={"in": ["audio"]}),
-    behind("my-server", capabilities={"in": ["text", "audio"], "out": ["text"]}),
-    behind("my-server", metadata={"capabilities": ["audio"]}),
+    build_command_entry("whisper-server --port 5802 -m ggml-base.bin -l auto"),
+    build_command_entry(
+        "/opt/whisper.cpp/build/bin/whisper-server -m /models/large.bin --inference-path /v1/audio/transcriptions"
+    ),
+    build_command_entry("docker run --rm -p 5802:8080 ghcr.io/ggml-org/whisper.cpp:main-cuda -m x.bin"),
+    build_command_entry("sh -c 'exec whisper-server --port 5802 -m x.bin'"),
+    build_command_entry("vllm serve Qwen/Qwen3-ASR-1.7B --port 5802"),
+    build_command_entry("vllm serve mistralai/Voxtral-Mini-3B-2507 --port 5802"),
+    build_command_entry("uv run speaches_server --model=nvidia/parakeet-tdt-0.6b-v3"),
+    build_command_entry("some-server --route /v1/audio/transcriptions"),
+    build_command_entry(useModelName="whisper-large-v3-turbo"),
+    build_command_entry(aliases=["asr"]),
+    build_command_entry(aliases=["gpt-4o-transcribe"]),
+    build_command_entry(options={"transcriptions": "/api/hear"}),
+    build_command_entry("my-server", capabilities={"in": ["audio"]}),
+    build_command_entry("my-server", capabilities={"in": ["text", "audio"], "out": ["text"]}),
+    build_command_entry("my-server", metadata={"capabilities": ["audio"]}),
 ]
 
 HEARS_NOT: list[dict[str, object]] = [
-    behind("llama-server --port 5802 -m /models/qwen3.gguf --jinja"),
-    behind("/home/whisper/llama-server --port 5802 -m /srv/asr/qwen3.gguf"),
-    behind("llama-server -m Horse-Whisperer-7B.gguf"),
-    behind("vllm serve collabora/whisperspeech"),
-    behind("vllm serve some/voxtral-tts-4b"),
-    behind(useModelName="gpt-4o-mini-tts"),
-    behind("whisper-server", capabilities={"in": ["text"], "out": ["text"]}),
-    behind("whisper-server", metadata={"capabilities": ["completion"]}),
-    behind("my-server", capabilities={"in": ["audio"], "out": ["audio"]}),
-    behind("my-server", capabilities={"out": ["text"]}, aliases=["asr"]),
-    behind(),
+    build_command_entry("llama-server --port 5802 -m /models/qwen3.gguf --jinja"),
+    build_command_entry("/home/whisper/llama-server --port 5802 -m /srv/asr/qwen3.gguf"),
+    build_command_entry("llama-server -m Horse-Whisperer-7B.gguf"),
+    build_command_entry("vllm serve collabora/whisperspeech"),
+    build_command_entry("vllm serve some/voxtral-tts-4b"),
+    build_command_entry(useModelName="gpt-4o-mini-tts"),
+    build_command_entry("whisper-server", capabilities={"in": ["text"], "out": ["text"]}),
+    build_command_entry("whisper-server", metadata={"capabilities": ["completion"]}),
+    build_command_entry("my-server", capabilities={"in": ["audio"], "out": ["audio"]}),
+    build_command_entry("my-server", capabilities={"out": ["text"]}, aliases=["asr"]),
+    build_command_entry(),
 ]
 
 
 @pytest.mark.parametrize(("entry_", "hears"), [(e, True) for e in HEARS] + [(e, False) for e in HEARS_NOT])
 def test_a_server_that_hears_is_the_default_by_what_is_declared_or_else_by_its_names(entry_: dict, hears: bool) -> None:
     models = {"llm": LLM, "m": entry_}
-    found = catalog(models=models)
+    found = create_catalog(models=models)
     assert found.find_model("m").is_speech_model is hears
     for name in ("", "whisper-1", "gpt-4o-mini-transcribe"):
         assert found.find_model(name).id == ("m" if hears else EMBEDDED_ID)
 
 
 def test_who_chats_too_is_the_default_only_if_nobody_is_for_speech_alone() -> None:
-    omni = behind("llama-server -m omni.gguf --mmproj omni.mmproj", capabilities={"in": ["text", "audio"], "out": ["text"]})
-    assert catalog(models={"omni": omni}).default.id == "omni"
-    assert catalog(models={"omni": omni, "ears": HEARING}).default.id == "ears"
+    omni = build_command_entry(
+        "llama-server -m omni.gguf --mmproj omni.mmproj", capabilities={"in": ["text", "audio"], "out": ["text"]}
+    )
+    assert create_catalog(models={"omni": omni}).default.id == "omni"
+    assert create_catalog(models={"omni": omni, "ears": HEARING}).default.id == "ears"
 
 
 def test_a_peer_that_hears_comes_after_the_disk_and_before_the_embedded_model(store: Path) -> None:
     peers = {"attic": {"proxy": "http://attic:8100", "models": ("llama-70b", "whisper-large-v3")}}
-    found = catalog(peers=peers)
+    found = create_catalog(peers=peers)
     assert (found.default.id, found.why_default) == ("attic/whisper-large-v3", "the first of a peer")
-    assert catalog(peers={"attic": {"proxy": "http://attic:8100", "models": ("llama-70b",)}}).default.id == EMBEDDED_ID
-    put_in_cache(store, "on-disk", size=500)
-    assert catalog(peers=peers).default.id == "on-disk"
+    assert create_catalog(peers={"attic": {"proxy": "http://attic:8100", "models": ("llama-70b",)}}).default.id == EMBEDDED_ID
+    write_cached_model(store, "on-disk", size=500)
+    assert create_catalog(peers=peers).default.id == "on-disk"
 
 
 def test_live_sessions_that_name_no_model_get_one_that_takes_them(tmp_path: Path) -> None:
-    found = catalog(models={"ears": HEARING})
+    found = create_catalog(models={"ears": HEARING})
     assert {name: found.find_live_model(name).id for name in ("", "whisper-1", "ears")} == {
         "": EMBEDDED_ID, "whisper-1": EMBEDDED_ID, "ears": "ears",
     }  # fmt: skip
-    found = catalog(models={"ears": HEARING, "own": entry(put(tmp_path / "a"))})
+    found = create_catalog(models={"ears": HEARING, "own": build_entry(write_model(tmp_path / "a"))})
     assert (found.find_live_model("").id, found.default.id) == ("own", "ears")
-    chosen = catalog(models={"ears": HEARING}, default_model="ears")
+    chosen = create_catalog(models={"ears": HEARING}, default_model="ears")
     assert chosen.find_live_model("whisper-1").id == "ears", "somebody wants it so, and is told why it cannot be"
-    named = catalog(models={"ears": HEARING | {"aliases": ["whisper-1"]}})
+    named = create_catalog(models={"ears": HEARING | {"aliases": ["whisper-1"]}})
     assert (named.find_live_model("whisper-1").id, named.find_live_model("").id) == ("ears", EMBEDDED_ID)
-    found.replace_with(catalog(models={"other": HEARING}), set())
+    found.replace_with(create_catalog(models={"other": HEARING}), set())
     assert (found.find_live_model("").id, found.default.id) == (EMBEDDED_ID, "other")
 
 
 def test_a_language_model_is_not_named_as_one_that_translates() -> None:
-    models = catalog(models={"llm": LLM, "ears": HEARING}, default_model=EMBEDDED_ID)
+    models = create_catalog(models={"llm": LLM, "ears": HEARING}, default_model=EMBEDDED_ID)
     with pytest.raises(UnsupportedFeatureError, match=r"Models that can: ears\."):
         models.check_request(models.default, TranscriptionRequest(task=SpeechTask.TRANSLATE))
 
 
 def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
-    put_in_cache(store, "Org/moon")
-    models = {"mine": entry(put(tmp_path / "one"), aliases=["my-alias"])}
+    write_cached_model(store, "Org/moon")
+    models = {"mine": build_entry(write_model(tmp_path / "one"), aliases=["my-alias"])}
     for name, id in (("Org/moon", "Org/moon"), ("my-alias", "mine"), ("moonshine/tiny", EMBEDDED_ID)):
-        found = catalog(models=models, default_model=name)
+        found = create_catalog(models=models, default_model=name)
         assert found.default.id == id
         assert "default_model" in found.why_default
         assert found.find_model("gpt-4o-transcribe").id == id
@@ -288,27 +296,29 @@ def test_default_model_comes_before_all(store: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_default_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"default_model \(STT_DEFAULT_MODEL, WHISPER_MODEL\): .*large-v9.*moonshine-tiny-en"):
-        catalog(default_model="large-v9")
+        create_catalog(default_model="large-v9")
 
 
 def test_default_engine() -> None:
-    assert catalog(default_engine="moonshine").default.id == EMBEDDED_ID
+    assert create_catalog(default_engine="moonshine").default.id == EMBEDDED_ID
     with pytest.raises(ConfigError, match=r"no engine 'whispr'.*moonshine"):
-        catalog(default_engine="whispr")
+        create_catalog(default_engine="whispr")
 
 
 def test_the_config_wins_over_the_disk_and_the_disk_over_the_embedded(store: Path, tmp_path: Path) -> None:
-    put_in_cache(store, "same", size=3)
-    put_in_cache(store, EMBEDDED_ID)
-    mine = put(tmp_path / "mine")
-    found = catalog(models={"same": entry(mine)})
+    write_cached_model(store, "same", size=3)
+    write_cached_model(store, EMBEDDED_ID)
+    mine = write_model(tmp_path / "mine")
+    found = create_catalog(models={"same": build_entry(mine)})
     assert found.find_model("same").source == mine
     assert found.find_model(EMBEDDED_ID).origin == "disk"
 
 
 def test_a_models_settings_reach_it(tmp_path: Path) -> None:
-    models = {"mine": entry(put(tmp_path / "one"), options={"threads": 2, "device": "cpu"}, batch=3, max_requests=5)}
-    found = catalog(models=models, device="cuda", compute_type="int8", limits={"requests": 9})
+    models = {
+        "mine": build_entry(write_model(tmp_path / "one"), options={"threads": 2, "device": "cpu"}, batch=3, max_requests=5)
+    }
+    found = create_catalog(models=models, device="cuda", compute_type="int8", limits={"requests": 9})
     mine = found.find_model("mine")
     assert mine.options == {"threads": 2, "device": "cpu", "compute_type": "int8"}
     assert (mine.batch, mine.scheduling.max_requests) == (3, 5)
@@ -316,8 +326,11 @@ def test_a_models_settings_reach_it(tmp_path: Path) -> None:
 
 
 def test_a_models_language_is_in_its_options_or_its_name(tmp_path: Path) -> None:
-    models = {"mine-es": entry(put(tmp_path / "one")), "mine": entry(put(tmp_path / "two"), options={"language": "uk"})}
-    found = catalog(models=models)
+    models = {
+        "mine-es": build_entry(write_model(tmp_path / "one")),
+        "mine": build_entry(write_model(tmp_path / "two"), options={"language": "uk"}),
+    }
+    found = create_catalog(models=models)
     assert found.find_model("mine-es").capabilities.languages == ("es",)
     assert found.find_model("mine").capabilities.languages == ("uk",)
     assert found.default.id == EMBEDDED_ID, "a model without English is no default for everybody"
@@ -326,14 +339,19 @@ def test_a_models_language_is_in_its_options_or_its_name(tmp_path: Path) -> None
 def test_files_of_no_engine_are_refused_and_the_message_says_which_would_do(tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     with pytest.raises(ConfigError, match=r"models\.odd.*moonshine: encoder_model\.ort"):
-        catalog(models={"odd": entry(tmp_path / "odd")})
-    assert catalog(models={"odd": entry(tmp_path / "odd", engine="moonshine")}).find_model("odd").engine == "moonshine"
+        create_catalog(models={"odd": build_entry(tmp_path / "odd")})
+    assert (
+        create_catalog(models={"odd": build_entry(tmp_path / "odd", engine="moonshine")}).find_model("odd").engine == "moonshine"
+    )
 
 
 def test_an_alias_belongs_to_one_model(tmp_path: Path) -> None:
-    one, two = entry(put(tmp_path / "one"), aliases=["x"]), entry(put(tmp_path / "two"), aliases=["x"])
+    one, two = (
+        build_entry(write_model(tmp_path / "one"), aliases=["x"]),
+        build_entry(write_model(tmp_path / "two"), aliases=["x"]),
+    )
     with pytest.raises(ConfigError, match="'x' of two already belongs to one"):
-        catalog(models={"one": one, "two": two})
+        create_catalog(models={"one": one, "two": two})
 
 
 @pytest.mark.parametrize(
@@ -344,19 +362,25 @@ def test_an_alias_belongs_to_one_model(tmp_path: Path) -> None:
     ],
 )
 def test_an_alias_may_not_be_another_models_id(tmp_path: Path, order: list[str]) -> None:
-    models = {"one": entry(put(tmp_path / "one"), aliases=["two"]), "two": entry(put(tmp_path / "two"))}
+    models = {
+        "one": build_entry(write_model(tmp_path / "one"), aliases=["two"]),
+        "two": build_entry(write_model(tmp_path / "two")),
+    }
     with pytest.raises(ConfigError, match="two"):
-        catalog(models={id: models[id] for id in order})
+        create_catalog(models={id: models[id] for id in order})
 
 
 def test_an_alias_of_the_config_wins_over_the_embedded_models_id(tmp_path: Path) -> None:
-    found = catalog(models={"mine": entry(put(tmp_path / "one"), aliases=[EMBEDDED_ID])})
+    found = create_catalog(models={"mine": build_entry(write_model(tmp_path / "one"), aliases=[EMBEDDED_ID])})
     assert found.find_model(EMBEDDED_ID).id == "mine"
 
 
 def test_a_clients_usual_name_may_be_given_to_another_model(tmp_path: Path) -> None:
-    models = {"one": entry(put(tmp_path / "one")), "two": entry(put(tmp_path / "two"), aliases=["whisper-1"])}
-    found = catalog(models=models)
+    models = {
+        "one": build_entry(write_model(tmp_path / "one")),
+        "two": build_entry(write_model(tmp_path / "two"), aliases=["whisper-1"]),
+    }
+    found = create_catalog(models=models)
     assert found.find_model("whisper-1").id == "two"
     assert found.find_model("gpt-4o-transcribe").id == found.default.id == "one"
     assert "whisper-1" in found.list_aliases(found.find_model("two"))
@@ -364,14 +388,14 @@ def test_a_clients_usual_name_may_be_given_to_another_model(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", [EMBEDDED_ID, pytest.param("")])
 def test_what_the_loaded_model_says_of_itself_replaces_the_card(name: str) -> None:
-    found = catalog()
+    found = create_catalog()
     refined = Capabilities(languages=("en", "fr"), translate=True)
     found.update_capabilities(found.find_model(EMBEDDED_ID), refined)
     found.check_request(found.find_model(name), TranscriptionRequest(task=SpeechTask.TRANSLATE, language="fr"))
     assert found.find_model(name).capabilities == refined
 
 
-def refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest) -> UnsupportedFeatureError:
+def get_refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest) -> UnsupportedFeatureError:
     with pytest.raises(UnsupportedFeatureError) as caught:
         found.check_request(model, request)
     assert caught.value.message.startswith(model.id)
@@ -388,41 +412,43 @@ def refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest) ->
     ],
 )
 def test_what_a_model_cannot_is_refused_with_what_it_can(request_: TranscriptionRequest, param: str, says: str) -> None:
-    found = catalog()
-    error = refusal(found, found.default, request_)
+    found = create_catalog()
+    error = get_refusal(found, found.default, request_)
     assert error.param == param
     assert says in error.message
     assert "No model" in error.message
 
 
 def test_a_refusal_names_the_models_that_can(tmp_path: Path) -> None:
-    found = catalog(models={"german-de": entry(put(tmp_path / "one")), "babel": entry(put(tmp_path / "two"))})
+    found = create_catalog(
+        models={"german-de": build_entry(write_model(tmp_path / "one")), "babel": build_entry(write_model(tmp_path / "two"))}
+    )
     found.update_capabilities(found.find_model("babel"), Capabilities(translate=True, words=True, speakers=True))
     embedded = found.find_model(EMBEDDED_ID)
-    assert "Models that can: german-de, babel." in refusal(found, embedded, TranscriptionRequest(language="de")).message
+    assert "Models that can: german-de, babel." in get_refusal(found, embedded, TranscriptionRequest(language="de")).message
     for request in (
         TranscriptionRequest(task=SpeechTask.TRANSLATE),
         TranscriptionRequest(words=True),
         TranscriptionRequest(speakers=True),
     ):
-        assert "Models that can: babel." in refusal(found, embedded, request).message
+        assert "Models that can: babel." in get_refusal(found, embedded, request).message
         found.check_request(found.find_model("babel"), request)
 
 
 def test_logprobs_need_a_model_that_has_them() -> None:
-    found = catalog()
+    found = create_catalog()
     found.check_request(
         found.default, TranscriptionRequest(logprobs=True, language="en", prompt="hints are no demands", temperature=1.0)
     )
     found.update_capabilities(found.default, Capabilities())
-    assert refusal(found, found.default, TranscriptionRequest(logprobs=True)).param == "include"
+    assert get_refusal(found, found.default, TranscriptionRequest(logprobs=True)).param == "include"
 
 
 def test_options_and_sources_are_checked_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models.one.options: moonshine has no option beam, only .*threads"):
-        catalog(models={"one": entry(put(tmp_path / "one"), options={"beam": 5})})
+        create_catalog(models={"one": build_entry(write_model(tmp_path / "one"), options={"beam": 5})})
     with pytest.raises(ConfigError, match=r"models.one.source: there is nothing at .*nowhere"):
-        catalog(models={"one": entry(tmp_path / "nowhere")})
+        create_catalog(models={"one": build_entry(tmp_path / "nowhere")})
 
 
 @pytest.fixture
@@ -431,7 +457,7 @@ def engines(cards: Callable[..., None]) -> Callable[..., None]:
     return cards
 
 
-def put_whisper(store: Path, id: str) -> Path:
+def write_whisper(store: Path, id: str) -> Path:
     """A model of the engine `whispering` in the cache."""
     snapshot = store / f"models--{id.replace('/', '--')}" / "snapshots" / "r1"
     snapshot.mkdir(parents=True)
@@ -444,8 +470,8 @@ SMALL = "Systran/faster-whisper-small"
 
 
 def test_all_names_of_a_model_on_disk_find_it(engines: Callable[..., None], store: Path) -> None:
-    put_whisper(store, SMALL)
-    found = catalog()
+    write_whisper(store, SMALL)
+    found = create_catalog()
     for name in ("small", "openai/whisper-small", SMALL, "faster-whisper-small"):
         assert found.find_model(name).id == SMALL
     assert found.find_model("small").capabilities.words
@@ -458,29 +484,29 @@ def test_weights_of_another_engine_serve_a_name_when_the_best_ones_are_not_here(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "whisper"}')
     (folder / "model.safetensors").write_bytes(b"")
-    assert catalog().find_model("small").id == "openai/whisper-small"
+    assert create_catalog().find_model("small").id == "openai/whisper-small"
 
 
 def test_a_known_model_that_is_not_here_says_how_to_get_it(engines: Callable[..., None], store: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"small \(Systran/.*\) is not on this machine: run `eardrum pull small`"):
-        catalog().find_model("small")
+        create_catalog().find_model("small")
     blobs = store / "models--Systran--faster-whisper-small" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "ff.part").write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match=r"is only half fetched: run `eardrum pull small`"):
-        catalog().find_model("small")
+        create_catalog().find_model("small")
 
 
 def test_a_model_that_arrives_is_seen_without_a_restart(engines: Callable[..., None], store: Path) -> None:
-    found = catalog()
+    found = create_catalog()
     with pytest.raises(ModelNotFoundError):
         found.find_model("small")
-    put_whisper(store, SMALL)
+    write_whisper(store, SMALL)
     assert found.find_model("small").id == SMALL
 
 
 def test_with_pull_missing_a_known_model_is_there_before_its_files(engines: Callable[..., None]) -> None:
-    found = catalog(pull_missing=True)
+    found = create_catalog(pull_missing=True)
     model = found.find_model("large")
     assert (model.id, model.needs_download, model.engine) == ("Systran/faster-whisper-large-v3", True, "whispering")
     assert model not in list(found)
@@ -497,19 +523,19 @@ def test_a_model_of_the_config_may_be_a_name(engines: Callable[..., None], store
         "large": {},
         "tuned": {"engine": "whispering", "source": "someone/tuned"},
     }
-    found = catalog(models=models)
+    found = create_catalog(models=models)
     for name, repository in (("q", SMALL), ("large", "Systran/faster-whisper-large-v3"), ("tuned", "someone/tuned")):
         model = found.find_model(name)
         assert (model.needs_download, model.repository, model.engine, model.origin) == (True, repository, "whispering", "config")
     assert found.default.id == EMBEDDED_ID, "what is not here is no default"
-    put_whisper(store, SMALL)
+    write_whisper(store, SMALL)
     found.scan()
     assert not found.find_model("quick").needs_download
 
 
 def test_a_name_in_the_config_that_nobody_knows_is_refused(engines: Callable[..., None]) -> None:
     with pytest.raises(ConfigError, match=r"models\.x: .*'smal'.*Close to it: small.* there is none at /"):
-        catalog(models={"x": {"source": "smal"}})
+        create_catalog(models={"x": {"source": "smal"}})
 
 
 def test_a_folder_that_happens_to_have_the_name_of_a_model_is_not_it(
@@ -517,7 +543,7 @@ def test_a_folder_that_happens_to_have_the_name_of_a_model_is_not_it(
 ) -> None:
     (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert catalog(models={"small": {}}).find_model("small").repository == SMALL
+    assert create_catalog(models={"small": {}}).find_model("small").repository == SMALL
 
 
 def test_another_servers_settings_mean_what_they_meant_there(engines: Callable[..., None], store: Path) -> None:
@@ -526,16 +552,16 @@ def test_another_servers_settings_mean_what_they_meant_there(engines: Callable[.
         ConfigError, match=r"default_model \(STT.*small \(openai/whisper-small\).*`eardrum pull small --engine torching`"
     ):
         ModelCatalog(settings)
-    put_whisper(store, SMALL)
+    write_whisper(store, SMALL)
     with pytest.raises(ConfigError, match="openai/whisper-small"):  # the other engine's weights are not what was asked for
         ModelCatalog(settings)
     assert ModelCatalog(config.load_settings(environment={"WHISPER_MODEL": "small"})).default.id == SMALL
     with pytest.raises(ConfigError, match=r"default_engine \(STT_DEFAULT_BACKEND, ASR_BACKEND\): There is no engine 'nobody'"):
-        catalog(default_engine="nobody")
+        create_catalog(default_engine="nobody")
     with pytest.raises(ConfigError, match=rf"is {EMBEDDED_ID}, which moonshine runs, but default_engine .* is torching"):
-        catalog(default_engine="torching", default_model=EMBEDDED_ID)
+        create_catalog(default_engine="torching", default_model=EMBEDDED_ID)
     with pytest.raises(ConfigError, match=r"There is no model of the engine lacking.*pip install 'eardrum\[lacking\]'"):
-        catalog(default_engine="lacking")
+        create_catalog(default_engine="lacking")
 
 
 def test_the_default_engine_runs_what_several_engines_could(engines: Callable[..., None], store: Path) -> None:
@@ -544,59 +570,59 @@ def test_the_default_engine_runs_what_several_engines_could(engines: Callable[..
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "whisper"}')
     (folder / "model.safetensors").write_bytes(b"")
-    assert catalog(default_model="openai/whisper-small").default.engine == "torching_too"
+    assert create_catalog(default_model="openai/whisper-small").default.engine == "torching_too"
     found = ModelCatalog(config.load_settings(environment={"ASR_BACKEND": "torching", "WHISPER_MODEL": "small"}))
     assert (found.default.id, found.default.engine) == ("openai/whisper-small", "torching")
     assert found.find_model("small") is found.default
     models = {"mine": {"source": "openai/whisper-small", "engine": "torching_too"}}
-    assert catalog(default_engine="torching", models=models).find_model("mine").engine == "torching_too"
+    assert create_catalog(default_engine="torching", models=models).find_model("mine").engine == "torching_too"
 
 
 def test_a_default_whose_engine_cannot_run_says_what_to_install(engines: Callable[..., None]) -> None:
     with pytest.raises(ConfigError, match=r"default_model Rare/rare-1b: .*no_such_library: run pip install 'eardrum\[lacking\]'"):
-        catalog(default_model="rare", pull_missing=True)
+        create_catalog(default_model="rare", pull_missing=True)
 
 
 def test_a_fallback_that_could_be_fetched_is_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["large-v3", EMBEDDED_ID])})
+    found = create_catalog(models={"mine": build_entry(write_model(tmp_path / "one"), fallback=["large-v3", EMBEDDED_ID])})
     assert found.find_model("mine").fallback == ("large-v3", EMBEDDED_ID)
     assert "eardrum pull large-v3" in caplog.text
 
 
 def test_a_speech_model_is_no_help_to_a_language_model(caplog: pytest.LogCaptureFixture) -> None:
-    catalog(models={"llm": LLM | {"fallback": [EMBEDDED_ID]}})
+    create_catalog(models={"llm": LLM | {"fallback": [EMBEDDED_ID]}})
     assert f"models.llm.fallback: {EMBEDDED_ID} is a speech model and no help" in caplog.text
     caplog.clear()
-    catalog(models={"llm": LLM | {"fallback": ["ears"]}, "ears": HEARING | {"fallback": [EMBEDDED_ID]}})
+    create_catalog(models={"llm": LLM | {"fallback": ["ears"]}, "ears": HEARING | {"fallback": [EMBEDDED_ID]}})
     assert "no help" not in caplog.text
 
 
 def test_of_a_model_in_the_config_its_name_may_say_all() -> None:
-    found = catalog(
+    found = create_catalog(
         **config.load_settings(overrides={"models": {"large-v3": None}}, environment={}).model_dump(include={"models"})
     )
     assert (found.find_model("large-v3").engine, found.find_model("large-v3").needs_download) == ("faster_whisper", True)
 
 
 def test_the_embedded_model_may_be_named_in_the_config() -> None:
-    plain = catalog().find_model(EMBEDDED_ID)
-    found = catalog(models={EMBEDDED_ID: {"ttl": 5, "aliases": ["tiny"]}})
+    plain = create_catalog().find_model(EMBEDDED_ID)
+    found = create_catalog(models={EMBEDDED_ID: {"ttl": 5, "aliases": ["tiny"]}})
     assert (found.find_model(EMBEDDED_ID).source, found.find_model(EMBEDDED_ID).scheduling.ttl) == (plain.source, 5)
     assert {found.find_model(name).id for name in ("tiny", *plain.aliases)} == {EMBEDDED_ID}
-    other = catalog(models={"mine": {"source": EMBEDDED_ID}})
+    other = create_catalog(models={"mine": {"source": EMBEDDED_ID}})
     assert (other.find_model("mine").source, other.find_model(EMBEDDED_ID).source) == (plain.source, plain.source)
 
 
 def test_fallbacks_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.mine\.fallback: .*'nobody'"):
-        catalog(models={"mine": entry(put(tmp_path / "one"), fallback=["nobody"])})
+        create_catalog(models={"mine": build_entry(write_model(tmp_path / "one"), fallback=["nobody"])})
 
 
 def test_what_breaks_on_disk_later_does_not_take_the_rest_along(tmp_path: Path, store: Path) -> None:
-    source = put(tmp_path / "mine")
-    found = catalog(models={"mine": entry(source)})
+    source = write_model(tmp_path / "mine")
+    found = create_catalog(models={"mine": build_entry(source)})
     (source / FILES[0]).unlink()
-    put(store / "new-en")
+    write_model(store / "new-en")
     assert found.find_model("new-en").origin == "disk"
     assert found.find_model("mine").source == source
     assert found.find_model(EMBEDDED_ID).is_runnable
@@ -606,12 +632,12 @@ def test_what_breaks_on_disk_later_does_not_take_the_rest_along(tmp_path: Path, 
 @pytest.mark.parametrize("pull_missing", [False, True])
 def test_no_name_from_a_client_does_harm(engines: Callable[..., None], name: str, pull_missing: bool) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        catalog(pull_missing=pull_missing).find_model(name)
+        create_catalog(pull_missing=pull_missing).find_model(name)
     assert len(caught.value.message) < 600
     assert "\n" not in caught.value.message
 
 
-def fresh(found: ModelCatalog) -> ModelCatalog:
+def reload_catalog(found: ModelCatalog) -> ModelCatalog:
     """The catalog a moment later: two looks at the disk are never at the same time."""
     found._next_scan_at = 0
     return found
@@ -625,37 +651,40 @@ def test_what_comes_to_the_disk_becomes_the_default_of_a_running_server(
     store: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    found = catalog()
+    found = create_catalog()
     assert found.find_model(name).id == EMBEDDED_ID
-    put_in_cache(store, "a-small", size=5)
-    assert fresh(found).find_model(name).id == found.default.id == "a-small"
-    put(store / "b-large", size=50)
-    assert fresh(found).find_model(name).id == found.default.id == "b-large"
+    write_cached_model(store, "a-small", size=5)
+    assert reload_catalog(found).find_model(name).id == found.default.id == "a-small"
+    write_model(store / "b-large", size=50)
+    assert reload_catalog(found).find_model(name).id == found.default.id == "b-large"
     assert found.why_default == "the largest on disk"
     assert set(DEFAULT_ALIASES) <= set(found.list_aliases(found.default))
     assert "The default model is now b-large: the largest on disk." in caplog.text
-    put_in_cache(store, "a-small", snapshot="an-update", size=500)
-    assert fresh(found).find_model(name).id == "a-small"
+    write_cached_model(store, "a-small", snapshot="an-update", size=500)
+    assert reload_catalog(found).find_model(name).id == "a-small"
 
 
 def test_the_default_that_goes_from_the_disk_is_followed_by_the_next(store: Path) -> None:
-    put_in_cache(store, "large", size=50)
-    found = catalog()
+    write_cached_model(store, "large", size=50)
+    found = create_catalog()
     assert found.default.id == "large"
     shutil.rmtree(store / "models--large")
-    assert fresh(found).find_model("whisper-1").id == EMBEDDED_ID
+    assert reload_catalog(found).find_model("whisper-1").id == EMBEDDED_ID
 
 
 def test_a_default_that_somebody_has_chosen_stays(store: Path, tmp_path: Path) -> None:
-    chosen, first = catalog(default_model=EMBEDDED_ID), catalog(models={"mine": entry(put(tmp_path / "one"))})
-    put_in_cache(store, "large", size=50)
-    assert fresh(chosen).find_model("").id == EMBEDDED_ID
-    assert fresh(first).find_model("").id == "mine"
+    chosen, first = (
+        create_catalog(default_model=EMBEDDED_ID),
+        create_catalog(models={"mine": build_entry(write_model(tmp_path / "one"))}),
+    )
+    write_cached_model(store, "large", size=50)
+    assert reload_catalog(chosen).find_model("").id == EMBEDDED_ID
+    assert reload_catalog(first).find_model("").id == "mine"
     assert chosen.find_model("large").origin == "disk"
 
 
 def test_the_disk_is_not_looked_at_all_the_time(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, looks = catalog(), 0
+    found, looks = create_catalog(), 0
     fingerprint = found.inventory.store.compute_fingerprint
 
     def counted() -> object:
@@ -673,38 +702,41 @@ def test_the_disk_is_not_looked_at_all_the_time(store: Path, monkeypatch: pytest
 def test_a_store_that_cannot_be_read_any_more_refuses_nobody(
     store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = catalog()
-    put_in_cache(store, "large", size=50)
+    found = create_catalog()
+    write_cached_model(store, "large", size=50)
 
     def unreadable() -> list[object]:
         raise ConfigError("The folder of models cannot be read.")
 
     monkeypatch.setattr(found.inventory.store, "_list_ids", unreadable)
-    assert fresh(found).find_model("").id == EMBEDDED_ID
+    assert reload_catalog(found).find_model("").id == EMBEDDED_ID
     assert "cannot be read" in caplog.text
 
 
 def test_who_names_a_language_and_no_model_gets_one_that_knows_it(store: Path) -> None:
-    found = catalog()
+    found = create_catalog()
     assert found.find_model("whisper-1", GERMAN).id == EMBEDDED_ID
-    put_in_cache(store, "moon-de")
-    assert fresh(found).find_model("whisper-1", GERMAN).id == "moon-de"
-    put_in_cache(store, "moon-large-de", size=9)
-    assert fresh(found).find_model("", GERMAN).id == "moon-large-de"
+    write_cached_model(store, "moon-de")
+    assert reload_catalog(found).find_model("whisper-1", GERMAN).id == "moon-de"
+    write_cached_model(store, "moon-large-de", size=9)
+    assert reload_catalog(found).find_model("", GERMAN).id == "moon-large-de"
     assert found.find_model("", TranscriptionRequest(language="en")).id == found.find_model("").id == EMBEDDED_ID
     assert found.find_model(EMBEDDED_ID, GERMAN).id == EMBEDDED_ID, "who names a model is refused by it"
 
 
 def test_a_usual_name_that_the_config_gives_away_names_a_model(store: Path, tmp_path: Path) -> None:
-    put_in_cache(store, "moon-de")
-    found = catalog(models={"mine-en": entry(put(tmp_path / "one"), aliases=["whisper-1"])})
+    write_cached_model(store, "moon-de")
+    found = create_catalog(models={"mine-en": build_entry(write_model(tmp_path / "one"), aliases=["whisper-1"])})
     assert found.find_model("whisper-1", GERMAN).id == "mine-en"
     assert found.find_model("gpt-4o-transcribe", GERMAN).id == "moon-de"
 
 
 def test_of_those_that_know_the_language_one_that_can_the_rest_comes_first(store: Path, tmp_path: Path) -> None:
-    models = {name: entry(put(tmp_path / name), unlisted=name == "secret-de") for name in ("secret-de", "one-de", "two-de")}
-    found = catalog(models=models)
+    models = {
+        name: build_entry(write_model(tmp_path / name), unlisted=name == "secret-de")
+        for name in ("secret-de", "one-de", "two-de")
+    }
+    found = create_catalog(models=models)
     found.update_capabilities(found.find_model("two-de"), Capabilities(languages=("de",), translate=True))
     assert found.find_model("", GERMAN).id == "one-de"
     assert found.find_model("", replace(GERMAN, task=SpeechTask.TRANSLATE)).id == "two-de"
@@ -714,23 +746,23 @@ def test_of_those_that_know_the_language_one_that_can_the_rest_comes_first(store
 
 
 def test_live_sessions_without_a_name_get_a_model_that_can_have_them(store: Path) -> None:
-    put_in_cache(store, "moon-de")
-    found = catalog(models={"whisper": HEARING}, default_model=EMBEDDED_ID)
+    write_cached_model(store, "moon-de")
+    found = create_catalog(models={"whisper": HEARING}, default_model=EMBEDDED_ID)
     assert found.find_model("", GERMAN).id == "whisper"
     assert found.find_model("", GERMAN, live=True).id == "moon-de"
 
 
 def test_the_default_knows_the_servers_language(store: Path) -> None:
-    put_in_cache(store, "moon-de", size=5)
-    put_in_cache(store, "moon-en", size=50)
-    assert catalog(default_language="de").default.id == "moon-de"
-    assert catalog().default.id == "moon-en"
+    write_cached_model(store, "moon-de", size=5)
+    write_cached_model(store, "moon-en", size=50)
+    assert create_catalog(default_language="de").default.id == "moon-de"
+    assert create_catalog().default.id == "moon-en"
 
 
 def test_a_refusal_knows_what_has_come(store: Path) -> None:
-    found = catalog()
-    put_in_cache(store, "moon-de")
-    assert "Models that can: moon-de." in refusal(fresh(found), found.find_model(EMBEDDED_ID), GERMAN).message
+    found = create_catalog()
+    write_cached_model(store, "moon-de")
+    assert "Models that can: moon-de." in get_refusal(reload_catalog(found), found.find_model(EMBEDDED_ID), GERMAN).message
 
 
 def test_a_folder_may_stand_in_the_place_of_the_default_models_name(
@@ -738,29 +770,29 @@ def test_a_folder_may_stand_in_the_place_of_the_default_models_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = put(tmp_path / "models" / "mine")
+    folder = write_model(tmp_path / "models" / "mine")
     for path in (str(folder), "models/mine", "./models/mine", "models/mine/", "~/models/mine"):
-        default = catalog(default_model=path).default
+        default = create_catalog(default_model=path).default
         assert (default.id, default.source, default.engine) == ("mine", folder, "moonshine"), path
-    again = catalog(default_model="models/mine")
+    again = create_catalog(default_model="models/mine")
     again.scan()
     assert again.find_model("whisper-1").source == again.find_model("mine").source == folder
     assert "mine" in [model.id for model in again]
 
 
 def test_a_part_of_a_hugging_face_cache_is_such_a_folder_too(tmp_path: Path) -> None:
-    snapshot = put_in_cache(tmp_path / "copy", "someone/moon")
+    snapshot = write_cached_model(tmp_path / "copy", "someone/moon")
     for path in (snapshot, snapshot.parent.parent):
-        default = catalog(default_model=str(path)).default
+        default = create_catalog(default_model=str(path)).default
         assert (default.id, default.source) == ("someone/moon", snapshot)
 
 
 def test_a_folder_that_the_catalog_knows_is_the_model_it_knows(store: Path, tmp_path: Path) -> None:
-    known = put(tmp_path / "models" / "moon")
-    other = put(tmp_path / "other" / "moon")
-    by_path = catalog(model_dir=known.parent, default_model=str(known))
+    known = write_model(tmp_path / "models" / "moon")
+    other = write_model(tmp_path / "other" / "moon")
+    by_path = create_catalog(model_dir=known.parent, default_model=str(known))
     assert (by_path.default.id, by_path.default.origin) == ("moon", "disk")
-    both = catalog(model_dir=known.parent, default_model=str(other))
+    both = create_catalog(model_dir=known.parent, default_model=str(other))
     assert (both.default.id, both.find_model("moon").source) == (str(other), known)
 
 
@@ -769,25 +801,25 @@ def test_a_name_stays_a_name_where_a_folder_is_called_so_too(
 ) -> None:
     engines(WHISPER)
     monkeypatch.chdir(tmp_path)
-    put(tmp_path / EMBEDDED_ID)
+    write_model(tmp_path / EMBEDDED_ID)
     (tmp_path / "large-v3").mkdir()
-    assert catalog(default_model=EMBEDDED_ID).default.origin == "embedded"
+    assert create_catalog(default_model=EMBEDDED_ID).default.origin == "embedded"
     with pytest.raises(ConfigError, match="run `eardrum pull large-v3`"):
-        catalog(default_model="large-v3")
+        create_catalog(default_model="large-v3")
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=f"No engine recognises {tmp_path}/empty as a model"):
-        catalog(default_model=str(tmp_path / "empty"))
+        create_catalog(default_model=str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="There is no model at /nowhere/at/all"):
-        catalog(default_model="/nowhere/at/all")
+        create_catalog(default_model="/nowhere/at/all")
 
 
 def test_no_client_can_name_a_folder(tmp_path: Path) -> None:
-    folder = put(tmp_path / "mine")
+    folder = write_model(tmp_path / "mine")
     with pytest.raises(ModelNotFoundError):
-        catalog().find_model(str(folder))
+        create_catalog().find_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -803,14 +835,17 @@ def test_a_model_that_the_config_alone_knows_is_fetched_by_its_source(
     engines: Callable[..., None], entry_: dict[str, object], command: str
 ) -> None:
     engines(WHISPER, TORCH)
-    here = catalog(models={"best": entry_})
+    here = create_catalog(models={"best": entry_})
     assert here.find_model("best").format_pull_command() == command
     assert f"run `{command}`" in here.explain_download(here.find_model("best"))
-    at_a_shell = catalog(models={})
+    at_a_shell = create_catalog(models={})
     match = names.choose_match(*command.split()[2:3], "torching" if "--engine" in command or "tuned" in command else "")
     assert at_a_shell.inventory.build_downloadable(match).repository == here.find_model("best").repository
 
 
 def test_a_configs_name_that_engines_know_for_other_weights_is_not_what_is_fetched(engines: Callable[..., None]) -> None:
     engines(WHISPER, TORCH)
-    assert catalog(models={"small": {"source": "large-v3"}}).find_model("small").format_pull_command() == "eardrum pull large-v3"
+    assert (
+        create_catalog(models={"small": {"source": "large-v3"}}).find_model("small").format_pull_command()
+        == "eardrum pull large-v3"
+    )

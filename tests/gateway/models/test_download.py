@@ -20,8 +20,8 @@ from eardrum.gateway.models import download
 from eardrum.gateway.models.download import MAX_DOWNLOADS, ModelDownloader, PullProgress
 from eardrum.gateway.models.inventory import ModelInventory
 from eardrum.gateway.models.store import ModelStore
-from tests.cards import TORCH, WHISPER, card
-from tests.conftest import runs
+from tests.cards import TORCH, WHISPER, create_card
+from tests.conftest import runs_module
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 
 NAME = "org/model"
@@ -44,20 +44,20 @@ async def puller(hub: FakeHub, tmp_path: Path) -> AsyncIterator[ModelDownloader]
     puller = ModelDownloader(tmp_path / "hub")
     yield puller
     await puller.shutdown()
-    assert children() == []
+    assert list_children() == []
 
 
-def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if runs(child, "eardrum.hub")]
+def list_children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if runs_module(child, "eardrum.hub")]
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 -- what is waited for is in other processes
             await asyncio.sleep(0.01)
 
 
-async def pulled(puller: ModelDownloader, name: str = NAME) -> list[PullProgress]:
+async def pull_model(puller: ModelDownloader, name: str = NAME) -> list[PullProgress]:
     async with aclosing(puller.download_model(name, PATTERNS)) as steps:
         return [progress async for progress in steps]
 
@@ -65,7 +65,7 @@ async def pulled(puller: ModelDownloader, name: str = NAME) -> list[PullProgress
 @pytest.mark.slow
 async def test_progress_until_all_is_there(puller: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].pace = 0.03
-    steps = await pulled(puller)
+    steps = await pull_model(puller)
     completed = [step.completed for step in steps]
     assert completed == sorted(completed)
     assert len(set(completed)) > 2, "no progress in between"
@@ -77,11 +77,11 @@ async def test_progress_until_all_is_there(puller: ModelDownloader, hub: FakeHub
 
 async def test_two_who_want_the_same_share_one_download(puller: ModelDownloader, hub: FakeHub) -> None:
     gate = hub.repositories[NAME].gate = Event()
-    one = asyncio.create_task(pulled(puller))
-    await until(lambda: hub.served)
-    two = asyncio.create_task(pulled(puller))
+    one = asyncio.create_task(pull_model(puller))
+    await wait_until(lambda: hub.served)
+    two = asyncio.create_task(pull_model(puller))
     await asyncio.sleep(0.2)
-    assert len(children()) == 1
+    assert len(list_children()) == 1
     gate.set()
     for steps in await asyncio.gather(one, two):
         assert steps[-1] == PullProgress(TOTAL, TOTAL, steps[-1].file)
@@ -91,9 +91,9 @@ async def test_two_who_want_the_same_share_one_download(puller: ModelDownloader,
 
 async def test_it_ends_with_the_last_who_waits(puller: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
-    tasks = [asyncio.create_task(pulled(puller)) for _ in range(2)]
-    await until(lambda: hub.served and children())
-    (child,) = children()
+    tasks = [asyncio.create_task(pull_model(puller)) for _ in range(2)]
+    await wait_until(lambda: hub.served and list_children())
+    (child,) = list_children()
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
     assert child.is_running()
@@ -105,13 +105,13 @@ async def test_it_ends_with_the_last_who_waits(puller: ModelDownloader, hub: Fak
 
 async def test_who_comes_after_the_last_left_continues(puller: ModelDownloader, hub: FakeHub) -> None:
     gate = hub.repositories[NAME].gate = Event()
-    first = asyncio.create_task(pulled(puller))
-    await until(lambda: hub.served >= len(BIG) // 2 - 20_000)
+    first = asyncio.create_task(pull_model(puller))
+    await wait_until(lambda: hub.served >= len(BIG) // 2 - 20_000)
     await asyncio.sleep(0.1)
     first.cancel()
     await asyncio.wait([first])
     gate.set()
-    steps = await pulled(puller)
+    steps = await pull_model(puller)
     assert steps[0].completed > 0
     assert hub.ranges, "began anew"
     assert steps[-1].completed == TOTAL
@@ -119,37 +119,37 @@ async def test_who_comes_after_the_last_left_continues(puller: ModelDownloader, 
 
 async def test_everybody_who_waits_hears_why_it_failed(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].status = 500
-    results = await asyncio.gather(pulled(puller), pulled(puller), return_exceptions=True)
+    results = await asyncio.gather(pull_model(puller), pull_model(puller), return_exceptions=True)
     assert [type(result) for result in results] == [PullError, PullError]
     assert "out of order" in str(results[0])
     hub.repositories[NAME].status = 200
-    assert (await pulled(puller))[-1].completed == TOTAL, "a failure must not stick"
+    assert (await pull_model(puller))[-1].completed == TOTAL, "a failure must not stick"
 
 
 async def test_a_full_disk_keeps_its_kind(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].claims = 1 << 50
     with pytest.raises(StorageFullError, match="make room"):
-        await pulled(puller)
+        await pull_model(puller)
 
 
 async def test_a_download_that_dies_is_an_error(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].gate = Event()
-    pulling = asyncio.create_task(pulled(puller))
-    await until(lambda: hub.served and children())
-    children()[0].kill()
+    pulling = asyncio.create_task(pull_model(puller))
+    await wait_until(lambda: hub.served and list_children())
+    list_children()[0].kill()
     with pytest.raises(PullError, match="ended with exit code -9"):
         await pulling
 
 
 async def test_shutdown_tells_those_who_wait(puller: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].gate = Event()
-    pulling = asyncio.create_task(pulled(puller))
-    await until(lambda: hub.served)
+    pulling = asyncio.create_task(pull_model(puller))
+    await wait_until(lambda: hub.served)
     await puller.shutdown()
     with pytest.raises(ShuttingDownError, match="what has arrived is kept"):
         await pulling
     with pytest.raises(ShuttingDownError):
-        await pulled(puller)
+        await pull_model(puller)
 
 
 PARENT = """
@@ -195,7 +195,7 @@ async def test_a_known_name_needs_no_hub(chosen: Callable[..., object], hub: Fak
     assert hub.requests == []
 
 
-def repository_of(files: list[str], model_type: str) -> FakeRepository:
+def create_repository(files: list[str], model_type: str) -> FakeRepository:
     contents = dict.fromkeys(files, b"x")
     if "config.json" in contents:
         contents["config.json"] = json.dumps({"model_type": model_type}).encode()
@@ -213,7 +213,7 @@ def repository_of(files: list[str], model_type: str) -> FakeRepository:
 async def test_an_unknown_id_is_known_by_its_files(
     chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str, engine: str
 ) -> None:
-    hub.repositories["someone/my-finetune"] = repository_of(files, model_type)
+    hub.repositories["someone/my-finetune"] = create_repository(files, model_type)
     assert await chosen("someone/my-finetune") == (engine, "someone/my-finetune")
     assert hub.served < 100
 
@@ -224,7 +224,7 @@ async def test_an_unknown_id_is_known_by_its_files(
 async def test_files_that_no_engine_reads_are_refused_with_those_they_do(
     chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str
 ) -> None:
-    hub.repositories["someone/bert"] = repository_of(files, model_type)
+    hub.repositories["someone/bert"] = create_repository(files, model_type)
     with pytest.raises(InvalidRequestError, match=r"No engine recognises the files of someone/bert"):
         await chosen("someone/bert")
 
@@ -253,7 +253,7 @@ async def test_a_name_of_the_config_means_what_the_config_says(chosen: Callable[
 
 
 async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., object], cards: Callable[..., None]) -> None:
-    cards(card("a", repositories=("x/*",)), card("b", repositories=("x/*",)))
+    cards(create_card("a", repositories=("x/*",)), create_card("b", repositories=("x/*",)))
     with pytest.raises(ModelNotFoundError, match="could mean"):
         await chosen("x/y")
 
@@ -271,12 +271,12 @@ async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., obje
 async def test_repositories_of_odd_shapes_are_recognised(
     chosen: Callable[..., object], hub: FakeHub, more: dict[str, bytes]
 ) -> None:
-    repository = repository_of(["config.json", "model.bin"], "whisper")
-    usual = await _outcome(chosen, hub, repository)
-    assert await _outcome(chosen, hub, FakeRepository({**repository.files, **more})) == usual
+    repository = create_repository(["config.json", "model.bin"], "whisper")
+    usual = await _choose_engine(chosen, hub, repository)
+    assert await _choose_engine(chosen, hub, FakeRepository({**repository.files, **more})) == usual
 
 
-async def _outcome(chosen: Callable[..., object], hub: FakeHub, repository: FakeRepository) -> object:
+async def _choose_engine(chosen: Callable[..., object], hub: FakeHub, repository: FakeRepository) -> object:
     hub.repositories["somebody/odd"] = repository
     try:
         return await chosen("somebody/odd")  # type: ignore[misc]
@@ -294,7 +294,7 @@ async def _outcome(chosen: Callable[..., object], hub: FakeHub, repository: Fake
 async def test_what_no_disk_holds_is_told(puller: ModelDownloader, hub: FakeHub, files: dict[str, bytes], says: str) -> None:
     hub.repositories[NAME] = FakeRepository(files)
     with pytest.raises(PullError, match=says):
-        await pulled(puller)
+        await pull_model(puller)
 
 
 async def test_downloads_wait_for_their_turn(puller: ModelDownloader, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,12 +302,12 @@ async def test_downloads_wait_for_their_turn(puller: ModelDownloader, hub: FakeH
     gate = Event()
     for number in range(8):
         hub.repositories[f"org/m{number}"] = FakeRepository(dict(FILES), gate=gate)
-    pulling = [asyncio.create_task(pulled(puller, f"org/m{number}")) for number in range(7)]
-    await until(lambda: len(children()) >= MAX_DOWNLOADS)
+    pulling = [asyncio.create_task(pull_model(puller, f"org/m{number}")) for number in range(7)]
+    await wait_until(lambda: len(list_children()) >= MAX_DOWNLOADS)
     await asyncio.sleep(0.5)
-    assert len(children()) == MAX_DOWNLOADS
+    assert len(list_children()) == MAX_DOWNLOADS
     with pytest.raises(BusyError):
-        await pulled(puller, "org/m7")
+        await pull_model(puller, "org/m7")
     gate.set()
     for steps in await asyncio.gather(*pulling):
         assert steps[-1].completed == TOTAL

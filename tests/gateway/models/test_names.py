@@ -8,7 +8,7 @@ import pytest
 
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway.models import names
-from tests.cards import WHISPER, card
+from tests.cards import WHISPER, create_card
 
 pytestmark = pytest.mark.usefixtures("cards")
 
@@ -54,7 +54,7 @@ def test_with_an_engine_any_id_will_do() -> None:
 
 
 def test_installed_engines_come_before_those_that_are_meant_for_it(cards: Callable[..., None]) -> None:
-    best = card("best", names={"small": "Best/small"}, requires=("no_such_library",), rank=0)
+    best = create_card("best", names={"small": "Best/small"}, requires=("no_such_library",), rank=0)
     cards(WHISPER, best)
     assert [match.card.name for match in names.find_matches("small")] == ["whispering", "best"]
     assert names.choose_match("small").repository == SMALL
@@ -62,7 +62,7 @@ def test_installed_engines_come_before_those_that_are_meant_for_it(cards: Callab
 
 
 def test_what_could_mean_two_things_is_refused_with_both(cards: Callable[..., None]) -> None:
-    cards(WHISPER, card("other", names={"small": "Other/small"}, rank=10))
+    cards(WHISPER, create_card("other", names={"small": "Other/small"}, rank=10))
     with pytest.raises(ModelNotFoundError) as caught:
         names.choose_match("small")
     for part in (f"{SMALL} (engine whispering)", "Other/small (engine other)", "say which engine"):
@@ -71,7 +71,7 @@ def test_what_could_mean_two_things_is_refused_with_both(cards: Callable[..., No
 
 
 def test_two_repositories_of_one_name_are_told_apart(cards: Callable[..., None]) -> None:
-    cards(card("one", names={"a": "X/same", "b": "Y/same"}))
+    cards(create_card("one", names={"a": "X/same", "b": "Y/same"}))
     with pytest.raises(ModelNotFoundError, match=r"X/same .*Y/same"):
         names.choose_match("same")
 

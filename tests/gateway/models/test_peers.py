@@ -5,24 +5,24 @@ from __future__ import annotations
 import requests
 from aiohttp import web
 
-from tests.api.proxy.conftest import serving
-from tests.upstreams import Call, fake_upstream
+from tests.api.proxy.conftest import run_gateway
+from tests.upstreams import UpstreamCall, fake_upstream
 
 CHAT = "/v1/chat/completions"
 
 
-async def echo(call: Call, _: web.Request) -> web.StreamResponse:
+async def answer_echo(call: UpstreamCall, _: web.Request) -> web.StreamResponse:
     return web.json_response({"json": call.json, "headers": call.headers})
 
 
 def test_models_of_peers_are_found_listed_and_asked_with_the_peers_key() -> None:
-    with fake_upstream(echo) as one, fake_upstream(echo) as two:
+    with fake_upstream(answer_echo) as one, fake_upstream(answer_echo) as two:
         peers = {
             "one": {"proxy": f"{one.url}/", "models": ("big", "shared"), "apiKey": "sk-peer", "filters": {"stripParams": "n"}},
             "two": {"proxy": two.url, "models": ("shared", "mine")},
         }
         settings = {"peers": peers, "models": {"mine": {"proxy": "http://127.0.0.1:9"}}, "apiKeys": ("sk-here",)}
-        with serving(**settings) as gateway:
+        with run_gateway(**settings) as gateway:
             headers = {"authorization": "Bearer sk-here"}
 
             def asked(name: str) -> requests.Response:
@@ -43,5 +43,5 @@ def test_models_of_peers_are_found_listed_and_asked_with_the_peers_key() -> None
 
 
 def test_a_peer_of_whom_it_is_not_known_that_it_hears_is_not_the_default_model() -> None:
-    with serving(peers={"p": {"proxy": "http://127.0.0.1:9", "models": ("m",)}}) as gateway:
+    with run_gateway(peers={"p": {"proxy": "http://127.0.0.1:9", "models": ("m",)}}) as gateway:
         assert gateway.service.catalog.default.origin == "embedded"

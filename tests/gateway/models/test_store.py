@@ -14,7 +14,7 @@ from eardrum.gateway.models.store import ModelStore, is_model_id, measure_size
 from tests.gateway.models.test_names import EVIL
 
 
-def cached(folder: Path, id: str, revision: str = "r1", **files: bytes) -> Path:
+def write_cached_model(folder: Path, id: str, revision: str = "r1", **files: bytes) -> Path:
     """A model as the hub's tools keep it."""
     home = folder / f"models--{id.replace('/', '--')}"
     snapshot = home / "snapshots" / revision
@@ -27,13 +27,13 @@ def cached(folder: Path, id: str, revision: str = "r1", **files: bytes) -> Path:
     return snapshot
 
 
-def ignore(_: int) -> None:
+def ignore_progress(_: int) -> None:
     """Progress that nobody watches."""
 
 
 def test_both_layouts_are_seen(tmp_path: Path) -> None:
-    snapshot = cached(tmp_path, "Org/model")
-    bare = cached(tmp_path, "bare")
+    snapshot = write_cached_model(tmp_path, "Org/model")
+    bare = write_cached_model(tmp_path, "bare")
     (tmp_path / "plain one").mkdir()
     (tmp_path / ".locks").mkdir()
     (tmp_path / "version.txt").write_text("1")
@@ -43,14 +43,14 @@ def test_both_layouts_are_seen(tmp_path: Path) -> None:
 
 
 def test_the_newest_revision_counts_and_odd_files_do_not(tmp_path: Path) -> None:
-    new, old = cached(tmp_path, "Org/model", "aaa"), cached(tmp_path, "Org/model", "zzz")
+    new, old = write_cached_model(tmp_path, "Org/model", "aaa"), write_cached_model(tmp_path, "Org/model", "zzz")
     os.utime(old, (1, 1))
     (new.parent / ".DS_Store").write_text("x")
     assert ModelStore(tmp_path).find_files("Org/model") == new
 
 
 def test_an_update_that_was_cut_off_hides_nothing(tmp_path: Path) -> None:
-    snapshot = cached(tmp_path, "Org/model")
+    snapshot = write_cached_model(tmp_path, "Org/model")
     part = snapshot.parent.parent / "blobs" / "ff.part"
     part.write_bytes(b"x")
     store = ModelStore(tmp_path)
@@ -85,7 +85,7 @@ def test_no_name_leads_out_of_the_store(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "a" / "small" / "precious").exists()
     if not is_model_id(name):
         with pytest.raises(ConfigError, match="cannot be called"):
-            store.import_folder(tmp_path / "a" / "small", name, ignore)
+            store.import_folder(tmp_path / "a" / "small", name, ignore_progress)
     assert folder.exists()
 
 
@@ -106,7 +106,7 @@ def test_a_folder_is_copied_in(tmp_path: Path) -> None:
     assert (sum(sizes), measure_size(target)) == (13, 13)
     assert [path.name for path in target.parent.parent.iterdir()] == ["snapshots"]
     with pytest.raises(ConfigError, match="There is a model mine already: `eardrum rm mine`"):
-        store.import_folder(stick, "mine", ignore)
+        store.import_folder(stick, "mine", ignore_progress)
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "copyfile", fake_full_disk)
     with pytest.raises(StorageFullError, match="is full: make room"):
-        store.import_folder(stick, "mine", ignore)
+        store.import_folder(stick, "mine", ignore_progress)
     assert list(store.folder.iterdir()) == []
 
     def fake_pulled_stick(source: Path, target: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "copyfile", fake_pulled_stick)
     with pytest.raises(PullError, match="Input/output error"):
-        store.import_folder(stick, "mine", ignore)
+        store.import_folder(stick, "mine", ignore_progress)
     assert list(store.folder.iterdir()) == []
 
 
@@ -143,16 +143,16 @@ def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
     with (stick / "huge").open("wb") as file:
         file.truncate(1 << 43)  # 8 TB, none of them on the disk
     with pytest.raises(StorageFullError, match=r"8796\.1 GB"):
-        ModelStore(tmp_path / "store").import_folder(stick, "mine", ignore)
+        ModelStore(tmp_path / "store").import_folder(stick, "mine", ignore_progress)
     assert not (tmp_path / "store").exists()
 
 
 def test_a_model_is_removed_with_all_its_revisions_and_parts(tmp_path: Path) -> None:
-    cached(tmp_path, "Org/model", "r1", model=b"12345")
-    snapshot = cached(tmp_path, "Org/model", "r2", model=b"123")
+    write_cached_model(tmp_path, "Org/model", "r1", model=b"12345")
+    snapshot = write_cached_model(tmp_path, "Org/model", "r2", model=b"123")
     (snapshot.parent.parent / "blobs" / "ff.part").write_bytes(b"12")
     (tmp_path / ".locks" / "models--Org--model").mkdir(parents=True)
-    kept = cached(tmp_path, "Org/model-2")
+    kept = write_cached_model(tmp_path, "Org/model-2")
     store = ModelStore(tmp_path)
     assert store.remove_model("Org/model") == 10
     assert dict(store) == {"Org/model-2": kept}

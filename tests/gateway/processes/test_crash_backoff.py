@@ -5,7 +5,7 @@ from __future__ import annotations
 from eardrum.gateway.processes.supervisor import BACKOFF_S, CrashBackoff
 
 
-def pause(crashes: CrashBackoff, now: float) -> float:
+def get_pause(crashes: CrashBackoff, now: float) -> float:
     row = crashes.find_pause("m", now)
     return row.retry_at - now if row else 0.0
 
@@ -14,7 +14,7 @@ def test_the_first_deaths_are_made_good_at_once_and_the_next_ones_not() -> None:
     crashes, pauses = CrashBackoff(), []
     for _ in range(6):
         crashes.record_crash("m", "The command of m ended.", 100.0)
-        pauses.append(pause(crashes, 100.0))
+        pauses.append(get_pause(crashes, 100.0))
     assert pauses == [*BACKOFF_S, BACKOFF_S[-1]]
 
 

@@ -14,27 +14,27 @@ from eardrum.gateway.processes.lease import CrashIsolation, CrashSuspicion
 from eardrum.gateway.service import Service
 from eardrum.live import UtteranceFailed
 from eardrum.transcription import TranscriptionRequest
-from tests.gateway.live.number_speaker import model, said, sentence, serving, speaking
+from tests.gateway.live.number_speaker import build_model, open_speaker, run_service, speak_sentence, speak_words
 
 DEADLY = 13
 
 
-class Recording:
+class UploadedRecording:
     """Some words, as a client's upload."""
 
     def __init__(self, *words: int):
-        self._audio = said(*words)
+        self._audio = speak_words(*words)
 
     async def read(self) -> AsyncIterator[bytes]:
         yield self._audio
 
 
 async def transcribe(service: Service, *words: int) -> str:
-    transcript = await service.transcribe(service.find_model(""), TranscriptionRequest(raw_pcm=True), Recording(*words))
+    transcript = await service.transcribe(service.find_model(""), TranscriptionRequest(raw_pcm=True), UploadedRecording(*words))
     return " ".join(segment.text for segment in transcript.segments)
 
 
-def lives(caplog: pytest.LogCaptureFixture) -> int:
+def count_starts(caplog: pytest.LogCaptureFixture) -> int:
     return sum("ready after" in record.getMessage() for record in caplog.records)
 
 
@@ -45,20 +45,20 @@ def heard(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.slow
 async def test_only_the_request_that_kills_the_process_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
+    async with run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
         await transcribe(service, 1)
         *answers, failure = await asyncio.gather(
             *(transcribe(service, n) for n in range(1, 6)), transcribe(service, DEADLY), return_exceptions=True
         )
         assert answers == ["1", "2", "3", "4", "5"]
         assert isinstance(failure, RunnerCrashedError)
-        assert lives(caplog) <= 3, "the one at hand, the one of the trial, the one after it"
+        assert count_starts(caplog) <= 3, "the one at hand, the one of the trial, the one after it"
 
 
 @pytest.mark.slow
 async def test_two_of_them_fail_and_take_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
-    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
+    async with run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
         await transcribe(service, 1)
         words = (DEADLY, 1, 2, DEADLY, 3, 4)
         answers = await asyncio.gather(*(transcribe(service, word) for word in words), return_exceptions=True)
@@ -68,7 +68,7 @@ async def test_two_of_them_fail_and_take_nobody_along(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 async def test_who_comes_during_the_trial_is_served_after_it(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
+    async with run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
         await transcribe(service, 1)
         guilty = asyncio.create_task(transcribe(service, DEADLY))
         innocent = asyncio.create_task(transcribe(service, 2))
@@ -81,12 +81,15 @@ async def test_who_comes_during_the_trial_is_served_after_it(tmp_path: Path) -> 
 
 @pytest.mark.slow
 async def test_a_live_session_beside_a_deadly_file_goes_on(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY)}) as service, speaking(service) as speaker:
-        await speaker.session.feed(sentence(1) + said(2))
+    async with (
+        run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY)}) as service,
+        open_speaker(service) as speaker,
+    ):
+        await speaker.session.feed(speak_sentence(1) + speak_words(2))
         await speaker.until(lambda: speaker.texts)
         with pytest.raises(RunnerCrashedError):
             await transcribe(service, DEADLY)
-        await speaker.session.feed(said(3) + sentence(4))
+        await speaker.session.feed(speak_words(3) + speak_sentence(4))
         await speaker.over()
         assert speaker.texts == {1: "1", 2: "2 3 4"}
 
@@ -97,19 +100,19 @@ async def test_a_deadly_live_session_takes_neither_files_nor_other_sessions_alon
 ) -> None:
     monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
     async with (
-        serving(tmp_path, {"m": model(tmp_path, dies_always=DEADLY, decode_s=0.2)}) as service,
-        speaking(service) as guilty,
-        speaking(service) as innocent,
+        run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY, decode_s=0.2)}) as service,
+        open_speaker(service) as guilty,
+        open_speaker(service) as innocent,
     ):
         await transcribe(service, 1)
-        await innocent.session.feed(sentence(1) + said(2))
+        await innocent.session.feed(speak_sentence(1) + speak_words(2))
         await innocent.until(lambda: innocent.texts)
         file = asyncio.create_task(transcribe(service, 7))
-        await guilty.session.feed(sentence(DEADLY))
+        await guilty.session.feed(speak_sentence(DEADLY))
         await guilty.until(lambda: guilty.error, 20)
         assert isinstance(guilty.error, RunnerCrashedError)
         assert await file == "7"
-        await innocent.session.feed(sentence(3))
+        await innocent.session.feed(speak_sentence(3))
         await innocent.over()
         assert innocent.texts == {1: "1", 2: "2 3"}
         assert not innocent.of(UtteranceFailed)

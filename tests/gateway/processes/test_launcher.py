@@ -16,20 +16,22 @@ from eardrum.errors import ModelLoadError
 from eardrum.gateway.logs import GatewayLogs
 from eardrum.gateway.models.inventory import ADDRESS, COMMAND, EXTERNAL_CAPABILITIES, Model
 from eardrum.gateway.processes.launcher import ModelLauncher
-from tests.ports import free_port
-from tests.programs import fake_llm
+from tests.ports import find_free_port
+from tests.programs import build_fake_llm_command
 
 pytestmark = pytest.mark.slow
 
 
-def model(**entry: object) -> Model:
+def create_model(**entry: object) -> Model:
     kind = COMMAND if "cmd" in entry else ADDRESS
     return Model("m", kind, None, EXTERNAL_CAPABILITIES, "config", entry=config.ModelSettings.model_validate(entry))
 
 
 @asynccontextmanager
-async def another_server(port: int, *habits: object) -> AsyncIterator[None]:
-    process = await asyncio.create_subprocess_exec(*shlex.split(fake_llm(port, *habits)), stdout=asyncio.subprocess.DEVNULL)
+async def run_other_server(port: int, *habits: object) -> AsyncIterator[None]:
+    process = await asyncio.create_subprocess_exec(
+        *shlex.split(build_fake_llm_command(port, *habits)), stdout=asyncio.subprocess.DEVNULL
+    )
     try:
         yield
     finally:
@@ -39,7 +41,7 @@ async def another_server(port: int, *habits: object) -> AsyncIterator[None]:
 
 async def test_an_address_is_asked_nothing_unless_the_config_says_so() -> None:
     lives = ModelLauncher(config.Settings(), GatewayLogs())
-    life = await lives.launch_model(model(proxy=f"http://127.0.0.1:{free_port()}"))
+    life = await lives.launch_model(create_model(proxy=f"http://127.0.0.1:{find_free_port()}"))
     assert (life.pid, life.ended.done()) == (None, False)
     await life.stop()
     assert life.ended.done()
@@ -47,14 +49,14 @@ async def test_an_address_is_asked_nothing_unless_the_config_says_so() -> None:
 
 
 async def test_an_address_with_a_check_has_to_answer_it() -> None:
-    lives, port = ModelLauncher(config.Settings(healthCheckTimeout=1), GatewayLogs()), free_port()
-    checked = model(proxy=f"http://127.0.0.1:{port}", checkEndpoint="/health")
+    lives, port = ModelLauncher(config.Settings(healthCheckTimeout=1), GatewayLogs()), find_free_port()
+    checked = create_model(proxy=f"http://127.0.0.1:{port}", checkEndpoint="/health")
     with pytest.raises(
         ModelLoadError, match=rf"m was not ready after 1 s \(healthCheckTimeout\): nothing listens at .*:{port}/he"
     ):
         await lives.launch_model(checked)
     lives.settings = config.Settings(healthCheckTimeout=15)
-    async with another_server(port, "--load-seconds", 0.5):
+    async with run_other_server(port, "--load-seconds", 0.5):
         began = time.monotonic()
         life = await lives.launch_model(checked)
         assert 0.3 < time.monotonic() - began < 15
@@ -65,10 +67,14 @@ async def test_an_address_with_a_check_has_to_answer_it() -> None:
 async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: Path) -> None:
     settings, logs = config.Settings(healthCheckTimeout=15, unloadTimeout=0.4, spool_dir=tmp_path), GatewayLogs()
     for own, seconds in ((0, 0.4), (1, 1)):
-        port = free_port()
-        entry = {"cmd": fake_llm(port, "--ignore-sigterm"), "proxy": f"http://127.0.0.1:{port}", "unloadTimeout": own}
+        port = find_free_port()
+        entry = {
+            "cmd": build_fake_llm_command(port, "--ignore-sigterm"),
+            "proxy": f"http://127.0.0.1:{port}",
+            "unloadTimeout": own,
+        }
         lives = ModelLauncher(settings, logs)
-        life = await lives.launch_model(model(**entry))
+        life = await lives.launch_model(create_model(**entry))
         assert any("listening on" in line for line in logs.get_model_log("m").get_lines())
         began = time.monotonic()
         await life.stop()

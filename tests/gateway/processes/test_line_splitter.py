@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from eardrum.gateway.processes.child import MAX_LINE_LENGTH, LineSplitter
 
 
-def whole(*pieces: bytes) -> list[str]:
+def split_lines(*pieces: bytes) -> list[str]:
     lines = LineSplitter()
     return [line for piece in pieces for line in lines.feed(piece)] + lines.flush()
 
@@ -30,13 +30,13 @@ def whole(*pieces: bytes) -> list[str]:
     ],
 )
 def test_lines(printed: bytes, lines: list[str]) -> None:
-    assert whole(printed) == lines
-    assert whole(*(bytes([byte]) for byte in printed)) == lines, "however it is cut"
+    assert split_lines(printed) == lines
+    assert split_lines(*(bytes([byte]) for byte in printed)) == lines, "however it is cut"
 
 
 @given(st.lists(st.binary()))
 def test_where_it_is_cut_makes_no_difference(pieces: list[bytes]) -> None:
-    assert whole(*pieces) == whole(b"".join(pieces))
+    assert split_lines(*pieces) == split_lines(b"".join(pieces))
 
 
 def test_a_line_that_does_not_end_does_not_grow() -> None:

@@ -43,7 +43,7 @@ asyncio.run(main())
 
 
 @contextmanager
-def gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def run_gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that has started a command, and the command's pid."""
     program = [sys.executable, "-c", textwrap.dedent(GATEWAY), str(folder), *command]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
@@ -59,27 +59,27 @@ def gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str]
                 os.kill(left.pid, signal.SIGKILL)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def sweep(folder: Path) -> None:
+def end_orphans(folder: Path) -> None:
     asyncio.run(ProcessRegistry(folder).end_orphans())
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return [*folder.rglob("*.jsonl")]
 
 
 def test_a_command_is_ended_that_a_killed_gateway_has_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with gateway(tmp_path, "sleep", "60") as (process, pid):
+    with run_gateway(tmp_path, "sleep", "60") as (process, pid):
         process.kill()
         process.wait()
-        assert alive(pid)
-        sweep(tmp_path)
-        assert not alive(pid)
+        assert is_alive(pid)
+        end_orphans(tmp_path)
+        assert not is_alive(pid)
         assert f"left processes of llm behind (sleep {pid})" in caplog.text
-        assert not files(tmp_path)
+        assert not list_files(tmp_path)
         ProcessRegistry(tmp_path).close()
         assert not list(tmp_path.iterdir())
 
@@ -90,48 +90,48 @@ def test_what_it_started_ends_too_however_it_hides(tmp_path: Path) -> None:
     script = (
         f"trap '' TERM; (setsid sh -c 'trap \"\" TERM; echo $$ > {hidden}; while true; do sleep 0.1; done' &) ; exec sleep 60"
     )
-    with gateway(tmp_path, "sh", "-c", script) as (process, pid):
+    with run_gateway(tmp_path, "sh", "-c", script) as (process, pid):
         wait_for(lambda: hidden.exists() and hidden.read_text())
         process.kill()
         process.wait()
         began = time.monotonic()
-        sweep(tmp_path)
+        end_orphans(tmp_path)
         assert time.monotonic() - began > 5, "it was asked first"
-        assert not alive(pid)
-        assert not alive(int(hidden.read_text()))
+        assert not is_alive(pid)
+        assert not is_alive(int(hidden.read_text()))
 
 
 def test_one_that_sheds_its_mark_while_it_ends_is_waited_for(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     ending = f"trap 'exec env -u {MARK_VARIABLE} sleep 1' TERM; echo $$ > {hidden}; while true; do sleep 0.1; done"
-    with gateway(tmp_path, "sh", "-c", f"(setsid sh -c {shlex.quote(ending)} 2>&- &) ; exec sleep 60") as (process, _):
+    with run_gateway(tmp_path, "sh", "-c", f"(setsid sh -c {shlex.quote(ending)} 2>&- &) ; exec sleep 60") as (process, _):
         wait_for(lambda: hidden.exists() and hidden.read_text())
         process.kill()
         process.wait()
-        sweep(tmp_path)
-        assert not alive(int(hidden.read_text()))
+        end_orphans(tmp_path)
+        assert not is_alive(int(hidden.read_text()))
 
 
 def test_a_gateway_that_lives_keeps_its_commands(tmp_path: Path) -> None:
-    with gateway(tmp_path, "sleep", "60") as (_, pid):
-        sweep(tmp_path)
-        assert alive(pid)
-        assert len(files(tmp_path)) == 1
+    with run_gateway(tmp_path, "sleep", "60") as (_, pid):
+        end_orphans(tmp_path)
+        assert is_alive(pid)
+        assert len(list_files(tmp_path)) == 1
 
 
 def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -> None:
-    with gateway(tmp_path, "sleep", "60") as (process, _), subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+    with run_gateway(tmp_path, "sleep", "60") as (process, _), subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         process.kill()
         process.wait()
-        (file,) = files(tmp_path)
+        (file,) = list_files(tmp_path)
         entries = [json.loads(line) for line in file.read_text().splitlines()]
         found = process_info.read_process(other.pid)
         assert found
         entries[1] |= {"pid": other.pid, "born": found.start_ticks - 1}
         file.write_text("\n".join(map(json.dumps, entries[:2])) + '\n{"pid": 1')
-        sweep(tmp_path)
-        assert alive(other.pid)
-        assert not files(tmp_path)
+        end_orphans(tmp_path)
+        assert is_alive(other.pid)
+        assert not list_files(tmp_path)
         other.kill()
 
 
@@ -146,8 +146,8 @@ def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> N
             {"pid": other.pid, "born": found.start_ticks, "model": "m"},
         ]
         (folder / "1.jsonl").write_text("\n".join(map(json.dumps, entries)))
-        sweep(tmp_path)
-        assert alive(other.pid)
+        end_orphans(tmp_path)
+        assert is_alive(other.pid)
         other.kill()
 
 
@@ -158,13 +158,13 @@ def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> N
         register = ProcessRegistry(tmp_path)
         for step in (register.add_process, lambda pid, _: register.remove_process(pid), register.add_process):
             step(process.pid, "m")
-        (file,) = files(tmp_path)
+        (file,) = list_files(tmp_path)
         text = file.read_text()
         register.close()
         file.parent.mkdir(mode=0o700)
         file.write_text(text)
         threading.Thread(target=process.wait).start()  # nobody else takes notice of its end
-        sweep(tmp_path)
+        end_orphans(tmp_path)
         assert process.wait(20) == -signal.SIGTERM
 
 
@@ -179,7 +179,7 @@ def test_the_file_is_for_nobody_else_and_goes_with_the_last_process(tmp_path: Pa
     register = ProcessRegistry(tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is written as long as nothing is started"
     register.add_process(os.getpid(), "m")
-    (file,) = files(tmp_path)
+    (file,) = list_files(tmp_path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     register.close()
@@ -192,16 +192,16 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pyte
     register = ProcessRegistry(tmp_path)
     register.add_process(os.getpid(), "m")
     register.remove_process(os.getpid())
-    assert not files(tmp_path)
+    assert not list_files(tmp_path)
     (folder / "1.jsonl").write_text('{"mark": "0123456789abcdef0123456789abcdef", "here": ""}')
-    sweep(tmp_path)
-    assert files(tmp_path), "it is not read: anybody may have written it"
+    end_orphans(tmp_path)
+    assert list_files(tmp_path), "it is not read: anybody may have written it"
     assert "Nothing is ended" in caplog.text
     assert caplog.text.count("is not a folder that only this user can enter") == 2
 
 
 def test_a_command_of_a_command_carries_the_marks_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MARK_VARIABLE, "outer.0.")
-    with gateway(tmp_path, "sleep", "60") as (_, pid):
+    with run_gateway(tmp_path, "sleep", "60") as (_, pid):
         assert process_info.has_mark(pid, "outer.0.")
         assert psutil.Process(pid).environ()[MARK_VARIABLE] != "outer.0."

@@ -21,7 +21,7 @@ PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {HOG!r}
 
 
 @contextmanager
-def hog() -> Iterator[int]:
+def run_memory_hog() -> Iterator[int]:
     """A process whose child holds 80 MiB."""
     process = subprocess.Popen([sys.executable, "-c", PARENT], start_new_session=True, stdout=subprocess.PIPE)
     assert process.stdout
@@ -36,7 +36,7 @@ def hog() -> Iterator[int]:
 
 
 async def test_what_a_process_and_its_children_take_is_seen() -> None:
-    with hog() as pid:
+    with run_memory_hog() as pid:
         taken = await process_info.measure_memory({"hog": pid, "gone": 2**22 + 1})
     assert set(taken) == {"hog"}
     assert 80 << 20 < taken["hog"]["cpu"] < 140 << 20
@@ -52,7 +52,7 @@ async def test_watching_ends_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_nvidias_driver_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """There may be no GPU here: a program that answers as nvidia-smi does, for a process of ours."""
-    with hog() as pid:
+    with run_memory_hog() as pid:
         fake = tmp_path / "nvidia-smi"
         fake.write_text(f"""#!/bin/sh
 case "$1" in

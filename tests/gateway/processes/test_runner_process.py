@@ -33,38 +33,38 @@ if not os.fork():
 """A child without the pipes, but with much to let go of."""
 
 
-def script(*lines: str) -> list[str]:
+def build_script(*lines: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent("\n".join(["import os, sys, time", *lines]))]
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 async def test_a_death_is_seen_even_when_something_holds_the_pipes(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
-    process = await RunnerProcess.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*build_script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
     os.kill(process.pid, signal.SIGKILL)
     await asyncio.wait_for(process.ended, 15)
     assert "SIGKILL" in process.exit_description
-    wait_for(lambda: not alive(int(noted.read_text())), 15)
+    wait_for(lambda: not is_alive(int(noted.read_text())), 15)
 
 
 async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
-    process = await RunnerProcess.start("m", [*script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*build_script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
     await asyncio.wait_for(process.stop(), 15)
-    wait_for(lambda: not alive(int(noted.read_text())), 15)
+    wait_for(lambda: not is_alive(int(noted.read_text())), 15)
 
 
 async def test_what_it_leaves_behind_is_gone_with_the_last_of_its_files(tmp_path: Path) -> None:
     """A process that is killed loses what it was started with first and its files last. It is not gone before."""
     noted = tmp_path / "pid"
-    process = await RunnerProcess.start("m", [*script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*build_script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=10)
     await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
     os.kill(process.pid, signal.SIGKILL)
     await asyncio.wait_for(process.ended, 15)
-    assert not alive(int(noted.read_text()))
+    assert not is_alive(int(noted.read_text()))
 
 
 @pytest.mark.slow
@@ -72,9 +72,9 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     began = time.monotonic()
     with pytest.raises(ModelLoadError, match=r"not ready after 1\.5 s .*start_seconds"):
-        await RunnerProcess.start("m", [*script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=1.5)
+        await RunnerProcess.start("m", [*build_script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=1.5)
     assert time.monotonic() - began < 15
-    wait_for(lambda: not alive(int(noted.read_text())), 15)
+    wait_for(lambda: not is_alive(int(noted.read_text())), 15)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
 )
 async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
-        await asyncio.wait_for(RunnerProcess.start("m", script(*lines), within_s=10, hint=" Look at python."), 20)
+        await asyncio.wait_for(RunnerProcess.start("m", build_script(*lines), within_s=10, hint=" Look at python."), 20)
     assert says in caught.value.message
     assert caught.value.message.endswith("Look at python.")
 
@@ -96,7 +96,7 @@ async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str
 async def test_what_it_says_last_is_heard() -> None:
     failed = 'print(\'{"failed": {"error": "ModelLoadError", "message": "No file."}}\', flush=True)'
     with pytest.raises(ModelLoadError, match=r"^No file\.$"):
-        await RunnerProcess.start("m", script(failed, "os._exit(1)"), within_s=10)
+        await RunnerProcess.start("m", build_script(failed, "os._exit(1)"), within_s=10)
 
 
 ANSWERS = """
@@ -110,7 +110,7 @@ def test_what_has_ended_is_not_asked_whether_it_lives() -> None:
     """uvloop raises when somebody writes into the pipe of a process that has gone."""
 
     async def ask() -> None:
-        process = await RunnerProcess.start("m", script(ANSWERS % (0, 0)), within_s=10)
+        process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=10)
         assert await process._check_liveness(10) == {"batch_s": 0, "loop_s": 0}
         os.kill(process.pid, signal.SIGKILL)
         await asyncio.wait_for(process.ended, 15)
@@ -120,9 +120,9 @@ def test_what_has_ended_is_not_asked_whether_it_lives() -> None:
         runner.run(ask())
 
 
-async def ends_by_itself(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:
+async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:
     """How a watched process ends, if it does while nobody ends it."""
-    process = await RunnerProcess.start("m", script(ready), within_s=10)
+    process = await RunnerProcess.start("m", build_script(ready), within_s=10)
     try:
         process.start_watchdog(answer_s=0.3, batch_s=5)
         if pause:
@@ -141,7 +141,7 @@ async def ends_by_itself(ready: str, *, pause: bool = False, within_s: float = 1
     ],
 )
 async def test_a_process_that_hangs_is_ended(ready: str, pause: bool, why: str) -> None:
-    assert why in await ends_by_itself(ready, pause=pause)
+    assert why in await wait_for_end(ready, pause=pause)
 
 
 @pytest.mark.parametrize(
@@ -152,11 +152,11 @@ async def test_a_process_that_hangs_is_ended(ready: str, pause: bool, why: str) 
     ],
 )
 async def test_one_that_works_is_left_alone(ready: str) -> None:
-    assert await ends_by_itself(ready) == ""
+    assert await wait_for_end(ready) == ""
 
 
 async def test_what_it_owes_is_known_before_it_is_ended() -> None:
-    process = await RunnerProcess.start("m", script(ANSWERS % (0, 0)), within_s=10)
+    process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=10)
     try:
         process.start_watchdog(answer_s=20, batch_s=0.1)
         os.kill(process.pid, signal.SIGSTOP)

@@ -35,7 +35,7 @@ BROKEN = ModelLoadError("It lacks a file.")
 
 
 @dataclass
-class Request:
+class SimulatedRequest:
     """One client."""
 
     model: str
@@ -49,7 +49,7 @@ class Request:
     """"served", "left", or the error."""
 
 
-class World:
+class SimulatedWorld:
     """Owns the time. `at` plans something, `run` lets it happen."""
 
     def __init__(self, rules: EvictionPolicy, patience: float = 10.0):
@@ -58,7 +58,7 @@ class World:
         self.now = 0.0
         self.processes: dict[str, str] = {}
         """ "starting", "up" or "stopping"."""
-        self.requests: dict[int, Request] = {}
+        self.requests: dict[int, SimulatedRequest] = {}
         self.starts: list[str] = []
         self.load_s: Callable[[str], float | None] = lambda _: None
         """None leaves the end of a start to the test; as does None for a stop."""
@@ -71,13 +71,13 @@ class World:
 
     # Clients.
 
-    def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **settings: Any) -> Request:
-        request = Request(model, next(self._ids), serve_s, self.now)
+    def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **settings: Any) -> SimulatedRequest:
+        request = SimulatedRequest(model, next(self._ids), serve_s, self.now)
         self.requests[request.ticket] = request
         self.tell(RequestArrived(model, request.ticket, SchedulingSettings(max_requests=limit, **settings)))
         return request
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: SimulatedRequest) -> None:
         """The client hangs up while it waits."""
         assert not request.outcome
         assert request.granted is None
@@ -85,21 +85,21 @@ class World:
         self.tell(RequestCancelled(request.model, request.ticket))
         self.tell(RequestFinished(request.model, request.ticket))
 
-    def finish(self, request: Request) -> None:
+    def finish(self, request: SimulatedRequest) -> None:
         if not request.outcome:
             request.outcome = "served"
             self.tell(RequestFinished(request.model, request.ticket))
 
-    def waiting(self, model: str | None = None) -> list[Request]:
+    def waiting(self, model: str | None = None) -> list[SimulatedRequest]:
         return [r for r in self._open(model) if r.granted is None]
 
-    def granted(self, model: str | None = None) -> list[Request]:
+    def granted(self, model: str | None = None) -> list[SimulatedRequest]:
         return [r for r in self._open(model) if r.granted is not None]
 
-    def working(self, model: str) -> list[Request]:
+    def working(self, model: str) -> list[SimulatedRequest]:
         return [r for r in self.granted(model) if not r.resting]
 
-    def _open(self, model: str | None) -> list[Request]:
+    def _open(self, model: str | None) -> list[SimulatedRequest]:
         return [r for r in self.requests.values() if not r.outcome and model in (None, r.model)]
 
     # Processes.
@@ -174,7 +174,7 @@ class World:
         if (seconds := self.stop_s(model)) is not None:
             self.at(self.now + seconds, lambda: self.exits(model))
 
-    def _grant(self, request: Request) -> None:
+    def _grant(self, request: SimulatedRequest) -> None:
         assert self.processes[request.model] == "up", "granted what is not up"
         assert not request.outcome, "granted after its end"
         assert request.granted is None, "granted twice"

@@ -27,7 +27,7 @@ from eardrum.gateway.scheduler.policies import (
     ModelGroup,
     NoEviction,
 )
-from tests.gateway.scheduler.simulated_world import Request, World
+from tests.gateway.scheduler.simulated_world import SimulatedRequest, SimulatedWorld
 
 MODELS = "abcde"
 
@@ -52,7 +52,7 @@ pools = st.dictionaries(
 ).map(lambda needs: MemoryPolicy({"cpu": 10, "cuda": 8}, needs))
 
 
-def disjoint(drawn: list[tuple[set[str], bool, bool, bool]]) -> GroupPolicy:
+def remove_overlaps(drawn: list[tuple[set[str], bool, bool, bool]]) -> GroupPolicy:
     """A model is in one group at most; the config says so too."""
     seen: set[str] = set()
     found = []
@@ -64,21 +64,21 @@ def disjoint(drawn: list[tuple[set[str], bool, bool, bool]]) -> GroupPolicy:
 
 any_rules: st.SearchStrategy[EvictionPolicy] = st.one_of(
     st.just(NoEviction()),
-    groups.map(disjoint),
+    groups.map(remove_overlaps),
     matrices,
     pools,
-    st.tuples(groups.map(disjoint), pools).map(CombinedPolicy),
+    st.tuples(groups.map(remove_overlaps), pools).map(CombinedPolicy),
 )
 
 
-class Life(RuleBasedStateMachine):
+class SchedulerStateMachine(RuleBasedStateMachine):
     """The test is the supervisor, the processes, the clients and the clock."""
 
     models = st.sampled_from(MODELS)
 
     @initialize(rules=any_rules, patience=st.sampled_from([0.0, 5.0, 10.0]))
     def begin(self, rules: EvictionPolicy, patience: float) -> None:
-        self.world = World(rules, patience)
+        self.world = SimulatedWorld(rules, patience)
         self.patience = patience
 
     @property
@@ -100,7 +100,7 @@ class Life(RuleBasedStateMachine):
         if request.granted is not None and terms["max_concurrency"]:
             assert working < terms["max_concurrency"]
 
-    def draw(self, data: st.DataObject, requests: list[Request]) -> Request | None:
+    def draw(self, data: st.DataObject, requests: list[SimulatedRequest]) -> SimulatedRequest | None:
         return data.draw(st.sampled_from(requests)) if requests else None
 
     @rule(data=st.data())
@@ -212,5 +212,5 @@ class Life(RuleBasedStateMachine):
         assert set(self.world.processes.values()) <= {"stopping"}
 
 
-TestLife = Life.TestCase
+TestLife = SchedulerStateMachine.TestCase
 TestLife.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

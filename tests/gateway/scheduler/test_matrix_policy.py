@@ -13,18 +13,18 @@ from eardrum.gateway.scheduler.policies import CLAIMED, LEAVING, MatrixPolicy
 MODELS = "abcde"
 
 
-def one_of(models: str) -> OrExpression:
+def any_of(models: str) -> OrExpression:
     return OrExpression(tuple(ModelReference(model) for model in models))
 
 
-def evicted(rules: MatrixPolicy, target: str, loaded: str) -> set[str]:
+def list_evicted(rules: MatrixPolicy, target: str, loaded: str) -> set[str]:
     return set(rules.find_evictions(target, dict.fromkeys(loaded, 0.0)))
 
 
 def test_what_shares_a_set_stays() -> None:
-    rules = MatrixPolicy((AndExpression((ModelReference("a"), one_of("bc"))),))
-    assert evicted(rules, "a", "b") == set()
-    assert evicted(rules, "c", "ab") == {"b"}
+    rules = MatrixPolicy((AndExpression((ModelReference("a"), any_of("bc"))),))
+    assert list_evicted(rules, "a", "b") == set()
+    assert list_evicted(rules, "c", "ab") == {"b"}
     assert rules.allows("ab")
     assert not rules.allows("bc")
 
@@ -35,8 +35,8 @@ def test_a_part_of_a_set_is_allowed() -> None:
 
 def test_the_cheapest_set_is_chosen() -> None:
     sets = (AndExpression((ModelReference("x"), ModelReference("a"))), AndExpression((ModelReference("x"), ModelReference("b"))))
-    assert evicted(MatrixPolicy(sets), "x", "ab") == {"b"}, "of equals the first"
-    assert evicted(MatrixPolicy(sets, {"b": 5}), "x", "ab") == {"a"}
+    assert list_evicted(MatrixPolicy(sets), "x", "ab") == {"b"}, "of equals the first"
+    assert list_evicted(MatrixPolicy(sets, {"b": 5}), "x", "ab") == {"a"}
 
 
 def test_what_leaves_anyway_costs_nothing_and_what_is_claimed_costs_most() -> None:
@@ -50,9 +50,9 @@ def test_what_leaves_anyway_costs_nothing_and_what_is_claimed_costs_most() -> No
 
 def test_a_model_in_no_set_runs_alone_or_is_outside() -> None:
     rules = MatrixPolicy((AndExpression((ModelReference("a"), ModelReference("b"))),), alone=frozenset("z"))
-    assert evicted(rules, "z", "abo") == {"a", "b"}
-    assert evicted(rules, "a", "bz") == {"z"}
-    assert evicted(rules, "o", "abz") == set()
+    assert list_evicted(rules, "z", "abo") == {"a", "b"}
+    assert list_evicted(rules, "a", "bz") == {"z"}
+    assert list_evicted(rules, "o", "abz") == set()
     assert rules.allows("abo")
 
 
@@ -64,14 +64,14 @@ def test_ten_groups_of_ten_are_not_multiplied_out() -> None:
     assert MatrixPolicy((everything,)).find_evictions("0.0", loaded) == {"0.1", "0.2", "1.2", "2.2", "3.2", "4.2"}
 
 
-def all_sets(expression: MatrixExpression) -> list[frozenset[str]]:
+def list_sets(expression: MatrixExpression) -> list[frozenset[str]]:
     match expression:
         case ModelReference(model):
             return [frozenset((model,))]
         case OrExpression(parts):
-            return [found for part in parts for found in all_sets(part)]
+            return [found for part in parts for found in list_sets(part)]
         case AndExpression(parts):
-            return [frozenset().union(*choice) for choice in product(*(all_sets(part) for part in parts))]
+            return [frozenset().union(*choice) for choice in product(*(list_sets(part) for part in parts))]
 
 
 expressions = st.recursive(
@@ -93,7 +93,7 @@ def test_it_is_as_good_as_listing_every_set(
     sets: tuple[MatrixExpression, ...], target: str, loaded: set[str], costs: dict[str, int]
 ) -> None:
     running = loaded - {target}
-    listed = [found for expression in sets for found in all_sets(expression)]
+    listed = [found for expression in sets for found in list_sets(expression)]
     inside = frozenset().union(*listed)
     fitting = [found for found in listed if target in found]
     gone = MatrixPolicy(sets, costs).find_evictions(target, dict.fromkeys(running, 0.0))
@@ -111,6 +111,6 @@ def test_it_is_as_good_as_listing_every_set(
 
 @given(st.lists(expressions, min_size=1, max_size=3).map(tuple), st.sets(st.sampled_from(MODELS)))
 def test_it_allows_what_some_set_holds(sets: tuple[MatrixExpression, ...], models: set[str]) -> None:
-    listed = [found for expression in sets for found in all_sets(expression)]
+    listed = [found for expression in sets for found in list_sets(expression)]
     inside = models & frozenset().union(*listed)
     assert MatrixPolicy(sets).allows(models) == (len(inside) <= 1 or any(inside <= found for found in listed))

@@ -33,27 +33,27 @@ def test_what_is_no_size_is_refused(size: str) -> None:
         parse_size(size)
 
 
-def cpu(size: float, /, **needs: float) -> MemoryPolicy:
+def create_policy(size: float, /, **needs: float) -> MemoryPolicy:
     return MemoryPolicy({"cpu": size}, {model: {"cpu": need} for model, need in needs.items()})
 
 
 def test_what_fits_stays() -> None:
-    assert cpu(10, a=4, b=6).find_evictions("a", {"b": 0.0}) == frozenset()
+    assert create_policy(10, a=4, b=6).find_evictions("a", {"b": 0.0}) == frozenset()
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    rules = cpu(10, a=4, b=4, c=4)
+    rules = create_policy(10, a=4, b=4, c=4)
     assert rules.find_evictions("c", {"a": 5.0, "b": 3.0}) == {"b"}
     assert rules.find_evictions("c", {"a": 2.0, "b": 3.0}) == {"a"}
     assert rules.find_evictions("c", {"a": LEAVING, "b": 3.0}) == {"a"}
 
 
 def test_nobody_goes_for_nothing() -> None:
-    assert cpu(10, small=1, large=9, new=9).find_evictions("new", {"small": 1.0, "large": 2.0}) == {"large"}
+    assert create_policy(10, small=1, large=9, new=9).find_evictions("new", {"small": 1.0, "large": 2.0}) == {"large"}
 
 
 def test_a_model_larger_than_the_pool_gets_all_of_it() -> None:
-    rules = cpu(10, a=4, huge=99)
+    rules = create_policy(10, a=4, huge=99)
     assert rules.find_evictions("huge", {"a": 1.0}) == {"a"}
     assert rules.find_evictions("a", {"huge": 1.0}) == {"huge"}
     assert rules.allows(["huge"])
@@ -67,8 +67,8 @@ def test_each_pool_has_its_own_models() -> None:
 
 
 def test_a_model_without_a_need_is_let_alone() -> None:
-    assert cpu(10, a=10).find_evictions("a", {"address": 0.0}) == frozenset()
-    assert cpu(10, a=10).find_evictions("address", {"a": 0.0}) == frozenset()
+    assert create_policy(10, a=10).find_evictions("a", {"address": 0.0}) == frozenset()
+    assert create_policy(10, a=10).find_evictions("address", {"a": 0.0}) == frozenset()
 
 
 def test_a_model_that_was_told_to_stay_is_not_evicted() -> None:
@@ -82,7 +82,7 @@ def test_a_model_that_was_told_to_stay_is_not_evicted() -> None:
     st.data(),
 )
 def test_who_stays_fits_and_no_less_would_do(needs: dict[str, int], data: st.DataObject) -> None:
-    rules = cpu(10, **needs)
+    rules = create_policy(10, **needs)
     target = data.draw(st.sampled_from(sorted(needs)))
     loaded: dict[str, float] = {}
     for model in needs:  # as they came to be loaded

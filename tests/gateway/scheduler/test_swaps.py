@@ -16,30 +16,30 @@ from eardrum.gateway.scheduler import (
     TimerFired,
 )
 from eardrum.gateway.scheduler.policies import GroupPolicy, MemoryPolicy, ModelGroup, NoEviction
-from tests.gateway.scheduler.simulated_world import BROKEN, World
+from tests.gateway.scheduler.simulated_world import BROKEN, SimulatedWorld
 
 PATIENCE = 10.0
 
 
-def one_at_a_time(*models: str, **how: bool) -> GroupPolicy:
+def create_exclusive_group(*models: str, **how: bool) -> GroupPolicy:
     return GroupPolicy((ModelGroup(frozenset(models), **how),))
 
 
-def world(rules: GroupPolicy | None = None) -> World:
+def create_world(rules: GroupPolicy | None = None) -> SimulatedWorld:
     """A and B and C replace each other; starts and stops end when the test says so."""
-    return World(rules or one_at_a_time("a", "b", "c"), PATIENCE)
+    return SimulatedWorld(rules or create_exclusive_group("a", "b", "c"), PATIENCE)
 
 
-def state(world: World, model: str) -> ModelState:
+def get_state(world: SimulatedWorld, model: str) -> ModelState:
     return world.scheduler.models[model].state
 
 
-def pass_time(world: World, seconds: float) -> None:
+def pass_time(world: SimulatedWorld, seconds: float) -> None:
     """As the supervisor's timer does it."""
     world.run(world.now + seconds)
 
 
-def up(world: World, model: str) -> None:
+def load_model(world: SimulatedWorld, model: str) -> None:
     """The model is loaded and idle."""
     request = world.ask(model)
     world.started(model)
@@ -47,8 +47,8 @@ def up(world: World, model: str) -> None:
 
 
 def test_an_idle_model_makes_room_at_once() -> None:
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     b = w.ask("b")
     assert w.processes == {"a": "stopping"}, "b starts when a is gone, not before"
     w.exits("a")
@@ -59,19 +59,19 @@ def test_an_idle_model_makes_room_at_once() -> None:
 
 def test_a_model_at_work_is_not_swapped_out() -> None:
     """NoSwapWhileServing."""
-    w = world()
+    w = create_world()
     a = w.ask("a")
     w.started("a")
     w.ask("b")
-    assert state(w, "a") is ModelState.READY
+    assert get_state(w, "a") is ModelState.READY
     w.finish(a)
     assert w.processes == {"a": "stopping"}
 
 
 def test_requests_for_a_model_on_its_way_up_join_it() -> None:
     """JoinInFlightSwap, QueueCollation."""
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     first = w.ask("b")
     second = w.ask("b")
     w.exits("a")
@@ -82,7 +82,7 @@ def test_requests_for_a_model_on_its_way_up_join_it() -> None:
 
 
 def test_a_ready_model_serves_on_until_somebody_has_lost_patience() -> None:
-    w = world()
+    w = create_world()
     first = w.ask("a")
     w.started("a")
     b = w.ask("b")
@@ -91,7 +91,7 @@ def test_a_ready_model_serves_on_until_somebody_has_lost_patience() -> None:
     assert overlapping.granted is not None, "the fast way, although b waits"
     w.finish(first)
     pass_time(w, 1)
-    assert state(w, "a") is ModelState.DRAINING
+    assert get_state(w, "a") is ModelState.DRAINING
     late = w.ask("a")
     assert late.granted is None, "its turn is after b's"
     w.finish(overlapping)
@@ -106,7 +106,7 @@ def test_a_ready_model_serves_on_until_somebody_has_lost_patience() -> None:
 
 
 def test_a_drain_is_called_off_when_who_it_was_for_has_left() -> None:
-    w = world()
+    w = create_world()
     w.ask("a")
     w.started("a")
     b = w.ask("b")
@@ -114,14 +114,14 @@ def test_a_drain_is_called_off_when_who_it_was_for_has_left() -> None:
     late = w.ask("a")
     assert late.granted is None
     w.leave(b)
-    assert state(w, "a") is ModelState.READY
+    assert get_state(w, "a") is ModelState.READY
     assert late.granted is not None
 
 
 def test_a_request_while_its_model_stops_waits_for_its_next_life() -> None:
     """RequestDuringStop."""
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     w.unload("a")
     request = w.ask("a")
     assert w.processes == {"a": "stopping"}
@@ -132,8 +132,8 @@ def test_a_request_while_its_model_stops_waits_for_its_next_life() -> None:
 
 def test_a_failed_start_fails_all_who_wait_for_it_and_nobody_else() -> None:
     """SwapDoneError_FailsAllWaiters."""
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     waiters = [w.ask("b"), w.ask("b")]
     other = w.ask("c")
     w.exits("a")
@@ -146,7 +146,7 @@ def test_a_failed_start_fails_all_who_wait_for_it_and_nobody_else() -> None:
 
 def test_who_leaves_the_queue_loads_nothing() -> None:
     """OnCancel_RemovesQueued."""
-    w = world()
+    w = create_world()
     a = w.ask("a")
     w.started("a")
     w.leave(w.ask("b"))
@@ -155,7 +155,7 @@ def test_who_leaves_the_queue_loads_nothing() -> None:
 
 
 def test_who_leaves_while_the_model_loads_does_not_end_the_load() -> None:
-    w = world()
+    w = create_world()
     w.leave(w.ask("a", ttl=30.0))
     w.started("a")
     assert w.processes == {"a": "up"}
@@ -164,35 +164,39 @@ def test_who_leaves_while_the_model_loads_does_not_end_the_load() -> None:
 
 
 def test_a_load_for_nobody_makes_room_for_somebody() -> None:
-    w = world()
+    w = create_world()
     w.leave(w.ask("a"))
     w.ask("b")
     assert w.processes == {"a": "stopping"}
 
 
 def test_a_load_that_is_waited_for_is_not_broken_off_however_impatient_others_are() -> None:
-    w = world()
+    w = create_world()
     a = w.ask("a")
     w.ask("b")
     pass_time(w, 5 * PATIENCE)
     assert w.processes == {"a": "starting"}
     w.started("a")
     assert a.granted is not None
-    assert state(w, "a") is ModelState.DRAINING, "but then it serves only who was there"
+    assert get_state(w, "a") is ModelState.DRAINING, "but then it serves only who was there"
 
 
 def test_disjoint_swaps_run_at_the_same_time() -> None:
-    w = World(GroupPolicy((ModelGroup(frozenset("ab"), exclusive=False), ModelGroup(frozenset("xy"), exclusive=False))), PATIENCE)
-    up(w, "a")
-    up(w, "x")
+    w = SimulatedWorld(
+        GroupPolicy((ModelGroup(frozenset("ab"), exclusive=False), ModelGroup(frozenset("xy"), exclusive=False))), PATIENCE
+    )
+    load_model(w, "a")
+    load_model(w, "x")
     w.ask("b")
     w.ask("y")
     assert w.processes == {"a": "stopping", "x": "stopping"}
 
 
 def test_a_swap_waits_for_all_who_must_go_before_it_stops_any() -> None:
-    w = World(GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("x")))), PATIENCE)
-    up(w, "a")
+    w = SimulatedWorld(
+        GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("x")))), PATIENCE
+    )
+    load_model(w, "a")
     b = w.ask("b")
     w.started("b")
     w.ask("x")
@@ -205,7 +209,9 @@ def test_a_swap_waits_for_all_who_must_go_before_it_stops_any() -> None:
 
 def test_nobody_overtakes_whom_they_would_keep_out() -> None:
     """x waits for a and b; y could start as soon as a is gone, but x would have to wait for y then."""
-    w = World(GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("xy")))), PATIENCE)
+    w = SimulatedWorld(
+        GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("xy")))), PATIENCE
+    )
     held = [w.ask("a"), w.ask("b")]
     w.started("a")
     w.started("b")
@@ -222,7 +228,7 @@ def test_nobody_overtakes_whom_they_would_keep_out() -> None:
 
 def test_nobody_starts_who_would_have_to_go_again_for_somebody_ahead() -> None:
     """Nothing keeps y out, but x, which waits for a, would evict it: it is loaded beside x, once x is."""
-    w = World(GroupPolicy((ModelGroup(frozenset("ax")), ModelGroup(frozenset("y"), exclusive=False))), PATIENCE)
+    w = SimulatedWorld(GroupPolicy((ModelGroup(frozenset("ax")), ModelGroup(frozenset("y"), exclusive=False))), PATIENCE)
     a = w.ask("a")
     w.started("a")
     w.ask("x")
@@ -236,18 +242,18 @@ def test_nobody_starts_who_would_have_to_go_again_for_somebody_ahead() -> None:
 def test_a_persistent_model_serves_during_every_swap() -> None:
     """PersistentNotEvicted."""
     ears = ModelGroup(frozenset({"ears"}), exclusive=False, persistent=True)
-    w = World(GroupPolicy((ModelGroup(frozenset("ab")), ears)), PATIENCE)
-    up(w, "ears")
-    up(w, "a")
+    w = SimulatedWorld(GroupPolicy((ModelGroup(frozenset("ab")), ears)), PATIENCE)
+    load_model(w, "ears")
+    load_model(w, "a")
     w.ask("b")
     assert w.ask("ears").granted is not None
     assert w.processes == {"ears": "up", "a": "stopping"}
 
 
 def test_unloading_a_slow_model_stalls_no_other() -> None:
-    w = World(NoEviction(), PATIENCE)
-    up(w, "slow")
-    up(w, "other")
+    w = SimulatedWorld(NoEviction(), PATIENCE)
+    load_model(w, "slow")
+    load_model(w, "other")
     w.unload("slow")
     assert w.ask("other").granted is not None
     third = w.ask("third")
@@ -257,7 +263,7 @@ def test_unloading_a_slow_model_stalls_no_other() -> None:
 
 
 def test_an_unload_during_the_load_serves_who_waits_and_then_ends() -> None:
-    w = world()
+    w = create_world()
     request = w.ask("a")
     w.unload("a")
     w.started("a")
@@ -269,7 +275,7 @@ def test_an_unload_during_the_load_serves_who_waits_and_then_ends() -> None:
 
 
 def test_force_unloads_at_once_whoever_waits_or_works() -> None:
-    w = world()
+    w = create_world()
     granted = w.ask("a", max_concurrency=1)
     w.started("a")
     waiting = w.ask("a", max_concurrency=1)
@@ -287,7 +293,7 @@ def test_force_unloads_at_once_whoever_waits_or_works() -> None:
 
 def test_waiting_requests_count_towards_llama_swaps_limit() -> None:
     """ConcurrencyLimit_QueuedWaitersReserveCapacity."""
-    w = world()
+    w = create_world()
     for _ in range(10):
         w.ask("a", concurrency_limit=10)
     refused = [w.ask("a", concurrency_limit=10).outcome for _ in range(2)]
@@ -301,7 +307,7 @@ def test_waiting_requests_count_towards_llama_swaps_limit() -> None:
 
 
 def test_a_model_that_serves_one_at_a_time_keeps_the_others_in_order() -> None:
-    w = world()
+    w = create_world()
     requests = [w.ask("a", max_concurrency=1) for _ in range(3)]
     w.started("a")
     for n, request in enumerate(requests):
@@ -310,8 +316,8 @@ def test_a_model_that_serves_one_at_a_time_keeps_the_others_in_order() -> None:
 
 
 def test_who_was_there_when_the_model_came_up_is_served_before_the_next_swap() -> None:
-    w = world()
-    up(w, "c")
+    w = create_world()
+    load_model(w, "c")
     waiters = [w.ask("a", max_concurrency=1) for _ in range(3)]
     b = w.ask("b")
     w.exits("c")
@@ -329,7 +335,7 @@ def test_who_was_there_when_the_model_came_up_is_served_before_the_next_swap() -
 
 
 def test_of_those_who_wait_the_higher_priority_is_loaded_first() -> None:
-    w = world()
+    w = create_world()
     a = w.ask("a")
     w.started("a")
     w.ask("b")
@@ -340,7 +346,7 @@ def test_of_those_who_wait_the_higher_priority_is_loaded_first() -> None:
 
 
 def test_whoever_waited_twice_the_patience_goes_before_any_priority() -> None:
-    w = world()
+    w = create_world()
     w.ask("a")
     w.ask("b")
     pass_time(w, 2 * PATIENCE)
@@ -351,7 +357,7 @@ def test_whoever_waited_twice_the_patience_goes_before_any_priority() -> None:
 
 
 def test_who_starves_is_helped_when_it_does_and_not_at_the_next_occasion() -> None:
-    w = world()
+    w = create_world()
     w.ask("a")
     w.started("a")
     w.ask("b")
@@ -361,13 +367,13 @@ def test_who_starves_is_helped_when_it_does_and_not_at_the_next_occasion() -> No
         pass_time(w, PATIENCE / 2 - 0.1)
         w.leave(favourite)
     w.ask("c", priority=1)
-    assert state(w, "a") is ModelState.READY
+    assert get_state(w, "a") is ModelState.READY
     pass_time(w, 0.3)
-    assert state(w, "a") is ModelState.DRAINING
+    assert get_state(w, "a") is ModelState.DRAINING
 
 
 def test_a_silent_websocket_does_not_hold_its_model() -> None:
-    w = world()
+    w = create_world()
     socket = w.ask("a", ttl=60.0)
     w.started("a")
     w.ask("b")
@@ -377,7 +383,7 @@ def test_a_silent_websocket_does_not_hold_its_model() -> None:
 
 
 def test_a_websocket_that_speaks_again_holds_its_model_again() -> None:
-    w = world()
+    w = create_world()
     socket = w.ask("a", ttl=60.0)
     w.started("a")
     pass_time(w, 5)
@@ -390,7 +396,7 @@ def test_a_websocket_that_speaks_again_holds_its_model_again() -> None:
 
 
 def test_a_websocket_that_ends_in_silence_was_last_used_when_it_fell_silent() -> None:
-    w = world()
+    w = create_world()
     socket = w.ask("a", ttl=60.0)
     w.started("a")
     w.tell(RequestIdle("a", socket.ticket))
@@ -400,8 +406,8 @@ def test_a_websocket_that_ends_in_silence_was_last_used_when_it_fell_silent() ->
 
 
 def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
-    w = World(MemoryPolicy({"cpu": 10}, {model: {"cpu": 5} for model in "abc"}), PATIENCE)
-    up(w, "b")
+    w = SimulatedWorld(MemoryPolicy({"cpu": 10}, {model: {"cpu": 5} for model in "abc"}), PATIENCE)
+    load_model(w, "b")
     w.now += 1.0
     a = w.ask("a")
     w.started("a")
@@ -413,8 +419,10 @@ def test_what_is_on_its_way_out_is_the_first_to_make_room() -> None:
 
 
 def test_who_is_being_unloaded_need_not_be_waited_for_before_others_go() -> None:
-    w = World(GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("x")))), PATIENCE)
-    up(w, "b")
+    w = SimulatedWorld(
+        GroupPolicy((ModelGroup(frozenset("ab"), swap=False, exclusive=False), ModelGroup(frozenset("x")))), PATIENCE
+    )
+    load_model(w, "b")
     w.ask("a")
     w.started("a")
     w.unload("a")
@@ -424,7 +432,7 @@ def test_who_is_being_unloaded_need_not_be_waited_for_before_others_go() -> None
 
 def test_a_request_resets_the_time_to_live() -> None:
     """TTL_ResetsOnRequest."""
-    w = world()
+    w = create_world()
     request = w.ask("a", ttl=30.0)
     w.started("a")
     w.finish(request)
@@ -437,16 +445,16 @@ def test_a_request_resets_the_time_to_live() -> None:
 
 
 def test_the_time_to_live_can_be_changed_while_it_runs() -> None:
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     w.tell(SettingsChanged("a", SchedulingSettings(ttl=5.0)))
     pass_time(w, 5)
     assert w.processes == {"a": "stopping"}
 
 
 def test_waiting_requests_are_let_in_when_the_config_allows_more_of_them() -> None:
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     first, second = w.ask("a", max_concurrency=1), w.ask("a", max_concurrency=1)
     assert (first.granted, second.granted) == (0.0, None)
     w.tell(SettingsChanged("a", SchedulingSettings(max_concurrency=2)))
@@ -454,9 +462,9 @@ def test_waiting_requests_are_let_in_when_the_config_allows_more_of_them() -> No
 
 
 def test_memory_that_is_measured_counts_from_the_next_load() -> None:
-    w = World(MemoryPolicy({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 5}}), PATIENCE)
-    up(w, "a")
-    up(w, "b")
+    w = SimulatedWorld(MemoryPolicy({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 5}}), PATIENCE)
+    load_model(w, "a")
+    load_model(w, "b")
     w.rules = MemoryPolicy({"cpu": 10}, {"a": {"cpu": 5}, "b": {"cpu": 9}, "c": {"cpu": 1}})
     w.tell(PolicyChanged(w.rules))
     assert w.processes == {"a": "up", "b": "up"}
@@ -467,7 +475,7 @@ def test_memory_that_is_measured_counts_from_the_next_load() -> None:
 
 
 def test_a_model_that_failed_to_start_holds_up_no_other() -> None:
-    w = world()
+    w = create_world()
     w.ask("a")
     w.start_fails("a")
     refused = w.ask("a")
@@ -477,7 +485,7 @@ def test_a_model_that_failed_to_start_holds_up_no_other() -> None:
 
 
 def test_a_new_config_touches_only_what_changed() -> None:
-    w = World(NoEviction(), PATIENCE)
+    w = SimulatedWorld(NoEviction(), PATIENCE)
     working = {model: w.ask(model) for model in "abc"}
     for model in "abc":
         w.started(model)
@@ -495,7 +503,7 @@ def test_a_new_config_touches_only_what_changed() -> None:
 
 
 def test_a_new_config_has_no_old_failures_and_no_old_starts() -> None:
-    w = World(NoEviction(), PATIENCE)
+    w = SimulatedWorld(NoEviction(), PATIENCE)
     w.ask("a")
     w.start_fails("a")
     waiter = w.ask("b")
@@ -509,29 +517,29 @@ def test_a_new_config_has_no_old_failures_and_no_old_starts() -> None:
 
 
 def test_new_rules_let_go_what_they_forbid() -> None:
-    w = World(NoEviction(), PATIENCE)
+    w = SimulatedWorld(NoEviction(), PATIENCE)
     for model in "abc":
         w.now += 1.0
-        up(w, model)
-    w.rules = one_at_a_time("a", "b")
+        load_model(w, model)
+    w.rules = create_exclusive_group("a", "b")
     w.tell(ConfigChanged(w.rules, PATIENCE))
     assert w.processes == {"a": "stopping", "b": "up", "c": "up"}, "the one used last stays"
 
 
 @pytest.mark.parametrize("patience", [0.0, 3.0])
 def test_a_new_patience_counts_at_once(patience: float) -> None:
-    w = world()
+    w = create_world()
     w.ask("a")
     w.started("a")
     w.ask("b")
     pass_time(w, 5)
     w.tell(ConfigChanged(w.rules, patience))
-    assert state(w, "a") is ModelState.DRAINING
+    assert get_state(w, "a") is ModelState.DRAINING
 
 
 def test_nothing_is_due_when_nobody_waits() -> None:
-    w = world()
-    up(w, "a")
+    w = create_world()
+    load_model(w, "a")
     assert w.scheduler.next_deadline is None
     w.ask("b")
     w.exits("a")

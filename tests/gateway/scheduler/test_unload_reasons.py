@@ -15,16 +15,16 @@ from eardrum.gateway.scheduler.policies import (
     ModelGroup,
     NoEviction,
 )
-from tests.gateway.scheduler.simulated_world import World
+from tests.gateway.scheduler.simulated_world import SimulatedWorld
 
 GROUP = GroupPolicy((ModelGroup(frozenset("ab")),))
 MATRIX = MatrixPolicy((ModelReference("a"), ModelReference("b")))
 POOL = MemoryPolicy({"cpu": 10}, {"a": {"cpu": 6}, "b": {"cpu": 6}})
 
 
-def up(*models: str, rules: EvictionPolicy | None = None, **terms: float) -> World:
+def create_idle(*models: str, rules: EvictionPolicy | None = None, **terms: float) -> SimulatedWorld:
     """Models that are loaded and have nothing to do."""
-    world = World(rules or NoEviction())
+    world = SimulatedWorld(rules or NoEviction())
     world.load_s, world.stop_s = lambda _: 1.0, lambda _: 1.0
     for model in models:
         world.ask(model, serve_s=1.0, **terms)
@@ -32,21 +32,21 @@ def up(*models: str, rules: EvictionPolicy | None = None, **terms: float) -> Wor
     return world
 
 
-def gone(world: World, model: str) -> UnloadCause | None:
+def get_past_reason(world: SimulatedWorld, model: str) -> UnloadCause | None:
     return world.scheduler.models[model].last_unload
 
 
-def going(world: World, model: str) -> UnloadCause | None:
+def get_present_reason(world: SimulatedWorld, model: str) -> UnloadCause | None:
     return world.scheduler.models[model].unload_cause
 
 
 def test_nobody_asks() -> None:
-    world = up("a", ttl=30.0)
-    assert gone(world, "a") is going(world, "a") is None
+    world = create_idle("a", ttl=30.0)
+    assert get_past_reason(world, "a") is get_present_reason(world, "a") is None
     world.run(32.5)
-    assert going(world, "a") == UnloadCause(UnloadReason.TTL)
+    assert get_present_reason(world, "a") == UnloadCause(UnloadReason.TTL)
     world.run(40)
-    assert (gone(world, "a"), going(world, "a")) == (UnloadCause(UnloadReason.TTL), None)
+    assert (get_past_reason(world, "a"), get_present_reason(world, "a")) == (UnloadCause(UnloadReason.TTL), None)
 
 
 @pytest.mark.parametrize(
@@ -60,81 +60,83 @@ def test_nobody_asks() -> None:
     ],
 )
 def test_somebody_needs_its_place(rules: EvictionPolicy, reason: UnloadReason) -> None:
-    world = up("a", rules=rules)
+    world = create_idle("a", rules=rules)
     world.ask("b", serve_s=1.0)
-    assert going(world, "a") == UnloadCause(reason, "b")
+    assert get_present_reason(world, "a") == UnloadCause(reason, "b")
     world.run(20)
-    assert gone(world, "a") == UnloadCause(reason, "b")
-    assert str(gone(world, "a")) == f"it made room for b ({reason})"
+    assert get_past_reason(world, "a") == UnloadCause(reason, "b")
+    assert str(get_past_reason(world, "a")) == f"it made room for b ({reason})"
     world.ask("a", serve_s=1.0)
     world.run(40)
-    assert going(world, "a") is None
-    assert gone(world, "b") == UnloadCause(reason, "a")
+    assert get_present_reason(world, "a") is None
+    assert get_past_reason(world, "b") == UnloadCause(reason, "a")
 
 
 def test_a_start_that_gives_way() -> None:
-    world = World(GROUP)
+    world = SimulatedWorld(GROUP)
     world.leave(world.ask("a"))
     world.ask("b")
-    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
+    assert get_present_reason(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
 
 
 def test_a_swap_that_is_called_off_leaves_no_reason() -> None:
-    world = up("a", rules=GROUP)
+    world = create_idle("a", rules=GROUP)
     world.ask("a", serve_s=60)
     other = world.ask("b")
     world.run(30)
-    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
+    assert get_present_reason(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
     world.leave(other)
-    assert going(world, "a") is None
+    assert get_present_reason(world, "a") is None
 
 
 @pytest.mark.parametrize(("force", "reason"), [(False, UnloadReason.HAND), (True, UnloadReason.FORCE)])
 def test_somebody_unloads_it(force: bool, reason: UnloadReason) -> None:
-    world = up("a")
+    world = create_idle("a")
     world.unload("a", force=force)
-    assert going(world, "a") == UnloadCause(reason)
+    assert get_present_reason(world, "a") == UnloadCause(reason)
     world.run(20)
-    assert gone(world, "a") == UnloadCause(reason)
+    assert get_past_reason(world, "a") == UnloadCause(reason)
 
 
 def test_somebody_unloads_it_while_others_wait_for_it() -> None:
-    world = World(NoEviction())
+    world = SimulatedWorld(NoEviction())
     world.stop_s = lambda _: 1.0
     world.ask("a", serve_s=2.0)
     world.unload("a")
     world.started("a")
     world.run(20)
-    assert gone(world, "a") == UnloadCause(UnloadReason.HAND)
+    assert get_past_reason(world, "a") == UnloadCause(UnloadReason.HAND)
 
 
 def test_it_dies_or_does_not_come_up() -> None:
-    world = up("a")
+    world = create_idle("a")
     world.exits("a")
-    assert gone(world, "a") == UnloadCause(UnloadReason.CRASH)
-    world = World(NoEviction())
+    assert get_past_reason(world, "a") == UnloadCause(UnloadReason.CRASH)
+    world = SimulatedWorld(NoEviction())
     world.ask("a")
     world.start_fails("a")
-    assert gone(world, "a") == UnloadCause(UnloadReason.FAILED)
+    assert get_past_reason(world, "a") == UnloadCause(UnloadReason.FAILED)
 
 
 def test_one_that_dies_while_it_drains_has_died() -> None:
-    world = up("a", rules=GROUP)
+    world = create_idle("a", rules=GROUP)
     world.ask("a")
     world.ask("b")
     world.run(30)
-    assert going(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
+    assert get_present_reason(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
     world.exits("a")
-    assert gone(world, "a") == UnloadCause(UnloadReason.CRASH)
+    assert get_past_reason(world, "a") == UnloadCause(UnloadReason.CRASH)
 
 
 def test_another_config_and_the_end() -> None:
-    world = up("a", "b", "c")
+    world = create_idle("a", "b", "c")
     world.tell(ConfigChanged(GROUP, 10.0, changed=frozenset("c")))
     world.run(20)
-    assert {gone(world, "c"), gone(world, "a") or gone(world, "b")} == {UnloadCause(UnloadReason.RELOAD)}
-    world = up("a")
+    assert {get_past_reason(world, "c"), get_past_reason(world, "a") or get_past_reason(world, "b")} == {
+        UnloadCause(UnloadReason.RELOAD)
+    }
+    world = create_idle("a")
     world.down = True
     world.tell(ShutdownRequested())
     world.run(20)
-    assert gone(world, "a") == UnloadCause(UnloadReason.SHUTDOWN)
+    assert get_past_reason(world, "a") == UnloadCause(UnloadReason.SHUTDOWN)

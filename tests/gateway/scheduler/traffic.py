@@ -6,16 +6,16 @@ import random
 from functools import partial
 
 from eardrum.gateway.scheduler.policies import EvictionPolicy, GroupPolicy, ModelGroup
-from tests.gateway.scheduler.simulated_world import Request, World
+from tests.gateway.scheduler.simulated_world import SimulatedRequest, SimulatedWorld
 
 LOAD_S, SERVE_S = 5.0, 1.0
 
 
-def swapping(models: str) -> GroupPolicy:
+def create_policy(models: str) -> GroupPolicy:
     return GroupPolicy((ModelGroup(frozenset(models)),))
 
 
-def simulated(
+def simulate_arrivals(
     rules: EvictionPolicy,
     models: str,
     *,
@@ -28,10 +28,10 @@ def simulated(
     leaving: float = 0.0,
     at_once: int = 0,
     priorities: dict[str, int] | None = None,
-) -> tuple[World, list[float]]:
+) -> tuple[SimulatedWorld, list[float]]:
     """Poisson arrivals over `models`; the waits until they were granted, sorted. Some leave while they wait."""
     dice = random.Random(seed)
-    world = World(rules, patience)
+    world = SimulatedWorld(rules, patience)
     world.load_s = lambda _: load_s
     world.stop_s = lambda _: 0.0
 
@@ -40,7 +40,7 @@ def simulated(
         if dice.random() < leaving:
             world.at(world.now + dice.uniform(0, 20), partial(hang_up, request))
 
-    def hang_up(request: Request) -> None:
+    def hang_up(request: SimulatedRequest) -> None:
         if not request.outcome and request.granted is None:
             world.leave(request)
 

@@ -19,7 +19,7 @@ EARLY = b"HTTP/1.1 103 Hints\r\nlink: x\r\n\r\n"
 
 
 @asynccontextmanager
-async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[ExternalUpstream, list[int]]]:
+async def open_upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[ExternalUpstream, list[int]]]:
     """The way to a server that serves each connection with the script, and the connections it had."""
     connections: list[int] = []
     serving: set[asyncio.Task[None]] = set()
@@ -51,7 +51,7 @@ async def upstream(script: Script, **timeouts: float) -> AsyncIterator[tuple[Ext
         await asyncio.gather(*serving, return_exceptions=True)  # or their sockets would outlive the loop
 
 
-def saying(*pieces: bytes, forever: bool = False) -> Script:
+def answer_bytes(*pieces: bytes, forever: bool = False) -> Script:
     """Answers each request with these bytes; afterwards it hangs up, or waits for the next one."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,7 +82,7 @@ def saying(*pieces: bytes, forever: bool = False) -> Script:
     ],
 )  # fmt: skip
 async def test_a_body_ends_where_its_head_says(pieces: list[bytes], status: int, body: bytes) -> None:
-    async with upstream(saying(*pieces)) as (found, _):
+    async with open_upstream(answer_bytes(*pieces)) as (found, _):
         answer = await found.send_request(GET)
         assert answer.status == status
         assert (b"link", b"x") not in answer.raw_headers
@@ -101,7 +101,7 @@ async def test_a_body_ends_where_its_head_says(pieces: list[bytes], status: int,
     ],
 )
 async def test_what_is_no_answer_is_an_upstream_that_died(said: bytes) -> None:
-    async with upstream(saying(said)) as (found, _):
+    async with open_upstream(answer_bytes(said)) as (found, _):
         with pytest.raises(UpstreamDiedError):
             await found.send_request(GET)
 
@@ -115,7 +115,7 @@ async def test_what_is_no_answer_is_an_upstream_that_died(said: bytes) -> None:
     ],
 )
 async def test_half_a_body_is_given_and_then_said_to_be_half(said: bytes) -> None:
-    async with upstream(saying(said)) as (found, _):
+    async with open_upstream(answer_bytes(said)) as (found, _):
         answer = await found.send_request(GET)
         assert await answer.read_chunk() == b"abc"
         with pytest.raises(UpstreamDiedError):
@@ -125,7 +125,7 @@ async def test_half_a_body_is_given_and_then_said_to_be_half(said: bytes) -> Non
 async def test_a_connection_is_used_again_unless_it_may_not_be() -> None:
     for head, count in ((b"", 1), (b"connection: close\r\n", 3)):
         said = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n%b\r\nok" % head
-        async with upstream(saying(said, forever=True)) as (found, connections):
+        async with open_upstream(answer_bytes(said, forever=True)) as (found, connections):
             for _ in range(3):
                 answer = await found.send_request(GET)
                 assert await answer.read_chunk() == b"ok"
@@ -134,7 +134,7 @@ async def test_a_connection_is_used_again_unless_it_may_not_be() -> None:
 
 async def test_an_answer_that_is_left_costs_its_connection() -> None:
     said = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"
-    async with upstream(saying(said, forever=True)) as (found, connections):
+    async with open_upstream(answer_bytes(said, forever=True)) as (found, connections):
         for _ in range(2):
             (await found.send_request(GET)).release()
         assert len(connections) == 2
@@ -150,13 +150,13 @@ async def test_an_unused_connection_is_closed_in_time() -> None:
             await reader.readexactly(1)
         hung_up.set()
 
-    async with upstream(kept, idleConn=0.05) as (found, _):
+    async with open_upstream(kept, idleConn=0.05) as (found, _):
         await found.send_request(GET)
         await asyncio.wait_for(hung_up.wait(), 20)
 
 
 async def test_a_head_has_no_body_though_it_has_a_length() -> None:
-    async with upstream(saying(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", forever=True)) as (found, _):
+    async with open_upstream(answer_bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", forever=True)) as (found, _):
         answer = await found.send_request(OutgoingRequest("HEAD", "/"))
         assert (b"content-length", b"9") in answer.raw_headers
         assert await answer.read_chunk() == b""
@@ -176,7 +176,7 @@ async def test_a_body_is_sent_with_its_length_or_in_chunks() -> None:
             seen.extend([await reader.readuntil(b"\r\n\r\n"), await reader.readexactly(size)])
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
-        async with upstream(script) as (found, _):
+        async with open_upstream(script) as (found, _):
             await found.send_request(OutgoingRequest("POST", "/p?q=1", [(b"x-a", b"\xe9")], BodyStream(pieces(), size)))
         assert seen[0].startswith(b"POST /base/p?q=1 HTTP/1.1\r\nhost: 127.0.0.1:")
         assert b"x-a: \xe9\r\n" in seen[0]
@@ -188,7 +188,7 @@ async def test_what_breaks_the_body_is_raised() -> None:
         yield b"ab"
         raise InvalidRequestError("broken")
 
-    async with upstream(saying(forever=True)) as (found, _):
+    async with open_upstream(answer_bytes(forever=True)) as (found, _):
         with pytest.raises(InvalidRequestError, match="broken"):
             await found.send_request(OutgoingRequest("POST", "/", (), BodyStream(pieces(), 9)))
 
@@ -205,7 +205,7 @@ async def test_a_slow_reader_holds_up_the_upstream_and_gets_all() -> None:
             await writer.drain()
             sent += 1
 
-    async with upstream(script) as (found, _):
+    async with open_upstream(script) as (found, _):
         answer = await found.send_request(GET)
         await asyncio.sleep(0.3)
         assert sent < 200
@@ -223,14 +223,14 @@ async def test_too_late_is_said_so_and_hangs_up() -> None:
             pass
         hung_up.set()
 
-    async with upstream(script, responseHeader=0.05) as (found, _):
+    async with open_upstream(script, responseHeader=0.05) as (found, _):
         with pytest.raises(UpstreamTimeoutError):
             await found.send_request(GET)
         await asyncio.wait_for(hung_up.wait(), 20)
 
 
 async def test_a_path_cannot_smuggle_a_header() -> None:
-    async with upstream(saying()) as (found, connections):
+    async with open_upstream(answer_bytes()) as (found, connections):
         for path in ("/a b", "/a\r\nx: y", "/\xe9"):
             with pytest.raises(InvalidRequestError):
                 await found.send_request(OutgoingRequest("GET", path))

@@ -16,12 +16,12 @@ from eardrum.config import LimitSettings
 from eardrum.errors import EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
 from eardrum.gateway.upstreams.remote_audio import AllowedHosts, AudioFetcher, parse_address
-from tests.ports import free_port
+from tests.ports import find_free_port
 
 PUBLIC = "93.184.216.34"
 
 
-class Names(AbstractResolver):
+class FakeResolver(AbstractResolver):
     """Knows where names lead: one address after the other, for those that change their mind."""
 
     def __init__(self, **names: list[str]):
@@ -39,7 +39,7 @@ class Names(AbstractResolver):
 
 
 @asynccontextmanager
-async def files(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
+async def run_file_server(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
     """A server on this machine; its port."""
     app = web.Application()
     app.router.add_get("/{path:.*}", handler)
@@ -52,7 +52,7 @@ async def files(handler: Callable[[web.Request], Awaitable[web.StreamResponse]])
         await runner.cleanup()
 
 
-async def serve(request: web.Request) -> web.StreamResponse:
+async def serve_file(request: web.Request) -> web.StreamResponse:
     if to := request.query.get("to", "/a" if request.path == "/there" else ""):
         return web.Response(status=302, headers={"location": to})
     if request.path.startswith("/to/"):
@@ -72,13 +72,13 @@ async def serve(request: web.Request) -> web.StreamResponse:
     return web.Response(body=b"x" * 100)
 
 
-def fetch(
+def fetch_path(
     path: str, *listed: str, resolver: AbstractResolver | None = None, host: str = "127.0.0.1", **limits: object
 ) -> bytes | EardrumError:
     """What comes of fetching a path of the server: its bytes, or the error."""
 
     async def main() -> bytes | EardrumError:
-        async with files(serve) as port:
+        async with run_file_server(serve_file) as port:
             fetcher = AudioFetcher(LimitSettings(fetch_hosts=listed, **limits), resolver)
             with Spool() as spool:
                 try:
@@ -90,41 +90,41 @@ def fetch(
     return asyncio.run(main())
 
 
-def refused(*arguments: object, **named: object) -> str:
-    error = fetch(*arguments, **named)
+def get_refusal(*arguments: object, **named: object) -> str:
+    error = fetch_path(*arguments, **named)
     assert isinstance(error, InvalidRequestError), error
     assert error.param == "audio_url"
     return error.message
 
 
 def test_a_listed_host_is_fetched_from() -> None:
-    assert fetch("/a", "127.0.0.1") == b"x" * 100
-    assert fetch("/a", "127.0.0.0/8") == b"x" * 100
-    assert fetch("/there", "127.0.0.1") == b"x" * 100, "and followed"
+    assert fetch_path("/a", "127.0.0.1") == b"x" * 100
+    assert fetch_path("/a", "127.0.0.0/8") == b"x" * 100
+    assert fetch_path("/there", "127.0.0.1") == b"x" * 100, "and followed"
 
 
 def test_nothing_is_fetched_unless_listed() -> None:
-    assert "does not fetch from 127.0.0.1" in refused("/a")
-    assert "does not fetch from 127.0.0.1" in refused("/a", "*"), "all hosts are all public ones"
-    assert "does not fetch from localhost" in refused("/a", "127.0.0.1", host="localhost")
+    assert "does not fetch from 127.0.0.1" in get_refusal("/a")
+    assert "does not fetch from 127.0.0.1" in get_refusal("/a", "*"), "all hosts are all public ones"
+    assert "does not fetch from localhost" in get_refusal("/a", "127.0.0.1", host="localhost")
 
 
 def test_a_name_that_leads_inside_is_not_followed() -> None:
-    inside = Names(files_example_com=["127.0.0.1"])
+    inside = FakeResolver(files_example_com=["127.0.0.1"])
     named = {"host": "files.example.com", "resolver": inside}
-    assert "is in a private network" in refused("/a", "*", **named)
-    assert "is in a private network" in refused("/a", "files.example.com", **named)
-    assert fetch("/a", "*.example.com", "127.0.0.0/8", **named) == b"x" * 100, "unless its network is listed too"
+    assert "is in a private network" in get_refusal("/a", "*", **named)
+    assert "is in a private network" in get_refusal("/a", "files.example.com", **named)
+    assert fetch_path("/a", "*.example.com", "127.0.0.0/8", **named) == b"x" * 100, "unless its network is listed too"
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
     """A name that is public when it is looked up first and private a moment later: it is looked up once."""
-    changing = Names(files_example_com=[PUBLIC, "127.0.0.1"])
+    changing = FakeResolver(files_example_com=[PUBLIC, "127.0.0.1"])
 
     async def main() -> None:
         fetcher = AudioFetcher(LimitSettings(fetch_hosts=("*",), stall_seconds=0.2), changing)
         with Spool() as spool:
-            async with files(serve) as port, asyncio.timeout(2):
+            async with run_file_server(serve_file) as port, asyncio.timeout(2):
                 await fetcher.fetch_into(f"http://files.example.com:{port}/a", spool)
 
     with pytest.raises((InvalidRequestError, TimeoutError)):  # nobody is reached at the public address from here
@@ -133,29 +133,29 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
 
 
 def test_redirects_are_checked_again() -> None:
-    names = Names(a_example_com=["127.0.0.1"], b_example_com=["10.0.0.1"])
+    names = FakeResolver(a_example_com=["127.0.0.1"], b_example_com=["10.0.0.1"])
     allowed = ("127.0.0.1", "*.example.com")
-    assert fetch("/to/a.example.com:PORT/a", *allowed, resolver=names) == b"x" * 100
-    assert "b.example.com is in a private network" in refused("/to/b.example.com/a", *allowed, resolver=names)
-    assert "does not fetch from 169.254.169.254" in refused("/to/169.254.169.254/latest", *allowed)
-    assert "more than 3 redirects" in refused("/round", "127.0.0.1")
+    assert fetch_path("/to/a.example.com:PORT/a", *allowed, resolver=names) == b"x" * 100
+    assert "b.example.com is in a private network" in get_refusal("/to/b.example.com/a", *allowed, resolver=names)
+    assert "does not fetch from 169.254.169.254" in get_refusal("/to/169.254.169.254/latest", *allowed)
+    assert "more than 3 redirects" in get_refusal("/round", "127.0.0.1")
 
 
 @pytest.mark.parametrize("to", ["http://[bad", "http://a:b:c/", "http://127.0.0.1:99999999/", "//[", "http://xn--/"])
 def test_a_redirect_to_nowhere_is_refused(to: str) -> None:
-    assert len(refused(f"/astray?to={quote(to)}", "127.0.0.1")) < 1000
+    assert len(get_refusal(f"/astray?to={quote(to)}", "127.0.0.1")) < 1000
 
 
 def test_limits_hold() -> None:
     for path in ("/endless", "/a"):
-        error = fetch(path, "127.0.0.1", upload_bytes=99)
+        error = fetch_path(path, "127.0.0.1", upload_bytes=99)
         assert isinstance(error, TooLargeError)
-    assert "does not answer in time" in refused("/silent", "127.0.0.1", stall_seconds=0.2)
-    assert "content-encoding gzip" in refused("/zipped", "127.0.0.1")
+    assert "does not answer in time" in get_refusal("/silent", "127.0.0.1", stall_seconds=0.2)
+    assert "content-encoding gzip" in get_refusal("/zipped", "127.0.0.1")
 
 
 def test_a_port_where_nobody_listens() -> None:
-    assert "cannot be fetched" in refused(f"/to/127.0.0.1:{free_port()}/a", "127.0.0.1")
+    assert "cannot be fetched" in get_refusal(f"/to/127.0.0.1:{find_free_port()}/a", "127.0.0.1")
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a", "http:///a", "http://me:secret@127.0.0.1/a", "http://[::1", "/a"])
@@ -187,4 +187,4 @@ def test_addresses_that_are_public(ip: str) -> None:
 
 @pytest.mark.parametrize("spelled", ["127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "127.0.0.01", "localhost.", "[::1]", "0"])
 def test_other_ways_to_spell_this_machine(spelled: str) -> None:
-    assert isinstance(fetch("/a", "*", host=spelled), InvalidRequestError)
+    assert isinstance(fetch_path("/a", "*", host=spelled), InvalidRequestError)
