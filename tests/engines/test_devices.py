@@ -259,7 +259,7 @@ def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> No
                     (
                         "w",
                         "int8_float32",
-                        "was ended by SIGABRT (it gave up by itself) when it tried the GPU (Unable to load any of",
+                        "was ended by SIGABRT (the program aborted itself) when it tried the GPU (Unable to load any of",
                     ),
                     ("moonshine-tiny-en", "int8", "onnxruntime cannot use an NVIDIA GPU here ("),
                 ):

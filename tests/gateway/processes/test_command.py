@@ -54,7 +54,7 @@ async def start_command(
     model: config.ModelSettings, *, within_s: float = 15, unload_s: float = 5, said: LogBuffer | None = None
 ) -> AsyncIterator[tuple[CommandProcess, ExternalUpstream]]:
     async with open_upstream(model) as way:
-        command = await CommandProcess.start("m", model, way.session, within_s=within_s, unload_s=unload_s, said=said)
+        command = await CommandProcess.start("m", model, way.session, within_s=within_s, unload_s=unload_s, log_buffer=said)
         try:
             yield command, way
         finally:
@@ -101,7 +101,7 @@ async def test_one_that_is_not_asked_has_to_take_connections() -> None:
 async def test_one_that_never_becomes_ready_says_what_it_answers() -> None:
     began, port = time.monotonic(), find_free_port()
     said = await get_start_error(create_entry(port, "--say", "warming up", "--unhealthy-seconds", 60), within_s=2.5)
-    assert f"m was not ready after 2.5 s (healthCheckTimeout): http://127.0.0.1:{port}/health answers 503 and not 200" in said
+    assert f"m was not ready after 2.5 s (healthCheckTimeout): http://127.0.0.1:{port}/health answers 503 instead of 200" in said
     assert "warming up" in said
     assert time.monotonic() - began < 15
     assert "/nowhere answers 404" in await get_start_error(create_entry(find_free_port(), checkEndpoint="/nowhere"), within_s=2.5)
@@ -122,7 +122,7 @@ def build_printing_command(*lines: str) -> str:
         ("", "models.m.cmd is empty"),
         ("no-such-program --port 1", "there is no program no-such-program on the PATH (models.m.cmd)"),
         ("/no/such/program", "there is no program /no/such/program (models.m.cmd)"),
-        ("/etc/passwd", "/etc/passwd may not be executed (models.m.cmd)"),
+        ("/etc/passwd", "/etc/passwd is not executable (models.m.cmd)"),
         (
             build_printing_command("error: unknown argument: --foo", "", "usage: x [options]", *OPTIONS),
             "It reported: error: unknown argument: --foo --",
@@ -151,7 +151,7 @@ def build_printing_command(*lines: str) -> str:
         ("sh -c 'kill -9 $$'", "was ended by SIGKILL (by the system, if memory ran out) before it served."),
         ("sh -c 'exit 137'", "exit code 137, which means SIGKILL (by the system, if memory ran out) before"),
         ("sh -c 'kill -11 $$'", "was ended by SIGSEGV (a fault in the program or a library) before it served."),
-        ("sh -c 'echo usage: ...'", "exit code 0 before it served. It has to stay in the foreground"),
+        ("sh -c 'echo usage: ...'", "exit code 0 before it served. The command must stay in the foreground"),
     ],
 )
 async def test_a_start_that_fails_says_why(line: str, says: str) -> None:
@@ -164,7 +164,9 @@ async def test_a_start_that_fails_says_why(line: str, says: str) -> None:
 async def test_one_that_leaves_the_foreground_is_refused_and_its_children_end() -> None:
     port = find_free_port()
     said = await get_start_error(create_entry(port, "--daemonise", "--load-seconds", 1))
-    assert "ended with exit code 0, leaving others behind that have been ended too before it served. It has to stay" in said
+    assert (
+        "ended with exit code 0 (processes that it left running were ended too) before it served. The command must stay" in said
+    )
     assert not ports.is_port_taken(port, "127.0.0.1")
 
 
@@ -174,7 +176,7 @@ async def test_one_that_leaves_the_foreground_later_ends_with_what_it_left() -> 
     model = config.ModelSettings.model_validate({"cmd": line, "proxy": f"http://127.0.0.1:{port}"})
     async with start_command(model) as (command, _):
         assert await command.ends_within(20)
-        assert command.exit_description == "ended with exit code 0, leaving others behind that have been ended too"
+        assert command.exit_description == "ended with exit code 0 (processes that it left running were ended too)"
         assert "foreground" in command.exit_hint
         assert not ports.is_port_taken(port, "127.0.0.1")
 
@@ -206,7 +208,7 @@ async def test_a_stranger_who_takes_the_port_meanwhile_is_not_taken_for_the_mode
     try:
         model = config.ModelSettings.model_validate({"cmd": f"sh -c 'sleep 60' {port}", "proxy": f"http://127.0.0.1:{port}"})
         said = await get_start_error(model)
-        assert f"The port {port} of m is not its own" in said
+        assert f"The port {port} of m belongs to another process" in said
         assert f"(pid {stranger.pid}) answers there." in said
     finally:
         stranger.terminate()
@@ -222,7 +224,7 @@ async def test_a_stranger_on_a_port_that_the_command_was_not_told_is_warned_of(
         model = config.ModelSettings.model_validate({"cmd": "sleep 60", "proxy": way.address, "checkEndpoint": check})
         async with start_command(model):
             (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
-        assert f"(pid {stranger.pid}) that listens on port {port}" in warning
+        assert f"(pid {stranger.pid}) listens on port {port}" in warning
         assert "models.m.proxy" in warning
 
 
@@ -336,13 +338,13 @@ async def test_one_that_is_stopped_is_ended_after_a_while_and_a_busy_one_is_not(
     if shell:
         model = model.model_copy(update={"cmd": f"sh -c {shlex.quote(model.cmd + '; exit 3')}"})
     async with start_command(model) as (command, _):
-        command.watch(1.6)
+        command.start_watchdog(1.6)
         server = psutil.Process(command.pid).children()[0] if shell else psutil.Process(command.pid)
         server.suspend()
-        await asyncio.to_thread(wait_for, lambda: command.silent_s)
+        await asyncio.to_thread(wait_for, lambda: command.suspended_s)
         server.resume()
         assert not await command.ends_within(2.2), "it goes on"
-        assert command.silent_s == 0
+        assert command.suspended_s == 0
         server.suspend()
         assert await command.ends_within(10)
         assert "was stopped (SIGSTOP) for 1.6 s (answer_seconds)" in command.exit_description

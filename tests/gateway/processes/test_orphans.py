@@ -125,9 +125,9 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -
         process.wait()
         (file,) = list_files(tmp_path)
         entries = [json.loads(line) for line in file.read_text().splitlines()]
-        found = process_info.read_process(other.pid)
+        found = process_info.find_process(other.pid)
         assert found
-        entries[1] |= {"pid": other.pid, "born": found.start_ticks - 1}
+        entries[1] |= {"pid": other.pid, "born": process_info.read_start_ticks(found) - 1}
         file.write_text("\n".join(map(json.dumps, entries[:2])) + '\n{"pid": 1')
         end_orphans(tmp_path)
         assert is_alive(other.pid)
@@ -137,13 +137,13 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -
 
 def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
-        found = process_info.read_process(other.pid)
+        found = process_info.find_process(other.pid)
         assert found
         folder = tmp_path / f"eardrum-{os.getuid()}"
         folder.mkdir(mode=0o700)
         entries = [
             {"mark": "0123456789abcdef0123456789abcdef.", "here": "yesterday"},
-            {"pid": other.pid, "born": found.start_ticks, "model": "m"},
+            {"pid": other.pid, "born": process_info.read_start_ticks(found), "model": "m"},
         ]
         (folder / "1.jsonl").write_text("\n".join(map(json.dumps, entries)))
         end_orphans(tmp_path)
@@ -153,7 +153,7 @@ def test_numbers_of_another_run_of_the_machine_mean_nothing(tmp_path: Path) -> N
 
 def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
-        found = process_info.read_process(process.pid)
+        found = process_info.find_process(process.pid)
         assert found
         register = ProcessRegistry(tmp_path)
         for step in (register.add_process, lambda pid, _: register.remove_process(pid), register.add_process):
@@ -196,7 +196,7 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path, caplog: pyte
     (folder / "1.jsonl").write_text('{"mark": "0123456789abcdef0123456789abcdef", "here": ""}')
     end_orphans(tmp_path)
     assert list_files(tmp_path), "it is not read: anybody may have written it"
-    assert "Nothing is ended" in caplog.text
+    assert "may have left behind are not ended" in caplog.text
     assert caplog.text.count("is not a folder that only this user can enter") == 2
 
 

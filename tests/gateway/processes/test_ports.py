@@ -74,7 +74,7 @@ def test_a_connection_to_elsewhere_does_not_take_the_port_it_has_here() -> None:
 def test_who_listens_is_a_stranger_unless_it_is_of_the_family() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        assert ports.find_stranger(port, os.getpid(), "NOBODY=1") is None
-        assert ports.find_stranger(port, 2**22 + 1, "NOBODY=1") == os.getpid()
+        assert ports.find_foreign_holder(port, os.getpid(), "NOBODY=1") is None
+        assert ports.find_foreign_holder(port, 2**22 + 1, "NOBODY=1") == os.getpid()
         mark = next(f"{name}={value}" for name, value in os.environ.items() if value)
-        assert ports.find_stranger(port, 2**22 + 1, mark) is None, "whoever carries the mark was started by the command"
+        assert ports.find_foreign_holder(port, 2**22 + 1, mark) is None, "whoever carries the mark was started by the command"

@@ -80,7 +80,7 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (["print('Welcome to conda')", "time.sleep(60)"], "is no runner: it says 'Welcome to conda'"),
+        (["print('Welcome to conda')", "time.sleep(60)"], "is no runner: it printed 'Welcome to conda'"),
         (["sys.exit(3)"], "ended with exit code 3 before it was ready. It logged nothing."),
         (["print('no such thing', file=sys.stderr)", "sys.exit(1)"], "Its last output: no such thing"),
         (["os.kill(os.getpid(), 4)"], "was ended by SIGILL (a library built for another processor)"),
@@ -136,8 +136,8 @@ async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 1.5
     ("ready", "pause", "why"),
     [
         pytest.param(ANSWERS % (0, 0), True, "gave no sign of life for 0.3 s (answer_seconds)", id="stopped"),
-        pytest.param(ANSWERS % (5.1, 0), False, "did not come back from a batch for 5 s (batch_seconds)", id="a hung engine"),
-        pytest.param(ANSWERS % (0, 0.4), False, "took in nothing for 0.3 s (answer_seconds)", id="a hung loop"),
+        pytest.param(ANSWERS % (5.1, 0), False, "worked on one batch for 5 s (batch_seconds)", id="a hung engine"),
+        pytest.param(ANSWERS % (0, 0.4), False, "read no input for 0.3 s (answer_seconds)", id="a hung loop"),
     ],
 )
 async def test_a_process_that_hangs_is_ended(ready: str, pause: bool, why: str) -> None:

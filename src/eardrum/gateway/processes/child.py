@@ -1,4 +1,4 @@
-"""Child processes: starts one with everything it starts itself, reads its output line by line, and ends it."""
+"""Child processes: starts one in a session of its own, reads its output by lines, and ends it with all its descendants."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Self
 from eardrum import redaction
 from eardrum.gateway.logs import LogBuffer
 from eardrum.gateway.processes import process_info
-from eardrum.gateway.processes.orphans import MARK_VARIABLE, ProcessRegistry, end_strays
+from eardrum.gateway.processes.orphans import MARK_VARIABLE, ProcessRegistry, end_descendants
 
 log = logging.getLogger(__name__)
 
 LAST_LINES = 12
 MAX_LAST_LINE = 300
-"""Characters of a line that an error shows."""
+"""Characters of a line in an error."""
 
 GRACE_S = 5.0
-"""Time to end, for processes that nobody gave another one; and to be gone once killed."""
+"""Seconds between SIGTERM and SIGKILL, unless the caller sets another time, and between SIGKILL and the end."""
 
 COMPLAINT_PATTERN = re.compile(
     r"^(?![\s-]).*(\b(error|fatal|fail(ed|ure)?|panic(ked)?|exception|abort(ed)?|cannot|can't|could not|couldn't|unable|"
@@ -34,62 +34,62 @@ COMPLAINT_PATTERN = re.compile(
     r"no such|denied|missing|required|out of memory)\b|(error|exception):)",
     re.IGNORECASE,
 )
-"""A line that says what is wrong. Those that begin with a space or a dash are of a usage text, or of a traceback."""
+"""Matches a line that reports an error. Lines that begin with a space or a dash are part of a usage text or a traceback."""
 
 READ_BYTES = 1 << 14
 LIKELY_CAUSES: dict[int, str] = {
-    signal.SIGABRT: " (it gave up by itself)",
-    signal.SIGBUS: " (a file it had mapped was cut, or /dev/shm is full)",
+    signal.SIGABRT: " (the program aborted itself)",
+    signal.SIGBUS: " (a file in use was truncated, or /dev/shm is full)",
     signal.SIGILL: " (a library built for another processor)",
     signal.SIGKILL: " (by the system, if memory ran out)",
     signal.SIGSEGV: " (a fault in the program or a library)",
 }
-"""What usually lies behind a signal."""
+"""The usual causes of signals."""
 
 LEVELS = {"DEBUG": logging.DEBUG, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
 
 
 class ChildProtocol(asyncio.subprocess.SubprocessStreamProtocol):
-    """Knows when the child is gone, even while a grandchild still holds its pipes."""
+    """Completes `exited` when the child ends, even while a grandchild still holds its pipes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         super().__init__(limit=READ_BYTES, loop=loop)
         self.exited = loop.create_future()
 
     def process_exited(self) -> None:
-        """Called by the event loop."""
+        """Complete `exited`; the event loop calls this."""
         if not self.exited.done():
             self.exited.set_result(None)
         super().process_exited()
 
 
 class ChildProcess:
-    """The process. `exited` completes when it has ended, `ended` when nothing of what it started is left either."""
+    """A child process. `exited` completes when it has ended, `ended` when all its descendants have ended too."""
 
     logs_stdout = True
-    """What it says on stdout is for people. If not, then only what it says on stderr."""
+    """Whether stdout is logged like stderr. If not, stdout is read by a subclass, and stdin is a pipe too."""
 
     def __init__(
         self,
         name: str,
         transport: asyncio.SubprocessTransport,
         protocol: ChildProtocol,
-        said: LogBuffer,
-        register: ProcessRegistry,
+        log_buffer: LogBuffer,
+        registry: ProcessRegistry,
         mark: str,
     ):
         self.name = name
         self.exited = protocol.exited
         self.left_descendants = False
-        """Whether processes that it had started were alive when it ended."""
+        """Whether processes of its group were still running when it ended."""
         self._transport = transport
         self._child = asyncio.subprocess.Process(transport, protocol, asyncio.get_running_loop())
-        self._log = said
-        self._registry = register
+        self._log = log_buffer
+        self._registry = registry
         self._mark = mark
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._scrolled_complaints: list[str] = []
-        """The first that the last lines hold no longer, and the latest one."""
+        """The first and the latest error lines that `_last_lines` no longer holds."""
         self._first_line, self._started = "", False
         self._reading = asyncio.ensure_future(self._read_output())
         self.ended: asyncio.Future[None] = asyncio.ensure_future(self._wait_ended())
@@ -100,19 +100,19 @@ class ChildProcess:
         name: str,
         argv: Sequence[str],
         environment: Mapping[str, str],
-        said: LogBuffer | None = None,
-        register: ProcessRegistry | None = None,
+        log_buffer: LogBuffer | None = None,
+        registry: ProcessRegistry | None = None,
     ) -> Self:
-        """Start a program, with `environment` added to our own. What it prints goes into `said`.
+        """Start a program, with `environment` added to this process's. Its output goes into `log_buffer`.
 
-        It gets a session of its own, so that Ctrl-C reaches only the gateway and signals reach all that it starts. One that
-        does not end with the gateway by itself is to be in the `register`.
+        The program gets a session of its own: Ctrl-C reaches only the gateway, and signals reach all descendants. A program
+        that does not end with the gateway by itself needs a `registry`.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the program cannot be started.
         """
-        loop, register = asyncio.get_running_loop(), register or ProcessRegistry(None)
-        mark = register.create_mark()
+        loop, registry = asyncio.get_running_loop(), registry or ProcessRegistry(None)
+        mark = registry.create_mark()
         transport, protocol = await loop.subprocess_exec(
             lambda: ChildProtocol(loop),
             *argv,
@@ -122,18 +122,18 @@ class ChildProcess:
             stderr=STDOUT if cls.logs_stdout else PIPE,
             start_new_session=True,
         )
-        child = cls(name, transport, protocol, said or LogBuffer(), register, mark)
-        register.add_process(child.pid, name)
+        child = cls(name, transport, protocol, log_buffer or LogBuffer(), registry, mark)
+        registry.add_process(child.pid, name)
         return child
 
     @property
     def pid(self) -> int:
-        """Its process id, which is its group's and its session's."""
+        """The process id, which is also the id of its group and session."""
         return self._child.pid
 
     @property
     def exit_description(self) -> str:
-        """How it ended, in words."""
+        """A clause for messages, such as "ended with exit code 1"."""
         code = self._child.returncode
         if code is None:
             return "is still running"
@@ -143,7 +143,7 @@ class ChildProcess:
 
     @property
     def last_output(self) -> str:
-        """The last lines it logged, after what it complained of before: usage texts and stacks come last."""
+        """The last lines of its output, and error lines from before them: usage texts and tracebacks come last."""
         lines = [line[:MAX_LAST_LINE] for line in self._last_lines if line]
         if not lines:
             return "It logged nothing."
@@ -153,28 +153,28 @@ class ChildProcess:
         return f"Its first output: {self._first_line} -- {last}" if self._first_line else last
 
     def mark_started(self) -> None:
-        """What it said until now is of no interest if it should end."""
+        """Forget the output of the start: it does not explain a later end."""
         self._scrolled_complaints.clear()
         self._first_line, self._started = "", True
 
     @property
     def last_line(self) -> str:
-        """The very last line it logged."""
+        """The last line of its output that is not empty."""
         return next((line[:MAX_LAST_LINE].strip() for line in reversed(self._last_lines) if line.strip()), "it logged nothing")
 
     async def stop(self) -> None:
-        """Ask it to end, insist after a while, and wait until it and all that it started are gone."""
+        """Send SIGTERM, after a grace period SIGKILL, and wait until it and all its descendants have ended."""
         self.send_signal(signal.SIGTERM)
         if not await self.ends_within(GRACE_S):
             await self.kill()
 
     async def kill(self) -> None:
-        """End it without asking, and wait until it and all that it started are gone."""
+        """Send SIGKILL, and wait until it and all its descendants have ended."""
         self.send_signal(signal.SIGKILL)
         await asyncio.shield(self.ended)
 
     async def clean_up(self) -> None:
-        """Stop it after a start that failed. Who cancels this has no time: then it is killed."""
+        """Stop it after a failed start. If this is cancelled, it is killed at once."""
         stopping = asyncio.ensure_future(self.stop())
         try:
             await asyncio.shield(stopping)
@@ -184,28 +184,27 @@ class ChildProcess:
             raise
 
     async def ends_within(self, seconds: float) -> bool:
-        """Whether it is gone after so many seconds at most."""
+        """Whether it and all its descendants end within so many seconds."""
         await asyncio.wait([self.ended], timeout=max(0.0, seconds))
         return self.ended.done()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """To the child and to whatever it started: the session is its own."""
+        """Send a signal to the child and all processes in its group."""
         if self.ended.done():
-            return  # its number may be another's by now
+            return  # the pid may belong to another process by now
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     async def wait_for_output(self) -> None:
-        """Wait until what an ended process said last has arrived."""
+        """Wait for the last output of an ended process."""
         await asyncio.wait([self._reading], timeout=GRACE_S)
 
     async def _wait_ended(self) -> None:
         await self.exited
-        left = _is_group_alive(self.pid)
-        others = process_info.list_group(self.pid) if left else set()
-        self.left_descendants = bool(others) if process_info.identify_system() else left
-        self.send_signal(signal.SIGKILL)  # what it has left behind would keep its memory, its port, and our pipes
-        await end_strays(self._mark, others, GRACE_S)
+        group = process_info.list_group(self.pid) if _exists_group(self.pid) else set()
+        self.left_descendants = bool(group)
+        self.send_signal(signal.SIGKILL)  # descendants would keep the memory, the port, and the pipes to the gateway
+        await end_descendants(self._mark, group, GRACE_S)
         await self.wait_for_output()
         self._registry.remove_process(self.pid)
         self._transport.close()
@@ -219,14 +218,14 @@ class ChildProcess:
         self._log_lines(lines.flush())
 
     def _keep_complaint(self, line: str) -> None:
-        """Keep of a line that the last lines hold no longer what explains an end."""
+        """Keep a line that leaves the last lines, if it may explain why the process ended."""
         if COMPLAINT_PATTERN.search(line):
             self._scrolled_complaints[1:] = [line]
         elif not self._started:
             self._first_line = self._first_line or line
 
     def _log_lines(self, lines: list[str]) -> None:
-        for line in map(redaction.redact, lines):  # before anybody has it: last words become messages
+        for line in map(redaction.redact, lines):  # before the line is kept: the last lines become parts of messages
             if len(self._last_lines) == LAST_LINES:
                 self._keep_complaint(self._last_lines[0][:MAX_LAST_LINE])
             self._last_lines.append(line)
@@ -234,15 +233,15 @@ class ChildProcess:
             log.log(LEVELS.get(line.split(" ", 1)[0], logging.DEBUG), "%s: %s", self.name, line)
 
 
-def _is_group_alive(group: int) -> bool:
+def _exists_group(group: int) -> bool:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, 0)  # which reaches those too that have ended and wait for somebody to take notice
+        os.killpg(group, 0)  # true for zombies too; saves reading all processes at nearly every end
         return True
     return False
 
 
 def _explain_shell_code(code: int) -> str:
-    """Shells and containers add 128 to the signal that ended what they ran."""
+    """Explain exit codes above 128: shells and containers add 128 to the signal that ended their program."""
     with suppress(ValueError):
         number = signal.Signals(code - 128)
         return f", which means {number.name}{LIKELY_CAUSES.get(number, '')}"
@@ -250,18 +249,18 @@ def _explain_shell_code(code: int) -> str:
 
 
 MAX_LINE_LENGTH = 8 << 10
-"""Characters after which a line that does not end is taken as it is."""
+"""Characters after which a line without an end is cut."""
 
 
 class LineSplitter:
-    """Takes bytes as they come. What a carriage return overwrites, as progress bars do, is dropped as on a terminal."""
+    """Splits a stream of bytes into lines. As on a terminal, a carriage return drops the text before it (progress bars)."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._partial_line = ""
 
     def feed(self, data: bytes) -> list[str]:
-        """The lines that `data` completes."""
+        """Return the lines that `data` completes."""
         *whole, self._partial_line = (self._partial_line + self._decoder.decode(data)).split("\n")
         lines = [_clean_line(line.removesuffix("\r")) for line in whole]
         if "\r" in self._partial_line[:-1]:
@@ -272,7 +271,7 @@ class LineSplitter:
         return lines
 
     def flush(self) -> list[str]:
-        """What is left at the end."""
+        """Return the last line, if it had no end."""
         line, self._partial_line = _clean_line(self._partial_line.removesuffix("\r")), ""
         return [line] if line else []
 

@@ -1,7 +1,7 @@
 """A command's process: any program that serves a model over HTTP.
 
-It is ready once a readiness probe succeeds, and the process that listens on its port is checked, so that an unrelated server
-there is not taken for the model.
+The command is ready once a readiness probe succeeds. Then the process that listens on the port is checked, so that an
+unrelated server there is not taken for the model.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from eardrum.gateway.processes.orphans import ProcessRegistry
 log = logging.getLogger(__name__)
 
 NO_CHECK = "none"
-"""What stands for `checkEndpoint` where nothing is to be asked."""
+"""Value of `checkEndpoint` that turns the HTTP check off."""
 
 PORT_TIMEOUT_S, PORT_INTERVAL_S = 1.0, 0.1
-"""How long, and how often, a port is looked at that should be free."""
+"""Seconds that a port has to become free, and seconds between two looks."""
 
 TERM_GRACE_S = 2.0
-"""Between SIGTERM and SIGKILL for a command that its `cmdStop` did not stop, or that is to have no time."""
+"""Seconds between SIGTERM and SIGKILL after a `cmdStop` that failed, and for an unload by force."""
 
-LOOK_S = 10.0
-"""How often it is looked whether it is stopped."""
+WATCH_INTERVAL_S = 10.0
+"""Seconds between two looks whether the command is suspended."""
 
-FOREGROUND_HINT = " It has to stay in the foreground as long as it serves: no `-d`, `--daemon` or `&`."
+FOREGROUND_HINT = " The command must stay in the foreground while it serves: no `-d`, `--daemon` or `&`."
 
 
 class CommandProcess(ChildProcess):
-    """The process. `start` returns it when it serves; `ended` completes when it is gone."""
+    """A command. `start` returns it once it serves; `ended` completes when it has ended."""
 
     _stop_command: str
     _environment: dict[str, str]
     _unload_s: float
     _stopping = False
-    _still_since: float | None = None
-    """Since when it is known to be stopped."""
-    _hung = ""
-    """Why it was ended that did not work any more."""
+    _suspended_since: float | None = None
+    """When it was first seen suspended."""
+    _hang_description = ""
+    """Why the watchdog killed it; empty if it did not."""
 
     @classmethod
     async def start(
@@ -70,20 +70,20 @@ class CommandProcess(ChildProcess):
         *,
         within_s: float,
         unload_s: float,
-        said: LogBuffer | None = None,
-        register: ProcessRegistry | None = None,
+        log_buffer: LogBuffer | None = None,
+        registry: ProcessRegistry | None = None,
     ) -> CommandProcess:
-        """Start the command of `entry` and wait until it serves, as asked through `session`.
+        """Start the command of `entry`, and wait until a probe through `session` succeeds.
 
         Raises:
-            ModelLoadError: it cannot be started, its port is another's, it died, or was not ready in time.
+            ModelLoadError: it cannot be started, another process has its port, it ended, or was not ready in time.
         """
         environment = dict(variable.split("=", 1) for variable in entry.env if "=" in variable[1:])
         argv = _parse_command(name, "cmd", entry.cmd, environment)
         if port := find_claimed_port(entry.cmd, entry.proxy):
             await _wait_for_port(name, port, urlsplit(entry.proxy).hostname or "")
         try:
-            command = await cls.spawn(name, argv, environment, said, register)
+            command = await cls.spawn(name, argv, environment, log_buffer, registry)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ModelLoadError(f"{name} cannot be started: {argv[0]}: {reason} (models.{name}.cmd).") from error
@@ -97,30 +97,30 @@ class CommandProcess(ChildProcess):
         return command
 
     @property
-    def silent_s(self) -> float:
-        """Seconds for which it has been stopped."""
-        return time.monotonic() - self._still_since if self._still_since is not None else 0.0
+    def suspended_s(self) -> float:
+        """Seconds for which it has been suspended (SIGSTOP)."""
+        return time.monotonic() - self._suspended_since if self._suspended_since is not None else 0.0
 
-    def watch(self, still_s: float) -> None:
-        """From now on end it if it is stopped (SIGSTOP) for so long.
+    def start_watchdog(self, max_suspended_s: float) -> None:
+        """Kill it once it has been suspended (SIGSTOP) for so long.
 
-        Nothing is asked of it: one that is busy may answer nothing for as long as it works, as whisper-server does.
+        No request is sent to it: servers such as whisper-server answer nothing while they work.
         """
-        self._watching = asyncio.ensure_future(self._watch(still_s))
+        self._watchdog = asyncio.ensure_future(self._run_watchdog(max_suspended_s))
 
-    async def _watch(self, still_s: float) -> None:
-        while not await self.ends_within(min(LOOK_S, still_s / 4)):
-            if self._stopping or not await asyncio.to_thread(process_info.stands_still, self.pid):
-                self._still_since = None
+    async def _run_watchdog(self, max_suspended_s: float) -> None:
+        while not await self.ends_within(min(WATCH_INTERVAL_S, max_suspended_s / 4)):
+            if self._stopping or not await asyncio.to_thread(process_info.is_group_stopped, self.pid):
+                self._suspended_since = None
                 continue
-            self._still_since = self._still_since or time.monotonic()
-            if self.silent_s >= still_s:
-                self._hung = f"was stopped (SIGSTOP) for {still_s:g} s (answer_seconds) and was killed"
-                log.error("The command of %s hangs: it %s.", self.name, self._hung)
+            self._suspended_since = self._suspended_since or time.monotonic()
+            if self.suspended_s >= max_suspended_s:
+                self._hang_description = f"was stopped (SIGSTOP) for {max_suspended_s:g} s (answer_seconds) and was killed"
+                log.error("The command of %s hangs: it %s.", self.name, self._hang_description)
                 await self.kill()
 
     async def stop(self) -> None:
-        """Ask it to end, by its `cmdStop` if it has one, insist after `unloadTimeout`, and wait until it is gone."""
+        """End it with its `cmdStop` or SIGTERM, after `unloadTimeout` with SIGKILL, and wait until it has ended."""
         self._stopping = True
         deadline = time.monotonic() + self._unload_s
         asked = bool(self._stop_command) and not self.exited.done() and await self._run_stop_command()
@@ -131,11 +131,11 @@ class CommandProcess(ChildProcess):
         if asked:
             self.send_signal(signal.SIGTERM)
         if not asked or not await self.ends_within(TERM_GRACE_S):
-            log.warning("%s does not end: killed after %.1f s (unloadTimeout).", self.name, self._unload_s)
+            log.warning("%s did not end within %.1f s (unloadTimeout): killing it.", self.name, self._unload_s)
             await self.kill()
 
     async def stop_now(self) -> None:
-        """End it without time for what it is doing: the least it needs to end what it has started, such as a container."""
+        """End it at once. It gets only the time to end what it has started, such as a container."""
         if self._stop_command and not self._stopping:
             await self.stop()
             return
@@ -144,7 +144,7 @@ class CommandProcess(ChildProcess):
             await self.kill()
 
     async def _wait_serving(self, entry: config.ModelSettings, session: aiohttp.ClientSession, within_s: float) -> None:
-        """Wait until it does, and make sure that it is not somebody else who does."""
+        """Wait until it serves, and make sure that no other process answers in its place."""
         address = entry.proxy.rstrip("/")
         asked = entry.checkEndpoint != NO_CHECK
         readiness = (
@@ -163,19 +163,21 @@ class CommandProcess(ChildProcess):
         await self._check_port_owner(entry)
 
     async def _check_port_owner(self, entry: config.ModelSettings) -> None:
-        """Look who it is that listens. A command that was not told the port may have reasons to leave it to somebody else."""
+        """Check which process listens. If the port is not in the command, another process may be intended: it is only logged."""
         port = find_local_port(entry.proxy)
-        other = await asyncio.to_thread(find_stranger, port, self.pid, self._mark) if port else None
+        other = await asyncio.to_thread(find_foreign_holder, port, self.pid, self._mark) if port else None
         if other and find_claimed_port(entry.cmd, entry.proxy):
-            raise ModelLoadError(f"The port {port} of {self.name} is not its own: {describe_process(other)} answers there.")
+            raise ModelLoadError(
+                f"The port {port} of {self.name} belongs to another process: {describe_process(other)} answers there."
+            )
         if other:
             log.warning(
-                "It is %s that listens on port %d, and nothing that the command of %s has started: is models.%s.proxy right?",
+                "%s listens on port %d, not a process of the command of %s. Check models.%s.proxy.",
                 describe_process(other), port, self.name, self.name,
             )  # fmt: skip
 
     async def _wait_ready_or_exit(self, readiness: ReadinessProbe, within_s: float) -> bool:
-        """Whether it is ready, or has ended, in time."""
+        """Wait until the probe succeeds or the process ends; False if neither happens in time."""
         asking = asyncio.ensure_future(readiness.wait_ready())
         try:
             either: list[asyncio.Future[None]] = [asking, self.exited]
@@ -187,23 +189,23 @@ class CommandProcess(ChildProcess):
 
     @property
     def exit_description(self) -> str:
-        """How it ended, in words."""
-        left = ", leaving others behind that have been ended too" if self.left_descendants else ""
-        return self._hung or f"{super().exit_description}{left}"
+        """A clause for messages, such as "ended with exit code 1"."""
+        left = " (processes that it left running were ended too)" if self.left_descendants else ""
+        return self._hang_description or f"{super().exit_description}{left}"
 
     @property
     def exit_hint(self) -> str:
-        """What to do about one that ended as if all were well."""
+        """A sentence that explains an end without an error; empty otherwise."""
         return FOREGROUND_HINT if self._child.returncode == 0 or self.left_descendants else ""
 
     async def _run_stop_command(self) -> bool:
-        """Whether `cmdStop` did what it should, as far as it says."""
+        """Run `cmdStop`; whether it succeeded, by its exit code."""
         line = self._stop_command.replace("${PID}", str(self.pid))
         try:
             argv = _parse_command(self.name, "cmdStop", line, self._environment)
             stopping = await ChildProcess.spawn(f"cmdStop of {self.name}", argv, self._environment, self._log, self._registry)
         except (OSError, ValueError, ModelLoadError) as error:
-            log.warning("%s cannot be stopped by its cmdStop, but by SIGTERM: %s", self.name, error)
+            log.warning("The cmdStop of %s cannot be run, SIGTERM is sent instead: %s", self.name, error)
             return False
         try:
             await asyncio.wait([stopping.exited, self.ended], timeout=self._unload_s, return_when=asyncio.FIRST_COMPLETED)
@@ -216,17 +218,17 @@ class CommandProcess(ChildProcess):
 
 
 async def _wait_for_port(name: str, port: int, host: str) -> None:
-    """Wait for the port a little: what forwards it to a container may outlive the container by a moment."""
+    """Wait for a free port: a program that forwards it to a container may end a moment after the container."""
     until = time.monotonic() + PORT_TIMEOUT_S
     while is_port_taken(port, host):
         if time.monotonic() > until:
-            who = await asyncio.to_thread(describe_port_holder, port)
-            raise ModelLoadError(f"{name} cannot be started: {who} already listens on its port {port}.")
+            holder = await asyncio.to_thread(describe_port_holder, port)
+            raise ModelLoadError(f"{name} cannot be started: {holder} already listens on its port {port}.")
         await asyncio.sleep(PORT_INTERVAL_S)
 
 
 def _parse_command(name: str, key: str, line: str, environment: dict[str, str]) -> Sequence[str]:
-    """The words of a command line, its program found."""
+    """Split a command line into words, and make sure that its program exists."""
     argv = command_line.split_command(line)
     if not argv:
         raise ModelLoadError(f"{name} cannot be started: models.{name}.{key} is empty.")
@@ -234,7 +236,7 @@ def _parse_command(name: str, key: str, line: str, environment: dict[str, str]) 
     if shutil.which(program, path=environment.get("PATH", os.environ.get("PATH"))):
         return argv
     if Path(program).is_file() and "/" in program:
-        raise ModelLoadError(f"{name} cannot be started: {program} may not be executed (models.{name}.{key}).")
+        raise ModelLoadError(f"{name} cannot be started: {program} is not executable (models.{name}.{key}).")
     where = "" if "/" in program else " on the PATH"
     raise ModelLoadError(f"{name} cannot be started: there is no program {program}{where} (models.{name}.{key}).")
 
@@ -243,16 +245,16 @@ FIRST_PROBE_PAUSE_S = 0.05
 MAX_PROBE_PAUSE_S = 1.0
 PROBE_PAUSE_GROWTH = 1.25
 PROBE_TIMEOUT_S = 5.0
-"""Time for one answer: a server that loads may take connections long before it answers."""
+"""Seconds for one answer: a server that is loading may accept connections long before it answers."""
 
 
 class ReadinessProbe(ABC):
-    """Tries a server until it is ready. `last` says in words what came of it so far."""
+    """Tries a server until it is ready. `last_result` describes the last try."""
 
     last_result: str
 
     async def wait_ready(self) -> None:
-        """Wait for it. Tries at once, then quickly, then every second."""
+        """Try at once, then after growing pauses of at most a second, until the server is ready."""
         pause = FIRST_PROBE_PAUSE_S
         while not await self._is_ready():
             await asyncio.sleep(pause)
@@ -263,17 +265,17 @@ class ReadinessProbe(ABC):
 
 
 class HttpReadinessProbe(ReadinessProbe):
-    """Asks `url` until the answer is 200."""
+    """Sends GET requests to `url` until the status is 200."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str):
         self._session = session
         self._url = url
-        self.last_result = f"{url} was never asked"
+        self.last_result = f"{url} was not tried"
 
     async def _is_ready(self) -> bool:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S), self._session.get(self._url) as response:
-                self.last_result = f"{self._url} answers {response.status} and not 200 (checkEndpoint)"
+                self.last_result = f"{self._url} answers {response.status} instead of 200 (checkEndpoint)"
                 return response.status == 200
         except TimeoutError:
             self.last_result = f"{self._url} does not answer"
@@ -285,7 +287,7 @@ class HttpReadinessProbe(ReadinessProbe):
 
 
 class TcpReadinessProbe(ReadinessProbe):
-    """Connects until somebody takes the connection: more cannot be known of a server that is not to be asked."""
+    """Tries to connect until a connection is accepted, for servers with `checkEndpoint: none`."""
 
     def __init__(self, address: str):
         url = urlsplit(address)
@@ -306,46 +308,50 @@ class TcpReadinessProbe(ReadinessProbe):
 
 
 LOCAL_HOSTS = {"localhost": ("127.0.0.1", "::1"), "0.0.0.0": ("127.0.0.1",), "::": ("::1",)}  # noqa: S104 -- compared, not bound
-"""Hosts that are this machine, and the addresses by which it is reached."""
+"""Host names of this machine, and the addresses that they stand for."""
 
 FORWARDERS = ("docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "gvproxy")
-"""Programs that hold a port for a container which a command of ours may have started."""
+"""Programs that listen for a container, which the command may have started."""
 
 
 def find_local_port(address: str) -> int:
-    """The port of an address on this machine; 0 if it has none, or is elsewhere."""
+    """The port of an address on this machine; 0 without a port, or for another machine."""
     url = urlsplit(address)
     local = url.hostname in LOCAL_HOSTS or (url.hostname or "").startswith("127.") or url.hostname == "::1"
     return url.port if local and url.port else 0
 
 
 def find_claimed_port(command: str, address: str) -> int:
-    """The port of this machine on which a command is to serve; 0 if it is not told one, or serves from another machine."""
+    """The local port in the address of a command, if the command contains it too; else 0."""
     port = find_local_port(address)
     return port if port and re.search(rf"(?<!\d){port}(?!\d)", command) else 0
 
 
 def is_port_taken(port: int, host: str) -> bool:
-    """Whether somebody listens where a command is to."""
+    """Whether a program listens on the port already."""
     return any(_is_bind_refused(address, port) and _has_listener(address, port) for address in LOCAL_HOSTS.get(host, (host,)))
 
 
-def find_stranger(port: int, root: int, mark: str) -> int | None:
-    """Who else listens on the port of a command with process `root`, whose offspring carries `mark`; None if nobody is seen."""
+def find_foreign_holder(port: int, root: int, mark: str) -> int | None:
+    """The pid of an unrelated process that listens on the port of a command; None if there is none, or it cannot be seen.
+
+    Related are the family of the process `root`, all processes with `mark`, and forwarders to a container.
+    """
+    holders = process_info.find_port_holders(port)
     family = {process.pid for process in process_info.list_family(root) | process_info.find_marked(mark)}
-    if process_info.find_port_holders(port, family):
+    if holders & family:
         return None
-    return next((pid for pid in sorted(process_info.find_port_holders(port)) if not _is_forwarder(pid)), None)
+    return next((pid for pid in sorted(holders) if not _is_forwarder(pid)), None)
 
 
 def describe_port_holder(port: int) -> str:
-    """The program that listens on a port, in words."""
+    """Name the program that listens on a port, for messages."""
     pid = min(process_info.find_port_holders(port), default=None)
     return describe_process(pid) if pid else "a program of another user"
 
 
 def describe_process(pid: int) -> str:
-    """A process in words."""
+    """Name a process, for messages."""
     return f"{process_info.read_program_name(pid)} (pid {pid})"
 
 
@@ -354,7 +360,7 @@ def _is_forwarder(pid: int) -> bool:
 
 
 def _is_bind_refused(address: str, port: int) -> bool:
-    """Whether the port cannot be bound because somebody else has it."""
+    """Whether the port cannot be bound because it is in use."""
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     with suppress(OSError), socket.socket(kind) as trial:  # a machine may have no IPv6
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -366,10 +372,10 @@ def _is_bind_refused(address: str, port: int) -> bool:
 
 
 def _has_listener(address: str, port: int) -> bool:
-    """Whether the port is refused because of somebody who listens, where the system tells.
+    """Whether a program listens on a port that cannot be bound; True where the system does not tell.
 
-    Linux also refuses it for a minute because of connections that are over, if their server did not set SO_REUSEADDR: those of
-    cpp-httplib (whisper-server, older llama-servers) set SO_REUSEPORT alone. The next process of such a server gets the port.
+    Linux also refuses a port for a minute after the last connection if its server did not set SO_REUSEADDR. Servers on
+    cpp-httplib (whisper-server, older llama-servers) set only SO_REUSEPORT; their next process can bind the port.
     """
-    listening = process_info.find_listen_addresses(port)
-    return listening is None or any(found.is_unspecified or found == ip_address(address) for found in listening)
+    listeners = process_info.list_listeners(port)
+    return listeners is None or any(found.is_unspecified or found == ip_address(address) for found, _ in listeners)

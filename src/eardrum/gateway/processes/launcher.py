@@ -1,7 +1,7 @@
-"""Launches models: as a runner of our own, as any command, or at the address of a server that already runs.
+"""Launches models: as a runner, as a command, or at the address of a server that already runs.
 
-`TuningCache` keeps what a load measured (batch size, threads) for the next load, also across restarts. It is only a cache:
-without the file, or with a broken one, models are measured again.
+`TuningCache` keeps the batch size and options that a load measured for later loads, also across restarts. Without the file,
+or with a broken one, models are measured again.
 """
 
 from __future__ import annotations
@@ -40,52 +40,52 @@ log = logging.getLogger(__name__)
 
 
 class ModelInstance(Protocol):
-    """A model that serves. Whoever began it stops it, or learns of its end, and then closes it."""
+    """A model that serves. The caller that launched it stops it, or waits for `ended`, and then closes it."""
 
     ended: asyncio.Future[None]
-    """Completes when nothing of it is left."""
+    """Completes when its processes have ended."""
     capabilities: Capabilities | None
-    """What it said of itself; None if it does not."""
+    """The capabilities that the loaded model reported; None for other servers."""
     placement: ModelPlacement
-    """Where it computes, as far as it says so."""
+    """The device and number format that the model reported."""
     log_details: str
-    """About it, for the log."""
+    """Device, batch size, pid or address, for the log."""
 
     @property
     def unresponsive_s(self) -> float:
-        """Seconds that it owes a sign of life; 0 if it is not asked for any."""
+        """Seconds for which it has not answered the liveness check, or has been suspended; 0 if all is well."""
 
     @property
     def upstream(self) -> Upstream:
-        """The way to it."""
+        """The connection to it."""
 
     @property
     def pid(self) -> int | None:
-        """Its process; None if it is another server's."""
+        """The pid of its process; None for another server."""
 
     @property
     def exit_description(self) -> str:
-        """How it ended."""
+        """A sentence about its end, for messages."""
 
     @property
     def crash_error(self) -> RunnerCrashedError:
-        """The same for those whose request it took with it."""
+        """The error for requests that its end cut off."""
 
     async def stop(self) -> None:
-        """End it, and wait until it is gone."""
+        """End it, and wait until it has ended."""
 
     async def stop_now(self) -> None:
-        """The same, whatever it is doing, and also when it is being stopped."""
+        """End it without waiting for requests, also while `stop` is waiting."""
 
     async def close(self) -> None:
-        """Let go of what it needed."""
+        """Close connections and remove temporary folders, once it has ended."""
 
 
 class RunnerInstance:
     """A runner, and the folders with its socket and its temporary files."""
 
     def __init__(self, process: RunnerProcess, socket: str, folders: ExitStack, reason: str = ""):
-        """`reason` is why the model was not loaded on a GPU, if the process does not know."""
+        """`reason` tells why a first process could not load the model on a GPU."""
         self.process = process
         self.pid: int | None = process.pid
         self.upstream = RunnerUpstream(socket)
@@ -101,17 +101,17 @@ class RunnerInstance:
 
     @property
     def unresponsive_s(self) -> float:
-        """Seconds that the process owes a sign of life."""
+        """Seconds for which the process has not answered the liveness check."""
         return self.process.unresponsive_s
 
     @property
     def exit_description(self) -> str:
-        """How it ended, and what it said last."""
+        """A sentence about its end, and its last output."""
         return f"The process of {self.process.name} {self.process.exit_description}. {self.process.last_output}"
 
     @property
     def crash_error(self) -> RunnerCrashedError:
-        """How it ended."""
+        """The error for requests that its end cut off."""
         return RunnerCrashedError(
             f"The process of {self.process.name} {self.process.exit_description} while it worked on this audio."
         )
@@ -123,7 +123,7 @@ class RunnerInstance:
 
 
 class CommandInstance:
-    """A command, and the way to where it serves."""
+    """A command, and the connection to its server."""
 
     capabilities: Capabilities | None = None
     placement = ModelPlacement()
@@ -136,29 +136,29 @@ class CommandInstance:
         self._command = command
 
     async def stop_now(self) -> None:
-        """Hang up on it first: there are servers that finish what they have begun whatever they are told."""
+        """Close the connections first: some servers finish all requests before they end."""
         await self.upstream.close()
         await self._command.stop_now()
 
     @property
     def unresponsive_s(self) -> float:
-        """Seconds for which it has been stopped."""
-        return self._command.silent_s
+        """Seconds for which it has been suspended (SIGSTOP)."""
+        return self._command.suspended_s
 
     @property
     def exit_description(self) -> str:
-        """How it ended, and what it said last."""
+        """A sentence about its end, and its last output."""
         command = self._command
         return f"The command of {command.name} {command.exit_description}.{command.exit_hint} {command.last_output}"
 
     @property
     def crash_error(self) -> RunnerCrashedError:
-        """The same: it was the answer's end too."""
+        """The error for requests that its end cut off."""
         return UpstreamDiedError(self.exit_description)
 
 
 class AddressInstance:
-    """A server that somebody else runs: it lives until nobody wants it any more."""
+    """A server that Eardrum did not start. `stop` forgets it."""
 
     capabilities: Capabilities | None = None
     placement = ModelPlacement()
@@ -174,21 +174,21 @@ class AddressInstance:
 
     @property
     def crash_error(self) -> RunnerCrashedError:
-        """Its end is ours."""
+        """The error for requests that its end cut off."""
         return UpstreamDiedError(self.exit_description)
 
     async def stop(self) -> None:
-        """No more of it."""
+        """Complete `ended`; the server itself keeps running."""
         if not self.ended.done():
             self.ended.set_result(None)
 
     async def stop_now(self) -> None:
-        """No more of it."""
+        """Same as `stop`."""
         await self.stop()
 
 
 class ModelLauncher:
-    """Begins them."""
+    """Starts the instances of models."""
 
     def __init__(self, settings: config.Settings, logs: GatewayLogs):
         self.settings = settings
@@ -197,17 +197,17 @@ class ModelLauncher:
         self._tuning_cache = TuningCache(settings.cache_dir or find_cache_folder())
 
     async def launch_model(self, model: Model) -> ModelInstance:
-        """Start what serves the model, and wait until it does.
+        """Start an instance of the model, and wait until it serves.
 
         Raises:
-            EardrumError: it cannot be started, died, or was not ready in time.
+            EardrumError: it cannot be started, ended, or was not ready in time.
         """
         began = time.monotonic()
-        life = await (self._launch_external(model) if model.is_external else self._launch_runner(model))
-        log.info("%s ready after %.1f s: %s, %s", model.id, time.monotonic() - began, model.engine, life.log_details)
-        if life.placement.reason:
-            log.warning("%s runs on the CPU: %s", model.id, life.placement.reason)
-        return life
+        instance = await (self._launch_external(model) if model.is_external else self._launch_runner(model))
+        log.info("%s ready after %.1f s: %s, %s", model.id, time.monotonic() - began, model.engine, instance.log_details)
+        if instance.placement.reason:
+            log.warning("%s runs on the CPU: %s", model.id, instance.placement.reason)
+        return instance
 
     async def _launch_external(self, model: Model) -> ModelInstance:
         assert model.entry
@@ -234,14 +234,14 @@ class ModelLauncher:
             upstream.session,
             within_s=self.settings.healthCheckTimeout,
             unload_s=entry.unloadTimeout or self.settings.unloadTimeout,
-            said=self._logs.get_model_log(id),
-            register=self.process_registry,
+            log_buffer=self._logs.get_model_log(id),
+            registry=self.process_registry,
         )
-        command.watch(self.settings.answer_seconds)
+        command.start_watchdog(self.settings.answer_seconds)
         return command
 
     async def _wait_reachable(self, id: str, entry: config.ModelSettings, upstream: ExternalUpstream) -> None:
-        """Another server is asked whether it serves only if the config says at which path."""
+        """Wait until another server is ready, if the config sets `checkEndpoint` for it."""
         if "checkEndpoint" not in entry.model_fields_set or entry.checkEndpoint == NO_CHECK:
             return
         readiness = HttpReadinessProbe(upstream.session, f"{entry.proxy.rstrip('/')}/{entry.checkEndpoint.lstrip('/')}")
@@ -270,36 +270,38 @@ class ModelLauncher:
             raise
 
     def _create_folders(self, closing: ExitStack) -> tuple[str, str]:
-        """The path of a new socket, and a folder for temporary files: where uploads are, whose path may be too long for a socket.
+        """Return the path of a new socket, and a folder for temporary files: it is beside the uploads if `spool_dir` is set.
 
         Raises:
-            StorageFullError: there is no room for them.
+            StorageFullError: the disk is full.
         """
         try:
             made = [closing.enter_context(_create_folder())]
             if self.settings.spool_dir:
                 made.append(closing.enter_context(_create_folder(self.settings.spool_dir)))
         except OSError as error:
-            if known := build_shortage_error(error, "for the folder of a model's process"):
-                raise known from error
+            if shortage := build_shortage_error(error, "for the folder of a model's process"):
+                raise shortage from error
             raise
         return os.path.join(made[0], "runner.sock"), made[-1]
 
     async def _start_runner(self, model: Model, socket: str, folder: str) -> RunnerProcess:
         interpreter = model.python or sys.executable
-        hint = f" It runs in {interpreter} (`python:`): is that a Python with Eardrum installed?" if model.python else ""
-        timing = await asyncio.to_thread(self._tuning_cache.get_result, model)
+        hint = f" It runs in {interpreter} (`python:`), which needs Eardrum installed." if model.python else ""
+        tuning = await asyncio.to_thread(self._tuning_cache.get_result, model)
         try:
             process = await RunnerProcess.start(
                 model.id,
-                [interpreter, "-m", "eardrum.runner", *self._build_arguments(model, socket, folder, model.batch or timing.batch)],
+                [interpreter, "-m", "eardrum.runner", *self._build_arguments(model, socket, folder, model.batch or tuning.batch)],
                 within_s=self.settings.start_seconds,
                 environment={
-                    "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options | timing.options),  # not for everybody who lists processes
-                    "TMPDIR": folder,  # goes with the process, whatever a library leaves there
+                    "EARDRUM_RUNNER_OPTIONS": json.dumps(
+                        model.options | tuning.options
+                    ),  # arguments are visible to all users, and options may hold keys
+                    "TMPDIR": folder,  # removed with the process, with all that libraries leave there
                 },
                 hint=hint,
-                said=self._logs.get_model_log(model.id),
+                log_buffer=self._logs.get_model_log(model.id),
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -307,10 +309,10 @@ class ModelLauncher:
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
         process.start_watchdog(answer_s=self.settings.answer_seconds, batch_s=self.settings.batch_seconds)
-        found = TuningResult(
-            timing.batch if model.batch else process.ready_message["batch"], process.ready_message.get("measured", {})
+        result = TuningResult(
+            tuning.batch if model.batch else process.ready_message["batch"], process.ready_message.get("measured", {})
         )
-        await asyncio.to_thread(self._tuning_cache.store_result, model, found)
+        await asyncio.to_thread(self._tuning_cache.store_result, model, result)
         return process
 
     def _build_arguments(self, model: Model, socket: str, folder: str, batch: int) -> list[str]:
@@ -332,13 +334,13 @@ def _create_folder(parent: Path | None = None) -> tempfile.TemporaryDirectory[st
 
 CACHE_FILE = "timings.json"
 MAX_CACHED_MODELS = 200
-"""Models that are remembered; the one timed longest ago makes room."""
+"""Models in the file; the one measured longest ago is dropped first."""
 
 CPU_INFO, CPU_QUOTA, GPU_INFO = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max"), Path("/proc/driver/nvidia/gpus")
 
 
 def find_cache_folder() -> Path | None:
-    """Where programs keep what they can do without; None for a user without a home."""
+    """The cache folder of this user (`XDG_CACHE_HOME`); None for a user without a home."""
     with suppress(RuntimeError):
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eardrum"
     return None
@@ -346,37 +348,34 @@ def find_cache_folder() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """Windows per batch, 0 if that was never timed, and options of the engine that timing chose."""
+    """The measured batch size in windows (0: not measured), and the engine options that were measured as fastest."""
 
     batch: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
 
 class TuningCache:
-    """What is known of models on this machine, by all that their speed depends on. Its methods block on the disk.
-
-    Without a folder it is known as long as the process lives.
-    """
+    """Keeps tuning results by model, machine and version. Without a folder it keeps them in memory. Its methods block on disk."""
 
     def __init__(self, folder: Path | None):
         self._file = folder / CACHE_FILE if folder else None
-        self._found: dict[str, TuningResult] = {}
+        self._results: dict[str, TuningResult] = {}
 
     def get_result(self, model: Model) -> TuningResult:
-        """What was found for the model, in this process or an earlier one."""
+        """Return the result for the model, of this process or an earlier one; an empty one if there is none."""
         key = _compute_key(model)
-        return self._found.get(key) or self._read_file().get(key, TuningResult())
+        return self._results.get(key) or self._read_file().get(key, TuningResult())
 
-    def store_result(self, model: Model, timing: TuningResult) -> None:
-        """Remember what was found, on disk only for models that are there."""
+    def store_result(self, model: Model, result: TuningResult) -> None:
+        """Keep a result, on disk only if the model's files are on this machine."""
         key = _compute_key(model)
-        if self._found.get(key) == timing:
+        if self._results.get(key) == result:
             return
-        self._found[key] = timing
-        if self._file and model.source and timing != TuningResult():
+        self._results[key] = result
+        if self._file and model.source and result != TuningResult():
             kept = self._read_file()
             kept.pop(key, None)
-            kept[key] = timing  # as the latest
+            kept[key] = result  # as the latest
             self._write_file(self._file, dict(list(kept.items())[-MAX_CACHED_MODELS:]))
 
     def _read_file(self) -> dict[str, TuningResult]:
@@ -388,12 +387,12 @@ class TuningCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            log.debug("%s is of no use: %s", self._file, error)
+            log.debug("%s cannot be read, so models are measured again: %s", self._file, error)
             return {}
 
     def _write_file(self, file: Path, kept: dict[str, TuningResult]) -> None:
-        """Put the file in place whole: another server may be reading it."""
-        content = json.dumps({key: {"batch": timing.batch, "options": timing.options} for key, timing in kept.items()})
+        """Replace the file in one step: another server may be reading it."""
+        content = json.dumps({key: {"batch": result.batch, "options": result.options} for key, result in kept.items()})
         new = file.with_name(f"{CACHE_FILE}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -406,7 +405,7 @@ class TuningCache:
 
 
 def _compute_key(model: Model) -> str:
-    what = [
+    parts = [
         model.engine,
         str(model.source),
         _list_files(model.source),
@@ -415,11 +414,11 @@ def _compute_key(model: Model) -> str:
         __version__,
         _describe_machine(),
     ]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _list_files(source: Path | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a model's files: another model may have come to lie in the same place."""
+    """Names, sizes and times of a model's files: another model may have been put in the same place."""
     found = []
     with suppress(OSError):
         if source:
@@ -430,7 +429,7 @@ def _list_files(source: Path | None) -> list[tuple[str, int, int]]:
 
 
 def _describe_machine() -> list[str]:
-    """What a model's speed depends on here."""
+    """Processor, usable cores, CPU quota and GPUs: a model's speed depends on them."""
     return [
         platform.machine(),
         _read_line(CPU_INFO, "model name"),
@@ -447,8 +446,8 @@ def _list_gpus() -> list[str]:
     return []
 
 
-def _read_line(file: Path, begins: str = "") -> str:
-    """The first line that begins so; empty if there is none."""
+def _read_line(file: Path, prefix: str = "") -> str:
+    """The first line with this prefix; empty if there is none."""
     with suppress(OSError), file.open(errors="replace") as lines:
-        return next((line.strip() for line in lines if line.startswith(begins)), "")
+        return next((line.strip() for line in lines if line.startswith(prefix)), "")
     return ""

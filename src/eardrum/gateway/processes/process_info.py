@@ -1,6 +1,9 @@
-"""Reads processes, TCP listeners and memory use from Linux and NVIDIA's driver.
+"""Reads other processes: who they are, which TCP ports they listen on, and how much memory they take.
 
-Other systems report nothing, and every answer is empty.
+psutil does the reading. Three things it lacks are read from /proc here: environments in which a program has overwritten a
+part, PID namespaces, and the id of a boot. GPU memory comes from NVIDIA's driver.
+
+psutil is imported with the first model's process: its import is 10 to 16 ms of CPU, 3 % of the gateway's imports.
 """
 
 from __future__ import annotations
@@ -9,236 +12,255 @@ import asyncio
 import logging
 import os
 import shutil
-import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from psutil import Process
+
+log = logging.getLogger(__name__)
 
 PROC = Path("/proc")
-TCP_TABLES = ("net/tcp", "net/tcp6")
-"""The TCP sockets of this machine: one row each, whatever its state."""
-LISTEN_STATE = "0A"
-ENDED_STATES = "ZX"
-"""States of processes that have ended."""
-STOPPED = "T"
-"""State of those that SIGSTOP has stopped. One that a debugger looks at has another."""
+TICKS_PER_SECOND = 100
+"""Resolution of start times, as Linux records them."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessInfo:
-    """A process that has not ended. Two are equal if they are the same process, whatever has become of it meanwhile."""
+def find_process(pid: int) -> Process | None:
+    """The process, unless it has ended or may not be seen. Processes are equal only if pid and start time are."""
+    import psutil
 
-    pid: int
-    start_ticks: int
-    """When it began, in ticks since the machine did. Together with the pid it is one process and no other."""
-    parent: int = field(compare=False)
-    group: int = field(compare=False)
-    session: int = field(compare=False)
-    stopped: bool = field(default=False, compare=False)
-
-
-def read_process(pid: int) -> ProcessInfo | None:
-    """What there is to know of a process; None if it is gone, or cannot be seen."""
-    with suppress(OSError, ValueError, IndexError):
-        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        if fields[0] not in ENDED_STATES:
-            return ProcessInfo(pid, int(fields[19]), int(fields[1]), int(fields[2]), int(fields[3]), fields[0] == STOPPED)
+    with suppress(psutil.Error, OverflowError):
+        process = psutil.Process(pid)
+        if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return process
     return None
 
 
-def is_alive(process: ProcessInfo) -> bool:
-    """Whether it has still not ended."""
-    return read_process(process.pid) == process
+def is_alive(process: Process) -> bool:
+    """Whether the process still runs: its pid may belong to another one by now."""
+    return find_process(process.pid) == process
 
 
-def list_processes() -> list[ProcessInfo]:
-    """All that have not ended."""
-    return [found for pid in _list_pids() if (found := read_process(pid))]
+def read_start_ticks(process: Process) -> int:
+    """Ticks between the start of the machine and that of the process.
+
+    Together with the pid they identify a process to a later gateway. The time of day would not: NTP moves it, by years on
+    a machine without a battery for its clock.
+    """
+    import psutil
+
+    return round((process.create_time() - psutil.boot_time()) * TICKS_PER_SECOND)
 
 
 def read_program_name(pid: int) -> str:
-    """The name of its program."""
-    with suppress(OSError):
-        return (PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    """The name of the program that the process runs; empty if it has ended."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return psutil.Process(pid).name()
     return ""
 
 
 def has_mark(pid: int, mark: str) -> bool:
-    """Whether `mark` is in the environment it was started with.
+    """Whether `mark` is in the environment that the process was started with.
 
-    That of other users' processes cannot be seen. One that is ending loses its environment before it lets go of its ports
-    and files, and ends only then.
+    Environments of other users' processes cannot be read. A process that ends loses its environment before it releases its
+    ports and files. On Linux the whole block is searched: psutil stops at the first empty entry, and programs that change
+    their title (setproctitle, as vLLM uses it) leave such entries in front of the rest.
     """
-    with suppress(OSError):
-        return mark.encode() in (PROC / str(pid) / "environ").read_bytes()
+    import psutil
+
+    if PROC.is_dir():
+        with suppress(OSError):
+            return mark.encode() in (PROC / str(pid) / "environ").read_bytes()
+        return False
+    with suppress(psutil.Error, OSError):
+        return any(mark in f"{name}={value}" for name, value in psutil.Process(pid).environ().items())
     return False
 
 
-def find_marked(mark: str) -> set[ProcessInfo]:
-    """All that carry it and have not ended."""
-    return {found for pid in _list_pids() if has_mark(pid, mark) and (found := read_process(pid))}
+def find_marked(mark: str) -> set[Process]:
+    """All running processes that carry the mark."""
+    return {process for pid in _list_pids() if has_mark(pid, mark) and (process := find_process(pid))}
 
 
-def list_group(group: int) -> set[ProcessInfo]:
-    """All of a process group that have not ended."""
-    return {process for process in list_processes() if process.group == group}
+def list_group(group: int) -> set[Process]:
+    """All running processes of a process group."""
+    return {process for pid in _list_pids() if _read_group(pid) == group and (process := find_process(pid))}
 
 
-def stands_still(group: int) -> bool:
-    """Whether the leader of a process group is stopped, or all others in it, for which the leader may be waiting."""
-    found = list_group(group)
-    others = [process for process in found if process.pid != group]
-    return any(process.stopped for process in found - set(others)) or (bool(others) and all(one.stopped for one in others))
+def is_group_stopped(group: int) -> bool:
+    """Whether SIGSTOP has stopped the leader of a group, or all its other processes, for which the leader may be waiting."""
+    stopped = {process.pid: _is_stopped(process) for process in list_group(group)}
+    leader = stopped.pop(group, False)
+    return leader or (bool(stopped) and all(stopped.values()))
 
 
-def list_family(root: int) -> set[ProcessInfo]:
-    """A process that leads a session, all of that session, and all descendants."""
-    found = list_processes()
-    known = {process for process in found if root in (process.pid, process.group, process.session)}
-    while more := {process for process in found if process.parent in {one.pid for one in known}} - known:
-        known |= more
-    return known
+def list_family(root: int) -> set[Process]:
+    """The process `root`, the group and the session that it leads, and all descendants of these."""
+    import psutil
+
+    family: set[Process] = set()
+    for pid in _list_pids():
+        if root not in (pid, _read_group(pid), _read_session(pid)) or not (process := find_process(pid)):
+            continue
+        if process not in family:
+            family.add(process)
+            with suppress(psutil.Error):
+                family.update(child for child in process.children(recursive=True) if is_alive(child))
+    return family
 
 
-def find_port_holders(port: int, among: Collection[int] | None = None) -> set[int]:
-    """Who listens on a TCP port, as far as it can be seen."""
-    sockets = {f"socket:[{row[9]}]" for row in _read_listening_rows(port)}  # as the links of open files call them
-    if not sockets:
-        return set()
-    return {pid for pid in (_list_pids() if among is None else among) if sockets & set(_list_sockets(pid))}
+def list_listeners(port: int) -> list[tuple[IPv4Address | IPv6Address, int | None]] | None:
+    """Addresses at which programs listen on a TCP port, and their pids; None where the system does not tell (macOS).
 
-
-def find_listen_addresses(port: int) -> set[IPv4Address | IPv6Address] | None:
-    """The addresses on which somebody listens at a TCP port; None where the system does not tell.
-
-    A connection that has been closed and is still remembered (TIME_WAIT) is no listener.
+    The pid of another user's process is None. A closed connection in TIME_WAIT is no listener.
     """
-    if not any((PROC / table).exists() for table in TCP_TABLES):
+    import psutil
+
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
         return None
-    return {_parse_address(row[1].partition(":")[0]) for row in _read_listening_rows(port)}
+    return [
+        (_parse_address(connection.laddr.ip), connection.pid)
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+    ]
+
+
+def find_port_holders(port: int) -> set[int]:
+    """Pids of the processes that listen on a TCP port, those of other users excepted."""
+    return {pid for _, pid in list_listeners(port) or () if pid}
 
 
 def is_in_other_container(pid: int) -> bool:
-    """Whether it lives in a container that we do not live in."""
+    """Whether the process is in another PID namespace than this one."""
     with suppress(OSError):
         return (PROC / str(pid) / "ns" / "pid").readlink() != (PROC / "self" / "ns" / "pid").readlink()
     return False
 
 
 def identify_system() -> str:
-    """Says until when and among whom process ids mean what they meant: this run of the machine, this container."""
+    """An id of this boot and this PID namespace: pids recorded under another id mean other processes."""
+    import psutil
+
     with suppress(OSError):
         boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
-    return ""
+    return str(int(psutil.boot_time()))
 
 
-def _list_pids() -> Iterator[int]:
+def _list_pids() -> list[int]:
+    import psutil
+
+    return psutil.pids()
+
+
+def _read_group(pid: int) -> int | None:
     with suppress(OSError):
-        yield from [int(name) for name in os.listdir(PROC) if name.isdecimal()]  # noqa: PTH208 -- names are all we need
+        return os.getpgid(pid)
+    return None
 
 
-def _read_listening_rows(port: int) -> Iterator[list[str]]:
-    """The rows of the sockets that listen on the port."""
-    suffix = f":{port:04X}"
-    for table in TCP_TABLES:
-        with suppress(OSError):
-            rows = (line.split() for line in (PROC / table).read_text(encoding="ascii").splitlines()[1:])
-            yield from [row for row in rows if row[1].endswith(suffix) and row[3] == LISTEN_STATE]
-
-
-def _parse_address(digits: str) -> IPv4Address | IPv6Address:
-    """An address of these tables: words of 32 bits in hex, each in the byte order of the machine."""
-    words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
-    found = ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
-    return (isinstance(found, IPv6Address) and found.ipv4_mapped) or found
-
-
-def _list_sockets(pid: int) -> Iterator[str]:
-    folder = PROC / str(pid) / "fd"
+def _read_session(pid: int) -> int | None:
     with suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 -- as above
-            with suppress(OSError):
-                yield str((folder / name).readlink())
+        return os.getsid(pid)
+    return None
 
 
-log = logging.getLogger(__name__)
+def _is_stopped(process: Process) -> bool:
+    """Whether SIGSTOP has stopped it. A process under a debugger has another status."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return process.status() == psutil.STATUS_STOPPED
+    return False
+
+
+def _parse_address(text: str) -> IPv4Address | IPv6Address:
+    address = ip_address(text)
+    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+
 
 GPU_TIMEOUT_S = 10.0
-"""How long NVIDIA's driver may take to answer."""
+"""Time that NVIDIA's driver has to answer."""
 
 MEMORY_INTERVAL_S = 15.0
-"""Time between two looks: what a model takes grows with what it is asked."""
+"""Time between two measurements: a model's memory grows with its requests."""
 
 GPU_MEMORY_QUERY = ("--query-compute-apps=pid,gpu_uuid,used_memory", "--format=csv,noheader,nounits")
 GPU_NAME_QUERY = ("--query-gpu=index,uuid", "--format=csv,noheader,nounits")
 
 
 async def watch_memory(
-    running: Callable[[], Mapping[str, int]], seen: Callable[[Mapping[str, Mapping[str, float]]], None]
+    list_pids: Callable[[], Mapping[str, int]], on_measured: Callable[[Mapping[str, Mapping[str, float]]], None]
 ) -> None:
-    """Look again and again, until nothing runs."""
-    while pids := running():
-        seen(await measure_memory(pids))
+    """Measure all models that `list_pids` names, again and again, until it names none."""
+    while pids := list_pids():
+        on_measured(await measure_memory(pids))
         await asyncio.sleep(MEMORY_INTERVAL_S)
 
 
 async def measure_memory(pids: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """Bytes that each model's process takes with all that it started: `cpu`, and if there are GPUs, `cuda` and `cuda:0` ...
+    """Bytes that each model's process and its descendants take: `cpu`, and with GPUs `cuda` (all of them), `cuda:0`, ...
 
-    Nothing is known of what is gone, or of other systems than Linux.
+    Models whose process has ended are left out.
     """
     families, resident = await asyncio.to_thread(_measure_resident, pids)
-    found = {model: {"cpu": size} for model, size in resident.items() if size}
+    sizes = {model: {"cpu": size} for model, size in resident.items() if size}
     owners = {pid: model for model, family in families.items() for pid in family}
     for pid, gpu, size in await _measure_gpus():
-        if (model := owners.get(pid, "")) in found:
+        if (model := owners.get(pid, "")) in sizes:
             for pool in ("cuda", f"cuda:{gpu}"):
-                found[model][pool] = found[model].get(pool, 0.0) + size
-    return found
+                sizes[model][pool] = sizes[model].get(pool, 0.0) + size
+    return sizes
 
 
 def _measure_resident(pids: Mapping[str, int]) -> tuple[dict[str, set[int]], dict[str, float]]:
-    families = {model: {process.pid for process in list_family(pid)} for model, pid in pids.items()}
-    return families, {model: sum(map(_read_proportional_size, family)) for model, family in families.items()}
+    families = {model: list_family(pid) for model, pid in pids.items()}
+    sizes = {model: sum(map(_read_proportional_size, family)) for model, family in families.items()}
+    return {model: {process.pid for process in family} for model, family in families.items()}, sizes
 
 
-def _read_proportional_size(pid: int) -> float:
-    """Bytes in memory; what several processes share counts in parts, so that it is not counted twice."""
-    with suppress(OSError, ValueError):
-        for line in (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024.0
+def _read_proportional_size(process: Process) -> float:
+    """Bytes in memory. Pages that several processes share are divided among them (PSS), where the system counts so."""
+    import psutil
+
+    with suppress(psutil.Error):
+        memory = process.memory_full_info()
+        return float(getattr(memory, "pss", 0) or memory.uss)
     return 0.0
 
 
 async def _measure_gpus() -> list[tuple[int, str, float]]:
-    """Process, index of the GPU and bytes, as NVIDIA's driver has it. In a container it may name processes that are not seen."""
+    """Pid, index of the GPU and bytes of each process on a GPU. In a container the driver may name processes outside it."""
     program = shutil.which("nvidia-smi")
     if not program:
         return []
     rows = await _query_nvidia_smi(program, GPU_MEMORY_QUERY)
     indices = {uuid: index for index, uuid in await _query_nvidia_smi(program, GPU_NAME_QUERY)} if rows else {}
-    found = []
+    usages = []
     for pid, uuid, size in rows:
         with suppress(ValueError):  # [N/A]
-            found.append((int(pid), indices.get(uuid, uuid), float(size) * 2**20))
-    return found
+            usages.append((int(pid), indices.get(uuid, uuid), float(size) * 2**20))
+    return usages
 
 
-async def _query_nvidia_smi(program: str, question: tuple[str, ...]) -> list[list[str]]:
-    asked = await asyncio.create_subprocess_exec(program, *question, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+async def _query_nvidia_smi(program: str, query: tuple[str, ...]) -> list[list[str]]:
+    process = await asyncio.create_subprocess_exec(program, *query, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
     try:
         async with asyncio.timeout(GPU_TIMEOUT_S):
-            answer, _ = await asked.communicate()
+            output, _ = await process.communicate()
     except TimeoutError:
-        log.warning("%s did not answer in %g s: what models take of the GPU is not known.", program, GPU_TIMEOUT_S)
+        log.warning("%s did not answer within %g s: the GPU memory of models is unknown.", program, GPU_TIMEOUT_S)
         return []
     finally:
-        if asked.returncode is None:
-            asked.kill()
-            await asked.wait()
-    return [[cell.strip() for cell in line.split(",")] for line in answer.decode(errors="replace").splitlines() if line.strip()]
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return [[cell.strip() for cell in line.split(",")] for line in output.decode(errors="replace").splitlines() if line.strip()]

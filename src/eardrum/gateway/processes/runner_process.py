@@ -1,4 +1,4 @@
-"""A runner's process: a child process of our own program that serves one model."""
+"""A runner's process: a child process that runs `eardrum.runner` and serves one model."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from eardrum.gateway.processes.child import GRACE_S, ChildProcess
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 10.0
-"""How often a process is asked for a sign of life."""
+"""Seconds between two liveness checks of a process."""
 
 LATE_ANSWER_S = 1.0
-"""How long after its time an answer is looked for once more."""
+"""Seconds that an overdue answer gets in addition: this process may have been the one that was suspended."""
 
 
 class RunnerProcess(ChildProcess):
-    """One runner. `start` returns it when it serves; `ended` completes when it is gone."""
+    """One runner. `start` returns it once it serves; `ended` completes when it has ended."""
 
     logs_stdout = False
     ready_message: dict[str, Any]
-    """What the runner said when it was ready."""
+    """The runner's message that it is ready."""
     _hang_description = ""
-    """Why it was ended that did not work any more."""
+    """Why the watchdog killed it; empty if it did not."""
     _asked_at: float | None = None
-    """When it was asked for a sign of life that it has not given."""
+    """When the liveness check was sent that is still unanswered."""
     trying_device = ""
-    """The device on which it was loading the model when it was last heard of, where that is known to end processes."""
+    """The GPU on which it last tried to load the model; loading there may crash a process."""
 
     @classmethod
     async def start(
@@ -45,19 +45,19 @@ class RunnerProcess(ChildProcess):
         within_s: float,
         environment: Mapping[str, str] | None = None,
         hint: str = "",
-        said: LogBuffer | None = None,
+        log_buffer: LogBuffer | None = None,
     ) -> RunnerProcess:
-        """Start `command`, with `environment` added to our own, and wait for its line of JSON on stdout.
+        """Start `command`, with `environment` added to this process's, and wait for its line of JSON on stdout.
 
-        What it logs goes into `said`. `hint` is told to whoever reads that it did not behave like a runner. The child gets a
-        pipe as stdin whose end tells it that the gateway is gone.
+        Its log lines go into `log_buffer`. `hint` is added to the error if it does not behave like a runner. The runner ends
+        when the gateway does: the pipe at its stdin is closed then.
 
         Raises:
-            DeviceError: it died when it tried a GPU.
-            ModelLoadError: it said why it failed, died, or was not ready in time.
+            DeviceError: it crashed when it tried a GPU.
+            ModelLoadError: it reported a failure, ended, or was not ready in time.
             OSError: it cannot be started.
         """
-        process = await cls.spawn(name, command, environment or {}, said)
+        process = await cls.spawn(name, command, environment or {}, log_buffer)
         try:
             async with asyncio.timeout(within_s):
                 await process._wait_ready(hint)
@@ -72,18 +72,18 @@ class RunnerProcess(ChildProcess):
 
     @property
     def exit_description(self) -> str:
-        """How it ended, in words."""
+        """A clause for messages, such as "ended with exit code 1"."""
         return self._hang_description or super().exit_description
 
     @property
     def unresponsive_s(self) -> float:
-        """Seconds that it owes an answer."""
+        """Seconds since the liveness check that is still unanswered; 0 if there is none."""
         return time.monotonic() - self._asked_at if self._asked_at is not None else 0.0
 
     def start_watchdog(self, *, answer_s: float, batch_s: float) -> None:
-        """From now on end it if it gives no sign of life for `answer_s`, or needs more than `batch_s` for one batch.
+        """Kill it if it does not answer for `answer_s`, or works for more than `batch_s` on one batch.
 
-        A program that does not say that it `answers` is left alone.
+        Only runners that announce `answers` are checked.
         """
         if self.ready_message.get("answers"):
             self._watchdog = asyncio.ensure_future(self._run_watchdog(answer_s, batch_s))
@@ -97,39 +97,39 @@ class RunnerProcess(ChildProcess):
             if found is None:
                 self._hang_description = f"gave no sign of life for {answer_s:g} s (answer_seconds) and was killed"
             elif found.get("batch_s", 0.0) > batch_s:
-                self._hang_description = f"did not come back from a batch for {batch_s:g} s (batch_seconds) and was killed"
+                self._hang_description = f"worked on one batch for {batch_s:g} s (batch_seconds) and was killed"
             elif found.get("loop_s", 0.0) > answer_s:
-                self._hang_description = f"took in nothing for {answer_s:g} s (answer_seconds) and was killed"
+                self._hang_description = f"read no input for {answer_s:g} s (answer_seconds) and was killed"
             if self._hang_description:
                 log.error("The process of %s hangs: it %s.", self.name, self._hang_description)
                 await self.kill()
                 return
 
     async def _check_liveness(self, within_s: float) -> dict[str, float] | None:
-        """What it says of itself; None if it says nothing, `{}` if it cannot be asked any more."""
+        """Send a liveness check and return the answer: None if there is none, `{}` if the process is ending."""
         assert self._child.stdin
         assert self._child.stdout
         if self.exited.done() or self._child.stdin.is_closing():
-            return {}  # its pipe goes before all that it started has gone, and uvloop raises where one writes into it
+            return {}  # its pipe closes before its descendants have ended, and uvloop raises on a write to it
         self._child.stdin.write(b"?\n")
         self._asked_at = time.monotonic()
         reading = asyncio.ensure_future(self._child.stdout.readline())
         try:
             await asyncio.wait([reading, self.exited], timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():  # this process may have been the one that stood still: its answer is there then
+            if not reading.done():  # this process may have been the one that was suspended: then the answer has arrived
                 await asyncio.wait([reading, self.exited], timeout=LATE_ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 return None
             self._asked_at = None
             found: dict[str, float] = json.loads(reading.result() or "{}").get("alive", {})
             return found
-        except (OSError, ValueError):  # it is on its way out
+        except (OSError, ValueError):  # it is ending
             return {}
         finally:
             reading.cancel()
 
     async def _wait_ready(self, hint: str) -> None:
-        """Listen until it is ready."""
+        """Read messages until it is ready."""
         message = await self._read_message(hint)
         while "trying" in message:
             self.trying_device = message["trying"]
@@ -143,7 +143,7 @@ class RunnerProcess(ChildProcess):
         reading = asyncio.ensure_future(self._child.stdout.readline())
         either: list[asyncio.Future[Any]] = [reading, self.exited]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait([reading], timeout=GRACE_S)  # what the process said last may still be on its way
+        await asyncio.wait([reading], timeout=GRACE_S)  # the last output of an ended process may not have arrived yet
         if not reading.done() or not reading.result():
             reading.cancel()
             await asyncio.shield(self.ended)
@@ -157,6 +157,6 @@ class RunnerProcess(ChildProcess):
         try:
             message: dict[str, Any] = json.loads(line)
         except ValueError:
-            said = line.decode(errors="replace").strip()
-            raise ModelLoadError(f"The process of {self.name} is no runner: it says {said[:100]!r}.{hint}") from None
+            text = line.decode(errors="replace").strip()
+            raise ModelLoadError(f"The process of {self.name} is no runner: it printed {text[:100]!r}.{hint}") from None
         return message
