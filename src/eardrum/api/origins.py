@@ -115,13 +115,14 @@ class OriginGuard:
 class PullGuard:
     """Keeps pages of other origins, which may use the models, from triggering downloads (`pull_missing`)."""
 
-    def __init__(self, is_foreign_page: Callable[[Scope], bool]):
+    def __init__(self, settings: Callable[[], Settings], is_foreign_page: Callable[[Scope], bool]):
+        self._settings = settings
         self._is_foreign_page = is_foreign_page
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Record in the request's context whether it may download. Always returns None: the request goes on."""
         # Set for every request: one may inherit the context of the previous request on its connection.
-        MAY_FETCH.set(not self._is_foreign_page(scope))
+        MAY_FETCH.set(self._settings().pull_missing and not self._is_foreign_page(scope))
         return None
 
 

@@ -146,7 +146,7 @@ class LoggedExchange:
         """Send a message with the headers of every response. An early error response also closes the connection."""
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ()), (b"x-request-id", self._record.id.encode())]
-            if self._record.cors_headers and not any(name == ALLOW_ORIGIN for name, _ in headers):
+            if self._record.cors_headers and ALLOW_ORIGIN not in dict(headers):
                 headers += self._record.cors_headers
             if not self._body_read and message["status"] >= FIRST_ERROR_STATUS:
                 headers.append((b"connection", b"close"))

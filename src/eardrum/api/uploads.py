@@ -84,10 +84,12 @@ class RequestBody:
             self._check_rate(time.monotonic() - started, len(message.get("body", b"")))
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        if not message.get("more_body", False):
-            self.received.set()
         chunk: bytes = message.get("body", b"")
-        self._rate.record_bytes(len(chunk))
+        if message.get("more_body", False):
+            self._rate.record_bytes(len(chunk))
+        else:
+            self.received.set()
+            SENDING_CLIENT.set(None)  # a complete request keeps its place
         self._size += len(chunk)
         if self._size > self._max:
             self._refuse()

@@ -33,8 +33,11 @@ class LogBuffer:
         self._forward = pass_on
 
     def write(self, line: str) -> None:
-        """Add a line, or several in one text that stay together. Keys in it are left out."""
-        line = redaction.redact(line)
+        """Add a line, or several in one text that stay together. Secrets in it are redacted."""
+        self.write_redacted(redaction.redact(line))
+
+    def write_redacted(self, line: str) -> None:
+        """Add a line, or several in one text, without secrets."""
         if len(line) > MAX_LINE_BYTES:
             line = f"{line[:MAX_LINE_BYTES]} [{len(line) - MAX_LINE_BYTES} characters more]"
         self._lines.append(line)
@@ -104,9 +107,9 @@ class GatewayLogs:
 
 
 class LogBufferHandler(logging.Handler):
-    """Writes what the server logs into a log of ours, from whichever thread it comes."""
+    """Writes the server's log records into a `LogBuffer`, from any thread. The formatter redacts secrets."""
 
-    def __init__(self, log: LogBuffer, formatter: logging.Formatter | None):
+    def __init__(self, log: LogBuffer, formatter: logging.Formatter):
         super().__init__()
         self.setFormatter(formatter)
         self._log = log
@@ -119,9 +122,9 @@ class LogBufferHandler(logging.Handler):
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             if self._loop and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._log.write, line)
+                self._loop.call_soon_threadsafe(self._log.write_redacted, line)
                 return
-        self._log.write(line)
+        self._log.write_redacted(line)
 
 
 def _count_bytes(line: str) -> int:

@@ -132,6 +132,8 @@ class ClientAliases:
 
     def get(self, name: str) -> str:
         """What a name stands for; empty if it is no copy."""
+        if not self._meanings:
+            return ""
         return next((self._meanings[spelling] for spelling in list_spellings(name) if spelling in self._meanings), "")
 
     def add(self, name: str, meaning: str) -> None:

@@ -321,6 +321,8 @@ class Service:
 
     def _match_spelling(self, name: str) -> str:
         """The name as what is here has it: exactly, or as one of those by which its weights are known; else without a tag."""
+        if self.name_resolver.has(name) or self.catalog.has_name(name):
+            return name
         spellings = names.list_meanings(name)
         exact = (spelling for spelling in spellings if self.name_resolver.has(spelling) or self.catalog.has_name(spelling))
         if found := next(exact, ""):

@@ -27,18 +27,13 @@ from eardrum.engines import cuda, registry
 from eardrum.engines.base import Engine, EngineOptions, Window
 from eardrum.engines.cuda import to_one_line
 from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
+from eardrum.memory_trimming import return_free_memory
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import LivenessProbe, WindowBatcher
 from eardrum.runner.byte_pipe import BytePipe
 from eardrum.runner.decoder import AudioDecoder
 from eardrum.runner.options import choose_device, load_engine_class, validate_options
-from eardrum.runner.tuning import (
-    freeze_garbage_collector,
-    measure_batch_size,
-    return_free_memory,
-    set_passive_waiting,
-    tune_allocator,
-)
+from eardrum.runner.tuning import freeze_garbage_collector, measure_batch_size, set_passive_waiting, tune_allocator
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import SAMPLE_RATE, ModelPlacement, TranscriptionRequest
 from eardrum.uvicorn_server import IdleServer

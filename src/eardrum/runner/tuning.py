@@ -9,7 +9,6 @@ import ctypes
 import gc
 import os
 import time
-from contextlib import suppress
 
 from eardrum.engines.base import Engine, Window
 
@@ -80,12 +79,6 @@ def tune_allocator() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_ARENA_MAX, 1)
-
-
-def return_free_memory() -> None:
-    """Hand back what the allocator keeps, once, after a moment that needed more than the work to come."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def freeze_garbage_collector() -> None:

@@ -66,7 +66,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         HostGuard(settings, _build_path_error),
         CorsPolicy(),
         origins,
-        PullGuard(origins.is_foreign_page),
+        PullGuard(settings, origins.is_foreign_page),
         ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
         realtime,
         ProxyRoutes(service, responses.build_error_body, speech_handlers={CHAT_PATH: ChatEndpoint(service)}),

@@ -20,7 +20,7 @@ from types import FrameType
 
 import uvicorn
 
-from eardrum import tls
+from eardrum import logging_setup, tls
 from eardrum.api.request_log import RequestLogMiddleware
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.client import EardrumClient, get_reachable_host
@@ -32,6 +32,7 @@ from eardrum.gateway.processes.orphans import MARK_VARIABLE
 from eardrum.gateway.scheduler import make_shutdown_error
 from eardrum.gateway.service import Service, preload_models
 from eardrum.gateway.upstreams.external import MAX_MESSAGE_BYTES
+from eardrum.memory_trimming import trim_memory_regularly
 from eardrum.server.app import create_app
 from eardrum.server.reload import ConfigSource
 from eardrum.server.uvicorn_http import UvicornHttpProtocol
@@ -129,6 +130,7 @@ class GatewayServer(IdleServer):
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
             self._start_task(self._greet())
             self._start_task(preload_models(self._service))
+            self._start_task(trim_memory_regularly())
             if self._service.settings_source and hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._schedule_reload)
             if self._watched_source:
@@ -201,7 +203,8 @@ def _record_logs(service: Service) -> Iterator[None]:
     if service.settings.logToStdout in ("upstream", "none"):
         for handler in root.handlers:
             handler.setLevel(SILENT_LEVEL)
-    recorder = LogBufferHandler(service.logs.server, root.handlers[0].formatter if root.handlers else None)
+    formatter = (root.handlers[0].formatter if root.handlers else None) or logging_setup.TextLogFormatter()
+    recorder = LogBufferHandler(service.logs.server, formatter)
     root.addHandler(recorder)
     try:
         yield

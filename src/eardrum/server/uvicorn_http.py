@@ -75,6 +75,10 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         self._non_body_bytes = 0
         """Bytes that came since the request began or since the last of its body: of a head, of trailers, or between chunks."""
         self._is_pipelined = False
+        self._read_bytes = 0
+        """Bytes of the last read."""
+        self._unmeasured_bytes = 0
+        """Bytes of the read in which a pipelined request begins: an upper bound of the part of its head in that read."""
         self._trailer_bytes = 0
         self._parse_error: EardrumError | None = None
         self._is_refused = False
@@ -142,7 +146,8 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         if self._is_refused:
             self._discard(len(data))
             return
-        self._non_body_bytes += len(data)
+        self._read_bytes = len(data)
+        self._non_body_bytes += self._read_bytes
         self._is_pipelined = False
         super().data_received(data)
         if self._upgraded:
@@ -155,10 +160,9 @@ class UvicornHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head, self._trailer_bytes = True, 0
-        if self._is_pipelined:
-            self._non_body_bytes = (
-                0  # how much of what came with the request before it is its own, only the end of its head tells
-            )
+        self._unmeasured_bytes = 0
+        if self._is_pipelined:  # only the end of its head tells which of the bytes read are its own
+            self._unmeasured_bytes, self._non_body_bytes = self._read_bytes, 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -173,9 +177,11 @@ class UvicornHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head has ended."""
+        max_bytes = self._non_body_bytes + self._unmeasured_bytes
         self._in_head, self._non_body_bytes = False, 0
-        self._cancel_timeout()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+        if self._timeout_handle:
+            self._cancel_timeout()
+        if max_bytes > MAX_HEAD_BYTES and self._measure_head() > MAX_HEAD_BYTES:
             self._parse_error = self._build_too_large_error("headers")
             raise self._parse_error
         super().on_headers_complete()
@@ -185,6 +191,9 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         self.cycle.transport = self._response_transport
         self.cycle.send = ResponseWriter(self.cycle).send  # type: ignore[assignment, method-assign]
         self.scope["extensions"] = self._extensions
+
+    def _measure_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         """Some of its body."""

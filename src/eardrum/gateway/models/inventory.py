@@ -72,6 +72,8 @@ class Model:
     fallback: tuple[str, ...] = ()
     entry: config.ModelSettings | None = None
     """What the config says of it, if it names it."""
+    is_speech_model: bool = True
+    """Whether it turns speech into text. True of every engine's models; see `looks_like_speech_model` for external ones."""
     key: str = field(default="", repr=False)
     """What its upstream wants to see instead of the client's key."""
 
@@ -84,11 +86,6 @@ class Model:
     def supports_live(self) -> bool:
         """Whether it takes live sessions. A server behind a command or an address takes whole recordings only."""
         return not self.is_external
-
-    @property
-    def is_speech_model(self) -> bool:
-        """Whether it turns speech into text, as all of ours do, and others by what the config says of them or by their names."""
-        return not self.entry or not self.is_external or looks_like_speech_model(self.id, self.aliases, self.entry)
 
     @property
     def is_chat_model(self) -> bool:
@@ -164,7 +161,13 @@ class ModelInventory:
                 yield self._build_model(id, registry.find_card(engine), source, "disk", repository=id if "/" in id else "")
         yield from self._find_embedded()
         for offer in list_peer_models(self._settings):
-            yield replace(self._build_external(offer.id, offer.entry), origin="peer", aliases=offer.aliases, key=offer.key)
+            yield replace(
+                self._build_external(offer.id, offer.entry),
+                origin="peer",
+                aliases=offer.aliases,
+                is_speech_model=looks_like_speech_model(offer.id, offer.aliases, offer.entry),
+                key=offer.key,
+            )
 
     def build_downloadable(self, match: ModelMatch) -> Model:
         """A model that is not here but could be."""
@@ -240,6 +243,7 @@ class ModelInventory:
             scheduling=self._settings.resolve_scheduling(id, entry),
             fallback=entry.fallback,
             entry=entry,
+            is_speech_model=looks_like_speech_model(id, entry.aliases, entry),
         )
 
     def _locate_files(self, id: str, entry: config.ModelSettings) -> tuple[str, Path | None, str]:

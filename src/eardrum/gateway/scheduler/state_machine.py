@@ -277,7 +277,10 @@ class Scheduler:
     @property
     def _has_pending_work(self) -> bool:
         """Whether anybody waits, or drains for somebody who may have stopped waiting."""
-        return any(slot.waiting or slot.state is ModelState.DRAINING for slot in self.models.values())
+        for slot in self.models.values():  # noqa: SIM110 -- asked for every event; any() would call a generator for each model
+            if slot.waiting or slot.state is ModelState.DRAINING:
+                return True
+        return False
 
     def _apply_plan(self, now: float) -> list[SchedulerAction]:
         decided = plan_starts(self.models, self._policy, self._patience, now)

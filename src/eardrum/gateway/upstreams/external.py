@@ -168,7 +168,7 @@ class ExternalUpstream(Upstream):
     def _build_headers(self, headers: HeaderList) -> HeaderList:
         if self._credentials:
             headers = [*(item for item in headers if item[0] not in CREDENTIAL_HEADERS), *self._credentials]
-        return headers if any(name == b"host" for name, _ in headers) else [(b"host", self._host), *headers]
+        return headers if b"host" in dict(headers) else [(b"host", self._host), *headers]
 
     def _make_timeout_error(self) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(
