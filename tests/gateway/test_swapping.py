@@ -20,7 +20,6 @@ from eardrum.gateway import scheduler
 from eardrum.gateway.change_feed import ChangeTopic
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
-from eardrum.gateway.upstreams.external import ExternalUpstream
 from eardrum.gateway.upstreams.http_client import OutgoingRequest
 from tests.ports import find_free_port
 from tests.programs import FAKE_LLM, build_fake_llm_command
@@ -62,9 +61,8 @@ def list_programs() -> list[str]:
 
 
 async def post_chat(service: Service, name: str) -> str:
-    async with service.lease_model(service.catalog.find_model(name)) as upstream:
-        assert isinstance(upstream, ExternalUpstream)
-        response = await upstream.send_request(OutgoingRequest("POST", "/v1/chat/completions", JSON, CHAT))
+    async with service.lease_model(service.catalog.find_model(name)) as lease:
+        response = await lease.upstream.send_request(OutgoingRequest("POST", "/v1/chat/completions", JSON, CHAT))
         answer: str = json.loads(await response.read_body(1 << 20))["choices"][0]["message"]["content"]
         return answer
 

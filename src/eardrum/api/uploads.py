@@ -14,7 +14,7 @@ from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, get_heade
 from eardrum.api.disconnect import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.config import LimitSettings
 from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
-from eardrum.gateway.slow_clients import SENDING_CLIENT, SendRateMeter
+from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
 from eardrum.gateway.spool import Spool
 
 MIN_BYTES_PER_S = 32

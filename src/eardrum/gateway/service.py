@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Set
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
@@ -28,16 +28,17 @@ from eardrum.errors import (
     UpstreamUnreachableError,
 )
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
-from eardrum.gateway.fallback import FallbackTranscriber, TranscriptRestart
+from eardrum.gateway.fallback import FallbackPlan, find_candidates
 from eardrum.gateway.logs import GatewayLogs
 from eardrum.gateway.models import names
 from eardrum.gateway.models.catalog import ConfigChanges, ModelCatalog, compare_models, defer_startup_settings
 from eardrum.gateway.models.download import ModelLibrary
 from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.places import LiveSessionRegistry
 from eardrum.gateway.processes import process_info
+from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.launcher import ModelLauncher
-from eardrum.gateway.processes.lease import CrashSuspicion, LiveSessionRegistry, ModelLease
-from eardrum.gateway.processes.supervisor import ModelSupervisor, UnloadHistory
+from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, UnloadHistory
 from eardrum.gateway.scheduler import ModelState, UnloadCause
 from eardrum.gateway.scheduler.policy_factory import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
@@ -45,7 +46,15 @@ from eardrum.gateway.spool import AudioSource as Audio
 from eardrum.gateway.spool import Spool, check_spool_folder
 from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
-from eardrum.transcription import ModelPlacement, Transcript, TranscriptionEvent, TranscriptionRequest
+from eardrum.transcription import (
+    ModelPlacement,
+    Segment,
+    TextDelta,
+    Transcript,
+    TranscriptionEvent,
+    TranscriptionRequest,
+    TranscriptionSummary,
+)
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +91,10 @@ class Service:
         self.logs = GatewayLogs(_print_line if settings.logToStdout in ("upstream", "both") else None)
         self._supervisor = ModelSupervisor(
             ModelLauncher(settings, self.logs),
-            loaded=self.catalog.update_capabilities,
-            changed=partial(self.change_feed.publish, ChangeTopic.MODELS),
-            rulebook=PolicyFactory(settings),
-            patience=settings.patience,
-        )
-        self._transcriber = FallbackTranscriber(
-            self.catalog, fetched=self.ensure_fetched, prepared=self.prepare_request, lease=self.lease_model
+            PolicyFactory(settings),
+            settings.patience,
+            on_loaded=self.catalog.update_capabilities,
+            on_change=partial(self.change_feed.publish, ChangeTopic.MODELS),
         )
 
     def start(self) -> None:
@@ -115,7 +121,7 @@ class Service:
             ConfigError: they make no sense. Then everything stays as it was.
         """
         settings, later = defer_startup_settings(self.settings, settings)
-        catalog, rulebook = await asyncio.to_thread(lambda: (ModelCatalog(settings), PolicyFactory(settings)))
+        catalog, policy_factory = await asyncio.to_thread(lambda: (ModelCatalog(settings), PolicyFactory(settings)))
         models = {model.id: model for model in catalog}
         changes = compare_models({model.id: model for model in self.catalog}, models, later)
         if catalog.default.id != self.catalog.default.id:
@@ -124,7 +130,7 @@ class Service:
         self.settings = settings
         self.name_resolver = NameResolver(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.replace_with(catalog, models.keys() - changes.changed)
-        self._supervisor.reconfigure(settings, rulebook, models, changes)
+        self._supervisor.reconfigure(settings, policy_factory, models, changes)
         self.change_feed.publish(ChangeTopic.PROFILE)
         self.change_feed.publish(ChangeTopic.MODELS)
         return changes
@@ -226,7 +232,9 @@ class Service:
             ModelNotFoundError: it is not here, and may not be fetched.
             PullError: it cannot be had.
         """
-        return await self.library.ensure_fetched(model, may_pull=self.settings.pull_missing)
+        if not model.needs_download:
+            return model
+        return await self.library.fetch_missing(model, may_pull=self.settings.pull_missing)
 
     async def load_model(self, model: Model) -> Model:
         """Start the model's process, unless it runs, and wait until it serves.
@@ -238,17 +246,13 @@ class Service:
         async with self._supervisor.lease_model(model):
             return model
 
-    def lease_model(self, model: Model, suspicion: CrashSuspicion | None = None) -> AbstractAsyncContextManager[Upstream]:
-        """The right to use the ready model for one request; see `Supervisor.lease`."""
+    def lease_model(self, model: Model, suspicion: CrashSuspicion | None = None) -> ModelLease:
+        """Create a lease: the right of one request to use the model; see `ModelSupervisor.lease_model`."""
         return self._supervisor.lease_model(model, suspicion)
 
     async def unload_model(self, model: Model, *, force: bool = False) -> None:
         """End the model's process, once it has finished what it has begun, or by force at once."""
         await self._supervisor.unload_model(model, force=force)
-
-    def create_lease(self, model: Model, suspicion: CrashSuspicion | None = None) -> ModelLease:
-        """As `lease`, for requests that do not need the model all the time."""
-        return self._supervisor.create_lease(model, suspicion)
 
     async def unload_all(self, *, force: bool = False) -> None:
         """End every model's process, each once it has finished what it has begun, or by force at once."""
@@ -261,9 +265,12 @@ class Service:
             UnsupportedFeatureError: the model cannot do what is asked.
         """
         self.catalog.check_request(model, request)
-        if request.multilingual:
+        return self._apply_defaults(request)
+
+    def _apply_defaults(self, request: TranscriptionRequest) -> TranscriptionRequest:
+        if request.multilingual or request.language or not self.settings.default_language:
             return request
-        return replace(request, language=request.language or self.settings.default_language or None)
+        return replace(request, language=self.settings.default_language)
 
     async def stream_events(
         self, model: Model, request: TranscriptionRequest, audio: Audio
@@ -274,7 +281,7 @@ class Service:
             EardrumError: anything that went wrong, worded for the client.
         """
         request = replace(request, partial=True)
-        async with aclosing(self._transcriber.stream_events(model, request, audio, restartable=False)) as events:
+        async with aclosing(self._stream_attempts(model, request, audio, restartable=False)) as events:
             async for event in events:
                 assert not isinstance(event, TranscriptRestart)
                 yield event
@@ -286,13 +293,42 @@ class Service:
             EardrumError: anything that went wrong, worded for the client.
         """
         transcript = Transcript()
-        async with aclosing(self._transcriber.stream_events(model, request, audio, restartable=True)) as events:
+        async with aclosing(self._stream_attempts(model, request, audio, restartable=True)) as events:
             async for event in events:
                 if isinstance(event, TranscriptRestart):
                     transcript = Transcript()
                 else:
                     transcript.add_event(event)
         return transcript
+
+    async def _stream_attempts(
+        self, model: Model, request: TranscriptionRequest, audio: Audio, *, restartable: bool
+    ) -> AsyncGenerator[TranscriptionEvent | TranscriptRestart, None]:
+        """Yield the events of one attempt after another until one succeeds.
+
+        Once text has been sent, only a restartable reader is served again from the start.
+        """
+        plan = FallbackPlan(find_candidates(self.catalog, model, request))
+        while True:
+            has_text = False
+            try:
+                fetched = await self.ensure_fetched(plan.model)
+                if fetched is not plan.model:  # its files may tell more than its name did
+                    self.catalog.check_request(fetched, request)
+                if isinstance(audio, Spool):
+                    await audio.wait_for_start()
+                async with (
+                    self.lease_model(fetched, plan.suspicion) as lease,
+                    aclosing(lease.upstream.transcribe(self._apply_defaults(request), audio)) as events,
+                ):
+                    async for event in events:
+                        has_text = has_text or isinstance(event, Segment | TextDelta)
+                        yield replace(event, model=fetched.id) if isinstance(event, TranscriptionSummary) else event
+                return
+            except EardrumError as error:
+                plan.handle_failure(error, repeatable=restartable or not has_text)
+            if has_text:
+                yield TranscriptRestart()
 
     async def remove_model(self, model: Model) -> None:
         """Unload a model and delete its files, which must be the store's.
@@ -310,10 +346,10 @@ class Service:
         self.change_feed.close()
         self.logs.close()
 
-    async def shutdown(self, *, at_once: bool = False) -> None:
-        """Stop every model and every download; `at_once` without time for what the models are doing."""
+    async def shutdown(self, *, force: bool = False) -> None:
+        """Stop every model and every download; with `force` the models do not finish their requests."""
         self.end_followers()
-        await asyncio.gather(self._supervisor.shutdown(at_once=at_once), self.library.shutdown())
+        await asyncio.gather(self._supervisor.shutdown(force=force), self.library.shutdown())
 
     def kill_all(self) -> None:
         """End every model at once, for a server that has no time to shut down."""
@@ -333,6 +369,10 @@ class Service:
     def _look_up_target(self, name: str) -> SelectorTarget:
         model = self.catalog.find_named(name)
         return SelectorTarget(name, self.get_state(model), self.count_requests(model)) if model else SelectorTarget(name)
+
+
+class TranscriptRestart:
+    """An event: the transcript begins anew, and everything before is void."""
 
 
 def _print_line(line: str) -> None:
@@ -424,7 +464,7 @@ class ForwardedRequest:
     """
 
     def __init__(self, service: Service, model: Model, request: OutgoingRequest):
-        self._lease = service.create_lease(model)
+        self._lease = service.lease_model(model)
         self._request = request
         self._response: UpstreamResponse
 

@@ -193,7 +193,7 @@ class GatewayServer(IdleServer):
 
     def _end_requests(self) -> None:
         self._app.end_uploads(make_shutdown_error())
-        self._ending = asyncio.create_task(self._service.shutdown(at_once=True))
+        self._ending = asyncio.create_task(self._service.shutdown(force=True))
 
 
 @contextmanager

@@ -322,7 +322,7 @@ def test_a_fault_of_our_own_is_an_error_too(monkeypatch: pytest.MonkeyPatch, cap
         raise ZeroDivisionError
 
     with run_gateway(**build_config("http://127.0.0.1:9")) as gateway:
-        monkeypatch.setattr(gateway.service, "create_lease", broken)
+        monkeypatch.setattr(gateway.service, "lease_model", broken)
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "server_error")
     assert "ZeroDivisionError" in caplog.text

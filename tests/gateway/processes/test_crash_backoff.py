@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eardrum.gateway.processes.supervisor import BACKOFF_S, CrashBackoff
+from eardrum.gateway.processes.crashes import BACKOFF_S, CrashBackoff
 
 
 def get_pause(crashes: CrashBackoff, now: float) -> float:

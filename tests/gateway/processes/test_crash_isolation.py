@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eardrum.errors import RunnerCrashedError
-from eardrum.gateway.processes.lease import CrashIsolation, CrashSuspicion
+from eardrum.gateway.processes.crashes import CrashIsolation, CrashSuspicion
 from eardrum.gateway.service import Service
 from eardrum.live import UtteranceFailed
 from eardrum.transcription import TranscriptionRequest
@@ -57,7 +57,7 @@ async def test_only_the_request_that_kills_the_process_fails(tmp_path: Path, cap
 
 @pytest.mark.slow
 async def test_two_of_them_fail_and_take_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
+    monkeypatch.setattr("eardrum.gateway.processes.crashes.BACKOFF_S", (0.0, 0.0, 0.2))
     async with run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY, decode_s=0.3)}) as service:
         await transcribe(service, 1)
         words = (DEADLY, 1, 2, DEADLY, 3, 4)
@@ -98,7 +98,7 @@ async def test_a_live_session_beside_a_deadly_file_goes_on(tmp_path: Path) -> No
 async def test_a_deadly_live_session_takes_neither_files_nor_other_sessions_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eardrum.gateway.processes.supervisor.BACKOFF_S", (0.0, 0.0, 0.2))
+    monkeypatch.setattr("eardrum.gateway.processes.crashes.BACKOFF_S", (0.0, 0.0, 0.2))
     async with (
         run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY, decode_s=0.2)}) as service,
         open_speaker(service) as guilty,

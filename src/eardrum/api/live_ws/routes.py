@@ -20,7 +20,7 @@ from eardrum.api.websocket import ServerWebSocket, get_close_code, run_alongside
 from eardrum.errors import AudioError, EardrumError, InvalidRequestError, MethodNotAllowedError, ShuttingDownError
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.models.inventory import Model
-from eardrum.gateway.processes.lease import make_session_shutdown_error
+from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
 from eardrum.live import ClearCommand, CommitCommand, FinishCommand, SessionEnded
 

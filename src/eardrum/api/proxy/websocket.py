@@ -19,7 +19,7 @@ from eardrum.api.proxy.upstream_headers import WEBSOCKET_HEADERS
 from eardrum.api.request_log import get_record
 from eardrum.api.websocket import run_until_first
 from eardrum.gateway.models.inventory import Model
-from eardrum.gateway.processes.lease import LeaseIdleTimer
+from eardrum.gateway.processes.supervisor import LeaseIdleTimer
 from eardrum.gateway.service import Service
 
 SILENT_S = 60.0
@@ -41,7 +41,7 @@ async def relay_websocket(service: Service, model: Model, path: str, scope: Scop
     get_record(scope).model = model.id
     await receive()  # websocket.connect
     async with AsyncExitStack() as stack:
-        lease = await stack.enter_async_context(service.create_lease(model))
+        lease = await stack.enter_async_context(service.lease_model(model))
         headers = upstream_headers.build_headers(service, model, scope, without=WEBSOCKET_HEADERS)
         peer = await lease.upstream.connect_websocket(path, headers, upstream_headers.select_subprotocols(service, model, scope))
         idle_timer = LeaseIdleTimer(lease, SILENT_S)

@@ -24,7 +24,7 @@ from eardrum.api.websocket import ServerWebSocket, get_close_code, run_alongside
 from eardrum.errors import EardrumError, InvalidRequestError, MethodNotAllowedError, TooLargeError
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.models.inventory import Model
-from eardrum.gateway.processes.lease import make_session_shutdown_error
+from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
 from eardrum.languages import parse_language
 from eardrum.live import FinalTranscript, LiveEvent, PartialTranscript, SessionSettings, UtteranceFailed

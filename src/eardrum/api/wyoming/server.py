@@ -24,8 +24,8 @@ from eardrum.api.wyoming.protocol import (
 from eardrum.api.wyoming.utterance import WyomingUtterance, build_info, list_models
 from eardrum.connection_limits import describe_stall, descriptor_monitor
 from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ShuttingDownError, UnauthorizedError
+from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
 from eardrum.gateway.service import Service
-from eardrum.gateway.slow_clients import SENDING_CLIENT, SendRateMeter
 
 CONNECTIONS = 256
 """Concurrent connections, or a quarter of the file descriptors if less. A further one replaces the oldest idle one."""

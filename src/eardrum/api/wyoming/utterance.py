@@ -21,7 +21,7 @@ from eardrum.api.wyoming.protocol import SampleConverter, SampleFormat, Transcri
 from eardrum.errors import EardrumError, TooLargeError
 from eardrum.gateway.live import ResumableSession, open_session
 from eardrum.gateway.models.inventory import Model
-from eardrum.gateway.processes.lease import make_session_shutdown_error
+from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
 from eardrum.languages import LANGUAGE_NAMES

@@ -17,7 +17,9 @@ from eardrum.gateway.fallback import find_candidates, is_retryable
 from eardrum.gateway.live.client_events import SessionEventQueue
 from eardrum.gateway.live.replay_buffer import SessionHistory
 from eardrum.gateway.models.inventory import Model
-from eardrum.gateway.processes.lease import CrashSuspicion, LeaseIdleTimer, ModelLease, make_session_shutdown_error
+from eardrum.gateway.places import make_session_shutdown_error
+from eardrum.gateway.processes.crashes import CrashSuspicion
+from eardrum.gateway.processes.supervisor import LeaseIdleTimer, ModelLease
 from eardrum.gateway.service import Service
 from eardrum.live import (
     ClearCommand,
@@ -197,7 +199,7 @@ class ResumableSession:
     async def _run_process(self) -> None:
         """One process hears what is said, until the session ends, or it does."""
         self.model = await self._service.ensure_fetched(self._service.catalog.find_model(self.model.id))
-        async with self._service.create_lease(self.model, self._suspicion) as lease:
+        async with self._service.lease_model(self.model, self._suspicion) as lease:
             if self._events.closed:
                 return
             self._loaded, self._process_idle = True, False

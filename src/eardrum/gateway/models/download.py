@@ -70,15 +70,13 @@ class ModelLibrary:
                 yield progress
         self._catalog.scan()
 
-    async def ensure_fetched(self, model: Model, *, may_pull: bool) -> Model:
+    async def fetch_missing(self, model: Model, *, may_pull: bool) -> Model:
         """The model with its files, which are fetched if they are missing and may be.
 
         Raises:
             ModelNotFoundError: it is not here, and may not be fetched.
             PullError: it cannot be had.
         """
-        if not model.needs_download:
-            return model
         if not may_pull or not MAY_FETCH.get():
             raise ModelNotFoundError(self._catalog.explain_download(model))
         log.info("%s is not on this machine: fetching %s.", model.id, model.repository)

@@ -1,7 +1,6 @@
 """Supervises the models' processes: starts, watches and stops them as the scheduler decides.
 
-It also records why models were unloaded (`UnloadHistory`), and pauses models whose processes die again and again
-(`CrashBackoff`).
+A request uses a model's process through a `ModelLease`. `UnloadHistory` records why models were unloaded.
 """
 
 from __future__ import annotations
@@ -10,67 +9,179 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 from eardrum.config import Settings
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.models.catalog import ConfigChanges
 from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.places import PlaceRegistry
 from eardrum.gateway.processes import process_info
+from eardrum.gateway.processes.crashes import CrashBackoff, CrashIsolation, CrashSuspicion, LeaseAdmission
 from eardrum.gateway.processes.launcher import ModelInstance, ModelLauncher
-from eardrum.gateway.processes.lease import CrashIsolation, CrashSuspicion, LeaseAdmission, ModelLease, RunningModel
 from eardrum.gateway.scheduler import ModelState, Scheduler, UnloadCause, UnloadReason
 from eardrum.gateway.scheduler.dispatcher import SchedulerDispatcher
 from eardrum.gateway.scheduler.policy_factory import PolicyFactory
-from eardrum.gateway.slow_clients import PlaceRegistry
 from eardrum.gateway.upstreams import Upstream
 from eardrum.transcription import Capabilities
 
 log = logging.getLogger(__name__)
 
 EXIT_TIMEOUT_S = 5.0
-"""How long after its connection broke a runner may take to be seen dead."""
+"""After a broken connection: how long to wait for the end of a runner's process."""
 
 DISCONNECT_TIMEOUT_S = 0.5
-"""The same for others, which may also break a connection and live."""
+"""The same for external servers, which may close a connection and keep running."""
 
 MAX_BACKOFF_WAIT_S = 15.0
-"""Longest pause after crashes that is waited for by requests which were only there when it happened."""
+"""Longest pause after crashes that requests wait for which did not cause them."""
 
 UNPLANNED_REASONS = (UnloadReason.CRASH, UnloadReason.FAILED)
-"""Ends that nobody has asked for."""
+"""Reasons of unplanned unloads."""
 
 FORCED_UNLOAD_S = 2.0
-"""How long a process may take to end by itself that is unloaded by force while it is loading."""
+"""How long a process that is still loading may take to end by itself when it is unloaded by force."""
+
+
+@dataclass(slots=True, eq=False)
+class RunningModel:
+    """A model that serves, and the task that runs until its end."""
+
+    instance: ModelInstance
+    task: asyncio.Task[None]
+    since: float
+    """Unix time at which it was ready."""
+    forced: bool = False
+    """Whether it must end without finishing its requests."""
+    leases: set[ModelLease] = field(default_factory=set)
+    """The active leases; after a crash those that were active when it died. Idle ones are not included."""
+
+    @property
+    def pid(self) -> int | None:
+        """The model's process; None if somebody else runs the server."""
+        return self.instance.pid
+
+
+class ModelLease:
+    """The right of one request to use a model's process: a context, or from `acquire` to `release`.
+
+    A lease keeps the model loaded, except while it is idle, as that of a silent WebSocket is.
+    """
+
+    __slots__ = ("_supervisor", "admission", "model", "running", "suspicion", "ticket")
+
+    def __init__(self, supervisor: ModelSupervisor, model: Model, suspicion: CrashSuspicion):
+        self._supervisor = supervisor
+        self.model = model
+        self.suspicion = suspicion
+        """The crashes of the request's attempts so far."""
+        self.admission: LeaseAdmission
+        self.running: RunningModel
+        self.ticket: int
+
+    @property
+    def upstream(self) -> Upstream:
+        """The way to the model's process."""
+        return self.running.instance.upstream
+
+    async def acquire(self) -> None:
+        """Wait for the model, which is started if need be.
+
+        Raises:
+            EardrumError: as `ModelSupervisor.lease_model`.
+        """
+        await self._supervisor.acquire_lease(self)
+
+    async def release(self, error: BaseException | None = None) -> None:
+        """Release the model, after this error or without one.
+
+        Raises:
+            RunnerCrashedError: `error` was one too: how the process ended.
+            UnloadedError, ShuttingDownError: `error` was a crash, and the process was meant to end.
+        """
+        await self._supervisor.release_lease(self, error)
+
+    def confirm_progress(self) -> None:
+        """Forget the model's crashes: the process has done some of the work. For requests that last long."""
+        self._supervisor.confirm_progress(self)
+
+    async def __aenter__(self) -> Self:
+        await self._supervisor.acquire_lease(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._supervisor.release_lease(self, error)
+
+    def mark_idle(self) -> None:
+        """Let the model be unloaded, which then ends the request."""
+        self._supervisor.mark_idle(self)
+
+    def mark_active(self) -> None:
+        """Keep the model loaded again."""
+        self._supervisor.mark_active(self)
+
+
+class LeaseIdleTimer:
+    """Marks a lease idle after `idle_s` seconds without activity, then calls `on_idle`. Recording activity sets no timer."""
+
+    def __init__(self, lease: ModelLease, idle_s: float, on_idle: Callable[[], None] = lambda: None):
+        self._lease = lease
+        self._on_idle = on_idle
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(idle_s, self._check_idle)
+        self._stopped = False
+
+    def record_activity(self) -> None:
+        """Start the time anew, and mark an idle lease active."""
+        self._last = self._loop.time()
+        if not self._timer and not self._stopped:
+            self._lease.mark_active()
+            self._timer = self._loop.call_later(self._idle_s, self._check_idle)
+
+    def stop(self) -> None:
+        """Stop the timer for good."""
+        self._stopped = True
+        if self._timer:
+            self._timer.cancel()
+
+    def _check_idle(self) -> None:
+        left = self._last + self._idle_s - self._loop.time()
+        self._timer = self._loop.call_later(left, self._check_idle) if left > 0 else None
+        if not self._timer:
+            self._lease.mark_idle()
+            self._on_idle()
 
 
 class ModelSupervisor:
-    """The one owner of the models' lives. Everything happens on the event loop."""
+    """The only owner of the models' processes. Runs on the event loop."""
 
     def __init__(
         self,
-        lives: ModelLauncher,
-        *,
-        loaded: Callable[[Model, Capabilities], None],
-        changed: Callable[[], None],
-        rulebook: PolicyFactory,
+        launcher: ModelLauncher,
+        policy_factory: PolicyFactory,
         patience: float,
+        *,
+        on_loaded: Callable[[Model, Capabilities], None],
+        on_change: Callable[[], None],
     ):
-        self._launcher = lives
-        self._on_loaded = loaded
-        self._policy_factory = rulebook
+        self._launcher = launcher
+        self._on_loaded = on_loaded
+        self._policy_factory = policy_factory
         self._dispatcher = SchedulerDispatcher(
-            Scheduler(rulebook.policy, patience), start=self._start_model, stop=self._stop_model, changed=changed
+            Scheduler(policy_factory.policy, patience), start=self._start_model, stop=self._stop_model, changed=on_change
         )
         self._crash_backoff = CrashBackoff()
         self._crash_isolation = CrashIsolation()
         self._places = PlaceRegistry()
         self.unload_history = UnloadHistory()
-        """The models that have gone, and why."""
+        """The unloaded models, and the reasons."""
         self._models: dict[str, Model] = {}
         self._running: dict[str, RunningModel] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -80,58 +191,49 @@ class ModelSupervisor:
         self._shutting_down = False
 
     def sweep_orphans(self) -> asyncio.Task[None]:
-        """End what a gateway has left behind that was killed. Done once, at the latest before the first model is started."""
+        """End the processes that a killed gateway left behind. Runs once, at the latest before the first model is started."""
         self._orphan_sweep = self._orphan_sweep or asyncio.create_task(self._launcher.process_registry.end_orphans())
         return self._orphan_sweep
 
-    @asynccontextmanager
-    async def lease_model(self, model: Model, suspicion: CrashSuspicion | None = None) -> AsyncIterator[Upstream]:
-        """The right to use the ready model for one request: `hold`, for those who need it until the end."""
-        async with self.create_lease(model, suspicion) as held:
-            yield held.upstream
+    def lease_model(self, model: Model, suspicion: CrashSuspicion | None = None) -> ModelLease:
+        """Create a lease: acquiring it starts the model if need be. A repeated request brings its `suspicion` along.
 
-    def create_lease(self, model: Model, suspicion: CrashSuspicion | None = None) -> ModelLease:
-        """The right to use the ready model for one request; starts it first when it must. A request that is tried again
-        brings what is suspected of it.
-
-        Raises:
-            BusyError: it holds as many requests as it may.
-            ModelLoadError: it cannot be started, or has died again and again.
-            RunnerCrashedError: from inside, after the process is known to be gone.
-            UnloadedError: somebody has unloaded it by force.
-            ShuttingDownError: the server goes down.
+        Acquiring and releasing raises:
+            BusyError: the model holds the maximum of requests.
+            ModelLoadError: the model cannot be started, or has crashed repeatedly.
+            RunnerCrashedError: the process died under the request.
+            UnloadedError: the model was unloaded by force.
+            ShuttingDownError: the server shuts down.
         """
-        return ModelLease(self, model, suspicion)
+        return ModelLease(self, model, suspicion or CrashSuspicion())
 
-    def create_admission(self, lease: ModelLease) -> LeaseAdmission:
-        """The lease's way in, which may wait for that of others."""
-        return self._crash_isolation.create_admission(lease.model.id, lease.suspicion)
-
-    async def admit_lease(self, lease: ModelLease) -> tuple[int, RunningModel]:
-        """The beginning of a lease: its ticket, and the model that serves."""
+    async def acquire_lease(self, lease: ModelLease) -> None:
+        """Wait until the lease's model is ready for its request; called by the lease."""
         model = lease.model
-        if lease.admission.isolated and not lease.suspicion.crashes_alone:
-            await self._wait_for_backoff(model)
-        self._check_backoff(model)
-        self._models[model.id] = model
-        if self._policy_factory.learn_model(model):
-            self.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
-        self._places.add_place(model.id, lease)
+        lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
+        await lease.admission.wait_for_turn()
         try:
-            ticket = await self._wait_for_turn(model)
+            if lease.admission.isolated and not lease.suspicion.crashes_alone:
+                await self._wait_for_backoff(model)
+            self._check_backoff(model)
+            self._models[model.id] = model
+            if self._policy_factory.learn_model(model):
+                self._dispatcher.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
+            self._places.add_place(model.id, lease)
+            try:
+                lease.ticket = await self._wait_for_turn(model)
+                lease.running = self._get_process(lease)
+            except BaseException:
+                self._places.remove_place(model.id, lease)
+                raise
         except BaseException:
-            self._places.remove_place(model.id, lease)
+            lease.admission.leave()
             raise
-        if running := self._running.get(model.id):
-            return ticket, running
-        self._places.remove_place(model.id, lease)
-        self._dispatcher.release_ticket(model.id, ticket)
-        lease.suspicion.record_crash(alone=False, within_s=0.0)
-        kind = UpstreamDiedError if model.is_external else RunnerCrashedError
-        raise kind(f"The process of {model.id} ended as soon as it was ready.")
+        lease.running.leases.add(lease)
+        lease.admission.start()
 
     async def _wait_for_turn(self, model: Model) -> int:
-        """Wait until a request may use the model, for which one with a slow client may have to go."""
+        """Wait until a request may use the model. One with a slow client may lose its place for it."""
         while True:
             try:
                 return await self._dispatcher.wait_for_turn(model)
@@ -139,55 +241,76 @@ class ModelSupervisor:
                 if not await self._places.make_room(model.id):
                     raise
 
-    async def release_lease(self, lease: ModelLease, ticket: int, running: RunningModel, error: BaseException | None) -> None:
-        """The end of a lease, after this error or without one."""
+    def _get_process(self, lease: ModelLease) -> RunningModel:
+        """Return the process that serves a granted lease, unless it died at that very moment."""
         model = lease.model
+        if running := self._running.get(model.id):
+            return running
+        self._dispatcher.release_ticket(model.id, lease.ticket)
+        lease.suspicion.record_crash(alone=False, within_s=0.0)
+        kind = UpstreamDiedError if model.is_external else RunnerCrashedError
+        raise kind(f"The process of {model.id} ended as soon as it was ready.")
+
+    async def release_lease(self, lease: ModelLease, error: BaseException | None) -> None:
+        """End a lease, after this error or without one; called by the lease."""
+        model, running = lease.model, lease.running
         try:
             if isinstance(error, RunnerCrashedError):
                 if running.forced or self._shutting_down:  # nobody waits to see how it ends
                     raise (self._find_planned_reason(model, running) or error) from error
                 explained = await _explain_crash(model, running, error)
-                self._record_suspicion(lease, running)
+                self._record_suspicion(lease)
                 raise (self._find_planned_reason(model, running) or explained) from error
             if not error:
                 self._crash_backoff.reset(model.id)
         finally:
             if not running.instance.ended.done():  # else it stays, for the others who were there to see
                 running.leases.discard(lease)
-            self._dispatcher.release_ticket(model.id, ticket)
+            self._dispatcher.release_ticket(model.id, lease.ticket)
             self._places.remove_place(model.id, lease)
+            lease.admission.leave()
 
-    def _record_suspicion(self, lease: ModelLease, running: RunningModel) -> None:
-        """It may be this request that the process died of, unless it rested."""
+    def _record_suspicion(self, lease: ModelLease) -> None:
+        """Suspect the request of having killed the process, unless it was idle."""
+        running = lease.running
         if lease not in running.leases:
             return
         died = running.instance.ended.done() and running.pid is not None
         alone = not died or len(running.leases) == 1
         lease.suspicion.record_crash(alone=alone, within_s=time.monotonic() - lease.admission.started_at)
-        lease.suspicion.suspected = died  # who only broke a connection is no danger to others
+        lease.suspicion.suspected = died  # a request that only broke a connection is no danger to others
 
-    def handle_event(self, event: scheduler.SchedulerEvent) -> None:
-        """Something has happened to a request."""
-        self._dispatcher.handle_event(event)
+    def mark_idle(self, lease: ModelLease) -> None:
+        """Let the model be unloaded although it holds this lease."""
+        lease.running.leases.discard(lease)
+        lease.admission.leave()
+        self._dispatcher.handle_event(scheduler.RequestIdle(lease.model.id, lease.ticket))
 
-    def reset_crashes(self, model: Model) -> None:
-        """The model's process has done some of its work: its last death is forgiven."""
-        self._crash_backoff.reset(model.id)
+    def mark_active(self, lease: ModelLease) -> None:
+        """Keep the model loaded again for this lease."""
+        lease.running.leases.add(lease)
+        self._dispatcher.handle_event(scheduler.RequestActive(lease.model.id, lease.ticket))
+
+    def confirm_progress(self, lease: ModelLease) -> None:
+        """Forget the model's crashes: the request of this lease made progress."""
+        lease.suspicion.clear()
+        lease.admission.leave()
+        self._crash_backoff.reset(lease.model.id)
 
     async def _wait_for_backoff(self, model: Model) -> None:
-        """Wait until the model may be started again, if that is soon: for those whom others have taken along."""
-        row = self._crash_backoff.find_pause(model.id, now := time.monotonic())
-        if row and (left := row.retry_at - now) <= MAX_BACKOFF_WAIT_S:
+        """Wait until the model may be started again, if that is soon: the request did not cause the crashes."""
+        streak = self._crash_backoff.find_pause(model.id, now := time.monotonic())
+        if streak and (left := streak.retry_at - now) <= MAX_BACKOFF_WAIT_S:
             await asyncio.sleep(left)
 
     def _check_backoff(self, model: Model) -> None:
-        """Refuse a request for a model that is left alone for a while, before anything is unloaded for it."""
-        if row := self._crash_backoff.find_pause(model.id, now := time.monotonic()):
-            message = f"{row.exit_description} It has ended {row.crashes} times in a row."
-            raise ModelCoolingError(message, param="model", retry_after=row.retry_at - now)
+        """Refuse a request for a model that is paused after crashes, before anything is unloaded for it."""
+        if streak := self._crash_backoff.find_pause(model.id, now := time.monotonic()):
+            message = f"{streak.exit_description} It has ended {streak.crashes} times in a row."
+            raise ModelCoolingError(message, param="model", retry_after=streak.retry_at - now)
 
     def _find_planned_reason(self, model: Model, running: RunningModel) -> EardrumError | None:
-        """The reason, if a process that died under a request was meant to."""
+        """Return the reason, if the process that died under a request was meant to end."""
         if self._shutting_down:
             return scheduler.make_shutdown_error()
         return scheduler.make_unloaded_error(model.id) if running.forced else None
@@ -203,61 +326,60 @@ class ModelSupervisor:
         return len(slot.active) + len(slot.waiting) if slot else 0
 
     def get_failure(self, model: Model) -> str:
-        """Why the model cannot be used just now: it could not be loaded, or has died again and again."""
+        """Return why the model cannot be used now: it failed to load, or crashed repeatedly. Empty if it can."""
         slot = self._dispatcher.models.get(model.id)
         if slot and slot.state is ModelState.FAILED and slot.error:
             return slot.error.message
-        row = self._crash_backoff.find_pause(model.id, time.monotonic())
-        return row.exit_description if row else ""
+        streak = self._crash_backoff.find_pause(model.id, time.monotonic())
+        return streak.exit_description if streak else ""
 
     def get_unload_cause(self, model: Model) -> UnloadCause | None:
-        """Why the model goes, if it is on its way out."""
+        """Return why the model is being unloaded, if it is."""
         slot = self._dispatcher.models.get(model.id)
         return slot.unload_cause if slot else None
 
     async def unload_model(self, model: Model, *, force: bool = False) -> None:
-        """End the model's process and wait until it is gone.
-
-        It finishes what it has begun first, and serves who waits for it to come up; with force it does not.
-        """
+        """End the model's process and wait until it is gone. Without `force` it first finishes the requests it holds."""
         if force and (running := self._running.get(model.id)):
             running.forced = True
-            if self.get_state(model) is ModelState.STOPPING:  # patiently, until now
+            if self.get_state(model) is ModelState.STOPPING:  # gracefully, until now
                 self._run_in_background(running.instance.stop_now())
-        self.handle_event(scheduler.UnloadRequested(model.id, force))
+        self._dispatcher.handle_event(scheduler.UnloadRequested(model.id, force))
         slot = self._dispatcher.models[model.id]
         if slot.unloading or slot.state is ModelState.STOPPING:
             task = self._tasks[model.id]
-            if force and model.id not in self._running:  # a start, which has been told to end
+            if force and model.id not in self._running:  # its start, which is being cancelled
                 await asyncio.wait([task], timeout=FORCED_UNLOAD_S)
                 task.cancel()
             await asyncio.wait([task])
 
     def reconfigure(
-        self, settings: Settings, rulebook: PolicyFactory, models: Mapping[str, Model], changes: ConfigChanges
+        self, settings: Settings, policy_factory: PolicyFactory, models: Mapping[str, Model], changes: ConfigChanges
     ) -> None:
-        """Go by another config, of which `models` are. What did not change serves on; what did finishes first what it does."""
+        """Apply another config with these `models`. Unchanged models keep serving; changed ones first finish their requests."""
         self._launcher.settings = settings
         gone = changes.changed | changes.removed
-        rulebook.measured |= {id: need for id, need in self._policy_factory.measured.items() if id not in gone}
+        policy_factory.measured |= {id: need for id, need in self._policy_factory.measured.items() if id not in gone}
         self._models |= {id: models[id] for id in self._models if id in models}
         for id, model in self._models.items():
             if id not in changes.removed:
-                rulebook.learn_model(model)
-        self._policy_factory = rulebook
+                policy_factory.learn_model(model)
+        self._policy_factory = policy_factory
         for id in gone:
             self._crash_backoff.reset(id)
-        self.handle_event(scheduler.ConfigChanged(rulebook.policy, settings.patience, changes.changed, changes.removed))
+        self._dispatcher.handle_event(
+            scheduler.ConfigChanged(policy_factory.policy, settings.patience, changes.changed, changes.removed)
+        )
         for id in self._dispatcher.models.keys() & models.keys() - gone:
-            self.handle_event(scheduler.SettingsChanged(id, models[id].scheduling))
+            self._dispatcher.handle_event(scheduler.SettingsChanged(id, models[id].scheduling))
 
     @property
     def running_ids(self) -> frozenset[str]:
-        """The models that have a process, from its start to its end."""
+        """Ids of the models that have a process, from its start to its end."""
         return frozenset(id for id, slot in self._dispatcher.models.items() if slot.has_process)
 
     def get_running(self, model: Model) -> RunningModel | None:
-        """The model's process, if it serves."""
+        """Return the model's process, if it serves."""
         return self._running.get(model.id)
 
     def get_idle_time(self, model: Model) -> float | None:
@@ -266,18 +388,18 @@ class ModelSupervisor:
         return time.monotonic() - slot.idle_since if slot and slot.state is ModelState.READY and not slot.busy_count else None
 
     def get_ttl(self, model: Model) -> float:
-        """The time to live that its last request gave it, in seconds; 0 is never unloaded."""
+        """Return the time to live that the last request set, in seconds; 0 means never unloaded."""
         slot = self._dispatcher.models.get(model.id)
         return (slot.settings if slot else model.scheduling).ttl
 
-    async def shutdown(self, *, at_once: bool = False) -> None:
-        """Stop every process and wait until all are gone; `at_once` whatever they do, also those that are being stopped."""
+    async def shutdown(self, *, force: bool = False) -> None:
+        """Stop every process and wait until all are gone. With `force` they do not finish their requests."""
         self._shutting_down = True
         stopping = [running for id, running in self._running.items() if self._dispatcher.models[id].state is ModelState.STOPPING]
         for running in self._running.values():
-            running.forced = running.forced or at_once
-        self.handle_event(scheduler.ShutdownRequested())
-        if at_once:
+            running.forced = running.forced or force
+        self._dispatcher.handle_event(scheduler.ShutdownRequested())
+        if force:
             for running in stopping:
                 self._run_in_background(running.instance.stop_now())
             self._run_in_background(self._cancel_starts())
@@ -289,7 +411,7 @@ class ModelSupervisor:
         self._launcher.process_registry.close()
 
     async def _cancel_starts(self) -> None:
-        """Who is cancelled once more while it cleans up kills its process."""
+        """Cancel starts that take long to end: a second cancellation kills the process."""
         starting = [task for id, task in self._tasks.items() if id not in self._running and not task.done()]
         if starting:
             _, late = await asyncio.wait(starting, timeout=FORCED_UNLOAD_S)
@@ -297,7 +419,7 @@ class ModelSupervisor:
                 task.cancel()
 
     def kill_all(self) -> None:
-        """End every process at once, and wait for none."""
+        """Kill every process without waiting."""
         self._launcher.process_registry.kill_all()
 
     def _start_model(self, model: str) -> None:
@@ -305,7 +427,7 @@ class ModelSupervisor:
         task.add_done_callback(partial(self._on_run_done, model))
 
     def _ensure_memory_watch(self) -> None:
-        """See from now and then what the models take, if anybody wants to know."""
+        """Measure the models' memory from time to time, if a policy needs it."""
         if self._policy_factory.pools and (not self._memory_watch or self._memory_watch.done()):
             self._memory_watch = asyncio.create_task(process_info.watch_memory(self._list_unmeasured, self._record_memory))
 
@@ -318,39 +440,39 @@ class ModelSupervisor:
     def _record_memory(self, taken: Mapping[str, Mapping[str, float]]) -> None:
         changed = [self._policy_factory.record_measurement(self._models[id], need) for id, need in taken.items()]
         if any(changed):
-            self.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
+            self._dispatcher.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
 
     async def _run_model(self, model: Model) -> None:
-        """One life of a model: from its start to its end."""
+        """Run a model from its start to its end."""
         try:
-            life = await self._launch_model(model)
+            instance = await self._launch_model(model)
         except EardrumError as error:
             log.error("%s failed to load: %s", model.id, error.message)
             self._record_unload(scheduler.StartFailed(model.id, error), error.message)
             return
-        self._running[model.id] = RunningModel(life, self._tasks[model.id], time.time())
-        if life.capabilities:
-            self._on_loaded(model, life.capabilities)
+        self._running[model.id] = RunningModel(instance, self._tasks[model.id], time.time())
+        if instance.capabilities:
+            self._on_loaded(model, instance.capabilities)
         self.unload_history.forget(model.id)
-        self.handle_event(scheduler.ModelReady(model.id))
+        self._dispatcher.handle_event(scheduler.ModelReady(model.id))
         self._ensure_memory_watch()
-        await life.ended
+        await instance.ended
         if self.get_state(model) in (ModelState.READY, ModelState.DRAINING):
-            log.error("%s", life.exit_description)
-            self._crash_backoff.record_crash(model.id, life.exit_description, time.monotonic())
-        # First the books, then the cleaning up: while that waits, requests may already start the next life.
+            log.error("%s", instance.exit_description)
+            self._crash_backoff.record_crash(model.id, instance.exit_description, time.monotonic())
+        # First the state, then the cleanup: while that waits, requests may already start the model again.
         del self._running[model.id]
-        self._record_unload(scheduler.ProcessExited(model.id), life.exit_description)
-        await life.close()
+        self._record_unload(scheduler.ProcessExited(model.id), instance.exit_description)
+        await instance.close()
 
-    def _record_unload(self, event: scheduler.ProcessExited | scheduler.StartFailed, said: str = "") -> None:
-        """A model's process is no more, or never was. The scheduler knows why; of what nobody wanted, `said` tells more."""
-        self.handle_event(event)
-        if going := self._dispatcher.models[event.model].last_unload:
-            self.unload_history.add(event.model, going, said if going.reason in UNPLANNED_REASONS else "")
+    def _record_unload(self, event: scheduler.ProcessExited | scheduler.StartFailed, detail: str = "") -> None:
+        """Record the end of a process, or of a start, with the scheduler's reason. `detail` describes an unplanned end."""
+        self._dispatcher.handle_event(event)
+        if cause := self._dispatcher.models[event.model].last_unload:
+            self.unload_history.add(event.model, cause, detail if cause.reason in UNPLANNED_REASONS else "")
 
     def _on_run_done(self, model: str, task: asyncio.Task[None]) -> None:
-        """See to it that the scheduler knows of an end that `_run` could not tell: it was not let begin, or failed itself."""
+        """Tell the scheduler of an end that `_run_model` could not report: it was cancelled before it began, or failed."""
         if task.cancelled():
             self._record_unload(scheduler.ProcessExited(model))
         elif (error := task.exception()) and self._tasks[model] is task:
@@ -360,7 +482,7 @@ class ModelSupervisor:
             self._record_unload(scheduler.StartFailed(model, failed), failed.message)
 
     async def _launch_model(self, model: Model) -> ModelInstance:
-        self._check_backoff(model)  # for those who waited when it died
+        self._check_backoff(model)  # for requests that waited when it died
         await asyncio.shield(self.sweep_orphans())
         return await self._launcher.launch_model(model)
 
@@ -377,8 +499,8 @@ class ModelSupervisor:
 
 
 async def _explain_crash(model: Model, running: RunningModel, error: RunnerCrashedError) -> RunnerCrashedError:
-    """The crash in words a client can use, once the scheduler has seen it too."""
-    if running.pid is None:  # another server's
+    """Make the client's error of a crash, once the process has ended and the scheduler has been told."""
+    if running.pid is None:  # somebody else runs the server
         return error
     await asyncio.wait([running.instance.ended], timeout=DISCONNECT_TIMEOUT_S if model.is_external else EXIT_TIMEOUT_S)
     if not running.instance.ended.done():
@@ -387,84 +509,45 @@ async def _explain_crash(model: Model, running: RunningModel, error: RunnerCrash
     return running.instance.crash_error
 
 
-ALREADY_LOGGED = (UnloadReason.CRASH, UnloadReason.FAILED)
-"""Ends that have a line of their own, with the last words of the process."""
-
-
 @dataclass(frozen=True, slots=True)
 class UnloadRecord:
-    """A model's last end."""
+    """The last unload of a model."""
 
     model: str
     cause: UnloadCause
     at: float
     """Unix time."""
     detail: str = ""
-    """What is known beyond that: how its process ended, or why it could not be started."""
+    """How the process ended, or why it failed to start; may be empty."""
 
     def __str__(self) -> str:
-        """Why, in words."""
+        """Return the reason in words."""
         return self.detail or str(self.cause)
 
 
 class UnloadHistory:
-    """The last end of every model, the latest last, and how many there were of each kind."""
+    """The last unload of every model, the latest one last, and counts by reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, UnloadReason]] = Counter()
-        """By model and reason, since the server was started."""
+        """Unloads by model and reason since the server started."""
         self._last: dict[str, UnloadRecord] = {}
 
     def __iter__(self) -> Iterator[UnloadRecord]:
         return iter(self._last.values())
 
     def find_last(self, model: str) -> UnloadRecord | None:
-        """The model's last end."""
+        """Return the model's last unload."""
         return self._last.get(model)
 
-    def add(self, model: str, going: UnloadCause, said: str = "") -> None:
-        """A model has gone."""
-        self.counts[model, going.reason] += 1
+    def add(self, model: str, cause: UnloadCause, detail: str = "") -> None:
+        """Record that a model was unloaded."""
+        self.counts[model, cause.reason] += 1
         self._last.pop(model, None)
-        self._last[model] = departure = UnloadRecord(model, going, time.time(), said)
-        if going.reason not in ALREADY_LOGGED:
-            log.info("%s was unloaded: %s.", model, departure)
+        self._last[model] = record = UnloadRecord(model, cause, time.time(), detail)
+        if cause.reason not in UNPLANNED_REASONS:  # those have a log line with the last output of the process
+            log.info("%s was unloaded: %s.", model, record)
 
     def forget(self, model: str) -> None:
-        """It is there again."""
+        """Forget the last unload: the model is loaded again."""
         self._last.pop(model, None)
-
-
-BACKOFF_S = (0.0, 0.0, 5.0, 15.0, 60.0)
-"""After the first, second ... death in a row: the first may have been a request's doing, and is made good at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class CrashStreak:
-    """Deaths without a request served in between."""
-
-    crashes: int
-    retry_at: float
-    exit_description: str
-    """How it ended last, in words."""
-
-
-class CrashBackoff:
-    """Counts them."""
-
-    def __init__(self) -> None:
-        self._streaks: dict[str, CrashStreak] = {}
-
-    def record_crash(self, model: str, ending: str, now: float) -> None:
-        """Its process is gone, and nobody had asked for that."""
-        deaths = self._streaks[model].crashes if model in self._streaks else 0
-        self._streaks[model] = CrashStreak(deaths + 1, now + BACKOFF_S[min(deaths, len(BACKOFF_S) - 1)], ending)
-
-    def reset(self, model: str) -> None:
-        """It has finished a request, or is another model now."""
-        self._streaks.pop(model, None)
-
-    def find_pause(self, model: str, now: float) -> CrashStreak | None:
-        """Why, and until when, it is not to be started."""
-        row = self._streaks.get(model)
-        return row if row and now < row.retry_at else None

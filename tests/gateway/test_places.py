@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eardrum.gateway import slow_clients
-from eardrum.gateway.slow_clients import MIN_BYTES_PER_S, SENDING_CLIENT, WINDOW_S, PlaceRegistry, SendRateMeter
+from eardrum.gateway.places import MIN_BYTES_PER_S, SENDING_CLIENT, WINDOW_S, PlaceRegistry, SendRateMeter
 
 
 class FakeClock:
@@ -22,7 +21,7 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
-    monkeypatch.setattr(slow_clients, "time", clock)
+    monkeypatch.setattr("eardrum.gateway.places.time", clock)
     return clock
 
 
@@ -123,7 +122,7 @@ async def test_each_newcomer_takes_another_place_and_a_slow_one_takes_none() -> 
 
 
 async def test_one_that_does_not_leave_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow_clients, "LEAVE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("eardrum.gateway.places.LEAVE_TIMEOUT_S", 0.01)
     places = PlaceRegistry()
     enter_place(places, FakeSender(is_slow=True), 1)
     assert not await places.make_room("a")
