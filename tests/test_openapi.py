@@ -21,7 +21,7 @@ from schemathesis import GenerationMode
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from eardrum.api.openapi import build_document
+from eardrum.api.openapi import build_document, list_operations
 from eardrum.api.proxy.routes import GET_ROUTES, POST_ROUTES
 from eardrum.api.realtime import client_secrets
 from eardrum.api.realtime.routes import CONVERSATION_PATHS
@@ -47,7 +47,13 @@ SOCKETS = ("/v1/audio/transcriptions/stream", "/ws/realtime", "/v1/realtime")
 RECORDING = encode(create_tone(0.5), "wav")
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 
-DOCUMENT = build_document()
+DISPATCHER = create_app(Service(Settings()))._app
+assert isinstance(DISPATCHER, RequestDispatcher)
+assert isinstance(DISPATCHER._fallback_app, Starlette)
+ROUTES = DISPATCHER._fallback_app.routes
+"""Those that Starlette serves. The others are in plain ASGI."""
+
+DOCUMENT = build_document(list_operations([*ROUTES, *DISPATCHER._edges]))
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
@@ -58,12 +64,8 @@ def remove_parameter_names(path: str) -> str:
 
 def list_routes() -> set[tuple[str, str]]:
     """Every route there is."""
-    front = create_app(Service(Settings()))._app
-    assert isinstance(front, RequestDispatcher)
-    others = front._fallback_app
-    assert isinstance(others, Starlette)
     found: set[tuple[str, str]] = set()
-    for route in others.routes:
+    for route in ROUTES:
         assert isinstance(route, Route)
         methods = {method.lower() for method in route.methods or ()} - ({"head"} if "GET" in (route.methods or ()) else set())
         found |= {(method, route.path) for method in methods}

@@ -349,12 +349,6 @@ async def test_slow_is_not_silent(tmp_path: Path) -> None:
         assert spool.size == len(AUDIO)
 
 
-async def test_waiting_for_the_client_to_hang_up() -> None:
-    body = RequestBody(build_scope(), create_sender([b"more", b"and more"], then="hang up"), LimitSettings())
-    with pytest.raises(ClientGoneError):
-        await body.wait_for_disconnect()
-
-
 async def test_nothing_is_read_past_the_end() -> None:
     body = RequestBody(build_scope(), create_sender([b"a"], then="end"), LimitSettings())
     assert [await body.read() for _ in range(4)] == [b"a", b"", None, None]

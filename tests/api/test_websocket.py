@@ -12,7 +12,8 @@ import pytest
 from eardrum.api import websocket
 from eardrum.api.asgi import ClientGoneError, Message
 from eardrum.api.request_log import RequestRecord, RequestTracker
-from eardrum.api.websocket import CloseCode, ServerWebSocket, get_close_code, run_alongside, run_until_first
+from eardrum.api.websocket import CloseCode, ServerWebSocket, get_close_code
+from eardrum.concurrency import run_alongside, run_until_first
 from eardrum.errors import (
     BusyError,
     EardrumError,

@@ -83,6 +83,27 @@ def build_stream_headers(media_type: str) -> list[tuple[bytes, bytes]]:
     ]
 
 
+class StreamedResponse:
+    """Sends a response in pieces. The first piece begins it: an error before that can still be a response of its own."""
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]):
+        self.headers = headers
+        self.has_begun = False
+        self._send = send
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        """Send a piece of the body."""
+        if not self.has_begun:
+            self.has_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+def encode_event(data: str, *, event: str = "") -> bytes:
+    """Encode a server-sent event. `data` is a single line, as JSON is."""
+    return (f"event: {event}\ndata: {data}\n\n" if event else f"data: {data}\n\n").encode()
+
+
 MAX_NAMES, MAX_NAME_CHARS = 20, 80
 """Limits of a list of names in a header. Many clients refuse a header of 8 kB."""
 

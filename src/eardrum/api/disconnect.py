@@ -10,11 +10,44 @@ from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope
 from eardrum.errors import ClientStalledError, EardrumError
 
 
+class CancelScope:
+    """Cancels the work of one task when the client disconnects, and turns that cancellation into a `ClientGoneError`.
+
+    Every transport uses it: HTTP by `DisconnectWatcher`, WebSockets by `ServerWebSocket`.
+    """
+
+    __slots__ = ("_task", "is_cancelled")
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+
+    def enter(self) -> None:
+        """Begin the work, which belongs to the current task."""
+        task = asyncio.current_task()
+        assert task
+        self._task: asyncio.Task[object] = task
+
+    def cancel(self) -> None:
+        """Cancel the work."""
+        self.is_cancelled = True
+        self._task.cancel()
+
+    def exit(self, error: BaseException | None, reason: str = "") -> None:
+        """End the work, which raised `error`.
+
+        Raises:
+            ClientGoneError: the work was cancelled, for this reason.
+        """
+        if self.is_cancelled:
+            self._task.uncancel()
+            raise ClientGoneError(reason) from error
+
+
 class DisconnectWatcher:
-    """Cancels the work inside the block when the client disconnects. The request's body must have been received.
+    """Cancels the work inside the block when the HTTP client disconnects.
 
     Our own server calls back on a disconnect (`eardrum.when_gone`), which costs nothing. Under any other server a task
-    waits for the message, once `after` is set.
+    waits for the message; it starts after `after` is set, because until then the work itself receives the request's body.
 
     Raises:
         ClientGoneError: the client disconnected.
@@ -24,15 +57,13 @@ class DisconnectWatcher:
         self._when_gone = scope.get("extensions", {}).get("eardrum.when_gone")
         self._receive = receive
         self._after = after
-        self._gone = False
+        self._work = CancelScope()
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        working = asyncio.current_task()
-        assert working
-        self._working: asyncio.Task[object] = working
+        self._work.enter()
         if self._when_gone:
-            self._when_gone["call"](self._cancel_work)
+            self._when_gone["call"](self._work.cancel)
         else:
             self._watching = asyncio.create_task(self._wait_for_disconnect())
         return self
@@ -42,20 +73,14 @@ class DisconnectWatcher:
             self._when_gone["call"](None)
         elif self._watching:
             self._watching.cancel()
-        if self._gone:
-            self._working.uncancel()
-            raise ClientGoneError from error
-
-    def _cancel_work(self) -> None:
-        self._gone = True
-        self._working.cancel()
+        self._work.exit(error)
 
     async def _wait_for_disconnect(self) -> None:
         if self._after:
             await self._after.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._cancel_work()
+        self._work.cancel()
 
 
 STALL_TIMEOUTS_KEY = "eardrum.waiting"

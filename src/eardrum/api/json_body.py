@@ -31,7 +31,7 @@ def open_body(scope: Scope, receive: Receive, limits: LimitSettings) -> RequestB
     Raises:
         TooLargeError: the content length exceeds the limit.
     """
-    return RequestBody(scope, receive, limits, limit="json_bytes")
+    return RequestBody(scope, receive, limits, limit="json_bytes", param=None)
 
 
 def limit_small_body(limits: LimitSettings) -> LimitSettings:

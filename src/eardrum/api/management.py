@@ -12,10 +12,12 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from eardrum import __version__
-from eardrum.api.asgi import has_query_flag
+from eardrum.api import openapi
+from eardrum.api.asgi import build_stream_headers, has_query_flag
+from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.models.download import PullProgress
@@ -33,13 +35,52 @@ def build_routes(service: Service) -> list[BaseRoute]:
     """Build the management and health routes."""
     admin, health = ManagementRoutes(service), HealthRoutes(service)
     return [
-        Route("/", health.show_home),
-        Route("/health", health.show_health),
-        Route("/api/pull/{name:path}", admin.pull, methods=["POST"]),
-        Route("/api/v1/backend", admin.show_backend),
-        Route("/api/reload", admin.reload, methods=["POST"]),
-        Route("/api/ps/{name:path}", admin.load, methods=["POST"]),
-        Route("/api/ps/{name:path}", admin.unload, methods=["DELETE"]),
+        ApiRoute(
+            health.show_home,
+            ApiOperation(
+                "get",
+                "/",
+                "A greeting for clients that check whether the server is up",
+                (openapi.TEXT,),
+                success=(200, 307),
+            ),
+        ),
+        ApiRoute(health.show_health, ApiOperation("get", "/health", "The server's health, and the state of each model")),
+        ApiRoute(
+            admin.pull,
+            ApiOperation(
+                "post",
+                "/api/pull/{name:path}",
+                "Download a model; streams a line per step",
+                (openapi.LINES,),
+                (404, 502, 503, 507),
+            ),
+        ),
+        ApiRoute(
+            admin.show_backend,
+            ApiOperation(
+                "get",
+                "/api/v1/backend",
+                "Describe a model's engine and its capabilities",
+                errors=openapi.LOOKUP_ERRORS,
+                query=openapi.MODEL_FIELD,
+            ),
+        ),
+        ApiRoute(admin.reload, ApiOperation("post", "/api/reload", "Reload the config; unchanged models keep running")),
+        ApiRoute(
+            admin.load,
+            ApiOperation("post", "/api/ps/{name:path}", "Load a model and wait until it is ready", errors=openapi.LOADING_ERRORS),
+        ),
+        ApiRoute(
+            admin.unload,
+            ApiOperation(
+                "delete",
+                "/api/ps/{name:path}",
+                "Unload a model after its running requests",
+                errors=openapi.LOADING_ERRORS,
+                query=openapi.FORCE_QUERY,
+            ),
+        ),
     ]
 
 
@@ -66,7 +107,9 @@ class ManagementRoutes:
                 return
             yield _encode_line({"status": "success", "model": match.repository})
 
-        return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"cache-control": "no-store"})
+        response = StreamingResponse(lines())
+        response.raw_headers = build_stream_headers("application/x-ndjson")
+        return response
 
     async def load(self, request: Request) -> Response:
         """Load a model, unless it is loaded, and wait until it is ready."""

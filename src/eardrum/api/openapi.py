@@ -1,4 +1,4 @@
-"""Describes the API: `/openapi.json` for programs and `/docs` for people, from one table of operations.
+"""Describes the API: `/openapi.json` for programs and `/docs` for people, from the operations that the routes declare.
 
 The page is plain HTML without external scripts, so it works without internet access.
 """
@@ -6,7 +6,7 @@ The page is plain HTML without external scripts, so it works without internet ac
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -16,66 +16,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from eardrum import __version__
-from eardrum.api.proxy.routes import CHAT_PATH, GET_ROUTES, POST_ROUTES
 from eardrum.gateway.service import Service
 from eardrum.languages import LANGUAGE_NAMES
-from eardrum.subtitles import PRESETS
-
-AUDIO_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "file": (
-        "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, detected from the content. "
-        "With the content type audio/pcm: raw 16-bit little-endian samples, mono, 16 kHz.",
-        {"type": "string", "format": "binary"},
-    ),
-    "model": ("A model of GET /v1/models or an alias; empty: the default model.", {"type": "string"}),
-    "language": (
-        "ISO 639 code, locale or English name; empty: the model detects it.",
-        {"type": "string", "examples": ["en", "de-AT"]},
-    ),
-    "response_format": (
-        "Format of the response.",
-        {"type": "string", "enum": ["json", "text", "srt", "verbose_json", "vtt"], "default": "json"},
-    ),
-    "stream": ("Stream segments as server-sent events while they are decoded.", {"type": "boolean", "default": False}),
-    "timestamp_granularities[]": (
-        "Timestamps in verbose_json.",
-        {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
-    ),
-    "include[]": (
-        "`logprobs`: tokens with their probabilities, in json.",
-        {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
-    ),
-    "prompt": ("Text that guides the model, if it supports a prompt.", {"type": "string"}),
-    "keywords[]": ("Words to expect, if the model supports them.", {"type": "array", "items": {"type": "string"}}),
-    "subtitles": (
-        "srt and vtt: `broadcast` gives two lines of 42 columns, 5/6 to 7 seconds. The fields below override it; 0: no limit.",
-        {"type": "string", "enum": list(PRESETS)},
-    ),
-    "max_line_width": ("srt and vtt: maximum columns per line.", {"type": "integer", "minimum": 0}),
-    "max_line_count": ("srt and vtt: maximum lines per cue.", {"type": "integer", "minimum": 0}),
-    "max_words_per_line": (
-        "srt and vtt: maximum words per line; without other rules, each line is a cue.",
-        {"type": "integer", "minimum": 0},
-    ),
-    "highlight_words": ("srt and vtt: underline each word while it is spoken.", {"type": "boolean"}),
-    "min_duration": ("srt and vtt: minimum seconds of a cue, if there is room.", {"type": "number", "minimum": 0}),
-    "max_duration": ("srt and vtt: maximum seconds of a cue.", {"type": "number", "minimum": 0}),
-    "min_gap": ("srt and vtt: minimum seconds between cues.", {"type": "number", "minimum": 0}),
-    "max_characters_per_second": (
-        "srt and vtt: maximum reading speed; cues stay longer to keep it.",
-        {"type": "number", "minimum": 0},
-    ),
-    "multilingual": ("Detect the language of each window, if the model detects languages.", {"type": "boolean"}),
-    "temperature": ("Sampling temperature, if the model supports it.", {"type": "number", "minimum": 0, "maximum": 1}),
-    "audio_track": (
-        "Number of the audio track, counted from 1; empty: the default track, or the first with sound.",
-        {"type": "integer", "minimum": 1},
-    ),
-    "chunking_strategy": (
-        "`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
-        {"type": "string", "default": "auto"},
-    ),
-}
 
 JSON, TEXT, EVENTS, LINES, HTML = "application/json", "text/plain", "text/event-stream", "application/x-ndjson", "text/html"
 ANY = "*/*"
@@ -119,9 +61,12 @@ WEBSOCKET_ERRORS = (404, 405, 429, 501, 502, 503, 504)
 """Error statuses of WebSocket routes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ApiOperation:
-    """One method of one route. `query` and `body` map parameters and fields to their descriptions."""
+    """One method of one route.
+
+    `query` maps parameters to their descriptions, and `body` fields to their descriptions or JSON schemas.
+    """
 
     method: str
     path: str
@@ -130,259 +75,51 @@ class ApiOperation:
     """Media types of the response."""
     errors: tuple[int, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
-    body: Mapping[str, str] | None = None
+    body: Mapping[str, str | dict[str, Any]] | None = None
     required: tuple[str, ...] = ()
     """Required fields of the body."""
     success: tuple[int, ...] = (200,)
     body_kinds: tuple[str, ...] = (JSON,)
 
 
-FORCE_QUERY = {"force": "Do not wait for running requests."}
 MODEL_FIELD = {"model": "A model of GET /v1/models, or an alias."}
 CHAT_FIELDS = MODEL_FIELD | {"messages": "The conversation.", "stream": "Stream the response."}
-PROMPT_FIELDS = MODEL_FIELD | {"prompt": "The text to continue.", "stream": "Stream the response."}
-INPUT_FIELDS = MODEL_FIELD | {"input": "The text to embed, or several texts."}
+FORCE_QUERY = {"force": "Do not wait for running requests."}
 SOCKET_QUERY = {"model": "A model that supports live sessions, or an alias; empty: the default model."}
 
-OPERATIONS = (
-    ApiOperation("get", "/v1/models", "List models, their capabilities and whether they are loaded"),
-    ApiOperation("get", "/models", "The same as /v1/models, at llama-swap's path"),
-    ApiOperation("get", "/v1/models/{id}", "Describe a model, by id or alias; ids may contain slashes", errors=LOOKUP_ERRORS),
-    ApiOperation("get", "/health", "The server's health, and the state of each model"),
-    ApiOperation("get", "/", "A greeting for clients that check whether the server is up", (TEXT,), success=(200, 307)),
-    ApiOperation("get", "/docs", "This page", (HTML,)),
-    ApiOperation("get", "/openapi.json", "This page as an OpenAPI document"),
-    ApiOperation("get", "/wol-health", "`OK`", (TEXT,)),
-    # Live speech.
-    ApiOperation(
-        "get",
-        "/v1/audio/transcriptions/stream",
-        "A WebSocket for live transcription: audio in, text out; see docs/reference/live.md",
-        errors=WEBSOCKET_ERRORS,
-        query=SOCKET_QUERY,
-        success=(101,),
-    ),
-    ApiOperation(
-        "get", "/ws/realtime", "The same with TingWu's messages", errors=WEBSOCKET_ERRORS, query=SOCKET_QUERY, success=(101,)
-    ),
-    ApiOperation(
-        "get",
-        "/v1/realtime",
-        "A WebSocket for live transcription in OpenAI's Realtime API",
-        errors=WEBSOCKET_ERRORS,
-        query=SOCKET_QUERY | {"intent": "`transcription`.", "rate": "Sample rate of the audio in Hz."},
-        success=(101,),
-    ),
-    ApiOperation(
-        "post",
-        "/v1/realtime/client_secrets",
-        "Create a key for such a WebSocket that expires, for web pages",
-        errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body={
-            "session": "The initial configuration of the sessions.",
-            "expires_after": "When the key expires: `anchor`, `seconds`.",
-        },
-    ),
-    ApiOperation(
-        "post",
-        "/v1/realtime/transcription_sessions",
-        "The same in the format of the API's beta",
-        errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body={
-            "input_audio_format": "The audio's encoding.",
-            "input_audio_transcription": "`model`, `language`, `prompt`.",
-            "turn_detection": "How the end of an utterance is detected.",
-        },
-    ),
-    *(
-        ApiOperation("post", path, "Not supported: this server transcribes, and does not speak", errors=(501,), success=())
-        for path in ("/v1/realtime/calls", "/v1/realtime/sessions", "/v1/realtime/translations/client_secrets")
-    ),
-    # Administration.
-    ApiOperation("get", "/running", "List the models that are not stopped, with their commands and addresses"),
-    ApiOperation("get", "/api/ps", "List the loaded models"),
-    ApiOperation("post", "/api/ps/{name}", "Load a model and wait until it is ready", errors=LOADING_ERRORS),
-    ApiOperation(
-        "delete",
-        "/api/ps/{name}",
-        "Unload a model after its running requests",
-        errors=LOADING_ERRORS,
-        query=FORCE_QUERY,
-    ),
-    ApiOperation("post", "/api/pull/{name}", "Download a model; streams a line per step", (LINES,), (404, 502, 503, 507)),
-    ApiOperation(
-        "get", "/api/v1/backend", "Describe a model's engine and its capabilities", errors=LOOKUP_ERRORS, query=MODEL_FIELD
-    ),
-    ApiOperation("post", "/api/reload", "Reload the config; unchanged models keep running"),
-    ApiOperation("post", "/api/models/load/{name}", "Load a model and wait until it is ready", (TEXT,), LOADING_ERRORS),
-    ApiOperation(
-        "post",
-        "/api/models/unload/{name}",
-        "Unload a model after its running requests",
-        (TEXT,),
-        LOADING_ERRORS,
-        query=FORCE_QUERY,
-    ),
-    ApiOperation("post", "/api/models/unload", "Unload all models", query=FORCE_QUERY),
-    ApiOperation("get", "/unload", "The same, for programs; web pages are refused", (TEXT,), query=FORCE_QUERY),
-    ApiOperation("post", "/unload", "Unload all models", (TEXT,), query=FORCE_QUERY),
-    ApiOperation("get", "/logs", "The latest lines of the server's log", (TEXT,)),
-    ApiOperation(
-        "get", "/logs/{name}", "The latest lines of the logs of all models (`upstream`), or of one", (TEXT,), LOOKUP_ERRORS
-    ),
-    ApiOperation("get", "/logs/stream", "Stream the server's log", (TEXT,), query={"no-history": "Only new lines."}),
-    ApiOperation(
-        "get",
-        "/logs/stream/{name}",
-        "Stream the logs of all models (`upstream`), or of one",
-        (TEXT,),
-        LOOKUP_ERRORS,
-        query={"no-history": "Only new lines."},
-    ),
-    ApiOperation("get", "/api/events", "Stream changes: states, logs, requests in progress, the active profile", (EVENTS,)),
-    ApiOperation("get", "/api/profiles", "List the config's profiles, and the active one"),
-    ApiOperation(
-        "put",
-        "/api/profiles/active",
-        "Activate a profile, or none",
-        errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body={"name": "The profile; null for none."},
-        required=("name",),
-    ),
-    ApiOperation(
-        "get",
-        "/api/metrics/activity",
-        "List the latest requests for models",
-        query={
-            "model": "Only requests for this model.",
-            "limit": "Requests per page, up to 999.",
-            "page": "Number of the page, from 1.",
-            "order": "`desc` or `asc`.",
-        },
-    ),
-    ApiOperation(
-        "post", "/api/inflight/{id}/cancel", "Cancel a request in progress, by its `x-request-id`", errors=LOOKUP_ERRORS
-    ),
-    # Ollama's API; docs/reference/api.md has the rest.
-    ApiOperation("get", "/api/version", "The version of Ollama's API, and Eardrum's own"),
-    ApiOperation("get", "/api/tags", "List models, for Ollama's clients"),
-    ApiOperation(
-        "post",
-        "/api/show",
-        "Describe a model, for Ollama's clients",
-        errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body=MODEL_FIELD,
-        required=("model",),
-    ),
-    ApiOperation(
-        "post",
-        "/api/chat",
-        "A chat in Ollama's format, or the transcript of the recordings in `images`",
-        (LINES, JSON),
-        INFERENCE_ERRORS,
-        body=CHAT_FIELDS,
-        required=("model",),
-    ),
-    ApiOperation(
-        "post",
-        "/api/generate",
-        "A completion in Ollama's format, or the transcript of the recordings in `images`",
-        (LINES, JSON),
-        INFERENCE_ERRORS,
-        body=PROMPT_FIELDS,
-        required=("model",),
-    ),
-    ApiOperation(
-        "post", "/api/embed", "Embeddings in Ollama's format", errors=INFERENCE_ERRORS, body=INPUT_FIELDS, required=("model",)
-    ),
-    ApiOperation(
-        "post",
-        "/api/embeddings",
-        "One embedding in Ollama's older format",
-        errors=INFERENCE_ERRORS,
-        body=MODEL_FIELD | {"prompt": "The text."},
-        required=("model",),
-    ),
-    ApiOperation(
-        "post",
-        "/api/pull",
-        "Download a model, in Ollama's format",
-        (LINES, JSON),
-        (404, *BODY_ERRORS, 502, 507),
-        body={"model": "A name, as for `eardrum pull`.", "stream": "Stream a line per step."},
-        required=("model",),
-    ),
-    ApiOperation(
-        "delete",
-        "/api/delete",
-        "Delete a downloaded model",
-        errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body=MODEL_FIELD,
-        required=("model",),
-    ),
-    ApiOperation(
-        "post",
-        "/api/copy",
-        "Give a model another name until the server stops",
-        errors=LOOKUP_ERRORS + BODY_ERRORS,
-        body={"source": "The model.", "destination": "Its other name."},
-        required=("source", "destination"),
-    ),
-    *(
-        ApiOperation(method, path, "Not supported: models come from the hub, a folder or the config", errors=(501,), success=())
-        for method, path in (
-            ("post", "/api/create"),
-            ("post", "/api/push"),
-            ("post", "/api/blobs/{digest}"),
-            ("head", "/api/blobs/{digest}"),
-        )
-    ),
-    # External models.
-    *(
-        ApiOperation(
-            "post",
-            path,
-            "Forwarded to the model's upstream" + ("; speech models answer with a transcript" if path == CHAT_PATH else ""),
-            (ANY,),
-            (*INFERENCE_ERRORS, 405, 415),
-            body=CHAT_FIELDS if path == CHAT_PATH else MODEL_FIELD,
-            body_kinds=(JSON, "multipart/form-data"),
-        )
-        for path in POST_ROUTES
-    ),
-    *(
-        ApiOperation("get", path, "Forwarded to the model's upstream", (ANY,), (*INFERENCE_ERRORS, 405), query=MODEL_FIELD)
-        for path in GET_ROUTES
-    ),
-    *(
-        ApiOperation(
-            method,
-            "/upstream/{name}/{path}",
-            "Any path of the model's upstream, including pages and WebSockets",
-            (ANY,),
-            (*INFERENCE_ERRORS, 409),
-            success=(101, 200, 301) if method == "get" else (200,),
-        )
-        for method in ("get", "post", "put", "patch", "delete", "head", "options")
-    ),
-)
-"""All routes except those that take audio in forms. A forwarded request may get any status from its upstream."""
+
+class ApiRoute(Route):
+    """A route with its description. The path, with Starlette's convertors, and the methods are those of its operations."""
+
+    def __init__(self, endpoint: Callable[..., Any], *operations: ApiOperation):
+        super().__init__(operations[0].path, endpoint, methods=[operation.method.upper() for operation in operations])
+        self.operations = operations
 
 
-def build_routes(service: Service) -> list[BaseRoute]:
-    """Build the routes of the two pages."""
+def list_operations(routes: Iterable[object]) -> list[ApiOperation]:
+    """List the operations of routes, and of routers in plain ASGI. Those without descriptions have none."""
+    return [operation for route in routes for operation in getattr(route, "operations", ())]
 
-    async def openapi(_: Request) -> Response:
-        return JSONResponse(build_document())
 
-    async def page(request: Request) -> Response:
+def build_routes(service: Service, operations: Sequence[ApiOperation]) -> list[BaseRoute]:
+    """Build the routes of the two pages, which describe these operations and themselves."""
+
+    async def serve_document(_: Request) -> Response:
+        return JSONResponse(build_document(described))
+
+    async def serve_page(request: Request) -> Response:
         base = str(request.base_url).rstrip("/")
-        return HTMLResponse(_render_page(build_document(), base, service.catalog.default.id))
+        return HTMLResponse(_render_page(build_document(described), base, service.catalog.default.id))
 
-    return [Route("/openapi.json", openapi), Route("/docs", page)]
+    routes: list[BaseRoute] = [
+        ApiRoute(serve_page, ApiOperation("get", "/docs", "This page", (HTML,))),
+        ApiRoute(serve_document, ApiOperation("get", "/openapi.json", "This page as an OpenAPI document")),
+    ]
+    described = [*operations, *list_operations(routes)]
+    return routes
 
 
-def build_document() -> dict[str, Any]:
+def build_document(operations: Iterable[ApiOperation]) -> dict[str, Any]:
     """Build the OpenAPI document."""
     return {
         "openapi": "3.1.0",
@@ -391,17 +128,7 @@ def build_document() -> dict[str, Any]:
             "version": __version__,
             "description": "Speech to text behind one port, in OpenAI's protocol.",
         },
-        "paths": {
-            "/v1/audio/transcriptions": {
-                "post": _describe_audio_operation("/v1/audio/transcriptions", "Turn speech into text", list(AUDIO_FIELDS))
-            },
-            "/v1/audio/translations": {
-                "post": _describe_audio_operation(
-                    "/v1/audio/translations", "Turn speech into English text, with models that translate", list(AUDIO_FIELDS)
-                )
-            },
-            **_describe_paths(),
-        },
+        "paths": _describe_paths(operations),
         "components": {
             "schemas": {
                 "ErrorInWords": {
@@ -431,29 +158,15 @@ def build_document() -> dict[str, Any]:
     }
 
 
-def _describe_audio_operation(path: str, summary: str, names: list[str]) -> dict[str, Any]:
-    properties = {name: {"description": AUDIO_FIELDS[name][0]} | AUDIO_FIELDS[name][1] for name in names}
-    form = {"type": "object", "required": ["file"], "properties": properties}
-    content: dict[str, Any] = {"application/json": {}, "text/plain": {}, "text/event-stream": {}}
-    return {
-        "summary": summary,
-        "operationId": _make_operation_id("post", path),
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "responses": {
-            "200": {"description": "The transcript in the chosen format", "content": content},
-            **_describe_errors(path, (*INFERENCE_ERRORS, 415)),
-        },
-    }
-
-
-def _describe_paths() -> dict[str, dict[str, Any]]:
+def _describe_paths(operations: Iterable[ApiOperation]) -> dict[str, dict[str, Any]]:
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _describe_operation(operation)
+    for operation in operations:
+        path = re.sub(r":\w+}", "}", operation.path)
+        paths.setdefault(path, {})[operation.method] = _describe_operation(operation, path)
     return paths
 
 
-def _describe_operation(operation: ApiOperation) -> dict[str, Any]:
+def _describe_operation(operation: ApiOperation, path: str) -> dict[str, Any]:
     content: dict[str, Any] = {kind: {} for kind in operation.kinds}
     successes = {
         str(status): {"description": STATUS_MEANINGS[status]} | ({"content": content} if status == 200 else {})
@@ -461,12 +174,11 @@ def _describe_operation(operation: ApiOperation) -> dict[str, Any]:
     }
     described: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": _make_operation_id(operation.method, operation.path),
-        "responses": successes | _describe_errors(operation.path, operation.errors),
+        "operationId": _make_operation_id(operation.method, path),
+        "responses": successes | _describe_errors(path, operation.errors),
     }
     in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"\{(\w+)\}", operation.path)
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"\{(\w+)\}", path)
     ]
     in_query = [
         {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in operation.query.items()
@@ -474,10 +186,12 @@ def _describe_operation(operation: ApiOperation) -> dict[str, Any]:
     if parameters := in_path + in_query:
         described["parameters"] = parameters
     if operation.body is not None:
-        schema: dict[str, Any] = {"type": "object", "properties": {n: {"description": t} for n, t in operation.body.items()}}
+        properties = {name: {"description": it} if isinstance(it, str) else it for name, it in operation.body.items()}
+        schema: dict[str, Any] = {"type": "object", "properties": properties}
+        described["requestBody"] = {"content": {kind: {"schema": schema} for kind in operation.body_kinds}}
         if operation.required:
             schema["required"] = list(operation.required)
-        described["requestBody"] = {"content": {kind: {"schema": schema} for kind in operation.body_kinds}}
+            described["requestBody"]["required"] = True
     return described
 
 

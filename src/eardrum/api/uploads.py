@@ -30,14 +30,17 @@ FormFields = dict[str, list[str]]
 class RequestBody:
     """A request's body. Enforces the limits of its size and of stalls while it arrives.
 
-    `received` is set once the whole body has arrived.
+    `received` is set once the whole body has arrived. `param` is the field that a body which is too large is blamed on.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings, *, limit: str = "upload_bytes"):
+    def __init__(
+        self, scope: Scope, receive: Receive, limits: LimitSettings, *, limit: str = "upload_bytes", param: str | None = "file"
+    ):
         self._receive = receive
         self._stall_timeouts = scope.get(STALL_TIMEOUTS_KEY) or StallTimeouts()
         self._has_arrived = scope.get("extensions", {}).get("eardrum.arrived")
         self._limit = limit
+        self._param = param
         self._max: int = getattr(limits, limit)
         self._stall_s = limits.stall_seconds
         self._size = 0
@@ -109,16 +112,6 @@ class RequestBody:
         finally:
             self._timeout = None
 
-    async def wait_for_disconnect(self) -> NoReturn:
-        """Wait until the client disconnects.
-
-        Raises:
-            ClientGoneError: the client disconnected.
-        """
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        raise ClientGoneError
-
     def _check_rate(self, waited_s: float, size: int) -> None:
         """Treat an upload that trickles like one that stalls. Only time spent waiting for the client counts."""
         self._waited_s += waited_s
@@ -132,8 +125,7 @@ class RequestBody:
         self._waited_s, self._bytes_while_waiting = 0.0, 0
 
     def _refuse(self) -> NoReturn:
-        param = "file" if self._limit == "upload_bytes" else None
-        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param=param)
+        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param=self._param)
 
 
 @dataclass(slots=True)
@@ -149,11 +141,12 @@ class FormPart:
 class MultipartForm:
     """Parses a multipart form as it arrives: first `read_until_file`, then `read_file`."""
 
-    def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings):
+    def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings, *, file_field: str = "file"):
         self.fields: FormFields = {}
         self.file_content_type = ""
         self._body = body
         self._limits = limits
+        self._file_field = file_field
         self._part = FormPart()
         self._headers: dict[bytes, bytes] = {}
         self._header_name, self._header_value = bytearray(), bytearray()
@@ -227,12 +220,14 @@ class MultipartForm:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode(errors="replace")
-        self._part = FormPart(name, is_file=b"filename" in options or name == "file")
+        self._part = FormPart(name, is_file=b"filename" in options or name == self._file_field)
         if self._part.is_file:
-            if name != "file":
-                raise InvalidRequestError(f"The audio belongs into the field 'file', not {name!r}.", param="file")
+            if name != self._file_field:
+                raise InvalidRequestError(
+                    f"The audio belongs into the field {self._file_field!r}, not {name!r}.", param=self._file_field
+                )
             if self._file_begun:
-                raise InvalidRequestError("The form holds two files: send one per request.", param="file")
+                raise InvalidRequestError("The form holds two files: send one per request.", param=self._file_field)
             self._file_begun = True
             self.file_content_type = self._headers.get(b"content-type", b"").decode("latin-1")
         elif sum(map(len, self.fields.values())) >= self._limits.fields:

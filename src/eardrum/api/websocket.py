@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
@@ -13,6 +12,8 @@ from typing import Any, Self
 
 from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, Send, get_transport
 from eardrum.api.auth import KEY_SUBPROTOCOL
+from eardrum.api.disconnect import CancelScope
+from eardrum.concurrency import Channel, cancel_and_wait
 from eardrum.connection_limits import describe_stall
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, TooLargeError
 
@@ -85,22 +86,14 @@ class ServerWebSocket:
         self._max_message_bytes = max_message_bytes
         # Browsers disconnect when the server accepts none of the subprotocols that they offer.
         self._subprotocol = subprotocol or _choose_subprotocol(scope)
-        self._queue: deque[str | bytes] = deque()
-        self._queued_bytes = 0
-        self._arrived = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
-        self._ignores_messages = False
+        self._messages = Channel[str | bytes](MAX_QUEUED_BYTES, lambda message: len(message) + MESSAGE_OVERHEAD_BYTES)
         self._closed = False
-        self._disconnected = False
+        self._work = CancelScope()
         self._disconnect_reason = ""
         self._sending: set[asyncio.Timeout] = set()
         self.is_shutting_down = False
 
     async def __aenter__(self) -> Self:
-        working = asyncio.current_task()
-        assert working
-        self._working: asyncio.Task[object] = working
         if (await self._receive())["type"] != "websocket.connect":
             raise ClientGoneError
         if farewell := self._scope["extensions"].get("eardrum.farewell"):
@@ -108,35 +101,25 @@ class ServerWebSocket:
         if limit := self._scope["extensions"].get("eardrum.largest"):
             limit["call"](2 * self._max_message_bytes)
         await self._send_message({"type": "websocket.accept", "subprotocol": self._subprotocol})
-        self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch_shutdown())}
+        self._work.enter()
+        self._tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._watch_shutdown()))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._disconnected and isinstance(error, Exception) and not self._closed:
+        if not self._work.is_cancelled and isinstance(error, Exception) and not self._closed:
             with suppress(ClientGoneError):  # the caller logs the error
                 await self.close(CloseCode.FAILED, "The server failed on this session; see its log.")
         for task in self._tasks:
             task.cancel()
-        if self._disconnected:
-            self._working.uncancel()
-            raise ClientGoneError(self._disconnect_reason) from error
-        await asyncio.wait(self._tasks)
+        self._work.exit(error, self._disconnect_reason)
+        await cancel_and_wait(*self._tasks)
 
     def __aiter__(self) -> Self:
         """Iterate over the client's messages, text or bytes."""
         return self
 
     async def __anext__(self) -> str | bytes:
-        while not self._queue:
-            if self.is_shutting_down:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        message = self._queue.popleft()
-        self._queued_bytes -= len(message) + MESSAGE_OVERHEAD_BYTES
-        if self._queued_bytes <= MAX_QUEUED_BYTES:
-            self._has_room.set()
-        return message
+        return await anext(self._messages)
 
     async def send_json(self, message: Mapping[str, Any]) -> None:
         """Send a message as JSON."""
@@ -150,33 +133,19 @@ class ServerWebSocket:
 
     def ignore_messages(self) -> None:
         """Discard all further messages of the client. A disconnect is still noticed."""
-        self._ignores_messages = True
-        self._queue.clear()
-        self._queued_bytes = 0
-        self._has_room.set()
+        self._messages.discard()
 
     async def _read(self) -> None:
         while (message := await self._receive())["type"] == "websocket.receive":
-            if self._ignores_messages:
-                continue
             text = message.get("text")
-            content: str | bytes = message["bytes"] if text is None else text
-            self._queue.append(content)
-            self._queued_bytes += len(content) + MESSAGE_OVERHEAD_BYTES
-            self._arrived.set()
-            if self._queued_bytes > MAX_QUEUED_BYTES:
-                self._has_room.clear()
-            await self._has_room.wait()
+            await self._messages.send(message["bytes"] if text is None else text)
         if not self._closed:
-            self._disconnected = True
-            self._working.cancel()
+            self._work.cancel()
 
     async def _watch_shutdown(self) -> None:
         await self._shutdown.wait()
         self.is_shutting_down = True
-        self._ignores_messages = True
-        self._has_room.set()
-        self._arrived.set()
+        self._messages.close()
         self._stall_s = min(self._stall_s, SHUTDOWN_SEND_TIMEOUT_S)
         for limit in self._sending:
             if not limit.expired():
@@ -198,38 +167,6 @@ class ServerWebSocket:
             raise ClientGoneError(self._disconnect_reason) from None
         except OSError as error:
             raise ClientGoneError from error
-
-
-async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run several coroutines until one ends or fails; the others are cancelled."""
-    tasks = {asyncio.ensure_future(coroutine) for coroutine in coroutines}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-    finally:
-        await _cancel_all(tasks)
-
-
-async def run_alongside(main: Coroutine[Any, Any, None], *background: Coroutine[Any, Any, None]) -> None:
-    """Run `main` to its end, and the others meanwhile. The others may end earlier; if one fails, all are cancelled."""
-    main_task = asyncio.ensure_future(main)
-    tasks = {main_task, *map(asyncio.ensure_future, background)}
-    try:
-        pending = tasks
-        while not main_task.done():
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    finally:
-        await _cancel_all(tasks)
-
-
-async def _cancel_all(tasks: Iterable[asyncio.Future[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _choose_subprotocol(scope: Scope) -> str | None:

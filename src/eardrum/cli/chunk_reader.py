@@ -9,67 +9,59 @@ from pathlib import Path
 from threading import Semaphore, Thread
 from typing import Self
 
+from eardrum.concurrency import Channel
+
 CHUNK_BYTES = 32 << 10
 MAX_QUEUED = 32
-"""Pieces that may wait to be taken."""
+"""Chunks that are read ahead."""
 
 
 class ChunkReader:
-    """An iterator over what can be read from a file descriptor, or from a path, until its end or until `stop`.
+    """Iterates over the bytes of a file descriptor, or of a path, until their end or until `stop`.
 
-    To open a pipe takes as long as nobody writes to it: that is why it is done in the thread.
+    The thread also opens the path: opening a named pipe blocks until a program opens it for writing.
     """
 
     def __init__(self, source: int | Path):
         self._source = source
         self.error: OSError | None = None
-        """Why reading ended before the end, once it has."""
+        """The error that ended reading, if one did."""
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._pieces = Channel[bytes](MAX_QUEUED)
         self._free_slots = Semaphore(MAX_QUEUED)
-        self._stopped = asyncio.Event()
-        # A thread that is in the middle of a read cannot be ended; a daemon is not waited for.
+        # A thread in the middle of a read cannot be stopped. As a daemon, it does not keep the program from ending.
         Thread(target=self._run_thread, daemon=True, name="pieces").start()
 
     def stop(self) -> None:
-        """What comes from now on is not wanted."""
-        self._stopped.set()
+        """End the iteration. Chunks that are already queued can still be read."""
+        self._pieces.close()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = asyncio.ensure_future(self._queue.get())
-        stopped = asyncio.ensure_future(self._stopped.wait())
-        try:
-            await asyncio.wait({piece, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not piece.done() or not piece.result():
-                raise StopAsyncIteration
-            self._free_slots.release()
-            return piece.result()
-        finally:
-            piece.cancel()
-            stopped.cancel()
+        piece = await anext(self._pieces)
+        self._free_slots.release()
+        return piece
 
     def _run_thread(self) -> None:
-        for piece in self._read_chunks():
-            self._free_slots.acquire()
-            try:
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
-            except RuntimeError:
-                return  # the event loop is over
+        try:
+            for piece in self._read_chunks():
+                self._free_slots.acquire()
+                self._loop.call_soon_threadsafe(self._pieces.send_nowait, piece)
+            self._loop.call_soon_threadsafe(self._pieces.close)
+        except RuntimeError:
+            return  # the event loop is closed
 
     def _read_chunks(self) -> Iterator[bytes]:
-        """What can be read, and last nothing."""
         try:
             if isinstance(self._source, int):
                 yield from _read_all(self._source)
             else:
                 with self._source.open("rb", buffering=0) as file:
                     yield from _read_all(file.fileno())
-        except OSError as error:  # of a device that is gone, say: nothing more comes
+        except OSError as error:  # for example, of a device that was unplugged
             self.error = error
-        yield b""
 
 
 def _read_all(fd: int) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from eardrum.cli import gc_paused
 from eardrum.cli.chunk_reader import ChunkReader
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
 from eardrum.cli.terminal import JsonDisplay, LineDisplay, LiveDisplay, TerminalDisplay
+from eardrum.concurrency import run_in_background
 from eardrum.errors import ConfigError, EardrumError
 
 if TYPE_CHECKING:
@@ -109,15 +110,9 @@ async def _run_session(
     async with client() as server, server.open_live_session() as socket:
         await socket.send_json({"type": "config", **config})
         pieces = ChunkReader(fd)
-        sending = asyncio.create_task(_send_audio(pieces, socket))
         with _handle_interrupt(pieces.stop):
-            try:
+            async with run_in_background(_send_audio(pieces, socket)):
                 await _show_messages(socket, screen, hint)
-            finally:
-                sending.cancel()
-                await asyncio.wait({sending})
-        if not sending.cancelled():
-            sending.result()
 
 
 async def _send_audio(pieces: ChunkReader, socket: aiohttp.ClientWebSocketResponse) -> None:

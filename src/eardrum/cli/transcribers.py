@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from eardrum.api.openai import params, responses
 from eardrum.client import EardrumClient
+from eardrum.concurrency import run_in_background
 from eardrum.config import Settings
 from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.models.inventory import Model
@@ -158,14 +158,8 @@ async def _open_file(path: Path) -> AsyncIterator[AudioSource]:
 async def _spool_audio(audio: AsyncIterable[bytes], spool: Spool) -> AsyncIterator[AudioSource]:
     """What comes in, kept to be read again: a runner may die."""
     with spool:
-        filling = asyncio.create_task(_fill_spool(spool, audio))
-        try:
+        async with run_in_background(_fill_spool(spool, audio)):
             yield spool
-        finally:
-            filling.cancel()
-            await asyncio.wait({filling})
-        if not filling.cancelled():
-            filling.result()
 
 
 async def _fill_spool(spool: Spool, audio: AsyncIterable[bytes]) -> None:

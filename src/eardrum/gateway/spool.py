@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol, Self, TypeVar
 
+from eardrum.concurrency import drop_error
 from eardrum.errors import ConfigError, build_shortage_error
 
 CHUNK_BYTES = 256 * 1024
@@ -146,8 +147,7 @@ class Spool:
         return await asyncio.shield(working)
 
     def _on_work_done(self, work: asyncio.Future[T]) -> None:
-        if not work.cancelled():
-            work.exception()  # who asked for it may have gone: asyncio would complain that nobody looked
+        drop_error(work)  # the caller may have been cancelled
         self._pending_work -= 1
         self._close_if_idle()
 

@@ -25,6 +25,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from eardrum.concurrency import run_until_first
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.live import FinishCommand, SessionSettings
 from eardrum.runner.batcher import WindowBatcher
@@ -143,19 +144,12 @@ class RunnerApp:
                     await send(_build_line({_name_event(event): event.to_json()}))
 
         writing = asyncio.ensure_future(write())
-        feeding = asyncio.ensure_future(_feed_body(listener, receive))
-        feeding.add_done_callback(lambda _: writing.cancel())  # it only ends when the client hangs up
         if name:
             self._cancellable[name] = writing
         try:
-            await asyncio.wait([writing])
-            if not writing.cancelled():
-                writing.result()
+            await run_until_first(writing, _feed_body(listener, receive))
         finally:
             self._cancellable.pop(name, None)
-            feeding.cancel()
-            writing.cancel()
-            await asyncio.wait([feeding, writing])
 
 
 async def _feed_body(listener: TranscriptionJob, receive: Receive) -> None:
@@ -208,18 +202,9 @@ async def _exchange_messages(driver: LiveSessionDriver, receive: Receive, send: 
     Raises:
         EardrumError: the session cannot go on.
     """
-    reading = asyncio.ensure_future(_read_messages(driver, receive))
-    writing = asyncio.ensure_future(_write_events(driver, send))
-    ending = asyncio.ensure_future(over.wait())
     try:
-        await asyncio.wait([reading, writing, ending], return_when=asyncio.FIRST_COMPLETED)
-        for task in (writing, reading):
-            if task.done():
-                task.result()
+        await run_until_first(_write_events(driver, send), _read_messages(driver, receive), over.wait())
     finally:
-        for begun in (reading, writing, ending):
-            begun.cancel()
-        await asyncio.wait([reading, writing, ending])
         await driver.close()
 
 

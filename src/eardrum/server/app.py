@@ -25,8 +25,7 @@ from eardrum.api.origins import CorsPolicy, HostGuard, OriginGuard, PullGuard
 from eardrum.api.proxy.routes import CHAT_PATH, PassthroughRoute, ProxyRoutes
 from eardrum.api.realtime.routes import RealtimeRoutes
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_record
-from eardrum.api.tingwu.routes import TingWuRoute
-from eardrum.config import Settings
+from eardrum.api.tingwu import TingWuRoute
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.change_feed import ChangeTopic
 from eardrum.gateway.service import Service
@@ -44,38 +43,39 @@ def create_app(service: Service) -> RequestLogMiddleware:
         await service.shutdown()
 
     activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
-    app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
-        routes=[
-            *openapi.build_routes(service),
-            *transcriptions.build_routes(service),
-            *ollama_routes.build_routes(service),
-            *management.build_routes(service),
-            *llama_swap.build_routes(service, activity),
-        ],
-        exception_handlers={EardrumError: _handle_error, HTTPException: _handle_http_exception, Exception: _handle_crash},
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
     realtime = RealtimeRoutes(service)
-
-    def settings() -> Settings:
-        return service.settings
-
-    origins = OriginGuard(settings, _build_path_error, realtime.is_invited)
-    edges = (
-        HostGuard(settings, _build_path_error),
+    origins = OriginGuard(lambda: service.settings, _build_path_error, realtime.is_invited)
+    guards = (
+        HostGuard(lambda: service.settings, _build_path_error),
         CorsPolicy(),
         origins,
         PullGuard(settings, origins.is_foreign_page),
         ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
+    )
+    edges = (
         realtime,
         ProxyRoutes(service, responses.build_error_body, speech_handlers={CHAT_PATH: ChatEndpoint(service)}),
         PassthroughRoute(service, responses.build_error_body, origins.is_foreign_navigation),
         LiveRoute(service, responses.build_error_body),
         TingWuRoute(service),
     )
+    routes = [
+        *transcriptions.build_routes(service),
+        *ollama_routes.build_routes(service),
+        *management.build_routes(service),
+        *llama_swap.build_routes(service, activity),
+    ]
+    app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
+        routes=[*routes, *openapi.build_routes(service, openapi.list_operations([*routes, *edges]))],
+        exception_handlers={EardrumError: _handle_error, HTTPException: _handle_http_exception, Exception: _handle_crash},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
     return RequestLogMiddleware(
-        RequestDispatcher(edges, app), activity, responses.build_error_response, lambda: service.settings.limits.stall_seconds
+        RequestDispatcher((*guards, *edges), app),
+        activity,
+        responses.build_error_response,
+        lambda: service.settings.limits.stall_seconds,
     )
 
 

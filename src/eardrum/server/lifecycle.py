@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from eardrum import logging_setup, tls
 from eardrum.api.request_log import RequestLogMiddleware
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.client import EardrumClient, get_reachable_host
+from eardrum.concurrency import run_until_first
 from eardrum.config import Settings
 from eardrum.engines import registry
 from eardrum.errors import ConfigError, EardrumError
@@ -163,12 +164,9 @@ class GatewayServer(IdleServer):
     async def _end_sessions(self, until: float) -> None:
         for server in self.servers:
             server.close()
-        ending = {asyncio.create_task(self._service.live_sessions.end_all()), asyncio.create_task(self._force_exit_event.wait())}
-        within = until - asyncio.get_running_loop().time()
-        await asyncio.wait(ending, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-        for task in ending:
-            task.cancel()
-        await asyncio.wait(ending)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await run_until_first(self._service.live_sessions.end_all(), self._force_exit_event.wait())
 
     def _start_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

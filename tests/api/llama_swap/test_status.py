@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.llama_swap.status import RequestChanges
+from eardrum.api.llama_swap.monitoring import RequestChanges
 from eardrum.api.request_log import RequestRecord, RequestTracker
 
 KEY = "sk-very-secret"

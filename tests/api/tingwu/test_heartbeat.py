@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from eardrum.api import tingwu
 from eardrum.api.request_log import RequestRecord, RequestTracker
-from eardrum.api.tingwu import routes
-from eardrum.api.tingwu.routes import TingWuConnection
-from eardrum.api.websocket import ServerWebSocket, run_alongside
+from eardrum.api.tingwu import TingWuConnection
+from eardrum.api.websocket import ServerWebSocket
+from eardrum.concurrency import run_alongside
 from eardrum.config import Settings
 from eardrum.errors import ShuttingDownError
 from eardrum.gateway.service import Service
@@ -25,7 +26,7 @@ async def end_after(client: AsgiClient, count: int) -> None:
 
 
 async def test_a_silent_client_hears_a_heartbeat_until_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(tingwu, "HEARTBEAT_S", 0.01)
     client = AsgiClient()
     scope: dict[str, Any] = {"path": "/ws/realtime", "extensions": {}}
     scope["eardrum.record"] = RequestRecord("req_1", scope, RequestTracker())

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.tingwu import routes
-from eardrum.api.tingwu.routes import TextMode, TingWuConfig
+from eardrum.api import tingwu
+from eardrum.api.tingwu import TextMode, TingWuConfig
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import SessionSettings
 from eardrum.transcription import Capabilities
@@ -47,13 +47,13 @@ def test_what_cannot_be_is_refused(said: dict[str, Any]) -> None:
 @pytest.mark.parametrize("message", ["", "{", "[]", "5"])
 def test_text_is_a_json_object(message: str) -> None:
     with pytest.raises(InvalidRequestError):
-        routes.parse_message(message)
+        tingwu.parse_message(message)
 
 
 def test_messages_have_a_largest_size() -> None:
-    routes.check_message_size(b"x" * routes.MAX_MESSAGE_BYTES)
+    tingwu.check_message_size(b"x" * tingwu.MAX_MESSAGE_BYTES)
     with pytest.raises(TooLargeError):
-        routes.check_message_size(b"x" * (routes.MAX_MESSAGE_BYTES + 1))
+        tingwu.check_message_size(b"x" * (tingwu.MAX_MESSAGE_BYTES + 1))
 
 
 def test_hotwords_are_a_prompt_for_a_model_without_an_ear_for_them() -> None:
@@ -73,7 +73,7 @@ def test_only_who_wants_text_early_is_decoded_for_early() -> None:
 
 
 def test_every_mode_has_its_word_for_both_kinds_of_text() -> None:
-    told = [routes.build_text(mode, " x ", final=final) for mode in TextMode for final in (False, True)]
+    told = [tingwu.build_text(mode, " x ", final=final) for mode in TextMode for final in (False, True)]
     assert [(message["mode"], message["is_final"]) for message in told] == [
         ("2pass-online", False),
         ("2pass-offline", True),

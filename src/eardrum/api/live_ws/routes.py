@@ -15,8 +15,10 @@ from eardrum.api.live_ws.protocol import (
     parse_message,
 )
 from eardrum.api.live_ws.session_config import FORMAT_SETTINGS, LiveConfig, list_ignored
+from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.request_log import get_record
-from eardrum.api.websocket import ServerWebSocket, get_close_code, run_alongside
+from eardrum.api.websocket import ServerWebSocket, get_close_code
+from eardrum.concurrency import run_alongside
 from eardrum.errors import AudioError, EardrumError, InvalidRequestError, MethodNotAllowedError, ShuttingDownError
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.models.inventory import Model
@@ -29,6 +31,17 @@ PATH = "/v1/audio/transcriptions/stream"
 
 class LiveRoute:
     """Routes the path to its WebSocket handler."""
+
+    operations = (
+        ApiOperation(
+            "get",
+            PATH,
+            "A WebSocket for live transcription: audio in, text out; see docs/reference/live.md",
+            errors=WEBSOCKET_ERRORS,
+            query=SOCKET_QUERY,
+            success=(101,),
+        ),
+    )
 
     def __init__(self, service: Service, build_error: ErrorBodyBuilder):
         self._service = service

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from eardrum import bounded_json
-from eardrum.api import json_body
+from eardrum.api import json_body, openapi
 from eardrum.api.asgi import has_query_flag
 from eardrum.api.json_body import check_surrogates
-from eardrum.api.llama_swap import status
-from eardrum.api.llama_swap.status import ActivityRoutes
-from eardrum.api.llama_swap.streams import EventStream, LogHistory, LogStream
+from eardrum.api.llama_swap import monitoring
+from eardrum.api.llama_swap.monitoring import ActivityRoutes, EventStream, LogHistory, LogStream
+from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import RequestTracker
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.service import Service
@@ -24,23 +24,114 @@ FORCE = "force"
 def build_routes(service: Service, activity: RequestTracker) -> list[BaseRoute]:
     """Build the routes of llama-swap's API."""
     processes, profiles, requests = ProcessRoutes(service), ProfileRoutes(service), ActivityRoutes(activity)
-    history, stream = LogHistory(service), LogStream(service)
     return [
-        Route("/running", processes.list_running),
-        Route("/unload", processes.unload_all, methods=["GET", "POST"]),
-        Route("/api/models/unload", processes.unload_all_json, methods=["POST"]),
-        Route("/api/models/unload/{name:path}", processes.unload, methods=["POST"]),
-        Route("/api/models/load/{name:path}", processes.load, methods=["POST"]),
-        Route("/logs", history.show_server_log),
-        Route("/logs/stream", stream, methods=["GET"]),
-        Route("/logs/stream/{name:path}", stream, methods=["GET"]),
-        Route("/logs/{name:path}", history.show_log),
-        Route("/api/events", EventStream(service, activity), methods=["GET"]),
-        Route("/api/profiles", profiles.list_profiles),
-        Route("/api/profiles/active", profiles.activate_profile, methods=["PUT"]),
-        Route("/api/metrics/activity", requests.list_finished),
-        Route("/api/inflight/{id}/cancel", requests.cancel, methods=["POST"]),
-        Route("/wol-health", check_alive),
+        *_build_process_routes(processes),
+        *_build_log_routes(service),
+        ApiRoute(
+            EventStream(service, activity),
+            ApiOperation(
+                "get", "/api/events", "Stream changes: states, logs, requests in progress, the active profile", (openapi.EVENTS,)
+            ),
+        ),
+        ApiRoute(profiles.list_profiles, ApiOperation("get", "/api/profiles", "List the config's profiles, and the active one")),
+        ApiRoute(
+            profiles.activate_profile,
+            ApiOperation(
+                "put",
+                "/api/profiles/active",
+                "Activate a profile, or none",
+                errors=openapi.LOOKUP_ERRORS + openapi.BODY_ERRORS,
+                body={"name": "The profile; null for none."},
+                required=("name",),
+            ),
+        ),
+        ApiRoute(
+            requests.list_finished,
+            ApiOperation(
+                "get",
+                "/api/metrics/activity",
+                "List the latest requests for models",
+                query={
+                    "model": "Only requests for this model.",
+                    "limit": "Requests per page, up to 999.",
+                    "page": "Number of the page, from 1.",
+                    "order": "`desc` or `asc`.",
+                },
+            ),
+        ),
+        ApiRoute(
+            requests.cancel,
+            ApiOperation(
+                "post",
+                "/api/inflight/{id}/cancel",
+                "Cancel a request in progress, by its `x-request-id`",
+                errors=openapi.LOOKUP_ERRORS,
+            ),
+        ),
+        ApiRoute(check_alive, ApiOperation("get", "/wol-health", "`OK`", (openapi.TEXT,))),
+    ]
+
+
+def _build_process_routes(processes: ProcessRoutes) -> list[BaseRoute]:
+    text, force = (openapi.TEXT,), openapi.FORCE_QUERY
+    return [
+        ApiRoute(
+            processes.list_running,
+            ApiOperation("get", "/running", "List the models that are not stopped, with their commands and addresses"),
+        ),
+        ApiRoute(
+            processes.unload_all,
+            ApiOperation("get", "/unload", "Unload all models, for programs; web pages are refused", text, query=force),
+            ApiOperation("post", "/unload", "Unload all models", text, query=force),
+        ),
+        ApiRoute(processes.unload_all_json, ApiOperation("post", "/api/models/unload", "Unload all models", query=force)),
+        ApiRoute(
+            processes.unload,
+            ApiOperation(
+                "post",
+                "/api/models/unload/{name:path}",
+                "Unload a model after its running requests",
+                text,
+                openapi.LOADING_ERRORS,
+                query=force,
+            ),
+        ),
+        ApiRoute(
+            processes.load,
+            ApiOperation(
+                "post", "/api/models/load/{name:path}", "Load a model and wait until it is ready", text, openapi.LOADING_ERRORS
+            ),
+        ),
+    ]
+
+
+def _build_log_routes(service: Service) -> list[BaseRoute]:
+    history, stream = LogHistory(service), LogStream(service)
+    text, query = (openapi.TEXT,), {"no-history": "Only new lines."}
+    return [
+        ApiRoute(history.show_server_log, ApiOperation("get", "/logs", "The latest lines of the server's log", text)),
+        ApiRoute(stream, ApiOperation("get", "/logs/stream", "Stream the server's log", text, query=query)),
+        ApiRoute(
+            stream,
+            ApiOperation(
+                "get",
+                "/logs/stream/{name:path}",
+                "Stream the logs of all models (`upstream`), or of one",
+                text,
+                openapi.LOOKUP_ERRORS,
+                query=query,
+            ),
+        ),
+        ApiRoute(
+            history.show_log,
+            ApiOperation(
+                "get",
+                "/logs/{name:path}",
+                "The latest lines of the logs of all models (`upstream`), or of one",
+                text,
+                openapi.LOOKUP_ERRORS,
+            ),
+        ),
     ]
 
 
@@ -57,7 +148,7 @@ class ProcessRoutes:
 
     async def list_running(self, _: Request) -> Response:
         """List the models that run, start or stop."""
-        return JSONResponse({"running": status.list_running(self._service)})
+        return JSONResponse({"running": monitoring.list_running(self._service)})
 
     async def unload_all(self, request: Request) -> Response:
         """Unload all models."""

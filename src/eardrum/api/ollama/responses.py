@@ -5,25 +5,22 @@ Raw ASGI, because lines are sent one by one. In an error, `error` is a string an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from starlette.responses import JSONResponse, Response
 
 from eardrum import bounded_json
 from eardrum.api import asgi
-from eardrum.api.asgi import Receive, Scope, Send, get_header
+from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, get_header, receive_disconnect
+from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.json_body import check_surrogates, open_body, read_body
 from eardrum.api.request_log import get_record
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError
-
-JSON_HEADERS = [(b"content-type", b"application/json; charset=utf-8")]
-NDJSON_HEADERS = asgi.build_stream_headers("application/x-ndjson")
 
 
 class OllamaResponse:
@@ -37,31 +34,24 @@ class OllamaResponse:
         """Fields and options without effect, listed in a response header."""
         self._scope = scope
         self._send = send
-        self._streaming = False
+        self._stream = StreamedResponse(send, asgi.build_stream_headers("application/x-ndjson"))
 
     @property
     def has_begun(self) -> bool:
         """Whether a line has been sent."""
-        return self._streaming
+        return self._stream.has_begun
 
     async def send_object(self, data: dict[str, Any] | None) -> None:
         """Send the whole response: one object, or an empty body for None."""
-        content = b"" if data is None else _encode_json(data)
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [*JSON_HEADERS, _make_length_header(content), *self._ignored_header],
-            }
-        )
-        await self._send({"type": "http.response.body", "body": content, "more_body": False})
+        response = Response(b"" if data is None else _encode_json(data), media_type="application/json; charset=utf-8")
+        response.raw_headers += self._ignored_header
+        await response(self._scope, receive_disconnect, self._send)
 
     async def send_line(self, data: dict[str, Any], *, last: bool = False) -> None:
         """Send one line of a streamed response."""
-        if not self._streaming:
-            self._streaming = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": [*NDJSON_HEADERS, *self._ignored_header]})
-        await self._send({"type": "http.response.body", "body": _encode_json(data) + b"\n", "more_body": not last})
+        if not self.has_begun:
+            self._stream.headers += self._ignored_header
+        await self._stream.send(_encode_json(data) + b"\n", last=last)
 
     @property
     def _ignored_header(self) -> list[tuple[bytes, bytes]]:
@@ -70,12 +60,10 @@ class OllamaResponse:
     async def send_error(self, error: EardrumError) -> None:
         """Send an error, as the response or as the last line of a stream."""
         self.record.note = error.message
-        if self._streaming:
+        if self.has_begun:
             await self.send_line(build_error_body(error), last=True)
             return
-        response = build_error_response(error)
-        await self._send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-        await self._send({"type": "http.response.body", "body": response.body, "more_body": False})
+        await build_error_response(error)(self._scope, receive_disconnect, self._send)
 
 
 EndpointHandler = Callable[[dict[str, Any], OllamaResponse], Coroutine[Any, Any, None]]
@@ -94,7 +82,8 @@ class JsonEndpoint:
         try:
             upload = open_body(scope, receive, self._limits)
             request = _parse_object(await read_body(scope, upload, self._limits))
-            await _run_until_disconnect(upload.wait_for_disconnect(), self._answer(request, reply))
+            async with DisconnectWatcher(scope, receive):
+                await self._answer(request, reply)
         except EardrumError as error:
             await reply.send_error(error)
 
@@ -122,31 +111,8 @@ def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-async def _run_until_disconnect(gone: Awaitable[Any], work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` until it finishes or the client disconnects.
-
-    Raises:
-        ClientGoneError: the client disconnected.
-    """
-    watching, working = asyncio.ensure_future(gone), asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
-        await (working if working.done() else watching)
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.wait({watching, working})
-        for task in (working, watching):
-            if not task.cancelled():
-                task.exception()  # marks it as retrieved; asyncio would log it otherwise
-
-
 def _encode_json(data: dict[str, Any]) -> bytes:
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-
-
-def _make_length_header(content: bytes) -> tuple[bytes, bytes]:
-    return b"content-length", str(len(content)).encode()
 
 
 BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceeded"

@@ -12,50 +12,102 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
-from eardrum.api import management
+from eardrum.api import management, openapi
 from eardrum.api.management import get_version
 from eardrum.api.ollama import listing, model_info
 from eardrum.api.ollama.common_fields import is_streaming, read_model_name, read_text
 from eardrum.api.ollama.inference import EmbeddingRoutes, GenerationRoutes
 from eardrum.api.ollama.listing import OllamaNames, remove_tag
 from eardrum.api.ollama.model_info import ServerProps
-from eardrum.api.ollama.responses import JsonEndpoint, OllamaResponse
+from eardrum.api.ollama.responses import EndpointHandler, JsonEndpoint, OllamaResponse
+from eardrum.api.openapi import CHAT_FIELDS, MODEL_FIELD, ApiOperation, ApiRoute
 from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError, ShuttingDownError, UnsupportedRouteError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.service import ProcessStatus, Service
 
+PROMPT_FIELDS = MODEL_FIELD | {"prompt": "The text to continue.", "stream": "Stream the response."}
+INPUT_FIELDS = MODEL_FIELD | {"input": "The text to embed, or several texts."}
+STREAMABLE = (openapi.LINES, openapi.JSON)
+
 
 def build_routes(service: Service) -> list[BaseRoute]:
     """Build the routes of Ollama's API."""
     names, limits = OllamaNames(service), service.settings.limits
-    models = OllamaModelRoutes(service, names)
-    generation, embeddings, storage = (
-        GenerationRoutes(service, names),
-        EmbeddingRoutes(service, names),
-        StorageRoutes(service, names),
-    )
-    answers = {
-        "show": models.show_model,
-        "chat": generation.chat,
-        "generate": generation.generate,
-        "embed": embeddings.embed_inputs,
-        "embeddings": embeddings.embed_prompt,
-        "pull": storage.pull,
-        "copy": storage.copy,
+    models, storage = OllamaModelRoutes(service, names), StorageRoutes(service, names)
+    handlers = {
+        **_describe_inference(GenerationRoutes(service, names), EmbeddingRoutes(service, names)),
+        **_describe_storage(models, storage),
     }
     return [
-        Route("/api/version", get_version),
-        Route("/api/tags", models.list_tags),
-        Route("/api/ps", models.list_running),
-        *(Route(f"/api/{name}", JsonEndpoint(limits, answer), methods=["POST"]) for name, answer in answers.items()),
-        Route("/api/delete", JsonEndpoint(limits, storage.delete), methods=["DELETE"]),
-        Route("/api/create", _reject, methods=["POST"]),
-        Route("/api/push", _reject, methods=["POST"]),
-        Route("/api/blobs/{digest}", _reject, methods=["HEAD", "POST"]),
+        ApiRoute(get_version, ApiOperation("get", "/api/version", "The version of Ollama's API, and Eardrum's own")),
+        ApiRoute(models.list_tags, ApiOperation("get", "/api/tags", "List models, for Ollama's clients")),
+        ApiRoute(models.list_running, ApiOperation("get", "/api/ps", "List the loaded models")),
+        *(ApiRoute(JsonEndpoint(limits, handler), operation) for operation, handler in handlers.items()),
+        ApiRoute(_reject, _describe_rejected("post", "/api/create")),
+        ApiRoute(_reject, _describe_rejected("post", "/api/push")),
+        ApiRoute(_reject, *(_describe_rejected(method, "/api/blobs/{digest}") for method in ("head", "post"))),
     ]
+
+
+def _describe_inference(generation: GenerationRoutes, embeddings: EmbeddingRoutes) -> dict[ApiOperation, EndpointHandler]:
+    errors, model = openapi.INFERENCE_ERRORS, ("model",)
+    summary = "in Ollama's format, or the transcript of the recordings in `images`"
+    chat = ApiOperation("post", "/api/chat", f"A chat {summary}", STREAMABLE, errors, body=CHAT_FIELDS, required=model)
+    generate = ApiOperation(
+        "post", "/api/generate", f"A completion {summary}", STREAMABLE, errors, body=PROMPT_FIELDS, required=model
+    )
+    embed = ApiOperation("post", "/api/embed", "Embeddings in Ollama's format", errors=errors, body=INPUT_FIELDS, required=model)
+    embed_prompt = ApiOperation(
+        "post",
+        "/api/embeddings",
+        "One embedding in Ollama's older format",
+        errors=errors,
+        body=MODEL_FIELD | {"prompt": "The text."},
+        required=model,
+    )
+    return {
+        chat: generation.chat,
+        generate: generation.generate,
+        embed: embeddings.embed_inputs,
+        embed_prompt: embeddings.embed_prompt,
+    }
+
+
+def _describe_storage(models: OllamaModelRoutes, storage: StorageRoutes) -> dict[ApiOperation, EndpointHandler]:
+    errors = openapi.LOOKUP_ERRORS + openapi.BODY_ERRORS
+    show = ApiOperation(
+        "post", "/api/show", "Describe a model, for Ollama's clients", errors=errors, body=MODEL_FIELD, required=("model",)
+    )
+    pull = ApiOperation(
+        "post",
+        "/api/pull",
+        "Download a model, in Ollama's format",
+        STREAMABLE,
+        (404, *openapi.BODY_ERRORS, 502, 507),
+        body={"model": "A name, as for `eardrum pull`.", "stream": "Stream a line per step."},
+        required=("model",),
+    )
+    copy = ApiOperation(
+        "post",
+        "/api/copy",
+        "Give a model another name until the server stops",
+        errors=errors,
+        body={"source": "The model.", "destination": "Its other name."},
+        required=("source", "destination"),
+    )
+    delete = ApiOperation(
+        "delete", "/api/delete", "Delete a downloaded model", errors=errors, body=MODEL_FIELD, required=("model",)
+    )
+    return {show: models.show_model, pull: storage.pull, copy: storage.copy, delete: storage.delete}
+
+
+def _describe_rejected(method: str, path: str) -> ApiOperation:
+    return ApiOperation(
+        method, path, "Not supported: models come from the hub, a folder or the config", errors=(501,), success=()
+    )
 
 
 class OllamaModelRoutes:

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.responses import JSONResponse
 
 from eardrum.api import request_log, transcript_formats
-from eardrum.api.asgi import Receive, Scope, Send, build_stream_headers, receive_disconnect
+from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, build_stream_headers, encode_event, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.openai import params, responses
 from eardrum.api.request_log import RequestRecord
@@ -124,10 +124,15 @@ class ChatResponse:
 
     def __init__(self, model: str, scope: Scope, send: Send, record: RequestRecord):
         self.record = record
-        self.has_begun = False
+        self._stream = StreamedResponse(send, build_stream_headers(responses.EVENT_STREAM))
         self._scope = scope
         self._send = send
         self._header = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a chunk has been sent."""
+        return self._stream.has_begun
 
     async def send_completion(self, text: str) -> None:
         """Send the whole text."""
@@ -139,10 +144,6 @@ class ChatResponse:
     async def send_chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> None:
         """Send a chunk; the first one also holds the role."""
         if not self.has_begun:
-            self.has_begun = True
-            await self._send(
-                {"type": "http.response.start", "status": 200, "headers": build_stream_headers(responses.EVENT_STREAM)}
-            )
             delta = {"role": "assistant", **delta}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         await self._send_event(json.dumps({**self._header, "object": "chat.completion.chunk", "choices": [choice]}))
@@ -158,7 +159,7 @@ class ChatResponse:
         await self._send_event(json.dumps(responses.build_error_body(error)), last=True)
 
     async def _send_event(self, data: str, *, last: bool = False) -> None:
-        await self._send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last})
+        await self._stream.send(encode_event(data), last=last)
 
 
 def find_recordings(body: dict[str, Any]) -> list[AudioPart]:

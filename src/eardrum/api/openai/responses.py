@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from eardrum.api import transcript_formats
+from eardrum.api import asgi, transcript_formats
 from eardrum.api.openai.params import TranscriptionParams
 from eardrum.errors import EardrumError
 from eardrum.languages import get_language_name
@@ -101,7 +101,7 @@ def encode_done(transcript: Transcript, params: TranscriptionParams) -> bytes:
 
 def encode_error(error: EardrumError) -> bytes:
     """Encode the event of an error after the stream has begun. OpenAI's clients raise it."""
-    return b"event: error\ndata: " + json.dumps(build_error_body(error)).encode() + b"\n\n"
+    return asgi.encode_event(json.dumps(build_error_body(error)), event="error")
 
 
 def build_error_response(error: EardrumError) -> Response:
@@ -172,7 +172,7 @@ def build_error_body(error: EardrumError) -> dict[str, Any]:
 
 def _encode_event(event: dict[str, Any]) -> bytes:
     # Both, because some clients read the line `event`, and some the `type` in the data.
-    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+    return asgi.encode_event(json.dumps(event), event=event["type"])
 
 
 def _round_time(seconds: float) -> float:

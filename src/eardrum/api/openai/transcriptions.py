@@ -1,281 +1,260 @@
 """The routes of OpenAI's API; `/v1/audio/transcriptions` and `/v1/audio/translations`.
 
-Raw ASGI, because the response may begin while the upload is still arriving. An upload is a multipart form, or JSON with
-base64 audio.
+An upload is a multipart form, or JSON with base64 audio.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from contextlib import aclosing
-from dataclasses import replace
-from typing import Any, NoReturn, Protocol
-from urllib.parse import parse_qsl, quote
+from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
-from eardrum.api import asgi, json_body, request_log
-from eardrum.api.asgi import Receive, Scope, Send, build_stream_headers, get_header, receive_disconnect
+from eardrum.api import json_body, openapi
+from eardrum.api.asgi import Receive, Scope, build_stream_headers, format_names, get_header
 from eardrum.api.json_body import check_surrogates
 from eardrum.api.openai import responses
 from eardrum.api.openai.models import OpenAIModelRoutes
 from eardrum.api.openai.params import RAW_FORMATS, TranscriptionParams, flatten_json, parse_params
-from eardrum.api.uploads import FormFields, MultipartForm, RequestBody
-from eardrum.config import LimitSettings, Settings
-from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedMediaTypeError
+from eardrum.api.openapi import ApiOperation, ApiRoute
+from eardrum.api.upload_exchange import AudioUpload, TranscriptStream, UploadEndpoint, get_media_type
+from eardrum.api.uploads import FormFields
+from eardrum.config import LimitSettings
+from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.subtitles import SubtitleRules
-from eardrum.transcription import AudioOpened, Segment, SpeechTask, TextDelta, Transcript, TranscriptionRequest
+from eardrum.subtitles import PRESETS
+from eardrum.transcription import AudioOpened, Segment, SpeechTask, TextDelta, Transcript
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
     """Build the routes of OpenAI's API."""
     models = OpenAIModelRoutes(service)
     return [
-        Route("/v1/audio/transcriptions", TranscriptionEndpoint(service, SpeechTask.TRANSCRIBE), methods=["POST"]),
-        Route("/v1/audio/translations", TranscriptionEndpoint(service, SpeechTask.TRANSLATE), methods=["POST"]),
-        Route("/v1/models", models.list_models),
-        Route("/models", models.list_models),  # llama-swap's path
-        Route("/v1/models/{id:path}", models.show_model),
+        ApiRoute(
+            TranscriptionEndpoint(service, SpeechTask.TRANSCRIBE),
+            _describe_operation("/v1/audio/transcriptions", "Turn speech into text"),
+        ),
+        ApiRoute(
+            TranscriptionEndpoint(service, SpeechTask.TRANSLATE),
+            _describe_operation("/v1/audio/translations", "Turn speech into English text, with models that translate"),
+        ),
+        ApiRoute(
+            models.list_models, ApiOperation("get", "/v1/models", "List models, their capabilities and whether they are loaded")
+        ),
+        ApiRoute(models.list_models, ApiOperation("get", "/models", "The same as /v1/models, at llama-swap's path")),
+        ApiRoute(
+            models.show_model,
+            ApiOperation(
+                "get",
+                "/v1/models/{id:path}",
+                "Describe a model, by id or alias; ids may contain slashes",
+                errors=openapi.LOOKUP_ERRORS,
+            ),
+        ),
     ]
 
 
-class TranscriptionEndpoint:
-    """Transcribes or translates an uploaded recording. An ASGI application."""
-
-    def __init__(self, service: Service, task: SpeechTask):
-        self._service = service
-        self._task = task
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one upload, in a form or in JSON."""
-        upload = open_upload(scope, receive, self._task, self._service.settings)
-        with self._service.create_spool() as spool:
-            await upload.begin()
-            await UploadExchange(self._service, upload, spool, scope, send).run()
-
-
-class UploadExchange:
-    """Answers one upload while it is still being received."""
-
-    def __init__(self, service: Service, upload: AudioUpload, spool: Spool, scope: Scope, send: Send):
-        self._service = service
-        self._upload = upload
-        self._spool = spool
-        self._scope = scope
-        self._send = send
-        self._received = asyncio.Event()
-        self._streaming = False
-
-    async def run(self) -> None:
-        """Receive and answer at the same time. A disconnect or an invalid upload cancels the work.
-
-        Raises:
-            EardrumError: before the response began; later errors go into the stream.
-            ClientGoneError: the client disconnected.
-        """
-        receiving = asyncio.ensure_future(self._receive_upload())
-        answering = asyncio.ensure_future(self._answer())
-        try:
-            await asyncio.wait([receiving, answering], return_when=asyncio.FIRST_COMPLETED)
-            await (answering if answering.done() else receiving)
-        except EardrumError as error:
-            await _cancel_and_wait(answering)
-            if not self._streaming:
-                raise
-            request_log.get_record(self._scope).note = error.message
-            await self._end_stream(responses.encode_error(error))
-        finally:
-            await _cancel_and_wait(receiving)
-            await _cancel_and_wait(answering)
-
-    async def _receive_upload(self) -> NoReturn:
-        """Receive the upload, then watch for a disconnect. Ends only by raising."""
-        await self._upload.read_audio(self._spool)
-        self._received.set()
-        await self._upload.body.wait_for_disconnect()
-
-    async def _answer(self) -> None:
-        """Begin as soon as the model is known, and begin again if fields after the file change the request."""
-        params = self._upload.parse_params()
-        if params.model and params.stream:
-            await self._stream_response(params)
-            return
-        early = asyncio.ensure_future(self._transcribe(params, is_final=False)) if params.model else None
-        try:
-            await self._wait_for_upload(early)
-            final = self._upload.parse_params()
-            if early and not final.stream and self._is_same_request(final, params):
-                await self._send_response(await early, final)
-                return
-            if early:
-                await _cancel_and_wait(early)
-            if final.stream:
-                await self._stream_response(final)
-            else:
-                await self._send_response(await self._transcribe(final), final)
-        finally:
-            if early:
-                await _cancel_and_wait(early)
-
-    async def _wait_for_upload(self, work: asyncio.Future[Any] | None) -> None:
-        """Wait for the end of the upload, or for an earlier failure of `work`."""
-        received: asyncio.Future[Any] = asyncio.ensure_future(self._received.wait())
-        try:
-            if work:
-                await asyncio.wait({received, work}, return_when=asyncio.FIRST_COMPLETED)
-                if work.done():
-                    work.result()
-            await received
-        finally:
-            received.cancel()
-
-    async def _transcribe(self, params: TranscriptionParams, *, is_final: bool = True) -> Transcript:
-        """Transcribe. If later fields may still change the request, include times: they cost nothing, and a later field may ask
-        for them."""
-        model = self._service.find_model(params.model, params.request)
-        request_log.get_record(self._scope).model = model.id
-        request = _build_request(params, model)
-        if not is_final and not _is_remote(model):
-            request = replace(request, times=True)
-        return await self._service.transcribe(model, request, self._spool)
-
-    def _is_same_request(self, one: TranscriptionParams, other: TranscriptionParams) -> bool:
-        """Whether one decoding answers both requests."""
-        if not one.is_same_request(other):
-            return False
-        model = self._service.find_model(one.model, one.request)
-        if _is_remote(model) and one.request.times and not other.request.times:
-            return False
-        return one.extra == other.extra or not model.is_external
-
-    async def _send_response(self, transcript: Transcript, params: TranscriptionParams) -> None:
-        model = self._service.catalog.find_model(transcript.summary.model)  # a fallback may have served the request
-        request_log.get_record(self._scope).set_transcription(model, transcript.summary)
-        response = await responses.build_response_in_thread(transcript, params)
-        response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # configured ids may be in any script
-        if transcript.summary.warnings:
-            response.headers["x-eardrum-warnings"] = asgi.format_sentence(" ".join(transcript.summary.warnings))
-        _add_ignored_header(self._scope, response, params, model)
-        responses.add_track_headers(response, transcript.summary)
-        await response(self._scope, receive_disconnect, self._send)
-
-    async def _stream_response(self, params: TranscriptionParams) -> None:
-        model = self._service.find_model(params.model, params.request)
-        request_log.get_record(self._scope).model = model.id
-        transcript, last_text, has_deltas, opened = Transcript(), "", False, AudioOpened(None)
-        async with aclosing(self._service.stream_events(model, _build_request(params, model), self._spool)) as events:
-            async for event in events:
-                if isinstance(event, AudioOpened):
-                    opened = event
-                elif isinstance(event, TextDelta):
-                    await self._begin_stream(model, params, opened)
-                    await self._send_chunk(responses.encode_partial(event.text))
-                    has_deltas = True
-                elif isinstance(event, Segment) and not has_deltas:
-                    await self._begin_stream(model, params, opened)
-                    await self._send_chunk(responses.encode_delta(event, params, before=last_text))
-                    last_text = event.text.strip() or last_text
-                transcript.add_event(event)
-        await self._received.wait()
-        if not self._is_same_request(self._upload.parse_params(), params):
-            raise InvalidRequestError("A field after the file came too late for this stream: send all fields before the file.")
-        await self._begin_stream(model, params, opened)
-        request_log.get_record(self._scope).set_transcription(model, transcript.summary)
-        await self._end_stream(responses.encode_done(transcript, params))
-
-    async def _begin_stream(self, model: Model, params: TranscriptionParams, opened: AudioOpened) -> None:
-        if self._streaming:
-            return
-        self._streaming = True
-        response = Response()
-        response.raw_headers = build_stream_headers(responses.EVENT_STREAM)
-        _add_ignored_header(self._scope, response, params, model)
-        responses.add_track_headers(response, opened)
-        await self._send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
-
-    async def _send_chunk(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def _end_stream(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "file": (
+        "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, detected from the content. "
+        "With the content type audio/pcm: raw 16-bit little-endian samples, mono, 16 kHz.",
+        {"type": "string", "format": "binary"},
+    ),
+    "model": ("A model of GET /v1/models or an alias; empty: the default model.", {"type": "string"}),
+    "language": (
+        "ISO 639 code, locale or English name; empty: the model detects it.",
+        {"type": "string", "examples": ["en", "de-AT"]},
+    ),
+    "response_format": (
+        "Format of the response.",
+        {"type": "string", "enum": ["json", "text", "srt", "verbose_json", "vtt"], "default": "json"},
+    ),
+    "stream": ("Stream segments as server-sent events while they are decoded.", {"type": "boolean", "default": False}),
+    "timestamp_granularities[]": (
+        "Timestamps in verbose_json.",
+        {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
+    ),
+    "include[]": (
+        "`logprobs`: tokens with their probabilities, in json.",
+        {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
+    ),
+    "prompt": ("Text that guides the model, if it supports a prompt.", {"type": "string"}),
+    "keywords[]": ("Words to expect, if the model supports them.", {"type": "array", "items": {"type": "string"}}),
+    "subtitles": (
+        "srt and vtt: `broadcast` gives two lines of 42 columns, 5/6 to 7 seconds. The fields below override it; 0: no limit.",
+        {"type": "string", "enum": list(PRESETS)},
+    ),
+    "max_line_width": ("srt and vtt: maximum columns per line.", {"type": "integer", "minimum": 0}),
+    "max_line_count": ("srt and vtt: maximum lines per cue.", {"type": "integer", "minimum": 0}),
+    "max_words_per_line": (
+        "srt and vtt: maximum words per line; without other rules, each line is a cue.",
+        {"type": "integer", "minimum": 0},
+    ),
+    "highlight_words": ("srt and vtt: underline each word while it is spoken.", {"type": "boolean"}),
+    "min_duration": ("srt and vtt: minimum seconds of a cue, if there is room.", {"type": "number", "minimum": 0}),
+    "max_duration": ("srt and vtt: maximum seconds of a cue.", {"type": "number", "minimum": 0}),
+    "min_gap": ("srt and vtt: minimum seconds between cues.", {"type": "number", "minimum": 0}),
+    "max_characters_per_second": (
+        "srt and vtt: maximum reading speed; cues stay longer to keep it.",
+        {"type": "number", "minimum": 0},
+    ),
+    "multilingual": ("Detect the language of each window, if the model detects languages.", {"type": "boolean"}),
+    "temperature": ("Sampling temperature, if the model supports it.", {"type": "number", "minimum": 0, "maximum": 1}),
+    "audio_track": (
+        "Number of the audio track, counted from 1; empty: the default track, or the first with sound.",
+        {"type": "integer", "minimum": 1},
+    ),
+    "chunking_strategy": (
+        "`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
+        {"type": "string", "default": "auto"},
+    ),
+}
 
 
-def _build_request(params: TranscriptionParams, model: Model) -> TranscriptionRequest:
-    return params.build_external_request() if model.is_external else params.request
-
-
-def _is_remote(model: Model) -> bool:
-    """Whether the request must ask for times: local engines always produce them."""
-    return model.is_external or model.card.remote
-
-
-def _add_ignored_header(scope: Scope, response: Response, params: TranscriptionParams, model: Model) -> None:
-    query = [f"?{name}" for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
-    if ignored := params.list_ignored(model.capabilities, is_external=model.is_external) + query:
-        response.headers["x-eardrum-ignored"] = asgi.format_names(ignored)
-
-
-async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
-    """Cancel the task, unless it is done, and wait for its cleanup."""
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.exception()  # marks the error as retrieved; asyncio would log it otherwise
+def _describe_operation(path: str, summary: str) -> ApiOperation:
+    return ApiOperation(
+        "post",
+        path,
+        summary,
+        (openapi.JSON, openapi.TEXT, openapi.EVENTS),
+        (*openapi.INFERENCE_ERRORS, 415),
+        body={name: {"description": description} | schema for name, (description, schema) in _FIELDS.items()},
+        required=("file",),
+        body_kinds=("multipart/form-data",),
+    )
 
 
 AUDIO_TRACK_HEADER = b"x-eardrum-audio-track"
 """Request header with the meaning of the field `audio_track`."""
 
-NO_FILE = "The form holds no file: send the audio in the field 'file' of multipart/form-data."
-
 DECODE_CHARS = 4 << 20
 """Characters of base64 that are decoded before the event loop runs again."""
 
 
-class AudioUpload(Protocol):
-    """An upload in progress: `begin` reads up to the audio, `read_audio` the rest."""
+class TranscriptionEndpoint(UploadEndpoint[TranscriptionParams]):
+    """Transcribes or translates an uploaded recording, in a form or in JSON."""
 
-    body: RequestBody
+    def __init__(self, service: Service, task: SpeechTask):
+        super().__init__(service)
+        self._task = task
 
-    async def begin(self) -> None:
-        """Read up to the beginning of the audio."""
+    def open_upload(self, scope: Scope, receive: Receive) -> AudioUpload:
+        """Open a form, or JSON with base64 audio."""
+        if get_media_type(scope) == "application/json":
+            return JsonUpload(scope, receive, self.service.settings.limits)
+        return super().open_upload(scope, receive)
 
-    async def read_audio(self, spool: Spool) -> None:
-        """Read the rest, and write the audio into `spool`."""
+    def parse_params(self, scope: Scope, upload: AudioUpload) -> TranscriptionParams:
+        """Parse the fields that were read so far."""
+        return parse_params(
+            upload.fields,
+            self._task,
+            file_content_type=upload.content_type,
+            audio_track=get_header(scope, AUDIO_TRACK_HEADER),
+            shape=self.service.settings.subtitles.shape,
+        )
 
-    def parse_params(self) -> TranscriptionParams:
-        """Parse the fields that were read so far.
+    def may_begin(self, params: TranscriptionParams) -> bool:
+        """Whether the model is known. Without one, a field after the file may still name it."""
+        return bool(params.model)
+
+    async def build_response(self, scope: Scope, transcript: Transcript, params: TranscriptionParams, model: Model) -> Response:
+        """Build the response in the requested format."""
+        response = await responses.build_response_in_thread(transcript, params)
+        _add_ignored_header(scope, response, params, model)
+        responses.add_track_headers(response, transcript.summary)
+        return response
+
+    def open_stream(self, scope: Scope, params: TranscriptionParams, model: Model, opened: AudioOpened) -> TranscriptStream:
+        """Begin a response of server-sent events."""
+        response = Response()
+        response.raw_headers = build_stream_headers(responses.EVENT_STREAM)
+        _add_ignored_header(scope, response, params, model)
+        responses.add_track_headers(response, opened)
+        return OpenAITranscriptStream(params, response.raw_headers)
+
+
+class OpenAITranscriptStream:
+    """Encodes a transcription as OpenAI's events."""
+
+    def __init__(self, params: TranscriptionParams, headers: list[tuple[bytes, bytes]]):
+        self.headers = headers
+        self._params = params
+        self._last_text = ""
+        self._has_deltas = False
+
+    def encode_event(self, event: Segment | TextDelta) -> bytes:
+        """Encode a delta. A segment whose text an upstream has streamed before adds none."""
+        if isinstance(event, TextDelta):
+            self._has_deltas = True
+            return responses.encode_partial(event.text)
+        if self._has_deltas:
+            return b""
+        delta = responses.encode_delta(event, self._params, before=self._last_text)
+        self._last_text = event.text.strip() or self._last_text
+        return delta
+
+    def encode_done(self, transcript: Transcript) -> bytes:
+        """Encode the event with the whole text."""
+        return responses.encode_done(transcript, self._params)
+
+    def encode_error(self, error: EardrumError) -> bytes:
+        """Encode the event that OpenAI's clients raise."""
+        return responses.encode_error(error)
+
+
+def _add_ignored_header(scope: Scope, response: Response, params: TranscriptionParams, model: Model) -> None:
+    query = [f"?{name}" for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
+    if ignored := params.list_ignored(model.capabilities, is_external=model.is_external) + query:
+        response.headers["x-eardrum-ignored"] = format_names(ignored)
+
+
+class JsonUpload:
+    """An upload as JSON with base64 audio in `input_audio`, as OpenRouter and Open WebUI send it."""
+
+    def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings):
+        self.body = json_body.open_body(scope, receive, limits)
+        self.fields: FormFields = {}
+        self.content_type = ""
+        self._scope = scope
+        self._limits = limits
+        self._audio = b""
+
+    async def begin(self) -> bool:
+        """Read and parse the whole body.
 
         Raises:
-            InvalidRequestError: a field has an invalid value.
+            InvalidRequestError: the body is not JSON, or holds no audio.
         """
+        data = await json_body.read_body(self._scope, self.body, self._limits)
+        body = json_body.parse_json_body(data)
+        check_surrogates(data, body)
+        del data
+        try:
+            audio = body.pop("input_audio")
+            is_pcm = str(audio.get("format") or "") in RAW_FORMATS
+            encoded = audio["data"].rpartition("base64,")[2]
+        except (KeyError, TypeError, AttributeError):
+            message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
+            raise InvalidRequestError(message, param="input_audio") from None
+        try:
+            self._audio = await _decode_base64(encoded)
+        except ValueError as error:
+            raise InvalidRequestError(f"input_audio.data is not valid base64: {error}.", param="input_audio") from None
+        self.content_type = "audio/pcm" if is_pcm else ""
+        self.fields = flatten_json(body, self._limits)
+        return True
 
-
-def open_upload(scope: Scope, receive: Receive, task: SpeechTask, settings: Settings) -> AudioUpload:
-    """Open the upload by its content type.
-
-    Raises:
-        UnsupportedMediaTypeError: the body is compressed, or neither a form nor JSON.
-        InvalidRequestError: the form is URL-encoded, and cannot hold a file.
-        TooLargeError: the content length exceeds the limit.
-    """
-    if (encoding := get_header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
-        raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it uncompressed.")
-    kind = get_header(scope, b"content-type").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return FormUpload(scope, receive, task, settings.limits, settings.subtitles.shape)
-    if kind == "application/json":
-        return JsonUpload(scope, receive, task, settings.limits, settings.subtitles.shape)
-    if kind == "application/x-www-form-urlencoded":
-        raise InvalidRequestError(NO_FILE, param="file")
-    raise UnsupportedMediaTypeError(
-        f"Send multipart/form-data with the audio in the field 'file', not {kind or 'a body without a type'}."
-    )
+    async def read_audio(self, spool: Spool) -> None:
+        """Write the decoded audio into `spool`."""
+        await spool.write(self._audio)
+        self._audio = b""
+        spool.finish()
 
 
 async def _decode_base64(encoded: str) -> bytes:
@@ -294,87 +273,3 @@ async def _decode_base64(encoded: str) -> bytes:
         audio += base64.b64decode(piece, validate=True)
         await asyncio.sleep(0)
     return bytes(audio)
-
-
-class FormUpload:
-    """An upload as a multipart form."""
-
-    def __init__(self, scope: Scope, receive: Receive, task: SpeechTask, limits: LimitSettings, shape: SubtitleRules):
-        self.body = RequestBody(scope, receive, limits)
-        self._task = task
-        self._audio_track = get_header(scope, AUDIO_TRACK_HEADER)
-        self._shape = shape
-        self._form = MultipartForm(scope, self.body, limits)
-
-    async def begin(self) -> None:
-        """Read the fields before the file.
-
-        Raises:
-            InvalidRequestError: the form has no file.
-        """
-        if not await self._form.read_until_file():
-            self.parse_params()  # reports an invalid field first, if there is one
-            raise InvalidRequestError(NO_FILE, param="file")
-
-    async def read_audio(self, spool: Spool) -> None:
-        """Read the file and the fields after it."""
-        await self._form.read_file(spool)
-
-    def parse_params(self) -> TranscriptionParams:
-        """Parse the fields that were read so far."""
-        return parse_params(
-            self._form.fields,
-            self._task,
-            file_content_type=self._form.file_content_type,
-            audio_track=self._audio_track,
-            shape=self._shape,
-        )
-
-
-class JsonUpload:
-    """An upload as JSON with base64 audio in `input_audio`, as OpenRouter and Open WebUI send it."""
-
-    def __init__(self, scope: Scope, receive: Receive, task: SpeechTask, limits: LimitSettings, shape: SubtitleRules):
-        self.body = json_body.open_body(scope, receive, limits)
-        self._scope = scope
-        self._limits = limits
-        self._task = task
-        self._audio_track = get_header(scope, AUDIO_TRACK_HEADER)
-        self._shape = shape
-        self._fields: FormFields = {}
-        self._audio = b""
-        self._format = ""
-
-    async def begin(self) -> None:
-        """Read and parse the whole body.
-
-        Raises:
-            InvalidRequestError: the body is not JSON, or holds no audio.
-        """
-        data = await json_body.read_body(self._scope, self.body, self._limits)
-        body = json_body.parse_json_body(data)
-        check_surrogates(data, body)
-        del data
-        try:
-            audio = body.pop("input_audio")
-            self._format = str(audio.get("format") or "")
-            encoded = audio["data"].rpartition("base64,")[2]
-        except (KeyError, TypeError, AttributeError):
-            message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
-            raise InvalidRequestError(message, param="input_audio") from None
-        try:
-            self._audio = await _decode_base64(encoded)
-        except ValueError as error:
-            raise InvalidRequestError(f"input_audio.data is not valid base64: {error}.", param="input_audio") from None
-        self._fields = flatten_json(body, self._limits)
-
-    async def read_audio(self, spool: Spool) -> None:
-        """Write the decoded audio into `spool`."""
-        await spool.write(self._audio)
-        self._audio = b""
-        spool.finish()
-
-    def parse_params(self) -> TranscriptionParams:
-        """Parse the fields."""
-        pcm = "audio/pcm" if self._format in RAW_FORMATS else ""
-        return parse_params(self._fields, self._task, file_content_type=pcm, audio_track=self._audio_track, shape=self._shape)

@@ -14,8 +14,9 @@ from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
 from starlette.responses import HTMLResponse
 
-from eardrum.api import json_body
+from eardrum.api import json_body, openapi
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send, get_header
+from eardrum.api.openapi import ApiOperation
 from eardrum.api.proxy import upstream_headers
 from eardrum.api.proxy.http import ProxyAttempt, ProxyExchange
 from eardrum.api.proxy.multipart import ForwardedForm
@@ -79,6 +80,33 @@ SpeechHandler = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitabl
 
 class ProxyRoutes:
     """Routes that name a model. `speech_handlers` serve the paths that local speech models support as well."""
+
+    operations = (
+        *(
+            ApiOperation(
+                "post",
+                path,
+                "Forwarded to the model's upstream" + ("; speech models answer with a transcript" if path == CHAT_PATH else ""),
+                (openapi.ANY,),
+                (*openapi.INFERENCE_ERRORS, 405, 415),
+                body=openapi.CHAT_FIELDS if path == CHAT_PATH else openapi.MODEL_FIELD,
+                body_kinds=(openapi.JSON, "multipart/form-data"),
+            )
+            for path in POST_ROUTES
+        ),
+        *(
+            ApiOperation(
+                "get",
+                path,
+                "Forwarded to the model's upstream",
+                (openapi.ANY,),
+                (*openapi.INFERENCE_ERRORS, 405),
+                query=openapi.MODEL_FIELD,
+            )
+            for path in GET_ROUTES
+        ),
+    )
+    """A forwarded request may get any status from its upstream."""
 
     def __init__(
         self, service: Service, build_error_body: ErrorBodyBuilder, *, speech_handlers: dict[str, SpeechHandler] | None = None
@@ -285,6 +313,18 @@ class PassthroughRoute:
 
     `is_foreign_navigation` detects requests that a link or frame on a foreign page may have caused.
     """
+
+    operations = tuple(
+        ApiOperation(
+            method,
+            "/upstream/{name}/{path}",
+            "Any path of the model's upstream, including pages and WebSockets",
+            (openapi.ANY,),
+            (*openapi.INFERENCE_ERRORS, 409),
+            success=(101, 200, 301) if method == "get" else (200,),
+        )
+        for method in ("get", "post", "put", "patch", "delete", "head", "options")
+    )
 
     def __init__(
         self,

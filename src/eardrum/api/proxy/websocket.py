@@ -17,7 +17,7 @@ from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.proxy import upstream_headers
 from eardrum.api.proxy.upstream_headers import WEBSOCKET_HEADERS
 from eardrum.api.request_log import get_record
-from eardrum.api.websocket import run_until_first
+from eardrum.concurrency import run_until_first
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.supervisor import LeaseIdleTimer
 from eardrum.gateway.service import Service

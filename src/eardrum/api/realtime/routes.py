@@ -19,12 +19,14 @@ from starlette.responses import JSONResponse
 
 from eardrum.api.asgi import ASGIApp, Receive, Scope, Send, get_header
 from eardrum.api.auth import KEY_SUBPROTOCOL, read_api_key
+from eardrum.api.openapi import BODY_ERRORS, LOOKUP_ERRORS, SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.realtime import client_secrets
 from eardrum.api.realtime.client_secrets import SECRET_PREFIX, ClientSecretStore
 from eardrum.api.realtime.protocol import MAX_EVENT_CHARS, CloseConnection, OpenSession, ProtocolStep, RealtimeProtocol
 from eardrum.api.realtime.session_config import PCM_RATES, RealtimeConfig, make_pcm_format
 from eardrum.api.request_log import get_record
-from eardrum.api.websocket import CloseCode, ServerWebSocket, run_until_first
+from eardrum.api.websocket import CloseCode, ServerWebSocket
+from eardrum.concurrency import run_until_first
 from eardrum.errors import (
     EardrumError,
     InvalidRequestError,
@@ -48,6 +50,42 @@ BETA_HEADER, BETA_SUBPROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 
 class RealtimeRoutes:
     """The endpoints. WebSockets for models that other servers serve are left to who forwards."""
+
+    operations = (
+        ApiOperation(
+            "get",
+            WEBSOCKET_PATH,
+            "A WebSocket for live transcription in OpenAI's Realtime API",
+            errors=WEBSOCKET_ERRORS,
+            query=SOCKET_QUERY | {"intent": "`transcription`.", "rate": "Sample rate of the audio in Hz."},
+            success=(101,),
+        ),
+        ApiOperation(
+            "post",
+            client_secrets.CLIENT_SECRETS,
+            "Create a key for such a WebSocket that expires, for web pages",
+            errors=LOOKUP_ERRORS + BODY_ERRORS,
+            body={
+                "session": "The initial configuration of the sessions.",
+                "expires_after": "When the key expires: `anchor`, `seconds`.",
+            },
+        ),
+        ApiOperation(
+            "post",
+            client_secrets.TRANSCRIPTION_SESSIONS,
+            "The same in the format of the API's beta",
+            errors=LOOKUP_ERRORS + BODY_ERRORS,
+            body={
+                "input_audio_format": "The audio's encoding.",
+                "input_audio_transcription": "`model`, `language`, `prompt`.",
+                "turn_detection": "How the end of an utterance is detected.",
+            },
+        ),
+        *(
+            ApiOperation("post", path, "Not supported: this server transcribes, and does not speak", errors=(501,), success=())
+            for path in CONVERSATION_PATHS[1:]
+        ),
+    )
 
     def __init__(self, service: Service):
         self._service = service

@@ -22,6 +22,7 @@ from eardrum.api.wyoming.protocol import (
     encode_event,
 )
 from eardrum.api.wyoming.utterance import WyomingUtterance, build_info, list_models
+from eardrum.concurrency import cancel_and_wait
 from eardrum.connection_limits import describe_stall, descriptor_monitor
 from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ShuttingDownError, UnauthorizedError
 from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
@@ -65,8 +66,7 @@ class WyomingServer:
             for connection in self._connections:
                 connection.finish()
             if self._announcement and self._announcing:
-                self._announcing.cancel()
-                await asyncio.wait([self._announcing])
+                await cancel_and_wait(self._announcing)
                 await self._announcement.end()
             if self._connections:
                 await asyncio.wait(self._connections.values())
@@ -300,8 +300,7 @@ class WyomingConnection:
     async def _drop_utterance(self) -> None:
         """Cancel the utterance in progress."""
         if self._transcribing:
-            self._transcribing.cancel()
-            await asyncio.wait([self._transcribing])
+            await cancel_and_wait(self._transcribing)
         self._utterance = self._transcribing = None
 
     async def _send_event(self, event: WyomingEvent) -> None:
@@ -314,8 +313,7 @@ class WyomingConnection:
             raise ConnectionAbortedError(describe_stall(self._stall_s)) from None
 
     async def _stop(self, reading: asyncio.Task[None]) -> None:
-        reading.cancel()
-        await asyncio.wait([reading])
+        await cancel_and_wait(reading)
         await self._drop_utterance()
 
     async def _send_error(self, error: EardrumError) -> None:

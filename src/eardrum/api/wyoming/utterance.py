@@ -6,7 +6,6 @@ models for `describe`, and chooses the model of an utterance.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import struct
@@ -18,6 +17,7 @@ from typing import Any
 
 from eardrum import __version__
 from eardrum.api.wyoming.protocol import SampleConverter, SampleFormat, TranscribeRequest, TranscriptEncoder, WyomingEvent
+from eardrum.concurrency import Channel, run_alongside
 from eardrum.errors import EardrumError, TooLargeError
 from eardrum.gateway.live import ResumableSession, open_session
 from eardrum.gateway.models.inventory import Model
@@ -30,6 +30,12 @@ from eardrum.text import join_texts
 from eardrum.transcription import TranscriptionRequest
 
 log = logging.getLogger("eardrum.access")
+
+MAX_QUEUED_BYTES = 1 << 20
+"""Bytes to queue in addition to the session's own queue. Beyond that, reading from the client pauses."""
+
+PIECE_OVERHEAD_BYTES = 100
+"""Approximate memory of a piece of audio besides its bytes."""
 
 EventSender = Callable[[WyomingEvent], Awaitable[None]]
 
@@ -44,18 +50,18 @@ class WyomingUtterance:
         self._service = service
         self._request = request
         self._samples = SampleConverter(format)
-        self._queue = AudioQueue()
+        self._audio = Channel[bytes](MAX_QUEUED_BYTES, lambda piece: len(piece) + PIECE_OVERHEAD_BYTES)
         self._has_fed_all = False  # the session has all of it
         self._facts: dict[str, object] = {"protocol": "wyoming", "client": client}
 
     async def feed(self, audio: bytes) -> None:
         """Queue audio of any length; waits while too much is queued."""
-        await self._queue.put(self._samples.feed(audio))
+        await self._audio.send(self._samples.feed(audio))
 
     def stop(self) -> None:
         """Mark the audio as complete."""
         self.complete = True
-        self._queue.end()
+        self._audio.close()
 
     async def transcribe(self, send: EventSender) -> None:
         """Transcribe the audio and send the events to the client.
@@ -86,28 +92,22 @@ class WyomingUtterance:
         if not model.supports_live:
             text_alone = replace(request, times=False)
             for event in await transcribe_recording(
-                self._service, model, text_alone, self.format.live_format, self._queue.iterate_pieces()
+                self._service, model, text_alone, self.format.live_format, self._iterate_audio()
             ):
                 await self._send_event(event, encoder, send)
             return
         settings = SessionSettings(request, self.format.live_format, endpointing=None, partials=streaming)
         async with open_session(self._service, model, settings) as session:
-            ways = [
-                asyncio.create_task(self._send_events(session, encoder, send)),
-                asyncio.create_task(self._feed_session(session)),
-            ]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                if ways[1].done():
-                    ways[1].result()
-                await ways[0]
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+            await run_alongside(self._send_events(session, encoder, send), self._feed_session(session))
+
+    async def _iterate_audio(self) -> AsyncIterator[bytes]:
+        """Yield the queued audio as it arrives, until its end."""
+        while pieces := await self._audio.receive_all():
+            if audio := b"".join(pieces):
+                yield audio
 
     async def _feed_session(self, session: ResumableSession) -> None:
-        async for audio in self._queue.iterate_pieces():
+        async for audio in self._iterate_audio():
             await session.feed(audio)
         self._has_fed_all = not session.is_finished  # False: the server shut down before the end of the audio
         await session.finish()
@@ -244,47 +244,3 @@ async def transcribe_recording(
         FinalTranscript(1, 0.0, summary.duration, text, tuple(transcript.segments), summary.language),
         SessionEnded(summary.duration, summary.language, summary.decode_s),
     ]
-
-
-MAX_QUEUED_BYTES = 1 << 20
-"""Bytes to queue in addition to the session's own queue. Beyond that, reading from the client pauses."""
-
-
-class AudioQueue:
-    """A bounded queue of bytes between two tasks."""
-
-    def __init__(self, max_bytes: int = MAX_QUEUED_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._buffer = bytearray()
-        self._ended = False
-        self._more = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-
-    async def put(self, audio: bytes) -> None:
-        """Append bytes, and wait while the queue is full."""
-        if self._ended:
-            return  # nothing reads them
-        self._buffer += audio
-        self._more.set()
-        if len(self._buffer) > self._max_bytes:
-            self._room.clear()
-        await self._room.wait()
-
-    async def iterate_pieces(self) -> AsyncIterator[bytes]:
-        """Yield the queued bytes as they arrive, until the end."""
-        while self._buffer or not self._ended:
-            if not self._buffer:
-                self._more.clear()
-                await self._more.wait()
-                continue
-            taken = bytes(self._buffer)
-            self._buffer.clear()
-            self._room.set()
-            yield taken
-
-    def end(self) -> None:
-        """Mark the end of the audio."""
-        self._ended = True
-        self._more.set()
-        self._room.set()

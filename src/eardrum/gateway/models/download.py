@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from eardrum.concurrency import cancel_and_wait
 from eardrum.engines import registry
 from eardrum.engines.registry import EngineCard
 from eardrum.errors import (
@@ -277,10 +278,7 @@ class ModelDownload:
 
     async def stop(self) -> None:
         """End it, if it has not ended."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.exception()  # seen; asyncio would otherwise complain of an error nobody asked for
+        await cancel_and_wait(self._task)
         self._set_progress(self._progress)
 
     async def _run(self) -> None:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from eardrum import config
+from eardrum.concurrency import run_until_first
 from eardrum.config import command_line
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.logs import LogBuffer
@@ -178,14 +179,12 @@ class CommandProcess(ChildProcess):
 
     async def _wait_ready_or_exit(self, readiness: ReadinessProbe, within_s: float) -> bool:
         """Wait until the probe succeeds or the process ends; False if neither happens in time."""
-        asking = asyncio.ensure_future(readiness.wait_ready())
         try:
-            either: list[asyncio.Future[None]] = [asking, self.exited]
-            done, _ = await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            asking.cancel()
-            await asyncio.wait([asking])
-        return bool(done)
+            async with asyncio.timeout(within_s):
+                await run_until_first(readiness.wait_ready(), asyncio.shield(self.exited))
+        except TimeoutError:
+            return False
+        return True
 
     @property
     def exit_description(self) -> str:
@@ -208,7 +207,9 @@ class CommandProcess(ChildProcess):
             log.warning("The cmdStop of %s cannot be run, SIGTERM is sent instead: %s", self.name, error)
             return False
         try:
-            await asyncio.wait([stopping.exited, self.ended], timeout=self._unload_s, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._unload_s):
+                    await run_until_first(asyncio.shield(stopping.exited), asyncio.shield(self.ended))
             failed = bool(stopping._child.returncode)
             if failed:
                 log.warning("The cmdStop of %s %s. %s", self.name, stopping.exit_description, stopping.last_output)

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable
 
+from eardrum.concurrency import drop_error
 from eardrum.gateway import scheduler
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState, Scheduler
@@ -60,8 +61,8 @@ class SchedulerDispatcher:
             self.handle_event(scheduler.RequestArrived(model.id, ticket, model.scheduling))
             await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
-                granted.exception()  # seen; asyncio would otherwise complain of an error nobody asked for
+            if granted.done():
+                drop_error(granted)
             self.handle_event(scheduler.RequestCancelled(model.id, ticket))
             self.release_ticket(model.id, ticket)  # it may have been granted at that very moment
             raise

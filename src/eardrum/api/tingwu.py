@@ -19,8 +19,10 @@ from urllib.parse import parse_qs
 from eardrum import bounded_json
 from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
 from eardrum.api.json_body import check_surrogates
+from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.request_log import get_record
-from eardrum.api.websocket import ServerWebSocket, get_close_code, run_alongside
+from eardrum.api.websocket import ServerWebSocket, get_close_code
+from eardrum.concurrency import run_alongside
 from eardrum.errors import EardrumError, InvalidRequestError, MethodNotAllowedError, TooLargeError
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.models.inventory import Model
@@ -35,6 +37,17 @@ PATH = "/ws/realtime"
 
 class TingWuRoute:
     """Routes the path to its WebSocket handler."""
+
+    operations = (
+        ApiOperation(
+            "get",
+            PATH,
+            "A WebSocket for live transcription with TingWu's messages",
+            errors=WEBSOCKET_ERRORS,
+            query=SOCKET_QUERY,
+            success=(101,),
+        ),
+    )
 
     def __init__(self, service: Service):
         self._service = service

@@ -1,1 +1,0 @@
-"""TingWu's live WebSocket: text while somebody speaks, and again once the sentence is over."""

@@ -1,0 +1,159 @@
+"""Runs coroutines side by side, and passes items between them.
+
+`asyncio.TaskGroup` waits for all its tasks and raises an `ExceptionGroup`. A connection needs less: it is over as soon as one
+side is, and the error of that side is the error of the connection. `asyncio.Queue` counts items and has no end in Python 3.11;
+`Channel` counts bytes, too, and ends from either side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+async def run_until_first(*work: Awaitable[object]) -> None:
+    """Run all until one ends or fails, then cancel the others and wait for their cleanup.
+
+    A task that somebody else cancelled counts as ended. Where several end at once, the error of the first argument wins.
+
+    Raises:
+        Exception: the error of the one that failed.
+    """
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+    finally:
+        await cancel_and_wait(*tasks)
+
+
+async def run_alongside(main: Awaitable[object], *background: Awaitable[object]) -> None:
+    """Run `main` to its end, and the others meanwhile. The others may end earlier; if one fails before
+    `main` has ended, all are cancelled.
+
+    Raises:
+        Exception: the error of the one that failed.
+    """
+    main_task = asyncio.ensure_future(main)
+    tasks = {main_task, *map(asyncio.ensure_future, background)}
+    try:
+        pending = tasks
+        while not main_task.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in [main_task] if main_task.done() else done:
+                task.result()
+    finally:
+        await cancel_and_wait(*tasks)
+
+
+async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel the tasks that are not done, and wait for their cleanup. Their errors are dropped."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        drop_error(task)
+
+
+def drop_error(task: asyncio.Future[Any]) -> None:
+    """Mark the error of a finished task as retrieved: asyncio would log it as never retrieved."""
+    if not task.cancelled():
+        task.exception()
+
+
+@asynccontextmanager
+async def run_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` for the duration of the block, and cancel it at the end.
+
+    Raises:
+        Exception: at the end of the block, the error of `work`.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+class Channel(Generic[T]):
+    """Passes items from one task to another. `async for item in channel` receives them until the channel is closed.
+
+    The sender waits while more than `max_size` is queued: an item is always accepted, and the wait comes after it. `measure`
+    returns the size of an item; by default every item has the size 1.
+    """
+
+    def __init__(self, max_size: int, measure: Callable[[T], int] = lambda _: 1):
+        self.closed = False
+        """Whether further items are dropped."""
+        self._max_size = max_size
+        self._measure = measure
+        self._items: deque[T] = deque()
+        self._size = 0
+        self._has_items = asyncio.Event()
+        """Also set when the channel is closed."""
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    async def send(self, item: T) -> None:
+        """Queue an item, and wait until there is room for the next one. A closed channel drops it."""
+        self.send_nowait(item)
+        await self._has_room.wait()
+
+    def send_nowait(self, item: T) -> None:
+        """Queue an item, however much is queued. A closed channel drops it."""
+        if self.closed:
+            return
+        self._items.append(item)
+        self._size += self._measure(item)
+        self._has_items.set()
+        if self._size > self._max_size:
+            self._has_room.clear()
+
+    async def receive_all(self) -> list[T]:
+        """Wait for items and return all that are queued; an empty list once the channel is closed and empty."""
+        await self._wait_for_items()
+        items = list(self._items)
+        self._items.clear()
+        self._size = 0
+        self._has_room.set()
+        return items
+
+    def close(self) -> None:
+        """Accept no more items. The queued ones can still be received, and a waiting sender goes on."""
+        self.closed = True
+        self._has_items.set()
+        self._has_room.set()
+
+    def discard(self) -> None:
+        """Close the channel and drop the queued items."""
+        self._items.clear()
+        self._size = 0
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        await self._wait_for_items()
+        if not self._items:
+            raise StopAsyncIteration
+        item = self._items.popleft()
+        self._size -= self._measure(item)
+        if self._size <= self._max_size:
+            self._has_room.set()
+        return item
+
+    async def _wait_for_items(self) -> None:
+        while not self._items and not self.closed:
+            self._has_items.clear()
+            await self._has_items.wait()
