@@ -49,7 +49,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         HostGuard(lambda: service.settings, _build_path_error),
         CorsPolicy(),
         origins,
-        PullGuard(settings, origins.is_foreign_page),
+        PullGuard(lambda: service.settings, origins.is_foreign_page),
         ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
     )
     edges = (
