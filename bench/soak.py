@@ -35,6 +35,9 @@ LONGEST_S = 120.0
 PAUSE_S = 1.0
 """A client's, on the average, between two requests: the machine is busy and not overwhelmed."""
 
+COMMAND_PORT = 21800
+"""The command's. The default, 5800, may be another server's on a machine that is used meanwhile."""
+
 ENDS_S = 20.0
 GROWTH = 1.05
 
@@ -85,7 +88,7 @@ def _run_server() -> Iterator[tuple[BenchServer, int]]:
             ELSEWHERE: {"proxy": f"http://127.0.0.1:{upstream}"},
             **build_settings(whisper)["models"],
         }
-        given = {"models": models, "default_model": MODEL}
+        given = {"models": models, "default_model": MODEL, "startPort": COMMAND_PORT}
         with run_server(settings=given, arguments=("--wyoming", "--wyoming-port", str(wyoming))) as server:
             post_clip(server.port, WHISPER)
             yield server, wyoming
