@@ -100,7 +100,8 @@ async def _stream_completion(body: dict[str, Any], said: str, request: web.Reque
     if said == "linger":
         await _write_events(response, events[:2])
         await asyncio.sleep(60)
-    end = {"choices": [{"index": 0, "finish_reason": _choose_reason(deltas, body)} | ({"text": ""} if plain else {"delta": {}})]}
+    empty: dict[str, object] = {"text": ""} if plain else {"delta": {}}
+    end = {"choices": [{"index": 0, "finish_reason": _choose_reason(deltas, body)} | empty]}
     usage = [{"choices": [], "usage": USAGE}] if body.get("stream_options", {}).get("include_usage") else []
     await _write_events(response, [*events, end, *usage, "[DONE]"])
     return response

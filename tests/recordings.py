@@ -190,6 +190,7 @@ def resample(samples: Samples, rate: int) -> Samples:
 def encode_g711(samples: Samples, codec: str) -> bytes:
     """The samples as FFmpeg encodes them for a telephone."""
     context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.AudioCodecContext)
     context.sample_rate, context.format, context.layout = 16_000, "s16", "mono"
     context.time_base = Fraction(1, 16_000)
     frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], format="s16", layout="mono")

@@ -191,7 +191,7 @@ def test_a_wrong_assignment(assignment: str, says: str) -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1
 
 
 def find_schema(schema: dict[str, Any], whole: dict[str, Any], name: str) -> dict[str, Any]:

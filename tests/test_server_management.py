@@ -585,8 +585,8 @@ def test_the_commands(tmp_path: Path) -> None:
         assert (following.wait(20), following.stderr.read()) == (0, "")
         following.stdout.close()
         following.stderr.close()
-    for arguments in (("load", "x"), ("logs", "-f"), ("ps",)):
-        refused = eardrum(server.address, *arguments)
+    for refusable in (["load", "x"], ["logs", "-f"], ["ps"]):
+        refused = eardrum(server.address, *refusable)
         assert refused.returncode == 1
         assert "is `eardrum serve` running there?" in refused.stderr
 

@@ -86,13 +86,14 @@ def test_all_models_are_listed_with_their_tag(client: Client) -> None:
 def test_a_model_is_shown_by_any_of_its_names(client: Client, name: str) -> None:
     shown = client.show(name)
     assert shown.capabilities == ["completion"]
+    assert shown.modelinfo
     assert shown.modelinfo["general.architecture"] == "unknown"
     assert shown.modelinfo["unknown.context_length"] == 4096
 
 
 def test_capabilities_are_those_of_the_command_or_the_engine(client: Client) -> None:
     assert client.show("qwen3:0.6b").capabilities == ["completion", "tools"]
-    assert client.show("qwen3:0.6b").modelinfo["qwen3.context_length"] == 8192
+    assert (client.show("qwen3:0.6b").modelinfo or {})["qwen3.context_length"] == 8192
     assert client.show("whisper-1").capabilities == ["audio"]
 
 
@@ -130,7 +131,7 @@ def test_a_chat_streams(client: Client, llm: FakeUpstream) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_tools_are_called_and_answered(client: Client, llm: FakeUpstream, stream: bool) -> None:
     messages: list[dict[str, object]] = [{"role": "user", "content": "Weather?"}]
-    answer = client.chat("chatty", messages, tools=[TOOL], stream=stream)
+    answer = client.chat("chatty", messages, tools=[TOOL], stream=stream)  # type: ignore[call-overload]
     chunks = list(answer) if stream else [answer]
     (call,) = next(chunk.message.tool_calls for chunk in chunks if chunk.message.tool_calls)
     assert (call.function.name, call.function.arguments) == ("weather", {"city": "Wien"})
@@ -176,7 +177,7 @@ def test_texts_are_embedded(client: Client) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_audio_in_the_place_of_pictures_is_transcribed(client: Client, stream: bool) -> None:
     recording = encode_speech("wav")
-    answer = client.chat("whisper-1", [{"role": "user", "content": "Transcribe.", "images": [recording]}], stream=stream)
+    answer = client.chat("whisper-1", [{"role": "user", "content": "Transcribe.", "images": [recording]}], stream=stream)  # type: ignore[call-overload]
     chunks = list(answer) if stream else [answer]
     assert "".join(chunk.message.content or "" for chunk in chunks) == SPEECH_TEXT
     assert chunks[-1].done
@@ -206,7 +207,7 @@ def test_audio_in_the_place_of_pictures_is_transcribed(client: Client, stream: b
 )
 def test_errors_are_raised_with_status_and_sentence(client: Client, call: object, status: int, message: str) -> None:
     with pytest.raises(ResponseError) as caught:
-        call(client)  # type: ignore[operator]
+        call(client)
     assert caught.value.status_code == status
     assert message in caught.value.error
 
@@ -249,7 +250,7 @@ def test_a_client_that_leaves_takes_its_request_with_it(client: Client, llm: Fak
     before = llm.given_up
     stream = client.chat("chatty", [{"role": "user", "content": "linger"}], stream=True)
     assert [next(stream).message.content for _ in range(2)] == WORDS[:2]
-    stream.close()  # type: ignore[union-attr]
+    stream.close()  # type: ignore[attr-defined]
     wait_for(lambda: llm.given_up == before + 1 and not llm.in_flight)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -31,8 +32,8 @@ def create_upload(container: str) -> io.BytesIO:
 @pytest.mark.parametrize("response_format", ["srt", "vtt"])
 def test_subtitles_with_a_shape(client: openai.OpenAI, response_format: str) -> None:
     extra: dict[str, str] = {"subtitles": "broadcast", "max_line_width": "32"}
-    wanted = {"file": create_upload("mp3"), "model": "whisper-1", "response_format": response_format, "extra_body": extra}
-    cues = client.audio.transcriptions.create(**wanted).removeprefix("WEBVTT\n\n").strip().split("\n\n")
+    wanted: dict[str, Any] = {"file": create_upload("mp3"), "model": "whisper-1", "response_format": response_format}
+    cues = client.audio.transcriptions.create(**wanted, extra_body=extra).removeprefix("WEBVTT\n\n").strip().split("\n\n")
     texts = [cue.splitlines()[2 if response_format == "srt" else 1 :] for cue in cues]
     assert " ".join(line for lines in texts for line in lines) == SPEECH_TEXT
     assert all(1 <= len(lines) <= 2 for lines in texts)
@@ -43,7 +44,8 @@ def test_subtitles_with_a_shape(client: openai.OpenAI, response_format: str) -> 
 @pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "verbose_json"])
 @pytest.mark.parametrize("container", ["mp3", "m4a", "webm", "wav"])
 def test_every_format_and_every_container(client: openai.OpenAI, container: str, response_format: str) -> None:
-    answer = client.audio.transcriptions.create(file=create_upload(container), model="whisper-1", response_format=response_format)
+    wanted: dict[str, Any] = {"file": create_upload(container), "model": "whisper-1", "response_format": response_format}
+    answer = client.audio.transcriptions.create(**wanted)
     match response_format:
         case "json":
             assert answer.text == SPEECH_TEXT

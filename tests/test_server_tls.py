@@ -53,7 +53,7 @@ async def test_websockets_are_served_too(encrypted: ServerUnderTest, made: tuple
         assert (await socket.receive_json())["type"] == "session.created"
         await socket.send_json({"type": "input_audio_buffer.commit"})
         assert (await socket.receive_json())["error"]["code"] == "input_audio_buffer_commit_empty"
-        socket._response.connection.transport.abort()  # type: ignore[union-attr]
+        socket._response.connection.transport.abort()
         await asyncio.sleep(0.1)
 
 

@@ -122,7 +122,7 @@ async def _close_all(runner: web.AppRunner) -> None:
             loop.remove_reader(listening.fileno())  # asyncio forgets to close what comes in while it stops to listen
     await asyncio.sleep(0.01)
     await runner.cleanup()
-    for transport in list(loop._transports.values()):
+    for transport in list(loop._transports.values()):  # type: ignore[attr-defined]
         transport.abort()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:

@@ -23,7 +23,9 @@ def compiler_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
-    return ModelCatalog(config.Settings()).find_model(EMBEDDED_ID).source
+    source = ModelCatalog(config.Settings()).find_model(EMBEDDED_ID).source
+    assert source
+    return source
 
 
 @pytest.fixture(scope="session")

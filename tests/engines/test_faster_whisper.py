@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -499,7 +498,7 @@ def test_cores_are_shared_out_by_timing_where_nobody_says_how(folder: Path) -> N
 
 
 @pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Iterator[Path]:
+def copied(folder: Path, tmp_path: Path) -> Path:
     """The model in a folder of its own; each file a link until it is replaced."""
     copy = tmp_path / "copied"
     copy.mkdir()
@@ -564,7 +563,7 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99])
 def test_a_truncated_file_is_named(copied: Path, name: str, keep: float) -> None:
     data = (copied / name).read_bytes()
-    replace_file(copied / name, data[: int(keep * len(data)) if keep < 1 else keep])
+    replace_file(copied / name, data[: int(keep * len(data) if keep < 1 else keep)])
     assert name in get_load_error(copied)
 
 
@@ -625,7 +624,7 @@ def test_cuda_without_a_gpu_is_refused(folder: Path) -> None:
 
 def test_options_nobody_knows_are_refused() -> None:
     with pytest.raises(ValidationError):
-        FasterWhisper.Options(beams=5)
+        FasterWhisper.Options(beams=5)  # type: ignore[call-arg]
     with pytest.raises(ValidationError):
         FasterWhisper.Options(beam_size=0)
 

@@ -208,7 +208,7 @@ def test_wishes_that_cannot_be_met_are_refused(weights: Path) -> None:
     assert "compute_type 'int8'" in get_load_error(weights, compute_type="int8")
     assert "CUDA" in get_load_error(weights, device="cuda")
     with pytest.raises(ValidationError):
-        Moonshine.Options(beam_size=5)
+        Moonshine.Options(beam_size=5)  # type: ignore[call-arg]
 
 
 @pytest.mark.slow

@@ -252,7 +252,7 @@ def test_wishes_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     assert "CUDA" in get_load_error(source, device="cuda")
     assert "pnc is for Canary only" in get_load_error(source, pnc=True)
     with pytest.raises(ValidationError):
-        OnnxAsr.Options(beam_size=5)
+        OnnxAsr.Options(beam_size=5)  # type: ignore[call-arg]
 
 
 def test_the_language_is_an_options_or_the_folders(tmp_path: Path) -> None:

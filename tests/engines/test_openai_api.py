@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -133,8 +134,8 @@ def test_a_window_that_nobody_wants_is_not_sent() -> None:
 def test_windows_of_several_threads_are_in_flight_together() -> None:
     async def fake_slow(call: UpstreamCall, request: web.Request) -> web.Response:
         wait_until = time.monotonic() + 10
-        while fake.most_in_flight < 3 and time.monotonic() < wait_until:
-            await upstreams.asyncio.sleep(0.01)
+        while fake.most_in_flight < 3 and time.monotonic() < wait_until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         return await upstreams.fake_whisper_server(call, request)
 
     with fake_upstream(fake_slow) as fake, open_engine(fake.url, concurrency=3) as loaded:

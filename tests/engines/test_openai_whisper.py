@@ -110,7 +110,7 @@ def test_wishes_that_cannot_be_met_are_refused(checkpoint: Path) -> None:
     assert "compute_type 'int8'" in get_load_error(checkpoint, compute_type="int8")
     assert "compute_type 'float16'" in get_load_error(checkpoint, compute_type="float16", device="cpu")
     with pytest.raises(ValidationError):
-        OpenAIWhisper.Options(beams=5)
+        OpenAIWhisper.Options(beams=5)  # type: ignore[call-arg]
 
 
 @pytest.mark.torch

@@ -38,7 +38,7 @@ def join_text(heard: EngineResult) -> str:
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     cls, model = KINDS[request.param]
     source = build(model, tmp_path_factory.mktemp("whisper") / model)
-    return cls.load(source, cls.Options(threads=1))
+    return cls.load(source, cls.Options.model_validate({"threads": 1}))
 
 
 @pytest.fixture(scope="module")

@@ -231,7 +231,7 @@ async def test_force_ends_what_is_patiently_stopped_or_still_loading(tmp_path: P
         loading = asyncio.create_task(service.load_model(model))
         if "--stop-seconds" in habits:
             await loading
-            patient = asyncio.create_task(service.unload_model(model))
+            patient: asyncio.Task[Any] = asyncio.create_task(service.unload_model(model))
             await wait_until(lambda: get_state(service, "a") is ModelState.STOPPING)
         else:
             await wait_until(list_programs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.models.tiny_whisper import END_OF_TEXT, NO_TIMESTAMPS, START, TRANSCR
 
 Arrays = dict[str, np.ndarray]
 
-RENAMED = [
+RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\.blocks\.", ".layers."),
     (r"cross_attn_ln", "encoder_attn_layer_norm"),
     (r"cross_attn", "encoder_attn"),

@@ -31,7 +31,7 @@ from aiohttp import web
 
 from eardrum import live, runner_protocol
 from eardrum.errors import EardrumError, InvalidRequestError, ModelLoadError
-from eardrum.live import SessionSettings
+from eardrum.live import LiveEvent, SessionSettings
 from eardrum.transcription import Capabilities, Segment, TranscriptionSummary
 
 STEP_S = 0.02
@@ -222,7 +222,7 @@ class FakeRunner:
             hearing.say.put_nowait(text)
             hearing.decoding.task_done()
 
-    async def _tell(self, response: web.StreamResponse, events: asyncio.Queue[live.LiveEvent]) -> None:
+    async def _tell(self, response: web.StreamResponse, events: asyncio.Queue[LiveEvent]) -> None:
         while True:
             event = await events.get()
             await response.write(runner_protocol.encode_event(event))

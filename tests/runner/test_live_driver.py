@@ -67,7 +67,7 @@ def run_driver(settings: SessionSettings = UTTERANCES) -> Iterator[tuple[Context
         try:
             async with asyncio.timeout(60):
                 for message in (*messages, FinishCommand()):
-                    await driver.take_message(message)  # type: ignore[arg-type]
+                    await driver.take_message(message)
                 return [event async for event in driver.stream_events()]
         finally:
             await driver.close()

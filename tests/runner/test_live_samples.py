@@ -45,6 +45,7 @@ def test_what_is_at_16_khz_is_not_touched() -> None:
 def test_telephone_audio_is_decoded_as_the_standard_says(encoding: AudioEncoding, codec: str) -> None:
     every = bytes(range(256))
     context = av.CodecContext.create(codec, "r")
+    assert isinstance(context, av.AudioCodecContext)
     context.sample_rate, context.layout = 8_000, "mono"
     (frame,) = context.decode(av.Packet(every))
     assert np.array_equal(

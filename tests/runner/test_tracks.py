@@ -13,7 +13,7 @@ import pytest
 
 from eardrum.errors import InvalidRequestError, StorageFullError
 from eardrum.runner import tracks
-from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
+from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError, ScratchFile
 from eardrum.runner.decoder import AudioDecoder
 from tests.recordings import RATE, TRACK_CODECS, Samples, create_noise, create_silence, create_tone, load_speech
 from tests.recordings import encode_tracks as recorded
@@ -183,8 +183,8 @@ def test_long_sound_is_held_back_on_disk(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_full_disk_is_told() -> None:
-    track = tracks.AudioTrack(1, None)  # type: ignore[arg-type]
-    track._sound = tracks.ScratchFile(0, tracks.HOLD_PURPOSE)
+    track = tracks.AudioTrack(1, None)
+    track._sound = ScratchFile(0, tracks.HOLD_PURPOSE)
     track._sound._file, track._sound._on_disk = Path("/dev/full").open("wb", buffering=0), True  # noqa: SIM115
     frame = av.AudioFrame.from_ndarray(VOICE[None], format="flt", layout="mono")
     frame.sample_rate = RATE

@@ -80,7 +80,7 @@ async def test_who_is_read_late_may_answer_pings_late() -> None:
 async def test_who_is_read_and_answers_no_ping_is_gone_however_much_it_says() -> None:
     ended = asyncio.Event()
 
-    async def prompt(_: Scope, receive: Receive, send: Send) -> None:
+    async def prompt(scope: Scope, receive: Receive, send: Send) -> None:
         for _ in range(40):  # more than the client takes in: it stops reading, pings included
             await send({"type": "websocket.send", "bytes": bytes(1000)})
         while (await receive())["type"] == "websocket.receive":

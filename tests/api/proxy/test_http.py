@@ -82,7 +82,7 @@ def test_the_filters_of_the_model_are_applied(echoing: GatewayUnderTest) -> None
 
 
 @pytest.fixture
-def echoing():  # type: ignore[no-untyped-def]
+def echoing():
     filters = {"stripParams": "top_k", "setParams": {"temperature": 0}}
     with (
         fake_upstream(answer_echo) as upstream,
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_is_noticed_by_the_upstream_in_mid_stream() -> None
         wait_for(lambda: upstream.given_up == 1)
 
 
-def create_dying(kind: str, said: bytes, **headers: str):  # type: ignore[no-untyped-def]
+def create_dying(kind: str, said: bytes, **headers: str):
     async def answer(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": kind} | headers)
         await response.prepare(request)
@@ -247,7 +247,7 @@ def test_an_answer_of_known_length_that_ends_early_ends_early(tmp_path: Path) ->
         requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
 
 
-def create_breaking(times: int):  # type: ignore[no-untyped-def]
+def create_breaking(times: int):
     """A server that breaks off before its answer, so many times."""
     left = [times]
 

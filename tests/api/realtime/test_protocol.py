@@ -173,11 +173,11 @@ def test_only_the_fields_of_an_update_change() -> None:
 @pytest.mark.parametrize("beta", [False, True])
 def test_clients_of_some_models_commit_themselves_unless_they_say_otherwise(model: str, beta: bool) -> None:
     (created,) = create_protocol(RealtimeConfig(model=model), beta=beta).greet()
-    assert (created["session"] if beta else created["session"]["audio"]["input"])["turn_detection"] is None  # type: ignore[index]
+    assert (created["session"] if beta else created["session"]["audio"]["input"])["turn_detection"] is None  # type: ignore[index, call-overload]
     assert get_open_session(append_audio(create_protocol(RealtimeConfig(model=model)))).settings.endpointing is None
     talk = create_protocol()
     shown, begun = update_session(talk, transcription={"model": model})
-    assert shown["session"]["audio"]["input"]["turn_detection"] is None  # type: ignore[index]
+    assert shown["session"]["audio"]["input"]["turn_detection"] is None  # type: ignore[index, call-overload]
     assert isinstance(begun, OpenSession)
     assert begun.settings.endpointing is None
     _, changed = update_session(talk, turn_detection={"type": "server_vad", "silence_duration_ms": 700})
@@ -262,7 +262,7 @@ def test_the_beta_greets_with_its_own_event_where_it_is_to_transcribe() -> None:
 
 def test_todays_shape_is_understood_on_a_beta_connection_and_the_other_way_round() -> None:
     today, before = create_protocol(beta=True), create_protocol()
-    assert "audio" in update_session(today, turn_detection=None)[0]["session"]  # type: ignore[index]
+    assert "audio" in update_session(today, turn_detection=None)[0]["session"]  # type: ignore[index, call-overload]
     shown = send_event(before, "session.update", session={"input_audio_format": "pcm16", "turn_detection": None})[0]
     assert isinstance(shown, dict)
     assert (shown["type"], shown["session"]["input_audio_format"]) == ("session.updated", "pcm16")
@@ -434,7 +434,7 @@ def test_what_is_no_event_is_refused_and_nothing_else_happens(message: str | byt
 
 def test_audio_of_the_largest_size_is_taken_and_more_is_not() -> None:
     talk = create_protocol()
-    assert len(append_audio(talk, bytes(15 << 20))[-1]) == 15 << 20  # type: ignore[arg-type]
+    assert len(append_audio(talk, bytes(15 << 20))[-1]) == 15 << 20
     assert get_error(append_audio(talk, bytes((15 << 20) + 1)))["code"] == "request_too_large"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -239,7 +240,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: ScriptedGatew
     )
     async with connect_socket(stage.url(), max_msg_size=0) as socket:
         await receive_until(socket, "session.created")
-        transport = socket._response.connection.transport  # type: ignore[union-attr]
+        transport = socket._response.connection.transport
         transport.pause_reading()
         for _ in range(200):
             await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
@@ -278,7 +279,7 @@ async def test_a_client_that_vanishes_leaves_nothing(stage: ScriptedGateway) -> 
     async with connect_socket(stage.url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.open == 1)
-        socket._response.connection.transport.abort()  # type: ignore[union-attr]
+        socket._response.connection.transport.abort()
         await asyncio.to_thread(wait_for, lambda: stage.open == 0)
 
 
@@ -439,7 +440,7 @@ async def test_the_betas_key_and_an_expired_one(locked: ScriptedGateway, monkeyp
     async with connect_socket(locked.url(), headers=headers) as socket:
         (created,) = await receive_until(socket, "transcription_session.created")
         assert created["session"]["input_audio_format"] == "g711_ulaw"
-    monkeypatch.setattr(routes.time, "time", lambda: expires + 1)
+    monkeypatch.setattr(time, "time", lambda: expires + 1)
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         async with connect_socket(locked.url(), headers=headers):
             pass
@@ -451,7 +452,7 @@ async def test_a_secret_that_is_not_valid_is_refused_where_everybody_is_let_in(
 ) -> None:
     """Its configuration would be missing."""
     answer = (await asyncio.to_thread(create_secret, stage)).json()
-    monkeypatch.setattr(routes.time, "time", lambda: answer["expires_at"] + 1)
+    monkeypatch.setattr(time, "time", lambda: answer["expires_at"] + 1)
     for value in ("ek_0", answer["value"]):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             async with connect_socket(stage.url(), headers={"authorization": f"Bearer {value}"}):

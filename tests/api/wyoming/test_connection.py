@@ -166,7 +166,7 @@ async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pyte
 
 @pytest.mark.parametrize("event", [RunnerCrashedError("It died."), UtteranceFailed(1, RunnerCrashedError("It died."))])
 async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, event: Exception | UtteranceFailed) -> None:
-    script = SessionScript(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])  # type: ignore[list-item]
+    script = SessionScript(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.speak()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import sys
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from eardrum.api.wyoming import discovery
 from eardrum.api.wyoming.discovery import SERVICE_TYPE, ZeroconfAnnouncement
 from eardrum.errors import ConfigError
 
@@ -32,7 +32,7 @@ class TestWithThePackage:
 
     async def test_it_is_found_and_taken_back(self, zeroconf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         announced = ZeroconfAnnouncement("eardrum in a test", "10.1.2.3", 4711)
-        monkeypatch.setattr(announced, "_address", discovery.ip_address("127.0.0.1"))  # the network of this test
+        monkeypatch.setattr(announced, "_address", ip_address("127.0.0.1"))  # the network of this test
         network = zeroconf.AsyncZeroconf(interfaces=["127.0.0.1"])
         try:
             await announced.begin()

@@ -72,9 +72,9 @@ def test_a_payload_goes_on_as_it_comes() -> None:
 @given(EVENTS)
 def test_the_official_package_reads_what_we_write_and_writes_what_we_read(event: WyomingEvent) -> None:
     with_file = BinaryPipe()
-    write_event(TheirEvent(event.type, dict(event.data), event.payload or None), with_file)  # type: ignore[arg-type]
+    write_event(TheirEvent(event.type, dict(event.data), event.payload or None), with_file)
     assert decode_pieces([with_file.data]) == [event]
-    theirs = read_event(BinaryPipe(encode_event(event)))  # type: ignore[arg-type]
+    theirs = read_event(BinaryPipe(encode_event(event)))
     assert theirs
     assert (theirs.type, theirs.data, theirs.payload or b"") == (event.type, event.data, event.payload)
 

@@ -38,7 +38,7 @@ def service(tmp_path: Path) -> Service:
 
 def test_the_official_client_reads_the_answer_to_describe(service: Service) -> None:
     event = utterance.build_info(utterance.list_models(service), streaming=True)
-    info = Info.from_event(event)  # type: ignore[arg-type]
+    info = Info.from_event(event)
     (program,) = info.asr
     assert (program.name, program.installed, program.supports_transcript_streaming) == ("eardrum", True, True)
     assert [(model.name, model.installed, model.languages) for model in program.models] == [

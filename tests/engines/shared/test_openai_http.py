@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 
 import pytest
@@ -132,7 +133,7 @@ def test_the_upstream_says_when_to_come_back(impatient: None, header: dict[str, 
         (lambda: web.json_response({"error": {"code": "insufficient_quota", "message": "Pay."}}, status=429), None),
     ],
 )
-def test_what_waiting_does_not_mend_soon_is_told_at_once(refusal: object, after: float | None) -> None:
+def test_what_waiting_does_not_mend_soon_is_told_at_once(refusal: Callable[[], web.Response], after: float | None) -> None:
     with (
         fake_upstream(upstreams.fake_after([refusal] * 9, upstreams.fake_openai)) as fake,
         open_engine(fake.url, retries=5) as loaded,

@@ -839,7 +839,8 @@ def test_a_model_that_the_config_alone_knows_is_fetched_by_its_source(
     assert here.find_model("best").format_pull_command() == command
     assert f"run `{command}`" in here.explain_download(here.find_model("best"))
     at_a_shell = create_catalog(models={})
-    match = names.choose_match(*command.split()[2:3], "torching" if "--engine" in command or "tuned" in command else "")
+    source = command.split()[2]
+    match = names.choose_match(source, "torching" if "--engine" in command or "tuned" in command else "")
     assert at_a_shell.inventory.build_downloadable(match).repository == here.find_model("best").repository
 
 

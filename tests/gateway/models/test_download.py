@@ -279,7 +279,7 @@ async def test_repositories_of_odd_shapes_are_recognised(
 async def _choose_engine(chosen: Callable[..., object], hub: FakeHub, repository: FakeRepository) -> object:
     hub.repositories["somebody/odd"] = repository
     try:
-        return await chosen("somebody/odd")  # type: ignore[misc]
+        return await chosen("somebody/odd")
     except InvalidRequestError as refused:
         return str(refused)
 

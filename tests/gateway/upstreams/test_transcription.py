@@ -341,7 +341,7 @@ def test_a_server_that_does_not_say_that_it_translated_is_not_believed() -> None
         (upstreams.fake_dying, UpstreamDiedError, "broke off in the middle of its answer"),
     ],
 )  # fmt: skip
-def test_errors_name_the_server_and_what_it_said(answer: Answer, kind: type, said: str) -> None:
+def test_errors_name_the_server_and_what_it_said(answer: Answer, kind: type[EardrumError], said: str) -> None:
     with pytest.raises(kind, match=rf"127\.0\.0\.1:\d+ .*{said}") as caught:
         transcribe_with(answer, {})
     assert caught.value.status == {InvalidRequestError: 400, BusyError: 503}.get(kind, 502)
