@@ -29,7 +29,7 @@ from typing import Any
 
 from aiohttp import web
 
-from eardrum import live, runner_protocol
+from eardrum import live
 from eardrum.errors import EardrumError, InvalidRequestError, ModelLoadError
 from eardrum.live import LiveEvent, SessionSettings
 from eardrum.transcription import Capabilities, Segment, TranscriptionSummary
@@ -200,7 +200,7 @@ class FakeRunner:
         return response
 
     async def _listen(self, request: web.Request, hearing: FakeLiveSession) -> None:
-        messages = runner_protocol.MessageDecoder()
+        messages = live.MessageDecoder()
         async for data in request.content.iter_any():
             for message in messages.feed(data):
                 match message:
@@ -225,7 +225,7 @@ class FakeRunner:
     async def _tell(self, response: web.StreamResponse, events: asyncio.Queue[LiveEvent]) -> None:
         while True:
             event = await events.get()
-            await response.write(runner_protocol.encode_event(event))
+            await response.write(live.encode_event(event))
             events.task_done()
 
 

@@ -36,12 +36,12 @@ from eardrum.live import (
     SpeechStarted,
     SpeechStopped,
     UtteranceCommitted,
+    decode_event,
 )
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.live.driver import MAX_QUEUED_EVENTS, LiveSessionDriver
 from eardrum.runner.vad import VadModel
-from eardrum.runner_protocol import decode_event
 from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests.recordings import (
     SPEECH_TEXT,

@@ -18,7 +18,7 @@ from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import AudioSource, Spool, StoredFile
-from eardrum.openai_responses.transcript import UpstreamTranscript
+from eardrum.openai_transcripts import UpstreamTranscript
 from eardrum.subtitles import NO_RULES, SubtitleRules
 from eardrum.transcription import AudioOpened, Segment, SpeechTask, Transcript, TranscriptionRequest, TranscriptionSummary
 

@@ -4,7 +4,7 @@ The header `x-eardrum-request` holds the request as JSON. Each line of the respo
 `segment`, `summary` (the last line of a success) or `error` (the last line of a failure). A response with neither of the last two
 means that the runner died.
 
-`POST /live` takes the messages of a live session (`eardrum.runner_protocol`) in its body and writes a line per event at the same
+`POST /live` takes the messages of a live session (`eardrum.live`) in its body and writes a line per event at the same
 time. Its settings come in the header `x-eardrum-live`; its last line is `ended` or `error`.
 
 Hanging up cancels the request. A runner that is behind with reading cannot see that at once, so a client that sent a name in
@@ -27,13 +27,12 @@ from starlette.routing import Route
 
 from eardrum.concurrency import run_until_first
 from eardrum.errors import EardrumError, InvalidRequestError
-from eardrum.live import FinishCommand, SessionSettings
+from eardrum.live import FinishCommand, MessageDecoder, SessionSettings, encode_event
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.live.driver import LiveSessionDriver
 from eardrum.runner.segmenter import SegmenterConfig
 from eardrum.runner.transcription import TranscriptionJob
 from eardrum.runner.vad import VadModel
-from eardrum.runner_protocol import MessageDecoder, encode_event
 from eardrum.transcription import (
     AudioOpened,
     Capabilities,

@@ -421,6 +421,8 @@ DONE = "data: [DONE]\n\n"
             {"start": 0, "end": 1_000_000_000, "text": "A."}, {"start": 1_000_000_000, "end": 2_000_000_000, "text": "B."}]}],
          ["A. B. C."], ["A.", "B. C."], ""),
         ([{"object": "transcription.chunk", "choices": [{"delta": None}, {}]}, {"delta": "Ja."}, DONE], ["Ja."], ["Ja."], ""),
+        (['data: {"delta":\ndata: "Ja."}\n\n', DONE], ["Ja."], ["Ja."], ""),
+        (['data: {"delta": "One"}\ndata: {"delta": " two"}\n', DONE], ["One", " two"], ["One two"], ""),
     ],
 )  # fmt: skip
 def test_streams(events: list, deltas: list[str], segments: list[str], language: str) -> None:

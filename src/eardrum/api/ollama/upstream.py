@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams import filters
 from eardrum.gateway.upstreams.external import iterate_body
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
-from eardrum.openai_responses.error import UpstreamReply
+from eardrum.openai_replies import SseDecoder, UpstreamReply
 
 DONE_EVENT = "[DONE]"
 REQUEST_HEADERS = ((b"content-type", b"application/json"), (b"accept-encoding", b"identity"))
@@ -343,53 +342,3 @@ def _find_count(*candidates: Any) -> int:
 
 def _as_number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0.0
-
-
-MAX_EVENT_BYTES = 16 << 20
-"""The largest event to buffer."""
-
-LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
-"""End of a line. A `\\r` at the end of the buffer may be half of a `\\r\\n`."""
-
-
-class SseDecoder:
-    """Decodes the data of each event; skips comments and other fields."""
-
-    def __init__(self) -> None:
-        self._line = bytearray()
-        self._data: list[str] = []
-        self._size = 0
-
-    def feed(self, piece: bytes) -> list[str]:
-        """Return the data of the events that `piece` completes.
-
-        Raises:
-            UpstreamError: an event is larger than `MAX_EVENT_BYTES`.
-        """
-        self._line += piece
-        found: list[str] = []
-        at = 0
-        for end in LINE_END.finditer(self._line, max(0, len(self._line) - len(piece) - 1)):
-            found += self._feed_line(bytes(self._line[at : end.start()]))
-            at = end.end()
-        del self._line[:at]
-        if len(self._line) + self._size > MAX_EVENT_BYTES:
-            raise UpstreamError(f"The server behind the model sent an event of more than {MAX_EVENT_BYTES} bytes.")
-        return found
-
-    def flush(self) -> list[str]:
-        """Return the data of an event that the end of the stream completes."""
-        line = bytes(self._line).removesuffix(b"\r")
-        self._line.clear()
-        return [*self._feed_line(line), *self._feed_line(b"")]
-
-    def _feed_line(self, line: bytes) -> list[str]:
-        if not line:
-            text = "\n".join(self._data)
-            self._data, self._size = [], 0
-            return [text] if text else []
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            self._data.append(value.removeprefix(b" ").decode(errors="replace"))
-            self._size += len(value)
-        return []

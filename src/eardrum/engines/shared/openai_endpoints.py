@@ -13,8 +13,8 @@ from eardrum.engines.base import EngineResult, Window
 from eardrum.engines.shared.openai_http import EncodedClip, OpenAIClient
 from eardrum.errors import UnsupportedFeatureError, UpstreamError
 from eardrum.languages import get_language_name
-from eardrum.openai_responses.error import UpstreamReply
-from eardrum.openai_responses.transcript import UpstreamTranscript, clean_text, find_language_code
+from eardrum.openai_replies import UpstreamReply
+from eardrum.openai_transcripts import UpstreamTranscript, clean_text, find_language_code
 from eardrum.transcription import Segment, SpeechTask, TranscriptionRequest
 
 Part = Literal["audio_url", "input_audio"]

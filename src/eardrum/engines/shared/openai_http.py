@@ -20,7 +20,7 @@ from yarl import URL
 
 from eardrum.engines.base import Audio
 from eardrum.errors import ConfigError, UpstreamError, UpstreamTimeoutError
-from eardrum.openai_responses.error import UpstreamReply
+from eardrum.openai_replies import UpstreamReply
 from eardrum.transcription import SAMPLE_RATE
 
 MIN_SECRET_CHARS = 6

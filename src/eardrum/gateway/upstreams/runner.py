@@ -14,8 +14,7 @@ import aiohttp
 from eardrum.errors import EardrumError, RunnerCrashedError, build_shortage_error, error_from_json
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
-from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings
-from eardrum.runner_protocol import decode_event, encode_audio, encode_command
+from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
 from eardrum.transcription import AudioOpened, Segment, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 
 EVENT_TYPES: dict[str, Any] = {"opened": AudioOpened, "segment": Segment, "summary": TranscriptionSummary}

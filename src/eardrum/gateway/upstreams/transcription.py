@@ -11,8 +11,10 @@ import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from eardrum import bounded_json
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UnsupportedFeatureError, UpstreamDiedError, UpstreamError
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import transcription_request
@@ -23,10 +25,9 @@ from eardrum.gateway.upstreams.transcription_request import (
     TranscriptionForm,
     open_recording,
 )
-from eardrum.openai_responses import stream
-from eardrum.openai_responses.error import UpstreamReply
-from eardrum.openai_responses.stream import StreamedTranscript
-from eardrum.openai_responses.transcript import UpstreamTranscript
+from eardrum.openai_replies import SseDecoder, UpstreamReply
+from eardrum.openai_transcripts import QWEN_PREFIX, UpstreamTranscript, clean_text, find_language_code
+from eardrum.text import choose_separator, join_texts
 from eardrum.transcription import TextDelta, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 
 MAX_ANSWER_BYTES = 128 << 20
@@ -192,7 +193,7 @@ class UpstreamTranscriber:
     ) -> AsyncGenerator[TranscriptionEvent, None]:
         heard = StreamedTranscript()
         try:
-            async for event in stream.decode_events(answered.body):
+            async for event in _decode_events(answered.body):
                 if event.get("error") or event.get("object") == "error":
                     raise self._make_refusal_error(UpstreamReply("", 200, answered.headers, _dump_json(event)))
                 if text := heard.add_event(event):
@@ -270,3 +271,133 @@ def _find_hint(said: str) -> str:
     if said == "Invalid request":  # all that whisper-server says, whatever is wrong
         return " If it is whisper-server: without --convert it reads wav, mp3 and flac only."
     return ""
+
+
+async def _decode_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """Yield the JSON objects of a stream of server-sent events; `[DONE]` is an empty one.
+
+    Raises:
+        ValueError: an event is not a JSON object.
+        UpstreamError: an event is too long.
+    """
+    decoder = SseDecoder()
+    async for chunk in chunks:
+        for data in decoder.feed(chunk):
+            for event in _parse_events(data):
+                yield event
+    for data in decoder.flush():
+        for event in _parse_events(data):
+            yield event
+
+
+def _parse_events(data: str) -> list[dict[str, Any]]:
+    """Parse the data of one event, or of several that a server sent without blank lines between them."""
+    try:
+        return [_parse_event(data)]
+    except ValueError:
+        if "\n" not in data:
+            raise
+        return [_parse_event(line) for line in data.splitlines()]
+
+
+def _parse_event(data: str) -> dict[str, Any]:
+    if data.strip() == "[DONE]":
+        return {}
+    event = bounded_json.parse_upstream_json(data)
+    if not isinstance(event, dict):
+        raise ValueError("an event that is no object")
+    return event
+
+
+QWEN_MARK = "language "
+"""Start of the prefix that Qwen3-ASR puts before a text."""
+MAX_MARK_LENGTH = 60
+"""Longest prefix; a longer one is text."""
+
+
+@dataclass(slots=True)
+class StreamedTranscript:
+    """The transcript of a stream so far: OpenAI's `transcript.text.delta` events, chunks of vLLM, or an answer per segment."""
+
+    text: str = ""
+    is_done: bool = False
+    """The end of the stream has arrived."""
+    language: str = ""
+    """The language in the prefix of the text."""
+    _last: UpstreamTranscript | None = None
+    """The last event, for the fields besides the text."""
+    _parts: list[UpstreamTranscript] = field(default_factory=list)
+    """Segments that came one by one, each as an answer of its own."""
+    _undecided: str | None = ""
+    """The start of the text while it may be a prefix; None afterwards."""
+
+    def add_event(self, event: dict[str, Any]) -> str:
+        """Add the next event and return the text that it adds.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        kind = event.get("type") or event.get("object")
+        if not event or kind == "transcript.text.done":
+            self.is_done = True
+            self._last = UpstreamTranscript.model_validate({"text": "", **event}) if event else self._last
+            return ""
+        if kind == "transcription.chunk":
+            deltas = (choice.get("delta") or {} for choice in event.get("choices") or ())
+            return self._add_text("".join(str(delta.get("content") or "") for delta in deltas))
+        if kind == "transcript.text.delta" or "delta" in event:
+            return self._add_text(str(event.get("delta") or ""))
+        if kind == "transcript.text.segment":
+            self._parts.append(UpstreamTranscript.model_validate({"segments": [event]}))
+        elif not kind and ("text" in event or "segments" in event):  # faster-whisper-server sends an answer per segment
+            self._parts.append(UpstreamTranscript.model_validate(event))
+            return self._add_part(self._parts[-1])
+        return ""
+
+    def finish(self) -> str:
+        """The text that the end adds: the text held back, and any that only the last event has.
+
+        A stream of parts has no final event.
+        """
+        self.is_done = self.is_done or bool(self._parts)
+        rest = self._add_text("", last=True)
+        final_text = clean_text(self._last.text)[0] if self._last else ""
+        if final_text.startswith(self.text) and len(final_text) > len(self.text):
+            rest += final_text[len(self.text) :]
+            self.text = final_text
+        return rest
+
+    def build_transcript(self) -> UpstreamTranscript:
+        """Build the whole transcript, as if it had come in one response."""
+        last, parts = self._last or UpstreamTranscript.model_validate({"text": ""}), self._parts
+        language = last.language or self.language or next((part.language for part in parts if part.language), "")
+        whole: dict[str, Any] = {"text": self.text or last.text, "language": language}
+        if not last.segments and parts:
+            segments = [segment for part in parts for segment in part.segments or ()]
+            words = [word for part in parts for word in part.words or ()]
+            whole |= {"segments": segments, "words": words, "duration": last.duration or max(part.duration for part in parts)}
+        return last.model_copy(update=whole)
+
+    def _add_part(self, part: UpstreamTranscript) -> str:
+        text = part.text.strip() or join_texts(segment.text for segment in part.segments or ())
+        return self._add_text(choose_separator(self.text, text) + text)
+
+    def _add_text(self, text: str, *, last: bool = False) -> str:
+        if self._undecided is not None:
+            text = self._undecided + text
+            self._undecided = None if last or not _may_be_mark(text) else text
+            if self._undecided is not None:
+                return ""
+            if marked := QWEN_PREFIX.match(text):
+                text, self.language = text[marked.end() :], find_language_code(marked["language"].strip())
+        if not self.text:
+            text = text.lstrip()
+        self.text += text
+        return text
+
+
+def _may_be_mark(text: str) -> bool:
+    text = text.lstrip()
+    if QWEN_PREFIX.match(text) or len(text) > MAX_MARK_LENGTH:
+        return False
+    return QWEN_MARK.startswith(text[: len(QWEN_MARK)])

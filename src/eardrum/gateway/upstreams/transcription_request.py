@@ -14,7 +14,7 @@ from typing import Any
 
 from eardrum.errors import ConfigError
 from eardrum.gateway.spool import AudioSource
-from eardrum.openai_responses.error import UpstreamReply
+from eardrum.openai_replies import UpstreamReply
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"

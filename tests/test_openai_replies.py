@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.ollama import upstream as events
-from eardrum.api.ollama.upstream import SseDecoder
 from eardrum.errors import UpstreamError
+from eardrum.openai_replies import SseDecoder
 
 SAMPLE = (
     b': ping\r\n\r\ndata: {"a": "b\xc3\xbc"}\r\n\r\nevent: x\ndata:{"b": 1}\nid: 7\n\n\n'
@@ -57,6 +56,6 @@ def test_the_last_event_counts_without_a_blank_line() -> None:
 
 @pytest.mark.parametrize("endless", [b"data: " + b"x" * 30, b"data: x" + b"y" * 20 + b"\n"])
 def test_an_event_without_end_is_given_up(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_EVENT_BYTES", 100)
+    monkeypatch.setattr("eardrum.openai_replies.MAX_EVENT_BYTES", 100)
     with pytest.raises(UpstreamError, match="more than 100 bytes"):
         parse_pieces([endless] * 10)

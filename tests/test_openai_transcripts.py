@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eardrum.openai_responses.error import UpstreamReply
-from eardrum.openai_responses.transcript import UpstreamTranscript, clean_text
+from eardrum.openai_replies import UpstreamReply
+from eardrum.openai_transcripts import UpstreamTranscript, clean_text
 from eardrum.transcription import Segment
 from tests import upstreams
 from tests.engines.openai_requests import SPAN, create_window, transcribe_with

@@ -1,4 +1,4 @@
-"""Parses the errors of upstreams, in whatever dialect they come: message, retry time, and whether a retry can help."""
+"""Parses replies of OpenAI-compatible servers: errors in the shapes that servers have, and streams of server-sent events."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from eardrum import bounded_json
+from eardrum.errors import UpstreamError
 
 PAGE_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 PERMANENT_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
-"""Codes of 429 that waiting does not mend."""
+"""Codes of a 429 that waiting does not help."""
 
 FORMAT_WORDS = ("response_format", "verbose_json", "timestamp_granularities")
-"""A refusal that has one of these in it is about the format of the answer and not about the audio."""
+"""A refusal with one of these words is about the response format, not about the audio."""
 
 AMBIGUOUS_STATUSES = (200, 400, 406, 409, 415, 422, 500, 501, 502)
-"""Statuses of refusals behind which there may be the way of asking, whatever they say: servers fail on verbose_json with any."""
+"""Statuses of refusals that the form of the request may have caused: on verbose_json, servers fail with any of them."""
 
 RETRYABLE_STATUSES = {408, 425, 429, 500, 502, 503, 504, 529}
-"""Statuses that may pass."""
+"""Statuses of temporary failures."""
 
 MAX_RETRY_AFTER_S = 86_400.0 * 365
-"""Nobody means more: a number of hundreds of digits is none that anybody could wait for."""
+"""Longer times are cut: servers have sent numbers of hundreds of digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamReply:
-    """A whole answer as it came over the wire."""
+    """A complete HTTP response of a server."""
 
     path: str
-    """Where the request went."""
+    """Path of the request."""
     status: int
     headers: Mapping[str, str]
-    """Found whatever the case of their names."""
+    """Any mapping that ignores the case of names."""
     body: bytes
 
     @property
@@ -64,22 +65,22 @@ class UpstreamReply:
 
     @property
     def is_about_format(self) -> bool:
-        """Whether a refusal says that it is about the format of the answer."""
+        """Whether a refusal names the response format as its reason."""
         return self.status in (200, 400, 415, 422) and any(word in self.text for word in FORMAT_WORDS)
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a refusal may be about the way of asking although it does not say so."""
+        """Whether the form of the request may be the reason of a refusal although its message does not say so."""
         return self.status in AMBIGUOUS_STATUSES and not self.is_final
 
     @property
     def message(self) -> str:
-        """The message of the upstream in one line; it may be long and contain a key."""
+        """The server's message in one line; it may be long and contain a key."""
         return " ".join((_find_message(self.json) or _summarize_text(self.text)).split())
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds the upstream asks to be left alone; None when it does not say."""
+        """Seconds to wait before the next request, if the server names them."""
         if (milliseconds := _parse_number(self.headers.get("retry-after-ms"))) is not None:
             return min(milliseconds / 1000, MAX_RETRY_AFTER_S)
         wanted = self.headers.get("retry-after", "")
@@ -87,13 +88,13 @@ class UpstreamReply:
             return min(seconds, MAX_RETRY_AFTER_S)
         try:
             seconds = (parsedate_to_datetime(wanted) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone, or of no year that there will be
+        except (ValueError, TypeError, OverflowError):  # not a date, or one without a time zone, or of an impossible year
             return None
         return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
     @property
     def is_final(self) -> bool:
-        """Whether the upstream says itself that no other try will do."""
+        """Whether the server declares that a retry cannot help."""
         return self.headers.get("x-should-retry", "").lower() == "false"
 
     @property
@@ -106,7 +107,7 @@ class UpstreamReply:
 
 
 def _find_message(answer: Any) -> str:
-    """The sentence in OpenAI's error object, FastAPI's `detail`, a plain `message` or a plain string."""
+    """Find the message in OpenAI's error object, FastAPI's `detail`, a plain `message` or a plain string."""
     if isinstance(answer, str):
         return answer
     if isinstance(answer, list):
@@ -120,7 +121,7 @@ def _find_message(answer: Any) -> str:
 
 
 def _summarize_text(text: str) -> str:
-    """A plain text as it is, of an HTML page its title."""
+    """Return plain text as it is, and the title of an HTML page."""
     if not text:
         return "it says nothing more"
     if text.startswith("<"):
@@ -131,3 +132,53 @@ def _summarize_text(text: str) -> str:
 
 def _parse_number(value: str | None) -> float | None:
     return float(value) if value and re.fullmatch(r"\d+(\.\d+)?", value.strip()) else None
+
+
+MAX_EVENT_BYTES = 64 << 20
+"""Largest event: the last one of a transcript may hold all segments of a day."""
+
+LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
+"""End of a line. A `\\r` at the end of the buffer may be half of a `\\r\\n`."""
+
+
+class SseDecoder:
+    """Decodes server-sent events, however the stream was cut up: the data of each event, without comments and other fields."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._data: list[str] = []
+        self._size = 0
+
+    def feed(self, piece: bytes) -> list[str]:
+        """Return the data of the events that `piece` completes.
+
+        Raises:
+            UpstreamError: an event is larger than `MAX_EVENT_BYTES`.
+        """
+        self._line += piece
+        found: list[str] = []
+        at = 0
+        for end in LINE_END.finditer(self._line, max(0, len(self._line) - len(piece) - 1)):
+            found += self._feed_line(bytes(self._line[at : end.start()]))
+            at = end.end()
+        del self._line[:at]
+        if len(self._line) + self._size > MAX_EVENT_BYTES:
+            raise UpstreamError(f"The server behind the model sent an event of more than {MAX_EVENT_BYTES} bytes.")
+        return found
+
+    def flush(self) -> list[str]:
+        """Return the data of an event that the end of the stream completes."""
+        line = bytes(self._line).removesuffix(b"\r")
+        self._line.clear()
+        return [*self._feed_line(line), *self._feed_line(b"")]
+
+    def _feed_line(self, line: bytes) -> list[str]:
+        if not line:
+            text = "\n".join(self._data)
+            self._data, self._size = [], 0
+            return [text] if text else []
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" ").decode(errors="replace"))
+            self._size += len(value)
+        return []
