@@ -15,7 +15,7 @@ import typer
 from eardrum.cli import main as cli
 from eardrum.config import ENVIRONMENT_ALIASES, ENVIRONMENT_PREFIX, Settings
 from eardrum.config.llama_swap import WITHOUT_EFFECT, SharedModelSettings, SharedSettings
-from eardrum.config.setting_names import list_spellings
+from eardrum.config.setting_names import list_former_names, list_llama_swap_names, list_names, list_sections, list_spellings
 from eardrum.engines import registry
 from eardrum.gateway.models.inventory import COMMON_OPTIONS
 from eardrum.units import TIME
@@ -49,17 +49,18 @@ def build_pages() -> Iterator[tuple[Path, str]]:
 
 
 def format_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """The schema that takes every setting in camelCase and in snake_case, as the loader does.
+    """The schema that takes every setting under all of its names, as the loader does.
 
-    The other spelling is a pattern that only it matches: editors check what is written against patterns, and offer the names
-    of properties alone, so that each setting is offered once.
+    The other names are patterns that only they match: editors check files against patterns, and offer the names of properties
+    alone, so that each setting is offered once.
     """
     definitions = {name: format_both_spellings(part, f"$defs/{name}/") for name, part in schema.get("$defs", {}).items()}
-    properties = schema.get("properties", {})
-    patterns = {
-        f"^{other}$": {"$ref": f"#/{where}properties/{name}"}
-        for name in properties
-        for other in sorted(list_spellings(name) - {*properties})
+    section = SECTIONS[where.removeprefix("$defs/").removesuffix("/") or "Settings"]
+    former = {spelling for name in list_former_names(section) for spelling in list_spellings(name)}
+    patterns: dict[str, Any] = {
+        f"^{other}$": {"$ref": f"#/{where}properties/{name}"} | ({"deprecated": True} if other in former else {})
+        for other, name in sorted(list_names(section).items())
+        if other != name
     }
     added = {"patternProperties": schema.get("patternProperties", {}) | patterns} if patterns else {}
     return schema | ({"$defs": definitions} if definitions else {}) | added
@@ -68,12 +69,17 @@ def format_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, 
 def build_config_page(schema: dict[str, Any]) -> str:
     aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
     table = SettingsTable(schema)
-    shared = {"": SharedSettings.model_fields, MODEL: SharedModelSettings.model_fields}
+    shared = {"": {*SharedSettings.model_fields}, MODEL: {*SharedModelSettings.model_fields, "ttl", "concurrency_limit"}}
     own = table.rows(schema, wanted=lambda prefix, name: name not in shared.get(prefix, ()))
     of_models = table.rows(
         schema["$defs"]["ModelSettings"], MODEL, wanted=lambda prefix, name: name in shared.get(prefix, (name,))
     )
     of_servers = table.rows(schema, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
+    former = "\n".join(
+        f"| `{path}{old}` | `{path}{new}` |"
+        for path, section in list_sections()
+        for old, new in list_former_names(section).items()
+    )
     return f"""# Settings
 
 Generated from `src/eardrum/config/`. Everything has a default. A YAML file (`--config FILE`, or `{ENVIRONMENT_PREFIX}CONFIG`) is
@@ -96,10 +102,12 @@ limits:
 - **Environment.** A setting `a.b` is `{ENVIRONMENT_PREFIX}A__B`; lists and maps are JSON.
 - **Command line.** `--set limits.requests=10`. A name with dots in it stands in quotes: `--set 'models."tiny.en".ttl=10m'`.
 - **Unknown names.** In a file they are a warning, and names that begin with `x-` are yours. They are an error in the
-  environment and after `--set`, and in a file if they may be meant to protect the server: if they resemble `apiKeys`,
+  environment and after `--set`, and in a file if they may be meant to protect the server: if they resemble `api_keys`,
   `hosts`, `limits`, `origins` or `tls_...`, speak of keys or certificates, or stand below `limits` or `wyoming`.
-- **Spelling.** Every name may be written in camelCase and in snake_case: `apiKeys` is `api_keys`, `upload_bytes` is
-  `uploadBytes`.
+- **Spelling.** Every name may be written in snake_case and in camelCase: `api_keys` is `apiKeys`, `upload_bytes` is
+  `uploadBytes`. Messages use the name that your file uses.
+- **Zero.** 0 is a value, not a way to say "the default": leave a setting out for that. Where 0 is allowed, the meaning is
+  in the table, as in `ttl: 0`, never unloaded.
 - **Times and sizes.** A time is a number of seconds, or has a unit: `10m`, `1h30m`, `500ms`, `2 days`. A size is a number
   of bytes, or has a unit: `50M`, `2.1GB` (powers of 1000), `22GiB` (of 1024). Both hold in files, in the environment and
   after `--set`.
@@ -113,13 +121,22 @@ limits:
 
 ## Shared with llama-swap
 
-A `config.yaml` of llama-swap works as it is; [for llama-swap users](../guides/llama-swap.md) explains macros, ports,
-groups and the matrix. All of these settings work without llama-swap too, and those of models apply to Eardrum's own
-models where that makes sense.
+A `config.yaml` of llama-swap works as it is: its names (in brackets where they differ) are read as the settings of this
+table, and its values for "not set" (`ttl: -1`, `unloadTimeout: 0`, `concurrencyLimit: 0`) as if they were left out. All
+of these settings work without llama-swap too, and those of models apply to Eardrum's own models where that makes sense.
+[For llama-swap users](../guides/llama-swap.md) explains macros, ports, groups and the matrix.
 
 | setting | type | default | meaning |
 | --- | --- | --- | --- |
 {chr(10).join([*of_models, *of_servers])}
+
+## Former names
+
+These names of earlier versions still work, with a warning that tells the new one.
+
+| former name | name |
+| --- | --- |
+{former}
 
 ## Names other servers use
 
@@ -132,6 +149,8 @@ Variables of other speech servers that set the same things here. `{ENVIRONMENT_P
 
 
 MODEL = "models.NAME."
+SECTIONS = {section.__name__: section for _, section in list_sections()}
+SNAKE_CASE_IN_LLAMA_SWAP = ("evict_costs", "on_startup")
 Wanted = Callable[[str, str], bool]
 
 
@@ -146,7 +165,8 @@ class SettingsTable:
         found = []
         for name, field in node["properties"].items():
             if wanted(prefix, name):
-                found += self._field(f"{prefix}{name}", field, wanted, required=name in node.get("required", ()))
+                rows = self._field(f"{prefix}{name}", field, wanted, required=name in node.get("required", ()))
+                found += [note_llama_swap_name(rows[0], node["title"], name), *rows[1:]] if rows else []
         return found
 
     def _field(self, path: str, field: dict[str, Any], wanted: Wanted, *, required: bool) -> list[str]:
@@ -172,6 +192,17 @@ class SettingsTable:
         """The name of the definition that a value follows; empty if it has no names of its own."""
         options = [field, *field.get("anyOf", ())]
         return next((option["$ref"].removeprefix("#/$defs/") for option in options if "$ref" in option), "")
+
+
+def note_llama_swap_name(row: str, section: str, name: str) -> str:
+    """The row of a setting with llama-swap's name behind its own, if llama-swap has the setting and another name for it."""
+    shared = SECTIONS[section].__mro__
+    ours = any(name in base.__annotations__ and base.__module__.endswith("llama_swap") for base in shared if base is not object)
+    if not (ours or name in ("ttl", "concurrency_limit")) or name in SNAKE_CASE_IN_LLAMA_SWAP or not row.startswith("| `"):
+        return row
+    theirs = {own: other for other, own in list_llama_swap_names(SECTIONS[section]).items()}.get(name)
+    theirs = theirs or max(list_spellings(name) - {name}, default="")
+    return row.replace("` |", f"` (`{theirs}`) |", 1) if theirs else row
 
 
 def format_row(path: str, kind: str, default: str, meaning: str) -> str:
@@ -279,7 +310,7 @@ to complete commands and options.
 {contents}
 
 `ps`, `load`, `stop`, `logs` and `listen` ask the server on this machine, at the port in `EARDRUM_PORT`, or the server in
-`--server` or `EARDRUM_SERVER`. `EARDRUM_KEY` is one of its `apiKeys`. With `EARDRUM_SERVER` set, `transcribe` uses that
+`--server` or `EARDRUM_SERVER`. `EARDRUM_KEY` is one of its `api_keys`. With `EARDRUM_SERVER` set, `transcribe` uses that
 server too. Errors are a line on stderr that begins with `eardrum:`, and the exit code is 1.
 
 {chr(10).join(format_command_section(name, command) for name, command in commands.items())}"""

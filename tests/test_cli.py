@@ -327,7 +327,7 @@ def test_serve_says_how_to_use_it() -> None:
 
 
 def test_what_serve_says_works_with_keys_and_tells_none_in_a_log() -> None:
-    with run_server("--set", "apiKeys=[sesame]") as server:
+    with run_server("--set", "api_keys=[sesame]") as server:
         assert try_printed_command(server, EARDRUM_KEY="sesame") == SPEECH_TEXT
         assert "sesame" not in server.log
 

@@ -24,7 +24,7 @@ models:
     source: /models/mine
     aliases: [whisper-1, Org/mine]
     options: {threads: 2}
-    batch: 4
+    batch_size: 4
 limits:
   upload_bytes: 1000000
 log:
@@ -54,7 +54,7 @@ def test_a_file(tmp_path: Path) -> None:
     found = load_settings(write_config(tmp_path, EXAMPLE), environment={})
     assert (found.host, found.port, found.default_model) == ("0.0.0.0", 8200, "mine")
     mine = found.models["mine"]
-    assert (mine.source, mine.aliases, mine.options, mine.batch) == (
+    assert (mine.source, mine.aliases, mine.options, mine.batch_size) == (
         "/models/mine",
         ("whisper-1", "Org/mine"),
         {"threads": 2},
@@ -109,16 +109,16 @@ def test_the_first_of_several_aliases_wins() -> None:
 
 
 def test_models_in_the_environment() -> None:
-    found = load_settings(environment={"EARDRUM_MODELS__tiny__SOURCE": "/x", "EARDRUM_MODELS__tiny__BATCH": "2"})
-    assert (found.models["tiny"].source, found.models["tiny"].batch) == ("/x", 2)
+    found = load_settings(environment={"EARDRUM_MODELS__tiny__SOURCE": "/x", "EARDRUM_MODELS__tiny__BATCH_SIZE": "2"})
+    assert (found.models["tiny"].source, found.models["tiny"].batch_size) == ("/x", 2)
     found = load_settings(environment={"EARDRUM_MODELS": json.dumps({"Org/tiny": {"source": "/y", "aliases": ["a"]}})})
     assert found.models["Org/tiny"].aliases == ("a",)
 
 
 def test_models_by_assignment(tmp_path: Path) -> None:
     file = write_config(tmp_path, EXAMPLE)
-    found = load_settings(file, ["models.mine.batch=8", "models.other.source=/x", "models.mine.options={threads: 4}"], {})
-    assert (found.models["mine"].batch, found.models["mine"].source) == (8, "/models/mine")
+    found = load_settings(file, ["models.mine.batch_size=8", "models.other.source=/x", "models.mine.options={threads: 4}"], {})
+    assert (found.models["mine"].batch_size, found.models["mine"].source) == (8, "/models/mine")
     assert found.models["mine"].options == {"threads": 4}
     assert found.models["other"].source == "/x"
 

@@ -101,7 +101,7 @@ def test_every_operation_says_what_it_takes_and_answers() -> None:
 def server() -> Iterator[ServerUnderTest]:
     port = str(find_free_port())
     foreign = {"cmd": shlex.join([sys.executable, str(FAKE_ANYTHING), port]), "proxy": f"http://127.0.0.1:{port}"}
-    settings = ("--set", "limits.stall_seconds=5", "--set", f"models={json.dumps({FOREIGN: foreign})}")
+    settings = ("--set", "limits.stall_timeout=5", "--set", f"models={json.dumps({FOREIGN: foreign})}")
     with run_server(*settings, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9") as running_server:
         yield running_server
 

@@ -21,7 +21,7 @@ from eardrum.errors import UpstreamError
         ("curl -H 'Authorization: Bearer abcdefgh' http://x", "curl -H 'Authorization: Bearer ***' http://x"),
         ("curl -H 'x-api-key: abc' x", "curl -H 'x-api-key: ***' x"),
         ("""prog '{"api_key": "abc", "n": 1}'""", """prog '{"api_key": "***", "n": 1}'"""),
-        ("prog --apiKey abc --clientSecret=def", "prog --apiKey *** --clientSecret=***"),
+        ("prog --api_key abc --clientSecret=def", "prog --api_key *** --clientSecret=***"),
         ("prog --at http://user:pw@host:1/v1", "prog --at http://***@host:1/v1"),
         ("https://key-alone@host/v1", "https://***@host/v1"),
         ("prog\n  --api-key abc\n  -m x", "prog\n  --api-key ***\n  -m x"),
@@ -48,8 +48,8 @@ def test_what_is_no_secret_stays(command: str) -> None:
 def test_secrets_of_a_config_are_covered_wherever_they_stand() -> None:
     settings = Settings.model_validate(
         {
-            "apiKeys": ["client-key-1"],
-            "peers": {"p": {"proxy": "http://u:peer-pass@h", "apiKey": "peer-key-1", "models": ["m"]}},
+            "api_keys": ["client-key-1"],
+            "peers": {"p": {"proxy": "http://u:peer-pass@h", "api_key": "peer-key-1", "models": ["m"]}},
             "models": {
                 "a": {
                     "cmd": "prog --api-key cmd-key-1",

@@ -150,7 +150,7 @@ def test_raw_pcm_when_declared(server: ServerUnderTest) -> None:
 
 
 def test_audio_that_is_too_long(tmp_path) -> None:
-    with run_server("--set", "limits.audio_seconds=10") as server:
+    with run_server("--set", "limits.audio_duration=10") as server:
         answer = server.post(encode_speech("wav"))
         assert answer.status_code == 400
         assert "longer than" in answer.json()["error"]["message"]

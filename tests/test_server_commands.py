@@ -94,7 +94,7 @@ def test_a_language_model_is_never_the_default(tmp_path: Path) -> None:
 
 
 def test_one_that_is_slow_to_stop_holds_up_nobody(tmp_path: Path) -> None:
-    models = {"slow": build_command("--ignore-sigterm", unloadTimeout=3), "other": build_command()}
+    models = {"slow": build_command("--ignore-sigterm", unload_timeout=3), "other": build_command()}
     with run_server_with(tmp_path, models) as server, ThreadPoolExecutor(1) as pool:
         assert [post_chat(server, model).status_code for model in models] == [200, 200]
         began = time.monotonic()
@@ -223,7 +223,7 @@ def test_a_gateway_that_is_told_twice_to_end_leaves_no_command(tmp_path: Path) -
 
 @pytest.mark.parametrize(("whose", "models", "own"), [("proxy", 0, 1), ("upstream", 1, 0), ("both", 1, 1), ("none", 0, 0)])
 def test_whose_output_is_shown_is_a_setting(whose: str, models: int, own: int, tmp_path: Path) -> None:
-    with run_server_with(tmp_path, {"llm": build_command("--say", "I am an LLM")}, logToStdout=whose) as server:
+    with run_server_with(tmp_path, {"llm": build_command("--say", "I am an LLM")}, log_to_stdout=whose) as server:
         assert post_chat(server, "llm").status_code == 200
         assert "llm ready after" in requests.get(f"{server.address}/logs", timeout=10).text
         with requests.get(f"{server.address}/logs/stream/llm", stream=True, timeout=10) as kept:

@@ -108,7 +108,7 @@ def test_shutdown_in_the_middle_of_a_request() -> None:
 
 
 def test_requests_that_outlast_the_shutdown_are_told() -> None:
-    with run_server("--set", "stop_seconds=1") as server:
+    with run_server("--set", "shutdown_timeout=1") as server:
         long = encode_announcements(600)
         answers: list[requests.Response] = []
         asking = Thread(target=lambda: answers.append(server.post(long, model="whisper-1")))
@@ -129,7 +129,7 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
 
 
 def test_a_process_that_hangs_does_not_delay_the_end() -> None:
-    with run_server("--set", "stop_seconds=1") as server:
+    with run_server("--set", "shutdown_timeout=1") as server:
         assert server.post(encode_speech("wav")).status_code == 200
         answers: list[requests.Response] = []
         asking = Thread(target=lambda: answers.append(server.post(encode_announcements(600), model="whisper-1")))
@@ -148,7 +148,7 @@ def test_a_process_that_hangs_does_not_delay_the_end() -> None:
 
 
 STUBBORN = """
-stop_seconds: 1
+shutdown_timeout: 1
 models:
   stubborn:
     cmd: {python} {llm} --port ${{PORT}} --ignore-sigterm --word-delay 0.1
@@ -232,7 +232,7 @@ def end_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
 def test_an_upload_that_has_not_named_its_model_is_told_too(path: str) -> None:
-    with run_server("--set", "stop_seconds=1") as server, open_wire(server, path) as client:
+    with run_server("--set", "shutdown_timeout=1") as server, open_wire(server, path) as client:
         client.send(FILE + b"x" * (2 << 20))
         wait_for(lambda: len(server.open_files()) == 1)
         server.process.send_signal(signal.SIGTERM)

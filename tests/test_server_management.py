@@ -208,7 +208,7 @@ def test_what_a_command_says_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_a_model_is_unloaded_by_force(tmp_path: Path) -> None:
-    with run_configured(tmp_path, "--set", "stop_seconds=1") as server, ThreadPoolExecutor(1) as pool:
+    with run_configured(tmp_path, "--set", "shutdown_timeout=1") as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.post, encode_announcements(600), model=M)
         wait_for(lambda: get_json(server, "/health")["models"][0]["requests"])
         wait_for(lambda: get_json(server, "/health")["models"][0]["state"] == "ready")
@@ -276,7 +276,7 @@ def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path
     key, queried = "sk-the-key-of-this-server", "sk-the-key-in-the-query"
     header = {"authorization": f"Bearer {key}"}
     with (
-        run_configured(tmp_path, apiKeys=[key]) as server,
+        run_configured(tmp_path, api_keys=[key]) as server,
         FollowedStream(server, "/api/events", header) as before,
     ):
         wait_for(lambda: before.of("inflight"))
@@ -485,7 +485,7 @@ def measure_memory(server: ServerUnderTest) -> int:
 
 @pytest.mark.parametrize("path", ["/logs/stream/upstream", "/api/events"])
 def test_who_never_reads_is_hung_up_on_and_costs_little(path: str, tmp_path: Path) -> None:
-    with run_configured(tmp_path, "--set", "limits.stall_seconds=2", models={"web": build_command(tmp_path)}) as server:
+    with run_configured(tmp_path, "--set", "limits.stall_timeout=2", models={"web": build_command(tmp_path)}) as server:
         print_lines(server, 50)
         before = measure_memory(server)
         clients = [open_stream(server, path) for _ in range(20)]
@@ -592,7 +592,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 def test_the_commands_show_a_key(tmp_path: Path) -> None:
-    with run_configured(tmp_path, apiKeys=["sk-1"]) as server:
+    with run_configured(tmp_path, api_keys=["sk-1"]) as server:
         command = [*COMMAND, "ps", "--server", server.address]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert refused.returncode == 1

@@ -125,7 +125,7 @@ def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tm
 
 def test_shutdown_ends_a_download_and_says_so(hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
-    with run_server_with(hub, tmp_path / "store", "--set", "stop_seconds=0") as server:
+    with run_server_with(hub, tmp_path / "store", "--set", "shutdown_timeout=0") as server:
         answer = post_pull(server, NAME, stream=True)
         received = answer.iter_lines()
         next(received)

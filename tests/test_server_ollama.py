@@ -288,8 +288,8 @@ def test_what_has_no_effect_is_logged_once(server: ServerUnderTest) -> None:
 
 
 def test_the_configs_filters_count_here_too(tmp_path: Path, llm: FakeUpstream) -> None:
-    filters = {"stripParams": "top_k", "setParams": {"seed": 4}, "setParamsByID": {"wild": {"temperature": 2}}}
-    models = {"chatty": {"proxy": llm.url, "useModelName": "vendor/chatty-1", "filters": filters, "aliases": ["wild"]}}
+    filters = {"strip_params": "top_k", "set_params": {"seed": 4}, "set_params_by_id": {"wild": {"temperature": 2}}}
+    models = {"chatty": {"proxy": llm.url, "use_model_name": "vendor/chatty-1", "filters": filters, "aliases": ["wild"]}}
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": models}))
     body = {"model": "wild:latest", "messages": HI, "options": {"top_k": 3}, "stream": False}
@@ -304,7 +304,7 @@ def test_the_configs_filters_count_here_too(tmp_path: Path, llm: FakeUpstream) -
 
 def test_keys_are_asked_for_in_ollamas_shape_and_stay_here(tmp_path: Path, llm: FakeUpstream) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url}}, "apiKeys": ["secret"]}))
+    config.write_text(json.dumps({"models": {"chatty": {"proxy": llm.url}}, "api_keys": ["secret"]}))
     with run_server("--config", str(config), "--set", f"default_model={M}") as server:
         refused = send_request(server, "/api/chat", {"model": "chatty", "messages": HI})
         assert (refused.status_code, type(refused.json()["error"])) == (401, str)
@@ -344,7 +344,7 @@ def test_speech_models_behind_commands_answer_audio_too(tmp_path: Path) -> None:
     vllm = f"{sys.executable} {programs}/fake_vllm.py --port ${{PORT}} --name vllm"
     models = {"whisper": {"cmd": whisper}, "vllm": {"cmd": vllm, "capabilities": {"in": ["audio"], "out": ["text"]}}}
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"models": models, "startPort": find_free_ports(len(models))}))
+    config.write_text(json.dumps({"models": models, "start_port": find_free_ports(len(models))}))
     images = [base64.b64encode(encode_speech("wav")).decode()]
     root = Path(__file__).parent.parent
     with run_server("--config", str(config), "--set", f"default_model={M}", PYTHONPATH=f"{root}:{root / 'src'}") as server:
@@ -384,7 +384,7 @@ def test_a_plain_llama_server_is_shown_by_its_weights_and_once_it_runs_by_itself
         "fetched": {"cmd": f"{program} --port ${{PORT}} -hf org/gemma-3-4b-GGUF"},
     }
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"models": models, "startPort": find_free_ports(len(models))}))
+    config.write_text(json.dumps({"models": models, "start_port": find_free_ports(len(models))}))
     with run_server("--config", str(config), "--set", f"default_model={M}") as server:
         shown = send_request(server, "/api/show", {"model": "plain:latest"}).json()
         assert shown["capabilities"] == ["completion", "tools"]

@@ -60,7 +60,7 @@ def test_unloading_cuts_nobody_off() -> None:
 
 
 def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
-    with run_server("--set", "globalTTL=2") as server:
+    with run_server("--set", "default_ttl=2") as server:
         server.post(encode_speech("flac"))
         (model,) = list_processes(server)
         assert 0 < float(str(model["ttl_remaining"])) <= 2
@@ -71,7 +71,7 @@ def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
 
 def test_a_request_longer_than_the_time_to_live_is_not_cut(tmp_path: Path) -> None:
     long = b"".join(encode(samples, "mp3") for _, samples, _ in load_announcements()[:12])
-    with run_server("--set", "globalTTL=0.3") as server:
+    with run_server("--set", "default_ttl=0.3") as server:
         began = time.monotonic()
         answer = server.post(long)
         assert answer.status_code == 200

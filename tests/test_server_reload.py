@@ -34,7 +34,7 @@ class EditedServer:
         self.file = file
 
     def write(self, **settings: Any) -> None:
-        self.file.write_text(yaml.safe_dump({"startPort": START} | settings), encoding="utf-8")
+        self.file.write_text(yaml.safe_dump({"start_port": START} | settings), encoding="utf-8")
 
     def reload(self, **settings: Any) -> str:
         """Write it, tell the server, and return what it logged."""
@@ -74,7 +74,7 @@ def build_models(**habits: str) -> dict[str, Any]:
 @contextmanager
 def run_edited(tmp_path: Path, *arguments: str, **settings: Any) -> Iterator[EditedServer]:
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"startPort": START} | settings), encoding="utf-8")
+    file.write_text(yaml.safe_dump({"start_port": START} | settings), encoding="utf-8")
     with run_server("--config", str(file), *arguments) as server:
         yield EditedServer(server, file)
 
@@ -164,7 +164,9 @@ def test_what_is_said_of_a_model_counts_at_once_and_does_not_end_it(tmp_path: Pa
     entry = build_models(a="")["a"]
     with run_edited(tmp_path, models={"a": entry}) as config:
         pid = config.pid("a")
-        logged = config.reload(models={"a": entry | {"aliases": ["other"], "ttl": 1, "concurrencyLimit": 3}}, apiKeys=["sesame"])
+        logged = config.reload(
+            models={"a": entry | {"aliases": ["other"], "ttl": 1, "concurrency_limit": 3}}, api_keys=["sesame"]
+        )
         assert "no model is another one" in logged
         assert config.chat("other").status_code == 401
         assert config.chat("other", authorization="Bearer sesame").status_code == 200

@@ -31,8 +31,8 @@ PATIENCE_S, LONGEST_S, LOAD_S = 1.0, 0.3, 3.0
 def build_config(lock: Path) -> str:
     """Three commands in llama-swap's default group. Each of them notices if it is not alone."""
     alone = f"{sys.executable} {PROGRAMS / 'alone.py'} {lock} {sys.executable} {PROGRAMS / 'fake_llm.py'}"
-    models = {name: {"cmd": f"{alone} --port ${{PORT}} --name {name} --delay 0.05", "concurrencyLimit": 100} for name in MODELS}
-    return yaml.safe_dump({"patience": PATIENCE_S, "startPort": find_free_ports(len(MODELS)), "models": models})
+    models = {name: {"cmd": f"{alone} --port ${{PORT}} --name {name} --delay 0.05", "concurrency_limit": 100} for name in MODELS}
+    return yaml.safe_dump({"patience": PATIENCE_S, "start_port": find_free_ports(len(MODELS)), "models": models})
 
 
 async def send_request(session: aiohttp.ClientSession, address: str, name: str, leaves_after: float | None) -> tuple[str, float]:

@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest
         "embedded": build_model("fake_whisper_server", "--inference-path", "/v1/audio/transcriptions"),
         "untimed": build_model("fake_whisper_server", "-nt", "--inference-path", "/v1/audio/transcriptions"),
         "whisper": build_model("fake_whisper_server", "-l", "auto", *hearing),
-        "vllm": build_model("fake_vllm", "--name", "org/asr", *hearing, useModelName="org/asr"),
+        "vllm": build_model("fake_vllm", "--name", "org/asr", *hearing, use_model_name="org/asr"),
         "plain": build_model("fake_vllm", "--name", "plain", "--no-verbose", *hearing, aliases=["the plain one"]),
     }
     config = folder / "config.yaml"

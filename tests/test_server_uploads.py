@@ -148,7 +148,7 @@ def test_the_size_limit_counts_what_arrives() -> None:
 
 
 def test_a_client_that_stops_sending() -> None:
-    with run_server("--set", "limits.stall_seconds=0.5") as server, open_wire(server) as client:
+    with run_server("--set", "limits.stall_timeout=0.5") as server, open_wire(server) as client:
         client.send(build_field("model", "whisper-1") + FILE + encode_announcements(600)[:STORED])
         received = client.until(b"request_timeout")
         assert received.startswith(b"HTTP/1.1 408")

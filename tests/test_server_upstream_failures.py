@@ -41,7 +41,7 @@ def run_server_with(folder: Path, **models: dict) -> Iterator[ServerUnderTest]:
 def test_fields_that_only_the_server_knows_reach_it(tmp_path: Path) -> None:
     audio = encode_speech("ogg")
     with fake_upstream(upstreams.fake_whisper_server) as fake:
-        models = {"far": {"proxy": fake.url, "useModelName": "large-v3"}}
+        models = {"far": {"proxy": fake.url, "use_model_name": "large-v3"}}
         with run_server_with(tmp_path, **models) as server:
             form = {"beam_size": "7", "vad_filter": "true", "hotwords": "Elinor", "stream_options[x]": "1"}
             answer = server.post(encode_speech("wav"), model="far", prompt="Hm.", **form)
@@ -202,7 +202,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     """A gateway whose model is that of another Eardrum."""
     with (
         run_server() as far,
-        run_server_with(tmp_path_factory.mktemp("ours"), far={"proxy": far.address, "useModelName": "whisper-1"}) as near,
+        run_server_with(tmp_path_factory.mktemp("ours"), far={"proxy": far.address, "use_model_name": "whisper-1"}) as near,
     ):
         yield near
 

@@ -99,7 +99,7 @@ def _find_model(settings: Settings, name: str) -> Model:
 
 def _build_settings(settings: Settings, model: Model, batch: int) -> dict[str, Any]:
     """The user's settings with this one model and batch size; without the fallback, which would answer in its place."""
-    entry = {"engine": model.engine, "options": model.options, "python": model.python, "batch": batch or model.batch}
+    entry = {"engine": model.engine, "options": model.options, "python": model.python, "batch_size": batch or model.batch_size}
     source = {"source": str(model.source)} if model.source else {}
     tree = settings.model_dump(mode="json", exclude_none=True, exclude={"host", "port", "default_engine"})
     return tree | {"models": {model.id: entry | source}, "default_model": model.id}

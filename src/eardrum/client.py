@@ -22,7 +22,7 @@ HEARTBEAT_S = 20.0
 """How often a server is asked whether it is still there."""
 
 HANDSHAKE_ERRORS = {
-    401: "The server lets in who shows one of its `apiKeys`: say --key KEY, or set EARDRUM_KEY.",
+    401: "The server lets in who shows one of its `api_keys`: say --key KEY, or set EARDRUM_KEY.",
     403: "The server does not let this program in.",
     404: "The server does not know live sessions: it is older than this program.",
 }
@@ -66,7 +66,7 @@ class EardrumClient:
 
     Args:
         address: where it is; without a scheme it is HTTP. Empty is where a server with this environment would be.
-        key: one of its `apiKeys`, if it has any.
+        key: one of its `api_keys`, if it has any.
         certificate: a PEM file to trust beside the system's authorities, or settings for TLS.
 
     Raises:

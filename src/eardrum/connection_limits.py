@@ -65,7 +65,7 @@ class StallTimer:
 
 def describe_stall(seconds: float) -> str:
     """Why a client was hung up on."""
-    return f"The client took nothing in for {seconds:g} s (limits.stall_seconds)."
+    return f"The client took nothing in for {seconds:g} s (limits.stall_timeout)."
 
 
 log = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ class UnsupportedFeatureError(EardrumError):
 
 
 class UnauthorizedError(EardrumError):
-    """The client showed no key, or one that is not among `apiKeys`."""
+    """The client showed no key, or one that is not among `api_keys`."""
 
     status = 401
     code = "invalid_api_key"
@@ -180,7 +180,7 @@ class BusyError(EardrumError):
 
 
 class ConcurrencyLimitError(BusyError):
-    """The model holds as many requests as llama-swap's `concurrencyLimit` lets it."""
+    """The model holds as many requests as llama-swap's `concurrency_limit` lets it."""
 
     status = 429
     code = "concurrency_limit"

@@ -86,7 +86,7 @@ class UnitMarker:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """A number, or a text with a unit."""
         number = handler(schema)
-        return {"anyOf": [number, {"type": "string", "pattern": self.pattern}]}
+        return {"anyOf": [*number.get("anyOf", [number]), {"type": "string", "pattern": self.pattern}]}
 
     def _parse_number(self, value: Any) -> Any:
         return self.read(value) if isinstance(value, str) else value
@@ -98,6 +98,7 @@ MEGABYTES = UnitMarker(lambda text: parse_size(text) / 1e6, "a size", "50M", SIZ
 
 Seconds = Annotated[float, TIME]
 """A time: a number is seconds."""
+OptionalSeconds = Annotated[float | None, TIME]
 ByteSize = Annotated[int, SIZE_IN_BYTES]
 """A size: a number is bytes."""
 

@@ -16,7 +16,7 @@ KEY = "sk-1"
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[GatewayUnderTest]:
-    with run_gateway(apiKeys=("sk-0", KEY)) as gateway:
+    with run_gateway(api_keys=("sk-0", KEY)) as gateway:
         yield gateway
 
 

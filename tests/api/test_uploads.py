@@ -323,7 +323,7 @@ async def test_a_form_that_ends_in_the_middle(cut: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [b"", WHOLE[:30], WHOLE[:250]])
 async def test_a_client_that_falls_silent(sent: bytes, tmp_path: Path) -> None:
-    chunks, limits = [sent] if sent else [], LimitSettings(stall_seconds=0.02)
+    chunks, limits = [sent] if sent else [], LimitSettings(stall_timeout=0.02)
     error = await get_refusal(ClientStalledError, chunks, tmp_path, limits=limits, then="fall silent")
     assert (error.status, error.retry_after) == (408, None)
 
@@ -341,7 +341,7 @@ async def test_slow_is_not_silent(tmp_path: Path) -> None:
 
     pieces = [WHOLE[i : i + 60] for i in range(0, len(WHOLE), 60)]
     messages = iter([{"type": "http.request", "body": piece, "more_body": i < len(pieces) - 1} for i, piece in enumerate(pieces)])
-    limits = LimitSettings(stall_seconds=0.02 * len(pieces) * 0.9)
+    limits = LimitSettings(stall_timeout=0.02 * len(pieces) * 0.9)
     read = MultipartForm(build_scope(), RequestBody(build_scope(), receive, limits), limits)
     assert await read.read_until_file()
     with Spool(tmp_path) as spool:

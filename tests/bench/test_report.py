@@ -29,7 +29,7 @@ def test_a_server_gets_the_users_settings_with_one_model_and_one_batch_size(tmp_
     assert written.limits.requests == 3
     assert written.default_model == "far"
     (model,) = written.models.values()
-    assert (model.engine, model.source, model.batch, model.fallback) == ("openai_api", "", 4, ())
+    assert (model.engine, model.source, model.batch_size, model.fallback) == ("openai_api", "", 4, ())
     assert model.options["model"] == "big"
 
 

@@ -148,7 +148,7 @@ def test_all_models_that_cannot_be_are_named(tmp_path: Path) -> None:
         ("models:\n  a: {cmd: 'true ${PORT}', cmdStop: /no/such/program}", 2, "/no/such/program for the `cmdStop` of a"),
         ("hooks:\n  on_startup:\n    preload:\n    - moonshine-tiny-en\n    - nobody", 5, "nobody will not be preloaded"),
         ("models:\n  base:", 2, "eardrum pull base"),
-        ("models:\n  moonshine-tiny-en: {batch: 4000}", 2, "batch is 4000"),
+        ("models:\n  moonshine-tiny-en: {batch_size: 4000}", 2, "batch_size is 4000"),
     ],
 )
 def test_what_is_odd(tmp_path: Path, text: str, line: int, says: str) -> None:

@@ -158,7 +158,7 @@ def test_a_server_that_is_not_there_is_said_to_be() -> None:
 
 
 def test_a_key_that_is_missing_is_asked_for() -> None:
-    with run_server("--set", "apiKeys=[sk-one]") as server:
+    with run_server("--set", "api_keys=[sk-one]") as server:
         done = run_listen("--server", server.address, audio=SAMPLE.read_bytes())
         assert (done.returncode, b"--key" in done.stderr) == (1, True)
         done = run_listen("--server", server.address, "--key", "sk-one", audio=SAMPLE.read_bytes())

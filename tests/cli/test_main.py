@@ -88,7 +88,7 @@ def test_help_for_what_is_no_command() -> None:
 
 def test_defaults_are_shown() -> None:
     shown = CliRunner().invoke(main.app, ["help", "serve"], env={"COLUMNS": "300"}).output
-    for default in ("127.0.0.1", "8100", "10300", "yes, unless there are apiKeys"):
+    for default in ("127.0.0.1", "8100", "10300", "yes, unless there are api_keys"):
         assert f"[default: ({default})]" in shown
 
 

@@ -47,8 +47,8 @@ def build_proper(kind: Any) -> st.SearchStrategy[Any]:
     kind = setting_names.unwrap_optional(kind)
     if setting_names.is_section(kind):
         optional = {
-            name: st.deferred(lambda kind=field.annotation: build_shaped(kind))
-            for name, field in setting_names.list_fields(kind).items()
+            written: st.deferred(lambda kind=kind.model_fields[name].annotation: build_shaped(kind))
+            for written, name in setting_names.list_names(kind).items()
         }
         return st.lists(st.sampled_from(sorted(optional)), max_size=4, unique=True).flatmap(
             lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})

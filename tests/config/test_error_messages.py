@@ -53,7 +53,7 @@ def test_a_mistake_has_the_same_words_everywhere(refused: Refuser, setting: str,
     [
         ("EARDRUM_PROT", "Did you mean EARDRUM_PORT?"),
         ("EARDRUM_WYOMNG__PORT", "Did you mean EARDRUM_WYOMING__PORT?"),
-        ("EARDRUM_API_KEES", "Did you mean EARDRUM_APIKEYS?"),
+        ("EARDRUM_API_KEES", "Did you mean EARDRUM_API_KEYS?"),
         ("EARDRUM_TTL", "There is a models.NAME.ttl: is it in the right place?"),
     ],
 )
@@ -132,9 +132,9 @@ def test_matrix_mistakes_are_told_at_once(refused: Refuser) -> None:
 
 @pytest.mark.parametrize(
     ("written", "seconds"),
-    [("90", 90), ("10m", 600), ("1h30m", 5400), ("500ms", 0.5), ("1.5h", 5400), ("2 hours", 7200), ("1d", 86400), ("-1", -1)],
+    [("90", 90), ("10m", 600), ("1h30m", 5400), ("500ms", 0.5), ("1.5h", 5400), ("2 hours", 7200), ("1d", 86400), ("-1", None)],
 )
-def test_times(read: Reader, written: str, seconds: float) -> None:
+def test_times(read: Reader, written: str, seconds: float | None) -> None:
     for found in (
         read(f"models:\n  a: {{proxy: 'http://x', ttl: {written}}}").settings,
         read("models: {a: {proxy: 'http://x'}}", f"models.a.ttl={written}").settings,
@@ -165,20 +165,20 @@ def test_every_time_and_size_may_have_a_unit(read: Reader) -> None:
 globalTTL: 10m
 unloadTimeout: 1m
 healthCheckTimeout: 2m
-start_seconds: 5m
-stop_seconds: 500ms
+start_timeout: 5m
+shutdown_timeout: 500ms
 patience: 1m
-limits: {audio_seconds: 2h, stall_seconds: 1m, json_bytes: 1M, field_bytes: 1K}
-live: {idle_seconds: 2m}
+limits: {audio_duration: 2h, stall_timeout: 1m, json_bytes: 1M, field_bytes: 1K}
+live: {idle_timeout: 2m}
 macros: {t: 3m}
 models: {a: {proxy: 'http://x', ttl: "${t}", timeouts: {connect: 5s, responseHeader: 1m}}}
 """
     found = read(text).settings
-    assert (found.globalTTL, found.unloadTimeout, found.healthCheckTimeout) == (600, 60, 120)
-    assert (found.start_seconds, found.stop_seconds, found.patience) == (300, 0.5, 60)
-    assert (found.limits.audio_seconds, found.limits.stall_seconds) == (7200, 60)
+    assert (found.default_ttl, found.unload_timeout, found.health_check_timeout) == (600, 60, 120)
+    assert (found.start_timeout, found.shutdown_timeout, found.patience) == (300, 0.5, 60)
+    assert (found.limits.audio_duration, found.limits.stall_timeout) == (7200, 60)
     assert (found.limits.json_bytes, found.limits.field_bytes) == (1_000_000, 1000)
-    assert (found.live.idle_seconds, found.models["a"].ttl, found.models["a"].timeouts.connect) == (120, 180, 5)
+    assert (found.live.idle_timeout, found.models["a"].ttl, found.models["a"].timeouts.connect) == (120, 180, 5)
 
 
 def test_words_of_the_environment() -> None:

@@ -47,7 +47,7 @@ def test_the_environment_inside_a_file(read: Reader, text: str, value: str, expe
 
 def test_the_environment_has_types_where_it_is_not_quoted(read: Reader) -> None:
     assert read("port: ${env.P}", P="5").settings.port == 5
-    assert read("apiKeys: [${env.A}, ${env.B}]", A="a", B="b").settings.apiKeys == ("a", "b")
+    assert read("apiKeys: [${env.A}, ${env.B}]", A="a", B="b").settings.api_keys == ("a", "b")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b"])
@@ -69,7 +69,7 @@ def test_files_are_joined(tmp_path: Path) -> None:
     settings = loaded.settings
     assert list(settings.models) == ["a", "b"]
     assert settings.models["a"].proxy == "http://xy"
-    assert settings.apiKeys == ("k", "l")
+    assert settings.api_keys == ("k", "l")
     assert settings.hooks.on_startup.preload == ("a",)
     assert (settings.port, settings.limits.fields, settings.limits.requests) == (1, 5, 6)
     assert (loaded.files, loaded.warnings) == (tuple(files), ())
@@ -159,15 +159,15 @@ def test_names_in_the_environment_may_be_in_capitals(read: Reader) -> None:
         EARDRUM_UPSTREAM__IGNOREPATHS='["x"]',
         EARDRUM_GLOBALTTL="7",
     ).settings
-    assert (settings.models["a"].checkEndpoint, settings.models["a"].compat.ignoreWebsockets) == ("/x", True)
-    assert (settings.upstream.ignorePaths, settings.globalTTL) == (("x",), 7)
+    assert (settings.models["a"].check_endpoint, settings.models["a"].compat.ignore_websockets) == ("/x", True)
+    assert (settings.upstream.ignore_paths, settings.default_ttl) == (("x",), 7)
 
 
 def test_what_a_flag_sets_is_in_no_line(read: Reader) -> None:
     text = "models:\n  a: {proxy: 'http://x', ttl: 5}"
-    for assignment in ("models.a.ttl=x", "models.a.batch=x", "models.a.tll=5"):
+    for assignment in ("models.a.ttl=x", "models.a.batch_size=x", "models.a.tll=5"):
         with pytest.raises(ConfigError) as caught:
             read(text, assignment)
         assert "config.yaml" not in caught.value.message
     with pytest.raises(ConfigError, match=r"config\.yaml:2: The setting models\.a\.ttl"):
-        read(text.replace("5", "x"), "models.a.batch=5")
+        read(text.replace("5", "x"), "models.a.batch_size=5")

@@ -15,9 +15,13 @@ MODEL = "models: {a: {cmd: 's ${PORT}'}}\n"
 LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     "minimal": (
         "models:\n  a:\n    cmd: server --port ${PORT}\n",
-        {"models[a].cmd": "server --port 5800", "models[a].proxy": "http://localhost:5800", "models[a].checkEndpoint": "/health"},
+        {
+            "models[a].cmd": "server --port 5800",
+            "models[a].proxy": "http://localhost:5800",
+            "models[a].check_endpoint": "/health",
+        },
     ),
-    "empty file": ("", {"models": {}, "healthCheckTimeout": 120, "startPort": 5800, "unloadTimeout": 10}),
+    "empty file": ("", {"models": {}, "health_check_timeout": 120, "start_port": 5800, "unload_timeout": 10}),
     "no models": ("models:\n", {"models": {}}),
     "macros in comments": (
         "# ${nothing}\nmodels:\n  a:\n    cmd: |\n      # ${nothing}\n      server ${PORT}\n        # ${PORT}\n",
@@ -34,13 +38,13 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "strip_params": (
         "models: {a: {cmd: 's ${PORT}', filters: {strip_params: 'top_k, seed'}}}",
-        {"models[a].filters.stripParams": "top_k, seed"},
+        {"models[a].filters.strip_params": "top_k, seed"},
     ),
     "env macro in a comment": (f"# ${{env.NOTHING}}\n{MODEL}  # ${{env.NOTHING}}", {"models[a].cmd": "s 5800"}),
     "an empty proxy": ("models: {a: {cmd: 's ${PORT}', proxy: ''}}", {"models[a].proxy": "http://localhost:5800"}),
-    "no paths to ignore": ("upstream: {ignorePaths: []}", {"upstream.ignorePaths": UpstreamRoutes().ignorePaths}),
+    "no paths to ignore": ("upstream: {ignorePaths: []}", {"upstream.ignore_paths": UpstreamRoutes().ignore_paths}),
     "empty cmd": ("models: {a: {cmd: '', proxy: 'http://x'}}", {"models[a].cmd": "", "models[a].proxy": "http://x"}),
-    "healthCheckTimeout of 3": (f"healthCheckTimeout: 3\n{MODEL}", {"healthCheckTimeout": 15}),
+    "healthCheckTimeout of 3": (f"healthCheckTimeout: 3\n{MODEL}", {"health_check_timeout": 15}),
     "preload of unknown": (
         f"hooks: {{on_startup: {{preload: [' a ', '', nobody]}}}}\n{MODEL}",
         {"hooks.on_startup.preload": ("a", "nobody")},
@@ -52,11 +56,11 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     "members left empty": (f"groups:\n  x:\n    members:\n{MODEL}", {"groups[x].members": (), "groups[x].swap": True}),
     "PID in cmdStop": (
         "models: {a: {cmd: 's ${PORT}', cmdStop: 'kill ${PID} ${PORT}'}}",
-        {"models[a].cmdStop": "kill ${PID} 5800"},
+        {"models[a].cmd_stop": "kill ${PID} 5800"},
     ),
     "macros in keys of setParamsByID": (
         "macros: {m: fast}\nmodels: {a: {cmd: 's ${PORT}', filters: {setParamsByID: {'${MODEL_ID}:${m}': {x: '${PORT}'}}}}}",
-        {"models[a].filters.setParamsByID": {"a:fast": {"x": 5800}}, "models[a].aliases": ("a:fast",)},
+        {"models[a].filters.set_params_by_id": {"a:fast": {"x": 5800}}, "models[a].aliases": ("a:fast",)},
     ),
     "parameters by a name that is known": (
         "models: {a: {cmd: 's ${PORT}', aliases: [x], filters: {setParamsByID: {y: {}, x: {}, a: {}}}}}",
@@ -74,13 +78,13 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "yes and on": (
         "models: {a: {cmd: 's ${PORT}', unlisted: yes, sendLoadingState: on}, b: {cmd: 's ${PORT}', unlisted: off}}",
-        {"models[a].unlisted": True, "models[a].sendLoadingState": True, "models[b].unlisted": False},
+        {"models[a].unlisted": True, "models[a].send_loading_state": True, "models[b].unlisted": False},
     ),
     "words that are text": (
         "models: {a: {cmd: 's ${PORT}', aliases: [no, on, 1:30, 012, 1.10, true, 0x10, ~x]}}",
         {"models[a].aliases": ("no", "on", "1:30", "012", "1.10", "true", "0x10", "~x")},
     ),
-    "octal": ("startPort: 012000\n" + MODEL, {"startPort": 5120, "models[a].cmd": "s 5120"}),
+    "octal": ("startPort: 012000\n" + MODEL, {"start_port": 5120, "models[a].cmd": "s 5120"}),
     "logLevel: banana": (f"logLevel: banana\n{MODEL}", {"log.level": "info"}),
     "logLevel: warn": ("logLevel: warn", {"log.level": "warning"}),
     "log.level wins": ("logLevel: debug\nlog: {level: error}", {"log.level": "error"}),
@@ -121,12 +125,12 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         "macros: {k: secret, n: 3}\n"
         "peers: {p: {proxy: 'http://${k}', apiKey: '${k}', models: [m], filters: {setParams: {t: '${n}'}}}}\n"
         "apiKeys: ['${k}']\nglobalTTL: ${n}",
-        {"peers[p].apiKey": "secret", "peers[p].filters.setParams": {"t": 3}, "apiKeys": ("secret",), "globalTTL": 3},
+        {"peers[p].api_key": "secret", "peers[p].filters.set_params": {"t": 3}, "api_keys": ("secret",), "default_ttl": 3},
     ),
     "routing": (
         MODEL + "routing: {router: {settings: {groups: {g: {members: [a], swap: false}}}},"
         " scheduler: {settings: {fifo: {priority: {a: 5}}}}}",
-        {"groups[g].swap": False, "matrix": None, "priorities": {"a": 5}},
+        {"groups[g].swap": False, "matrix": None, "models[a].priority": 5},
     ),
     "routing by matrix": (
         MODEL + "routing: {router: {use: matrix, settings: {groups: {g: {members: [a]}}, matrix: {sets: {x: a}}}}}",
@@ -134,19 +138,19 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "per-model healthCheckTimeout": (
         "healthCheckTimeout: 60\nmodels: {a: {cmd: 's ${PORT}', healthCheckTimeout: 500}}",
-        {"healthCheckTimeout": 60},
+        {"health_check_timeout": 60},
     ),
     "unloadTimeout": (
         "unloadTimeout: 0\nmodels: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}', unloadTimeout: 3}}",
-        {"unloadTimeout": 10, "models[a].unloadTimeout": 10, "models[b].unloadTimeout": 3},
+        {"unload_timeout": 10, "models[a].unload_timeout": 10, "models[b].unload_timeout": 3},
     ),
     "sendLoadingState": (
         "sendLoadingState: true\nmodels: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}', sendLoadingState: false}}",
-        {"models[a].sendLoadingState": True, "models[b].sendLoadingState": False},
+        {"models[a].send_loading_state": True, "models[b].send_loading_state": False},
     ),
     "comfyui_auto": (
         "models: {comfyui_auto: {cmd: 's ${PORT}', concurrencyLimit: 4}}",
-        {"models[comfyui_auto].concurrency_limit": 50, "models[comfyui_auto].compat.ignoreWebsockets": True},
+        {"models[comfyui_auto].concurrency_limit": 50, "models[comfyui_auto].compat.ignore_websockets": True},
     ),
     "comfyui_auto with a higher limit": (
         "models: {comfyui_auto: {cmd: 's ${PORT}', concurrencyLimit: 400}}",
@@ -180,7 +184,7 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
     "two documents": (f"{MODEL}---\nmodels: {{b: {{cmd: x}}}}", {"models[a].cmd": "s 5800"}),
     "an empty list of paths to ignore": (
         "upstream: {ignorePaths: }",
-        {"upstream.ignorePaths": (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",)},
+        {"upstream.ignore_paths": (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",)},
     ),
 }
 

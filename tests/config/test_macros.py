@@ -58,7 +58,7 @@ def test_types_stay_when_nothing_else_is_there() -> None:
 def test_names_stay_but_those_of_models() -> None:
     assert expand_macros({"${n}": "${n}"}, n=5) == {"${n}": 5}
     below = macros.expand_macros(
-        {"${n}": {"${n}": 1}}, {"n": 5}, ("models", "a", "filters", "setParamsByID"), ErrorCollector(LocationMap())
+        {"${n}": {"${n}": 1}}, {"n": 5}, ("models", "a", "filters", "set_params_by_id"), ErrorCollector(LocationMap())
     )
     assert below == {"5": {"${n}": 1}}
 

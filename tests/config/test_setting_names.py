@@ -40,11 +40,10 @@ def _list_sections(kind: Any, seen: set[Any]) -> set[Any]:
 
 def test_no_two_settings_of_a_section_have_a_spelling_in_common() -> None:
     for section in _list_sections(Settings, set()):
-        names = setting_names.list_fields(section)
-        fields = {id(names[name]): set[str]() for name in names}
-        for name in names:
-            fields[id(names[name])] |= list_spellings(name)
-        assert sum(map(len, fields.values())) == len(set.union(set(), *fields.values())), section
+        tables = (setting_names.list_llama_swap_names(section), setting_names.list_former_names(section))
+        names = [*section.model_fields, *(name for table in tables for name in table)]
+        spellings = [spelling for name in names for spelling in list_spellings(name)]
+        assert len(spellings) == len(set(spellings)) + ("setParamsByID" in spellings), section  # snake_case is our own name
 
 
 def test_every_setting_is_read_in_either_spelling(read: Reader) -> None:
@@ -55,7 +54,7 @@ def test_every_setting_is_read_in_either_spelling(read: Reader) -> None:
         global_ttl: 30
         defaultLanguage: de
         pullMissing: true
-        limits: {uploadBytes: 1G, stallSeconds: 9}
+        limits: {uploadBytes: 1G, stallTimeout: 9}
         hooks: {onStartup: {preload: [a]}}
         models:
           a:
@@ -66,13 +65,13 @@ def test_every_setting_is_read_in_either_spelling(read: Reader) -> None:
             options: {initialPrompt: stays}
         """
     ).settings
-    assert (settings.apiKeys, settings.startPort, settings.globalTTL) == (("one",), 6000, 30)
+    assert (settings.api_keys, settings.start_port, settings.default_ttl) == (("one",), 6000, 30)
     assert (settings.default_language, settings.pull_missing) == ("de", True)
-    assert (settings.limits.upload_bytes, settings.limits.stall_seconds) == (10**9, 9)
+    assert (settings.limits.upload_bytes, settings.limits.stall_timeout) == (10**9, 9)
     assert settings.hooks.on_startup.preload == ("a",)
     model = settings.models["a"]
-    assert (model.checkEndpoint, model.max_requests, model.proxy) == ("/up", 3, "http://localhost:6000")
-    assert model.filters.setParamsByID == {"a": {"snake_case_stays": 1}}
+    assert (model.check_endpoint, model.max_requests, model.proxy) == ("/up", 3, "http://localhost:6000")
+    assert model.filters.set_params_by_id == {"a": {"snake_case_stays": 1}}
     assert model.options == {"initialPrompt": "stays"}
 
 
@@ -83,7 +82,7 @@ def test_names_of_models_are_no_settings(read: Reader) -> None:
 
 def test_the_environment_and_assignments_take_both_too(read: Reader) -> None:
     loaded = read("api_keys: [file]", "limits.uploadBytes=7", EARDRUM_API_KEYS='["environment"]', EARDRUM_LIMITS__JSONBYTES="8")
-    assert loaded.settings.apiKeys == ("environment",)
+    assert loaded.settings.api_keys == ("environment",)
     assert (loaded.settings.limits.upload_bytes, loaded.settings.limits.json_bytes) == (7, 8)
     assert list_warnings(loaded) == []
 
@@ -93,8 +92,10 @@ def test_one_setting_in_both_spellings_is_an_error(refused: Refuser) -> None:
 
 
 def test_what_is_wrong_is_told_with_its_line(refused: Refuser) -> None:
-    assert refused("port: 1\napi_keys: hush").startswith("config.yaml:2: The setting apiKeys is wrong")
-    assert refused("port: 1\nlimits:\n  uploadBytes: x").startswith("config.yaml:3: The setting limits.upload_bytes is wrong")
+    assert refused("port: 1\napi_keys: hush").startswith("config.yaml:2: The setting api_keys is wrong")
+    assert refused("port: 1\napiKeys: hush").startswith("config.yaml:2: The setting apiKeys is wrong")
+    assert refused("port: 1\nglobalTTL: x").startswith("config.yaml:2: The setting globalTTL is wrong")
+    assert refused("port: 1\nlimits:\n  uploadBytes: x").startswith("config.yaml:3: The setting limits.uploadBytes is wrong")
 
 
 @pytest.mark.parametrize(
@@ -120,4 +121,4 @@ def test_other_names_are_passed_over_as_before(read: Reader, text: str) -> None:
 
 
 def test_no_keys_where_there_should_be_some_are_told(read: Reader) -> None:
-    assert list_warnings(read("api_keys:")) == ["config.yaml:1: apiKeys is empty: everybody who reaches the server is let in."]
+    assert list_warnings(read("api_keys:")) == ["config.yaml:1: api_keys is empty: everybody who reaches the server is let in."]

@@ -27,15 +27,18 @@ WARNS = {
     ),
     "a setting of an engine": (
         "models:\n  a: {source: tiny, beam_size: 3}",
-        ["config.yaml:2: Unknown setting models.a.beam_size. What a model's engine takes belongs below its `options:`."],
+        [
+            "config.yaml:2: Unknown setting models.a.beam_size. Did you mean batch_size? What a model's engine takes "
+            "belongs below its `options:`."
+        ],
     ),
     "an unknown key deeper": (
         "groups: {g: {persistant: true}}",
         ["config.yaml:1: Unknown setting groups.g.persistant. Did you mean persistent?"],
     ),
     "a key of ours deeper": (
-        "live: {idle_secnds: 1}",
-        ["config.yaml:1: Unknown setting live.idle_secnds. Did you mean idle_seconds?"],
+        "live: {idle_timout: 1}",
+        ["config.yaml:1: Unknown setting live.idle_timout. Did you mean idle_timeout?"],
     ),
     "a key like nothing": (
         "zzzzzz: 1",

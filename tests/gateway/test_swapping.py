@@ -91,7 +91,7 @@ async def test_the_11th_request_for_a_command_is_refused_as_llama_swap_does(tmp_
 
 
 async def test_one_at_a_time(tmp_path: Path) -> None:
-    async with run_service(tmp_path, {"a": build_command("--delay", 0.2, at_once=1)}) as service:
+    async with run_service(tmp_path, {"a": build_command("--delay", 0.2, max_concurrency=1)}) as service:
         await post_chat(service, "a")
         began = time.monotonic()
         await asyncio.gather(*(post_chat(service, "a") for _ in range(4)))
@@ -202,11 +202,11 @@ async def wait_until(reached: Callable[[], object]) -> None:
 
 
 HURRIED_S = 12
-"""Far less than `unloadTimeout` grants here: who is told to end at once waits for none of it."""
+"""Far less than `unload_timeout` grants here: who is told to end at once waits for none of it."""
 
 
 async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(tmp_path: Path) -> None:
-    models = {"a": build_command("--delay", 60, "--ignore-sigterm", unloadTimeout=60)}
+    models = {"a": build_command("--delay", 60, "--ignore-sigterm", unload_timeout=60)}
     async with run_service(tmp_path, models) as service:
         model = service.catalog.find_model("a")
         asking = asyncio.create_task(post_chat(service, "a"))
@@ -226,7 +226,7 @@ async def test_force_waits_for_no_answer_and_for_no_command_that_takes_its_time(
     "habits", [("--stop-seconds", 60), ("--ignore-sigterm", "--load-seconds", 60)], ids=["stopping", "loading"]
 )
 async def test_force_ends_what_is_patiently_stopped_or_still_loading(tmp_path: Path, habits: tuple[object, ...]) -> None:
-    async with run_service(tmp_path, {"a": build_command(*habits, unloadTimeout=60)}) as service:
+    async with run_service(tmp_path, {"a": build_command(*habits, unload_timeout=60)}) as service:
         model = service.catalog.find_model("a")
         loading = asyncio.create_task(service.load_model(model))
         if "--stop-seconds" in habits:

@@ -160,7 +160,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostileClient]
     """A server with a model behind an address at which nobody is, and many more."""
     config = tmp_path_factory.mktemp("hostile") / "config.yaml"
     others = {f"other-{number}": {"proxy": "http://127.0.0.1:9", "aliases": [f"alias-{number}"]} for number in range(1999)}
-    config.write_text(json.dumps({"models": {"llm": {"proxy": "http://127.0.0.1:9"}, **others}, "limits": {"idle_seconds": 3}}))
+    config.write_text(json.dumps({"models": {"llm": {"proxy": "http://127.0.0.1:9"}, **others}, "limits": {"idle_timeout": 3}}))
     with run_server("--config", str(config)) as server, watch_server(server) as looks:
         wait_for(lambda: looks)
         yield HostileClient(server, looks)

@@ -24,7 +24,7 @@ M = "moonshine-tiny-en"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerUnderTest]:
-    with run_server("--set", "answer_seconds=2") as server:
+    with run_server("--set", "liveness_timeout=2") as server:
         yield server
 
 
@@ -48,7 +48,7 @@ def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: Server
         assert "no sign of life" in str(get_health(server)["reason"])
         assert [answer.result(30).json()["text"] for answer in answers] == [SPEECH_TEXT] * 2
     assert [runner.pid for runner in server.runners()] != [frozen]
-    assert f"The process of {M} hangs: it gave no sign of life for 2 s (answer_seconds)" in server.log
+    assert f"The process of {M} hangs: it gave no sign of life for 2 s (liveness_timeout)" in server.log
     assert get_health(server)["status"] == "ok"
 
 
@@ -71,7 +71,7 @@ def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path
     config = tmp_path / "config.yaml"
     port = find_free_port()
     llm = {"cmd": build_fake_llm_command(port), "proxy": f"http://127.0.0.1:{port}"}
-    config.write_text(json.dumps({"answer_seconds": 2, "models": {"llm": llm}}))
+    config.write_text(json.dumps({"liveness_timeout": 2, "models": {"llm": llm}}))
     with run_server("--config", str(config)) as server:
 
         def ask() -> int:
@@ -83,4 +83,4 @@ def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path
         command.suspend()
         assert ask() == 200
         assert not command.is_running()
-        assert "The command of llm hangs: it was stopped (SIGSTOP) for 2 s (answer_seconds) and was killed." in server.log
+        assert "The command of llm hangs: it was stopped (SIGSTOP) for 2 s (liveness_timeout) and was killed." in server.log

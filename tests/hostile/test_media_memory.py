@@ -77,7 +77,7 @@ def test_rates_at_the_bounds_are_heard(rate: int) -> None:
 
 def test_the_length_is_checked_before_the_samples_are_made() -> None:
     decoder = AudioDecoder(BytePipe.from_bytes(build_wav(MIN_RATE)), raw_pcm=False, max_seconds=10)
-    with pytest.raises(AudioError, match=r"longer than 10 s.*limits\.audio_seconds"):
+    with pytest.raises(AudioError, match=r"longer than 10 s.*limits\.audio_duration"):
         list(decoder)
     assert decoder.samples == 0
 

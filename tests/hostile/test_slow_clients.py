@@ -72,7 +72,7 @@ def test_an_idle_connection_is_closed(hostile: HostileClient, say: bytes) -> Non
     with connect_clients(hostile.server, 1, say) as (client,):
         answer, seconds = drip_until_closed(client)
     assert (parse_status(answer), b"" if say else answer) == (200 if say else 0, b"")
-    assert 2.5 < seconds < 10, "limits.idle_seconds is 3"
+    assert 2.5 < seconds < 10, "limits.idle_timeout is 3"
 
 
 @pytest.mark.parametrize("say", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
@@ -81,7 +81,7 @@ def test_trickling_headers_end_with_408(hostile: HostileClient, say: bytes) -> N
         client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: ")
         answer, seconds = drip_until_closed(client, b"a")
     assert b"HTTP/1.1 408 " in answer
-    assert b"limits.idle_seconds" in answer
+    assert b"limits.idle_timeout" in answer
     assert seconds < 10
 
 
@@ -93,7 +93,7 @@ def test_empty_lines_keep_no_connection(hostile: HostileClient) -> None:
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions/stream", "/v1/realtime?intent=transcription", "/ws/realtime"])
 def test_a_live_session_is_no_idle_connection(hostile: HostileClient, path: str) -> None:
     with connect(f"{hostile.server.address.replace('http', 'ws', 1)}{path}") as session:
-        time.sleep(7)  # limits.idle_seconds is 3
+        time.sleep(7)  # limits.idle_timeout is 3
         assert session.ping().wait(5)
 
 
@@ -101,7 +101,7 @@ def test_a_live_session_is_no_idle_connection(hostile: HostileClient, path: str)
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     """A server with few descriptors, and short patience with uploads."""
     config = tmp_path_factory.mktemp("narrow") / "config.yaml"
-    config.write_text(json.dumps({"limits": {"stall_seconds": 3}}))
+    config.write_text(json.dumps({"limits": {"stall_timeout": 3}}))
     few = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))"
     with run_server("--config", str(config), prelude=few) as server:
         yield server
@@ -131,7 +131,7 @@ def test_clients_at_work_are_not_hung_up_on_for_new_ones(narrow: ServerUnderTest
 
 def test_uploads_that_drip_hold_no_places_and_are_given_up(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"limits": {"requests": 4, "stall_seconds": 4}}))
+    config.write_text(json.dumps({"limits": {"requests": 4, "stall_timeout": 4}}))
     with run_server("--config", str(config)) as server, connect_clients(server, 8, FORM) as clients:
         answers: list[tuple[bytes, float]] = []
         threads = [threading.Thread(target=lambda one=client: answers.append(drip_until_closed(one, b"a"))) for client in clients]

@@ -46,7 +46,7 @@ def exposed() -> Iterator[GatewayUnderTest]:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[GatewayUnderTest]:
-    with run_gateway(host="0.0.0.0", apiKeys=("sk-1", "schlüssel")) as gateway:
+    with run_gateway(host="0.0.0.0", api_keys=("sk-1", "schlüssel")) as gateway:
         yield gateway
 
 

@@ -1,4 +1,4 @@
-"""API key authentication with the config's `apiKeys`. Pure ASGI, in front of every route."""
+"""API key authentication with the config's `api_keys`. Pure ASGI, in front of every route."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHALLENGE = {"www-authenticate": 'Basic realm="eardrum"'}
 MISSING_KEY = (
     "This server requires an API key: send it as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
 )
-WRONG_KEY = "The API key is not valid: check the client's settings, or `apiKeys` in the server's config."
+WRONG_KEY = "The API key is not valid: check the client's settings, or `api_keys` in the server's config."
 
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """Prefix of the subprotocol in which a web page sends a key: browsers cannot set headers for a WebSocket."""

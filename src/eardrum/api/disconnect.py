@@ -113,7 +113,7 @@ class StallTimeouts:
                     self._timers.discard(timer)
         except TimeoutError:
             raise self.shutdown_error or ClientStalledError(
-                f"The upload stalled: no data arrived for {within_s:g} s (limits.stall_seconds)."
+                f"The upload stalled: no data arrived for {within_s:g} s (limits.stall_timeout)."
             ) from None
 
     def stop_waiting(self, error: EardrumError) -> None:

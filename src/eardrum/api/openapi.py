@@ -32,7 +32,7 @@ STATUS_MEANINGS = {
     403: "The page's origin or the host name is not allowed",
     404: "The model, or the named object, does not exist",
     405: "The route does not support the method",
-    408: "The upload stalled for `limits.stall_seconds`",
+    408: "The upload stalled for `limits.stall_timeout`",
     409: "The model is not loaded, and this path does not load it",
     413: "The body exceeds a limit",
     415: "Neither a form nor JSON, or compressed",

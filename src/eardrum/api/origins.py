@@ -86,7 +86,7 @@ class OriginGuard:
 
     def is_foreign_page(self, scope: Scope) -> bool:
         """Whether the request comes from a page that may not use the guarded paths, and has no API key."""
-        if self._settings().apiKeys:
+        if self._settings().api_keys:
             return False  # the request has a key, or is refused
         origin = get_header(scope, b"origin")
         return not self._may_use(origin, scope) if origin else _is_cross_site(scope)
@@ -104,7 +104,7 @@ class OriginGuard:
         return not self._may_use(_parse_origin(get_header(scope, b"referer")), scope)
 
     def _is_guarded(self, path: str) -> bool:
-        return path.startswith(GUARDED_PREFIXES) or (path in SECRET_PATHS and not self._settings().apiKeys)
+        return path.startswith(GUARDED_PREFIXES) or (path in SECRET_PATHS and not self._settings().api_keys)
 
     def _may_use(self, origin: str, scope: Scope) -> bool:
         settings, host = self._settings(), get_header(scope, b"host")
@@ -215,7 +215,7 @@ MAX_SHOWN_CHARS = 100
 class HostGuard:
     """Refuses requests and WebSockets whose `host` is not a name of this server.
 
-    With `apiKeys` or TLS every name is served: a foreign page has no key, and no certificate for another server's name.
+    With `api_keys` or TLS every name is served: a foreign page has no key, and no certificate for another server's name.
     `build_error_response` formats an error for a path.
     """
 
@@ -227,7 +227,7 @@ class HostGuard:
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the refusal, or None for a request to a name of this server."""
         settings = self._settings()
-        if settings.apiKeys or settings.tls_certificate:
+        if settings.api_keys or settings.tls_certificate:
             return None
         host = get_header(scope, b"host")
         if _is_own_name(host, self._machine, settings.host, settings.hosts):
@@ -235,7 +235,7 @@ class HostGuard:
         name = parse_host(host)
         error = UnknownHostError(
             f"{name[:MAX_SHOWN_CHARS]} is not a name of this server: "
-            "add it to `hosts` in the config, use the server's IP address, or set `apiKeys`."
+            "add it to `hosts` in the config, use the server's IP address, or set `api_keys`."
         )
         get_record(scope).note = error.message
         return self._build_error_response(scope["path"], error)

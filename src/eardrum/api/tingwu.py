@@ -61,7 +61,7 @@ class TingWuRoute:
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         model, language = (query.get(name, [""])[-1] for name in ("model", "language"))
-        stall_s = self._service.settings.limits.stall_seconds
+        stall_s = self._service.settings.limits.stall_timeout
         async with ServerWebSocket(
             scope, receive, send, shutdown=self._service.change_feed.ended, stall_s=stall_s, max_message_bytes=MAX_MESSAGE_BYTES
         ) as socket:

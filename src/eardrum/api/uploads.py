@@ -42,7 +42,7 @@ class RequestBody:
         self._limit = limit
         self._param = param
         self._max: int = getattr(limits, limit)
-        self._stall_s = limits.stall_seconds
+        self._stall_s = limits.stall_timeout
         self._size = 0
         self._waited_s = 0.0
         self._bytes_while_waiting = 0

@@ -197,7 +197,7 @@ class _ConfigExaminer:
         self._record_failure(lambda: check_spool_folder(settings.spool_dir))
         self._record_failure(lambda: tls.create_server_context(settings.tls_certificate, settings.tls_key))
         wyoming = settings.wyoming
-        if wyoming.zeroconf and wyoming.is_enabled(settings.apiKeys):
+        if wyoming.zeroconf and wyoming.is_enabled(settings.api_keys):
             with suppress(ValueError):  # a host by its name, whose address shows when the server listens
                 self._record_failure(lambda: ZeroconfAnnouncement(wyoming.zeroconf, wyoming.host or settings.host, wyoming.port))
         for name, without in (("model_dir", None), ("default_engine", "")):
@@ -337,8 +337,9 @@ def _find_unready(model: Model) -> Iterator[str]:
         yield f"{model.id} cannot run yet. {model.card.install_hint_here}"
     if model.needs_download:
         yield f"{model.id} is not on this machine: `{model.format_pull_command()}`."
-    if model.batch > model.card.capabilities.max_batch:
-        yield f"batch is {model.batch}, but {model.engine} decodes at most {model.card.capabilities.max_batch} windows at once."
+    if (model.batch_size or 0) > model.card.capabilities.max_batch:
+        most = model.card.capabilities.max_batch
+        yield f"batch_size is {model.batch_size}, but {model.engine} decodes at most {most} windows at once."
 
 
 def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, loaded: LoadedConfig) -> dict[str, Any]:
@@ -346,13 +347,13 @@ def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, l
         "id": id,
         "kind": model.engine if model else "unknown",
         "command": hide_secrets(command_line.split_command(entry.cmd)),
-        "stop": hide_secrets(command_line.split_command(entry.cmdStop)),
+        "stop": hide_secrets(command_line.split_command(entry.cmd_stop)),
         "port": loaded.ports.get(id),
         "proxy": remove_logins(entry.proxy),
         "source": str(model.source or "") if model else "",
         "environment": [variable.partition("=")[0] for variable in entry.env],
         "aliases": list(entry.aliases),
-        "ttl": model.scheduling.ttl if model else entry.ttl,
+        "ttl": model.ttl if model else entry.ttl,
     }
     return {name: value for name, value in told.items() if value not in ("", None, [])}
 
@@ -376,10 +377,12 @@ def hide_secrets(arguments: Sequence[str]) -> list[str]:
 def _find_missing_programs(loaded: LoadedConfig) -> Iterator[ConfigFinding]:
     for id, entry in loaded.settings.models.items():
         variables = dict(variable.split("=", 1) for variable in entry.env if "=" in variable)
-        for name, line in (("cmd", entry.cmd), ("cmdStop", entry.cmdStop)):
+        for name, line in (("cmd", entry.cmd), ("cmd_stop", entry.cmd_stop)):
             program = next(iter(command_line.split_command(line)), "")
             if program and not shutil.which(program, path=variables.get("PATH", os.environ.get("PATH"))):
-                yield _build_finding_at(f"There is no program {program} for the `{name}` of {id}.", ("models", id, name), loaded)
+                path: KeyPath = ("models", id, name)
+                written = loaded.locations.get_name(path)
+                yield _build_finding_at(f"There is no program {program} for the `{written}` of {id}.", path, loaded)
 
 
 def _wants_gpu(model: Model) -> bool:

@@ -112,7 +112,7 @@ def serve(
     ] = None,
     wyoming: Annotated[
         bool | None,
-        typer.Option("--wyoming/--no-wyoming", show_default="yes, unless there are apiKeys", help="Serve Home Assistant."),
+        typer.Option("--wyoming/--no-wyoming", show_default="yes, unless there are api_keys", help="Serve Home Assistant."),
     ] = None,
     wyoming_port: Annotated[int | None, typer.Option(show_default="10300", help="Port for Home Assistant.")] = None,
     config_file: ConfigFileOption = None,

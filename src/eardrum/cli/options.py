@@ -25,7 +25,7 @@ CertificateOption = Annotated[
         help="PEM file with the server's certificate, or its signer's, if this system does not trust it.",
     ),
 ]
-KeyOption = Annotated[str, typer.Option(envvar=config.CLIENT_KEY_VARIABLE, help="One of the server's `apiKeys`, if it has any.")]
+KeyOption = Annotated[str, typer.Option(envvar=config.CLIENT_KEY_VARIABLE, help="One of the server's `api_keys`, if it has any.")]
 ServerOption = Annotated[
     str,
     typer.Option(

@@ -7,7 +7,7 @@ from itertools import combinations
 from urllib.parse import urlsplit
 
 from eardrum.config import command_line, matrix
-from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, format_path
+from eardrum.config.diagnostics import ErrorCollector, KeyPath
 from eardrum.config.llama_swap import GroupSettings, MatrixSettings, UpstreamRoutes
 from eardrum.config.setting_names import find_nearest
 from eardrum.config.settings import LogSettings, ModelSettings, Settings
@@ -20,9 +20,9 @@ IMAGE_SERVER_ID, IMAGE_SERVER_CONCURRENCY = "comfyui_auto", 50
 """llama-swap's name for a server of images whose page asks for many things at once and holds a WebSocket open."""
 
 
-def complete_settings(settings: Settings, errors: ErrorCollector) -> tuple[Settings, list[ConfigDiagnostic]]:
-    """The settings with everything worked out, and what is odd about them. `errors` gets all that contradicts itself."""
-    places, names, before = errors.locations, ConfigNames(settings, errors), len(errors.diagnostics)
+def complete_settings(settings: Settings, errors: ErrorCollector) -> Settings:
+    """Fill in values that depend on other settings. Contradictions and oddities become errors and warnings."""
+    names, before = ConfigNames(settings, errors), len(errors.diagnostics)
     settings = resolve_rules(settings, names, errors)
     ruled = len(errors.diagnostics) == before
     settings = resolve_priorities(settings, names)
@@ -36,39 +36,35 @@ def complete_settings(settings: Settings, errors: ErrorCollector) -> tuple[Setti
     _check_keys(settings, errors)
     _check_addresses(settings, errors)
     _check_own_ports(settings, errors)
-    remarks = [
-        *names.diagnostics,
-        *_warn_of_log_level(settings, places),
-        *_find_port_clashes(settings, places),
-        *_find_oddities(settings, places),
-    ]
-    return _fill_defaults(settings, names), remarks
+    _warn_of_log_level(settings, errors)
+    _warn_of_port_clashes(settings, errors)
+    _warn_of_oddities(settings, errors)
+    return _fill_defaults(settings, names)
 
 
 def _fill_defaults(settings: Settings, names: ConfigNames) -> Settings:
-    unload = settings.unloadTimeout or type(settings).model_fields["unloadTimeout"].default
     settings = settings.model_copy(
         update={
-            "healthCheckTimeout": max(settings.healthCheckTimeout, MIN_START_S),
-            "unloadTimeout": unload,
+            "health_check_timeout": max(settings.health_check_timeout, MIN_START_S),
             "log": _resolve_log(settings),
             "hooks": _resolve_preloads(settings, names),
-            "upstream": settings.upstream if settings.upstream.ignorePaths else UpstreamRoutes(),
+            "upstream": settings.upstream if settings.upstream.ignore_paths else UpstreamRoutes(),
         }
     )
     return settings.model_copy(
-        update={"models": {id: _fill_model_defaults(id, names.get_model(id), settings) for id in settings.models}}
+        update={"models": {id: _fill_model_defaults(id, model, settings, names) for id, model in settings.models.items()}}
     )
 
 
-def _fill_model_defaults(id: str, model: ModelSettings, settings: Settings) -> ModelSettings:
+def _fill_model_defaults(id: str, model: ModelSettings, settings: Settings, names: ConfigNames) -> ModelSettings:
     filled: dict[str, object] = {
-        "unloadTimeout": model.unloadTimeout or settings.unloadTimeout,
-        "sendLoadingState": settings.sendLoadingState if model.sendLoadingState is None else model.sendLoadingState,
+        "aliases": tuple(names.aliases[id]),
+        "unload_timeout": model.unload_timeout or settings.unload_timeout,
+        "send_loading_state": settings.send_loading_state if model.send_loading_state is None else model.send_loading_state,
     }
     if id == IMAGE_SERVER_ID:
-        filled["concurrency_limit"] = max(model.concurrency_limit, IMAGE_SERVER_CONCURRENCY)
-        filled["compat"] = model.compat.model_copy(update={"ignoreWebsockets": True})
+        filled["concurrency_limit"] = max(model.concurrency_limit or 0, IMAGE_SERVER_CONCURRENCY)
+        filled["compat"] = model.compat.model_copy(update={"ignore_websockets": True})
     return model.model_copy(update=filled)
 
 
@@ -81,20 +77,19 @@ def _resolve_preloads(settings: Settings, names: ConfigNames) -> object:
 
 
 def _resolve_log(settings: Settings) -> LogSettings:
-    if not settings.logLevel or "level" in settings.log.model_fields_set:
+    if not settings.log_level or "level" in settings.log.model_fields_set:
         return settings.log
-    return settings.log.model_copy(update={"level": LEVELS.get(settings.logLevel.strip().lower(), "info")})
+    return settings.log.model_copy(update={"level": LEVELS.get(settings.log_level.strip().lower(), "info")})
 
 
-def _warn_of_log_level(settings: Settings, places: LocationMap) -> Iterator[ConfigDiagnostic]:
-    if not settings.logLevel:
+def _warn_of_log_level(settings: Settings, errors: ErrorCollector) -> None:
+    if not settings.log_level:
         return
+    path, written = ("log_level",), errors.format_path(("log_level",))
     if "level" in settings.log.model_fields_set:
-        yield places.build_diagnostic(("logLevel",), f"logLevel has no effect: log.level is set too, to {settings.log.level}.")
-    elif settings.logLevel.strip().lower() not in LEVELS:
-        yield places.build_diagnostic(
-            ("logLevel",), f"logLevel {settings.logLevel!r} is none of {', '.join(LEVELS)}: it is info."
-        )
+        errors.add_warning(path, f"{written} has no effect: log.level is set too, to {settings.log.level}.")
+    elif settings.log_level.strip().lower() not in LEVELS:
+        errors.add_warning(path, f"{written} {settings.log_level!r} is none of {', '.join(LEVELS)}: it is info.")
 
 
 def _check_fallbacks(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> None:
@@ -108,10 +103,11 @@ def _check_fallbacks(settings: Settings, names: ConfigNames, errors: ErrorCollec
 
 
 def _check_keys(settings: Settings, errors: ErrorCollector) -> None:
-    for position, key in enumerate(settings.apiKeys):
+    for position, key in enumerate(settings.api_keys):
         if not key or " " in key:
             what = "holds a space" if key else "is empty"
-            errors.add(("apiKeys", position), f"apiKeys[{position}] {what}: no client could send it.")
+            path: KeyPath = ("api_keys", position)
+            errors.add(path, f"{errors.format_path(path)} {what}: no client could send it.")
 
 
 def _check_addresses(settings: Settings, errors: ErrorCollector) -> None:
@@ -134,22 +130,20 @@ def _check_address(address: str, path: KeyPath, errors: ErrorCollector) -> None:
     errors.add(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
 
 
-def _find_port_clashes(settings: Settings, places: LocationMap) -> Iterator[ConfigDiagnostic]:
-    """Commands that listen on one port and may be up at a time."""
+def _warn_of_port_clashes(settings: Settings, errors: ErrorCollector) -> None:
+    """Warn of commands that listen on one port and may be up at a time."""
     ports = {id: port for id, model in settings.models.items() if model.cmd and (port := get_local_port(model))}
     for one, other in combinations(ports, 2):
         if ports[one] == ports[other] and can_coexist(one, other, settings):
             advice = "Let their `cmd` use ${PORT}, or keep them apart by groups."
-            yield places.build_diagnostic(
-                ("models", other, "cmd"), f"{one} and {other} both listen on port {ports[one]}. {advice}"
-            )
+            errors.add_warning(("models", other, "cmd"), f"{one} and {other} both listen on port {ports[one]}. {advice}")
 
 
 def _check_own_ports(settings: Settings, errors: ErrorCollector) -> None:
     """One port is for one listener: the server's own, that for Home Assistant, or a command."""
     wyoming = settings.wyoming
     own = {settings.port: "port"}
-    if wyoming.is_enabled(settings.apiKeys) and wyoming.port:
+    if wyoming.is_enabled(settings.api_keys) and wyoming.port:
         if wyoming.port == settings.port and _hosts_overlap(settings.host, wyoming.host or settings.host):
             path = ("wyoming", "port") if ("wyoming", "port") in errors.locations else ("port",)
             cure = "Choose another one for either, or do without Home Assistant: `wyoming.enabled: false`, `--no-wyoming`."
@@ -181,22 +175,26 @@ def get_local_port(model: ModelSettings) -> int:
     return port if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
 
 
-def _find_oddities(settings: Settings, places: LocationMap) -> Iterator[ConfigDiagnostic]:
-    if ("apiKeys",) in places and not settings.apiKeys:
-        yield places.build_diagnostic(("apiKeys",), "apiKeys is empty: everybody who reaches the server is let in.")
-    if settings.healthCheckTimeout < MIN_START_S:
-        yield places.build_diagnostic(("healthCheckTimeout",), f"healthCheckTimeout is at least {MIN_START_S} seconds.")
+def _warn_of_oddities(settings: Settings, errors: ErrorCollector) -> None:
+    places = errors.locations
+    if (path := ("api_keys",)) in places and not settings.api_keys:
+        errors.add_warning(path, f"{places.format_path(path)} is empty: everybody who reaches the server is let in.")
+    if settings.health_check_timeout < MIN_START_S:
+        path = ("health_check_timeout",)
+        errors.add_warning(path, f"{places.format_path(path)} is at least {MIN_START_S} seconds.")
     for id, model in settings.models.items():
-        if model.cmd and not command_line.split_command(model.cmd):
-            yield places.build_diagnostic(("models", id, "cmd"), f"The `cmd` of {id} is empty: requests for it will fail.")
-        if not model.cmd and model.cmdStop:
-            yield places.build_diagnostic(
-                ("models", id, "cmdStop"), f"cmdStop has no effect: {id} has no `cmd` that it could stop."
-            )
-        for position, variable in enumerate(model.env):
-            if "=" not in variable:
-                path: KeyPath = ("models", id, "env", position)
-                yield places.build_diagnostic(path, f"models.{id}.env[{position}] is not of the form NAME=value.")
+        _warn_of_odd_command(id, model, errors)
+
+
+def _warn_of_odd_command(id: str, model: ModelSettings, errors: ErrorCollector) -> None:
+    if model.cmd and not command_line.split_command(model.cmd):
+        errors.add_warning(("models", id, "cmd"), f"The `cmd` of {id} is empty: requests for it will fail.")
+    if not model.cmd and model.cmd_stop:
+        path: KeyPath = ("models", id, "cmd_stop")
+        errors.add_warning(path, f"{errors.format_path(path)} has no effect: {id} has no `cmd` that it could stop.")
+    for position, variable in enumerate(model.env):
+        if "=" not in variable:
+            errors.add_warning(("models", id, "env", position), f"models.{id}.env[{position}] is not of the form NAME=value.")
 
 
 class ConfigNames:
@@ -206,14 +204,13 @@ class ConfigNames:
         self._settings = settings
         self._errors = errors
         self._owners: dict[str, str] = {}
-        self.diagnostics: list[ConfigDiagnostic] = []
         self.aliases: dict[str, list[str]] = {id: [] for id in settings.models}
         """Model to the aliases that mean it."""
         for id, model in settings.models.items():
             for position, alias in enumerate(model.aliases):
                 self._register_alias(id, alias, ("models", id, "aliases", position))
         for id, model in settings.models.items():  # once all aliases are known that are said to be some
-            for alias in model.filters.setParamsByID:
+            for alias in model.filters.set_params_by_id:
                 self._register_parameter_alias(id, alias)
         for id, peer in settings.peers.items():
             for position, name in enumerate(peer.models):
@@ -250,16 +247,11 @@ class ConfigNames:
         if self._errors.incomplete:
             return
         if owner := self._owners.get(name):
-            self._errors.add(path, f"{format_path(path)}: {name!r} is an alias of {owner}: name the model itself.")
+            self._errors.add(path, f"{self._errors.format_path(path)}: {name!r} is an alias of {owner}: name the model itself.")
             return
         close = find_nearest(name, [*self._settings.models, *self._owners])
         hint = f"Did you mean {close}?" if close else f"If it is built in or on the disk, name it there, as in `{name}:`."
-        self._errors.add(path, f"{format_path(path)}: there is no model {name!r} under `models:`. {hint}")
-
-    def get_model(self, id: str) -> ModelSettings:
-        """The entry of a model, with its aliases worked out."""
-        model = self._settings.models[id]
-        return model.model_copy(update={"aliases": tuple(self.aliases[id])})
+        self._errors.add(path, f"{self._errors.format_path(path)}: there is no model {name!r} under `models:`. {hint}")
 
     def _register_alias(self, id: str, alias: str, path: KeyPath) -> None:
         owner = self._owners.get(alias)
@@ -275,19 +267,22 @@ class ConfigNames:
             self.aliases[id].append(alias)
 
     def _register_parameter_alias(self, id: str, alias: str) -> None:
-        path: KeyPath = ("models", id, "filters", "setParamsByID", alias)
+        path: KeyPath = ("models", id, "filters", "set_params_by_id", alias)
         owner = self._owners.get(alias)
         if id in (alias, owner):
             return
         if owner or alias in self._settings.models:
             whose = f"one of {owner}" if owner else "the name of another model"
-            self._errors.add(path, f"Names below {format_path(path[:-1])} are aliases of {id}, but {alias!r} is {whose}.")
+            self._errors.add(
+                path,
+                f"Names below {self._errors.format_path(path[:-1])} are aliases of {id}, but {alias!r} is {whose}.",
+            )
             return
         self._owners[alias] = id
         self.aliases[id].append(alias)
 
     def _warn(self, path: KeyPath, message: str) -> None:
-        self.diagnostics.append(self._errors.locations.build_diagnostic(path, message))
+        self._errors.add_warning(path, message)
 
 
 def check_profiles(settings: Settings, names: ConfigNames) -> None:
@@ -309,7 +304,10 @@ def check_selectors(settings: Settings, names: ConfigNames, errors: ErrorCollect
         for position, target in enumerate(selector.targets):
             where = (*path, "targets", position)
             if target in settings.selectors and not names.is_peer_model(target):
-                errors.add(where, f"{format_path(where)}: {target!r} is a selector itself, and selectors choose among models.")
+                errors.add(
+                    where,
+                    f"{errors.format_path(where)}: {target!r} is a selector itself, and selectors choose among models.",
+                )
             elif not names.find_model(target) and not names.is_peer_model(target):
                 names.report_unknown(target, where)
         if selector.strategy == "spillover":
@@ -320,20 +318,16 @@ def check_selectors(settings: Settings, names: ConfigNames, errors: ErrorCollect
 
 
 def resolve_priorities(settings: Settings, names: ConfigNames) -> Settings:
-    """Priorities by id, however they were written."""
-    if not settings.routing or not settings.priorities:
+    """Give models the `priority` that llama-swap's `routing.scheduler` lists for them by their names or aliases."""
+    if not settings.routing:
         return settings
-    path = ("routing", "scheduler", "settings", "fifo", "priority")
-    priority = {}
-    for name, value in settings.priorities.items():
-        if model := names.find_model(name):
-            priority[model] = value
+    models = dict(settings.models)
+    for name, priority in settings.routing.scheduler.settings.fifo.priority.items():
+        if id := names.find_model(name):
+            models[id] = models[id].model_copy(update={"priority": priority})
         else:
-            names.report_unknown(name, (*path, name))
-    scheduler = settings.routing.scheduler
-    fifo = scheduler.settings.fifo.model_copy(update={"priority": priority})
-    order = scheduler.model_copy(update={"settings": scheduler.settings.model_copy(update={"fifo": fifo})})
-    return settings.model_copy(update={"routing": settings.routing.model_copy(update={"scheduler": order})})
+            names.report_unknown(name, ("routing", "scheduler", "settings", "fifo", "priority", name))
+    return settings.model_copy(update={"models": models})
 
 
 NEW_RULES_PATH: KeyPath = ("routing", "router", "settings")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eardrum.errors import ConfigError
@@ -20,7 +20,9 @@ class SourceLocation:
     line: int = 0
     """Counted from 1; 0 is no file's."""
     text: str | None = None
-    """What is written there, if it is one word, number or sentence."""
+    """The text that is written there, if it is one word, number or sentence."""
+    name: str = ""
+    """The name under which the setting is written there, if it is not the setting's own."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
@@ -69,6 +71,11 @@ class LocationMap:
         place = self._locations.get(path)
         return bool(place and place.line)
 
+    def is_renamed(self, path: KeyPath) -> bool:
+        """Whether the setting is written under another name than its own."""
+        place = self._locations.get(path)
+        return bool(place and place.name)
+
     def get_text(self, path: KeyPath) -> str | None:
         """What is written there, before macros."""
         place = self._locations.get(path)
@@ -88,9 +95,25 @@ class LocationMap:
                 self._locations[_shift_path(path, len(at), shift)] = place
 
     def copy(self, path: KeyPath, new: KeyPath) -> None:
-        """Let what stands below `path` be known below `new` as well."""
+        """Give `new`, and what stands below it, the locations of `path`."""
         below = {place: at for place, at in self._locations.items() if place[: len(path)] == path}
         self._locations |= {(*new, *place[len(path) :]): at for place, at in below.items()}
+
+    def rename(self, path: KeyPath, name: str) -> None:
+        """Give the setting that is written as `path` its own name; messages keep the name that is written."""
+        own = (*path[:-1], name)
+        self.copy(path, own)
+        if own in self._locations:
+            self._locations[own] = replace(self._locations[own], name=str(path[-1]))
+
+    def format_path(self, path: KeyPath) -> str:
+        """Format a setting's path with the names that are written: `globalTTL` where a file calls `default_ttl` so."""
+        return format_path(tuple(self.get_name(path[:depth]) for depth in range(1, len(path) + 1)))
+
+    def get_name(self, path: KeyPath) -> str | int:
+        """The name that is written for the last part of a path."""
+        place = self._locations.get(path)
+        return (place.name if place else "") or path[-1]
 
     def override(self, tree: Any, by: LocationMap | None = None, path: KeyPath = ()) -> None:
         """Take over the places that `by` knows of settings that `tree` sets anew; without it they have no place any more."""
@@ -117,11 +140,13 @@ class LocationMap:
 
 
 class ErrorCollector:
-    """What is wrong with settings, gathered so that all of it can be told at once."""
+    """Collects errors and warnings about settings, so that one run reports all of them."""
 
     def __init__(self, places: LocationMap):
         self.locations = places
         self.diagnostics: list[ConfigDiagnostic] = []
+        self.warnings: list[ConfigDiagnostic] = []
+        self._former_names: set[tuple[str, str]] = set()
         self.incomplete = False
         """Whether something could not be read that may hold names: one that is not found may be there."""
         self._paths: set[KeyPath] = set()
@@ -130,6 +155,21 @@ class ErrorCollector:
         """One more."""
         self._paths.add(path)
         self.diagnostics.append(self.locations.build_diagnostic(path, message))
+
+    def format_path(self, path: KeyPath) -> str:
+        """Format a setting's path with the names that are written."""
+        return self.locations.format_path(path)
+
+    def add_warning(self, path: KeyPath, message: str) -> None:
+        """Add a warning about the setting at `path`."""
+        self.warnings.append(self.locations.build_diagnostic(path, message))
+
+    def warn_of_former_name(self, path: KeyPath, name: str, locations: LocationMap) -> None:
+        """Warn once of a name from earlier versions that is still in use; `path` is written, `name` is the new name."""
+        if (str(path[-1]), name) not in self._former_names:
+            self._former_names.add((str(path[-1]), name))
+            message = f"{format_path(path)} is called {name} now: rename it. The old name still works."
+            self.warnings.append(locations.build_diagnostic(path, message))
 
     def add_exception(self, error: ConfigError, path: KeyPath | None = None) -> None:
         """One more, which somebody has raised who looked at `path`, if it is the value there that is wrong."""
@@ -140,10 +180,6 @@ class ErrorCollector:
     def has_error_at(self, path: KeyPath) -> bool:
         """Whether a value is known to be wrong: what else there is to say of it would only follow from that."""
         return path in self._paths
-
-    def list_sorted(self, files: Sequence[str]) -> list[ConfigDiagnostic]:
-        """All of them once, in the order of the files."""
-        return sort_diagnostics(self.diagnostics, files)
 
 
 def sort_diagnostics(remarks: Iterable[ConfigDiagnostic], files: Sequence[str]) -> list[ConfigDiagnostic]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
 
 from eardrum.config import setting_names, yaml_files
 from eardrum.config.diagnostics import (
@@ -18,7 +20,7 @@ from eardrum.config.diagnostics import (
     format_path,
 )
 from eardrum.config.llama_swap import SettingsSection
-from eardrum.config.setting_names import list_spellings
+from eardrum.config.setting_names import use_native_names
 from eardrum.config.settings import ENVIRONMENT_PREFIX, Settings
 from eardrum.config.validation import format_faulty_value
 from eardrum.errors import ConfigError
@@ -78,28 +80,36 @@ def from_environment(environment: Mapping[str, str], errors: ErrorCollector) -> 
             except ConfigError as error:
                 errors.add_exception(error)
                 continue
-            _record_locations(found, places, name)
+            found_places = LocationMap()
+            _record_locations(found, found_places, name)
+            found = use_native_names(found, found_places, errors)
+            places.override(found, found_places)
             tree = merge_trees(tree, found)
     return tree, places
 
 
 def _read_variable(name: str, value: str) -> dict[str, Any]:
     top, *below = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(NESTING_SEPARATOR)
-    settings = _index_by_variable(Settings.model_fields)
-    if top not in settings or (below and not setting_names.has_names(settings[top])):
+    settings = _index_by_variable(Settings)
+    if top not in settings or (below and not setting_names.has_names(setting_names.list_names(Settings)[settings[top]])):
         raise SettingError(ConfigDiagnostic(f"Unknown environment variable {name}.{_build_hint(top, below)}"))
     try:
-        return {settings[top]: _nest_value(value, Settings.model_fields[settings[top]].annotation, below)}
+        return {settings[top]: _nest_value(value, _find_kind(Settings, settings[top]), below)}
     except ValueError as error:
         path = (settings[top], *below)
         message = f"The setting {format_path(path)} must be JSON here, {error}{format_faulty_value(path, value)}."
         raise SettingError(ConfigDiagnostic(message, SourceLocation(name), format_path(path))) from None
 
 
-def _index_by_variable(fields: Collection[str]) -> dict[str, str]:
-    """Settings by their names in small letters, in both spellings."""
-    both = {spelled.lower(): name for name in fields for spelled in list_spellings(name)}
-    return both | {name.lower(): name for name in fields}
+def _index_by_variable(section: type[BaseModel]) -> dict[str, str]:
+    """Map names in small letters to the names as files have them."""
+    return {written.lower(): written for written in [*setting_names.list_names(section), *section.model_fields]}
+
+
+def _find_kind(section: type[BaseModel], written: str) -> Any:
+    """The type of a setting by any of its names; `Any` if there is none."""
+    field = section.model_fields.get(setting_names.list_names(section).get(written, ""))
+    return field.annotation if field else Any
 
 
 def _build_hint(top: str, below: Sequence[str]) -> str:
@@ -132,10 +142,8 @@ def _nest_value(value: str, kind: Any, below: Sequence[str]) -> Any:
     if get_origin(kind) is dict:
         inner = get_args(kind)[1]
     elif setting_names.is_section(kind):
-        fields = setting_names.list_fields(kind)
-        spelled = _index_by_variable(fields).get(below[0])
-        inner = fields[spelled].annotation if spelled else Any
-        below = [spelled or below[0], *below[1:]]
+        written = _index_by_variable(kind).get(below[0]) or below[0]
+        below, inner = [written, *below[1:]], _find_kind(kind, written)
     return {below[0]: _nest_value(value, inner, below[1:])}
 
 
@@ -173,10 +181,9 @@ def _restore_case(value: Any, kind: Any) -> Any:
         return {name: _restore_case(inner, get_args(kind)[1]) for name, inner in value.items()}
     if not setting_names.is_section(kind):
         return value
-    fields = setting_names.list_fields(kind)
-    cased = _index_by_variable(fields)
-    spelled = {cased.get(name.lower(), name): inner for name, inner in value.items()}
-    return {name: _restore_case(inner, fields[name].annotation) if name in fields else inner for name, inner in spelled.items()}
+    cased = _index_by_variable(kind)
+    spelled = {cased.get(name.lower()) or str(name): inner for name, inner in value.items()}
+    return {name: _restore_case(inner, _find_kind(kind, name)) for name, inner in spelled.items()}
 
 
 def from_assignments(assignments: Sequence[str], errors: ErrorCollector) -> tuple[dict[str, Any], LocationMap]:
@@ -204,7 +211,7 @@ def from_assignments(assignments: Sequence[str], errors: ErrorCollector) -> tupl
             found[(*path, *inner)] = SourceLocation(f"{SET_FLAG} {written}", text=place.text)
         places.override(leaf, found)
         tree = merge_trees(tree, leaf)
-    return tree, places
+    return use_native_names(tree, places, errors), places
 
 
 def _parse_path(written: str) -> tuple[str, ...]:

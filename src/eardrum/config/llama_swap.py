@@ -1,14 +1,18 @@
-"""Settings shared with llama-swap, under its names and with its defaults, and the base class of all settings sections."""
+"""Settings shared with llama-swap, and the base class of all settings sections.
+
+A llama-swap file is translated when it is read: `llama_swap_names` of a section maps llama-swap's names to the setting's own,
+unless they only differ in spelling (`startPort` and `start_port`), and `unset_values` are its values for "not set".
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from eardrum.config.macros import ScalarValue
-from eardrum.units import MEGABYTES, Seconds
+from eardrum.units import MEGABYTES, OptionalSeconds, Seconds
 
 WITHOUT_EFFECT = "x-without-effect"
 """Marks in the schema what is accepted for the sake of others' configs, with the reason why nothing comes of it."""
@@ -17,10 +21,22 @@ WITHOUT_EFFECT = "x-without-effect"
 class SettingsSection(BaseModel):
     """A part of the settings. Unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shorthand: ClassVar[str] = ""
     """The one of its settings that a word in the section's own place sets."""
+
+    llama_swap_names: ClassVar[dict[str, str]] = {}
+    """llama-swap's names of settings that have another name here."""
+
+    former_names: ClassVar[dict[str, str]] = {}
+    """Earlier names of settings: they still work, with a warning that names the new one."""
+
+    unset_values: ClassVar[dict[str, float]] = {}
+    """Values of llama-swap that mean the same as leaving the setting out."""
+
+    former_unset_values: ClassVar[dict[str, float]] = {}
+    """The same for values of earlier versions: they still work, with a warning."""
 
     @model_validator(mode="before")
     @classmethod
@@ -32,8 +48,6 @@ def declare_ignored(default: Any, *, why: str, description: str, **bounds: Any) 
     """A setting that is accepted, checked, and changes nothing; whoever sets it is told why."""
     return Field(default, description=f"{description} Without effect: {why}", json_schema_extra={WITHOUT_EFFECT: why}, **bounds)
 
-
-# ruff: noqa: N815 -- the names are llama-swap's
 
 MIN_INTERVAL_S = 5.0
 
@@ -71,14 +85,12 @@ def _check_pattern(pattern: str) -> str:
 class RequestFilters(SettingsSection):
     """What is changed in a JSON body on its way to the upstream."""
 
-    stripParams: str = Field(
-        "",
-        validation_alias=AliasChoices("stripParams", "strip_params"),
-        description="Parameters to remove, separated by commas; `model` stays.",
-    )
-    setParams: dict[str, Any] = Field({}, description="Parameters to set; `a.b` is nested.")
-    setParamsByID: dict[str, dict[str, Any]] = Field(
-        {}, description="As `setParams`, for requests that use this name of the model; every name is an alias."
+    llama_swap_names: ClassVar = {"setParamsByID": "set_params_by_id"}
+
+    strip_params: str = Field("", description="Parameters to remove, separated by commas; `model` stays.")
+    set_params: dict[str, Any] = Field({}, description="Parameters to set; `a.b` is nested.")
+    set_params_by_id: dict[str, dict[str, Any]] = Field(
+        {}, description="As `set_params`, for requests that use this name of the model; every name is an alias."
     )
 
 
@@ -87,31 +99,33 @@ class UpstreamTimeouts(SettingsSection):
 
     connect: Seconds = Field(30, ge=0, description="For connecting.")
     keepalive: Seconds = Field(30, ge=0, description="Between two probes of an idle connection.")
-    responseHeader: Seconds = Field(0, ge=0, description="Until the answer begins; 0: any time.")
-    tlsHandshake: Seconds = Field(10, ge=0, description="For the handshake.")
-    expectContinue: Seconds = declare_ignored(
+    response_header: Seconds = Field(0, ge=0, description="Until the answer begins; 0: any time.")
+    tls_handshake: Seconds = Field(10, ge=0, description="For the handshake.")
+    expect_continue: Seconds = declare_ignored(
         1, why="bodies are sent without asking.", description="Until the upstream asks for the body.", ge=0
     )
-    idleConn: Seconds = Field(90, ge=0, description="For which an unused connection is kept.")
+    idle_conn: Seconds = Field(90, ge=0, description="For which an unused connection is kept.")
 
 
 class PeerTimeouts(UpstreamTimeouts):
     """As for models, but a peer has to begin to answer."""
 
-    responseHeader: Seconds = Field(60, ge=0, description="Until the answer begins; 0: any time.")
+    response_header: Seconds = Field(60, ge=0, description="Until the answer begins; 0: any time.")
 
 
 class UpstreamCompat(SettingsSection):
     """For upstreams with habits."""
 
-    ignoreWebsockets: bool = Field(False, description="An open WebSocket does not keep the model from being unloaded.")
+    ignore_websockets: bool = Field(False, description="An open WebSocket does not keep the model from being unloaded.")
 
 
 class DeclaredCapabilities(SettingsSection):
     """What an upstream can do, for `/v1/models`."""
 
-    inputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="in", description="Inputs of the model.")
-    outputs: tuple[Literal["text", "audio", "image"], ...] = Field((), alias="out", description="Outputs of the model.")
+    llama_swap_names: ClassVar = {"in": "inputs", "out": "outputs"}
+
+    inputs: tuple[Literal["text", "audio", "image"], ...] = Field((), description="Inputs of the model.")
+    outputs: tuple[Literal["text", "audio", "image"], ...] = Field((), description="Outputs of the model.")
     tools: bool = Field(False, description="Whether it calls functions.")
     reranker: bool = Field(False, description="Whether it sorts documents.")
     context: int = Field(0, ge=0, description="Tokens of its context; 0: unknown.")
@@ -205,7 +219,7 @@ class PeerServer(SettingsSection):
     """Another server whose models are offered here."""
 
     proxy: str = Field(description="Its address.")
-    apiKey: str = Field("", description="Key that is sent to it.")
+    api_key: str = Field("", description="Key that is sent to it.")
     models: tuple[str, ...] = Field(min_length=1, description="Its models.")
     filters: RequestFilters = Field(RequestFilters(), description="As for models.")
     timeouts: PeerTimeouts = Field(PeerTimeouts(), description="As for models.")
@@ -226,7 +240,7 @@ class ServerHooks(SettingsSection):
 class UpstreamRoutes(SettingsSection):
     """About `/upstream/`."""
 
-    ignorePaths: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = Field(
+    ignore_paths: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = Field(
         (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",), description="Paths that do not load a model: 409 if it is not loaded."
     )
 
@@ -258,48 +272,54 @@ class PerformanceSettings(SettingsSection):
     every: Annotated[str, AfterValidator(_check_interval)] = Field("5s", description="Time between two records; at least 5s.")
 
 
-# ruff: noqa: N815 -- the names are llama-swap's
-
-
 class SharedModelSettings(SettingsSection, defer_build=True):
     """What a model of either can have."""
 
+    unset_values: ClassVar = {"unload_timeout": 0}
+
     aliases: tuple[str, ...] = Field((), description="Further names that clients may use.")
     cmd: str = Field("", description="Command that serves the model over HTTP; `${PORT}` is its port. No shell is involved.")
-    cmdStop: str = Field("", description="Command that stops it, with `${PID}`; empty: SIGTERM.")
+    cmd_stop: str = Field("", description="Command that stops it, with `${PID}`; empty: SIGTERM.")
     proxy: str = Field(
         "", description="Address at which the model is served; empty: `http://localhost:${PORT}` if there is a `cmd`."
     )
     env: tuple[str, ...] = Field((), description="Environment of the command, as `NAME=value`.")
-    checkEndpoint: str = Field(
+    check_endpoint: str = Field(
         "/health", description="Path that answers 200 once the command is ready; `none`: nothing is requested."
     )
-    unloadTimeout: Seconds = Field(0, ge=0, description="Seconds that it may take to end before it is killed; 0: the server's.")
+    unload_timeout: OptionalSeconds = Field(
+        None, gt=0, description="Seconds that it may take to end before it is killed; unset: the server's `unload_timeout`."
+    )
     unlisted: bool = Field(False, description="Left out of `/v1/models`, but usable.")
-    useModelName: str = Field("", description="Name of the model at the upstream.")
+    use_model_name: str = Field("", description="Name of the model at the upstream.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
     filters: RequestFilters = Field(RequestFilters(), description="Changes to JSON bodies.")
     metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
-    sendLoadingState: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
+    send_loading_state: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
     timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Of exchanges with the upstream.")
     compat: UpstreamCompat = Field(UpstreamCompat(), description="Peculiarities of the upstream.")
     capabilities: DeclaredCapabilities = Field(DeclaredCapabilities(), description="Capabilities of the upstream.")
     macros: dict[str, ScalarValue] = Field({}, description="As `macros` of the server, for this model; they win over those.")
-    healthCheckTimeout: Seconds = declare_ignored(
-        0, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
+    health_check_timeout: OptionalSeconds = declare_ignored(
+        None, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
     )
 
 
-class SharedSettings(BaseModel, defer_build=True):
+class SharedSettings(SettingsSection, defer_build=True):
     """What a server of either can have."""
 
-    globalTTL: Seconds = Field(0, ge=0, description="Seconds without a request after which a model is unloaded; 0: never.")
-    healthCheckTimeout: Seconds = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
-    unloadTimeout: Seconds = Field(10, ge=0, description="Seconds a `cmd` may take to end before it is killed.")
-    startPort: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
-    sendLoadingState: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
-    includeAliasesInList: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
+    llama_swap_names: ClassVar = {"globalTTL": "default_ttl"}
+    unset_values: ClassVar = {"unload_timeout": 0}
+
+    default_ttl: Seconds = Field(
+        0, ge=0, description="Seconds without a request after which a model without a `ttl` is unloaded; 0: never."
+    )
+    health_check_timeout: Seconds = Field(120, description="Seconds a `cmd` has to become ready; at least 15.")
+    unload_timeout: Seconds = Field(10, gt=0, description="Seconds a `cmd` may take to end before it is killed.")
+    start_port: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
+    send_loading_state: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
+    include_aliases_in_list: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
     groups: dict[str, GroupSettings] = Field({}, description="Models that share a machine by rules.")
     matrix: MatrixSettings | None = Field(None, description="Sets of models that may be loaded together; instead of groups.")
     routing: RoutingSettings | None = Field(
@@ -308,21 +328,21 @@ class SharedSettings(BaseModel, defer_build=True):
     profiles: dict[str, ModelProfile] = Field({}, description="Sets of other models behind names, one of which may be active.")
     selectors: dict[str, ModelSelector] = Field({}, description="Names that stand for one of several models.")
     hooks: ServerHooks = Field(ServerHooks(), description="Actions at events.")
-    apiKeys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; empty: everybody gets in.")
+    api_keys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; empty: everybody gets in.")
     peers: dict[str, PeerServer] = Field({}, description="Other servers whose models are offered here.")
     upstream: UpstreamRoutes = Field(UpstreamRoutes(), description="About `/upstream/`.")
     macros: dict[str, ScalarValue] = Field({}, description="Values that replace `${NAME}` in everything below.")
-    logLevel: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and unknown values are `info`.")
-    logTimeFormat: str = declare_ignored("", why="times are written in one way.", description="How times are written.")
-    logToStdout: Literal["proxy", "upstream", "both", "none"] = Field(
+    log_level: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and unknown values are `info`.")
+    log_time_format: str = declare_ignored("", why="times are written in one way.", description="How times are written.")
+    log_to_stdout: Literal["proxy", "upstream", "both", "none"] = Field(
         "proxy",
         description="Output that is shown: the server's, the models', both or none. `/logs` has all of it.",
     )
-    logRequests: bool = declare_ignored(False, why="every request is one line of the log.", description="Log requests.")
-    metricsMaxInMemory: int = declare_ignored(
+    log_requests: bool = declare_ignored(False, why="every request is one line of the log.", description="Log requests.")
+    metrics_max_in_memory: int = declare_ignored(
         1000, why="the last 1000 requests are kept.", description="Requests remembered for the activity page."
     )
-    captureBuffer: Annotated[int, MEGABYTES] = declare_ignored(
+    capture_buffer: Annotated[int, MEGABYTES] = declare_ignored(
         5, why="what clients send is not kept.", description="Megabytes of requests and answers that are kept."
     )
     store: ActivityStore | None = declare_ignored(
@@ -332,8 +352,3 @@ class SharedSettings(BaseModel, defer_build=True):
     performance: PerformanceSettings = declare_ignored(
         PerformanceSettings(), why="the machine's load is not recorded.", description="About recording the machine's load."
     )
-
-    @property
-    def priorities(self) -> dict[str, int]:
-        """How urgent requests for a model are; those not named have 0, and higher is sooner."""
-        return self.routing.scheduler.settings.fifo.priority if self.routing else {}

@@ -18,10 +18,9 @@ from pydantic_core import ErrorDetails
 from eardrum.config import command_line, macros, setting_names, validation
 from eardrum.config import yaml_files as files
 from eardrum.config.consistency import complete_settings
-from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, format_path, sort_diagnostics
+from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, sort_diagnostics
 from eardrum.config.environment import CONFIG_VARIABLE, FOLDER_VARIABLE, from_assignments, from_environment, merge_trees
 from eardrum.config.macros import ScalarValue
-from eardrum.config.setting_names import use_native_names
 from eardrum.config.settings import Settings, WyomingSettings
 from eardrum.config.validation import SettingsValidator
 from eardrum.errors import ConfigError
@@ -116,20 +115,22 @@ def examine_config(
     environment = os.environ if environment is None else environment
     errors = ErrorCollector(LocationMap())
     paths = _choose_files(file, folder, environment, errors)
-    tree, remarks = files.read_files(paths, environment, errors)
-    for written, places in (from_environment(environment, errors), from_assignments(assignments, errors)):
-        source = use_native_names(written, places, errors)
+    tree = files.read_files(paths, environment, errors)
+    for source, places in (from_environment(environment, errors), from_assignments(assignments, errors)):
         errors.locations.override(source, places)
         tree = merge_trees(tree, source)
     flags = {name: value for name, value in (overrides or {}).items() if value is not None}
     errors.locations.override(flags)
     tree, given = resolve_macros(merge_trees(tree, flags), errors, ports or PortReservations(), Settings.model_fields)
-    shaper = SettingsValidator(errors)
-    settings, more = complete_settings(_build_settings(shaper.validate(tree), errors), errors)
+    settings = complete_settings(_build_settings(SettingsValidator(errors).validate(tree), errors), errors)
     names = [str(path) for path in paths]
-    warnings = sort_diagnostics([*remarks, *shaper.diagnostics, *more], names)
     return LoadedConfig(
-        settings, tuple(warnings), tuple(paths), given, errors.locations, tuple(sort_diagnostics(errors.diagnostics, names))
+        settings,
+        tuple(sort_diagnostics(errors.warnings, names)),
+        tuple(paths),
+        given,
+        errors.locations,
+        tuple(sort_diagnostics(errors.diagnostics, names)),
     )
 
 
@@ -155,7 +156,7 @@ def _build_settings(tree: SettingsTree, errors: ErrorCollector) -> Settings:
                 path: KeyPath = error["loc"]
                 missing = error["type"] == "missing"
                 if not errors.has_error_at(path):  # what is missing may have been left out because it is wrong
-                    errors.add(path, _describe_validation_error(error))
+                    errors.add(path, _describe_validation_error(error, errors.locations))
                 errors.incomplete |= path[0] in NAMED_SECTIONS and (missing or len(path) <= NAME_DEPTH)
                 tree = _remove_path(tree, path[:-1] if missing else path)
             if tree == before:  # where the path leads nowhere
@@ -184,16 +185,18 @@ def _remove_path(value: Any, path: KeyPath) -> Any:
     return [*value[:at], *([] if inner is REMOVED else [inner]), *value[at + 1 :]]
 
 
-def _describe_validation_error(error: ErrorDetails) -> str:
+def _describe_validation_error(error: ErrorDetails, locations: LocationMap) -> str:
     path = error["loc"]
     if error["type"] == "extra_forbidden":
-        return setting_names.describe_unknown(path)
+        return setting_names.describe_unknown(path, locations)
     if error["type"] == "missing":
-        return f"The setting {format_path(path)} is missing."
+        return f"The setting {locations.format_path(path)} is missing."
     what = error["msg"].removeprefix("Value error, ").rstrip(".")
     meant = setting_names.find_nearest(error["input"], _list_choices(what)) if error["type"] == "literal_error" else ""
     hint = f" Did you mean {meant}?" if meant else ""
-    return f"The setting {format_path(path)} is wrong: {what}{validation.format_faulty_value(path, error['input'])}.{hint}"
+    return (
+        f"The setting {locations.format_path(path)} is wrong: {what}{validation.format_faulty_value(path, error['input'])}.{hint}"
+    )
 
 
 def _list_choices(message: str) -> list[str]:
@@ -240,12 +243,13 @@ def _assign_ports(
     tree: SettingsTree, needing: Collection[str], known: PortReservations, errors: ErrorCollector
 ) -> dict[str, int]:
     """The ports of models, none of which is one of the server's own."""
-    start = tree.get("startPort")
+    start = tree.get("start_port")
     known = PortReservations(known.assigned, {*known.excluded, *_list_own_ports(tree)})
     try:
         return assign_ports(needing, start if isinstance(start, int) else FIRST_PORT, known)
     except ConfigError as error:
-        errors.add_exception(error, ("startPort",))
+        path: KeyPath = ("start_port",)
+        errors.add_exception(errors.locations.build_error(path, f"{errors.format_path(path)} {error.message}"), path)
         return dict.fromkeys(needing, MAX_PORT)
 
 
@@ -272,7 +276,7 @@ def _expand_model_macros(id: str, entry: Any, globals_: dict[str, ScalarValue], 
         return entry
     scope = _build_scope(id, entry, globals_, errors)
     entry = dict(entry)
-    for name in ("cmd", "cmdStop"):
+    for name in ("cmd", "cmd_stop"):
         if isinstance(entry.get(name), str):
             entry[name] = command_line.strip_comments(entry[name])
     if entry.get("cmd") and not entry.get("proxy"):
@@ -312,8 +316,8 @@ def _expand_port(id: str, entry: Any, port: int | None, errors: ErrorCollector) 
 def _check_unresolved(value: Any, path: KeyPath, errors: ErrorCollector, scope: dict[str, ScalarValue]) -> None:
     entry = {name: inner for name, inner in value.items() if name != "macros"} if isinstance(value, dict) else value
     for where, name in [(where, name) for where, name in macros.find_unresolved(entry, path) if not errors.has_error_at(where)]:
-        if not (name == PID_NAME and where[-1] == "cmdStop") and not _is_invalid_macro(name, where, errors):
-            errors.add(where, f"{format_path(where)}: {macros.describe_unknown_macro(name, scope)}")
+        if not (name == PID_NAME and where[-1] == "cmd_stop") and not _is_invalid_macro(name, where, errors):
+            errors.add(where, f"{errors.format_path(where)}: {macros.describe_unknown_macro(name, scope)}")
 
 
 def _is_invalid_macro(name: str, where: KeyPath, errors: ErrorCollector) -> bool:
@@ -348,4 +352,4 @@ def assign_ports(models: Collection[str], start: int, known: PortReservations) -
 
 def _iterate_free(start: int, taken: Collection[int]) -> Iterator[int]:
     yield from (port for port in range(start, MAX_PORT + 1) if port not in taken)
-    raise ConfigError(f"startPort {start} is too high: the ports up to {MAX_PORT} are not enough for all models.")
+    raise ConfigError(f"{start} is too high: the ports up to {MAX_PORT} are not enough for all models.")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from eardrum.config.diagnostics import ErrorCollector, KeyPath, format_path
+from eardrum.config.diagnostics import ErrorCollector, KeyPath
 
 MACRO_NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
 MAX_NAME_LENGTH = 63
@@ -27,7 +27,7 @@ def read_macros(macros: Any, path: KeyPath, errors: ErrorCollector) -> dict[str,
     if macros is None:
         return {}
     if not isinstance(macros, dict):
-        errors.add(path, f"{format_path(path)} must map names to values, as in `ctx: 8192`.")
+        errors.add(path, f"{errors.format_path(path)} must map names to values, as in `ctx: 8192`.")
         return {}
     for name, value in macros.items():
         if wrong := _find_problem(name, value):
@@ -49,18 +49,19 @@ def expand_macros(value: Any, macros: Mapping[str, ScalarValue], path: KeyPath, 
     """`value` with all macros replaced, the last defined first and each once: a macro may use those defined before it.
 
     A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
-    those below `filters.setParamsByID`, which are names of models: there two must not become one. It is an error, too, if a
+    those below `filters.set_params_by_id`, which are names of models: there two must not become one. It is an error, too, if a
     value gets too long.
     """
     if isinstance(value, dict):
-        names_too = path[-2:] == ("filters", "setParamsByID")
+        names_too = path[-2:] == ("filters", "set_params_by_id")
         found: dict[str, Any] = {}
         written: dict[str, str] = {}
         for name, inner in value.items():
             new = format_scalar(_expand_text(name, macros, (*path, name), errors)) if names_too else name
             if new in found:
                 errors.add(
-                    (*path, name), f"{name} and {written[new]} are both {new!r} below {format_path(path)}: keep one of them."
+                    (*path, name),
+                    f"{name} and {written[new]} are both {new!r} below {errors.format_path(path)}: keep one of them.",
                 )
                 continue
             written[new] = name
@@ -82,7 +83,10 @@ def _expand_text(value: str, macros: Mapping[str, ScalarValue], path: KeyPath, e
                 return whole
         replaced = value.replace(slug, format_scalar(macros[name]))
         if len(replaced) > MAX_VALUE_LENGTH:
-            errors.add(path, f"{format_path(path)} gets too long: its macros make it more than {MAX_VALUE_LENGTH} characters.")
+            errors.add(
+                path,
+                f"{errors.format_path(path)} gets too long: its macros make it more than {MAX_VALUE_LENGTH} characters.",
+            )
             break
         value = replaced
     return value
@@ -92,7 +96,7 @@ def find_unresolved(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, s
     """The macros that a value still uses, and where."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if path[-2:] == ("filters", "setParamsByID"):
+            if path[-2:] == ("filters", "set_params_by_id"):
                 yield from find_unresolved(name, (*path, name))
             yield from find_unresolved(inner, (*path, name))
     elif isinstance(value, list):

@@ -8,17 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
 from eardrum.config.diagnostics import ErrorCollector, KeyPath, LocationMap, format_path
 from eardrum.config.settings import Settings
 
-PROTECTIVE_SETTINGS = ("apiKeys", "tls_certificate", "tls_key", "limits", "origins", "hosts")
+PROTECTIVE_SETTINGS = ("api_keys", "tls_certificate", "tls_key", "limits", "origins", "hosts")
 """Settings without which, or with another name in their place, a server is open."""
 
 PROTECTIVE_NAMES = ("apiKeys", "api_keys", "tls_certificate", "tlsCertificate", "tls_key", "tlsKey", "origins", "hosts")
@@ -36,24 +35,39 @@ PROTECTIVE_WORDS = frozenset(
 """What a name speaks of that other servers have for the same purpose."""
 
 
-def describe_unknown(path: KeyPath) -> str:
-    """What to say about a setting that does not exist."""
-    return f"Unknown setting {format_path(path)}.{suggest_setting(str(path[-1]), path[:-1])}"
+def describe_unknown(path: KeyPath, locations: LocationMap) -> str:
+    """Describe a setting that does not exist, with the most similar one."""
+    return f"Unknown setting {locations.format_path(path)}.{suggest_setting(str(path[-1]), path[:-1])}"
 
 
 def suggest_setting(name: str, path: KeyPath = ()) -> str:
     """Which setting was meant by a name below `path` that does not exist."""
-    here = _list_names_at(path)
+    here = {known for known in _list_names_at(path) if _has_style_of(name, known)}
+    options = " What a model's engine takes belongs below its `options:`." if path[:1] == ("models",) and len(path) == 2 else ""
     if name not in here and (close := find_nearest(name, here)):
-        return f" Did you mean {close}?"
-    if elsewhere := next((place for place, names in _list_sections() if name in names), ""):
-        return f" There is a {elsewhere}.{name}: is it in the right place?"
-    if path[:1] == ("models",) and len(path) == 2:
-        for_all = f" `{name}` at the top is for all models." if name in _list_names_at(()) else ""
-        return f"{for_all} What a model's engine takes belongs below its `options:`."
-    if close := find_nearest(name, {known for _, names in _list_sections() for known in names}):
+        return f" Did you mean {close}?{options if '_' in name else ''}"
+    if elsewhere := _find_section_with(name):
+        return f" There is a {elsewhere}{name}: is it in the right place?"
+    if options:
+        return (f" `{name}` at the top is for all models." if name in _list_names_at(()) else "") + options
+    if close := find_nearest(name, {known for known in _list_all_names() if _has_style_of(name, known)}):
         return f" Did you mean {close}?"
     return " `docs/reference/config.md` lists all settings."
+
+
+def _find_section_with(name: str) -> str:
+    """The path of the first section below the top that has a setting of this name; empty if none has."""
+    return next((path for path, section in list_sections() if path and name in _list_suggested_names(section)), "")
+
+
+@cache
+def _list_all_names() -> frozenset[str]:
+    return frozenset().union(*(_list_suggested_names(section) for path, section in list_sections() if path))
+
+
+def _has_style_of(name: str, known: str) -> bool:
+    """Whether a known name is of the spelling that somebody uses who writes `name`: camelCase or snake_case."""
+    return "_" not in known if name != name.lower() else known == known.lower()
 
 
 def may_protect(name: str, value: Any, path: KeyPath = ()) -> bool:
@@ -64,7 +78,7 @@ def may_protect(name: str, value: Any, path: KeyPath = ()) -> bool:
     """
     if path:
         return path[0] in GUARDED_SECTIONS or name in PROTECTIVE_NAMES
-    squeezed = {_normalize_name(known): known for known in _list_names_at(())}
+    squeezed = {_normalize_name(written): known for written, known in list_names(Settings).items()}
     if squeezed.get(find_nearest(_normalize_name(name), squeezed)) in PROTECTIVE_SETTINGS:
         return True
     words = set(re.split(r"[-_.\s]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
@@ -97,34 +111,57 @@ def _list_names_at(path: KeyPath) -> set[str]:
     for part in path:
         kind = unwrap_optional(kind)
         if is_section(kind):
-            field = list_fields(kind).get(str(part))
+            field = kind.model_fields.get(list_names(kind).get(str(part), ""))
             kind = field.annotation if field else None
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
             return set()
     kind = unwrap_optional(kind)
-    return set(list_fields(kind)) if is_section(kind) else set()
-
-
-def list_fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The settings of a section by all names that they have in a file."""
-    return {written: field for name, field in section.model_fields.items() for written in _list_aliases(name, field)}
-
-
-def _list_aliases(name: str, field: FieldInfo) -> list[str]:
-    if isinstance(field.validation_alias, AliasChoices):
-        return [str(choice) for choice in field.validation_alias.choices]
-    return [field.alias or name]
+    return set(_list_suggested_names(kind)) if is_section(kind) else set()
 
 
 @cache
-def _list_sections() -> tuple[tuple[str, tuple[str, ...]], ...]:
+def list_names(section: type[BaseModel]) -> Mapping[str, str]:
+    """Map every name by which a section's settings may be written to the setting's own name."""
+    names = {spelling: name for name in section.model_fields for spelling in list_spellings(name)}
+    for other, name in (list_llama_swap_names(section) | list_former_names(section)).items():
+        names |= dict.fromkeys(list_spellings(other), name)
+    return names
+
+
+def list_llama_swap_names(section: type[BaseModel]) -> dict[str, str]:
+    """Map llama-swap's names of a section's settings to their own names, where these are more than another spelling."""
+    return _collect_names(section, "llama_swap_names")
+
+
+def list_former_names(section: type[BaseModel]) -> dict[str, str]:
+    """Map names that a section's settings had in earlier versions to their present names."""
+    return _collect_names(section, "former_names")
+
+
+def find_unset_value(section: type[BaseModel], name: str, table: str) -> float | None:
+    """The value of a setting that means the same as leaving it out, from one of the section's tables of such values."""
+    return next((values[name] for base in section.__mro__ if name in (values := base.__dict__.get(table, {}))), None)
+
+
+def _collect_names(section: type[BaseModel], table: str) -> dict[str, str]:
+    return {other: name for base in section.__mro__ for other, name in base.__dict__.get(table, {}).items()}
+
+
+@cache
+def _list_suggested_names(section: type[BaseModel]) -> frozenset[str]:
+    former = {spelling for name in list_former_names(section) for spelling in list_spellings(name)}
+    return frozenset(list_names(section).keys() - former)
+
+
+@cache
+def list_sections() -> tuple[tuple[str, type[BaseModel]], ...]:
+    """List the sections of the settings, each with the path in front of its names, such as `models.NAME.`."""
     return tuple(_walk_sections())
 
 
-def _walk_sections() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """All parts of the settings that have names, with a path to each."""
+def _walk_sections() -> Iterator[tuple[str, type[BaseModel]]]:
     waiting: list[tuple[str, Any]] = [("", Settings)]
     while waiting:
         where, kind = waiting.pop(0)
@@ -132,9 +169,8 @@ def _walk_sections() -> Iterator[tuple[str, tuple[str, ...]]]:
         if get_origin(kind) is dict:
             waiting.append((f"{where}.NAME", get_args(kind)[1]))
         elif is_section(kind):
-            if where:
-                yield where, tuple(list_fields(kind))
-            waiting += [(f"{where}.{name}".lstrip("."), field.annotation) for name, field in list_fields(kind).items()]
+            yield f"{where}." if where else "", kind
+            waiting += [(f"{where}.{name}".lstrip("."), field.annotation) for name, field in kind.model_fields.items()]
 
 
 def is_section(kind: Any) -> bool:
@@ -156,10 +192,9 @@ def find_nearest(name: str, names: Collection[str]) -> str:
 
 
 def use_native_names(tree: dict[str, Any], places: LocationMap, errors: ErrorCollector) -> dict[str, Any]:
-    """The tree with every setting under the name that the reference has, and its place beside it.
+    """Give every setting in the tree its own name, and `places` the locations under these names.
 
-    Names that are no setting's in either spelling stay, as do those that are somebody's own, of models for example. It is an
-    error to write one setting in both.
+    Unknown names stay, as do names of models and the like. One setting under two names is an error.
     """
     renamed = _NameConverter(places, errors).convert_value(tree, Settings, ())
     assert isinstance(renamed, dict)
@@ -167,8 +202,6 @@ def use_native_names(tree: dict[str, Any], places: LocationMap, errors: ErrorCol
 
 
 class _NameConverter:
-    """Goes through a tree."""
-
     def __init__(self, places: LocationMap, errors: ErrorCollector):
         self._locations = places
         self._errors = errors
@@ -183,25 +216,29 @@ class _NameConverter:
             return {name: self.convert_value(inner, get_args(kind)[1], (*path, name)) for name, inner in value.items()}
         return self._convert_section(value, kind, path) if is_section(kind) else value
 
-    def _convert_section(self, value: dict[str, Any], kind: Any, path: KeyPath) -> dict[str, Any]:
-        fields = list_fields(kind)
-        own = {other: name for name in fields for other in list_spellings(name) if other not in fields}
+    def _convert_section(self, value: dict[str, Any], section: type[BaseModel], path: KeyPath) -> dict[str, Any]:
+        names = list_names(section)
+        former = {spelling for name in list_former_names(section) for spelling in list_spellings(name)}
         renamed: dict[str, Any] = {}
-        for written, inner in value.items():
-            name = own.get(written, written)
-            if name != written and name in value:
-                two = f"{format_path((*path, written))} and {name} are the same setting: keep one of them."
+        first: dict[str, str] = {}
+        for written in value:
+            name = names.get(written, written)
+            if first.setdefault(name, written) != written:
+                two = f"{format_path((*path, written))} and {first[name]} are the same setting: keep one of them."
                 self._errors.add_exception(self._locations.build_error((*path, written), two), (*path, name))
-                continue
+        for name, written in first.items():
             if name != written:
-                self._locations.copy((*path, written), (*path, name))
-            field = fields.get(name)
+                self._locations.rename((*path, written), name)
+            if written in former:
+                self._errors.warn_of_former_name((*path, written), name, self._locations)
+            field = section.model_fields.get(name)
+            inner = value[written]
             renamed[name] = self.convert_value(inner, field.annotation, (*path, name)) if field else inner
         return renamed
 
 
 def list_spellings(name: str) -> set[str]:
-    """A setting's name in camelCase and in snake_case: `apiKeys` and `api_keys`, `globalTTL` and `global_ttl`."""
+    """Spell a setting's name in camelCase and in snake_case: `apiKeys` and `api_keys`, `globalTTL` and `global_ttl`."""
     first, *others = name.split("_")
     camel = first + "".join(other[:1].upper() + other[1:] for other in others)
     return {name, camel, re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()}

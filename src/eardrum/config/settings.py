@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from eardrum.errors import EardrumError
 from eardrum.languages import parse_language
 from eardrum.redaction import find_command_secrets, find_named_secrets, find_passwords, is_secret
 from eardrum.subtitles import MAX_RULE_VALUES, NO_RULES, PRESETS, SubtitleRules
-from eardrum.units import ByteSize, Seconds
+from eardrum.units import ByteSize, OptionalSeconds, Seconds
 
 ENVIRONMENT_PREFIX = "EARDRUM_"
 
@@ -27,28 +27,32 @@ COMMAND_CONCURRENCY = 10
 class SchedulingSettings(SettingsSection):
     """The settings of a model that the scheduler heeds: they reach it as this one object, with every request."""
 
-    ttl: Seconds = Field(
-        -1, ge=-1, description="Seconds without a request after which the model is unloaded; 0: never, -1: `globalTTL`."
+    former_names: ClassVar = {"at_once": "max_concurrency"}
+    unset_values: ClassVar = {"ttl": -1, "concurrency_limit": 0}
+    former_unset_values: ClassVar = {"max_requests": 0, "max_concurrency": 0}
+
+    ttl: OptionalSeconds = Field(
+        None, ge=0, description="Seconds without a request after which the model is unloaded; 0: never, unset: `default_ttl`."
     )
-    max_requests: int = Field(
-        0, ge=0, description="Most requests that the model holds, waiting ones included; 0: `limits.requests`."
+    max_requests: int | None = Field(
+        None,
+        gt=0,
+        description="Most requests that the model holds, waiting ones included; more get 503. Unset: `limits.requests`.",
     )
-    concurrency_limit: int = Field(
-        0,
-        ge=0,
-        alias="concurrencyLimit",
-        description="As `max_requests`, but more get 429; 0: 10 for a `cmd` without `max_requests`.",
+    concurrency_limit: int | None = Field(
+        None, gt=0, description="As `max_requests`, but more get 429; unset: 10 for a `cmd` without `max_requests`."
     )
-    max_concurrency: int = Field(
-        0, ge=0, alias="at_once", description="Requests that the model serves at a time, while others wait; 0: any number."
+    max_concurrency: int | None = Field(
+        None, gt=0, description="Requests that the model serves at a time, while others wait; unset: any number."
     )
-    priority: int = Field(
-        0, description="Models of a higher priority are started first; `routing.scheduler.settings.fifo.priority` sets it too."
-    )
+    priority: int = Field(0, description="Models of a higher priority are started first.")
 
 
 class ModelSettings(SchedulingSettings, SharedModelSettings):
     """One model: what runs it, where its weights are, and under which names clients find it."""
+
+    former_names: ClassVar = {"batch": "batch_size"}
+    former_unset_values: ClassVar = {"batch_size": 0}
 
     engine: str = Field("", description="Engine that runs the model; empty: the one that fits the files or the name.")
     source: str = Field(
@@ -67,7 +71,7 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
         description="Models to ask, in this order, when this one fails or is too busy, as long as no part of the "
         "answer was sent.",
     )
-    batch: int = Field(0, ge=0, description="Windows decoded together; 0: measured at first load.")
+    batch_size: int | None = Field(None, gt=0, description="Windows decoded together; unset: measured at first load.")
     memory: str = Field(
         "", description="Memory that the model needs, as in `2.1G` or `cuda 6G`; empty: measured. See `memory` of the server."
     )
@@ -75,6 +79,8 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
 
 class LimitSettings(SettingsSection):
     """What one client may ask of the server."""
+
+    former_names: ClassVar = {"audio_seconds": "audio_duration", "stall_seconds": "stall_timeout", "idle_seconds": "idle_timeout"}
 
     upload_bytes: ByteSize = Field(4 << 30, gt=0, description="Largest body, counted as it arrives; larger ones get 413.")
     json_bytes: ByteSize = Field(
@@ -85,16 +91,16 @@ class LimitSettings(SettingsSection):
     )
     fields: int = Field(100, gt=0, description="Most fields in a form; more get 400.")
     field_bytes: ByteSize = Field(64 << 10, gt=0, description="Largest text field in a form; larger ones get 400.")
-    audio_seconds: Seconds = Field(24 * 3600, gt=0, description="Longest audio, counted as it is decoded; longer audio gets 400.")
+    audio_duration: Seconds = Field(24 * 3600, gt=0, description="Longest audio, measured as it is decoded; longer gets 400.")
     requests: int = Field(64, gt=0, description="Most requests that a model holds, waiting ones included; more get 503.")
-    stall_seconds: Seconds = Field(
+    stall_timeout: Seconds = Field(
         60,
         gt=0,
         description="An upload or a Wyoming utterance in which nothing arrives for this long, or fewer than 32 bytes "
         "a second, ends with 408; a client that reads nothing of its answer for this long is "
         "disconnected.",
     )
-    idle_seconds: Seconds = Field(
+    idle_timeout: Seconds = Field(
         90,
         gt=0,
         description="A connection without a request is closed after this time, and a request whose headers take longer gets 408.",
@@ -117,8 +123,10 @@ class LimitSettings(SettingsSection):
 class LiveSettings(SettingsSection):
     """Sessions in which somebody speaks and reads along."""
 
-    sessions: int = Field(32, gt=0, description="Most live sessions of a model, paused ones included; more get 503.")
-    idle_seconds: Seconds = Field(
+    former_names: ClassVar = {"sessions": "max_sessions", "idle_seconds": "idle_timeout"}
+
+    max_sessions: int = Field(32, gt=0, description="Most live sessions of a model, paused ones included; more get 503.")
+    idle_timeout: Seconds = Field(
         60, gt=0, description="A session without audio for this long no longer keeps its model from being unloaded."
     )
 
@@ -128,7 +136,7 @@ class WyomingSettings(SettingsSection):
 
     enabled: bool | None = Field(
         None,
-        description="Serve Wyoming, the speech protocol of Home Assistant. It has no keys: with `apiKeys` it is off "
+        description="Serve Wyoming, the speech protocol of Home Assistant. It has no keys: with `api_keys` it is off "
         "unless this is true.",
     )
     host: str = Field("", description="Address to listen on; empty is `host`.")
@@ -223,6 +231,13 @@ class Settings(SharedSettings):
         frozen=True,
         json_schema_extra={"patternProperties": {"^x-": {}}},  # somebody's own, for anchors
     )
+    former_names: ClassVar = {
+        "start_seconds": "start_timeout",
+        "answer_seconds": "liveness_timeout",
+        "batch_seconds": "batch_timeout",
+        "stop_seconds": "shutdown_timeout",
+        "realtime_rate": "realtime_sample_rate",
+    }
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -242,7 +257,7 @@ class Settings(SharedSettings):
     hosts: tuple[str, ...] = Field(
         (),
         description="Host names of this server, such as `stt.example.com` or `*.example.com`; `*`: any. Needed for "
-        "public names if there are neither `apiKeys` nor a certificate; addresses, `localhost` and names "
+        "public names if there are neither `api_keys` nor a certificate; addresses, `localhost` and names "
         "of private networks always work.",
     )
     default_model: str = Field(
@@ -259,7 +274,7 @@ class Settings(SharedSettings):
         "",
         description="Language of requests that name none, and of the default model; empty: the model decides.",
     )
-    realtime_rate: int = Field(
+    realtime_sample_rate: int = Field(
         24_000,
         ge=4_000,
         le=192_000,
@@ -276,21 +291,21 @@ class Settings(SharedSettings):
         None,
         description="Folder for the batch sizes and thread counts that were measured; empty: `~/.cache/eardrum`.",
     )
-    start_seconds: Seconds = Field(300, gt=0, description="A model that is not ready after this time has failed to load.")
-    answer_seconds: Seconds = Field(
+    start_timeout: Seconds = Field(300, gt=0, description="A model that is not ready after this time has failed to load.")
+    liveness_timeout: Seconds = Field(
         30,
         gt=0,
         description="A runner that gives no sign of life for this long is killed, and its requests are repeated in "
         "the next one. A thread of its own answers, whatever the engine does. A command is not asked, "
         "since it may be too busy to answer, but killed if it is stopped (SIGSTOP) for this long.",
     )
-    batch_seconds: Seconds = Field(
+    batch_timeout: Seconds = Field(
         600,
         gt=0,
         description="A runner whose engine takes longer than this for a single batch is killed in the same way, as on "
         "a hung GPU.",
     )
-    stop_seconds: Seconds = Field(10, ge=0, description="Time that requests in progress have to finish when the server stops.")
+    shutdown_timeout: Seconds = Field(10, ge=0, description="Time for requests in progress when the server stops.")
     patience: Seconds = Field(
         10, ge=0, description="A loaded model makes room once a request has waited this long for a model that it excludes."
     )
@@ -315,32 +330,30 @@ class Settings(SharedSettings):
         except EardrumError as error:
             raise ValueError(error.message) from error
 
-    def resolve_scheduling(self, id: str = "", model: ModelSettings | None = None) -> SchedulingSettings:
+    def resolve_scheduling(self, model: ModelSettings | None = None) -> SchedulingSettings:
         """The scheduling settings of a model, with the server's values in place of those that the model does not set."""
-        own = model or ModelSettings()
-        values = {name: getattr(own, name) for name in SchedulingSettings.model_fields}
-        if own.ttl < 0:
-            values["ttl"] = self.globalTTL
-        if not own.max_requests:
-            values["max_requests"] = self.limits.requests
-            if own.cmd and not own.concurrency_limit:
-                values["concurrency_limit"] = COMMAND_CONCURRENCY
-        values["priority"] = self.priorities.get(id, own.priority)
+        inherited: dict[str, Any] = {"ttl": self.default_ttl, "max_requests": self.limits.requests}
+        if not model:
+            return SchedulingSettings.model_construct(**inherited)
+        values = {name: getattr(model, name) for name in SchedulingSettings.model_fields}
+        if model.cmd and model.max_requests is None and model.concurrency_limit is None:
+            inherited["concurrency_limit"] = COMMAND_CONCURRENCY
+        values |= {name: value for name, value in inherited.items() if values[name] is None}
         return SchedulingSettings.model_construct(**values)
 
 
 def find_secrets(settings: Settings) -> Iterator[str]:
     """Keys of clients and peers, passwords in addresses, and what commands, environments and options hold by names of secrets."""
-    yield from settings.apiKeys
+    yield from settings.api_keys
     for peer in settings.peers.values():
-        yield from (peer.apiKey, *find_passwords(peer.proxy))
+        yield from (peer.api_key, *find_passwords(peer.proxy))
     for model in settings.models.values():
         yield from _find_model_secrets(model)
     yield from (value for name, value in settings.macros.items() if isinstance(value, str) and is_secret(name))
 
 
 def _find_model_secrets(model: ModelSettings) -> Iterator[str]:
-    for text in (model.cmd, model.cmdStop, model.proxy):
+    for text in (model.cmd, model.cmd_stop, model.proxy):
         yield from find_command_secrets(text)
     for variable in model.env:
         name, _, value = variable.partition("=")

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from eardrum.config import macros, setting_names
-from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, SettingError, format_path
+from eardrum.config.diagnostics import ErrorCollector, KeyPath, SettingError
 from eardrum.config.llama_swap import WITHOUT_EFFECT, SettingsSection
 from eardrum.config.setting_names import is_section, unwrap_optional
 from eardrum.config.settings import Settings
@@ -38,7 +37,6 @@ class SettingsValidator:
     def __init__(self, errors: ErrorCollector):
         self._errors = errors
         self._locations = errors.locations
-        self.diagnostics: list[ConfigDiagnostic] = []
 
     def validate(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The tree without what the settings do not know, and with every value of the type they ask for.
@@ -88,39 +86,48 @@ class SettingsValidator:
         if not isinstance(value, dict):
             self._errors.incomplete = True
             raise self._build_error(path, _describe_missing_section(path), value)
-        fields = setting_names.list_fields(section)
         shaped = {}
         for name, inner in value.items():
             below = (*path, name)
-            if field := fields.get(name):
+            if field := section.model_fields.get(name):
                 if inner is not None or _allows_none(field.annotation):
-                    shaped[name] = self._validate_value(inner, field.annotation, below, field.metadata)
+                    converted = self._validate_value(inner, field.annotation, below, field.metadata)
+                    if not self._means_unset(converted, name, section, below):
+                        shaped[name] = converted
                 self._warn_without_effect(field.json_schema_extra, below)
-            elif not self._locations.is_in_file(below):
-                self._errors.add(below, setting_names.describe_unknown(below))
-            elif name.startswith(PRIVATE_PREFIX):
-                continue
-            elif setting_names.may_protect(name, inner, path):
-                protects = "It may be meant to protect the server, so it is not passed over: correct it or take it out."
-                self._errors.add(below, f"{setting_names.describe_unknown(below)} {protects}")
             else:
-                self.diagnostics.append(self._locations.build_diagnostic(below, setting_names.describe_unknown(below)))
-        self._check_duplicates(fields, shaped, path)
+                self._report_unknown(name, inner, path)
         return {name: inner for name, inner in shaped.items() if inner is not INVALID_VALUE}
 
-    def _check_duplicates(self, fields: Mapping[str, FieldInfo], shaped: Mapping[str, Any], path: KeyPath) -> None:
-        """Some settings may be written in two ways, and only one would count."""
-        by_field: dict[int, str] = {}
-        for name in shaped:
-            first = by_field.setdefault(id(fields[name]), name)
-            if first != name:
-                self._errors.add(
-                    (*path, name), f"{format_path((*path, name))} and {first} are the same setting: keep one of them."
-                )
+    def _report_unknown(self, name: str, value: Any, path: KeyPath) -> None:
+        below = (*path, name)
+        message = setting_names.describe_unknown(below, self._locations)
+        if not self._locations.is_in_file(below):
+            self._errors.add(below, message)
+        elif name.startswith(PRIVATE_PREFIX):
+            pass
+        elif setting_names.may_protect(name, value, path):
+            protects = "It may be meant to protect the server, so it is not passed over: correct it or take it out."
+            self._errors.add(below, f"{message} {protects}")
+        else:
+            self._errors.add_warning(below, message)
+
+    def _means_unset(self, value: Any, name: str, section: type[BaseModel], path: KeyPath) -> bool:
+        """Whether the value is one that means the same as leaving the setting out."""
+        if value is None or isinstance(value, bool):
+            return False
+        if value == setting_names.find_unset_value(section, name, "unset_values"):
+            return True
+        if value != setting_names.find_unset_value(section, name, "former_unset_values"):
+            return False
+        if not self._locations.is_renamed(path):  # which has a warning already
+            told = f"{self._locations.format_path(path)}: {value} is the same as leaving the setting out. Leave it out."
+            self._errors.add_warning(path, told)
+        return True
 
     def _warn_without_effect(self, extra: Any, path: KeyPath) -> None:
         if isinstance(extra, dict) and (why := extra.get(WITHOUT_EFFECT)) and path in self._locations:
-            self.diagnostics.append(self._locations.build_diagnostic(path, f"{format_path(path)} has no effect here: {why}"))
+            self._errors.add_warning(path, f"{self._locations.format_path(path)} has no effect here: {why}")
 
     def _convert_map(self, value: Any, kind: Any, path: KeyPath) -> Any:
         if value is None:
@@ -172,19 +179,18 @@ class SettingsValidator:
             )
         if kind is int and isinstance(value, float) and abs(value) < 2**63:
             if not value.is_integer():
-                self.diagnostics.append(
-                    self._locations.build_diagnostic(path, f"{format_path(path)} is a whole number: {int(value)} counts.")
-                )
+                written = self._locations.format_path(path)
+                self._errors.add_warning(path, f"{written} is a whole number: {int(value)} counts.")
             return int(value)
         return value
 
     def _build_error(self, path: KeyPath, must: str, value: Any) -> SettingError:
         return self._locations.build_error(
-            path, f"The setting {format_path(path)} is wrong: it {must}{format_faulty_value(path, value)}."
+            path, f"The setting {self._locations.format_path(path)} is wrong: it {must}{format_faulty_value(path, value)}."
         )
 
 
-SECRET_SETTINGS = {"apiKeys", "apiKey", "env", "options"}
+SECRET_SETTINGS = {"api_keys", "apiKeys", "api_key", "apiKey", "env", "options"}
 """Settings whose values may be secret: messages get into logs."""
 
 

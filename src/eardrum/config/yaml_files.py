@@ -265,15 +265,12 @@ def list_files(files: Sequence[Path], folder: Path | None, errors: ErrorCollecto
     return [*files, *(path for path in inside if os.path.realpath(path) not in named)]
 
 
-def read_files(
-    files: Sequence[Path], environment: Mapping[str, str], errors: ErrorCollector
-) -> tuple[dict[str, Any], list[ConfigDiagnostic]]:
-    """All files as one tree; the places go where those of the errors are.
+def read_files(files: Sequence[Path], environment: Mapping[str, str], errors: ErrorCollector) -> dict[str, Any]:
+    """Read all files into one tree, and their locations into those of `errors`.
 
     It is an error if a file cannot be read or is not YAML, names a variable that is not set, or contradicts one before it.
     """
     tree: dict[str, Any] = {}
-    remarks = []
     for file in files:
         try:
             document = _read_file(file, environment, errors)
@@ -283,10 +280,10 @@ def read_files(
             continue
         if document.second_document_line:
             place = diagnostics.SourceLocation(str(file), document.second_document_line)
-            remarks.append(ConfigDiagnostic("Only the first document of a file counts; what begins here is not read.", place))
+            errors.warnings.append(ConfigDiagnostic("Only the first document of a file counts; a second one begins here.", place))
         tree = _TreeMerger(errors, document.locations).merge_values(tree, document.tree or {}, ())
         errors.locations.adopt(document.locations)
-    return tree, remarks
+    return tree
 
 
 def _read_file(file: Path, environment: Mapping[str, str], errors: ErrorCollector) -> YamlDocument:
@@ -355,7 +352,7 @@ class _TreeMerger:
             return first + second
         if type(first) is not type(second) or first != second:
             there = self._errors.locations.find(path)
-            self._report_error(path, f"{diagnostics.format_path(path)} is set to something else at {there}: set it in one file.")
+            self._report_error(path, f"{self._added.format_path(path)} is set to something else at {there}: set it in one file.")
         return first
 
     def _merge_maps(self, first: dict[str, Any], second: dict[str, Any], path: diagnostics.KeyPath) -> dict[str, Any]:
@@ -365,7 +362,7 @@ class _TreeMerger:
             if name in first and path in NAMED_ENTITIES:
                 there = self._errors.locations.find(below)
                 self._report_error(
-                    below, f"{diagnostics.format_path(below)} is described at {there} too: describe it in one file."
+                    below, f"{self._added.format_path(below)} is described at {there} too: describe it in one file."
                 )
             else:
                 joined[name] = self.merge_values(first[name], value, below) if name in first else value

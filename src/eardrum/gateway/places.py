@@ -154,7 +154,7 @@ class LiveSessionRegistry:
         if self._shutting_down:
             raise make_session_shutdown_error()
         if self._count[model] >= max_sessions:
-            message = f"{model} already has {max_sessions} live sessions (live.sessions); try again soon."
+            message = f"{model} already has {max_sessions} live sessions (live.max_sessions); try again soon."
             raise BusyError(message, retry_after=SESSION_RETRY_AFTER_S)
         self._count[model] += 1
         self._stops.add(stop)

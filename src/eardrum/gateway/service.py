@@ -88,7 +88,7 @@ class Service:
         """Names that clients have added."""
         self.change_feed = ChangeFeed()
         self.live_sessions = LiveSessionRegistry()
-        self.logs = GatewayLogs(_print_line if settings.logToStdout in ("upstream", "both") else None)
+        self.logs = GatewayLogs(_print_line if settings.log_to_stdout in ("upstream", "both") else None)
         self._supervisor = ModelSupervisor(
             ModelLauncher(settings, self.logs),
             PolicyFactory(settings),

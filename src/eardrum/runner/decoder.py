@@ -146,7 +146,7 @@ class AudioDecoder:
         if self.samples + more > self._limit:
             raise AudioError(
                 f"The audio is longer than {self._limit / SAMPLE_RATE:,.0f} s, the limit of this server: "
-                "send it in parts or raise limits.audio_seconds."
+                "send it in parts or raise limits.audio_duration."
             )
 
     @property

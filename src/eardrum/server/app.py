@@ -50,7 +50,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         CorsPolicy(),
         origins,
         PullGuard(lambda: service.settings, origins.is_foreign_page),
-        ApiKeyGuard(lambda: service.settings.apiKeys, responses.build_error_body, realtime.accepts_key),
+        ApiKeyGuard(lambda: service.settings.api_keys, responses.build_error_body, realtime.accepts_key),
     )
     edges = (
         realtime,
@@ -75,7 +75,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         RequestDispatcher((*guards, *edges), app),
         activity,
         responses.build_error_response,
-        lambda: service.settings.limits.stall_seconds,
+        lambda: service.settings.limits.stall_timeout,
     )
 
 

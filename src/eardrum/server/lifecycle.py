@@ -76,7 +76,7 @@ def run_gateway(settings: Settings, source: ConfigSource | None = None, *, watch
         ws=UvicornWebSocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # memory and CPU for each socket, and audio does not shrink
-        timeout_keep_alive=math.ceil(settings.limits.idle_seconds),
+        timeout_keep_alive=math.ceil(settings.limits.idle_timeout),
         ssl_context_factory=(lambda *_: encryption) if encryption else None,
     )
     with listening, _record_logs(service), as_file(files("eardrum") / "sample.ogg") as recording:
@@ -138,8 +138,9 @@ class GatewayServer(IdleServer):
                 self._start_task(self._watched_source.watch(self._schedule_reload))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new requests, let those in progress finish, and after `stop_seconds` end them with an answer, and the models
-        with them. What has not ended `ANSWER_S` later is cut off.
+        """Take no new requests and let those in progress finish.
+
+        After `shutdown_timeout`, end them with an answer, and stop the models. Cut off what has not ended `ANSWER_S` later.
 
         What has no end is ended first: it would be waited for. Live sessions give their last texts, for which their WebSockets
         must be open still.
@@ -150,7 +151,7 @@ class GatewayServer(IdleServer):
         if self._wyoming:
             self._add_shutdown_task(self._wyoming.close())
         loop = asyncio.get_running_loop()
-        over = loop.time() + self._service.settings.stop_seconds
+        over = loop.time() + self._service.settings.shutdown_timeout
         end = loop.call_at(over, self._end_requests)
         try:
             await self._end_sessions(over + FINAL_RESPONSE_S)
@@ -185,7 +186,7 @@ class GatewayServer(IdleServer):
     async def _reload_config(self) -> None:
         try:
             await self._service.reload_config()
-            self.config.timeout_keep_alive = math.ceil(self._service.settings.limits.idle_seconds)
+            self.config.timeout_keep_alive = math.ceil(self._service.settings.limits.idle_timeout)
         except EardrumError as error:
             log.error("The config was not taken over, the old one stays in force: %s", error.message)
 
@@ -198,7 +199,7 @@ class GatewayServer(IdleServer):
 def _record_logs(service: Service) -> Iterator[None]:
     """Keep what the server logs, in the form in which it is shown."""
     root = logging.getLogger()
-    if service.settings.logToStdout in ("upstream", "none"):
+    if service.settings.log_to_stdout in ("upstream", "none"):
         for handler in root.handlers:
             handler.setLevel(SILENT_LEVEL)
     formatter = (root.handlers[0].formatter if root.handlers else None) or logging_setup.TextLogFormatter()
@@ -217,14 +218,14 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
         ConfigError: its port cannot be had, or it cannot be announced.
     """
     settings = service.settings.wyoming
-    if not settings.is_enabled(service.settings.apiKeys):
+    if not settings.is_enabled(service.settings.api_keys):
         if settings.enabled is None:
-            log.warning("Wyoming is off: it has no room for apiKeys. To serve it to everybody, set wyoming.enabled: true.")
+            log.warning("Wyoming is off: it has no room for api_keys. To serve it to everybody, set wyoming.enabled: true.")
         return None
     if settings.enabled is None and MARK_VARIABLE in os.environ:
         return None  # this server is a model of another, which has the port
-    if service.settings.apiKeys:
-        log.warning("Wyoming is open to everybody who reaches its port: it has no room for apiKeys.")
+    if service.settings.api_keys:
+        log.warning("Wyoming is open to everybody who reaches its port: it has no room for api_keys.")
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
     return WyomingServer(service, bind_socket(settings.host or service.settings.host, settings.port, advice))
 
@@ -280,7 +281,7 @@ def _build_curl_command(service: Service, address: str, recording: Path) -> str:
     curl = ["curl"]
     if address.startswith("https"):
         curl.append("-k")  # the certificate may be for another name than the machine has for itself
-    if key := next(iter(service.settings.apiKeys), ""):
+    if key := next(iter(service.settings.api_keys), ""):
         # Whoever started the server on a terminal may see its key; in a log it would be there for others.
         header = f"Authorization: Bearer {key}"
         curl += ["-H", shlex.quote(header) if sys.stdout.isatty() else '"Authorization: Bearer $EARDRUM_KEY"']
@@ -292,5 +293,5 @@ async def transcribe_sample(service: Service, address: str, recording: Path) -> 
     """The text of a recording, by way of the port, as any client gets it."""
     certificate = service.settings.tls_certificate
     trust = tls.create_client_context(certificate, by_any_name=True) if certificate else None
-    async with EardrumClient(address, next(iter(service.settings.apiKeys), ""), trust) as client:
+    async with EardrumClient(address, next(iter(service.settings.api_keys), ""), trust) as client:
         return (await client.transcribe(recording, {"response_format": ["text"]})).body.strip()

@@ -251,7 +251,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         if self._current_request:
             self._start_head_timeout()  # a request before it is in progress, for which this one may not be read
         elif self._in_head:
-            message = f"The request's headers did not arrive within {self.timeout_keep_alive:g} s (limits.idle_seconds)."
+            message = f"The request's headers did not arrive within {self.timeout_keep_alive:g} s (limits.idle_timeout)."
             self._refuse(ClientStalledError(message))
         else:
             self.transport.close()  # not a byte of a request came

@@ -242,7 +242,7 @@ async def test_a_client_that_hangs_up_before_the_model_is_there_leaves_nothing()
 
 
 async def test_a_client_that_never_reads_is_hung_up_on() -> None:
-    with run_server("--set", "limits.stall_seconds=1") as server:
+    with run_server("--set", "limits.stall_timeout=1") as server:
         address = f"ws{server.address.removeprefix('http')}/v1/audio/transcriptions/stream?model=whisper-1"
         began = time.monotonic()
         with pytest.raises(ConnectionClosed):
@@ -260,7 +260,7 @@ async def _flood_server(address: str) -> None:
 
 
 async def test_a_server_that_ends_gives_the_last_text_before() -> None:
-    with run_server("--set", "stop_seconds=60") as server:
+    with run_server("--set", "shutdown_timeout=60") as server:
         async with open_stream(server, model="whisper-1") as session:
             await session.push(load_sentence()[: 6 * 32_000])
             await session.until("speech_started")
@@ -287,7 +287,7 @@ async def test_hints_that_the_model_cannot_take_are_named(server: ServerUnderTes
 
 
 async def test_one_session_too_many_is_to_come_again_and_keys_are_asked_for() -> None:
-    with run_server("--set", "live.sessions=1", "--set", "apiKeys=[sk-one]") as server:
+    with run_server("--set", "live.sessions=1", "--set", "api_keys=[sk-one]") as server:
         address = f"ws{server.address.removeprefix('http')}/v1/audio/transcriptions/stream?model=whisper-1"
         with pytest.raises(InvalidStatus) as refused:
             async with connect(address):

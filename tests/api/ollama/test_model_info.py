@@ -38,9 +38,9 @@ def create_external(id: str = "m", **entry: Any) -> Model:
         ({"cmd": "llama-server --reranking"}, []),
         ({"cmd": "/opt/whisper-server -m tiny.bin"}, ["audio"]),
         ({"cmd": "server --inference-path /v1/audio/transcriptions"}, ["audio"]),
-        ({"capabilities": {"in": ["audio"], "out": ["text"]}}, ["audio"]),
-        ({"capabilities": {"in": ["text", "image", "audio"], "tools": True}}, ["completion", "tools", "vision", "audio"]),
-        ({"capabilities": {"in": ["text"], "out": ["image"]}}, ["image"]),
+        ({"capabilities": {"inputs": ["audio"], "outputs": ["text"]}}, ["audio"]),
+        ({"capabilities": {"inputs": ["text", "image", "audio"], "tools": True}}, ["completion", "tools", "vision", "audio"]),
+        ({"capabilities": {"inputs": ["text"], "outputs": ["image"]}}, ["image"]),
         ({"cmd": "whisper-wrapper", "metadata": {"capabilities": ["completion", "insert"]}}, ["completion", "insert"]),
     ],
 )
@@ -52,7 +52,7 @@ def test_who_hears() -> None:
     assert model_info.is_speech_model(create_external(metadata={"capabilities": ["audio"]}))
     assert model_info.is_speech_model(create_external(options={"transcriptions": "/inference"}))
     assert not model_info.is_speech_model(create_external(cmd="whisper-server", metadata={"capabilities": ["completion"]}))
-    assert not model_info.is_speech_model(create_external(capabilities={"in": ["audio", "text"]}))
+    assert not model_info.is_speech_model(create_external(capabilities={"inputs": ["audio", "text"]}))
 
 
 def test_clouds_are_known_by_their_address() -> None:

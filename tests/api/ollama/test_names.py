@@ -78,7 +78,7 @@ def test_pins_and_selectors_decide_what_a_name_means(known: OllamaNames, tmp_pat
         model_dir=tmp_path,
         models={"a": {"proxy": "http://127.0.0.1:1", "aliases": ["b"]}},
         profiles={"night": {"pins": {"day": "b", "off": ""}}},
-        includeAliasesInList=True,
+        include_aliases_in_list=True,
     )
     service = Service(settings)
     service.activate_profile("night")

@@ -77,7 +77,9 @@ def test_what_a_model_can_do_more_is_said() -> None:
 
 
 def test_an_upstream_is_what_the_config_declares() -> None:
-    declared = DeclaredCapabilities.model_validate({"in": ["text", "image"], "out": ["text"], "tools": True, "context": 4096})
+    declared = DeclaredCapabilities.model_validate(
+        {"inputs": ["text", "image"], "outputs": ["text"], "tools": True, "context": 4096}
+    )
     settings = config.Settings(
         models={
             "llm": config.ModelSettings(
@@ -92,7 +94,7 @@ def test_an_upstream_is_what_the_config_declares() -> None:
             "ears": config.ModelSettings(cmd="whisper-server", proxy="http://127.0.0.1:4"),
             "hidden": config.ModelSettings(proxy="http://127.0.0.1:3", unlisted=True),
         },
-        includeAliasesInList=True,
+        include_aliases_in_list=True,
     )
     found = list_models(Service(settings))
     llm = found["llm"]

@@ -44,7 +44,7 @@ def command(tmp_path: Path) -> Any:
 
     def entry(port: int, fuse: str = "", start: float = 0.0, **more: Any) -> dict[str, Any]:
         line = f"{sys.executable} {program} {port} '{fuse}' {start}"
-        return {"models": {"m": {"cmd": line, "proxy": f"http://127.0.0.1:{port}", "checkEndpoint": "/", **more}}}
+        return {"models": {"m": {"cmd": line, "proxy": f"http://127.0.0.1:{port}", "check_endpoint": "/", **more}}}
 
     return entry
 
@@ -69,7 +69,7 @@ def test_a_command_that_died_once_is_started_again_and_asked_again(command: Any,
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [True, False])
 def test_a_streaming_chat_is_told_that_its_model_is_being_loaded(command: Any, told: bool) -> None:
-    with run_gateway(**command(find_free_port(), start=1.2, sendLoadingState=told)) as gateway:
+    with run_gateway(**command(find_free_port(), start=1.2, send_loading_state=told)) as gateway:
         body = {"model": "m", "stream": True}
         first = requests.post(f"{gateway.url}{CHAT}", json=body, timeout=30)
         again = requests.post(f"{gateway.url}{CHAT}", json=body, timeout=30)
@@ -86,7 +86,7 @@ def test_a_streaming_chat_is_told_that_its_model_is_being_loaded(command: Any, t
 @pytest.mark.slow
 def test_a_load_that_fails_after_the_stream_began_is_said_in_the_stream() -> None:
     line = f'{sys.executable} -c "import time; time.sleep(1.2); raise SystemExit(7)"'
-    entry = {"cmd": line, "proxy": f"http://127.0.0.1:{find_free_port()}", "sendLoadingState": True}
+    entry = {"cmd": line, "proxy": f"http://127.0.0.1:{find_free_port()}", "send_loading_state": True}
     with run_gateway(models={"m": entry}) as gateway:
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "m", "stream": True}, stream=True, timeout=30)
         assert response.status_code == 200

@@ -54,7 +54,7 @@ def run_with_fallback(first: Answer, **more: Any) -> Iterator[tuple[GatewayUnder
     with fake_upstream(first) as failing, fake_upstream(answer_with_model) as other:
         models = {
             "llm": {"proxy": failing.url, "fallback": ["spare", "other"], **more},
-            "other": {"proxy": other.url, "useModelName": "real-other", "filters": {"setParams": {"n": 2}}},
+            "other": {"proxy": other.url, "use_model_name": "real-other", "filters": {"set_params": {"n": 2}}},
             "spare": {"proxy": f"http://127.0.0.1:{find_free_port()}"},
         }
         with run_gateway(models=models) as gateway:
@@ -174,7 +174,7 @@ def test_the_last_one_has_the_last_word() -> None:
 
 
 def test_signs_of_loading_are_no_answer() -> None:
-    with run_with_fallback(answer_with_model, **BROKEN["ended"], sendLoadingState=True) as (gateway, _, _):
+    with run_with_fallback(answer_with_model, **BROKEN["ended"], send_loading_state=True) as (gateway, _, _):
         said = post_chat(gateway, CHAT, **ASKED, stream=True).text
         assert "llm is" in said
         assert "real-other" in said

@@ -83,10 +83,10 @@ def test_the_filters_of_the_model_are_applied(echoing: GatewayUnderTest) -> None
 
 @pytest.fixture
 def echoing():
-    filters = {"stripParams": "top_k", "setParams": {"temperature": 0}}
+    filters = {"strip_params": "top_k", "set_params": {"temperature": 0}}
     with (
         fake_upstream(answer_echo) as upstream,
-        run_gateway(**build_config(upstream.url, useModelName="real", filters=filters)) as gateway,
+        run_gateway(**build_config(upstream.url, use_model_name="real", filters=filters)) as gateway,
     ):
         yield gateway
 
@@ -281,7 +281,7 @@ def test_an_address_where_nobody_answers_is_named() -> None:
 def test_an_upstream_that_is_too_slow_to_answer_is_given_up() -> None:
     with (
         fake_upstream(fake_hanging) as upstream,
-        run_gateway(**build_config(upstream.url, timeouts={"responseHeader": 0.2})) as gateway,
+        run_gateway(**build_config(upstream.url, timeouts={"response_header": 0.2})) as gateway,
     ):
         response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
         assert (response.status_code, response.json()["error"]["code"]) == (504, "upstream_timeout")
@@ -302,7 +302,7 @@ def test_localhost_is_found_on_either_family() -> None:
         try:
             with socket.create_server((host, 0), family=family) as listening:
                 port = listening.getsockname()[1]
-                with run_gateway(**build_config(f"http://localhost:{port}", timeouts={"responseHeader": 0.1})) as gateway:
+                with run_gateway(**build_config(f"http://localhost:{port}", timeouts={"response_header": 0.1})) as gateway:
                     response = requests.post(f"{gateway.url}{CHAT}", json={"model": "llm"}, timeout=10)
                 assert response.status_code == 504, response.text
         except OSError:
@@ -310,7 +310,7 @@ def test_localhost_is_found_on_either_family() -> None:
 
 
 def test_a_large_body_with_a_changed_name_arrives_whole() -> None:
-    with fake_upstream(answer_echo) as upstream, run_gateway(**build_config(upstream.url, useModelName="real")) as gateway:
+    with fake_upstream(answer_echo) as upstream, run_gateway(**build_config(upstream.url, use_model_name="real")) as gateway:
         text = "ä" * 1_000_000
         requests.post(f"{gateway.url}{CHAT}", data=json.dumps({"model": "llm", "x": text}), timeout=20,
                       headers={"content-type": "application/json"})  # fmt: skip

@@ -34,9 +34,9 @@ def named() -> Iterator[GatewayUnderTest]:
                 "llm": {
                     "proxy": upstream.url,
                     "aliases": ["gpt-4o", "llm-cold"],
-                    "filters": {"setParamsByID": {"llm-cold": {"temperature": 0}}},
+                    "filters": {"set_params_by_id": {"llm-cold": {"temperature": 0}}},
                 },
-                "renamed": {"proxy": other.url, "useModelName": "theirs"},
+                "renamed": {"proxy": other.url, "use_model_name": "theirs"},
             },
             selectors={"any": {"strategy": "pin", "targets": ["llm"]}, "odd": {"strategy": "pin", "targets": ["renamed"]}},
             profiles={"day": {"pins": {"gpt-4o": "odd", "gpt-5": "llm-cold", "any": ""}}},

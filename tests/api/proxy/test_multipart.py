@@ -92,7 +92,7 @@ def upstream_of() -> Iterator[Any]:
 def test_a_form_arrives_with_its_parts_as_they_were(parts: list[bytes], name: str, chunked: bool, upstream_of: Any) -> None:
     upstream, received = upstream_of
     form = b"".join([*parts, END])
-    with run_gateway(models={"llm": {"proxy": upstream.url, "useModelName": name}}) as gateway:
+    with run_gateway(models={"llm": {"proxy": upstream.url, "use_model_name": name}}) as gateway:
         data = iter([form[: len(form) // 2], form[len(form) // 2 :]]) if chunked else form
         response = requests.post(f"{gateway.url}{EDITS}", data=data, headers=KIND, timeout=20)
     assert response.status_code == 200

@@ -88,7 +88,7 @@ def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.INFO)
     with (
         fake_upstream(answer_flood) as upstream,
-        run_gateway(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": STALL_S}) as gateway,
+        run_gateway(models={"m": {"proxy": upstream.url}}, limits={"stall_timeout": STALL_S}) as gateway,
     ):
         model = gateway.service.find_model("m")
         for name, request in REQUESTS.items():
@@ -98,7 +98,7 @@ def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFix
                 began = time.monotonic()
                 wait_for(lambda: gateway.service.count_requests(model) == 0, 10)
                 assert time.monotonic() - began > STALL_S / 2, name
-                wait_for(lambda: f'note="The client took nothing in for {STALL_S} s (limits.stall_seconds)."' in caplog.text)
+                wait_for(lambda: f'note="The client took nothing in for {STALL_S} s (limits.stall_timeout)."' in caplog.text)
         wait_for(lambda: upstream.in_flight == 0)
 
 
@@ -106,7 +106,7 @@ def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFix
 def test_a_client_that_is_slow_gets_everything() -> None:
     with (
         fake_upstream(answer_flood) as upstream,
-        run_gateway(models={"m": {"proxy": upstream.url}}, limits={"stall_seconds": 0.3}) as gateway,
+        run_gateway(models={"m": {"proxy": upstream.url}}, limits={"stall_timeout": 0.3}) as gateway,
         connect_silent(gateway, build_get("/upstream/m/plain", "Connection: close")) as client,
     ):
         began, received = time.monotonic(), 0

@@ -102,7 +102,7 @@ async def test_a_client_that_does_not_read_is_not_read_ahead_for() -> None:
 
 async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
     for ignored, requests in ((False, 1), (True, 0)):
-        with run_websocket_upstream(compat={"ignoreWebsockets": ignored}) as (gateway, _):
+        with run_websocket_upstream(compat={"ignore_websockets": ignored}) as (gateway, _):
             model = gateway.service.catalog.find_model("m")
             async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
                 await here.send_str("a")
@@ -183,7 +183,7 @@ async def test_a_refused_socket_gets_a_status_and_an_error_and_the_log_no_fault(
 ) -> None:
     key = {"authorization": "Bearer sk"} | headers
     caplog.set_level("INFO")
-    with run_gateway(models={"m": {"proxy": "http://127.0.0.1:9"}}, apiKeys=("sk",)) as gateway:
+    with run_gateway(models={"m": {"proxy": "http://127.0.0.1:9"}}, api_keys=("sk",)) as gateway:
         async with aiohttp.ClientSession() as session:
             upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
             asked = {**key, **upgrade, "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}

@@ -128,7 +128,7 @@ class ScriptedGateway:
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
     models = {"second": {"source": "moonshine-tiny-en"}, "elsewhere": {"proxy": "http://127.0.0.1:9"}}
-    with run_gateway(limits={"stall_seconds": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
+    with run_gateway(limits={"stall_timeout": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
         set_up = ScriptedGateway(gateway)
         monkeypatch.setattr(routes, "open_session", set_up.live)
         yield set_up
@@ -323,7 +323,7 @@ async def test_a_model_of_another_server_is_refused_by_name(stage: ScriptedGatew
 
 
 async def test_the_config_may_say_the_rate() -> None:
-    with run_gateway(realtime_rate=16_000) as gateway:
+    with run_gateway(realtime_sample_rate=16_000) as gateway:
         async with connect_socket(f"{gateway.url}/v1/realtime") as socket:
             (created,) = await receive_until(socket, "session.created")
         answer = await asyncio.to_thread(requests.post, f"{gateway.url}/v1/realtime/client_secrets", timeout=10)
@@ -371,7 +371,7 @@ async def test_a_subprotocol_is_agreed_on(stage: ScriptedGateway, offered: tuple
 
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
-    with run_gateway(apiKeys=("sk-1",)) as gateway:
+    with run_gateway(api_keys=("sk-1",)) as gateway:
         set_up = ScriptedGateway(gateway)
         monkeypatch.setattr(routes, "open_session", set_up.live)
         yield set_up
@@ -500,7 +500,7 @@ async def test_nothing_is_left_of_many_connections(stage: ScriptedGateway) -> No
 
 
 def test_a_server_of_recordings_that_is_the_default_does_not_get_the_sockets() -> None:
-    ears = {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"]}}
+    ears = {"proxy": "http://127.0.0.1:9", "capabilities": {"inputs": ["audio"]}}
     realtime = routes.RealtimeRoutes(Service(config.Settings.model_validate({"models": {"ears": ears}})))
 
     def scope(model: str) -> dict[str, Any]:

@@ -135,9 +135,9 @@ class WyomingClient:
         return str(transcript.data["text"])
 
 
-def create_settings(stall_seconds: float = 1, **others: Any) -> config.Settings:
+def create_settings(stall_timeout: float = 1, **others: Any) -> config.Settings:
     """Whatever else is on this machine, the embedded model is the default."""
-    return config.Settings(default_model="moonshine-tiny-en", limits=config.LimitSettings(stall_seconds=stall_seconds), **others)
+    return config.Settings(default_model="moonshine-tiny-en", limits=config.LimitSettings(stall_timeout=stall_timeout), **others)
 
 
 async def wait_until(condition: Callable[[], object]) -> None:

@@ -59,7 +59,7 @@ def test_whatever_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 
 async def exchange_events(monkeypatch: pytest.MonkeyPatch, said: bytes, step: int) -> list[WyomingEvent]:
     """What the server says to a client that says this in pieces, and nothing more."""
-    async with run_server(monkeypatch, SessionScript(), create_settings(stall_seconds=0.1)) as (_, connect):
+    async with run_server(monkeypatch, SessionScript(), create_settings(stall_timeout=0.1)) as (_, connect):
         client = await connect()
         reading = asyncio.create_task(client.reader.read(-1))
         try:

@@ -255,7 +255,7 @@ async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.Monke
         await asyncio.wait([flooding], timeout=10)
         assert isinstance(flooding.exception(), OSError)
         await wait_until(lambda: not running._connections)
-    assert "was hung up on: The client took nothing in for 0.3 s (limits.stall_seconds)." in caplog.text
+    assert "was hung up on: The client took nothing in for 0.3 s (limits.stall_timeout)." in caplog.text
 
 
 async def flood_server(client: WyomingClient) -> None:
@@ -265,7 +265,7 @@ async def flood_server(client: WyomingClient) -> None:
 
 async def test_who_drips_inside_an_utterance_is_given_up_and_a_muted_microphone_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     script, audio = SessionScript(), {"rate": 16000, "width": 2, "channels": 1}
-    async with run_server(monkeypatch, script, create_settings(stall_seconds=0.5)) as (_, connect):
+    async with run_server(monkeypatch, script, create_settings(stall_timeout=0.5)) as (_, connect):
         dripping, muted = await connect(), await connect()
 
         async def drip() -> None:
@@ -368,7 +368,7 @@ async def test_keys_that_come_with_another_config_close_the_door(monkeypatch: py
         client = await connect()
         await client.say("ping")
         assert (await client.hear()).type == "pong"
-        running._service.settings = create_settings(apiKeys=("secret",))
+        running._service.settings = create_settings(api_keys=("secret",))
         error = await (await connect()).hear()
         assert error
         assert error.data["code"] == "invalid_api_key"

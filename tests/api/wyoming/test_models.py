@@ -29,7 +29,7 @@ def service(tmp_path: Path) -> Service:
         "absent": {"source": "small"},
         "secret": {"source": str(whisper), "engine": "faster_whisper", "unlisted": True},
         "llm": {"cmd": "server"},
-        "foreign": {"cmd": "server", "capabilities": {"in": ["audio"], "out": ["text"]}},
+        "foreign": {"cmd": "server", "capabilities": {"inputs": ["audio"], "outputs": ["text"]}},
     }
     store = tmp_path / "store"
     store.mkdir()

@@ -91,7 +91,7 @@ async def test_a_model_with_a_session_is_neither_evicted_nor_unloaded_by_its_ttl
 
 async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_loaded_again(tmp_path: Path) -> None:
     models = {"m": build_model(tmp_path, entry={"ttl": 0.1})}
-    async with run_service(tmp_path, models, live={"idle_seconds": 0.5}) as service, open_speaker(service) as speaker:
+    async with run_service(tmp_path, models, live={"idle_timeout": 0.5}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(SessionPaused))
         assert speaker.of(SessionPaused) == [SessionPaused(0.5)]
@@ -107,7 +107,7 @@ async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_lo
 
 async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_path: Path) -> None:
     models = {"m": build_model(tmp_path)}
-    async with run_service(tmp_path, models, live={"idle_seconds": 0.3}) as service, open_speaker(service) as speaker:
+    async with run_service(tmp_path, models, live={"idle_timeout": 0.3}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(SessionPaused))
         await service.unload_model(find_live_model(service, "m"))
@@ -121,7 +121,7 @@ async def test_who_speaks_the_moment_a_resting_sessions_model_was_unloaded_notic
     tmp_path: Path, caplog: pytest.LogCaptureFixture, force: bool
 ) -> None:
     models = {"m": build_model(tmp_path)}
-    async with run_service(tmp_path, models, live={"idle_seconds": 0.3}) as service, open_speaker(service) as speaker:
+    async with run_service(tmp_path, models, live={"idle_timeout": 0.3}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
         await speaker.until(lambda: speaker.of(SessionPaused))
         await service.unload_model(find_live_model(service, "m"), force=force)
@@ -133,7 +133,7 @@ async def test_who_speaks_the_moment_a_resting_sessions_model_was_unloaded_notic
 
 async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path) -> None:
     models = {"m": build_model(tmp_path)}
-    async with run_service(tmp_path, models, live={"idle_seconds": 1.0}) as service, open_speaker(service) as speaker:
+    async with run_service(tmp_path, models, live={"idle_timeout": 1.0}) as service, open_speaker(service) as speaker:
         await service.load_model(find_live_model(service, "m"))
         for _ in range(15):
             await speaker.session.feed(create_silence(0.1))
@@ -267,9 +267,9 @@ async def test_a_stream_in_a_container_ends_with_its_process(tmp_path: Path) -> 
 
 
 async def test_one_session_too_many_is_refused_and_room_is_made_by_leaving(tmp_path: Path) -> None:
-    async with run_service(tmp_path, {"m": build_model(tmp_path)}, live={"sessions": 2}) as service:
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}, live={"max_sessions": 2}) as service:
         async with open_speaker(service), open_speaker(service):
-            with pytest.raises(BusyError, match=r"already has 2 live sessions \(live.sessions\)"):
+            with pytest.raises(BusyError, match=r"already has 2 live sessions \(live.max_sessions\)"):
                 async with open_speaker(service):
                     pass
         async with open_speaker(service) as speaker:
@@ -298,7 +298,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_session(tmp_path: Path) ->
 
 async def test_models_of_other_servers_are_refused_by_name(tmp_path: Path) -> None:
     models = {
-        "ears": {"proxy": "http://127.0.0.1:9", "capabilities": {"in": ["audio"], "out": ["text"]}},
+        "ears": {"proxy": "http://127.0.0.1:9", "capabilities": {"inputs": ["audio"], "outputs": ["text"]}},
         "m": build_model(tmp_path),
         "chat": {"proxy": "http://127.0.0.1:9"},
     }

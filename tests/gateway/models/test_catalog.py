@@ -184,7 +184,7 @@ def test_the_first_of_the_config_comes_before_the_disk(store: Path, tmp_path: Pa
 
 
 LLM: dict[str, object] = {"cmd": "llama-server --port 5800", "proxy": "http://localhost:5800"}
-HEARING: dict[str, object] = {"cmd": "whisper-server", "proxy": "http://localhost:5801", "capabilities": {"in": ["audio"]}}
+HEARING: dict[str, object] = {"cmd": "whisper-server", "proxy": "http://localhost:5801", "capabilities": {"inputs": ["audio"]}}
 
 
 def test_a_command_is_the_default_only_if_it_is_for_speech(tmp_path: Path) -> None:
@@ -213,12 +213,12 @@ HEARS: list[dict[str, object]] = [
     build_command_entry("vllm serve mistralai/Voxtral-Mini-3B-2507 --port 5802"),
     build_command_entry("uv run speaches_server --model=nvidia/parakeet-tdt-0.6b-v3"),
     build_command_entry("some-server --route /v1/audio/transcriptions"),
-    build_command_entry(useModelName="whisper-large-v3-turbo"),
+    build_command_entry(use_model_name="whisper-large-v3-turbo"),
     build_command_entry(aliases=["asr"]),
     build_command_entry(aliases=["gpt-4o-transcribe"]),
     build_command_entry(options={"transcriptions": "/api/hear"}),
-    build_command_entry("my-server", capabilities={"in": ["audio"]}),
-    build_command_entry("my-server", capabilities={"in": ["text", "audio"], "out": ["text"]}),
+    build_command_entry("my-server", capabilities={"inputs": ["audio"]}),
+    build_command_entry("my-server", capabilities={"inputs": ["text", "audio"], "outputs": ["text"]}),
     build_command_entry("my-server", metadata={"capabilities": ["audio"]}),
 ]
 
@@ -228,11 +228,11 @@ HEARS_NOT: list[dict[str, object]] = [
     build_command_entry("llama-server -m Horse-Whisperer-7B.gguf"),
     build_command_entry("vllm serve collabora/whisperspeech"),
     build_command_entry("vllm serve some/voxtral-tts-4b"),
-    build_command_entry(useModelName="gpt-4o-mini-tts"),
-    build_command_entry("whisper-server", capabilities={"in": ["text"], "out": ["text"]}),
+    build_command_entry(use_model_name="gpt-4o-mini-tts"),
+    build_command_entry("whisper-server", capabilities={"inputs": ["text"], "outputs": ["text"]}),
     build_command_entry("whisper-server", metadata={"capabilities": ["completion"]}),
-    build_command_entry("my-server", capabilities={"in": ["audio"], "out": ["audio"]}),
-    build_command_entry("my-server", capabilities={"out": ["text"]}, aliases=["asr"]),
+    build_command_entry("my-server", capabilities={"inputs": ["audio"], "outputs": ["audio"]}),
+    build_command_entry("my-server", capabilities={"outputs": ["text"]}, aliases=["asr"]),
     build_command_entry(),
 ]
 
@@ -248,7 +248,7 @@ def test_a_server_that_hears_is_the_default_by_what_is_declared_or_else_by_its_n
 
 def test_who_chats_too_is_the_default_only_if_nobody_is_for_speech_alone() -> None:
     omni = build_command_entry(
-        "llama-server -m omni.gguf --mmproj omni.mmproj", capabilities={"in": ["text", "audio"], "out": ["text"]}
+        "llama-server -m omni.gguf --mmproj omni.mmproj", capabilities={"inputs": ["text", "audio"], "outputs": ["text"]}
     )
     assert create_catalog(models={"omni": omni}).default.id == "omni"
     assert create_catalog(models={"omni": omni, "ears": HEARING}).default.id == "ears"
@@ -316,12 +316,12 @@ def test_the_config_wins_over_the_disk_and_the_disk_over_the_embedded(store: Pat
 
 def test_a_models_settings_reach_it(tmp_path: Path) -> None:
     models = {
-        "mine": build_entry(write_model(tmp_path / "one"), options={"threads": 2, "device": "cpu"}, batch=3, max_requests=5)
+        "mine": build_entry(write_model(tmp_path / "one"), options={"threads": 2, "device": "cpu"}, batch_size=3, max_requests=5)
     }
     found = create_catalog(models=models, device="cuda", compute_type="int8", limits={"requests": 9})
     mine = found.find_model("mine")
     assert mine.options == {"threads": 2, "device": "cpu", "compute_type": "int8"}
-    assert (mine.batch, mine.scheduling.max_requests) == (3, 5)
+    assert (mine.batch_size, mine.scheduling.max_requests) == (3, 5)
     assert found.find_model(EMBEDDED_ID).scheduling.max_requests == 9
 
 

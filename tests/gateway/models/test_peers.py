@@ -18,10 +18,10 @@ async def answer_echo(call: UpstreamCall, _: web.Request) -> web.StreamResponse:
 def test_models_of_peers_are_found_listed_and_asked_with_the_peers_key() -> None:
     with fake_upstream(answer_echo) as one, fake_upstream(answer_echo) as two:
         peers = {
-            "one": {"proxy": f"{one.url}/", "models": ("big", "shared"), "apiKey": "sk-peer", "filters": {"stripParams": "n"}},
+            "one": {"proxy": f"{one.url}/", "models": ("big", "shared"), "api_key": "sk-peer", "filters": {"strip_params": "n"}},
             "two": {"proxy": two.url, "models": ("shared", "mine")},
         }
-        settings = {"peers": peers, "models": {"mine": {"proxy": "http://127.0.0.1:9"}}, "apiKeys": ("sk-here",)}
+        settings = {"peers": peers, "models": {"mine": {"proxy": "http://127.0.0.1:9"}}, "api_keys": ("sk-here",)}
         with run_gateway(**settings) as gateway:
             headers = {"authorization": "Bearer sk-here"}
 

@@ -88,23 +88,29 @@ async def test_it_is_asked_until_it_is_ready_and_no_longer() -> None:
 async def test_one_that_is_not_asked_has_to_take_connections() -> None:
     began = time.monotonic()
     habits = ("--load-seconds", 0.7, "--unhealthy-seconds", 20)
-    async with start_command(create_entry(find_free_port(), *habits, checkEndpoint="none")) as (_, way):
+    async with start_command(create_entry(find_free_port(), *habits, check_endpoint="none")) as (_, way):
         assert 0.7 <= time.monotonic() - began < 15
         async with way.session.get(f"{way.address}/env") as response:
             assert response.status == 200
-    said = await get_start_error(create_entry(port := find_free_port(), "--load-seconds", 60, checkEndpoint="none"), within_s=0.5)
-    assert f"(healthCheckTimeout): nothing listens at http://127.0.0.1:{port}. " in said
-    dead = config.ModelSettings.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "checkEndpoint": "none"})
+    said = await get_start_error(
+        create_entry(port := find_free_port(), "--load-seconds", 60, check_endpoint="none"), within_s=0.5
+    )
+    assert f"(health_check_timeout): nothing listens at http://127.0.0.1:{port}. " in said
+    dead = config.ModelSettings.model_validate({"cmd": "sh -c 'exit 3'", "proxy": "http://127.0.0.1:1", "check_endpoint": "none"})
     assert "ended with exit code 3 before it served. It logged nothing." in await get_start_error(dead)
 
 
 async def test_one_that_never_becomes_ready_says_what_it_answers() -> None:
     began, port = time.monotonic(), find_free_port()
     said = await get_start_error(create_entry(port, "--say", "warming up", "--unhealthy-seconds", 60), within_s=2.5)
-    assert f"m was not ready after 2.5 s (healthCheckTimeout): http://127.0.0.1:{port}/health answers 503 instead of 200" in said
+    assert (
+        f"m was not ready after 2.5 s (health_check_timeout): http://127.0.0.1:{port}/health answers 503 instead of 200" in said
+    )
     assert "warming up" in said
     assert time.monotonic() - began < 15
-    assert "/nowhere answers 404" in await get_start_error(create_entry(find_free_port(), checkEndpoint="/nowhere"), within_s=2.5)
+    assert "/nowhere answers 404" in await get_start_error(
+        create_entry(find_free_port(), check_endpoint="/nowhere"), within_s=2.5
+    )
     assert "nothing listens at" in await get_start_error(create_entry(find_free_port(), "--load-seconds", 60), within_s=1)
 
 
@@ -221,7 +227,7 @@ async def test_a_stranger_on_a_port_that_the_command_was_not_told_is_warned_of(
 ) -> None:
     port = find_free_port()
     async with start_command(create_entry(port)) as (stranger, way):
-        model = config.ModelSettings.model_validate({"cmd": "sleep 60", "proxy": way.address, "checkEndpoint": check})
+        model = config.ModelSettings.model_validate({"cmd": "sleep 60", "proxy": way.address, "check_endpoint": check})
         async with start_command(model):
             (warning,) = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
         assert f"(pid {stranger.pid}) listens on port {port}" in warning
@@ -272,7 +278,7 @@ async def test_one_that_needs_time_to_stop_gets_it() -> None:
 async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
     noted = tmp_path / "noted"
     stop = f"""sh -c 'echo "$WHO ${{PID}}" > {noted}; kill -INT ${{PID}}'"""
-    async with open_upstream(model := create_entry(find_free_port(), cmdStop=stop, env=["WHO=me"])) as way:
+    async with open_upstream(model := create_entry(find_free_port(), cmd_stop=stop, env=["WHO=me"])) as way:
         command = await CommandProcess.start("m", model, way.session, within_s=15, unload_s=5)
         await command.stop()
         assert noted.read_text().split() == ["me", str(command.pid)]
@@ -284,7 +290,7 @@ async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
     [("sh -c 'exit 1'", 0), ("no-such-program", 0), ("sleep 60", 2), ("true", 2)],
 )
 async def test_a_stop_command_that_does_not_stop_it_is_helped_out(stop: str, seconds: float) -> None:
-    async with open_upstream(model := create_entry(find_free_port(), cmdStop=stop)) as way:
+    async with open_upstream(model := create_entry(find_free_port(), cmd_stop=stop)) as way:
         command = await CommandProcess.start("m", model, way.session, within_s=15, unload_s=2)
         began = time.monotonic()
         await command.stop()
@@ -347,4 +353,4 @@ async def test_one_that_is_stopped_is_ended_after_a_while_and_a_busy_one_is_not(
         assert command.suspended_s == 0
         server.suspend()
         assert await command.ends_within(10)
-        assert "was stopped (SIGSTOP) for 1.6 s (answer_seconds)" in command.exit_description
+        assert "was stopped (SIGSTOP) for 1.6 s (liveness_timeout)" in command.exit_description

@@ -49,13 +49,13 @@ async def test_an_address_is_asked_nothing_unless_the_config_says_so() -> None:
 
 
 async def test_an_address_with_a_check_has_to_answer_it() -> None:
-    lives, port = ModelLauncher(config.Settings(healthCheckTimeout=1), GatewayLogs()), find_free_port()
-    checked = create_model(proxy=f"http://127.0.0.1:{port}", checkEndpoint="/health")
+    lives, port = ModelLauncher(config.Settings(health_check_timeout=1), GatewayLogs()), find_free_port()
+    checked = create_model(proxy=f"http://127.0.0.1:{port}", check_endpoint="/health")
     with pytest.raises(
-        ModelLoadError, match=rf"m was not ready after 1 s \(healthCheckTimeout\): nothing listens at .*:{port}/he"
+        ModelLoadError, match=rf"m was not ready after 1 s \(health_check_timeout\): nothing listens at .*:{port}/he"
     ):
         await lives.launch_model(checked)
-    lives.settings = config.Settings(healthCheckTimeout=15)
+    lives.settings = config.Settings(health_check_timeout=15)
     async with run_other_server(port, "--load-seconds", 0.5):
         began = time.monotonic()
         life = await lives.launch_model(checked)
@@ -65,13 +65,13 @@ async def test_an_address_with_a_check_has_to_answer_it() -> None:
 
 
 async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: Path) -> None:
-    settings, logs = config.Settings(healthCheckTimeout=15, unloadTimeout=0.4, spool_dir=tmp_path), GatewayLogs()
+    settings, logs = config.Settings(health_check_timeout=15, unload_timeout=0.4, spool_dir=tmp_path), GatewayLogs()
     for own, seconds in ((0, 0.4), (1, 1)):
         port = find_free_port()
         entry = {
             "cmd": build_fake_llm_command(port, "--ignore-sigterm"),
             "proxy": f"http://127.0.0.1:{port}",
-            "unloadTimeout": own,
+            "unload_timeout": own,
         }
         lives = ModelLauncher(settings, logs)
         life = await lives.launch_model(create_model(**entry))

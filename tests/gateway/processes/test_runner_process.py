@@ -71,7 +71,7 @@ async def test_what_it_leaves_behind_is_gone_with_the_last_of_its_files(tmp_path
 async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     began = time.monotonic()
-    with pytest.raises(ModelLoadError, match=r"not ready after 1\.5 s .*start_seconds"):
+    with pytest.raises(ModelLoadError, match=r"not ready after 1\.5 s .*start_timeout"):
         await RunnerProcess.start("m", [*build_script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=1.5)
     assert time.monotonic() - began < 15
     wait_for(lambda: not is_alive(int(noted.read_text())), 15)
@@ -135,9 +135,9 @@ async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 1.5
 @pytest.mark.parametrize(
     ("ready", "pause", "why"),
     [
-        pytest.param(ANSWERS % (0, 0), True, "gave no sign of life for 0.3 s (answer_seconds)", id="stopped"),
-        pytest.param(ANSWERS % (5.1, 0), False, "worked on one batch for 5 s (batch_seconds)", id="a hung engine"),
-        pytest.param(ANSWERS % (0, 0.4), False, "read no input for 0.3 s (answer_seconds)", id="a hung loop"),
+        pytest.param(ANSWERS % (0, 0), True, "gave no sign of life for 0.3 s (liveness_timeout)", id="stopped"),
+        pytest.param(ANSWERS % (5.1, 0), False, "worked on one batch for 5 s (batch_timeout)", id="a hung engine"),
+        pytest.param(ANSWERS % (0, 0.4), False, "read no input for 0.3 s (liveness_timeout)", id="a hung loop"),
     ],
 )
 async def test_a_process_that_hangs_is_ended(ready: str, pause: bool, why: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -88,12 +90,12 @@ class SchedulerStateMachine(RuleBasedStateMachine):
     @rule(
         model=models,
         limit=st.integers(1, 4),
-        concurrency_limit=st.sampled_from([0, 0, 3]),
+        concurrency_limit=st.sampled_from([None, None, 3]),
         ttl=st.sampled_from([0.0, 10.0]),
-        max_concurrency=st.integers(0, 2),
+        max_concurrency=st.sampled_from([None, 1, 2]),
         priority=st.integers(0, 2),
     )
-    def ask(self, model: str, limit: int, **terms: float) -> None:
+    def ask(self, model: str, limit: int, **terms: Any) -> None:
         working = len(self.world.working(model))
         request = self.world.ask(model, limit=limit, **terms)
         assert len(self.world.waiting(model)) + len(self.world.granted(model)) <= 4

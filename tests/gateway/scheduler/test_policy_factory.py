@@ -128,10 +128,10 @@ def test_a_size_that_is_none_is_named(tmp_path: Path, setting: str, rules: str, 
 
 
 def test_limits_and_priorities_reach_the_model(tmp_path: Path) -> None:
-    more = COMMANDS.replace('${PORT} -c"}', '${PORT} -c", max_requests: 7, at_once: 2}')
+    more = COMMANDS.replace('${PORT} -c"}', '${PORT} -c", max_requests: 7, max_concurrency: 2}')
     models = create_models(tmp_path, "routing: {scheduler: {settings: {fifo: {priority: {coder: 5}}}}}", more)
     llm, coder = models["llm"].scheduling, models["coder"].scheduling
     assert (llm.concurrency_limit, llm.priority) == (10, 0)
-    assert (coder.concurrency_limit, coder.max_requests) == (0, 7)
+    assert (coder.concurrency_limit, coder.max_requests) == (None, 7)
     assert (coder.max_concurrency, coder.priority) == (2, 5)
-    assert models["moonshine-tiny-en"].scheduling.concurrency_limit == 0
+    assert models["moonshine-tiny-en"].scheduling.concurrency_limit is None

@@ -36,7 +36,7 @@ def simulate_arrivals(
     world.stop_s = lambda _: 0.0
 
     def ask(model: str) -> None:
-        request = world.ask(model, serve_s, max_concurrency=at_once, priority=(priorities or {}).get(model, 0))
+        request = world.ask(model, serve_s, max_concurrency=at_once or None, priority=(priorities or {}).get(model, 0))
         if dice.random() < leaving:
             world.at(world.now + dice.uniform(0, 20), partial(hang_up, request))
 

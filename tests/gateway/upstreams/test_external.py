@@ -150,7 +150,7 @@ async def test_an_unused_connection_is_closed_in_time() -> None:
             await reader.readexactly(1)
         hung_up.set()
 
-    async with open_upstream(kept, idleConn=0.05) as (found, _):
+    async with open_upstream(kept, idle_conn=0.05) as (found, _):
         await found.send_request(GET)
         await asyncio.wait_for(hung_up.wait(), 20)
 
@@ -223,7 +223,7 @@ async def test_too_late_is_said_so_and_hangs_up() -> None:
             pass
         hung_up.set()
 
-    async with open_upstream(script, responseHeader=0.05) as (found, _):
+    async with open_upstream(script, response_header=0.05) as (found, _):
         with pytest.raises(UpstreamTimeoutError):
             await found.send_request(GET)
         await asyncio.wait_for(hung_up.wait(), 20)

@@ -22,15 +22,15 @@ def apply_filters(body: dict[str, Any], requested: str = "m", **entry: Any) -> d
 def test_a_body_that_no_filter_touches_is_returned_itself() -> None:
     assert apply_filters(CHAT) is CHAT
     assert filters.apply_filters(CHAT, None, "m") is CHAT
-    assert apply_filters(CHAT, filters={"stripParams": "top_k, options.b, messages.7, messages.0.name"}) is CHAT
+    assert apply_filters(CHAT, filters={"strip_params": "top_k, options.b, messages.7, messages.0.name"}) is CHAT
 
 
 def test_the_upstream_gets_the_name_it_knows() -> None:
-    assert apply_filters(CHAT, useModelName="org/real")["model"] == "org/real"
+    assert apply_filters(CHAT, use_model_name="org/real")["model"] == "org/real"
 
 
 def test_parameters_are_stripped_but_never_the_model() -> None:
-    changed = apply_filters(CHAT, filters={"stripParams": " temperature ,, model, options.a, messages.0.content "})
+    changed = apply_filters(CHAT, filters={"strip_params": " temperature ,, model, options.a, messages.0.content "})
     assert changed == {"model": "m", "messages": [{"role": "user"}], "options": {}}
 
 
@@ -54,18 +54,18 @@ def test_parameters_are_stripped_but_never_the_model() -> None:
 )
 def test_keys_are_paths(params: Any, expected: dict[str, Any]) -> None:
     params = {params: 1} if isinstance(params, str) else params
-    assert apply_filters(CHAT, filters={"setParams": params}) == CHAT | expected
+    assert apply_filters(CHAT, filters={"set_params": params}) == CHAT | expected
 
 
 def test_what_is_set_for_the_requested_name_comes_last() -> None:
-    entry = {"setParams": {"temperature": 1, "top_p": 1}, "setParamsByID": {"m:high": {"temperature": 2}}}
+    entry = {"set_params": {"temperature": 1, "top_p": 1}, "set_params_by_id": {"m:high": {"temperature": 2}}}
     assert apply_filters(CHAT, filters=entry)["temperature"] == 1
     assert apply_filters(CHAT, requested="m:high", filters=entry)["temperature"] == 2
     assert apply_filters(CHAT, requested="m:high", filters=entry)["top_p"] == 1
 
 
 def test_stripping_comes_before_setting() -> None:
-    changed = apply_filters(CHAT, useModelName="x", filters={"stripParams": "temperature", "setParams": {"temperature": 9}})
+    changed = apply_filters(CHAT, use_model_name="x", filters={"strip_params": "temperature", "set_params": {"temperature": 9}})
     assert (changed["temperature"], changed["model"]) == (9, "x")
 
 
@@ -79,5 +79,5 @@ PATH = st.lists(st.sampled_from(["a", "b", "0", "1", "-1", ":1"]), min_size=1, m
 @given(st.dictionaries(KEY, JSON), st.dictionaries(PATH, st.integers(), max_size=3), st.lists(PATH, max_size=3))
 def test_a_filter_never_changes_the_body_it_is_given(body: dict[str, Any], params: dict[str, Any], strip: list[str]) -> None:
     before = copy.deepcopy(body)
-    apply_filters(body, filters={"stripParams": ",".join(strip), "setParams": params})
+    apply_filters(body, filters={"strip_params": ",".join(strip), "set_params": params})
     assert body == before

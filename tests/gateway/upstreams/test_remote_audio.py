@@ -122,7 +122,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
     changing = FakeResolver(files_example_com=[PUBLIC, "127.0.0.1"])
 
     async def main() -> None:
-        fetcher = AudioFetcher(LimitSettings(fetch_hosts=("*",), stall_seconds=0.2), changing)
+        fetcher = AudioFetcher(LimitSettings(fetch_hosts=("*",), stall_timeout=0.2), changing)
         with Spool() as spool:
             async with run_file_server(serve_file) as port, asyncio.timeout(2):
                 await fetcher.fetch_into(f"http://files.example.com:{port}/a", spool)
@@ -150,7 +150,7 @@ def test_limits_hold() -> None:
     for path in ("/endless", "/a"):
         error = fetch_path(path, "127.0.0.1", upload_bytes=99)
         assert isinstance(error, TooLargeError)
-    assert "does not answer in time" in get_refusal("/silent", "127.0.0.1", stall_seconds=0.2)
+    assert "does not answer in time" in get_refusal("/silent", "127.0.0.1", stall_timeout=0.2)
     assert "content-encoding gzip" in get_refusal("/zipped", "127.0.0.1")
 
 

@@ -54,7 +54,7 @@ class LiveRoute:
         return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stall_s = self._service.settings.limits.stall_seconds
+        stall_s = self._service.settings.limits.stall_timeout
         async with ServerWebSocket(
             scope, receive, send, shutdown=self._service.change_feed.ended, stall_s=stall_s, max_message_bytes=AUDIO_BYTES
         ) as socket:

@@ -50,7 +50,7 @@ def list_running(service: Service) -> list[dict[str, Any]]:
             "state": state,
             "cmd": redact_command(model.entry.cmd) if model.entry else "",
             "proxy": redact_command(model.entry.proxy) if model.entry else "",
-            "ttl": int(ttl) if (ttl := model.scheduling.ttl) == int(ttl) else ttl,
+            "ttl": int(model.ttl) if model.ttl == int(model.ttl) else model.ttl,
             **_describe_names(model),
         }
         for model, state in sorted(found, key=lambda pair: pair[0].id)
@@ -352,7 +352,7 @@ async def serve_endless_stream(
     produce: Callable[[WriteBytes], Awaitable[None]],
 ) -> None:
     """Send the data that `produce` writes until the server shuts down. Nothing is buffered here: a client is disconnected if it
-    does not read for `limits.stall_seconds`, or does not read the rest when the server shuts down.
+    does not read for `limits.stall_timeout`, or does not read the rest when the server shuts down.
     """
     response = StreamedResponse(send, [*build_stream_headers(media_type), (b"x-content-type-options", b"nosniff")])
     await response.send(b"", last=scope["method"] == "HEAD")
@@ -362,10 +362,10 @@ async def serve_endless_stream(
 
     async def write(data: bytes) -> None:
         try:
-            async with asyncio.timeout(service.settings.limits.stall_seconds):
+            async with asyncio.timeout(service.settings.limits.stall_timeout):
                 await response.send(data)
         except TimeoutError:
-            get_record(scope).note = describe_stall(service.settings.limits.stall_seconds)
+            get_record(scope).note = describe_stall(service.settings.limits.stall_timeout)
             get_transport(scope).abort()
 
     with suppress(ClientGoneError):  # that is how most of these streams end

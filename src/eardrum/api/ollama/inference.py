@@ -64,9 +64,9 @@ class GenerationRoutes:
             GenerationResponse(request, reply, shape),
             self._names.resolve(read_model_name(request)),
         )
-        model = found.with_ttl(common_fields.parse_keep_alive(request.get("keep_alive"), found.scheduling.ttl))
+        model = found.with_ttl(common_fields.parse_keep_alive(request.get("keep_alive"), found.ttl))
         reply.record.model = model.id
-        if empty and model.scheduling.ttl == common_fields.MIN_TTL_S:
+        if empty and model.ttl == common_fields.MIN_TTL_S:
             await self._service.unload_model(model)
             await response.send_empty("unload")
         elif empty:
@@ -176,7 +176,7 @@ class EmbeddingRoutes:
         reply.record.model = found.id
         if model_info.is_speech_model(found):
             raise InvalidRequestError(f'"{found.id}" does not support embeddings: it transcribes audio.', param="model")
-        ttl = common_fields.parse_keep_alive(request.get("keep_alive"), found.scheduling.ttl)
+        ttl = common_fields.parse_keep_alive(request.get("keep_alive"), found.ttl)
         return found.with_ttl(ttl), requested_name
 
     async def _request_vectors(

@@ -152,7 +152,7 @@ class OllamaNames:
 
     def list_others(self) -> Iterator[tuple[str, Model]]:
         """Yield the names to list beside the ids, with their models: selectors, copies, and aliases if the config lists them."""
-        if self._service.settings.includeAliasesInList:
+        if self._service.settings.include_aliases_in_list:
             catalog = self._service.catalog
             yield from ((alias, model) for model in catalog if is_listed(model) for alias in catalog.list_aliases(model))
         selectors = ((id, id) for id, selector in self._service.name_resolver.selectors.items() if not selector.unlisted)

@@ -399,7 +399,7 @@ def get_model_info(model: Model, facts: ModelFacts = NO_FACTS) -> dict[str, Any]
 def _join_names(model: Model) -> str:
     """Join the names of the weights, the repository and the model, for pattern searches."""
     weights = CommandFlags.of(model.entry.cmd, model.entry.env).weights if model.entry else ""
-    return " ".join([PurePath(weights).name, model.repository, model.entry.useModelName if model.entry else "", model.id])
+    return " ".join([PurePath(weights).name, model.repository, model.entry.use_model_name if model.entry else "", model.id])
 
 
 def _get_format(model: Model) -> str:

@@ -37,7 +37,7 @@ def build_upstream_request(
     The key to this server stays on this machine: an upstream elsewhere does not get it.
     """
     headers = [*REQUEST_HEADERS]
-    if authorization and (model.engine == COMMAND or not service.settings.apiKeys):
+    if authorization and (model.engine == COMMAND or not service.settings.api_keys):
         headers.append((b"authorization", authorization.encode("latin-1")))
     return OutgoingRequest(
         "POST",
@@ -121,7 +121,7 @@ async def try_models(
     ]
     tries = [
         (requested_name, model),
-        *((name, other.with_ttl(common_fields.parse_keep_alive(keep_alive, other.scheduling.ttl))) for name, other in others),
+        *((name, other.with_ttl(common_fields.parse_keep_alive(keep_alive, other.ttl))) for name, other in others),
     ]
     for number, (name, one) in enumerate(tries, 1):
         reply.record.model = one.id

@@ -66,7 +66,7 @@ class OpenAIModelRoutes:
         for model in listed:
             if model.id not in selection.selectors:  # a selector may have the name of a peer's model, and takes precedence
                 yield self._build_model(model.id, model)
-            if self._service.settings.includeAliasesInList:
+            if self._service.settings.include_aliases_in_list:
                 aliases = (alias for alias in catalog.list_aliases(model) if alias not in selection.selectors)
                 yield from (self._build_alias(alias, model) for alias in aliases)
         for id, selector in selection.selectors.items():
@@ -144,7 +144,7 @@ def _get_labels(model: Model) -> ModelObject:
     return {"name": entry.name, "description": entry.description, "metadata": entry.metadata} if entry else {}
 
 
-SPEECH = DeclaredCapabilities.model_validate({"in": ("audio",), "out": ("text",)})
+SPEECH = DeclaredCapabilities(inputs=("audio",), outputs=("text",))
 """Capabilities of Eardrum's own models, and of external ones that the config does not describe but whose name suggests speech."""
 
 

@@ -1,6 +1,6 @@
 """Forwards one HTTP request to a model's upstream and streams the response back, falling back to other models.
 
-Reports loading to a streaming chat as reasoning, as llama-swap's `sendLoadingState` does. Ends a broken response visibly: with
+Reports loading to a streaming chat as reasoning, as llama-swap's `send_loading_state` does. Ends a broken response visibly: with
 an error event where the format allows, and by closing the connection.
 """
 

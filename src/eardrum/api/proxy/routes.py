@@ -264,8 +264,8 @@ class ProxyRoutes:
 
     def _reports_loading(self, model: Model) -> bool:
         assert model.entry
-        configured = model.entry.sendLoadingState
-        return self._service.settings.sendLoadingState if configured is None else configured
+        configured = model.entry.send_loading_state
+        return self._service.settings.send_loading_state if configured is None else configured
 
 
 def _parse_body(data: bytes) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def _get_query_model(scope: Scope) -> str:
 
 def _get_new_name(model: Model, resolved_name: str, requested_name: object) -> str:
     assert model.entry
-    return model.entry.useModelName or ("" if resolved_name == requested_name else resolved_name)
+    return model.entry.use_model_name or ("" if resolved_name == requested_name else resolved_name)
 
 
 def _build_query(name: str, scope: Scope) -> str:
@@ -335,7 +335,7 @@ class PassthroughRoute:
         self._service = service
         self._build_error_body = build_error_body
         self._is_foreign_navigation = is_foreign_navigation
-        self._ignored = [LinearRegex(pattern) for pattern in service.settings.upstream.ignorePaths]
+        self._ignored = [LinearRegex(pattern) for pattern in service.settings.upstream.ignore_paths]
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the handler of this request, or None if it is for another route."""
@@ -361,7 +361,7 @@ class PassthroughRoute:
             await _redirect(scope, send, f"{scope['raw_path'].decode('latin-1')}/{query}")
             return
         if self._service.get_state(model) is not ModelState.READY and any(pattern.matches(path) for pattern in self._ignored):
-            raise NotReadyError(f"{model.id} is not loaded, and {path} does not load it (upstream.ignorePaths).", param="model")
+            raise NotReadyError(f"{model.id} is not loaded, and {path} does not load it (upstream.ignore_paths).", param="model")
         if scope["type"] == "websocket":
             await relay_websocket(self._service, model, f"{path}{query}", scope, receive, send)
             return

@@ -106,4 +106,4 @@ def select_subprotocols(service: Service, model: Model, scope: Scope) -> list[st
 
 
 def _withholds_keys(service: Service, model: Model) -> bool:
-    return bool(service.settings.apiKeys) and model.engine != COMMAND
+    return bool(service.settings.api_keys) and model.engine != COMMAND

@@ -47,7 +47,7 @@ async def relay_websocket(service: Service, model: Model, path: str, scope: Scop
         idle_timer = LeaseIdleTimer(lease, SILENT_S)
         try:
             await send({"type": "websocket.accept", "subprotocol": peer.protocol})
-            if model.entry and model.entry.compat.ignoreWebsockets:
+            if model.entry and model.entry.compat.ignore_websockets:
                 idle_timer.stop()
                 await stack.aclose()  # the model may be unloaded, which also ends the connection
             await _relay_messages(peer, _watch_traffic(receive, idle_timer), _watch_traffic(send, idle_timer))

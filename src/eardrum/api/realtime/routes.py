@@ -97,7 +97,7 @@ class RealtimeRoutes:
 
     def is_invited(self, scope: Scope) -> bool:
         """Whether a page shows a client secret that somebody with a key has had made for it: no other page could."""
-        return bool(self._service.settings.apiKeys) and self.accepts_key(scope, read_api_key(scope))
+        return bool(self._service.settings.api_keys) and self.accepts_key(scope, read_api_key(scope))
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """What serves this request, if it is for one of these routes."""
@@ -120,7 +120,7 @@ class RealtimeRoutes:
                 finally:
                     get_record(scope).set_transcription(session.model, session.summary)
 
-        over, stall_s = self._service.change_feed.ended, self._service.settings.limits.stall_seconds
+        over, stall_s = self._service.change_feed.ended, self._service.settings.limits.stall_timeout
         async with ServerWebSocket(
             scope,
             receive,
@@ -144,7 +144,7 @@ class RealtimeRoutes:
         key = read_api_key(scope)
         if secret := self._secrets.find(key, time.time()):
             config = secret.config
-        elif key.startswith(SECRET_PREFIX) and key not in self._service.settings.apiKeys:
+        elif key.startswith(SECRET_PREFIX) and key not in self._service.settings.api_keys:
             raise UnauthorizedError("The client secret has expired, or is none of this server's: ask for another one.")
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):
@@ -161,7 +161,7 @@ class RealtimeRoutes:
         )
 
     def _build_config(self) -> RealtimeConfig:
-        rate = self._service.settings.realtime_rate
+        rate = self._service.settings.realtime_sample_rate
         return RealtimeConfig(format=make_pcm_format(rate), pcm_rate=rate)
 
     def _admit_model(self, name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:

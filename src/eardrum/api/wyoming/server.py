@@ -78,7 +78,7 @@ class WyomingServer:
         peer = writer.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects clients that vanished without closing
         connection, settings = WyomingConnection(self._service, reader, writer), self._service.settings
-        if not settings.wyoming.is_enabled(settings.apiKeys):  # a reloaded config added keys
+        if not settings.wyoming.is_enabled(settings.api_keys):  # a reloaded config added keys
             connection.end(
                 UnauthorizedError(
                     "This server now requires API keys, which Wyoming cannot send: set wyoming.enabled to allow it."
@@ -119,7 +119,7 @@ class WyomingConnection:
         self._service = service
         self._reader = reader
         self._writer = writer
-        self._stall_s = service.settings.limits.stall_seconds
+        self._stall_s = service.settings.limits.stall_timeout
         self._client = str((writer.get_extra_info("peername") or ("?",))[0])
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request, self._format = TranscribeRequest(), SampleFormat()

@@ -204,7 +204,7 @@ class ResumableSession:
                 return
             self._loaded, self._process_idle = True, False
             replay = self._history.start_replay()
-            self._idle_timer = LeaseIdleTimer(lease, self._service.settings.live.idle_seconds, self._on_idle)
+            self._idle_timer = LeaseIdleTimer(lease, self._service.settings.live.idle_timeout, self._on_idle)
             messages = self._stream_messages(replay.items, self._idle_timer)
             try:
                 async with aclosing(lease.upstream.stream_live(replay.settings, messages)) as events:
@@ -252,7 +252,7 @@ class ResumableSession:
         """Nothing was said for a while: the model may be unloaded."""
         self._idle = self._process_idle = True
         self._history.drop_silence()
-        self._events.put_event(SessionPaused(self._service.settings.live.idle_seconds))
+        self._events.put_event(SessionPaused(self._service.settings.live.idle_timeout))
 
     def _handle_error(self, error: EardrumError) -> None:
         """Go on with another process, or another model, or not."""
@@ -310,7 +310,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
     settings = replace(settings, request=service.prepare_request(model, settings.request))
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
-    async with service.live_sessions.register_session(model.id, service.settings.live.sessions, session.stop):
+    async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
         living = session.start()
         try:
             yield session

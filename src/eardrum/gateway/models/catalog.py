@@ -369,12 +369,12 @@ def _compute_next_scan(began: float) -> float:
     return ended + RESCAN_PAUSE_FACTOR * (ended - began)
 
 
-COMMAND_KEYS = ("cmd", "cmdStop", "env", "proxy", "checkEndpoint", "timeouts")
+COMMAND_KEYS = ("cmd", "cmd_stop", "env", "proxy", "check_endpoint", "timeouts")
 """What of a model's entry its process, or the way to it, is made of. Everything else can change while it runs."""
 
 STARTUP_SETTINGS = (
     *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "cache_dir"),
-    *("limits", "log", "logLevel", "upstream", "origins", "wyoming"),
+    *("limits", "log", "upstream", "origins", "wyoming"),
 )
 """Settings that are read once, when the server is started."""
 
@@ -423,5 +423,5 @@ def defer_startup_settings(old: Settings, new: Settings) -> tuple[Settings, tupl
 
 
 def _collect_process_inputs(model: Model) -> dict[str, Any]:
-    made: dict[str, Any] = {name: getattr(model, name) for name in ("engine", "source", "options", "batch", "python", "key")}
+    made: dict[str, Any] = {name: getattr(model, name) for name in ("engine", "source", "options", "batch_size", "python", "key")}
     return made | {name: getattr(model.entry, name) for name in COMMAND_KEYS if model.entry and model.is_external}

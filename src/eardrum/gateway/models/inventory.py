@@ -64,7 +64,7 @@ class Model:
     """Its name at the Hugging Face hub, if it is known from there."""
     aliases: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-    batch: int = 0
+    batch_size: int | None = None
     scheduling: config.SchedulingSettings = field(default_factory=config.SchedulingSettings)
     """The settings that the scheduler heeds."""
     python: str = ""
@@ -128,6 +128,11 @@ class Model:
         """Unix time of its newest file; 0 when it has none."""
         files = [self.source, *self.source.rglob("*")] if self.source else []
         return int(max((path.stat().st_mtime for path in files if path.is_file()), default=0))
+
+    @property
+    def ttl(self) -> float:
+        """Seconds without a request after which the model is unloaded; 0: never."""
+        return self.scheduling.ttl or 0.0
 
     def with_ttl(self, ttl: float) -> Model:
         """The model with another time to live, in seconds; 0: it is never unloaded."""
@@ -220,8 +225,8 @@ class ModelInventory:
         return replace(
             model,
             aliases=entry.aliases,
-            batch=entry.batch,
-            scheduling=self._settings.resolve_scheduling(id, entry),
+            batch_size=entry.batch_size,
+            scheduling=self._settings.resolve_scheduling(entry),
             python=entry.python,
             fallback=entry.fallback,
             entry=entry,
@@ -240,7 +245,7 @@ class ModelInventory:
             origin="config",
             aliases=entry.aliases,
             options=entry.options,
-            scheduling=self._settings.resolve_scheduling(id, entry),
+            scheduling=self._settings.resolve_scheduling(entry),
             fallback=entry.fallback,
             entry=entry,
             is_speech_model=looks_like_speech_model(id, entry.aliases, entry),
@@ -360,12 +365,12 @@ def list_peer_models(settings: config.Settings) -> Iterator[PeerModel]:
         for name in dict.fromkeys(peer.models):
             entry = config.ModelSettings(
                 proxy=peer.proxy.rstrip("/"),
-                useModelName=name,
+                use_model_name=name,
                 filters=peer.filters,
                 timeouts=peer.timeouts,
-                checkEndpoint="none",
+                check_endpoint="none",
             )
-            yield PeerModel(f"{id}/{name}", (name,) if owners[name] == 1 else (), entry, peer.apiKey)
+            yield PeerModel(f"{id}/{name}", (name,) if owners[name] == 1 else (), entry, peer.api_key)
 
 
 SPEECH_NAMES = re.compile(
@@ -394,7 +399,7 @@ def looks_like_speech_model(id: str, aliases: Sequence[str], entry: config.Model
         return "audio" in said
     if entry.options:  # there are none but the paths of its audio routes
         return True
-    names = [name.lower().replace("_", "-") for name in (id, *aliases, entry.useModelName, *_split_command(entry.cmd))]
+    names = [name.lower().replace("_", "-") for name in (id, *aliases, entry.use_model_name, *_split_command(entry.cmd))]
     return any(SPEECH_NAMES.search(name) and not TTS_NAMES.search(name) for name in names)
 
 

@@ -36,13 +36,13 @@ from eardrum.gateway.processes.orphans import ProcessRegistry
 log = logging.getLogger(__name__)
 
 NO_CHECK = "none"
-"""Value of `checkEndpoint` that turns the HTTP check off."""
+"""Value of `check_endpoint` that turns the HTTP check off."""
 
 PORT_TIMEOUT_S, PORT_INTERVAL_S = 1.0, 0.1
 """Seconds that a port has to become free, and seconds between two looks."""
 
 TERM_GRACE_S = 2.0
-"""Seconds between SIGTERM and SIGKILL after a `cmdStop` that failed, and for an unload by force."""
+"""Seconds between SIGTERM and SIGKILL after a `cmd_stop` that failed, and for an unload by force."""
 
 WATCH_INTERVAL_S = 10.0
 """Seconds between two looks whether the command is suspended."""
@@ -88,7 +88,7 @@ class CommandProcess(ChildProcess):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ModelLoadError(f"{name} cannot be started: {argv[0]}: {reason} (models.{name}.cmd).") from error
-        command._stop_command, command._environment, command._unload_s = entry.cmdStop, environment, unload_s
+        command._stop_command, command._environment, command._unload_s = entry.cmd_stop, environment, unload_s
         try:
             await command._wait_serving(entry, session, within_s)
         except BaseException:
@@ -116,12 +116,12 @@ class CommandProcess(ChildProcess):
                 continue
             self._suspended_since = self._suspended_since or time.monotonic()
             if self.suspended_s >= max_suspended_s:
-                self._hang_description = f"was stopped (SIGSTOP) for {max_suspended_s:g} s (answer_seconds) and was killed"
+                self._hang_description = f"was stopped (SIGSTOP) for {max_suspended_s:g} s (liveness_timeout) and was killed"
                 log.error("The command of %s hangs: it %s.", self.name, self._hang_description)
                 await self.kill()
 
     async def stop(self) -> None:
-        """End it with its `cmdStop` or SIGTERM, after `unloadTimeout` with SIGKILL, and wait until it has ended."""
+        """End it with its `cmd_stop` or SIGTERM, after `unload_timeout` with SIGKILL, and wait until it has ended."""
         self._stopping = True
         deadline = time.monotonic() + self._unload_s
         asked = bool(self._stop_command) and not self.exited.done() and await self._run_stop_command()
@@ -132,7 +132,7 @@ class CommandProcess(ChildProcess):
         if asked:
             self.send_signal(signal.SIGTERM)
         if not asked or not await self.ends_within(TERM_GRACE_S):
-            log.warning("%s did not end within %.1f s (unloadTimeout): killing it.", self.name, self._unload_s)
+            log.warning("%s did not end within %.1f s (unload_timeout): killing it.", self.name, self._unload_s)
             await self.kill()
 
     async def stop_now(self) -> None:
@@ -147,13 +147,13 @@ class CommandProcess(ChildProcess):
     async def _wait_serving(self, entry: config.ModelSettings, session: aiohttp.ClientSession, within_s: float) -> None:
         """Wait until it serves, and make sure that no other process answers in its place."""
         address = entry.proxy.rstrip("/")
-        asked = entry.checkEndpoint != NO_CHECK
+        asked = entry.check_endpoint != NO_CHECK
         readiness = (
-            HttpReadinessProbe(session, f"{address}/{entry.checkEndpoint.lstrip('/')}") if asked else TcpReadinessProbe(address)
+            HttpReadinessProbe(session, f"{address}/{entry.check_endpoint.lstrip('/')}") if asked else TcpReadinessProbe(address)
         )
         if not await self._wait_ready_or_exit(readiness, within_s):
             raise ModelLoadError(
-                f"{self.name} was not ready after {within_s:g} s (healthCheckTimeout): {readiness.last_result}. "
+                f"{self.name} was not ready after {within_s:g} s (health_check_timeout): {readiness.last_result}. "
                 f"{self.last_output}"
             )
         if self.exited.done():
@@ -198,13 +198,13 @@ class CommandProcess(ChildProcess):
         return FOREGROUND_HINT if self._child.returncode == 0 or self.left_descendants else ""
 
     async def _run_stop_command(self) -> bool:
-        """Run `cmdStop`; whether it succeeded, by its exit code."""
+        """Run `cmd_stop`; whether it succeeded, by its exit code."""
         line = self._stop_command.replace("${PID}", str(self.pid))
         try:
-            argv = _parse_command(self.name, "cmdStop", line, self._environment)
-            stopping = await ChildProcess.spawn(f"cmdStop of {self.name}", argv, self._environment, self._log, self._registry)
+            argv = _parse_command(self.name, "cmd_stop", line, self._environment)
+            stopping = await ChildProcess.spawn(f"cmd_stop of {self.name}", argv, self._environment, self._log, self._registry)
         except (OSError, ValueError, ModelLoadError) as error:
-            log.warning("The cmdStop of %s cannot be run, SIGTERM is sent instead: %s", self.name, error)
+            log.warning("The cmd_stop of %s cannot be run, SIGTERM is sent instead: %s", self.name, error)
             return False
         try:
             with suppress(TimeoutError):
@@ -212,7 +212,7 @@ class CommandProcess(ChildProcess):
                     await run_until_first(asyncio.shield(stopping.exited), asyncio.shield(self.ended))
             failed = bool(stopping._child.returncode)
             if failed:
-                log.warning("The cmdStop of %s %s. %s", self.name, stopping.exit_description, stopping.last_output)
+                log.warning("The cmd_stop of %s %s. %s", self.name, stopping.exit_description, stopping.last_output)
             return not failed
         finally:
             await stopping.kill()
@@ -276,7 +276,7 @@ class HttpReadinessProbe(ReadinessProbe):
     async def _is_ready(self) -> bool:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S), self._session.get(self._url) as response:
-                self.last_result = f"{self._url} answers {response.status} instead of 200 (checkEndpoint)"
+                self.last_result = f"{self._url} answers {response.status} instead of 200 (check_endpoint)"
                 return response.status == 200
         except TimeoutError:
             self.last_result = f"{self._url} does not answer"
@@ -288,7 +288,7 @@ class HttpReadinessProbe(ReadinessProbe):
 
 
 class TcpReadinessProbe(ReadinessProbe):
-    """Tries to connect until a connection is accepted, for servers with `checkEndpoint: none`."""
+    """Tries to connect until a connection is accepted, for servers with `check_endpoint: none`."""
 
     def __init__(self, address: str):
         url = urlsplit(address)

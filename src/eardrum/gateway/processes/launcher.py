@@ -215,7 +215,7 @@ class ModelLauncher:
             model.entry.proxy,
             model.entry.timeouts,
             key=model.key,
-            model=model.entry.useModelName or model.id,
+            model=model.entry.use_model_name or model.id,
             known=RequestStrategy.from_options(model.options),
         )
         try:
@@ -232,25 +232,25 @@ class ModelLauncher:
             id,
             entry,
             upstream.session,
-            within_s=self.settings.healthCheckTimeout,
-            unload_s=entry.unloadTimeout or self.settings.unloadTimeout,
+            within_s=self.settings.health_check_timeout,
+            unload_s=entry.unload_timeout or self.settings.unload_timeout,
             log_buffer=self._logs.get_model_log(id),
             registry=self.process_registry,
         )
-        command.start_watchdog(self.settings.answer_seconds)
+        command.start_watchdog(self.settings.liveness_timeout)
         return command
 
     async def _wait_reachable(self, id: str, entry: config.ModelSettings, upstream: ExternalUpstream) -> None:
-        """Wait until another server is ready, if the config sets `checkEndpoint` for it."""
-        if "checkEndpoint" not in entry.model_fields_set or entry.checkEndpoint == NO_CHECK:
+        """Wait until another server is ready, if the config sets `check_endpoint` for it."""
+        if "check_endpoint" not in entry.model_fields_set or entry.check_endpoint == NO_CHECK:
             return
-        readiness = HttpReadinessProbe(upstream.session, f"{entry.proxy.rstrip('/')}/{entry.checkEndpoint.lstrip('/')}")
+        readiness = HttpReadinessProbe(upstream.session, f"{entry.proxy.rstrip('/')}/{entry.check_endpoint.lstrip('/')}")
         try:
-            async with asyncio.timeout(within := self.settings.healthCheckTimeout):
+            async with asyncio.timeout(within := self.settings.health_check_timeout):
                 await readiness.wait_ready()
         except TimeoutError:
             raise ModelLoadError(
-                f"{id} was not ready after {within:g} s (healthCheckTimeout): {readiness.last_result}."
+                f"{id} was not ready after {within:g} s (health_check_timeout): {readiness.last_result}."
             ) from None
 
     async def _launch_runner(self, model: Model) -> ModelInstance:
@@ -289,11 +289,12 @@ class ModelLauncher:
         interpreter = model.python or sys.executable
         hint = f" It runs in {interpreter} (`python:`), which needs Eardrum installed." if model.python else ""
         tuning = await asyncio.to_thread(self._tuning_cache.get_result, model)
+        arguments = self._build_arguments(model, socket, folder, model.batch_size or tuning.batch)
         try:
             process = await RunnerProcess.start(
                 model.id,
-                [interpreter, "-m", "eardrum.runner", *self._build_arguments(model, socket, folder, model.batch or tuning.batch)],
-                within_s=self.settings.start_seconds,
+                [interpreter, "-m", "eardrum.runner", *arguments],
+                within_s=self.settings.start_timeout,
                 environment={
                     "EARDRUM_RUNNER_OPTIONS": json.dumps(
                         model.options | tuning.options
@@ -308,9 +309,9 @@ class ModelLauncher:
             raise ModelLoadError(f"{model.id} could not be started: {interpreter}: {reason}.{hint}") from error
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
-        process.start_watchdog(answer_s=self.settings.answer_seconds, batch_s=self.settings.batch_seconds)
+        process.start_watchdog(answer_s=self.settings.liveness_timeout, batch_s=self.settings.batch_timeout)
         result = TuningResult(
-            tuning.batch if model.batch else process.ready_message["batch"], process.ready_message.get("measured", {})
+            tuning.batch if model.batch_size else process.ready_message["batch"], process.ready_message.get("measured", {})
         )
         await asyncio.to_thread(self._tuning_cache.store_result, model, result)
         return process
@@ -321,7 +322,7 @@ class ModelLauncher:
             "--source": str(model.source or ""),
             "--socket": socket,
             "--batch": str(batch),
-            "--max-audio-s": str(self.settings.limits.audio_seconds),
+            "--max-audio-s": str(self.settings.limits.audio_duration),
             "--log-level": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         }
         own = dict.fromkeys([os.path.dirname(socket), folder])

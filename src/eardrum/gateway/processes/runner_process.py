@@ -63,7 +63,7 @@ class RunnerProcess(ChildProcess):
                 await process._wait_ready(hint)
         except TimeoutError:
             await process.clean_up()
-            raise ModelLoadError(f"{name} was not ready after {within_s:g} s (start_seconds). {process.last_output}") from None
+            raise ModelLoadError(f"{name} was not ready after {within_s:g} s (start_timeout). {process.last_output}") from None
         except BaseException:
             await process.clean_up()
             raise
@@ -95,11 +95,11 @@ class RunnerProcess(ChildProcess):
             if self.exited.done():
                 return
             if found is None:
-                self._hang_description = f"gave no sign of life for {answer_s:g} s (answer_seconds) and was killed"
+                self._hang_description = f"gave no sign of life for {answer_s:g} s (liveness_timeout) and was killed"
             elif found.get("batch_s", 0.0) > batch_s:
-                self._hang_description = f"worked on one batch for {batch_s:g} s (batch_seconds) and was killed"
+                self._hang_description = f"worked on one batch for {batch_s:g} s (batch_timeout) and was killed"
             elif found.get("loop_s", 0.0) > answer_s:
-                self._hang_description = f"read no input for {answer_s:g} s (answer_seconds) and was killed"
+                self._hang_description = f"read no input for {answer_s:g} s (liveness_timeout) and was killed"
             if self._hang_description:
                 log.error("The process of %s hangs: it %s.", self.name, self._hang_description)
                 await self.kill()

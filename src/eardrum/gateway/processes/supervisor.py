@@ -390,7 +390,7 @@ class ModelSupervisor:
     def get_ttl(self, model: Model) -> float:
         """Return the time to live that the last request set, in seconds; 0 means never unloaded."""
         slot = self._dispatcher.models.get(model.id)
-        return (slot.settings if slot else model.scheduling).ttl
+        return (slot.settings.ttl if slot else model.ttl) or 0.0
 
     async def shutdown(self, *, force: bool = False) -> None:
         """Stop every process and wait until all are gone. With `force` they do not finish their requests."""

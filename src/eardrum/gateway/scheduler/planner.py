@@ -107,7 +107,7 @@ class ScheduledModel:
     def unload_at(self) -> float | None:
         """When its time to live is over, if nobody comes."""
         ttl = self.settings.ttl
-        return self.idle_since + ttl if self.state is ModelState.READY and ttl > 0 and not self.busy_count else None
+        return self.idle_since + ttl if ttl and self.state is ModelState.READY and not self.busy_count else None
 
     def get_last_use(self, now: float) -> float:
         """When it was last used, for rules that care."""

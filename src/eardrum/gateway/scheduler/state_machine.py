@@ -117,10 +117,10 @@ class Scheduler:
         if self._shutting_down:
             return make_shutdown_error()
         settings = event.settings
-        if 0 < settings.concurrency_limit <= slot.request_count:
-            message = f"{event.model} already holds {settings.concurrency_limit} requests (concurrencyLimit); try again soon."
+        if settings.concurrency_limit and settings.concurrency_limit <= slot.request_count:
+            message = f"{event.model} already holds {settings.concurrency_limit} requests (concurrency_limit); try again soon."
             return ConcurrencyLimitError(message, retry_after=CONCURRENCY_RETRY_AFTER_S)
-        if 0 < settings.max_requests <= slot.request_count:
+        if settings.max_requests and settings.max_requests <= slot.request_count:
             message = f"{event.model} already holds {settings.max_requests} requests; try again soon."
             return BusyError(message, retry_after=RETRY_AFTER_S)
         if slot.state is ModelState.FAILED and now < slot.retry_at and slot.error:

@@ -72,7 +72,7 @@ class ExternalUpstream(Upstream):
         self._host = (url.host_port_subcomponent or "").encode("latin-1")
         self._root = url.raw_path.rstrip("/")
         self._credentials = _build_credentials(url, key)
-        self._response_timeout = timeouts.responseHeader or None
+        self._response_timeout = timeouts.response_header or None
         self._pool = ConnectionPool(self.address, timeouts)
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, resolver=LocalhostResolver()),
@@ -172,7 +172,7 @@ class ExternalUpstream(Upstream):
 
     def _make_timeout_error(self) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(
-            f"{self.address} did not begin to answer within {self._response_timeout:g} s (timeouts.responseHeader)."
+            f"{self.address} did not begin to answer within {self._response_timeout:g} s (timeouts.response_header)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Rewrites JSON bodies for upstreams: llama-swap's `useModelName` and `filters`.
+"""Rewrites JSON bodies for upstreams: llama-swap's `use_model_name` and `filters`.
 
 Pure, and without a copy of what stays: only the objects and lists along a changed path are new, so a body with megabytes of
 images costs no more than a short one.
@@ -14,7 +14,7 @@ from eardrum import config
 from eardrum.config.llama_swap import RequestFilters
 
 PROTECTED_KEY = "model"
-"""What no filter may touch; `useModelName` is for that."""
+"""What no filter may touch; `use_model_name` is for that."""
 
 MAX_LIST_INDEX = 10_000
 """Largest index of a path: `a.999999999` would fill the memory with nulls."""
@@ -36,23 +36,23 @@ def apply_filters(body: dict[str, Any], entry: config.ModelSettings | None, requ
     """
     if entry is None:
         return body
-    if entry.useModelName:
-        body = {**body, PROTECTED_KEY: entry.useModelName}
+    if entry.use_model_name:
+        body = {**body, PROTECTED_KEY: entry.use_model_name}
     return filter_body(body, entry.filters, requested)
 
 
 def filter_body(body: dict[str, Any], filters: RequestFilters, requested: str) -> dict[str, Any]:
-    """The body less `stripParams`, with `setParams`, and last with what is set for this name.
+    """The body less `strip_params`, with `set_params`, and last with what is set for this name.
 
     Keys are paths: `a.b` is nested, `a.0` the first item of a list, `a.-1` the place behind its last one, `a\\.b` a name
     with a dot in it. Where a path leads through what is neither an object nor a list, that is replaced.
     """
-    if not (filters.stripParams or filters.setParams or filters.setParamsByID):
+    if not (filters.strip_params or filters.set_params or filters.set_params_by_id):
         return body
-    for name in _split_names(filters.stripParams):
+    for name in _split_names(filters.strip_params):
         if steps := _parse_path(name):
             body = _remove_value(body, steps)
-    for params in (filters.setParams, filters.setParamsByID.get(requested, {})):
+    for params in (filters.set_params, filters.set_params_by_id.get(requested, {})):
         body = _set_params(body, params)
     return body
 

@@ -377,7 +377,7 @@ class ConnectionPool:
 
     @property
     def _connect_timeout(self) -> float | None:
-        handshake = self._timeouts.tlsHandshake if self._ssl_context else 0.0
+        handshake = self._timeouts.tls_handshake if self._ssl_context else 0.0
         return self._timeouts.connect + handshake if self._timeouts.connect else None
 
     async def _connect(self) -> HttpConnection:
@@ -408,17 +408,17 @@ class ConnectionPool:
     def _keep_connection(self, connection: HttpConnection) -> None:
         loop = asyncio.get_running_loop()
         self._free.append((connection, loop.time()))
-        if self._timeouts.idleConn and not self._sweep_timer:
-            self._sweep_timer = loop.call_later(self._timeouts.idleConn, self._close_idle)
+        if self._timeouts.idle_conn and not self._sweep_timer:
+            self._sweep_timer = loop.call_later(self._timeouts.idle_conn, self._close_idle)
 
     def _close_idle(self) -> None:
         """Close those that nobody has used for long; come back when the next one may be due."""
         loop = asyncio.get_running_loop()
         self._sweep_timer = None
-        while self._free and self._free[0][1] + self._timeouts.idleConn <= loop.time():
+        while self._free and self._free[0][1] + self._timeouts.idle_conn <= loop.time():
             self._free.pop(0)[0].abort()
         if self._free:
-            self._sweep_timer = loop.call_at(self._free[0][1] + self._timeouts.idleConn, self._close_idle)
+            self._sweep_timer = loop.call_at(self._free[0][1] + self._timeouts.idle_conn, self._close_idle)
 
     def _enable_keepalive(self, connected: socket.socket | None) -> None:
         """Ask every so many seconds whether the other side is still there."""

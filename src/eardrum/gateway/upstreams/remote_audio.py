@@ -45,7 +45,7 @@ class AudioFetcher:
         """
         resolver = CheckedResolver(self._hosts, self._resolver or ThreadedResolver())
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._limits.stall_seconds)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._limits.stall_timeout)
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session,

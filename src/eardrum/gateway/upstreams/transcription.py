@@ -222,7 +222,8 @@ class UpstreamTranscriber:
             return self._make_error(f"answered {status}: {said}", " It wants another key than it was sent.")
         if status == 404:
             return self._make_error(
-                f"answered 404 on {reply.path}: {said}", " Check the model's `useModelName`, and `transcriptions` in its options."
+                f"answered 404 on {reply.path}: {said}",
+                " Check the model's `use_model_name`, and `transcriptions` in its options.",
             )
         return self._make_error(f"answered {status}: {said}")
 
