@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from eardrum.api.openai.params import MAX_PROMPT, TranscriptionParams, flatten_json, parse_params
+from eardrum.api.fields import MAX_PROMPT
+from eardrum.api.openai.params import TranscriptionParams, flatten_json, parse_params
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.subtitles import BROADCAST_RULES, SubtitleRules

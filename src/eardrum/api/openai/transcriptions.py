@@ -15,10 +15,11 @@ from starlette.routing import BaseRoute
 
 from eardrum.api import json_body, openapi
 from eardrum.api.asgi import Receive, Scope, build_stream_headers, format_names, get_header
+from eardrum.api.fields import describe_form
 from eardrum.api.json_body import check_surrogates
 from eardrum.api.openai import responses
 from eardrum.api.openai.models import OpenAIModelRoutes
-from eardrum.api.openai.params import RAW_FORMATS, TranscriptionParams, flatten_json, parse_params
+from eardrum.api.openai.params import RAW_FORMATS, TranscriptionForm, TranscriptionParams, flatten_json, parse_params
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.upload_exchange import AudioUpload, TranscriptStream, UploadEndpoint, get_media_type
 from eardrum.api.uploads import FormFields
@@ -27,7 +28,6 @@ from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.subtitles import PRESETS
 from eardrum.transcription import AudioOpened, Segment, SpeechTask, TextDelta, Transcript
 
 
@@ -59,60 +59,11 @@ def build_routes(service: Service) -> list[BaseRoute]:
     ]
 
 
-_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "file": (
-        "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, detected from the content. "
-        "With the content type audio/pcm: raw 16-bit little-endian samples, mono, 16 kHz.",
-        {"type": "string", "format": "binary"},
-    ),
-    "model": ("A model of GET /v1/models or an alias; empty: the default model.", {"type": "string"}),
-    "language": (
-        "ISO 639 code, locale or English name; empty: the model detects it.",
-        {"type": "string", "examples": ["en", "de-AT"]},
-    ),
-    "response_format": (
-        "Format of the response.",
-        {"type": "string", "enum": ["json", "text", "srt", "verbose_json", "vtt"], "default": "json"},
-    ),
-    "stream": ("Stream segments as server-sent events while they are decoded.", {"type": "boolean", "default": False}),
-    "timestamp_granularities[]": (
-        "Timestamps in verbose_json.",
-        {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
-    ),
-    "include[]": (
-        "`logprobs`: tokens with their probabilities, in json.",
-        {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
-    ),
-    "prompt": ("Text that guides the model, if it supports a prompt.", {"type": "string"}),
-    "keywords[]": ("Words to expect, if the model supports them.", {"type": "array", "items": {"type": "string"}}),
-    "subtitles": (
-        "srt and vtt: `broadcast` gives two lines of 42 columns, 5/6 to 7 seconds. The fields below override it; 0: no limit.",
-        {"type": "string", "enum": list(PRESETS)},
-    ),
-    "max_line_width": ("srt and vtt: maximum columns per line.", {"type": "integer", "minimum": 0}),
-    "max_line_count": ("srt and vtt: maximum lines per cue.", {"type": "integer", "minimum": 0}),
-    "max_words_per_line": (
-        "srt and vtt: maximum words per line; without other rules, each line is a cue.",
-        {"type": "integer", "minimum": 0},
-    ),
-    "highlight_words": ("srt and vtt: underline each word while it is spoken.", {"type": "boolean"}),
-    "min_duration": ("srt and vtt: minimum seconds of a cue, if there is room.", {"type": "number", "minimum": 0}),
-    "max_duration": ("srt and vtt: maximum seconds of a cue.", {"type": "number", "minimum": 0}),
-    "min_gap": ("srt and vtt: minimum seconds between cues.", {"type": "number", "minimum": 0}),
-    "max_characters_per_second": (
-        "srt and vtt: maximum reading speed; cues stay longer to keep it.",
-        {"type": "number", "minimum": 0},
-    ),
-    "multilingual": ("Detect the language of each window, if the model detects languages.", {"type": "boolean"}),
-    "temperature": ("Sampling temperature, if the model supports it.", {"type": "number", "minimum": 0, "maximum": 1}),
-    "audio_track": (
-        "Number of the audio track, counted from 1; empty: the default track, or the first with sound.",
-        {"type": "integer", "minimum": 1},
-    ),
-    "chunking_strategy": (
-        "`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
-        {"type": "string", "default": "auto"},
-    ),
+AUDIO_FILE = {
+    "description": "The recording: wav, mp3, m4a, flac, ogg, opus, webm, mp4 and more, detected from the content. "
+    "With the content type audio/pcm: raw 16-bit little-endian samples, mono, 16 kHz.",
+    "type": "string",
+    "format": "binary",
 }
 
 
@@ -123,7 +74,7 @@ def _describe_operation(path: str, summary: str) -> ApiOperation:
         summary,
         (openapi.JSON, openapi.TEXT, openapi.EVENTS),
         (*openapi.INFERENCE_ERRORS, 415),
-        body={name: {"description": description} | schema for name, (description, schema) in _FIELDS.items()},
+        body={"file": AUDIO_FILE, **describe_form(TranscriptionForm)},
         required=("file",),
         body_kinds=("multipart/form-data",),
     )
