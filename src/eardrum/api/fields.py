@@ -19,6 +19,7 @@ from eardrum import bounded_json
 from eardrum.api.json_body import check_surrogates
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.languages import parse_language
+from eardrum.live import EndpointingSettings
 
 MAX_PROMPT = 4000
 """Characters. Models use far fewer, and the request travels to the runner in a header."""
@@ -132,8 +133,6 @@ Flag = Annotated[bool, UNSET_IF_EMPTY]
 
 Temperature = Annotated[float, Field(ge=0, le=1), NUMBER]
 
-Probability = Annotated[float, Field(ge=0, le=1), NUMBER]
-
 AudioTrack = Annotated[int | None, Field(ge=1, le=1000), NUMBER, expect("the number of an audio track, counted from 1 to 1000")]
 
 Language = Annotated[str | None, AfterValidator(parse_language), UNSET_IF_EMPTY]
@@ -152,6 +151,24 @@ Hotwords = Annotated[
     expect("a list of strings, as JSON or separated by commas or spaces"),
 ]
 """The same, or text without commas, of which each word is one."""
+
+
+class TurnDetection(RequestModel):
+    """When a pause ends an utterance, in the terms of OpenAI's `server_vad`."""
+
+    threshold: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.5
+    prefix_padding_ms: Annotated[float, Field(ge=0, le=60_000), NUMBER] = 300.0
+    silence_duration_ms: Annotated[float, Field(ge=0, le=60_000), NUMBER] = 500.0
+    idle_timeout_ms: Annotated[float | None, Field(ge=0, le=86_400_000), NUMBER] = None
+
+    def to_endpointing(self) -> EndpointingSettings:
+        """Convert to a session's settings."""
+        return EndpointingSettings(
+            self.threshold,
+            self.prefix_padding_ms / 1000,
+            self.silence_duration_ms / 1000,
+            self.idle_timeout_ms / 1000 if self.idle_timeout_ms else None,
+        )
 
 
 def to_seconds(ms: float | None) -> float | None:

@@ -124,13 +124,16 @@ def test_pauses_said_after_they_were_turned_off_turn_them_on() -> None:
         ({"audio_track": "first"}, "audio_track", "1 to 1000"),
         ({"partials": "maybe"}, "partials", "true or false"),
         ({"words": [1]}, "words", "true or false"),
-        ({"hotwords": [1]}, "hotwords", "list"),
+        ({"hotwords": [1]}, "hotwords", "string"),
+        ({"hotwords": 1}, "hotwords", "list"),
         ({"hotwords": "[1"}, "hotwords", "JSON"),
         ({"timestamp_granularities": ["letter"]}, "timestamp_granularities", "word"),
         ({"vad": {"silence": 1}}, "vad", "silence_duration_ms"),
         ({"vad": "perhaps"}, "vad", "true or false"),
         ({"threshold": 2}, "threshold", "0 to 1"),
-        ({"silence_duration_ms": None}, "silence_duration_ms", "number"),
+        ({"silence_duration_ms": []}, "silence_duration_ms", "number"),
+        ({"vad": {"silence_duration_ms": "long"}}, "vad.silence_duration_ms", "silence_duration_ms must be a number"),
+        ({"vad": "{"}, "vad", "an object"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], param: str, word: str) -> None:
@@ -141,7 +144,8 @@ def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], param: str, wo
 
 
 def test_what_was_understood_is_shown_in_the_clients_words() -> None:
-    shown = LiveConfig().update({"silence_duration_ms": 300, "language": "en"}).describe()
+    config = LiveConfig().update({"silence_duration_ms": 300, "language": "en"})
+    shown = config.describe(config.settings.request)
     assert shown == {
         "language": "en",
         "task": "transcribe",
@@ -153,7 +157,7 @@ def test_what_was_understood_is_shown_in_the_clients_words() -> None:
         "vad": {"threshold": 0.5, "prefix_padding_ms": 300.0, "silence_duration_ms": 300.0, "idle_timeout_ms": None},
     }
     assert LiveConfig().update(shown | {"vad": False}).settings.endpointing is None
-    assert "sample_rate" not in LiveConfig().update({"encoding": "webm"}).describe()
+    assert "sample_rate" not in LiveConfig().update({"encoding": "webm"}).describe(config.settings.request)
 
 
 def test_hints_that_a_model_cannot_take_are_named() -> None:

@@ -24,7 +24,7 @@ from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
-from eardrum.live import ClearCommand, CommitCommand, FinishCommand, SessionEnded
+from eardrum.live import ClearCommand, CommitCommand, FinishCommand, SessionEnded, SessionSettings
 
 PATH = "/v1/audio/transcriptions/stream"
 
@@ -98,11 +98,11 @@ class LiveConnection:
                 await self._send_end(SessionEnded(duration=0.0))
                 return
         model = find_live_model(self._service, config.model, config.settings.request)
-        config = self._apply_defaults(config, model)
+        settings = self._build_settings(config, model)
         self._record.model = model.id
-        async with open_session(self._service, model, config.settings) as session:
+        async with open_session(self._service, model, settings) as session:
             try:
-                await self._send_settings("ready", config, model)
+                await self._send_settings("ready", config, settings, model)
                 await run_alongside(self._send_events(session), self._forward_messages(session, first, config, model))
             finally:
                 self._record.summary = session.summary
@@ -157,7 +157,8 @@ class LiveConnection:
     ) -> LiveConfig:
         """Apply a change of settings and return them; an invalid change leaves the previous settings in force."""
         try:
-            config = self._apply_defaults(before.update(change.given), model)
+            config = before.update(change.given)
+            settings = self._build_settings(config, model)
             if (
                 config.model != before.model
                 and find_live_model(self._service, config.model, config.settings.request).id != model.id
@@ -170,8 +171,8 @@ class LiveConnection:
         except EardrumError as error:
             await self.send_error(error)
             return before
-        await session.configure(config.settings)
-        await self._send_settings("configured", config, model)
+        await session.configure(settings)
+        await self._send_settings("configured", config, settings, model)
         return config
 
     async def _send_events(self, session: ResumableSession) -> None:
@@ -189,16 +190,16 @@ class LiveConnection:
         await self._socket.send_json(message)
         await self._socket.close()
 
-    def _apply_defaults(self, config: LiveConfig, model: Model) -> LiveConfig:
-        """Complete the settings with the server's defaults.
+    def _build_settings(self, config: LiveConfig, model: Model) -> SessionSettings:
+        """Build the session's settings, with the server's defaults.
 
         Raises:
             UnsupportedFeatureError: the model does not support a setting.
         """
-        request = self._service.prepare_request(model, config.settings.request)
-        return LiveConfig(config.model, replace(config.settings, request=request))
+        settings = config.settings
+        return replace(settings, request=self._service.prepare_request(model, settings.request))
 
-    async def _send_settings(self, kind: str, config: LiveConfig, model: Model) -> None:
-        unused = list_ignored(config.settings.request, model.capabilities)
-        message = {"type": kind, "session": self._record.id, "model": model.id, **config.describe()}
+    async def _send_settings(self, kind: str, config: LiveConfig, settings: SessionSettings, model: Model) -> None:
+        unused = list_ignored(settings.request, model.capabilities)
+        message = {"type": kind, "session": self._record.id, "model": model.id, **config.describe(settings.request)}
         await self._socket.send_json(message | ({"ignored": unused} if unused else {}))
