@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from eardrum.api import json_body
 from eardrum.api.asgi import Receive, Scope
+from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, RequestModel
 from eardrum.api.json_body import check_surrogates
 from eardrum.api.realtime import session_config
 from eardrum.api.realtime.protocol import ModelAdmission
-from eardrum.api.realtime.session_config import EventPart, RealtimeConfig
+from eardrum.api.realtime.session_config import RealtimeConfig
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError
 
-SECRET_PREFIX = "ek_"  # noqa: S105 -- how all of them begin
+SECRET_PREFIX = "ek_"  # noqa: S105 -- a prefix
 MIN_TTL_S, DEFAULT_TTL_S, MAX_TTL_S = 10, 600, 7200
 MAX_SECRETS = 1000
-"""Keys at a time."""
+"""Valid keys at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSecret:
-    """A key, and the configuration that sessions begin with which it opens."""
+    """A key, and the initial configuration of the sessions that it opens."""
 
     value: str
     expires_at: float
@@ -35,16 +38,16 @@ class ClientSecret:
 
 
 class ClientSecretStore:
-    """The keys that are valid, in memory. They end with the server."""
+    """The valid keys, in memory: a restart of the server invalidates them."""
 
     def __init__(self) -> None:
         self._valid: dict[str, ClientSecret] = {}
 
     def create(self, config: RealtimeConfig, seconds: float, now: float) -> ClientSecret:
-        """A new key. It may be used any number of times until it expires.
+        """Create a key. It may be used any number of times until it expires.
 
         Raises:
-            BusyError: there are too many.
+            BusyError: there are too many keys.
         """
         self._valid = {value: secret for value, secret in self._valid.items() if secret.expires_at > now}
         if len(self._valid) >= MAX_SECRETS:
@@ -57,7 +60,7 @@ class ClientSecretStore:
         return secret
 
     def find(self, value: str, now: float) -> ClientSecret | None:
-        """The key of this value, if it is one and has not expired."""
+        """Return the key with this value, unless it has expired."""
         secret = self._valid.get(value)
         return secret if secret and secret.expires_at > now else None
 
@@ -66,29 +69,59 @@ CLIENT_SECRETS = "/v1/realtime/client_secrets"
 TRANSCRIPTION_SESSIONS = "/v1/realtime/transcription_sessions"
 
 
-async def read_json_object(scope: Scope, receive: Receive, limits: LimitSettings) -> EventPart:
-    """The body as an object; an empty one is an empty object.
+class Expiry(RequestModel):
+    """When a key expires: seconds after its creation."""
+
+    anchor: Annotated[Literal["created_at"], UNSET_IF_EMPTY] = "created_at"
+    seconds: Annotated[float, Field(ge=MIN_TTL_S, le=MAX_TTL_S), NUMBER] = DEFAULT_TTL_S
+
+
+class SecretRequest(RequestModel):
+    """The body of `client_secrets`."""
+
+    session: dict[str, Any] | None = None
+    expires_after: Annotated[Expiry, UNSET_IF_EMPTY] = Field(default_factory=Expiry)
+
+
+class BetaExpiry(RequestModel):
+    """The object `client_secret` of the beta."""
+
+    expires_at: Annotated[Expiry, UNSET_IF_EMPTY] = Field(default_factory=Expiry)
+
+
+class BetaSecretRequest(RequestModel):
+    """The body of `transcription_sessions`, beside the fields of the session."""
+
+    client_secret: Annotated[BetaExpiry, UNSET_IF_EMPTY] = Field(default_factory=BetaExpiry)
+
+
+async def read_json(scope: Scope, receive: Receive, limits: LimitSettings) -> Any:
+    """Read the body as JSON; an empty one is an empty object.
 
     Raises:
-        InvalidRequestError: it is not JSON, or no object.
-        TooLargeError: it is larger than allowed.
+        InvalidRequestError: the body is not valid JSON.
+        TooLargeError: the body exceeds its limit.
     """
     limits = json_body.limit_small_body(limits)
     data = await json_body.read_body(scope, json_body.open_body(scope, receive, limits), limits)
     found = json_body.parse_json_body(data) if data.strip() else {}
     check_surrogates(data, found)
-    return EventPart(found, "the body")
+    return found
 
 
 def create_client_secret(
-    body: EventPart, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float
+    body: Any, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float
 ) -> dict[str, Any]:
-    """A key for sessions that begin with the body's `session`, in today's shape.
+    """Create a key for sessions that begin with the body's `session`.
 
     Raises:
-        EardrumError: a value is wrong, or the model cannot do what is asked.
+        EardrumError: a value is invalid, or the model does not support the session.
     """
-    secret = _create_secret(session_config.GA, body.get_part("session"), body.get_part("expires_after"), keys, admit, config, now)
+    request = SecretRequest.parse(body)
+    if request.session:
+        config = session_config.GA.apply_update(config, request.session, "session")
+    admit(config.model, config.build_request())
+    secret = keys.create(config, request.expires_after.seconds, now)
     return {
         "value": secret.value,
         "expires_at": int(secret.expires_at),
@@ -97,40 +130,22 @@ def create_client_secret(
 
 
 def create_transcription_session(
-    body: EventPart, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float
+    body: Any, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float
 ) -> dict[str, Any]:
-    """The same in the beta's shape, where the body itself is the session.
+    """Create a key in the beta's shape, where the body itself is the session.
 
     Raises:
-        EardrumError: as above.
+        EardrumError: as `create_client_secret`.
     """
-    wishes = body.get_part("client_secret")
-    secret = _create_secret(
-        session_config.BETA, body, wishes.get_part("expires_at") if wishes else None, keys, admit, config, now
-    )
+    expiry = BetaSecretRequest.parse(body).client_secret.expires_at
+    config = session_config.BETA.apply_update(config, body, "session")
+    admit(config.model, config.build_request())
+    secret = keys.create(config, expiry.seconds, now)
     key = {"value": secret.value, "expires_at": int(secret.expires_at)}
     return {**session_config.BETA.describe(secret.config, _make_session_id()), "client_secret": key}
 
 
 HANDLERS = {CLIENT_SECRETS: create_client_secret, TRANSCRIPTION_SESSIONS: create_transcription_session}
-
-
-def _create_secret(
-    shape: session_config.SessionShape,
-    session: EventPart | None,
-    after: EventPart | None,
-    keys: ClientSecretStore,
-    admit: ModelAdmission,
-    config: RealtimeConfig,
-    now: float,
-) -> ClientSecret:
-    if session:
-        config = shape.apply_update(config, session)
-    admit(config.model, config.build_request())
-    if after:
-        after.get_choice("anchor", ("created_at",), "created_at")
-    seconds = after.get_number("seconds", MIN_TTL_S, MAX_TTL_S, DEFAULT_TTL_S) if after else DEFAULT_TTL_S
-    return keys.create(config, seconds, now)
 
 
 def _make_session_id() -> str:

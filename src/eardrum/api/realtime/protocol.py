@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eardrum import bounded_json
+from eardrum.api.fields import RequestModel, show_value
 from eardrum.api.json_body import check_surrogates
 from eardrum.api.realtime import session_config
-from eardrum.api.realtime.session_config import EventPart, RealtimeConfig, shorten_value
+from eardrum.api.realtime.session_config import RealtimeConfig
 from eardrum.api.websocket import CloseCode, get_close_code
 from eardrum.errors import EardrumError, EmptyCommitError, InvalidRequestError, TooLargeError, UnsupportedFeatureError
 from eardrum.live import (
@@ -178,6 +179,12 @@ ModelAdmission = Callable[[str, TranscriptionRequest], tuple[str, TranscriptionR
 that."""
 
 
+class UpdateEvent(RequestModel):
+    """A client's change of the session's configuration."""
+
+    session: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class OpenSession:
     """Begin a session with the model of this id; one that is there already has heard nothing and is given up."""
@@ -289,7 +296,7 @@ class RealtimeProtocol:
                 )
             case _:
                 raise UnknownEventError(
-                    f"There is no event of the type {shorten_value(kind)}. "
+                    f"There is no event of the type {show_value(kind)}. "
                     "This server takes session.update, input_audio_buffer.append, "
                     "input_audio_buffer.commit and input_audio_buffer.clear.",
                     param="type",
@@ -317,10 +324,10 @@ class RealtimeProtocol:
 
     def _update(self, event: dict[str, Any]) -> Iterator[ProtocolStep]:
         """All of the update counts, or, if anything of it is wrong, nothing."""
-        session = EventPart(event.get("session"), "session")
+        session = UpdateEvent.parse({"session": event.get("session")}).session
         beta = self._items.beta or event["type"] == "transcription_session.update"
         shape = session_config.choose_shape(session, beta=beta)
-        new = shape.apply_update(self._config, session)
+        new = shape.apply_update(self._config, session, "session")
         model, settings = self._readmit_model(new)
         if self._audio:
             self._refuse_late(new, model)
@@ -393,7 +400,7 @@ def _parse_event(message: str | bytes) -> dict[str, Any]:
 
 def _decode_audio(audio: object) -> bytes:
     if not isinstance(audio, str):
-        raise InvalidRequestError(f"audio must be a string in base64, not {shorten_value(audio)}.", param="audio")
+        raise InvalidRequestError(f"audio must be a string in base64, not {show_value(audio)}.", param="audio")
     try:
         data = base64.b64decode(audio, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -179,7 +179,7 @@ class RealtimeRoutes:
             return False
 
     async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await client_secrets.read_json_object(scope, receive, self._service.settings.limits)
+        body = await client_secrets.read_json(scope, receive, self._service.settings.limits)
         answer = client_secrets.HANDLERS[scope["path"]](body, self._secrets, self._admit_model, self._build_config(), time.time())
         await JSONResponse(answer)(scope, receive, send)
 
