@@ -1,7 +1,7 @@
 """Types of request fields with the same meaning in every protocol, and pydantic's errors as sentences.
 
-Null and empty text mean that a field is unset: it takes its default. A form repeats a field; a tuple holds such values.
-Every sentence names what the field's JSON schema accepts, and repeats only the beginning of the client's value.
+Null and empty text mean that a field is unset: it takes its default. Every sentence names the values that the field's JSON
+schema accepts, and repeats only the beginning of the client's value.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ MAX_PROMPT = 4000
 ECHO = reprlib.Repr()
 """Bounds the client's value in a message, whatever it holds."""
 ECHO.maxstring = ECHO.maxother = 80
+
+
+class FormValues(tuple[str, ...]):
+    """The values of a form's field, which may be repeated."""
+
+    __slots__ = ()
 
 
 class RequestModel(BaseModel):
@@ -74,11 +80,11 @@ def parse_json_text(value: str) -> Any:
 
 def show_value(value: object) -> str:
     """Format a client's value for a message, within bounds."""
-    return ECHO.repr(value[-1] if isinstance(value, tuple) else value)
+    return ECHO.repr(value[-1] if isinstance(value, FormValues) else value)
 
 
 def _unset_if_empty(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, FormValues):
         value = value[-1]
     if isinstance(value, str):
         value = value.strip()
@@ -96,7 +102,7 @@ def _read_number(value: Any) -> Any:
 def _split_list(value: Any) -> Any:
     if value is None:
         raise PydanticUseDefault
-    if isinstance(value, tuple):
+    if isinstance(value, FormValues):
         value = [item for part in value for item in _split_list(part)]
     elif isinstance(value, str):
         value = parse_json_text(value) if value.lstrip().startswith("[") else value.split(",")
@@ -107,7 +113,7 @@ def _split_list(value: Any) -> Any:
 
 
 def _split_hotwords(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, FormValues):
         return [item for part in value for item in _split_hotwords(part)]
     has_words = isinstance(value, str) and not value.lstrip().startswith("[") and "," not in value
     return value.split() if has_words else _split_list(value)
@@ -263,7 +269,7 @@ def describe_schema(schema: Mapping[str, Any]) -> str:
         "boolean": lambda: "true or false",
         "integer": lambda: "a whole number" + _describe_bounds(schema),
         "number": lambda: "a number" + _describe_bounds(schema),
-        "array": lambda: "a list of " + ("objects" if "$ref" in schema.get("items", {}) else "strings"),
+        "array": lambda: "a list of " + ("strings" if schema["items"].get("type") == "string" else "objects"),
         "object": lambda: "an object",
         "string": lambda: f"a string of at most {schema['maxLength']} characters" if "maxLength" in schema else "a string",
     }

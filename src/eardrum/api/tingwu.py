@@ -6,18 +6,17 @@ A session lasts as long as its socket and holds many recordings, one after anoth
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 from eardrum import bounded_json
 from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
+from eardrum.api.fields import MAX_PROMPT, UNSET_IF_EMPTY, Flag, Hotwords, RequestModel
 from eardrum.api.json_body import check_surrogates
 from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.request_log import get_record
@@ -138,7 +137,7 @@ class TingWuConnection:
         while message is not None:
             if isinstance(message, bytes):
                 await session.feed(message)
-            elif not message.speaking:
+            elif not message.is_speaking:
                 await session.commit()
             if (settings := self._build_settings(model)) != configured:
                 configured = settings
@@ -176,7 +175,6 @@ CHUNK_BYTES = 9600
 HEARTBEAT_S = 30
 MAX_MESSAGE_BYTES = 4 << 20
 """The largest message, in bytes."""
-MAX_PROMPT = 4000
 
 
 class TextMode(StrEnum):
@@ -187,26 +185,21 @@ class TextMode(StrEnum):
     OFFLINE = "offline"
 
 
-@dataclass(frozen=True, slots=True)
-class TingWuConfig:
-    """A session's configuration by the client."""
+class TingWuConfig(RequestModel):
+    """A session's configuration by the client. Other fields (`chunk_interval` ...) have no effect."""
 
-    mode: TextMode = TextMode.BOTH
-    hotwords: tuple[str, ...] = ()
-    speaking: bool = True
-    """Whether the client reports speech; False ends the utterance."""
+    mode: Annotated[TextMode, UNSET_IF_EMPTY] = TextMode.BOTH
+    hotwords: Hotwords = ()
+    is_speaking: Flag = True
+    """False ends the utterance."""
 
-    def update(self, fields: Mapping[str, Any]) -> TingWuConfig:
-        """Return the configuration with a message's fields changed. Other fields (`chunk_interval` ...) have no effect.
+    def update(self, given: Mapping[str, Any]) -> TingWuConfig:
+        """Return the configuration with a message's fields changed.
 
         Raises:
             InvalidRequestError: a value is invalid.
         """
-        return TingWuConfig(
-            mode=_parse_mode(fields["mode"]) if fields.get("mode") else self.mode,
-            hotwords=_parse_hotwords(fields["hotwords"]) if "hotwords" in fields else self.hotwords,
-            speaking=bool(fields.get("is_speaking", self.speaking)),
-        )
+        return self.model_copy(update=TingWuConfig.parse(given).changes)
 
     def build_settings(self, base: SessionSettings, can: Capabilities) -> SessionSettings:
         """Build the session's settings. Models without hotwords get them as the prompt."""
@@ -265,22 +258,3 @@ def build_ping(now: float) -> dict[str, Any]:
 def build_warning(sentence: str, backend: str) -> dict[str, Any]:
     """Build a warning, which TingWu's own page displays."""
     return {"warning": sentence, "backend": backend}
-
-
-def _parse_mode(value: Any) -> TextMode:
-    try:
-        return TextMode(value)
-    except ValueError:
-        shown = json.dumps(value)[:100]
-        raise InvalidRequestError(f"mode must be {', '.join(TextMode)}, not {shown}.", param="mode") from None
-
-
-def _parse_hotwords(value: Any) -> tuple[str, ...]:
-    """Parse hotwords: a list, or a string of words."""
-    if isinstance(value, str):
-        return tuple(re.split(r"\s+", value.strip())) if value.strip() else ()
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if value is None:
-        return ()
-    raise InvalidRequestError("hotwords must be a string of words or lines, or a list of strings.", param="hotwords")

@@ -451,7 +451,7 @@ def test_audio_of_the_largest_size_is_taken_and_more_is_not() -> None:
         ({"audio": {"input": {"transcription": {"model": "nobody"}}}}, "model"),
         ({"audio": {"input": {"transcription": {"language": "de"}}}}, "language"),
         ({"audio": {"input": {"transcription": {"language": "Klingon"}}}}, "language"),
-        ({"audio": {"input": {"transcription": {"keywords": "a"}}}}, "session.audio.input.transcription.keywords"),
+        ({"audio": {"input": {"transcription": {"keywords": 5}}}}, "session.audio.input.transcription.keywords"),
         ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, "session.audio.input.format.type"),
         ({"audio": {"input": {"format": "pcm16"}}}, "session.audio.input.format"),
         ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 0}}}}, "session.audio.input.format.rate"),

@@ -20,12 +20,12 @@ from eardrum.transcription import Capabilities
         ({"is_speaking": True, "mode": "2pass", "chunk_interval": 10}, TingWuConfig()),
         (
             {"mode": "offline", "hotwords": "Dashwood  Norland\nBarton"},
-            TingWuConfig(TextMode.OFFLINE, ("Dashwood", "Norland", "Barton")),
+            TingWuConfig(mode=TextMode.OFFLINE, hotwords=("Dashwood", "Norland", "Barton")),
         ),
         ({"hotwords": ["two words"]}, TingWuConfig(hotwords=("two words",))),
         ({"hotwords": ""}, TingWuConfig()),
         ({"hotwords": None, "mode": None}, TingWuConfig()),
-        ({"is_speaking": False}, TingWuConfig(speaking=False)),
+        ({"is_speaking": False}, TingWuConfig(is_speaking=False)),
     ],
 )
 def test_what_a_client_says_of_itself(said: dict[str, Any], wishes: TingWuConfig) -> None:
@@ -33,8 +33,8 @@ def test_what_a_client_says_of_itself(said: dict[str, Any], wishes: TingWuConfig
 
 
 def test_what_is_not_said_again_stays() -> None:
-    before = TingWuConfig(TextMode.ONLINE, ("a",), speaking=True)
-    assert before.update({"is_speaking": False}) == TingWuConfig(TextMode.ONLINE, ("a",), speaking=False)
+    before = TingWuConfig(mode=TextMode.ONLINE, hotwords=("a",), is_speaking=True)
+    assert before.update({"is_speaking": False}) == TingWuConfig(mode=TextMode.ONLINE, hotwords=("a",), is_speaking=False)
 
 
 @pytest.mark.parametrize("said", [{"mode": "3pass"}, {"mode": [1]}, {"hotwords": 5}, {"hotwords": [5]}])
@@ -65,7 +65,7 @@ def test_hotwords_are_a_prompt_for_a_model_without_an_ear_for_them() -> None:
 
 
 def test_only_who_wants_text_early_is_decoded_for_early() -> None:
-    assert [TingWuConfig(mode).build_settings(SessionSettings(), Capabilities()).partials for mode in TextMode] == [
+    assert [TingWuConfig(mode=mode).build_settings(SessionSettings(), Capabilities()).partials for mode in TextMode] == [
         True,
         True,
         False,

@@ -117,7 +117,7 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
     [
         (b"GET / HTTP/1.1\r\n\r\n", "invalid_value", "not a Wyoming event"),
         (encode_event(WyomingEvent("transcribe", {"language": "tlh"})), "invalid_value", "Unknown language 'tlh'"),
-        (encode_event(WyomingEvent("audio-start", {"rate": -1})), "invalid_value", "`rate` of audio"),
+        (encode_event(WyomingEvent("audio-start", {"rate": -1})), "invalid_value", "rate must be"),
     ],
 )
 async def test_what_makes_no_sense_is_told_and_ends_the_connection(

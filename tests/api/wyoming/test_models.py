@@ -52,19 +52,19 @@ def test_the_official_client_reads_the_answer_to_describe(service: Service) -> N
 
 
 def test_who_names_a_model_gets_it(service: Service) -> None:
-    assert utterance.choose_model(service, TranscribeRequest("whisper", "en")).id == "all"
-    assert utterance.choose_model(service, TranscribeRequest("all")).id == "all"
+    assert utterance.choose_model(service, TranscribeRequest(name="whisper", language="en")).id == "all"
+    assert utterance.choose_model(service, TranscribeRequest(name="all")).id == "all"
     with pytest.raises(ModelNotFoundError, match="There is no model 'nobody'"):
-        utterance.choose_model(service, TranscribeRequest("nobody"))
+        utterance.choose_model(service, TranscribeRequest(name="nobody"))
 
 
 @pytest.mark.parametrize("name", ["", "eardrum"])
 def test_who_names_a_language_only_gets_a_model_that_knows_it(service: Service, name: str) -> None:
-    assert utterance.choose_model(service, TranscribeRequest(name)).id == ENGLISH
-    assert utterance.choose_model(service, TranscribeRequest(name, "en")).id == ENGLISH
-    assert utterance.choose_model(service, TranscribeRequest(name, "de")).id == "all"
+    assert utterance.choose_model(service, TranscribeRequest(name=name)).id == ENGLISH
+    assert utterance.choose_model(service, TranscribeRequest(name=name, language="en")).id == ENGLISH
+    assert utterance.choose_model(service, TranscribeRequest(name=name, language="de")).id == "all"
 
 
 def test_if_nobody_knows_the_language_the_default_says_so(tmp_path: Path) -> None:
     service = Service(config.Settings(model_dir=tmp_path, default_model=ENGLISH))
-    assert utterance.choose_model(service, TranscribeRequest("", "de")).id == ENGLISH
+    assert utterance.choose_model(service, TranscribeRequest(name="", language="de")).id == ENGLISH

@@ -62,5 +62,5 @@ def test_what_an_event_does_not_say_is_as_before() -> None:
 )
 def test_impossible_audio_is_refused(data: dict[str, Any]) -> None:
     (name,) = data
-    with pytest.raises(InvalidRequestError, match=f"`{name}` of audio must be a number from"):
+    with pytest.raises(InvalidRequestError, match=f"{name} must be a whole number from"):
         SampleFormat.of(data, SampleFormat())

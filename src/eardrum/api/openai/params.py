@@ -12,7 +12,19 @@ from pydantic import BeforeValidator, Field, create_model
 from pydantic_core import PydanticUseDefault
 
 from eardrum.api import fields
-from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, Flag, Hotwords, ListOf, Prompt, RequestModel, Temperature, Text, expect
+from eardrum.api.fields import (
+    NUMBER,
+    UNSET_IF_EMPTY,
+    Flag,
+    FormValues,
+    Hotwords,
+    ListOf,
+    Prompt,
+    RequestModel,
+    Temperature,
+    Text,
+    expect,
+)
 from eardrum.api.uploads import FormFields
 from eardrum.config import LimitSettings
 from eardrum.config.settings import SubtitleSettings
@@ -251,17 +263,17 @@ def flatten_json(body: dict[str, Any], limits: LimitSettings) -> FormFields:
     return sent
 
 
-def _remove_brackets(sent: FormFields) -> dict[str, tuple[str, ...]]:
+def _remove_brackets(sent: FormFields) -> dict[str, FormValues]:
     """Rename `include[]` to `include`, merge `chunking_strategy[type]=y` into one JSON object, and drop empty values."""
-    plain: dict[str, tuple[str, ...]] = {}
+    plain: dict[str, FormValues] = {}
     objects: dict[str, dict[str, str]] = {}
     for name, values in sent.items():
-        present = tuple(value for value in values if value.strip())
+        present = [value for value in values if value.strip()]
         match = BRACKETS.fullmatch(name)
         if match and match[2] and not match[2].isdigit():
             if present:
                 objects.setdefault(match[1], {})[match[2]] = present[-1]
         elif present:
             own = match[1] if match else name
-            plain[own] = plain.get(own, ()) + present
-    return plain | {name: (json.dumps(parts),) for name, parts in objects.items()}
+            plain[own] = FormValues((*plain.get(own, ()), *present))
+    return plain | {name: FormValues((json.dumps(parts),)) for name, parts in objects.items()}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, FailFast, Field, ValidationInfo, field_validator
 
 from eardrum.api import fields
-from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, Prompt, RequestModel
+from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, ListOf, Prompt, RequestModel
 from eardrum.errors import UnsupportedFeatureError
 from eardrum.live import AudioEncoding, AudioFormat, EndpointingSettings, SessionSettings
 from eardrum.transcription import Priority, TranscriptionRequest
@@ -53,11 +53,9 @@ def _check_length(items: tuple[str, ...]) -> tuple[str, ...]:
 
 ShortText = Annotated[str, Field(max_length=500), UNSET_IF_EMPTY]
 ShortList = Annotated[
-    tuple[str, ...],
+    ListOf[str],
     Field(max_length=1000),
-    FailFast(),
     AfterValidator(_check_length),
-    UNSET_IF_EMPTY,
     fields.expect(f"a list of strings, at most 1000 and {MAX_LIST_CHARS} characters in all"),
 ]
 

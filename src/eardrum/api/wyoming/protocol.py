@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from eardrum import bounded_json
+from eardrum.api.fields import MAX_PROMPT, Language, ListOf, RequestModel, Text
 from eardrum.api.json_body import check_surrogates
 from eardrum.errors import InvalidRequestError
-from eardrum.languages import parse_language
 from eardrum.live import (
     AudioEncoding,
     AudioFormat,
@@ -153,63 +155,38 @@ def encode_event(event: WyomingEvent) -> bytes:
     return b"".join((json.dumps(head).encode(), b"\n", data, event.payload))
 
 
-@dataclass(frozen=True, slots=True)
-class TranscribeRequest:
-    """The parameters of the next utterance, from a `transcribe` event; defaults without one."""
+class TranscribeRequest(RequestModel):
+    """The parameters of the next utterance, from a `transcribe` event. Unknown fields are ignored, as by other servers."""
 
-    name: str = ""
+    name: Text = ""
     """The model's name."""
-    language: str | None = None
-    prompt: str = ""
-    hotwords: tuple[str, ...] = ()
-    """Names and terms of a home, the most important first."""
-
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> TranscribeRequest:
-        """Parse the event's data. Unknown fields are ignored, as by other servers.
-
-        Raises:
-            InvalidRequestError: a field has the wrong type, or the language is unknown.
-        """
-        context = data.get("context") or {}
-        return cls(
-            name=_read_text(data, "name").strip(),
-            language=parse_language(_read_text(data, "language")),
-            prompt=_read_prompt(context) if isinstance(context, dict) else "",
-            hotwords=(*_read_texts(data, "transcript_names"), *_read_texts(data, "transcript_terms")),
-        )
+    language: Language = None
+    context: Any = None
+    """An object of an open format; other servers read two prompts in it."""
+    transcript_names: ListOf[str] = ()
+    """Names in a home, the most important first."""
+    transcript_terms: ListOf[str] = ()
 
     @property
     def request(self) -> TranscriptionRequest:
         """The parameters as a transcription request."""
-        return TranscriptionRequest(language=self.language, prompt=self.prompt, hotwords=self.hotwords, priority=Priority.LIVE)
+        context = self.context if isinstance(self.context, dict) else {}
+        prompts = [text for text in map(context.get, ("initial_prompt", "prompt")) if isinstance(text, str) and text]
+        return TranscriptionRequest(
+            language=self.language,
+            prompt=prompts[0][:MAX_PROMPT] if prompts else "",
+            hotwords=self.transcript_names + self.transcript_terms,
+            priority=Priority.LIVE,
+        )
 
 
-def _read_text(data: dict[str, Any], name: str) -> str:
-    value = data.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"`{name}` of a transcribe event must be a string, not {value!r:.40}.", param=name)
-    return value
+class AudioFields(RequestModel):
+    """The format in an audio event; None: as before."""
 
+    rate: Annotated[int | None, Field(strict=True, ge=1_000, le=384_000)] = None
+    width: Annotated[int | None, Field(strict=True, ge=1, le=4)] = None
+    channels: Annotated[int | None, Field(strict=True, ge=1, le=32)] = None
 
-def _read_texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
-    values = data.get(name) or []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise InvalidRequestError(f"`{name}` of a transcribe event must be a list of strings.", param=name)
-    return tuple(value.strip() for value in values if value.strip())
-
-
-def _read_prompt(context: dict[str, Any]) -> str:
-    """Return the prompt in `context`, whose format is open; other servers read these two fields."""
-    found = (context.get(name) for name in ("initial_prompt", "prompt"))
-    return next((text for text in found if isinstance(text, str) and text), "")
-
-
-SAMPLE_RATES = range(1_000, 384_001)
-WIDTHS = range(1, 5)
-CHANNELS = range(1, 33)
 
 SIGNED_BYTES = bytes(byte ^ 0x80 for byte in range(256))
 """8-bit samples are unsigned, all others signed."""
@@ -233,11 +210,8 @@ class SampleFormat:
         Raises:
             InvalidRequestError: a field is not a number within its range.
         """
-        return cls(
-            _read_number(data, "rate", SAMPLE_RATES, default.rate),
-            _read_number(data, "width", WIDTHS, default.width),
-            _read_number(data, "channels", CHANNELS, default.channels),
-        )
+        given = AudioFields.parse(data)
+        return cls(given.rate or default.rate, given.width or default.width, given.channels or default.channels)
 
     @property
     def live_format(self) -> AudioFormat:
@@ -273,17 +247,6 @@ def _convert_to_16_bits(audio: bytes, width: int) -> bytes:
         samples[0::2] = audio[width - 2 :: width]
         samples[1::2] = audio[width - 1 :: width]
     return bytes(samples)
-
-
-def _read_number(data: dict[str, Any], name: str, allowed: range, default: int) -> int:
-    value = data.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
-        raise InvalidRequestError(
-            f"The `{name}` of audio must be a number from {allowed[0]} to {allowed[-1]}, not {value!r:.40}."
-        )
-    return value
 
 
 class TranscriptEncoder:

@@ -245,7 +245,7 @@ class WyomingConnection:
             case "ping":
                 await self._send_event(WyomingEvent("pong", {"text": event.data.get("text")}))
             case "transcribe":
-                self._request = TranscribeRequest.of(event.data)
+                self._request = TranscribeRequest.parse(event.data)
             case "audio-start":
                 await self._begin_utterance(event)
             case "audio-stop":
