@@ -13,7 +13,7 @@ from eardrum.api.live_ws.session_config import LiveConfig
 from eardrum.api.openai.params import parse_params
 from eardrum.api.realtime import session_config
 from eardrum.api.realtime.session_config import RealtimeConfig
-from eardrum.api.tingwu.routes import TingWuConfig
+from eardrum.api.tingwu import TingWuConfig
 from eardrum.api.wyoming.protocol import AudioFields, TranscribeRequest
 from eardrum.errors import InvalidRequestError
 from eardrum.transcription import SpeechTask, TranscriptionRequest

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.responses import Response
