@@ -55,7 +55,7 @@ class HealthTimes:
     all_bare: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
 
-    def add(self, ours: Sequence[float], bare: Sequence[float], waited: float) -> None:
+    def add_round(self, ours: Sequence[float], bare: Sequence[float], waited: float) -> None:
         """A round; in milliseconds."""
         self.ours.append(find_highest(ours))
         self.bare.append(find_highest(bare))
@@ -78,7 +78,7 @@ class HealthWatch:
     server: BenchServer
     looking: subprocess.Popen[bytes]
 
-    async def beside(self, seconds: float, load: Load, times: HealthTimes) -> None:
+    async def run_beside(self, seconds: float, load: Load, times: HealthTimes) -> None:
         """Look as long as the load lasts. Where that is not all the time, only the looks that began beside it count."""
         before, began = _read_waited_s(self.server), time.monotonic()
         await asyncio.to_thread(ask_child, self.looking, "begin")
@@ -88,7 +88,7 @@ class HealthWatch:
             said = await asyncio.to_thread(ask_child, self.looking, "end")
         waited = (_read_waited_s(self.server) - before) / (time.monotonic() - began)
         ours, bare = ([1000 * took for took in _select_looks(looks, spans)] for looks in said["looks"])
-        times.add(ours, bare, 1000 * waited)
+        times.add_round(ours, bare, 1000 * waited)
 
 
 Spans = Sequence[tuple[float, float]]
@@ -121,11 +121,11 @@ async def _measure_beside_clients(watch: HealthWatch, sizes: HealthSizes) -> lis
     port = watch.server.port
     quiet, uploads, transcriptions, sockets = HealthTimes(), HealthTimes(), HealthTimes(), HealthTimes()
     for _ in range(sizes.rounds):
-        await watch.beside(sizes.seconds, _do_nothing, quiet)
-        await watch.beside(sizes.seconds, lambda seconds: _run_uploads(port, sizes, seconds), uploads)
-        await watch.beside(sizes.seconds, lambda seconds: _run_transcriptions(port, sizes, seconds), transcriptions)
+        await watch.run_beside(sizes.seconds, _do_nothing, quiet)
+        await watch.run_beside(sizes.seconds, lambda seconds: _run_uploads(port, sizes, seconds), uploads)
+        await watch.run_beside(sizes.seconds, lambda seconds: _run_transcriptions(port, sizes, seconds), transcriptions)
         async with _hold_idle(port, sizes.sockets):
-            await watch.beside(sizes.seconds, _do_nothing, sockets)
+            await watch.run_beside(sizes.seconds, _do_nothing, sockets)
     note = (
         f"Beside every figure: {BARE} that is asked in turns with ours, each over a new connection, by a process of its own. "
         "It has nothing else to do, so it shows what the machine's other work costs."
@@ -145,8 +145,8 @@ async def _measure_beside_clients(watch: HealthWatch, sizes: HealthSizes) -> lis
 async def _measure_beside_list(watch: HealthWatch, sizes: HealthSizes) -> list[BenchFigure]:
     quiet, listing = HealthTimes(), HealthTimes()
     for _ in range(sizes.rounds):
-        await watch.beside(sizes.seconds, _do_nothing, quiet)
-        await watch.beside(sizes.seconds, lambda seconds: _read_list(watch.server.port, seconds), listing)
+        await watch.run_beside(sizes.seconds, _do_nothing, quiet)
+        await watch.run_beside(sizes.seconds, lambda seconds: _read_list(watch.server.port, seconds), listing)
     what = f"`/v1/models` of {sizes.models} models"
     return [
         _build_figure(

@@ -49,7 +49,7 @@ class BenchServer:
         """CPU seconds of gateway and runner so far."""
         return measure_cpu(self.gateway) + measure_cpu(self.runner)
 
-    def unload(self, model: str) -> None:
+    def unload_model(self, model: str) -> None:
         """Have the server end the model's process."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
         connection.request("DELETE", f"/api/ps/{quote(model)}")

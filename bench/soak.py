@@ -181,12 +181,12 @@ def _choose_unloading(kind: str, model: str) -> tuple[str, str]:
 async def _listen_once_more(server: BenchServer, followers: Sequence[StreamFollower]) -> None:
     """Do something that every follower hears of, and see that they do."""
     asked = time.monotonic()
-    await asyncio.to_thread(server.unload, MODEL)
+    await asyncio.to_thread(server.unload_model, MODEL)
     await asyncio.to_thread(post_clip, server.port)
     with suppress(TimeoutError):
         async with asyncio.timeout(ENDS_S):
             for one in followers:
-                await one.heard_since(asked)
+                await one.wait_for_event(asked)
     for one in followers:
         if one.heard_at < asked and not one.lost:
             one.lost = f"{one.path} is silent"

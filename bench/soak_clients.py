@@ -72,11 +72,11 @@ class SoakTarget:
     http: aiohttp.ClientSession
     chance: random.Random
 
-    def address(self, path: str) -> str:
+    def build_address(self, path: str) -> str:
         """Of a route."""
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def spoken(self) -> SpokenRecording:
+    def choose_recording(self) -> SpokenRecording:
         """A recording of those that the server's models hear right."""
         return self.chance.choice(load_recordings())
 
@@ -133,7 +133,7 @@ async def stream(server: SoakTarget) -> None:
 
 async def chat_with_audio(server: SoakTarget) -> None:
     """A chat with a recording in it."""
-    spoken = server.spoken()
+    spoken = server.choose_recording()
     part = {"type": "input_audio", "input_audio": {"data": spoken.base64, "format": "wav"}}
     status, body = await _post(server, "/v1/chat/completions", _build_chat(spoken.model, [part]))
     check_status(status, body)
@@ -142,7 +142,7 @@ async def chat_with_audio(server: SoakTarget) -> None:
 
 async def ollama_speech(server: SoakTarget) -> None:
     """A recording as an image, for Ollama's two routes."""
-    spoken, streamed = server.spoken(), server.chance.random() < 0.5
+    spoken, streamed = server.choose_recording(), server.chance.random() < 0.5
     path, request = server.chance.choice(
         [
             ("/api/chat", {"messages": [{"role": "user", "content": "", "images": [spoken.base64]}]}),
@@ -182,8 +182,8 @@ async def forwarded(server: SoakTarget) -> None:
 
 async def live(server: SoakTarget) -> None:
     """A live session over the plain WebSocket."""
-    spoken, texts = server.spoken(), []
-    url = server.address(f"{PATH}?model={spoken.model}")
+    spoken, texts = server.choose_recording(), []
+    url = server.build_address(f"{PATH}?model={spoken.model}")
     async with server.http.ws_connect(url) as socket:
         speaking = asyncio.create_task(_send_pcm(socket, spoken.pcm))
         try:
@@ -203,10 +203,10 @@ async def live(server: SoakTarget) -> None:
 
 async def realtime(server: SoakTarget) -> None:
     """A session of OpenAI's Realtime API in which the client commits."""
-    spoken = server.spoken()
+    spoken = server.choose_recording()
     transcription = {"model": spoken.model, "language": "en"}
     heard = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "transcription": transcription, "turn_detection": None}
-    async with server.http.ws_connect(server.address("/v1/realtime?intent=transcription")) as socket:
+    async with server.http.ws_connect(server.build_address("/v1/realtime?intent=transcription")) as socket:
         await socket.send_json({"type": "session.update", "session": {"type": "transcription", "audio": {"input": heard}}})
         speaking = asyncio.create_task(_append_audio(socket, spoken.pcm))
         try:
@@ -224,7 +224,7 @@ async def realtime(server: SoakTarget) -> None:
 
 async def wyoming(server: SoakTarget) -> None:
     """Home Assistant: asks what there is, then sends an utterance."""
-    spoken = server.spoken()
+    spoken = server.choose_recording()
     async with AsyncTcpClient("127.0.0.1", server.wyoming) as client:
         await client.write_event(Describe().event())
         told = await client.read_event()
@@ -248,7 +248,7 @@ async def wyoming(server: SoakTarget) -> None:
 async def lists(server: SoakTarget) -> None:
     """What there is, in the words of three protocols."""
     path = server.chance.choice(["/v1/models", "/api/tags", "/api/ps", "/running", "/health", "/api/metrics/activity"])
-    async with server.http.get(server.address(path)) as answer:
+    async with server.http.get(server.build_address(path)) as answer:
         if answer.status != 200:
             raise WrongAnswerError(f"{path}: {answer.status}")
         await answer.json()
@@ -266,7 +266,7 @@ async def mistakes(server: SoakTarget) -> None:
     elif kind == "format":
         expected, (status, body) = (400, "invalid_value"), await _post_form(server, spoken, b"RIFF", response_format="poem")
     else:
-        async with server.http.post(server.address("/v1/embeddings"), data=b'{"model": [', headers=JSON) as answer:
+        async with server.http.post(server.build_address("/v1/embeddings"), data=b'{"model": [', headers=JSON) as answer:
             expected, (status, body) = (400, "invalid_value"), (answer.status, await answer.read())
     error = json.loads(body)["error"]
     if (status, error["code"]) != expected:
@@ -305,7 +305,7 @@ def _check_story(text: str) -> None:
 
 
 async def _post(server: SoakTarget, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-    async with server.http.post(server.address(path), json=body) as answer:
+    async with server.http.post(server.build_address(path), json=body) as answer:
         return answer.status, await _read_answer(answer)
 
 
@@ -314,7 +314,7 @@ async def _post_form(server: SoakTarget, spoken: SpokenRecording, audio: bytes, 
     headers = {"content-type": body.headers.split(": ", 1)[1].strip()}
     whole = b"".join(body.pieces)
     data = _send_slowly(whole) if server.chance.random() < 0.25 else whole
-    async with server.http.post(server.address("/v1/audio/transcriptions"), data=data, headers=headers) as answer:
+    async with server.http.post(server.build_address("/v1/audio/transcriptions"), data=data, headers=headers) as answer:
         return answer.status, await _read_answer(answer)
 
 

@@ -39,18 +39,18 @@ class StreamFollower:
                     self.lost = f"{self.path}: {answer.status}"
                     return
                 async for line in _read_lines(answer.content):
-                    self._take(line)
+                    self._count_line(line)
             self.lost = f"{self.path} ended"
         except (aiohttp.ClientError, ValueError, OSError) as error:
             self.lost = f"{self.path}: {error!r}"
 
-    async def heard_since(self, moment: float) -> None:
+    async def wait_for_event(self, moment: float) -> None:
         """Wait until something comes after that moment, unless nothing comes any more."""
         while self.heard_at < moment and not self.lost:
             self._heard.clear()
             await self._heard.wait()
 
-    def _take(self, line: bytes) -> None:
+    def _count_line(self, line: bytes) -> None:
         self.bytes += len(line)
         self.heard_at = time.monotonic()
         self._heard.set()

@@ -61,7 +61,7 @@ def _measure_ours(model: LoadOrder) -> ModelLife:
         before = _measure_held(server)
         first = _wait_for_answer(server)
         loaded = _measure_held(server)
-        server.unload(NAME)
+        server.unload_model(NAME)
         left = _measure_held(server)
         return ModelLife(before, loaded, left, first, _wait_for_answer(server))
 

@@ -70,11 +70,11 @@ def build_config_page(schema: dict[str, Any]) -> str:
     aliases = "\n".join(f"| `{variable}` | `{setting}` |" for variable, setting in ENVIRONMENT_ALIASES.items())
     table = SettingsTable(schema)
     shared = {"": {*SharedSettings.model_fields}, MODEL: {*SharedModelSettings.model_fields, "ttl", "concurrency_limit"}}
-    own = table.rows(schema, wanted=lambda prefix, name: name not in shared.get(prefix, ()))
-    of_models = table.rows(
+    own = table.list_rows(schema, wanted=lambda prefix, name: name not in shared.get(prefix, ()))
+    of_models = table.list_rows(
         schema["$defs"]["ModelSettings"], MODEL, wanted=lambda prefix, name: name in shared.get(prefix, (name,))
     )
-    of_servers = table.rows(schema, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
+    of_servers = table.list_rows(schema, wanted=lambda prefix, name: name in shared.get(prefix, (name,)))
     former = "\n".join(
         f"| `{path}{old}` | `{path}{new}` |"
         for path, section in list_sections()
@@ -161,17 +161,17 @@ class SettingsTable:
         self._definitions = schema["$defs"]
         self._listed: dict[str, str] = {}
 
-    def rows(self, node: dict[str, Any], prefix: str = "", *, wanted: Wanted) -> list[str]:
+    def list_rows(self, node: dict[str, Any], prefix: str = "", *, wanted: Wanted) -> list[str]:
         found = []
         for name, field in node["properties"].items():
             if wanted(prefix, name):
-                rows = self._field(f"{prefix}{name}", field, wanted, required=name in node.get("required", ()))
+                rows = self._format_field(f"{prefix}{name}", field, wanted, required=name in node.get("required", ()))
                 found += [note_llama_swap_name(rows[0], node["title"], name), *rows[1:]] if rows else []
         return found
 
-    def _field(self, path: str, field: dict[str, Any], wanted: Wanted, *, required: bool) -> list[str]:
+    def _format_field(self, path: str, field: dict[str, Any], wanted: Wanted, *, required: bool) -> list[str]:
         values = field.get("additionalProperties")
-        inner, each = self._section(field), self._section(values) if isinstance(values, dict) else ""
+        inner, each = self._format_section(field), self._format_section(values) if isinstance(values, dict) else ""
         below = inner or each
         if not below or WITHOUT_EFFECT in field:
             return [
@@ -186,9 +186,9 @@ class SettingsTable:
             return [format_row(path, "map", "`{}`", f"{field['description']} See `{self._listed[below]}`.")]
         self._listed[below] = path
         head = [format_row(path, "map", "`{}`", field["description"])] if each else []
-        return head + self.rows(self._definitions[below], f"{path}.NAME." if each else f"{path}.", wanted=wanted)
+        return head + self.list_rows(self._definitions[below], f"{path}.NAME." if each else f"{path}.", wanted=wanted)
 
-    def _section(self, field: dict[str, Any]) -> str:
+    def _format_section(self, field: dict[str, Any]) -> str:
         """The name of the definition that a value follows; empty if it has no names of its own."""
         options = [field, *field.get("anyOf", ())]
         return next((option["$ref"].removeprefix("#/$defs/") for option in options if "$ref" in option), "")

@@ -76,8 +76,8 @@ def build_encoder(weights: dict[str, np.ndarray]) -> bytes:
     """Frames of samples, [n, 576], to what they sound like, [n, 128]."""
     graph = GraphBuilder()
     frames = build_transform(graph, weights["encoder.feature_extractor.forward_basis_buffer"][:, 0])
-    graph.reshape(encode(graph, frames, weights), -1, FEATURES, outputs=("features",))
-    return graph.model("silero_vad_v6", {"input": ("n", INPUT)}, {"features": ("n", FEATURES)})
+    graph.add_reshape(encode(graph, frames, weights), -1, FEATURES, outputs=("features",))
+    return graph.build_model("silero_vad_v6", {"input": ("n", INPUT)}, {"features": ("n", FEATURES)})
 
 
 def build_memory(weights: dict[str, np.ndarray]) -> bytes:
@@ -85,7 +85,7 @@ def build_memory(weights: dict[str, np.ndarray]) -> bytes:
     graph = GraphBuilder()
     decode(graph, "features", weights)
     state = (1, 1, FEATURES)
-    return graph.model(
+    return graph.build_model(
         "silero_vad_v6_memory",
         {"features": ("n", FEATURES), "h": state, "c": state},
         {"speech_probs": ("n",), "hn": state, "cn": state},
@@ -102,23 +102,23 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
-    def constant(self, values: object, kind: type = np.float32) -> str:
+    def add_constant(self, values: object, kind: type = np.float32) -> str:
         name = f"constant_{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values, kind), name))
         return name
 
-    def add(self, kind: str, *inputs: str, outputs: tuple[str, ...] = (), **attributes: object) -> str:
+    def add_node(self, kind: str, *inputs: str, outputs: tuple[str, ...] = (), **attributes: object) -> str:
         outputs = outputs or (f"{kind}_{len(self._nodes)}",)
         self._nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
         return outputs[0]
 
-    def slice(self, tensor: str, start: int, end: int, axis: int) -> str:
-        return self.add("Slice", tensor, *(self.constant([number], np.int64) for number in (start, end, axis)))
+    def add_slice(self, tensor: str, start: int, end: int, axis: int) -> str:
+        return self.add_node("Slice", tensor, *(self.add_constant([number], np.int64) for number in (start, end, axis)))
 
-    def reshape(self, tensor: str, *shape: int, outputs: tuple[str, ...] = ()) -> str:
-        return self.add("Reshape", tensor, self.constant(shape, np.int64), outputs=outputs)
+    def add_reshape(self, tensor: str, *shape: int, outputs: tuple[str, ...] = ()) -> str:
+        return self.add_node("Reshape", tensor, self.add_constant(shape, np.int64), outputs=outputs)
 
-    def model(self, name: str, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> bytes:
+    def build_model(self, name: str, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> bytes:
         def tensors(shapes: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
             return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
@@ -136,15 +136,15 @@ def build_transform(graph: GraphBuilder, basis: np.ndarray) -> str:
         for rows, half in ((basis[:BINS], cosine), (basis[BINS:], sine)):
             np.testing.assert_allclose(rows[bins].T, window[:, None] * np.concatenate([half, sign * half]), atol=1e-6)
 
-    padded = graph.add("Pad", "input", graph.constant([0, 0, 0, 64], np.int64), mode="reflect")
-    hops = graph.reshape(padded, -1, POSITIONS + 1, HOP)
-    first = graph.add("Mul", graph.slice(hops, 0, POSITIONS, 1), graph.constant(window[:HOP]))
-    second = graph.add("Mul", graph.slice(hops, 1, POSITIONS + 1, 1), graph.constant(window[HOP:]))
+    padded = graph.add_node("Pad", "input", graph.add_constant([0, 0, 0, 64], np.int64), mode="reflect")
+    hops = graph.add_reshape(padded, -1, POSITIONS + 1, HOP)
+    first = graph.add_node("Mul", graph.add_slice(hops, 0, POSITIONS, 1), graph.add_constant(window[:HOP]))
+    second = graph.add_node("Mul", graph.add_slice(hops, 1, POSITIONS + 1, 1), graph.add_constant(window[HOP:]))
     powers = [
-        build_power(graph, graph.reshape(graph.add(kind, first, second), -1, HOP), *half)
+        build_power(graph, graph.add_reshape(graph.add_node(kind, first, second), -1, HOP), *half)
         for kind, half in (("Add", even), ("Sub", odd))
     ]
-    return graph.reshape(graph.add("Sqrt", graph.add("Concat", *powers, axis=1)), -1, POSITIONS * BINS)
+    return graph.add_reshape(graph.add_node("Sqrt", graph.add_node("Concat", *powers, axis=1)), -1, POSITIONS * BINS)
 
 
 def build_fourier(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,8 +155,8 @@ def build_fourier(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build_power(graph: GraphBuilder, samples: str, cosine: np.ndarray, sine: np.ndarray) -> str:
-    parts = [graph.add("Gemm", samples, graph.constant(half)) for half in (cosine, sine)]
-    return graph.add("Add", *(graph.add("Mul", part, part) for part in parts))
+    parts = [graph.add_node("Gemm", samples, graph.add_constant(half)) for half in (cosine, sine)]
+    return graph.add_node("Add", *(graph.add_node("Mul", part, part) for part in parts))
 
 
 def encode(graph: GraphBuilder, flat: str, weights: dict[str, np.ndarray]) -> str:
@@ -168,7 +168,7 @@ def encode(graph: GraphBuilder, flat: str, weights: dict[str, np.ndarray]) -> st
             weight = weight[:, order]
         outputs = convolve(graph, flat, positions, stride, weight, weights[f"encoder.conv_layers.{layer}.bias"])
         positions = len(outputs)
-        flat = outputs[0] if positions == 1 else graph.add("Concat", *outputs, axis=1)
+        flat = outputs[0] if positions == 1 else graph.add_node("Concat", *outputs, axis=1)
     return flat
 
 
@@ -178,30 +178,30 @@ def convolve(graph: GraphBuilder, flat: str, positions: int, stride: int, weight
     reach = [(max(at - 1, 0), min(at + 2, positions)) for at in range(0, positions, stride)]
     taps = [(start - at + 1, end - at + 1) for (start, end), at in zip(reach, range(0, positions, stride), strict=True)]
     low, high = min(first for first, _ in taps), max(last for _, last in taps)
-    stacked = graph.constant(np.concatenate([weight[:, :, tap].T for tap in range(low, high)]))
-    shift = graph.constant(bias)
+    stacked = graph.add_constant(np.concatenate([weight[:, :, tap].T for tap in range(low, high)]))
+    shift = graph.add_constant(bias)
     outputs = []
     for (start, end), (first, last) in zip(reach, taps, strict=True):
-        inputs = flat if (start, end) == (0, positions) else graph.slice(flat, start * channels, end * channels, 1)
+        inputs = flat if (start, end) == (0, positions) else graph.add_slice(flat, start * channels, end * channels, 1)
         # A slice of a constant is folded when the graph is loaded; in the file each tap is stored once.
         kernel = (
             stacked
             if (first, last) == (low, high)
-            else graph.slice(stacked, (first - low) * channels, (last - low) * channels, 0)
+            else graph.add_slice(stacked, (first - low) * channels, (last - low) * channels, 0)
         )
-        outputs.append(graph.add("Relu", graph.add("Gemm", inputs, kernel, shift)))
+        outputs.append(graph.add_node("Relu", graph.add_node("Gemm", inputs, kernel, shift)))
     return outputs
 
 
 def decode(graph: GraphBuilder, encoded: str, weights: dict[str, np.ndarray]) -> None:
     """The LSTM over the block's frames with its state carried in and out, then one probability per frame."""
-    gates = [graph.constant(weights[f"onnx::LSTM_{number}"]) for number in (209, 210, 211)]
-    sequence = graph.reshape(encoded, -1, 1, 128)
-    heard = graph.add("LSTM", sequence, *gates, "", "h", "c", outputs=("heard", "hn", "cn"), hidden_size=128)
-    active = graph.add("Relu", graph.reshape(heard, -1, 128))
+    gates = [graph.add_constant(weights[f"onnx::LSTM_{number}"]) for number in (209, 210, 211)]
+    sequence = graph.add_reshape(encoded, -1, 1, 128)
+    heard = graph.add_node("LSTM", sequence, *gates, "", "h", "c", outputs=("heard", "hn", "cn"), hidden_size=128)
+    active = graph.add_node("Relu", graph.add_reshape(heard, -1, 128))
     weight, bias = weights["decoder.conv1d.weight"].reshape(128, 1), weights["decoder.conv1d.bias"]
-    score = graph.add("Gemm", active, graph.constant(weight), graph.constant(bias))
-    graph.reshape(graph.add("Sigmoid", score), -1, outputs=("speech_probs",))
+    score = graph.add_node("Gemm", active, graph.add_constant(weight), graph.add_constant(bias))
+    graph.add_reshape(graph.add_node("Sigmoid", score), -1, outputs=("speech_probs",))
 
 
 if __name__ == "__main__":

@@ -44,23 +44,23 @@ class ServerUnderTest:
     def log(self) -> str:
         return "".join(self.output)
 
-    def runners(self) -> list[psutil.Process]:
+    def list_runners(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
         return [child for child in children if runs_module(child, "eardrum.runner")]
 
-    def post(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
+    def post_audio(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
         files = {"file": ("audio", audio)} if audio is not None else {}
         return requests.post(f"{self.address}/v1/audio/{path}", data=fields, files=files, timeout=240)
 
-    def windows(self) -> int:
+    def count_windows(self) -> int:
         """Windows its one runner has decoded, asked of the runner itself."""
-        (runner,) = self.runners()
+        (runner,) = self.list_runners()
         command = runner.cmdline()
         path = command[command.index("--socket") + 1]
         done = subprocess.run([sys.executable, "-c", ASK, path], capture_output=True, text=True, check=True, timeout=20)
         return int(done.stdout)
 
-    def open_files(self) -> list[str]:
+    def list_open_files(self) -> list[str]:
         """Temporary files that the server holds, with or without a name."""
         links = [_read_link(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
         return [link for link in links if str(self.temp) in link]

@@ -136,7 +136,7 @@ class _HubExchange(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/models/(.+?)(?:/revision/[^/]+)?", path):
             self._describe(found[1])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/(resolve|stored)/([^/]+)/(.+)", path):
-            self._file(found[1], found[4], redirects=found[2] == "resolve")
+            self._send_file(found[1], found[4], redirects=found[2] == "resolve")
         else:
             self._refuse(404, "EntryNotFound")
 
@@ -144,20 +144,20 @@ class _HubExchange(BaseHTTPRequestHandler):
         repository = self.server.hub.repositories.get(name)
         if not repository:
             self._refuse(404, "RepoNotFound")
-        elif self._fine(repository):
+        elif self._check_authorization(repository):
             siblings = [_describe_file(file, data, repository) for file, data in repository.files.items()]
             body = {"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings}
             self._send(200, json.dumps(body).encode(), {"content-type": "application/json"})
 
-    def _fine(self, repository: FakeRepository) -> bool:
+    def _check_authorization(self, repository: FakeRepository) -> bool:
         codes = {401: "", 403: "GatedRepo", 404: "RepoNotFound"}
         if repository.status != 200:
             self._refuse(repository.status, codes.get(repository.status, ""))
         return repository.status == 200
 
-    def _file(self, name: str, file: str, *, redirects: bool) -> None:
+    def _send_file(self, name: str, file: str, *, redirects: bool) -> None:
         repository = self.server.hub.repositories[name]
-        if not self._fine(repository):
+        if not self._check_authorization(repository):
             return
         data = repository.files.get(file)
         if data is None:
@@ -168,9 +168,9 @@ class _HubExchange(BaseHTTPRequestHandler):
             linked = {"x-linked-size": str(len(data)), "x-linked-etag": headers["etag"]}
             self._send(302, b"", linked | headers | {"location": f"{self.server.hub.store}/{name}/stored/x/{file}"})
         else:
-            self._content(repository, data, headers)
+            self._send_content(repository, data, headers)
 
-    def _content(self, repository: FakeRepository, data: bytes, headers: dict[str, str]) -> None:
+    def _send_content(self, repository: FakeRepository, data: bytes, headers: dict[str, str]) -> None:
         total, first = len(data), 0
         if repository.damaged:
             data = data[:-1] + bytes([data[-1] ^ 1])
@@ -185,11 +185,11 @@ class _HubExchange(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.server.hub.sending += 1
             try:
-                self._pour(repository, data, first)
+                self._send_slowly(repository, data, first)
             finally:
                 self.server.hub.sending -= 1
 
-    def _pour(self, repository: FakeRepository, data: bytes, first: int) -> None:
+    def _send_slowly(self, repository: FakeRepository, data: bytes, first: int) -> None:
         large = len(data) >= LARGE
         for start in range(first, len(data), PIECE):
             piece = data[start : start + PIECE]

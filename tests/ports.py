@@ -31,7 +31,7 @@ class PortBlock:
                 return
         raise AssertionError("all ports for tests are taken")
 
-    def take(self, count: int) -> int:
+    def take_ports(self, count: int) -> int:
         """The first of so many ports in a row on which nobody listens. The longest unused ones come first."""
         for _ in self._ports:
             if self._next + count > len(self._ports):
@@ -54,7 +54,7 @@ def find_free_port() -> int:
 
 def find_free_ports(count: int) -> int:
     """The first of so many ports in a row on which nobody listens."""
-    return _get_block().take(count)
+    return _get_block().take_ports(count)
 
 
 def _is_free(port: int) -> bool:

@@ -334,7 +334,7 @@ def test_what_serve_says_works_with_keys_and_tells_none_in_a_log() -> None:
 
 def test_json_log() -> None:
     with run_server("--set", "log.format=json") as server:
-        server.post(encode_speech("wav"))
+        server.post_audio(encode_speech("wav"))
         wait_for(lambda: '"eardrum.access"' in server.log)
         (line,) = [line for line in server.log.splitlines() if '"eardrum.access"' in line]
     entry = json.loads(line)

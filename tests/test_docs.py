@@ -194,5 +194,5 @@ def test_getting_started_shows_what_is_printed(tmp_path: Path) -> None:
         for paragraph in banner.removeprefix("$ make run\n").split("\n\n"):
             assert normalize(paragraph) in printed
         sample = (SOURCES / "sample.ogg").read_bytes()
-        assert server.post(sample, model="whisper-1").text in transcripts
-        assert server.post(sample, model="whisper-1", response_format="srt").text.strip() in transcripts
+        assert server.post_audio(sample, model="whisper-1").text in transcripts
+        assert server.post_audio(sample, model="whisper-1", response_format="srt").text.strip() in transcripts

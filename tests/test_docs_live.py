@@ -107,7 +107,7 @@ class BrowserPage:
         self._socket = socket
         self._number = 0
 
-    async def _do(self, method: str, **parameters: Any) -> dict[str, Any]:
+    async def _call_debugger(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         await self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while (answer := json.loads(await self._socket.recv())).get("id") != self._number:
@@ -115,21 +115,21 @@ class BrowserPage:
         result: dict[str, Any] = answer["result"]
         return result
 
-    async def go(self, address: str) -> None:
-        await self._do("Page.navigate", url=address)
-        await self.until("document.readyState === 'complete' && !!document.getElementById('start')?.onclick")
+    async def open_address(self, address: str) -> None:
+        await self._call_debugger("Page.navigate", url=address)
+        await self.wait_until("document.readyState === 'complete' && !!document.getElementById('start')?.onclick")
 
-    async def ask(self, expression: str) -> Any:
-        answer = await self._do("Runtime.evaluate", expression=expression, userGesture=True, returnByValue=True)
+    async def evaluate(self, expression: str) -> Any:
+        answer = await self._call_debugger("Runtime.evaluate", expression=expression, userGesture=True, returnByValue=True)
         return answer["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 30) -> None:
+    async def wait_until(self, expression: str, seconds: float = 30) -> None:
         async with asyncio.timeout(seconds):
-            while not await self.ask(expression):  # noqa: ASYNC110 -- another process has no event for it
+            while not await self.evaluate(expression):  # noqa: ASYNC110 -- another process has no event for it
                 await asyncio.sleep(0.05)
 
-    async def text(self, id: str) -> str:
-        return str(await self.ask(f"document.getElementById('{id}').textContent"))
+    async def read_text(self, id: str) -> str:
+        return str(await self.evaluate(f"document.getElementById('{id}').textContent"))
 
 
 @asynccontextmanager
@@ -141,7 +141,7 @@ async def open_page(html: str, tmp_path: Path, host: str = "localhost") -> Async
     with serve_pages(folder) as address, run_browser(microphone) as debugger:
         async with connect(debugger, max_size=None) as socket:
             page = BrowserPage(socket)
-            await page.go(f"{address.replace('localhost', host)}/live.html")
+            await page.open_address(f"{address.replace('localhost', host)}/live.html")
             yield page
 
 
@@ -149,16 +149,16 @@ async def test_the_page_shows_what_is_said_while_it_is_said(server: ServerUnderT
     await asyncio.to_thread(requests.post, f"{server.address}/api/ps/whisper-1", timeout=60)
     html = read_snippet("html").replace("127.0.0.1:8100", server.address.removeprefix("http://"))
     async with open_page(html, tmp_path) as page:
-        await page.ask("document.getElementById('start').click()")
-        await page.until("document.getElementById('tentative').textContent")
-        assert not await page.text("said")
-        await page.until("document.getElementById('said').textContent.includes('do for them.')")
-        await page.ask("document.getElementById('stop').click()")
-        await page.until("!document.getElementById('start').disabled")
-        assert "Dashwood had then leisure to consider how much there might be" in await page.text(
+        await page.evaluate("document.getElementById('start').click()")
+        await page.wait_until("document.getElementById('tentative').textContent")
+        assert not await page.read_text("said")
+        await page.wait_until("document.getElementById('said').textContent.includes('do for them.')")
+        await page.evaluate("document.getElementById('stop').click()")
+        await page.wait_until("!document.getElementById('start').disabled")
+        assert "Dashwood had then leisure to consider how much there might be" in await page.read_text(
             "said"
         )  # the browser filters sound
-        assert await page.text("trouble") == ""
+        assert await page.read_text("trouble") == ""
 
 
 async def test_what_a_media_recorder_records_goes_up_as_it_is(server: ServerUnderTest, tmp_path: Path) -> None:
@@ -166,25 +166,25 @@ async def test_what_a_media_recorder_records_goes_up_as_it_is(server: ServerUnde
     own = RECORDER.replace("SNIPPET", read_snippet("js")).replace("SERVER", address)
     html = re.sub(r"(?s)(<script type=\"module\">).*(</script>)", lambda found: found[1] + own + found[2], read_snippet("html"))
     async with open_page(html, tmp_path) as page:
-        await page.ask("document.getElementById('start').click()")
-        await page.until("document.getElementById('said').textContent.includes('do for them.')")
-        await page.ask("document.getElementById('stop').click()")
-        await page.until("document.getElementById('stable').textContent === 'closed'")
-        assert await page.text("trouble") == ""
+        await page.evaluate("document.getElementById('start').click()")
+        await page.wait_until("document.getElementById('said').textContent.includes('do for them.')")
+        await page.evaluate("document.getElementById('stop').click()")
+        await page.wait_until("document.getElementById('stable').textContent === 'closed'")
+        assert await page.read_text("trouble") == ""
 
 
 async def test_a_server_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
     async with open_page(read_snippet("html").replace("127.0.0.1:8100", "127.0.0.1:9"), tmp_path) as page:
-        await page.ask("document.getElementById('start').click()")
-        await page.until("document.getElementById('trouble').textContent.includes('1006')")
-        assert not await page.ask("document.getElementById('start').disabled")
+        await page.evaluate("document.getElementById('start').click()")
+        await page.wait_until("document.getElementById('trouble').textContent.includes('1006')")
+        assert not await page.evaluate("document.getElementById('start').disabled")
 
 
 async def test_a_page_that_may_not_use_the_microphone_says_why(tmp_path: Path) -> None:
     async with open_page(read_snippet("html"), tmp_path, host="captions.test") as page:
-        await page.ask("document.getElementById('start').click()")
-        await page.until("document.getElementById('trouble').textContent.includes('https://')")
-        assert not await page.ask("document.getElementById('start').disabled")
+        await page.evaluate("document.getElementById('start').click()")
+        await page.wait_until("document.getElementById('trouble').textContent.includes('https://')")
+        assert not await page.evaluate("document.getElementById('start').disabled")
 
 
 async def test_a_page_whose_origin_is_refused_says_so(server: ServerUnderTest, tmp_path: Path) -> None:
@@ -195,6 +195,6 @@ async def test_a_page_whose_origin_is_refused_says_so(server: ServerUnderTest, t
     html = html.replace("await audio.audioWorklet.addModule", "if (0) await audio.audioWorklet.addModule")
     html = html.replace('new AudioWorkletNode(audio, "pcm")', "Object.assign(audio.createGain(), { port: {} })")
     async with open_page(html, tmp_path, host="captions.test") as page:
-        await page.ask("document.getElementById('start').click()")
-        await page.until("document.getElementById('trouble').textContent.includes('http://captions.test')")
-        assert not await page.ask("document.getElementById('start').disabled")
+        await page.evaluate("document.getElementById('start').click()")
+        await page.wait_until("document.getElementById('trouble').textContent.includes('http://captions.test')")
+        assert not await page.evaluate("document.getElementById('start').disabled")

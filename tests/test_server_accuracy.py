@@ -28,7 +28,7 @@ def compute_error_rate(references: list[str], texts: list[str]) -> float:
 @pytest.fixture(scope="module")
 def served(server: ServerUnderTest) -> list[str]:
     """Each recording on its own, through the server."""
-    return [server.post(encode(samples, "wav")).json()["text"] for _, samples, _ in load_announcements()]
+    return [server.post_audio(encode(samples, "wav")).json()["text"] for _, samples, _ in load_announcements()]
 
 
 def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
@@ -50,7 +50,7 @@ def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
 def test_very_quiet_recordings_lose_few_words(server: ServerUnderTest, served: list[str]) -> None:
     """Seventy decibels below full scale: without a gain every fourth word is lost."""
     quiet = [samples * np.float32(10 ** (-70 / 20) / samples.std()) for _, samples, _ in load_announcements()]
-    heard = [server.post(encode(samples, "wav")).json()["text"] for samples in quiet]
+    heard = [server.post_audio(encode(samples, "wav")).json()["text"] for samples in quiet]
     references = [text for _, _, text in load_announcements()]
     assert compute_error_rate(references, heard) < compute_error_rate(references, served) + 0.06
 
@@ -69,7 +69,7 @@ def test_forty_minutes_are_no_worse_than_the_pieces(server: ServerUnderTest, ser
             _, samples, text = load_announcements()[number]
             said.append(text)
             pieces += [samples, pause]
-    heard = server.post(encode(np.concatenate(pieces), "flac")).json()["text"]
+    heard = server.post_audio(encode(np.concatenate(pieces), "flac")).json()["text"]
     whole, alone = (
         compute_error_rate([" ".join(said)], [heard]),
         compute_error_rate([text for _, _, text in load_announcements()], served),

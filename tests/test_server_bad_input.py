@@ -29,39 +29,39 @@ def test_silence_noise_and_tones_are_empty(server: ServerUnderTest, tone: np.nda
     rng = np.random.default_rng(1)
     noise = (rng.standard_normal(16_000 * 20) * 0.1).clip(-1, 1).astype(np.float32)
     for file in (encode(np.zeros(16_000 * 600, np.float32), "flac"), encode(noise, "mp3"), encode(tone, "mp3")):
-        answer = server.post(file)
+        answer = server.post_audio(file)
         assert (answer.status_code, answer.json()["text"]) == (200, "")
 
 
 def test_silence_in_every_format(server: ServerUnderTest) -> None:
     silence = encode(np.zeros(16_000, np.float32), "wav")
-    assert server.post(silence, response_format="vtt").text == "WEBVTT\n\n"
-    assert server.post(silence, response_format="srt").text == ""
-    assert server.post(silence, response_format="text").text == "\n"
-    verbose = server.post(silence, response_format="verbose_json").json()
+    assert server.post_audio(silence, response_format="vtt").text == "WEBVTT\n\n"
+    assert server.post_audio(silence, response_format="srt").text == ""
+    assert server.post_audio(silence, response_format="text").text == "\n"
+    verbose = server.post_audio(silence, response_format="verbose_json").json()
     assert (verbose["text"], verbose["segments"], verbose["duration"]) == ("", [], 1.0)
-    assert '"type": "transcript.text.done", "text": ""' in server.post(silence, stream="true").text
+    assert '"type": "transcript.text.done", "text": ""' in server.post_audio(silence, stream="true").text
 
 
 def test_a_clip_of_100_ms_is_answered(server: ServerUnderTest) -> None:
-    answer = server.post(encode(load_speech()[16_000:17_600], "wav"))
+    answer = server.post_audio(encode(load_speech()[16_000:17_600], "wav"))
     assert answer.status_code == 200
     assert answer.json()["usage"]["seconds"] == 1
 
 
 def test_an_hour_in_bounded_memory(server: ServerUnderTest) -> None:
     hour = encode(np.zeros(3_600 * 16_000, np.float32), "flac", rate=8_000)
-    server.post(encode_speech("wav"))
-    (runner,) = server.runners()
+    server.post_audio(encode_speech("wav"))
+    (runner,) = server.list_runners()
     before = runner.memory_info().rss
-    answer = server.post(hour, response_format="verbose_json").json()
+    answer = server.post_audio(hour, response_format="verbose_json").json()
     assert (answer["text"], round(answer["duration"])) == ("", 3_600)
     assert runner.memory_info().rss - before < 60e6, "its samples are 230 MB"
 
 
 def test_a_truncated_mp3_is_worth_what_is_in_it(server: ServerUnderTest) -> None:
     whole = encode_speech("mp3")
-    answer = server.post(whole[: len(whole) // 2], response_format="verbose_json")
+    answer = server.post_audio(whole[: len(whole) // 2], response_format="verbose_json")
     text = answer.json()["text"]
     assert text.startswith(SPEECH_TEXT[:100])
     assert len(text) < len(SPEECH_TEXT)
@@ -69,11 +69,11 @@ def test_a_truncated_mp3_is_worth_what_is_in_it(server: ServerUnderTest) -> None
     assert warning.startswith("The file breaks off at 9.0 s")
     assert answer.headers["x-eardrum-warnings"] == warning
     wait_for(lambda: warning in server.log)
-    assert "x-eardrum-warnings" not in server.post(whole).headers
+    assert "x-eardrum-warnings" not in server.post_audio(whole).headers
 
 
 def test_video_without_sound(server: ServerUnderTest) -> None:
-    answer = server.post(encode(None, "mp4"))
+    answer = server.post_audio(encode(None, "mp4"))
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "The file has no audio track."
 
@@ -82,7 +82,7 @@ def test_a_playlist_opens_nothing(server: ServerUnderTest, tmp_path) -> None:
     secret = tmp_path / "secret.wav"
     secret.write_bytes(encode_speech("wav"))
     for text in (f"#EXTM3U\n#EXTINF:10,\nfile://{secret}\n", f"ffconcat version 1.0\nfile {secret}\n"):
-        answer = server.post(text.encode())
+        answer = server.post_audio(text.encode())
         assert answer.status_code == 400
         assert "cannot be decoded" in answer.json()["error"]["message"]
 
@@ -97,7 +97,7 @@ def test_forms_that_are_wrong(server: ServerUnderTest) -> None:
         assert set(error) == {"message", "type", "param", "code"}
         return error["message"]
 
-    assert "holds no file" in refused(server.post(model="whisper-1"))
+    assert "holds no file" in refused(server.post_audio(model="whisper-1"))
     two = requests.post(url, files=[("file", ("a", audio)), ("file", ("b", audio))], timeout=60)
     assert "two files" in refused(two)
     elsewhere = requests.post(url, files={"audio": ("a", audio)}, timeout=60)
@@ -151,26 +151,26 @@ def test_raw_pcm_when_declared(server: ServerUnderTest) -> None:
 
 def test_audio_that_is_too_long(tmp_path) -> None:
     with run_server("--set", "limits.audio_duration=10") as server:
-        answer = server.post(encode_speech("wav"))
+        answer = server.post_audio(encode_speech("wav"))
         assert answer.status_code == 400
         assert "longer than" in answer.json()["error"]["message"]
 
 
 def test_hints_a_model_cannot_take_are_named(server: ServerUnderTest) -> None:
     audio = encode_speech("wav")
-    answer = server.post(audio, prompt="Sense and Sensibility", temperature="0.4", foo="bar", language="", stream="")
+    answer = server.post_audio(audio, prompt="Sense and Sensibility", temperature="0.4", foo="bar", language="", stream="")
     assert answer.json()["text"] == SPEECH_TEXT
     assert answer.headers["x-eardrum-ignored"] == "prompt, temperature, foo"
-    assert "x-eardrum-ignored" not in server.post(audio, prompt="", temperature="0").headers
-    words = server.post(audio, **{"timestamp_granularities[]": "word"})
+    assert "x-eardrum-ignored" not in server.post_audio(audio, prompt="", temperature="0").headers
+    words = server.post_audio(audio, **{"timestamp_granularities[]": "word"})
     assert words.headers["x-eardrum-ignored"] == "timestamp_granularities"
-    shaped = server.post(audio, subtitles="broadcast", max_line_width="30", multilingual="true")
+    shaped = server.post_audio(audio, subtitles="broadcast", max_line_width="30", multilingual="true")
     assert shaped.headers["x-eardrum-ignored"] == "multilingual, subtitles, max_line_width"
 
 
 def test_a_word_said_ten_times_is_not_taken_for_a_loop(server: ServerUnderTest) -> None:
     zero = decode_file(ROOT / "tests" / "data" / "digits" / "0.ogg")
-    answer = server.post(
+    answer = server.post_audio(
         encode(np.tile(np.concatenate([zero, create_silence(0.2)]), 10), "wav"), response_format="verbose_json"
     ).json()
     assert answer["text"].lower().count("zero") == 10
@@ -178,9 +178,9 @@ def test_a_word_said_ten_times_is_not_taken_for_a_loop(server: ServerUnderTest) 
 
 
 def test_nothing_is_left_open(server: ServerUnderTest) -> None:
-    server.post(b"not audio" * (1 << 18))
-    server.post(encode_speech("m4a"))
-    wait_for(lambda: server.open_files() == [])  # the threads that wrote for a refused request may have a moment to go
+    server.post_audio(b"not audio" * (1 << 18))
+    server.post_audio(encode_speech("m4a"))
+    wait_for(lambda: server.list_open_files() == [])  # the threads that wrote for a refused request may have a moment to go
 
 
 def exchange_bytes(server: ServerUnderTest, request: bytes) -> bytes:

@@ -144,4 +144,4 @@ def test_a_recording_from_a_host_that_the_config_allows(files: str) -> None:
         refused = post_chat(server, build_audio_url(f"{files}/b.mp3"))
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "audio_url")
         assert refused.json()["error"]["message"].endswith("/b.mp3 cannot be fetched: it answered 404.")
-        wait_for(lambda: not [file for file in server.open_files() if "(deleted)" in file])  # what was fetched is gone
+        wait_for(lambda: not [file for file in server.list_open_files() if "(deleted)" in file])  # what was fetched is gone

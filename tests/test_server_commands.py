@@ -90,7 +90,7 @@ def test_a_command_is_loaded_by_its_first_request_and_unloaded_by_hand(tmp_path:
 def test_a_language_model_is_never_the_default(tmp_path: Path) -> None:
     with run_server_with(tmp_path, {"llm": build_command()}) as server:
         assert requests.get(f"{server.address}/health", timeout=10).json()["default_model"] == "moonshine-tiny-en"
-        assert server.post(encode_speech("flac"), model="whisper-1").json()["text"] == SPEECH_TEXT
+        assert server.post_audio(encode_speech("flac"), model="whisper-1").json()["text"] == SPEECH_TEXT
 
 
 def test_one_that_is_slow_to_stop_holds_up_nobody(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def encode_audio(*spoken: SpokenClip) -> bytes:
 def test_every_utterance_is_heard_right_and_its_language_found(whisper: ServerUnderTest) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(
-            pool.map(lambda clip: whisper.post(encode_audio(clip), response_format="verbose_json").json(), load_clips())
+            pool.map(lambda clip: whisper.post_audio(encode_audio(clip), response_format="verbose_json").json(), load_clips())
         )
     assert [answer["text"] for answer in answers] == [clip.text for clip in load_clips()]
     languages = {"en": "english", "de": "german"}
@@ -71,7 +71,7 @@ def test_twenty_minutes_are_no_worse_than_the_pieces(whisper: ServerUnderTest) -
     while sum(map(len, pieces)) < 20 * 60 * 16_000:
         said.append(english[random.integers(len(english))])
         pieces += [said[-1].samples, create_silence(random.uniform(0.4, 6.0))]
-    text = whisper.post(encode(np.concatenate(pieces), "flac")).json()["text"]
+    text = whisper.post_audio(encode(np.concatenate(pieces), "flac")).json()["text"]
     normal = BasicTextNormalizer()
     heard = jiwer.process_words(normal(" ".join(clip.text for clip in said)), normal(text))
     assert heard.wer <= 0.01, jiwer.visualize_alignment(heard)
@@ -82,7 +82,7 @@ def test_no_worse_than_the_engine_called_directly(whisper: ServerUnderTest, requ
     source = Path(requests.get(f"{whisper.address}/api/v1/backend", timeout=10).json()["info"]["source"])
     engine = load_engine(model["engine"], source, {"compute_type": "float32"})
     direct = [" ".join(s.text for s in engine.transcribe([create_window(clip)])[0].segments) for clip in load_clips()]
-    served = [whisper.post(encode_audio(clip)).json()["text"] for clip in load_clips()]
+    served = [whisper.post_audio(encode_audio(clip)).json()["text"] for clip in load_clips()]
     normal = BasicTextNormalizer()
     references = [normal(clip.text) for clip in load_clips()]
     assert jiwer.wer(references, [normal(t) for t in served]) <= jiwer.wer(references, [normal(t) for t in direct])
@@ -93,16 +93,16 @@ def create_window(clip: SpokenClip) -> Window:
 
 
 def test_german_is_translated(whisper: ServerUnderTest) -> None:
-    answer = whisper.post(encode_audio(GERMAN), path="translations", response_format="verbose_json").json()
+    answer = whisper.post_audio(encode_audio(GERMAN), path="translations", response_format="verbose_json").json()
     assert (answer["task"], answer["text"].lower().strip(".")) == ("translate", "music on")
 
 
 def test_subtitles_words_and_a_stream_come_from_one_recording(whisper: ServerUnderTest) -> None:
     recording = encode_audio(*[clip for clip in load_clips() if clip.language == "en"][:5])
-    srt = whisper.post(recording, response_format="srt").text
+    srt = whisper.post_audio(recording, response_format="srt").text
     assert srt.startswith("1\n00:00:0")
     assert " --> " in srt
-    assert whisper.post(recording, response_format="vtt").text.startswith("WEBVTT\n\n00:00:")
+    assert whisper.post_audio(recording, response_format="vtt").text.startswith("WEBVTT\n\n00:00:")
     answer = requests.post(
         f"{whisper.address}/v1/audio/transcriptions",
         files={"file": recording},
@@ -113,7 +113,7 @@ def test_subtitles_words_and_a_stream_come_from_one_recording(whisper: ServerUnd
     assert "".join(word["word"] for word in answer["words"]).replace(" ", "") == answer["text"].replace(" ", "")
     assert [word["start"] for word in answer["words"]] == sorted(word["start"] for word in answer["words"])
     assert times[-1] <= answer["duration"]
-    stream = whisper.post(recording, stream="true").text
+    stream = whisper.post_audio(recording, stream="true").text
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
     assert "".join(event["delta"] for event in events[:-1]) == events[-1]["text"] == answer["text"]
 
@@ -126,7 +126,9 @@ def test_languages_and_tasks_of_many_clients_do_not_mix(whisper: ServerUnderTest
         (ENGLISH, "transcriptions", {"language": "en", "temperature": "0"}, ENGLISH.text),
     ] * 3
     with ThreadPoolExecutor(len(wishes)) as pool:
-        texts = list(pool.map(lambda wish: whisper.post(encode_audio(wish[0]), path=wish[1], **wish[2]).json()["text"], wishes))
+        texts = list(
+            pool.map(lambda wish: whisper.post_audio(encode_audio(wish[0]), path=wish[1], **wish[2]).json()["text"], wishes)
+        )
     assert [text.lower().strip(".") for text in texts] == [wish[3].lower().strip(".") for wish in wishes]
 
 
@@ -143,21 +145,21 @@ def test_the_backend_says_what_it_can(whisper: ServerUnderTest) -> None:
 def test_a_model_that_is_gone_has_left_nothing_behind(whisper: ServerUnderTest) -> None:
     """Unloads the model; the gateway is what it was before, and the model comes back."""
     gateway = psutil.Process(whisper.process.pid)
-    whisper.post(encode_audio(ENGLISH))
+    whisper.post_audio(encode_audio(ENGLISH))
     unload_model(whisper)
     rss, files = gateway.memory_info().rss, gateway.num_fds()
     for _ in range(2):
-        assert whisper.post(encode_audio(ENGLISH)).json()["text"] == ENGLISH.text
-        assert len(whisper.runners()) == 1
+        assert whisper.post_audio(encode_audio(ENGLISH)).json()["text"] == ENGLISH.text
+        assert len(whisper.list_runners()) == 1
         unload_model(whisper)
         wait_for(lambda: gateway.num_fds() <= files)
     assert gateway.memory_info().rss <= rss + 4_000_000
-    wait_for(lambda: not whisper.open_files())
+    wait_for(lambda: not whisper.list_open_files())
 
 
 def unload_model(server: ServerUnderTest) -> None:
     assert requests.delete(f"{server.address}/api/ps/hearing", timeout=60).status_code == 200
-    assert not server.runners()
+    assert not server.list_runners()
 
 
 PARROT = '''
@@ -228,13 +230,13 @@ def test_a_library_that_fails_costs_its_model_only(parrots: Path, fault: str, sa
     with run_server(
         "--set", f"models={json.dumps(models)}", "--set", "default_model=moonshine-tiny-en", PYTHONPATH=path
     ) as server:
-        failed = server.post(encode_audio(ENGLISH), model="polly")
+        failed = server.post_audio(encode_audio(ENGLISH), model="polly")
         assert failed.status_code == 500
         assert failed.json()["error"]["code"] == "model_load_failed"
         assert says in failed.json()["error"]["message"]
-        assert server.post(encode_audio(ENGLISH)).status_code == 200
+        assert server.post_audio(encode_audio(ENGLISH)).status_code == 200
         engine.write_text(whole)
-        wait_for(lambda: server.post(encode_audio(ENGLISH), model="polly").status_code == 200)
+        wait_for(lambda: server.post_audio(encode_audio(ENGLISH), model="polly").status_code == 200)
 
 
 def test_an_engine_of_another_package_is_one_file(parrots: Path) -> None:
@@ -245,7 +247,7 @@ def test_an_engine_of_another_package_is_one_file(parrots: Path) -> None:
         assert found["engine"] == "parrot"
         backend = requests.get(f"{server.address}/api/v1/backend?model=polly", timeout=10).json()
         assert (backend["backend"], backend["info"]["title"]) == ("parrot", "Parrots")
-        assert server.post(encode_audio(ENGLISH), model="polly").json()["text"] == "PIECES OF EIGHT."
+        assert server.post_audio(encode_audio(ENGLISH), model="polly").json()["text"] == "PIECES OF EIGHT."
     command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "engines"]
     listed = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=60, env={"PYTHONPATH": path, "COLUMNS": "200"}

@@ -61,31 +61,31 @@ def get_serving_model(answer: requests.Response) -> str:
 
 def test_what_cannot_be_loaded_or_is_not_here_is_stood_in_for(server: ServerUnderTest) -> None:
     for model in ("broken", "broken", "absent"):  # the second time it is not even tried
-        answer = server.post(AUDIO, model=model)
+        answer = server.post_audio(AUDIO, model=model)
         assert (answer.json()["text"], get_serving_model(answer)) == (SPEECH_TEXT, EMBEDDED)
     assert f"Trying fallback model {EMBEDDED}." in server.log
     assert f"model={EMBEDDED}" in server.log
-    assert server.post(AUDIO, model=EMBEDDED).headers["x-eardrum-model"] == EMBEDDED
-    failed = server.post(AUDIO, model="to")
+    assert server.post_audio(AUDIO, model=EMBEDDED).headers["x-eardrum-model"] == EMBEDDED
+    failed = server.post_audio(AUDIO, model="to")
     assert failed.status_code in (500, 503), "two that stand in for each other are tried once each"
 
 
 def test_who_cannot_do_what_is_asked_is_skipped(server: ServerUnderTest) -> None:
-    assert get_serving_model(server.post(AUDIO, model="picky", language="en")) == EMBEDDED
-    assert get_serving_model(server.post(AUDIO, model="picky")) == "spanish"
-    refused = server.post(AUDIO, model="hopeless", language="en")
+    assert get_serving_model(server.post_audio(AUDIO, model="picky", language="en")) == EMBEDDED
+    assert get_serving_model(server.post_audio(AUDIO, model="picky")) == "spanish"
+    refused = server.post_audio(AUDIO, model="hopeless", language="en")
     assert refused.status_code in (500, 503), "spanish does not know English, so the failure stands"
     assert "decoder_model_merged.ort" in refused.json()["error"]["message"]
 
 
 def test_a_busy_model_is_stood_in_for(server: ServerUnderTest) -> None:
     with open_wire(server) as client:
-        client.send(build_field("model", "narrow") + FILE + AUDIO[:20_000])
+        client.send_bytes(build_field("model", "narrow") + FILE + AUDIO[:20_000])
         wait_for(lambda: get_state(server, "narrow")["requests"] == 1)
-        assert get_serving_model(server.post(AUDIO, model="narrow")) == EMBEDDED
-        client.send(AUDIO[20_000:] + END)
-        client.end()
-        client.until(b"x-eardrum-model: narrow")
+        assert get_serving_model(server.post_audio(AUDIO, model="narrow")) == EMBEDDED
+        client.send_bytes(AUDIO[20_000:] + END)
+        client.end_body()
+        client.receive_until(b"x-eardrum-model: narrow")
 
 
 def get_state(server: ServerUnderTest, model: str) -> dict[str, object]:
@@ -95,18 +95,20 @@ def get_state(server: ServerUnderTest, model: str) -> dict[str, object]:
 
 def test_the_mistakes_of_a_client_are_the_clients(server: ServerUnderTest) -> None:
     for audio, fields in ((b"not audio", {}), (AUDIO, {"language": "de"}), (AUDIO, {"response_format": "xml"})):
-        assert server.post(audio, model="one", **fields).status_code == 400
+        assert server.post_audio(audio, model="one", **fields).status_code == 400
     assert "Trying" not in server.log
     assert get_state(server, EMBEDDED)["state"] == "stopped"
 
 
 def test_a_model_that_dies_again_and_again_is_stood_in_for(server: ServerUnderTest) -> None:
-    server.post(AUDIO, model="one")
+    server.post_audio(AUDIO, model="one")
     answers: list[requests.Response] = []
-    asking = Thread(target=lambda: answers.append(server.post(encode_announcements(120), model="one")))
+    asking = Thread(target=lambda: answers.append(server.post_audio(encode_announcements(120), model="one")))
     asking.start()
     for deaths in (1, 2):
-        wait_for(lambda: server.runners() and get_state(server, "one")["state"] == "ready" and server.windows() > 3, 30)
+        wait_for(
+            lambda: server.list_runners() and get_state(server, "one")["state"] == "ready" and server.count_windows() > 3, 30
+        )
         kill_runner(server)
         wait_for(lambda deaths=deaths: server.log.count("ran out). Its") >= deaths)
     asking.join(90)
@@ -117,13 +119,13 @@ def test_a_model_that_dies_again_and_again_is_stood_in_for(server: ServerUnderTe
 
 
 def test_a_stream_may_change_its_model_before_the_first_segment_and_not_after(server: ServerUnderTest) -> None:
-    streamed = server.post(AUDIO, model="broken", stream="true")
+    streamed = server.post_audio(AUDIO, model="broken", stream="true")
     assert "transcript.text.done" in streamed.text
     with open_wire(server) as client:
-        client.send(build_field("model", "one") + build_field("stream", "true") + FILE + encode_announcements(600) + END)
-        client.end()
-        client.until(b"transcript.text.delta")
-        for runner in server.runners():
+        client.send_bytes(build_field("model", "one") + build_field("stream", "true") + FILE + encode_announcements(600) + END)
+        client.end_body()
+        client.receive_until(b"transcript.text.delta")
+        for runner in server.list_runners():
             runner.kill()
-        client.until(b"event: error")
-        assert b"transcript.text.done" not in client.until(b'"code"')
+        client.receive_until(b"event: error")
+        assert b"transcript.text.done" not in client.receive_until(b'"code"')

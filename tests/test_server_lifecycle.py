@@ -28,32 +28,32 @@ pytestmark = pytest.mark.slow
 
 
 def kill_runner(server: ServerUnderTest) -> None:
-    (runner,) = server.runners()
+    (runner,) = server.list_runners()
     runner.kill()
 
 
 def test_a_killed_runner_is_replaced_without_a_word() -> None:
     with run_server() as server:
-        server.post(encode_speech("wav"))
+        server.post_audio(encode_speech("wav"))
         answers: list[requests.Response] = []
-        before = server.windows()
-        asking = Thread(target=lambda: answers.append(server.post(encode_announcements(120))))
+        before = server.count_windows()
+        asking = Thread(target=lambda: answers.append(server.post_audio(encode_announcements(120))))
         asking.start()
-        wait_for(lambda: server.windows() > before)
+        wait_for(lambda: server.count_windows() > before)
         kill_runner(server)
         asking.join(90)
         assert answers[0].status_code == 200
         assert len(answers[0].json()["text"]) > 500
         assert "was ended by SIGKILL" in server.log
-        assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+        assert server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_later_server_knows_what_an_earlier_one_has_timed(tmp_path: Path) -> None:
     batches = []
     for _ in range(2):
         with run_server(XDG_CACHE_HOME=str(tmp_path)) as server:
-            server.post(encode_speech("wav"))
-            (runner,) = server.runners()
+            server.post_audio(encode_speech("wav"))
+            (runner,) = server.list_runners()
             command = runner.cmdline()
             batches.append(int(command[command.index("--batch") + 1]))
     assert batches[0] == 0
@@ -63,27 +63,27 @@ def test_a_later_server_knows_what_an_earlier_one_has_timed(tmp_path: Path) -> N
 def test_a_stream_that_has_begun_fails_visibly() -> None:
     with run_server() as server:
         with open_wire(server) as client:
-            client.send(
+            client.send_bytes(
                 build_field("model", "whisper-1") + build_field("stream", "true") + FILE + encode_announcements(600) + END
             )
-            client.end()
-            client.until(b"transcript.text.delta")
+            client.end_body()
+            client.receive_until(b"transcript.text.delta")
             kill_runner(server)
-            client.until(b"event: error")
-            received = client.until(b'"code"')
+            client.receive_until(b"event: error")
+            received = client.receive_until(b'"code"')
             assert b"was ended by SIGKILL" in received
             assert b"transcript.text.done" not in received
-        assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+        assert server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_request_that_kills_two_runners_is_given_up() -> None:
     with run_server() as server:
-        server.post(encode_speech("wav"))
+        server.post_audio(encode_speech("wav"))
         answers: list[requests.Response] = []
-        asking = Thread(target=lambda: answers.append(server.post(encode_announcements(300))))
+        asking = Thread(target=lambda: answers.append(server.post_audio(encode_announcements(300))))
         asking.start()
         for deaths in (1, 2):
-            wait_for(lambda: server.runners() and is_ready(server) and server.windows() > 3, 30)
+            wait_for(lambda: server.list_runners() and is_ready(server) and server.count_windows() > 3, 30)
             kill_runner(server)
             wait_for(lambda deaths=deaths: server.log.count("ran out). Its") >= deaths)
         asking.join(60)
@@ -99,9 +99,9 @@ def is_ready(server: ServerUnderTest) -> bool:
 
 def test_shutdown_in_the_middle_of_a_request() -> None:
     with run_server() as server, open_wire(server) as client:
-        client.send(build_field("model", "whisper-1") + FILE + encode_speech("mp3")[:4000])
-        wait_for(server.runners)
-        runners = server.runners()
+        client.send_bytes(build_field("model", "whisper-1") + FILE + encode_speech("mp3")[:4000])
+        wait_for(server.list_runners)
+        runners = server.list_runners()
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(30)
         assert not psutil.wait_procs(runners, timeout=10)[1]
@@ -111,16 +111,16 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
     with run_server("--set", "shutdown_timeout=1") as server:
         long = encode_announcements(600)
         answers: list[requests.Response] = []
-        asking = Thread(target=lambda: answers.append(server.post(long, model="whisper-1")))
+        asking = Thread(target=lambda: answers.append(server.post_audio(long, model="whisper-1")))
         with open_wire(server) as client:
-            client.send(build_field("model", "whisper-1") + build_field("stream", "true") + FILE + long + END)
-            client.end()
-            client.until(b"transcript.text.delta")
+            client.send_bytes(build_field("model", "whisper-1") + build_field("stream", "true") + FILE + long + END)
+            client.end_body()
+            client.receive_until(b"transcript.text.delta")
             asking.start()
-            wait_for(lambda: len(server.open_files()) == 2)
+            wait_for(lambda: len(server.list_open_files()) == 2)
             server.process.send_signal(signal.SIGTERM)
-            client.until(b"event: error")
-            assert b"shutting down" in client.until(b'"code"')
+            client.receive_until(b"event: error")
+            assert b"shutting down" in client.receive_until(b'"code"')
         asking.join(30)
         assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "shutting_down")
         assert "retry-after" in answers[0].headers
@@ -130,12 +130,12 @@ def test_requests_that_outlast_the_shutdown_are_told() -> None:
 
 def test_a_process_that_hangs_does_not_delay_the_end() -> None:
     with run_server("--set", "shutdown_timeout=1") as server:
-        assert server.post(encode_speech("wav")).status_code == 200
+        assert server.post_audio(encode_speech("wav")).status_code == 200
         answers: list[requests.Response] = []
-        asking = Thread(target=lambda: answers.append(server.post(encode_announcements(600), model="whisper-1")))
+        asking = Thread(target=lambda: answers.append(server.post_audio(encode_announcements(600), model="whisper-1")))
         asking.start()
-        wait_for(lambda: len(server.open_files()) == 1)
-        (runner,) = server.runners()
+        wait_for(lambda: len(server.list_open_files()) == 1)
+        (runner,) = server.list_runners()
         runner.suspend()
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -233,12 +233,12 @@ def end_process(process: subprocess.Popen[bytes]) -> Iterator[None]:
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
 def test_an_upload_that_has_not_named_its_model_is_told_too(path: str) -> None:
     with run_server("--set", "shutdown_timeout=1") as server, open_wire(server, path) as client:
-        client.send(FILE + b"x" * (2 << 20))
-        wait_for(lambda: len(server.open_files()) == 1)
+        client.send_bytes(FILE + b"x" * (2 << 20))
+        wait_for(lambda: len(server.list_open_files()) == 1)
         server.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        client.until(b" 503 ")
-        client.until(b"shutting_down")
+        client.receive_until(b" 503 ")
+        client.receive_until(b"shutting_down")
         assert 0.9 < time.monotonic() - began < 3
         client.socket.close()
         server.process.wait(10)
@@ -285,13 +285,13 @@ def test_a_model_that_cannot_load_says_why_and_can_be_repaired(tmp_path: Path) -
     decoder.write_bytes(b"\0" * 1000)
     with run_server("--set", f"models.mine.source={broken}") as server:
         audio = encode_speech("wav")
-        failed = server.post(audio, model="mine")
+        failed = server.post_audio(audio, model="mine")
         assert failed.status_code == 500
         assert str(broken) in failed.json()["error"]["message"]
-        cooling = server.post(audio, model="mine")
+        cooling = server.post_audio(audio, model="mine")
         assert cooling.status_code == 503
         assert int(cooling.headers["retry-after"]) <= 5
-        assert server.post(audio, model="moonshine-tiny-en").json()["text"] == SPEECH_TEXT
+        assert server.post_audio(audio, model="moonshine-tiny-en").json()["text"] == SPEECH_TEXT
         decoder.unlink()
         decoder.symlink_to(good / decoder.name)
-        wait_for(lambda: server.post(audio, model="mine").status_code == 200)
+        wait_for(lambda: server.post_audio(audio, model="mine").status_code == 200)

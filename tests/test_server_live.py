@@ -45,23 +45,23 @@ async def test_no_word_is_lost_when_the_process_is_killed(tmp_path: Path, settin
     async with run_service(tmp_path, {}) as service, open_speaker(service, settings=settings) as speaker:
         await service.load_model(find_live_model(service, ""))
         await push_audio(speaker, recording[:at], pace=0.02)
-        await speaker.until(lambda: speaker.of(PartialTranscript))
+        await speaker.wait_until(lambda: speaker.list_events(PartialTranscript))
         kill_runner(service)
         await push_audio(speaker, recording[at:] + encode_pcm(create_silence(1)), pace=0.02)
-        await speaker.over(60)
+        await speaker.finish_session(60)
         assert split_words(join_text(speaker)) == split_words(SPEECH_TEXT)
-        assert [event.utterance for event in speaker.of(FinalTranscript)] == [
-            event.utterance for event in speaker.of(UtteranceCommitted)
+        assert [event.utterance for event in speaker.list_events(FinalTranscript)] == [
+            event.utterance for event in speaker.list_events(UtteranceCommitted)
         ]
-        finals = {final.utterance: final.text for final in speaker.of(FinalTranscript)}
-        assert all(finals[partial.utterance].startswith(partial.stable) for partial in speaker.of(PartialTranscript))
+        finals = {final.utterance: final.text for final in speaker.list_events(FinalTranscript)}
+        assert all(finals[partial.utterance].startswith(partial.stable) for partial in speaker.list_events(PartialTranscript))
 
 
 async def test_a_client_does_not_notice_that_the_process_was_killed() -> None:
     recording = encode_pcm(load_speech()) + encode_pcm(create_silence(1))
     with run_server() as server:
-        assert server.post(SAMPLE.read_bytes()).status_code == 200
-        (runner,) = server.runners()
+        assert server.post_audio(SAMPLE.read_bytes()).status_code == 200
+        (runner,) = server.list_runners()
         async with aiohttp.ClientSession() as http, http.ws_connect(f"{server.address}/v1/audio/transcriptions/stream") as socket:
             for at in range(0, len(recording), PIECE):
                 await socket.send_bytes(recording[at : at + PIECE])
@@ -85,7 +85,7 @@ async def test_a_server_that_takes_recordings_has_live_sessions_through_the_engi
         models = {"cloud": {"engine": "openai_api", "options": {"url": f"{upstream.url}/v1", "response_format": "json"}}}
         async with run_service(tmp_path, models) as service, open_speaker(service, "cloud") as speaker:
             await push_audio(speaker, encode_pcm(load_speech()) + encode_pcm(create_silence(1)))
-            await speaker.over(60)
+            await speaker.finish_session(60)
             assert set(speaker.texts.values()) == {"Hello there."}
             assert len(upstream.calls) >= len(speaker.texts)
 
@@ -100,6 +100,6 @@ async def test_a_server_that_fails_costs_the_utterance_and_not_the_session(tmp_p
             while "Hello there." not in speaker.texts.values():
                 said = len(speaker.texts)
                 await push_audio(speaker, encode_pcm(load_speech())[: 5 * 32_000] + encode_pcm(create_silence(1)))
-                await speaker.until(lambda said=said: len(speaker.texts) > said)
+                await speaker.wait_until(lambda said=said: len(speaker.texts) > said)
             assert "failed" in speaker.texts.values()
-            await speaker.over()
+            await speaker.finish_session()

@@ -87,9 +87,9 @@ def list_loaded(server: ServerUnderTest) -> set[str]:
 
 def test_language_models_swap_and_speech_stays(swapping: ServerUnderTest) -> None:
     said = get_clip("u15")
-    heard = swapping.post(encode(said.samples, "wav"), model="eardrum", response_format="text")
+    heard = swapping.post_audio(encode(said.samples, "wav"), model="eardrum", response_format="text")
     assert heard.text.strip() == said.text, heard.text
-    assert swapping.post(encode_speech("mp3"), model="whisper").status_code == 200
+    assert swapping.post_audio(encode_speech("mp3"), model="whisper").status_code == 200
     for model, other in (("qwen", "llama"), ("llama", "qwen"), ("gpt-4o-mini", "llama")):
         assert post_chat(swapping, model)["choices"][0]["message"]["content"] == "You said: hello"
         assert list_loaded(swapping) >= {"whisper", "eardrum"}
@@ -103,11 +103,11 @@ def test_speech_answers_while_language_models_swap(swapping: ServerUnderTest) ->
     def speak() -> None:
         while not over.is_set():
             began = time.monotonic()
-            assert swapping.post(audio, model="eardrum").status_code == 200
+            assert swapping.post_audio(audio, model="eardrum").status_code == 200
             waits.append(time.monotonic() - began)
 
     speaking = threading.Thread(target=speak)
-    swapping.post(audio, model="eardrum")
+    swapping.post_audio(audio, model="eardrum")
     began = time.monotonic()
     speaking.start()
     for model in ("llama", "qwen", "llama", "qwen"):
@@ -123,7 +123,7 @@ def test_speech_answers_while_language_models_swap(swapping: ServerUnderTest) ->
 def test_a_whisper_server_answers_in_every_format(swapping: ServerUnderTest, kind: str) -> None:
     audio = encode_speech(kind)
     answers = {
-        form: swapping.post(audio, model="whisper", response_format=form)
+        form: swapping.post_audio(audio, model="whisper", response_format=form)
         for form in ("json", "text", "srt", "vtt", "verbose_json")
     }
     assert {form: answer.status_code for form, answer in answers.items()} == dict.fromkeys(answers, 200)

@@ -82,10 +82,10 @@ class FollowedStream:
         self.broken = False
         self._response = requests.get(f"{server.address}{path}", headers=headers, stream=True, timeout=60)
         self.headers = self._response.headers
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread = threading.Thread(target=self._read_stream, daemon=True)
         self._thread.start()
 
-    def _read(self) -> None:
+    def _read_stream(self) -> None:
         try:
             for chunk in self._response.iter_content(None):
                 self.text += chunk.decode()
@@ -102,13 +102,13 @@ class FollowedStream:
         self._thread.join(20)
         self._response.close()
 
-    def events(self) -> list[dict[str, Any]]:
+    def list_events(self) -> list[dict[str, Any]]:
         whole = self.text[: self.text.rfind("\n\n") + 2] if "\n\n" in self.text else ""
         messages = [json.loads(line.removeprefix("data:")) for line in whole.splitlines() if line.startswith("data:")]
         return [{"type": message["type"], "data": json.loads(message["data"])} for message in messages]
 
-    def of(self, kind: str) -> list[Any]:
-        return [event["data"] for event in self.events() if event["type"] == kind]
+    def list_data(self, kind: str) -> list[Any]:
+        return [event["data"] for event in self.list_events() if event["type"] == kind]
 
 
 def test_models_are_shown_loaded_and_unloaded(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_all_models_are_unloaded_at_once(tmp_path: Path) -> None:
                 done = requests.request(method, f"{server.address}{path}", timeout=60)
                 assert (done.status_code, done.text) == (200, answer)
                 assert get_json(server, "/running") == {"running": []}
-        assert not server.runners()
+        assert not server.list_runners()
 
 
 def test_a_model_that_does_not_start_is_said_to_whoever_loads_it(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_logs_are_told_and_followed(tmp_path: Path) -> None:
             FollowedStream(server, "/logs/stream/upstream?no-history") as all_models,
         ):
             assert model.headers["content-type"].startswith("text/plain")
-            server.post(encode_speech("flac"), model=M)
+            server.post_audio(encode_speech("flac"), model=M)
             wait_for(lambda: M in all_models.text)
             wait_for(lambda: model.text)
             assert model.text in requests.get(f"{server.address}/logs/{M}", timeout=10).text
@@ -209,7 +209,7 @@ def test_what_a_command_says_is_in_its_log(tmp_path: Path) -> None:
 
 def test_a_model_is_unloaded_by_force(tmp_path: Path) -> None:
     with run_configured(tmp_path, "--set", "shutdown_timeout=1") as server, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.post, encode_announcements(600), model=M)
+        answer = pool.submit(server.post_audio, encode_announcements(600), model=M)
         wait_for(lambda: get_json(server, "/health")["models"][0]["requests"])
         wait_for(lambda: get_json(server, "/health")["models"][0]["state"] == "ready")
         assert post_json(server, f"/api/models/unload/{M}?force").text == "OK"
@@ -236,8 +236,8 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         FollowedStream(server, "/api/events") as following,
     ):
         assert following.headers["content-type"].startswith("text/event-stream")
-        wait_for(lambda: following.of("inflight"))
-        first = following.events()
+        wait_for(lambda: following.list_data("inflight"))
+        first = following.list_events()
         assert [event["type"] for event in first[:4]] == ["logData", "modelStatus", "profileChanged", "inflight"]
         assert first[0]["data"]["source"] == "proxy"
         assert {model["id"]: model["state"] for model in first[1]["data"]} == {M: "stopped", "web": "stopped"}
@@ -246,10 +246,10 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         assert first[3]["data"] == {"operation": "snapshot", "requests": []}
 
         post_json(server, "/api/models/load/web")
-        wait_for(lambda: following.of("modelStatus")[-1][1]["state"] == "ready")
+        wait_for(lambda: following.list_data("modelStatus")[-1][1]["state"] == "ready")
         post_json(server, "/api/models/unload/web")
-        wait_for(lambda: following.of("modelStatus")[-1][1]["state"] == "stopped")
-        states = [statuses[1]["state"] for statuses in following.of("modelStatus")]
+        wait_for(lambda: following.list_data("modelStatus")[-1][1]["state"] == "stopped")
+        states = [statuses[1]["state"] for statuses in following.list_data("modelStatus")]
         assert [state for state, before in zip(states, [None, *states], strict=False) if state != before] == [
             "stopped",
             "starting",
@@ -259,16 +259,16 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         ]
 
         requests.put(f"{server.address}/api/profiles/active", json={"name": "day"}, timeout=10)
-        wait_for(lambda: following.of("profileChanged")[-1] == {"active": "day"})
+        wait_for(lambda: following.list_data("profileChanged")[-1] == {"active": "day"})
 
-        server.post(encode_speech("flac"), model="whisper-1")
-        wait_for(lambda: following.of("activity") == [{"id": 1}])
-        upsert, *_, remove = following.of("inflight")[1:]
+        server.post_audio(encode_speech("flac"), model="whisper-1")
+        wait_for(lambda: following.list_data("activity") == [{"id": 1}])
+        upsert, *_, remove = following.list_data("inflight")[1:]
         assert upsert["operation"] == "upsert"
         assert upsert["request"].keys() >= {"id", "timestamp", "model", "req_path", "method", "req_headers", "remote_ip"}
         assert (upsert["request"]["model"], upsert["request"]["req_path"]) == (M, "/v1/audio/transcriptions")
         assert remove == {"operation": "remove", "id": upsert["request"]["id"]}
-        assert any(log["source"] == "upstream" and M in log["data"] for log in following.of("logData"))
+        assert any(log["source"] == "upstream" and M in log["data"] for log in following.list_data("logData"))
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions/stream", "/v1/realtime?intent=transcription", "/ws/realtime"])
@@ -279,7 +279,7 @@ def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path
         run_configured(tmp_path, api_keys=[key]) as server,
         FollowedStream(server, "/api/events", header) as before,
     ):
-        wait_for(lambda: before.of("inflight"))
+        wait_for(lambda: before.list_data("inflight"))
 
         async def talk() -> None:
             url = f"{server.address}{path}{'&' if '?' in path else '?'}model={M}"
@@ -292,16 +292,16 @@ def test_a_follower_outlives_websockets_and_sees_no_key_of_theirs(tmp_path: Path
                     await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
                 else:
                     await socket.send_bytes(encode_pcm(create_silence(1)))
-                await asyncio.to_thread(wait_for, lambda: len(before.of("inflight")) > 1)
+                await asyncio.to_thread(wait_for, lambda: len(before.list_data("inflight")) > 1)
                 with FollowedStream(server, "/api/events", header) as during:
-                    await asyncio.to_thread(wait_for, lambda: during.of("inflight"))
-                    (told,) = during.of("inflight")[0]["requests"]
+                    await asyncio.to_thread(wait_for, lambda: during.list_data("inflight"))
+                    (told,) = during.list_data("inflight")[0]["requests"]
                     assert (told["method"], told["req_path"]) == ("GET", path.partition("?")[0])
                     assert told["req_headers"]["sec-websocket-protocol"] == "realtime, [redacted]"
                     assert not during.ended
 
         asyncio.run(talk())
-        wait_for(lambda: before.of("activity") == [{"id": 1}])
+        wait_for(lambda: before.list_data("activity") == [{"id": 1}])
         assert not before.ended
         for page in ("/logs", "/logs/upstream", "/api/metrics/activity"):
             before.text += requests.get(f"{server.address}{page}", headers=header, timeout=20).text
@@ -323,9 +323,9 @@ def test_profiles_change_what_names_mean(tmp_path: Path) -> None:
         def activate(body: str) -> requests.Response:
             return requests.put(f"{server.address}/api/profiles/active", data=body, timeout=10)
 
-        assert server.post(encode_speech("flac"), model="fast").status_code == 404
+        assert server.post_audio(encode_speech("flac"), model="fast").status_code == 404
         assert activate('{"name": "day"}').json() == {"active": "day"}
-        assert server.post(encode_speech("flac"), model="fast").json()["text"] == SPEECH_TEXT
+        assert server.post_audio(encode_speech("flac"), model="fast").json()["text"] == SPEECH_TEXT
         refused = post_json(server, "/api/models/load/web")
         assert refused.status_code == 404
         assert "profile day" in refused.json()["error"]["message"]
@@ -340,7 +340,7 @@ def test_a_selector_takes_the_model_that_is_warm(tmp_path: Path) -> None:
     selectors = {"any": {"strategy": "warm", "targets": ["web", M]}}
     with run_configured(tmp_path, models={M: {}, "web": build_command(tmp_path)}, selectors=selectors) as server:
         post_json(server, f"/api/models/load/{M}")
-        answer = server.post(encode_speech("flac"), model="any")
+        answer = server.post_audio(encode_speech("flac"), model="any")
         assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, M)
         assert [model["model"] for model in get_json(server, "/running")["running"]] == [M]
         (listed,) = [model for model in get_json(server, "/v1/models")["data"] if model["id"] == "any"]
@@ -355,7 +355,7 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
     with run_configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
 
         def ask(_: int) -> str:
-            return server.post(encode_announcements(30), model="both").headers["x-eardrum-model"]
+            return server.post_audio(encode_announcements(30), model="both").headers["x-eardrum-model"]
 
         assert ask(0) == "a"
         assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]
@@ -367,11 +367,11 @@ def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> No
     with run_configured(tmp_path) as server, FollowedStream(server, "/api/events") as following:
 
         def in_progress() -> list[str]:
-            updates = following.of("inflight")
+            updates = following.list_data("inflight")
             return [update["request"]["id"] for update in updates if update["operation"] == "upsert"]
 
         answers: list[requests.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(server.post(long, model=M)))
+        asking = threading.Thread(target=lambda: answers.append(server.post_audio(long, model=M)))
         asking.start()
         wait_for(in_progress)
         cancelled = post_json(server, f"/api/inflight/{in_progress()[-1]}/cancel")
@@ -402,7 +402,9 @@ def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> No
         before = len(set(in_progress()))
         asking = threading.Thread(target=stream)
         asking.start()
-        wait_for(lambda: len(set(in_progress())) > before and following.of("inflight")[-1].get("request", {}).get("resp_bytes"))
+        wait_for(
+            lambda: len(set(in_progress())) > before and following.list_data("inflight")[-1].get("request", {}).get("resp_bytes")
+        )
         assert post_json(server, f"/api/inflight/{in_progress()[-1]}/cancel").status_code == 200
         asking.join(20)
         assert broken != [""], "a broken stream has a clean end"
@@ -529,14 +531,14 @@ def test_health_says_that_the_default_model_has_failed(tmp_path: Path) -> None:
         (broken / file).write_bytes(b"nothing")
     with run_configured(tmp_path, models={"mine": {"source": str(broken)}}) as server:
         assert (get_json(server, "/health")["status"], get_json(server, "/health")["default_model"]) == ("ok", "mine")
-        assert server.post(encode_speech("wav")).status_code == 500
+        assert server.post_audio(encode_speech("wav")).status_code == 500
         health = get_json(server, "/health")
         assert health["status"] == "degraded"
         assert "mine" in health["reason"]
         assert {model["id"]: model.get("reason") for model in health["models"]}["mine"] == "failed"
         (gone,) = get_json(server, "/api/ps")["gone"]
         assert (gone["id"], gone["reason"]) == ("mine", "failed")
-        assert server.post(encode_speech("wav"), model=M).status_code == 200
+        assert server.post_audio(encode_speech("wav"), model=M).status_code == 200
         assert get_json(server, "/health")["status"] == "degraded"
 
 

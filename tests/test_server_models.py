@@ -61,7 +61,7 @@ signal.signal(signal.SIGUSR1, lambda *_: print("MODULES", json.dumps(sorted(sys.
 
 def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHub, tmp_path: Path) -> None:
     with run_server_with(hub, tmp_path / "store", prelude=TELL_MODULES) as server:
-        assert server.post(AUDIO, model=NAME).status_code == 404
+        assert server.post_audio(AUDIO, model=NAME).status_code == 404
         hub.repositories[NAME].pace = 0.0003
         answer = post_pull(server, NAME)
         assert answer.headers["content-type"] == "application/x-ndjson"
@@ -71,7 +71,7 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         assert {step["status"] for step in steps} == {"downloading"}
         assert steps[-1]["completed"] == steps[-1]["total"] == sum(map(len, read_moonshine_files().values()))
         for name in (NAME, "whisper-1", f"{NAME}:latest"):
-            answer = server.post(AUDIO, model=name)
+            answer = server.post_audio(AUDIO, model=name)
             assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, NAME), name
         listed = requests.get(f"{server.address}/v1/models", timeout=10).json()["data"]
         assert NAME in [model["id"] for model in listed]
@@ -91,21 +91,21 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
 def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_path: Path) -> None:
     """As `eardrum pull` and `eardrum rm` do, in another terminal."""
     with run_server_with(hub, tmp_path / "store") as server:
-        assert server.post(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moonshine-tiny-en"
-        assert server.post(AUDIO, model="whisper-1", language="de").status_code == 400
+        assert server.post_audio(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moonshine-tiny-en"
+        assert server.post_audio(AUDIO, model="whisper-1", language="de").status_code == 400
         for name in ("moon-en", "moon-de"):
             beside = tmp_path / name
             beside.mkdir()
             for file, content in read_moonshine_files().items():
                 (beside / file).write_bytes(content)
             beside.rename(tmp_path / "store" / name)
-        assert server.post(AUDIO, model="whisper-1", language="de").headers["x-eardrum-model"] == "moon-de"
-        assert server.post(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moon-en"
+        assert server.post_audio(AUDIO, model="whisper-1", language="de").headers["x-eardrum-model"] == "moon-de"
+        assert server.post_audio(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moon-en"
         assert requests.get(f"{server.address}/health", timeout=10).json()["default_model"] == "moon-en"
         assert "The default model is now moon-en" in server.log
         deleted = requests.delete(f"{server.address}/api/delete", json={"model": "moon-en"}, timeout=20)
         assert deleted.status_code == 200
-        assert server.post(AUDIO).headers["x-eardrum-model"] == "moonshine-tiny-en"
+        assert server.post_audio(AUDIO).headers["x-eardrum-model"] == "moonshine-tiny-en"
 
 
 def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tm
         one.close()
         two.close()
         assert not psutil.wait_procs([child], timeout=10)[1], "fetching for nobody"
-        assert server.post(AUDIO, model=NAME).status_code == 404
+        assert server.post_audio(AUDIO, model=NAME).status_code == 404
 
 
 def test_shutdown_ends_a_download_and_says_so(hub: FakeHub, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_pull_missing_fetches_on_first_use_for_all_who_wait(hub: FakeHub, tmp_pa
         assert requests.get(f"{server.address}/v1/models/mine", timeout=10).status_code == 404
         assert "mine" not in requests.get(f"{server.address}/v1/models", timeout=10).text
         answers: list[requests.Response] = []
-        asking = [Thread(target=lambda: answers.append(server.post(AUDIO, model="mine"))) for _ in range(2)]
+        asking = [Thread(target=lambda: answers.append(server.post_audio(AUDIO, model="mine"))) for _ in range(2)]
         for thread in asking:
             thread.start()
         wait_for(lambda: hub.sending)
@@ -198,33 +198,33 @@ def test_a_download_that_fails_on_first_use_says_why(hub: FakeHub, tmp_path: Pat
     hub.repositories["a/b"] = FakeRepository({"notes.txt": b"x"})
     hub.repositories[NAME].status = 500
     with run_server_with(hub, tmp_path / "store", "--set", settings, "--set", "pull_missing=true") as server:
-        answer = server.post(AUDIO, model="mine")
+        answer = server.post_audio(AUDIO, model="mine")
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "pull_failed")
         assert "out of order" in answer.json()["error"]["message"]
-        odd = server.post(AUDIO, model="odd")
+        odd = server.post_audio(AUDIO, model="odd")
         assert odd.status_code == 500
         assert "encoder_model.ort is missing" in odd.json()["error"]["message"]
         hub.repositories[NAME].status = 200
-        assert server.post(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
+        assert server.post_audio(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
 
 
 def test_a_pull_that_was_cut_off_is_told_and_repaired_without_a_restart(hub: FakeHub, tmp_path: Path) -> None:
     gate = hub.repositories[NAME].gate = Event()
     settings = f"models={{mine: {{source: {NAME}, engine: moonshine}}}}"
     with run_server_with(hub, tmp_path / "store", "--set", settings) as server:
-        missing = server.post(AUDIO, model="mine").json()["error"]
+        missing = server.post_audio(AUDIO, model="mine").json()["error"]
         assert f"is not on this machine: run `eardrum pull {NAME}`" in missing["message"]
         answer = post_pull(server, "mine", stream=True)
         wait_for(lambda: hub.sending and hub.served > 3_000_000)
         answer.close()
         wait_for(lambda: not list_downloads(server))
-        half = server.post(AUDIO, model="mine")
+        half = server.post_audio(AUDIO, model="mine")
         assert half.status_code == 404
         assert f"mine ({NAME}) is only half fetched: run `eardrum pull {NAME}`" in half.json()["error"]["message"]
         gate.set()
         assert parse_lines(post_pull(server, "mine"))[-1]["status"] == "success"
         assert hub.ranges
-        assert server.post(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
+        assert server.post_audio(AUDIO, model="mine").json()["text"] == SPEECH_TEXT
 
 
 def test_damaged_models_are_named_and_repaired_without_a_restart(hub: FakeHub, tmp_path: Path) -> None:
@@ -235,27 +235,27 @@ def test_damaged_models_are_named_and_repaired_without_a_restart(hub: FakeHub, t
     decoder.write_bytes(decoder.read_bytes()[:100_000])
     with run_server_with(hub, store, "--set", f"models.lacks.source={store / 'lacks-en'}") as server:
         (store / "lacks-en" / "tokenizer.bin").unlink()
-        lacking = server.post(AUDIO, model="lacks")
+        lacking = server.post_audio(AUDIO, model="lacks")
         assert lacking.status_code == 500
         assert "tokenizer.bin is missing" in lacking.json()["error"]["message"]
-        truncated = server.post(AUDIO, model="short-en")
+        truncated = server.post_audio(AUDIO, model="short-en")
         assert truncated.status_code == 500
         assert str(decoder) in truncated.json()["error"]["message"]
-        nowhere = server.post(AUDIO, model="short-e")
+        nowhere = server.post_audio(AUDIO, model="short-e")
         assert nowhere.status_code == 404
         assert "There is no model 'short-e'. Models: lacks, " in nowhere.json()["error"]["message"]
         for name in ("decoder_model_merged.ort", "tokenizer.bin"):
             for folder in ("lacks-en", "short-en"):
                 shutil.copy(MOONSHINE / name, store / folder / name)
         for model in ("lacks", "short-en"):
-            wait_for(lambda model=model: server.post(AUDIO, model=model).status_code == 200)
+            wait_for(lambda model=model: server.post_audio(AUDIO, model=model).status_code == 200)
         assert "Traceback" not in server.log
 
 
 def test_names_that_no_model_has_do_no_harm(hub: FakeHub, tmp_path: Path) -> None:
     with run_server_with(hub, tmp_path / "store", "--set", "pull_missing=true") as server:
         for name in [name for name in EVIL if name.strip()]:
-            answer = server.post(AUDIO, model=name.encode(errors="replace").decode())
+            answer = server.post_audio(AUDIO, model=name.encode(errors="replace").decode())
             assert answer.status_code == 404, (name[:80], answer.text[:300])
             assert len(answer.json()["error"]["message"]) < 600
         for name in EVIL[2:]:
@@ -269,6 +269,6 @@ def test_names_that_no_model_has_do_no_harm(hub: FakeHub, tmp_path: Path) -> Non
 
 def test_a_models_id_may_be_in_any_script(hub: FakeHub, tmp_path: Path) -> None:
     with run_server_with(hub, tmp_path / "store", "--set", f"models={{größe-модель: {{source: {MOONSHINE}}}}}") as server:
-        answer = server.post(AUDIO, model="größe-модель")
+        answer = server.post_audio(AUDIO, model="größe-модель")
         assert (answer.status_code, answer.json()["text"]) == (200, SPEECH_TEXT)
         assert answer.headers["x-eardrum-model"] == quote("größe-модель")

@@ -68,17 +68,17 @@ def test_every_format_and_every_container(client: openai.OpenAI, container: str,
 
 def test_deltas_come_before_the_last_window_is_decoded(client: openai.OpenAI, server: ServerUnderTest) -> None:
     long = encode_announcements(90)
-    before = server.windows() if server.runners() else 0
+    before = server.count_windows() if server.list_runners() else 0
     stream = client.audio.transcriptions.create(file=("long.mp3", long), model="whisper-1", stream=True)
     text, decoded_at_first_delta = "", None
     for event in stream:
         if event.type == "transcript.text.delta":
             if decoded_at_first_delta is None:
-                decoded_at_first_delta = server.windows() - before
+                decoded_at_first_delta = server.count_windows() - before
             text += event.delta
     assert event.type == "transcript.text.done"
     assert event.text == text
-    total = server.windows() - before
+    total = server.count_windows() - before
     assert total > 7
     assert decoded_at_first_delta < total / 2
 

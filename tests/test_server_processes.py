@@ -39,20 +39,20 @@ def test_a_model_is_loaded_and_unloaded_by_hand() -> None:
         assert list_processes(server) == []
         assert requests.delete(f"{server.address}/api/ps/{M}", timeout=60).status_code == 200, "gone is gone"
         assert requests.delete(f"{server.address}/api/ps/nobody", timeout=60).status_code == 404
-        assert server.post(encode_speech("flac")).json()["text"] == SPEECH_TEXT
+        assert server.post_audio(encode_speech("flac")).json()["text"] == SPEECH_TEXT
 
 
 def test_unloading_cuts_nobody_off() -> None:
     """While a request is at work the process stays; who comes meanwhile is served by the next one."""
     recording = encode_speech("flac")
     with run_server() as server, ThreadPoolExecutor(4) as pool:
-        server.post(recording)
+        server.post_audio(recording)
         (first,) = list_processes(server)
-        answers = [pool.submit(server.post, recording) for _ in range(2)]
+        answers = [pool.submit(server.post_audio, recording) for _ in range(2)]
         wait_for(lambda: list_processes(server)[0]["requests"] == 2)
         gone = pool.submit(requests.delete, f"{server.address}/api/ps/{M}", timeout=60)
         wait_for(lambda: not list_processes(server) or list_processes(server)[0]["state"] != "ready")
-        answers.append(pool.submit(server.post, recording))
+        answers.append(pool.submit(server.post_audio, recording))
         assert [answer.result().json()["text"] for answer in answers] == [SPEECH_TEXT] * 3
         assert gone.result().status_code == 200
         (second,) = list_processes(server)
@@ -61,19 +61,19 @@ def test_unloading_cuts_nobody_off() -> None:
 
 def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
     with run_server("--set", "default_ttl=2") as server:
-        server.post(encode_speech("flac"))
+        server.post_audio(encode_speech("flac"))
         (model,) = list_processes(server)
         assert 0 < float(str(model["ttl_remaining"])) <= 2
         wait_for(lambda: not list_processes(server))
-        assert not server.runners()
-        assert server.post(encode_speech("flac")).json()["text"] == SPEECH_TEXT
+        assert not server.list_runners()
+        assert server.post_audio(encode_speech("flac")).json()["text"] == SPEECH_TEXT
 
 
 def test_a_request_longer_than_the_time_to_live_is_not_cut(tmp_path: Path) -> None:
     long = b"".join(encode(samples, "mp3") for _, samples, _ in load_announcements()[:12])
     with run_server("--set", "default_ttl=0.3") as server:
         began = time.monotonic()
-        answer = server.post(long)
+        answer = server.post_audio(long)
         assert answer.status_code == 200
         assert time.monotonic() - began > 0.3
         assert server.log.count(f"{M} ready after") == 1, "another process had to finish it"

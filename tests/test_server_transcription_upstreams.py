@@ -54,14 +54,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest
 
 def transcribe_all_formats(server: ServerUnderTest, audio: bytes, **fields: str) -> dict[str, str]:
     """The answers in every format."""
-    answers = {form: server.post(audio, response_format=form, **fields) for form in FORMATS}
+    answers = {form: server.post_audio(audio, response_format=form, **fields) for form in FORMATS}
     assert [answer.status_code for answer in answers.values()] == [200] * len(FORMATS), answers["json"].text
     return {form: answer.text for form, answer in answers.items()}
 
 
 def transcribe_streaming(server: ServerUnderTest, audio: bytes, **fields: str) -> tuple[list[str], dict]:
     """The deltas of a stream, and its last event."""
-    answer = server.post(audio, stream="true", **fields)
+    answer = server.post_audio(audio, stream="true", **fields)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
     answer.encoding = "utf-8"
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
@@ -90,7 +90,7 @@ def test_every_format_of_a_whisper_server_without_timestamps(server: ServerUnder
     deltas, done = transcribe_streaming(server, encode_speech("flac"), model="untimed")
     assert "".join(deltas) == done["text"] == SPEECH_TEXT
     words = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
-    assert "per word" in server.post(encode_speech("flac"), model="untimed", **words).json()["error"]["message"]
+    assert "per word" in server.post_audio(encode_speech("flac"), model="untimed", **words).json()["error"]["message"]
 
 
 def test_a_format_named_after_the_file_is_the_one_that_counts(server: ServerUnderTest) -> None:
@@ -103,14 +103,14 @@ def test_a_format_named_after_the_file_is_the_one_that_counts(server: ServerUnde
             + build_field("response_format", "srt")
             + b"--x--\r\n"
         )
-        client.send(form)
-        client.end()
-        assert client.until(b"himself.").count(b" --> ") == 3
+        client.send_bytes(form)
+        client.end_body()
+        assert client.receive_until(b"himself.").count(b" --> ") == 3
 
 
 def test_words_of_a_whisper_server_are_words_and_not_tokens(server: ServerUnderTest) -> None:
     form = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
-    answer = server.post(encode(ENGLISH.samples, "wav"), model="whisper", language="en", **form).json()
+    answer = server.post_audio(encode(ENGLISH.samples, "wav"), model="whisper", language="en", **form).json()
     assert [word["word"] for word in answer["words"]] == ["Turn", "on", "the", "fan."]
     assert all(0 <= word["start"] <= word["end"] <= answer["duration"] for word in answer["words"])
 
@@ -142,7 +142,7 @@ def test_a_stream_of_every_server(server: ServerUnderTest, model: str) -> None:
 
 
 def test_the_language_is_found_by_the_server(server: ServerUnderTest) -> None:
-    answer = server.post(encode(GERMAN.samples, "wav"), model="whisper", response_format="verbose_json").json()
+    answer = server.post_audio(encode(GERMAN.samples, "wav"), model="whisper", response_format="verbose_json").json()
     assert (answer["language"], answer["text"]) == ("german", GERMAN.text)
 
 
@@ -154,13 +154,13 @@ def test_headerless_samples_become_a_file(server: ServerUnderTest) -> None:
 
 
 def test_a_translation_where_a_field_asks_for_it(server: ServerUnderTest) -> None:
-    answer = server.post(encode(GERMAN.samples, "wav"), "translations", model="whisper", response_format="verbose_json")
+    answer = server.post_audio(encode(GERMAN.samples, "wav"), "translations", model="whisper", response_format="verbose_json")
     assert answer.status_code == 200, answer.text
     assert answer.json()["task"] == "translate"
 
 
 def test_a_translation_by_its_route(server: ServerUnderTest) -> None:
-    assert server.post(encode(GERMAN.samples, "wav"), "translations", model="vllm").json()["text"]
+    assert server.post_audio(encode(GERMAN.samples, "wav"), "translations", model="vllm").json()["text"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_translation_by_its_route(server: ServerUnderTest) -> None:
     ],
 )
 def test_junk_is_the_clients_fault(server: ServerUnderTest, model: str, said: str) -> None:
-    answer = server.post(b"no audio at all" * 100, model=model)
+    answer = server.post_audio(b"no audio at all" * 100, model=model)
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
     assert answer.json()["error"]["message"].endswith(f"refuses this: {said}")
     assert answer.json()["error"]["code"] == "invalid_value"
@@ -180,5 +180,5 @@ def test_junk_is_the_clients_fault(server: ServerUnderTest, model: str, said: st
 def test_word_times_of_a_server_without(server: ServerUnderTest) -> None:
     form = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
     for model in ("vllm", "plain"):
-        error = server.post(encode(ENGLISH.samples, "wav"), model=model, **form)
+        error = server.post_audio(encode(ENGLISH.samples, "wav"), model=model, **form)
         assert (error.status_code, error.json()["error"]["code"]) == (400, "unsupported_feature"), error.text

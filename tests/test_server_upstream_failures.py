@@ -44,26 +44,26 @@ def test_fields_that_only_the_server_knows_reach_it(tmp_path: Path) -> None:
         models = {"far": {"proxy": fake.url, "use_model_name": "large-v3"}}
         with run_server_with(tmp_path, **models) as server:
             form = {"beam_size": "7", "vad_filter": "true", "hotwords": "Elinor", "stream_options[x]": "1"}
-            answer = server.post(encode_speech("wav"), model="far", prompt="Hm.", **form)
+            answer = server.post_audio(encode_speech("wav"), model="far", prompt="Hm.", **form)
             assert answer.status_code == 200, answer.text
             assert "x-eardrum-ignored" not in answer.headers
             assert answer.headers["x-eardrum-model"] == "far"
             (call,) = fake.calls
-            assert {name: call.value(name) for name in form} == form
-            assert (call.value("model"), call.value("prompt")) == ("large-v3", "Hm.")
-            own = server.post(audio, model="moonshine-tiny-en", **form)
+            assert {name: call.get_value(name) for name in form} == form
+            assert (call.get_value("model"), call.get_value("prompt")) == ("large-v3", "Hm.")
+            own = server.post_audio(audio, model="moonshine-tiny-en", **form)
             assert own.headers["x-eardrum-ignored"] == "keywords, beam_size, stream_options, vad_filter"
 
 
 def test_a_field_after_the_file_is_asked_for_too(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_whisper_server) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
         with open_wire(server) as client:
-            client.send(
+            client.send_bytes(
                 build_field("model", "far") + FILE + encode_speech("wav") + b"\r\n" + build_field("beam_size", "3") + b"--x--\r\n"
             )
-            client.end()
-            assert b"200 OK" in client.until(b"wood")
-        assert fake.calls[-1].value("beam_size") == "3"
+            client.end_body()
+            assert b"200 OK" in client.receive_until(b"wood")
+        assert fake.calls[-1].get_value("beam_size") == "3"
 
 
 def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tm
     model = {"cmd": command, "proxy": f"http://127.0.0.1:{port}", "env": kept}
     with run_server_with(tmp_path, whisper=model) as server, ThreadPoolExecutor(1) as pool:
         for fields in ({"response_format": "json"}, {"stream": "true"}):
-            answer = pool.submit(server.post, encode_speech("mp3"), model="whisper", **fields)
+            answer = pool.submit(server.post_audio, encode_speech("mp3"), model="whisper", **fields)
             wait_for(lambda: _get_state(server, "whisper") == "busy", 60)
             (child,) = [p for p in psutil.Process(server.process.pid).children() if WHISPER in p.cmdline()]
             child.kill()
@@ -99,7 +99,7 @@ async def fake_dying_stream(_: UpstreamCall, request: web.Request) -> web.Stream
 
 def test_a_stream_that_breaks_off_ends_with_an_error(tmp_path: Path) -> None:
     with fake_upstream(fake_dying_stream) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
-        answer = server.post(encode_speech("wav"), model="far", stream="true")
+        answer = server.post_audio(encode_speech("wav"), model="far", stream="true")
         delta, error = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
         assert delta == {"type": "transcript.text.delta", "delta": "And then"}
         assert error["error"]["code"] == "upstream_died"
@@ -118,7 +118,7 @@ def test_a_server_that_broke_off_is_asked_once_more(tmp_path: Path) -> None:
         return answer
 
     with fake_upstream(dying_once()) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
-        assert server.post(encode_speech("wav"), model="far").json()["text"] == "And Mr. Dashwood."
+        assert server.post_audio(encode_speech("wav"), model="far").json()["text"] == "And Mr. Dashwood."
         assert len(fake.calls) == 2
 
 
@@ -126,7 +126,7 @@ def test_our_own_model_stands_in_for_a_server_that_fails(tmp_path: Path) -> None
     with fake_upstream(upstreams.fake_html_error) as fake:
         far = {"proxy": fake.url, "fallback": ["moonshine-tiny-en"]}
         with run_server_with(tmp_path, far=far) as server:
-            answer = server.post(encode_speech("mp3"), model="far", beam_size="7")
+            answer = server.post_audio(encode_speech("mp3"), model="far", beam_size="7")
             assert (answer.json()["text"], answer.headers["x-eardrum-model"]) == (SPEECH_TEXT, "moonshine-tiny-en")
             assert answer.headers["x-eardrum-ignored"] == "beam_size"
 
@@ -134,8 +134,8 @@ def test_our_own_model_stands_in_for_a_server_that_fails(tmp_path: Path) -> None
 def test_a_client_that_leaves_takes_its_request_with_it(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_hanging) as fake, run_server_with(tmp_path, far={"proxy": fake.url}) as server:
         with open_wire(server) as client:
-            client.send(build_field("model", "far") + FILE + encode_speech("mp3") + b"\r\n--x--\r\n")
-            client.end()
+            client.send_bytes(build_field("model", "far") + FILE + encode_speech("mp3") + b"\r\n--x--\r\n")
+            client.end_body()
             wait_for(lambda: fake.in_flight)
         wait_for(lambda: fake.given_up == 1)
 
@@ -180,17 +180,17 @@ def test_a_large_upload_passes_through(tmp_path: Path) -> None:
     """Its memory stays as it is: 300 MB come in at full speed, and the server behind takes them as they come."""
     megabyte = bytes(1 << 20)
     with run_counting_program() as url, run_server_with(tmp_path, far={"proxy": url}) as server:
-        assert server.post(encode_speech("wav"), model="far").status_code == 200
+        assert server.post_audio(encode_speech("wav"), model="far").status_code == 200
         before = psutil.Process(server.process.pid).memory_info().rss
         most = 0
         with open_wire(server) as client:
-            client.send(build_field("model", "far") + FILE + b"ID3" + megabyte)
+            client.send_bytes(build_field("model", "far") + FILE + b"ID3" + megabyte)
             for _ in range(299):
-                client.send(megabyte)
+                client.send_bytes(megabyte)
                 most = max(most, psutil.Process(server.process.pid).memory_info().rss)
-            client.send(b"\r\n--x--\r\n")
-            client.end()
-            received = client.until(b"}")
+            client.send_bytes(b"\r\n--x--\r\n")
+            client.end_body()
+            received = client.receive_until(b"}")
         assert b"200 OK" in received
         (size,) = [int(word) for word in received.replace(b'"', b" ").split() if word.isdigit() and int(word) > 300_000_000]
         assert 300 << 20 < size < (300 << 20) + 2000
@@ -209,14 +209,14 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
 
 def test_another_eardrum_behind_a_model(ours: ServerUnderTest) -> None:
     audio = encode_speech("webm")
-    near = ours.post(audio, model="far", response_format="verbose_json").json()
-    own = ours.post(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
+    near = ours.post_audio(audio, model="far", response_format="verbose_json").json()
+    own = ours.post_audio(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
     assert near == own, "nothing is lost on the way"
-    stream = ours.post(audio, model="far", stream="true").text
-    assert stream == ours.post(audio, model="moonshine-tiny-en", stream="true").text
+    stream = ours.post_audio(audio, model="far", stream="true").text
+    assert stream == ours.post_audio(audio, model="moonshine-tiny-en", stream="true").text
 
 
 def test_a_refusal_of_another_eardrum(ours: ServerUnderTest) -> None:
-    answer = ours.post(encode_speech("wav"), model="far", language="de")
+    answer = ours.post_audio(encode_speech("wav"), model="far", language="de")
     assert answer.status_code == 400
     assert "does not know german (de), only english (en)" in answer.json()["error"]["message"]

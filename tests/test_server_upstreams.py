@@ -33,14 +33,14 @@ def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> Non
     audio = encode_speech("webm")
     with fake_upstream(upstreams.fake_json_only) as fake, run_server_with(tmp_path, fake.url) as server:
         assert fake.calls == []
-        srt = server.post(audio, model="cloud", response_format="srt").text
+        srt = server.post_audio(audio, model="cloud", response_format="srt").text
         assert srt.startswith("1\n00:00:00,2")
         assert srt.count("\nGuten Tag.\n") == 3, "one for each stretch of speech"
-        shaped = server.post(audio, model="cloud", response_format="srt", max_line_width="5", max_line_count="1").text
+        shaped = server.post_audio(audio, model="cloud", response_format="srt", max_line_width="5", max_line_count="1").text
         assert shaped.count("\nGuten\n") == shaped.count("\nTag.\n") == 3
-        verbose = server.post(audio, model="cloud", response_format="verbose_json").json()
+        verbose = server.post_audio(audio, model="cloud", response_format="verbose_json").json()
         assert (verbose["language"], len(verbose["segments"])) == ("german", 3)
-        stream = server.post(audio, model="cloud", stream="true").text
+        stream = server.post_audio(audio, model="cloud", stream="true").text
         assert stream.count("event: transcript.text.delta") == 3
         assert '"text": "Guten Tag. Guten Tag. Guten Tag."' in stream
         assert all(call.headers["authorization"] == f"Bearer {KEY}" for call in fake.calls)
@@ -48,7 +48,7 @@ def test_every_format_of_an_upstream_that_only_knows_text(tmp_path: Path) -> Non
 
 def test_an_upstreams_failure_reaches_the_client(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_html_error) as fake, run_server_with(tmp_path, fake.url) as server:
-        answer = server.post(encode_speech("mp3"), model="cloud")
+        answer = server.post_audio(encode_speech("mp3"), model="cloud")
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (502, "upstream_failed")
         assert fake.url.removeprefix("http://") in error["message"]
@@ -59,7 +59,7 @@ def test_an_upstreams_failure_reaches_the_client(tmp_path: Path) -> None:
 def test_a_local_model_answers_when_the_upstream_fails(tmp_path: Path) -> None:
     fallback = {"fallback": ["moonshine-tiny-en"]}
     with fake_upstream(upstreams.fake_dying) as fake, run_server_with(tmp_path, fake.url, **fallback) as server:
-        answer = server.post(encode_speech("mp3"), model="cloud")
+        answer = server.post_audio(encode_speech("mp3"), model="cloud")
         assert (answer.status_code, answer.json()["text"]) == (200, SPEECH_TEXT)
         assert fake.calls
 
@@ -67,8 +67,8 @@ def test_a_local_model_answers_when_the_upstream_fails(tmp_path: Path) -> None:
 def test_a_client_that_leaves_takes_its_requests_with_it(tmp_path: Path) -> None:
     with fake_upstream(upstreams.fake_hanging) as fake, run_server_with(tmp_path, fake.url) as server:
         with open_wire(server) as client:
-            client.send(build_field("model", "cloud") + FILE + encode_speech("mp3") + END)
-            client.end()
+            client.send_bytes(build_field("model", "cloud") + FILE + encode_speech("mp3") + END)
+            client.end_body()
             wait_for(lambda: fake.in_flight == 3)
         wait_for(lambda: not fake.in_flight)
         assert fake.given_up == len(fake.calls) == 3

@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[
 def transcribe_samples(server: ServerUnderTest, samples: Samples) -> dict:
     """The answer in verbose_json, with times of words and segments."""
     fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
-    answer = server.post(encode(samples, "flac"), **fields)
+    answer = server.post_audio(encode(samples, "flac"), **fields)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -171,6 +171,6 @@ def test_a_long_file_loses_no_words_and_its_times_are_true(server: ServerUnderTe
 
 def test_a_translation_is_in_english(server: ServerUnderTest) -> None:
     prompt = next(p for p in load_sentences("es") if "número que usted ha marcado" in p.text)
-    answer = server.post(encode(prompt.samples, "wav"), path="translations")
+    answer = server.post_audio(encode(prompt.samples, "wav"), path="translations")
     assert answer.status_code == 200, answer.text
     assert "number" in answer.json()["text"].lower()

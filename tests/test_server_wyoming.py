@@ -179,8 +179,8 @@ async def test_describe_is_answered_while_the_model_loads() -> None:
     with run_wyoming_server() as (server, port):
         async with connect_client(port) as client:
             await send_audio(client, encode_pcm(load_speech()))
-            await asyncio.to_thread(wait_for, server.runners)
-            (runner,) = server.runners()
+            await asyncio.to_thread(wait_for, server.list_runners)
+            (runner,) = server.list_runners()
             runner.suspend()
             async with connect_client(port) as other:
                 began = time.monotonic()
@@ -199,7 +199,7 @@ async def test_a_model_that_dies_in_the_middle_is_replaced() -> None:
         async with connect_client(port) as client:
             await send_audio(client, encode_pcm(load_speech()), stop=False)
             await asyncio.to_thread(wait_for, lambda: get_health(server)["state"] == "ready")
-            (runner,) = server.runners()
+            (runner,) = server.list_runners()
             runner.kill()
             await client.write_event(AudioStop().event())
             assert await receive_text(client) == SPEECH_TEXT

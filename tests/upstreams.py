@@ -32,7 +32,7 @@ class UpstreamCall:
     file_name: str = ""
     json: Any = None
 
-    def value(self, name: str) -> str | None:
+    def get_value(self, name: str) -> str | None:
         return self.fields[name][-1] if name in self.fields else None
 
 
@@ -146,7 +146,7 @@ async def fake_whisper_server(call: UpstreamCall, _: web.Request) -> web.Respons
     """whisper.cpp's server: names of languages, tokens for words inside the segments, errors in plain text."""
     if not call.file.startswith((b"RIFF", b"fLaC")):
         return web.Response(status=400, text="Invalid request")
-    if call.value("response_format") != "verbose_json":
+    if call.get_value("response_format") != "verbose_json":
         return web.json_response({"text": " And Mr. Dash\nwood.\n"})
     tokens = [(" And", 0.2, 0.5), (" Mr", 0.5, 0.7), (".", 0.7, 0.8), (" Dash", 0.9, 1.2), ("wood", 1.2, 1.5), (".", 1.5, 30.0)]
     words = [{"word": w, "start": s, "end": e, "t_dtw": -1, "probability": 0.9} for w, s, e in tokens]
@@ -163,7 +163,7 @@ async def fake_whisper_server(call: UpstreamCall, _: web.Request) -> web.Respons
     }
     return web.json_response(
         {
-            "task": "translate" if call.value("translate") else "transcribe",
+            "task": "translate" if call.get_value("translate") else "transcribe",
             "language": "german",
             "duration": 7.6,
             "text": " And Mr. Dashwood.\n",
@@ -196,7 +196,7 @@ async def fake_openai(call: UpstreamCall, _: web.Request) -> web.Response:
 
 async def fake_json_only(call: UpstreamCall, _: web.Request) -> web.Response:
     """A cloud's newer models: verbose_json is refused, the language comes as a list."""
-    if call.value("response_format") != "json":
+    if call.get_value("response_format") != "json":
         message = "response_format 'verbose_json' is not compatible with model 'gpt-transcribe'. Use 'json' instead."
         return build_error(400, message)
     return web.json_response({"text": "Guten Tag.", "languages": [{"code": "de"}], "usage": {"type": "duration", "seconds": 8}})
@@ -204,7 +204,7 @@ async def fake_json_only(call: UpstreamCall, _: web.Request) -> web.Response:
 
 async def fake_failing_on_verbose_json(call: UpstreamCall, _: web.Request) -> web.Response:
     """A server whose model has no times, and which falls over them: speaches with a Parakeet."""
-    if call.value("response_format") != "json":
+    if call.get_value("response_format") != "json":
         return web.Response(status=500, text="Internal Server Error")
     return web.json_response({"text": "Guten Tag."})
 
@@ -279,6 +279,6 @@ def fake_with(verbose: Any, plain: Any) -> Answer:
     """A server that answers with the one where verbose_json is asked for, and with the other in json."""
 
     async def answer(call: UpstreamCall, _: web.Request) -> web.Response:
-        return web.json_response(verbose if call.value("response_format") == "verbose_json" else plain)
+        return web.json_response(verbose if call.get_value("response_format") == "verbose_json" else plain)
 
     return answer

@@ -81,7 +81,7 @@ def _measure_loading(served: ServedFigures, server: BenchServer, name: str, reco
     clip = min(recordings, key=lambda recording: recording.seconds)
     served.first_use_s = _time_answer(server, name, clip)
     served.loaded_answer_s = min(_time_answer(server, name, clip) for _ in range(3))
-    server.unload(name)
+    server.unload_model(name)
     served.again_s = _time_answer(server, name, clip)
 
 

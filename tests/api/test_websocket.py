@@ -37,18 +37,18 @@ class AsgiClient:
         self.largest = 0
         self.incoming.put_nowait({"type": "websocket.connect"})
 
-    def says(self, *messages: str | bytes) -> None:
+    def send_message(self, *messages: str | bytes) -> None:
         for message in messages:
             kind = "text" if isinstance(message, str) else "bytes"
             self.incoming.put_nowait({"type": "websocket.receive", kind: message})
 
-    def leaves(self) -> None:
+    def disconnect(self) -> None:
         self.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
 
     def abort(self) -> None:
         self.aborted = True
 
-    def _bounded(self, largest: int) -> None:
+    def _set_limit(self, largest: int) -> None:
         self.largest = largest
 
     async def _send(self, message: Message) -> None:
@@ -56,17 +56,17 @@ class AsgiClient:
             await asyncio.Event().wait()
         self.sent.append(message)
 
-    def socket(self, *, stall_s: float = 5.0, subprotocols: Sequence[str] = ()) -> ServerWebSocket:
+    def create_socket(self, *, stall_s: float = 5.0, subprotocols: Sequence[str] = ()) -> ServerWebSocket:
         scope: dict[str, Any] = {"type": "websocket", "path": "/", "subprotocols": subprotocols}
-        scope["extensions"] = {"eardrum.connection": {"transport": self}, "eardrum.largest": {"call": self._bounded}}
+        scope["extensions"] = {"eardrum.connection": {"transport": self}, "eardrum.largest": {"call": self._set_limit}}
         scope["eardrum.record"] = RequestRecord("req_1", scope, RequestTracker())
         return ServerWebSocket(scope, self.incoming.get, self._send, shutdown=self.over, stall_s=stall_s, max_message_bytes=1000)
 
 
 async def test_messages_come_in_order_and_as_what_they_are() -> None:
     client = AsgiClient()
-    client.says(b"1", "two", b"3")
-    async with client.socket() as socket:
+    client.send_message(b"1", "two", b"3")
+    async with client.create_socket() as socket:
         heard = socket.__aiter__()
         assert [await anext(heard) for _ in range(3)] == [b"1", "two", b"3"]
         await socket.send_json({"type": "x", "text": "ä"})
@@ -78,7 +78,7 @@ async def test_messages_come_in_order_and_as_what_they_are() -> None:
 
 async def test_messages_of_more_than_twice_the_limit_never_get_here() -> None:
     client = AsgiClient()
-    async with client.socket():
+    async with client.create_socket():
         pass
     assert client.largest == 2000
 
@@ -87,9 +87,9 @@ async def test_a_client_that_leaves_ends_the_work_at_once() -> None:
     client = AsgiClient()
 
     async def work() -> None:
-        async with client.socket():
-            client.says(b"nobody reads this")
-            client.leaves()
+        async with client.create_socket():
+            client.send_message(b"nobody reads this")
+            client.disconnect()
             await asyncio.sleep(30)
 
     with pytest.raises(ClientGoneError):
@@ -106,8 +106,8 @@ async def test_a_client_that_leaves_ends_what_runs_beside() -> None:
             ended.append(1)
 
     async def work() -> None:
-        async with client.socket():
-            asyncio.get_running_loop().call_later(0.01, client.leaves)
+        async with client.create_socket():
+            asyncio.get_running_loop().call_later(0.01, client.disconnect)
             await run_alongside(way(), way())
 
     with pytest.raises(ClientGoneError):
@@ -119,7 +119,7 @@ async def test_being_cancelled_from_outside_is_not_the_clients_leaving() -> None
     client = AsgiClient()
 
     async def work() -> None:
-        async with client.socket():
+        async with client.create_socket():
             await asyncio.sleep(30)
 
     task = asyncio.create_task(work())
@@ -132,8 +132,8 @@ async def test_being_cancelled_from_outside_is_not_the_clients_leaving() -> None
 async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "MAX_QUEUED_BYTES", 1000)
     client = AsgiClient()
-    client.says(*[bytes([n]) * 400 for n in range(10)])
-    async with client.socket() as socket:
+    client.send_message(*[bytes([n]) * 400 for n in range(10)])
+    async with client.create_socket() as socket:
         await asyncio.sleep(0.01)
         assert client.incoming.qsize() == 7  # 3 x 500 bytes are above the bound
         heard = socket.__aiter__()
@@ -143,11 +143,11 @@ async def test_more_than_the_bound_is_not_read_until_there_is_room(monkeypatch: 
 async def test_a_client_is_noticed_to_leave_while_nothing_is_wanted_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "MAX_QUEUED_BYTES", 100)
     client = AsgiClient()
-    client.says(*[b"x" * 400] * 10)
-    client.leaves()
+    client.send_message(*[b"x" * 400] * 10)
+    client.disconnect()
 
     async def work() -> None:
-        async with client.socket() as socket:
+        async with client.create_socket() as socket:
             await asyncio.sleep(0.01)
             socket.ignore_messages()
             await asyncio.sleep(30)
@@ -160,7 +160,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on() -> None:
     client = AsgiClient()
 
     async def work() -> None:
-        async with client.socket(stall_s=0.02) as socket:
+        async with client.create_socket(stall_s=0.02) as socket:
             client.takes = False
             await socket.send_json({})
 
@@ -171,12 +171,12 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on() -> None:
 
 async def test_when_the_server_ends_the_messages_do_after_those_that_came() -> None:
     client = AsgiClient()
-    client.says(b"1", b"2")
-    async with client.socket() as socket:
+    client.send_message(b"1", b"2")
+    async with client.create_socket() as socket:
         await asyncio.sleep(0.01)
         client.over.set()
         await asyncio.sleep(0.01)
-        client.says(b"too late")
+        client.send_message(b"too late")
         assert [message async for message in socket] == [b"1", b"2"]
         assert socket.is_shutting_down
         await socket.close(CloseCode.GOING_AWAY)
@@ -187,7 +187,7 @@ async def test_a_fault_of_ours_closes_it_with_a_word() -> None:
     client = AsgiClient()
 
     async def work() -> None:
-        async with client.socket():
+        async with client.create_socket():
             raise KeyError("oops")
 
     with pytest.raises(KeyError):
@@ -198,9 +198,9 @@ async def test_a_fault_of_ours_closes_it_with_a_word() -> None:
 
 async def test_closing_is_not_taken_for_the_clients_leaving() -> None:
     client = AsgiClient()
-    async with client.socket() as socket:
+    async with client.create_socket() as socket:
         await socket.close()
-        client.leaves()
+        client.disconnect()
         await asyncio.sleep(0.01)
 
 
@@ -254,7 +254,7 @@ def test_the_code_tells_whose_fault_it_was(error: EardrumError, code: int) -> No
 )
 async def test_a_subprotocol_is_taken_and_not_the_key_if_there_is_another(offered: list[str], taken: str | None) -> None:
     client = AsgiClient()
-    async with client.socket(subprotocols=offered):
+    async with client.create_socket(subprotocols=offered):
         assert client.sent == [{"type": "websocket.accept", "subprotocol": taken}]
 
 
@@ -269,7 +269,7 @@ async def test_a_server_that_ends_does_not_wait_for_a_client_that_takes_nothing_
     client = AsgiClient()
 
     async def work() -> None:
-        async with client.socket(stall_s=60) as socket:
+        async with client.create_socket(stall_s=60) as socket:
             client.takes = False
             asyncio.get_running_loop().call_later(0.01, client.over.set)
             async with asyncio.timeout(5):

@@ -243,9 +243,9 @@ def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> No
     with break_libraries(tmp_path, ABORTS + CUDA_BUILD) as variables:
         settings = ["--set", f"models.w.source={whisper}", "--set", f"models.c={{source: {whisper}, options: {{device: cuda}}}}"]
         with run_server(*settings, "--set", "default_model=moonshine-tiny-en", **variables) as server:
-            assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
-            assert server.post(encode_speech("wav"), model="w").status_code == 200
-            refused = server.post(encode_speech("wav"), model="c")
+            assert server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+            assert server.post_audio(encode_speech("wav"), model="w").status_code == 200
+            refused = server.post_audio(encode_speech("wav"), model="c")
             assert refused.status_code == 500
             message = refused.json()["error"]["message"]
             assert message.startswith("device is cuda, but the process of c was ended by SIGABRT")

@@ -37,7 +37,7 @@ class HostileClient:
     def rss(self) -> int:
         return psutil.Process(self.server.process.pid).memory_info().rss
 
-    def said(self, *pieces: bytes, opening: bytes = b"", timeout: float = 20.0) -> bytes:
+    def exchange_bytes(self, *pieces: bytes, opening: bytes = b"", timeout: float = 20.0) -> bytes:
         """What the server answers to these bytes; to those of `opening` before the others are sent."""
         with socket.create_connection(self.server.host, timeout=timeout) as client:
             client.sendall(opening)
@@ -54,14 +54,16 @@ class HostileClient:
             sending.join()
             return answer
 
-    def posted(self, path: str, body: bytes, kind: str = "application/json", timeout: float = 60.0) -> tuple[int, str]:
+    def post_body(self, path: str, body: bytes, kind: str = "application/json", timeout: float = 60.0) -> tuple[int, str]:
         """Status and text."""
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-        answer = self.said(head.encode(), *(body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20)), timeout=timeout)
+        answer = self.exchange_bytes(
+            head.encode(), *(body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20)), timeout=timeout
+        )
         return parse_status(answer), answer.partition(b"\r\n\r\n")[2].decode(errors="replace")
 
     @contextmanager
-    def harmless(self) -> Iterator[None]:
+    def check_harmless(self) -> Iterator[None]:
         """Whatever is done inside: others are served at once, and the memory comes back."""
         before, began = self.rss, time.monotonic()
         yield

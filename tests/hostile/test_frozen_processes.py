@@ -34,8 +34,8 @@ def get_health(server: ServerUnderTest) -> dict[str, object]:
 
 
 def freeze_runner(server: ServerUnderTest) -> int:
-    assert server.post(encode_speech("flac")).json()["text"] == SPEECH_TEXT
-    (runner,) = server.runners()
+    assert server.post_audio(encode_speech("flac")).json()["text"] == SPEECH_TEXT
+    (runner,) = server.list_runners()
     runner.send_signal(signal.SIGSTOP)
     return int(runner.pid)
 
@@ -43,11 +43,11 @@ def freeze_runner(server: ServerUnderTest) -> int:
 def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: ServerUnderTest) -> None:
     frozen = freeze_runner(server)
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(server.post, encode_speech("flac")) for _ in range(2)]
+        answers = [pool.submit(server.post_audio, encode_speech("flac")) for _ in range(2)]
         wait_for(lambda: get_health(server)["status"] == "degraded", 10)
         assert "no sign of life" in str(get_health(server)["reason"])
         assert [answer.result(30).json()["text"] for answer in answers] == [SPEECH_TEXT] * 2
-    assert [runner.pid for runner in server.runners()] != [frozen]
+    assert [runner.pid for runner in server.list_runners()] != [frozen]
     assert f"The process of {M} hangs: it gave no sign of life for 2 s (liveness_timeout)" in server.log
     assert get_health(server)["status"] == "ok"
 
@@ -55,7 +55,7 @@ def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: Server
 def test_a_stopped_process_can_be_unloaded(server: ServerUnderTest) -> None:
     freeze_runner(server)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.post, encode_speech("flac"))
+        answer = pool.submit(server.post_audio, encode_speech("flac"))
         gone = requests.delete(f"{server.address}/api/ps/{M}", timeout=15)
         assert gone.status_code == 200
         assert answer.result(30).json()["text"] == SPEECH_TEXT
@@ -63,8 +63,8 @@ def test_a_stopped_process_can_be_unloaded(server: ServerUnderTest) -> None:
 
 def test_a_process_that_stops_while_nobody_asks_is_noticed(server: ServerUnderTest) -> None:
     freeze_runner(server)
-    wait_for(lambda: not server.runners(), 15)
-    assert server.post(encode_speech("flac")).json()["text"] == SPEECH_TEXT
+    wait_for(lambda: not server.list_runners(), 15)
+    assert server.post_audio(encode_speech("flac")).json()["text"] == SPEECH_TEXT
 
 
 def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path) -> None:

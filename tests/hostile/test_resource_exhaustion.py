@@ -100,7 +100,7 @@ async def test_what_a_runner_puts_aside_lies_where_uploads_do(tmp_path: Path) ->
     async with run_service(tmp_path, {"m": build_model(tmp_path)}, spool_dir=str(spool)) as service:
         async with open_speaker(service) as speaker:
             await speaker.session.feed(speak_sentence(1))
-            await speaker.over()
+            await speaker.finish_session()
         pid = service.list_processes()[0].pid
         assert pid
         temp = Path(psutil.Process(pid).environ()["TMPDIR"])

@@ -114,7 +114,7 @@ def test_silent_connections_leave_room_for_others_and_are_logged(narrow: ServerU
         wait_for(lambda: is_serving(narrow))  # who comes in the same instant as all of them may have to come again
         for _ in range(5):
             assert is_serving(narrow)
-        assert narrow.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+        assert narrow.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
     assert "Traceback" not in narrow.log
 
 
@@ -138,7 +138,7 @@ def test_uploads_that_drip_hold_no_places_and_are_given_up(tmp_path: Path) -> No
         for thread in threads:
             thread.start()
         time.sleep(0.5)  # they all drip
-        assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+        assert server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
         for thread in threads:
             thread.join()
     assert [parse_status(answer) for answer, _ in answers] == [408] * 8
@@ -227,9 +227,9 @@ def test_places_that_drips_hold_are_for_those_who_speak(tmp_path: Path) -> None:
         with ThreadPoolExecutor() as pool:
             sending = pool.submit(send_slowly, uplink, encode_low_rate(), 16)
             wait_for(lambda: count_places(server) == 7)
-            wait_for(lambda: server.post(encode_speech("wav")).status_code == 200, 30)
+            wait_for(lambda: server.post_audio(encode_speech("wav")).status_code == 200, 30)
             for _ in range(2):
-                assert server.post(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+                assert server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
             with socket.create_connection(address, timeout=30) as speaking:
                 speaking.sendall(build_audio_event(speech_bytes()) + b'{"type": "audio-stop"}\n')
                 assert b"John Dashwood" in receive_transcript(speaking)

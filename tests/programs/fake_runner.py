@@ -69,29 +69,29 @@ class FakeLiveSession:
         self.audio += audio
         step = int(STEP_S * self.rate)
         while len(self.audio) >= 2 * step:
-            self._step(step)
+            self._advance(step)
 
-    def _step(self, count: int) -> None:
+    def _advance(self, count: int) -> None:
         (value,) = struct.unpack_from("<h", self.audio, count // 2 * 2)
         del self.audio[: 2 * count]
         before, self.heard = self.now, self.heard + count
         rules = self.settings.endpointing
         if value:
             if not self.speaking and rules:
-                self._begin(max(self.begin, before - rules.prefix_s))
+                self._begin_utterance(max(self.begin, before - rules.prefix_s))
             self.speaking, self.silent = True, 0.0
-            self._word(str(value))
+            self._add_word(str(value))
         else:
             self.silent += STEP_S
             if self.speaking and rules and self.silent >= rules.silence_s:
                 self.say.put_nowait(live.SpeechStopped(self.utterance, self.now - self.silent))
-                self._end(self.now)
+                self._end_utterance(self.now)
 
-    def _begin(self, at: float) -> None:
+    def _begin_utterance(self, at: float) -> None:
         self.begin = at
         self.say.put_nowait(live.SpeechStarted(self.utterance, at))
 
-    def _word(self, word: str) -> None:
+    def _add_word(self, word: str) -> None:
         if self.words and self.words[-1] == word:
             return
         if word == str(self.habits.get("dies_always")) or (
@@ -105,7 +105,7 @@ class FakeLiveSession:
                 live.PartialTranscript(self.utterance, stable, f" {word}" if stable else word, self.begin, self.now)
             )
 
-    def _end(self, end: float) -> None:
+    def _end_utterance(self, end: float) -> None:
         number, text = self.utterance, " ".join(self.words)
         self.say.put_nowait(live.UtteranceCommitted(number, self.begin, end))
         if str(self.habits.get("fails_at")) in self.words:
@@ -117,25 +117,25 @@ class FakeLiveSession:
         self.begin, self.words, self.speaking, self.silent = end, [], False, 0.0
 
     def commit(self) -> None:
-        self._rest()
+        self._go_idle()
         if self.now <= self.begin:
             self.say.put_nowait(live.CommandRefused(InvalidRequestError("There is no audio to commit.")))
             return
-        self._end(self.now)
+        self._end_utterance(self.now)
 
     def clear(self) -> None:
-        self._rest()
+        self._go_idle()
         self.say.put_nowait(live.UtteranceCleared(self.utterance if self.speaking else 0))
         self.begin, self.words, self.speaking = self.now, [], False
 
     def finish(self) -> None:
-        self._rest()
+        self._go_idle()
         if self.speaking or (not self.settings.endpointing and self.now > self.begin):
             self.commit()
 
-    def _rest(self) -> None:
+    def _go_idle(self) -> None:
         if count := len(self.audio) // 2:
-            self._step(count)
+            self._advance(count)
 
 
 def _is_first_start(habits: dict[str, Any]) -> bool:
@@ -183,10 +183,10 @@ class FakeRunner:
         await response.prepare(request)
         events: asyncio.Queue[live.LiveEvent] = asyncio.Queue()
         hearing = FakeLiveSession(SessionSettings.from_json(json.loads(request.headers["x-eardrum-live"])), self._habits, events)
-        telling = asyncio.create_task(self._tell(response, events))
-        decoding = asyncio.create_task(self._decode(hearing))
+        telling = asyncio.create_task(self._send_events(response, events))
+        decoding = asyncio.create_task(self._decode_audio(hearing))
         try:
-            await self._listen(request, hearing)
+            await self._read_messages(request, hearing)
             hearing.finish()
             await hearing.decoding.join()
             events.put_nowait(live.SessionEnded(hearing.now, "en"))
@@ -199,7 +199,7 @@ class FakeRunner:
             await asyncio.gather(telling, decoding, return_exceptions=True)
         return response
 
-    async def _listen(self, request: web.Request, hearing: FakeLiveSession) -> None:
+    async def _read_messages(self, request: web.Request, hearing: FakeLiveSession) -> None:
         messages = live.MessageDecoder()
         async for data in request.content.iter_any():
             for message in messages.feed(data):
@@ -215,14 +215,14 @@ class FakeRunner:
                     case live.FinishCommand():
                         return
 
-    async def _decode(self, hearing: FakeLiveSession) -> None:
+    async def _decode_audio(self, hearing: FakeLiveSession) -> None:
         while True:
             text = await hearing.decoding.get()
             await asyncio.sleep(self._habits.get("decode_s", 0.0))
             hearing.say.put_nowait(text)
             hearing.decoding.task_done()
 
-    async def _tell(self, response: web.StreamResponse, events: asyncio.Queue[LiveEvent]) -> None:
+    async def _send_events(self, response: web.StreamResponse, events: asyncio.Queue[LiveEvent]) -> None:
         while True:
             event = await events.get()
             await response.write(live.encode_event(event))

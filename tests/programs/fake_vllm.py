@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-import ears
+import embedded_model
 from aiohttp import web
 
 from eardrum.api import transcript_formats
@@ -25,7 +25,7 @@ from eardrum.transcription import Segment, SpeechTask, TranscriptionRequest, Tra
 def parse_arguments() -> argparse.Namespace:
     """Those of this program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    ears.add_arguments(parser)
+    embedded_model.add_arguments(parser)
     parser.add_argument("--name", default="asr", help="the name it serves the model by")
     parser.add_argument("--no-verbose", action="store_true", help="as models without times")
     return parser.parse_args()
@@ -42,11 +42,11 @@ class FakeVllm:
         app.router.add_get("/health", self.health)
         app.router.add_post("/v1/audio/transcriptions", self.transcriptions)
         app.router.add_post("/v1/audio/translations", self.translations)
-        app.cleanup_ctx.append(self._listening)
+        app.cleanup_ctx.append(self._run_model)
         return app
 
-    async def _listening(self, _: web.Application) -> AsyncIterator[None]:
-        async with ears.ears(self._habits) as self._ears:
+    async def _run_model(self, _: web.Application) -> AsyncIterator[None]:
+        async with embedded_model.open_model(self._habits) as self._model:
             yield
 
     async def health(self, _: web.Request) -> web.Response:
@@ -59,21 +59,21 @@ class FakeVllm:
         return await self._serve(request, SpeechTask.TRANSLATE)
 
     async def _serve(self, request: web.Request, task: SpeechTask) -> web.StreamResponse:
-        fields, file = await ears.form_of(request)
+        fields, file = await embedded_model.read_form(request)
         form = {name: values[-1] for name, values in fields.items()}
-        if refusal := self._refusal(form):
+        if refusal := self._find_refusal(form):
             return refusal
-        can = task if self._ears.translates else SpeechTask.TRANSCRIBE
+        can = task if self._model.translates else SpeechTask.TRANSCRIBE
         asked = TranscriptionRequest(task=can, language=form.get("language") or None, prompt=form.get("prompt", ""))
         try:
-            segments, summary = await self._ears.hear(file, asked)
+            segments, summary = await self._model.transcribe(file, asked)
         except EardrumError:
             return _build_refusal(400, "Invalid or unsupported audio file.", status=200)
         if form.get("stream") == "true":
             return await _stream_text(request, self._habits.name, transcript_formats.format_text(segments))
         return _build_answer(form.get("response_format", "json"), segments, summary)
 
-    def _refusal(self, form: dict[str, str]) -> web.Response | None:
+    def _find_refusal(self, form: dict[str, str]) -> web.Response | None:
         if (name := form.get("model", self._habits.name)) != self._habits.name:
             return _build_refusal(404, f"The model `{name}` does not exist.", "NotFoundError", "model")
         verbose = form.get("response_format") == "verbose_json"

@@ -13,7 +13,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import ears
+import embedded_model
 from aiohttp import web
 
 from eardrum.api import transcript_formats
@@ -27,7 +27,7 @@ READS = (b"RIFF", b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 def parse_arguments() -> argparse.Namespace:
     """Those of whisper-server that matter to a gateway."""
     parser = argparse.ArgumentParser(description=__doc__)
-    ears.add_arguments(parser)
+    embedded_model.add_arguments(parser)
     parser.add_argument("--request-path", default="")
     parser.add_argument("--inference-path", default="/inference")
     parser.add_argument("--convert", action="store_true")
@@ -50,11 +50,11 @@ class FakeWhisperServer:
         app.router.add_get(f"{root}/", self.page)
         app.router.add_get(f"{root}/health", self.health)
         app.router.add_post(root + path, self.inference)
-        app.cleanup_ctx.append(self._listening)
+        app.cleanup_ctx.append(self._run_model)
         return app
 
-    async def _listening(self, _: web.Application) -> AsyncIterator[None]:
-        async with ears.ears(self._habits) as self._ears:
+    async def _run_model(self, _: web.Application) -> AsyncIterator[None]:
+        async with embedded_model.open_model(self._habits) as self._model:
             yield
 
     async def page(self, _: web.Request) -> web.Response:
@@ -64,7 +64,7 @@ class FakeWhisperServer:
         return web.json_response({"status": "ok"})
 
     async def inference(self, request: web.Request) -> web.Response:
-        fields, file = await ears.form_of(request)
+        fields, file = await embedded_model.read_form(request)
         form = {name: values[-1] for name, values in fields.items()}
         try:
             temperature = float(form.get("temperature", "0"))
@@ -75,7 +75,7 @@ class FakeWhisperServer:
         translate = form.get("translate") == "true"
         language = form.get("language", self._habits.language)
         asked = TranscriptionRequest(
-            task=SpeechTask.TRANSLATE if translate and self._ears.translates else SpeechTask.TRANSCRIBE,
+            task=SpeechTask.TRANSLATE if translate and self._model.translates else SpeechTask.TRANSCRIBE,
             language=None if language == "auto" else language,
             prompt=form.get("prompt", ""),
             temperature=temperature,
@@ -83,7 +83,7 @@ class FakeWhisperServer:
         async with self._one_at_a_time:
             await asyncio.sleep(self._habits.slow)
             try:
-                segments, summary = await self._ears.hear(file, asked)
+                segments, summary = await self._model.transcribe(file, asked)
             except EardrumError:
                 if self._habits.convert:
                     return web.json_response({"error": "FFmpeg conversion failed."}, status=500)

@@ -49,16 +49,16 @@ class FrameStream:
     probs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     said: int = 0
 
-    def say(self, words: int) -> FrameStream:
+    def add_speech(self, words: int) -> FrameStream:
         """Speech without a pause."""
         numbers = np.repeat(np.arange(self.said + 1, self.said + words + 1), WORD)
         self.said += words
-        return self._add(numbers, 0.9)
+        return self._add_frames(numbers, 0.9)
 
-    def pause(self, seconds: float) -> FrameStream:
-        return self._add(np.zeros(round(seconds * SAMPLE_RATE / FRAME_SAMPLES)), 0.02)
+    def add_pause(self, seconds: float) -> FrameStream:
+        return self._add_frames(np.zeros(round(seconds * SAMPLE_RATE / FRAME_SAMPLES)), 0.02)
 
-    def _add(self, numbers: np.ndarray, prob: float) -> FrameStream:
+    def _add_frames(self, numbers: np.ndarray, prob: float) -> FrameStream:
         self.samples = np.concatenate([self.samples, np.repeat(numbers, FRAME_SAMPLES).astype(np.float32)])
         self.probs = np.concatenate([self.probs, np.full(len(numbers), prob, np.float32)])
         return self
@@ -68,7 +68,7 @@ def create_stream(*parts: tuple[int, float]) -> FrameStream:
     """So many words, then so long a pause, again and again."""
     whole = FrameStream()
     for words, pause in parts:
-        whole.say(words).pause(pause)
+        whole.add_speech(words).add_pause(pause)
     return whole
 
 
@@ -104,41 +104,41 @@ class SessionSimulation:
         self._step = 0
         self._promised: set[int] = set()  # windows whose text is part of a final
 
-    def hear(self, heard: FrameStream, split: int | Iterable[int] = 1) -> SessionSimulation:
+    def play_stream(self, heard: FrameStream, split: int | Iterable[int] = 1) -> SessionSimulation:
         """Play a stream in portions of so many frames."""
         at = 0
         sizes = iter(split) if not isinstance(split, int) else iter(lambda: split, None)
         while at < len(heard.probs):
             size = next(sizes, 1)
-            self._do(
+            self._perform(
                 self.session.process_audio(
                     heard.samples[at * FRAME_SAMPLES : (at + size) * FRAME_SAMPLES], heard.probs[at : at + size]
                 )
             )
             at += size
-            self.run()
+            self.run_engine()
         return self
 
-    def tell(self, command: LiveCommand, rest: np.ndarray | None = None) -> SessionSimulation:
-        self._do(self.session.handle_command(command, rest))
+    def send_command(self, command: LiveCommand, rest: np.ndarray | None = None) -> SessionSimulation:
+        self._perform(self.session.handle_command(command, rest))
         return self
 
-    def finish(self) -> list[LiveEvent]:
+    def finish_session(self) -> list[LiveEvent]:
         """End the session, and let the engine end its work."""
-        self.tell(FinishCommand())
+        self.send_command(FinishCommand())
         while self._engine:
-            self.run()
+            self.run_engine()
         return self.events
 
-    def run(self) -> None:
+    def run_engine(self) -> None:
         """Let the engine work for a step."""
         self._step += 1
         for due, decode in sorted(self._engine, key=lambda item: item[0]):
             if due <= self._step and (due, decode) in self._engine:
                 self._engine.remove((due, decode))
-                self._do(self._outcome(decode))
+                self._perform(self._decode_window(decode))
 
-    def _outcome(self, decode: DecodeWindow) -> list[SessionOutput]:
+    def _decode_window(self, decode: DecodeWindow) -> list[SessionOutput]:
         if decode.id in self.fails:
             return self.session.handle_failure(decode.id, EardrumError("scripted"))
         words = self.mishear(read_numbers(decode.window), decode.final)
@@ -146,7 +146,7 @@ class SessionSimulation:
         segments = [Segment(begin, end, " ".join(words), words=_add_times(decode.window, words))] if words else []
         return self.session.handle_result(decode.id, EngineResult(segments, "en"), 0.01, 0.0)
 
-    def _do(self, outputs: list[SessionOutput]) -> None:
+    def _perform(self, outputs: list[SessionOutput]) -> None:
         for output in outputs:
             match output:
                 case DecodeWindow():
@@ -165,12 +165,12 @@ class SessionSimulation:
                     self.events.append(output)
         self.most_waiting = max(self.most_waiting, len(self._engine))
 
-    def of(self, kind: type) -> list:
+    def list_events(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
 
     @property
     def text(self) -> str:
-        return " ".join(final.text for final in self.of(FinalTranscript) if final.text)
+        return " ".join(final.text for final in self.list_events(FinalTranscript) if final.text)
 
 
 def _add_times(window: Window, words: list[str]) -> list[Word]:

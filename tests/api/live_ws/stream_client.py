@@ -28,23 +28,23 @@ class StreamClient:
         """Messages and when they came."""
         self.code = 0
         self._news = asyncio.Condition()
-        self._reading = asyncio.create_task(self._read())
+        self._reading = asyncio.create_task(self._read_messages())
 
-    async def _read(self) -> None:
+    async def _read_messages(self) -> None:
         try:
             async for message in self.socket:
                 self.heard.append((time.monotonic(), json.loads(message)))
-                await self._tell()
+                await self._notify()
         except ConnectionClosed:
             pass
         self.code = self.socket.close_code or 0
-        await self._tell()
+        await self._notify()
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._news:
             self._news.notify_all()
 
-    async def push(self, audio: bytes, *, rate: int = 32_000, speed: float = 0.0) -> float:
+    async def push_audio(self, audio: bytes, *, rate: int = 32_000, speed: float = 0.0) -> float:
         """Send audio of so many bytes a second, so many times faster than it was spoken, 0 as fast as can be; when it began."""
         began = time.monotonic()
         size = int(rate * PIECE_S)
@@ -54,34 +54,34 @@ class StreamClient:
                 await asyncio.sleep(max(0.0, began + (start + size) / rate / speed - time.monotonic()))
         return began
 
-    async def say(self, **message: Any) -> None:
+    async def send_message(self, **message: Any) -> None:
         await self.socket.send(json.dumps(message))
 
-    async def until(self, kind: str, count: int = 1) -> dict[str, Any]:
+    async def wait_for_message(self, kind: str, count: int = 1) -> dict[str, Any]:
         """Wait for the nth message of this type."""
         async with asyncio.timeout(PATIENCE_S), self._news:
-            await self._news.wait_for(lambda: len(self.of(kind)) >= count or self.code)
-        assert len(self.of(kind)) >= count, (self.code, self.socket.close_reason, self.heard)
-        return self.of(kind)[count - 1]
+            await self._news.wait_for(lambda: len(self.list_messages(kind)) >= count or self.code)
+        assert len(self.list_messages(kind)) >= count, (self.code, self.socket.close_reason, self.heard)
+        return self.list_messages(kind)[count - 1]
 
-    async def end(self) -> int:
+    async def wait_for_close(self) -> int:
         """Wait until the server has closed; the code."""
         async with asyncio.timeout(PATIENCE_S), self._news:
             await self._news.wait_for(lambda: self.code)
         return self.code
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
+    def list_messages(self, kind: str) -> list[dict[str, Any]]:
         """The messages of a type."""
         return [message for _, message in self.heard if message["type"] == kind]
 
     @property
     def text(self) -> str:
         """What was said, as far as it is certain."""
-        return " ".join(message["text"] for message in self.of("final") if message["text"])
+        return " ".join(message["text"] for message in self.list_messages("final") if message["text"])
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        return [message["error"] for message in self.of("error")]
+        return [message["error"] for message in self.list_messages("error")]
 
     async def close(self) -> None:
         await self.socket.close()

@@ -32,9 +32,9 @@ def load_sentence() -> bytes:
 
 async def transcribe_at_once(session: StreamClient, audio: bytes) -> str:
     """The text of audio sent at once."""
-    await session.push(audio)
-    await session.say(type="finish")
-    assert await session.end() == 1000, session.heard
+    await session.push_audio(audio)
+    await session.send_message(type="finish")
+    assert await session.wait_for_close() == 1000, session.heard
     return session.text
 
 
@@ -50,10 +50,10 @@ def load_model(server: ServerUnderTest) -> None:
 async def test_text_comes_while_somebody_speaks(server: ServerUnderTest) -> None:
     load_model(server)  # what is late is left out
     async with open_stream(server, model="whisper-1", language="en") as session:
-        ready = await session.until("ready")
+        ready = await session.wait_for_message("ready")
         assert (ready["model"], ready["language"], ready["sample_rate"]) == ("moonshine-tiny-en", "en", 16_000)
-        began = await session.push(load_sentence(), speed=1.0)
-        final = await session.until("final")
+        began = await session.push_audio(load_sentence(), speed=1.0)
+        final = await session.wait_for_message("final")
         assert final["text"] == FIRST
         assert 0.0 <= final["start"] < 0.5
         assert 6.5 < final["end"] < 7.5
@@ -65,16 +65,16 @@ async def test_text_comes_while_somebody_speaks(server: ServerUnderTest) -> None
         stable = [message["stable"] for _, message in partials]
         assert all(later.startswith(earlier) for earlier, later in pairwise(stable))
         assert final["text"].startswith(stable[-1])
-        await session.say(type="finish")
-        assert (await session.until("done"))["duration"] == pytest.approx(7.5, abs=0.01)
-        assert await session.end() == 1000
+        await session.send_message(type="finish")
+        assert (await session.wait_for_message("done"))["duration"] == pytest.approx(7.5, abs=0.01)
+        assert await session.wait_for_close() == 1000
 
 
 async def test_as_fast_as_can_be_is_the_same_text(server: ServerUnderTest) -> None:
     async with open_stream(server) as session:
         assert await transcribe_at_once(session, encode_pcm(load_speech())) == SPEECH_TEXT
-        assert session.of("done")[0]["duration"] == pytest.approx(len(load_speech()) / 16_000, abs=0.01)
-        assert [final["utterance"] for final in session.of("final")] == [1, 2, 3]
+        assert session.list_messages("done")[0]["duration"] == pytest.approx(len(load_speech()) / 16_000, abs=0.01)
+        assert [final["utterance"] for final in session.list_messages("final")] == [1, 2, 3]
 
 
 async def test_one_byte_a_message_is_the_same_text(server: ServerUnderTest) -> None:
@@ -104,33 +104,35 @@ async def test_audio_comes_in_many_ways(server: ServerUnderTest, query: dict[str
 
 async def test_settings_come_in_the_first_message_too(server: ServerUnderTest) -> None:
     async with open_stream(server) as session:
-        await session.say(type="config", model="whisper-1", language="English", partials=False, encoding="f32le", vad=False)
-        ready = await session.until("ready")
+        await session.send_message(
+            type="config", model="whisper-1", language="English", partials=False, encoding="f32le", vad=False
+        )
+        ready = await session.wait_for_message("ready")
         assert (ready["language"], ready["encoding"], ready["partials"], ready["vad"]) == ("en", "f32le", False, None)
-        await session.push(load_speech()[: int(7.5 * 16_000)].astype("<f4").tobytes())
-        await session.say(type="commit")
-        assert (await session.until("final"))["text"] == FIRST
-        assert not session.of("speech_started")
-        assert not session.of("partial")
+        await session.push_audio(load_speech()[: int(7.5 * 16_000)].astype("<f4").tobytes())
+        await session.send_message(type="commit")
+        assert (await session.wait_for_message("final"))["text"] == FIRST
+        assert not session.list_messages("speech_started")
+        assert not session.list_messages("partial")
 
 
 async def test_agent_clis_clients_are_understood(server: ServerUnderTest) -> None:
     async with open_stream(server, model="whisper-1") as session:
-        await session.push(load_sentence())
+        await session.push_audio(load_sentence())
         await session.socket.send(b"EOS")
-        final = await session.until("final")
+        final = await session.wait_for_message("final")
         assert (final["text"], final["is_final"], final["language"]) == (FIRST, True, "en")
-        assert await session.end() == 1000
+        assert await session.wait_for_close() == 1000
 
 
 async def test_a_session_without_audio_is_a_session(server: ServerUnderTest) -> None:
     async with open_stream(server) as session:
-        await session.say(type="finish")
-        assert await session.end() == 1000
+        await session.send_message(type="finish")
+        assert await session.wait_for_close() == 1000
     assert [message for _, message in session.heard] == [{"type": "done", "duration": 0.0, "language": None}]
     async with open_stream(server, model="whisper-1") as session:
-        await session.say(type="finish")
-        assert await session.end() == 1000
+        await session.send_message(type="finish")
+        assert await session.wait_for_close() == 1000
     assert [message["type"] for _, message in session.heard] == ["ready", "done"]
 
 
@@ -156,7 +158,7 @@ async def test_a_session_that_cannot_be_is_refused_by_name(
     server: ServerUnderTest, query: dict[str, str], code: str, param: str
 ) -> None:
     async def refused(session: StreamClient) -> None:
-        assert await session.end() == 1008
+        assert await session.wait_for_close() == 1008
         (error,) = session.errors
         assert (error["code"], error["param"], error["type"]) == (code, param, "invalid_request_error")
         assert session.socket.close_reason
@@ -168,13 +170,13 @@ async def test_a_session_that_cannot_be_is_refused_by_name(
                 await session.socket.send(b"\0\0")  # else nobody knows whether a config follows
         await refused(session)
     async with open_stream(server) as session:
-        await session.say(type="config", **query)
+        await session.send_message(type="config", **query)
         await refused(session)
 
 
 async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: ServerUnderTest) -> None:
     async with open_stream(server, model="whisper-1") as session:
-        await session.push(load_sentence()[:64_000])
+        await session.push_audio(load_sentence()[:64_000])
         for message, code, param in [
             ("hello", "invalid_value", None),
             ("[1]", "invalid_value", None),
@@ -186,28 +188,28 @@ async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: S
         ]:
             before = len(session.errors)
             await session.socket.send(message)
-            await session.until("error", before + 1)
+            await session.wait_for_message("error", before + 1)
             assert (session.errors[-1]["code"], session.errors[-1]["param"]) == (code, param), message
-        await session.say(type="config", language="en", silence_duration_ms=400)
-        assert (await session.until("configured"))["vad"]["silence_duration_ms"] == 400
+        await session.send_message(type="config", language="en", silence_duration_ms=400)
+        assert (await session.wait_for_message("configured"))["vad"]["silence_duration_ms"] == 400
         assert await transcribe_at_once(session, load_sentence()[64_000:]) == FIRST
 
 
 async def test_commits_and_clears_are_answered(server: ServerUnderTest) -> None:
     async with open_stream(server, vad="false", partials="false") as session:
-        await session.say(type="commit")
-        await session.until("error")
+        await session.send_message(type="commit")
+        await session.wait_for_message("error")
         assert "0.1 s" in session.errors[0]["message"]
-        await session.push(load_sentence())
-        await session.say(type="commit")
-        await session.say(type="commit")
-        assert (await session.until("final"))["text"] == FIRST
-        await session.until("error", 2)
-        await session.push(load_sentence())
-        await session.say(type="clear")
-        await session.until("cleared")
-        await session.say(type="finish")
-        assert await session.end() == 1000
+        await session.push_audio(load_sentence())
+        await session.send_message(type="commit")
+        await session.send_message(type="commit")
+        assert (await session.wait_for_message("final"))["text"] == FIRST
+        await session.wait_for_message("error", 2)
+        await session.push_audio(load_sentence())
+        await session.send_message(type="clear")
+        await session.wait_for_message("cleared")
+        await session.send_message(type="finish")
+        assert await session.wait_for_close() == 1000
         assert session.text == FIRST
 
 
@@ -215,20 +217,20 @@ async def test_half_a_sample_at_the_end_is_told(server: ServerUnderTest) -> None
     async with open_stream(server) as session:
         assert await transcribe_at_once(session, load_sentence() + b"\0") == FIRST
         assert session.errors[0]["code"] == "invalid_audio"
-        assert session.of("done")
+        assert session.list_messages("done")
 
 
 async def test_a_message_too_large_ends_the_session(server: ServerUnderTest) -> None:
     async with open_stream(server) as session:
         await session.socket.send(bytes(5 << 20))
-        assert await session.end() == 1009
+        assert await session.wait_for_close() == 1009
         assert session.errors[0]["code"] == "request_too_large"
 
 
 async def test_a_client_that_vanishes_leaves_nothing(server: ServerUnderTest) -> None:
     async with open_stream(server, model="whisper-1") as session:
-        await session.push(load_sentence())
-        await session.until("speech_started")
+        await session.push_audio(load_sentence())
+        await session.wait_for_message("speech_started")
         assert count_held(server) == 1
         session.socket.transport.abort()
         await asyncio.to_thread(wait_for, lambda: count_held(server) == 0, 3.0)
@@ -237,7 +239,7 @@ async def test_a_client_that_vanishes_leaves_nothing(server: ServerUnderTest) ->
 async def test_a_client_that_hangs_up_before_the_model_is_there_leaves_nothing() -> None:
     with run_server() as server:
         async with open_stream(server, model="whisper-1") as session:
-            await session.push(load_sentence())
+            await session.push_audio(load_sentence())
         await asyncio.to_thread(wait_for, lambda: count_held(server) == 0, 20.0)
 
 
@@ -262,10 +264,10 @@ async def _flood_server(address: str) -> None:
 async def test_a_server_that_ends_gives_the_last_text_before() -> None:
     with run_server("--set", "shutdown_timeout=60") as server:
         async with open_stream(server, model="whisper-1") as session:
-            await session.push(load_sentence()[: 6 * 32_000])
-            await session.until("speech_started")
+            await session.push_audio(load_sentence()[: 6 * 32_000])
+            await session.wait_for_message("speech_started")
             server.process.send_signal(signal.SIGTERM)
-            assert await session.end() == 1012
+            assert await session.wait_for_close() == 1012
             assert FIRST.startswith(session.text[:60])
             assert [message["type"] for _, message in session.heard[-2:]] == ["final", "error"]
             assert session.errors[0]["code"] == "shutting_down"
@@ -273,17 +275,17 @@ async def test_a_server_that_ends_gives_the_last_text_before() -> None:
 
 async def test_whoever_runs_the_server_may_end_a_session(server: ServerUnderTest) -> None:
     async with open_stream(server, model="whisper-1") as session:
-        ready = await session.until("ready")
+        ready = await session.wait_for_message("ready")
         ended = await asyncio.to_thread(requests.post, f"{server.address}/api/inflight/{ready['session']}/cancel", timeout=10)
         assert ended.ok
-        assert await session.end() == 1001
+        assert await session.wait_for_close() == 1001
         assert "cancelled" in (session.socket.close_reason or "")
     await asyncio.to_thread(wait_for, lambda: count_held(server) == 0)
 
 
 async def test_hints_that_the_model_cannot_take_are_named(server: ServerUnderTest) -> None:
     async with open_stream(server, model="whisper-1", prompt="Austen", hotwords="Dashwood") as session:
-        assert (await session.until("ready"))["ignored"] == ["prompt", "hotwords"]
+        assert (await session.wait_for_message("ready"))["ignored"] == ["prompt", "hotwords"]
 
 
 async def test_one_session_too_many_is_to_come_again_and_keys_are_asked_for() -> None:

@@ -245,7 +245,7 @@ async def test_a_session_outlives_the_process_of_its_model(own: ServerUnderTest)
         assert (await connection.recv()).type == "session.updated"
         for number in range(2):
             if number:
-                own.runners()[0].kill()
+                own.list_runners()[0].kill()
             await connection.input_audio_buffer.append(audio=audio)
             await connection.input_audio_buffer.commit()
             (said_now,) = list_transcripts(await collect_events(connection))

@@ -57,19 +57,19 @@ class ScriptedLiveSession:
     async def feed(self, audio: bytes) -> None:
         await self.free.wait()
         self.bytes += len(audio)
-        self._take(audio)
+        self._record(audio)
 
     async def configure(self, settings: SessionSettings) -> None:
-        self._take(ConfigureCommand(settings))
+        self._record(ConfigureCommand(settings))
 
     async def commit(self) -> None:
-        self._take(CommitCommand())
+        self._record(CommitCommand())
 
     async def clear(self) -> None:
-        self._take(ClearCommand())
+        self._record(ClearCommand())
 
     async def finish(self) -> None:
-        self._take(FinishCommand())
+        self._record(FinishCommand())
 
     async def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
         while not isinstance(event := await self._events.get(), SessionEnded):
@@ -78,7 +78,7 @@ class ScriptedLiveSession:
             yield event
         yield event
 
-    def _take(self, what: object) -> None:
+    def _record(self, what: object) -> None:
         if not isinstance(what, bytes):
             self.told.append(what)
         for event in self._script(what):
@@ -110,7 +110,7 @@ class ScriptedGateway:
         self.loads.set()
 
     @asynccontextmanager
-    async def live(self, _: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedLiveSession]:
+    async def open_session(self, _: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedLiveSession]:
         if self.refusal:
             raise self.refusal
         await self.loads.wait()
@@ -121,7 +121,7 @@ class ScriptedGateway:
         finally:
             self.open -= 1
 
-    def url(self, query: str = "?intent=transcription") -> str:
+    def build_url(self, query: str = "?intent=transcription") -> str:
         return f"{self.gateway.url}/v1/realtime{query}"
 
 
@@ -130,7 +130,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
     models = {"second": {"source": "moonshine-tiny-en"}, "elsewhere": {"proxy": "http://127.0.0.1:9"}}
     with run_gateway(limits={"stall_timeout": 1}, models=models, default_model="moonshine-tiny-en") as gateway:
         set_up = ScriptedGateway(gateway)
-        monkeypatch.setattr(routes, "open_session", set_up.live)
+        monkeypatch.setattr(routes, "open_session", set_up.open_session)
         yield set_up
 
 
@@ -160,7 +160,7 @@ COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 
 async def test_a_commit_by_hand(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         (created,) = await receive_until(socket, "session.created")
         assert created["session"]["type"] == "transcription"
         await send_event(
@@ -184,7 +184,7 @@ async def test_a_commit_by_hand(stage: ScriptedGateway) -> None:
 async def test_a_client_may_send_all_at_once_and_wait(stage: ScriptedGateway) -> None:
     """Its pongs are seen while nobody acts on what it has sent."""
     stage.loads.clear()
-    async with connect_socket(stage.url(), autoping=False) as socket:
+    async with connect_socket(stage.build_url(), autoping=False) as socket:
         for _ in range(100):
             await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await send_event(socket, "input_audio_buffer.commit")
@@ -195,7 +195,7 @@ async def test_a_client_may_send_all_at_once_and_wait(stage: ScriptedGateway) ->
 
 
 async def test_mistakes_are_answered_and_the_session_stays_open(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await socket.send_str("{")
         await socket.send_bytes(b"\0\0")
         await send_event(socket, "response.create", event_id="x")
@@ -210,7 +210,7 @@ async def test_mistakes_are_answered_and_the_session_stays_open(stage: ScriptedG
 
 async def test_a_session_that_breaks_is_told_and_the_connection_closed(stage: ScriptedGateway) -> None:
     stage.script = lambda what: [RunnerCrashedError("It died.")] if isinstance(what, bytes) else []
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         events = await receive_until(socket, "error")
         assert events[-1]["error"]["code"] == "model_crashed"
@@ -220,14 +220,14 @@ async def test_a_session_that_breaks_is_told_and_the_connection_closed(stage: Sc
 
 async def test_a_model_without_room_is_told_with_the_code_for_later(stage: ScriptedGateway) -> None:
     stage.refusal = BusyError("Too many sessions.", retry_after=1)
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         assert (await receive_until(socket, "error"))[-1]["error"]["message"] == "Too many sessions."
         assert (await socket.receive()).data == 1013
 
 
 async def test_a_model_that_does_not_exist(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url("?intent=transcription&model=nobody")) as socket:
+    async with connect_socket(stage.build_url("?intent=transcription&model=nobody")) as socket:
         assert (await receive_until(socket, "error"))[-1]["error"]["code"] == "model_not_found"
         assert (await socket.receive()).data == 1008
 
@@ -238,7 +238,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: ScriptedGatew
     stage.script = lambda what: (
         [FinalTranscript(1, 0, 1, long), FinalTranscript(2, 0, 1, long)] if isinstance(what, bytes) else []
     )
-    async with connect_socket(stage.url(), max_msg_size=0) as socket:
+    async with connect_socket(stage.build_url(), max_msg_size=0) as socket:
         await receive_until(socket, "session.created")
         transport = socket._response.connection.transport
         transport.pause_reading()
@@ -254,7 +254,7 @@ async def test_a_client_that_takes_nothing_in_is_hung_up_on(stage: ScriptedGatew
 @pytest.mark.slow
 async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_without_end(stage: ScriptedGateway) -> None:
     piece = base64.b64encode(bytes(3 << 20)).decode()
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.sessions)
         session = stage.sessions[0]
@@ -276,7 +276,7 @@ async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_
 
 
 async def test_a_client_that_vanishes_leaves_nothing(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.open == 1)
         socket._response.connection.transport.abort()
@@ -284,7 +284,7 @@ async def test_a_client_that_vanishes_leaves_nothing(stage: ScriptedGateway) -> 
 
 
 async def test_the_last_words_are_sent_when_the_server_ends(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await asyncio.to_thread(wait_for, lambda: stage.sessions)
         stage.gateway.loop.call_soon_threadsafe(stage.gateway.service.end_followers)
@@ -294,14 +294,14 @@ async def test_the_last_words_are_sent_when_the_server_ends(stage: ScriptedGatew
 
 async def test_a_refused_commit_says_which(stage: ScriptedGateway) -> None:
     stage.script = lambda what: [CommandRefused(EardrumError("Nothing there."))] if isinstance(what, CommitCommand) else []
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
         await send_event(socket, "input_audio_buffer.commit", event_id="c")
         assert (await receive_until(socket, "error"))[-1]["error"]["event_id"] == "c"
 
 
 async def test_another_model_before_audio_takes_the_place_of_the_first(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         for name in ("whisper-1", "second"):
             await send_event(socket, "session.update", session={"audio": {"input": {"transcription": {"model": name}}}})
             await receive_until(socket, "session.updated")
@@ -314,7 +314,7 @@ async def test_another_model_before_audio_takes_the_place_of_the_first(stage: Sc
 
 
 async def test_a_model_of_another_server_is_refused_by_name(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url()) as socket:
+    async with connect_socket(stage.build_url()) as socket:
         await send_event(socket, "session.update", session={"audio": {"input": {"transcription": {"model": "elsewhere"}}}})
         error = (await receive_until(socket, "error"))[-1]["error"]
         assert (error["code"], error["param"]) == ("unsupported_feature", "model")
@@ -337,13 +337,15 @@ async def test_the_config_may_say_the_rate() -> None:
 )
 async def test_an_address_that_makes_no_sense_is_refused(stage: ScriptedGateway, query: str, status: int) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connect_socket(stage.url(query)):
+        async with connect_socket(stage.build_url(query)):
             pass
     assert refused.value.status == status
 
 
 async def test_the_address_may_say_the_rate(stage: ScriptedGateway) -> None:
-    async with connect_socket(stage.url("?intent=transcription&rate=16000"), headers={"OpenAI-Beta": "realtime=v1"}) as socket:
+    async with connect_socket(
+        stage.build_url("?intent=transcription&rate=16000"), headers={"OpenAI-Beta": "realtime=v1"}
+    ) as socket:
         await receive_until(socket, "transcription_session.created")
         await send_event(socket, "transcription_session.update", session={"input_audio_format": "pcm16"})
         await receive_until(socket, "transcription_session.updated")
@@ -363,7 +365,7 @@ async def test_the_address_may_say_the_rate(stage: ScriptedGateway) -> None:
     ],
 )
 async def test_a_subprotocol_is_agreed_on(stage: ScriptedGateway, offered: tuple[str, ...], taken: str | None) -> None:
-    async with connect_socket(stage.url(), protocols=offered) as socket:
+    async with connect_socket(stage.build_url(), protocols=offered) as socket:
         assert socket.protocol == taken
         first = json.loads((await socket.receive()).data)["type"]
         assert first == ("transcription_session.created" if "openai-beta.realtime-v1" in offered else "session.created")
@@ -373,7 +375,7 @@ async def test_a_subprotocol_is_agreed_on(stage: ScriptedGateway, offered: tuple
 def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
     with run_gateway(api_keys=("sk-1",)) as gateway:
         set_up = ScriptedGateway(gateway)
-        monkeypatch.setattr(routes, "open_session", set_up.live)
+        monkeypatch.setattr(routes, "open_session", set_up.open_session)
         yield set_up
 
 
@@ -386,10 +388,10 @@ def create_secret(stage: ScriptedGateway, path: str = "client_secrets", **body: 
 
 async def test_keys_open_the_socket(locked: ScriptedGateway) -> None:
     for named in ({"headers": KEY}, {"protocols": ("realtime", "openai-insecure-api-key.sk-1")}):
-        async with connect_socket(locked.url(), **named) as socket:
+        async with connect_socket(locked.build_url(), **named) as socket:
             await receive_until(socket, "session.created")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connect_socket(locked.url(), protocols=("realtime", "openai-insecure-api-key.sk-2")):
+        async with connect_socket(locked.build_url(), protocols=("realtime", "openai-insecure-api-key.sk-2")):
             pass
     assert refused.value.status == 401
 
@@ -401,7 +403,9 @@ async def test_a_client_secret_opens_the_socket_and_brings_its_configuration(loc
     ).json()
     assert answer["value"].startswith("ek_")
     assert answer["session"]["audio"]["input"]["turn_detection"] is None
-    async with connect_socket(locked.url(""), protocols=("realtime", f"openai-insecure-api-key.{answer['value']}")) as socket:
+    async with connect_socket(
+        locked.build_url(""), protocols=("realtime", f"openai-insecure-api-key.{answer['value']}")
+    ) as socket:
         (created,) = await receive_until(socket, "session.created")
         assert created["session"]["audio"] == answer["session"]["audio"]
         assert created["session"]["audio"]["input"]["transcription"]["model"] == "whisper-1"
@@ -419,15 +423,15 @@ async def test_a_page_from_anywhere_may_use_the_secret_that_was_made_for_it(
         value = (await asyncio.to_thread(create_secret, set_up)).json()["value"]
         named = {"origin": "https://elsewhere.example", "protocols": ("realtime", f"openai-insecure-api-key.{value}")}
         if allowed:
-            async with connect_socket(set_up.url(), **named) as socket:
+            async with connect_socket(set_up.build_url(), **named) as socket:
                 await receive_until(socket, "session.created")
             continue
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with connect_socket(set_up.url(), **named):
+            async with connect_socket(set_up.build_url(), **named):
                 pass
         assert refused.value.status == 403
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connect_socket(locked.url(), origin="https://elsewhere.example", headers=KEY):
+        async with connect_socket(locked.build_url(), origin="https://elsewhere.example", headers=KEY):
             pass
     assert refused.value.status == 403
 
@@ -437,12 +441,12 @@ async def test_the_betas_key_and_an_expired_one(locked: ScriptedGateway, monkeyp
     assert (answer["input_audio_format"], answer["object"]) == ("g711_ulaw", "realtime.transcription_session")
     value, expires = answer["client_secret"]["value"], answer["client_secret"]["expires_at"]
     headers = {"authorization": f"Bearer {value}", "openai-beta": "realtime=v1"}
-    async with connect_socket(locked.url(), headers=headers) as socket:
+    async with connect_socket(locked.build_url(), headers=headers) as socket:
         (created,) = await receive_until(socket, "transcription_session.created")
         assert created["session"]["input_audio_format"] == "g711_ulaw"
     monkeypatch.setattr(time, "time", lambda: expires + 1)
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with connect_socket(locked.url(), headers=headers):
+        async with connect_socket(locked.build_url(), headers=headers):
             pass
     assert refused.value.status == 401
 
@@ -455,7 +459,7 @@ async def test_a_secret_that_is_not_valid_is_refused_where_everybody_is_let_in(
     monkeypatch.setattr(time, "time", lambda: answer["expires_at"] + 1)
     for value in ("ek_0", answer["value"]):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with connect_socket(stage.url(), headers={"authorization": f"Bearer {value}"}):
+            async with connect_socket(stage.build_url(), headers={"authorization": f"Bearer {value}"}):
                 pass
         assert refused.value.status == 401
 
@@ -488,7 +492,7 @@ def test_what_else_openai_has_is_refused_by_name(stage: ScriptedGateway) -> None
 
 async def test_nothing_is_left_of_many_connections(stage: ScriptedGateway) -> None:
     async def one() -> None:
-        async with connect_socket(stage.url()) as socket:
+        async with connect_socket(stage.build_url()) as socket:
             await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
             await send_event(socket, "input_audio_buffer.commit")
             await receive_until(socket, COMPLETED)

@@ -37,7 +37,7 @@ async def test_a_silent_client_hears_a_heartbeat_until_the_server_ends(monkeypat
             await run_alongside(conversation.run(), end_after(client, 4))
 
     with pytest.raises(ShuttingDownError):
-        await work(client.socket())
+        await work(client.create_socket())
     told = [message["text"] for message in client.sent if message["type"] == "websocket.send"]
     assert '"connected"' in told[0]
     assert len(told) > 3

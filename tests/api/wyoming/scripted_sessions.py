@@ -75,7 +75,7 @@ class SessionScript:
         self.loads.set()
 
     @asynccontextmanager
-    async def live(self, service: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedSession]:
+    async def open_session(self, service: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedSession]:
         service.catalog.check_request(model, settings.request)
         self.asked += 1
         await self.loads.wait()
@@ -99,20 +99,20 @@ class WyomingClient:
         self._frames = FrameDecoder()
         self._events: list[WyomingEvent] = []
 
-    async def say(self, type: str, payload: bytes = b"", **data: Any) -> None:
-        await self.raw(encode_event(WyomingEvent(type, data, payload)))
+    async def send_event(self, type: str, payload: bytes = b"", **data: Any) -> None:
+        await self.send_raw(encode_event(WyomingEvent(type, data, payload)))
 
-    async def raw(self, data: bytes) -> None:
+    async def send_raw(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def speak(self, audio: bytes = b"\1\0\2\0", **shape: int) -> None:
+    async def send_utterance(self, audio: bytes = b"\1\0\2\0", **shape: int) -> None:
         """A whole utterance."""
-        await self.say("audio-start", rate=16000, width=2, channels=1)
-        await self.say("audio-chunk", audio, **{"rate": 16000, "width": 2, "channels": 1, **shape})
-        await self.say("audio-stop")
+        await self.send_event("audio-start", rate=16000, width=2, channels=1)
+        await self.send_event("audio-chunk", audio, **{"rate": 16000, "width": 2, "channels": 1, **shape})
+        await self.send_event("audio-stop")
 
-    async def hear(self) -> WyomingEvent | None:
+    async def receive_event(self) -> WyomingEvent | None:
         """The next event; None if the server has hung up."""
         while not self._events:
             data = await self.reader.read(1 << 16)
@@ -121,17 +121,17 @@ class WyomingClient:
             self._events += self._frames.feed(data)
         return self._events.pop(0)
 
-    async def answer(self) -> list[WyomingEvent]:
+    async def receive_answer(self) -> list[WyomingEvent]:
         """Events up to the end of a transcript, or of the connection."""
         events: list[WyomingEvent] = []
-        while event := await self.hear():
+        while event := await self.receive_event():
             events.append(event)
             if event.type == "transcript-stop":
                 break
         return events
 
-    async def text(self) -> str:
-        (transcript,) = [event for event in await self.answer() if event.type == "transcript"]
+    async def receive_text(self) -> str:
+        (transcript,) = [event for event in await self.receive_answer() if event.type == "transcript"]
         return str(transcript.data["text"])
 
 
@@ -155,7 +155,7 @@ async def run_server(
     monkeypatch: pytest.MonkeyPatch, script: SessionScript, chosen: config.Settings | None = None
 ) -> AsyncIterator[tuple[WyomingServer, Connect]]:
     """A server, and what connects to it; afterwards all tasks are over."""
-    monkeypatch.setattr(utterance, "open_session", script.live)
+    monkeypatch.setattr(utterance, "open_session", script.open_session)
     service = Service(chosen or create_settings())
     server = WyomingServer(service, bind_socket("127.0.0.1", 0, ""))
     await server.start()

@@ -64,7 +64,7 @@ async def exchange_events(monkeypatch: pytest.MonkeyPatch, said: bytes, step: in
         reading = asyncio.create_task(client.reader.read(-1))
         try:
             for at in range(0, len(said), step):
-                await client.raw(said[at : at + step])
+                await client.send_raw(said[at : at + step])
             client.writer.write_eof()
         except OSError:
             pass  # it has heard enough

@@ -21,9 +21,9 @@ async def test_an_utterance_as_home_assistant_says_it(monkeypatch: pytest.Monkey
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("transcribe", language="en")
-        await client.speak(b"\1\0" * 100)
-        assert [event.type for event in await client.answer()] == [
+        await client.send_event("transcribe", language="en")
+        await client.send_utterance(b"\1\0" * 100)
+        assert [event.type for event in await client.receive_answer()] == [
             "transcript-start",
             "transcript-chunk",
             "transcript",
@@ -39,13 +39,13 @@ async def test_chunks_come_while_somebody_speaks(monkeypatch: pytest.MonkeyPatch
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("audio-chunk", b"\0\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\0\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         script.session.says.put_nowait(PartialTranscript(1, "lights", " on", 0.0, 0.5))
-        start, chunk = await client.hear(), await client.hear()
+        start, chunk = await client.receive_event(), await client.receive_event()
         assert (start.type, chunk) == ("transcript-start", WyomingEvent("transcript-chunk", {"text": "lights"}))
-        await client.say("audio-stop")
-        assert await client.text() == "lights off"
+        await client.send_event("audio-stop")
+        assert await client.receive_text() == "lights off"
 
 
 async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,15 +53,15 @@ async def test_several_utterances_and_wishes_for_the_next_one_only(monkeypatch: 
     script.loads.clear()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("transcribe", language="en", context={"prompt": "x"})
-        await client.speak(b"\0\1\2", width=1, rate=8000, channels=3)
-        await client.speak(b"\1\0")  # before the first one has its answer
+        await client.send_event("transcribe", language="en", context={"prompt": "x"})
+        await client.send_utterance(b"\0\1\2", width=1, rate=8000, channels=3)
+        await client.send_utterance(b"\1\0")  # before the first one has its answer
         await asyncio.sleep(0.05)
         assert script.asked == 1
         script.loads.set()
-        assert [await client.text(), await client.text()] == ["lights off"] * 2
-        await client.speak(b"\1\0")
-        assert await client.text() == "lights off"
+        assert [await client.receive_text(), await client.receive_text()] == ["lights off"] * 2
+        await client.send_utterance(b"\1\0")
+        assert await client.receive_text() == "lights off"
     wishes = [(asked.request.language, asked.request.prompt) for _, asked, _ in script.opened]
     assert wishes == [("en", "x"), (None, ""), (None, "")]
     assert script.opened[0][1].format == AudioFormat(AudioEncoding.PCM16, 8_000, 3)
@@ -72,12 +72,12 @@ async def test_no_audio_is_an_empty_transcript_and_needs_no_model(monkeypatch: p
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("transcribe")
-        await client.say("audio-start", rate=16000, width=2, channels=1)
-        await client.say("audio-stop")
-        assert await client.text() == ""
-        await client.speak()
-        assert await client.text() == "lights off"
+        await client.send_event("transcribe")
+        await client.send_event("audio-start", rate=16000, width=2, channels=1)
+        await client.send_event("audio-stop")
+        assert await client.receive_text() == ""
+        await client.send_utterance()
+        assert await client.receive_text() == "lights off"
     assert len(script.opened) == 1
 
 
@@ -85,11 +85,11 @@ async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) ->
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         first = script.session
-        await client.speak(b"\2\0")
-        assert await client.text() == "lights off"
+        await client.send_utterance(b"\2\0")
+        assert await client.receive_text() == "lights off"
         assert (first.left, first.is_finished) == (True, False)
     assert script.session.audio == b"\2\0"
 
@@ -99,17 +99,17 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
     script.loads.clear()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.speak()
+        await client.send_utterance()
         for name in ("select-program", "run-pipeline", "voice-stopped", "synthesize"):
-            await client.say(name, b"payload" * 50_000, name="eardrum")
-        await client.say("ping", text="x")
-        await client.say("describe", b"payload" * 50_000)
-        assert await client.hear() == WyomingEvent("pong", {"text": "x"})
-        info = await client.hear()
+            await client.send_event(name, b"payload" * 50_000, name="eardrum")
+        await client.send_event("ping", text="x")
+        await client.send_event("describe", b"payload" * 50_000)
+        assert await client.receive_event() == WyomingEvent("pong", {"text": "x"})
+        info = await client.receive_event()
         assert info
         assert (info.type, info.data["asr"][0]["models"][0]["name"]) == ("info", "moonshine-tiny-en")
         script.loads.set()
-        assert [event.type for event in await client.answer()] == [*START, "transcript", "transcript-stop"]
+        assert [event.type for event in await client.receive_answer()] == [*START, "transcript", "transcript-stop"]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ async def test_what_makes_no_sense_is_told_and_ends_the_connection(
 ) -> None:
     async with run_server(monkeypatch, SessionScript()) as (_, connect):
         client = await connect()
-        await client.raw(data)
-        error = await client.hear()
+        await client.send_raw(data)
+        error = await client.receive_event()
         assert error
         assert (error.type, error.data["code"]) == ("error", code)
         assert says in error.data["text"]
-        assert await client.hear() is None
+        assert await client.receive_event() is None
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ async def test_what_cannot_be_done_is_refused_by_name(
 ) -> None:
     async with run_server(monkeypatch, SessionScript()) as (_, connect):
         client = await connect()
-        await client.say("transcribe", **wishes)
-        await client.speak()
-        (error,) = await client.answer()
+        await client.send_event("transcribe", **wishes)
+        await client.send_utterance()
+        (error,) = await client.receive_answer()
         assert (error.type, error.data["code"]) == ("error", code)
         assert says in error.data["text"]
 
@@ -157,11 +157,11 @@ async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pyte
     async with run_server(monkeypatch, SessionScript(fails=ModelLoadError("The weights are gone."))) as (_, connect):
         client = await connect()
         for _ in range(20):
-            await client.say("audio-chunk", b"\1\0" * 20_000, rate=16000, width=2, channels=1)
+            await client.send_event("audio-chunk", b"\1\0" * 20_000, rate=16000, width=2, channels=1)
             await asyncio.sleep(0.01)
-        error = await client.hear()
+        error = await client.receive_event()
         assert error == WyomingEvent("error", {"text": "The weights are gone.", "code": "model_load_failed"})
-        assert await client.hear() is None
+        assert await client.receive_event() is None
 
 
 @pytest.mark.parametrize("event", [RunnerCrashedError("It died."), UtteranceFailed(1, RunnerCrashedError("It died."))])
@@ -169,16 +169,16 @@ async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, 
     script = SessionScript(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.speak()
-        assert [event.type for event in await client.answer()] == ["transcript-start", "transcript-chunk", "error"]
+        await client.send_utterance()
+        assert [event.type for event in await client.receive_answer()] == ["transcript-start", "transcript-chunk", "error"]
 
 
 async def test_audio_that_becomes_other_audio_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async with run_server(monkeypatch, SessionScript()) as (_, connect):
         client = await connect()
-        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
-        await client.say("audio-chunk", b"\1\0", rate=8000, width=2, channels=1)
-        (error,) = await client.answer()
+        await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\1\0", rate=8000, width=2, channels=1)
+        (error,) = await client.receive_answer()
         assert "format changed within an utterance" in error.data["text"]
 
 
@@ -188,12 +188,12 @@ async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.Monke
     audio = bytes(range(256)) * (1 << 16)  # 16 MiB, far more than may wait
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        speaking = asyncio.create_task(client.speak(audio))
+        speaking = asyncio.create_task(client.send_utterance(audio))
         done, _ = await asyncio.wait([speaking], timeout=0.5)
         assert not done, "more was taken than may wait"
         script.loads.set()
         await speaking
-        assert await client.text() == "lights off"
+        assert await client.receive_text() == "lights off"
     assert script.session.audio == audio
     assert len(audio) > 3 * utterance.MAX_QUEUED_BYTES
 
@@ -202,7 +202,7 @@ async def test_a_client_that_leaves_takes_its_session_along(monkeypatch: pytest.
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         client.writer.close()
         await wait_until(lambda: script.session.left)
@@ -214,12 +214,12 @@ async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.
     script.loads.clear()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.speak()
+        await client.send_utterance()
         client.writer.write_eof()
         await asyncio.sleep(0.05)
         script.loads.set()
-        assert await client.text() == "lights off"
-        assert await client.hear() is None
+        assert await client.receive_text() == "lights off"
+        assert await client.receive_event() is None
 
 
 @pytest.mark.parametrize(
@@ -230,19 +230,19 @@ async def test_who_has_only_stopped_sending_gets_the_answer(monkeypatch: pytest.
 async def test_who_stops_in_the_middle_is_given_up(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     async with run_server(monkeypatch, SessionScript(), create_settings(0.2)) as (_, connect):
         client = await connect()
-        await client.raw(data)
-        (error,) = await client.answer()
+        await client.send_raw(data)
+        (error,) = await client.receive_answer()
         assert (error.data["code"], "The client sent nothing for 0.2 s" in error.data["text"]) == ("request_timeout", True)
 
 
 async def test_between_utterances_a_client_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     async with run_server(monkeypatch, SessionScript(), create_settings(0.2)) as (_, connect):
         client = await connect()
-        await client.speak()
-        assert await client.text() == "lights off"
+        await client.send_utterance()
+        assert await client.receive_text() == "lights off"
         await asyncio.sleep(0.5)
-        await client.speak()
-        assert await client.text() == "lights off"
+        await client.send_utterance()
+        assert await client.receive_text() == "lights off"
 
 
 @pytest.mark.slow
@@ -260,7 +260,7 @@ async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.Monke
 
 async def flood_server(client: WyomingClient) -> None:
     while True:
-        await client.say("ping", text="x" * 100_000)
+        await client.send_event("ping", text="x" * 100_000)
 
 
 async def test_who_drips_inside_an_utterance_is_given_up_and_a_muted_microphone_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,24 +270,24 @@ async def test_who_drips_inside_an_utterance_is_given_up_and_a_muted_microphone_
 
         async def drip() -> None:
             while True:
-                await dripping.say("audio-chunk", b"\0\0", **audio)
-                await dripping.say("ping")
+                await dripping.send_event("audio-chunk", b"\0\0", **audio)
+                await dripping.send_event("ping")
                 await asyncio.sleep(0.1)
 
         async def be_muted() -> None:
             for _ in range(20):
-                await muted.say("audio-chunk", bytes(3200), **audio)
+                await muted.send_event("audio-chunk", bytes(3200), **audio)
                 await asyncio.sleep(0.1)
-            await muted.say("audio-stop")
+            await muted.send_event("audio-stop")
 
         ways = [asyncio.create_task(drip()), asyncio.create_task(be_muted())]
         async with asyncio.timeout(10):
-            while (event := await dripping.hear()) and event.type != "error":
+            while (event := await dripping.receive_event()) and event.type != "error":
                 pass
             assert event
             assert (event.data["code"], "less than 32 bytes per second" in event.data["text"]) == ("request_timeout", True)
             await ways[1]
-            assert await muted.text() == "lights off"
+            assert await muted.receive_text() == "lights off"
         ways[0].cancel()
         await asyncio.wait(ways)
 
@@ -298,34 +298,34 @@ async def test_the_oldest_idle_client_makes_room(monkeypatch: pytest.MonkeyPatch
     async with run_server(monkeypatch, script) as (_, connect):
         speaking = [await connect() for _ in range(2)]
         for client in speaking:
-            await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+            await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: len(script.opened) == 2)
         idle, newcomer = await connect(), await connect()
-        assert await idle.hear() is None
-        await newcomer.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        assert await idle.receive_event() is None
+        await newcomer.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: len(script.opened) == 3)
-        refused = await (await connect()).hear()
+        refused = await (await connect()).receive_event()
         assert refused
         assert refused.data["code"] == "busy"
         for client in (*speaking, newcomer):
-            await client.say("audio-stop")
-            assert await client.text() == "lights off"
+            await client.send_event("audio-stop")
+            assert await client.receive_text() == "lights off"
 
 
 async def test_shutdown_waits_for_the_utterance_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     script = SessionScript()
     async with run_server(monkeypatch, script) as (running, connect):
         idle, client = await connect(), await connect()
-        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         closing = asyncio.create_task(running.close())
-        assert await idle.hear() is None
+        assert await idle.receive_event() is None
         with pytest.raises(ConnectionError):
             await connect()
-        await client.say("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
-        await client.say("audio-stop")
-        assert await client.text() == "lights off"
-        assert await client.hear() is None
+        await client.send_event("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-stop")
+        assert await client.receive_text() == "lights off"
+        assert await client.receive_event() is None
         await closing
     assert script.session.audio == b"\1\0\2\0"
 
@@ -336,16 +336,16 @@ async def test_a_session_that_the_server_ends_gives_no_half_command(monkeypatch:
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
-        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         script.session.is_finished = True
         if rest:
-            await client.say("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
-            await client.say("audio-stop")
-            await client.say("ping")
-            assert (await client.hear()).type == "pong"
+            await client.send_event("audio-chunk", b"\2\0", rate=16000, width=2, channels=1)
+            await client.send_event("audio-stop")
+            await client.send_event("ping")
+            assert (await client.receive_event()).type == "pong"
         script.session.say_all()
-        *events, error = await client.answer()
+        *events, error = await client.receive_answer()
         assert [event.type for event in events] == START
         assert (error.type, error.data["code"]) == ("error", "shutting_down")
 
@@ -354,22 +354,22 @@ async def test_a_shutdown_in_a_hurry_hangs_up(monkeypatch: pytest.MonkeyPatch) -
     script = SessionScript()
     async with run_server(monkeypatch, script) as (running, connect):
         client = await connect()
-        await client.say("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
+        await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         closing = asyncio.create_task(running.close())
         await asyncio.sleep(0.05)
         closing.cancel()
-        assert await client.hear() is None
+        assert await client.receive_event() is None
         await wait_until(lambda: script.session.left)
 
 
 async def test_keys_that_come_with_another_config_close_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     async with run_server(monkeypatch, SessionScript()) as (running, connect):
         client = await connect()
-        await client.say("ping")
-        assert (await client.hear()).type == "pong"
+        await client.send_event("ping")
+        assert (await client.receive_event()).type == "pong"
         running._service.settings = create_settings(api_keys=("secret",))
-        error = await (await connect()).hear()
+        error = await (await connect()).receive_event()
         assert error
         assert error.data["code"] == "invalid_api_key"
 
@@ -380,7 +380,7 @@ async def test_a_client_that_resets_the_connection_leaves_no_trace(
     script = SessionScript()
     async with run_server(monkeypatch, script) as (running, connect):
         client = await connect()
-        await client.speak(b"\1\0" * 100_000)
+        await client.send_utterance(b"\1\0" * 100_000)
         raw = client.writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.writer.transport.abort()

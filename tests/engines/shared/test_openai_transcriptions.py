@@ -47,7 +47,7 @@ def test_hotwords_in_a_field_of_their_own(name: str, values: list[str]) -> None:
     wanted = create_window(prompt="Hm.", hotwords=("Dashwood", "Elinor"))
     with transcribe_with(upstreams.fake_whisper_server, wanted, hotwords_field=name) as (fake, _):
         assert fake.calls[0].fields[name] == values
-        assert fake.calls[0].value("prompt") == "Hm."
+        assert fake.calls[0].get_value("prompt") == "Hm."
 
 
 def test_translations_go_to_their_route_or_into_a_field() -> None:
@@ -57,7 +57,7 @@ def test_translations_go_to_their_route_or_into_a_field() -> None:
         assert not {"language", "translate"} & set(fake.calls[0].fields)
     with transcribe_with(upstreams.fake_whisper_server, wanted, path="/inference", translations_path="") as (fake, _):
         assert fake.calls[0].path == "/v1/inference"
-        assert (fake.calls[0].value("language"), fake.calls[0].value("translate")) == ("de", "true")
+        assert (fake.calls[0].get_value("language"), fake.calls[0].get_value("translate")) == ("de", "true")
 
 
 def test_verbose_json_is_asked_for_until_it_is_refused() -> None:
@@ -66,7 +66,7 @@ def test_verbose_json_is_asked_for_until_it_is_refused() -> None:
             (hearing,) = loaded.transcribe([create_window()])
             (segment,) = hearing.segments
             assert (segment.text, (segment.start, segment.end), hearing.language) == ("Guten Tag.", SPAN, "de")
-        assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "json", "json"]
+        assert [call.get_value("response_format") for call in fake.calls] == ["verbose_json", "json", "json"]
         with pytest.raises(UnsupportedFeatureError, match=r"word times.*words: false"):
             loaded.transcribe([create_window(words=True)])
 
@@ -87,7 +87,7 @@ def test_another_refusal_costs_neither_the_text_nor_the_times_of_later_windows(s
     with fake_upstream(upstreams.fake_after(answers, upstreams.fake_whisper_server)) as fake, open_engine(fake.url) as loaded:
         results = [loaded.transcribe([create_window()])[0] for _ in range(2)]
         assert [text for result in results for text in list_texts(result)] == ["And Mr. Dashwood."] * 2
-        assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "json", "verbose_json"]
+        assert [call.get_value("response_format") for call in fake.calls] == ["verbose_json", "json", "verbose_json"]
     both = [lambda: upstreams.build_error(status, "Something went wrong.")] * 2
     assert "Something went wrong" in get_failure(upstreams.fake_after(both, upstreams.fake_whisper_server)).message
 
@@ -109,7 +109,7 @@ def test_an_upstream_that_always_fails_on_verbose_json_is_soon_asked_for_json_at
         for _ in range(5):
             (hearing,) = loaded.transcribe([create_window()])
             assert list_texts(hearing) == ["Guten Tag."]
-        asked_for = [call.value("response_format") for call in fake.calls]
+        asked_for = [call.get_value("response_format") for call in fake.calls]
         assert asked_for == ["verbose_json", "json"] * 3 + ["json"] * 2
 
 
@@ -117,7 +117,7 @@ def test_no_more_is_asked_than_is_needed() -> None:
     with fake_upstream(upstreams.fake_whisper_server) as fake, open_engine(fake.url) as loaded:
         for wanted in ({"times": False}, {"times": True}, {"times": False, "words": True}):
             loaded.transcribe([create_window(**wanted)])
-        assert [call.value("response_format") for call in fake.calls] == ["json", "verbose_json", "verbose_json"]
+        assert [call.get_value("response_format") for call in fake.calls] == ["json", "verbose_json", "verbose_json"]
 
 
 @pytest.mark.parametrize("verbose", [{"text": "", "segments": []}, {"status": "done"}, {"text": "", "segments": [{"text": " "}]}])
@@ -136,7 +136,12 @@ def test_silence_is_looked_at_twice_only_until_verbose_json_has_had_a_text() -> 
         loaded.transcribe([create_window()])
         fake.answer = nothing
         assert loaded.transcribe([create_window()])[0].segments == []
-        assert [call.value("response_format") for call in fake.calls] == ["verbose_json", "json", "verbose_json", "verbose_json"]
+        assert [call.get_value("response_format") for call in fake.calls] == [
+            "verbose_json",
+            "json",
+            "verbose_json",
+            "verbose_json",
+        ]
 
 
 def test_a_missing_translations_route_is_named() -> None:
@@ -149,9 +154,9 @@ def test_windows_in_flight_together_all_survive_the_refusal_of_verbose_json() ->
 
     async def fake_staggered(call: UpstreamCall, request: web.Request) -> web.Response:
         """The first window's json is answered before the second window's verbose_json is refused."""
-        if call.value("response_format") == "json":
+        if call.get_value("response_format") == "json":
             first_has_json.set()
-        elif call.value("prompt") == "second":
+        elif call.get_value("prompt") == "second":
             await first_has_json.wait()
             await asyncio.sleep(0.1)
         return await upstreams.fake_json_only(call, request)

@@ -70,7 +70,7 @@ class LiveSpeaker:
     error: EardrumError | None = None
     more: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def listen(self) -> None:
+    async def read_events(self) -> None:
         """Take every event."""
         try:
             async for event in self.session.stream_events():
@@ -80,29 +80,29 @@ class LiveSpeaker:
             self.error = error
         self.more.set()
 
-    async def until(self, condition: Callable[[], object], seconds: float = 10) -> None:
+    async def wait_until(self, condition: Callable[[], object], seconds: float = 10) -> None:
         """Wait until what came out fulfils this."""
         async with asyncio.timeout(seconds):
             while not condition():
                 self.more.clear()
                 await self.more.wait()
 
-    async def over(self, seconds: float = 15) -> list[LiveEvent]:
+    async def finish_session(self, seconds: float = 15) -> list[LiveEvent]:
         """Finish, and give all events."""
         await self.session.finish()
-        await self.until(lambda: self.error or (self.events and type(self.events[-1]).__name__ == "SessionEnded"), seconds)
+        await self.wait_until(lambda: self.error or (self.events and type(self.events[-1]).__name__ == "SessionEnded"), seconds)
         if self.error:
             raise self.error
         return self.events
 
-    def of(self, *kinds: type) -> list[Any]:
+    def list_events(self, *kinds: type) -> list[Any]:
         """The events of some kinds."""
         return [event for event in self.events if isinstance(event, kinds)]
 
     @property
     def texts(self) -> dict[int, str]:
         """What each utterance ended with."""
-        answers: list[FinalTranscript | UtteranceFailed] = self.of(FinalTranscript, UtteranceFailed)
+        answers: list[FinalTranscript | UtteranceFailed] = self.list_events(FinalTranscript, UtteranceFailed)
         assert len({answer.utterance for answer in answers}) == len(answers), "an utterance was answered twice"
         return {answer.utterance: answer.text if isinstance(answer, FinalTranscript) else "failed" for answer in answers}
 
@@ -112,7 +112,7 @@ async def open_speaker(service: Service, name: str = "", settings: SessionSettin
     """A session with somebody who listens."""
     async with open_session(service, find_live_model(service, name), settings or SessionSettings()) as session:
         speaker = LiveSpeaker(session)
-        listening = asyncio.create_task(speaker.listen())
+        listening = asyncio.create_task(speaker.read_events())
         try:
             yield speaker
         finally:

@@ -58,7 +58,7 @@ async def test_a_session_is_open_before_its_model_is_loaded_and_loses_nothing(tm
         await asyncio.sleep(0.1)
         assert service.get_state(find_live_model(service, "m")) is ModelState.STARTING
         await speaker.session.feed(speak_sentence(4, 5))
-        events = await speaker.over()
+        events = await speaker.finish_session()
         assert speaker.texts == {1: "1 2 3", 2: "4 5"}
         assert isinstance(events[-1], SessionEnded)
         assert events[-1].duration == pytest.approx(2.2, abs=0.05)
@@ -73,7 +73,7 @@ async def test_who_speaks_too_far_ahead_of_the_load_waits(tmp_path: Path) -> Non
         assert service.get_state(find_live_model(service, "m")) is not ModelState.READY, "it does not wait for the model"
         await speaker.session.feed(speech)
         assert time.monotonic() - began > 1.0
-        await speaker.over()
+        await speaker.finish_session()
 
 
 async def test_a_model_with_a_session_is_neither_evicted_nor_unloaded_by_its_ttl(tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ async def test_a_model_with_a_session_is_neither_evicted_nor_unloaded_by_its_ttl
     async with run_service(tmp_path, {"m": build_model(tmp_path, entry=entry)}) as service:
         async with open_speaker(service) as speaker:
             await speaker.session.feed(speak_sentence(1))
-            await speaker.until(lambda: speaker.texts)
+            await speaker.wait_until(lambda: speaker.texts)
             await asyncio.sleep(0.6)
             (status,) = service.list_processes()
             assert (status.state, status.requests) == (ModelState.READY, 1)
-            await speaker.over()
+            await speaker.finish_session()
         await asyncio.to_thread(wait_for, lambda: service.list_processes() == [])
 
 
@@ -93,25 +93,25 @@ async def test_a_silent_session_rests_says_so_once_and_goes_on_with_the_model_lo
     models = {"m": build_model(tmp_path, entry={"ttl": 0.1})}
     async with run_service(tmp_path, models, live={"idle_timeout": 0.5}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
-        await speaker.until(lambda: speaker.of(SessionPaused))
-        assert speaker.of(SessionPaused) == [SessionPaused(0.5)]
+        await speaker.wait_until(lambda: speaker.list_events(SessionPaused))
+        assert speaker.list_events(SessionPaused) == [SessionPaused(0.5)]
         await asyncio.to_thread(wait_for, lambda: service.list_processes() == [])
         await asyncio.to_thread(wait_for, lambda: service.count_requests(find_live_model(service, "m")) == 0)
         assert speaker.error is None
         await speaker.session.feed(speak_sentence(2, 3))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1", 2: "2 3"}
-        assert len(speaker.of(SessionPaused)) == 1
-        assert speaker.of(FinalTranscript)[1].start == pytest.approx(0.8, abs=0.05)
+        assert len(speaker.list_events(SessionPaused)) == 1
+        assert speaker.list_events(FinalTranscript)[1].start == pytest.approx(0.8, abs=0.05)
 
 
 async def test_a_session_that_rests_is_finished_without_loading_its_model(tmp_path: Path) -> None:
     models = {"m": build_model(tmp_path)}
     async with run_service(tmp_path, models, live={"idle_timeout": 0.3}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
-        await speaker.until(lambda: speaker.of(SessionPaused))
+        await speaker.wait_until(lambda: speaker.list_events(SessionPaused))
         await service.unload_model(find_live_model(service, "m"))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1"}
         assert service.list_processes() == []
 
@@ -123,10 +123,10 @@ async def test_who_speaks_the_moment_a_resting_sessions_model_was_unloaded_notic
     models = {"m": build_model(tmp_path)}
     async with run_service(tmp_path, models, live={"idle_timeout": 0.3}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
-        await speaker.until(lambda: speaker.of(SessionPaused))
+        await speaker.wait_until(lambda: speaker.list_events(SessionPaused))
         await service.unload_model(find_live_model(service, "m"), force=force)
         await speaker.session.feed(speak_sentence(2, 3))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1", 2: "2 3"}
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
@@ -138,7 +138,7 @@ async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path
         for _ in range(15):
             await speaker.session.feed(create_silence(0.1))
             await asyncio.sleep(0.1)
-        assert speaker.of(SessionPaused) == []
+        assert speaker.list_events(SessionPaused) == []
         assert service.list_processes()[0].ttl_remaining is None
 
 
@@ -150,18 +150,18 @@ async def test_no_final_is_lost_when_the_process_is_killed_in_mid_word(tmp_path:
         await speaker.session.commit() if settings is MANUAL else None
         await speaker.session.feed(speak_sentence(3, 4))
         await speaker.session.commit() if settings is MANUAL else None
-        await speaker.until(lambda: len(speaker.of(UtteranceCommitted)) == 2)
+        await speaker.wait_until(lambda: len(speaker.list_events(UtteranceCommitted)) == 2)
         await speaker.session.feed(speak_words(5, 6))
-        await speaker.until(lambda: [event for event in speaker.of(PartialTranscript) if "6" in event.tentative])
+        await speaker.wait_until(lambda: [event for event in speaker.list_events(PartialTranscript) if "6" in event.tentative])
         assert speaker.texts == {}
         first = kill_runner(service)
         await speaker.session.feed(speak_words(7) + create_silence())
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1 2", 2: "3 4", 3: "5 6 7"}
-        assert [event.utterance for event in speaker.of(UtteranceCommitted)] == [1, 2, 3]
-        finals = speaker.of(FinalTranscript)
+        assert [event.utterance for event in speaker.list_events(UtteranceCommitted)] == [1, 2, 3]
+        finals = speaker.list_events(FinalTranscript)
         assert [(final.start, final.end) for final in finals] == [
-            (event.start, event.end) for event in speaker.of(UtteranceCommitted)
+            (event.start, event.end) for event in speaker.list_events(UtteranceCommitted)
         ]
         assert finals[2].start == pytest.approx(2.0, abs=0.05) if settings is MANUAL else 1.6 < finals[2].start < 2.0
         assert service.list_processes()[0].pid != first
@@ -184,9 +184,9 @@ async def test_texts_are_whole_however_often_and_whenever_the_process_dies(tmp_p
                     await service.load_model(find_live_model(service, "m"))
                     least = min(len(speaker.texts) + 1, number - 1)
                     kill_runner(service)
-                    await speaker.until(lambda least=least: len(speaker.texts) >= least)
+                    await speaker.wait_until(lambda least=least: len(speaker.texts) >= least)
                 stream = stream[size:]
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == expected
         assert list(speaker.texts) == sorted(expected)
 
@@ -195,16 +195,16 @@ async def test_text_is_never_taken_back_when_the_process_dies(tmp_path: Path) ->
     async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
         for value in range(1, 9):
             await speaker.session.feed(speak_words(value))
-            await speaker.until(
-                lambda value=value: [event for event in speaker.of(PartialTranscript) if str(value) in event.tentative]
+            await speaker.wait_until(
+                lambda value=value: [event for event in speaker.list_events(PartialTranscript) if str(value) in event.tentative]
             )
             if value in (3, 6):
                 kill_runner(service)
         await speaker.session.feed(create_silence())
-        await speaker.over()
-        stable = [event.stable for event in speaker.of(PartialTranscript)]
+        await speaker.finish_session()
+        stable = [event.stable for event in speaker.list_events(PartialTranscript)]
         assert all(later.startswith(sooner) for sooner, later in zip(stable, [*stable[1:], speaker.texts[1]], strict=True))
-        assert len(speaker.of(SpeechStarted)) == 1
+        assert len(speaker.list_events(SpeechStarted)) == 1
         assert speaker.texts == {1: "1 2 3 4 5 6 7 8"}
 
 
@@ -216,12 +216,14 @@ async def test_what_is_too_long_to_be_heard_again_has_failed_and_the_session_goe
     async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
         await speaker.session.feed(speak_words(*range(10, 20)))
-        await speaker.until(lambda: speaker.texts and [e for e in speaker.of(PartialTranscript) if "19" in e.tentative])
+        await speaker.wait_until(
+            lambda: speaker.texts and [e for e in speaker.list_events(PartialTranscript) if "19" in e.tentative]
+        )
         kill_runner(service)
-        await speaker.until(lambda: speaker.of(UtteranceFailed))
+        await speaker.wait_until(lambda: speaker.list_events(UtteranceFailed))
         await speaker.session.feed(create_silence() + speak_sentence(2))
-        await speaker.over()
-        (failed,) = speaker.of(UtteranceFailed)
+        await speaker.finish_session()
+        (failed,) = speaker.list_events(UtteranceFailed)
         assert isinstance(failed.error, RunnerCrashedError)
         assert speaker.texts == {1: "1", 2: "failed", 3: "15 16 17 18 19", 4: "2"}
 
@@ -229,9 +231,9 @@ async def test_what_is_too_long_to_be_heard_again_has_failed_and_the_session_goe
 async def test_a_process_that_dies_of_what_it_hears_ends_the_session_after_a_few_tries(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path, dies_always=13)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
-        await speaker.until(lambda: speaker.texts)
+        await speaker.wait_until(lambda: speaker.texts)
         await speaker.session.feed(speak_sentence(13))
-        await speaker.until(lambda: speaker.error)
+        await speaker.wait_until(lambda: speaker.error)
         assert isinstance(speaker.error, RunnerCrashedError)
         assert "SIGKILL" in speaker.error.message
         await speaker.session.feed(speak_sentence(2))
@@ -240,14 +242,14 @@ async def test_a_process_that_dies_of_what_it_hears_ends_the_session_after_a_few
 async def test_a_word_that_kills_once_is_heard_the_next_time(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path, dies_at=13)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(12, 13, 14))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "12 13 14"}
 
 
 async def test_an_utterance_without_text_does_not_end_the_session(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path, fails_at=4)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1) + speak_sentence(4) + speak_sentence(5))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1", 2: "failed", 3: "5"}
 
 
@@ -258,9 +260,9 @@ async def test_a_stream_in_a_container_ends_with_its_process(tmp_path: Path) -> 
         open_speaker(service, settings=settings) as speaker,
     ):
         await speaker.session.feed(speak_sentence(1) + speak_words(2))
-        await speaker.until(lambda: speaker.texts and len(speaker.of(SpeechStarted)) == 2)
+        await speaker.wait_until(lambda: speaker.texts and len(speaker.list_events(SpeechStarted)) == 2)
         kill_runner(service)
-        await speaker.until(lambda: speaker.error)
+        await speaker.wait_until(lambda: speaker.error)
         assert speaker.error
         assert "in a container" in speaker.error.message
         assert speaker.texts == {1: "1", 2: "failed"}
@@ -274,7 +276,7 @@ async def test_one_session_too_many_is_refused_and_room_is_made_by_leaving(tmp_p
                     pass
         async with open_speaker(service) as speaker:
             await speaker.session.feed(speak_sentence(1))
-            await speaker.over()
+            await speaker.finish_session()
 
 
 async def test_a_model_that_cannot_be_loaded_is_stood_in_for_by_its_fallback(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ async def test_a_model_that_cannot_be_loaded_is_stood_in_for_by_its_fallback(tmp
         open_speaker(service, "broken") as speaker,
     ):
         await speaker.session.feed(speak_sentence(1))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1"}
         assert speaker.session.summary.model == "m"
 
@@ -292,7 +294,7 @@ async def test_a_model_that_cannot_be_loaded_is_stood_in_for_by_its_fallback(tmp
 async def test_a_model_that_cannot_be_loaded_ends_the_session(tmp_path: Path) -> None:
     models = {"broken": build_model(tmp_path) | {"python": "/nowhere/python"}}
     async with run_service(tmp_path, models) as service, open_speaker(service) as speaker:
-        await speaker.until(lambda: speaker.error)
+        await speaker.wait_until(lambda: speaker.error)
         assert isinstance(speaker.error, ModelLoadError)
 
 
@@ -323,8 +325,8 @@ async def test_what_the_model_cannot_do_is_refused_at_once_and_in_the_middle(tmp
             await speaker.session.feed(speak_words(1))
             await speaker.session.configure(speakers)
             await speaker.session.configure(SessionSettings(format=AudioFormat(rate=8000)))
-            await speaker.over()
-            one, other = speaker.of(CommandRefused)
+            await speaker.finish_session()
+            one, other = speaker.list_events(CommandRefused)
             assert isinstance(one.error, UnsupportedFeatureError)
             assert isinstance(other.error, InvalidRequestError)
             assert speaker.texts == {1: "1"}
@@ -335,11 +337,11 @@ async def test_other_settings_hold_for_the_next_process_too(tmp_path: Path) -> N
         await speaker.session.feed(speak_sentence(1))
         await speaker.session.configure(MANUAL)
         await speaker.session.feed(speak_sentence(2))
-        await speaker.until(lambda: [event for event in speaker.of(PartialTranscript) if event.utterance == 2])
+        await speaker.wait_until(lambda: [event for event in speaker.list_events(PartialTranscript) if event.utterance == 2])
         kill_runner(service)
         await speaker.session.feed(speak_sentence(3))
         await speaker.session.commit()
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1", 2: "2 3"}
 
 
@@ -347,20 +349,20 @@ async def test_what_was_cleared_stays_forgotten(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service, settings=MANUAL) as speaker:
         await speaker.session.feed(speak_words(1, 2))
         await speaker.session.clear()
-        await speaker.until(lambda: speaker.of(UtteranceCleared))
+        await speaker.wait_until(lambda: speaker.list_events(UtteranceCleared))
         await speaker.session.feed(speak_words(3))
         kill_runner(service)
         await speaker.session.commit()
-        await speaker.over()
+        await speaker.finish_session()
         assert list(speaker.texts.values()) == ["3"]
 
 
 async def test_a_model_unloaded_by_force_ends_who_speaks(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_words(1))
-        await speaker.until(lambda: speaker.events)
+        await speaker.wait_until(lambda: speaker.events)
         await service.unload_model(find_live_model(service, "m"), force=True)
-        await speaker.until(lambda: speaker.error)
+        await speaker.wait_until(lambda: speaker.error)
         assert isinstance(speaker.error, ModelUnloadedError)
 
 
@@ -368,9 +370,9 @@ async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path:
     async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=0.3)}) as service:
         async with open_speaker(service) as speaker:
             await speaker.session.feed(speak_sentence(1) + speak_words(2))
-            await speaker.until(lambda: len(speaker.of(SpeechStarted)) == 2)
+            await speaker.wait_until(lambda: len(speaker.list_events(SpeechStarted)) == 2)
             ending = asyncio.create_task(service.live_sessions.end_all())
-            await speaker.until(lambda: speaker.error)
+            await speaker.wait_until(lambda: speaker.error)
             assert isinstance(speaker.error, ShuttingDownError)
             assert speaker.texts == {1: "1", 2: "2"}
             await speaker.session.feed(speak_sentence(3))
@@ -384,7 +386,7 @@ async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path:
 async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path, load_s=20)}) as service, open_speaker(service) as speaker:
         ending = asyncio.create_task(service.live_sessions.end_all())
-        await speaker.until(lambda: speaker.error)
+        await speaker.wait_until(lambda: speaker.error)
         assert isinstance(speaker.error, ShuttingDownError)
         assert not ending.done()
         ending.cancel()
@@ -393,10 +395,10 @@ async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tm
 async def test_who_has_finished_before_does_not_notice_the_end_of_the_server(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=0.3)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
-        await speaker.until(lambda: speaker.of(UtteranceCommitted))
+        await speaker.wait_until(lambda: speaker.list_events(UtteranceCommitted))
         await speaker.session.finish()
         ending = asyncio.create_task(service.live_sessions.end_all())
-        await speaker.until(lambda: speaker.of(SessionEnded))
+        await speaker.wait_until(lambda: speaker.list_events(SessionEnded))
         assert speaker.texts == {1: "1"}
         ending.cancel()
 
@@ -404,10 +406,10 @@ async def test_who_has_finished_before_does_not_notice_the_end_of_the_server(tmp
 async def test_a_session_whose_last_texts_come_too_late_ends_with_the_server(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"m": build_model(tmp_path, decode_s=60)}) as service, open_speaker(service) as speaker:
         await speaker.session.feed(speak_sentence(1))
-        await speaker.until(lambda: speaker.of(UtteranceCommitted))
+        await speaker.wait_until(lambda: speaker.list_events(UtteranceCommitted))
         ending = asyncio.create_task(service.live_sessions.end_all())
         await asyncio.sleep(0.1)
         await service.shutdown()
-        await speaker.until(lambda: speaker.error)
+        await speaker.wait_until(lambda: speaker.error)
         assert isinstance(speaker.error, ShuttingDownError)
         ending.cancel()

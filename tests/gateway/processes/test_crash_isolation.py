@@ -86,11 +86,11 @@ async def test_a_live_session_beside_a_deadly_file_goes_on(tmp_path: Path) -> No
         open_speaker(service) as speaker,
     ):
         await speaker.session.feed(speak_sentence(1) + speak_words(2))
-        await speaker.until(lambda: speaker.texts)
+        await speaker.wait_until(lambda: speaker.texts)
         with pytest.raises(RunnerCrashedError):
             await transcribe(service, DEADLY)
         await speaker.session.feed(speak_words(3) + speak_sentence(4))
-        await speaker.over()
+        await speaker.finish_session()
         assert speaker.texts == {1: "1", 2: "2 3 4"}
 
 
@@ -106,16 +106,16 @@ async def test_a_deadly_live_session_takes_neither_files_nor_other_sessions_alon
     ):
         await transcribe(service, 1)
         await innocent.session.feed(speak_sentence(1) + speak_words(2))
-        await innocent.until(lambda: innocent.texts)
+        await innocent.wait_until(lambda: innocent.texts)
         file = asyncio.create_task(transcribe(service, 7))
         await guilty.session.feed(speak_sentence(DEADLY))
-        await guilty.until(lambda: guilty.error, 20)
+        await guilty.wait_until(lambda: guilty.error, 20)
         assert isinstance(guilty.error, RunnerCrashedError)
         assert await file == "7"
         await innocent.session.feed(speak_sentence(3))
-        await innocent.over()
+        await innocent.finish_session()
         assert innocent.texts == {1: "1", 2: "2 3"}
-        assert not innocent.of(UtteranceFailed)
+        assert not innocent.list_events(UtteranceFailed)
 
 
 async def test_others_wait_no_longer_than_a_trial_may_take() -> None:

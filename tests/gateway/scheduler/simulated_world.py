@@ -71,61 +71,61 @@ class SimulatedWorld:
 
     # Clients.
 
-    def ask(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **settings: Any) -> SimulatedRequest:
+    def send_request(self, model: str, serve_s: float = float("inf"), limit: int = 10**6, **settings: Any) -> SimulatedRequest:
         request = SimulatedRequest(model, next(self._ids), serve_s, self.now)
         self.requests[request.ticket] = request
-        self.tell(RequestArrived(model, request.ticket, SchedulingSettings(max_requests=limit, **settings)))
+        self.send_event(RequestArrived(model, request.ticket, SchedulingSettings(max_requests=limit, **settings)))
         return request
 
-    def leave(self, request: SimulatedRequest) -> None:
+    def hang_up(self, request: SimulatedRequest) -> None:
         """The client hangs up while it waits."""
         assert not request.outcome
         assert request.granted is None
         request.outcome, request.left = "left", self.now
-        self.tell(RequestCancelled(request.model, request.ticket))
-        self.tell(RequestFinished(request.model, request.ticket))
+        self.send_event(RequestCancelled(request.model, request.ticket))
+        self.send_event(RequestFinished(request.model, request.ticket))
 
-    def finish(self, request: SimulatedRequest) -> None:
+    def finish_request(self, request: SimulatedRequest) -> None:
         if not request.outcome:
             request.outcome = "served"
-            self.tell(RequestFinished(request.model, request.ticket))
+            self.send_event(RequestFinished(request.model, request.ticket))
 
-    def waiting(self, model: str | None = None) -> list[SimulatedRequest]:
-        return [r for r in self._open(model) if r.granted is None]
+    def list_waiting(self, model: str | None = None) -> list[SimulatedRequest]:
+        return [r for r in self._list_open(model) if r.granted is None]
 
-    def granted(self, model: str | None = None) -> list[SimulatedRequest]:
-        return [r for r in self._open(model) if r.granted is not None]
+    def list_granted(self, model: str | None = None) -> list[SimulatedRequest]:
+        return [r for r in self._list_open(model) if r.granted is not None]
 
-    def working(self, model: str) -> list[SimulatedRequest]:
-        return [r for r in self.granted(model) if not r.resting]
+    def list_working(self, model: str) -> list[SimulatedRequest]:
+        return [r for r in self.list_granted(model) if not r.resting]
 
-    def _open(self, model: str | None) -> list[SimulatedRequest]:
+    def _list_open(self, model: str | None) -> list[SimulatedRequest]:
         return [r for r in self.requests.values() if not r.outcome and model in (None, r.model)]
 
     # Processes.
 
-    def started(self, model: str) -> None:
+    def report_start(self, model: str) -> None:
         if self.processes.get(model) == "starting":
             self.processes[model] = "up"
-            self.tell(ModelReady(model))
+            self.send_event(ModelReady(model))
 
-    def start_fails(self, model: str) -> None:
+    def fail_start(self, model: str) -> None:
         if self.processes.get(model) == "starting":
             del self.processes[model]
-            self.tell(StartFailed(model, BROKEN))
+            self.send_event(StartFailed(model, BROKEN))
 
-    def exits(self, model: str) -> None:
+    def end_process(self, model: str) -> None:
         """It stops, having been told to or not; requests it worked on notice soon."""
         del self.processes[model]
         self.forced.discard(model)
-        self.tell(ProcessExited(model))
+        self.send_event(ProcessExited(model))
 
     # Time.
 
-    def at(self, moment: float, happening: Callable[[], None]) -> None:
+    def schedule(self, moment: float, happening: Callable[[], None]) -> None:
         heapq.heappush(self._plan, (moment, next(self._ids), happening))
 
-    def run(self, until: float = float("inf")) -> None:
+    def run_until(self, until: float = float("inf")) -> None:
         """Let happen what is planned."""
         while self._plan and self._plan[0][0] <= until:
             moment, _, happening = heapq.heappop(self._plan)
@@ -135,12 +135,12 @@ class SimulatedWorld:
 
     # The scheduler.
 
-    def unload(self, model: str, *, force: bool = False) -> None:
+    def unload_model(self, model: str, *, force: bool = False) -> None:
         if force:
             self.forced.add(model)
-        self.tell(UnloadRequested(model, force))
+        self.send_event(UnloadRequested(model, force))
 
-    def tell(self, event: SchedulerEvent) -> None:
+    def send_event(self, event: SchedulerEvent) -> None:
         for action in self.scheduler.handle_event(event, self.now):
             match action:
                 case StartModel(model):
@@ -164,15 +164,15 @@ class SimulatedWorld:
         self.processes[model] = "starting"
         self.starts.append(model)
         if (seconds := self.load_s(model)) is not None:
-            self.at(self.now + seconds, lambda: self.started(model))
+            self.schedule(self.now + seconds, lambda: self.report_start(model))
 
     def _stop(self, model: str) -> None:
         assert self.processes[model] in ("starting", "up"), "stopped twice"
-        at_work = self.processes[model] == "up" and self.working(model)  # what died with an earlier process is no work
+        at_work = self.processes[model] == "up" and self.list_working(model)  # what died with an earlier process is no work
         assert self.down or model in self.forced or not at_work, "signalled at work"
         self.processes[model] = "stopping"
         if (seconds := self.stop_s(model)) is not None:
-            self.at(self.now + seconds, lambda: self.exits(model))
+            self.schedule(self.now + seconds, lambda: self.end_process(model))
 
     def _grant(self, request: SimulatedRequest) -> None:
         assert self.processes[request.model] == "up", "granted what is not up"
@@ -180,10 +180,10 @@ class SimulatedWorld:
         assert request.granted is None, "granted twice"
         request.granted = self.now
         if request.serve_s < float("inf"):
-            self.at(self.now + request.serve_s, lambda: self.finish(request))
+            self.schedule(self.now + request.serve_s, lambda: self.finish_request(request))
 
     def _set_timer(self) -> None:
         due = self.scheduler.next_deadline
         self._timer = timer = self._timer + 1
         if due is not None:
-            self.at(due, lambda: self.tell(TimerFired()) if self._timer == timer else None)
+            self.schedule(due, lambda: self.send_event(TimerFired()) if self._timer == timer else None)

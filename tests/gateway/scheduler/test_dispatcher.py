@@ -22,17 +22,19 @@ class DispatchHarness:
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.changes = 0
-        self.dispatch = SchedulerDispatcher(Scheduler(), start=self.started.append, stop=self._stop, changed=self._changed)
+        self.dispatch = SchedulerDispatcher(
+            Scheduler(), start=self.started.append, stop=self._stop_model, changed=self._count_change
+        )
         self.ended = asyncio.Event()
 
-    def _stop(self, model: str) -> None:
+    def _stop_model(self, model: str) -> None:
         self.stopped.append(model)
         self.ended.set()
 
-    def _changed(self) -> None:
+    def _count_change(self) -> None:
         self.changes += 1
 
-    def state(self, id: str) -> ModelState:
+    def get_state(self, id: str) -> ModelState:
         return self.dispatch.models[id].state
 
 
@@ -113,4 +115,4 @@ async def test_a_start_that_fails_is_told_to_who_waits(house: DispatchHarness) -
     house.dispatch.handle_event(scheduler.StartFailed("m", ModelLoadError("no")))
     with pytest.raises(EardrumError, match="no"):
         await turn
-    assert house.state("m") is ModelState.FAILED
+    assert house.get_state("m") is ModelState.FAILED

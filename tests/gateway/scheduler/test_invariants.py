@@ -79,7 +79,7 @@ class SchedulerStateMachine(RuleBasedStateMachine):
     models = st.sampled_from(MODELS)
 
     @initialize(rules=any_rules, patience=st.sampled_from([0.0, 5.0, 10.0]))
-    def begin(self, rules: EvictionPolicy, patience: float) -> None:
+    def start_scheduler(self, rules: EvictionPolicy, patience: float) -> None:
         self.world = SimulatedWorld(rules, patience)
         self.patience = patience
 
@@ -95,103 +95,103 @@ class SchedulerStateMachine(RuleBasedStateMachine):
         max_concurrency=st.sampled_from([None, 1, 2]),
         priority=st.integers(0, 2),
     )
-    def ask(self, model: str, limit: int, **terms: Any) -> None:
-        working = len(self.world.working(model))
-        request = self.world.ask(model, limit=limit, **terms)
-        assert len(self.world.waiting(model)) + len(self.world.granted(model)) <= 4
+    def ask_for_model(self, model: str, limit: int, **terms: Any) -> None:
+        working = len(self.world.list_working(model))
+        request = self.world.send_request(model, limit=limit, **terms)
+        assert len(self.world.list_waiting(model)) + len(self.world.list_granted(model)) <= 4
         if request.granted is not None and terms["max_concurrency"]:
             assert working < terms["max_concurrency"]
 
-    def draw(self, data: st.DataObject, requests: list[SimulatedRequest]) -> SimulatedRequest | None:
+    def draw_request(self, data: st.DataObject, requests: list[SimulatedRequest]) -> SimulatedRequest | None:
         return data.draw(st.sampled_from(requests)) if requests else None
 
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
-        if request := self.draw(data, self.world.waiting()):
-            self.world.leave(request)
+        if request := self.draw_request(data, self.world.list_waiting()):
+            self.world.hang_up(request)
 
     @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        if request := self.draw(data, self.world.granted()):
-            self.world.finish(request)
+    def finish_request(self, data: st.DataObject) -> None:
+        if request := self.draw_request(data, self.world.list_granted()):
+            self.world.finish_request(request)
 
     @rule(data=st.data())
-    def fall_silent_or_speak_up(self, data: st.DataObject) -> None:
-        if request := self.draw(data, self.world.granted()):
+    def toggle_activity(self, data: st.DataObject) -> None:
+        if request := self.draw_request(data, self.world.list_granted()):
             request.resting = not request.resting
             kind = RequestIdle if request.resting else RequestActive
-            self.world.tell(kind(request.model, request.ticket))
+            self.world.send_event(kind(request.model, request.ticket))
 
     @rule(model=models, works=st.booleans())
-    def start_ends(self, model: str, works: bool) -> None:
+    def end_start(self, model: str, works: bool) -> None:
         if works:
-            self.world.started(model)
+            self.world.report_start(model)
         else:
-            self.world.start_fails(model)
+            self.world.fail_start(model)
 
     @rule(model=models)
-    def process_ends(self, model: str) -> None:
+    def end_process(self, model: str) -> None:
         if self.world.processes.get(model) in ("up", "stopping"):
-            self.world.exits(model)
+            self.world.end_process(model)
 
     @rule(seconds=st.floats(0, 100))
-    def time_passes(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
         self.world.now += seconds
-        self.world.tell(TimerFired())
+        self.world.send_event(TimerFired())
         assert self.scheduler.next_deadline is None or self.scheduler.next_deadline > self.world.now, (
             "a tick settles what was due"
         )
 
     @rule(model=models, force=st.booleans())
-    def unload(self, model: str, force: bool) -> None:
-        self.world.unload(model, force=force)
-        if force or not (self.world.waiting(model) or self.world.working(model)):
+    def unload_model(self, model: str, force: bool) -> None:
+        self.world.unload_model(model, force=force)
+        if force or not (self.world.list_waiting(model) or self.world.list_working(model)):
             assert self.world.processes.get(model) in (None, "stopping")
 
     @rule()
-    def the_same_config_again(self) -> None:
+    def reload_same_config(self) -> None:
         before = repr(self.scheduler.models)
-        self.world.tell(ConfigChanged(self.world.rules, self.patience))
+        self.world.send_event(ConfigChanged(self.world.rules, self.patience))
         assert repr(self.scheduler.models) == before, "a config that is the same changes nothing"
 
     @rule(rules=any_rules, changed=st.frozensets(models, max_size=2), removed=st.frozensets(models, max_size=1))
-    def another_config(self, rules: EvictionPolicy, changed: frozenset[str], removed: frozenset[str]) -> None:
+    def reload_other_config(self, rules: EvictionPolicy, changed: frozenset[str], removed: frozenset[str]) -> None:
         serving = {slot.model for slot in self.scheduler.models.values() if slot.is_serving and not slot.unloading}
         unchanged = serving - changed - removed
         self.world.rules = rules
-        self.world.tell(ConfigChanged(rules, self.patience, changed, removed))
-        assert not any(self.world.waiting(model) for model in removed)
-        if rules.allows(self.world.processes) and not self.world.waiting():
+        self.world.send_event(ConfigChanged(rules, self.patience, changed, removed))
+        assert not any(self.world.list_waiting(model) for model in removed)
+        if rules.allows(self.world.processes) and not self.world.list_waiting():
             assert all(self.scheduler.models[model].state is ModelState.READY for model in unchanged)
 
     @rule(sure=st.integers(0, 19))
     def shut_down(self, sure: int) -> None:
         if sure == 0:
             self.world.down = True
-            self.world.tell(ShutdownRequested())
+            self.world.send_event(ShutdownRequested())
             assert set(self.world.processes.values()) <= {"stopping"}
-            assert not self.world.waiting()
+            assert not self.world.list_waiting()
 
     @invariant()
-    def what_stays_is_allowed(self) -> None:
+    def check_policy_holds(self) -> None:
         slots = self.scheduler.models.values()
         assert self.world.rules.allows(
             [s.model for s in slots if s.has_process and not s.unloading and s.state is not ModelState.STOPPING]
         )
 
     @invariant()
-    def it_knows_what_it_holds(self) -> None:
+    def check_bookkeeping(self) -> None:
         for model, slot in self.scheduler.models.items():
-            assert set(slot.waiting) == {r.ticket for r in self.world.waiting(model)}
-            assert slot.active == {r.ticket for r in self.world.granted(model)}
+            assert set(slot.waiting) == {r.ticket for r in self.world.list_waiting(model)}
+            assert slot.active == {r.ticket for r in self.world.list_granted(model)}
             assert slot.has_process == (model in self.world.processes)
 
     @invariant()
-    def nobody_waits_for_nothing(self) -> None:
+    def check_progress(self) -> None:
         """There is always something under way whose end lets the next one in."""
-        if self.world.waiting():
+        if self.world.list_waiting():
             moving = set(self.world.processes.values()) & {"starting", "stopping"}
-            assert moving or any(self.world.working(model) for model in MODELS)
+            assert moving or any(self.world.list_working(model) for model in MODELS)
 
     def teardown(self) -> None:
         """From here on everything works, nobody new comes: so everybody is answered, and one after the other all ends."""
@@ -200,17 +200,17 @@ class SchedulerStateMachine(RuleBasedStateMachine):
         for _ in range(200):
             for model, state in list(self.world.processes.items()):
                 if state == "starting":
-                    self.world.started(model)
+                    self.world.report_start(model)
                 elif state == "stopping":
-                    self.world.exits(model)
-            for request in self.world.granted():
-                self.world.finish(request)
+                    self.world.end_process(model)
+            for request in self.world.list_granted():
+                self.world.finish_request(request)
             self.world.now += 1.0
-            self.world.tell(TimerFired())
-        assert not self.world.waiting(), "forgotten"
+            self.world.send_event(TimerFired())
+        assert not self.world.list_waiting(), "forgotten"
         for model in MODELS:
-            self.world.tell(UnloadRequested(model))
-            self.world.tell(RequestFinished(model, -1))
+            self.world.send_event(UnloadRequested(model))
+            self.world.send_event(RequestFinished(model, -1))
         assert set(self.world.processes.values()) <= {"stopping"}
 
 

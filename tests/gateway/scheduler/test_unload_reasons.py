@@ -27,8 +27,8 @@ def create_idle(*models: str, rules: EvictionPolicy | None = None, **terms: floa
     world = SimulatedWorld(rules or NoEviction())
     world.load_s, world.stop_s = lambda _: 1.0, lambda _: 1.0
     for model in models:
-        world.ask(model, serve_s=1.0, **terms)
-    world.run(5.0)
+        world.send_request(model, serve_s=1.0, **terms)
+    world.run_until(5.0)
     return world
 
 
@@ -43,9 +43,9 @@ def get_present_reason(world: SimulatedWorld, model: str) -> UnloadCause | None:
 def test_nobody_asks() -> None:
     world = create_idle("a", ttl=30.0)
     assert get_past_reason(world, "a") is get_present_reason(world, "a") is None
-    world.run(32.5)
+    world.run_until(32.5)
     assert get_present_reason(world, "a") == UnloadCause(UnloadReason.TTL)
-    world.run(40)
+    world.run_until(40)
     assert (get_past_reason(world, "a"), get_present_reason(world, "a")) == (UnloadCause(UnloadReason.TTL), None)
 
 
@@ -61,82 +61,82 @@ def test_nobody_asks() -> None:
 )
 def test_somebody_needs_its_place(rules: EvictionPolicy, reason: UnloadReason) -> None:
     world = create_idle("a", rules=rules)
-    world.ask("b", serve_s=1.0)
+    world.send_request("b", serve_s=1.0)
     assert get_present_reason(world, "a") == UnloadCause(reason, "b")
-    world.run(20)
+    world.run_until(20)
     assert get_past_reason(world, "a") == UnloadCause(reason, "b")
     assert str(get_past_reason(world, "a")) == f"it made room for b ({reason})"
-    world.ask("a", serve_s=1.0)
-    world.run(40)
+    world.send_request("a", serve_s=1.0)
+    world.run_until(40)
     assert get_present_reason(world, "a") is None
     assert get_past_reason(world, "b") == UnloadCause(reason, "a")
 
 
 def test_a_start_that_gives_way() -> None:
     world = SimulatedWorld(GROUP)
-    world.leave(world.ask("a"))
-    world.ask("b")
+    world.hang_up(world.send_request("a"))
+    world.send_request("b")
     assert get_present_reason(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
 
 
 def test_a_swap_that_is_called_off_leaves_no_reason() -> None:
     world = create_idle("a", rules=GROUP)
-    world.ask("a", serve_s=60)
-    other = world.ask("b")
-    world.run(30)
+    world.send_request("a", serve_s=60)
+    other = world.send_request("b")
+    world.run_until(30)
     assert get_present_reason(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
-    world.leave(other)
+    world.hang_up(other)
     assert get_present_reason(world, "a") is None
 
 
 @pytest.mark.parametrize(("force", "reason"), [(False, UnloadReason.HAND), (True, UnloadReason.FORCE)])
 def test_somebody_unloads_it(force: bool, reason: UnloadReason) -> None:
     world = create_idle("a")
-    world.unload("a", force=force)
+    world.unload_model("a", force=force)
     assert get_present_reason(world, "a") == UnloadCause(reason)
-    world.run(20)
+    world.run_until(20)
     assert get_past_reason(world, "a") == UnloadCause(reason)
 
 
 def test_somebody_unloads_it_while_others_wait_for_it() -> None:
     world = SimulatedWorld(NoEviction())
     world.stop_s = lambda _: 1.0
-    world.ask("a", serve_s=2.0)
-    world.unload("a")
-    world.started("a")
-    world.run(20)
+    world.send_request("a", serve_s=2.0)
+    world.unload_model("a")
+    world.report_start("a")
+    world.run_until(20)
     assert get_past_reason(world, "a") == UnloadCause(UnloadReason.HAND)
 
 
 def test_it_dies_or_does_not_come_up() -> None:
     world = create_idle("a")
-    world.exits("a")
+    world.end_process("a")
     assert get_past_reason(world, "a") == UnloadCause(UnloadReason.CRASH)
     world = SimulatedWorld(NoEviction())
-    world.ask("a")
-    world.start_fails("a")
+    world.send_request("a")
+    world.fail_start("a")
     assert get_past_reason(world, "a") == UnloadCause(UnloadReason.FAILED)
 
 
 def test_one_that_dies_while_it_drains_has_died() -> None:
     world = create_idle("a", rules=GROUP)
-    world.ask("a")
-    world.ask("b")
-    world.run(30)
+    world.send_request("a")
+    world.send_request("b")
+    world.run_until(30)
     assert get_present_reason(world, "a") == UnloadCause(UnloadReason.GROUP, "b")
-    world.exits("a")
+    world.end_process("a")
     assert get_past_reason(world, "a") == UnloadCause(UnloadReason.CRASH)
 
 
 def test_another_config_and_the_end() -> None:
     world = create_idle("a", "b", "c")
-    world.tell(ConfigChanged(GROUP, 10.0, changed=frozenset("c")))
-    world.run(20)
+    world.send_event(ConfigChanged(GROUP, 10.0, changed=frozenset("c")))
+    world.run_until(20)
     assert {get_past_reason(world, "c"), get_past_reason(world, "a") or get_past_reason(world, "b")} == {
         UnloadCause(UnloadReason.RELOAD)
     }
     world = create_idle("a")
     world.down = True
-    world.tell(ShutdownRequested())
-    world.run(20)
+    world.send_event(ShutdownRequested())
+    world.run_until(20)
     assert get_past_reason(world, "a") == UnloadCause(UnloadReason.SHUTDOWN)

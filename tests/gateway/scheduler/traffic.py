@@ -36,18 +36,18 @@ def simulate_arrivals(
     world.stop_s = lambda _: 0.0
 
     def ask(model: str) -> None:
-        request = world.ask(model, serve_s, max_concurrency=at_once or None, priority=(priorities or {}).get(model, 0))
+        request = world.send_request(model, serve_s, max_concurrency=at_once or None, priority=(priorities or {}).get(model, 0))
         if dice.random() < leaving:
-            world.at(world.now + dice.uniform(0, 20), partial(hang_up, request))
+            world.schedule(world.now + dice.uniform(0, 20), partial(hang_up, request))
 
     def hang_up(request: SimulatedRequest) -> None:
         if not request.outcome and request.granted is None:
-            world.leave(request)
+            world.hang_up(request)
 
     moment = 0.0
     for _ in range(requests):
         moment += dice.expovariate(rate)
-        world.at(moment, partial(ask, dice.choice(models)))
-    world.run()
+        world.schedule(moment, partial(ask, dice.choice(models)))
+    world.run_until()
     assert {r.outcome for r in world.requests.values()} <= {"served", "left"}, "everybody has an outcome"
     return world, sorted(r.granted - r.asked for r in world.requests.values() if r.granted is not None)

@@ -168,7 +168,7 @@ def test_odd_answers(answer: dict, spans: list, seconds: float, language: str) -
 def test_verbose_json_is_asked_for_until_it_is_refused() -> None:
     answers, calls = transcribe_with(upstreams.fake_json_only, {}, {})
     assert [list_texts(events) for events in answers] == [["Guten Tag."]] * 2
-    assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "json"]
+    assert [call.get_value("response_format") for call in calls] == ["verbose_json", "json", "json"]
     assert all(call.file == WAV for call in calls), "the whole recording each time"
     error = get_failure(upstreams.fake_json_only, words=True)
     assert (type(error), error.param) == (UnsupportedFeatureError, "timestamp_granularities")
@@ -179,7 +179,7 @@ def test_a_refusal_without_a_reason_costs_neither_the_text_nor_the_times_of_late
     refusals = [lambda: upstreams.build_error(status, "Something went wrong.")]
     answers, calls = transcribe_with(upstreams.fake_after(refusals, upstreams.fake_whisper_server), {}, {})
     assert [list_texts(events) for events in answers] == [["And Mr. Dashwood."], ["And Mr. Dashwood."]]
-    assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json"]
+    assert [call.get_value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json"]
     assert {call.path for call in calls} == {"/v1/audio/transcriptions"}
     with pytest.raises(EardrumError, match="Something went wrong"):
         transcribe_with(upstreams.fake_saying({"error": "Something went wrong."}, status), {})
@@ -196,7 +196,7 @@ def test_a_refusal_for_another_reason_is_told_at_once(status: int) -> None:
 def test_a_server_that_always_fails_on_verbose_json_is_soon_asked_for_json_at_once() -> None:
     answers, calls = transcribe_with(upstreams.fake_failing_on_verbose_json, *[{}] * 5)
     assert [list_texts(events) for events in answers] == [["Guten Tag."]] * 5
-    assert [call.value("response_format") for call in calls] == ["verbose_json", "json"] * 3 + ["json"] * 2
+    assert [call.get_value("response_format") for call in calls] == ["verbose_json", "json"] * 3 + ["json"] * 2
     error = get_failure(upstreams.fake_failing_on_verbose_json, words=True)
     assert "answered 500" in error.message, "json has no word times"
 
@@ -204,7 +204,7 @@ def test_a_server_that_always_fails_on_verbose_json_is_soon_asked_for_json_at_on
 def test_no_more_is_asked_than_is_needed() -> None:
     wanted = ({"times": False}, {"times": True}, {"times": False, "words": True}, {"times": False, "partial": True})
     _, calls = transcribe_with(upstreams.fake_whisper_server, *wanted)
-    assert [call.value("response_format") for call in calls] == ["json", "verbose_json", "verbose_json", "json"]
+    assert [call.get_value("response_format") for call in calls] == ["json", "verbose_json", "verbose_json", "json"]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_words_are_asked_for_where_they_are_welcome_and_times_survive_their_refu
 
 def test_a_server_with_verbose_json_alone_is_asked_for_that() -> None:
     async def answer(call: UpstreamCall, _: web.Request) -> web.Response:
-        if call.value("response_format") != "verbose_json":
+        if call.get_value("response_format") != "verbose_json":
             return upstreams.build_error(400, "response_format must be verbose_json")
         return web.json_response({"text": "Ja."})
 
@@ -260,7 +260,7 @@ def test_silence_is_looked_at_twice_only_until_verbose_json_has_had_a_text() -> 
                 assert await collect_events(upstream) == [TranscriptionSummary("", 3)]
 
         asyncio.run(main())
-        formats = [call.value("response_format") for call in fake.calls]
+        formats = [call.get_value("response_format") for call in fake.calls]
         assert formats == ["verbose_json", "json"] * 5 + ["verbose_json"] * 2, "silence teaches nothing"
 
 
@@ -313,9 +313,9 @@ def test_translations_go_to_their_route_or_into_a_field() -> None:
     assert "translate" not in calls[0].fields
     _, calls = transcribe_with(fake_routes(inference=whisper), wanted, wanted)
     assert [call.path.rpartition("/")[2] for call in calls] == ["translations", "transcriptions", "inference", "inference"]
-    assert calls[-1].value("translate") == "true"
+    assert calls[-1].get_value("translate") == "true"
     _, calls = transcribe_with(fake_routes(inference=whisper), wanted, transcriptions="/inference", translations="")
-    assert [(call.path, call.value("translate")) for call in calls] == [("/inference", "true")]
+    assert [(call.path, call.get_value("translate")) for call in calls] == [("/inference", "true")]
 
 
 def test_a_server_that_does_not_say_that_it_translated_is_not_believed() -> None:
@@ -365,9 +365,9 @@ def fake_stream(*events: object, plain: bool = False) -> Answer:
     """A server that streams these events, each in two writes; a string is sent as it is. Verbose streams are refused."""
 
     async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
-        if call.value("stream") != "true":
+        if call.get_value("stream") != "true":
             return web.json_response({"text": "Not streamed.", "segments": [{"start": 1, "end": 2, "text": "Not streamed."}]})
-        if call.value("response_format") == "verbose_json" and not plain:
+        if call.get_value("response_format") == "verbose_json" and not plain:
             return upstreams.build_error(400, "verbose_json format doesn't support streaming case")
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
@@ -430,7 +430,7 @@ def test_streams(events: list, deltas: list[str], segments: list[str], language:
     assert [event.text for event in answer if isinstance(event, TextDelta)] == deltas
     assert list_texts(answer) == segments
     assert get_summary(answer).language == language
-    assert [call.value("response_format") for call in calls] == ["verbose_json", "json"]
+    assert [call.get_value("response_format") for call in calls] == ["verbose_json", "json"]
 
 
 def test_text_is_passed_on_as_it_comes() -> None:
@@ -460,7 +460,7 @@ def test_text_is_passed_on_as_it_comes() -> None:
 
 def test_what_is_learned_of_streams_does_not_cost_the_times_of_others() -> None:
     answers, calls = transcribe_with(fake_stream(build_chunk("a"), DONE), {"partial": True}, {}, {"partial": True})
-    assert [call.value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json", "json"]
+    assert [call.get_value("response_format") for call in calls] == ["verbose_json", "json", "verbose_json", "json"]
     assert [segment.start for segment in answers[1] if isinstance(segment, Segment)] == [1]
 
 
@@ -485,7 +485,7 @@ def test_a_server_that_fails_on_streams_is_asked_for_all_of_it(times: bool) -> N
     answers, calls = transcribe_with(answer, *[{"partial": True, "times": times}] * 4)
     assert [list_texts(events) for events in answers] == [["Whole."]] * 4
     assert ["stream" in call.fields for call in calls] == [True, False] * 3 + [False]
-    assert {call.value("response_format") for call in calls} == {"verbose_json" if times else "json"}
+    assert {call.get_value("response_format") for call in calls} == {"verbose_json" if times else "json"}
 
 
 @pytest.mark.parametrize(
@@ -579,7 +579,7 @@ def answer_bytes(headers: dict[str, str], *, streams: bool = False) -> Answer:
 def test_an_audio_track_goes_to_the_server_and_another_eardrum_says_which_it_heard(streams: bool) -> None:
     headers = {"x-eardrum-audio-track": "2", "x-eardrum-audio-tracks": "3"}
     (events,), (call,) = transcribe_with(answer_bytes(headers, streams=streams), {"audio_track": 2, "partial": streams})
-    assert call.value("audio_track") == "2"
+    assert call.get_value("audio_track") == "2"
     assert isinstance(summary := events[-1], TranscriptionSummary)
     assert (summary.audio_track, summary.audio_tracks) == (2, 3)
 

@@ -1,4 +1,4 @@
-"""What the fake servers hear with: a runner of Eardrum's, so that their texts are those of a real model."""
+"""The embedded model behind the fake servers: a runner of Eardrum transcribes, so the texts are those of a real model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TranscribingModel:
         self._words = words
         self.translates = translate
 
-    async def hear(self, data: bytes, request: TranscriptionRequest) -> tuple[list[Segment], TranscriptionSummary]:
+    async def transcribe(self, data: bytes, request: TranscriptionRequest) -> tuple[list[Segment], TranscriptionSummary]:
         """What is said in a file. Every segment has words: if the model knows no times of theirs, they share its time."""
         segments: list[Segment] = []
         async for event in self._upstream.transcribe(replace(request, words=self._words), WholeAudio(data)):
