@@ -431,7 +431,7 @@ def test_models_are_preloaded_one_after_another(tmp_path: Path) -> None:
         wait_for(lambda: {model["model"] for model in get_json(server, "/running")["running"]} == {"web", M})
         wait_for(lambda: [m["state"] for m in get_json(server, "/running")["running"]] == ["ready", "ready"])
         order = [
-            server.log.index(text) for text in ("Preloading broken", "Preloading web", "nobody is passed over", f"Preloading {M}")
+            server.log.index(text) for text in ("Preloading broken", "Preloading web", "nobody is skipped", f"Preloading {M}")
         ]
         assert order == sorted(order)
         assert re.search(r"Preloading broken failed: .*exit code 3", server.log)

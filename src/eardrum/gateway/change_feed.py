@@ -11,45 +11,45 @@ from typing import Self
 
 
 class ChangeTopic(StrEnum):
-    """What can change."""
+    """The topics of notifications."""
 
     MODELS = "models"
-    """The state of a model, or which models there are."""
+    """A model's state changed, or the set of models."""
     PROFILE = "profile"
-    """Which profile is active."""
+    """Another profile is active."""
     REQUESTS = "requests"
-    """Which requests are in progress."""
+    """A request began or ended."""
 
 
 class ChangeFeed:
-    """Where changes are told. Everything happens on the event loop."""
+    """Passes notifications to subscribers. Runs on the event loop."""
 
     def __init__(self) -> None:
         self._subscribers: set[ChangeSubscriber] = set()
         self.ended = asyncio.Event()
-        """Set when the server is about to end."""
+        """Set when the server shuts down."""
 
     def publish(self, topic: ChangeTopic) -> None:
-        """Tell every follower of the topic."""
-        for follower in self._subscribers:
-            follower.notify(topic)
+        """Notify every subscriber of the topic."""
+        for subscriber in self._subscribers:
+            subscriber.notify(topic)
 
     def subscribe(self, *topics: ChangeTopic) -> ChangeSubscriber:
-        """A context within which changes of these topics are told; who joins after `close` hears that it is over."""
+        """Create a subscriber to these topics: a context manager and an iterator, which ends at once after `close`."""
         return ChangeSubscriber(self._subscribers, topics, closed=self.ended.is_set())
 
     def close(self) -> None:
-        """End every follower, for good."""
+        """End all subscribers, now and later."""
         self.ended.set()
-        for follower in self._subscribers:
-            follower.close()
+        for subscriber in self._subscribers:
+            subscriber.close()
 
 
 class ChangeSubscriber:
-    """An iterator over the sets of topics that changed since it was last asked. However slow it is asked, it holds no more."""
+    """Iterates over the sets of topics that changed since the previous step. A slow reader gets one merged set."""
 
-    def __init__(self, followers: set[ChangeSubscriber], topics: tuple[ChangeTopic, ...], *, closed: bool):
-        self._subscribers = followers
+    def __init__(self, subscribers: set[ChangeSubscriber], topics: tuple[ChangeTopic, ...], *, closed: bool):
+        self._subscribers = subscribers
         self._topics = topics
         self._closed = closed
         self._changed: set[ChangeTopic] = set()
@@ -63,13 +63,13 @@ class ChangeSubscriber:
         self._subscribers.discard(self)
 
     def notify(self, topic: ChangeTopic) -> None:
-        """Something changed."""
+        """Record that a topic changed."""
         if topic in self._topics:
             self._changed.add(topic)
             self._wakeup.set()
 
     def close(self) -> None:
-        """Nothing will change any more."""
+        """End the iteration."""
         self._closed = True
         self._wakeup.set()
 

@@ -1,7 +1,7 @@
 """Keeps the last log lines of the server and of each model's process, and streams new ones to followers.
 
-A log keeps its last lines and nothing else. A follower remembers how far it has read, so a slow one costs nothing: it finds a
-gap where the log went on without it.
+A log keeps only its last lines. A follower remembers its position, so a slow one costs no memory: it skips the lines that are
+already gone.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from eardrum import redaction
 
 MAX_BYTES = 100 << 10
 MAX_LINES = 4000
-"""What a log keeps at most. Lines are bounded too, because an empty one also takes memory."""
+"""Limits of a log. Lines are limited too, because an empty line also takes memory."""
 
 MAX_LINE_BYTES = 8 << 10
 """Longer lines are cut."""
 
 
 class LogBuffer:
-    """The last lines of one source. Everything happens on the event loop."""
+    """The last lines of one source. Runs on the event loop."""
 
-    def __init__(self, pass_on: Callable[[str], object] | None = None):
+    def __init__(self, forward: Callable[[str], object] | None = None):
         self._lines: deque[str] = deque()
         self._bytes = 0
         self._written = 0
         self._waiting: set[asyncio.Event] = set()
         self._closed = False
-        self._forward = pass_on
+        self._forward = forward
 
     def write(self, line: str) -> None:
         """Add a line, or several in one text that stay together. Secrets in it are redacted."""
@@ -45,20 +45,20 @@ class LogBuffer:
         self._written += 1
         while self._bytes > MAX_BYTES or len(self._lines) > MAX_LINES:
             self._bytes -= _count_bytes(self._lines.popleft())
-        for news in self._waiting:
-            news.set()
+        for changed in self._waiting:
+            changed.set()
         if self._forward:
             self._forward(line)
 
     def get_lines(self) -> list[str]:
-        """What is still known, the oldest first."""
+        """Return the kept lines, the oldest first."""
         return list(self._lines)
 
     async def follow_lines(self, *, history: bool = True) -> AsyncGenerator[list[str], None]:
-        """Lines as they come, all that are new at a time, until `close`; before that those that are known, if wanted."""
+        """Yield batches of new lines until `close`; with `history`, the kept lines come first."""
         read = self._written - (len(self._lines) if history else 0)
-        news = asyncio.Event()
-        self._waiting.add(news)
+        changed = asyncio.Event()
+        self._waiting.add(changed)
         try:
             while True:
                 if lines := self._read_since(read):
@@ -67,16 +67,16 @@ class LogBuffer:
                 elif self._closed:
                     return
                 else:
-                    news.clear()
-                    await news.wait()
+                    changed.clear()
+                    await changed.wait()
         finally:
-            self._waiting.discard(news)
+            self._waiting.discard(changed)
 
     def close(self) -> None:
-        """End all followers, for good, as soon as they have read what there is. Lines are still taken."""
+        """End all followers once they have read the kept lines. The log still accepts lines."""
         self._closed = True
-        for news in self._waiting:
-            news.set()
+        for changed in self._waiting:
+            changed.set()
 
     def _read_since(self, read: int) -> list[str]:
         first = self._written - len(self._lines)
@@ -86,22 +86,22 @@ class LogBuffer:
 
 
 class GatewayLogs:
-    """The server's log, and one per model. `show` gets every line of the models, too."""
+    """The server's log and one log per model. `forward` receives every line of the models."""
 
-    def __init__(self, show: Callable[[str], object] | None = None) -> None:
+    def __init__(self, forward: Callable[[str], object] | None = None) -> None:
         self.server = LogBuffer()
-        self.models = LogBuffer(show)
-        """The lines of all models, each with the model's id before it."""
+        self.models = LogBuffer(forward)
+        """The lines of all models, each prefixed with the model's id."""
         self._model_logs: dict[str, LogBuffer] = {}
 
     def get_model_log(self, model: str) -> LogBuffer:
-        """The log of the model with this id."""
+        """Return the log of the model with this id."""
         if model not in self._model_logs:
             self._model_logs[model] = LogBuffer(lambda line: self.models.write(f"{model}: {line}"))
         return self._model_logs[model]
 
     def close(self) -> None:
-        """End all followers, for good."""
+        """End all followers."""
         for log in (self.server, self.models, *self._model_logs.values()):
             log.close()
 
@@ -116,7 +116,7 @@ class LogBufferHandler(logging.Handler):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging."""
+        """Write one record."""
         line = self.format(record)
         try:
             self._loop = asyncio.get_running_loop()

@@ -21,23 +21,23 @@ LEAVING_STATES = (ModelState.DRAINING, ModelState.STOPPING)
 
 @dataclass(frozen=True, slots=True)
 class SelectorTarget:
-    """One of a selector's models, as it is now."""
+    """One target of a selector, with its current state."""
 
     name: str
     state: ModelState | None = None
-    """None if another server has it, which tells nobody."""
+    """None if the name is not a model of this server."""
     requests: int = 0
-    """Those it holds, waiting ones included, whichever name they asked for."""
+    """Requests that the model holds, including waiting ones."""
 
 
 class NameResolver:
-    """The profiles and selectors of the config, and which profile is active: none at first."""
+    """Resolves names with the profiles and selectors of the config. No profile is active at first."""
 
     def __init__(self, settings: Settings):
         self.profiles = settings.profiles
         self.selectors = settings.selectors
         self.active_profile = ""
-        """The active profile; empty is none."""
+        """The active profile; empty if none is."""
 
     def activate_profile(self, profile: str) -> bool:
         """Make a profile the active one, or none if the name is empty. Returns whether that changes anything.
@@ -52,20 +52,22 @@ class NameResolver:
         return self.active_profile != before
 
     def has(self, name: str) -> bool:
-        """Whether it decides what this name stands for."""
+        """Whether a selector or the active profile defines this name."""
         return name in self.selectors or (bool(self.active_profile) and name in self.profiles[self.active_profile].pins)
 
-    def resolve_name(self, name: str, look: Callable[[str], SelectorTarget]) -> str:
-        """The name of the model, or of an alias of it, that a client gets who asks for `name`.
+    def resolve_name(self, name: str, look_up: Callable[[str], SelectorTarget]) -> str:
+        """Return the name or alias of the model that requests for `name` get.
 
-        `look` tells how a target is now.
+        `look_up` returns the current state of a target.
 
         Raises:
             ModelNotFoundError: the active profile refuses the name.
         """
         name = self._apply_pin(name)
         selector = self.selectors.get(name)
-        return choose_target(selector, [look(target) for target in selector.targets]) if selector and selector.targets else name
+        return (
+            choose_target(selector, [look_up(target) for target in selector.targets]) if selector and selector.targets else name
+        )
 
     def _apply_pin(self, name: str) -> str:
         pins = self.profiles[self.active_profile].pins if self.active_profile else {}
@@ -81,7 +83,7 @@ class NameResolver:
 
 
 def choose_target(selector: ModelSelector, targets: Sequence[SelectorTarget]) -> str:
-    """The target that the next request gets. There is at least one."""
+    """Choose the target of the next request. There must be at least one."""
     match selector.strategy:
         case "pin":
             return targets[0].name
@@ -99,45 +101,45 @@ def _find_warmest(targets: Sequence[SelectorTarget]) -> SelectorTarget:
 
 
 def _find_with_room(targets: Sequence[SelectorTarget], room: int) -> SelectorTarget:
-    """The calmest of those that are up, while it has room for one more; then the next that is not up yet."""
+    """Find the loaded target with the fewest requests while it has room for one more, else the next target that is not loaded."""
     staying = [target for target in targets if target.state not in LEAVING_STATES]
     up = [target for target in staying if target.requests or target.state in (ModelState.READY, ModelState.STARTING)]
-    calmest = min(up, key=lambda target: target.requests, default=None)
-    if calmest and calmest.requests < room:
-        return calmest
+    least_busy = min(up, key=lambda target: target.requests, default=None)
+    if least_busy and least_busy.requests < room:
+        return least_busy
     down = [target for target in staying if target not in up]
-    down.sort(key=lambda target: target.state is ModelState.FAILED)  # one that could not be started a moment ago comes last
-    return next(iter(down), calmest or targets[0])
+    down.sort(key=lambda target: target.state is ModelState.FAILED)  # a target that failed to start recently comes last
+    return next(iter(down), least_busy or targets[0])
 
 
 MAX_ALIASES = 1000
-"""How many names clients may add: they live in memory."""
+"""Maximum number of names that clients may add; they are kept in memory."""
 
 MAX_ALIAS_LENGTH = 500
-"""Characters of such a name: Ollama's own, with host, owner, model and tag, have 350 at most."""
+"""Longest such name. Ollama's own names, with host, owner, model and tag, have at most 350 characters."""
 
 
 class ClientAliases:
-    """Names to the names that they stand for, which are no copies themselves. `:latest` behind a name changes nothing."""
+    """Maps names that clients added to the names of models. A suffix `:latest` makes no difference."""
 
     def __init__(self) -> None:
-        self._meanings: dict[str, str] = {}
+        self._targets: dict[str, str] = {}
 
     def __contains__(self, name: str) -> bool:
         return bool(self.get(name))
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Names and what they stand for."""
-        return iter(self._meanings.items())
+        """Iterate over names and their targets."""
+        return iter(self._targets.items())
 
     def get(self, name: str) -> str:
-        """What a name stands for; empty if it is no copy."""
-        if not self._meanings:
+        """Return the target of a name; empty if clients have not added the name."""
+        if not self._targets:
             return ""
-        return next((self._meanings[spelling] for spelling in list_spellings(name) if spelling in self._meanings), "")
+        return next((self._targets[spelling] for spelling in list_spellings(name) if spelling in self._targets), "")
 
-    def add(self, name: str, meaning: str) -> None:
-        """Let a name stand for another, instead of what it stood for before.
+    def add(self, name: str, target: str) -> None:
+        """Add a name for a target, or give an existing name another target.
 
         Raises:
             InvalidRequestError: the name is too long, or there are too many.
@@ -145,13 +147,13 @@ class ClientAliases:
         if len(name) > MAX_ALIAS_LENGTH:
             raise InvalidRequestError(f"The name of a copy has at most {MAX_ALIAS_LENGTH} characters.", param="destination")
         self.remove(name)
-        if len(self._meanings) >= MAX_ALIASES:
+        if len(self._targets) >= MAX_ALIASES:
             raise InvalidRequestError(f"There are {MAX_ALIASES} copies already: delete some, or use `aliases:` in the config.")
-        self._meanings[name.removesuffix(LATEST_TAG)] = meaning
+        self._targets[name.removesuffix(LATEST_TAG)] = target
 
     def remove(self, name: str) -> bool:
-        """Drop a copy; False if the name is none."""
+        """Remove a name. Return False if clients have not added it."""
         with suppress(StopIteration):
-            del self._meanings[next(spelling for spelling in list_spellings(name) if spelling in self._meanings)]
+            del self._targets[next(spelling for spelling in list_spellings(name) if spelling in self._targets)]
             return True
         return False

@@ -60,32 +60,32 @@ log = logging.getLogger(__name__)
 
 
 class SettingsSource(Protocol):
-    """Where settings come from."""
+    """A source of settings that can be read again."""
 
     async def read(self, up: Set[str]) -> Settings:
-        """Read them again; commands of the models in `up` hold their ports.
+        """Read the settings again. The commands of the models in `up` keep their ports.
 
         Raises:
-            ConfigError: they cannot be read, or make no sense.
+            ConfigError: the settings cannot be read, or are invalid.
         """
         ...
 
 
 class Service:
-    """The gateway behind its edges."""
+    """The gateway behind all APIs."""
 
     def __init__(self, settings: Settings):
         check_spool_folder(settings.spool_dir)
         redaction.add_secrets(find_secrets(settings))
         self.settings = settings
         self.settings_source: SettingsSource | None = None
-        """Where the settings came from, if they can be read again."""
+        """The source of the settings, if they can be read again."""
         self._reload_lock = asyncio.Lock()
         self.catalog = ModelCatalog(settings)
         self.library = ModelLibrary(self.catalog)
         self.name_resolver = NameResolver(settings)
         self.client_aliases = ClientAliases()
-        """Names that clients have added."""
+        """Names that clients added."""
         self.change_feed = ChangeFeed()
         self.live_sessions = LiveSessionRegistry()
         self.logs = GatewayLogs(_print_line if settings.log_to_stdout in ("upstream", "both") else None)
@@ -98,14 +98,14 @@ class Service:
         )
 
     def start(self) -> None:
-        """What is done as soon as the server is up."""
+        """Start the cleanup that runs once the server is up."""
         self._supervisor.sweep_orphans()
 
     async def reload_config(self) -> ConfigChanges:
-        """Read the config again from where it came, and go by it.
+        """Read the config again and apply it.
 
         Raises:
-            ConfigError: it cannot be read, or makes no sense. Then everything stays as it was.
+            ConfigError: it cannot be read, or is invalid. Then nothing changes.
         """
         if not self.settings_source:
             raise ConfigError("This server does not know where its settings came from: start it again with other ones.")
@@ -115,10 +115,10 @@ class Service:
         return changes
 
     async def apply_settings(self, settings: Settings) -> ConfigChanges:
-        """Go by other settings. Models that they do not change serve on without a pause.
+        """Apply other settings. Models that they do not change keep serving.
 
         Raises:
-            ConfigError: they make no sense. Then everything stays as it was.
+            ConfigError: the settings are invalid. Then nothing changes.
         """
         settings, later = defer_startup_settings(self.settings, settings)
         catalog, policy_factory = await asyncio.to_thread(lambda: (ModelCatalog(settings), PolicyFactory(settings)))
@@ -136,35 +136,35 @@ class Service:
         return changes
 
     def find_model(self, name: str, request: TranscriptionRequest | None = None) -> Model:
-        """The model that a client gets who asks for `name`, which may be a copy, a profile's or a selector's.
+        """Find the model for `name`, which may also be an alias, or a name of a profile or selector.
 
-        A client that names none gets one that knows the language of its `request`.
+        Without a name it is a model that supports the language of the `request`.
 
         Raises:
-            ModelNotFoundError: there is none; the message lists those there are, or says how to fetch it.
+            ModelNotFoundError: there is none; the message lists the models, or says how to download it.
         """
         return self.catalog.find_model(self.resolve_name(name), request)
 
     def find_named(self, name: str) -> Model | None:
-        """The one model of this name, whatever profile and selectors make of it; without a look at what may have come since."""
+        """Find the model of this name without profiles and selectors, and without rescanning the disk."""
         name = self.client_aliases.get(name) or name
         return next((model for spelling in names.list_meanings(name) if (model := self.catalog.find_named(spelling))), None)
 
     def find_live_model(self, name: str, request: TranscriptionRequest | None = None) -> Model:
-        """The model that a client gets who asks for a live session with `name`.
+        """Find the model for a live session with `name`.
 
         Raises:
-            ModelNotFoundError: as `find`.
+            ModelNotFoundError: as `find_model`.
         """
         return self.catalog.find_live_model(self.resolve_name(name), request)
 
     def resolve_name(self, name: str) -> str:
-        """The name of a model, or of an alias of it, that `name` stands for just now; most stand for themselves.
+        """Return the name or alias of the model that `name` currently stands for; most names stand for themselves.
 
-        Every edge takes every name that any edge lists: Ollama's has `:latest` behind names without a tag. OpenAI's dated names
-        (`gpt-4o-mini-transcribe-2025-12-15`) mean what they do without the date, unless somebody has named a model so.
+        Every API accepts the names that any API lists: Ollama's adds `:latest` to names without a tag. OpenAI's dated names
+        (`gpt-4o-mini-transcribe-2025-12-15`) mean the same as without the date, unless a model has that name.
 
-        A spillover selector counts the requests that the models hold: take the lease without waiting for anything in between.
+        A spillover selector counts the requests that the models hold: acquire the lease without awaiting anything in between.
 
         Raises:
             ModelNotFoundError: the active profile refuses the name.
@@ -172,7 +172,7 @@ class Service:
         return self.name_resolver.resolve_name(self.client_aliases.get(name) or self._match_spelling(name), self._look_up_target)
 
     def activate_profile(self, profile: str) -> None:
-        """Make a profile the active one; an empty name is none.
+        """Activate a profile; an empty name deactivates it.
 
         Raises:
             NotFoundError: there is no such profile.
@@ -182,55 +182,55 @@ class Service:
             self.change_feed.publish(ChangeTopic.MODELS)
 
     def create_spool(self) -> Spool:
-        """Room for one upload."""
+        """Create the spool of one upload."""
         return Spool(self.settings.spool_dir)
 
     def get_state(self, model: Model) -> ModelState:
-        """The model's state."""
+        """Return the model's state."""
         return self._supervisor.get_state(model)
 
     def count_requests(self, model: Model) -> int:
-        """Requests the model holds now."""
+        """Return the number of requests that the model holds."""
         return self._supervisor.count_requests(model)
 
     @property
     def unload_history(self) -> UnloadHistory:
-        """The models that have gone, why, and how often."""
+        """The unloaded models, with reasons and counts."""
         return self._supervisor.unload_history
 
     def get_ready_time(self, model: Model) -> float:
-        """Unix time since when the model's process serves; 0 if it does not."""
+        """Return the Unix time at which the model's process was ready; 0 if it does not serve."""
         running = self._supervisor.get_running(model)
         return running.since if running else 0.0
 
     def get_failure(self, model: Model) -> str:
-        """Why the model cannot be used just now; empty if nothing is known against it."""
+        """Return why the model cannot be used now; empty if it can."""
         return self._supervisor.get_failure(model)
 
     def get_unresponsive_s(self, model: Model) -> float:
-        """Seconds that the model's process owes a sign of life; 0 if it owes none."""
+        """Return for how many seconds the model's process has not responded; 0 if it responds."""
         running = self._supervisor.get_running(model)
         return running.instance.unresponsive_s if running else 0.0
 
     def get_placement(self, model: Model) -> ModelPlacement | None:
-        """Where the model computes; None if it is not loaded."""
+        """Return the device of the model; None if it is not loaded."""
         running = self._supervisor.get_running(model)
         return running.instance.placement if running else None
 
     def list_processes(self) -> list[ProcessStatus]:
-        """The models whose processes run, in the catalog's order."""
+        """List the models whose processes run, in the catalog's order."""
         return [status for model in self.catalog if (status := get_process_status(model, self._supervisor, self.catalog))]
 
     async def measure_memory(self) -> dict[str, dict[str, float]]:
-        """Bytes that the models' processes take now, by model and pool (`cpu`, `cuda`, `cuda:0` ...), as far as can be seen."""
+        """Measure the bytes that the models' processes use, by model and pool (`cpu`, `cuda`, `cuda:0` ...)."""
         return await process_info.measure_memory({status.model.id: status.pid for status in self.list_processes() if status.pid})
 
     async def ensure_fetched(self, model: Model) -> Model:
-        """The model with its files, which are fetched if need be and allowed.
+        """Return the model with its files, downloading them if they are missing and the config allows it.
 
         Raises:
-            ModelNotFoundError: it is not here, and may not be fetched.
-            PullError: it cannot be had.
+            ModelNotFoundError: the files are missing and must not be downloaded.
+            PullError: the download failed.
         """
         if not model.needs_download:
             return model
@@ -240,7 +240,7 @@ class Service:
         """Start the model's process, unless it runs, and wait until it serves.
 
         Raises:
-            EardrumError: it cannot be started, or fetched.
+            EardrumError: the model cannot be started or downloaded.
         """
         model = await self.ensure_fetched(model)
         async with self._supervisor.lease_model(model):
@@ -251,18 +251,18 @@ class Service:
         return self._supervisor.lease_model(model, suspicion)
 
     async def unload_model(self, model: Model, *, force: bool = False) -> None:
-        """End the model's process, once it has finished what it has begun, or by force at once."""
+        """End the model's process once it has finished its requests, or by force at once."""
         await self._supervisor.unload_model(model, force=force)
 
     async def unload_all(self, *, force: bool = False) -> None:
-        """End every model's process, each once it has finished what it has begun, or by force at once."""
+        """End every model's process once it has finished its requests, or by force at once."""
         await asyncio.gather(*(self.unload_model(model, force=force) for model in self.catalog))
 
     def prepare_request(self, model: Model, request: TranscriptionRequest) -> TranscriptionRequest:
-        """The request with the server's defaults, checked against what the model can do.
+        """Check the request against the model's capabilities, and return it with the server's defaults.
 
         Raises:
-            UnsupportedFeatureError: the model cannot do what is asked.
+            UnsupportedFeatureError: the model does not support the request.
         """
         self.catalog.check_request(model, request)
         return self._apply_defaults(request)
@@ -275,10 +275,10 @@ class Service:
     async def stream_events(
         self, model: Model, request: TranscriptionRequest, audio: Audio
     ) -> AsyncGenerator[TranscriptionEvent, None]:
-        """Events as they come, also while the audio is still coming in. Closing the iterator cancels the work.
+        """Yield events as they arrive, also while the upload continues. Closing the iterator cancels the work.
 
         Raises:
-            EardrumError: anything that went wrong, worded for the client.
+            EardrumError: any failure, worded for the client.
         """
         request = replace(request, partial=True)
         async with aclosing(self._stream_attempts(model, request, audio, restartable=False)) as events:
@@ -287,10 +287,10 @@ class Service:
                 yield event
 
     async def transcribe(self, model: Model, request: TranscriptionRequest, audio: Audio) -> Transcript:
-        """The whole transcript. Nothing is out before the end, so a failure at any time may be made good.
+        """Return the whole transcript. Nothing is sent before the end, so a failure at any time allows another attempt.
 
         Raises:
-            EardrumError: anything that went wrong, worded for the client.
+            EardrumError: any failure, worded for the client.
         """
         transcript = Transcript()
         async with aclosing(self._stream_attempts(model, request, audio, restartable=True)) as events:
@@ -313,7 +313,7 @@ class Service:
             has_text = False
             try:
                 fetched = await self.ensure_fetched(plan.model)
-                if fetched is not plan.model:  # its files may tell more than its name did
+                if fetched is not plan.model:  # its files may define other capabilities than its name
                     self.catalog.check_request(fetched, request)
                 if isinstance(audio, Spool):
                     await audio.wait_for_start()
@@ -331,18 +331,18 @@ class Service:
                 yield TranscriptRestart()
 
     async def remove_model(self, model: Model) -> None:
-        """Unload a model and delete its files, which must be the store's.
+        """Unload a model and delete its files, which must be in the store.
 
         Raises:
-            InvalidRequestError: they are not, or it is the only model that can be the default one.
-            ConfigError: the rights to do so are missing.
+            InvalidRequestError: the files are elsewhere, or no other model can be the default one.
+            ConfigError: the permission is missing.
         """
         self.library.check_removable(model)
         await self.unload_model(model)
         await self.library.remove_model(model)
 
     def end_followers(self) -> None:
-        """End what has no end of its own: the streams of changes and of logs."""
+        """End the endless streams: those of changes and of logs."""
         self.change_feed.close()
         self.logs.close()
 
@@ -352,11 +352,11 @@ class Service:
         await asyncio.gather(self._supervisor.shutdown(force=force), self.library.shutdown())
 
     def kill_all(self) -> None:
-        """End every model at once, for a server that has no time to shut down."""
+        """Kill every model's process, for a server that has no time to shut down."""
         self._supervisor.kill_all()
 
     def _match_spelling(self, name: str) -> str:
-        """The name as what is here has it: exactly, or as one of those by which its weights are known; else without a tag."""
+        """Return the spelling that exists here: an exact name or one of the same weights; else the name without a tag."""
         if self.name_resolver.has(name) or self.catalog.has_name(name):
             return name
         spellings = names.list_meanings(name)
@@ -381,27 +381,27 @@ def _print_line(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """A model's process as it is now."""
+    """The current state of a model's process."""
 
     model: Model
     state: ModelState
     requests: int
     pid: int | None
-    """None if it is another server's."""
+    """None if somebody else runs the server."""
     loaded_at: float
     """Unix time."""
     default: bool
     ttl: float
-    """Seconds without a request after which it is unloaded, by what its last request said; 0 is never."""
+    """Seconds without a request after which it is unloaded, as its last request set it; 0 means never."""
     ttl_remaining: float | None
-    """Seconds until it is unloaded if nobody comes; None while it is at work, or if it stays."""
+    """Seconds until it is unloaded without another request; None while it works, or if it stays loaded."""
     unload_cause: UnloadCause | None = None
-    """Why it is on its way out, if it is."""
+    """Why it is being unloaded, if it is."""
     placement: ModelPlacement = field(default_factory=ModelPlacement)
 
 
 def get_process_status(model: Model, supervisor: ModelSupervisor, catalog: ModelCatalog) -> ProcessStatus | None:
-    """The model's process; None if it does not serve."""
+    """Return the state of the model's process; None if it does not serve."""
     if not (running := supervisor.get_running(model)):
         return None
     idle, ttl = supervisor.get_idle_time(model), supervisor.get_ttl(model)
@@ -420,15 +420,15 @@ def get_process_status(model: Model, supervisor: ModelSupervisor, catalog: Model
 
 
 async def preload_models(service: Service) -> None:
-    """Load one after another; what cannot be loaded is said in the log and keeps nobody from serving.
+    """Load the configured models one after another. A model that fails to load is logged and skipped.
 
-    One after another, because models may exclude each other, and because two that load at once are both late.
+    Models may exclude each other, and two that load at the same time are both late.
     """
     for name in filter(None, map(str.strip, service.settings.hooks.on_startup.preload)):
         try:
             model = service.find_model(name)
         except ModelNotFoundError as error:
-            log.warning("hooks.on_startup.preload: %s is passed over. %s", name, error.message)
+            log.warning("hooks.on_startup.preload: %s is skipped. %s", name, error.message)
             continue
         log.info("Preloading %s.", model.id)
         try:
@@ -439,8 +439,7 @@ async def preload_models(service: Service) -> None:
 
 @dataclass(slots=True)
 class ForwardAttempts:
-    """What became of a request so far: how often an upstream had it and broke off, how often none was there, and whether
-    a kept connection turned out to be closed."""
+    """The failed attempts of a request: connections that broke, refused ones, and whether a kept connection was closed."""
 
     disconnects: int = 0
     refusals: int = 0
@@ -448,19 +447,19 @@ class ForwardAttempts:
 
     @property
     def exhausted(self) -> bool:
-        """Whether one more try would only do more harm: it may be this very request that kills the upstream."""
+        """Whether another attempt must not be made: the request itself may kill the upstream."""
         return self.disconnects > 1 or self.refusals > 1
 
 
 class ForwardedRequest:
-    """The answer of a foreign model's upstream, which is kept loaded meanwhile, as a context. Leaving before the end hangs up.
+    """The response of an external model to a request, as a context that keeps the model loaded. Leaving it early hangs up.
 
-    An upstream that dies before it answers is started again and asked once more, if the request can be repeated. Bodies are
-    to be read inside, since their errors must pass through here to be explained.
+    If the upstream dies before it answers, it is started again and the request repeated if possible. Read the body inside the
+    context, so that its errors are explained here.
 
     Raises:
-        UpstreamDiedError: it died, in words that say how.
-        EardrumError: as `Service.hold` and `ForeignUpstream.send`.
+        UpstreamDiedError: the upstream died; the message says how.
+        EardrumError: as `ModelSupervisor.lease_model` and `Upstream.send_request`.
     """
 
     def __init__(self, service: Service, model: Model, request: OutgoingRequest):
@@ -494,9 +493,9 @@ class ForwardedRequest:
 
 
 async def _send_request(upstream: Upstream, request: OutgoingRequest, tries: ForwardAttempts) -> UpstreamResponse:
-    """The answer, over another connection at once if a kept one was closed by the other side at this very moment.
+    """Send the request, at once over another connection if the upstream had just closed a kept one.
 
-    An upstream that breaks off a new connection may be dying: whoever holds the lease finds that out before it is asked again.
+    An upstream that breaks a new connection may be dying: the release of the lease finds that out before the next attempt.
     """
     try:
         return await upstream.send_request(request)

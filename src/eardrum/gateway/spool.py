@@ -19,49 +19,49 @@ from eardrum.errors import ConfigError, build_shortage_error
 
 CHUNK_BYTES = 256 * 1024
 MEMORY_BYTES = 1 << 20
-"""Bytes of an upload that never see the disk. Most uploads have no more, and need neither a file nor a thread to write it."""
+"""Bytes of an upload that are kept in memory. Most uploads are smaller and need neither a file nor a thread."""
 
 CLOSED_ASIDE = 8 << 20
-"""Bytes from which on a thread closes the file: the system frees its pages then, of 100 MB for 5 ms or, where it is busy, 30."""
+"""Size from which a thread closes the file: the system then frees its pages, which takes 5 to 30 ms for 100 MB."""
 
 START_BYTES = 2 << 10
-"""Bytes after which an upload may hold a place at a model: half a second of speech. One that drips would hold it for nothing."""
+"""Bytes that must have arrived before an upload takes a place at a model: half a second of speech."""
 
 T = TypeVar("T")
 
 
 def check_spool_folder(folder: Path | None) -> None:
-    """See whether uploads can be kept there.
+    """Check that uploads can be stored in the folder.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: the folder does not exist or cannot be written to.
     """
     if folder and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ConfigError(f"spool_dir {folder} is not a folder that can be written to.")
 
 
 class AudioSource(Protocol):
-    """Audio that can be read from the start, and again should the first reader die."""
+    """Audio that can be read from the start any number of times."""
 
     def read(self) -> AsyncIterator[bytes]:
-        """All bytes from the start, as they come."""
+        """Yield all bytes from the start, as they arrive."""
 
 
 class StoredFile:
-    """A file that is already here."""
+    """A complete file on disk."""
 
     def __init__(self, path: Path):
         self._path = path
 
     async def read(self) -> AsyncIterator[bytes]:
-        """All bytes from the start."""
+        """Yield all bytes from the start."""
         with await asyncio.to_thread(self._path.open, "rb") as file:
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield chunk
 
 
 class Spool:
-    """Append-only bytes with any number of readers that wait for more. Use as a context manager."""
+    """Append-only bytes with any number of readers, which wait for more. Use it as a context manager."""
 
     def __init__(self, directory: Path | None = None):
         self.size = 0
@@ -100,17 +100,17 @@ class Spool:
         self._wake_readers()
 
     async def wait_for_start(self) -> None:
-        """Wait until so much is here that a model may be kept waiting for the rest."""
+        """Wait until enough has arrived to take a place at a model."""
         while self.size < START_BYTES and not self._finished:
             await self._grown.wait()
 
     def finish(self) -> None:
-        """All bytes are here."""
+        """Mark the end: all bytes have been written."""
         self._finished = True
         self._wake_readers()
 
     async def read(self) -> AsyncIterator[bytes]:
-        """All bytes from the start, as they come."""
+        """Yield all bytes from the start, as they arrive."""
         at = 0
         while True:
             if at < self.size:
@@ -123,7 +123,7 @@ class Spool:
                 await self._grown.wait()
 
     async def _read_from(self, at: int) -> bytes:
-        """Some of the bytes that begin there."""
+        """Read some bytes from this position."""
         if at < len(self._beginning):
             return bytes(memoryview(self._beginning)[at : at + CHUNK_BYTES])
         return await self._run_in_thread(os.pread, CHUNK_BYTES, at - len(self._beginning))
@@ -136,10 +136,10 @@ class Spool:
         return self._file
 
     async def _run_in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        """Do it with the file's number and these arguments.
+        """Run `work` in a thread with the file descriptor and these arguments.
 
-        A thread goes on when nobody waits for it any more. The file stays open until then, because its number could be
-        another client's connection by the time it is written to.
+        The thread continues after its caller was cancelled. The file stays open until then, because its descriptor could
+        otherwise belong to another client's connection by the time it is written to.
         """
         working = asyncio.get_running_loop().run_in_executor(None, work, self._open_file().fileno(), *arguments)
         self._pending_work += 1
@@ -163,7 +163,7 @@ class Spool:
 
 def _close(file: IO[bytes], size: int) -> None:
     if size >= CLOSED_ASIDE:
-        with suppress(RuntimeError):  # there is no loop, or no thread any more: then nobody has to wait
+        with suppress(RuntimeError):  # no event loop or thread is left, so nothing waits
             asyncio.get_running_loop().run_in_executor(None, file.close)
             return
     file.close()

@@ -29,17 +29,17 @@ from eardrum.live import (
 from eardrum.text import append_text, remove_known_text
 
 ROUNDING_S = 0.001
-"""Times are floats, and audio begins and ends with samples."""
+"""Tolerance for times, which are floats, while audio begins and ends with samples."""
 
 
 class SessionEventMerger:
-    """Knows what the client was told. A process that takes over tells some of it again, in numbers and times of its own."""
+    """Merges the events of one process after another. A later process repeats events, with numbers and times of its own."""
 
     def __init__(self) -> None:
         self.open_utterances: dict[int, UtteranceCommitted] = {}
-        """Utterances that have had their end, but no text."""
+        """Committed utterances without a text yet."""
         self.current_utterance = 0
-        """The one in progress, if something was told of it; 0 is none."""
+        """The utterance in progress, if the client has an event of it; 0 is none."""
         self.final_count = 0
         self._since = 0.0
         self._until = 0.0
@@ -63,29 +63,29 @@ class SessionEventMerger:
             SessionEnded: lambda event: replace(event, duration=self._map_time(event.duration, ending=True)),
         }
 
-    def start_process(self, clock: list[tuple[float, float]]) -> None:
-        """Another process tells from now on: first of the utterances that are open, then of the one in progress."""
-        self._time_map = clock
+    def start_process(self, time_map: list[tuple[float, float]]) -> None:
+        """Expect the events of another process: first those of the open utterances, then those of the one in progress."""
+        self._time_map = time_map
         self._numbers = {}
         self._replayed = deque(self.open_utterances)
         self._resumed = deque([*self.open_utterances, *([self.current_utterance] if self.current_utterance else [])])
 
     def merge_event(self, event: LiveEvent) -> LiveEvent | None:
-        """What the client is told; None if it knows."""
+        """Return the client's event; None if the client has it already."""
         return self._handlers[type(event)](event)
 
-    def find_needed_start(self, cut: float) -> float:
-        """The time from which on audio may have to be heard again, if the last end of an utterance was at `cut`."""
-        return min([cut, *(utterance.start for utterance in self.open_utterances.values())])
+    def find_needed_start(self, last_commit: float) -> float:
+        """Return the start of the audio that a replay needs, if the last utterance ended at `last_commit`."""
+        return min([last_commit, *(utterance.start for utterance in self.open_utterances.values())])
 
-    def fail_lost(self, before: float, cut: float, error: EardrumError, *, manual: bool) -> list[LiveEvent]:
-        """The audio before a time cannot be heard again: utterances that it belonged to get no text.
+    def fail_lost(self, before: float, last_commit: float, error: EardrumError, *, manual: bool) -> list[LiveEvent]:
+        """Fail the utterances whose audio begins before a time, because that audio is gone. Infinity means all audio.
 
-        `cut` is the last end of an utterance. If ends are `manual`, all audio since then is one. An infinite time is all of it.
+        `last_commit` is the end of the last utterance. With `manual` commits, all audio since then is one utterance.
         """
         gone = [number for number, utterance in self.open_utterances.items() if utterance.start < before - ROUNDING_S]
         lost = [self._fail_utterance(number, error) for number in gone]
-        since = cut if manual else self._since
+        since = last_commit if manual else self._since
         if (self.current_utterance or manual) and since < before - ROUNDING_S:
             self.current_utterance = self.current_utterance or self._last_number + 1
             self._last_number = max(self._last_number, self.current_utterance)
@@ -102,14 +102,14 @@ class SessionEventMerger:
         return self._numbers[its]
 
     def _map_time(self, position: float, *, ending: bool = False) -> float:
-        """A time of the process on the session's clock. Where two stretches meet, an end belongs to the first one."""
+        """Convert a process's time to the session's time. Where two stretches meet, an end belongs to the first one."""
         begun = [(own, meant) for own, meant in self._time_map if own < position or (own <= position and not ending)]
         own, meant = begun[-1] if begun else self._time_map[0]
         self._until = max(self._until, meant + position - own)
         return meant + position - own
 
     def _begin_utterance(self, number: int, since: float) -> bool:
-        """Whether this is the first that is told of the utterance."""
+        """Start an utterance. Return whether the client has no event of it yet."""
         if number == self.current_utterance:
             return False
         self.current_utterance, self._since = number, since
@@ -122,7 +122,7 @@ class SessionEventMerger:
     def _on_partial(self, event: PartialTranscript) -> LiveEvent | None:
         number, start = self._map_number(event.utterance), self._map_time(event.start)
         if number in self.open_utterances or not event.stable.startswith(self._stable.get(number, "")):
-            return None  # another process may hear other words, but what was told stays
+            return None  # another process may find other words, but stable text stays
         self._begin_utterance(number, start)
         self._stable[number] = event.stable
         words = tuple(replace(w, start=self._map_time(w.start), end=self._map_time(w.end, ending=True)) for w in event.words)
@@ -178,18 +178,18 @@ class SessionEventMerger:
         return UtteranceCleared(number)
 
     def _on_refused(self, event: CommandRefused) -> LiveEvent:
-        """A commit that was obeyed before, and now is not, leaves its utterance without a text."""
+        """Fail the utterance of a commit that the previous process executed and this one refuses."""
         if not self._replayed:
             return event
         return self._fail_utterance(self._replayed.popleft(), event.error)
 
 
 MAX_WAITING_EVENTS = 256
-"""Events that wait for an edge; then the process is not read from."""
+"""Events that may wait for the client; then the process is not read."""
 
 
 class SessionEventQueue:
-    """Holds them until the edge takes them. A partial takes the place of the one before it if that was not taken."""
+    """Holds events until the client takes them. A partial transcript replaces the waiting one before it."""
 
     def __init__(self) -> None:
         self._events: deque[LiveEvent] = deque()
@@ -199,7 +199,7 @@ class SessionEventQueue:
         self.closed = False
 
     def put_event(self, event: LiveEvent) -> None:
-        """One more; none follows `Ended`."""
+        """Add an event; none follows `SessionEnded`."""
         if self.closed:
             return
         if isinstance(event, PartialTranscript) and self._events and _is_superseded(self._events[-1], event):
@@ -210,22 +210,22 @@ class SessionEventQueue:
         self._available.set()
 
     async def wait_for_room(self) -> None:
-        """Wait while too many wait."""
+        """Wait while too many events are queued."""
         while len(self._events) >= MAX_WAITING_EVENTS:
             self._room.clear()
             await self._room.wait()
 
     def close(self, error: BaseException) -> None:
-        """No more comes, for this reason."""
+        """End the queue with this error."""
         if not self.closed:
             self.closed, self._error = True, error
             self._available.set()
 
     async def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
-        """All of them, up to `Ended`.
+        """Yield the events, up to `SessionEnded`.
 
         Raises:
-            BaseException: what they ended with instead.
+            BaseException: the error that ended the queue.
         """
         while True:
             while self._events:

@@ -1,4 +1,4 @@
-"""Buffers a session's audio and commands as far as another process may have to hear them again. Pure.
+"""Buffers the audio and commands of a session that another process may need again. Pure.
 
 Positions are bytes of audio since the session began, times are seconds of it. `SessionHistory` joins the buffer with the
 session's event merger.
@@ -27,29 +27,29 @@ from eardrum.live import (
 )
 
 SILENCE_KEPT_S = 60.0
-"""So much is kept of the audio that a process was sent and has told nothing of."""
+"""Seconds of sent audio that are kept while no speech was reported in them."""
 
 SPEECH_KEPT_S = 180.0
-"""So much while there is speech in it: a runner that is behind has up to four long windows waiting."""
+"""Seconds of sent audio that are kept while there is speech: a runner that is behind holds up to four long windows."""
 
 MAX_KEPT_BYTES = 16 << 20
-"""And no more than this in any case."""
+"""Maximum bytes of sent audio that are kept."""
 
 CHUNK_BYTES = 1 << 16
-"""Bytes of audio that go on at a time."""
+"""Bytes of audio that are sent at a time."""
 
 COMMAND_BYTES = 256
-"""What a command counts for in `Tape.ahead`."""
+"""Bytes that a command counts in `ReplayBuffer.unsent_bytes`."""
 
 COMMIT_ANSWER_S = 1.0
-"""A commit is answered by the first end of an utterance that is not longer ago than this: silence may have been cut off."""
+"""A commit is answered by the first end of an utterance that is at most this long before it: silence may have been cut off."""
 
 SAMPLE_WIDTHS = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
 
 
 @dataclass(slots=True)
 class BufferedCommand:
-    """A command, and where in the audio it was given."""
+    """A command and its position in the audio."""
 
     position: int
     command: LiveCommand
@@ -58,27 +58,27 @@ class BufferedCommand:
 
 @dataclass(frozen=True, slots=True)
 class SessionReplay:
-    """How another process takes the session up."""
+    """The input of the process that continues a session."""
 
     settings: SessionSettings
     items: list[bytes | LiveCommand]
-    """What it hears again of utterances that have had their end; then comes what `Tape.take` gives."""
+    """Audio and commands of committed utterances. The messages of `ReplayBuffer.take_next` follow."""
     time_map: list[tuple[float, float]]
-    """From the first time on, of the process's own, the second one is meant: the session's."""
+    """Pairs of times: from the process's time on, the session's time is the second one."""
 
 
 class ReplayBuffer:
-    """Takes what is said, gives it on piece by piece, and can be rewound to what is not done with."""
+    """Holds audio and commands, hands them out in order, and can be rewound to the end of the last utterance."""
 
     def __init__(self, settings: SessionSettings):
         self.settings = settings
-        """Those given last."""
+        """The latest settings."""
         self.fed_bytes = 0
         self.sent_bytes = 0
         self.finished = False
         self.has_speech = False
-        """Whether in what was sent there is speech, as far as is known, that has no text yet."""
-        self._first_settings = settings  # in force where what is kept begins
+        """Whether the sent audio holds speech that has no text yet."""
+        self._first_settings = settings  # in force at the start of the kept audio
         self._audio = bytearray()
         self._begin = 0
         self._last_commit = 0
@@ -86,45 +86,45 @@ class ReplayBuffer:
 
     @property
     def is_container(self) -> bool:
-        """Whether the audio cannot be taken up in the middle: what a container holds depends on its beginning."""
+        """Whether the audio is a container, which cannot be decoded from the middle."""
         return self.settings.format.encoding is AudioEncoding.CONTAINER
 
     @property
     def kept_since(self) -> float:
-        """The time at which what is kept begins."""
+        """The start of the kept audio."""
         return self.to_seconds(self._begin)
 
     @property
     def last_commit(self) -> float:
-        """The end of the last utterance that has had one."""
+        """The end of the last committed utterance."""
         return self.to_seconds(self._last_commit)
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that no process was sent."""
-        return self.fed_bytes - self.sent_bytes + COMMAND_BYTES * sum(not said.sent for said in self._commands)
+        """Bytes that were not sent to a process yet."""
+        return self.fed_bytes - self.sent_bytes + COMMAND_BYTES * sum(not item.sent for item in self._commands)
 
     @property
     def has_pending(self) -> bool:
-        """Whether there is something that only a process can answer. `Finish` alone is not."""
-        asks = any(isinstance(said.command, CommitCommand | ClearCommand) for said in self._commands)
+        """Whether a process is needed for the input so far. `FinishCommand` alone needs none."""
+        asks = any(isinstance(item.command, CommitCommand | ClearCommand) for item in self._commands)
         return (
             self.sent_bytes < self.fed_bytes or asks or (self.settings.endpointing is None and self._last_commit < self.fed_bytes)
         )
 
     def to_seconds(self, position: int) -> float:
-        """The time of a position; 0 where it cannot be known."""
+        """Return the time of a position; 0 if it is unknown."""
         if self.is_container:
             return 0.0
         return position / (self.settings.format.rate * self._frame_bytes)
 
     def feed(self, audio: bytes) -> None:
-        """More audio."""
+        """Add audio."""
         self._audio += audio
         self.fed_bytes += len(audio)
 
     def add_command(self, command: LiveCommand) -> None:
-        """A command, given after the audio so far. The format may change only before the first."""
+        """Add a command after the audio so far. The format may change only before the first audio."""
         if isinstance(command, ConfigureCommand):
             self.settings = command.settings
             if not self.fed_bytes:
@@ -133,8 +133,8 @@ class ReplayBuffer:
         self._commands.append(BufferedCommand(self.fed_bytes, command))
 
     def take_next(self) -> bytes | LiveCommand | None:
-        """What the process is sent next; None if it has had everything."""
-        waiting = next((said for said in self._commands if not said.sent), None)
+        """Return the next message for the process; None if everything was sent."""
+        waiting = next((item for item in self._commands if not item.sent), None)
         until = waiting.position if waiting else self.fed_bytes
         if self.sent_bytes < until:
             return self._take_audio(min(until, self.sent_bytes + CHUNK_BYTES))
@@ -144,43 +144,43 @@ class ReplayBuffer:
         return waiting.command
 
     def record_commit(self, end: float) -> None:
-        """An utterance has had its end there."""
+        """Record the end of an utterance."""
         self._last_commit = max(self._last_commit, self._to_position(end))
         self._pop_answered(CommitCommand, before=self._to_position(end + COMMIT_ANSWER_S))
 
     def record_clear(self) -> None:
-        """`Clear` was obeyed."""
+        """Record that a `ClearCommand` was executed."""
         self._last_commit = max(self._last_commit, self._align(self._pop_answered(ClearCommand) or 0))
 
     def record_refusal(self) -> None:
-        """The runner refused a command; which one is not said, but only `Commit` waits for an answer."""
+        """Record that the runner refused a command: it must be a `CommitCommand`, since no other one waits for an answer."""
         self._pop_answered(CommitCommand)
 
     def drop_before(self, before: float | None = None) -> None:
-        """What was before this time is done with; without a time, all that was sent."""
+        """Drop the audio before this time; without a time, all sent audio."""
         self._drop_audio(max(self._begin, self._align(self.sent_bytes) if before is None else self._to_position(before)))
 
     def rewind(self) -> None:
-        """What was sent since the last end of an utterance was sent in vain: `take` gives it once more."""
+        """Return to the end of the last utterance: `take_next` hands out again what was sent since."""
         self.sent_bytes = self._last_commit = max(self._last_commit, self._begin)
-        for said in self._commands:
-            said.sent = said.position < self.sent_bytes
+        for item in self._commands:
+            item.sent = item.position < self.sent_bytes
 
     def build_replay(self, committed: Iterable[UtteranceCommitted]) -> SessionReplay:
-        """How another process begins, after `rewind`: with these utterances, which have had their ends and are kept whole."""
+        """Build the input of another process after `rewind`: these committed utterances, which are kept completely."""
         items: list[bytes | LiveCommand] = []
-        clock: list[tuple[float, float]] = []
-        heard = 0
+        time_map: list[tuple[float, float]] = []
+        replayed_bytes = 0
         for utterance in committed:
             begin, end = self._to_position(utterance.start), self._to_position(utterance.end)
             settings = replace(self._find_settings(begin), endpointing=None, partials=False)
             items += [ConfigureCommand(settings), bytes(self._audio[begin - self._begin : end - self._begin]), CommitCommand()]
-            clock.append((self.to_seconds(heard), utterance.start))
-            heard += end - begin
+            time_map.append((self.to_seconds(replayed_bytes), utterance.start))
+            replayed_bytes += end - begin
         settings = self._find_settings(self.sent_bytes)
         if items:
             items.append(ConfigureCommand(settings))
-        return SessionReplay(settings, items, [*clock, (self.to_seconds(heard), self.to_seconds(self.sent_bytes))])
+        return SessionReplay(settings, items, [*time_map, (self.to_seconds(replayed_bytes), self.to_seconds(self.sent_bytes))])
 
     @property
     def _frame_bytes(self) -> int:
@@ -188,7 +188,7 @@ class ReplayBuffer:
 
     @property
     def _max_kept(self) -> int:
-        """Bytes of what was sent that may be kept."""
+        """Maximum bytes of sent audio to keep."""
         if self.is_container:
             return 0
         seconds = SPEECH_KEPT_S if self.has_speech or self.settings.endpointing is None else SILENCE_KEPT_S
@@ -197,7 +197,7 @@ class ReplayBuffer:
         )
 
     def _to_position(self, seconds: float) -> int:
-        """Where this time is, as far as audio was kept and sent; between two samples, however odd the pieces are."""
+        """Return the position of a time within the kept and sent audio, at a sample boundary."""
         if self.is_container:
             return self.sent_bytes
         return max(self._begin, min(self._align(self.sent_bytes), round(seconds * self.settings.format.rate) * self._frame_bytes))
@@ -221,24 +221,24 @@ class ReplayBuffer:
                 self._first_settings = command.settings
 
     def _find_settings(self, position: int) -> SessionSettings:
-        told = [
-            said.command.settings
-            for said in self._commands
-            if said.position <= position and isinstance(said.command, ConfigureCommand)
+        changes = [
+            item.command.settings
+            for item in self._commands
+            if item.position <= position and isinstance(item.command, ConfigureCommand)
         ]
-        return told[-1] if told else self._first_settings
+        return changes[-1] if changes else self._first_settings
 
     def _pop_answered(self, kind: type[LiveCommand], before: int | None = None) -> int | None:
-        """The oldest command of this kind has had its answer; gives its position."""
-        for said in self._commands:
-            if said.sent and isinstance(said.command, kind) and (before is None or said.position <= before):
-                self._commands.remove(said)
-                return said.position
+        """Remove the oldest sent command of this kind, which was answered, and return its position."""
+        for item in self._commands:
+            if item.sent and isinstance(item.command, kind) and (before is None or item.position <= before):
+                self._commands.remove(item)
+                return item.position
         return None
 
 
 class SessionHistory:
-    """The tape and the telling of one session, which belong together."""
+    """Joins the replay buffer and the event merger of one session."""
 
     def __init__(self, settings: SessionSettings):
         self.buffer = ReplayBuffer(settings)
@@ -246,24 +246,24 @@ class SessionHistory:
 
     @property
     def has_pending(self) -> bool:
-        """Whether a process is needed for what was said so far."""
+        """Whether a process is needed for the input so far."""
         return self.buffer.has_pending or self._has_speech
 
     @property
     def is_unresumable(self) -> bool:
-        """Whether no other process could take the session up."""
+        """Whether no other process can continue the session."""
         return self.buffer.is_container and self.buffer.sent_bytes > 0
 
     def start_replay(self) -> SessionReplay:
-        """Another process begins like this."""
+        """Start another process: return its input."""
         replay = self.buffer.build_replay(self.merger.open_utterances.values())
         self.merger.start_process(replay.time_map)
         return replay
 
     def handle_event(self, event: LiveEvent) -> LiveEvent | None:
-        """What the client is told of a process's event, if it does not know; what is done with is forgotten."""
-        told = self.merger.merge_event(event)
-        match told:
+        """Return the client's event for a process's event, or None if the client has it. Drops audio that is no longer needed."""
+        update = self.merger.merge_event(event)
+        match update:
             case UtteranceCommitted(end=end):
                 self.buffer.record_commit(end)
             case UtteranceCleared():
@@ -272,10 +272,10 @@ class SessionHistory:
                 self.buffer.record_refusal()
         self.buffer.drop_before(self.merger.find_needed_start(self.buffer.last_commit))
         self.buffer.has_speech = self._has_speech
-        return told
+        return update
 
     def handle_crash(self, error: EardrumError) -> list[LiveEvent]:
-        """The process is gone. What the client is told of utterances that cannot be heard again; the others can."""
+        """Handle the end of the process: return the failures of utterances whose audio is gone. The others are replayed."""
         kept_from = math.inf if self.is_unresumable else self.buffer.kept_since
         manual = self.buffer.settings.endpointing is None
         lost = self.merger.fail_lost(kept_from, self.buffer.last_commit, error, manual=manual)
@@ -283,7 +283,7 @@ class SessionHistory:
         return lost
 
     def drop_silence(self) -> None:
-        """Nothing was said for long: what nothing was told of is no speech."""
+        """Drop sent audio after a long time without speech."""
         if not self.has_pending:
             self.buffer.drop_before()
 

@@ -1,7 +1,7 @@
 """A live session: one stream of audio, and one runner after another that transcribes it.
 
-The session is open at once: audio waits while the model loads. It is idle while there is no speech, and goes on with another
-process if the one that hears it dies or was unloaded meanwhile.
+The session is open at once: audio waits while the model loads. While it is idle its model may be unloaded; it continues with
+another process when that happens, or when the process dies.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from eardrum.transcription import TranscriptionRequest, TranscriptionSummary
 log = logging.getLogger(__name__)
 
 MAX_UNSENT_BYTES = 2 << 20
-"""Bytes that may wait for a model to be loaded, or to keep up; whoever has more to say waits."""
+"""Bytes that may wait for the model; then `feed` waits."""
 
 MAX_CRASHES = 3
-"""Processes that may die in a row without having given a text in between, if one of them served this session alone."""
+"""Processes that may die in a row without a final text in between, if one of them served this session alone."""
 
 ISOLATION_S = 10.0
-"""Longest time for which other requests wait until a session has said again what it said before a process died."""
+"""Longest isolation of a session that replays its audio after a crash; other requests wait meanwhile."""
 
 NOT_RESUMABLE = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
 
 
 class ResumableSession:
-    """What `live` gives: to the edges it is a `LiveSession`."""
+    """A live session that outlives the processes that serve it."""
 
     def __init__(self, service: Service, models: Sequence[Model], settings: SessionSettings):
         self.model = models[0]
-        """The one that answers; a fallback once it has been found that the first cannot be loaded."""
+        """The model that serves the session; a fallback, if the first one failed to load."""
         self._service = service
         self._fallbacks = list(models[1:])
         self._history = SessionHistory(settings)
@@ -65,22 +65,22 @@ class ResumableSession:
         self._room = asyncio.Event()
         self._idle_timer: LeaseIdleTimer | None = None
         self._idle = False
-        self._process_idle = False  # so does the process, for all that is known: it has said nothing since
+        self._process_idle = False  # the process has sent no event since the session became idle
         self._loaded = False
         self._suspicion = CrashSuspicion(MAX_CRASHES, ISOLATION_S)
         self._stopped = False
         self._ended: SessionEnded | None = None
 
-    # What the edge calls.
+    # Input and output, for the APIs.
 
     async def feed(self, audio: bytes) -> None:
-        """The next bytes of audio; waits while too many were not heard. After `finish` nothing is heard any more."""
+        """Add audio; waits while too much is unsent. Audio after `finish` is ignored."""
         if not self._buffer.finished and not self._events.closed:
             self._buffer.feed(audio)
             await self._wait_for_room()
 
     async def configure(self, settings: SessionSettings) -> None:
-        """Go by other settings; answered by `Refused` where that cannot be."""
+        """Change the settings; answered by `CommandRefused` if that is not possible."""
         try:
             settings = replace(settings, request=self._service.prepare_request(self.model, settings.request))
             if self._buffer.fed_bytes and settings.format != self._buffer.settings.format:
@@ -92,34 +92,34 @@ class ResumableSession:
         self._wakeup.set()
 
     async def commit(self) -> None:
-        """End the utterance; answered by `Committed`, then `Final` or `Failed`, or by `Refused`."""
+        """End the utterance; answered by `UtteranceCommitted`, then its text or failure, or by `CommandRefused`."""
         await self._queue_command(CommitCommand())
 
     async def clear(self) -> None:
-        """Forget the utterance in progress; answered by `Cleared`."""
+        """Discard the utterance in progress; answered by `UtteranceCleared`."""
         await self._queue_command(ClearCommand())
 
     async def finish(self) -> None:
-        """No more audio comes; answered by the last finals and `Ended`, which ends `events`."""
+        """End the audio; answered by the last texts and `SessionEnded`, which ends `stream_events`."""
         self._finish_input()
 
     def stream_events(self) -> AsyncGenerator[LiveEvent, None]:
-        """Events as they come, up to `Ended`.
+        """Yield events as they arrive, up to `SessionEnded`.
 
         Raises:
-            ShuttingDownError: the server goes down; the last texts have come, if there was time.
-            EardrumError: the session is over, and why.
+            ShuttingDownError: the server shuts down; the last texts came before, if there was time.
+            EardrumError: the session failed.
         """
         return self._events.stream_events()
 
     @property
     def is_finished(self) -> bool:
-        """Whether more audio would not be heard: somebody has finished, or the server goes down."""
+        """Whether more audio is ignored: the client has finished, or the server shuts down."""
         return self._buffer.finished
 
     @property
     def summary(self) -> TranscriptionSummary:
-        """What is known so far, for the log."""
+        """The totals so far, for the log."""
         ended = self._ended or SessionEnded(self._buffer.to_seconds(self._buffer.sent_bytes))
         return TranscriptionSummary(
             ended.language,
@@ -130,16 +130,16 @@ class ResumableSession:
             warnings=list(ended.warnings),
         )
 
-    # What `live` calls.
+    # Start and end, for `open_session`.
 
     def start(self) -> asyncio.Task[None]:
-        """Have the model loaded, and whatever is said heard."""
+        """Start the task that serves the session."""
         task = asyncio.create_task(self._run())
         task.add_done_callback(self._on_run_done)
         return task
 
     def stop(self) -> None:
-        """The server goes down: hear what was said, give the last texts, and end. Who has finished before does not notice."""
+        """End the session because the server shuts down: transcribe the audio so far first. A finished session ends as usual."""
         self._stopped = not self._buffer.finished
         self._finish_input()
 
@@ -150,14 +150,14 @@ class ResumableSession:
         self._events.close(error or make_session_shutdown_error())
         self._room.set()
 
-    # What is said.
+    # Input.
 
     @property
     def _is_connected(self) -> bool:
         return self._idle_timer is not None
 
     def _record_activity(self) -> None:
-        """Something happens: this is no time to rest. Whoever waits for room may look whether there is some."""
+        """Record that the session is not idle, and wake a `feed` that waits for room."""
         self._idle = False
         if self._idle_timer:
             self._idle_timer.record_activity()
@@ -184,7 +184,7 @@ class ResumableSession:
             self._room.clear()
             await self._room.wait()
 
-    # What becomes of it.
+    # Processes.
 
     async def _run(self) -> None:
         while not self._events.closed:
@@ -192,12 +192,12 @@ class ResumableSession:
                 await self._run_process()
             except EardrumError as error:
                 self._handle_error(error)
-            while self._idle:  # nobody needs a process until more is said
+            while self._idle:  # no process is needed until more audio arrives
                 self._wakeup.clear()
                 await self._wakeup.wait()
 
     async def _run_process(self) -> None:
-        """One process hears what is said, until the session ends, or it does."""
+        """Serve the session with one process, until either ends."""
         self.model = await self._service.ensure_fetched(self._service.catalog.find_model(self.model.id))
         async with self._service.lease_model(self.model, self._suspicion) as lease:
             if self._events.closed:
@@ -232,13 +232,13 @@ class ResumableSession:
     async def _handle_event(self, event: LiveEvent, lease: ModelLease) -> None:
         self._record_activity()
         self._process_idle = False
-        told = self._history.handle_event(event)
-        if isinstance(told, FinalTranscript):
+        update = self._history.handle_event(event)
+        if isinstance(update, FinalTranscript):
             lease.confirm_progress()
-        if isinstance(told, SessionEnded):
-            self._end_session(told)
-        elif told:
-            self._events.put_event(told)
+        if isinstance(update, SessionEnded):
+            self._end_session(update)
+        elif update:
+            self._events.put_event(update)
             await self._events.wait_for_room()
 
     def _end_session(self, ended: SessionEnded) -> None:
@@ -249,17 +249,17 @@ class ResumableSession:
             self._events.put_event(ended)
 
     def _on_idle(self) -> None:
-        """Nothing was said for a while: the model may be unloaded."""
+        """Let the model be unloaded, because no audio arrived for a while."""
         self._idle = self._process_idle = True
         self._history.drop_silence()
         self._events.put_event(SessionPaused(self._service.settings.live.idle_timeout))
 
     def _handle_error(self, error: EardrumError) -> None:
-        """Go on with another process, or another model, or not."""
+        """Continue with another process or model, or raise the error."""
         gone = isinstance(error, RunnerCrashedError) or (self._process_idle and isinstance(error, ModelUnloadedError))
         if gone and not self._suspicion.is_proven:
             self._resume_session(error)
-            self._suspicion.suspected &= self._history.has_pending  # else it is not what was said that did it
+            self._suspicion.suspected &= self._history.has_pending  # with nothing pending, its audio did not cause the crash
             return
         if self._loaded or not self._fallbacks or not is_retryable(error):
             raise error
@@ -267,26 +267,26 @@ class ResumableSession:
         self.model, self._suspicion = self._fallbacks.pop(0), CrashSuspicion(MAX_CRASHES, ISOLATION_S)
 
     def _resume_session(self, error: EardrumError) -> None:
-        """What was said is said again to the next process, as far as it is kept."""
+        """Prepare the replay of the kept audio for the next process."""
         if not self._process_idle:
             log.warning("%s A live session goes on with another one.", error.sentence)
-        torn = self._history.is_unresumable
+        is_unresumable = self._history.is_unresumable
         for event in self._history.handle_crash(error):
             self._events.put_event(event)
-        if torn:
+        if is_unresumable:
             raise RunnerCrashedError(f"{error.message} {NOT_RESUMABLE}")
         if self._buffer.finished and not self._history.has_pending:
             self._end_session(SessionEnded(self._buffer.to_seconds(self._buffer.fed_bytes)))
 
 
 def find_live_model(service: Service, name: str, request: TranscriptionRequest | None = None) -> Model:
-    """The model that a client gets who asks for a live session with `name`.
+    """Find the model for a live session with `name`.
 
-    Without a name it is the default model, or another one if that does not know the language of the request.
+    Without a name it is the default model, or another one if that does not support the language of the request.
 
     Raises:
         ModelNotFoundError: there is none.
-        UnsupportedFeatureError: it cannot have live sessions.
+        UnsupportedFeatureError: it does not support live sessions.
     """
     model = service.find_live_model(name, request)
     _check_live_support(service, model)
@@ -295,28 +295,27 @@ def find_live_model(service: Service, name: str, request: TranscriptionRequest |
 
 @asynccontextmanager
 async def open_session(service: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ResumableSession]:
-    """A session with a model. It is open at once: what is said while the model is loaded waits.
+    """Open a session with a model. It is open at once: audio waits while the model loads.
 
-    The session rests while nothing is said (`Rested`), and goes on with another process if the one that hears it dies or was
-    unloaded meanwhile. When the server goes down it ends by itself: the last texts come, then `events` raises
-    `ShuttingDownError`. The server waits for the edge to tell them and to leave the block. Leaving hangs up.
+    When the server shuts down, the session ends by itself: the last texts come, then `stream_events` raises
+    `ShuttingDownError`. The server waits until the API has sent them and left the block. Leaving it hangs up.
 
     Raises:
-        UnsupportedFeatureError: the model cannot do what is asked.
-        BusyError: it has as many sessions as it may.
-        ShuttingDownError: the server goes down.
+        UnsupportedFeatureError: the model does not support the request.
+        BusyError: the model has the maximum of sessions.
+        ShuttingDownError: the server shuts down.
     """
     _check_live_support(service, model)
     settings = replace(settings, request=service.prepare_request(model, settings.request))
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
-        living = session.start()
+        serving = session.start()
         try:
             yield session
         finally:
-            living.cancel()
-            await asyncio.wait([living])
+            serving.cancel()
+            await asyncio.wait([serving])
 
 
 def _check_live_support(service: Service, model: Model) -> None:
