@@ -93,6 +93,13 @@ def _unset_if_empty(value: Any) -> Any:
     return value
 
 
+def use_default_for_null(value: Any) -> Any:
+    """Unset a field that is null, and keep empty text."""
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
 def _read_number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError

@@ -168,7 +168,7 @@ def test_embeddings() -> None:
         ({"messages": [HI | {"images": [""]}]}, "is empty"),
         ({"messages": [HI | {"images": [3]}]}, "must be a base64 string"),
         ({"messages": [HI | {"images": ["aGVsbG8="]}]}, "neither an image nor audio"),
-        ({"messages": [HI | {"tool_calls": [{}]}]}, "function with a name"),
+        ({"messages": [HI | {"tool_calls": [{}]}]}, r"messages\[0\].tool_calls\[0\].function is required"),
         ({"messages": [HI | {"tool_calls": {"a": 1}}]}, "tool_calls must be a list"),
         ({"options": [1]}, "options must be an object"),
         ({"think": 3}, "think must be"),
@@ -176,7 +176,8 @@ def test_embeddings() -> None:
         ({"format": "xml"}, "format must be"),
         ({"stream": "yes"}, "stream must be"),
         ({"tools": {}, "stream": 1}, "stream must be"),
-        ({"tools": ["x"]}, "tools must be"),
+        ({"tools": ["x"]}, r"tools\[0\] must be an object"),
+        ({"tools": "x"}, "tools must be a list of objects"),
     ],
 )
 def test_what_is_not_of_ollamas_shape_is_refused(wish: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads fields that several of Ollama's requests share, and formats times as Ollama does. Pure.
+"""Parses fields that several of Ollama's requests share, and formats times as Ollama does. Pure.
 
 Times are Go durations, nanoseconds, or RFC 3339.
 
@@ -13,48 +13,38 @@ import json
 import re
 import zlib
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from eardrum import bounded_json
+from eardrum.api.fields import UNSET_IF_EMPTY, RequestModel, Text, show_value, use_default_for_null
 from eardrum.errors import InvalidRequestError
 
-
-def read_model_name(request: dict[str, Any]) -> str:
-    """Return the model's name in a request.
-
-    Raises:
-        InvalidRequestError: the request names no model.
-    """
-    name = request.get("model") or request.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidRequestError("model is required", param="model")
-    return name.strip()
+Verbatim = Annotated[str, BeforeValidator(use_default_for_null)]
+"""Text with the spaces around it; null is empty."""
 
 
-def is_streaming(request: dict[str, Any]) -> bool:
-    """Whether to stream the response as lines of JSON, which is Ollama's default.
+class ModelRequest(RequestModel):
+    """Fields of all requests for a model."""
 
-    Raises:
-        InvalidRequestError: `stream` is not a boolean.
-    """
-    stream = request.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        raise InvalidRequestError(f"stream must be true or false, not {str(stream)[:40]!r}.", param="stream")
-    return stream is not False
+    model: Text = ""
+    name: Text = ""
+    """The older name of `model`."""
+    stream: Annotated[bool, Field(strict=True), UNSET_IF_EMPTY] = True
+    """Stream the response as lines of JSON, which is Ollama's default."""
+    keep_alive: Any = None
 
+    @property
+    def model_name(self) -> str:
+        """The model's name.
 
-def read_text(given: dict[str, Any], name: str, where: str = "") -> str:
-    """Return a text field; a missing or null one is empty.
-
-    Raises:
-        InvalidRequestError: the field is not a string.
-    """
-    value = given.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{f'{where}.' if where else ''}{name} must be a string.", param=name)
-    return value
+        Raises:
+            InvalidRequestError: the request names no model.
+        """
+        if not (name := self.model or self.name):
+            raise InvalidRequestError("model is required", param="model")
+        return name
 
 
 FOR_EVER_S = 292 * 365.25 * 86_400
@@ -101,7 +91,7 @@ def _parse_seconds(value: Any) -> float:
         except ValueError:
             pass
     raise InvalidRequestError(
-        f'keep_alive must be seconds or a duration such as "5m", "1h30m" or "-1s", not {str(value)[:80]!r}.', param="keep_alive"
+        f'keep_alive must be seconds or a duration such as "5m", "1h30m" or "-1s", not {show_value(value)}.', param="keep_alive"
     )
 
 

@@ -15,10 +15,11 @@ from functools import partial
 from typing import Any
 
 from eardrum.api import transcript_formats
+from eardrum.api.fields import RequestModel
 from eardrum.api.ollama import common_fields, model_info, requests
-from eardrum.api.ollama.common_fields import ChatTurns, format_timestamp, is_streaming, pack_context, read_model_name, read_text
+from eardrum.api.ollama.common_fields import ChatTurns, ModelRequest, Verbatim, format_timestamp, pack_context
 from eardrum.api.ollama.listing import OllamaNames
-from eardrum.api.ollama.requests import MediaAttachment, UpstreamRequest, decode_attachments
+from eardrum.api.ollama.requests import Attachments, MediaAttachment, UpstreamRequest, decode_attachments
 from eardrum.api.ollama.responses import OllamaResponse
 from eardrum.api.ollama.upstream import ChunkDecoder, ResponseChunk, build_upstream_request, read_events, try_models
 from eardrum.api.request_log import TokenUsage
@@ -60,11 +61,10 @@ class GenerationRoutes:
         *,
         empty: bool,
     ) -> None:
-        response, (found, requested_name) = (
-            GenerationResponse(request, reply, shape),
-            self._names.resolve(read_model_name(request)),
-        )
-        model = found.with_ttl(common_fields.parse_keep_alive(request.get("keep_alive"), found.ttl))
+        head = ModelRequest.parse(request)
+        response = GenerationResponse(head, reply, shape)
+        found, requested_name = self._names.resolve(head.model_name)
+        model = found.with_ttl(common_fields.parse_keep_alive(head.keep_alive, found.ttl))
         reply.record.model = model.id
         if empty and model.ttl == common_fields.MIN_TTL_S:
             await self._service.unload_model(model)
@@ -76,7 +76,7 @@ class GenerationRoutes:
             await self._transcribe(model, request, reply, response)
         else:
             one = partial(self._generate, request=request, reply=reply, shape=shape, mapping=mapping)
-            await try_models(self._service, model, requested_name, reply, one, keep_alive=request.get("keep_alive"))
+            await try_models(self._service, model, requested_name, reply, one, keep_alive=head.keep_alive)
 
     async def _generate(
         self,
@@ -92,7 +92,9 @@ class GenerationRoutes:
         self._log_ignored(model, upstream_request)
         reply.ignored = upstream_request.ignored
         sent = build_upstream_request(self._service, model, upstream_request, requested_name, reply.authorization)
-        await self._stream_upstream(model, sent, GenerationResponse(request, reply, shape), upstream_request.turns)
+        await self._stream_upstream(
+            model, sent, GenerationResponse(ModelRequest.parse(request), reply, shape), upstream_request.turns
+        )
 
     async def _stream_upstream(
         self, model: Model, sent: OutgoingRequest, response: GenerationResponse, turns: ChatTurns | None
@@ -135,6 +137,12 @@ class GenerationRoutes:
                 log.info("Option %r has no effect on model %s; set it in the command that starts the model.", option, model.id)
 
 
+class EmbeddingPrompt(RequestModel):
+    """The body of `/api/embeddings`, beside the model."""
+
+    prompt: Verbatim = ""
+
+
 MAX_TOKENS = 1 << 53
 """The largest token count to report. A larger number is an upstream's mistake, and JSON clients cannot represent it."""
 
@@ -158,13 +166,14 @@ class EmbeddingRoutes:
         }
         vectors = _get_vectors(model, result, len(upstream_request.body["input"]) if upstream_request else 0)
         await reply.send_object(
-            {"model": read_model_name(request), "embeddings": vectors} | {name: value for name, value in figures.items() if value}
+            {"model": ModelRequest.parse(request).model_name, "embeddings": vectors}
+            | {name: value for name, value in figures.items() if value}
         )
 
     async def embed_prompt(self, request: dict[str, Any], reply: OllamaResponse) -> None:
         """`/api/embeddings`, the older one: the vector of a prompt."""
         model, requested_name = self._find_model(request, reply)
-        prompt = read_text(request, "prompt")
+        prompt = EmbeddingPrompt.parse(request).prompt
         result = await self._request_vectors(
             model, requests.map_embed({"input": prompt}, model.id), requested_name, reply, request.get("keep_alive")
         )
@@ -172,7 +181,7 @@ class EmbeddingRoutes:
 
     def _find_model(self, request: dict[str, Any], reply: OllamaResponse) -> tuple[Model, str]:
         """Return the model, with the request's time to live, and the name that the request resolves to."""
-        found, requested_name = self._names.resolve(read_model_name(request))
+        found, requested_name = self._names.resolve(ModelRequest.parse(request).model_name)
         reply.record.model = found.id
         if model_info.is_speech_model(found):
             raise InvalidRequestError(f'"{found.id}" does not support embeddings: it transcribes audio.', param="model")
@@ -224,9 +233,9 @@ ChunkFormatter = Callable[[ResponseChunk], dict[str, Any]]
 class GenerationResponse:
     """Sends one response in the format of its route, streamed or as a single object."""
 
-    def __init__(self, request: dict[str, Any], reply: OllamaResponse, shape: ChunkFormatter):
-        self._name = read_model_name(request)
-        self.streams = is_streaming(request)
+    def __init__(self, head: ModelRequest, reply: OllamaResponse, shape: ChunkFormatter):
+        self._name = head.model_name
+        self.streams = head.stream
         self._reply = reply
         self._shape = shape
         self._whole = ResponseChunk()
@@ -271,7 +280,7 @@ def decode_recordings(request: dict[str, Any]) -> list[MediaAttachment]:
     """
     messages = request.get("messages")
     for message in reversed(messages if isinstance(messages, list) else [request]):
-        if isinstance(message, dict) and (found := decode_attachments(message.get("images"))):
+        if isinstance(message, dict) and (found := decode_attachments(Attachments.parse(message).images)):
             return found
     return []
 

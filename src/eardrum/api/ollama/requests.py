@@ -9,10 +9,14 @@ import base64
 import binascii
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from eardrum.api.ollama.common_fields import ChatTurns, is_streaming, read_text, unpack_context
+from pydantic import Field
+
+from eardrum.api.fields import UNSET_IF_EMPTY, RequestModel, expect, show_value
+from eardrum.api.ollama.common_fields import ChatTurns, ModelRequest, Verbatim, unpack_context
 from eardrum.errors import InvalidRequestError
 
 SHARED_OPTIONS = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
@@ -28,6 +32,71 @@ INTEGER_OPTIONS = ("num_predict", "top_k", "seed", "repeat_last_n", "mirostat")
 
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 """Ollama's reasoning efforts to OpenAI's, of which `high` is the highest that all servers accept."""
+
+
+class Attachments(RequestModel):
+    """Pictures and recordings, in base64."""
+
+    images: Annotated[
+        tuple[Annotated[str, expect("a base64 string")], ...], UNSET_IF_EMPTY, expect("a list of base64 strings")
+    ] = ()
+
+
+class ToolFunction(RequestModel):
+    """The function of a tool call."""
+
+    name: str
+    arguments: Any = None
+
+
+class ToolCall(RequestModel):
+    """A tool call of the model, in the history of a chat."""
+
+    id: Any = ""
+    function: ToolFunction
+
+
+class ChatMessage(Attachments):
+    """A message of a chat. Templates have more roles than Ollama's four, so the upstream checks the role."""
+
+    role: Annotated[str, Field(min_length=1), expect("a role such as system, user, assistant or tool")]
+    content: Verbatim = ""
+    thinking: Verbatim = ""
+    tool_calls: Annotated[tuple[ToolCall, ...], UNSET_IF_EMPTY] = ()
+    tool_call_id: Verbatim = ""
+    tool_name: Verbatim = ""
+    name: Verbatim = ""
+
+
+class InferenceRequest(ModelRequest):
+    """Fields that chat and generate share."""
+
+    options: Annotated[dict[str, Any], UNSET_IF_EMPTY] = Field(default_factory=dict)
+    format: Annotated[Literal["json"] | dict[str, Any] | None, UNSET_IF_EMPTY, expect('"json" or a JSON schema')] = None
+    think: Annotated[
+        Annotated[bool, Field(strict=True)] | Literal["low", "medium", "high", "max"] | None,
+        expect("true, false, low, medium, high or max"),
+    ] = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+
+
+class ChatRequest(InferenceRequest):
+    """The body of `/api/chat`."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: Annotated[tuple[dict[str, Any], ...], UNSET_IF_EMPTY] = ()
+
+
+class GenerateRequest(InferenceRequest, Attachments):
+    """The body of `/api/generate`."""
+
+    prompt: Verbatim = ""
+    system: Verbatim = ""
+    suffix: Verbatim = ""
+    template: Verbatim = ""
+    raw: Any = None
+    context: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,51 +121,53 @@ class UpstreamRequest:
     """The turns before the response, for routes that return a `context`."""
 
 
-def map_chat(request: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
+def map_chat(given: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
     """`/api/chat`.
 
     Args:
-        request: the client's body.
+        given: the client's body.
         model: the name for the upstream.
         server: features of the upstream.
 
     Raises:
         InvalidRequestError: a field has the wrong type.
     """
-    body = {"model": model, "messages": map_messages(request.get("messages"))} | _map_common(request, local=server.local)
-    if tools := request.get("tools"):
-        body["tools"] = _map_tools(tools)
+    request = ChatRequest.parse(given)
+    body = {"model": model, "messages": map_messages(request.messages)} | _map_common(request, local=server.local)
+    if request.tools:
+        body["tools"] = _map_tools(request.tools)
     parameters, ignored = _map_options(request, local=server.local)
     return UpstreamRequest("/v1/chat/completions", body | parameters, ignored)
 
 
-def map_generate(request: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
+def map_generate(given: dict[str, Any], model: str, server: ServerFeatures) -> UpstreamRequest:
     """Map `/api/generate` to a chat, because the upstream has the template; with `raw` or a suffix, to a plain completion.
 
     Raises:
         InvalidRequestError: a field has the wrong type, or the request has a template.
     """
-    if read_text(request, "template"):
+    request = GenerateRequest.parse(given)
+    if request.template:
         raise InvalidRequestError(
             "template is not supported: leave it out, or set raw and send the formatted prompt.", param="template"
         )
-    prompt, system, suffix = read_text(request, "prompt"), read_text(request, "system"), read_text(request, "suffix")
+    prompt, system, suffix = request.prompt, request.system, request.suffix
     parameters, ignored = _map_options(request, local=server.local)
     common = _map_common(request, local=server.local)
-    if request.get("raw") or suffix:
+    if request.raw or suffix:
         for field in ("images", "context"):
-            if request.get(field):
+            if getattr(request, field):
                 raise InvalidRequestError(f"{field} cannot be combined with raw or suffix.", param=field)
         path, plain = _map_plain_prompt(prompt, suffix, server)
         if "logprobs" in common:  # which is a number on this route
             common["logprobs"] = common.pop("top_logprobs", 1)
         return UpstreamRequest(path, {"model": model} | plain | common | parameters, ignored)
-    before = unpack_context(request.get("context"))
+    before = unpack_context(request.context)
     ignored += ("context",) if before is None else ()
     turns = tuple(turn for turn in before or () if not (system and turn[0] == "system"))
     turns = (("system", system), *turns) if system else turns
     messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
-    messages.append({"role": "user", "content": map_content(prompt, request.get("images"))})
+    messages.append({"role": "user", "content": map_content(prompt, request.images)})
     body = {"model": model, "messages": messages} | common | parameters
     return UpstreamRequest("/v1/chat/completions", body, ignored, (*turns, ("user", prompt)))
 
@@ -126,48 +197,42 @@ def map_embed(request: dict[str, Any], model: str) -> UpstreamRequest | None:
     return UpstreamRequest("/v1/embeddings", body)
 
 
-def _map_common(request: dict[str, Any], *, local: bool) -> dict[str, Any]:
+def _map_common(request: InferenceRequest, *, local: bool) -> dict[str, Any]:
     """Map the fields that chat and generate share, except the options."""
-    body: dict[str, Any] = {"stream": is_streaming(request)}
+    body: dict[str, Any] = {"stream": request.stream}
     if body["stream"]:
         body["stream_options"] = {"include_usage": True}
-    if request.get("logprobs"):
+    if request.logprobs:
         body["logprobs"] = True
-        if top := request.get("top_logprobs"):
-            body["top_logprobs"] = top
-    return body | _map_format(request.get("format")) | _map_think(request.get("think"), local=local)
+        if request.top_logprobs:
+            body["top_logprobs"] = request.top_logprobs
+    return body | _map_format(request.format) | _map_think(request.think, local=local)
 
 
-def _map_format(wanted: Any) -> dict[str, Any]:
+def _map_format(wanted: str | dict[str, Any] | None) -> dict[str, Any]:
     """Map `format`. A schema is sent twice: llama-server documents it beside the type, others inside an object."""
-    if wanted in (None, ""):
+    if wanted is None:
         return {}
     if wanted == "json":
         return {"response_format": {"type": "json_object"}}
-    if isinstance(wanted, dict):
-        named = {"name": "ollama", "schema": wanted}
-        return {"response_format": {"type": "json_schema", "json_schema": named, "schema": wanted}}
-    raise InvalidRequestError('format must be "json" or a JSON schema.', param="format")
+    named = {"name": "ollama", "schema": wanted}
+    return {"response_format": {"type": "json_schema", "json_schema": named, "schema": wanted}}
 
 
-def _map_think(wanted: Any, *, local: bool) -> dict[str, Any]:
+def _map_think(wanted: bool | str | None, *, local: bool) -> dict[str, Any]:
     """Map `think`, a boolean for the template or an effort."""
     if wanted is None:
         return {}
     if isinstance(wanted, bool):
         return {"chat_template_kwargs": {"enable_thinking": wanted}} if local else {}
-    if effort := EFFORTS.get(wanted) if isinstance(wanted, str) else None:
-        templated = {"chat_template_kwargs": {"enable_thinking": True, "reasoning_effort": effort}} if local else {}
-        return {"reasoning_effort": effort} | templated
-    raise InvalidRequestError(f"think must be true, false, {', '.join(EFFORTS)}, not {str(wanted)[:40]!r}.", param="think")
+    effort = EFFORTS[wanted]
+    templated = {"chat_template_kwargs": {"enable_thinking": True, "reasoning_effort": effort}} if local else {}
+    return {"reasoning_effort": effort} | templated
 
 
-def _map_options(request: dict[str, Any], *, local: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _map_options(request: InferenceRequest, *, local: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the upstream's parameters, and the options that have no counterpart."""
-    options = request.get("options") or {}
-    if not isinstance(options, dict):
-        raise InvalidRequestError("options must be an object.", param="options")
-    given = {name: _parse_option(name, value) for name, value in options.items() if value is not None}
+    given = {name: _parse_option(name, value) for name, value in request.options.items() if value is not None}
     taken = SHARED_OPTIONS + (LOCAL_OPTIONS if local else ())
     parameters = {name: given[name] for name in taken if name in given}
     if (limit := given.get("num_predict", 0)) > 0:  # zero and below: unlimited
@@ -190,18 +255,16 @@ def _parse_option(name: str, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
     if not number:
         kind = "integer" if name in INTEGER_OPTIONS else "float32"
-        raise InvalidRequestError(f'option "{name}" must be of type {kind}, not {str(value)[:40]!r}.', param="options")
+        raise InvalidRequestError(f'option "{name}" must be of type {kind}, not {show_value(value)}.', param="options")
     return int(value) if name in INTEGER_OPTIONS else value
 
 
-def _map_tools(given: Any) -> list[Any]:
+def _map_tools(tools: Sequence[dict[str, Any]]) -> list[Any]:
     """Map the tools and add missing parameters: some clients leave them out, and some servers require them."""
-    if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
-        raise InvalidRequestError("tools must be a list of objects.", param="tools")
     nothing = {"type": "object", "properties": {}}
     return [
         {**tool, "function": {"parameters": nothing, **tool["function"]}} if isinstance(tool.get("function"), dict) else tool
-        for tool in given
+        for tool in tools
     ]
 
 
@@ -235,19 +298,17 @@ class ToolCallIds:
         return id
 
 
-def map_messages(given: Any) -> list[dict[str, Any]]:
+def map_messages(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
     """Map the messages of a chat.
 
     Raises:
-        InvalidRequestError: a field has the wrong type.
+        InvalidRequestError: an attachment is neither an image nor audio.
     """
-    if not isinstance(given, list):
-        raise InvalidRequestError("messages must be a list.", param="messages")
     calls = ToolCallIds()
-    return [_map_message(message, calls, f"messages[{number}]") for number, message in enumerate(given)]
+    return [_map_message(message, calls, f"messages[{number}].images") for number, message in enumerate(messages)]
 
 
-def map_content(text: str, images: Any, where: str = "images") -> str | list[dict[str, Any]]:
+def map_content(text: str, images: Sequence[str], where: str = "images") -> str | list[dict[str, Any]]:
     """Build the content of a message from text and attachments."""
     parts = decode_attachments(images, where)
     for number, part in enumerate(parts):
@@ -258,37 +319,24 @@ def map_content(text: str, images: Any, where: str = "images") -> str | list[dic
     return [*([{"type": "text", "text": text}] if text else []), *(part.message_part for part in parts)]
 
 
-def _map_message(given: Any, calls: ToolCallIds, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise InvalidRequestError(f"{where} must be an object.", param="messages")
-    role = read_text(given, "role", where)
-    if not role:  # templates have more roles than Ollama's four, such as `control`, so the upstream checks the value
-        raise InvalidRequestError(f"{where}.role is required, such as system, user, assistant or tool.", param="messages")
-    text = read_text(given, "content", where)
-    message: dict[str, Any] = {"role": role, "content": map_content(text, given.get("images"), f"{where}.images")}
-    if role == "tool":
-        name = read_text(given, "tool_name", where) or read_text(given, "name", where)
-        message["tool_call_id"] = calls.match_reply(read_text(given, "tool_call_id", where), name)
-    if thinking := read_text(given, "thinking", where):
-        message["reasoning_content"] = thinking
-    if made := given.get("tool_calls"):
-        if not isinstance(made, list):
-            raise InvalidRequestError(f"{where}.tool_calls must be a list.", param="messages")
-        message["tool_calls"] = [_map_tool_call(call, calls, where) for call in made]
+def _map_message(given: ChatMessage, calls: ToolCallIds, where: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": given.role, "content": map_content(given.content, given.images, where)}
+    if given.role == "tool":
+        message["tool_call_id"] = calls.match_reply(given.tool_call_id, given.tool_name or given.name)
+    if given.thinking:
+        message["reasoning_content"] = given.thinking
+    if given.tool_calls:
+        message["tool_calls"] = [_map_tool_call(call, calls) for call in given.tool_calls]
     return message
 
 
-def _map_tool_call(given: Any, calls: ToolCallIds, where: str) -> dict[str, Any]:
-    function = given.get("function") if isinstance(given, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError(f"{where}.tool_calls: each must have a function with a name.", param="messages")
-    arguments = function.get("arguments") or {}
-    id = given.get("id")
+def _map_tool_call(call: ToolCall, calls: ToolCallIds) -> dict[str, Any]:
+    name, arguments = call.function.name, call.function.arguments or {}
     return {
-        "id": calls.add(id if isinstance(id, str) else "", function["name"]),
+        "id": calls.add(call.id if isinstance(call.id, str) else "", name),
         "type": "function",
         "function": {
-            "name": function["name"],
+            "name": name,
             "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),
         },
     }
@@ -322,22 +370,16 @@ class MediaAttachment:
         )
 
 
-def decode_attachments(images: Any, where: str = "images") -> list[MediaAttachment]:
-    """Decode a list of base64 strings or data URIs.
+def decode_attachments(images: Iterable[str], where: str = "images") -> list[MediaAttachment]:
+    """Decode base64 strings or data URIs.
 
     Raises:
-        InvalidRequestError: the value is not such a list.
+        InvalidRequestError: one of them is not valid base64.
     """
-    if images is None:
-        return []
-    if not isinstance(images, list):
-        raise InvalidRequestError(f"{where} must be a list of base64 strings.", param="images")
     return [_decode_attachment(image, f"{where}[{number}]") for number, image in enumerate(images)]
 
 
-def _decode_attachment(image: Any, where: str) -> MediaAttachment:
-    if not isinstance(image, str):
-        raise InvalidRequestError(f"{where} must be a base64 string.", param="images")
+def _decode_attachment(image: str, where: str) -> MediaAttachment:
     encoded = "".join((image.partition("base64,")[2] if image.startswith("data:") else image).split())
     try:
         data = base64.b64decode(encoded, validate=True)

@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from eardrum.api import management, openapi
+from eardrum.api.fields import RequestModel, Text
 from eardrum.api.management import get_version
 from eardrum.api.ollama import listing, model_info
-from eardrum.api.ollama.common_fields import is_streaming, read_model_name, read_text
+from eardrum.api.ollama.common_fields import ModelRequest
 from eardrum.api.ollama.inference import EmbeddingRoutes, GenerationRoutes
 from eardrum.api.ollama.listing import OllamaNames, remove_tag
 from eardrum.api.ollama.model_info import ServerProps
@@ -131,7 +132,7 @@ class OllamaModelRoutes:
 
     async def show_model(self, request: dict[str, Any], reply: OllamaResponse) -> None:
         """Serve `/api/show`."""
-        model = self._names.find(read_model_name(request))
+        model = self._names.find(ModelRequest.parse(request).model_name)
         if model.needs_download:
             raise ModelNotFoundError(self._service.catalog.explain_download(model))
         await reply.send_object(await asyncio.to_thread(listing.describe_model, model, await self._props.fetch_props(model)))
@@ -164,6 +165,14 @@ async def _reject(request: HttpRequest) -> Response:
 
 log = logging.getLogger(__name__)
 
+
+class CopyRequest(RequestModel):
+    """The body of `/api/copy`."""
+
+    source: Text = ""
+    destination: Text = ""
+
+
 FINAL_STATUSES = ("verifying sha256 digest", "writing manifest", "success")
 """Statuses sent after the download. The files were verified and put in place before that."""
 
@@ -181,8 +190,10 @@ class StorageRoutes:
         A local model is updated if it came from the hub and the hub is reachable. Clients pull every model they are configured
         with, so a pull with nothing to do succeeds.
         """
-        lines, here = is_streaming(request), self._find_local(read_model_name(request))
-        match = _get_match(here) if here else await self._service.library.choose_match(remove_tag(read_model_name(request)))
+        head = ModelRequest.parse(request)
+        lines, name = head.stream, head.model_name
+        here = self._find_local(name)
+        match = _get_match(here) if here else await self._service.library.choose_match(remove_tag(name))
         if lines:
             await reply.send_line({"status": "pulling manifest"})
         if match:
@@ -216,17 +227,17 @@ class StorageRoutes:
 
     async def delete(self, request: dict[str, Any], reply: OllamaResponse) -> None:
         """Remove a copy, or delete the files of a downloaded model."""
-        name = read_model_name(request)
+        name = ModelRequest.parse(request).model_name
         if not self._names.forget(name):
             await self._service.remove_model(self._names.find(name))
         await reply.send_object(None)
 
     async def copy(self, request: dict[str, Any], reply: OllamaResponse) -> None:
         """Add a name for a model; it lasts until the server stops."""
-        source, destination = read_text(request, "source").strip(), read_text(request, "destination").strip()
-        if not source or not destination:
+        copy = CopyRequest.parse(request)
+        if not copy.source or not copy.destination:
             raise InvalidRequestError("source and destination are required", param="destination")
-        self._names.copy(source, destination)
+        self._names.copy(copy.source, copy.destination)
         await reply.send_object(None)
 
 
