@@ -166,7 +166,7 @@ def encode_wav(seconds: int) -> str:
         ("/api/chat", b"\xff\xfe", 400, "not valid JSON"),
         ("/api/chat", [1], 400, "must be a JSON object"),
         ("/api/chat", {}, 400, "model is required"),
-        ("/api/chat", {"model": 3}, 400, "model is required"),
+        ("/api/chat", {"model": 3}, 400, "model must be a string, not 3"),
         ("/api/show", {"name": "nobody"}, 404, "model 'nobody' not found"),
         ("/api/show", {"model": "nobody:latest"}, 404, "model 'nobody:latest' not found"),
         ("/api/chat", {"model": M, "messages": [{"role": "user", "images": ["not base64!"]}]}, 400, "illegal base64"),
