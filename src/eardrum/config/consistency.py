@@ -15,9 +15,9 @@ from eardrum.config.settings import LogSettings, ModelSettings, Settings
 MIN_START_S = 15
 LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
 WILDCARD_HOSTS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
-"""Hosts that stand for all addresses of a machine."""
+"""Hosts to listen on that mean all addresses of the machine."""
 IMAGE_SERVER_ID, IMAGE_SERVER_CONCURRENCY = "comfyui_auto", 50
-"""llama-swap's name for a server of images whose page asks for many things at once and holds a WebSocket open."""
+"""llama-swap's name for the image server ComfyUI, whose page sends many requests at once and keeps a WebSocket open."""
 
 
 def complete_settings(settings: Settings, errors: ErrorCollector) -> Settings:
@@ -69,7 +69,7 @@ def _fill_model_defaults(id: str, model: ModelSettings, settings: Settings, name
 
 
 def _resolve_preloads(settings: Settings, names: ConfigNames) -> object:
-    """Preloads by id. What is not under `models:` stays: it may be on the disk."""
+    """Replace aliases in `preload` by ids. A name that is not under `models:` stays: the model may be on disk."""
     stripped = [name.strip() for name in settings.hooks.on_startup.preload]
     preload = tuple(names.find_model(name) or name for name in stripped if name)
     start = settings.hooks.on_startup.model_copy(update={"preload": preload})
@@ -93,7 +93,7 @@ def _warn_of_log_level(settings: Settings, errors: ErrorCollector) -> None:
 
 
 def _check_fallbacks(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> None:
-    """A model is not asked again where it has just failed."""
+    """Refuse a model as its own fallback."""
     for id, model in settings.models.items():
         for position, name in enumerate(model.fallback):
             if names.find_model(name) == id:
@@ -131,7 +131,7 @@ def _check_address(address: str, path: KeyPath, errors: ErrorCollector) -> None:
 
 
 def _warn_of_port_clashes(settings: Settings, errors: ErrorCollector) -> None:
-    """Warn of commands that listen on one port and may be up at a time."""
+    """Warn of commands that listen on the same port and may run at the same time."""
     ports = {id: port for id, model in settings.models.items() if model.cmd and (port := get_local_port(model))}
     for one, other in combinations(ports, 2):
         if ports[one] == ports[other] and can_coexist(one, other, settings):
@@ -140,7 +140,7 @@ def _warn_of_port_clashes(settings: Settings, errors: ErrorCollector) -> None:
 
 
 def _check_own_ports(settings: Settings, errors: ErrorCollector) -> None:
-    """One port is for one listener: the server's own, that for Home Assistant, or a command."""
+    """Refuse a port that two of the server, Wyoming and the commands would listen on."""
     wyoming = settings.wyoming
     own = {settings.port: "port"}
     if wyoming.is_enabled(settings.api_keys) and wyoming.port:
@@ -156,14 +156,14 @@ def _check_own_ports(settings: Settings, errors: ErrorCollector) -> None:
 
 
 def _hosts_overlap(one: str, other: str) -> bool:
-    """Whether two hosts to listen on have an address in common, as far as their names tell."""
+    """Check whether two hosts to listen on share an address. Names are not resolved."""
     local = {"localhost": "127.0.0.1"}
     one, other = local.get(one, one), local.get(other, other)
     return one == other or not {one, other}.isdisjoint(WILDCARD_HOSTS)
 
 
 def get_local_port(model: ModelSettings) -> int:
-    """The port of this machine where a model's command is found; 0 if it is on another.
+    """Find the local port on which a model's command listens; 0 if it listens on another machine.
 
     Its address tells; the command may name the port inside a container.
     """
@@ -198,14 +198,14 @@ def _warn_of_odd_command(id: str, model: ModelSettings, errors: ErrorCollector) 
 
 
 class ConfigNames:
-    """What names mean in one config. `remarks` holds what was odd about them, `errors` is told what is wrong."""
+    """Looks up models by the names and aliases of one config, and reports contradictory names."""
 
     def __init__(self, settings: Settings, errors: ErrorCollector):
         self._settings = settings
         self._errors = errors
         self._owners: dict[str, str] = {}
         self.aliases: dict[str, list[str]] = {id: [] for id in settings.models}
-        """Model to the aliases that mean it."""
+        """The aliases of each model."""
         for id, model in settings.models.items():
             for position, alias in enumerate(model.aliases):
                 self._register_alias(id, alias, ("models", id, "aliases", position))
@@ -217,11 +217,11 @@ class ConfigNames:
                 self._check_peer_model(id, name, ("peers", id, "models", position))
 
     def find_model(self, name: str) -> str | None:
-        """The id of the model that has this name or alias."""
+        """Find the id of the model with this name or alias."""
         return name if name in self._settings.models else self._owners.get(name)
 
     def is_peer_model(self, name: str) -> bool:
-        """Whether another server has a model that is called so here: `peer/model`, or `model` if no other peer has one."""
+        """Check whether a name is a peer's model: `peer/model`, or `model` if only one peer has it."""
         of_one = len(self._list_peers_with(name)) == 1
         return of_one or any(name == f"{id}/{model}" for id, peer in self._settings.peers.items() for model in peer.models)
 
@@ -237,13 +237,13 @@ class ConfigNames:
             )
 
     def warn_of_peer_clash(self, selector: str, path: KeyPath) -> None:
-        """A selector has the name of a peer's model, and comes before it as models of our own do."""
+        """Warn of a selector that hides a peer's model of the same name."""
         others = [f"{peer}/{selector}" for peer in self._list_peers_with(selector)]
         behind = f"; the one of the peer is {' or '.join(others)}" if others else ", which is then out of reach"
         self._warn(path, f"The selector {selector} has the name of a peer's model{behind}.")
 
     def report_unknown(self, name: str, path: KeyPath) -> None:
-        """Nothing has this name, or it is not to be used here."""
+        """Report a name that no model has, or an alias where an id is needed."""
         if self._errors.incomplete:
             return
         if owner := self._owners.get(name):
@@ -286,7 +286,7 @@ class ConfigNames:
 
 
 def check_profiles(settings: Settings, names: ConfigNames) -> None:
-    """Pins have to be to names that mean something."""
+    """Report pins to unknown names."""
     for id, profile in settings.profiles.items():
         for pin, target in profile.pins.items():
             if target and not (names.find_model(target) or names.is_peer_model(target) or target in settings.selectors):
@@ -294,7 +294,7 @@ def check_profiles(settings: Settings, names: ConfigNames) -> None:
 
 
 def check_selectors(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> Iterator[tuple[str, Sequence[str]]]:
-    """Look whether selectors can work; yields those that fill several targets, with the ids of those that are here."""
+    """Check selectors, and yield those of the strategy `spillover` with the ids of their local targets."""
     for id, selector in settings.selectors.items():
         path: KeyPath = ("selectors", id)
         if names.find_model(id):
@@ -334,7 +334,7 @@ NEW_RULES_PATH: KeyPath = ("routing", "router", "settings")
 
 
 def resolve_rules(settings: Settings, names: ConfigNames, errors: ErrorCollector) -> Settings:
-    """The settings with the rules in force as `groups` and `matrix`, one of which is empty.
+    """Set `groups` and `matrix` to the rules in force; one of them is empty.
 
     It is an error to have rules of both kinds, rules written both ways, or a member or word that is no model.
     """
@@ -379,7 +379,7 @@ def _check_groups(
 
 
 def _is_valid_matrix(chosen: MatrixSettings, settings: Settings, path: KeyPath, errors: ErrorCollector) -> bool:
-    """Whether a matrix can be read."""
+    """Check a matrix, and report its errors."""
     wrong = list(matrix.find_problems(chosen, settings.models))
     for error in wrong if not errors.incomplete else ():
         errors.add((*path, *error.path), error.message)
@@ -387,7 +387,7 @@ def _is_valid_matrix(chosen: MatrixSettings, settings: Settings, path: KeyPath, 
 
 
 def check_spillover(id: str, targets: Collection[str], settings: Settings, errors: ErrorCollector) -> None:
-    """Refuse a selector whose targets push each other out: it would load one for each request."""
+    """Refuse a selector whose targets unload each other: each request would load a model."""
     if len(targets) <= 1:
         return
     where: KeyPath = ("selectors", id, "targets")
@@ -404,7 +404,7 @@ def check_spillover(id: str, targets: Collection[str], settings: Settings, error
 
 
 def can_coexist(one: str, other: str, settings: Settings) -> bool:
-    """Whether groups or matrix let both be loaded at a time.
+    """Check whether groups or matrix allow both models to be loaded at the same time.
 
     Rules bind those they name, and commands that they do not: these share llama-swap's default group, or with a matrix run
     alone. With pools of `memory` it is these that decide about who is in no group.
@@ -426,4 +426,4 @@ def can_coexist(one: str, other: str, settings: Settings) -> bool:
 
 
 DEFAULT_GROUP = GroupSettings()
-"""The group of commands that are in none."""
+"""The group of commands that no group lists."""

@@ -9,18 +9,18 @@ from typing import Any
 from eardrum.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-"""The way from the top of the settings to a value: names, and positions in lists."""
+"""Path from the top of the settings to a value: names, and positions in lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """A line of a file; or a variable of the environment, or a `--set`, which have no lines."""
+    """A line of a file, an environment variable or a `--set` option; the latter two have no line."""
 
     file: str
     line: int = 0
-    """Counted from 1; 0 is no file's."""
+    """Counted from 1; 0 outside files."""
     text: str | None = None
-    """The text that is written there, if it is one word, number or sentence."""
+    """The text that is written there, if it is a scalar."""
     name: str = ""
     """The name under which the setting is written there, if it is not the setting's own."""
 
@@ -30,7 +30,7 @@ class SourceLocation:
 
 @dataclass(frozen=True, slots=True)
 class ConfigDiagnostic:
-    """Something that does not keep the settings from being used, but that whoever wrote them will want to know."""
+    """An error or warning about a setting, with its location."""
 
     message: str
     location: SourceLocation | None = None
@@ -42,7 +42,7 @@ class ConfigDiagnostic:
 
 
 class SettingError(ConfigError):
-    """A value that is wrong, and where it is written."""
+    """A wrong value and its location."""
 
     def __init__(self, remark: ConfigDiagnostic):
         super().__init__(str(remark))
@@ -50,7 +50,7 @@ class SettingError(ConfigError):
 
 
 class LocationMap:
-    """The place of every setting that is written somewhere. Settings from flags such as `--port` have none."""
+    """The source location of each setting. Settings from flags such as `--port` have none."""
 
     def __init__(self) -> None:
         self._locations: dict[KeyPath, SourceLocation] = {}
@@ -63,33 +63,33 @@ class LocationMap:
         self._locations[path] = place
 
     def items(self) -> Iterable[tuple[KeyPath, SourceLocation]]:
-        """Every setting that is written somewhere, and where."""
+        """All settings with a location."""
         return self._locations.items()
 
     def is_in_file(self, path: KeyPath) -> bool:
-        """Whether a file says so, and not the environment or a flag."""
+        """Check whether a setting is written in a file, not in the environment or a flag."""
         place = self._locations.get(path)
         return bool(place and place.line)
 
     def is_renamed(self, path: KeyPath) -> bool:
-        """Whether the setting is written under another name than its own."""
+        """Check whether a setting is written under another name than its own."""
         place = self._locations.get(path)
         return bool(place and place.name)
 
     def get_text(self, path: KeyPath) -> str | None:
-        """What is written there, before macros."""
+        """The text of a setting before macros are expanded."""
         place = self._locations.get(path)
         return place.text if place else None
 
     def find(self, path: KeyPath) -> SourceLocation | None:
-        """The place of a setting, or else of what holds it; None for what is not from a file."""
+        """Find the location of a setting, or else of the section around it; None for flags."""
         upwards = [path[:depth] for depth in range(len(path), 0, -1)]
         if not self._not_in_files.isdisjoint(upwards):
             return None
         return next((self._locations[above] for above in upwards if above in self._locations), None)
 
     def adopt(self, others: LocationMap, at: KeyPath = (), shift: int = 0) -> None:
-        """Take over the places below `at` of another file; the items of a list that is appended to lie `shift` further on."""
+        """Adopt locations below `at` from another file. Positions in a list that is appended grow by `shift`."""
         for path, place in others._locations.items():
             if path[: len(at)] == at and path not in self._locations:
                 self._locations[_shift_path(path, len(at), shift)] = place
@@ -116,7 +116,7 @@ class LocationMap:
         return (place.name if place else "") or path[-1]
 
     def override(self, tree: Any, by: LocationMap | None = None, path: KeyPath = ()) -> None:
-        """Take over the places that `by` knows of settings that `tree` sets anew; without it they have no place any more."""
+        """Replace the locations of settings that `tree` overrides by those of `by`, or by none."""
         if isinstance(tree, dict) and (tree or not path):
             for name, value in tree.items():
                 self.override(value, by, (*path, name))
@@ -131,11 +131,11 @@ class LocationMap:
                 self._not_in_files.add(path)
 
     def build_error(self, path: KeyPath, message: str) -> SettingError:
-        """An error that names the line."""
+        """Build an error with the setting's location."""
         return SettingError(self.build_diagnostic(path, message))
 
     def build_diagnostic(self, path: KeyPath, message: str) -> ConfigDiagnostic:
-        """A remark that names the line."""
+        """Build a diagnostic with the setting's location."""
         return ConfigDiagnostic(message, self.find(path), format_path(path))
 
 
@@ -148,11 +148,11 @@ class ErrorCollector:
         self.warnings: list[ConfigDiagnostic] = []
         self._former_names: set[tuple[str, str]] = set()
         self.incomplete = False
-        """Whether something could not be read that may hold names: one that is not found may be there."""
+        """True if a part that may define names could not be read; unknown names are then not reported."""
         self._paths: set[KeyPath] = set()
 
     def add(self, path: KeyPath, message: str) -> None:
-        """One more."""
+        """Add an error about the setting at `path`."""
         self._paths.add(path)
         self.diagnostics.append(self.locations.build_diagnostic(path, message))
 
@@ -172,18 +172,18 @@ class ErrorCollector:
             self.warnings.append(locations.build_diagnostic(path, message))
 
     def add_exception(self, error: ConfigError, path: KeyPath | None = None) -> None:
-        """One more, which somebody has raised who looked at `path`, if it is the value there that is wrong."""
+        """Add an error that was raised; `path` is that of the wrong value, if a value is wrong."""
         if path is not None:
             self._paths.add(path)
         self.diagnostics.append(error.diagnostic if isinstance(error, SettingError) else ConfigDiagnostic(error.message))
 
     def has_error_at(self, path: KeyPath) -> bool:
-        """Whether a value is known to be wrong: what else there is to say of it would only follow from that."""
+        """Check whether a value already has an error; others would only follow from it."""
         return path in self._paths
 
 
 def sort_diagnostics(remarks: Iterable[ConfigDiagnostic], files: Sequence[str]) -> list[ConfigDiagnostic]:
-    """Each remark once, by file and line, and what has no line at the end."""
+    """Sort diagnostics by file and line, without duplicates; those without a line come last."""
 
     def position(remark: ConfigDiagnostic) -> tuple[int, int]:
         place = remark.location
@@ -193,7 +193,7 @@ def sort_diagnostics(remarks: Iterable[ConfigDiagnostic], files: Sequence[str]) 
 
 
 def format_path(path: KeyPath) -> str:
-    """The setting as people write it: `models.a.aliases[0]`."""
+    """Format a setting's path: `models.a.aliases[0]`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

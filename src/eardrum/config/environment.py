@@ -32,17 +32,17 @@ CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE = (
     "EARDRUM_KEY",
     "EARDRUM_CERTIFICATE",
 )
-"""For commands that ask a running server. They are no settings of one."""
+"""Variables for commands that call a running server; not settings of a server."""
 
 NESTING_SEPARATOR = "__"
-"""Between the name of a setting and one below it."""
+"""Separates the name of a section from a name in it."""
 
 CLIENT_VARIABLES = (CONFIG_VARIABLE, FOLDER_VARIABLE, CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE)
-"""Variables that begin like those of settings, and are for others to read."""
+"""Variables with the prefix of settings that are not settings."""
 
 SET_FLAG = "--set"
 PATH_PART = re.compile(r"""(?:^|(?<=\.))(?:("[^"]+"|'[^']+')|([^."'=]+))(?=\.|$)""")
-"""One name of the path in front of an assignment's value."""
+"""One name in the path of an assignment."""
 
 ENVIRONMENT_ALIASES = {
     "STT_DEFAULT_MODEL": "default_model",
@@ -59,11 +59,11 @@ ENVIRONMENT_ALIASES = {
     "SUBTITLE_MAX_LINE_COUNT": "subtitles.max_line_count",
     "SUBTITLE_HIGHLIGHT_WORDS": "subtitles.highlight_words",
 }
-"""Names that other servers use for the same settings. The first one that is set wins, `EARDRUM_...` over all."""
+"""Variables of other servers for the same settings. The first one that is set wins; `EARDRUM_...` wins over all."""
 
 
 def from_environment(environment: Mapping[str, str], errors: ErrorCollector) -> tuple[dict[str, Any], LocationMap]:
-    """What the environment sets. It is an error to set what is no setting, or no JSON to what must be some."""
+    """Read settings from environment variables. Unknown variables and invalid JSON are errors."""
     tree: dict[str, Any] = {}
     places = LocationMap()
     for variable, setting in ENVIRONMENT_ALIASES.items():
@@ -107,13 +107,13 @@ def _index_by_variable(section: type[BaseModel]) -> dict[str, str]:
 
 
 def _find_kind(section: type[BaseModel], written: str) -> Any:
-    """The type of a setting by any of its names; `Any` if there is none."""
+    """Find the type of a setting by any of its names; `Any` if it is unknown."""
     field = section.model_fields.get(setting_names.list_names(section).get(written, ""))
     return field.annotation if field else Any
 
 
 def _build_hint(top: str, below: Sequence[str]) -> str:
-    """Which variable was meant, else where such a setting is."""
+    """Suggest the variable that was meant, or the place of a setting with this name."""
     names = {field.upper(): field for field in Settings.model_fields}
     for section in names if not below else ():
         if top.upper().startswith(f"{section}_") and top[len(section) + 1 :] in setting_names.list_names_below(names[section]):
@@ -124,7 +124,7 @@ def _build_hint(top: str, below: Sequence[str]) -> str:
 
 
 def _record_locations(value: Any, places: LocationMap, label: str, path: KeyPath = ()) -> None:
-    """Give every setting of a tree this place."""
+    """Record the same location for every setting of a tree."""
     if path:
         places[path] = SourceLocation(label)
     for name, inner in value.items() if isinstance(value, dict) else ():
@@ -134,7 +134,7 @@ def _record_locations(value: Any, places: LocationMap, label: str, path: KeyPath
 
 
 def _nest_value(value: str, kind: Any, below: Sequence[str]) -> Any:
-    """The value as it is meant for a setting of this kind, or for one so many names below it."""
+    """Nest a value under the names below a setting of this type, converted to the type of the innermost."""
     kind = setting_names.unwrap_optional(kind)
     if not below:
         return _restore_case(_parse_variable(value, kind), kind)
@@ -148,7 +148,7 @@ def _nest_value(value: str, kind: Any, below: Sequence[str]) -> Any:
 
 
 def _parse_variable(value: str, kind: Any) -> Any:
-    """Text, unless a setting of this kind is a section, a list or a mapping, or a number, true or false.
+    """Parse a variable: JSON for sections, lists and maps, a scalar for numbers and booleans, else text.
 
     Raises:
         ValueError: it must be JSON, and is not; how it would be some.
@@ -164,7 +164,7 @@ def _parse_variable(value: str, kind: Any) -> Any:
 
 
 def _parse_scalar(text: str) -> Any:
-    """The number, or true or false, that a text stands for; itself if none."""
+    """Parse a number or boolean; other text stays."""
     try:
         found = yaml_files.parse_value(text)
     except ConfigError:
@@ -173,7 +173,7 @@ def _parse_scalar(text: str) -> Any:
 
 
 def _restore_case(value: Any, kind: Any) -> Any:
-    """With the names of settings as they are written in files: in variables they may be in small letters."""
+    """Restore the case of settings' names, which may be lower-case in variables."""
     kind = setting_names.unwrap_optional(kind)
     if not isinstance(value, dict):
         return value
@@ -187,7 +187,7 @@ def _restore_case(value: Any, kind: Any) -> Any:
 
 
 def from_assignments(assignments: Sequence[str], errors: ErrorCollector) -> tuple[dict[str, Any], LocationMap]:
-    """What `--set a.b=c` sets; the value is YAML, and a name with dots in it stands in quotes. Any other form is an error."""
+    """Read settings from `--set a.b=c`. The value is YAML, and a name with dots is quoted. Other forms are errors."""
     tree: dict[str, Any] = {}
     places = LocationMap()
     for assignment in assignments:
@@ -215,14 +215,14 @@ def from_assignments(assignments: Sequence[str], errors: ErrorCollector) -> tupl
 
 
 def _parse_path(written: str) -> tuple[str, ...]:
-    """The names of `a."b.c".d`; none if it is not of that form."""
+    """Split `a."b.c".d` into names; empty if it has another form."""
     parts = PATH_PART.findall(written)
     whole = ".".join(quoted or plain for quoted, plain in parts)
     return tuple(quoted[1:-1] or plain for quoted, plain in parts) if written and whole == written else ()
 
 
 def merge_trees(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, with `above` winning where they differ."""
+    """Merge two trees; `above` wins where they differ."""
     both = dict(below)
     for key, value in above.items():
         under = both.get(key)

@@ -32,7 +32,7 @@ class _UnsupportedPatternError(Exception):
 
 
 class LinearRegex:
-    """Whether an expression is found in an ASCII text.
+    """Searches ASCII texts for an expression.
 
     Raises:
         re.error: it is none.
@@ -50,7 +50,7 @@ class LinearRegex:
             self._start = None
 
     def matches(self, text: str) -> bool:
-        """Whether it matches anywhere."""
+        """Check whether the expression matches anywhere."""
         if self._start is None:
             return len(text) <= MAX_FALLBACK_LENGTH and self._re.search(text) is not None
         at = self._expand_states((self._start,), first=True, last=not text)

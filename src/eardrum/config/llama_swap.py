@@ -15,7 +15,7 @@ from eardrum.config.macros import ScalarValue
 from eardrum.units import MEGABYTES, OptionalSeconds, Seconds
 
 WITHOUT_EFFECT = "x-without-effect"
-"""Marks in the schema what is accepted for the sake of others' configs, with the reason why nothing comes of it."""
+"""Marks settings in the schema that are accepted without effect, with the reason."""
 
 
 class SettingsSection(BaseModel):
@@ -24,7 +24,7 @@ class SettingsSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shorthand: ClassVar[str] = ""
-    """The one of its settings that a word in the section's own place sets."""
+    """The setting that a text in place of the section sets, as in `subtitles: broadcast`."""
 
     llama_swap_names: ClassVar[dict[str, str]] = {}
     """llama-swap's names of settings that have another name here."""
@@ -45,7 +45,7 @@ class SettingsSection(BaseModel):
 
 
 def declare_ignored(default: Any, *, why: str, description: str, **bounds: Any) -> Any:
-    """A setting that is accepted, checked, and changes nothing; whoever sets it is told why."""
+    """Declare a setting that is checked but has no effect; setting it causes a warning with the reason."""
     return Field(default, description=f"{description} Without effect: {why}", json_schema_extra={WITHOUT_EFFECT: why}, **bounds)
 
 
@@ -56,7 +56,7 @@ SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.
 
 
 def parse_duration(duration: str) -> float:
-    """Seconds of a duration as Go writes it: `1h30m`, `500ms`; a number alone is nanoseconds.
+    """Parse a duration as Go writes it, `1h30m` or `500ms`, into seconds; a plain number is nanoseconds.
 
     Raises:
         ValueError: it is not one.
@@ -83,7 +83,7 @@ def _check_pattern(pattern: str) -> str:
 
 
 class RequestFilters(SettingsSection):
-    """What is changed in a JSON body on its way to the upstream."""
+    """Changes to JSON bodies that are sent to the upstream."""
 
     llama_swap_names: ClassVar = {"setParamsByID": "set_params_by_id"}
 
@@ -95,7 +95,7 @@ class RequestFilters(SettingsSection):
 
 
 class UpstreamTimeouts(SettingsSection):
-    """Seconds that parts of an exchange with the upstream may take; 0 is any time."""
+    """Time limits of a request to the upstream, in seconds; 0: no limit."""
 
     connect: Seconds = Field(30, ge=0, description="For connecting.")
     keepalive: Seconds = Field(30, ge=0, description="Between two probes of an idle connection.")
@@ -108,19 +108,19 @@ class UpstreamTimeouts(SettingsSection):
 
 
 class PeerTimeouts(UpstreamTimeouts):
-    """As for models, but a peer has to begin to answer."""
+    """Time limits of requests to a peer, with a limit for the start of the answer."""
 
     response_header: Seconds = Field(60, ge=0, description="Until the answer begins; 0: any time.")
 
 
 class UpstreamCompat(SettingsSection):
-    """For upstreams with habits."""
+    """Peculiarities of an upstream."""
 
     ignore_websockets: bool = Field(False, description="An open WebSocket does not keep the model from being unloaded.")
 
 
 class DeclaredCapabilities(SettingsSection):
-    """What an upstream can do, for `/v1/models`."""
+    """Capabilities of an upstream, for `/v1/models`."""
 
     llama_swap_names: ClassVar = {"in": "inputs", "out": "outputs"}
 
@@ -132,7 +132,7 @@ class DeclaredCapabilities(SettingsSection):
 
 
 class GroupSettings(SettingsSection):
-    """Models that share a machine by rules."""
+    """A group of models, with rules for which of them are unloaded."""
 
     swap: bool = Field(True, description="One member at a time.")
     exclusive: bool = Field(True, description="Loading a member unloads the models of other groups.")
@@ -141,7 +141,7 @@ class GroupSettings(SettingsSection):
 
 
 class MatrixSettings(SettingsSection):
-    """Which models may be loaded together, as sets."""
+    """Sets of models that may be loaded together."""
 
     vars: dict[str, str] = Field({}, description="Short names for models.")
     evict_costs: dict[str, Annotated[int, Field(gt=0)]] = Field(
@@ -158,47 +158,47 @@ class RouterSettings(SettingsSection):
 
 
 class RouterSection(SettingsSection):
-    """Which rules decide what is unloaded."""
+    """Choice between groups and matrix."""
 
     use: Literal["group", "matrix"] = Field("group", description="The section that applies.")
     settings: RouterSettings = Field(RouterSettings(), description="The rules.")
 
 
 class FifoSettings(SettingsSection):
-    """First come, first served, but for priorities."""
+    """First come, first served, with priorities."""
 
     priority: dict[str, int] = Field({}, description="Models whose waiting requests go first; higher is sooner.")
 
 
 class SchedulerSettings(SettingsSection):
-    """The settings of the order in use."""
+    """The settings of the scheduler in use."""
 
     fifo: FifoSettings = Field(FifoSettings(), description="Its priorities.")
 
 
 class SchedulerSection(SettingsSection):
-    """In which order waiting requests are served."""
+    """Order in which waiting requests are served."""
 
     use: Literal["fifo"] = Field("fifo", description="The only one there is.")
     settings: SchedulerSettings = Field(SchedulerSettings(), description="Its settings.")
 
 
 class RoutingSettings(SettingsSection):
-    """Rules and order, as newer configs write them."""
+    """Router and scheduler, as newer configs of llama-swap write them."""
 
     router: RouterSection = Field(RouterSection(), description="What is unloaded for what.")
     scheduler: SchedulerSection = Field(SchedulerSection(), description="Who is next.")
 
 
 class ModelProfile(SettingsSection):
-    """Other models behind names, while it is active."""
+    """A profile: while it is active, names mean other models."""
 
     description: str = Field("", description="For people.")
     pins: dict[str, str | None] = Field(min_length=1, description="Requested name to model; empty: the name is refused.")
 
 
 class SpilloverSettings(SettingsSection):
-    """How full a target gets."""
+    """Settings of the strategy `spillover`."""
 
     spillover: int = Field(1, ge=1, description="Requests that a target holds before the next one is started.")
 
@@ -226,19 +226,19 @@ class PeerServer(SettingsSection):
 
 
 class StartupHooks(SettingsSection):
-    """What is done once the server is up."""
+    """Actions at startup."""
 
     preload: tuple[str, ...] = Field((), description="Models to load, one after the other.")
 
 
 class ServerHooks(SettingsSection):
-    """What is done when something happens."""
+    """Actions at events."""
 
     on_startup: StartupHooks = Field(StartupHooks(), description="When the server is up.")
 
 
 class UpstreamRoutes(SettingsSection):
-    """About `/upstream/`."""
+    """Settings of `/upstream/`."""
 
     ignore_paths: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] = Field(
         (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",), description="Paths that do not load a model: 409 if it is not loaded."
@@ -246,13 +246,13 @@ class UpstreamRoutes(SettingsSection):
 
 
 class ActivityStore(SettingsSection):
-    """Where llama-swap keeps its activity page."""
+    """The database of llama-swap's activity page."""
 
     path: str = Field(min_length=1, description="A file of SQLite.")
 
 
 class ActivitySettings(SettingsSection):
-    """About the activity page."""
+    """Settings of llama-swap's activity page."""
 
     session_id: tuple[str, ...] = Field(
         ("X-Session-ID", "X-Litellm-Session-Id"), description="Headers that name a client's session."
@@ -260,20 +260,20 @@ class ActivitySettings(SettingsSection):
 
 
 class UiSettings(SettingsSection):
-    """About the web page."""
+    """Settings of llama-swap's web page."""
 
     activity: ActivitySettings = Field(ActivitySettings(), description="Its page of past requests.")
 
 
 class PerformanceSettings(SettingsSection):
-    """About recording the machine's load."""
+    """Settings for recording the machine's load."""
 
     disabled: bool = Field(False, description="Record nothing.")
     every: Annotated[str, AfterValidator(_check_interval)] = Field("5s", description="Time between two records; at least 5s.")
 
 
 class SharedModelSettings(SettingsSection, defer_build=True):
-    """What a model of either can have."""
+    """Settings of a model that llama-swap has too."""
 
     unset_values: ClassVar = {"unload_timeout": 0}
 
@@ -307,7 +307,7 @@ class SharedModelSettings(SettingsSection, defer_build=True):
 
 
 class SharedSettings(SettingsSection, defer_build=True):
-    """What a server of either can have."""
+    """Settings of a server that llama-swap has too."""
 
     llama_swap_names: ClassVar = {"globalTTL": "default_ttl"}
     unset_values: ClassVar = {"unload_timeout": 0}

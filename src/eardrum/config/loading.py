@@ -26,33 +26,33 @@ from eardrum.config.validation import SettingsValidator
 from eardrum.errors import ConfigError
 
 MAX_ERRORS = 20
-"""Wrong values told at once."""
+"""Errors shown at once."""
 
 NAMED_SECTIONS = ("models", "peers", "selectors")
-"""Settings below which are names that other settings refer to."""
+"""Settings that define names to which other settings refer."""
 
 NAME_DEPTH = 2
 
 REMOVED = object()
-"""Stands for a value that is taken out."""
+"""Marks a value that is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """The settings, and what there is to know about where they come from."""
+    """The settings, with their sources, warnings and errors."""
 
     settings: Settings
-    """Macros and ports are put in, names are checked, and `groups` and `matrix` hold the rules in force."""
+    """With macros and ports filled in and names checked; `groups` and `matrix` hold the rules in force."""
     warnings: tuple[ConfigDiagnostic, ...]
-    """What is accepted but probably not meant, in the order of the files."""
+    """Warnings, in the order of the files."""
     files: tuple[Path, ...]
-    """What was read, in this order."""
+    """The files that were read, in order."""
     ports: Mapping[str, int]
-    """Model to the port that `${PORT}` stands for."""
+    """The port that `${PORT}` stands for, by model."""
     locations: LocationMap
-    """Where each setting is written."""
+    """The location of each setting."""
     errors: tuple[ConfigDiagnostic, ...] = ()
-    """What is wrong, in the order of the files; the settings are without it."""
+    """Errors, in the order of the files; the settings lack the wrong values."""
 
 
 def load_settings(
@@ -63,7 +63,7 @@ def load_settings(
     *,
     folder: Path | None = None,
 ) -> Settings:
-    """As `read`, for those who need no more than the settings."""
+    """Load the settings alone; see `load_config`."""
     return load_config(file, assignments, environment, overrides, folder=folder).settings
 
 
@@ -76,7 +76,7 @@ def load_config(
     folder: Path | None = None,
     ports: PortReservations | None = None,
 ) -> LoadedConfig:
-    """As `examine`, for those who want all of it to be right.
+    """Load a config and raise its errors; see `examine_config`.
 
     Raises:
         ConfigError: a wrong value, an unreadable file, a contradiction; the message has a line for each, which names the setting,
@@ -145,7 +145,7 @@ def _choose_files(
 
 
 def _build_settings(tree: SettingsTree, errors: ErrorCollector) -> Settings:
-    """The tree as settings, without the values that cannot be; these are errors."""
+    """Build the settings from a tree, without wrong values, which become errors."""
     while True:
         try:
             return Settings(**tree)
@@ -170,7 +170,7 @@ def _sort_key(path: KeyPath) -> list[tuple[int, str]]:
 
 
 def _remove_path(value: Any, path: KeyPath) -> Any:
-    """A copy without what is at the path; the same if nothing is there."""
+    """Copy a tree without the value at a path; without that value, return the tree itself."""
     if not path or not isinstance(value, dict | list):
         return REMOVED
     at = path[0]
@@ -214,7 +214,7 @@ SettingsTree = dict[str, Any]
 def resolve_macros(
     tree: SettingsTree, errors: ErrorCollector, known: PortReservations, names: Collection[str]
 ) -> tuple[SettingsTree, dict[str, int]]:
-    """The tree with every macro replaced, and the port of every model that has one.
+    """Expand all macros in the tree, and assign ports to the models that use one.
 
     `names` are the top-level settings there are: what stands below other names may be a template for anchors, and keeps its
     macros. It is an error if a macro is wrong, unknown or used before it is defined.
@@ -242,7 +242,7 @@ def resolve_macros(
 def _assign_ports(
     tree: SettingsTree, needing: Collection[str], known: PortReservations, errors: ErrorCollector
 ) -> dict[str, int]:
-    """The ports of models, none of which is one of the server's own."""
+    """Assign ports to models, apart from the server's own ports."""
     start = tree.get("start_port")
     known = PortReservations(known.assigned, {*known.excluded, *_list_own_ports(tree)})
     try:
@@ -254,7 +254,7 @@ def _assign_ports(
 
 
 def _list_own_ports(tree: SettingsTree) -> set[int]:
-    """The server's own ports, as far as they are ports."""
+    """List the server's own ports; invalid values are left out."""
     wyoming = tree.get("wyoming")
     named = (
         tree.get("port", DEFAULT_SERVER_PORT),
@@ -321,7 +321,7 @@ def _check_unresolved(value: Any, path: KeyPath, errors: ErrorCollector, scope: 
 
 
 def _is_invalid_macro(name: str, where: KeyPath, errors: ErrorCollector) -> bool:
-    """Whether the macro is there, but is wrong: that was told where it is defined."""
+    """Check whether a macro is defined with an error, which is reported at its definition."""
     own = (*where[:2], "macros", name) if where[0] == "models" else ()
     return errors.has_error_at(("macros", name)) or errors.has_error_at(own)
 
@@ -331,16 +331,16 @@ MAX_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class PortReservations:
-    """What is known of ports when a config is read again while models run."""
+    """Ports in use when a config is reloaded while models run."""
 
     assigned: Mapping[str, int] = field(default_factory=dict)
-    """Model to the port it had: it keeps it, so that a model that was added does not move the others."""
+    """The port of each model, which it keeps, so that an added model does not move the others."""
     excluded: Collection[int] = ()
-    """Ports that must not be given out, such as those of models that are still on their way down."""
+    """Ports that are not assigned, such as those of models that are still stopping."""
 
 
 def assign_ports(models: Collection[str], start: int, known: PortReservations) -> dict[str, int]:
-    """A port for each model: what it held, else the next one from `start` on, in the order of the models' names.
+    """Assign a port to each model: the one it had, else the next from `start`, in the order of the models' names.
 
     Raises:
         ConfigError: there are not enough.

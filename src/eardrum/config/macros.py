@@ -17,13 +17,13 @@ MACRO_REFERENCE = re.compile(r"\$\{([a-zA-Z0-9_-]+)\}", re.ASCII)
 RESERVED_NAMES = ("PORT", "PID", "MODEL_ID")
 
 MAX_VALUE_LENGTH = 1 << 20
-"""Characters: macros that use macros twice each would otherwise fill the memory."""
+"""Limit in characters: macros that use other macros twice each would fill the memory."""
 
 ScalarValue = str | int | float | bool
 
 
 def read_macros(macros: Any, path: KeyPath, errors: ErrorCollector) -> dict[str, ScalarValue]:
-    """The macros of a `macros:` section; `path` is the section's. A name or value that a macro cannot have is an error."""
+    """Read the macros of a `macros:` section at `path`. Invalid names and values are errors."""
     if macros is None:
         return {}
     if not isinstance(macros, dict):
@@ -46,7 +46,7 @@ def _find_problem(name: str, value: Any) -> str:
 
 
 def expand_macros(value: Any, macros: Mapping[str, ScalarValue], path: KeyPath, errors: ErrorCollector) -> Any:
-    """`value` with all macros replaced, the last defined first and each once: a macro may use those defined before it.
+    """Replace all macros in `value`, the last defined first and each once: a macro may use those defined before it.
 
     A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
     those below `filters.set_params_by_id`, which are names of models: there two must not become one. It is an error, too, if a
@@ -93,7 +93,7 @@ def _expand_text(value: str, macros: Mapping[str, ScalarValue], path: KeyPath, e
 
 
 def find_unresolved(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """The macros that a value still uses, and where."""
+    """Find the macros that a value still uses, with their paths."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if path[-2:] == ("filters", "set_params_by_id"):
@@ -107,7 +107,7 @@ def find_unresolved(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, s
 
 
 def describe_unknown_macro(name: str, known: Collection[str]) -> str:
-    """What to say about a macro that stays: it does not exist, or not yet where it is used."""
+    """Describe why a macro was not replaced: it does not exist, or is defined further down."""
     if name in known:
         return f"${{{name}}} is used before it is defined: a macro can use those that stand above it."
     if name == "PORT":
@@ -120,7 +120,7 @@ def describe_unknown_macro(name: str, known: Collection[str]) -> str:
 
 
 def format_scalar(value: ScalarValue) -> str:
-    """A value inside a text, as llama-swap writes it: 1.0 is `1`, a million as a float `1e+06`."""
+    """Format a value inside a text as llama-swap does: 1.0 as `1`, a million as a float as `1e+06`."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, float):

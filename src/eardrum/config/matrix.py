@@ -21,7 +21,7 @@ TOKEN = re.compile(r"\s*(?:([\w.-]+)|(.))", re.DOTALL)
 MODEL_NAME = re.compile(r"[\w.-]+")
 VARIABLE_NAME = re.compile(r"[a-zA-Z0-9.-]{1,32}", re.ASCII)
 MAX_DEPTH = 100
-"""Parentheses and references inside one another."""
+"""Limit of nested parentheses and references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def parse_matrix(matrix: MatrixSettings, models: Collection[str]) -> dict[str, M
 
 
 def find_problems(matrix: MatrixSettings, models: Collection[str]) -> Iterator[MatrixError]:
-    """What is wrong with it: at most one for each name and each set."""
+    """Find the errors of a matrix: at most one for each name and each set."""
     for var, model in matrix.vars.items():
         if not VARIABLE_NAME.fullmatch(var):
             yield MatrixError(("vars", var), f"The name {var!r} must be up to 32 letters, digits, `.` and `-`.")
@@ -92,7 +92,7 @@ def find_problems(matrix: MatrixSettings, models: Collection[str]) -> Iterator[M
 
 
 def list_eviction_costs(matrix: MatrixSettings) -> dict[str, int]:
-    """What unloading a model costs, by its id; 1 for those not named."""
+    """List the cost of unloading each model by its id; models not listed cost 1."""
     return {matrix.vars.get(name, name): cost for name, cost in matrix.evict_costs.items()}
 
 
@@ -211,7 +211,7 @@ class _ExpressionParser:
 
 
 def list_models(expression: MatrixExpression) -> frozenset[str]:
-    """All models that the sets speak of."""
+    """List all models in the sets."""
     return frozenset(_walk_models(expression, set()))
 
 
@@ -225,7 +225,7 @@ def _walk_models(expression: MatrixExpression, seen: set[int]) -> Iterator[str]:
 
 
 def allows_together(expression: MatrixExpression, models: Collection[str]) -> bool:
-    """Whether one of the sets holds all of these models."""
+    """Check whether one of the sets holds all of these models."""
     wanted = frozenset(models)
     return wanted in _intersect_sets(expression, wanted, {})
 
@@ -233,7 +233,7 @@ def allows_together(expression: MatrixExpression, models: Collection[str]) -> bo
 def _intersect_sets(
     expression: MatrixExpression, wanted: frozenset[str], seen: dict[int, frozenset[frozenset[str]]]
 ) -> frozenset[frozenset[str]]:
-    """What the sets hold of the models wanted, as far as no other set holds more: few, however many sets there are."""
+    """List the largest parts of the wanted models that sets hold: few, however many sets there are."""
     if id(expression) in seen:
         return seen[id(expression)]
     if isinstance(expression, ModelReference):

@@ -18,13 +18,13 @@ from eardrum.config.diagnostics import ErrorCollector, KeyPath, LocationMap, for
 from eardrum.config.settings import Settings
 
 PROTECTIVE_SETTINGS = ("api_keys", "tls_certificate", "tls_key", "limits", "origins", "hosts")
-"""Settings without which, or with another name in their place, a server is open."""
+"""Settings that protect the server: under a wrong name, they would leave it open."""
 
 PROTECTIVE_NAMES = ("apiKeys", "api_keys", "tls_certificate", "tlsCertificate", "tls_key", "tlsKey", "origins", "hosts")
-"""Names that mean nothing but these, wherever they stand."""
+"""Names that can only mean these settings, in any section."""
 
 GUARDED_SECTIONS = ("limits", "wyoming")
-"""llama-swap has no such sections, so nothing of its in there could be meant."""
+"""Sections that llama-swap does not have, so an unknown name in them is not one of its settings."""
 
 PROTECTIVE_WORDS = frozenset(
     (
@@ -32,7 +32,7 @@ PROTECTIVE_WORDS = frozenset(
         *("tls", "ssl", "https", "cert", "certificate", "certificates", "cors", "origin", "origins"),
     )
 )
-"""What a name speaks of that other servers have for the same purpose."""
+"""Words in the names that other servers give to such settings."""
 
 
 def describe_unknown(path: KeyPath, locations: LocationMap) -> str:
@@ -41,7 +41,7 @@ def describe_unknown(path: KeyPath, locations: LocationMap) -> str:
 
 
 def suggest_setting(name: str, path: KeyPath = ()) -> str:
-    """Which setting was meant by a name below `path` that does not exist."""
+    """Suggest the setting that an unknown name below `path` may mean."""
     here = {known for known in _list_names_at(path) if _has_style_of(name, known)}
     options = " What a model's engine takes belongs below its `options:`." if path[:1] == ("models",) and len(path) == 2 else ""
     if name not in here and (close := find_nearest(name, here)):
@@ -56,7 +56,7 @@ def suggest_setting(name: str, path: KeyPath = ()) -> str:
 
 
 def _find_section_with(name: str) -> str:
-    """The path of the first section below the top that has a setting of this name; empty if none has."""
+    """Find the first section below the top with a setting of this name; empty if there is none."""
     return next((path for path, section in list_sections() if path and name in _list_suggested_names(section)), "")
 
 
@@ -66,12 +66,12 @@ def _list_all_names() -> frozenset[str]:
 
 
 def _has_style_of(name: str, known: str) -> bool:
-    """Whether a known name is of the spelling that somebody uses who writes `name`: camelCase or snake_case."""
+    """Check whether a known name has the spelling of `name`: camelCase or snake_case."""
     return "_" not in known if name != name.lower() else known == known.lower()
 
 
 def may_protect(name: str, value: Any, path: KeyPath = ()) -> bool:
-    """Whether an unknown name below `path` is likely to be meant to protect the server, which it would not do.
+    """Check whether an unknown name below `path` is probably meant to protect the server.
 
     That is one which is most like the name of a setting that does, or speaks of keys and certificates; one of those somewhere
     else, or inside what has an unknown name; and any below a section that is there for protection.
@@ -96,13 +96,13 @@ def _normalize_name(name: str) -> str:
 
 
 def has_names(setting: str) -> bool:
-    """Whether there are names below a top-level setting."""
+    """Check whether a top-level setting has names below it."""
     kind = unwrap_optional(Settings.model_fields[setting].annotation)
     return is_section(kind) or get_origin(kind) is dict
 
 
 def list_names_below(setting: str) -> set[str]:
-    """The settings below a top-level one, in small letters, as variables have them."""
+    """List the names below a top-level setting in lower case, as variables have them."""
     return {name.lower() for name in _list_names_at((setting,))}
 
 
@@ -141,7 +141,7 @@ def list_former_names(section: type[BaseModel]) -> dict[str, str]:
 
 
 def find_unset_value(section: type[BaseModel], name: str, table: str) -> float | None:
-    """The value of a setting that means the same as leaving it out, from one of the section's tables of such values."""
+    """Look up the value of a setting that means "not set" in one of the section's tables."""
     return next((values[name] for base in section.__mro__ if name in (values := base.__dict__.get(table, {}))), None)
 
 
@@ -174,12 +174,12 @@ def _walk_sections() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def is_section(kind: Any) -> bool:
-    """Whether such a value is a part of the settings with names of its own."""
+    """Check whether a type is a section of the settings."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def unwrap_optional(kind: Any) -> Any:
-    """The one type that a value may have besides None; several stay as they are."""
+    """Unwrap `T | None` to `T`; other unions stay."""
     if get_origin(kind) in (Union, types.UnionType):
         arms = [arm for arm in get_args(kind) if arm is not type(None)]
         return arms[0] if len(arms) == 1 else kind
@@ -187,7 +187,7 @@ def unwrap_optional(kind: Any) -> Any:
 
 
 def find_nearest(name: str, names: Collection[str]) -> str:
-    """The name that was probably meant; empty if none is like it."""
+    """Find the most similar name; empty if none is similar."""
     return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 

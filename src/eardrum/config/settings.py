@@ -49,7 +49,7 @@ class SchedulingSettings(SettingsSection):
 
 
 class ModelSettings(SchedulingSettings, SharedModelSettings):
-    """One model: what runs it, where its weights are, and under which names clients find it."""
+    """One model: its engine or command, its weights and its names."""
 
     former_names: ClassVar = {"batch": "batch_size"}
     former_unset_values: ClassVar = {"batch_size": 0}
@@ -78,7 +78,7 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
 
 
 class LimitSettings(SettingsSection):
-    """What one client may ask of the server."""
+    """Limits of clients' requests."""
 
     former_names: ClassVar = {"audio_seconds": "audio_duration", "stall_seconds": "stall_timeout", "idle_seconds": "idle_timeout"}
 
@@ -121,7 +121,7 @@ class LimitSettings(SettingsSection):
 
 
 class LiveSettings(SettingsSection):
-    """Sessions in which somebody speaks and reads along."""
+    """Live sessions."""
 
     former_names: ClassVar = {"sessions": "max_sessions", "idle_seconds": "idle_timeout"}
 
@@ -151,12 +151,12 @@ class WyomingSettings(SettingsSection):
     )
 
     def is_enabled(self, keys: Sequence[str]) -> bool:
-        """Whether clients are let in. Where keys are asked for, it has to be wanted expressly."""
+        """Check whether Wyoming is served. With API keys, it must be enabled explicitly."""
         return not keys if self.enabled is None else self.enabled
 
 
 class SubtitleSettings(SettingsSection):
-    """What cues of srt and vtt look like, unless a request says it. `subtitles: broadcast` is its preset."""
+    """Shape of the cues of srt and vtt, unless a request sets it. `subtitles: broadcast` sets the preset."""
 
     shorthand = "preset"
 
@@ -206,7 +206,7 @@ class SubtitleSettings(SettingsSection):
 
     @property
     def shape(self) -> SubtitleRules:
-        """All of it together."""
+        """The rules that these settings amount to."""
         return NO_RULES.with_changes(self.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
@@ -217,7 +217,7 @@ class SubtitleSettings(SettingsSection):
 
 
 class LogSettings(SettingsSection):
-    """What the server says about itself."""
+    """The server's log."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
     format: Literal["text", "json"] = Field("text", description="`text` for people, `json` for machines.")
@@ -331,7 +331,7 @@ class Settings(SharedSettings):
             raise ValueError(error.message) from error
 
     def resolve_scheduling(self, model: ModelSettings | None = None) -> SchedulingSettings:
-        """The scheduling settings of a model, with the server's values in place of those that the model does not set."""
+        """Resolve a model's scheduling settings: the server's values stand for those that the model does not set."""
         inherited: dict[str, Any] = {"ttl": self.default_ttl, "max_requests": self.limits.requests}
         if not model:
             return SchedulingSettings.model_construct(**inherited)
@@ -343,7 +343,7 @@ class Settings(SharedSettings):
 
 
 def find_secrets(settings: Settings) -> Iterator[str]:
-    """Keys of clients and peers, passwords in addresses, and what commands, environments and options hold by names of secrets."""
+    """Find keys of clients and peers, passwords in addresses, and secrets in commands, environments and options."""
     yield from settings.api_keys
     for peer in settings.peers.values():
         yield from (peer.api_key, *find_passwords(peer.proxy))

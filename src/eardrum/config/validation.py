@@ -22,24 +22,24 @@ from eardrum.config.settings import Settings
 from eardrum.units import UnitMarker
 
 TRUE_WORDS, FALSE_WORDS = {"y", "yes", "on"}, {"n", "no", "off"}
-"""Words that are text, except where true or false is asked for."""
+"""Words that are text, except where a boolean is expected."""
 
 INVALID_VALUE = object()
-"""Stands for a value that is left out."""
+"""Marks a value that is left out."""
 
 PRIVATE_PREFIX = "x-"
-"""Names that begin so are somebody's own, for anchors: nothing is said of them."""
+"""Prefix of names for the user's own anchors, which are ignored without a warning."""
 
 
 class SettingsValidator:
-    """Brings a tree into the shape of the settings. `remarks` fill as it goes, and so do the errors."""
+    """Converts a tree of values to the declared types, and collects errors and warnings."""
 
     def __init__(self, errors: ErrorCollector):
         self._errors = errors
         self._locations = errors.locations
 
     def validate(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The tree without what the settings do not know, and with every value of the type they ask for.
+        """Drop unknown names from a tree, and convert every value to its declared type.
 
         What cannot be the value of its setting is an error, and left out.
         """
@@ -113,7 +113,7 @@ class SettingsValidator:
             self._errors.add_warning(below, message)
 
     def _means_unset(self, value: Any, name: str, section: type[BaseModel], path: KeyPath) -> bool:
-        """Whether the value is one that means the same as leaving the setting out."""
+        """Check whether a value means the same as leaving the setting out."""
         if value is None or isinstance(value, bool):
             return False
         if value == setting_names.find_unset_value(section, name, "unset_values"):
@@ -161,7 +161,7 @@ class SettingsValidator:
         raise self._build_error(path, "must be true or false" + _hint_quotes(word in ("true", "false")), value)
 
     def _convert_with_unit(self, value: Any, kind: type, path: KeyPath, unit: UnitMarker) -> Any:
-        """A number, or a text with a unit behind it."""
+        """Convert a number, or a text with a unit."""
         if not isinstance(value, str):
             return self._convert_number(value, kind, path, f" or {unit.noun} such as {unit.example}")
         if _is_a_number(value):
@@ -191,11 +191,11 @@ class SettingsValidator:
 
 
 SECRET_SETTINGS = {"api_keys", "apiKeys", "api_key", "apiKey", "env", "options"}
-"""Settings whose values may be secret: messages get into logs."""
+"""Settings with secret values, which messages must not show, as logs contain them."""
 
 
 def format_faulty_value(path: KeyPath, value: Any) -> str:
-    """The value at fault for a message, unless it could be a secret."""
+    """Format a wrong value for a message, unless it may be secret."""
     return "" if SECRET_SETTINGS & set(path) else f" (it is {value!r})" if isinstance(value, macros.ScalarValue) else ""
 
 

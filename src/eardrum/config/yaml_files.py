@@ -23,7 +23,7 @@ from eardrum.config.setting_names import use_native_names
 from eardrum.errors import ConfigError
 
 MAX_VALUES = 500_000
-"""Values a file may stand for, anchors counted as often as they are used: a short file could mean billions."""
+"""Limit of values in a file; anchors count at every use, since a short file can expand to billions."""
 
 TAG = "tag:yaml.org,2002:"
 MERGE, COLLECTIONS = f"{TAG}merge", (f"{TAG}seq", f"{TAG}map")
@@ -38,7 +38,7 @@ SCALAR_PATTERNS = {
     ),
     "merge": ("<", r"<<"),
 }
-"""First letters and patterns of words that are not text, the first that fits wins."""
+"""First letters and patterns of scalars that are not text; the first match wins."""
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -70,16 +70,16 @@ for _name, (_letters, _pattern) in SCALAR_PATTERNS.items():
 
 @dataclass(slots=True)
 class YamlDocument:
-    """A file, read."""
+    """A parsed file."""
 
     tree: Any
     locations: LocationMap = field(default_factory=LocationMap)
     second_document_line: int = 0
-    """The line of a second document, which does not count; 0 if there is none."""
+    """The line of a second document, which is not read; 0 if there is none."""
 
 
 def parse_yaml(text: str, name: str, errors: ErrorCollector | None = None) -> YamlDocument:
-    """Read a file's text; `name` is the file's, for messages. With `errors`, single values that are wrong go there and are None.
+    """Parse a file's text; `name` is for messages. With `errors`, wrong values are reported there and become None.
 
     Raises:
         ConfigError: it is not YAML; the message names the line.
@@ -106,7 +106,7 @@ def parse_yaml(text: str, name: str, errors: ErrorCollector | None = None) -> Ya
 
 
 def parse_value(text: str) -> Any:
-    """The value that a piece of YAML stands for.
+    """Parse a value in YAML.
 
     Raises:
         ConfigError: it is not YAML.
@@ -115,7 +115,7 @@ def parse_value(text: str) -> Any:
 
 
 class _TreeBuilder:
-    """Turns nodes into values and keeps the places."""
+    """Builds values from YAML nodes, and records their locations."""
 
     def __init__(self, name: str, places: LocationMap, errors: ErrorCollector | None):
         self._name = name
@@ -157,7 +157,7 @@ class _TreeBuilder:
         self._locations[path] = SourceLocation(self._name, node.start_mark.line + 1, text)
 
     def _collect_entries(self, node: MappingNode) -> dict[str, tuple[Node, Node]]:
-        """Name to key and value: the node's own in the order written, then those merged in that it does not have itself."""
+        """Collect the entries of a map by name: its own in written order, then merged ones under other names."""
         own: dict[str, tuple[Node, Node]] = {}
         merged: list[MappingNode] = []
         for key, item in node.value:
@@ -205,7 +205,7 @@ class _TreeBuilder:
         return self._report_error(node, f"the tag {node.tag} means nothing here", path)
 
     def _report_error(self, node: Node, what: str, path: KeyPath | None = None) -> None:
-        """A mistake that keeps nobody from reading on; `path` is that of a value that there is not."""
+        """Report an error after which parsing goes on; the value at `path` is missing."""
         error = self._build_error(node, what)
         if self._errors is None:
             raise error
@@ -228,7 +228,7 @@ def _parse_integer(written: str) -> int:
 VARIABLE = re.compile(r"\$\{env\.([a-zA-Z_][a-zA-Z0-9_]*)\}")
 
 UNSET, INVALID, END = "\ue000", "\ue001", "\ue002"
-"""Stand around the names of variables that cannot be put in, until it is known that they are not in a comment."""
+"""Enclose names of variables that have no usable value, until comments are known: there they are no error."""
 
 MARKED = re.compile(f"([{UNSET}{INVALID}])(.*?){END}")
 
@@ -242,11 +242,11 @@ NAMED_ENTITIES = {
     ("routing", "router", "settings", "groups"),
     ("routing", "router", "settings", "matrix"),
 }
-"""Settings whose names stand for one thing each: it is not described in two files."""
+"""Settings whose entries may be defined in one file only."""
 
 
 def list_files(files: Sequence[Path], folder: Path | None, errors: ErrorCollector) -> list[Path]:
-    """The files themselves, and those of the folder in the order of their names.
+    """List the given files, then those of the folder in the order of their names.
 
     It is an error if the folder cannot be read, or holds a file that is also named by itself.
     """
@@ -316,7 +316,7 @@ def _build_substitution(environment: Mapping[str, str]) -> Callable[[re.Match[st
 
 
 def _drop_unset_variables(value: Any, path: diagnostics.KeyPath, where: LocationMap, errors: ErrorCollector) -> Any:
-    """The value without what names variables that have none; in comments they hurt nobody, so this is asked of what was read."""
+    """Drop values with variables that have no usable value. Comments are gone by now, so that they may hold any."""
     if isinstance(value, dict):
         known = {name: inner for name, inner in value.items() if _is_variable_set(name, (*path, name), where, errors)}
         errors.incomplete |= len(known) < len(value)
@@ -335,14 +335,14 @@ def _is_variable_set(text: str, path: diagnostics.KeyPath, where: LocationMap, e
 
 
 class _TreeMerger:
-    """Joins what is `added` by a file to what those before it say."""
+    """Merges a file into the files before it; `added` has its locations."""
 
     def __init__(self, errors: ErrorCollector, added: LocationMap):
         self._errors = errors
         self._added = added
 
     def merge_values(self, first: Any, second: Any, path: diagnostics.KeyPath) -> Any:
-        """Two values of one setting: maps are joined, lists follow one another, and other values must be the same."""
+        """Merge two values of a setting: maps are joined, lists concatenated, and other values must be equal."""
         if first is None or second is None:
             return second if first is None else first
         if isinstance(first, dict) and isinstance(second, dict):
