@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eardrum.config import command_line
+from eardrum.config.macros import split_command
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from eardrum.config import command_line
     ],
 )
 def test_a_line(line: str, expected: list[str]) -> None:
-    assert command_line.split_command(line) == expected
+    assert split_command(line) == expected
 
 
 @given(st.text(st.sampled_from("ab1- =.'\"\\\t\n#ü"), max_size=30))
@@ -46,13 +46,13 @@ def test_as_shlex_where_the_two_agree(line: str) -> None:
     try:
         expected = shlex.split(line)
     except ValueError:
-        assert isinstance(command_line.split_command(line), list), "an open quote is no error"
+        assert isinstance(split_command(line), list), "an open quote is no error"
         return
-    assert command_line.split_command(line) == expected
+    assert split_command(line) == expected
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12), max_size=6))
 def test_what_is_quoted_comes_back(arguments: list[str]) -> None:
     line = shlex.join(["server", *arguments])
     assume(not line.strip().endswith("\\"))
-    assert command_line.split_command(line) == ["server", *arguments]
+    assert split_command(line) == ["server", *arguments]

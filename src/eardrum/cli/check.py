@@ -26,8 +26,9 @@ import typer
 from eardrum import config, tls
 from eardrum.api.wyoming.discovery import ZeroconfAnnouncement
 from eardrum.cli.options import AssignmentsOption, ConfigFolderOption
-from eardrum.config import ConfigDiagnostic, LoadedConfig, Settings, command_line
+from eardrum.config import ConfigDiagnostic, LoadedConfig, Settings
 from eardrum.config.diagnostics import KeyPath
+from eardrum.config.macros import split_command
 from eardrum.engines import cuda, registry
 from eardrum.errors import HIDDEN, ConfigError, EardrumError, ModelNotFoundError, remove_logins
 from eardrum.gateway.models.catalog import ModelCatalog
@@ -346,8 +347,8 @@ def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, l
     told: dict[str, Any] = {
         "id": id,
         "kind": model.engine if model else "unknown",
-        "command": hide_secrets(command_line.split_command(entry.cmd)),
-        "stop": hide_secrets(command_line.split_command(entry.cmd_stop)),
+        "command": hide_secrets(split_command(entry.cmd)),
+        "stop": hide_secrets(split_command(entry.cmd_stop)),
         "port": loaded.ports.get(id),
         "proxy": remove_logins(entry.proxy),
         "source": str(model.source or "") if model else "",
@@ -378,7 +379,7 @@ def _find_missing_programs(loaded: LoadedConfig) -> Iterator[ConfigFinding]:
     for id, entry in loaded.settings.models.items():
         variables = dict(variable.split("=", 1) for variable in entry.env if "=" in variable)
         for name, line in (("cmd", entry.cmd), ("cmd_stop", entry.cmd_stop)):
-            program = next(iter(command_line.split_command(line)), "")
+            program = next(iter(split_command(line)), "")
             if program and not shutil.which(program, path=variables.get("PATH", os.environ.get("PATH"))):
                 path: KeyPath = ("models", id, name)
                 written = loaded.locations.get_name(path)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption
-from eardrum.config import command_line as words
+from eardrum.config.macros import split_command
 from eardrum.engines import registry
 from eardrum.engines.registry import EngineCard
 from eardrum.errors import ConfigError, ModelNotFoundError
@@ -349,7 +349,7 @@ def _describe_external_model(model: Model, entry: config.ModelSettings) -> dict[
         "description": entry.description,
         "engine": model.engine,
         "from": model.origin,
-        "command": redact_command(" ".join(words.split_command(entry.cmd))),
+        "command": redact_command(" ".join(split_command(entry.cmd))),
         "stopped by": redact_command(entry.cmd_stop),
         "address": redact_command(entry.proxy),
         "ready when": entry.check_endpoint if entry.cmd else "",

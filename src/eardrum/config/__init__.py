@@ -9,7 +9,8 @@ from eardrum.config.environment import (
     ENVIRONMENT_ALIASES,
     FOLDER_VARIABLE,
 )
-from eardrum.config.loading import LoadedConfig, PortReservations, examine_config, load_config, load_settings
+from eardrum.config.loading import LoadedConfig, examine_config, load_config, load_settings
+from eardrum.config.macros import PortReservations
 from eardrum.config.settings import (
     ENVIRONMENT_PREFIX,
     LimitSettings,

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from urllib.parse import urlsplit
 
-from eardrum.config import command_line, matrix
+from eardrum.config import matrix
 from eardrum.config.diagnostics import ErrorCollector, KeyPath
 from eardrum.config.llama_swap import GroupSettings, MatrixSettings, UpstreamRoutes
+from eardrum.config.macros import split_command
 from eardrum.config.setting_names import find_nearest
 from eardrum.config.settings import LogSettings, ModelSettings, Settings
 
@@ -187,7 +188,7 @@ def _warn_of_oddities(settings: Settings, errors: ErrorCollector) -> None:
 
 
 def _warn_of_odd_command(id: str, model: ModelSettings, errors: ErrorCollector) -> None:
-    if model.cmd and not command_line.split_command(model.cmd):
+    if model.cmd and not split_command(model.cmd):
         errors.add_warning(("models", id, "cmd"), f"The `cmd` of {id} is empty: requests for it will fail.")
     if not model.cmd and model.cmd_stop:
         path: KeyPath = ("models", id, "cmd_stop")

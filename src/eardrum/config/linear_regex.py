@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from re import _constants as sre  # type: ignore[attr-defined]
-from re import _parser as parser  # type: ignore[attr-defined]
+from importlib import import_module
 from typing import Any
+
+parser: Any = import_module("re._parser")
+sre: Any = import_module("re._constants")
 
 MAX_STATES = 2000
 """Of one expression: `(a{1000}){1000}` would have a million."""

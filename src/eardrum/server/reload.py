@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from eardrum.config import Settings
-from eardrum.config.loading import LoadedConfig, PortReservations
+from eardrum.config.loading import LoadedConfig
+from eardrum.config.macros import PortReservations
 
 log = logging.getLogger(__name__)
 

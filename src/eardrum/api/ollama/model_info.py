@@ -17,8 +17,8 @@ from typing import Any
 
 from eardrum import bounded_json, gguf
 from eardrum.api.ollama.requests import ServerFeatures
-from eardrum.config.command_line import split_command
 from eardrum.config.llama_swap import DeclaredCapabilities
+from eardrum.config.macros import split_command
 from eardrum.errors import EardrumError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState

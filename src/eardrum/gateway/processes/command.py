@@ -26,7 +26,7 @@ import aiohttp
 
 from eardrum import config
 from eardrum.concurrency import run_until_first
-from eardrum.config import command_line
+from eardrum.config.macros import split_command
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.logs import LogBuffer
 from eardrum.gateway.processes import process_info
@@ -230,7 +230,7 @@ async def _wait_for_port(name: str, port: int, host: str) -> None:
 
 def _parse_command(name: str, key: str, line: str, environment: dict[str, str]) -> Sequence[str]:
     """Split a command line into words, and make sure that its program exists."""
-    argv = command_line.split_command(line)
+    argv = split_command(line)
     if not argv:
         raise ModelLoadError(f"{name} cannot be started: models.{name}.{key} is empty.")
     program = argv[0]
