@@ -303,7 +303,7 @@ def test_a_taken_port_is_named() -> None:
 def test_list_and_engines() -> None:
     listed = run_eardrum("list").stdout
     assert "moonshine-tiny-en (default)" in " ".join(listed.split())
-    assert "embedded: nothing better is on disk" in listed
+    assert "the embedded model, as no other is installed" in listed
     assert "moonshine" in run_eardrum("engines").stdout
 
 
@@ -318,7 +318,13 @@ def try_printed_command(server: ServerUnderTest, **variables: str) -> str:
 
 def test_serve_says_how_to_use_it() -> None:
     with run_server("--set", "models.best.source=large-v3") as server:
-        for part in ("moonshine-tiny-en", "The default is", "curl http://127.0.0.1:", "/docs", "nothing better is on disk"):
+        for part in (
+            "moonshine-tiny-en",
+            "The default is",
+            "curl http://127.0.0.1:",
+            "/docs",
+            "the embedded model, as no other is installed",
+        ):
             assert part in server.log
         (absent,) = [line for line in server.log.splitlines() if line.strip().startswith("best ")]
         assert absent.endswith("config, not on this machine: `eardrum pull large-v3`)")

@@ -141,7 +141,7 @@ def test_folders_that_will_not_do(shell: CommandShell, tmp_path: Path) -> None:
 def test_what_cannot_be_pulled(shell: CommandShell) -> None:
     shell("pull", "larg-v9", says="No engine here knows a model 'larg-v9'", code=1)
     shell("pull", "nobody/nothing", says="The hub has no model nobody/nothing", code=1)
-    shell("pull", "moonshine-tiny-en", says="it came with the package", code=1)
+    shell("pull", "moonshine-tiny-en", says="it is part of the package", code=1)
     shell("pull", NAME, "--engine", "nobody", says="There is no engine 'nobody'", code=1)
     shell("pull", NAME, says="HF_HUB_OFFLINE is set. Unset it, or `eardrum pull FOLDER`", code=1, HF_HUB_OFFLINE="1")
     shell("pull", NAME, "--set", "model_dir=/nowhere", says="model_dir /nowhere is not a directory", code=1)

@@ -220,7 +220,7 @@ def test_a_pull_that_was_cut_off_is_told_and_repaired_without_a_restart(hub: Fak
         wait_for(lambda: not list_downloads(server))
         half = server.post_audio(AUDIO, model="mine")
         assert half.status_code == 404
-        assert f"mine ({NAME}) is only half fetched: run `eardrum pull {NAME}`" in half.json()["error"]["message"]
+        assert f"mine ({NAME}) is only partly downloaded: run `eardrum pull {NAME}`" in half.json()["error"]["message"]
         gate.set()
         assert parse_lines(post_pull(server, "mine"))[-1]["status"] == "success"
         assert hub.ranges

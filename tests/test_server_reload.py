@@ -114,7 +114,7 @@ def test_one_changed_model_of_three_under_load_fails_no_request(tmp_path: Path) 
 def test_the_same_config_again_changes_nothing(tmp_path: Path) -> None:
     with run_edited(tmp_path, models=build_models(a="")) as config:
         pid = config.get_pid("a")
-        assert "no model is another one" in config.send_sighup()
+        assert "no model has changed" in config.send_sighup()
         answer = requests.post(f"{config.server.address}/api/reload", timeout=20)
         assert answer.json() == {"status": "reloaded", "added": [], "changed": [], "removed": [], "later": []}
         assert config.get_pid("a") == pid
@@ -167,7 +167,7 @@ def test_what_is_said_of_a_model_counts_at_once_and_does_not_end_it(tmp_path: Pa
         logged = config.reload_config(
             models={"a": entry | {"aliases": ["other"], "ttl": 1, "concurrency_limit": 3}}, api_keys=["sesame"]
         )
-        assert "no model is another one" in logged
+        assert "no model has changed" in logged
         assert config.post_chat("other").status_code == 401
         assert config.post_chat("other", authorization="Bearer sesame").status_code == 200
         up = requests.get(f"{config.server.address}/upstream/a/env", headers={"x-api-key": "sesame"}, timeout=20)
@@ -188,7 +188,7 @@ def test_a_model_can_be_unloaded_by_force(tmp_path: Path) -> None:
 
 def test_settings_that_are_read_at_the_start_are_named(tmp_path: Path) -> None:
     with run_edited(tmp_path, models=build_models(a="")) as config:
-        assert "from the next start on: limits" in config.reload_config(models=build_models(a=""), limits={"requests": 3})
+        assert "takes effect at the next start: limits" in config.reload_config(models=build_models(a=""), limits={"requests": 3})
 
 
 def test_a_watched_config_is_read_when_it_has_changed(tmp_path: Path) -> None:

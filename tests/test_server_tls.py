@@ -66,7 +66,7 @@ def test_the_commands_trust_what_they_are_told_to_trust(encrypted: ServerUnderTe
     trust = (*server, "--certificate", str(made[0]))
     assert "Loaded moonshine-tiny-en" in run_eardrum("load", "whisper-1", *trust).stdout
     assert "moonshine-tiny-en" in run_eardrum("ps", *trust).stdout
-    assert "The default model is" in run_eardrum("logs", *trust).stdout
+    assert "moonshine-tiny-en ready after" in run_eardrum("logs", *trust).stdout
     assert run_eardrum("stop", "--all", *trust).returncode == 0
     assert "No model is loaded." in run_eardrum("ps", *trust).stdout
 

@@ -82,7 +82,6 @@ def run_gateway(settings: Settings, source: ConfigSource | None = None, *, watch
     with listening, _record_logs(service), as_file(files("eardrum") / "sample.ogg") as recording:
         for failed in registry.list_broken():
             log.warning("%s", failed)
-        log.info("The default model is %s (%s).", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
         address = f"{'https' if encryption else 'http'}://{get_reachable_host(host)}:{port}"
 

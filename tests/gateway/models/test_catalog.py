@@ -180,7 +180,7 @@ def test_the_first_of_the_config_comes_before_the_disk(store: Path, tmp_path: Pa
     found = create_catalog(
         models={"z-first": build_entry(write_model(tmp_path / "one")), "a-second": build_entry(write_model(tmp_path / "two"))}
     )
-    assert (found.default.id, found.why_default) == ("z-first", "the first of the config")
+    assert (found.default.id, found.why_default) == ("z-first", "the first in the config")
 
 
 LLM: dict[str, object] = {"cmd": "llama-server --port 5800", "proxy": "http://localhost:5800"}
@@ -447,7 +447,7 @@ def test_logprobs_need_a_model_that_has_them() -> None:
 def test_options_and_sources_are_checked_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models.one.options: moonshine has no option beam, only .*threads"):
         create_catalog(models={"one": build_entry(write_model(tmp_path / "one"), options={"beam": 5})})
-    with pytest.raises(ConfigError, match=r"models.one.source: there is nothing at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"models.one.source: .*nowhere does not exist"):
         create_catalog(models={"one": build_entry(tmp_path / "nowhere")})
 
 
@@ -493,7 +493,7 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it(engines: Callable[...
     blobs = store / "models--Systran--faster-whisper-small" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "ff.part").write_bytes(b"x")
-    with pytest.raises(ModelNotFoundError, match=r"is only half fetched: run `eardrum pull small`"):
+    with pytest.raises(ModelNotFoundError, match=r"is only partly downloaded: run `eardrum pull small`"):
         create_catalog().find_model("small")
 
 
@@ -534,7 +534,7 @@ def test_a_model_of_the_config_may_be_a_name(engines: Callable[..., None], store
 
 
 def test_a_name_in_the_config_that_nobody_knows_is_refused(engines: Callable[..., None]) -> None:
-    with pytest.raises(ConfigError, match=r"models\.x: .*'smal'.*Close to it: small.* there is none at /"):
+    with pytest.raises(ConfigError, match=r"models\.x: .*'smal'.*Close to it: small.* There is no directory /"):
         create_catalog(models={"x": {"source": "smal"}})
 
 
@@ -591,7 +591,7 @@ def test_a_fallback_that_could_be_fetched_is_no_mistake(tmp_path: Path, caplog: 
 
 def test_a_speech_model_is_no_help_to_a_language_model(caplog: pytest.LogCaptureFixture) -> None:
     create_catalog(models={"llm": LLM | {"fallback": [EMBEDDED_ID]}})
-    assert f"models.llm.fallback: {EMBEDDED_ID} is a speech model and no help" in caplog.text
+    assert f"models.llm.fallback: {EMBEDDED_ID} is a speech model, but llm is not" in caplog.text
     caplog.clear()
     create_catalog(models={"llm": LLM | {"fallback": ["ears"]}, "ears": HEARING | {"fallback": [EMBEDDED_ID]}})
     assert "no help" not in caplog.text

@@ -237,7 +237,7 @@ async def test_names_that_lead_nowhere(chosen: Callable[..., object], hub: FakeH
     assert hub.requests == []
     with pytest.raises(ModelNotFoundError, match="The hub has no model nobody/nothing"):
         await chosen("nobody/nothing")
-    with pytest.raises(InvalidRequestError, match="it came with the package"):
+    with pytest.raises(InvalidRequestError, match="it is part of the package"):
         await chosen("moonshine-tiny-en")
 
 
@@ -248,13 +248,13 @@ async def test_a_name_of_the_config_means_what_the_config_says(chosen: Callable[
     assert await chosen("solo", models=models) == ("whispering", "Systran/faster-whisper-small")
     (tmp_path / "weights").mkdir()
     local = {"local": {"engine": "whispering", "source": str(tmp_path / "weights")}}
-    with pytest.raises(InvalidRequestError, match=r"nothing to fetch for local: it runs what is at .*weights"):
+    with pytest.raises(InvalidRequestError, match=r"local cannot be downloaded: its files are at .*weights"):
         await chosen("local", models=local)
 
 
 async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., object], cards: Callable[..., None]) -> None:
     cards(create_card("a", repositories=("x/*",)), create_card("b", repositories=("x/*",)))
-    with pytest.raises(ModelNotFoundError, match="could mean"):
+    with pytest.raises(ModelNotFoundError, match="is ambiguous"):
         await chosen("x/y")
 
 
@@ -298,7 +298,7 @@ async def test_what_no_disk_holds_is_told(puller: ModelDownloader, hub: FakeHub,
 
 
 async def test_downloads_wait_for_their_turn(puller: ModelDownloader, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eardrum.gateway.models.download.MAX_WAITING", 7)
+    monkeypatch.setattr("eardrum.gateway.models.download.MAX_QUEUED", 7)
     gate = Event()
     for number in range(8):
         hub.repositories[f"org/m{number}"] = FakeRepository(dict(FILES), gate=gate)

@@ -65,7 +65,7 @@ def test_what_could_mean_two_things_is_refused_with_both(cards: Callable[..., No
     cards(WHISPER, create_card("other", names={"small": "Other/small"}, rank=10))
     with pytest.raises(ModelNotFoundError) as caught:
         names.choose_match("small")
-    for part in (f"{SMALL} (engine whispering)", "Other/small (engine other)", "say which engine"):
+    for part in (f"{SMALL} (engine whispering)", "Other/small (engine other)", "is ambiguous"):
         assert part in caught.value.message
     assert names.choose_match("small", "other").repository == "Other/small"
 
@@ -80,7 +80,7 @@ def test_the_nearest_names_are_told() -> None:
     with pytest.raises(ModelNotFoundError, match=r"'largev3'.*Close to it: large-v3") as caught:
         names.choose_match("largev3")
     assert caught.value.status == 404
-    with pytest.raises(ModelNotFoundError, match="`eardrum engines` lists the names"):
+    with pytest.raises(ModelNotFoundError, match="`eardrum engines` lists the known names"):
         names.choose_match("qqqqqqqqqqqqqqqqqqqq")
     with pytest.raises(ModelNotFoundError, match="solo"):
         names.choose_match("sollo", "torching")

@@ -1,8 +1,8 @@
 """Downloads models from the Hugging Face hub and deletes them.
 
-The config decides first what a name means, then what engines declare, last the repository's files. There is one download per
-model, however many requests wait for it. The program that talks to the hub is a process of its own (`eardrum.hub`): its
-libraries are heavy.
+The meaning of a name comes from the config, else from the names that engines declare, else from the repository's files. There
+is one download per model, however many requests wait for it. The hub is accessed by a process of its own (`eardrum.hub`), as
+its libraries are heavy.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ from eardrum.gateway.models.names import ModelMatch
 log = logging.getLogger(__name__)
 
 MAY_FETCH: ContextVar[bool] = ContextVar("MAY_FETCH", default=True)
-"""Whether what is done just now is for somebody who may have models fetched. It holds for a task and those that it begins."""
+"""Whether the current client may start downloads. The value holds for a task and the tasks that it starts."""
 
 
 class ModelLibrary:
-    """Brings files into the store and takes them out; the catalog then looks again."""
+    """Downloads and deletes models, and rescans the catalog after each."""
 
     def __init__(self, catalog: ModelCatalog):
         self._catalog = catalog
         self._downloader = ModelDownloader(catalog.inventory.store.folder)
 
     async def choose_match(self, name: str) -> ModelMatch:
-        """What `pull` would fetch for a name.
+        """Choose the engine and the repository that a name stands for.
 
         Raises:
-            ModelNotFoundError: nobody knows the name.
-            PullError: the hub cannot be asked, or no engine recognises what it has.
+            ModelNotFoundError: the name is unknown.
+            PullError: the hub cannot be reached, or no engine recognises the repository's files.
         """
         return await choose_download(name, self._catalog.inventory, self._downloader)
 
     async def pull_model(self, match: ModelMatch) -> AsyncGenerator[PullProgress, None]:
-        """Fetch a model, or bring the one that is here up to date.
+        """Download a model, or update the one on this machine.
 
         Raises:
-            PullError: it cannot be had.
-            StorageFullError: the disk has no room.
+            PullError: the download failed.
+            StorageFullError: the disk is full.
         """
         async with aclosing(self._downloader.download_model(match.repository, match.card.downloads)) as steps:
             async for progress in steps:
@@ -72,35 +72,35 @@ class ModelLibrary:
         self._catalog.scan()
 
     async def fetch_missing(self, model: Model, *, may_pull: bool) -> Model:
-        """The model with its files, which are fetched if they are missing and may be.
+        """Download the files of a model and return the model with them.
 
         Raises:
-            ModelNotFoundError: it is not here, and may not be fetched.
-            PullError: it cannot be had.
+            ModelNotFoundError: the files are missing, and may not be downloaded.
+            PullError: the download failed.
         """
         if not may_pull or not MAY_FETCH.get():
             raise ModelNotFoundError(self._catalog.explain_download(model))
-        log.info("%s is not on this machine: fetching %s.", model.id, model.repository)
+        log.info("%s is not on this machine: downloading %s.", model.id, model.repository)
         try:
             async with aclosing(self.pull_model(ModelMatch(model.card, model.repository))) as steps:
                 async for _ in steps:
                     pass
-        except StorageFullError as error:  # not of the upload's disk: another model may still serve this request
+        except StorageFullError as error:  # the disk of models, not of uploads: another model may still serve this request
             raise PullError(error.message) from error
         fetched = self._catalog.find_model(model.id)
         if fetched.needs_download:
-            raise PullError(f"{model.repository} was fetched, but its files are not a model of the engine {model.engine}.")
+            raise PullError(f"{model.repository} was downloaded, but its files are not a model of the engine {model.engine}.")
         return fetched
 
     def check_removable(self, model: Model) -> None:
-        """See that the model's files are the store's, and that requests that name no model do not need just this one.
+        """Make sure that the model's files are in the store, and that requests without a model do not depend on it.
 
         Raises:
-            InvalidRequestError: it may not be deleted.
+            InvalidRequestError: the model may not be deleted.
         """
         if model.origin != "disk":
-            where = {"config": "the config: take it out there", "embedded": "the package"}.get(model.origin, "elsewhere")
-            raise InvalidRequestError(f"{model.id} cannot be deleted here: it came from {where}.", param="model")
+            origin = {"config": "the config: remove it there", "embedded": "the package"}.get(model.origin, "elsewhere")
+            raise InvalidRequestError(f"{model.id} cannot be deleted here: it comes from {origin}.", param="model")
         if model.id == self._catalog.default.id and not self._catalog.can_do_without_default:
             raise InvalidRequestError(f"{model.id} is the default model: set default_model to another one first.", param="model")
 
@@ -108,7 +108,7 @@ class ModelLibrary:
         """Delete the files of a model that no process uses.
 
         Raises:
-            ConfigError: the rights to do so are missing.
+            ConfigError: this user may not delete them.
         """
         await asyncio.to_thread(self._catalog.inventory.store.remove_model, model.id)
         self._catalog.scan()
@@ -118,32 +118,32 @@ class ModelLibrary:
         await self._downloader.shutdown()
 
 
-async def choose_download(name: str, inventory: ModelInventory, puller: ModelDownloader, engine: str = "") -> ModelMatch:
-    """The engine and the repository for a name. Of an id that no engine knows, the hub is asked which files it has.
+async def choose_download(name: str, inventory: ModelInventory, downloader: ModelDownloader, engine: str = "") -> ModelMatch:
+    """Choose the engine and the repository for a name. For other Hugging Face ids, the repository's files decide the engine.
 
     Raises:
-        ModelNotFoundError: nobody knows the name, or it could mean several things.
-        InvalidRequestError: there is nothing to fetch, or no engine recognises the files.
-        PullError: the hub cannot be asked.
+        ModelNotFoundError: the name is unknown or ambiguous.
+        InvalidRequestError: the model has no repository, or no engine recognises the files.
+        PullError: the hub cannot be reached.
     """
     if not engine and (model := inventory.find_configured(name)):
         if not model.repository:
-            where = f"runs what is at {model.source}" if model.source else "calls another server"
-            raise InvalidRequestError(f"There is nothing to fetch for {model.id}: it {where}.")
+            reason = f"its files are at {model.source}" if model.source else "another server runs it"
+            raise InvalidRequestError(f"{model.id} cannot be downloaded: {reason}.")
         return ModelMatch(model.card, model.repository)
     if name == EMBEDDED_ID and not engine:
-        raise InvalidRequestError(f"There is nothing to fetch for {name}: it came with the package.")
+        raise InvalidRequestError(f"{name} need not be downloaded: it is part of the package.")
     try:
         return names.choose_match(name, engine)
     except ModelNotFoundError:
         if names.find_matches(name, engine) or not names.is_hub_id(name):
             raise
-    listing = await puller.list_repository(name)
+    listing = await downloader.list_repository(name)
     return ModelMatch(await asyncio.to_thread(_detect_card, name, listing), name)
 
 
 def _detect_card(repository: str, listing: RepositoryListing) -> EngineCard:
-    """The engine that will recognise these files once they are here."""
+    """Return the engine that recognises these files, by an empty file for each."""
     with TemporaryDirectory(prefix="eardrum-") as folder:
         for name in listing.files:
             path = Path(folder, name)
@@ -154,28 +154,28 @@ def _detect_card(repository: str, listing: RepositoryListing) -> EngineCard:
         if engine := detect_engine(Path(folder)):
             return registry.find_card(engine)
     raise InvalidRequestError(
-        f"No engine recognises the files of {repository}. `eardrum engines` lists which files each looks for."
+        f"No engine recognises the files of {repository}. `eardrum engines` lists the files that each engine needs."
     )
 
 
 HUB_MODULE = "eardrum.hub"
-"""The program that speaks with the hub. Started, never imported: its libraries are heavy."""
+"""The program that accesses the hub. It is started, never imported."""
 
 MAX_DOWNLOADS = 4
-"""Downloads at a time, and as many looks at what the hub has: each is a process. Others wait for their turn."""
+"""Concurrent downloads, and concurrent listings of repositories; each is a process. Others wait."""
 
-MAX_WAITING = 100
-"""Of either, those that wait included."""
+MAX_QUEUED = 100
+"""Downloads, or listings, including those that wait."""
 
 RETRY_AFTER_S = 30.0
 
 MAX_LINE_BYTES = 64 << 20
-"""Longest line that the program says: the names of all files of a repository, and its config.json."""
+"""Longest line of the program's output: the names of all files of a repository, and its config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """How far a download is, in bytes of all files."""
+    """The progress of a download, in bytes of all files."""
 
     completed: int
     total: int
@@ -184,14 +184,14 @@ class PullProgress:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryListing:
-    """What a repository holds: names of files, and the content of its config.json."""
+    """The file names of a repository, and the content of its config.json."""
 
     files: tuple[str, ...]
     config: dict[str, Any]
 
 
 class ModelDownloader:
-    """Fetches models into one folder. A download goes on while anybody waits for it; cut off, it can be continued."""
+    """Downloads models into one folder. A download runs while a request waits for it; the next one resumes it."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -201,13 +201,13 @@ class ModelDownloader:
         self._shutting_down = False
 
     async def download_model(self, repository: str, patterns: Sequence[str]) -> AsyncGenerator[PullProgress, None]:
-        """Progress until everything is there.
+        """Download a repository's files and yield the progress. Callers for the same files share one download.
 
         Raises:
-            PullError: why it cannot be had.
-            BusyError: too many others wait.
-            ShuttingDownError: the server goes down.
-            StorageFullError: the disk has no room.
+            PullError: the download failed.
+            BusyError: too many downloads wait.
+            ShuttingDownError: the server is shutting down.
+            StorageFullError: the disk is full.
         """
         if self._shutting_down:
             raise _make_shutdown_error(repository)
@@ -227,36 +227,36 @@ class ModelDownloader:
                 await download.stop()
 
     async def list_repository(self, repository: str) -> RepositoryListing:
-        """What the hub has under this name.
+        """List the files of a repository at the hub.
 
         Raises:
-            PullError: nothing, or it cannot be reached.
-            BusyError: too many others wait.
+            PullError: there is no such repository, or the hub cannot be reached.
+            BusyError: too many listings wait.
         """
         _check_queue(self._listings)
         self._listings += 1
         try:
             async with self._listing_slots, aclosing(_run_hub_process([repository, "--list"], repository)) as messages:
-                async for kind, said in messages:
+                async for kind, content in messages:
                     if kind == "listing":
-                        return RepositoryListing(tuple(said["files"]), said["config"])
+                        return RepositoryListing(tuple(content["files"]), content["config"])
         finally:
             self._listings -= 1
-        raise PullError(f"The hub says nothing about {repository}.")
+        raise PullError(f"The hub did not list the files of {repository}.")
 
     async def shutdown(self) -> None:
-        """End all downloads; their followers are told why."""
+        """End all downloads; their followers get a `ShuttingDownError`."""
         self._shutting_down = True
         for download in list(self._downloads.values()):
             await download.stop()
 
 
 class ModelDownload:
-    """One model being fetched by a process of its own, once it is its turn."""
+    """One download, run by a process of its own once a slot is free."""
 
-    def __init__(self, repository: str, patterns: Sequence[str], folder: Path, turn: asyncio.Semaphore):
+    def __init__(self, repository: str, patterns: Sequence[str], folder: Path, slots: asyncio.Semaphore):
         self.followers = 0
-        self._slots = turn
+        self._slots = slots
         self._repository = repository
         self._progress = PullProgress(0, 0)
         self._changed = asyncio.Event()
@@ -265,7 +265,7 @@ class ModelDownload:
         self._task = asyncio.create_task(self._run())
 
     async def follow_progress(self) -> AsyncGenerator[PullProgress, None]:
-        """The state now, then each change, until the end."""
+        """Yield the progress now and after each change, until the end."""
         while not self._task.done():
             changed = self._changed
             if self._progress.total:
@@ -277,18 +277,18 @@ class ModelDownload:
         yield self._progress
 
     async def stop(self) -> None:
-        """End it, if it has not ended."""
+        """End the download, if it still runs."""
         await cancel_and_wait(self._task)
         self._set_progress(self._progress)
 
     async def _run(self) -> None:
         try:
             async with self._slots, aclosing(_run_hub_process(self._arguments, self._repository)) as messages:
-                async for kind, said in messages:
+                async for kind, content in messages:
                     if kind == "plan":
-                        self._set_progress(PullProgress(said["present"], said["total"]))
+                        self._set_progress(PullProgress(content["present"], content["total"]))
                     elif kind == "progress":
-                        self._set_progress(PullProgress(said["completed"], self._progress.total, said["file"]))
+                        self._set_progress(PullProgress(content["completed"], self._progress.total, content["file"]))
         finally:
             self._set_progress(self._progress)
 
@@ -299,33 +299,33 @@ class ModelDownload:
 
 
 async def _run_hub_process(arguments: Sequence[str], repository: str) -> AsyncGenerator[tuple[str, Any], None]:
-    """Start the program and yield what it says, by kind, until it has done what it should. Closing the iterator ends it.
+    """Run the program and yield its messages with their kind. Closing the iterator ends it.
 
-    The child gets a session of its own, so that Ctrl-C reaches only us, and a pipe as stdin whose end tells it that we are
-    gone.
+    The child has a session of its own, so that Ctrl-C reaches only the gateway. It ends when its stdin, a pipe, is closed,
+    also when the gateway is killed.
     """
     command = [sys.executable, "-m", HUB_MODULE, "--parent", *arguments]
     child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_LINE_BYTES)
     assert child.stdout
     try:
         async for line in child.stdout:
-            ((kind, said),) = json.loads(line).items()
+            ((kind, content),) = json.loads(line).items()
             if kind == "failed":
-                raise error_from_json(said)
-            yield kind, said
+                raise error_from_json(content)
+            yield kind, content
             if kind in ("done", "listing"):
                 return
         code = await child.wait()
-        raise PullError(f"Fetching {repository} ended with exit code {code}; the log has its last output.")
+        raise PullError(f"The download of {repository} ended with exit code {code}; its last output is in the log.")
     finally:
         with suppress(ProcessLookupError):
             child.terminate()
         await asyncio.shield(child.wait())
 
 
-def _check_queue(waiting: int) -> None:
-    if waiting >= MAX_WAITING:
-        raise BusyError(f"{waiting} models are being fetched, or wait for it: try again later.", retry_after=RETRY_AFTER_S)
+def _check_queue(queued: int) -> None:
+    if queued >= MAX_QUEUED:
+        raise BusyError(f"{queued} downloads are running or waiting: try again later.", retry_after=RETRY_AFTER_S)
 
 
 def _make_shutdown_error(repository: str) -> ShuttingDownError:

@@ -1,7 +1,7 @@
-"""Lists the models there are: from the config, the store, the embedded package, peers, and those that could be downloaded.
+"""Lists all models: those of the config, the store, the embedded package and peers, and those that could be downloaded.
 
-Models behind commands and addresses count as speech models by what the config declares (`capabilities`, `metadata`), else by
-their names. Peers are other servers whose models are offered here.
+Commands and addresses count as speech models if the config declares it (`capabilities`, `metadata`) or their names suggest it.
+Peers are other servers whose models are offered here.
 """
 
 from __future__ import annotations
@@ -38,84 +38,84 @@ EMBEDDED_SHA256 = {
 """Moonshine Tiny English as `moonshine-voice` 0.1.0 carries it (weights under the MIT licence)."""
 
 COMMAND, ADDRESS = "command", "address"
-"""What stands in the place of an engine for models that a command or another server brings."""
+"""Values of `Model.engine` for models that a command or another server runs."""
 
 EXTERNAL_CAPABILITIES = Capabilities(
     detects_language=True, translate=True, words=True, prompt=True, hotwords=True, temperature=True
 )
-"""What is let through to an upstream of which nothing is known: it refuses itself what it cannot do."""
+"""Capabilities assumed of an external server: it refuses unsupported requests itself."""
 
 COMMON_OPTIONS = ("device", "compute_type")
-"""Options that every engine has."""
+"""Options of all engines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be asked for."""
+    """A model that requests can name."""
 
     id: str
     engine: str
     source: Path | None
-    """Its files; None if they are not on this machine, or if the engine calls another server."""
+    """Its files; None if they are not on this machine, or if another server has them."""
     capabilities: Capabilities
     origin: str
-    """Where it comes from: "config", "disk", "embedded", "peer" or "hub"."""
+    """"config", "disk", "embedded", "peer" or "hub"."""
     repository: str = ""
-    """Its name at the Hugging Face hub, if it is known from there."""
+    """Its id at the Hugging Face hub, if it has one."""
     aliases: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
     scheduling: config.SchedulingSettings = field(default_factory=config.SchedulingSettings)
-    """The settings that the scheduler heeds."""
+    """The settings that the scheduler uses."""
     python: str = ""
-    """The interpreter of its process; empty is our own."""
+    """The interpreter of its process; empty: the gateway's."""
     fallback: tuple[str, ...] = ()
     entry: config.ModelSettings | None = None
-    """What the config says of it, if it names it."""
+    """Its entry in the config, if it has one."""
     is_speech_model: bool = True
-    """Whether it turns speech into text. True of every engine's models; see `looks_like_speech_model` for external ones."""
+    """Whether it transcribes. True for the models of all engines; see `looks_like_speech_model` for external ones."""
     key: str = field(default="", repr=False)
-    """What its upstream wants to see instead of the client's key."""
+    """The API key for its upstream, sent instead of the client's key."""
 
     @property
     def is_external(self) -> bool:
-        """Whether an HTTP server that is not a runner of ours serves it: a command, or an address."""
+        """Whether a command or an address serves it, not a runner."""
         return self.engine in (COMMAND, ADDRESS)
 
     @property
     def supports_live(self) -> bool:
-        """Whether it takes live sessions. A server behind a command or an address takes whole recordings only."""
+        """Whether it takes live sessions; commands and addresses take whole recordings only."""
         return not self.is_external
 
     @property
     def is_chat_model(self) -> bool:
-        """Whether it is declared as one for chats, whatever else it does."""
+        """Whether the config declares it as a chat model, maybe beside transcription."""
         return self.is_external and self.entry is not None and declares_chat(self.entry)
 
     @property
     def card(self) -> EngineCard:
-        """What its engine declares. A foreign model has none."""
+        """The declarations of its engine; external models have none."""
         return registry.find_card(self.engine)
 
     @property
     def needs_download(self) -> bool:
-        """Whether its files must be fetched first."""
+        """Whether its files must be downloaded first."""
         return not self.is_external and self.source is None and not self.card.remote
 
     @property
     def is_runnable(self) -> bool:
-        """Whether the libraries of its engine are installed, as far as can be known without asking another interpreter."""
+        """Whether the libraries of its engine are installed. Of another interpreter (`python:`) this is assumed."""
         return self.is_external or bool(self.python) or not self.card.missing_packages
 
-    def format_pull_command(self, called: str = "") -> str:
-        """The command that fetches its files, for a shell that knows no config: by what it is called, if it is so there too."""
+    def format_pull_command(self, requested_name: str = "") -> str:
+        """The command that downloads its files without a config: with the requested name, if that works there too."""
         source = self.entry.source if self.entry else ""
-        for name in (called or self.id, source):
+        for name in (requested_name or self.id, source):
             for engine in ("", self.engine):
                 if _is_name_of(name, engine, self):
                     return f"eardrum pull {shlex.quote(name)}" + (f" --engine {engine}" if engine else "")
-        other = names.find_matches(self.repository)
-        option = f" --engine {self.engine}" if other and other[0].card.name != self.engine else ""
+        matches = names.find_matches(self.repository)
+        option = f" --engine {self.engine}" if matches and matches[0].card.name != self.engine else ""
         return f"eardrum pull {shlex.quote(self.repository)}{option}"
 
     @property
@@ -125,7 +125,7 @@ class Model:
 
     @property
     def created(self) -> int:
-        """Unix time of its newest file; 0 when it has none."""
+        """Unix time of its newest file; 0 without files."""
         files = [self.source, *self.source.rglob("*")] if self.source else []
         return int(max((path.stat().st_mtime for path in files if path.is_file()), default=0))
 
@@ -135,18 +135,18 @@ class Model:
         return self.scheduling.ttl or 0.0
 
     def with_ttl(self, ttl: float) -> Model:
-        """The model with another time to live, in seconds; 0: it is never unloaded."""
+        """Copy the model with another TTL in seconds; 0: it is never unloaded for lack of requests."""
         return replace(self, scheduling=self.scheduling.model_copy(update={"ttl": ttl}))
 
     def with_capabilities(self, capabilities: Capabilities) -> Model:
-        """The model with what it said of itself once loaded, less what its kind is known not to do."""
+        """Copy the model with the capabilities that it reported, less those that its engine's card excludes."""
         if self.is_external:
             return self
         return replace(self, capabilities=self.card.find_capabilities(self.repository or self.id, capabilities))
 
 
 class ModelInventory:
-    """Finds models by looking at the settings, the store and the installed packages."""
+    """Finds models in the settings, the store and the installed packages."""
 
     def __init__(self, settings: config.Settings):
         if settings.model_dir and not settings.model_dir.is_dir():
@@ -155,34 +155,34 @@ class ModelInventory:
         self._last_configured: dict[str, Model] = {}
         self.store = ModelStore(settings.model_dir or find_hub_cache())
         self.default_engine = _parse_default_engine(settings)
-        """The engine that runs what several engines could; empty leaves it to their rank."""
+        """The preferred engine for models that several engines can run; empty: the one with the best rank."""
 
     def __iter__(self) -> Iterator[Model]:
-        """All models: the config's first, then the disk's, the embedded one, and those of peers."""
+        """Yield all models: of the config, on disk, embedded, and of peers."""
         for id in self._settings.models:
             yield self._load_configured(id)
         for id, source in self.store:
             if engine := detect_engine(source, self.default_engine):
                 yield self._build_model(id, registry.find_card(engine), source, "disk", repository=id if "/" in id else "")
         yield from self._find_embedded()
-        for offer in list_peer_models(self._settings):
+        for peer in list_peer_models(self._settings):
             yield replace(
-                self._build_external(offer.id, offer.entry),
+                self._build_external(peer.id, peer.entry),
                 origin="peer",
-                aliases=offer.aliases,
-                is_speech_model=looks_like_speech_model(offer.id, offer.aliases, offer.entry),
-                key=offer.key,
+                aliases=peer.aliases,
+                is_speech_model=looks_like_speech_model(peer.id, peer.aliases, peer.entry),
+                key=peer.key,
             )
 
     def build_downloadable(self, match: ModelMatch) -> Model:
-        """A model that is not here but could be."""
+        """Build a model whose files are not on this machine."""
         return self._build_model(match.repository, match.card, None, "hub", repository=match.repository)
 
     def find_at_path(self, name: str) -> Model | None:
-        """The model in the folder or file that stands in a model's place; None if it is a name.
+        """Return the model in a folder or file that is given instead of a name; None if it is a name.
 
         Raises:
-            ConfigError: it can only be a path, and there is no model.
+            ConfigError: it can only be a path, and there is no model at it.
         """
         path, written_as_path = Path(name).expanduser(), is_written_as_path(name)
         if os.path.exists(path):
@@ -192,20 +192,20 @@ class ModelInventory:
                 return self._build_model(id, registry.find_card(engine), source, "config", repository=id if "/" in id else "")
             problem = f"No engine recognises {path} as a model. Set `default_engine`, or check the files ({describe_layouts()})."
             if not os.access(path, os.R_OK):
-                problem = f"{path} cannot be read: give the user that runs Eardrum the right to."
+                problem = f"{path} cannot be read: give the user that runs Eardrum permission to."
         else:
-            problem = f"There is no model at {path}: there is nothing."
+            problem = f"There is no model at {path}: the path does not exist."
         if written_as_path:
             raise ConfigError(problem)
         return None
 
     def find_configured(self, name: str) -> Model | None:
-        """The model of the config that has this name or alias."""
-        found = (id for id, entry in self._settings.models.items() if name == id or name in entry.aliases)
-        return next((self._load_configured(id) for id in found), None)
+        """The model in the config with this name or alias, or None."""
+        ids = (id for id, entry in self._settings.models.items() if name == id or name in entry.aliases)
+        return next((self._load_configured(id) for id in ids), None)
 
     def _load_configured(self, id: str) -> Model:
-        """As the config has it. Files that were right once may be damaged later: that is for loading them to say."""
+        """Build a model of the config. If its files are damaged since the last time, loading them reports it."""
         try:
             self._last_configured[id] = self._build_configured(id, self._settings.models[id])
         except ConfigError:
@@ -252,7 +252,7 @@ class ModelInventory:
         )
 
     def _locate_files(self, id: str, entry: config.ModelSettings) -> tuple[str, Path | None, str]:
-        """Engine, files and repository of a model of the config."""
+        """Find engine, files and repository of a model of the config."""
         forced = registry.find_card(entry.engine).name if entry.engine else ""
         if forced and registry.find_card(forced).remote:
             return forced, None, ""
@@ -272,16 +272,16 @@ class ModelInventory:
             raise (
                 self._make_missing_error(stored or path, id)
                 if stored or path.exists()
-                else ConfigError(f"models.{id}: {error.message} If it is a directory: there is none at {path.absolute()}.")
+                else ConfigError(f"models.{id}: {error.message} There is no directory {path.absolute()} either.")
             ) from None
         source = self.store.find_files(match.repository)
         return match.card.name, source if source and match.card.can_run(source) else None, match.repository
 
     def _make_missing_error(self, path: Path, id: str) -> ConfigError:
         if not path.exists():
-            return ConfigError(f"models.{id}.source: there is nothing at {path}.")
+            return ConfigError(f"models.{id}.source: {path} does not exist.")
         if not os.access(path, os.R_OK):
-            return ConfigError(f"models.{id}: {path} cannot be read: give the user that runs the server the right to.")
+            return ConfigError(f"models.{id}: {path} cannot be read: give the user that runs the server permission to.")
         return ConfigError(f"models.{id}: no engine recognises {path}. Set `engine:`, or check the files ({describe_layouts()}).")
 
     def _find_embedded(self) -> Iterator[Model]:
@@ -304,7 +304,7 @@ class ModelInventory:
         options: dict[str, Any] | None = None,
     ) -> Model:
         chosen = {"device": self._settings.device, "compute_type": self._settings.compute_type} | (options or {})
-        can = card.find_capabilities(repository or id)
+        capabilities = card.find_capabilities(repository or id)
         language = "language" in card.options and (chosen.get("language") or find_language_in_name(id))
         return Model(
             id=id,
@@ -312,14 +312,14 @@ class ModelInventory:
             source=source,
             origin=origin,
             repository=repository,
-            capabilities=replace(can, languages=(language,)) if language else can,
+            capabilities=replace(capabilities, languages=(language,)) if language else capabilities,
             options=chosen,
             scheduling=self._settings.resolve_scheduling(),
         )
 
 
 def _is_name_of(name: str, engine: str, model: Model) -> bool:
-    """Whether a name that engines know stands for this very model."""
+    """Whether a name that engines declare stands for this model."""
     try:
         match = names.choose_match(name, engine) if name and names.find_matches(name) else None
     except ModelNotFoundError:
@@ -328,9 +328,9 @@ def _is_name_of(name: str, engine: str, model: Model) -> bool:
 
 
 def detect_engine(source: Path, preferred: str = "") -> str:
-    """The engine whose model these files are, the preferred or else the best of several; empty if none."""
-    fitting = [card for card in registry.list_cards().values() if card.can_run(source)]
-    best = min(fitting, key=lambda card: (card.name != preferred, bool(card.missing_packages), card.rank), default=None)
+    """The engine that can run these files: the preferred one, else the best; empty if none can."""
+    candidates = [card for card in registry.list_cards().values() if card.can_run(source)]
+    best = min(candidates, key=lambda card: (card.name != preferred, bool(card.missing_packages), card.rank), default=None)
     return best.name if best else ""
 
 
@@ -342,24 +342,24 @@ def _parse_default_engine(settings: config.Settings) -> str:
 
 
 def describe_layouts() -> str:
-    """What a directory may hold to be a model, in words."""
+    """List the files that each engine needs, for messages."""
     return "; ".join(f"{card.name}: {', '.join(layout)}" for card in registry.list_cards().values() for layout in card.layouts)
 
 
 @dataclass(frozen=True, slots=True)
 class PeerModel:
-    """One of them, as an entry of the config that nobody wrote."""
+    """A model of a peer, with an entry as the config would have it."""
 
     id: str
     """The peer's id, a slash, and the name it has there."""
     aliases: tuple[str, ...]
-    """The bare name, if no other peer has a model of that name. A model of our own with that name comes before it."""
+    """The name at the peer, unless several peers have it. A model of this server with that name takes precedence."""
     entry: config.ModelSettings
     key: str = field(repr=False)
 
 
 def list_peer_models(settings: config.Settings) -> Iterator[PeerModel]:
-    """All of them, in the config's order."""
+    """Yield the models of all peers, in the order of the config."""
     owners = Counter(name for peer in settings.peers.values() for name in dict.fromkeys(peer.models))
     for id, peer in settings.peers.items():
         for name in dict.fromkeys(peer.models):
@@ -377,39 +377,39 @@ SPEECH_NAMES = re.compile(
     r"whisper(?!er|ing|speech)|parakeet|moonshine|sensevoice|paraformer|funasr|wav2vec|voxtral|canary-\d"
     r"|audio/transcriptions|(?<![a-z])(asr|stt|transcribe|transcriptions?|speech-?to-?text)(?![a-z])"
 )
-"""Speech models and their servers, as people name them: `whisper-server`, `Qwen/Qwen3-ASR-1.7B`, `gpt-4o-transcribe`."""
+"""Matches usual names of speech models and servers: `whisper-server`, `Qwen/Qwen3-ASR-1.7B`, `gpt-4o-transcribe`."""
 
 TTS_NAMES = re.compile(r"(?<![a-z])tts(?![a-z])")
-"""A model that goes the other way, whatever else is in its name."""
+"""Matches names of text-to-speech models, whatever else is in the name."""
 
 WORD_BREAKS = re.compile(r"[\s\"';&|=,]+")
-"""What stands between the names in a command line, be it for a shell."""
+"""Separators of words in a command line, also in one for a shell."""
 
 
 def looks_like_speech_model(id: str, aliases: Sequence[str], entry: config.ModelSettings) -> bool:
-    """Whether transcription may be asked of a model that another server serves.
+    """Whether an external model transcribes.
 
-    What the config declares counts, and nothing else if it does: `capabilities` (`in`, `out`), `capabilities` of `metadata` in
-    Ollama's words, or the option `transcriptions`. Else its names and those in its command tell.
+    The config decides if it declares `capabilities` (`in`, `out`), `capabilities` in `metadata` as Ollama names them, or the
+    option `transcriptions`. Else the model's names and those in its command decide.
     """
-    declared, said = entry.capabilities, entry.metadata.get("capabilities")
+    declared, listed = entry.capabilities, entry.metadata.get("capabilities")
     if declared.inputs or declared.outputs:
         return "audio" in declared.inputs and ("text" in declared.outputs or not declared.outputs)
-    if isinstance(said, list | tuple):
-        return "audio" in said
-    if entry.options:  # there are none but the paths of its audio routes
+    if isinstance(listed, list | tuple):
+        return "audio" in listed
+    if entry.options:  # all options are paths of audio routes
         return True
     names = [name.lower().replace("_", "-") for name in (id, *aliases, entry.use_model_name, *_split_command(entry.cmd))]
     return any(SPEECH_NAMES.search(name) and not TTS_NAMES.search(name) for name in names)
 
 
 def declares_chat(entry: config.ModelSettings) -> bool:
-    """Whether the config declares the model as one for chats that also listens."""
-    said = entry.metadata.get("capabilities")
-    return "text" in entry.capabilities.inputs or (isinstance(said, list | tuple) and "completion" in said)
+    """Whether the config declares the model as a chat model."""
+    listed = entry.metadata.get("capabilities")
+    return "text" in entry.capabilities.inputs or (isinstance(listed, list | tuple) and "completion" in listed)
 
 
 def _split_command(line: str) -> Iterator[str]:
-    """The words of a command without their folders, since a folder may have any name. Paths of routes stay whole."""
+    """Yield the words of a command without their folders, which may have any name. Paths of routes stay whole."""
     for word in WORD_BREAKS.split(line):
         yield word if word.endswith("audio/transcriptions") else word.rpartition("/")[2]

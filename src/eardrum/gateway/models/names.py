@@ -1,4 +1,4 @@
-"""Maps model names to engines and Hugging Face repositories. Pure: uses what engines declare, reads nothing from disk."""
+"""Maps model names to engines and Hugging Face repositories by the names that engines declare. Pure: reads nothing from disk."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from eardrum.engines.registry import EngineCard
 from eardrum.errors import ModelNotFoundError
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-"""What can be an id at the hub. Names come from clients, and ids become folders and arguments of commands."""
+"""Matches ids of the hub, strictly: names come from clients, and ids become folders and arguments of commands."""
 
 MAX_NAME_LENGTH = 512
-"""Characters of a name: paths of folders have more than ids. What is longer names nothing, and is not compared with anything."""
+"""Characters of a name, which may be the path of a folder. Longer names are unknown, and are not compared."""
 
 MAX_QUOTED_LENGTH = 80
-"""Characters of an unknown name that are repeated to whoever sent it."""
+"""Characters of an unknown name that an error repeats."""
 
 DEFAULT_ALIASES = (
     *("whisper-1", "gpt-4o-transcribe", "gpt-4o-transcribe-diarize", "gpt-4o-mini-transcribe", "gpt-transcribe"),
     *("gpt-live-transcribe", "gpt-realtime-whisper"),
 )
-"""Names that clients cannot help sending; they mean the default model unless the config says otherwise."""
+"""Names that many clients always send. They stand for the default model unless the config defines them."""
 
 DATED_NAME = re.compile(r"(.+)-\d{4}-\d{2}-\d{2}", re.ASCII)
-"""How OpenAI names one state of a model: `gpt-4o-mini-transcribe-2025-12-15`."""
+"""OpenAI's names of snapshots: `gpt-4o-mini-transcribe-2025-12-15`."""
 
 LATEST_TAG = ":latest"
-"""The tag that Ollama's clients add to every name without one. It says nothing."""
+"""The tag that Ollama's clients add to names without one. It has no meaning here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMatch:
-    """An engine that could run what a name means, and the Hugging Face repository of the weights."""
+    """An engine and a Hugging Face repository that a name may stand for."""
 
     card: EngineCard
     repository: str
 
     @property
     def sort_key(self) -> tuple[bool, int]:
-        """Sorts installed engines first, then those meant for such models."""
+        """Sorts installed engines first, then by the engines' rank."""
         return bool(self.card.missing_packages), self.card.rank
 
 
 def find_matches(name: str, engine: str = "") -> list[ModelMatch]:
-    """All that a name could mean, the best first; those of `engine` only, if one is given.
+    """All meanings of a name, the best first; only those of `engine`, if given.
 
-    A short name that an engine knows (`large-v3`), an id with its owner (`nvidia/parakeet-tdt-0.6b-v3`), or such an id
-    without its owner. Who gives the engine may name any id: it cannot be known what somebody's fine-tuned model is.
+    A name is a short name that an engine declares (`large-v3`), an id with its owner (`nvidia/parakeet-tdt-0.6b-v3`), or
+    such an id without its owner. With an `engine`, any id is a match: it may be a fine-tuned model.
     """
     if len(name) > MAX_NAME_LENGTH:
         return []
@@ -63,7 +63,7 @@ def find_matches(name: str, engine: str = "") -> list[ModelMatch]:
 
 
 def list_spellings(name: str) -> tuple[str, ...]:
-    """The name as it came, and the same name with the tag that says nothing, or without it."""
+    """The name as sent, then with `:latest` added or removed."""
     if len(name) > MAX_NAME_LENGTH:
         return (name,)
     bare = name.removesuffix(LATEST_TAG)
@@ -73,35 +73,35 @@ def list_spellings(name: str) -> tuple[str, ...]:
 
 
 def list_meanings(name: str) -> tuple[str, ...]:
-    """The spellings of a name, then those without the date behind a name that clients cannot help sending."""
+    """The spellings of a name, then those of a default alias without the date of a snapshot."""
     dated = DATED_NAME.fullmatch(name.removesuffix(LATEST_TAG))
     return list_spellings(name) + (list_spellings(dated[1]) if dated and dated[1] in DEFAULT_ALIASES else ())
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether there could be such a repository at the hub."""
+    """Whether the name has the form of a repository id at the hub."""
     return len(name) <= MAX_NAME_LENGTH and bool(HUB_ID.fullmatch(name))
 
 
 def quote_name(name: str) -> str:
-    """A name in a message: quoted, on one line, not too long."""
+    """Quote a name for a message, on one line and shortened."""
     return repr(name if len(name) <= MAX_QUOTED_LENGTH else name[:MAX_QUOTED_LENGTH] + "...")
 
 
 def choose_match(name: str, engine: str = "") -> ModelMatch:
-    """The one thing that a name means.
+    """Return the best meaning of a name.
 
     Raises:
-        ModelNotFoundError: nothing, or several things that exclude each other; the message lists what would do.
+        ModelNotFoundError: the name is unknown or ambiguous; the message lists alternatives.
     """
     found = find_matches(name, engine)
     if not found:
-        here = f"The engine {registry.find_card(engine).name} knows no" if engine else "No engine here knows a"
-        raise ModelNotFoundError(f"{here} model {quote_name(name)}.{_suggest_names(name, engine)}")
+        prefix = f"The engine {registry.find_card(engine).name} knows no" if engine else "No engine here knows a"
+        raise ModelNotFoundError(f"{prefix} model {quote_name(name)}.{_suggest_names(name, engine)}")
     best = [match for match in found if match.sort_key == found[0].sort_key]
     if len({(match.card.name, match.repository) for match in best}) > 1:
-        could = ", ".join(f"{match.repository} (engine {match.card.name})" for match in best)
-        raise ModelNotFoundError(f"{quote_name(name)} could mean {could}: use the full name, or say which engine.")
+        meanings = ", ".join(f"{match.repository} (engine {match.card.name})" for match in best)
+        raise ModelNotFoundError(f"{quote_name(name)} is ambiguous: {meanings}. Use the full name, or set the engine.")
     return found[0]
 
 
@@ -113,9 +113,8 @@ def _match_card(card: EngineCard, name: str) -> Iterator[ModelMatch]:
         if is_hub_id(name) and any(fnmatchcase(wanted, pattern) for pattern in card.repositories):
             yield ModelMatch(card, name)
     else:
-        known_repositories = {*card.names.values(), *(known for known in card.names if "/" in known)}
-        meant = {card.names.get(id, id) for id in known_repositories if id.rpartition("/")[2].lower() == wanted}
-        for repository in sorted(meant):
+        ids = {*card.names.values(), *(known for known in card.names if "/" in known)}
+        for repository in sorted({card.names.get(id, id) for id in ids if id.rpartition("/")[2].lower() == wanted}):
             yield ModelMatch(card, repository)
 
 
@@ -125,4 +124,4 @@ def _suggest_names(name: str, engine: str) -> str:
     cards = [registry.find_card(engine)] if engine else registry.list_cards().values()
     known = {known.lower(): known for card in cards for known in card.names}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
-    return f" Close to it: {', '.join(close)}." if close else " `eardrum engines` lists the names that engines know."
+    return f" Close to it: {', '.join(close)}." if close else " `eardrum engines` lists the known names."

@@ -15,20 +15,20 @@ IMPORT_REVISION = "imported"
 """Revision of models that did not come from the hub."""
 
 CACHE_PREFIX = "models--"
-"""How folders of the Hugging Face cache begin."""
+"""Prefix of the models' folders in the Hugging Face cache."""
 
 UNFINISHED_PATTERNS = ("*.part", "*.incomplete")
-"""Files of a download that was cut off, ours and those of the hub's own tools."""
+"""Partial files of Eardrum's downloads and of the hub's own tools."""
 
 MAX_ID_BYTES = 200
-"""Longest id of a model: it becomes the name of a folder, which may have 255 bytes."""
+"""Longest id of a model: it becomes part of the name of a folder, which may have 255 bytes."""
 
 
 def find_hub_cache() -> Path:
     """The Hugging Face cache, found as huggingface_hub finds it.
 
     Raises:
-        ConfigError: that would be in the home of a user who has none.
+        ConfigError: the cache would be in the home folder, and this user has none.
     """
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     try:
@@ -38,7 +38,7 @@ def find_hub_cache() -> Path:
 
 
 def is_model_id(name: str) -> bool:
-    """Whether a model may be called so: a folder's name, or an owner's and a model's. Never a way out of the store."""
+    """Whether this may be the id of a model: `folder` or `owner/model`, and no path out of the store."""
     parts = name.split("/")
     return (
         len(parts) <= 2
@@ -50,15 +50,15 @@ def is_model_id(name: str) -> bool:
 
 
 def is_written_as_path(name: str) -> bool:
-    """Whether what stands in a model's place can only be a folder or a file."""
+    """Whether a model is given as the path of a folder or a file, not as a name."""
     return name.startswith((".", "/", "~")) or name.endswith("/")
 
 
 def resolve_folder(folder: Path) -> tuple[Path, str]:
-    """Where in a folder the files are, and what the model is called: it may be a part of a Hugging Face cache, or a copy of one.
+    """Return the folder with the files and the model's id. `folder` may be part of a Hugging Face cache, or a copy of one.
 
     Raises:
-        ConfigError: it is a part without a whole model.
+        ConfigError: it is part of a Hugging Face cache, without a complete model.
     """
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHE_PREFIX):
         return folder, _parse_id(folder.parent.parent)
@@ -66,24 +66,24 @@ def resolve_folder(folder: Path) -> tuple[Path, str]:
         return folder, folder.name
     source = ModelStore(folder.parent).find_files(_parse_id(folder))
     if not source:
-        raise ConfigError(f"{folder} looks like a part of the Hugging Face cache, but holds no whole model.")
+        raise ConfigError(f"{folder} looks like a part of the Hugging Face cache, but contains no complete model.")
     return source, _parse_id(folder)
 
 
 class ModelStore:
-    """The models in one folder, by id: a directory's name, or the name at the hub."""
+    """The models in one folder, by id: the name of a subfolder, or the id at the hub."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def __iter__(self) -> Iterator[tuple[str, Path]]:
-        """Ids and where the files are, in the order of the names. Whether the files are a model is the engines' affair."""
+        """Yield ids and folders, sorted by folder. Only engines can tell whether the files are a model."""
         for id in self._list_ids():
             if source := self.find_files(id):
                 yield id, source
 
     def find_files(self, id: str) -> Path | None:
-        """The files of a model, the newest whole revision of them; None when there are none."""
+        """The folder with a model's files, of the newest complete revision; None if there is none."""
         if not is_model_id(id):
             return None
         snapshots = [path for path in (self._get_cache_path(id) / "snapshots").glob("*") if path.is_dir()]
@@ -92,38 +92,38 @@ class ModelStore:
         return self._find_plain(id)
 
     def is_unfinished(self, id: str) -> bool:
-        """Whether a download or a copy of this model was cut off, or is under way."""
+        """Whether a download or an import of this model is incomplete or running."""
         if not is_model_id(id):
             return False
         copying = self._get_cache_path(id) / f".{IMPORT_REVISION}"
         return copying.is_dir() or any(any((self._get_cache_path(id) / "blobs").glob(pattern)) for pattern in UNFINISHED_PATTERNS)
 
     def compute_fingerprint(self) -> frozenset[tuple[str, int, int]]:
-        """Something that is another one when a model has come, gone or changed, and costs two looks for each to find out."""
+        """Return a value that differs once a model was added, removed or changed. Costs two calls of `stat` for each model."""
         try:
             with os.scandir(self.folder) as entries:
                 return frozenset(
                     (entry.name, _read_change_time(entry.path), _read_change_time(f"{entry.path}/snapshots")) for entry in entries
                 )
-        except OSError:  # there is no folder yet, or it cannot be read
+        except OSError:  # missing or not readable
             return frozenset()
 
     def list_unfinished(self) -> list[str]:
         """Ids of all models with an unfinished download."""
         return [id for id in self._list_ids() if self.is_unfinished(id)]
 
-    def import_folder(self, directory: Path, id: str, copied: Callable[[int], None]) -> Path:
-        """Copy a directory in, as if it had been fetched from the hub. What is half copied is not seen as a model.
+    def import_folder(self, directory: Path, id: str, on_copied: Callable[[int], None]) -> Path:
+        """Copy a directory into the store. Until all files are copied, it is not a model.
 
         Args:
-            directory: the files; hidden ones (`.git`) stay behind.
-            id: the model's name from now on.
-            copied: told the bytes of each file that has been copied.
+            directory: the files; hidden ones (`.git`) are left out.
+            id: the id of the new model.
+            on_copied: called with the size of each copied file.
 
         Raises:
-            ConfigError: no model can have this id, or one has it already.
+            ConfigError: the id is invalid, or another model has it.
             PullError: a file cannot be copied.
-            StorageFullError: it does not fit.
+            StorageFullError: there is not enough space.
         """
         if not is_model_id(id):
             raise ConfigError(f"A model cannot be called {id!r}: choose a name of letters and digits with --name.")
@@ -132,7 +132,9 @@ class ModelStore:
         files = [path for path in directory.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(directory))]
         size, free = sum(path.stat().st_size for path in files), shutil.disk_usage(_find_existing(self.folder)).free
         if size > free:
-            raise StorageFullError(f"{directory} has {size / 1e9:.1f} GB, and {self.folder} {free / 1e9:.1f} GB free: make room.")
+            raise StorageFullError(
+                f"{directory} takes {size / 1e9:.1f} GB, but {self.folder} has {free / 1e9:.1f} GB free: make room."
+            )
         copying, snapshot = (
             self._get_cache_path(id) / f".{IMPORT_REVISION}",
             self._get_cache_path(id) / "snapshots" / IMPORT_REVISION,
@@ -143,7 +145,7 @@ class ModelStore:
                 target = copying / path.relative_to(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-                copied(path.stat().st_size)
+                on_copied(path.stat().st_size)
         except OSError as error:
             raise _make_copy_error(error, directory, self.folder) from error
         else:
@@ -151,15 +153,15 @@ class ModelStore:
             copying.rename(snapshot)
         finally:
             shutil.rmtree(copying, ignore_errors=True)
-            with suppress(OSError):  # only if the copy failed and nothing else is in it
+            with suppress(OSError):  # if the copy failed, and no other file is in the folder
                 self._get_cache_path(id).rmdir()
         return snapshot
 
     def remove_model(self, id: str) -> int:
-        """Delete a model's files, also those of an unfinished download; returns the bytes that became free.
+        """Delete a model's files and unfinished downloads; returns the freed bytes.
 
         Raises:
-            ConfigError: the rights to do so are missing.
+            ConfigError: this user may not delete them.
         """
         try:
             return self._delete_files(id) if is_model_id(id) else 0
@@ -169,7 +171,7 @@ class ModelStore:
     def _delete_files(self, id: str) -> int:
         freed = 0
         for path in (self._get_cache_path(id), self._find_plain(id)):
-            if path and path.is_symlink():  # the folder it leads to is not ours
+            if path and path.is_symlink():  # the link's target is not part of the store
                 path.unlink()
             elif path and path.is_dir():
                 freed += measure_size(path)
@@ -179,7 +181,7 @@ class ModelStore:
         return freed
 
     def contains(self, source: Path) -> bool:
-        """Whether these files are in the store."""
+        """Whether a path is in the store."""
         return self.folder.resolve() in source.resolve().parents
 
     def _list_ids(self) -> Iterator[str]:
@@ -187,7 +189,7 @@ class ModelStore:
             directories = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         except PermissionError:
             raise ConfigError(
-                f"The folder of models, {self.folder}, cannot be read: set model_dir, or change its rights."
+                f"The folder of models, {self.folder}, cannot be read: set model_dir, or change its permissions."
             ) from None
         for directory in directories:
             yield _parse_id(directory)
@@ -201,7 +203,7 @@ class ModelStore:
 
 
 def measure_size(source: Path) -> int:
-    """Bytes of the files at a path; contents that several links lead to count once."""
+    """Bytes of the files at a path; files with several links count once."""
     if source.is_file():
         return source.stat().st_size
     files = (path for path in source.rglob("*") if path.is_file())
@@ -209,7 +211,7 @@ def measure_size(source: Path) -> int:
 
 
 def _read_change_time(path: str) -> int:
-    """When something was put into a folder or taken out of it, in nanoseconds; 0 if there is none."""
+    """When an entry of a folder was added or removed, in nanoseconds; 0 without a folder."""
     try:
         return Path(path).stat().st_mtime_ns
     except OSError:
