@@ -562,7 +562,7 @@ def test_the_commands(tmp_path: Path) -> None:
         none, *gone = eardrum(server.address, "ps").stdout.splitlines()
         assert none == "No model is loaded."
         assert sorted(line.partition(" went ")[0] for line in gone) == [M, "web"]
-        assert all(line.endswith(" ago: somebody unloaded it.") for line in gone)
+        assert all(line.endswith(" ago: on request.") for line in gone)
         (entry, _) = sorted(get_json(server, "/api/ps")["gone"], key=lambda entry: str(entry["id"]))
         assert (entry["id"], entry["reason"], entry["for"]) == (M, "hand", None)
         assert {model["id"]: model.get("reason") for model in get_json(server, "/health")["models"]}["web"] == "hand"

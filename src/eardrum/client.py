@@ -26,7 +26,7 @@ HANDSHAKE_ERRORS = {
     403: "The server does not let this program in.",
     404: "The server does not know live sessions: it is older than this program.",
 }
-"""What a refusal of a WebSocket means, whose answer cannot be read."""
+"""Messages for refused WebSockets, by status: the response has no readable body."""
 
 
 def get_reachable_host(host: str) -> str:
@@ -58,7 +58,7 @@ class ServerTranscription:
     ignored: tuple[str, ...] = ()
     """Fields that had no effect, as the server says."""
     warnings: tuple[str, ...] = ()
-    """What of the audio the server could not decode."""
+    """Parts of the audio that the server could not decode."""
 
 
 class EardrumClient:
@@ -91,7 +91,7 @@ class EardrumClient:
     async def transcribe(
         self, audio: Path | AsyncIterable[bytes], form: Mapping[str, Sequence[str]], *, translate: bool = False, name: str = ""
     ) -> ServerTranscription:
-        """What the server answers to a file, or to bytes that come in meanwhile and are called `name`.
+        """Send a file, or bytes as they arrive under the name `name`, and return the server's answer.
 
         Raises:
             EardrumError: the server cannot be reached or refused; its sentence is passed on.

@@ -9,7 +9,7 @@ from eardrum.errors import ConfigError
 
 
 def create_server_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """What a server needs for HTTPS; None if there is no certificate.
+    """Create the TLS context of a server; None without a certificate.
 
     Raises:
         ConfigError: the message names the setting and the file at fault.
@@ -38,12 +38,12 @@ def create_server_context(certificate: Path | None, key: Path | None) -> ssl.SSL
 
 
 def create_client_context(certificate: Path, *, by_any_name: bool = False) -> ssl.SSLContext:
-    """What a client needs that trusts the certificates in a file beside the system's authorities.
+    """Create the TLS context of a client that also trusts the certificates in a file.
 
-    With `by_any_name` it does not matter for which server they are.
+    With `by_any_name`, the host name in a certificate is not checked.
 
     Raises:
-        ConfigError: there is none in the file.
+        ConfigError: the file has no certificate.
     """
     _check_certificate(certificate, "certificate")
     context = ssl.create_default_context()

@@ -163,8 +163,8 @@ async def test_why_a_model_has_gone_is_logged_once_and_kept(tmp_path: Path, capl
         lines = [record.getMessage() for record in caplog.records if "was unloaded" in record.getMessage()]
         assert lines == [
             "a was unloaded: it made room for b (group).",
-            "short was unloaded: nobody asked for it for the length of its ttl.",
-            "b was unloaded: somebody unloaded it.",
+            "short was unloaded: it had no requests for the length of its ttl.",
+            "b was unloaded: on request.",
         ]
         await post_chat(service, "a")
         assert service.unload_history.find_last("a") is None, "it is there again"

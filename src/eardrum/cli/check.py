@@ -33,7 +33,7 @@ from eardrum.engines import cuda, registry
 from eardrum.errors import HIDDEN, ConfigError, EardrumError, ModelNotFoundError, remove_logins
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.inventory import Model, ModelInventory
-from eardrum.gateway.scheduler.policy_factory import PolicyFactory, find_wrong_sizes
+from eardrum.gateway.scheduler.policies import PolicyFactory, find_wrong_sizes
 from eardrum.gateway.spool import check_spool_folder
 from eardrum.redaction import is_secret, redact_command
 from eardrum.units import format_size
@@ -237,7 +237,7 @@ class _ConfigExaminer:
             self._settings = _remove_size(self._settings, path)
         book = PolicyFactory(self._settings)
         for id, model in found.items():
-            book.learn_model(replace(model, entry=self._settings.models[id]))
+            book.add_model(replace(model, entry=self._settings.models[id]))
         return book
 
     def _check_options(self, found: Mapping[str, Model]) -> None:

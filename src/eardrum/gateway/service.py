@@ -40,7 +40,7 @@ from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.launcher import ModelLauncher
 from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, UnloadHistory
 from eardrum.gateway.scheduler import ModelState, UnloadCause
-from eardrum.gateway.scheduler.policy_factory import PolicyFactory
+from eardrum.gateway.scheduler.policies import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
 from eardrum.gateway.spool import AudioSource as Audio
 from eardrum.gateway.spool import Spool, check_spool_folder

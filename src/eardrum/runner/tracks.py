@@ -79,7 +79,7 @@ class TrackSelector:
 
     @property
     def streams(self) -> list[AudioStream]:
-        """Whose packets are wanted."""
+        """The streams to demultiplex."""
         return [track.stream for track in self._candidates]
 
     def has_stream(self, stream: AudioStream) -> bool:

@@ -26,7 +26,7 @@ class ConfigSource:
         self._folder = folder
         self._assigned_ports: dict[str, int] = {}
         self.files: tuple[Path, ...] = ()
-        """What was read last."""
+        """The files of the last read."""
 
     def read_first(self) -> LoadedConfig:
         """The settings to start with, and what there is to say about them.

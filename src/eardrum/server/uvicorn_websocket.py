@@ -42,7 +42,7 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
         self._closes_gracefully = False
         self._stall: StallTimer | None = None
         self._unparsed = bytearray()
-        """What came and was not taken apart yet."""
+        """Received bytes that are not parsed yet."""
         self._is_parsing_later = False
         self._is_refused = False
         self._pending_loss: tuple[Exception | None] | None = None

@@ -23,7 +23,7 @@ class DispatchHarness:
         self.stopped: list[str] = []
         self.changes = 0
         self.dispatch = SchedulerDispatcher(
-            Scheduler(), start=self.started.append, stop=self._stop_model, changed=self._count_change
+            Scheduler(), start_model=self.started.append, stop_model=self._stop_model, on_change=self._count_change
         )
         self.ended = asyncio.Event()
 

@@ -49,7 +49,7 @@ def test_what_leaves_anyway_costs_nothing_and_what_is_claimed_costs_most() -> No
 
 
 def test_a_model_in_no_set_runs_alone_or_is_outside() -> None:
-    rules = MatrixPolicy((AndExpression((ModelReference("a"), ModelReference("b"))),), alone=frozenset("z"))
+    rules = MatrixPolicy((AndExpression((ModelReference("a"), ModelReference("b"))),), solitary=frozenset("z"))
     assert list_evicted(rules, "z", "abo") == {"a", "b"}
     assert list_evicted(rules, "a", "bz") == {"z"}
     assert list_evicted(rules, "o", "abz") == set()

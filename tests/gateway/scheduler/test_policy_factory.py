@@ -9,7 +9,7 @@ import pytest
 from eardrum import config
 from eardrum.errors import ConfigError
 from eardrum.gateway.models.inventory import Model, ModelInventory
-from eardrum.gateway.scheduler.policy_factory import PolicyFactory
+from eardrum.gateway.scheduler.policies import PolicyFactory
 
 COMMANDS = """
 models:
@@ -72,17 +72,17 @@ def test_memory_takes_the_place_of_the_default_group(tmp_path: Path) -> None:
     declared = COMMANDS.replace('${PORT}"}', '${PORT}", memory: 6G}')
     rules = create_factory(tmp_path, "memory: {cuda: 10GB}", declared)
     models = create_models(tmp_path, "memory: {cuda: 10GB}", declared)
-    assert all(rules.learn_model(models[id]) for id in ("llm", "ears", "coder"))
-    assert not rules.learn_model(models["llm"]), "known"
-    assert not rules.learn_model(models["cloud"]), "an address has its memory elsewhere"
+    assert all(rules.add_model(models[id]) for id in ("llm", "ears", "coder"))
+    assert not rules.add_model(models["llm"]), "known"
+    assert not rules.add_model(models["cloud"]), "an address has its memory elsewhere"
     assert list_evicted(rules, "llm", "ears") == {"ears"}
     assert list_evicted(rules, "coder", "ears") == {"ears"}, "of which nothing is known is loaded alone"
 
 
 def test_what_was_measured_counts_then(tmp_path: Path) -> None:
     rules, models = create_factory(tmp_path, "memory: {cpu: 10G}"), create_models(tmp_path)
-    rules.learn_model(models["llm"])
-    rules.learn_model(models["coder"])
+    rules.add_model(models["llm"])
+    rules.add_model(models["coder"])
     assert list_evicted(rules, "coder", "llm") == {"llm"}
     assert rules.record_measurement(models["llm"], {"cpu": 3e9, "cuda": 9e9}), "pools that are not there do not count"
     assert rules.record_measurement(models["coder"], {"cpu": 4e9})
@@ -93,7 +93,7 @@ def test_what_was_measured_counts_then(tmp_path: Path) -> None:
 
 def test_a_built_in_model_is_guessed_by_its_files(tmp_path: Path) -> None:
     rules, models = create_factory(tmp_path, "memory: {cpu: 10G}"), create_models(tmp_path)
-    rules.learn_model(models["moonshine-tiny-en"])
+    rules.add_model(models["moonshine-tiny-en"])
     rules.record_measurement(models["llm"], {"cpu": 8e9})
     assert list_evicted(rules, "moonshine-tiny-en", "llm") == set()
     assert rules.needs_measuring(models["moonshine-tiny-en"])
@@ -104,7 +104,7 @@ def test_a_model_may_name_its_pools(tmp_path: Path) -> None:
     pools = "memory: {cuda: 10G, cpu: 10G}"
     rules, models = create_factory(tmp_path, pools, declared), create_models(tmp_path, pools, declared)
     for id in ("llm", "ears"):
-        rules.learn_model(models[id])
+        rules.add_model(models[id])
     assert list_evicted(rules, "ears", "llm") == {"llm"}
     assert not rules.needs_measuring(models["llm"])
 
@@ -114,7 +114,7 @@ def test_groups_and_memory_hold_both_and_persistent_models_stay(tmp_path: Path) 
     both = "memory: {cpu: 10G}\ngroups: {speech: {members: [ears], persistent: true, exclusive: false}}"
     rules, models = create_factory(tmp_path, both, declared), create_models(tmp_path, both, declared)
     for id in ("llm", "coder", "ears"):
-        rules.learn_model(models[id])
+        rules.add_model(models[id])
     assert list_evicted(rules, "llm", "coder", "ears") == {"coder"}
 
 

@@ -26,7 +26,7 @@ from eardrum.gateway.processes.crashes import CrashBackoff, CrashIsolation, Cras
 from eardrum.gateway.processes.launcher import ModelInstance, ModelLauncher
 from eardrum.gateway.scheduler import ModelState, Scheduler, UnloadCause, UnloadReason
 from eardrum.gateway.scheduler.dispatcher import SchedulerDispatcher
-from eardrum.gateway.scheduler.policy_factory import PolicyFactory
+from eardrum.gateway.scheduler.policies import PolicyFactory
 from eardrum.gateway.upstreams import Upstream
 from eardrum.transcription import Capabilities
 
@@ -175,7 +175,10 @@ class ModelSupervisor:
         self._on_loaded = on_loaded
         self._policy_factory = policy_factory
         self._dispatcher = SchedulerDispatcher(
-            Scheduler(policy_factory.policy, patience), start=self._start_model, stop=self._stop_model, changed=on_change
+            Scheduler(policy_factory.policy, patience),
+            start_model=self._start_model,
+            stop_model=self._stop_model,
+            on_change=on_change,
         )
         self._crash_backoff = CrashBackoff()
         self._crash_isolation = CrashIsolation()
@@ -217,7 +220,7 @@ class ModelSupervisor:
                 await self._wait_for_backoff(model)
             self._check_backoff(model)
             self._models[model.id] = model
-            if self._policy_factory.learn_model(model):
+            if self._policy_factory.add_model(model):
                 self._dispatcher.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
             self._places.add_place(model.id, lease)
             try:
@@ -363,7 +366,7 @@ class ModelSupervisor:
         self._models |= {id: models[id] for id in self._models if id in models}
         for id, model in self._models.items():
             if id not in changes.removed:
-                policy_factory.learn_model(model)
+                policy_factory.add_model(model)
         self._policy_factory = policy_factory
         for id in gone:
             self._crash_backoff.reset(id)

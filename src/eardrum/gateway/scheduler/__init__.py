@@ -3,11 +3,13 @@
 See `docs/explanation/scheduler.md`.
 """
 
-from eardrum.gateway.scheduler.events import (
+from eardrum.gateway.scheduler.planner import ModelState, ScheduledModel, UnloadCause, UnloadReason, WaitingRequest
+from eardrum.gateway.scheduler.state_machine import (
+    BACK_OFF_S,
+    RETRY_AFTER_S,
     ConfigChanged,
     GrantRequest,
     ModelReady,
-    ModelState,
     PolicyChanged,
     ProcessExited,
     RejectRequest,
@@ -16,6 +18,7 @@ from eardrum.gateway.scheduler.events import (
     RequestCancelled,
     RequestFinished,
     RequestIdle,
+    Scheduler,
     SchedulerAction,
     SchedulerEvent,
     SettingsChanged,
@@ -24,12 +27,10 @@ from eardrum.gateway.scheduler.events import (
     StartModel,
     StopModel,
     TimerFired,
-    UnloadCause,
-    UnloadReason,
     UnloadRequested,
+    make_shutdown_error,
+    make_unloaded_error,
 )
-from eardrum.gateway.scheduler.planner import ScheduledModel, WaitingRequest
-from eardrum.gateway.scheduler.state_machine import BACK_OFF_S, RETRY_AFTER_S, Scheduler, make_shutdown_error, make_unloaded_error
 
 __all__ = [
     "BACK_OFF_S",

@@ -14,25 +14,25 @@ from eardrum.gateway.scheduler import ModelState, Scheduler
 
 
 class SchedulerDispatcher:
-    """Lends the scheduler a clock, hands out what it grants, and comes back when something is due.
+    """Passes events and the time to the scheduler, and carries out its actions.
 
-    `start` and `stop` begin and end a life of a model, by its id. `changed` is told when any model's state has become another.
+    `start_model` and `stop_model` get the id of a model. `on_change` is called after the state of any model has changed.
     """
 
     def __init__(
         self,
-        machine: Scheduler,
+        state_machine: Scheduler,
         *,
-        start: Callable[[str], None],
-        stop: Callable[[str], None],
-        changed: Callable[[], None],
+        start_model: Callable[[str], None],
+        stop_model: Callable[[str], None],
+        on_change: Callable[[], None],
     ):
-        self.models = machine.models
-        """What is known of each model. To be read only."""
-        self._scheduler = machine
-        self._start = start
-        self._stop = stop
-        self._on_change = changed
+        self.models = state_machine.models
+        """The state of each model; read only."""
+        self._scheduler = state_machine
+        self._start_model = start_model
+        self._stop_model = stop_model
+        self._on_change = on_change
         self._states: list[ModelState] = []
         self._tickets = itertools.count()
         self._pending: dict[int, asyncio.Future[None]] = {}
@@ -40,7 +40,7 @@ class SchedulerDispatcher:
         self._due = 0.0
 
     def handle_event(self, event: scheduler.SchedulerEvent) -> None:
-        """Something has happened."""
+        """Pass an event to the scheduler, and carry out the actions."""
         for action in self._scheduler.handle_event(event, time.monotonic()):
             self._carry_out(action)
         self._set_timer()
@@ -50,10 +50,10 @@ class SchedulerDispatcher:
             self._on_change()
 
     async def wait_for_turn(self, model: Model) -> int:
-        """Wait until a request may use the model, and return the ticket that `done` takes back.
+        """Wait until a request may use the model, and return its ticket, for `release_ticket`.
 
         Raises:
-            EardrumError: it may not, in words for the client.
+            EardrumError: the scheduler rejects the request.
         """
         ticket, granted = next(self._tickets), asyncio.get_running_loop().create_future()
         self._pending[ticket] = granted
@@ -64,18 +64,18 @@ class SchedulerDispatcher:
             if granted.done():
                 drop_error(granted)
             self.handle_event(scheduler.RequestCancelled(model.id, ticket))
-            self.release_ticket(model.id, ticket)  # it may have been granted at that very moment
+            self.release_ticket(model.id, ticket)  # it may have been granted in the same moment
             raise
         finally:
             del self._pending[ticket]
         return ticket
 
     def release_ticket(self, model: str, ticket: int) -> None:
-        """The request is over."""
+        """Report that a granted request has finished."""
         self.handle_event(scheduler.RequestFinished(model, ticket))
 
     def close(self) -> None:
-        """Nothing is due any more."""
+        """Cancel the timer."""
         if self._timer:
             self._timer.cancel()
 
@@ -88,14 +88,14 @@ class SchedulerDispatcher:
                 if (granted := self._pending.get(ticket)) and not granted.done():
                     granted.set_exception(error)
             case scheduler.StartModel(model):
-                self._start(model)
+                self._start_model(model)
             case scheduler.StopModel(model):
-                self._stop(model)
+                self._stop_model(model)
 
     def _set_timer(self) -> None:
-        """Come back when the first time to live, or somebody's patience, is over.
+        """Set the timer to the next deadline: the end of a TTL or of a request's patience.
 
-        To come once too early costs less than to move the timer with every request, which makes its model live longer.
+        A timer that fires too early is left alone: that costs less than moving it with every request, which extends a TTL.
         """
         due = self._scheduler.next_deadline
         if due is None or (self._timer and self._due <= due):

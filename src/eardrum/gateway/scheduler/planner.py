@@ -1,24 +1,75 @@
-"""Plans which waiting models may start now, and which loaded models make room for them.
+"""The state of each model, and the plan which waiting models may start now and which loaded models make room for them.
 
-Models that are waited for and not loaded stand in one queue. The first starts as soon as those that the policy evicts for it
-are gone. They go when they are idle, or once somebody has waited `patience` seconds: from then on they serve only requests
-that came earlier. Models that exclude nobody ahead of them may overtake.
-
-`ScheduledModel` holds what the scheduler knows of one model.
+Models with waiting requests that are not loaded form one queue. The first starts as soon as the models that the policy evicts
+for it have stopped. They stop when they are idle, or once a request has waited `patience` seconds: from then on they serve
+only requests that came earlier. A model may overtake those ahead if it excludes none of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from eardrum.config import SchedulingSettings
 from eardrum.errors import EardrumError
-from eardrum.gateway.scheduler.events import ModelState, UnloadCause, UnloadReason
 from eardrum.gateway.scheduler.policies import CLAIMED, LEAVING, EvictionPolicy, attribute_evictions
 
+
+class ModelState(StrEnum):
+    """States of a model."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class UnloadReason(StrEnum):
+    """Reasons to unload a model."""
+
+    TTL = "ttl"
+    POOL = "pool"
+    GROUP = "group"
+    MATRIX = "matrix"
+    HAND = "hand"
+    FORCE = "force"
+    RELOAD = "reload"
+    SHUTDOWN = "shutdown"
+    CRASH = "crash"
+    FAILED = "failed"
+    """It could not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadCause:
+    """Why one model is unloaded, or was."""
+
+    reason: UnloadReason
+    other: str = ""
+    """The model that it makes room for, if any."""
+
+    def __str__(self) -> str:
+        """The end of the sentence "it was unloaded: ..."."""
+        return f"{REASON_TEXTS[self.reason]} {self.other} ({self.reason})" if self.other else REASON_TEXTS[self.reason]
+
+
+REASON_TEXTS = {
+    UnloadReason.TTL: "it had no requests for the length of its ttl",
+    **dict.fromkeys((UnloadReason.POOL, UnloadReason.GROUP, UnloadReason.MATRIX), "it made room for"),
+    UnloadReason.HAND: "on request",
+    UnloadReason.FORCE: "on request, by force",
+    UnloadReason.RELOAD: "the new config changes it, removes it, or leaves no room for it",
+    UnloadReason.SHUTDOWN: "the server is shutting down",
+    UnloadReason.CRASH: "its process ended unexpectedly",
+    UnloadReason.FAILED: "it could not be started",
+}
+
+
 NO_BARRIER = 1 << 62
-"""A barrier behind which nobody is: more arrivals than there will be."""
+"""A barrier without effect: more requests than will ever arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +77,13 @@ class WaitingRequest:
     """A request that has not been granted."""
 
     order: int
-    """Its place among all arrivals, of all models."""
+    """Its number among all requests, in the order of arrival."""
     since: float
 
 
 @dataclass(slots=True)
 class ScheduledModel:
-    """One model: its state, and who waits for it or uses it."""
+    """One model: its state, and its waiting and granted requests."""
 
     model: str
     state: ModelState = ModelState.STOPPED
@@ -41,27 +92,27 @@ class ScheduledModel:
     active: set[int] = field(default_factory=set)
     """Granted tickets."""
     idle: set[int] = field(default_factory=set)
-    """Those of them that do not hold the model."""
+    """Granted tickets that are idle: they do not keep the model loaded."""
     settings: SchedulingSettings = field(default_factory=SchedulingSettings)
     idle_since: float = 0.0
-    """When it was last without work; meaningless while it has some."""
+    """Since when it has had no busy request; meaningless while it has one."""
     served_before: int = 0
-    """Who arrived before this is served in this life of the model: they were there when it became ready."""
+    """Requests that arrived before this were waiting when the model became ready: they are served before it is unloaded."""
     barrier: int = NO_BARRIER
-    """While it drains: who arrived before this is still served."""
+    """While it drains, requests that arrived before this are still served."""
     unloading: bool = False
-    """It drains for good. A model that drains for a swap may go on if nobody waits for that any more."""
+    """It drains for good. A model that drains for a swap keeps serving if the waiting requests are cancelled."""
     unload_cause: UnloadCause | None = None
-    """Why it is on its way out, if it is."""
+    """Why it drains or stops, if it does."""
     last_unload: UnloadCause | None = None
-    """Why it went the last time."""
+    """Why it was unloaded the last time."""
     failures: int = 0
     retry_at: float = 0.0
     error: EardrumError | None = None
 
     @property
     def has_process(self) -> bool:
-        """Whether it has a process, and memory, from its start to its end."""
+        """Whether it has a process, which takes memory."""
         return self.state not in (ModelState.STOPPED, ModelState.FAILED)
 
     @property
@@ -71,32 +122,32 @@ class ScheduledModel:
 
     @property
     def busy_count(self) -> int:
-        """Requests that hold it."""
+        """Granted requests that are not idle."""
         return len(self.active) - len(self.idle)
 
     @property
     def request_count(self) -> int:
-        """Requests it has, waiting ones included."""
+        """Granted and waiting requests."""
         return len(self.active) + len(self.waiting)
 
     @property
     def first_waiting(self) -> WaitingRequest:
-        """Who has waited longest; there must be one."""
+        """The request that has waited longest; there must be one."""
         return next(iter(self.waiting.values()))
 
     @property
     def has_room(self) -> bool:
-        """Whether it serves fewer requests than it may at a time."""
+        """Whether it serves fewer requests than `max_concurrency`."""
         return not self.settings.max_concurrency or self.busy_count < self.settings.max_concurrency
 
     @property
     def can_admit(self) -> bool:
-        """Whether the next one who waits may come in."""
+        """Whether the first waiting request may be granted."""
         return bool(self.waiting) and self.first_waiting.order < self.barrier and self.has_room
 
     @property
     def is_drained(self) -> bool:
-        """Whether it has nothing left to do before it stops."""
+        """Whether it drains and has no request left to serve."""
         return (
             self.state is ModelState.DRAINING
             and not self.busy_count
@@ -105,77 +156,77 @@ class ScheduledModel:
 
     @property
     def unload_at(self) -> float | None:
-        """When its time to live is over, if nobody comes."""
+        """When its TTL ends, unless a request arrives."""
         ttl = self.settings.ttl
         return self.idle_since + ttl if ttl and self.state is ModelState.READY and not self.busy_count else None
 
     def get_last_use(self, now: float) -> float:
-        """When it was last used, for rules that care."""
+        """When it was last used, for policies."""
         if self.unloading or self.state in (ModelState.DRAINING, ModelState.STOPPING):
             return LEAVING
         return now if self.busy_count or self.waiting else self.idle_since
 
-    def mark_ready(self, turn: int, now: float) -> None:
-        """It serves. If it was to be unloaded meanwhile, then only who is there already."""
-        self.state, self.served_before, self.idle_since = ModelState.READY, turn, now
+    def mark_ready(self, arrivals: int, now: float) -> None:
+        """Set it ready. If an unload was requested during the start, only requests that are waiting already are served."""
+        self.state, self.served_before, self.idle_since = ModelState.READY, arrivals, now
         self.failures, self.error = 0, None
         if self.unloading and self.unload_cause:
-            self.drain(turn, self.unload_cause, for_good=True)
+            self.drain(arrivals, self.unload_cause, for_good=True)
 
-    def drain(self, barrier: int, going: UnloadCause, *, for_good: bool) -> None:
-        """Serve only who arrived before `barrier`."""
+    def drain(self, barrier: int, cause: UnloadCause, *, for_good: bool) -> None:
+        """Serve only requests that arrived before `barrier`."""
         self.state, self.barrier, self.unloading = ModelState.DRAINING, barrier, for_good
-        self.unload_cause = going
+        self.unload_cause = cause
 
     def cancel_drain(self) -> None:
-        """What it drained for is called off."""
+        """Serve all requests again."""
         self.state, self.barrier, self.unload_cause = ModelState.READY, NO_BARRIER, None
 
-    def mark_down(self, state: ModelState, why: UnloadCause) -> None:
-        """Its process is gone."""
+    def mark_down(self, state: ModelState, cause: UnloadCause) -> None:
+        """Set it stopped or failed: its process has ended."""
         self.state, self.barrier, self.unloading = state, NO_BARRIER, False
-        self.unload_cause, self.last_unload = None, why
+        self.unload_cause, self.last_unload = None, cause
 
 
 STARVATION_FACTOR = 2
-"""Who has waited so many times the patience goes before everybody who came later, whatever their priority."""
+"""A request that has waited so many times the patience comes before all later ones, whatever their priority."""
 
 
 @dataclass(slots=True)
 class StartPlan:
-    """What is to be done now."""
+    """The models to start, stop and drain now."""
 
     start: list[ScheduledModel] = field(default_factory=list)
     stop: dict[str, ScheduledModel] = field(default_factory=dict)
-    """Loaded for nobody, in the way of somebody."""
+    """Models without requests that make room."""
     barriers: dict[str, int] = field(default_factory=dict)
-    """Models that drain for others, and before which arrival one must have come to be served by them still."""
+    """Models that drain to make room, with their barriers."""
     causes: dict[str, UnloadCause] = field(default_factory=dict)
-    """Of all these, why."""
+    """Why models of `stop` and `barriers` make room."""
 
 
-def plan_starts(slots: Mapping[str, ScheduledModel], rules: EvictionPolicy, patience: float, now: float) -> StartPlan:
-    """Decide for everybody who waits."""
-    decided = StartPlan()
+def plan_starts(slots: Mapping[str, ScheduledModel], policy: EvictionPolicy, patience: float, now: float) -> StartPlan:
+    """Plan the starts for all waiting requests."""
+    plan = StartPlan()
     loaded = {slot.model: slot.get_last_use(now) for slot in slots.values() if slot.has_process}
     claims: dict[str, float] = {}
     for slot in _sort_queue(slots.values(), patience, now):
-        evicted = attribute_evictions(rules, slot.model, loaded | claims)
-        blocked = not evicted.keys().isdisjoint(claims) or _is_excluded(slot.model, rules, loaded, claims)
+        evicted = attribute_evictions(policy, slot.model, loaded | claims)
+        blocked = not evicted.keys().isdisjoint(claims) or _is_excluded(slot.model, policy, loaded, claims)
         if not blocked and not evicted:
-            decided.start.append(slot)
+            plan.start.append(slot)
             loaded[slot.model] = now
             continue
         claims[slot.model] = CLAIMED
         if not blocked:
             overdue = slot.first_waiting.since + patience <= now
-            going = {model: UnloadCause(UnloadReason(kind), slot.model) for model, kind in evicted.items()}
-            _make_room(decided, slot.first_waiting.order, [slots[model] for model in evicted], going, overdue=overdue)
-    return decided
+            causes = {model: UnloadCause(UnloadReason(kind), slot.model) for model, kind in evicted.items()}
+            _make_room(plan, slot.first_waiting.order, [slots[model] for model in evicted], causes, overdue=overdue)
+    return plan
 
 
 def list_deadlines(slot: ScheduledModel, patience: float) -> list[float]:
-    """When the passing of time alone changes whose turn it is, as far as those are concerned who wait for this model."""
+    """Times at which the plan changes because requests have waited for this model."""
     return (
         [slot.first_waiting.since + times * patience for times in (1, STARVATION_FACTOR)]
         if slot.waiting and not slot.has_process
@@ -184,7 +235,7 @@ def list_deadlines(slot: ScheduledModel, patience: float) -> list[float]:
 
 
 def _sort_queue(slots: Iterable[ScheduledModel], patience: float, now: float) -> list[ScheduledModel]:
-    """By priority, then arrival; but first those who would starve."""
+    """Sort waiting models: starved ones first, then by priority, then by arrival."""
 
     def place(slot: ScheduledModel) -> tuple[int, int, int]:
         starved = slot.first_waiting.since + STARVATION_FACTOR * patience <= now
@@ -193,31 +244,31 @@ def _sort_queue(slots: Iterable[ScheduledModel], patience: float, now: float) ->
     return sorted((slot for slot in slots if slot.waiting and not slot.has_process), key=place)
 
 
-def _is_excluded(model: str, rules: EvictionPolicy, loaded: Mapping[str, float], claims: Mapping[str, float]) -> bool:
-    """Whether it would have to go again for somebody ahead: to start it would be for nothing."""
+def _is_excluded(model: str, policy: EvictionPolicy, loaded: Mapping[str, float], claims: Mapping[str, float]) -> bool:
+    """Whether a model ahead in the queue would evict it again: then starting it is useless."""
     for ahead in claims:
         others = {other: used for other, used in {**loaded, **claims, model: CLAIMED}.items() if other != ahead}
-        if model in rules.find_evictions(ahead, others):
+        if model in policy.find_evictions(ahead, others):
             return True
     return False
 
 
 def _make_room(
-    decided: StartPlan, order: int, evicted: list[ScheduledModel], going: Mapping[str, UnloadCause], *, overdue: bool
+    plan: StartPlan, order: int, evicted: list[ScheduledModel], causes: Mapping[str, UnloadCause], *, overdue: bool
 ) -> None:
     if not overdue and not all(_is_free(slot) for slot in evicted):
-        return  # to stop one while another serves on would help nobody
+        return  # stopping some of them while others keep serving is useless
     for slot in evicted:
-        decided.causes.setdefault(slot.model, going[slot.model])
+        plan.causes.setdefault(slot.model, causes[slot.model])
         if slot.state is ModelState.STARTING and not slot.waiting:
-            decided.stop[slot.model] = slot
+            plan.stop[slot.model] = slot
         elif slot.is_serving and not slot.unloading:
             barrier = max(order, slot.served_before)
-            decided.barriers[slot.model] = min(barrier, decided.barriers.get(slot.model, barrier))
+            plan.barriers[slot.model] = min(barrier, plan.barriers.get(slot.model, barrier))
 
 
 def _is_free(slot: ScheduledModel) -> bool:
-    """Whether it makes room without anybody having to wait for their next turn."""
+    """Whether it can stop now without making a request wait for its next start."""
     if slot.state is ModelState.STOPPING or slot.unloading:
         return True
     return not slot.waiting and (slot.state is ModelState.STARTING or not slot.busy_count)

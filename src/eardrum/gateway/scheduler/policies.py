@@ -1,49 +1,41 @@
-"""Eviction policies: which loaded models must go before another one is loaded. Pure.
+"""Eviction policies: which loaded models must be unloaded before another one is loaded. Pure.
 
 `GroupPolicy` has llama-swap's groups. `swap`: one member at a time. `exclusive`: loading a member unloads the models of other
 groups. `persistent`: other groups do not unload its members. The policy looks at the model that is being loaded, so a group
 that is not exclusive leaves an exclusive one alone, and both are then loaded.
 
 `MatrixPolicy` has llama-swap's sets of models that may be loaded together. A set is an expression: `a & (b | c)` stands for
-the sets {a, b} and {a, c}. Ten groups of ten make 10¹⁰ sets, so they are never listed: an expression is only asked which of
-the few loaded models its sets could keep.
+the sets {a, b} and {a, c}. Ten groups of ten make 10¹⁰ sets, so they are never listed: an expression is only evaluated for the
+few loaded models.
 
-`MemoryPolicy` has pools of memory: models that fit stay loaded, and the least recently used goes.
+`MemoryPolicy` has pools of memory: models stay loaded as long as they fit, then the least recently used is unloaded.
+
+`PolicyFactory` builds the policy of a config, with the memory needs of models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import ClassVar, Protocol
 
+from eardrum.config import Settings, matrix
+from eardrum.config.diagnostics import KeyPath, format_path
 from eardrum.config.matrix import MatrixExpression, ModelReference, OrExpression
-
-__all__ = [
-    "CLAIMED",
-    "LEAVING",
-    "CombinedPolicy",
-    "EvictionPolicy",
-    "GroupPolicy",
-    "LoadedModels",
-    "MatrixPolicy",
-    "MemoryNeed",
-    "MemoryPolicy",
-    "ModelGroup",
-    "NoEviction",
-    "attribute_evictions",
-]
-
+from eardrum.errors import ConfigError
+from eardrum.gateway.models.inventory import ADDRESS, Model
+from eardrum.units import parse_size
 
 LoadedModels = Mapping[str, float]
-"""Models that hold memory now, with the time of their last use: `LEAVING` and `CLAIMED` are two times that are none."""
+"""Models that take memory now, with the time of their last use, or `LEAVING` or `CLAIMED` instead."""
 
 LEAVING = float("-inf")
-"""It is on its way out already: evicting it costs nothing more."""
+"""The model is being unloaded: evicting it costs nothing."""
 
 CLAIMED = float("inf")
-"""Somebody waits for it and is ahead: to be evicted only if nothing else helps."""
+"""A request ahead in the queue waits for the model: it is evicted only as a last resort."""
 
 
 class EvictionPolicy(Protocol):
@@ -51,69 +43,69 @@ class EvictionPolicy(Protocol):
 
     @property
     def kind(self) -> str:
-        """What they are about, in a word."""
+        """The `UnloadReason` of its evictions."""
         ...
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:
-        """The models of `loaded` that must be gone before `target` may be started; never `target` itself."""
+        """The models of `loaded` that must be unloaded before `target` is started; never `target` itself."""
         ...
 
     def allows(self, models: Collection[str]) -> bool:
-        """Whether these could have come to be loaded together, in some order."""
+        """Whether these models can be loaded together, in some order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NoEviction:
-    """No rules: what is loaded stays."""
+    """All models may be loaded together."""
 
     kind: ClassVar[str] = "nothing"
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:
-        """Nobody."""
+        """Return no model."""
         return frozenset()
 
     def allows(self, models: Collection[str]) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class CombinedPolicy:
-    """Several rules at once. Those behind are asked about what those before them let stay."""
+    """Several policies in a row. Each sees only the models that those before it keep."""
 
     policies: tuple[EvictionPolicy, ...]
     kind: ClassVar[str] = "rules"
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:
-        """Whom any of them evicts."""
+        """All models that one of the policies evicts."""
         return frozenset(self.attribute_evictions(target, loaded))
 
     def attribute_evictions(self, target: str, loaded: LoadedModels) -> dict[str, str]:
-        """Whom any of them evicts, and of which kind that one is."""
-        gone: dict[str, str] = {}
-        for rules in self.policies:
-            stay = {model: used for model, used in loaded.items() if model not in gone}
-            gone |= dict.fromkeys(rules.find_evictions(target, stay), rules.kind)
-        return gone
+        """The evicted models, with the kind of the policy that evicts them."""
+        evicted: dict[str, str] = {}
+        for policy in self.policies:
+            kept = {model: used for model, used in loaded.items() if model not in evicted}
+            evicted |= dict.fromkeys(policy.find_evictions(target, kept), policy.kind)
+        return evicted
 
     def allows(self, models: Collection[str]) -> bool:
-        """Whether all of them do."""
-        return all(rules.allows(models) for rules in self.policies)
+        """Whether all policies allow these models together."""
+        return all(policy.allows(models) for policy in self.policies)
 
 
-def attribute_evictions(rules: EvictionPolicy, target: str, loaded: LoadedModels) -> dict[str, str]:
-    """The models that must be gone before `target` may be started, each with the kind of the rule that says so."""
+def attribute_evictions(policy: EvictionPolicy, target: str, loaded: LoadedModels) -> dict[str, str]:
+    """The models that must be unloaded before `target` is started, with the kind of the policy that evicts them."""
     return (
-        rules.attribute_evictions(target, loaded)
-        if isinstance(rules, CombinedPolicy)
-        else dict.fromkeys(rules.find_evictions(target, loaded), rules.kind)
+        policy.attribute_evictions(target, loaded)
+        if isinstance(policy, CombinedPolicy)
+        else dict.fromkeys(policy.find_evictions(target, loaded), policy.kind)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGroup:
-    """One group; the defaults are llama-swap's."""
+    """A group of models; the defaults are llama-swap's."""
 
     members: frozenset[str]
     swap: bool = True
@@ -123,9 +115,9 @@ class ModelGroup:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """Models in no group evict nobody and are evicted by nobody.
+    """Evicts by groups. Models in no group evict no model and are not evicted.
 
-    llama-swap's default group, of all commands that are in no other, is a group like others here.
+    llama-swap's default group, of all commands that are in no other group, is passed as one of the groups.
     """
 
     kind: ClassVar[str] = "group"
@@ -137,11 +129,11 @@ class GroupPolicy:
         object.__setattr__(self, "_group_of", of)
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:
-        """Whom loading `target` unloads."""
+        """The models that loading `target` unloads."""
         return frozenset(model for model in loaded if model != target and self._evicts(target, model))
 
     def allows(self, models: Collection[str]) -> bool:
-        """Whether of every two one may be loaded while the other is up."""
+        """Whether, of every two, one can be loaded while the other stays."""
         return not any(self._evicts(one, other) and self._evicts(other, one) for one, other in combinations(models, 2))
 
     def _evicts(self, target: str, model: str) -> bool:
@@ -154,30 +146,30 @@ class GroupPolicy:
 
 
 PROHIBITIVE_COST = 1e12
-"""The cost of evicting a model that somebody ahead waits for."""
+"""The additional cost of evicting a model that a request ahead in the queue waits for."""
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixPolicy:
-    """The sets in the order of the config.
+    """Evicts by sets, in the order of the config.
 
-    `costs` is what evicting a model costs where there is a choice, 1 if it does not say. A model of `alone` that is in no
-    set runs alone, as llama-swap has it; one that is in neither is outside: it evicts nobody and nobody evicts it.
+    `costs` are the costs of evicting models where there is a choice, 1 by default. A model of `solitary` that is in no set
+    runs alone, as in llama-swap. Other models in no set evict no model and are not evicted.
     """
 
     kind: ClassVar[str] = "matrix"
     sets: tuple[MatrixExpression, ...]
     costs: Mapping[str, float] = field(default_factory=dict)
-    alone: frozenset[str] = frozenset()
+    solitary: frozenset[str] = frozenset()
     _members: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         seen: dict[int, frozenset[str]] = {}
-        members = self.alone.union(*(_collect_models(expression, seen) for expression in self.sets))
+        members = self.solitary.union(*(_collect_models(expression, seen) for expression in self.sets))
         object.__setattr__(self, "_members", members)
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:
-        """The cheapest way to a set with `target`; of equals the one that is written first."""
+        """The cheapest evictions that lead to a set with `target`; of equally cheap ones those of the first set."""
         if target not in self._members:
             return frozenset()
         running = frozenset(loaded) & self._members - {target}
@@ -186,12 +178,12 @@ class MatrixPolicy:
         return running - best
 
     def allows(self, models: Collection[str]) -> bool:
-        """Whether one of the sets holds them all."""
+        """Whether one of the sets contains all of them."""
         inside = frozenset(models) & self._members
         return len(inside) <= 1 or inside in self._find_subsets(inside)
 
     def _find_subsets(self, models: frozenset[str]) -> list[frozenset[str]]:
-        """What the sets hold of `models`, less what another one holds all of."""
+        """The largest subsets of `models` that the sets allow."""
         seen: dict[int, list[frozenset[str]]] = {}
         return _keep_largest(kept for expression in self.sets for kept in _project_expression(expression, models, seen))
 
@@ -204,7 +196,7 @@ class MatrixPolicy:
 def _project_expression(
     expression: MatrixExpression, models: frozenset[str], seen: dict[int, list[frozenset[str]]]
 ) -> list[frozenset[str]]:
-    """What the sets of an expression hold of `models`; one that is in several places is looked at once."""
+    """The subsets of `models` that the sets of an expression allow. `seen` caches shared subexpressions."""
     if id(expression) not in seen:
         if isinstance(expression, ModelReference):
             found = [frozenset((expression.model,)) & models]
@@ -220,7 +212,7 @@ def _project_expression(
 
 
 def _keep_largest(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
-    """The sets that are in no other, in their order. This is what keeps a product of alternatives small."""
+    """Drop sets that others contain, and keep the order. This keeps products of alternatives small."""
     found: list[frozenset[str]] = []
     for new in sets:
         if not any(new <= old for old in found):
@@ -244,10 +236,10 @@ MemoryNeed = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """How much there is, and who takes how much of it.
+    """Evicts by memory: the sizes of the pools, and the needs of the models.
 
-    A model without a need takes nothing and is let alone. One whose need is larger than the pool gets all of it, alone.
-    Models of `kept` are not evicted: they were told to stay.
+    A model without a need takes nothing and is never evicted. One whose need exceeds the pool gets the whole pool. Models of
+    `persistent` are not evicted.
     """
 
     kind: ClassVar[str] = "pool"
@@ -256,7 +248,7 @@ class MemoryPolicy:
     persistent: frozenset[str] = frozenset()
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:
-        """The least recently used ones, as many as it takes in every pool, and none for nothing."""
+        """The least recently used models, only as many as each pool requires."""
         gone: frozenset[str] = frozenset()
         for pool in self.needs.get(target, {}):
             stay = {model: used for model, used in loaded.items() if model not in gone and model != target}
@@ -264,7 +256,7 @@ class MemoryPolicy:
         return gone
 
     def allows(self, models: Collection[str]) -> bool:
-        """Whether they fit, or one of them has all of the pool to itself, the kept ones aside."""
+        """Whether they fit, or all but one of them in each pool are persistent or take nothing."""
         return all(self._fits(pool, models) or len(self._list_evictable(pool, models)) <= 1 for pool in self.sizes)
 
     def _find_pool_evictions(self, pool: str, need: float, loaded: LoadedModels) -> frozenset[str]:
@@ -276,7 +268,7 @@ class MemoryPolicy:
                 break
             over -= taken[model]
             gone.append(model)
-        for model in reversed(gone):  # a large one may have made the small ones before it needless
+        for model in reversed(gone):  # after a large model, the small ones before it may not be needed
             if over + taken[model] <= 0:
                 over += taken[model]
                 gone.remove(model)
@@ -290,3 +282,145 @@ class MemoryPolicy:
 
     def _list_evictable(self, pool: str, models: Collection[str]) -> list[str]:
         return [model for model in models if model not in self.persistent and self._get_need(model, pool)]
+
+
+CPU = "cpu"
+
+
+OVERHEAD_BYTES = 3e8
+"""Bytes that libraries and buffers take beside a model's weights, until they are measured."""
+
+
+class PolicyFactory:
+    """Builds the policy from the groups, matrix and pools of a config. Models are added with their first request.
+
+    Raises:
+        ConfigError: a size is invalid, or names an unknown pool.
+    """
+
+    def __init__(self, settings: Settings, measured: Mapping[str, MemoryNeed] | None = None):
+        for _, message in find_wrong_sizes(settings):
+            raise ConfigError(message)
+        self.pools = _parse_pools(settings)
+        self._models = settings.models
+        self._needs: dict[str, MemoryNeed] = {}
+        self.measured: dict[str, MemoryNeed] = dict(measured or {})
+        self._config_policy = _build_config_policy(settings)
+        self._persistent = frozenset(member for group in settings.groups.values() if group.persistent for member in group.members)
+
+    @property
+    def needs(self) -> Mapping[str, MemoryNeed]:
+        """The memory needs of the models that were added."""
+        return self._needs
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """The policy with the needs that are known now."""
+        if not self.pools:
+            return self._config_policy
+        return CombinedPolicy((self._config_policy, MemoryPolicy(self.pools, dict(self._needs), self._persistent)))
+
+    def add_model(self, model: Model) -> bool:
+        """Add a model before it is loaded; returns whether that changed the policy."""
+        if not self.pools or model.engine == ADDRESS or model.id in self._needs:
+            return False
+        self._needs[model.id] = self._estimate_need(model)
+        return True
+
+    def record_measurement(self, model: Model, need: MemoryNeed) -> bool:
+        """Record a measurement, of which the largest counts; returns whether that changed the policy."""
+        before = self.measured.get(model.id, {})
+        largest = {pool: max(before.get(pool, 0), need.get(pool, 0)) for pool in self.pools if pool in before or pool in need}
+        if largest == before:
+            return False
+        self.measured[model.id] = self._needs[model.id] = largest
+        return True
+
+    def needs_measuring(self, model: Model) -> bool:
+        """Whether its need is to be measured: there are pools, and the config does not set it."""
+        return bool(self.pools) and model.engine != ADDRESS and not (model.entry and model.entry.memory)
+
+    def _estimate_need(self, model: Model) -> MemoryNeed:
+        """The need by the config, else by measurement, else by the size of its files; else the whole pool."""
+        pool = self._choose_pool(model)
+        if model.entry and model.entry.memory:
+            return _parse_need(model.entry.memory, self.pools, pool)
+        if model.id in self.measured:
+            return self.measured[model.id]
+        if pool not in self.pools:
+            return {}
+        return {pool: model.size + OVERHEAD_BYTES if model.size else self.pools[pool]}
+
+    def _choose_pool(self, model: Model) -> str:
+        """The pool of its device; for `auto` the first pool of a GPU, if there is one."""
+        device = str(model.options.get("device", ""))
+        return device if device in (*self.pools, CPU) else self._first_pool
+
+    @property
+    def _first_pool(self) -> str:
+        return _find_first_pool(self.pools)
+
+
+def find_wrong_sizes(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the settings of pools and models with an invalid size, with the error."""
+    sizes: list[tuple[KeyPath, Callable[[], object]]] = [
+        (("memory", name), partial(parse_size, size)) for name, size in settings.memory.items()
+    ]
+    pools = dict.fromkeys(settings.memory, 0.0)
+    sizes += [
+        (("models", id, "memory"), partial(_parse_need, entry.memory, pools, _find_first_pool(pools)))
+        for id, entry in settings.models.items()
+        if entry.memory
+    ]
+    for path, read in sizes:
+        try:
+            read()
+        except ValueError as error:
+            yield path, f"{format_path(path)}: {error}"
+
+
+def _parse_pools(settings: Settings) -> dict[str, float]:
+    return {name: float(parse_size(size)) for name, size in settings.memory.items()}
+
+
+def _find_first_pool(pools: Iterable[str]) -> str:
+    return next((pool for pool in pools if pool != CPU), CPU)
+
+
+def _build_config_policy(settings: Settings) -> EvictionPolicy:
+    if settings.matrix:
+        commands = frozenset(id for id, entry in settings.models.items() if entry.cmd)
+        sets = tuple(matrix.parse_matrix(settings.matrix, settings.models).values())
+        return MatrixPolicy(
+            sets, matrix.list_eviction_costs(settings.matrix), solitary=frozenset() if settings.memory else commands
+        )
+    if settings.groups or not settings.memory:
+        return _build_group_policy(settings)
+    return NoEviction()
+
+
+def _build_group_policy(settings: Settings) -> GroupPolicy:
+    """Build the groups. Commands in no group form llama-swap's default group, unless the config has memory pools."""
+    groups = [
+        ModelGroup(frozenset(group.members), swap=group.swap, exclusive=group.exclusive, persistent=group.persistent)
+        for group in settings.groups.values()
+    ]
+    grouped = frozenset().union(*(group.members for group in groups))
+    rest = frozenset(id for id, entry in settings.models.items() if entry.cmd) - grouped
+    return GroupPolicy((*groups, ModelGroup(rest)) if rest and not settings.memory else tuple(groups))
+
+
+def _parse_need(text: str, pools: Mapping[str, float], pool: str) -> MemoryNeed:
+    """Parse `2.1G`, or with pools `cuda 20G, cpu 2G`.
+
+    Raises:
+        ValueError: a size is invalid.
+    """
+    need: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition(" ")
+        if size and name in pools:
+            need[name] = parse_size(size)
+        else:
+            need[pool] = parse_size(part)
+    return need

@@ -1,7 +1,7 @@
-"""The scheduler's state machine: takes events and the time, owns every transition, returns actions.
+"""The scheduler's events and actions, and the state machine between them. A ticket stands for one request.
 
-It has no clock, lock, log or I/O, so every hard case is a test that passes the time in. The supervisor carries out the
-actions and reports the results.
+The state machine has no clock, lock, log or I/O: tests pass the time in. The supervisor carries out the actions and reports
+the results as events.
 
     stopped ──its turn──▶ starting ──ready──▶ ready ──unload, swap──▶ draining ──nothing left──▶ stopping ──exited──▶ stopped
                              │                  ├──shutdown──────────────────────────────────────▲
@@ -12,8 +12,10 @@ actions and reports the results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from eardrum.config import SchedulingSettings
 from eardrum.errors import (
     BusyError,
     ConcurrencyLimitError,
@@ -23,69 +25,229 @@ from eardrum.errors import (
     ModelUnloadedError,
     ShuttingDownError,
 )
-from eardrum.gateway.scheduler import events
-from eardrum.gateway.scheduler.events import (
-    GrantRequest,
+from eardrum.gateway.scheduler.planner import (
     ModelState,
-    RejectRequest,
-    SchedulerAction,
-    SchedulerEvent,
-    StartModel,
-    StopModel,
+    ScheduledModel,
     UnloadCause,
     UnloadReason,
+    WaitingRequest,
+    list_deadlines,
+    plan_starts,
 )
-from eardrum.gateway.scheduler.planner import ScheduledModel, WaitingRequest, list_deadlines, plan_starts
 from eardrum.gateway.scheduler.policies import EvictionPolicy, NoEviction
 
 BACK_OFF_S = (2.0, 5.0, 15.0, 60.0)
 """Pause after the first, second ... failed start in a row."""
 
 RETRY_AFTER_S = 5.0
-"""What a full model tells its clients."""
+"""`Retry-After` of a model that holds `max_requests`."""
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
-"""What llama-swap tells them."""
+"""`Retry-After` past `concurrency_limit`, as llama-swap sends it."""
 
 PATIENCE_S = 10.0
 
 
-class Scheduler:
-    """Owns every transition. `handle` is the only way in."""
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A request needs the model. It brings the model's settings, so that they are never out of date.
 
-    def __init__(self, rules: EvictionPolicy | None = None, patience: float = PATIENCE_S) -> None:
+    A preload is a request that finishes as soon as it is granted.
+    """
+
+    model: str
+    ticket: int
+    settings: SchedulingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """A granted request is over."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """A request was cancelled before it was granted."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestIdle:
+    """A granted request, such as a WebSocket, has been silent for a while. Until it resumes, the model may be unloaded."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestActive:
+    """An idle request has resumed."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """The model's process serves."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The model's process did not become ready."""
+
+    model: str
+    error: EardrumError
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """A process has ended that was ready, or whose start was cancelled; stopped or by itself."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadRequested:
+    """The model is to be unloaded after its running requests, or at once with `force`."""
+
+    model: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The model has new settings."""
+
+    model: str
+    settings: SchedulingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChanged:
+    """There is a new config.
+
+    The models in `changed` stop after their running requests; waiting requests get them after the next start. Those in
+    `removed` stop too, and their waiting requests are rejected. All others keep serving, unless the new policy forbids the
+    combination: then the least recently used stop.
+    """
+
+    policy: EvictionPolicy
+    patience: float
+    changed: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """The memory needs of models have changed. The policy is used from the next load on."""
+
+    policy: EvictionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """`Scheduler.next_deadline` was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """The server shuts down: all models stop, and none is started."""
+
+
+SchedulerEvent = (
+    RequestArrived
+    | RequestFinished
+    | RequestCancelled
+    | RequestIdle
+    | RequestActive
+    | ModelReady
+    | StartFailed
+    | ProcessExited
+    | UnloadRequested
+    | SettingsChanged
+    | ConfigChanged
+    | PolicyChanged
+    | TimerFired
+    | ShutdownRequested
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StartModel:
+    """Start the model's process."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopModel:
+    """Stop the model's process, also during its start."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRequest:
+    """The ticket's request may use the model."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class RejectRequest:
+    """The ticket's request ends with this error."""
+
+    ticket: int
+    error: EardrumError
+
+
+SchedulerAction = StartModel | StopModel | GrantRequest | RejectRequest
+
+
+class Scheduler:
+    """Owns every transition. `handle_event` is the only way in."""
+
+    def __init__(self, policy: EvictionPolicy | None = None, patience: float = PATIENCE_S) -> None:
         self.models: dict[str, ScheduledModel] = {}
-        """Read by whoever reports states; changed only here."""
-        self._policy: EvictionPolicy = rules or NoEviction()
+        """All models by id. Other modules only read them."""
+        self._policy: EvictionPolicy = policy or NoEviction()
         self._patience = patience
         self._arrivals = 0
         self._now = 0.0
         self._shutting_down = False
         self._handlers: dict[type, Callable[[Any, float], list[SchedulerAction]]] = {
-            events.RequestArrived: self._on_request_arrived,
-            events.RequestFinished: self._on_request_finished,
-            events.RequestCancelled: self._on_request_cancelled,
-            events.RequestIdle: self._on_request_idle,
-            events.RequestActive: self._on_request_active,
-            events.ModelReady: self._on_model_ready,
-            events.StartFailed: self._on_start_failed,
-            events.ProcessExited: self._on_process_exited,
-            events.UnloadRequested: self._on_unload_requested,
-            events.SettingsChanged: self._on_settings_changed,
-            events.ConfigChanged: self._on_config_changed,
-            events.PolicyChanged: self._on_policy_changed,
-            events.TimerFired: self._on_timer_fired,
-            events.ShutdownRequested: self._on_shutdown_requested,
+            RequestArrived: self._on_request_arrived,
+            RequestFinished: self._on_request_finished,
+            RequestCancelled: self._on_request_cancelled,
+            RequestIdle: self._on_request_idle,
+            RequestActive: self._on_request_active,
+            ModelReady: self._on_model_ready,
+            StartFailed: self._on_start_failed,
+            ProcessExited: self._on_process_exited,
+            UnloadRequested: self._on_unload_requested,
+            SettingsChanged: self._on_settings_changed,
+            ConfigChanged: self._on_config_changed,
+            PolicyChanged: self._on_policy_changed,
+            TimerFired: self._on_timer_fired,
+            ShutdownRequested: self._on_shutdown_requested,
         }
 
     def handle_event(self, event: SchedulerEvent, now: float) -> list[SchedulerAction]:
-        """The actions that follow from `event` at time `now` (seconds of any steady clock)."""
+        """Return the actions that follow from `event` at the time `now` (seconds of a monotonic clock)."""
         self._now = now
         return self._handlers[type(event)](event, now) + self._settle(now)
 
     @property
     def next_deadline(self) -> float | None:
-        """When to come back with a `Tick`, if ever."""
+        """When the next `TimerFired` is due; None if none is."""
         times: list[float] = []
         for slot in self.models.values():
             if slot.waiting:
@@ -97,9 +259,9 @@ class Scheduler:
     def _get_model(self, model: str) -> ScheduledModel:
         return self.models.get(model) or self.models.setdefault(model, ScheduledModel(model))
 
-    # What is told about requests.
+    # Events of requests.
 
-    def _on_request_arrived(self, event: events.RequestArrived, now: float) -> list[SchedulerAction]:
+    def _on_request_arrived(self, event: RequestArrived, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
         slot.settings = event.settings
         if error := self._find_refusal(event, slot, now):
@@ -113,7 +275,7 @@ class Scheduler:
         slot.waiting[event.ticket] = WaitingRequest(self._arrivals, now)
         return []
 
-    def _find_refusal(self, event: events.RequestArrived, slot: ScheduledModel, now: float) -> EardrumError | None:
+    def _find_refusal(self, event: RequestArrived, slot: ScheduledModel, now: float) -> EardrumError | None:
         if self._shutting_down:
             return make_shutdown_error()
         settings = event.settings
@@ -129,47 +291,47 @@ class Scheduler:
             return ModelCoolingError(message, param="model", retry_after=pause)
         return None
 
-    def _on_request_finished(self, event: events.RequestFinished, now: float) -> list[SchedulerAction]:
+    def _on_request_finished(self, event: RequestFinished, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
         if event.ticket in slot.active:
-            rested = event.ticket in slot.idle
+            was_idle = event.ticket in slot.idle
             slot.active.discard(event.ticket)
             slot.idle.discard(event.ticket)
-            slot.idle_since = slot.idle_since if rested else now
+            slot.idle_since = slot.idle_since if was_idle else now
         return []
 
-    def _on_request_cancelled(self, event: events.RequestCancelled, _: float) -> list[SchedulerAction]:
+    def _on_request_cancelled(self, event: RequestCancelled, _: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
         slot.waiting.pop(event.ticket, None)
         if slot.state is ModelState.STARTING and slot.unloading and not slot.waiting and slot.unload_cause:
             return self._stop_model(slot, slot.unload_cause)
         return []
 
-    def _on_request_idle(self, event: events.RequestIdle, now: float) -> list[SchedulerAction]:
+    def _on_request_idle(self, event: RequestIdle, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
         if event.ticket in slot.active - slot.idle:
             slot.idle.add(event.ticket)
             slot.idle_since = now
         return []
 
-    def _on_request_active(self, event: events.RequestActive, now: float) -> list[SchedulerAction]:
+    def _on_request_active(self, event: RequestActive, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
         if event.ticket in slot.idle:
             slot.idle.discard(event.ticket)
             slot.idle_since = now
         return []
 
-    # What is told about processes.
+    # Events of processes.
 
-    def _on_model_ready(self, event: events.ModelReady, now: float) -> list[SchedulerAction]:
+    def _on_model_ready(self, event: ModelReady, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
         if slot.state is ModelState.STARTING:
             slot.mark_ready(self._arrivals + 1, now)
         return []
 
-    def _on_start_failed(self, event: events.StartFailed, now: float) -> list[SchedulerAction]:
+    def _on_start_failed(self, event: StartFailed, now: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
-        if slot.state is not ModelState.STARTING:  # it was being stopped anyway
+        if slot.state is not ModelState.STARTING:  # it was being stopped
             slot.mark_down(ModelState.STOPPED, slot.unload_cause or UnloadCause(UnloadReason.FAILED))
             return []
         slot.mark_down(ModelState.FAILED, UnloadCause(UnloadReason.FAILED))
@@ -178,40 +340,40 @@ class Scheduler:
         slot.failures += 1
         return _reject_all(slot, event.error)
 
-    def _on_process_exited(self, event: events.ProcessExited, _: float) -> list[SchedulerAction]:
+    def _on_process_exited(self, event: ProcessExited, _: float) -> list[SchedulerAction]:
         slot = self._get_model(event.model)
-        meant = slot.unload_cause if slot.state is ModelState.STOPPING else None
-        slot.mark_down(ModelState.STOPPED, meant or UnloadCause(UnloadReason.CRASH))
+        cause = slot.unload_cause if slot.state is ModelState.STOPPING else None
+        slot.mark_down(ModelState.STOPPED, cause or UnloadCause(UnloadReason.CRASH))
         return []
 
-    # What is told about the server.
+    # Events of the server and its config.
 
-    def _on_unload_requested(self, event: events.UnloadRequested, _: float) -> list[SchedulerAction]:
-        """Who waits for it is not forgotten, except with force."""
+    def _on_unload_requested(self, event: UnloadRequested, _: float) -> list[SchedulerAction]:
+        """Unload a model. Waiting requests stay, except with force."""
         slot = self._get_model(event.model)
-        going = UnloadCause(UnloadReason.FORCE if event.force else UnloadReason.HAND)
+        cause = UnloadCause(UnloadReason.FORCE if event.force else UnloadReason.HAND)
         if event.force:
             return _reject_all(slot, make_unloaded_error(event.model)) + (
-                self._stop_model(slot, going) if slot.has_process and slot.state is not ModelState.STOPPING else []
+                self._stop_model(slot, cause) if slot.has_process and slot.state is not ModelState.STOPPING else []
             )
         if slot.state is ModelState.STARTING and slot.waiting:
-            slot.unloading, slot.unload_cause = True, going
+            slot.unloading, slot.unload_cause = True, cause
             return []
-        return self._begin_unload(slot, going)
+        return self._begin_unload(slot, cause)
 
-    def _begin_unload(self, slot: ScheduledModel, going: UnloadCause) -> list[SchedulerAction]:
-        """Make the model end as soon as it has finished what it has begun. A start is nothing begun."""
+    def _begin_unload(self, slot: ScheduledModel, cause: UnloadCause) -> list[SchedulerAction]:
+        """Stop the model after its running requests; a start is cancelled."""
         if slot.state is ModelState.STARTING:
-            return self._stop_model(slot, going)
+            return self._stop_model(slot, cause)
         if slot.is_serving:
-            slot.drain(0, going, for_good=True)
+            slot.drain(0, cause, for_good=True)
         return []
 
-    def _on_settings_changed(self, event: events.SettingsChanged, _: float) -> list[SchedulerAction]:
+    def _on_settings_changed(self, event: SettingsChanged, _: float) -> list[SchedulerAction]:
         self._get_model(event.model).settings = event.settings
         return []
 
-    def _on_config_changed(self, event: events.ConfigChanged, now: float) -> list[SchedulerAction]:
+    def _on_config_changed(self, event: ConfigChanged, now: float) -> list[SchedulerAction]:
         self._policy, self._patience = event.policy, event.patience
         actions: list[SchedulerAction] = []
         for model in event.changed | event.removed:
@@ -223,7 +385,7 @@ class Scheduler:
         return actions + self._enforce_policy(now)
 
     def _enforce_policy(self, now: float) -> list[SchedulerAction]:
-        """Let go what the rules, which are new, do not allow beside what was used later."""
+        """Unload models that the new policy does not allow beside more recently used ones."""
         actions: list[SchedulerAction] = []
         staying: list[str] = []
         up = [
@@ -238,17 +400,17 @@ class Scheduler:
                 actions += self._begin_unload(slot, UnloadCause(UnloadReason.RELOAD))
         return actions
 
-    def _on_policy_changed(self, event: events.PolicyChanged, _: float) -> list[SchedulerAction]:
+    def _on_policy_changed(self, event: PolicyChanged, _: float) -> list[SchedulerAction]:
         self._policy = event.policy
         return []
 
-    def _on_timer_fired(self, _: events.TimerFired, now: float) -> list[SchedulerAction]:
+    def _on_timer_fired(self, _: TimerFired, now: float) -> list[SchedulerAction]:
         for slot in self.models.values():
             if slot.unload_at is not None and slot.unload_at <= now:
                 self._begin_unload(slot, UnloadCause(UnloadReason.TTL))
         return []
 
-    def _on_shutdown_requested(self, _: events.ShutdownRequested, __: float) -> list[SchedulerAction]:
+    def _on_shutdown_requested(self, _: ShutdownRequested, __: float) -> list[SchedulerAction]:
         self._shutting_down = True
         actions: list[SchedulerAction] = []
         for slot in self.models.values():
@@ -257,10 +419,10 @@ class Scheduler:
                 actions += self._stop_model(slot, UnloadCause(UnloadReason.SHUTDOWN))
         return actions
 
-    # What follows, whatever was told.
+    # The actions after each event.
 
     def _settle(self, now: float) -> list[SchedulerAction]:
-        """Let in who may come in, start what may start, stop what has drained."""
+        """Grant waiting requests, start models, and stop those that have drained."""
         if not self._has_pending_work:
             return []
         actions = self._apply_plan(now)
@@ -276,27 +438,27 @@ class Scheduler:
 
     @property
     def _has_pending_work(self) -> bool:
-        """Whether anybody waits, or drains for somebody who may have stopped waiting."""
+        """Whether a request waits, or a model drains; the waiting request may have been cancelled."""
         for slot in self.models.values():  # noqa: SIM110 -- asked for every event; any() would call a generator for each model
             if slot.waiting or slot.state is ModelState.DRAINING:
                 return True
         return False
 
     def _apply_plan(self, now: float) -> list[SchedulerAction]:
-        decided = plan_starts(self.models, self._policy, self._patience, now)
+        plan = plan_starts(self.models, self._policy, self._patience, now)
         for slot in self.models.values():
-            if slot.model in decided.barriers:
-                slot.drain(decided.barriers[slot.model], decided.causes[slot.model], for_good=False)
+            if slot.model in plan.barriers:
+                slot.drain(plan.barriers[slot.model], plan.causes[slot.model], for_good=False)
             elif slot.state is ModelState.DRAINING and not slot.unloading:
                 slot.cancel_drain()
-        actions = [action for slot in decided.stop.values() for action in self._stop_model(slot, decided.causes[slot.model])]
-        for slot in decided.start:
+        actions = [action for slot in plan.stop.values() for action in self._stop_model(slot, plan.causes[slot.model])]
+        for slot in plan.start:
             slot.state = ModelState.STARTING
             actions.append(StartModel(slot.model))
         return actions
 
-    def _stop_model(self, slot: ScheduledModel, going: UnloadCause) -> list[SchedulerAction]:
-        slot.state, slot.unload_cause = ModelState.STOPPING, going
+    def _stop_model(self, slot: ScheduledModel, cause: UnloadCause) -> list[SchedulerAction]:
+        slot.state, slot.unload_cause = ModelState.STOPPING, cause
         return [StopModel(slot.model)]
 
 
@@ -307,10 +469,10 @@ def _reject_all(slot: ScheduledModel, error: EardrumError) -> list[SchedulerActi
 
 
 def make_shutdown_error() -> EardrumError:
-    """What every client is told from then on."""
+    """The error for all requests during a shutdown."""
     return ShuttingDownError("The server is shutting down; try again in a moment.", retry_after=RETRY_AFTER_S)
 
 
 def make_unloaded_error(model: str) -> EardrumError:
-    """What the clients of a model are told that is unloaded by force."""
+    """The error for requests of a model that is unloaded by force."""
     return ModelUnloadedError(f"{model} was unloaded by force; try again.", retry_after=RETRY_AFTER_S)
