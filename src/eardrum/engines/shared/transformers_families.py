@@ -1,23 +1,217 @@
-"""The families of speech models in Transformers, and the table that finds a model's family by its type."""
+"""The families of speech models in Transformers, Whisper among them, and the table that finds a model's family by its type."""
 
 from __future__ import annotations
 
+import importlib
+import string
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
-from eardrum.engines.base import EngineResult, Window
+from eardrum.engines.base import Audio, EngineResult, Window
+from eardrum.engines.shared.torch_tools import FRAME_S, find_token_starts, pad_features
 from eardrum.engines.shared.transformers_base import (
     CancelCriterion,
+    FamilyOptions,
+    GeneratedRow,
     GeneratingFamily,
     ModelFamily,
     Seq2SeqFamily,
     build_result,
+    generate,
     split_sentences,
 )
-from eardrum.engines.shared.transformers_whisper import WhisperFamily
+from eardrum.engines.shared.whisper_decoder import Features, WhisperDecoder
+from eardrum.engines.shared.whisper_rules import DecodedText, DecodingThresholds, SpecialTokens, compute_compression_ratio
 from eardrum.languages import LANGUAGE_NAMES
-from eardrum.transcription import SpeechTask, TranscriptionRequest, Word
+from eardrum.transcription import SAMPLE_RATE, Capabilities, SpeechTask, TranscriptionRequest, Word
+
+UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}
+"""Languages written without spaces: each token that is whole is a word."""
+
+
+class TransformersEncoding:
+    """The encoder's output for a batch, and what the decoder thinks at the very start of each row."""
+
+    def __init__(self, hidden: Any, start_probabilities: Any):
+        self.hidden = hidden
+        self.start_probabilities = start_probabilities
+
+
+class TransformersWhisper:
+    """A loaded model with its processor; one thread at a time."""
+
+    def __init__(self, library: Any, torch: Any, model: Any, processor: Any, *, beam_size: int):
+        self._library = library
+        self._torch = torch
+        self._model = model
+        self._extractor = processor.feature_extractor
+        self._tokenizer = processor.tokenizer
+        self._beam_size = beam_size
+        vocabulary = self._tokenizer.get_vocab()
+        self.special = SpecialTokens.of(vocabulary.get)
+        self.multilingual = bool(getattr(model.generation_config, "is_multilingual", model.config.vocab_size >= 51865))
+        self.aligns = bool(getattr(model.generation_config, "alignment_heads", None))
+
+    def extract_features(self, audio: Audio) -> Features:
+        """Log-mel of at most 30 s of audio, filled up with silence: shape [bands, 3000]."""
+        features: Features = self._extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="np").input_features[0]
+        return features
+
+    def encode(self, features: Sequence[Features]) -> TransformersEncoding:
+        """Encode rows of features [bands, frames]."""
+        batch = self._torch.from_numpy(pad_features(features)).to(self._model.device, self._model.dtype)
+        hidden = self._model.get_encoder()(batch).last_hidden_state
+        scores = self._run(hidden, [[self.special.start]] * len(features)).logits[:, 0]
+        return TransformersEncoding(hidden, scores.float().softmax(-1).cpu())
+
+    def detect_languages(self, encoded: TransformersEncoding, rows: Sequence[int]) -> list[dict[str, float]]:
+        """The probability of each language, for each of these rows."""
+        codes, tokens = list(self.special.languages), list(self.special.languages.values())
+        found = encoded.start_probabilities[rows][:, tokens]
+        return [dict(zip(codes, row, strict=True)) for row in (found / found.sum(-1, keepdim=True)).tolist()]
+
+    def decode(
+        self, encoded: TransformersEncoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
+    ) -> list[DecodedText]:
+        """Decode these rows with times; all prompts are of one length."""
+        begin = len(prompts[0])
+        heard = self._torch.ones(encoded.hidden[rows].shape[:2], dtype=self._torch.long, device=self._model.device)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        found = generate(
+            partial(self._library.GenerationMixin.generate, self._model),
+            {
+                "encoder_outputs": self._project_logits(encoded.hidden[rows]),
+                "attention_mask": heard,
+                "decoder_input_ids": self._torch.tensor(prompts, device=self._model.device),
+            },
+            limits=[self._model.config.max_target_positions - begin] * len(rows),
+            end=self.special.end,
+            beams=1 if temperature else self._beam_size,
+            rules=[self._library.WhisperTimeStampLogitsProcessor(self._model.generation_config, begin_index=begin)],
+            **sampling,
+        )
+        silence = encoded.start_probabilities[rows][:, self.special.times - 2].tolist()
+        return [self._build_decoding(row, quiet, temperature) for row, quiet in zip(found, silence, strict=True)]
+
+    def align(
+        self,
+        encoded: TransformersEncoding,
+        rows: Sequence[int],
+        beginning: list[int],
+        texts: list[list[int]],
+        seconds: Sequence[float],
+    ) -> list[tuple[list[float], list[float]]]:
+        """When each text token begins, and the end, in seconds; and each token's probability given those before it."""
+        usual = self._model.config._attn_implementation
+        self._model.set_attn_implementation("eager")  # the others do not tell what they attend to
+        try:
+            return [
+                self._align(encoded.hidden[[row]], beginning, text, s) for row, text, s in zip(rows, texts, seconds, strict=True)
+            ]
+        finally:
+            self._model.set_attn_implementation(usual)
+
+    def _align(self, hidden: Any, beginning: list[int], text: list[int], seconds: float) -> tuple[list[float], list[float]]:
+        made = self._run(hidden, [[*beginning, self.special.times - 1, *text, self.special.end]], output_attentions=True)
+        frames = max(1, round(seconds / FRAME_S))
+        heads = self._model.generation_config.alignment_heads
+        weights = self._torch.stack([made.cross_attentions[layer][0, head] for layer, head in heads])
+        weights = weights[:, :, :frames].float()
+        scores = made.logits[0, len(beginning) :].float().softmax(-1)
+        probabilities = [float(row[token]) for row, token in zip(scores, text, strict=False)]
+        return find_token_starts((weights / weights.sum(-1, keepdim=True)).cpu().numpy(), len(beginning)), probabilities
+
+    def encode_text(self, text: str) -> list[int]:
+        """The text as tokens, without special ones."""
+        return self.special.strip_special(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode_text(self, tokens: Sequence[int]) -> str:
+        """The tokens' text, without times and special tokens."""
+        return str(self._tokenizer.decode(self.special.strip_special(tokens), skip_special_tokens=True))
+
+    def split_pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
+        """Text tokens as words and punctuation marks, each with its number of tokens."""
+        found: list[tuple[str, int]] = []
+        for text, count in self._split_characters(tokens):
+            begins = language in UNSPACED or text.startswith(" ") or text.strip() in string.punctuation
+            if begins or not found:
+                found.append((text, count))
+            else:
+                found[-1] = (found[-1][0] + text, found[-1][1] + count)
+        return found
+
+    def _split_characters(self, tokens: list[int]) -> list[tuple[str, int]]:
+        """The shortest runs of tokens that are whole characters."""
+        found, first = [], 0
+        for last in range(1, len(tokens) + 1):
+            text = self.decode_text(tokens[first:last])
+            if "\ufffd" not in text or last == len(tokens):
+                found.append((text, last - first))
+                first = last
+        return found
+
+    def _build_decoding(self, row: GeneratedRow, quiet: float, temperature: float) -> DecodedText:
+        return DecodedText(
+            row.tokens, row.avg_logprob, quiet, compute_compression_ratio(self.decode_text(row.tokens).strip()), temperature
+        )
+
+    def _run(self, hidden: Any, tokens: list[list[int]], **more: Any) -> Any:
+        ids = self._torch.tensor(tokens, device=self._model.device)
+        return self._model(encoder_outputs=self._project_logits(hidden), decoder_input_ids=ids, use_cache=False, **more)
+
+    def _project_logits(self, hidden: Any) -> Any:
+        return self._library.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
+
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class WhisperFamily(ModelFamily):
+    """Whisper tiny to large-v3, turbo, distil and what others trained from them."""
+
+    loads = "AutoModelForSpeechSeq2Seq"
+    abilities = {
+        "detects_language": True,
+        "translate": True,
+        "words": True,
+        "logprobs": True,
+        "prompt": True,
+        "hotwords": True,
+        "temperature": True,
+        "fixed_window": True,
+    }
+
+    def __init__(self, model: Any, processor: Any, wishes: FamilyOptions):
+        super().__init__(model, processor, wishes)
+        library, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+        self._whisper = TransformersWhisper(library, torch, model, processor, beam_size=wishes.beam_size)
+        self._rounds = WhisperDecoder(
+            self._whisper, thresholds=DecodingThresholds(), temperatures=TEMPERATURES, prompt="", remembers=False
+        )
+
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
+        """Decode the windows together."""
+        return self._rounds.transcribe(windows)
+
+    def batch_key(self, window: Window) -> Hashable:
+        """Where the text begins, and the temperature."""
+        return self._rounds.batch_key(window)
+
+    def refine_capabilities(self, capabilities: Capabilities) -> Capabilities:
+        """English-only models neither detect nor translate; words need to be told which heads follow the speech."""
+        several = self._whisper.multilingual
+        return replace(
+            capabilities,
+            languages=tuple(self._whisper.special.languages) if several else ("en",),
+            detects_language=several,
+            translate=several,
+            words=self._whisper.aligns,
+            logprobs=self._whisper.aligns,
+        )
+
 
 STEPS_PER_SECOND = 150
 """More than a transducer can take: 12.5 frames a second, and at each at most ten tokens and a blank."""
