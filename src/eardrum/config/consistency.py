@@ -127,7 +127,7 @@ def _check_address(address: str, path: KeyPath, errors: ErrorCollector) -> None:
     except ValueError:
         pass
     where = ".".join(map(str, path))
-    shown = "" if "@" in address else f" (it is {address!r})"  # there may be a password in it
+    shown = "" if "@" in address else f" (it is {address!r})"  # an address with a login may hold a password
     errors.add(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
 
 
@@ -171,7 +171,7 @@ def get_local_port(model: ModelSettings) -> int:
     try:
         local = urlsplit(model.proxy)
         port = local.port or 0
-    except ValueError:  # which is told elsewhere
+    except ValueError:  # an invalid address, which `_check_address` reports
         return 0
     return port if local.hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0") else 0  # noqa: S104 -- as written
 
@@ -210,7 +210,7 @@ class ConfigNames:
         for id, model in settings.models.items():
             for position, alias in enumerate(model.aliases):
                 self._register_alias(id, alias, ("models", id, "aliases", position))
-        for id, model in settings.models.items():  # once all aliases are known that are said to be some
+        for id, model in settings.models.items():  # after all explicit aliases
             for alias in model.filters.set_params_by_id:
                 self._register_parameter_alias(id, alias)
         for id, peer in settings.peers.items():

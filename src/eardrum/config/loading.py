@@ -151,15 +151,15 @@ def _build_settings(tree: SettingsTree, errors: ErrorCollector) -> Settings:
             return Settings(**tree)
         except ValidationError as invalid:
             before = tree
-            # From the end of lists to their beginning: where an item is taken out, those behind it move up.
+            # From the end of lists to their beginning: when an item is removed, the positions after it change.
             for error in sorted(invalid.errors(), key=lambda error: _sort_key(error["loc"]), reverse=True):
                 path: KeyPath = error["loc"]
                 missing = error["type"] == "missing"
-                if not errors.has_error_at(path):  # what is missing may have been left out because it is wrong
+                if not errors.has_error_at(path):  # a wrong value was left out, and is missing now
                     errors.add(path, _describe_validation_error(error, errors.locations))
                 errors.incomplete |= path[0] in NAMED_SECTIONS and (missing or len(path) <= NAME_DEPTH)
                 tree = _remove_path(tree, path[:-1] if missing else path)
-            if tree == before:  # where the path leads nowhere
+            if tree == before:  # the path of the error is not one of the tree
                 tree = {
                     name: value for name, value in tree.items() if name not in {error["loc"][0] for error in invalid.errors()}
                 }

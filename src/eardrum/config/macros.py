@@ -236,7 +236,7 @@ def _expand_model_macros(id: str, entry: Any, globals_: dict[str, ScalarValue], 
 
 def _build_scope(id: str, entry: Any, globals_: dict[str, ScalarValue], errors: ErrorCollector) -> dict[str, ScalarValue]:
     own = read_macros(entry.get("macros"), ("models", id, "macros"), errors) if isinstance(entry, dict) else {}
-    return {"MODEL_ID": id, **globals_, **own}  # a name that is there already keeps its position
+    return {"MODEL_ID": id, **globals_, **own}  # in a dict union, an existing name keeps its position
 
 
 def _uses_port(entry: Any, name: str) -> bool:
@@ -254,7 +254,7 @@ def _expand_port(id: str, entry: Any, port: int | None, errors: ErrorCollector) 
         set_here = ("models", id, "proxy") in errors.locations
         which = "uses" if set_here else f"is not set and would be {DEFAULT_PROXY}, which uses"
         cure = "Let `cmd` listen on ${PORT}, or name the port in `proxy`."
-        if not errors.has_error_at(("models", id, "cmd")):  # where it may be meant
+        if not errors.has_error_at(("models", id, "cmd")):  # the error may be in the port
             errors.add(("models", id, "proxy"), f"The `proxy` of {id} {which} ${{PORT}}, but its `cmd` does not. {cure}")
         return {name: value for name, value in entry.items() if name != "proxy"}
     return entry
@@ -323,7 +323,7 @@ def _join_continuation(line: str) -> str:
 
 def _split_words(text: str) -> Iterator[str]:
     letters = iter(text)
-    word: list[str] | None = None  # None between words: '' is a word, and so is an empty pair of quotes
+    word: list[str] | None = None  # None between words; an empty pair of quotes is the word ''
     for letter in letters:
         if letter in BLANKS:
             if word is not None:

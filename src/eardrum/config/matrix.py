@@ -86,7 +86,7 @@ def find_problems(matrix: MatrixSettings, models: Collection[str]) -> Iterator[M
             sets.parse_set(name)
         except MatrixError as error:
             sets.clear_path()
-            if error.path not in told:  # it may be a set's to which several refer
+            if error.path not in told:  # several sets may refer to one with an error
                 told.add(error.path)
                 yield error
 
@@ -131,7 +131,7 @@ class _MatrixSets:
         return name in self._matrix.sets
 
     def find_model(self, word: str) -> str | None:
-        if word in self._matrix.vars:  # whose models have been looked at
+        if word in self._matrix.vars:  # `vars` are already checked
             return self._matrix.vars[word]
         return word if word in self._models else None
 

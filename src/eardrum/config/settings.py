@@ -229,7 +229,7 @@ class Settings(SharedSettings):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"patternProperties": {"^x-": {}}},  # somebody's own, for anchors
+        json_schema_extra={"patternProperties": {"^x-": {}}},  # the user's own names, for anchors
     )
     former_names: ClassVar = {
         "start_seconds": "start_timeout",

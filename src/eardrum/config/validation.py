@@ -120,7 +120,7 @@ class SettingsValidator:
             return True
         if value != setting_names.find_unset_value(section, name, "former_unset_values"):
             return False
-        if not self._locations.is_renamed(path):  # which has a warning already
+        if not self._locations.is_renamed(path):  # a former name already has a warning
             told = f"{self._locations.format_path(path)}: {value} is the same as leaving the setting out. Leave it out."
             self._errors.add_warning(path, told)
         return True
@@ -156,7 +156,7 @@ class SettingsValidator:
         word = value.lower() if isinstance(value, str) else ""
         if isinstance(value, bool) or word in TRUE_WORDS or word in FALSE_WORDS:
             return value is True or word in TRUE_WORDS
-        if not self._locations.is_in_file(path) and value in (0, 1):  # as variables of the environment often say it
+        if not self._locations.is_in_file(path) and value in (0, 1):  # environment variables often use 0 and 1
             return bool(value)
         raise self._build_error(path, "must be true or false" + _hint_quotes(word in ("true", "false")), value)
 

@@ -289,7 +289,7 @@ async def test_hints_that_the_model_cannot_take_are_named(server: ServerUnderTes
 
 
 async def test_one_session_too_many_is_to_come_again_and_keys_are_asked_for() -> None:
-    with run_server("--set", "live.sessions=1", "--set", "api_keys=[sk-one]") as server:
+    with run_server("--set", "live.max_sessions=1", "--set", "api_keys=[sk-one]") as server:
         address = f"ws{server.address.removeprefix('http')}/v1/audio/transcriptions/stream?model=whisper-1"
         with pytest.raises(InvalidStatus) as refused:
             async with connect(address):
