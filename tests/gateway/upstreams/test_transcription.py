@@ -60,7 +60,7 @@ async def wait_until(condition: Callable[[], object]) -> None:
 @asynccontextmanager
 async def open_external(url: str, key: str = "", **options: str) -> AsyncIterator[ExternalUpstream]:
     """The way to a server."""
-    upstream = ExternalUpstream(url, model="asr", key=key, known=RequestStrategy.from_options(options))
+    upstream = ExternalUpstream(url, model="asr", key=key, strategy=RequestStrategy.from_options(options))
     try:
         yield upstream
     finally:

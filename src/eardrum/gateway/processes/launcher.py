@@ -216,7 +216,7 @@ class ModelLauncher:
             model.entry.timeouts,
             key=model.key,
             model=model.entry.use_model_name or model.id,
-            known=RequestStrategy.from_options(model.options),
+            strategy=RequestStrategy.from_options(model.options),
         )
         try:
             if model.engine == ADDRESS:

@@ -41,20 +41,20 @@ from eardrum.transcription import TranscriptionEvent, TranscriptionRequest
 
 CREDENTIAL_HEADERS = (b"authorization", b"x-api-key")
 AUTOMATIC_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
-"""What aiohttp would add to a request that has none: a proxy says what its client said."""
+"""Headers that aiohttp adds by default. A proxy sends only those of its client."""
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Largest message of a WebSocket."""
+"""Largest WebSocket message."""
 
 BODY_METHODS = ("POST", "PUT", "PATCH")
 UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 
 class ExternalUpstream(Upstream):
-    """The way to it. `address` is its URL without a path of a route, such as `http://127.0.0.1:5800`.
+    """The way to an external server at `address`, a URL such as `http://127.0.0.1:5800`.
 
-    Connections are kept and used again. `localhost` is tried on IPv4 and IPv6, whichever the server listens on. `key` goes out
-    in the place of whatever credentials the client sent. `model` is the name it has for its model, `known` how it transcribes.
+    Connections are reused. `localhost` is tried on IPv4 and IPv6. `key` replaces the credentials that the client sent. `model`
+    is the server's name for its model, `strategy` how it is asked for transcripts.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ExternalUpstream(Upstream):
         *,
         key: str = "",
         model: str = "",
-        known: RequestStrategy | None = None,
+        strategy: RequestStrategy | None = None,
     ):
         timeouts = timeouts or UpstreamTimeouts()
         url = URL(address.rstrip("/"), encoded=True)
@@ -81,10 +81,10 @@ class ExternalUpstream(Upstream):
             skip_auto_headers=AUTOMATIC_HEADERS,
             auto_decompress=False,
         )
-        """For WebSockets, and for whoever wants more than bytes."""
+        """For WebSockets and readiness checks."""
         secrets = tuple(value.decode().rpartition(" ")[2] for _, value in self._credentials)
         self._transcriber = UpstreamTranscriber(
-            self._post_form, self.address, model, known or RequestStrategy.from_options({}), secrets
+            self._post_form, self.address, model, strategy or RequestStrategy.from_options({}), secrets
         )
 
     async def send_request(self, request: OutgoingRequest) -> UpstreamResponse:

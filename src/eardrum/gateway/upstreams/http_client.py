@@ -26,11 +26,11 @@ from eardrum.errors import (
 )
 
 READ_AHEAD_BYTES = 1 << 17
-"""Bytes of an answer that are read before somebody takes them."""
+"""Bytes of a response that are read ahead of the consumer."""
 MAX_HEAD_BYTES = 1 << 18
-"""Longest head of an answer."""
+"""Longest head of a response."""
 WRITE_BYTES = 1 << 18
-"""Bytes of a body that are written at once, so that a large one does not hold up the event loop."""
+"""Bytes of a body that are written at a time, so that a large one does not block the event loop."""
 
 BODILESS_STATUSES = (204, 304)
 
@@ -71,16 +71,16 @@ class OutgoingRequest:
 
 
 class UpstreamResponse:
-    """An upstream's answer, whose body is still coming in. Somebody has to read it to its end or `release` it."""
+    """A response whose body is still arriving. The caller must read it to its end, or `release` it."""
 
     def __init__(self, connection: HttpConnection, origin: str):
         self.status = 0
         self.raw_headers: list[tuple[bytes, bytes]] = []
         """Names in lower case."""
         self.origin = origin
-        """Who answers, for messages."""
+        """The server, for messages."""
         self.ended = False
-        """Whether the body is here to its end and has been taken."""
+        """Whether the whole body has been read."""
         self._connection = connection
         self._waiting: list[bytes] = []
         self._size = 0
@@ -95,10 +95,10 @@ class UpstreamResponse:
         return value.partition(b";")[0].strip().lower().decode("latin-1")
 
     async def read_chunk(self) -> bytes:
-        """What has come of the body since the last call; empty at its end.
+        """Return the bytes of the body that arrived since the last call; empty at its end.
 
         Raises:
-            UpstreamDiedError: it ends in the middle.
+            UpstreamDiedError: the body ended in the middle.
         """
         while not self._waiting and not self._complete and not self._failure:
             self._more = asyncio.get_running_loop().create_future()
@@ -113,27 +113,27 @@ class UpstreamResponse:
         self.ended = self._complete
         return chunk
 
-    async def read_body(self, most: int) -> bytes:
-        """The body up to so many bytes, or a few more."""
+    async def read_body(self, max_bytes: int) -> bytes:
+        """Return the body up to `max_bytes` bytes, or slightly more."""
         data = b""
-        while len(data) < most and (chunk := await self.read_chunk()):
+        while len(data) < max_bytes and (chunk := await self.read_chunk()):
             data += chunk
         return data
 
     def release(self) -> None:
-        """It is not needed any more: what has not come yet never will."""
+        """Drop the response. If it has not arrived completely, its connection is closed."""
         if not self._complete:
             self._connection.abort()
 
     def add_data(self, data: bytes) -> bool:
-        """Take in more of the body. Returns whether that is enough for now."""
+        """Add bytes of the body. Return whether reading should pause."""
         self._waiting.append(data)
         self._size += len(data)
         self._wake()
         return self._size > READ_AHEAD_BYTES
 
     def end_body(self, failure: str = "") -> None:
-        """The body is over, or will not come."""
+        """End the body, or fail it."""
         self._complete, self._failure = not failure, failure
         self._wake()
 
@@ -143,14 +143,14 @@ class UpstreamResponse:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One request at a time. `idle` is called when it could take the next one, `gone` when it is over."""
+    """A connection for one request at a time. Calls `on_idle` when it can take the next request, `on_closed` at its end."""
 
-    def __init__(self, origin: str, idle: Callable[[HttpConnection], None], gone: Callable[[HttpConnection], None]):
+    def __init__(self, origin: str, on_idle: Callable[[HttpConnection], None], on_closed: Callable[[HttpConnection], None]):
         self.usable = False
-        """Whether it can take a request now."""
+        """Whether it can take a request."""
         self._origin = origin
-        self._on_idle = idle
-        self._on_closed = gone
+        self._on_idle = on_idle
+        self._on_closed = on_closed
         self._transport: asyncio.Transport
         self._response: UpstreamResponse | None = None
         self._head: asyncio.Future[UpstreamResponse] | None = None
@@ -165,18 +165,18 @@ class HttpConnection(asyncio.Protocol):
     async def send_request(
         self, head: bytes, body: bytes | AsyncIterable[bytes] | None, *, chunked: bool, no_body: bool
     ) -> UpstreamResponse:
-        """Send a request and return the answer once its head is here.
+        """Send a request and return the response once its head has arrived.
 
         Args:
-            head: the request up to its body, the empty line included.
+            head: the request up to its body, including the empty line.
             body: its body.
-            chunked: whether the body's length is not in the head.
-            no_body: the answer will have no body, whatever its head says.
+            chunked: whether the body is sent in chunks because the head does not contain its length.
+            no_body: whether the response has no body in spite of its head.
 
         Raises:
-            UpstreamDiedError: the connection ends before that.
-            UpstreamHungUpError: so it does, and it had served requests before.
-            Exception: what reading the body raised.
+            UpstreamDiedError: the connection ended before the response.
+            UpstreamHungUpError: the same, on a connection that had served requests before.
+            Exception: the error that reading the body raised.
         """
         if self._closed:
             raise self._make_broken_error("it closed the connection")
@@ -195,13 +195,13 @@ class HttpConnection(asyncio.Protocol):
             raise
 
     def resume_reading(self) -> None:
-        """There is room for more of the answer."""
+        """Continue reading the response."""
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Hang up."""
+        """Close the connection at once."""
         self.usable = False
         if self._send_task:
             self._send_task.cancel()
@@ -215,24 +215,24 @@ class HttpConnection(asyncio.Protocol):
                     await self._writable
             if chunked:
                 self._transport.write(b"0\r\n\r\n")
-        except Exception as error:  # noqa: BLE001 -- whoever waits for the answer is told
+        except Exception as error:  # noqa: BLE001 -- passed to the caller that waits for the response
             if self._head and not self._head.done():
                 self._head.set_exception(error)
             self._transport.abort()
         finally:
             self._send_task = None
 
-    # What the transport tells.
+    # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is connected."""
+        """The connection is established."""
         self._parser: Any = httptools.HttpResponseParser(self)
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
 
     def data_received(self, data: bytes) -> None:
-        """More of the answer."""
+        """Bytes of the response arrived."""
         if not self._response:
-            self.abort()  # nobody asked
+            self.abort()  # no request is pending
             return
         self._head_bytes += len(data) if self._head else 0
         try:
@@ -245,7 +245,7 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over. That ends an answer without a length, and breaks off any other."""
+        """The connection is closed. That ends a response without a length, and fails any other."""
         self.usable, self._closed = False, True
         if self._writable and not self._writable.done():
             self._writable.set_result(None)
@@ -257,11 +257,11 @@ class HttpConnection(asyncio.Protocol):
         self._on_closed(self)
 
     def pause_writing(self) -> None:
-        """It takes no more for now."""
+        """The write buffer is full."""
         self._writable = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
-        """It takes more again."""
+        """The write buffer has room again."""
         if self._writable and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
@@ -277,15 +277,15 @@ class HttpConnection(asyncio.Protocol):
         kind = UpstreamHungUpError if self._reused else UpstreamDiedError
         return kind(f"{self._origin} broke off before it answered: {why}.")
 
-    # What the parser finds.
+    # Callbacks of the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer behind the body, which nobody here needs."""
+        """A header arrived, or a trailer after the body, which is ignored."""
         if self._response and self._head:
             self._response.raw_headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The head is here; one of a status below 200 only precedes it."""
+        """The head is complete. One with a status below 200 only precedes the response."""
         assert self._response
         status = self._parser.get_status_code()
         if status < 200:
@@ -303,13 +303,13 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()  # the parser would wait for the body
 
     def on_body(self, data: bytes) -> None:
-        """More of the body."""
+        """Bytes of the body arrived."""
         if self._response and self._response.add_data(data) and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        """The answer is over."""
+        """The response is complete."""
         if self._head or not self._response:  # a status below 200
             return
         answer, self._response = self._response, None
@@ -328,11 +328,11 @@ async def _split_body(body: bytes) -> AsyncIterator[bytes]:
 
 
 LOCALHOST = ("127.0.0.1", "::1")
-"""What `localhost` is, also where the system's table has only one of them."""
+"""Addresses of `localhost`, even if the hosts file lists only one of them."""
 
 
 class ConnectionPool:
-    """Takes the connection that was used last, so that those too many are closed when their time is over."""
+    """Connections to one server. The one used last is reused first, so that surplus connections time out."""
 
     def __init__(self, address: str, timeouts: UpstreamTimeouts):
         self._address = address
@@ -348,15 +348,15 @@ class ConnectionPool:
         self._closed = False
 
     async def acquire_connection(self) -> HttpConnection:
-        """One that can take a request.
+        """Return a connection that can take a request.
 
         Raises:
-            UpstreamUnreachableError: nobody answers there.
-            UpstreamTimeoutError: not in time.
-            UpstreamDiedError: the pool was closed.
+            UpstreamUnreachableError: nothing answers at the address.
+            UpstreamTimeoutError: the connection was not established in time.
+            UpstreamDiedError: the pool is closed.
         """
         if self._closed:
-            raise UpstreamDiedError(f"{self._address} is not asked any more.")
+            raise UpstreamDiedError(f"{self._address} is no longer in use.")
         while self._free:
             kept, _ = self._free.pop()
             if kept.usable:
@@ -368,7 +368,7 @@ class ConnectionPool:
             raise UpstreamTimeoutError(f"{self._address} could not be reached in time (timeouts.connect).") from None
 
     def close(self) -> None:
-        """Close all of them, for good."""
+        """Close all connections and refuse new ones."""
         self._closed = True
         if self._sweep_timer:
             self._sweep_timer.cancel()
@@ -384,7 +384,7 @@ class ConnectionPool:
         failure: OSError | None = None
         for host in self._hosts:
             try:
-                transport, made = await asyncio.get_running_loop().create_connection(
+                transport, connection = await asyncio.get_running_loop().create_connection(
                     self._create_connection,
                     host,
                     self._port,
@@ -394,13 +394,13 @@ class ConnectionPool:
             except OSError as error:
                 failure = failure or error
             else:
-                self._all.add(made)
+                self._all.add(connection)
                 self._enable_keepalive(transport.get_extra_info("socket"))
-                return made
+                return connection
         if failure and (known := build_shortage_error(failure, f"to reach {self._address}")):
             raise known from failure
-        said = failure.strerror or str(failure) if failure else ""
-        raise UpstreamUnreachableError(f"{self._address} cannot be reached: {said}.") from failure
+        reason = failure.strerror or str(failure) if failure else ""
+        raise UpstreamUnreachableError(f"{self._address} cannot be reached: {reason}.") from failure
 
     def _create_connection(self) -> HttpConnection:
         return HttpConnection(self._address, self._keep_connection, self._all.discard)
@@ -412,7 +412,7 @@ class ConnectionPool:
             self._sweep_timer = loop.call_later(self._timeouts.idle_conn, self._close_idle)
 
     def _close_idle(self) -> None:
-        """Close those that nobody has used for long; come back when the next one may be due."""
+        """Close connections that were idle too long, and set the timer for the next one."""
         loop = asyncio.get_running_loop()
         self._sweep_timer = None
         while self._free and self._free[0][1] + self._timeouts.idle_conn <= loop.time():
@@ -421,7 +421,7 @@ class ConnectionPool:
             self._sweep_timer = loop.call_at(self._free[0][1] + self._timeouts.idle_conn, self._close_idle)
 
     def _enable_keepalive(self, connected: socket.socket | None) -> None:
-        """Ask every so many seconds whether the other side is still there."""
+        """Enable TCP keepalive, if it is configured."""
         if not self._timeouts.keepalive or not connected:
             return
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

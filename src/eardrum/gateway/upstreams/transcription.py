@@ -1,6 +1,6 @@
 """Transcribes with an external server: whisper-server, vLLM, llama-server, another Eardrum, anything like OpenAI's API.
 
-The audio is sent as it comes in, in a form. The answer becomes the events that our own runners send, so every response format
+The audio is sent in a form while it arrives. The response becomes the same events that runners send, so every response format
 works with every server.
 """
 
@@ -31,18 +31,18 @@ from eardrum.text import choose_separator, join_texts
 from eardrum.transcription import TextDelta, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 
 MAX_ANSWER_BYTES = 128 << 20
-"""Largest answer that is read: a day with all its words is about half of it."""
+"""Largest response: a day with all its words takes about half of it."""
 LARGE_BYTES = 1 << 20
-"""A larger one is read in a thread: it would hold up the event loop."""
+"""Larger responses are parsed in a thread, because they would block the event loop."""
 MAX_QUOTED_LENGTH = 300
-"""Characters of a server's message that are passed on."""
+"""Longest message of a server that is passed on."""
 CLIENT_ERRORS = (400, 413, 415, 422)
-"""Statuses by which a server says that what it was sent is at fault."""
+"""Statuses that blame the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionResponse:
-    """The beginning of an answer."""
+    """A response whose body is still arriving."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,21 +50,21 @@ class TranscriptionResponse:
 
 
 FormSender = Callable[[str, TranscriptionForm], AbstractAsyncContextManager[TranscriptionResponse]]
-"""Sends a form to a path. Leaving before the answer was read hangs up."""
+"""Sends a form to a path. Leaving the context early hangs up."""
 
 
 @dataclass(slots=True)
 class TranscriptionOutcome:
-    """What has become of a request so far."""
+    """The result of the attempts of a request so far."""
 
     events: list[TranscriptionEvent] | None = None
     failure: EardrumError | None = None
 
     def get_result(self) -> list[TranscriptionEvent]:
-        """What was heard.
+        """Return the events.
 
         Raises:
-            EardrumError: no way of asking has led to an answer.
+            EardrumError: every attempt failed.
         """
         if self.events is None:
             assert self.failure
@@ -73,25 +73,25 @@ class TranscriptionOutcome:
 
 
 class UpstreamTranscriber:
-    """One server, asked for transcripts by the name it has for its model."""
+    """Gets transcripts from one server. `model` is the server's name for its model."""
 
-    def __init__(self, post: FormSender, address: str, model: str, known: RequestStrategy, secrets: tuple[str, ...] = ()):
+    def __init__(self, post: FormSender, address: str, model: str, strategy: RequestStrategy, secrets: tuple[str, ...] = ()):
         self._send_form = post
         self._address = address
         self._model = model
-        self._strategy = known
+        self._strategy = strategy
         self._secrets = secrets
 
     async def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
-        """Send the audio as it comes and yield events as they come, as a runner does. Closing the iterator hangs up.
+        """Send the audio as it arrives and yield events as they arrive. Closing the iterator hangs up.
 
-        A server that refuses the way it is asked is asked in another way, with the audio from the start.
+        If the server refuses the form of the request, it gets another form, with the audio from the start.
 
         Raises:
-            UpstreamDiedError: it cannot be reached, or broke off.
-            InvalidRequestError: it says that the request is at fault.
-            UnsupportedFeatureError: it cannot do what is asked.
-            UpstreamError: it fails, or answers with something else.
+            UpstreamDiedError: the server cannot be reached, or the connection broke.
+            InvalidRequestError: the server blames the request.
+            UnsupportedFeatureError: the server does not support the request.
+            UpstreamError: the server failed, or its response is not a transcript.
         """
         plan, outcome = self._strategy.plan_first(request), TranscriptionOutcome()
         while plan:
@@ -107,8 +107,8 @@ class UpstreamTranscriber:
                     return
                 reply = await self._read_reply(plan, answered)
             plan = await self._handle_reply(plan, reply, request, file, outcome)
-        for heard in outcome.get_result():
-            yield heard
+        for event in outcome.get_result():
+            yield event
 
     async def _handle_reply(
         self,
@@ -118,7 +118,7 @@ class UpstreamTranscriber:
         file: FormRecording,
         outcome: TranscriptionOutcome,
     ) -> RequestPlan | None:
-        """Take in a whole answer and return what to try next, if it is not the last word."""
+        """Handle a complete response. Return the plan of the next attempt, if there is one."""
         if reply.is_error:
             if not (outcome.failure and transcription_request.is_route_missing(reply)):
                 outcome.failure = self._make_refusal_error(reply)
@@ -129,7 +129,7 @@ class UpstreamTranscriber:
             outcome.failure = outcome.failure or error
             return self._strategy.plan_alternative(plan, request)
         if answer.is_empty and outcome.events is not None:
-            return None  # it has heard nothing either way
+            return None  # both attempts found no text
         if len(reply.body) > LARGE_BYTES:
             outcome.events = await asyncio.to_thread(self._build_events, answer, request, file)
         else:
@@ -141,7 +141,7 @@ class UpstreamTranscriber:
         return None
 
     def _check_track(self, request: TranscriptionRequest, answered: TranscriptionResponse) -> None:
-        """See that a server which was told an audio track has heard that one: most would hear another without a word."""
+        """Check that the server transcribed the requested audio track: most servers silently use another one."""
         if request.audio_track and answered.status == 200 and _parse_track(answered.headers) != request.audio_track:
             raise UnsupportedFeatureError(
                 f"The server at {self._address} does not choose between audio tracks: send the one that is meant alone.",
@@ -177,7 +177,7 @@ class UpstreamTranscriber:
     def _build_events(
         self, answer: UpstreamTranscript, request: TranscriptionRequest, file: FormRecording
     ) -> list[TranscriptionEvent]:
-        """The events of a whole answer."""
+        """Build the events of a complete response."""
         seconds = answer.estimate_duration(file.file_type.seconds)
         segments = answer.to_segments((0.0, seconds), seconds or math.inf)
         if request.words and segments and not request.partial and not any(segment.words for segment in segments):
@@ -191,24 +191,24 @@ class UpstreamTranscriber:
     async def _stream_events(
         self, answered: TranscriptionResponse, request: TranscriptionRequest, file: FormRecording
     ) -> AsyncGenerator[TranscriptionEvent, None]:
-        heard = StreamedTranscript()
+        transcript = StreamedTranscript()
         try:
             async for event in _decode_events(answered.body):
                 if event.get("error") or event.get("object") == "error":
                     raise self._make_refusal_error(UpstreamReply("", 200, answered.headers, _dump_json(event)))
-                if text := heard.add_event(event):
+                if text := transcript.add_event(event):
                     yield TextDelta(text)
-                if heard.is_done:
+                if transcript.is_done:
                     break
-            if text := heard.finish():
+            if text := transcript.finish():
                 yield TextDelta(text)
-            worded = self._build_events(heard.build_transcript(), request, file)
+            final_events = self._build_events(transcript.build_transcript(), request, file)
         except (ValueError, KeyError, TypeError) as error:
             raise self._make_error(f"sends a stream that is none of transcripts: {error}") from error
-        if not heard.is_done:
+        if not transcript.is_done:
             raise UpstreamDiedError(f"The server at {self._address} ended its stream before its end.")
-        for said in worded:
-            yield said
+        for final_event in final_events:
+            yield final_event
 
     def _make_refusal_error(self, reply: UpstreamReply) -> EardrumError:
         said = self._quote_message(reply).rstrip(".")
@@ -238,7 +238,7 @@ class UpstreamTranscriber:
 
 
 def _parse_track(headers: Mapping[str, str], name: str = "x-eardrum-audio-track") -> int:
-    """The audio track that another Eardrum says it has heard; 0 if the server does not say."""
+    """Return the audio track that another Eardrum reports; 0 if the server reports none."""
     value = headers.get(name, "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
 
@@ -258,7 +258,7 @@ def _dump_json(event: object) -> bytes:
 
 
 def _find_status(reply: UpstreamReply) -> int:
-    """The status; the one inside the error if it came with 200."""
+    """Return the status; if it is 200, the one inside the error."""
     if reply.status != 200:
         return reply.status
     answer = reply.json
@@ -269,7 +269,7 @@ def _find_status(reply: UpstreamReply) -> int:
 
 
 def _find_hint(said: str) -> str:
-    if said == "Invalid request":  # all that whisper-server says, whatever is wrong
+    if said == "Invalid request":  # whisper-server sends this message for every error
         return " If it is whisper-server: without --convert it reads wav, mp3 and flac only."
     return ""
 

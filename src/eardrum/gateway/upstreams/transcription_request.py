@@ -1,7 +1,7 @@
-"""The request for a transcript: by which route and in which format an external server is asked, and the form with the audio.
+"""Builds requests for transcripts at external servers: route, response format, and the form with the audio.
 
-`RequestStrategy` decides what to try next when a server refuses; it sends nothing. The form is sent while the file still
-comes in; its type is detected by the first bytes, since names and content types cannot be trusted.
+`RequestStrategy` decides what to try after a refusal; it sends nothing. The form is sent while the file still arrives. The
+file's type is detected by its first bytes, since names and content types cannot be trusted.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 INFERENCE = "/inference"
-"""Where whisper-server transcribes unless its command says otherwise."""
+"""whisper-server's default route."""
 
 ROUTE_OPTIONS = ("transcriptions", "translations")
-"""Options of models that a command or another server brings."""
+"""Options of models with a command or an address."""
 
 VERBOSE, PLAIN = "verbose_json", "json"
 
 GUESSES_NEEDED = 3
-"""So often in a row a server must have served another way of asking, after refusals that named no reason, until it is asked so at
-once: one that is in trouble for a moment keeps its times."""
+"""So many times in a row another plan must work, after refusals without a reason, before it becomes the first plan. So a short
+failure of the server does not cost the times of later transcripts."""
 
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionRoute:
-    """A route by which a server may do a task."""
+    """A route that may serve a task."""
 
     path: str
     translate: bool = False
-    """A field asks for the translation, as whisper-server wants it."""
+    """Whether a form field requests the translation, as at whisper-server."""
     certain: bool = True
-    """It is known, by the config or from its answers, that the server obeys that field; else its answer has to say so."""
+    """Whether the server is known to obey that field, from the config or its responses; else the response must confirm it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestPlan:
-    """One way of asking."""
+    """Route and form of one attempt."""
 
     routes: tuple[TranscriptionRoute, ...]
-    """The first is taken; the others are left should there be nothing at its path."""
+    """The first one is used; the others follow if its path does not exist."""
     format: str
     stream: bool
     tried: tuple[tuple[str, bool], ...] = ()
-    """Formats, with streaming or without, that were refused on this way."""
+    """Refused formats, each with streaming or without."""
     guessed: bool = False
-    """Whether a refusal that named no reason led here."""
+    """Whether this plan follows a refusal without a reason."""
     words: bool = False
-    """Whether word times are asked for although the answer can do without."""
+    """Whether word times are requested although they are optional."""
 
     @property
     def route(self) -> TranscriptionRoute:
-        """Where the request goes."""
+        """The route of the request."""
         return self.routes[0]
 
 
 @dataclass(slots=True)
 class RequestStrategy:
-    """What is known of one server. It is learned from requests that succeeded, and forgotten with its process."""
+    """Decides how one server is asked. It learns from successful requests, and lives as long as the model is loaded."""
 
     transcription_routes: tuple[TranscriptionRoute, ...]
     translation_routes: tuple[TranscriptionRoute, ...]
     supports_streaming: bool = True
     formats: dict[bool, str] = field(default_factory=lambda: {False: VERBOSE, True: VERBOSE})
-    """What is asked for where times are wanted, without streaming and with it."""
+    """Response format for requests with times, without streaming and with it."""
     has_verbose_text: bool = False
-    """Whether a text has ever come in verbose_json: an empty one then means silence."""
+    """Whether verbose_json has ever contained text: an empty one then means silence."""
     guesses: int = 0
-    """Guessed plans in a row that have worked."""
+    """Number of guessed plans in a row that worked."""
     supports_words: bool = True
-    """Whether word times may be asked for by those who can do without: no more, once the server has refused them."""
+    """Whether optional word times are requested; not after the server has refused them."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> RequestStrategy:
-        """What is known beforehand; the options are paths, `translations` empty where a field asks for a translation.
+        """Create a strategy from a model's options, which are paths. An empty `translations`: a form field requests them.
 
         Raises:
-            ConfigError: an option is unknown, or no path.
+            ConfigError: an option is unknown, or not a path.
         """
         for name, value in options.items():
             if name not in ROUTE_OPTIONS:
@@ -103,13 +103,13 @@ class RequestStrategy:
         return cls(tuple(map(TranscriptionRoute, paths)), by_route)
 
     def plan_first(self, request: TranscriptionRequest) -> RequestPlan | None:
-        """How the request is asked first: for no more than it needs, since what is more may be what a server gets wrong."""
+        """Plan the first attempt. It requests no more than needed, since servers may fail on the rest."""
         return self._build_plan(
             self.translation_routes if request.task is SpeechTask.TRANSLATE else self.transcription_routes, request
         )
 
     def plan_after_refusal(self, plan: RequestPlan, refusal: UpstreamReply, request: TranscriptionRequest) -> RequestPlan | None:
-        """What to try once the plan was refused; None if another way of asking would not change that."""
+        """Plan the attempt after a refusal; None if no other plan can help."""
         other = PLAIN if plan.format == VERBOSE else VERBOSE
         if is_route_missing(refusal):
             return self._build_plan(plan.routes[1:], request)
@@ -127,15 +127,15 @@ class RequestStrategy:
         return found or (self._build_plan(plan.routes[1:], request) if refusal.status == 501 else None)
 
     def plan_alternative(self, plan: RequestPlan, request: TranscriptionRequest) -> RequestPlan | None:
-        """What to try if an answer cannot be read, or has no text in it although there may be one; None if nothing is left."""
+        """Plan the attempt after a response that cannot be parsed or has no text; None if no plan is left."""
         return _pick_untried(plan, *_list_json_formats(plan.route, request), guessed=True)
 
     def doubts_silence(self, plan: RequestPlan) -> bool:
-        """Whether an answer without a text may come of the way it was asked for: some servers have the text in json only."""
+        """Whether the plan may be the reason of an empty transcript: some servers send text in json only."""
         return plan.format == VERBOSE and not self.has_verbose_text
 
     def record_success(self, plan: RequestPlan, request: TranscriptionRequest, *, silent: bool = False) -> None:
-        """The plan has worked; with a text, or `silent` without."""
+        """Record that a plan worked; `silent` if the transcript was empty."""
         if request.task is SpeechTask.TRANSLATE:
             self.translation_routes = plan.routes
         else:
@@ -160,12 +160,12 @@ class RequestStrategy:
 
     def _choose_format(self, way: TranscriptionRoute, request: TranscriptionRequest, *, stream: bool) -> str:
         if not way.certain:
-            return VERBOSE  # where a server says what it has done
+            return VERBOSE  # the format in which servers report the task
         return self.formats[stream] if request.times or request.words else PLAIN
 
 
 def _pick_untried(plan: RequestPlan, *others: tuple[str, bool], guessed: bool = False) -> RequestPlan | None:
-    """The plan in the first of the other formats that was not tried yet, with streaming or without."""
+    """Return the plan with the first of the other formats that was not tried yet."""
     tried = (*plan.tried, (plan.format, plan.stream))
     for form, stream in others:
         if (form, stream) not in tried:
@@ -174,17 +174,17 @@ def _pick_untried(plan: RequestPlan, *others: tuple[str, bool], guessed: bool = 
 
 
 def _list_json_formats(way: TranscriptionRoute, request: TranscriptionRequest) -> tuple[tuple[str, bool], ...]:
-    """Word times, and what a server has done, are in verbose_json only."""
+    """List the formats without verbose_json, unless it is needed for word times or to confirm the task."""
     return () if request.words or not way.certain else ((PLAIN, False),)
 
 
 def is_route_missing(reply: UpstreamReply) -> bool:
-    """Whether the server has no such route. What it says about models that it does not have is another matter."""
+    """Whether the server has no such route. A message about a missing model does not count."""
     return reply.status in (404, 405) and "model" not in reply.message.lower()
 
 
 def build_fields(plan: RequestPlan, request: TranscriptionRequest, model: str) -> list[FormField]:
-    """The form's fields beside the file: those that we understand, and the client's others as it sent them."""
+    """Build the form's fields besides the file: the known ones, and the client's other ones unchanged."""
     words = (request.words or plan.words) and plan.format == VERBOSE
     asked: list[FormField] = [
         ("model", model),
@@ -209,17 +209,17 @@ FormField = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class FormRecording:
-    """Audio to be sent: its beginning, and the rest as it comes."""
+    """Audio for a form: its first bytes, and the rest as it arrives."""
 
     head: bytes
     rest: AsyncIterator[bytes]
     size: int | None
-    """Bytes of both; None as long as nobody knows."""
+    """Total bytes; None if unknown."""
     file_type: AudioFileType
 
 
 async def open_recording(audio: AudioSource, *, raw_pcm: bool) -> FormRecording:
-    """The audio from its start, once enough of it is here to know its kind. Headerless samples become a WAV file."""
+    """Open the audio once enough of it has arrived to detect its type. Raw samples become a WAV file."""
     if raw_pcm:
         return await _open_pcm(audio)
     chunks, head = audio.read(), b""
@@ -231,7 +231,7 @@ async def open_recording(audio: AudioSource, *, raw_pcm: bool) -> FormRecording:
 
 
 async def _open_pcm(audio: AudioSource) -> FormRecording:
-    """A WAV file, which begins with its size: so all of it must be here before any of it is sent."""
+    """Open raw samples as a WAV file. It begins with its size, so all of it must have arrived before it is sent."""
     size = 0
     async for chunk in audio.read():
         size += len(chunk)
@@ -240,7 +240,7 @@ async def _open_pcm(audio: AudioSource) -> FormRecording:
 
 
 class TranscriptionForm:
-    """The body of a request in multipart/form-data: the fields, then the file."""
+    """A multipart/form-data body: the fields, then the file."""
 
     def __init__(self, fields: Sequence[FormField], file: FormRecording):
         boundary = uuid.uuid4().hex
@@ -253,7 +253,7 @@ class TranscriptionForm:
         self._file = file
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self.size = None if file.size is None else len(self._before) + file.size + len(self._after)
-        """In bytes; None as long as nobody knows."""
+        """Total bytes; None if unknown."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._before + self._file.head
@@ -263,7 +263,7 @@ class TranscriptionForm:
 
 
 def _build_part_header(boundary: str, name: str, file: AudioFileType | None = None) -> str:
-    """What precedes a part's content."""
+    """Build the header of a part."""
     quoted = name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="{quoted}"'
     if file:
@@ -272,20 +272,20 @@ def _build_part_header(boundary: str, name: str, file: AudioFileType | None = No
 
 
 SNIFF_BYTES = 64 << 10
-"""So much of a file is looked at."""
+"""Bytes of a file from which its type is detected."""
 
 UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
-"""What stands in the header of a WAV that was written without going back."""
+"""Data sizes in the header of a WAV file that was written as a stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFileType:
-    """A file's kind. Servers go by the ending of its name, or by its content type, or by neither."""
+    """A file's type. Servers go by the extension, or by the content type, or by neither."""
 
     extension: str
     media_type: str
     seconds: float = 0.0
-    """0 if its head does not tell."""
+    """0 if the first bytes do not contain it."""
 
     @property
     def file_name(self) -> str:
@@ -304,20 +304,20 @@ SIGNATURES = (
     *((0, bytes((0xFF, second)), "aac", "audio/aac") for second in (0xF0, 0xF1, 0xF8, 0xF9)),
     *((0, bytes((0xFF, second)), "mp3", "audio/mpeg") for second in range(0xE0, 0x100)),
 )
-"""Where in a file which bytes tell its kind; the first that fits counts."""
+"""Offsets, signatures, extensions and media types; the first match counts."""
 
 
 def detect_file_type(head: bytes) -> AudioFileType:
-    """The kind of file that begins so."""
+    """Detect the type of a file by its first bytes."""
     for at, mark, ending, media_type in SIGNATURES:
         if head.startswith(mark, at):
-            tell = {"wav": _read_wav_duration, "flac": _read_flac_duration}.get(ending)
-            return AudioFileType(ending, media_type, tell(head) if tell else 0.0)
+            read_duration = {"wav": _read_wav_duration, "flac": _read_flac_duration}.get(ending)
+            return AudioFileType(ending, media_type, read_duration(head) if read_duration else 0.0)
     return AudioFileType("", "application/octet-stream")
 
 
 def build_wav_header(data_bytes: int) -> bytes:
-    """What precedes so many bytes of s16le mono at 16 kHz in a WAV file."""
+    """Build the WAV header for this many bytes of s16le mono at 16 kHz."""
     rate = SAMPLE_RATE
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
     riff = struct.pack("<4sI4s", b"RIFF", min(36 + data_bytes, 0xFFFFFFFF), b"WAVE")
