@@ -10,6 +10,7 @@ log line or the upstream request that repeats it: `check_surrogates` refuses it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from eardrum import bounded_json
@@ -77,6 +78,37 @@ def parse_json_body(data: bytes) -> Any:
         return bounded_json.parse_json(data)
     except ValueError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+
+
+def parse_object(
+    source: str | bytes,
+    *,
+    not_json: str = "The body is not valid JSON: {error}.",
+    not_object: str = "The body must be a JSON object.",
+    param: str | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """Parse a body or a message as a JSON object with whole characters.
+
+    Args:
+        source: The JSON text.
+        not_json: The error's message for invalid JSON; `{error}` in it stands for the parser's explanation.
+        not_object: The error's message for JSON of another type.
+        param: The field that JSON of another type is blamed on.
+        parse_constant: Converts NaN and Infinity, which Python parses and JSON does not allow.
+
+    Raises:
+        InvalidRequestError: the text is not a JSON object, or a string holds half a surrogate pair.
+        TooLargeError: the text holds too many values.
+    """
+    try:
+        found = bounded_json.parse_json(source, parse_constant=parse_constant)
+    except ValueError as error:
+        raise InvalidRequestError(not_json.replace("{error}", str(error))) from None
+    if not isinstance(found, dict):
+        raise InvalidRequestError(not_object, param=param)
+    check_surrogates(source, found)
+    return found
 
 
 def check_surrogates(source: str | bytes | bytearray, parsed: Any) -> None:

@@ -14,10 +14,9 @@ from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from eardrum import bounded_json
 from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
 from eardrum.api.fields import MAX_PROMPT, UNSET_IF_EMPTY, Flag, Hotwords, RequestModel
-from eardrum.api.json_body import check_surrogates
+from eardrum.api.json_body import parse_object
 from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.request_log import get_record
 from eardrum.api.websocket import ServerWebSocket, get_close_code
@@ -216,14 +215,8 @@ def parse_message(message: str) -> dict[str, Any]:
     Raises:
         InvalidRequestError: the message is not a JSON object.
     """
-    try:
-        fields = bounded_json.parse_json(message)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        raise InvalidRequestError('A text message is a JSON object, as in {"is_speaking": false}; audio goes into binary ones.')
-    check_surrogates(message, fields)
-    return fields
+    explanation = 'A text message is a JSON object, as in {"is_speaking": false}; audio goes into binary ones.'
+    return parse_object(message, not_json=explanation, not_object=explanation)
 
 
 def check_message_size(message: str | bytes) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eardrum import bounded_json
 from eardrum.api.asgi import ErrorBodyBuilder
-from eardrum.api.json_body import check_surrogates
+from eardrum.api.json_body import parse_object
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import (
     ClearCommand,
@@ -70,16 +69,11 @@ def parse_message(message: str | bytes) -> ClientMessage:
 
 
 def _parse_object(message: str) -> dict[str, Any]:
-    try:
-        parsed = bounded_json.parse_json(message)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"This text is not valid JSON ({error}). Text messages are JSON objects; audio goes into binary ones."
-        ) from None
-    if not isinstance(parsed, dict):
-        raise InvalidRequestError('A text message is a JSON object, as in {"type": "commit"}.')
-    check_surrogates(message, parsed)
-    return parsed
+    return parse_object(
+        message,
+        not_json="This text is not valid JSON ({error}). Text messages are JSON objects; audio goes into binary ones.",
+        not_object='A text message is a JSON object, as in {"type": "commit"}.',
+    )
 
 
 def _parse_command(message: dict[str, Any]) -> ClientMessage:

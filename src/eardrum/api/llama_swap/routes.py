@@ -6,10 +6,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from eardrum import bounded_json
 from eardrum.api import json_body, openapi
 from eardrum.api.asgi import has_query_flag
-from eardrum.api.json_body import check_surrogates
 from eardrum.api.llama_swap import monitoring
 from eardrum.api.llama_swap.monitoring import ActivityRoutes, EventStream, LogHistory, LogStream
 from eardrum.api.openapi import ApiOperation, ApiRoute
@@ -197,15 +195,15 @@ class ProfileRoutes:
     async def activate_profile(self, request: Request) -> Response:
         """Activate a profile, or none."""
         limits = json_body.limit_small_body(self._service.settings.limits)
-        upload = json_body.open_body(request.scope, request.receive, limits)
-        written = await json_body.read_body(request.scope, upload, limits)
-        try:
-            body = bounded_json.parse_json(written)
-        except ValueError:
-            raise InvalidRequestError(f"The body is not valid JSON: {EXAMPLE}.") from None
-        check_surrogates(written, body)
-        if not isinstance(body, dict) or "name" not in body:
-            raise InvalidRequestError(f"The field `name` is missing: {EXAMPLE}.", param="name")
+        missing = f"The field `name` is missing: {EXAMPLE}."
+        body = json_body.parse_object(
+            await json_body.read_body(request.scope, json_body.open_body(request.scope, request.receive, limits), limits),
+            not_json=f"The body is not valid JSON: {EXAMPLE}.",
+            not_object=missing,
+            param="name",
+        )
+        if "name" not in body:
+            raise InvalidRequestError(missing, param="name")
         if not isinstance(body["name"], str | None):
             raise InvalidRequestError(f"The field `name` must be a string or null: {EXAMPLE}.", param="name")
         self._service.activate_profile(body["name"] or "")

@@ -13,11 +13,10 @@ from typing import Any, NoReturn
 
 from starlette.responses import JSONResponse, Response
 
-from eardrum import bounded_json
 from eardrum.api import asgi
 from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, get_header, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
-from eardrum.api.json_body import check_surrogates, open_body, read_body
+from eardrum.api.json_body import open_body, parse_object, read_body
 from eardrum.api.request_log import get_record
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError
@@ -80,8 +79,7 @@ class JsonEndpoint:
         """Serve one request."""
         reply = OllamaResponse(scope, send)
         try:
-            upload = open_body(scope, receive, self._limits)
-            request = _parse_object(await read_body(scope, upload, self._limits))
+            request = _parse_object(await read_body(scope, open_body(scope, receive, self._limits), self._limits))
             async with DisconnectWatcher(scope, receive):
                 await self._answer(request, reply)
         except EardrumError as error:
@@ -96,14 +94,7 @@ def _parse_object(data: bytes) -> dict[str, Any]:
     """
     if not data.strip():
         raise InvalidRequestError("missing request body")
-    try:
-        found = bounded_json.parse_json(data, parse_constant=_reject_constant)
-    except ValueError as error:
-        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise InvalidRequestError("The body must be a JSON object.")
-    check_surrogates(data, found)
-    return found
+    return parse_object(data, parse_constant=_reject_constant)
 
 
 def _reject_constant(name: str) -> NoReturn:

@@ -15,7 +15,6 @@ from starlette.routing import BaseRoute
 from eardrum.api import json_body, openapi
 from eardrum.api.asgi import Receive, Scope, build_stream_headers, format_names, get_header
 from eardrum.api.fields import describe_form
-from eardrum.api.json_body import check_surrogates
 from eardrum.api.openai import responses
 from eardrum.api.openai.models import OpenAIModelRoutes
 from eardrum.api.openai.params import RAW_FORMATS, TranscriptionForm, TranscriptionParams, flatten_json, parse_params
@@ -81,6 +80,8 @@ def _describe_operation(path: str, summary: str) -> ApiOperation:
 
 AUDIO_TRACK_HEADER = b"x-eardrum-audio-track"
 """Request header with the meaning of the field `audio_track`."""
+
+NO_JSON_AUDIO = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
 
 DECODE_CHARS = 4 << 20
 """Characters of base64 that are decoded before the event loop runs again."""
@@ -182,16 +183,14 @@ class JsonUpload:
             InvalidRequestError: the body is not JSON, or holds no audio.
         """
         data = await json_body.read_body(self._scope, self.body, self._limits)
-        body = json_body.parse_json_body(data)
-        check_surrogates(data, body)
+        body = json_body.parse_object(data, not_object=NO_JSON_AUDIO, param="input_audio")
         del data
         try:
             audio = body.pop("input_audio")
             is_pcm = str(audio.get("format") or "") in RAW_FORMATS
             encoded = audio["data"].rpartition("base64,")[2]
         except (KeyError, TypeError, AttributeError):
-            message = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
-            raise InvalidRequestError(message, param="input_audio") from None
+            raise InvalidRequestError(NO_JSON_AUDIO, param="input_audio") from None
         try:
             self._audio = await _decode_base64(encoded)
         except ValueError as error:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from eardrum import bounded_json
 from eardrum.api.fields import RequestModel, show_value
-from eardrum.api.json_body import check_surrogates
+from eardrum.api.json_body import parse_object
 from eardrum.api.realtime import session_config
 from eardrum.api.realtime.session_config import RealtimeConfig
 from eardrum.api.websocket import CloseCode, get_close_code
@@ -386,15 +385,13 @@ def _parse_event(message: str | bytes) -> dict[str, Any]:
         raise InvalidRequestError("Events are JSON in text frames: send audio as base64 in input_audio_buffer.append.")
     if len(message) > MAX_EVENT_CHARS:
         raise TooLargeError(f"An event may have {MAX_AUDIO_BYTES >> 20} MiB of audio: send smaller pieces.", param="audio")
-    try:
-        event = bounded_json.parse_json(message)
-    except ValueError as error:
-        raise InvalidRequestError(f"The event is not valid JSON: {error}.") from None
-    if not isinstance(event, dict):
-        raise InvalidRequestError('An event is a JSON object, as in {"type": "input_audio_buffer.commit"}.')
+    event = parse_object(
+        message,
+        not_json="The event is not valid JSON: {error}.",
+        not_object='An event is a JSON object, as in {"type": "input_audio_buffer.commit"}.',
+    )
     if not isinstance(event.get("type"), str):
         raise InvalidRequestError("An event says its type, as a string.", param="type")
-    check_surrogates(message, event)
     return event
 
 
