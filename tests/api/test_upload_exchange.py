@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from eardrum.api.asgi import ClientGoneError, Message, Scope
 from eardrum.api.request_log import RequestRecord, RequestTracker
 from eardrum.api.transcript_formats import format_text
-from eardrum.api.upload_exchange import AudioUpload, UploadEndpoint
+from eardrum.api.uploads import AudioUpload, UploadEndpoint
 from eardrum.config import LimitSettings, Settings
 from eardrum.errors import InvalidRequestError, TooLargeError, UnsupportedMediaTypeError
 from eardrum.gateway.models.inventory import Model

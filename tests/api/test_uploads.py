@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eardrum.api.asgi import ClientGoneError, Message, Scope
-from eardrum.api.uploads import FormFields, MultipartForm, RequestBody
+from eardrum.api.request_body import RequestBody
+from eardrum.api.uploads import FormFields, MultipartForm
 from eardrum.config import LimitSettings
 from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool

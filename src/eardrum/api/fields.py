@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fai
 from pydantic_core import PydanticUseDefault
 
 from eardrum import bounded_json
-from eardrum.api.json_body import check_surrogates
+from eardrum.api.request_body import check_surrogates
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.languages import parse_language
 from eardrum.live import EndpointingSettings

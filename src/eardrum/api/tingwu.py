@@ -16,8 +16,8 @@ from urllib.parse import parse_qs
 
 from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
 from eardrum.api.fields import MAX_PROMPT, UNSET_IF_EMPTY, Flag, Hotwords, RequestModel
-from eardrum.api.json_body import parse_object
 from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
+from eardrum.api.request_body import parse_object
 from eardrum.api.request_log import get_record
 from eardrum.api.websocket import ServerWebSocket, get_close_code
 from eardrum.concurrency import run_alongside

@@ -1,131 +1,41 @@
-"""Reads request bodies within limits, and multipart forms as they arrive: text fields into memory, the file into a spool."""
+"""Uploaded recordings, for every protocol: multipart forms and raw bodies, answered while they arrive.
+
+`UploadEndpoint` is the ASGI application of a route that takes a recording. A protocol's subclass parses the parameters and
+builds the response; everything else is here: the upload goes into a spool, the transcription begins as soon as the parameters
+are known, begins again if later fields change them, and ends when the client disconnects.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from dataclasses import dataclass, field
-from typing import NoReturn
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
+from urllib.parse import quote
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.responses import Response
 
-from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, get_header
-from eardrum.api.disconnect import STALL_TIMEOUTS_KEY, StallTimeouts
+from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, format_sentence, get_header, receive_disconnect
+from eardrum.api.disconnect import DisconnectWatcher
+from eardrum.api.request_body import RequestBody
+from eardrum.api.request_log import get_record
+from eardrum.concurrency import cancel_and_wait, run_alongside
 from eardrum.config import LimitSettings
-from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
-from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
+from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError, UnsupportedMediaTypeError
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-
-MIN_BYTES_PER_S = 32
-"""A slower upload counts as stalled. The lowest rate of any speech codec is ten times as high, and twice as high in silence."""
+from eardrum.transcription import AudioOpened, Segment, TextDelta, Transcript, TranscriptionEvent, TranscriptionRequest
 
 HEAD_BYTES, HEAD_LINES = 8 << 10, 16
 """Limits of one part's headers: bytes of a line, and number of lines. Only the name of a file is ever long."""
 
 FormFields = dict[str, list[str]]
 """Text fields by name, with brackets, in the order of arrival."""
-
-
-class RequestBody:
-    """A request's body. Enforces the limits of its size and of stalls while it arrives.
-
-    `received` is set once the whole body has arrived. `param` is the field that a body which is too large is blamed on.
-    """
-
-    def __init__(
-        self, scope: Scope, receive: Receive, limits: LimitSettings, *, limit: str = "upload_bytes", param: str | None = "file"
-    ):
-        self._receive = receive
-        self._stall_timeouts = scope.get(STALL_TIMEOUTS_KEY) or StallTimeouts()
-        self._has_arrived = scope.get("extensions", {}).get("eardrum.arrived")
-        self._limit = limit
-        self._param = param
-        self._max: int = getattr(limits, limit)
-        self._stall_s = limits.stall_timeout
-        self._size = 0
-        self._waited_s = 0.0
-        self._bytes_while_waiting = 0
-        self._rate = SendRateMeter()
-        self._timeout: asyncio.Timeout | None = None
-        self._error: EardrumError | None = None
-        self.received = asyncio.Event()
-        length = get_header(scope, b"content-length")
-        if length.isdigit() and int(length) > self._max:
-            self._refuse()
-        SENDING_CLIENT.set(self)
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether the upload is so slow that it may lose its slot at the model to a waiting request."""
-        return not self.received.is_set() and self._rate.is_slow
-
-    def give_up_place(self) -> None:
-        """Stop reading, because a waiting request takes this one's slot at the model."""
-        self._error = ClientStalledError(
-            "The upload was too slow to keep its slot at the model while other requests waited: send it again, and faster."
-        )
-        if self._timeout:
-            self._timeout.reschedule(asyncio.get_running_loop().time())
-
-    async def read(self) -> bytes | None:
-        """Return the next bytes, or None at the end.
-
-        Raises:
-            TooLargeError: more bytes arrived than allowed.
-            ClientStalledError: the upload stalled, or was too slow.
-            ShuttingDownError: the server shuts down.
-            ClientGoneError: the client disconnected.
-        """
-        if self.received.is_set():
-            return None
-        if self._has_arrived and self._has_arrived["call"]():
-            message = await self._receive()
-        else:
-            started = time.monotonic()
-            message = await self._receive_message()
-            self._check_rate(time.monotonic() - started, len(message.get("body", b"")))
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        chunk: bytes = message.get("body", b"")
-        if message.get("more_body", False):
-            self._rate.record_bytes(len(chunk))
-        else:
-            self.received.set()
-            SENDING_CLIENT.set(None)  # a complete request keeps its place
-        self._size += len(chunk)
-        if self._size > self._max:
-            self._refuse()
-        return chunk
-
-    async def _receive_message(self) -> Message:
-        """Return the client's next message, unless this upload gave up its slot."""
-        if self._error:
-            raise self._error
-        self._rate.start_waiting()
-        try:
-            async with asyncio.timeout(None) as self._timeout:
-                return await self._stall_timeouts.receive_message(self._receive, self._stall_s)
-        except TimeoutError:
-            assert self._error
-            raise self._error from None
-        finally:
-            self._timeout = None
-
-    def _check_rate(self, waited_s: float, size: int) -> None:
-        """Treat an upload that trickles like one that stalls. Only time spent waiting for the client counts."""
-        self._waited_s += waited_s
-        self._bytes_while_waiting += size
-        if self._waited_s < self._stall_s:
-            return
-        if self._bytes_while_waiting < MIN_BYTES_PER_S * self._waited_s and not self.received.is_set():
-            raise ClientStalledError(
-                f"The upload stalled: fewer than {MIN_BYTES_PER_S} bytes a second arrived for {self._waited_s:.0f} s."
-            )
-        self._waited_s, self._bytes_while_waiting = 0.0, 0
-
-    def _refuse(self) -> NoReturn:
-        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param=self._param)
 
 
 @dataclass(slots=True)
@@ -250,3 +160,324 @@ class MultipartForm:
 
     def _on_end(self) -> None:
         self._is_complete = True
+
+
+class UploadParams(Protocol):
+    """The parameters of one upload, as far as the exchange needs them."""
+
+    @property
+    def model(self) -> str:
+        """The model's name; empty for the default model."""
+
+    @property
+    def request(self) -> TranscriptionRequest:
+        """The transcription to run."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the response is a stream of events."""
+
+    @property
+    def extra(self) -> tuple[tuple[str, str], ...]:
+        """Fields that only an upstream may support, and gets unchanged."""
+
+
+P = TypeVar("P", bound=UploadParams)
+
+
+class AudioUpload(Protocol):
+    """An upload in progress: `begin` reads up to the audio, `read_audio` the rest."""
+
+    body: RequestBody
+    fields: FormFields
+    """Text fields that were read so far."""
+
+    @property
+    def content_type(self) -> str:
+        """The content type of the audio; empty if the client sent none."""
+
+    async def begin(self) -> bool:
+        """Read up to the beginning of the audio, and return whether there is any.
+
+        Raises:
+            InvalidRequestError: the body is malformed.
+            EardrumError, ClientGoneError: as `RequestBody.read`.
+        """
+
+    async def read_audio(self, spool: Spool) -> None:
+        """Read the rest, and write the audio into `spool`."""
+
+
+class FormUpload:
+    """A multipart form that holds the recording in the field `file_field`."""
+
+    def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings, *, file_field: str = "file"):
+        self.body = RequestBody(scope, receive, limits, param=file_field)
+        self._form = MultipartForm(scope, self.body, limits, file_field=file_field)
+        self.fields = self._form.fields
+
+    @property
+    def content_type(self) -> str:
+        """The content type of the form's file."""
+        return self._form.file_content_type
+
+    async def begin(self) -> bool:
+        """Read the fields before the file."""
+        return await self._form.read_until_file()
+
+    async def read_audio(self, spool: Spool) -> None:
+        """Read the file and the fields after it."""
+        await self._form.read_file(spool)
+
+
+class RawUpload:
+    """A body that is the recording itself."""
+
+    def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings):
+        self.body = RequestBody(scope, receive, limits, param=None)
+        self.fields: FormFields = {}
+        self.content_type = get_header(scope, b"content-type")
+
+    async def begin(self) -> bool:
+        """Read nothing: the audio begins with the body."""
+        return True
+
+    async def read_audio(self, spool: Spool) -> None:
+        """Read the body."""
+        while (chunk := await self.body.read()) is not None:
+            await spool.write(chunk)
+        spool.finish()
+
+
+class TranscriptStream(Protocol):
+    """Encodes the response of one streamed transcription."""
+
+    headers: list[tuple[bytes, bytes]]
+    """The headers of the response."""
+
+    def encode_event(self, event: Segment | TextDelta) -> bytes:
+        """Encode what an event adds to the text; empty for nothing."""
+
+    def encode_done(self, transcript: Transcript) -> bytes:
+        """Encode the end of the stream."""
+
+    def encode_error(self, error: EardrumError) -> bytes:
+        """Encode an error that ends the stream."""
+
+
+class UploadEndpoint(ABC, Generic[P]):
+    """Transcribes an uploaded recording. An ASGI application."""
+
+    file_field = "file"
+    """The form's field with the recording."""
+    accepts_raw_body = False
+    """Whether a body of audio, or of any bytes, is the recording itself."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one upload."""
+        upload = self.open_upload(scope, receive)
+        with self.service.create_spool() as spool:
+            if not await upload.begin():
+                self.parse_params(scope, upload)  # reports an invalid field first, if there is one
+                raise self._make_no_file_error()
+            await UploadExchange(self, upload, spool, scope, receive, send).run()
+
+    def open_upload(self, scope: Scope, receive: Receive) -> AudioUpload:
+        """Open the upload by its content type.
+
+        Raises:
+            UnsupportedMediaTypeError: the body is compressed, or of another type.
+            InvalidRequestError: the form cannot hold a file.
+            TooLargeError: the content length exceeds the limit.
+        """
+        kind = get_media_type(scope)
+        if kind == "multipart/form-data":
+            return FormUpload(scope, receive, self.service.settings.limits, file_field=self.file_field)
+        if self.accepts_raw_body and (kind.startswith("audio/") or kind in ("", "application/octet-stream")):
+            return RawUpload(scope, receive, self.service.settings.limits)
+        if kind == "application/x-www-form-urlencoded":
+            raise self._make_no_file_error()
+        raise UnsupportedMediaTypeError(
+            f"Send multipart/form-data with the audio in the field {self.file_field!r}, not {kind or 'a body without a type'}."
+        )
+
+    @abstractmethod
+    def parse_params(self, scope: Scope, upload: AudioUpload) -> P:
+        """Parse the parameters from the query, the headers, and the fields that were read so far.
+
+        Raises:
+            InvalidRequestError: a value is invalid.
+        """
+
+    def may_begin(self, params: P) -> bool:
+        """Whether the transcription may begin before the upload is complete. If fields after the audio change the parameters,
+        it begins again."""
+        return True
+
+    @abstractmethod
+    async def build_response(self, scope: Scope, transcript: Transcript, params: P, model: Model) -> Response:
+        """Build the response with the whole transcript. `model` is the one that made it."""
+
+    def open_stream(self, scope: Scope, params: P, model: Model, opened: AudioOpened) -> TranscriptStream:
+        """Begin a streamed response, if the protocol has one."""
+        raise UnsupportedFeatureError("This protocol has no streamed responses.")
+
+    def _make_no_file_error(self) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"The form holds no file: send the audio in the field {self.file_field!r} of multipart/form-data.",
+            param=self.file_field,
+        )
+
+
+def get_media_type(scope: Scope) -> str:
+    """Return the body's media type in lower case.
+
+    Raises:
+        UnsupportedMediaTypeError: the body is compressed.
+    """
+    if (encoding := get_header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
+        raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it uncompressed.")
+    return get_header(scope, b"content-type").partition(";")[0].strip().lower()
+
+
+class UploadExchange(Generic[P]):
+    """Answers one upload while it is still being received."""
+
+    def __init__(
+        self, endpoint: UploadEndpoint[P], upload: AudioUpload, spool: Spool, scope: Scope, receive: Receive, send: Send
+    ):
+        self._endpoint = endpoint
+        self._service = endpoint.service
+        self._upload = upload
+        self._spool = spool
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._record = get_record(scope)
+        self._received = asyncio.Event()
+        """Set once the audio and all fields have been received."""
+        self._stream: TranscriptStream | None = None
+        """The encoder of a streamed response, once it has begun."""
+        self._response = StreamedResponse(send, [])
+
+    async def run(self) -> None:
+        """Receive and answer at the same time. A disconnect or an invalid upload cancels the work.
+
+        Raises:
+            EardrumError: before the response began; later errors go into the stream.
+            ClientGoneError: the client disconnected.
+        """
+        async with DisconnectWatcher(self._scope, self._receive, after=self._upload.body.received):
+            try:
+                await run_alongside(self._answer(), self._receive_upload())
+            except EardrumError as error:
+                if not self._stream or not self._response.has_begun:
+                    raise
+                self._record.note = error.message
+                await self._response.send(self._stream.encode_error(error), last=True)
+
+    async def _receive_upload(self) -> None:
+        await self._upload.read_audio(self._spool)
+        self._received.set()
+
+    async def _answer(self) -> None:
+        """Begin as soon as the parameters are known, and begin again if fields after the audio change them."""
+        params = self._parse_params()
+        begun = self._endpoint.may_begin(params)
+        if begun and params.stream:
+            await self._stream_response(params)
+            return
+        early = asyncio.ensure_future(self._transcribe(params, is_final=False)) if begun else None
+        try:
+            await self._wait_for_upload(early)
+            final = self._parse_params()
+            if early and not final.stream and self._is_same_request(final, params):
+                await self._send_response(await early, final)
+                return
+            if early:
+                await cancel_and_wait(early)
+            if final.stream:
+                await self._stream_response(final)
+            else:
+                await self._send_response(await self._transcribe(final), final)
+        finally:
+            if early:
+                await cancel_and_wait(early)
+
+    async def _wait_for_upload(self, early: asyncio.Future[Transcript] | None) -> None:
+        """Wait for the end of the upload, or for an earlier failure of the work."""
+        work: list[Awaitable[Transcript]] = [asyncio.shield(early)] if early else []
+        await run_alongside(self._received.wait(), *work)
+
+    def _parse_params(self) -> P:
+        return self._endpoint.parse_params(self._scope, self._upload)
+
+    async def _transcribe(self, params: P, *, is_final: bool = True) -> Transcript:
+        """Transcribe. If later fields may still change the request, include times: they cost nothing, and a later field may ask
+        for them."""
+        model = self._find_model(params)
+        request = _build_request(params, model)
+        if not is_final and not _is_remote(model):
+            request = replace(request, times=True)
+        return await self._service.transcribe(model, request, self._spool)
+
+    def _find_model(self, params: P) -> Model:
+        model = self._service.find_model(params.model, params.request)
+        self._record.model = model.id
+        return model
+
+    def _is_same_request(self, final: P, begun: P) -> bool:
+        """Whether the decoding that was begun answers the final request, too. Its response format may differ."""
+        if (final.model, replace(final.request, times=True)) != (begun.model, replace(begun.request, times=True)):
+            return False
+        model = self._service.find_model(final.model, final.request)
+        if _is_remote(model) and final.request.times and not begun.request.times:
+            return False
+        return final.extra == begun.extra or not model.is_external
+
+    async def _send_response(self, transcript: Transcript, params: P) -> None:
+        model = self._service.catalog.find_model(transcript.summary.model)  # a fallback may have served the request
+        self._record.set_transcription(model, transcript.summary)
+        response = await self._endpoint.build_response(self._scope, transcript, params, model)
+        response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # configured ids may be in any script
+        if transcript.summary.warnings:
+            response.headers["x-eardrum-warnings"] = format_sentence(" ".join(transcript.summary.warnings))
+        await response(self._scope, receive_disconnect, self._send)
+
+    async def _stream_response(self, params: P) -> None:
+        model = self._find_model(params)
+        transcript, opened = Transcript(), AudioOpened(None)
+        async with aclosing(self._service.stream_events(model, _build_request(params, model), self._spool)) as events:
+            async for event in events:
+                if isinstance(event, AudioOpened):
+                    opened = event
+                await self._send_event(event, params, model, opened)
+                transcript.add_event(event)
+        await self._received.wait()
+        if not self._is_same_request(self._parse_params(), params):
+            raise InvalidRequestError("A field after the file came too late for this stream: send all fields before the file.")
+        stream = self._begin_stream(params, model, opened)
+        self._record.set_transcription(model, transcript.summary)
+        await self._response.send(stream.encode_done(transcript), last=True)
+
+    async def _send_event(self, event: TranscriptionEvent, params: P, model: Model, opened: AudioOpened) -> None:
+        if isinstance(event, TextDelta | Segment) and (data := self._begin_stream(params, model, opened).encode_event(event)):
+            await self._response.send(data)
+
+    def _begin_stream(self, params: P, model: Model, opened: AudioOpened) -> TranscriptStream:
+        if not self._stream:
+            self._stream = self._endpoint.open_stream(self._scope, params, model, opened)
+            self._response.headers = self._stream.headers
+        return self._stream
+
+
+def _build_request(params: UploadParams, model: Model) -> TranscriptionRequest:
+    return replace(params.request, extra=params.extra) if model.is_external else params.request
+
+
+def _is_remote(model: Model) -> bool:
+    """Whether the request must ask for times: local engines always produce them."""
+    return model.is_external or model.card.remote

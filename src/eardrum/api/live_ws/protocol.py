@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eardrum.api.asgi import ErrorBodyBuilder
-from eardrum.api.json_body import parse_object
+from eardrum.api.request_body import parse_object
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import (
     ClearCommand,

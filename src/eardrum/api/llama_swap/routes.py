@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from eardrum.api import json_body, openapi
+from eardrum.api import openapi, request_body
 from eardrum.api.asgi import has_query_flag
 from eardrum.api.llama_swap import monitoring
 from eardrum.api.llama_swap.monitoring import ActivityRoutes, EventStream, LogHistory, LogStream
@@ -194,10 +194,10 @@ class ProfileRoutes:
 
     async def activate_profile(self, request: Request) -> Response:
         """Activate a profile, or none."""
-        limits = json_body.limit_small_body(self._service.settings.limits)
+        limits = request_body.limit_small_body(self._service.settings.limits)
         missing = f"The field `name` is missing: {EXAMPLE}."
-        body = json_body.parse_object(
-            await json_body.read_body(request.scope, json_body.open_body(request.scope, request.receive, limits), limits),
+        body = request_body.parse_object(
+            await request_body.read_body(request.scope, request_body.open_body(request.scope, request.receive, limits), limits),
             not_json=f"The body is not valid JSON: {EXAMPLE}.",
             not_object=missing,
             param="name",

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from eardrum.api import asgi
 from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, get_header, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
-from eardrum.api.json_body import open_body, parse_object, read_body
+from eardrum.api.request_body import open_body, parse_object, read_body
 from eardrum.api.request_log import get_record
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError

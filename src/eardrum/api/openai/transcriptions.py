@@ -12,15 +12,14 @@ from urllib.parse import parse_qsl
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from eardrum.api import json_body, openapi
+from eardrum.api import openapi, request_body
 from eardrum.api.asgi import Receive, Scope, build_stream_headers, format_names, get_header
 from eardrum.api.fields import describe_form
 from eardrum.api.openai import responses
 from eardrum.api.openai.models import OpenAIModelRoutes
 from eardrum.api.openai.params import RAW_FORMATS, TranscriptionForm, TranscriptionParams, flatten_json, parse_params
 from eardrum.api.openapi import ApiOperation, ApiRoute
-from eardrum.api.upload_exchange import AudioUpload, TranscriptStream, UploadEndpoint, get_media_type
-from eardrum.api.uploads import FormFields
+from eardrum.api.uploads import AudioUpload, FormFields, TranscriptStream, UploadEndpoint, get_media_type
 from eardrum.config import LimitSettings
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.models.inventory import Model
@@ -169,7 +168,7 @@ class JsonUpload:
     """An upload as JSON with base64 audio in `input_audio`, as OpenRouter and Open WebUI send it."""
 
     def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings):
-        self.body = json_body.open_body(scope, receive, limits)
+        self.body = request_body.open_body(scope, receive, limits)
         self.fields: FormFields = {}
         self.content_type = ""
         self._scope = scope
@@ -182,8 +181,8 @@ class JsonUpload:
         Raises:
             InvalidRequestError: the body is not JSON, or holds no audio.
         """
-        data = await json_body.read_body(self._scope, self.body, self._limits)
-        body = json_body.parse_object(data, not_object=NO_JSON_AUDIO, param="input_audio")
+        data = await request_body.read_body(self._scope, self.body, self._limits)
+        body = request_body.parse_object(data, not_object=NO_JSON_AUDIO, param="input_audio")
         del data
         try:
             audio = body.pop("input_audio")

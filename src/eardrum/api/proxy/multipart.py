@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from python_multipart.multipart import parse_options_header
 
 from eardrum.api.asgi import Scope, get_header
-from eardrum.api.uploads import RequestBody
+from eardrum.api.request_body import RequestBody
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.spool import START_BYTES, Spool

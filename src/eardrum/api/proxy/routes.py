@@ -14,15 +14,15 @@ from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
 from starlette.responses import HTMLResponse
 
-from eardrum.api import json_body, openapi
+from eardrum.api import openapi, request_body
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send, get_header
 from eardrum.api.openapi import ApiOperation
 from eardrum.api.proxy import upstream_headers
 from eardrum.api.proxy.http import ProxyAttempt, ProxyExchange
 from eardrum.api.proxy.multipart import ForwardedForm
 from eardrum.api.proxy.websocket import relay_websocket
+from eardrum.api.request_body import RequestBody
 from eardrum.api.request_log import get_record
-from eardrum.api.uploads import RequestBody
 from eardrum.config.linear_regex import LinearRegex
 from eardrum.errors import (
     ForbiddenError,
@@ -141,7 +141,7 @@ class ProxyRoutes:
 
     async def _handle_text(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a body that is read whole: JSON, with any content type, or a form without files."""
-        data = await json_body.read_body(scope, json_body.open_body(scope, receive, self._limits), self._limits)
+        data = await request_body.read_body(scope, request_body.open_body(scope, receive, self._limits), self._limits)
         if kind == URLENCODED and not data.lstrip().startswith(b"{"):
             await self._handle_urlencoded(data, scope, receive, send)
             return
@@ -269,7 +269,7 @@ class ProxyRoutes:
 
 
 def _parse_body(data: bytes) -> dict[str, Any]:
-    body = json_body.parse_json_body(data)
+    body = request_body.parse_json_body(data)
     if not isinstance(body, dict):
         raise InvalidRequestError('The body must be a JSON object, as in {"model": ...}.')
     return body

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eardrum.api import json_body
+from eardrum.api import request_body
 from eardrum.api.asgi import Receive, Scope
 from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, RequestModel
-from eardrum.api.json_body import check_surrogates
 from eardrum.api.realtime import session_config
 from eardrum.api.realtime.protocol import ModelAdmission
 from eardrum.api.realtime.session_config import RealtimeConfig
+from eardrum.api.request_body import check_surrogates
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError
 
@@ -102,9 +102,9 @@ async def read_json(scope: Scope, receive: Receive, limits: LimitSettings) -> An
         InvalidRequestError: the body is not valid JSON.
         TooLargeError: the body exceeds its limit.
     """
-    limits = json_body.limit_small_body(limits)
-    data = await json_body.read_body(scope, json_body.open_body(scope, receive, limits), limits)
-    found = json_body.parse_json_body(data) if data.strip() else {}
+    limits = request_body.limit_small_body(limits)
+    data = await request_body.read_body(scope, request_body.open_body(scope, receive, limits), limits)
+    found = request_body.parse_json_body(data) if data.strip() else {}
     check_surrogates(data, found)
     return found
 

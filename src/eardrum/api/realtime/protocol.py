@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eardrum.api.fields import RequestModel, show_value
-from eardrum.api.json_body import parse_object
 from eardrum.api.realtime import session_config
 from eardrum.api.realtime.session_config import RealtimeConfig
+from eardrum.api.request_body import parse_object
 from eardrum.api.websocket import CloseCode, get_close_code
 from eardrum.errors import EardrumError, EmptyCommitError, InvalidRequestError, TooLargeError, UnsupportedFeatureError
 from eardrum.live import (

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from eardrum import bounded_json
 from eardrum.api.fields import MAX_PROMPT, Language, ListOf, RequestModel, Text
-from eardrum.api.json_body import check_surrogates
+from eardrum.api.request_body import check_surrogates
 from eardrum.errors import InvalidRequestError
 from eardrum.live import (
     AudioEncoding,

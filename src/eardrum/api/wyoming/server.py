@@ -11,7 +11,7 @@ import socket
 import time
 from contextlib import suppress
 
-from eardrum.api.uploads import MIN_BYTES_PER_S
+from eardrum.api.request_body import MIN_BYTES_PER_S
 from eardrum.api.wyoming.discovery import ZeroconfAnnouncement
 from eardrum.api.wyoming.protocol import (
     FrameDecoder,

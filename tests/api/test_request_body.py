@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eardrum.api.json_body import check_surrogates
+from eardrum.api.request_body import check_surrogates
 from eardrum.errors import InvalidRequestError
 
 PIECES = ("\\ud83d", "\\uDE00", "\\uD800", "\\udfff", "\\\\", "a", "\\u0041", "\\n", "ud83d", "ä", '\\"')

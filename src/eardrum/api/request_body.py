@@ -1,6 +1,6 @@
-"""Reads JSON request bodies within limits, and parses them without blocking the event loop for long.
+"""Reads request bodies within limits of size, time and rate, and JSON in them without blocking the event loop for long.
 
-The parser holds the GIL from the first byte to the last, in whichever thread it runs. So the number of values, names and
+The JSON parser holds the GIL from the first byte to the last, in whichever thread it runs. So the number of values, names and
 brackets and the size of the text are limited. Audio and images in base64 are not: they are mostly copied.
 
 JSON escapes can name half a surrogate pair (U+D800 to U+DFFF). UTF-8 cannot encode that, so it would break the response, the
@@ -9,21 +9,128 @@ log line or the upstream request that repeats it: `check_surrogates` refuses it.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from eardrum import bounded_json
-from eardrum.api.asgi import Receive, Scope, get_header
-from eardrum.api.uploads import RequestBody
+from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, get_header
+from eardrum.api.disconnect import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.config import LimitSettings
-from eardrum.errors import InvalidRequestError, TooLargeError
+from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
+from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
+
+MIN_BYTES_PER_S = 32
+"""A slower upload counts as stalled. The lowest rate of any speech codec is ten times as high, and twice as high in silence."""
 
 SMALL_BODY_BYTES = 1 << 20
 """Bytes of a body of settings, without audio or long text."""
 
 BASE64 = re.compile(rb"[A-Za-z0-9+/=_-]{64,}")
 """A line of base64. Text has no words of this length."""
+
+
+class RequestBody:
+    """A request's body. Enforces the limits of its size and of stalls while it arrives.
+
+    `received` is set once the whole body has arrived. `param` is the field that a body which is too large is blamed on.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, limits: LimitSettings, *, limit: str = "upload_bytes", param: str | None = "file"
+    ):
+        self._receive = receive
+        self._stall_timeouts = scope.get(STALL_TIMEOUTS_KEY) or StallTimeouts()
+        self._has_arrived = scope.get("extensions", {}).get("eardrum.arrived")
+        self._limit = limit
+        self._param = param
+        self._max: int = getattr(limits, limit)
+        self._stall_s = limits.stall_timeout
+        self._size = 0
+        self._waited_s = 0.0
+        self._bytes_while_waiting = 0
+        self._rate = SendRateMeter()
+        self._timeout: asyncio.Timeout | None = None
+        self._error: EardrumError | None = None
+        self.received = asyncio.Event()
+        length = get_header(scope, b"content-length")
+        if length.isdigit() and int(length) > self._max:
+            self._refuse()
+        SENDING_CLIENT.set(self)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the upload is so slow that it may lose its slot at the model to a waiting request."""
+        return not self.received.is_set() and self._rate.is_slow
+
+    def give_up_place(self) -> None:
+        """Stop reading, because a waiting request takes this one's slot at the model."""
+        self._error = ClientStalledError(
+            "The upload was too slow to keep its slot at the model while other requests waited: send it again, and faster."
+        )
+        if self._timeout:
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def read(self) -> bytes | None:
+        """Return the next bytes, or None at the end.
+
+        Raises:
+            TooLargeError: more bytes arrived than allowed.
+            ClientStalledError: the upload stalled, or was too slow.
+            ShuttingDownError: the server shuts down.
+            ClientGoneError: the client disconnected.
+        """
+        if self.received.is_set():
+            return None
+        if self._has_arrived and self._has_arrived["call"]():
+            message = await self._receive()
+        else:
+            started = time.monotonic()
+            message = await self._receive_message()
+            self._check_rate(time.monotonic() - started, len(message.get("body", b"")))
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        chunk: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            self._rate.record_bytes(len(chunk))
+        else:
+            self.received.set()
+            SENDING_CLIENT.set(None)  # a complete request keeps its place
+        self._size += len(chunk)
+        if self._size > self._max:
+            self._refuse()
+        return chunk
+
+    async def _receive_message(self) -> Message:
+        """Return the client's next message, unless this upload gave up its slot."""
+        if self._error:
+            raise self._error
+        self._rate.start_waiting()
+        try:
+            async with asyncio.timeout(None) as self._timeout:
+                return await self._stall_timeouts.receive_message(self._receive, self._stall_s)
+        except TimeoutError:
+            assert self._error
+            raise self._error from None
+        finally:
+            self._timeout = None
+
+    def _check_rate(self, waited_s: float, size: int) -> None:
+        """Treat an upload that trickles like one that stalls. Only time spent waiting for the client counts."""
+        self._waited_s += waited_s
+        self._bytes_while_waiting += size
+        if self._waited_s < self._stall_s:
+            return
+        if self._bytes_while_waiting < MIN_BYTES_PER_S * self._waited_s and not self.received.is_set():
+            raise ClientStalledError(
+                f"The upload stalled: fewer than {MIN_BYTES_PER_S} bytes a second arrived for {self._waited_s:.0f} s."
+            )
+        self._waited_s, self._bytes_while_waiting = 0.0, 0
+
+    def _refuse(self) -> NoReturn:
+        raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param=self._param)
 
 
 def open_body(scope: Scope, receive: Receive, limits: LimitSettings) -> RequestBody:
