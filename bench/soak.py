@@ -225,5 +225,5 @@ def _build_figures(soak: SoakResult, sizes: SoakSizes) -> list[BenchFigure]:
         BenchFigure("soak-answers", "answers that are neither right nor a documented error", "", "", [len(tally.wrong)], [],
                SeriesComparison.ABSOLUTE, 0, str(tally)),
         BenchFigure("soak-tracebacks", "tracebacks in the log", "", "", [len(tracebacks)], [],
-               SeriesComparison.ABSOLUTE, 0, " | ".join(tracebacks[:3])),
+               SeriesComparison.ABSOLUTE, 0, " | ".join(one.replace("\n", " / ") for one in tracebacks[:3])),
     ]  # fmt: skip

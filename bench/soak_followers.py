@@ -26,9 +26,12 @@ class StreamFollower:
     bytes: int = 0
     heard_at: float = 0.0
     tracebacks: list[str] = field(default_factory=list)
-    """Of the server's log: what each ends with."""
+    """Those in the server's log, each with the line before it and the line that ends it."""
     lost: str = ""
-    _inside: bool = False
+    _previous: str = ""
+    """The line before."""
+    _lines: list[str] = field(default_factory=list)
+    """Of a traceback that has not ended."""
     _heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def follow(self, http: aiohttp.ClientSession, port: int) -> None:
@@ -63,12 +66,15 @@ class StreamFollower:
             json.loads(event["data"])
 
     def _look_for_tracebacks(self, line: str) -> None:
-        """The first line of one tells that it is there, the first that is not indented what happened."""
-        if "Traceback" in line:
-            self._inside = True
-        elif self._inside and not line.startswith(" "):
-            self._inside = False
-            self.tracebacks.append(line[:300])
+        """Collect the lines from the one before a traceback to the first one after it that is not indented."""
+        if self._lines:
+            self._lines.append(line)
+            if not line.startswith(" "):
+                self.tracebacks.append("\n".join(line[:300] for line in self._lines[:60]))
+                self._lines = []
+        elif "Traceback" in line:
+            self._lines = [self._previous, line]
+        self._previous = line
 
 
 async def _read_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -156,6 +156,7 @@ async def test_followers_are_lost_when_the_stream_ends_or_is_none() -> None:
     assert (await run_follower(EVENTS, EVENT.replace(b'"activity"', b'"activity'), stays=False)).lost
 
 
-async def test_tracebacks_in_the_log_are_told_by_their_last_line() -> None:
-    lines = b"ERROR failed\nTraceback (most recent call last):\n  File x\n    y()\nKeyError: 'method'\nINFO GET /health 200\n"
-    assert (await run_follower(LOGS, lines)).tracebacks == ["KeyError: 'method'"]
+async def test_tracebacks_in_the_log_are_collected_whole_with_the_line_before() -> None:
+    traceback = "ERROR failed\nTraceback (most recent call last):\n  File x\n    y()\nKeyError: 'method'"
+    lines = f"INFO GET /health 200\n{traceback}\nINFO GET /health 200\n".encode()
+    assert (await run_follower(LOGS, lines)).tracebacks == [traceback]
