@@ -20,14 +20,14 @@ from eardrum.transcription import SAMPLE_RATE, JsonRecord, Priority, Segment, Sp
 
 
 class AudioEncoding(StrEnum):
-    """How the audio of a session is written down."""
+    """How the audio of a session is encoded."""
 
     PCM16 = "s16le"
     PCM32F = "f32le"
     MULAW = "mulaw"
     ALAW = "alaw"
     CONTAINER = "container"
-    """Anything FFmpeg opens as a stream (webm, ogg, mp3 ...); it says itself what its rate is."""
+    """Anything that FFmpeg opens as a stream (webm, ogg, mp3 ...). It contains its own sample rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class AudioFormat(JsonRecord):
     rate: int = SAMPLE_RATE
     channels: int = 1
     audio_track: int | None = None
-    """Which of a container's audio tracks is meant, counted from 1; None lets the container decide."""
+    """The audio track of a container, counted from 1; None: its default track."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -48,14 +48,14 @@ class AudioFormat(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class EndpointingSettings(JsonRecord):
-    """When an utterance begins and ends by itself."""
+    """Settings by which utterances begin and end automatically."""
 
     threshold: float = 0.5
     """Speech probability above which a frame counts as speech, in 0..1."""
     prefix_s: float = 0.3
-    """Audio before the speech that belongs to the utterance."""
+    """Audio before the speech that is added to the utterance."""
     silence_s: float = 0.5
-    """A pause this long ends it."""
+    """A pause of this length ends the utterance."""
     idle_s: float | None = None
     """Silence this long after an utterance is reported as `SpeechIdle`, once."""
 
@@ -69,7 +69,7 @@ class SessionSettings(JsonRecord):
     endpointing: EndpointingSettings | None = field(default_factory=EndpointingSettings)
     """None: only `Commit` and `Finish` end an utterance."""
     partials: bool = True
-    """Text is wanted while somebody speaks."""
+    """Whether partial transcripts are sent during the speech."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -89,24 +89,24 @@ class SessionSettings(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class ConfigureCommand(JsonRecord):
-    """Go by other settings, from the audio that comes next. An utterance in progress is decoded as it began."""
+    """Change the settings for the following audio. An utterance in progress keeps its settings."""
 
     settings: SessionSettings
 
 
 @dataclass(frozen=True, slots=True)
 class CommitCommand(JsonRecord):
-    """End the utterance here, and give its text."""
+    """End the utterance here, and transcribe it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClearCommand(JsonRecord):
-    """Forget the audio of the utterance in progress."""
+    """Discard the audio of the utterance in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishCommand(JsonRecord):
-    """No more audio comes: end the utterance, give its text, and end the session."""
+    """End the audio: transcribe the utterance, and end the session."""
 
 
 LiveCommand = ConfigureCommand | CommitCommand | ClearCommand | FinishCommand
@@ -117,7 +117,7 @@ LiveCommand = ConfigureCommand | CommitCommand | ClearCommand | FinishCommand
 
 @dataclass(frozen=True, slots=True)
 class SpeechStarted(JsonRecord):
-    """Somebody speaks, since `at` (the prefix included). Only with endpointing."""
+    """Speech began at `at`, including the prefix. Only with endpointing."""
 
     utterance: int
     at: float
@@ -127,8 +127,8 @@ class SpeechStarted(JsonRecord):
 class PartialTranscript(JsonRecord):
     """The text so far of an utterance in progress.
 
-    `stable` is never taken back: every later `stable`, and the final text, begins with it. `tentative` is what comes
-    behind it just now, and may change. Joined they are the text; spaces between them are theirs.
+    `stable` never changes: every later `stable`, and the final text, begins with it. `tentative` follows it and may
+    change. The text is both joined, without a space in between.
     """
 
     utterance: int
@@ -136,9 +136,9 @@ class PartialTranscript(JsonRecord):
     tentative: str
     start: float
     end: float
-    """The audio up to here has been heard."""
+    """The end of the audio that was transcribed."""
     words: tuple[Word, ...] = ()
-    """Of the stable text, where the model tells them and `request.words` is set."""
+    """Words of the stable text, if `request.words` is set and the model provides them."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -148,7 +148,7 @@ class PartialTranscript(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class SpeechStopped(JsonRecord):
-    """The speech was over at `at`. Only with endpointing; `Committed` follows."""
+    """Speech ended at `at`. Only with endpointing; `UtteranceCommitted` follows."""
 
     utterance: int
     at: float
@@ -156,7 +156,7 @@ class SpeechStopped(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class UtteranceCommitted(JsonRecord):
-    """The utterance has its end, and its text is on the way: one `Final` or `Failed` follows, in the order of utterances."""
+    """The utterance has ended. One `FinalTranscript` or `UtteranceFailed` follows, in the order of utterances."""
 
     utterance: int
     start: float
@@ -165,7 +165,7 @@ class UtteranceCommitted(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class FinalTranscript(JsonRecord):
-    """The text of a whole utterance. It is empty where nobody spoke."""
+    """The text of a whole utterance; empty if it holds no speech."""
 
     utterance: int
     start: float
@@ -182,7 +182,7 @@ class FinalTranscript(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class UtteranceFailed(JsonRecord):
-    """The utterance has no text: the model failed on it. The session goes on."""
+    """The model failed on the utterance, which gets no text. The session continues."""
 
     utterance: int
     error: EardrumError
@@ -199,14 +199,14 @@ class UtteranceFailed(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class UtteranceCleared(JsonRecord):
-    """The `ClearCommand` is done. `utterance` is the one that was discarded, 0 if there was none."""
+    """The answer to `ClearCommand`. `utterance` is the discarded one, 0 if there was none."""
 
     utterance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CommandRefused(JsonRecord):
-    """A command could not be carried out (an empty commit, a change of format in the middle); all goes on as before."""
+    """A command was refused (an empty commit, a change of the format after audio). The session continues unchanged."""
 
     error: EardrumError
 
@@ -222,22 +222,22 @@ class CommandRefused(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class SpeechIdle(JsonRecord):
-    """Nobody has spoken for `Endpointing.idle_s`, up to `at`."""
+    """No speech for `EndpointingSettings.idle_s`, up to `at`."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded(JsonRecord):
-    """The answer to `Finish`, after all finals: the session is over."""
+    """The answer to `FinishCommand`, after all texts: the session has ended."""
 
     duration: float
-    """Seconds of audio heard."""
+    """Seconds of audio."""
     language: str = ""
     decode_s: float = 0.0
     """Time the engine spent on this session, partials included."""
     partials: int = 0
-    """Decodes for partials, and how many were left out for want of time."""
+    """Decodes for partial transcripts, and those that were skipped for lack of time."""
     skipped: int = 0
     warnings: tuple[str, ...] = ()
     """Descriptions of the audio that could not be decoded."""
@@ -250,7 +250,7 @@ class SessionEnded(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class SessionPaused(JsonRecord):
-    """No audio came for so many seconds: from now on the model may be unloaded, until some comes again. Told by the gateway."""
+    """No audio arrived for `after_s` seconds: the model may be unloaded until audio arrives again. Sent by the gateway."""
 
     after_s: float
 
@@ -301,10 +301,10 @@ def encode_event(event: LiveEvent) -> bytes:
 
 
 def decode_event(line: bytes | str) -> LiveEvent:
-    """The event of a line.
+    """Decode an event from its line.
 
     Raises:
-        EardrumError: the line is `{"error": ...}`: the session is over.
+        EardrumError: the line is `{"error": ...}`: the session has failed.
     """
     ((kind, data),) = json.loads(line).items()
     if kind == "error":
@@ -314,10 +314,10 @@ def decode_event(line: bytes | str) -> LiveEvent:
 
 
 MESSAGE_HEADER = struct.Struct(">cI")
-"""Before each message to the runner: what it is, and its length in bytes."""
+"""Before each message to the runner: its kind, and its length in bytes."""
 AUDIO_KIND, COMMAND_KIND = b"a", b"c"
 MAX_MESSAGE_BYTES = 16 << 20
-"""Bytes of a message; more is taken for a broken stream."""
+"""Longest message in bytes."""
 
 
 def encode_audio(audio: bytes) -> bytes:
@@ -332,16 +332,16 @@ def encode_command(command: LiveCommand) -> bytes:
 
 
 class MessageDecoder:
-    """Takes bytes as they come and gives the messages in them: audio as bytes, or a command."""
+    """Decodes a stream of messages, however it was cut up: audio as bytes, or commands."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes | LiveCommand]:
-        """The messages that `data` completes.
+        """Yield the messages that `data` completes.
 
         Raises:
-            InvalidRequestError: this is not a stream of messages.
+            InvalidRequestError: the stream is not valid.
         """
         self._buffer += data
         while len(self._buffer) >= MESSAGE_HEADER.size:

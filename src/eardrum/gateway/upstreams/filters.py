@@ -1,7 +1,7 @@
 """Rewrites JSON bodies for upstreams: llama-swap's `use_model_name` and `filters`.
 
-Pure, and without a copy of what stays: only the objects and lists along a changed path are new, so a body with megabytes of
-images costs no more than a short one.
+Pure. Only the objects and lists along a changed path are copied, so a body with megabytes of images costs no more than a
+short one.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from eardrum import config
 from eardrum.config.llama_swap import RequestFilters
 
 PROTECTED_KEY = "model"
-"""What no filter may touch; `use_model_name` is for that."""
+"""The key that no filter may change; `use_model_name` does that."""
 
 MAX_LIST_INDEX = 10_000
-"""Largest index of a path: `a.999999999` would fill the memory with nulls."""
+"""Largest list index in a path: `a.999999999` would fill the memory with nulls."""
 
 STEP_PATTERN = re.compile(r"(?:\\.|[^.\\])+", re.DOTALL)
 
 
 class MissingValue:
-    """In the place of a value that is not there."""
+    """Stands for a missing value."""
 
 
 MISSING = MissingValue()
 
 
 def apply_filters(body: dict[str, Any], entry: config.ModelSettings | None, requested: str) -> dict[str, Any]:
-    """The body for the upstream of a model that the client asked for as `requested`.
+    """Return the body for the upstream of the model that the client named `requested`.
 
-    Returns `body` itself, untouched, if nothing is to be changed, so that the client's own bytes can be sent on.
+    Without a change it is `body` itself, so that the client's own bytes can be forwarded.
     """
     if entry is None:
         return body
@@ -42,10 +42,10 @@ def apply_filters(body: dict[str, Any], entry: config.ModelSettings | None, requ
 
 
 def filter_body(body: dict[str, Any], filters: RequestFilters, requested: str) -> dict[str, Any]:
-    """The body less `strip_params`, with `set_params`, and last with what is set for this name.
+    """Return the body without `strip_params`, with `set_params`, and with the `set_params_by_id` of this name.
 
-    Keys are paths: `a.b` is nested, `a.0` the first item of a list, `a.-1` the place behind its last one, `a\\.b` a name
-    with a dot in it. Where a path leads through what is neither an object nor a list, that is replaced.
+    Keys are paths: `a.b` is nested, `a.0` the first item of a list, `a.-1` appends to it, `a\\.b` is a name with a dot. A value
+    on the path that is neither an object nor a list is replaced.
     """
     if not (filters.strip_params or filters.set_params or filters.set_params_by_id):
         return body

@@ -1,8 +1,8 @@
 """Fetches recordings from URLs that clients send, from the hosts that the config allows (`limits.fetch_hosts`).
 
-Otherwise a client could make the server request whatever the server can reach (SSRF). So the name must be listed, and its
-address must be public or listed: the address that was checked is the one that is connected to, whatever the name resolves to
-a moment later.
+Without limits a client could make the server send requests into its own network (SSRF). So the host must be listed, and its
+address must be public or listed. The connection goes to the address that was checked, even if the name resolves to another
+one a moment later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARAM = "audio_url"
 
 
 class AudioFetcher:
-    """Gets recordings within the limits. `resolver` looks up names."""
+    """Fetches recordings within the limits. `resolver` resolves host names."""
 
     def __init__(self, limits: LimitSettings, resolver: AbstractResolver | None = None):
         self._hosts = AllowedHosts.from_list(limits.fetch_hosts)
@@ -37,11 +37,11 @@ class AudioFetcher:
         self._resolver = resolver
 
     async def fetch_into(self, spelled: str, spool: Spool) -> None:
-        """Fetch what is there into the spool.
+        """Fetch the recording at this URL into the spool.
 
         Raises:
-            InvalidRequestError: it is not allowed, or cannot be fetched.
-            TooLargeError: it is larger than an upload may be.
+            InvalidRequestError: the URL is not allowed, or cannot be fetched.
+            TooLargeError: the recording is larger than an upload may be.
         """
         resolver = CheckedResolver(self._hosts, self._resolver or ThreadedResolver())
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
@@ -58,7 +58,7 @@ class AudioFetcher:
 
     @asynccontextmanager
     async def _follow_redirects(self, session: aiohttp.ClientSession, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer that has the recording, a few redirects away at most."""
+        """Yield the response with the recording, after a few redirects at most."""
         for _ in range(MAX_REDIRECTS + 1):
             async with session.get(url, allow_redirects=False, headers={"accept-encoding": "identity"}) as response:
                 if response.status == 200:
@@ -70,7 +70,7 @@ class AudioFetcher:
         raise InvalidRequestError(f"{url} cannot be fetched: it is more than {MAX_REDIRECTS} redirects away.", param=PARAM)
 
     def _check_url(self, spelled: str) -> URL:
-        """The address, if it may be asked."""
+        """Return the URL, if it may be requested."""
         try:
             url = URL(spelled)
         except ValueError:
@@ -101,17 +101,17 @@ class AudioFetcher:
 
 
 class CheckedResolver(AbstractResolver):
-    """Looks up names, and keeps of what it finds only what may be connected to."""
+    """Resolves host names, and returns only addresses that are allowed."""
 
     def __init__(self, hosts: AllowedHosts, resolver: AbstractResolver):
         self._hosts = hosts
         self._resolver = resolver
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
-        """The addresses of a host.
+        """Return the allowed addresses of a host.
 
         Raises:
-            InvalidRequestError: none of them may be connected to.
+            InvalidRequestError: none of them is allowed.
         """
         found = await self._resolver.resolve(host, port, family)
         allowed = [result for result in found if (ip := parse_address(result["host"])) and self._hosts.is_reachable(ip)]
@@ -121,12 +121,12 @@ class CheckedResolver(AbstractResolver):
         return allowed
 
     async def close(self) -> None:
-        """Let go of what the other one holds."""
+        """Close the inner resolver."""
         await self._resolver.close()
 
 
 def _join_redirect(url: URL, location: str) -> str:
-    """Where a redirect leads."""
+    """Return the target of a redirect."""
     try:
         return str(url.join(URL(location)))
     except ValueError:
@@ -146,12 +146,12 @@ def _explain_error(error: Exception) -> str:
 IpAddress = IPv4Address | IPv6Address
 
 NAT64_NETWORK = ip_network("64:ff9b::/96")
-"""IPv6 addresses behind which a gateway reaches IPv4."""
+"""IPv6 addresses that a NAT64 gateway translates to IPv4."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedHosts:
-    """Names, and addresses that may be connected to although they are not public."""
+    """The hosts of `limits.fetch_hosts`: names, and networks that are allowed although they are not public."""
 
     names: frozenset[str]
     """In lower case; `*.example.com` is every name below that one, `*` every name."""
@@ -164,7 +164,7 @@ class AllowedHosts:
         return cls(frozenset(entry.lower().rstrip(".") for entry in listed if entry not in networks), tuple(networks.values()))
 
     def allows(self, host: str) -> bool:
-        """Whether an address may name this host. Where its name leads is for `reachable` to say."""
+        """Whether a URL may contain this host. `is_reachable` checks the address that its name resolves to."""
         if literal := parse_address(host):
             return self.is_reachable(literal) and ("*" in self.names or self._is_listed(literal))
         host = host.lower().rstrip(".")
@@ -172,7 +172,7 @@ class AllowedHosts:
         return host in self.names or "*" in self.names or any(name in self.names for name in above)
 
     def is_reachable(self, ip: IpAddress) -> bool:
-        """Whether it may be connected to: it is public, or listed."""
+        """Whether the address is public or listed."""
         inner = _unwrap_address(ip)
         return (inner.is_global and not inner.is_multicast) or self._is_listed(ip) or self._is_listed(inner)
 
@@ -181,7 +181,7 @@ class AllowedHosts:
 
 
 def parse_network(entry: str) -> IPv4Network | IPv6Network | None:
-    """The network, or the one address, that an entry names; None if it is a name."""
+    """Parse an entry as a network or an address; None if it is a host name."""
     try:
         return ip_network(entry.strip("[]"), strict=False)
     except ValueError:
@@ -189,7 +189,7 @@ def parse_network(entry: str) -> IPv4Network | IPv6Network | None:
 
 
 def parse_address(host: str) -> IpAddress | None:
-    """The address a host is written as; None if it is a name."""
+    """Parse a host as an address; None if it is a name."""
     try:
         return ip_address(host.strip("[]"))
     except ValueError:
@@ -202,7 +202,7 @@ def _list_parents(host: str) -> list[str]:
 
 
 def _unwrap_address(ip: IpAddress) -> IpAddress:
-    """The IPv4 address that an IPv6 address stands for, if it does."""
+    """Return the IPv4 address inside an IPv6 address, if there is one."""
     if isinstance(ip, IPv4Address):
         return ip
     if ip in NAT64_NETWORK:
