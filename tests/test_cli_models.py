@@ -66,7 +66,7 @@ def shell(tmp_path: Path) -> Iterator[CommandShell]:
 
 def test_a_pulled_model_transcribes(shell: CommandShell, tmp_path: Path) -> None:
     output = shell("pull", NAME)
-    assert f"Fetching {NAME} for the engine moonshine." in output
+    assert f"Downloading {NAME} for the engine moonshine." in output
     assert "100 % of 44 MB" in output
     assert f"eardrum transcribe FILE --model {NAME}" in output
     recording = tmp_path / "a.wav"
@@ -77,8 +77,8 @@ def test_a_pulled_model_transcribes(shell: CommandShell, tmp_path: Path) -> None
     shown = shell("show", NAME)
     for fact in ("moonshine (Moonshine tiny", "44 MB", "en", "token probabilities", "threads", "whisper-1", str(shell.store)):
         assert fact in shown
-    shell("rm", NAME, says="say --yes", code=1)
-    shell("rm", NAME, "--yes", says=f"{NAME} is gone; 44 MB are free again.")
+    shell("rm", NAME, says="add --yes", code=1)
+    shell("rm", NAME, "--yes", says=f"Deleted {NAME}: 44 MB freed.")
     assert NAME not in shell("list")
     shell("rm", NAME, says="There is no model", code=1)
 
@@ -90,9 +90,9 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: CommandShe
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert f"What has arrived is kept: `eardrum pull {NAME}` continues." in said
+    assert f"`eardrum pull {NAME}` continues where it stopped." in said
     assert "Traceback" not in said
-    shell("list", says=f"{NAME} is not whole: pull it again, which continues a download, or `eardrum rm {NAME}`.")
+    shell("list", says=f"{NAME} is incomplete: `eardrum pull {NAME}` continues the download, `eardrum rm {NAME}` deletes it.")
     shell("transcribe", __file__, "--model", NAME, says="There is no model", code=1)
     gate.set()
     shell("pull", NAME)
@@ -117,12 +117,12 @@ def test_a_terminal_sees_a_bar(shell: CommandShell) -> None:
 def test_a_folder_is_copied_in(shell: CommandShell, tmp_path: Path) -> None:
     stick = tmp_path / "stick" / "moon-en"
     shutil.copytree(MOONSHINE, stick)
-    shell("pull", str(stick), says="moon-en is in the store, 44 MB at ")
+    shell("pull", str(stick), says="Copied moon-en to ")
     shutil.rmtree(stick.parent)
     shell("list", says="moon-en (default)")
-    shell("pull", str(shell.store / "models--moon-en"), "--name", "my/copy", says="my/copy is in the store")
+    shell("pull", str(shell.store / "models--moon-en"), "--name", "my/copy", says="Copied my/copy to ")
     shell("show", "my/copy", says="moonshine")
-    shell("rm", "moon-en", "--yes", says="44 MB are free")
+    shell("rm", "moon-en", "--yes", says="44 MB freed")
     assert shell.hub.requests == []
 
 
@@ -131,7 +131,7 @@ def test_folders_that_will_not_do(shell: CommandShell, tmp_path: Path) -> None:
     odd.mkdir()
     (odd / "weights.xyz").write_bytes(b"x")
     shell("pull", str(odd), says="No engine recognises the files in", code=1)
-    shell("pull", str(odd), "--engine", "moonshine", says="Have it run by moonshine with `models: {odd: {engine: moonshine}}`")
+    shell("pull", str(odd), "--engine", "moonshine", says="To run it with moonshine, add `models: {odd: {engine: moonshine}}`")
     shell("pull", str(odd), "--engine", "moonshine", says="There is a model odd already", code=1)
     shell("pull", str(odd), "--engine", "moonshine", "--name", "../x", says="cannot be called '../x'", code=1)
     shell("pull", "./nowhere", says="There is no folder ./nowhere.", code=1)
@@ -158,13 +158,13 @@ def test_an_extra_that_is_missing_is_told_before_the_download(shell: CommandShel
     )
     first, *rest = done.stdout.splitlines()
     assert f"run {sys.executable} -m pip install 'eardrum[{lacking.extra}]'" in first
-    assert rest[0] == f"Fetching {NAME} for the engine {lacking.name}."
+    assert rest[0] == f"Downloading {NAME} for the engine {lacking.name}."
 
 
 def test_pull_works_when_the_default_model_is_what_is_missing(shell: CommandShell) -> None:
     settings = ("--set", "default_model=mine", "--set", f"models.mine={{source: {NAME}, engine: moonshine, aliases: [me]}}")
-    shell("show", "mine", *settings, says=f"It is not on this machine; `eardrum pull {NAME}` fetches all files of {NAME}")
-    shell("list", *settings, says=f"mine is not on this machine: `eardrum pull {NAME}`.")
+    shell("show", "mine", *settings, says=f"It is not on this machine: `eardrum pull {NAME}` downloads all files of {NAME}")
+    shell("list", *settings, says=f"mine is not on this machine: run `eardrum pull {NAME}`.")
     shell("pull", "me", *settings)
     shell("list", *settings, says="mine (default)")
 
@@ -172,8 +172,8 @@ def test_pull_works_when_the_default_model_is_what_is_missing(shell: CommandShel
 def test_rm_deletes_only_what_is_the_stores(shell: CommandShell, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(MOONSHINE, own)
-    shell("rm", "mine", "--set", f"models.mine.source={own}", says="take it out there; its files at", code=1)
-    shell("rm", "moonshine-tiny-en", says="came with the package", code=1)
+    shell("rm", "mine", "--set", f"models.mine.source={own}", says="remove it there, and delete its files at", code=1)
+    shell("rm", "moonshine-tiny-en", says="is part of a Python package", code=1)
     for name in ("..", "../own", "", "own/..", str(own)):
         shell("rm", name, says="There is no model", code=1)
     assert len(list(own.iterdir())) == len(list(MOONSHINE.iterdir()))
@@ -191,8 +191,8 @@ def test_a_copy_that_was_cut_off_is_seen_and_can_be_removed(shell: CommandShell)
     half = shell.store / "models--big" / ".imported"
     half.mkdir(parents=True)
     (half / "model.bin").write_bytes(bytes(3_000_000))
-    shell("list", says="big is not whole")
-    shell("rm", "big", "--yes", says="big is gone; 3 MB are free again.")
+    shell("list", says="big is incomplete")
+    shell("rm", "big", "--yes", says="Deleted big: 3 MB freed.")
     assert not half.parent.exists()
 
 

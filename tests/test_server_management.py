@@ -568,7 +568,7 @@ def test_the_commands(tmp_path: Path) -> None:
         assert {model["id"]: model.get("reason") for model in get_json(server, "/health")["models"]}["web"] == "hand"
         for arguments in (("stop",), ("stop", "web", "--all")):
             refused = eardrum(server.address, *arguments)
-            assert (refused.returncode, refused.stderr) == (1, "eardrum: Which model? Say one name, or --all.\n")
+            assert (refused.returncode, refused.stderr) == (1, "eardrum: Name one model, or use --all.\n")
         unknown = eardrum(server.address, "logs", "nobody")
         assert unknown.returncode == 1
         assert "There is no model 'nobody'" in unknown.stderr

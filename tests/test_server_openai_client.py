@@ -100,12 +100,12 @@ def test_models(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("wishes", "says"),
     [
-        ({"language": "de"}, "does not know german"),
+        ({"language": "de"}, "does not support German"),
         ({"language": "xx"}, "Unknown language 'xx'"),
         ({"response_format": "xml"}, "response_format must be one of json, text"),
         ({"temperature": "abc"}, "temperature must be a number"),
         ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "not per word"),
-        ({"response_format": "diarized_json"}, "does not tell speakers apart"),
+        ({"response_format": "diarized_json"}, "does not separate speakers"),
     ],
 )
 def test_what_cannot_be_done_is_a_readable_400(client: openai.OpenAI, wishes: dict, says: str) -> None:

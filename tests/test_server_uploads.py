@@ -113,7 +113,7 @@ def test_a_late_field_that_changes_the_question_is_heeded(server: ServerUnderTes
         time.sleep(0.5)
         client.send_bytes(build_field("language", "de") + b"--x--\r\n")
         client.end_body()
-        assert "does not know german" in parse_body(client.receive_until(b"unsupported_feature"))["error"]["message"]
+        assert "does not support German" in parse_body(client.receive_until(b"unsupported_feature"))["error"]["message"]
 
 
 def test_a_late_field_in_a_running_stream_fails_visibly(server: ServerUnderTest) -> None:

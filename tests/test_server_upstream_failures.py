@@ -219,4 +219,4 @@ def test_another_eardrum_behind_a_model(ours: ServerUnderTest) -> None:
 def test_a_refusal_of_another_eardrum(ours: ServerUnderTest) -> None:
     answer = ours.post_audio(encode_speech("wav"), model="far", language="de")
     assert answer.status_code == 400
-    assert "does not know german (de), only english (en)" in answer.json()["error"]["message"]
+    assert "does not support German (de), only English (en)" in answer.json()["error"]["message"]

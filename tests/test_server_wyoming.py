@@ -172,7 +172,7 @@ async def test_what_the_model_cannot_is_told_and_the_connection_closed(port: int
         await send_audio(client, encode_pcm(load_speech()))
         (error,) = await receive_answer(client)
     assert (error.type, error.data["code"]) == ("error", "unsupported_feature")
-    assert "does not know german" in error.data["text"]
+    assert "does not support German" in error.data["text"]
 
 
 async def test_describe_is_answered_while_the_model_loads() -> None:

@@ -19,33 +19,35 @@ from eardrum import tls
 from eardrum.errors import ConfigError, EardrumError
 
 HEARTBEAT_S = 20.0
-"""How often a server is asked whether it is still there."""
+"""Seconds between pings to the server."""
 
 HANDSHAKE_ERRORS = {
-    401: "The server lets in who shows one of its `api_keys`: say --key KEY, or set EARDRUM_KEY.",
-    403: "The server does not let this program in.",
-    404: "The server does not know live sessions: it is older than this program.",
+    401: "The server requires one of its `api_keys`: use --key KEY, or set EARDRUM_KEY.",
+    403: "The server refused the connection (403): check the address.",
+    404: "The server has no live sessions (404): update it, or check the address.",
 }
 """Messages for refused WebSockets, by status: the response has no readable body."""
 
 
 def get_reachable_host(host: str) -> str:
-    """An address to call for a host to listen on."""
+    """Return an address to call for a host that a server listens on."""
     if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 def get_default_address(environment: Mapping[str, str]) -> str:
-    """Where a server of this machine listens, as far as variables say it.
+    """Build the address of a server on this machine from the environment variables.
 
     Raises:
-        ConfigError: the port is none.
+        ConfigError: the port is invalid.
     """
     host = get_reachable_host(environment.get("EARDRUM_HOST") or "127.0.0.1")
     port = environment.get("EARDRUM_PORT") or "8100"
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ConfigError(f"EARDRUM_PORT is {port!r}, which is no port that can be asked: say --server ADDRESS.")
+        raise ConfigError(
+            f"EARDRUM_PORT is {port!r}, which is not a port: set it to a number from 1 to 65535, or use --server URL."
+        )
     scheme = "https" if environment.get("EARDRUM_TLS_CERTIFICATE") else "http"
     return f"{scheme}://{host}:{port}"
 
@@ -56,7 +58,7 @@ class ServerTranscription:
 
     body: str
     ignored: tuple[str, ...] = ()
-    """Fields that had no effect, as the server says."""
+    """Form fields without effect."""
     warnings: tuple[str, ...] = ()
     """Parts of the audio that the server could not decode."""
 
@@ -65,12 +67,12 @@ class EardrumClient:
     """Talks to a running server.
 
     Args:
-        address: where it is; without a scheme it is HTTP. Empty is where a server with this environment would be.
-        key: one of its `api_keys`, if it has any.
+        address: the server's address; HTTP without a scheme. Empty: the address of a server with this environment.
+        key: one of the server's `api_keys`, if it has any.
         certificate: a PEM file to trust beside the system's authorities, or settings for TLS.
 
     Raises:
-        ConfigError: there is no certificate in the file, or no port in the environment.
+        ConfigError: the file holds no certificate, or the environment no valid port.
     """
 
     def __init__(self, address: str, key: str = "", certificate: Path | SSLContext | None = None):
@@ -94,7 +96,7 @@ class EardrumClient:
         """Send a file, or bytes as they arrive under the name `name`, and return the server's answer.
 
         Raises:
-            EardrumError: the server cannot be reached or refused; its sentence is passed on.
+            EardrumError: the server cannot be reached, or refused the request; the message is the server's.
             OSError: the file cannot be read.
         """
         path = f"/v1/audio/{'translations' if translate else 'transcriptions'}"
@@ -113,16 +115,16 @@ class EardrumClient:
                 )
 
     async def list_running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The models whose processes run, and those that have gone, as `GET /api/ps` tells them.
+        """Return the loaded models and the last unloaded ones, as in `GET /api/ps`.
 
         Raises:
             EardrumError: as above.
         """
-        said = json.loads(await self._read_response("GET", "/api/ps"))
-        return said["models"], said.get("gone", [])
+        body = json.loads(await self._read_response("GET", "/api/ps"))
+        return body["models"], body.get("gone", [])
 
     async def unload(self, name: str, *, force: bool = False) -> str:
-        """End a model's process, by force in the middle of requests; returns the model's id.
+        """Unload a model, with `force` in the middle of requests; returns the model's id.
 
         Raises:
             EardrumError: as above.
@@ -130,7 +132,7 @@ class EardrumClient:
         return str(json.loads(await self._read_response("DELETE", f"/api/ps/{quote(name)}{_build_query(force)}"))["model"])
 
     async def unload_all(self, *, force: bool = False) -> None:
-        """End the processes of all models.
+        """Unload all models.
 
         Raises:
             EardrumError: as above.
@@ -138,7 +140,7 @@ class EardrumClient:
         await self._read_response("POST", f"/api/models/unload{_build_query(force)}")
 
     async def load(self, name: str) -> str:
-        """Start a model's process and wait until it serves; returns the model's id.
+        """Load a model and wait until it is ready; returns the model's id.
 
         Raises:
             EardrumError: as above.
@@ -146,7 +148,7 @@ class EardrumClient:
         return str(json.loads(await self._read_response("POST", f"/api/ps/{quote(name)}"))["model"])
 
     async def read_logs(self, name: str) -> str:
-        """The last lines of a model's log; without a name, of the server's.
+        """Return the last lines of a model's log, or without a name of the server's.
 
         Raises:
             EardrumError: as above.
@@ -154,7 +156,7 @@ class EardrumClient:
         return await self._read_response("GET", f"/logs/{quote(name)}" if name else "/logs")
 
     async def follow_logs(self, name: str) -> AsyncGenerator[str, None]:
-        """The same, and then what comes, until the server ends.
+        """Yield the last lines of a log, and then new lines until the server stops.
 
         Raises:
             EardrumError: as above, or the connection broke.
@@ -167,17 +169,17 @@ class EardrumClient:
 
     @asynccontextmanager
     async def open_live_session(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """A live session: audio goes in, JSON comes out (docs/reference/live.md).
+        """Open a live session: audio in, JSON out (docs/reference/live.md).
 
         Raises:
-            EardrumError: the server cannot be reached, or does not let us in.
+            EardrumError: the server cannot be reached, or refused the session.
         """
         try:
             address = f"{self._address}/v1/audio/transcriptions/stream"
             socket = await self._session.ws_connect(address, heartbeat=HEARTBEAT_S)
         except aiohttp.WSServerHandshakeError as error:
             raise EardrumError(
-                HANDSHAKE_ERRORS.get(error.status, f"The server answered {error.status}: is it an Eardrum?")
+                HANDSHAKE_ERRORS.get(error.status, f"The server answered with status {error.status}: check that it is Eardrum.")
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._build_connection_error(error) from error
@@ -201,8 +203,8 @@ class EardrumClient:
     def _build_connection_error(self, error: Exception) -> EardrumError:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return EardrumError(
-                f"The certificate of {self._address} is not trusted: name it, or its signer's, with --certificate, and call the "
-                f"server by the name that it is for. ({error.certificate_error})"
+                f"The certificate of {self._address} is not trusted: name its file, or its authority's, with --certificate, and "
+                f"use the host name in the certificate. ({error.certificate_error})"
             )
         return EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})")
 

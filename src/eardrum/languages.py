@@ -50,20 +50,20 @@ vi vie|yi yid ydd|yo yor|yue yue|zh zho chi cmn
 """
 
 _LONG_CODES = {long: entry.split()[0] for entry in _LONG_TABLE.split("|") for long in entry.split()[1:]}
-"""ISO 639-2 (both codes, where there are two) and 639-3 to the code here: media files and media servers have these."""
+"""ISO 639-2 (both codes, if there are two) and 639-3 codes, which media files and servers use, to the codes here."""
 
 UNSPECIFIED = ("", "auto", "null", "none", "multi", "und", "mul", "mis", "zxx")
-"""Values that stand for no language: none named, several of them (`mul`), or not known (`und`), as media files say it."""
+"""Values that name no language: empty, several languages (`mul`) or an unknown one (`und`), as in media files."""
 
 LOCAL_USE_CODE = re.compile("q[a-t][a-z]")
-"""Codes of ISO 639-2 for local use: television has `qaa` for the original language, whichever that is."""
+"""ISO 639-2 codes for local use: television uses `qaa` for the original language, whichever that is."""
 
 
 def parse_language(spelled: str | None, *, param: str = "language") -> str | None:
-    """The ISO 639 code of a language as clients spell it: "de", "de-AT", "pt_BR", "deu", "ger", "German"; empty means None.
+    """Parse a language as clients spell it ("de", "de-AT", "pt_BR", "deu", "ger", "German") to its ISO 639 code; empty is None.
 
     Raises:
-        InvalidRequestError: the language is not in the tables; the error names the field `param`.
+        InvalidRequestError: the language is unknown; the error names the field `param`.
     """
     wanted = (spelled or "").strip().lower()
     first = re.split(r"[-_]", wanted)[0]
@@ -82,11 +82,11 @@ def parse_language(spelled: str | None, *, param: str = "language") -> str | Non
 
 
 def get_language_name(code: str) -> str:
-    """The English name of a code, as OpenAI's verbose_json spells it; the code itself when it is unknown."""
+    """Return the English name of a code, in the spelling of OpenAI's verbose_json; an unknown code is returned as it is."""
     return LANGUAGE_NAMES.get(code, code)
 
 
 def find_language_in_name(name: str) -> str | None:
-    """The language a model's name ends with ("tiny-en", "base.en", "base-ja"), if it does."""
+    """Return the language at the end of a model's name ("tiny-en", "base.en", "base-ja"), if any."""
     last = re.split(r"[-._/]", name.lower())[-1]
     return last if last in LANGUAGE_NAMES else None

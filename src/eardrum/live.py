@@ -30,6 +30,9 @@ class AudioEncoding(StrEnum):
     """Anything that FFmpeg opens as a stream (webm, ogg, mp3 ...). It contains its own sample rate."""
 
 
+SAMPLE_BYTES = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
+
+
 @dataclass(frozen=True, slots=True)
 class AudioFormat(JsonRecord):
     """The format of the audio bytes. Rate in Hz and channels (mixed down to one) are ignored for a container."""
@@ -39,6 +42,11 @@ class AudioFormat(JsonRecord):
     channels: int = 1
     audio_track: int | None = None
     """The audio track of a container, counted from 1; None: its default track."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes per frame, a sample of every channel; 1 for a container, which may end anywhere."""
+        return 1 if self.encoding is AudioEncoding.CONTAINER else SAMPLE_BYTES[self.encoding] * self.channels
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -21,11 +21,11 @@ SECRET_WORDS = frozenset(
         *("key", "passwd", "password", "secret", "signature", "token"),
     }
 )
-"""A header with one of these in its name holds what is not shown: `x-api-key`, `x-goog-api-key`, `api-key`, `set-cookie`."""
+"""Parts of the names of headers that hold secrets: `x-api-key`, `x-goog-api-key`, `api-key`, `set-cookie`."""
 
 SUBPROTOCOLS = "sec-websocket-protocol"
 HARMLESS_SUBPROTOCOLS = ("realtime", "openai-beta.")
-"""How the subprotocols begin that are shown. Any other may be a key: pages in browsers have no other place for one."""
+"""Prefixes of the subprotocols that are shown. Any other may be a key: browsers have no other place for one."""
 
 SECRET_NAME = r"[\w.-]*(?:key|token|secret|password|passwd|signature|credential|auth|authorization|jwt)"  # noqa: S105 -- a pattern
 IN_QUERY = re.compile(rf"([?&]{SECRET_NAME}=)[^&\s\"'`<>#]+", re.IGNORECASE)
@@ -38,18 +38,18 @@ AFTER_OPTION = re.compile(r"(?:\s*[=:]\s*|\s+(?!-))(?P<value>\"[^\"]*\"|'[^']*'|
 AFTER_NAME = re.compile(r"[\"']?\s*[=:]\s*(?:(?i:bearer|basic)\s+)?(?P<value>\"[^\"]*\"|'[^']*'|[^\s\"'},]+)")
 
 MIN_SECRET_LENGTH = 6
-"""Characters of a secret that is covered wherever it stands: shorter ones are words that messages have too."""
+"""Shortest secret that is redacted anywhere, in characters: shorter ones may be ordinary words."""
 
 
 class _KnownSecrets:
-    """The secrets of this process, which has one log as well."""
+    """The secrets of this process."""
 
     def __init__(self) -> None:
         self.values: set[str] = set()
         self.pattern: re.Pattern[str] | None = None
 
     def add(self, values: Iterable[str]) -> None:
-        """These too. Those of a config that was changed stay: lines of the log still hold them."""
+        """Add secrets. Those of an earlier config stay, because the log may still hold them."""
         self.values |= {value for value in values if len(value) >= MIN_SECRET_LENGTH and not value.startswith(("/", "./", "${"))}
         longest_first = sorted(self.values, key=len, reverse=True)
         either = "|".join(map(re.escape, longest_first))
@@ -60,13 +60,13 @@ _known_secrets = _KnownSecrets()
 
 
 def redact_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Headers by their lower-case names. Of URLs in them nothing is left of the query, where keys may be."""
+    """Redact headers, by their lower-case names. URLs in them lose their query, which may hold keys."""
     named = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
     return {name: _redact_value(name, value) for name, value in named}
 
 
 def redact_line(line: str) -> str:
-    """Text without the keys that queries and subprotocols in it hold."""
+    """Redact the keys in queries and subprotocols of a text."""
     if "=" in line and ("?" in line or "&" in line):
         line = IN_QUERY.sub(rf"\1{REDACTED}", line)
     if "key." in line.lower():
@@ -89,14 +89,14 @@ def add_secrets(values: Iterable[str]) -> None:
 
 
 def redact(text: str) -> str:
-    """The text without logins of addresses, without keys in queries, and without any secret that is known."""
+    """Redact logins in addresses, keys in queries, and every known secret."""
     text = redact_line(text)
     text = remove_logins(text)
     return _known_secrets.pattern.sub(HIDDEN, text) if _known_secrets.pattern else text
 
 
 def redact_command(command: str) -> str:
-    """A command line without values that are secrets by the name of their option or variable, or of what stands before them."""
+    """Redact the values in a command line whose option, variable or preceding word means a secret."""
     shown, at = [], 0
     for start, end in _find_spans(command):
         if start >= at:
@@ -106,20 +106,20 @@ def redact_command(command: str) -> str:
 
 
 def find_command_secrets(command: str) -> Iterator[str]:
-    """The values that `redact_command` covers, and the passwords in addresses."""
+    """Find the values that `redact_command` covers, and the passwords in addresses."""
     yield from (command[start:end] for start, end in _find_spans(command))
     yield from find_passwords(command)
 
 
 def find_passwords(text: str) -> Iterator[str]:
-    """The passwords, or keys in the place of a name, of the addresses in a text."""
+    """Find the passwords, and keys in place of user names, in the addresses of a text."""
     for login in LOGIN.findall(text):
         name, _, password = login[:-1].partition(":")
         yield password or name
 
 
 def find_named_secrets(values: Mapping[str, Any]) -> Iterator[str]:
-    """The texts in a tree of settings that are secrets by their names, and the passwords of its addresses."""
+    """Find the settings in a tree whose names mean secrets, and the passwords in its addresses."""
     for name, value in values.items():
         for inner in value if isinstance(value, list | tuple) else (value,):
             if isinstance(inner, Mapping):
@@ -131,13 +131,13 @@ def find_named_secrets(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether what an option, variable or header of this name holds is a secret."""
+    """Whether an option, variable or header of this name holds a secret."""
     parts = re.split(r"[-_.]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("-"))
     return not SECRET_WORDS.isdisjoint(parts) and parts[-1] not in ("file", "path", "env")
 
 
 def _find_spans(command: str) -> Iterator[tuple[int, int]]:
-    """Where in a command line secrets stand."""
+    """Find the positions of secrets in a command line."""
     found = [match.span(1) for match in BEARER.finditer(command)]
     for name in OPTION.finditer(command):
         if is_secret(name[0]):

@@ -10,12 +10,12 @@ _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff"
 _HAN = "\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 
 
-# Compiling either pattern takes 3 ms of CPU, so it is left to the first text and not done when the gateway starts.
+# Compiling a pattern takes 3 ms of CPU, so it happens at the first text and not when the gateway starts.
 
 
 @cache
 def compile_unspaced_letter() -> re.Pattern[str]:
-    """Matches a letter or mark of Thai, Lao, Tibetan, Burmese, Khmer, Chinese or Japanese."""
+    """Compile a pattern of letters and marks of Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese."""
     return re.compile(f"[{_UNSPACED}{_HAN}]")
 
 
@@ -25,14 +25,14 @@ def _compile_text_unit() -> re.Pattern[str]:
 
 
 def choose_separator(before: str, after: str) -> str:
-    """The separator of two stretches of text: a space, but none between scripts that are written without."""
+    """Choose the separator of two texts: a space, but none between scripts written without spaces."""
     if not before or not after or (compile_unspaced_letter().match(before[-1]) and compile_unspaced_letter().match(after[0])):
         return ""
     return " "
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Stretches of text in one line."""
+    """Join texts into one line."""
     line = ""
     for text in map(str.strip, texts):
         line += choose_separator(line, text) + text
@@ -40,32 +40,32 @@ def join_texts(texts: Iterable[str]) -> str:
 
 
 def split_units(text: str) -> list[str]:
-    """The words of a text, each with the spaces before it; letters where there are no spaces. Joined they are the text."""
+    """Split a text into words, each with the spaces before it, or letters in scripts without spaces. Joined they are the text."""
     return _compile_text_unit().findall(text.rstrip())
 
 
 def normalize_word(unit: str) -> str:
-    """A word as it sounds: without case, spaces and punctuation."""
+    """Reduce a word to its letters: without case, spaces and punctuation."""
     return "".join(letter for letter in unit.casefold() if letter.isalnum())
 
 
 def append_text(before: str, after: str) -> str:
-    """Two stretches of text, with a space between them where it needs one."""
+    """Append a text to another, with a space between them if the script needs one."""
     if not before or before[-1].isspace():
         return before + after.lstrip()
     return before + ("" if after[:1].isspace() else choose_separator(before, after)) + after
 
 
 def remove_known_text(known: str, text: str) -> str:
-    """The text after the words that were sent already, even if it has others in their place."""
+    """Return the part of `text` after the words of `known`, even if it has other words in their place."""
     sent, current = split_units(known), split_units(text)
     count = len(sent) if current[: len(sent)] == sent else count_counterparts(sent, current)
     return "".join(current[count:])
 
 
 def count_counterparts(known: Sequence[str], current: Sequence[str]) -> int:
-    """How many words of `current` stand for those of `known`: those at the least edit distance (words added, left out,
-    replaced), if need be most alike in number."""
+    """Count the words of `current` that correspond to `known`: the beginning with the least edit distance in words, and among
+    several the one closest in length."""
     words = [normalize_word(unit) for unit in current]
     distances = list(range(len(words) + 1))
     for row, unit in enumerate(map(normalize_word, known), 1):

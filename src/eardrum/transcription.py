@@ -289,7 +289,7 @@ class ModelFeature(StrEnum):
 
 
 def has_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> bool:
-    """Whether a model that can do this has what the request needs of this ability."""
+    """Whether the model has what the request needs of this feature."""
     return {
         ModelFeature.LANGUAGE: not (request.language and can.languages) or request.language in can.languages,
         ModelFeature.TRANSLATION: request.task is not SpeechTask.TRANSLATE or can.translate,
@@ -300,10 +300,10 @@ def has_feature(can: Capabilities, ability: ModelFeature, request: Transcription
 
 
 def check_hotwords(request: TranscriptionRequest) -> None:
-    """Refuse more words to expect than any model looks at: every window would carry them.
+    """Refuse more hotwords than any model uses: every window would carry them.
 
     Raises:
-        InvalidRequestError: they are too many, or too long.
+        InvalidRequestError: the hotwords are too many, or too long.
     """
     if len(request.hotwords) > MAX_HOTWORDS or sum(map(len, request.hotwords)) > MAX_HOTWORDS_CHARS:
         most = f"{MAX_HOTWORDS} words with {MAX_HOTWORDS_CHARS} characters together"
@@ -311,30 +311,30 @@ def check_hotwords(request: TranscriptionRequest) -> None:
 
 
 def find_missing_feature(can: Capabilities, request: TranscriptionRequest) -> ModelFeature | None:
-    """The first ability that the request needs and the model does not have."""
+    """Return the first feature that the request needs and the model lacks."""
     return next((ability for ability in ModelFeature if not has_feature(can, ability, request)), None)
 
 
 def describe_missing_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> str:
-    """The features the model lacks, worded to follow its name: `does not know German (de), only English (en)`."""
+    """Describe a missing feature, to follow the model's name: `does not support German (de), only English (en)`."""
     if ability is ModelFeature.LANGUAGE:
-        knows = ", ".join(map(_format_language, can.languages))
-        return f"does not know {_format_language(request.language or '')}, only {knows}"
+        supported = ", ".join(map(_format_language, can.languages))
+        return f"does not support {_format_language(request.language or '')}, only {supported}"
     return {
         ModelFeature.TRANSLATION: "transcribes but does not translate",
         ModelFeature.WORDS: "gives times per segment but not per word",
         ModelFeature.LOGPROBS: "gives no token probabilities",
-        ModelFeature.SPEAKERS: "does not tell speakers apart",
+        ModelFeature.SPEAKERS: "does not separate speakers",
     }[ability]
 
 
 def check_source_language(can: Capabilities, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
-    """The refusal of a translation from a language that nobody named, by a model that cannot find it out."""
+    """Return the refusal of a translation whose language is neither named nor detected by the model."""
     if request.task is not SpeechTask.TRANSLATE or request.language or can.detects_language:
         return None
-    message = "This model translates, but does not detect languages: name the spoken one in `language`."
+    message = "This model translates but does not detect languages: send the spoken one in `language`."
     return UnsupportedFeatureError(message, param=ModelFeature.LANGUAGE)
 
 
 def _format_language(code: str) -> str:
-    return f"{get_language_name(code)} ({code})"
+    return f"{get_language_name(code).title()} ({code})"

@@ -14,7 +14,7 @@ from pydantic_core.core_schema import no_info_before_validator_function
 
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 UNIT_WORDS = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "day": "d"}
-"""Units as they are said; all but the first of a pair may have an `s` behind them."""
+"""Words for units; each may be a plural with `s`."""
 DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]+)\s*", re.ASCII | re.IGNORECASE)
 NUMBER = re.compile(r"[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)", re.ASCII)
 
@@ -24,10 +24,10 @@ SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B
 
 
 def parse_seconds(text: str) -> float:
-    """`10m`, `1h30m`, `500ms`, `2 hours`, `90` in seconds; a minus in front of it all counts.
+    """Parse `10m`, `1h30m`, `500ms`, `2 hours` or `90` into seconds; a minus in front negates all of it.
 
     Raises:
-        ValueError: it is no time.
+        ValueError: the text is not a time.
     """
     stripped = text.strip()
     if NUMBER.fullmatch(stripped):
@@ -44,15 +44,15 @@ def parse_seconds(text: str) -> float:
 def _find_unit(word: str) -> str | None:
     if word in SECONDS:
         return word
-    said = word.lower()
-    return UNIT_WORDS.get(said) or UNIT_WORDS.get(said.removesuffix("s"))
+    lower = word.lower()
+    return UNIT_WORDS.get(lower) or UNIT_WORDS.get(lower.removesuffix("s"))
 
 
 def parse_size(size: str) -> int:
-    """`2.1G`, `500M`, `22GiB`, `4096` in bytes: G is 10⁹ and Gi 2³⁰; a B at the end changes nothing.
+    """Parse `2.1G`, `500M`, `22GiB` or `4096` into bytes: G is 10⁹ and Gi 2³⁰; a B at the end is ignored.
 
     Raises:
-        ValueError: it is no size, or none above nothing.
+        ValueError: the text is not a size above 0.
     """
     found = SIZE.fullmatch(size.strip())
     if not found or (found["binary"] and not found["unit"]):
@@ -64,27 +64,27 @@ def parse_size(size: str) -> int:
 
 
 def format_size(bytes: float) -> str:
-    """Bytes as people say them."""
+    """Format a number of bytes: `2.1 GB`, `500 MB`."""
     return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
 
 
 @dataclass(frozen=True, slots=True)
 class UnitMarker:
-    """Marks a number that may be written with its unit. Where that is done, `read` gives the number."""
+    """Marks a setting that is a number or a text with a unit, which `read` turns into the number."""
 
     read: Callable[[str], float]
     noun: str
     example: str
-    """Both for messages: `a time such as 10m`."""
+    """For messages, with `noun`: `a time such as 10m`."""
     pattern: str
-    """Of what may be written besides numbers, for the schema."""
+    """Regular expression of such texts, for the schema."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Read texts before the number is checked."""
+        """Parse a text before the number is validated."""
         return no_info_before_validator_function(self._parse_number, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """A number, or a text with a unit."""
+        """Describe a number or a text with a unit."""
         number = handler(schema)
         return {"anyOf": [*number.get("anyOf", [number]), {"type": "string", "pattern": self.pattern}]}
 
@@ -97,12 +97,12 @@ SIZE_IN_BYTES = UnitMarker(parse_size, "a size", "50M", r"^\s*[0-9.]+\s*([KMGTkm
 MEGABYTES = UnitMarker(lambda text: parse_size(text) / 1e6, "a size", "50M", SIZE_IN_BYTES.pattern)
 
 Seconds = Annotated[float, TIME]
-"""A time: a number is seconds."""
+"""A time; a number is seconds."""
 OptionalSeconds = Annotated[float | None, TIME]
 ByteSize = Annotated[int, SIZE_IN_BYTES]
-"""A size: a number is bytes."""
+"""A size; a number is bytes."""
 
 
 def count_usable_cores() -> int:
-    """How many of them this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

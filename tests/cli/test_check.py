@@ -148,9 +148,13 @@ def test_all_models_that_cannot_be_are_named(tmp_path: Path) -> None:
     ("text", "line", "says"),
     [
         ("foo: 1", 1, "Unknown setting foo"),
-        ("models:\n  a:\n    cmd: no-such-program ${PORT}", 3, "There is no program no-such-program for the `cmd` of a."),
-        ("models:\n  a: {cmd: 'true ${PORT}', cmdStop: /no/such/program}", 2, "/no/such/program for the `cmdStop` of a"),
-        ("hooks:\n  on_startup:\n    preload:\n    - moonshine-tiny-en\n    - nobody", 5, "nobody will not be preloaded"),
+        ("models:\n  a:\n    cmd: no-such-program ${PORT}", 3, "The program no-such-program in the `cmd` of a"),
+        (
+            "models:\n  a: {cmd: 'true ${PORT}', cmdStop: /no/such/program}",
+            2,
+            "The program /no/such/program in the `cmdStop` of a",
+        ),
+        ("hooks:\n  on_startup:\n    preload:\n    - moonshine-tiny-en\n    - nobody", 5, "nobody cannot be preloaded"),
         ("models:\n  base:", 2, "eardrum pull base"),
         ("models:\n  moonshine-tiny-en: {batch_size: 4000}", 2, "batch_size is 4000"),
     ],
@@ -250,9 +254,9 @@ hooks: {{on_startup: {{preload: [nothing-at-all]}}}}
     assert len(report["errors"]) == 14, report["errors"]
     for line, says in (
         (2, "Unknown setting globalTtl"),
-        (10, "There is no program no-such-program"),
+        (10, "The program no-such-program"),
         (14, "eardrum pull base"),
-        (17, "nothing-at-all will not be preloaded"),
+        (17, "nothing-at-all cannot be preloaded"),
     ):
         assert any(says in warning["message"] and warning["line"] == line for warning in report["warnings"]), report["warnings"]
 

@@ -131,7 +131,7 @@ def _read_terminal(fd: int, into: bytearray) -> None:
     ("arguments", "sentence"),
     [
         (["--model", "nope"], "There is no model 'nope'"),
-        (["--language", "de"], "does not know german"),
+        (["--language", "de"], "does not support German"),
         (["--translate"], "does not translate"),
         (["--rate", "5"], "sample_rate must be"),
         (["--audio-track", "2", "--rate", "16000"], "--audio-track is for files"),
@@ -178,7 +178,7 @@ def test_a_server_that_dies_is_told_of() -> None:
         server.shutdown()
         thread.join()
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"broke off" in done.stderr
+    assert b"closed the connection early" in done.stderr
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:

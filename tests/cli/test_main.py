@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -88,8 +89,21 @@ def test_help_for_what_is_no_command() -> None:
 
 def test_defaults_are_shown() -> None:
     shown = CliRunner().invoke(main.app, ["help", "serve"], env={"COLUMNS": "300"}).output
-    for default in ("127.0.0.1", "8100", "10300", "yes, unless there are api_keys"):
+    for default in ("127.0.0.1", "8100", "10300", "on, unless api_keys are set"):
         assert f"[default: ({default})]" in shown
+
+
+@pytest.mark.parametrize("name", list_commands())
+def test_help_shows_no_python_types(name: str) -> None:
+    shown = CliRunner().invoke(main.app, ["help", name], env={"COLUMNS": "300"}).output
+    assert [line for line in shown.splitlines() if re.search(r"<(str|int|float|bool|path|list\[\w+\])\b", line)] == []
+
+
+def test_options_may_be_written_with_underscores() -> None:
+    refused = CliRunner().invoke(
+        main.app, ["transcribe", "a.wav", "--max_line_width", "0", "--highlight_words", "--audio_track", "0"]
+    )
+    assert "Invalid value for '--audio-track'" in refused.output
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -51,7 +51,7 @@ def test_patterns_are_understood_where_no_shell_did_that() -> None:
     assert list_found("*.wav") == ["a.wav"]
     assert list_found("**/*.wav") == ["a.wav", "sub/c.wav", "sub/d.wav"]
     assert list_found("su*") == ["sub/c.wav", "sub/d.wav"]
-    assert list_failed("*.flac") == [("*.flac", "Nothing matches this pattern.")]
+    assert list_failed("*.flac") == [("*.flac", "No file matches this pattern.")]
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_name_if_there_is_such_a_file() -> None:
@@ -79,10 +79,10 @@ def test_what_cannot_be_had_is_told_and_the_rest_is_found() -> None:
     recordings, failures = find_recordings(["in", "missing.wav", "empty", "in/lost.wav"])
     assert [recording.name for recording in recordings] == ["in/a.wav"]
     assert [(failure.name, failure.reason) for failure in failures] == [
-        ("in/lost.wav", "It leads to nothing: nowhere."),
+        ("in/lost.wav", "The link is broken: nowhere does not exist."),
         ("missing.wav", "There is no file missing.wav."),
-        ("empty", "There is no audio or video file in this folder."),
-        ("in/lost.wav", "It leads to nothing: nowhere."),
+        ("empty", "This folder has no audio or video file."),
+        ("in/lost.wav", "The link is broken: nowhere does not exist."),
     ]
 
 
@@ -96,4 +96,4 @@ def test_pipes_and_stdin_are_read_once() -> None:
 def test_a_pipe_in_a_folder_is_not_waited_for() -> None:
     write_files("in/a.wav")
     os.mkfifo("in/pipe.wav")
-    assert list_failed("in") == [("in/pipe.wav", "This is not a file: name it to read from it.")]
+    assert list_failed("in") == [("in/pipe.wav", "This is a pipe or device: name it on the command line to read from it.")]

@@ -69,7 +69,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
 
 def test_a_recording_is_not_written_over() -> None:
     write_files("out/talk.txt")
-    with pytest.raises(ConfigError, match=r"over the recording out/talk\.txt"):
+    with pytest.raises(ConfigError, match=r"overwrite the recording out/talk\.txt"):
         plan_results("out/talk.txt", formats=["text"])
 
 
@@ -124,9 +124,9 @@ def test_what_is_in_the_way_is_noticed_before_the_work() -> None:
     Path("out/sub").write_text("a file where a folder is needed")
     Path("out/b.srt").symlink_to("/dev/full")
     reasons = {
-        "a.srt": "no file",
+        "a.srt": "not a file",
         "sub/a.srt": "(File exists|Not a directory)",
-        "b.srt": "no file",
+        "b.srt": "not a file",
         f"{'long' * 64}.srt": "too long",
     }
     for name, reason in reasons.items():

@@ -198,7 +198,7 @@ def driver(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_driver_that_does_not_work(load: Load, driver: dict[str, str]) -> None:
-    says = r"CTranslate2 cannot use an NVIDIA GPU here \(CUDA failed with error unknown error\): see with `nvidia-smi`"
+    says = r"CTranslate2 cannot use an NVIDIA GPU here \(CUDA failed with error unknown error\): check with `nvidia-smi`"
     message, device, _, reason = load("", "faster_whisper", "auto", **driver)
     assert (message, device) == ("", "cpu")
     assert re.search(says, reason), reason
@@ -250,7 +250,7 @@ def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> No
             message = refused.json()["error"]["message"]
             assert message.startswith("device is cuda, but the process of c was ended by SIGABRT")
             assert message.endswith(
-                ": install the CUDA libraries that it asks for, and let LD_LIBRARY_PATH lead to them, or set device to cpu."
+                ": install the CUDA libraries it names, and add their folder to LD_LIBRARY_PATH, or set device to cpu."
             )
             listed = {model["id"]: model for model in requests.get(f"{server.address}/api/ps", timeout=20).json()["models"]}
             health = {model["id"]: model for model in requests.get(f"{server.address}/health", timeout=20).json()["models"]}
@@ -300,7 +300,7 @@ class FakeTorch:
         (
             "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
             "http://www.nvidia.com/Download/index.aspx",
-            "PyTorch cannot use an NVIDIA GPU here (Found no NVIDIA driver on your system): see that the GPU is visible here",
+            "PyTorch cannot use an NVIDIA GPU here (Found no NVIDIA driver on your system): make the GPU visible here",
         ),
         (
             "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading ...",

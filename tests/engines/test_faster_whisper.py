@@ -65,7 +65,7 @@ def decoded(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 def record_decoding(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
     asked: list[tuple[list[int], float, list[list[int]]]] = []
-    model = engine._rounds._model
+    model = engine._decoder._model
     decode = model.decode
 
     def recorded(encoded, rows, prompts, temperature):
@@ -152,7 +152,7 @@ def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list
 
 
 def test_a_language_that_is_asked_for_is_not_detected(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._rounds._model, "detect_languages", None)
+    monkeypatch.setattr(engine._decoder._model, "detect_languages", None)
     asked = create_window(get_clip("u06").samples, language="de")
     assert engine.transcribe([asked])[0].language == "de"
     assert asked.context.votes == {}
@@ -171,7 +171,7 @@ def test_a_request_is_decoded_in_the_language_most_of_it_was(engine: FasterWhisp
 
 def test_languages_are_detected_until_enough_was_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     context = RequestContext(votes={"de": 31.0})
-    monkeypatch.setattr(engine._rounds._model, "detect_languages", None)
+    monkeypatch.setattr(engine._decoder._model, "detect_languages", None)
     assert engine.transcribe([create_window(get_clip("u06").samples, context)])[0].language == "de"
 
 
@@ -259,7 +259,7 @@ def test_the_tokens_of_a_segment_with_their_probabilities(engine: FasterWhisper)
 
 def break_off_rows(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have the model break off after this much of each row, as a real one does now and then."""
-    model = engine._rounds._model
+    model = engine._decoder._model
     decode = model.decode
     end = model.special.times + round(seconds / 0.02)
 
@@ -301,7 +301,7 @@ def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monk
 
 
 def test_a_model_that_does_not_come_forward_is_not_asked_again(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = engine._rounds._model
+    model = engine._decoder._model
     decode = model.decode
 
     def stuck(*arguments):
@@ -352,7 +352,7 @@ def test_a_requests_temperature_is_the_first_to_be_tried(engine: FasterWhisper, 
 
 
 def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decoded: list) -> None:
-    model = engine._rounds._model
+    model = engine._decoder._model
     asked = [
         create_window(get_clip("u06").samples, prompt="Please stop."),
         create_window(get_clip("u09").samples, hotwords=("kitchen", "music", "light")),
@@ -375,7 +375,7 @@ def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list
     ((_, _, (prompt,)),) = decoded
     before = prompt[: prompt.index(tiny_whisper.START)]
     assert len(before) == 224
-    assert engine._rounds._model.decode_text(before[1:]).endswith("please stop")
+    assert engine._decoder._model.decode_text(before[1:]).endswith("please stop")
 
 
 def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +383,7 @@ def test_a_prompt_of_the_models_own_is_for_requests_without(folder: Path, monkey
     rounds = record_decoding(engine, monkeypatch)
     engine.transcribe([create_window(get_clip("u06").samples)])
     engine.transcribe([create_window(get_clip("u06").samples, prompt="Music.")])
-    texts = [engine._rounds._model.decode_text(prompts[0][: prompts[0].index(tiny_whisper.START)]) for _, _, prompts in rounds]
+    texts = [engine._decoder._model.decode_text(prompts[0][: prompts[0].index(tiny_whisper.START)]) for _, _, prompts in rounds]
     assert texts == [" Hello computer.", " Music."]
 
 
@@ -397,7 +397,7 @@ def test_previous_text_is_told_when_asked_for(folder: Path, monkeypatch: pytest.
     engine.transcribe([create_window(get_clip("u09").samples, context)])
     assert rounds[0][2][0][0] == tiny_whisper.START
     second = rounds[1][2][0]
-    said = engine._rounds._model.encode_text(" Set the volume up.")
+    said = engine._decoder._model.encode_text(" Set the volume up.")
     assert second[: second.index(tiny_whisper.START)] == [tiny_whisper.START_OF_PREVIOUS, *said]
     assert context.text.startswith(" Set the volume up. ")
 
@@ -422,7 +422,7 @@ def test_a_cancelled_window_is_given_up_between_steps(
 ) -> None:
     gone, stays, never = (create_window(get_clip(n).samples, words=True) for n in ("u02", "u06", "u09"))
     never.cancelled = True
-    model = engine._rounds._model
+    model = engine._decoder._model
     detect, align = model.detect_languages, model.align
     aligned: list[list[int]] = []
 
@@ -444,7 +444,7 @@ def test_a_cancelled_window_is_given_up_between_steps(
 
 
 def test_a_window_cancelled_while_it_is_decoded_is_not_heard(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = engine._rounds._model
+    model = engine._decoder._model
     decode = model.decode
     gone = create_window(get_clip("u06").samples)
 
@@ -475,9 +475,9 @@ def test_an_english_model_neither_detects_nor_translates(tmp_path: Path, monkeyp
     assert not engine.capabilities.detects_language
     rounds = record_decoding(engine, monkeypatch)
     (heard,) = engine.transcribe([create_window(get_clip("u06").samples, words=True, prompt="Hello.")])
-    special = engine._rounds._model.special
+    special = engine._decoder._model.special
     assert (special.start, special.previous) == (tiny_whisper.START - 1, tiny_whisper.START_OF_PREVIOUS - 1)
-    assert rounds[0][2] == [[special.previous, *engine._rounds._model.encode_text(" Hello."), special.start]]
+    assert rounds[0][2] == [[special.previous, *engine._decoder._model.encode_text(" Hello."), special.start]]
     assert heard.language in {"en", ""}
     for wish in ({"language": "de"}, {"task": SpeechTask.TRANSLATE}):
         assert engine.refusal(create_window(get_clip("u06").samples, **wish).request)
@@ -631,7 +631,7 @@ def test_options_nobody_knows_are_refused() -> None:
 
 @pytest.mark.parametrize("size", [1, 159, 160, 38_560, 38_599, 30 * SAMPLE_RATE - 1, 30 * SAMPLE_RATE, 40 * SAMPLE_RATE])
 def test_features_are_those_of_audio_filled_up_with_silence(engine: FasterWhisper, size: int) -> None:
-    model = engine._rounds._model
+    model = engine._decoder._model
     assert isinstance(model, CTranslate2Whisper)
     samples = np.resize(get_clip("u06").samples, size)
     whole = np.pad(samples, (0, max(0, 30 * SAMPLE_RATE - size)))[: 30 * SAMPLE_RATE]

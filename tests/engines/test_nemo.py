@@ -311,7 +311,7 @@ def test_canarys_rows_are_those_of_their_windows(canary: Any) -> None:
 
 
 def test_canary_refuses_what_it_cannot_do(canary: Any) -> None:
-    assert "name the spoken one" in canary.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE)).message
+    assert "send the spoken one" in canary.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE)).message
     if canary.capabilities.words:
         assert (
             "translation's words"

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from eardrum.engines import registry
 from eardrum.engines.base import EngineResult, Window
 from eardrum.engines.onnx_asr import OnnxAsr
-from eardrum.engines.shared.onnx_models import KINDS, recognize_kind
+from eardrum.engines.shared.onnx import KINDS, recognize_kind
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SpeechTask, TranscriptionRequest
@@ -129,7 +129,7 @@ def test_windows_with_other_wishes_are_of_another_batch(engine: OnnxAsr, canary:
 def test_canary_does_not_guess_what_to_translate_from(canary: OnnxAsr, tmp_path: Path) -> None:
     refusal = canary.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE))
     assert refusal
-    assert ("name the spoken one" in refusal.message, refusal.param) == (True, "language")
+    assert ("send the spoken one" in refusal.message, refusal.param) == (True, "language")
     german = OnnxAsr.load(scripted.build(tmp_path / "m", "aed"), OnnxAsr.Options(language="de"))
     assert german.capabilities.languages == ("de",)
     assert not german.refusal(TranscriptionRequest(task=SpeechTask.TRANSLATE))

@@ -209,7 +209,7 @@ def test_another_eardrum_as_upstream() -> None:
         with open_engine(server.address, model="moonshine-tiny-en") as loaded:
             with pytest.raises(UnsupportedFeatureError, match="gives times per segment but not per word"):
                 loaded.transcribe([create_window(words=True)])
-            with pytest.raises(UpstreamError, match=r"400.*does not know german"):
+            with pytest.raises(UpstreamError, match=r"400.*does not support German"):
                 loaded.transcribe([create_window(language="de")])
         with (
             open_engine(server.address, model="no-such") as loaded,

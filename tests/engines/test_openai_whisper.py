@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from eardrum.engines import registry
 from eardrum.engines.base import RequestContext, Window
-from eardrum.engines.openai_whisper import OpenAIWhisper
-from eardrum.engines.shared.openai_whisper_model import to_openai_name
+from eardrum.engines.openai_whisper import OpenAIWhisper, to_openai_name
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.models import build, openai_whisper, tiny_whisper, transformers

@@ -404,10 +404,10 @@ def test_partials_have_a_bounded_share_of_the_engine_however_long_somebody_speak
     costs = []
     slow = play.session.handle_result
 
-    def decoded(number: int, hearing, decode_s: float, queue_s: float) -> list:
+    def decoded(number: int, result, decode_s: float, queue_s: float) -> list:
         (window,) = [decode.window for decode in play.decodes if decode.id == number]
         costs.append((window.start + window.seconds, 0.1 * window.seconds))
-        return slow(number, hearing, 0.1 * window.seconds, queue_s)
+        return slow(number, result, 0.1 * window.seconds, queue_s)
 
     play.session.handle_result = decoded  # type: ignore[method-assign]
     play.play_stream(create_stream((160, 1.0)))

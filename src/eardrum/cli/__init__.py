@@ -1,7 +1,6 @@
 """The command line: one module per group of commands.
 
-This package module is light, because every command and `python -m eardrum.cli.main.microphone` import it. `gc_paused` switches
-the garbage collector off during imports: they leave next to no garbage, and looking for it takes a tenth of their time.
+This module stays small: every command and `python -m eardrum.cli.microphone` import it.
 """
 
 import gc
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Importing makes next to no garbage, and to look for it takes a tenth of the time."""
+    """Pause the garbage collector during imports: they leave almost no garbage, and collecting takes a tenth of the time."""
     before = gc.isenabled()
     gc.disable()
     try:

@@ -43,13 +43,13 @@ INDENT = "    "
 
 
 def check(
-    files: Annotated[list[Path] | None, typer.Argument(help="YAML files with settings.", metavar="FILES...")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="YAML files with settings.", metavar="FILES")] = None,
     config_folder: ConfigFolderOption = None,
     assignments: AssignmentsOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors do.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Show what a config amounts to, and all that is wrong with it. The exit code is 1 if the server would not start."""
+    """Check a config and show its models, errors and warnings. The exit code is 1 if the server would not start."""
     report = build_report(files or (), config_folder, assignments or ())
     ok = not (report.errors or (strict and report.warnings))
     if as_json:
@@ -62,7 +62,7 @@ def check(
 
 
 def render_report(report: ConfigReport) -> Iterator[str]:
-    """The report for people."""
+    """Render the report as lines of text."""
     for model in report.models:
         yield from _render_model(model)
         yield ""
@@ -86,7 +86,7 @@ def render_report(report: ConfigReport) -> Iterator[str]:
 
 def _render_pool(pool: dict[str, Any]) -> str:
     taken = [f"{id} {format_size(bytes)}" for id, bytes in pool["models"].items()]
-    return f"{pool['name']} has {format_size(pool['bytes'])}; models take {', '.join(taken) or 'nothing that is known'}"
+    return f"{pool['name']} has {format_size(pool['bytes'])}; models take {', '.join(taken) or 'an unknown part'}"
 
 
 def _render_model(model: dict[str, Any]) -> Iterator[str]:
@@ -111,20 +111,20 @@ def _wrap_line(text: str) -> Iterator[str]:
     )
 
 
-def _format_count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _format_count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"check": check}
 
 
 OPTIONS_S = 60
-"""Time for engines to look at options: they import numpy, but none of their own libraries."""
+"""Time limit for engines to check options: they import numpy, but none of their own libraries."""
 
 
 @dataclass(slots=True)
 class ConfigFinding:
-    """Something wrong or odd, and where."""
+    """An error or a warning, and its place in the config."""
 
     message: str
     file: str = ""
@@ -138,22 +138,22 @@ class ConfigFinding:
 
 @dataclass(slots=True)
 class ConfigReport:
-    """The outcome of a look at a config. It holds no secrets: it is meant to be shown."""
+    """The result of checking a config. It holds no secrets, so it can be shown."""
 
     files: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     pools: list[dict[str, Any]] = field(default_factory=list)
-    """Each with its name, its bytes, and the bytes that models are known to take of it."""
+    """Each has a name, its bytes, and the bytes that each model takes, where known."""
     errors: list[ConfigFinding] = field(default_factory=list)
     warnings: list[ConfigFinding] = field(default_factory=list)
 
     def get_sort_key(self, finding: ConfigFinding) -> tuple[int, int]:
-        """Sorts by file and line, with what has no line at the end."""
+        """Return a key that sorts by file and line, findings without a file last."""
         return (self.files.index(finding.file) if finding.file in self.files else len(self.files), finding.line)
 
 
 def build_report(files: Sequence[Path], folder: Path | None, assignments: Sequence[str]) -> ConfigReport:
-    """Read a config and look at everything that can be looked at without loading a model. No error hides the rest."""
+    """Read a config and check it as far as possible without loading a model. An error does not hide the rest."""
     loaded = config.examine_config(files, assignments, folder=folder)
     look = _ConfigExaminer(loaded)
     look.examine_all()
@@ -163,7 +163,7 @@ def build_report(files: Sequence[Path], folder: Path | None, assignments: Sequen
 
 
 class _ConfigExaminer:
-    """A look at one config. `report` fills as it goes."""
+    """Checks one config and fills `report`."""
 
     def __init__(self, loaded: LoadedConfig):
         self._loaded = loaded
@@ -175,7 +175,7 @@ class _ConfigExaminer:
         )
 
     def examine_all(self) -> None:
-        """All there is to look at."""
+        """Run all checks."""
         self._check_machine()
         found = self._check_models()
         book = self._build_rulebook(found)
@@ -192,14 +192,14 @@ class _ConfigExaminer:
         self._check_devices([*found.values(), *default])
 
     def _check_machine(self) -> None:
-        """What of the machine the settings name, models aside; what is not there is left out from here on."""
+        """Check folders, certificates, addresses and engines; settings that fail are left out of the later checks."""
         settings = self._settings
         self.report.warnings += [ConfigFinding(str(failed)) for failed in registry.list_broken()]
         self._record_failure(lambda: check_spool_folder(settings.spool_dir))
         self._record_failure(lambda: tls.create_server_context(settings.tls_certificate, settings.tls_key))
         wyoming = settings.wyoming
         if wyoming.zeroconf and wyoming.is_enabled(settings.api_keys):
-            with suppress(ValueError):  # a host by its name, whose address shows when the server listens
+            with suppress(ValueError):  # a host name, whose address is known when the server listens
                 self._record_failure(lambda: ZeroconfAnnouncement(wyoming.zeroconf, wyoming.host or settings.host, wyoming.port))
         for name, without in (("model_dir", None), ("default_engine", "")):
             alone = Settings().model_copy(update={name: getattr(settings, name)})
@@ -207,7 +207,7 @@ class _ConfigExaminer:
                 self._settings = self._settings.model_copy(update={name: without})
 
     def _check_models(self) -> dict[str, Model]:
-        """The config's models as the server would have them; those that it could not have become errors."""
+        """Build the config's models as the server does; those that fail become errors."""
         inventory = ModelInventory(self._keep_models(self._settings.models))
         found = {}
         for id, entry in self._settings.models.items():
@@ -225,13 +225,13 @@ class _ConfigExaminer:
         return found
 
     def _keep_models(self, models: Iterable[str]) -> Settings:
-        """The settings with these models, without what of them is looked at by itself."""
+        """Return the settings with these models only, without the parts that are checked separately."""
         entries = {id: self._settings.models[id].model_copy(update={"fallback": ()}) for id in models}
         ours = {id: entry.model_copy(update={"options": {}}) for id, entry in entries.items() if not (entry.cmd or entry.proxy)}
         return self._settings.model_copy(update={"models": entries | ours})
 
     def _build_rulebook(self, found: Mapping[str, Model]) -> PolicyFactory:
-        """The rules by which the server would unload models for one another."""
+        """Build the policy by which the server unloads models for others."""
         for path, message in list(find_wrong_sizes(self._settings)):
             self._add_error(message, path)
             self._settings = _remove_size(self._settings, path)
@@ -241,21 +241,21 @@ class _ConfigExaminer:
         return book
 
     def _check_options(self, found: Mapping[str, Model]) -> None:
-        """Ask the engines, in a process of their own, since they import what the gateway must not."""
+        """Let the engines check options, in a process of its own: they import libraries that the gateway must not."""
         ours = [model for model in found.values() if not model.is_external]
         for model, problems in zip(ours, _check_engine_options(ours), strict=True):
             for problem in problems:
                 self._add_error(f"models.{model.id}: {problem['message']}", ("models", model.id, "options", *problem["path"]))
 
     def _check_devices(self, models: Iterable[Model]) -> None:
-        """Ask the libraries of those that are to be on a GPU whether they can use one; the same question is asked once."""
-        told: dict[str, dict[str, str]] = {}
+        """Check for each model meant for a GPU whether its engine's library can use one. Equal questions run once."""
+        answers: dict[str, dict[str, str]] = {}
         for model in models:
             if model.is_external or model.needs_download or not model.is_runnable or model.card.remote or not _wants_gpu(model):
                 continue
-            asked = json.dumps({"engine": model.engine, "options": _select_device_options(model)}, sort_keys=True)
-            answer = told.get(f"{model.python} {asked}") or _probe_device(model, asked)
-            told[f"{model.python} {asked}"] = answer
+            question = json.dumps({"engine": model.engine, "options": _select_device_options(model)}, sort_keys=True)
+            answer = answers.get(f"{model.python} {question}") or _probe_device(model, question)
+            answers[f"{model.python} {question}"] = answer
             path: KeyPath = ("models", model.id, "options", "device")
             path = path if path in self._loaded.locations else ("device",)
             if answer["wrong"]:
@@ -266,7 +266,7 @@ class _ConfigExaminer:
                 )
 
     def _check_names(self, found: Mapping[str, Model]) -> ModelCatalog | None:
-        """Whatever refers to models; returns all there are."""
+        """Check the names that refer to models; returns the catalog of all models."""
         settings = self._keep_models(found)
         catalog = self._build_catalog(settings)
         if not catalog:
@@ -282,17 +282,15 @@ class _ConfigExaminer:
                 catalog.find_model(name)
             except ModelNotFoundError as error:
                 path = ("hooks", "on_startup", "preload", position)
-                self.report.warnings.append(
-                    _build_finding_at(f"{name} will not be preloaded. {error.message}", path, self._loaded)
-                )
+                self.report.warnings.append(_build_finding_at(f"{name} cannot be preloaded. {error.message}", path, self._loaded))
         return catalog
 
     def _build_catalog(self, settings: Settings) -> ModelCatalog | None:
-        """The names there are, whatever there is to say about the default model."""
+        """Build the catalog, without the default model if that is wrong."""
         if self._is_configured(settings.default_model) and not any(
             settings.default_model in (id, *entry.aliases) for id, entry in settings.models.items()
         ):
-            settings = settings.model_copy(update={"default_model": ""})  # it is wrong itself, which has been told
+            settings = settings.model_copy(update={"default_model": ""})  # its model is wrong, which is reported already
         for update in ({}, {"default_model": ""}, {"default_model": "", "default_engine": ""}):
             try:
                 return ModelCatalog(settings.model_copy(update=update))
@@ -323,7 +321,7 @@ class _ConfigExaminer:
 
 
 def _remove_size(settings: Settings, path: KeyPath) -> Settings:
-    """The settings without one size that cannot be read."""
+    """Return the settings without one size that cannot be parsed."""
     if path[0] == "memory":
         return settings.model_copy(update={"memory": {name: size for name, size in settings.memory.items() if name != path[1]}})
     id = str(path[1])
@@ -337,14 +335,14 @@ def _find_unready(model: Model) -> Iterator[str]:
     if not model.is_runnable:
         yield f"{model.id} cannot run yet. {model.card.install_hint_here}"
     if model.needs_download:
-        yield f"{model.id} is not on this machine: `{model.format_pull_command()}`."
+        yield f"{model.id} is not on this machine: run `{model.format_pull_command()}`."
     if (model.batch_size or 0) > model.card.capabilities.max_batch:
         most = model.card.capabilities.max_batch
         yield f"batch_size is {model.batch_size}, but {model.engine} decodes at most {most} windows at once."
 
 
 def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, loaded: LoadedConfig) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "id": id,
         "kind": model.engine if model else "unknown",
         "command": hide_secrets(split_command(entry.cmd)),
@@ -356,11 +354,11 @@ def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, l
         "aliases": list(entry.aliases),
         "ttl": model.ttl if model else entry.ttl,
     }
-    return {name: value for name, value in told.items() if value not in ("", None, [])}
+    return {name: value for name, value in facts.items() if value not in ("", None, [])}
 
 
 def hide_secrets(arguments: Sequence[str]) -> list[str]:
-    """Arguments without the values that are secrets by the name of their option."""
+    """Replace the values of options whose name means a secret."""
     shown: list[str] = []
     secret_follows = False
     for argument in arguments:
@@ -383,11 +381,15 @@ def _find_missing_programs(loaded: LoadedConfig) -> Iterator[ConfigFinding]:
             if program and not shutil.which(program, path=variables.get("PATH", os.environ.get("PATH"))):
                 path: KeyPath = ("models", id, name)
                 written = loaded.locations.get_name(path)
-                yield _build_finding_at(f"There is no program {program} for the `{written}` of {id}.", path, loaded)
+                yield _build_finding_at(
+                    f"The program {program} in the `{written}` of {id} is not on this machine: install it, or check the path.",
+                    path,
+                    loaded,
+                )
 
 
 def _wants_gpu(model: Model) -> bool:
-    """Whether it is to be loaded on one, or would be if it can be used."""
+    """Whether the model is meant for a GPU, or may use the GPU of this machine."""
     device = model.options.get("device", "auto")
     return device == "cuda" or (device == "auto" and cuda.is_gpu_present())
 
@@ -396,28 +398,28 @@ def _select_device_options(model: Model) -> dict[str, Any]:
     return {name: value for name, value in model.options.items() if name in ("device", "device_index")}
 
 
-def _probe_device(model: Model, asked: str) -> dict[str, str]:
-    """Where the engine's library would load the model. A library that cannot bear the question costs a process and no more."""
+def _probe_device(model: Model, question: str) -> dict[str, str]:
+    """Find the device on which the engine's library would load the model. A library that crashes ends only the process asked."""
     command = [model.python or sys.executable, "-m", "eardrum.runner.options", "--device"]
     try:
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
+        done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
         answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
-        why = f"the process that asked its library died or did not answer ({type(error).__name__})"
-        return {"device": "", "reason": "", "wrong": f"whether {model.engine} can use a GPU cannot be found out: {why}."}
+        wrong = f"the process that checks whether {model.engine} can use a GPU failed or took too long ({type(error).__name__})."
+        return {"device": "", "reason": "", "wrong": wrong}
     return answer
 
 
 def _check_engine_options(models: Sequence[Model]) -> list[list[dict[str, Any]]]:
-    """What the engines have against the options of each model."""
+    """Return the engines' objections to the options of each model."""
     if not models:
         return []
-    asked = json.dumps([{"engine": model.engine, "options": model.options} for model in models])
+    question = json.dumps([{"engine": model.engine, "options": model.options} for model in models])
     command = [sys.executable, "-m", "eardrum.runner.options"]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
+    done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        return [[{"path": [], "message": f"The options cannot be checked: {why}"}] for _ in models]
+        reason = (done.stderr.strip().splitlines() or [f"the process ended with exit code {done.returncode}"])[-1]
+        return [[{"path": [], "message": f"The options cannot be checked: {reason}"}] for _ in models]
     problems: list[list[dict[str, Any]]] = json.loads(done.stdout)
     return problems
 
@@ -427,7 +429,7 @@ def _build_finding_at(message: str, path: KeyPath, loaded: LoadedConfig) -> Conf
 
 
 def _build_setting_finding(message: str, loaded: LoadedConfig) -> ConfigFinding:
-    """A message that begins with the setting at fault, as most about the config do."""
+    """Build a finding from a message that begins with the name of the setting."""
     setting = re.split(r"[: ]", message)[0]
     for id in loaded.settings.models:
         if setting.startswith(f"models.{id}."):

@@ -18,7 +18,7 @@ import typer
 from eardrum.cli import gc_paused
 from eardrum.cli.chunk_reader import ChunkReader
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
-from eardrum.cli.terminal import JsonDisplay, LineDisplay, LiveDisplay, TerminalDisplay
+from eardrum.cli.terminal import JsonDisplay, LineDisplay, LiveDisplay, TerminalDisplay, print_error, print_warning
 from eardrum.concurrency import run_in_background
 from eardrum.errors import ConfigError, EardrumError
 
@@ -28,27 +28,28 @@ if TYPE_CHECKING:
     from eardrum.client import EardrumClient
 
 NORMAL_CLOSE = 1000
-"""The code with which a server closes that has nothing more to say."""
+"""WebSocket close code after a complete session."""
 
 
 def listen(
-    model: Annotated[str, typer.Option(help="Model or alias; the default model if left out.")] = "",
-    language: Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")] = "",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model or alias. Without it: the default model.")] = "",
+    language: Annotated[str, typer.Option(metavar="CODE", help="Spoken language, such as en or de. Without it: detected.")] = "",
     translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
     rate: Annotated[
-        int | None, typer.Option(help="What is piped in is headerless s16le mono of so many Hz; else any format with a header.")
+        int | None,
+        typer.Option(metavar="HZ", help="Read raw 16-bit mono samples (s16le) at this rate. Without it: any audio format."),
     ] = None,
     audio_track: Annotated[
         int | None,
-        typer.Option(min=1, help="Which audio track of what is piped in, counted from 1; the default one if left out."),
+        typer.Option(min=1, metavar="N", help="Audio track of the piped file, counted from 1. Without it: the default track."),
     ] = None,
-    microphone: Annotated[bool, typer.Option("--microphone", help="Listen to the microphone even if stdin is a pipe.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every message of the server as a line of JSON.")] = False,
+    microphone: Annotated[bool, typer.Option("--microphone", help="Use the microphone even if stdin is a pipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each message of the server as a line of JSON.")] = False,
     server: ServerOption = "",
     key: KeyOption = "",
     certificate: CertificateOption = None,
 ) -> None:
-    """Show what is said while it is said: by the microphone, or by the audio on stdin. Ctrl-C ends it."""
+    """Show live text of the microphone, or of audio on stdin. Ctrl-C stops."""
     with gc_paused():
         from eardrum.client import EardrumClient
 
@@ -57,9 +58,9 @@ def listen(
     if sys.stdout.isatty() and not as_json:
         screen = TerminalDisplay(lambda: shutil.get_terminal_size().columns)
     microphone = microphone or sys.stdin.isatty()
-    hint = "Listening; Ctrl-C ends it." if microphone else ""
+    hint = "Listening. Ctrl-C stops." if microphone else ""
     if audio_track and (rate or microphone):
-        raise ConfigError("--audio-track is for files that are piped in: a microphone has one, and so has headerless audio.")
+        raise ConfigError("--audio-track is for piped files: the microphone and raw samples have one track. Leave it out.")
     wanted["audio_track"] = str(audio_track or "")
     with _open_source(rate, microphone=microphone) as (fd, format):
         config = {name: value for name, value in (wanted | format).items() if value}
@@ -68,19 +69,19 @@ def listen(
 
 @contextmanager
 def _open_source(rate: int | None, *, microphone: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    """Where the audio comes from, and what it is.
+    """Open the microphone or stdin; yields the file descriptor and the audio format.
 
     Raises:
-        ConfigError: there is no microphone, or what it needs is missing.
+        ConfigError: there is no microphone, or a library for it is missing.
     """
     if not microphone:
         yield sys.stdin.fileno(), {"encoding": "s16le", "sample_rate": str(rate)} if rate else {"encoding": "container"}
         return
     if rate:
-        raise ConfigError("--rate is for audio that is piped in: the microphone says itself what its rate is.")
+        raise ConfigError("--rate is for piped audio: the microphone's rate is read from the device. Leave it out.")
     command = [sys.executable, "-m", "eardrum.cli.microphone"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(  # noqa: S603 -- in a session of its own, because Ctrl-C is for us
+    with subprocess.Popen(  # noqa: S603 -- in a session of its own: Ctrl-C must reach this process only
         command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True, bufsize=0
     ) as program:
         assert program.stdout
@@ -95,14 +96,14 @@ def _open_source(rate: int | None, *, microphone: bool) -> Iterator[tuple[int, d
 
 def _read_last_error(program: subprocess.Popen[bytes]) -> str:
     assert program.stderr
-    said = [line for line in program.stderr.read().decode(errors="replace").split("\n") if line.strip()]
-    return said[-1] if said else "The microphone broke off."
+    lines = [line for line in program.stderr.read().decode(errors="replace").split("\n") if line.strip()]
+    return lines[-1] if lines else "The microphone stopped without an error message: check that it is still connected."
 
 
 async def _run_session(
     client: Callable[[], EardrumClient], fd: int, config: Mapping[str, str], screen: LiveDisplay, hint: str
 ) -> None:
-    """Send what comes from `fd`, and show what the server says, until both are over.
+    """Send the audio of `fd` and show the server's messages until both end.
 
     Raises:
         EardrumError: the server cannot be reached, refuses, or fails.
@@ -116,32 +117,34 @@ async def _run_session(
 
 
 async def _send_audio(pieces: ChunkReader, socket: aiohttp.ClientWebSocketResponse) -> None:
-    with suppress(ConnectionError):  # the server says why it hung up
+    with suppress(ConnectionError):  # the server's last message gives the reason
         async for piece in pieces:
             await socket.send_bytes(piece)
         await socket.send_json({"type": "finish"})
 
 
 async def _show_messages(socket: aiohttp.ClientWebSocketResponse, screen: LiveDisplay, hint: str) -> None:
-    """Show what the server says until it closes.
+    """Show the server's messages until it closes the connection.
 
     Raises:
-        EardrumError: it did so before the end.
+        EardrumError: the server reported an error last, or closed too early.
     """
     _write_text(screen.render_hint("Waiting for the server ..."))
     failure = ""
     async for message in socket:
-        if failure:  # what came after it shows that it was not the end
-            print(f"eardrum: {failure}", file=sys.stderr)
-        said = json.loads(message.data)
-        _write_text(screen.render_message(said))
-        if said["type"] == "ready":
+        if failure:  # a message follows, so the error did not end the session
+            print_error(failure)
+        fields = json.loads(message.data)
+        _write_text(screen.render_message(fields))
+        if fields["type"] == "ready":
             _write_text(screen.render_hint(hint))
-        failure = said["error"]["message"] if said["type"] == "error" else ""
-        for warning in said.get("warnings", ()):
-            print(f"eardrum: {warning}", file=sys.stderr)
+        failure = fields["error"]["message"] if fields["type"] == "error" else ""
+        for warning in fields.get("warnings", ()):
+            print_warning(warning)
     if failure or socket.close_code != NORMAL_CLOSE:
-        raise EardrumError(failure or f"The server broke off (code {socket.close_code}): its log says why.")
+        raise EardrumError(
+            failure or f"The server closed the connection early (code {socket.close_code}): see its log (`eardrum logs`)."
+        )
 
 
 def _write_text(text: str) -> None:
@@ -152,15 +155,15 @@ def _write_text(text: str) -> None:
 
 @contextmanager
 def _handle_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C ends the audio, so that the last words still come; the second one ends everything."""
+    """Make the first Ctrl-C end the audio, so that the last words still arrive. The second one ends the command."""
     loop = asyncio.get_running_loop()
 
-    def interrupted() -> None:
+    def stop_once() -> None:
         loop.remove_signal_handler(signal.SIGINT)
         stop()
 
-    with suppress(NotImplementedError):  # of Windows' event loop: there the first one ends everything
-        loop.add_signal_handler(signal.SIGINT, interrupted)
+    with suppress(NotImplementedError):  # on Windows the first Ctrl-C ends the command
+        loop.add_signal_handler(signal.SIGINT, stop_once)
     try:
         yield
     finally:

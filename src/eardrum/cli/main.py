@@ -1,7 +1,6 @@
-"""The `eardrum` command: `serve`, and all other commands registered beside it.
+"""The `eardrum` command: `serve` and the registration of all other commands.
 
-A command imports what it alone needs when it runs: importing the gateway and its client would double the start time of the
-others.
+A command imports the gateway or the client only when it runs: they would double the start time of the other commands.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from eardrum import __version__, config, logging_setup
 from eardrum.cli import check, gc_paused, listen, models, processes, transcribe
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption
+from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 from eardrum.server.reload import ConfigSource
 
@@ -27,34 +27,39 @@ logger = logging.getLogger(__name__)
 
 
 class Command(TyperCommand):
-    """A command whose help shows no value type beside flags, which take none."""
+    """A command whose help shows no Python types: flags take no value, and arguments have a name that says what they take."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
-        """The parameters, flags with an empty type."""
-        return _hide_flag_types(super().get_params(ctx))
+        """Return the parameters, without types of flags and arguments."""
+        return _hide_types(super().get_params(ctx))
 
 
 class CommandGroup(TyperGroup):
-    """The program itself, whose own flags are shown alike."""
+    """The program itself, with the same help."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
-        """The parameters, flags with an empty type."""
-        return _hide_flag_types(super().get_params(ctx))
+        """Return the parameters, without types of flags and arguments."""
+        return _hide_types(super().get_params(ctx))
 
 
-def _hide_flag_types(parameters: Sequence[Any]) -> list[Any]:
+def _hide_types(parameters: Sequence[Any]) -> list[Any]:
     for parameter in parameters:
-        if getattr(parameter, "is_flag", False):
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None
+        elif parameter.is_flag:
             parameter.metavar = ""
     return list(parameters)
 
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Speech to text behind one port.",
+    help="Speech to text, and every other local model, behind one port.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # options as openai-whisper spells them
+    },
 )
 
 
@@ -62,23 +67,23 @@ PROGRAM_NAME = "eardrum"
 
 
 def main() -> None:
-    """Run a command. An error is one sentence that says what to do."""
+    """Run a command. An expected error becomes one line on stderr and exit code 1."""
     _repair_standard_streams()
     try:
         app(prog_name=PROGRAM_NAME)
     except EardrumError as error:
-        print(f"{logging_setup.color_for_stderr('eardrum:', logging_setup.RED)} {error.message}", file=sys.stderr)
+        print_error(error.message)
         sys.exit(1)
 
 
 def _repair_standard_streams() -> None:
-    """Take care that a terminal's encoding, or a stream that is closed, is no reason to fail.
+    """Replace closed standard streams, and make stdout escape what its encoding lacks.
 
-    A name of a file may hold bytes that are no text, and a transcript letters that the terminal does not have.
+    A file name may hold bytes that are not text, and a transcript letters that the terminal's encoding lacks.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nothing = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115, PTH123 -- to the end
+            nothing = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115, PTH123 -- open until the process ends
             setattr(sys, name, nothing)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is
@@ -86,7 +91,7 @@ def _repair_standard_streams() -> None:
 
 @app.callback(invoke_without_command=True)
 def show_version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Speech to text behind one port."""
+    """Speech to text, and every other local model, behind one port."""
     if show:
         print(f"eardrum {__version__}")
         raise typer.Exit
@@ -94,34 +99,49 @@ def show_version(show: Annotated[bool, typer.Option("--version", help="Print the
 
 @app.command("help", cls=Command)
 def show_help(
-    command: Annotated[str, typer.Argument(help="The command to explain; all of them if left out.", show_default=False)] = "",
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="Command to explain. Without it: all commands.", show_default=False)
+    ] = "",
 ) -> None:
-    """Explain a command."""
+    """Explain a command and its options."""
     app([*([command] if command else []), "--help"], prog_name=PROGRAM_NAME)
 
 
 @app.command(cls=Command)
 def serve(
-    host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(show_default="8100", help="Port to listen on.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", show_default="127.0.0.1", help="Address to listen on; 0.0.0.0 is every network.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(metavar="PORT", show_default="8100", help="Port to listen on.")] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option("--tls-certificate", "--tls-cert-file", help="PEM file; the server then speaks HTTPS only.")
+        Path | None,
+        typer.Option(
+            "--tls-certificate",
+            "--tls-cert-file",
+            metavar="FILE",
+            help="PEM file with a certificate; the server then speaks HTTPS only.",
+        ),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", "--tls-key-file", help="PEM file with the certificate's private key.")
+        Path | None,
+        typer.Option("--tls-key", "--tls-key-file", metavar="FILE", help="PEM file with the certificate's private key."),
     ] = None,
     wyoming: Annotated[
         bool | None,
-        typer.Option("--wyoming/--no-wyoming", show_default="yes, unless there are api_keys", help="Serve Home Assistant."),
+        typer.Option(
+            "--wyoming/--no-wyoming", show_default="on, unless api_keys are set", help="Serve Home Assistant (Wyoming protocol)."
+        ),
     ] = None,
-    wyoming_port: Annotated[int | None, typer.Option(show_default="10300", help="Port for Home Assistant.")] = None,
+    wyoming_port: Annotated[
+        int | None, typer.Option(metavar="PORT", show_default="10300", help="Port for Home Assistant.")
+    ] = None,
     config_file: ConfigFileOption = None,
     config_folder: ConfigFolderOption = None,
     assignments: AssignmentsOption = None,
     watch: Annotated[
-        bool, typer.Option("--watch-config", help="Read the config again when it has changed; SIGHUP does too.")
+        bool, typer.Option("--watch-config", help="Load the config again when a file changes. SIGHUP loads it too.")
     ] = False,
-    sample: Annotated[bool, typer.Option("--sample", help="Transcribe the shipped recording once up.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Transcribe the sample recording after the start.")] = False,
 ) -> None:
     """Start the server."""
     with gc_paused():

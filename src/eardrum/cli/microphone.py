@@ -1,7 +1,7 @@
 """Writes the microphone's audio to stdout: a line with the rate in Hz, then s16le mono, until the reader closes the pipe.
 
-`python -m eardrum.cli.main.microphone`. It runs in a process of its own because the audio library is optional, writes to stderr
-on its own, and must not block the command.
+`python -m eardrum.cli.microphone` is a process of its own, because the audio library is optional, writes to stderr by itself
+and blocks.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from eardrum.transcription import SAMPLE_RATE
 try:
     import sounddevice
 except ImportError:
-    sys.exit("The microphone needs a library that is not installed: pip install 'eardrum[microphone]'.")
-except OSError as error:  # the package is there, the library that it wraps is not
+    sys.exit("The microphone needs a package that is not installed: run pip install 'eardrum[microphone]'.")
+except OSError as error:  # the package is installed, the library that it wraps is not
     sys.exit(
-        f"The microphone needs PortAudio, a library of the system ({error}): apt install libportaudio2, brew install portaudio."
+        f"The microphone needs the system library PortAudio ({error}): run apt install libportaudio2, or brew install portaudio."
     )
 
 CHUNK_S = 0.1
-"""Seconds of audio that are handed on at a time."""
+"""Seconds of audio per write."""
 
 
 def main() -> None:
-    """Hand on what the default microphone hears."""
+    """Write the default microphone's audio to stdout."""
     try:
         rate = _choose_rate()
         size = int(rate * CHUNK_S)
@@ -35,13 +35,13 @@ def main() -> None:
                 sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
     except BrokenPipeError:
-        sys.stdout = None  # or the interpreter would flush it once more
+        sys.stdout = None  # otherwise the interpreter flushes it once more
     except (sounddevice.PortAudioError, ValueError) as error:
-        sys.exit(f"No microphone can be used ({error}). Sound can be piped in, too: arecord ... | eardrum listen --rate 16000.")
+        sys.exit(f"Cannot open a microphone ({error}). You can also pipe audio in: arecord ... | eardrum listen --rate 16000.")
 
 
 def _choose_rate() -> int:
-    """16 kHz, or, where the microphone cannot do that, what it does by itself."""
+    """Return 16 kHz, or the microphone's own rate if it does not support that."""
     try:
         sounddevice.check_input_settings(samplerate=SAMPLE_RATE, channels=1, dtype="int16")
     except sounddevice.PortAudioError:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption
+from eardrum.cli.terminal import print_warning
 from eardrum.config.macros import split_command
 from eardrum.engines import registry
 from eardrum.engines.registry import EngineCard
@@ -31,36 +32,38 @@ from eardrum.transcription import Capabilities
 from eardrum.units import format_size
 
 console = Console(soft_wrap=True, highlight=False)
-ModelArgument = Annotated[str, typer.Argument(help="Model: its id, an alias, or a name an engine knows.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id, alias, or a name that an engine knows.")]
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="Name of a model (large-v3, OWNER/NAME), or a folder that holds one.")],
-    id: Annotated[str, typer.Option("--name", help="What the model in the folder is to be called.")] = "",
-    engine: Annotated[str, typer.Option(help="Engine that is to run it, where several could.")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name of a model (large-v3, OWNER/NAME), or a folder with a model.")
+    ],
+    id: Annotated[str, typer.Option("--name", metavar="NAME", help="Name for the model in the folder.")] = "",
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="Engine to run it, if several could.")] = "",
     config_file: ConfigFileOption = None,
     assignments: AssignmentsOption = None,
 ) -> None:
-    """Fetch a model, or copy one in from a folder."""
+    """Download a model, or copy one from a folder into the store."""
     inventory = ModelInventory(config.load_settings(config_file, assignments or ()))
     engine = registry.find_card(engine).name if engine else ""
     if folder := find_folder(name):
         copy_model(folder, inventory.store, id=id, engine=engine)
     elif id:
-        raise ConfigError("--name is for folders: a model from the hub keeps its name. `aliases:` in the config gives it others.")
+        raise ConfigError("--name is for folders. A model from the hub keeps its name; add others with `aliases` in the config.")
     else:
         download_model(name, inventory, engine)
 
 
 def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:
-    """Show the models this server has."""
+    """List the models on this machine and in the config."""
     catalog = ModelCatalog(config.load_settings(config_file, assignments or ()))
     table = Table("model", "engine", "languages", "size", "from", box=None, pad_edge=False)
     for column in table.columns[:2]:
         column.no_wrap = True
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
-        size = "not here" if model.needs_download else "-" if model.is_external else format_bytes(model.size)
+        size = "missing" if model.needs_download else "-" if model.is_external else format_bytes(model.size)
         languages = format_languages(model.capabilities) if model.is_speech_model else "-"
         table.add_row(model.id + mark, model.engine, languages, size, model.origin)
     console.print(table)
@@ -82,14 +85,16 @@ def _list_notes(catalog: ModelCatalog) -> list[str]:
         if not model.is_runnable:
             notes.append(f"{model.id} cannot run yet. {model.card.install_hint_here}")
         if model.needs_download:
-            notes.append(f"{model.id} is not on this machine: `{model.format_pull_command()}`.")
-    half = catalog.inventory.store.list_unfinished()
-    notes += [f"{id} is not whole: pull it again, which continues a download, or `eardrum rm {id}`." for id in half]
+            notes.append(f"{model.id} is not on this machine: run `{model.format_pull_command()}`.")
+    incomplete = catalog.inventory.store.list_unfinished()
+    notes += [
+        f"{id} is incomplete: `eardrum pull {id}` continues the download, `eardrum rm {id}` deletes it." for id in incomplete
+    ]
     return notes + [str(failed) for failed in registry.list_broken()]
 
 
 def show(name: ModelArgument, config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:
-    """Show what there is to know of one model, here or not."""
+    """Show one model in detail, whether it is on this machine or not."""
     settings = config.load_settings(config_file, assignments or ())
     catalog = ModelCatalog(settings)
     try:
@@ -102,7 +107,7 @@ def show(name: ModelArgument, config_file: ConfigFileOption = None, assignments:
 
 def remove(
     name: ModelArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     config_file: ConfigFileOption = None,
     assignments: AssignmentsOption = None,
 ) -> None:
@@ -111,41 +116,41 @@ def remove(
     id = _find_removable(name, inventory)
     if not yes:
         if not sys.stdin.isatty():
-            raise ConfigError(f"Nobody can be asked whether to delete {id} from {inventory.store.folder}: say --yes.")
+            raise ConfigError(
+                f"Cannot ask whether to delete {id} from {inventory.store.folder}, because stdin is not a terminal: add --yes."
+            )
         typer.confirm(f"Delete {id} from {inventory.store.folder}?", abort=True)
     freed = inventory.store.remove_model(id)
-    print(f"{id} is gone; {format_bytes(freed)} are free again.")
+    print(f"Deleted {id}: {format_bytes(freed)} freed.")
 
 
 def _find_removable(name: str, inventory: ModelInventory) -> str:
-    """The id in the store of what a name means.
+    """Find the model in the store that a name means; returns its id.
 
     Raises:
-        ConfigError: its files are not the store's to delete.
+        ConfigError: the files belong to the config or to a package.
         ModelNotFoundError: there is no such model.
     """
     store = inventory.store
     if name in _list_stored_ids(store):
         return name
     if (model := inventory.find_configured(name)) and model.source and not store.contains(model.source):
-        raise ConfigError(f"{name} is a model of the config: take it out there; its files at {model.source} are yours to delete.")
+        raise ConfigError(f"{name} is defined in the config: remove it there, and delete its files at {model.source} yourself.")
     wanted = [model.repository] if model else [match.repository for match in names.find_matches(name)]
     if id := next((id for id in wanted if id in _list_stored_ids(store)), ""):
         return id
     if any(name in (other.id, *other.aliases) for other in inventory if other.origin == "embedded"):
-        raise ConfigError(f"{name} came with the package: `pip uninstall moonshine-voice` removes it.")
-    raise ModelNotFoundError(
-        f"There is no model {names.quote_name(name)} in {store.folder}. `eardrum list` shows those there are."
-    )
+        raise ConfigError(f"{name} is part of a Python package: `pip uninstall moonshine-voice` removes it.")
+    raise ModelNotFoundError(f"There is no model {names.quote_name(name)} in {store.folder}. `eardrum list` shows all models.")
 
 
 def _list_stored_ids(store: ModelStore) -> set[str]:
-    """What is ours to delete: not every folder in a store is a model."""
+    """List the models in the store, incomplete ones included. Other folders there are not models."""
     return {id for id, source in store if detect_engine(source)} | set(store.list_unfinished())
 
 
 def list_engines() -> None:
-    """Show what can run models, which names it knows, and what is missing."""
+    """List the engines, their capabilities and options, and what each needs to run."""
     for card in registry.list_cards().values():
         console.print(f"[bold]{card.name}[/]  {card.title}")
         for label, text in describe_engine(card):
@@ -159,26 +164,26 @@ COMMANDS: dict[str, Callable[..., Any]] = {"pull": pull, "list": list_models, "s
 
 
 INTERRUPTED = 130
-"""Exit code of what Ctrl-C ended."""
+"""Exit code after Ctrl-C."""
 
 DownloadProgress = Callable[[int, int], None]
-"""Told how many bytes are there, and of how many."""
+"""Takes the bytes on disk and the total."""
 
 
 def find_folder(name: str) -> Path | None:
-    """The folder that a name on the command line is, if it is one. A name that engines know stays a name.
+    """Find the folder that a command line argument names, if it does. A name that engines know is not a folder.
 
     Raises:
-        ConfigError: it is written as a path, and there is no such folder.
+        ConfigError: the argument is a path without a folder.
     """
     if not name:
-        raise ConfigError("Which model? Say a name or a folder.")
+        raise ConfigError("Name a model or a folder.")
     path = Path(name).expanduser()
     written_as_path = is_written_as_path(name)
     if path.is_dir() and (written_as_path or not names.find_matches(name)):
         return path.resolve()
     if written_as_path:
-        raise ConfigError(f"{name} is a file: name the folder that holds it." if path.exists() else f"There is no folder {name}.")
+        raise ConfigError(f"{name} is a file: name its folder." if path.exists() else f"There is no folder {name}.")
     return None
 
 
@@ -186,9 +191,9 @@ def copy_model(folder: Path, store: ModelStore, *, id: str, engine: str) -> None
     """Copy the model in a folder into the store.
 
     Raises:
-        ConfigError: no engine recognises the files, or the name will not do.
-        PullError: they cannot be read.
-        StorageFullError: they do not fit.
+        ConfigError: no engine recognises the files, or the name is invalid.
+        PullError: the files cannot be read.
+        StorageFullError: the disk has no room.
     """
     source, own_id = resolve_folder(folder)
     id = id or own_id
@@ -199,31 +204,31 @@ def copy_model(folder: Path, store: ModelStore, *, id: str, engine: str) -> None
     total, done = measure_size(source), 0
     with _show_download(id) as advance:
 
-        def copied(bytes: int) -> None:
+        def add_bytes(bytes: int) -> None:
             nonlocal done
             done += bytes
             advance(done, total)
 
-        target = store.import_folder(source, id, copied)
-    print(f"{id} is in the store, {format_bytes(measure_size(target))} at {target}.")
+        target = store.import_folder(source, id, add_bytes)
+    print(f"Copied {id} to {target} ({format_bytes(measure_size(target))}).")
     if engine and engine != recognised:
-        print(f"Have it run by {engine} with `models: {{{id}: {{engine: {engine}}}}}` in the config.")
+        print(f"To run it with {engine}, add `models: {{{id}: {{engine: {engine}}}}}` to the config.")
     else:
         _print_usage(id, recognised)
 
 
 def download_model(name: str, inventory: ModelInventory, engine: str) -> None:
-    """Fetch a model from the hub. Ctrl-C keeps what has arrived.
+    """Download a model from the hub. After Ctrl-C the next download continues.
 
     Raises:
-        ModelNotFoundError: nobody knows the name.
-        PullError: it cannot be had.
-        StorageFullError: it does not fit.
+        ModelNotFoundError: neither an engine nor the hub knows the name.
+        PullError: the download failed.
+        StorageFullError: the disk has no room.
     """
     try:
         asyncio.run(_download_model(name, inventory, engine))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What has arrived is kept: `eardrum pull {name}` continues.", file=sys.stderr)
+        print(f"\nInterrupted. `eardrum pull {name}` continues where it stopped.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -231,33 +236,33 @@ async def _download_model(name: str, inventory: ModelInventory, engine: str) -> 
     puller = ModelDownloader(inventory.store.folder)
     match = await download.choose_download(name, inventory, puller, engine)
     _warn_if_not_installed(match.card.name)
-    print(f"Fetching {match.repository} for the engine {match.card.name}.", flush=True)
+    print(f"Downloading {match.repository} for the engine {match.card.name}.", flush=True)
     completed = 0
     with _show_download(match.repository) as advance:
         async with aclosing(puller.download_model(match.repository, match.card.downloads)) as steps:
             async for progress in steps:
                 completed = progress.completed
                 advance(completed, progress.total)
-    print(f"{match.repository} is here, {format_bytes(completed)} at {inventory.store.find_files(match.repository)}.")
+    print(f"Downloaded {match.repository} to {inventory.store.find_files(match.repository)} ({format_bytes(completed)}).")
     _print_usage(name, match.card.name)
 
 
 def _warn_if_not_installed(engine: str) -> None:
-    """Before what may take long."""
+    """Warn before a long download that the engine lacks packages."""
     if engine and (card := registry.find_card(engine)).missing_packages:
-        print(f"It cannot run yet. {card.install_hint_here}", file=sys.stderr, flush=True)
+        print_warning(f"The model cannot run yet. {card.install_hint_here}")
 
 
 def _print_usage(name: str, engine: str) -> None:
     card = registry.find_card(engine)
     if card.missing_packages:
-        print(f"Before it can run: {card.install_hint_here}")
+        print(f"Before the first use: {card.install_hint_here}")
     print(f"Try it: eardrum transcribe FILE --model {name}")
 
 
 @contextmanager
 def _show_download(title: str) -> Iterator[DownloadProgress]:
-    """A bar on the terminal; elsewhere a line for every tenth."""
+    """Show a bar on a terminal, and elsewhere a line for every 10 %."""
     if not sys.stderr.isatty():
         yield _DownloadLines()
         return
@@ -268,7 +273,7 @@ def _show_download(title: str) -> Iterator[DownloadProgress]:
 
 
 class _DownloadLines:
-    """Progress where there is no terminal."""
+    """Download progress as lines."""
 
     def __init__(self) -> None:
         self._next_percent = 0
@@ -290,23 +295,23 @@ CAPABILITY_LABELS = {
     "speakers": "speakers",
     "detects_language": "language detection",
 }
-"""Capabilities that are there or not, and what people call them."""
+"""Names for the capabilities that a model has or lacks."""
 
 format_bytes = format_size
 
 
 def format_languages(can: Capabilities) -> str:
-    """The codes, or that there are many."""
+    """Format the codes of a model's languages, or `many`."""
     return ", ".join(can.languages) or "many"
 
 
 def format_capabilities(can: Capabilities) -> str:
-    """What it can besides plain text."""
+    """Format the capabilities beyond plain text."""
     return ", ".join(words for name, words in CAPABILITY_LABELS.items() if getattr(can, name)) or "plain transcription"
 
 
 def describe_model(model: Model, catalog: ModelCatalog) -> Iterator[str]:
-    """All there is to know of a model."""
+    """Yield the lines that describe a model."""
     facts = _describe_external_model(model, model.entry) if model.is_external and model.entry else _describe_local_model(model)
     known = [] if model.is_external else [name for name, repository in model.card.names.items() if repository == model.repository]
     facts = {
@@ -318,14 +323,14 @@ def describe_model(model: Model, catalog: ModelCatalog) -> Iterator[str]:
     yield from (f"{label:<13}{text}" for label, text in facts.items() if text)
     if model.needs_download:
         files = ", ".join(model.card.downloads) or "all files"
-        half = "half of it is here already: " if catalog.inventory.store.is_unfinished(model.repository) else ""
-        yield f"\nIt is not on this machine; {half}`{model.format_pull_command()}` fetches {files} of {model.repository}."
+        state = "incomplete" if catalog.inventory.store.is_unfinished(model.repository) else "not on this machine"
+        yield f"\nIt is {state}: `{model.format_pull_command()}` downloads {files} of {model.repository}."
     if not model.is_runnable:
         yield f"\nIt cannot run yet. {model.card.install_hint_here}"
 
 
 def _describe_local_model(model: Model) -> dict[str, str]:
-    """Of a model that an engine of ours runs."""
+    """Describe a model that an engine here runs."""
     return {
         "engine": f"{model.engine} ({model.card.title})",
         "from": model.origin,
@@ -341,7 +346,7 @@ def _describe_local_model(model: Model) -> dict[str, str]:
 
 
 def _describe_external_model(model: Model, entry: config.ModelSettings) -> dict[str, str]:
-    """Of a model that another server serves. Its environment is not shown: keys are in it."""
+    """Describe a model of another server. Its environment is left out, because it holds keys."""
     can = entry.capabilities
     more = [word for word, has in (("tools", can.tools), ("reranking", can.reranker)) if has]
     return {
@@ -361,7 +366,7 @@ def _describe_external_model(model: Model, entry: config.ModelSettings) -> dict[
 
 
 def describe_engine(card: EngineCard) -> Iterator[tuple[str, str]]:
-    """Labels and texts for one engine."""
+    """Yield labels and texts that describe an engine."""
     yield (
         "installed",
         f"no, it needs {', '.join(card.missing_packages)}: {card.install_here}" if card.missing_packages else "yes",
@@ -377,7 +382,7 @@ def describe_engine(card: EngineCard) -> Iterator[tuple[str, str]]:
 
 
 def list_known_names(card: EngineCard) -> str:
-    """One name for each model an engine knows, and the ids it takes."""
+    """List one name for each model that an engine knows, and the patterns of repositories it takes."""
     by_model: dict[str, str] = {}
     for name, repository in card.names.items():
         by_model.setdefault(repository, name)

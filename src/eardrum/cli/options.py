@@ -1,6 +1,6 @@
 """Options shared by several commands, and the options of `transcribe`.
 
-The subtitle options are named as in openai-whisper, with additions.
+The subtitle options are named as in openai-whisper, with additions. Options may be written with underscores, as there.
 """
 
 from __future__ import annotations
@@ -15,51 +15,73 @@ from eardrum import config
 from eardrum.cli.recordings import SUFFIXES
 from eardrum.subtitles import MAX_RULE_VALUES
 
-ConfigFileOption = Annotated[list[Path] | None, typer.Option("--config", help="YAML file with settings; repeatable.")]
-ConfigFolderOption = Annotated[Path | None, typer.Option("--config-dir", help="Folder of YAML files, read after --config.")]
+ConfigFileOption = Annotated[
+    list[Path] | None, typer.Option("--config", metavar="FILE", help="YAML file with settings; repeatable.")
+]
+ConfigFolderOption = Annotated[
+    Path | None, typer.Option("--config-dir", metavar="FOLDER", help="Folder of YAML files, read after --config.")
+]
 AssignmentsOption = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one setting; repeatable.")]
 CertificateOption = Annotated[
     Path | None,
     typer.Option(
         envvar=config.CLIENT_CERTIFICATE_VARIABLE,
-        help="PEM file with the server's certificate, or its signer's, if this system does not trust it.",
+        metavar="FILE",
+        help="PEM file with the server's certificate or its authority's, if this machine does not trust it.",
     ),
 ]
-KeyOption = Annotated[str, typer.Option(envvar=config.CLIENT_KEY_VARIABLE, help="One of the server's `api_keys`, if it has any.")]
+KeyOption = Annotated[
+    str, typer.Option(envvar=config.CLIENT_KEY_VARIABLE, metavar="KEY", help="One of the server's `api_keys`, if it has any.")
+]
 ServerOption = Annotated[
     str,
     typer.Option(
         envvar=config.CLIENT_SERVER_VARIABLE,
-        show_default="http://127.0.0.1:8100, or where EARDRUM_HOST and EARDRUM_PORT say that it listens",
-        help="The server to ask.",
+        metavar="URL",
+        show_default="http://127.0.0.1:8100; EARDRUM_HOST and EARDRUM_PORT change it",
+        help="Address of the server.",
     ),
 ]
 
 InputsArgument = Annotated[
     list[str],
-    typer.Argument(help="Audio or video files, folders with all below them, patterns, pipes; `-` is stdin.", metavar="FILES..."),
+    typer.Argument(help="Audio or video files, folders (with subfolders), patterns, pipes; `-` is stdin.", metavar="FILES"),
 ]
-ModelOption = Annotated[str, typer.Option(help="Model or alias, or a folder with a model; the default model if left out.")]
-LanguageOption = Annotated[str, typer.Option(help="Language spoken, as a code; detected if left out.")]
+ModelOption = Annotated[
+    str, typer.Option(metavar="MODEL", help="Model, alias, or folder with a model. Without it: the default model.")
+]
+LanguageOption = Annotated[str, typer.Option(metavar="CODE", help="Spoken language, such as en or de. Without it: detected.")]
 TranslateOption = Annotated[bool, typer.Option("--translate", help="Translate into English.")]
-PromptOption = Annotated[str, typer.Option(help="Text that might come before: its style and names guide the model.")]
-HotwordsOption = Annotated[list[str] | None, typer.Option(help="Words and names to listen for, separated by commas; repeatable.")]
-WordsOption = Annotated[bool, typer.Option("--words", help="With verbose_json: when each word was said, too.")]
+PromptOption = Annotated[str, typer.Option(metavar="TEXT", help="Text that could precede the audio; guides style and names.")]
+HotwordsOption = Annotated[
+    list[str] | None, typer.Option(metavar="WORDS", help="Words and names to expect, separated by commas; repeatable.")
+]
+WordsOption = Annotated[bool, typer.Option("--words", help="Add the times of words (with verbose_json).")]
 AudioTrackOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Which audio track, counted from 1; the default one, or the first with sound, if left out."),
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Audio track, counted from 1. Without it: the default track, or the first one that is not silent.",
+    ),
 ]
 FormatOption = Annotated[
     list[str] | None,
-    typer.Option(show_default="text", help=f"What to write: {', '.join(SUFFIXES)}. Repeatable, or separated by commas."),
+    typer.Option(
+        metavar="FORMAT", show_default="text", help=f"Output format: {', '.join(SUFFIXES)}. Repeatable, or separated by commas."
+    ),
 ]
-OutputDirOption = Annotated[Path | None, typer.Option(help="Write one file per recording here, not to the terminal.")]
-SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Leave out what has its text already.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write over the texts that are there already.")]
+OutputDirOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Write one file per recording and format here, instead of to stdout.")
+]
+SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Skip recordings whose output files exist.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 OptionalServerOption = Annotated[
     str,
     typer.Option(
-        envvar=config.CLIENT_SERVER_VARIABLE, help="Use this server, as in http://127.0.0.1:8100; without it none is needed."
+        envvar=config.CLIENT_SERVER_VARIABLE,
+        metavar="URL",
+        help="Use this server, such as http://127.0.0.1:8100. Without it: transcribe here.",
     ),
 ]
 
@@ -68,18 +90,17 @@ SUBTITLES_PANEL = "Subtitles (srt, vtt)"
 
 
 class SubtitlePreset(StrEnum):
-    """Rules that go together."""
+    """Names of sets of subtitle rules."""
 
     BROADCAST = "broadcast"
     NONE = "none"
 
 
 def _create_number_option(help_: str, name: str) -> typer.models.OptionInfo:
-    flag = name.replace("_", "-")
     option: typer.models.OptionInfo = typer.Option(
-        f"--{flag}",
-        f"--{name}",
+        f"--{name.replace('_', '-')}",
         help=help_,
+        metavar="N",
         min=0,
         max=MAX_RULE_VALUES[name],
         rich_help_panel=SUBTITLES_PANEL,
@@ -91,36 +112,39 @@ def _create_number_option(help_: str, name: str) -> typer.models.OptionInfo:
 SubtitlesOption = Annotated[
     SubtitlePreset | None,
     typer.Option(
-        help="broadcast: 2 lines of 42, 5/6 to 7 s, 20 characters/s. The options below win.", rich_help_panel=SUBTITLES_PANEL
+        help="broadcast: 2 lines of 42 columns, 0.83 to 7 s, 20 characters/s. The options below override it.",
+        rich_help_panel=SUBTITLES_PANEL,
     ),
 ]
-MaxLineWidthOption = Annotated[int | None, _create_number_option("Columns of a line.", "max_line_width")]
-MaxLineCountOption = Annotated[int | None, _create_number_option("Lines of a cue.", "max_line_count")]
+MaxLineWidthOption = Annotated[int | None, _create_number_option("Maximum columns per line.", "max_line_width")]
+MaxLineCountOption = Annotated[int | None, _create_number_option("Maximum lines per cue.", "max_line_count")]
 MaxWordsPerLineOption = Annotated[
-    int | None, _create_number_option("Words of a line; alone it makes a cue of each line.", "max_words_per_line")
+    int | None,
+    _create_number_option("Maximum words per line; without the other options every line is a cue.", "max_words_per_line"),
 ]
 HighlightWordsOption = Annotated[
     bool | None,
     typer.Option(
         "--highlight-words/--no-highlight-words",
-        "--highlight_words",
-        help="Underline each word while it is said.",
+        help="Underline each word while it is spoken.",
         rich_help_panel=SUBTITLES_PANEL,
         show_default=False,
     ),
 ]
 MinDurationOption = Annotated[
-    float | None, _create_number_option("Seconds a cue stays at least, if there is room.", "min_duration")
+    float | None, _create_number_option("Minimum seconds per cue, where the next cue allows it.", "min_duration")
 ]
-MaxDurationOption = Annotated[float | None, _create_number_option("Seconds a cue stays at most.", "max_duration")]
-MinGapOption = Annotated[float | None, _create_number_option("Seconds between cues.", "min_gap")]
+MaxDurationOption = Annotated[float | None, _create_number_option("Maximum seconds per cue.", "max_duration")]
+MinGapOption = Annotated[float | None, _create_number_option("Minimum seconds between cues.", "min_gap")]
 MaxCharactersPerSecondOption = Annotated[
     float | None,
-    _create_number_option("Cues stay longer to be read at this speed, if there is room.", "max_characters_per_second"),
+    _create_number_option(
+        "Reading speed: cues stay longer to allow it, where the next cue allows it.", "max_characters_per_second"
+    ),
 ]
 
 
 def build_subtitle_fields(**options: str | float | bool | None) -> dict[str, list[str]]:
-    """The options that were given, as fields of a form."""
+    """Build form fields from the options that were given."""
     given = {name: value for name, value in options.items() if value is not None}
     return {name: [str(value).lower() if isinstance(value, bool) else str(value)] for name, value in given.items()}

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True, highlight=False)
 
 WIDE_COLUMNS = 250
-"""Columns where nobody looks: a program reads a line for each model."""
+"""Width of the table when stdout is not a terminal: a program reads one line per model."""
 
 MAX_DEPARTURES = 10
-"""Models that have gone and are shown: the last ones."""
-LoadedModelArgument = Annotated[str, typer.Argument(help="Model or alias.")]
+"""Unloaded models that are shown, the last ones first."""
+LoadedModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Model or alias.")]
 
 
 def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None) -> None:
-    """Show the models that are loaded in a running server, and why others have gone."""
+    """List the models that a running server has loaded, and why others were unloaded."""
     models, gone = asyncio.run(_call_server(server, key, certificate, lambda client: client.list_running()))
     if not models:
         print("No model is loaded.")
@@ -43,7 +43,9 @@ def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: 
             print(f"\n{model['id']} runs on the CPU: {reason}")
     for departure in gone[:MAX_DEPARTURES]:
         print(
-            f"{departure['id']} went {_format_period(time() - departure['at'])} ago: {departure['message']}.".replace("..", ".")
+            f"{departure['id']} was unloaded {_format_period(time() - departure['at'])} ago: {departure['message']}.".replace(
+                "..", "."
+            )
         )
 
 
@@ -68,7 +70,7 @@ def _build_table(models: list[dict[str, Any]]) -> Table:
 
 
 def _format_memory(model: dict[str, Any]) -> str:
-    """What its process takes, and how much of that on a GPU; of another server's nothing is known."""
+    """Format the memory of the model's process and its part on a GPU; `-` for another server, whose memory is not known."""
     whole, on_gpu = model.get("size", 0), model.get("size_vram", 0)
     if not whole:
         return "-"
@@ -82,21 +84,21 @@ def _format_bytes(size: float) -> str:
 def load(
     name: LoadedModelArgument, server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None
 ) -> None:
-    """Load a model in a running server and wait until it serves."""
+    """Load a model in a running server, and wait until it is ready."""
     print(f"Loaded {asyncio.run(_call_server(server, key, certificate, lambda client: client.load(name)))}.")
 
 
 def stop(
-    name: Annotated[str, typer.Argument(help="Model or alias.")] = "",
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Model or alias.")] = "",
     every: Annotated[bool, typer.Option("--all", help="Unload all models.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Do not let it finish what it has begun.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Unload at once: running requests fail.")] = False,
     server: ServerOption = "",
     key: KeyOption = "",
     certificate: CertificateOption = None,
 ) -> None:
-    """Unload a model in a running server: its process ends when it has finished what it has begun."""
+    """Unload a model in a running server, after its running requests."""
     if bool(name) == every:
-        raise ConfigError("Which model? Say one name, or --all.")
+        raise ConfigError("Name one model, or use --all.")
     if every:
         asyncio.run(_call_server(server, key, certificate, lambda client: client.unload_all(force=force)))
         print("Unloaded all models.")
@@ -105,13 +107,15 @@ def stop(
 
 
 def show_logs(
-    name: Annotated[str, typer.Argument(help="Model or alias, or `upstream` for all models; the server if left out.")] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, too, until Ctrl-C.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model or alias, or `upstream` for all models. Without it: the server's log.")
+    ] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing new lines until Ctrl-C.")] = False,
     server: ServerOption = "",
     key: KeyOption = "",
     certificate: CertificateOption = None,
 ) -> None:
-    """Show what a model, or the server itself, said last."""
+    """Show the last log lines of a model, or of the server itself."""
     if not follow:
         print(asyncio.run(_call_server(server, key, certificate, lambda client: client.read_logs(name))), end="")
         return
@@ -133,8 +137,8 @@ async def _call_server(
 
 
 async def _print_logs(client: EardrumClient, name: str) -> None:
-    async with aclosing(client.follow_logs(name)) as news:
-        async for text in news:
+    async with aclosing(client.follow_logs(name)) as texts:
+        async for text in texts:
             print(text, end="", flush=True)
 
 

@@ -26,36 +26,36 @@ MEDIA_SUFFIXES = {
     "mpeg", "mpg", "mpga", "mts", "mxf", "oga", "ogg", "ogv", "ogx", "opus", "ra", "rm", "rmvb", "snd", "spx", "tak", "ts",
     "tta", "vob", "w64", "wav", "weba", "webm", "wma", "wmv", "wv",
 }  # fmt: skip
-"""Suffixes of what is taken from a folder. A file that is named itself may be called as it likes."""
+"""Suffixes of the files taken from a folder. A file named on the command line may have any name."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputRecording:
-    """One recording that was asked for."""
+    """One recording to transcribe."""
 
     path: Path
     """The file or pipe; `-` is stdin."""
     relative_path: PurePath
-    """What it is called in the folder that was named, or the bare name of a file that was."""
+    """The path below the folder named on the command line, or the bare name of a file named there."""
     is_piped: bool = False
-    """Whether it can be read once only, while it comes in."""
+    """Whether it can be read only once, as it arrives."""
 
     @property
     def name(self) -> str:
-        """What it is called to whoever asked for it."""
+        """The name for messages."""
         return "stdin" if self.path == Path(STDIN) else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class InputFailure:
-    """What was asked for and cannot be had, with the reason as a sentence."""
+    """An input that failed, with the reason as a sentence."""
 
     name: str
     reason: str
 
 
 def find_recordings(inputs: Iterable[str]) -> tuple[list[InputRecording], list[InputFailure]]:
-    """All recordings that are meant, each once and in the order of the inputs, and what could not be found."""
+    """Find all recordings, each once and in the order of the inputs; returns them and the inputs that failed."""
     recordings: dict[str, InputRecording] = {}
     failures: list[InputFailure] = []
     for name in inputs:
@@ -75,9 +75,9 @@ def _expand_input(name: str) -> Iterator[InputRecording | InputFailure]:
     if os.path.lexists(path) or not glob.has_magic(name):
         yield from _find_named(path)
         return
-    matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes absolute ones too; of shells that leave patterns to programs, or in quotes
+    matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes absolute patterns too; some shells leave patterns to programs, and quoted ones arrive as they are
     if not matching:
-        yield InputFailure(name, "Nothing matches this pattern.")
+        yield InputFailure(name, "No file matches this pattern.")
     for match in matching:
         yield from _find_named(Path(match))
 
@@ -95,7 +95,7 @@ def _find_named(path: Path) -> Iterator[InputRecording | InputFailure]:
 
 
 def _walk_folder(folder: Path) -> Iterator[InputRecording | InputFailure]:
-    """What is in a folder and those below it, but for what is hidden. Links are followed, each folder is entered once."""
+    """Yield the media files in a folder and its subfolders, except hidden ones. Links are followed, each folder once."""
     entered: set[tuple[int, int]] = set()
     failures: list[InputFailure] = []
     empty = True
@@ -114,11 +114,11 @@ def _walk_folder(folder: Path) -> Iterator[InputRecording | InputFailure]:
                 yield _check_file(path, PurePath(path.relative_to(folder)))
     yield from failures
     if empty and not failures:
-        yield InputFailure(str(folder), "There is no audio or video file in this folder.")
+        yield InputFailure(str(folder), "This folder has no audio or video file.")
 
 
 def _check_file(path: Path, below: PurePath) -> InputRecording | InputFailure:
-    """Only files: a pipe that lies in a folder may have nobody who writes to it."""
+    """Accept files only: opening a pipe in a folder could block for ever."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -126,12 +126,12 @@ def _check_file(path: Path, below: PurePath) -> InputRecording | InputFailure:
     return (
         InputRecording(path, below)
         if stat.S_ISREG(mode)
-        else InputFailure(str(path), "This is not a file: name it to read from it.")
+        else InputFailure(str(path), "This is a pipe or device: name it on the command line to read from it.")
     )
 
 
 def make_absolute(path: Path) -> str:
-    """The path from the root, without `..`; links stay as they are."""
+    """Make a path absolute and remove `..`; links stay."""
     return os.path.normpath(path.absolute())
 
 
@@ -141,7 +141,7 @@ def _describe_closed_folder(error: OSError) -> InputFailure:
 
 def _describe_unreadable(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"It leads to nothing: {path.readlink()}." if path.is_symlink() else f"There is no file {path}."
+        return f"The link is broken: {path.readlink()} does not exist." if path.is_symlink() else f"There is no file {path}."
     return f"It cannot be read: {getattr(error, 'strerror', None) or error}."
 
 
@@ -149,17 +149,17 @@ SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "verb
 VERBOSE_BESIDE_JSON = ".verbose.json"
 
 PROBE_DATA = bytes(4096)
-"""What a disk must have room for before a recording is decoded whose text goes there."""
+"""Written to the output folder before a recording is decoded: the disk must have room for it."""
 
 OutputFiles = Mapping[str, Path]
-"""The files that one recording's text goes to, by format."""
+"""The output files of one recording, by format."""
 
 
 def plan_outputs(recordings: Sequence[InputRecording], formats: Sequence[str], folder: Path) -> list[OutputFiles]:
-    """The files for every recording, in the folder. No two are the same.
+    """Plan the output files of every recording in the folder. No two are the same.
 
-    A name is as short as it can be: that of the recording without its suffix, below the folders it was found in. Those
-    that would share a name keep their folders, and if that does not help their suffixes (`a.mp3.srt`, `a.wav.srt`).
+    A name is as short as possible: the recording's path below its input folder, without suffix. Recordings that would share
+    a name keep their folders, and if that is not enough their suffixes (`a.mp3.srt`, `a.wav.srt`).
 
     Raises:
         ConfigError: two recordings cannot be told apart by their names.
@@ -167,7 +167,7 @@ def plan_outputs(recordings: Sequence[InputRecording], formats: Sequence[str], f
     parents = [Path(make_absolute(recording.path.parent)) for recording in recordings]
     try:
         common = os.path.commonpath(parents)
-    except ValueError:  # they are on several drives
+    except ValueError:  # on several drives
         common = ""
     relative = [parent.relative_to(common or parent.anchor) for parent in parents]
     ways: list[Callable[[int], PurePath]] = [
@@ -188,40 +188,40 @@ def plan_outputs(recordings: Sequence[InputRecording], formats: Sequence[str], f
 
 
 def list_existing(targets: Iterable[OutputFiles]) -> list[Path]:
-    """The files that are there already. What is no file is in the way, which is another matter, as is a name too long for one."""
-    return [path for each in targets for path in each.values() if os.path.isfile(path)]  # noqa: PTH113 -- Path's raises errors
+    """List the output files that exist. Other things of that name, and names too long, become errors later."""
+    return [path for each in targets for path in each.values() if os.path.isfile(path)]  # noqa: PTH113 -- Path.is_file raises errors
 
 
 def check_writable(target: Path) -> None:
-    """Find out what would keep a result from being written, before it costs anything to have one.
+    """Check that an output file can be written, before the recording is transcribed.
 
     Raises:
-        OSError: there is something.
+        OSError: it cannot.
     """
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(target.stat().st_mode):
-            raise FileExistsError(0, "something that is no file has this name")
+            raise FileExistsError(0, "something that is not a file has this name")
     with tempfile.TemporaryFile(dir=target.parent) as probe:
         probe.write(PROBE_DATA)
         probe.flush()
 
 
 def write_result(target: Path, text: str, *, replace: bool) -> None:
-    """Write a file that is there as a whole or not at all, and in nobody's place unless `replace` says so.
+    """Write a file completely or not at all. An existing file is replaced only if `replace` is set.
 
     Raises:
-        OSError: it cannot be written. What has been written of it is gone.
+        OSError: the file cannot be written; the incomplete part is deleted.
     """
-    target = Path(os.path.realpath(target))  # a link stays one
+    target = Path(os.path.realpath(target))  # a link stays, its target is written
     part = target.with_name(f".eardrum-{os.getpid()}-{secrets.token_hex(4)}.part")
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(file, "wb") as stream:
             stream.write(text.encode())
             stream.flush()
-            os.fsync(stream.fileno())  # some file systems only tell now that they are full
+            os.fsync(stream.fileno())  # some file systems report only here that they are full
         if replace:
             part.replace(target)
         else:
@@ -235,9 +235,9 @@ def _publish_file(part: Path, target: Path) -> None:
         os.link(part, target)
     except FileExistsError:
         raise
-    except (OSError, NotImplementedError):  # of a file system without links
+    except (OSError, NotImplementedError):  # the file system has no links
         if os.path.lexists(target):
-            raise FileExistsError(0, "somebody else has written it meanwhile") from None
+            raise FileExistsError(0, "another program has created it meanwhile") from None
         part.rename(target)
 
 
@@ -251,9 +251,9 @@ def _check_conflicts(recordings: Sequence[InputRecording], targets: Sequence[Out
     for recording, each in zip(recordings, targets, strict=True):
         for path in each.values():
             if os.path.realpath(path) in inputs:
-                raise ConfigError(f"The text of {recording.name} would be written over the recording {path}.")
+                raise ConfigError(f"The text of {recording.name} would overwrite the recording {path}: use another --output-dir.")
             if other := owners.get(path):
                 raise ConfigError(
-                    f"{other.name} and {recording.name} would both be written to {path}: rename one, or transcribe them apart."
+                    f"{other.name} and {recording.name} would both be written to {path}: rename one, or run the command twice."
                 )
             owners[path] = recording

@@ -1,7 +1,7 @@
-"""Terminal output: live text, and the progress of recordings.
+"""Terminal output: live text, progress of recordings, errors and warnings.
 
-The displays of live text are pure: messages of a live session in, text to write out. Where stderr is no terminal, progress is
-printed as lines.
+The displays of live text are pure: they turn messages of a live session into text to write. If stderr is not a terminal,
+progress is printed as lines and nothing is coloured.
 """
 
 from __future__ import annotations
@@ -17,53 +17,50 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from eardrum.logging_setup import RED, YELLOW, color_for_stderr
+
 CLEAR_LINE = "\r\x1b[K"
-"""To the beginning of the line, and erase it."""
+"""Moves to the beginning of the line and erases it."""
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class LiveDisplay(Protocol):
-    """Where messages are shown."""
+    """Turns messages of a live session into output."""
 
     def render_message(self, message: dict[str, Any]) -> str:
-        """What to write for a message of the server."""
+        """Return the output for a message of the server."""
 
     def render_hint(self, text: str) -> str:
-        """What to write for a remark that the next text takes the place of."""
+        """Return the output for a hint that the next text replaces."""
 
 
 class JsonDisplay:
-    """Every message as a line."""
+    """Shows every message as a line of JSON."""
 
     def render_message(self, message: dict[str, Any]) -> str:
-        """The message."""
         return json.dumps(message, ensure_ascii=False) + "\n"
 
     def render_hint(self, _: str) -> str:
-        """Nothing: remarks are for people."""
         return ""
 
 
 class LineDisplay:
-    """What was said, a line each, once it is certain."""
+    """Shows each final text as a line."""
 
     def render_message(self, message: dict[str, Any]) -> str:
-        """The text of a final message."""
         return f"{message['text']}\n" if message["type"] == "final" and message["text"] else ""
 
     def render_hint(self, _: str) -> str:
-        """Nothing."""
         return ""
 
 
 class TerminalDisplay:
-    """The same, and below it the text that may still change, in place. `columns` tells how wide the terminal is."""
+    """Shows final texts as lines, and in the last line the text that may still change. `columns` returns the terminal's width."""
 
     def __init__(self, columns: Callable[[], int]):
         self._columns = columns
 
     def render_message(self, message: dict[str, Any]) -> str:
-        """What takes the place of the last line."""
         match message["type"]:
             case "partial":
                 return CLEAR_LINE + self._render_partial(message["stable"].lstrip(), message["tentative"])
@@ -74,18 +71,17 @@ class TerminalDisplay:
         return ""
 
     def render_hint(self, text: str) -> str:
-        """A remark in place of the last line."""
         return CLEAR_LINE + (f"{DIM}{fit_end(text, self._columns() - 1)}{PLAIN}" if text else "")
 
     def _render_partial(self, stable: str, tentative: str) -> str:
-        """The end of the text, as much as one line holds: what does not fit could not be erased."""
+        """Render the end of the text, as much as fits one line: a text that wraps cannot be erased."""
         visible = fit_end(stable + tentative, self._columns() - 1)
         certain = max(0, len(visible) - len(tentative))
         return f"{visible[:certain]}{DIM}{visible[certain:]}{PLAIN}"
 
 
 def fit_end(text: str, columns: int) -> str:
-    """The end of a text that fits into so many columns, with an ellipsis before it if that is not all."""
+    """Cut a text to its last `columns` columns, with an ellipsis in front if something is cut."""
     text = " ".join(text.split("\n"))
     if cell_len(text) <= columns:
         return text
@@ -96,15 +92,15 @@ def fit_end(text: str, columns: int) -> str:
 
 
 PROGRESS_INTERVAL_S = 10.0
-"""How often a line says how far a recording is."""
+"""Time between two lines of progress."""
 
 ProgressCallback = Callable[[float, float | None], None]
-"""Told how many seconds of audio are done, and of how many, if that is known."""
+"""Takes the seconds of audio done, and the recording's length if it is known."""
 
 
 @contextmanager
 def show_progress(title: str) -> Iterator[ProgressCallback]:
-    """Show on stderr how far one recording is. The bar is gone when the text is printed."""
+    """Show the progress of one recording on stderr. The bar is erased before the text is printed."""
     if not sys.stderr.isatty():
         yield _ProgressLines(title)
         return
@@ -115,7 +111,7 @@ def show_progress(title: str) -> Iterator[ProgressCallback]:
 
 
 class _ProgressLines:
-    """Progress for a log: nothing of what is done at once."""
+    """Progress as lines. A recording that takes less than the interval prints none."""
 
     def __init__(self, title: str):
         self._title = title
@@ -123,7 +119,7 @@ class _ProgressLines:
 
     def __call__(self, seconds: float, length: float | None) -> None:
         now = time.monotonic()
-        if self._next_at is None:  # the first text: it may have taken long to load the model
+        if self._next_at is None:  # the first segment: loading the model does not count
             self._next_at = now + PROGRESS_INTERVAL_S
         if now >= self._next_at:
             self._next_at = now + PROGRESS_INTERVAL_S
@@ -131,13 +127,24 @@ class _ProgressLines:
             print_status(f"{self._title}: {seconds:.0f} s{of} done")
 
 
-def print_status(line: str) -> None:
-    """Print a line for people, who read stderr."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+def print_status(line: str, color: str = "") -> None:
+    """Print a text as one line on stderr, coloured on a terminal."""
+    text = " ".join(line.split())
+    print(color_for_stderr(text, color) if color else text, file=sys.stderr, flush=True)
+
+
+def print_error(message: str) -> None:
+    """Print an error as one line on stderr: `eardrum: ...`, the name in red on a terminal."""
+    print_status(f"{color_for_stderr('eardrum:', RED)} {message}")
+
+
+def print_warning(message: str) -> None:
+    """Print a warning as one line on stderr: `eardrum: ...`, the name in yellow on a terminal."""
+    print_status(f"{color_for_stderr('eardrum:', YELLOW)} {message}")
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Format seconds: `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{seconds:.1f} s"

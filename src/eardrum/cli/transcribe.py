@@ -62,9 +62,10 @@ from eardrum.cli.recordings import (
     plan_outputs,
     write_result,
 )
-from eardrum.cli.terminal import ProgressCallback, format_duration, print_status, show_progress
+from eardrum.cli.terminal import ProgressCallback, format_duration, print_error, print_status, show_progress
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.models.store import is_written_as_path
+from eardrum.logging_setup import YELLOW
 from eardrum.subtitles import RULE_NAMES
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = 130
-"""Exit code of what Ctrl-C ended."""
+"""Exit code after Ctrl-C."""
 
 
 def transcribe(
@@ -103,14 +104,14 @@ def transcribe(
     config_file: ConfigFileOption = None,
     assignments: AssignmentsOption = None,
 ) -> None:
-    """Turn recordings into text, with or without a server.
+    """Transcribe recordings, with or without a server.
 
-    One that fails does not stop the others: what failed is told at the end, and the exit code is 1.
+    A recording that fails does not stop the others. Failures are listed at the end, and the exit code is 1.
     """
     formats = _parse_formats(format or ["text"])
     _check_flags(formats, words=words, skip_existing=skip_existing, overwrite=overwrite)
     _check_inputs(inputs, model, server)
-    subtitle_fields = build_subtitle_fields(
+    form = _build_form(model, language, prompt, audio_track, hotwords or (), words=words) | build_subtitle_fields(
         subtitles=subtitles,
         max_line_width=max_line_width,
         max_line_count=max_line_count,
@@ -121,7 +122,6 @@ def transcribe(
         min_gap=min_gap,
         max_characters_per_second=max_characters_per_second,
     )
-    form = _build_form(model, language, prompt, audio_track, hotwords or (), words=words) | subtitle_fields
     recordings, failures = find_recordings(inputs)
     jobs, skipped = _plan_jobs(recordings, formats, output_dir, skip_existing=skip_existing, overwrite=overwrite)
     batch = TranscriptionBatch(jobs, failures, skipped=skipped, replace=overwrite)
@@ -133,18 +133,24 @@ def transcribe(
         if server:
             _run_batch(batch, lambda: transcribers.transcribe_remotely(order, server, key, certificate))
         else:
-            settings = config.load_settings(config_file, assignments or ())
-            logging_setup.configure_logging("error", settings.log.format)
+            settings = _load_quiet_settings(config_file, assignments)
             _run_batch(batch, lambda: transcribers.transcribe_locally(order, settings))
     batch.report()
     if batch.failures:
         raise typer.Exit(1)
 
 
+def _load_quiet_settings(files: Sequence[Path] | None, assignments: Sequence[str] | None) -> config.Settings:
+    """Load the settings, and log errors only: the gateway's log lines are for servers."""
+    settings = config.load_settings(files, assignments or ())
+    logging_setup.configure_logging("error", settings.log.format)
+    return settings
+
+
 def _build_form(
     model: str, language: str, prompt: str, audio_track: int | None, hotwords: Sequence[str], *, words: bool
 ) -> dict[str, list[str]]:
-    """The options that a request has fields for, subtitles aside."""
+    """Build the form fields of a request, except those for subtitles."""
     return {
         "model": [model],
         "language": [language],
@@ -157,7 +163,7 @@ def _build_form(
 
 def _check_flags(formats: Sequence[str], *, words: bool, skip_existing: bool, overwrite: bool) -> None:
     if words and "verbose_json" not in formats:
-        raise ConfigError("--words needs --format verbose_json: the other formats have no place for the times of words.")
+        raise ConfigError("--words needs --format verbose_json: the other formats cannot hold the times of words.")
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing keeps existing texts, --overwrite replaces them: use one of the two.")
 
@@ -169,11 +175,11 @@ def _check_inputs(inputs: Sequence[str], model: str, server: str) -> None:
         ConfigError: the message names the option or the input at fault.
     """
     if server and is_written_as_path(model):
-        raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder of this machine.")
+        raise ConfigError(f"--model {model}: a server has models by name. Leave out --server to use a folder on this machine.")
     if "" in inputs:
-        raise ConfigError("One of the inputs is an empty word: it may be a variable that is not set. This folder is `.`.")
+        raise ConfigError("An input is empty, perhaps an unset variable. Use `.` for the current folder.")
     if STDIN in inputs and sys.stdin.isatty():
-        raise ConfigError("`-` reads a recording from stdin, which is a terminal: pipe a recording in, or name a file.")
+        raise ConfigError("`-` reads a recording from stdin, but stdin is a terminal: pipe a recording in, or name a file.")
 
 
 TranscriberFactory = Callable[[], AbstractAsyncContextManager["Transcriber"]]
@@ -188,22 +194,22 @@ def _run_batch(batch: TranscriptionBatch, transcribing: TranscriberFactory) -> N
         asyncio.run(run())
     except KeyboardInterrupt:
         batch.report()
-        print("Interrupted. With --skip-existing the same command does the rest.", file=sys.stderr)
+        print_status("Interrupted. Run the same command with --skip-existing to do the rest.")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _plan_jobs(
     recordings: Sequence[InputRecording], formats: Sequence[str], folder: Path | None, *, skip_existing: bool, overwrite: bool
 ) -> tuple[list[RecordingJob], int]:
-    """What there is to do, and how many recordings have their text already.
+    """Plan the jobs; returns them and the number of recordings skipped because their output exists.
 
     Raises:
-        ConfigError: results would get lost.
+        ConfigError: results would be lost.
     """
     if not folder:
         if len(formats) > 1 or skip_existing or overwrite:
-            what = "--skip-existing is" if skip_existing else "--overwrite is" if overwrite else "several formats are"
-            raise ConfigError(f"{what[0].upper()}{what[1:]} for texts in files: say where with --output-dir.")
+            subject = "--skip-existing needs" if skip_existing else "--overwrite needs" if overwrite else "Several formats need"
+            raise ConfigError(f"{subject} --output-dir: the results go to files there.")
         return [RecordingJob(recording, {}) for recording in recordings], 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +220,9 @@ def _plan_jobs(
     if there and not skip_existing and not overwrite:
         first = min(there)
         many = f"{first} is" if len(there) == 1 else f"{first} and {len(there) - 1} more are"
-        raise ConfigError(f"{many} there already: --skip-existing leaves them out, --overwrite writes them again.")
+        raise ConfigError(
+            f"{many} there already: use --skip-existing to leave out such recordings, or --overwrite to replace the files."
+        )
     if skip_existing:
         planned = [_select_missing(targets, there) for targets in planned]
     jobs = [RecordingJob(recording, targets) for recording, targets in zip(recordings, planned, strict=True) if targets]
@@ -226,10 +234,10 @@ def _select_missing(targets: OutputFiles, there: set[Path]) -> OutputFiles:
 
 
 def _parse_formats(given: Sequence[str]) -> list[str]:
-    """The formats, each once. `txt` is the name that Whisper's own command has for text.
+    """Parse the formats; each appears once. `txt`, the name in Whisper's own command, means text.
 
     Raises:
-        BadParameter: one of them is none.
+        BadParameter: a name is not a format.
     """
     names = [name.strip().lower() for value in given for name in value.split(",") if name.strip()]
     names = ["text" if name == "txt" else name for name in names]
@@ -237,12 +245,12 @@ def _parse_formats(given: Sequence[str]) -> list[str]:
         if name not in SUFFIXES:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(SUFFIXES)}.", param_hint="'--format'")
     if not names:
-        raise typer.BadParameter(f"It names none of {', '.join(SUFFIXES)}.", param_hint="'--format'")
+        raise typer.BadParameter(f"Name at least one of {', '.join(SUFFIXES)}.", param_hint="'--format'")
     return list(dict.fromkeys(names))
 
 
 def _build_hotword_fields(given: Sequence[str]) -> dict[str, list[str]]:
-    """As the field that keeps them together: `keywords` may hold phrases, `hotwords` are words."""
+    """Build the field for hotwords: `keywords` may hold phrases, `hotwords` holds single words."""
     if len(given) > 1 or any("," in value for value in given):
         return {"keywords": [phrase.strip() for value in given for phrase in value.split(",") if phrase.strip()]}
     return {"hotwords": list(given)}
@@ -256,25 +264,25 @@ log = logging.getLogger(__name__)
 SUBTITLE_FORMATS = ("srt", "vtt")
 
 FLAG_NAMES = {"keywords": "hotwords"}
-"""Flags that are called otherwise than the fields they become."""
+"""Form fields whose flag has another name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingJob:
-    """A recording, and the files its text goes to; if there are none it goes to stdout."""
+    """A recording and the output files of its text. Without output files, the text goes to stdout."""
 
     recording: InputRecording
     targets: OutputFiles
 
 
 class TranscriptionBatch:
-    """What is to be done, and what became of it so far.
+    """The jobs of one command and their outcomes so far.
 
     Args:
-        jobs: what is to be done.
-        failures: what has failed before that, such as inputs that do not exist.
-        skipped: recordings whose text is there.
-        replace: files that are there may be written over.
+        jobs: the recordings to transcribe.
+        failures: earlier failures, such as inputs that do not exist.
+        skipped: number of recordings skipped because their output exists.
+        replace: whether existing output files may be replaced.
     """
 
     def __init__(
@@ -291,10 +299,10 @@ class TranscriptionBatch:
         self._notes_printed: set[str] = set()
 
     async def run(self, transcriber: Transcriber) -> None:
-        """Do it.
+        """Transcribe all recordings, one after another.
 
         Raises:
-            EardrumError: there is no use in going on, because stdout takes nothing more.
+            EardrumError: stdout cannot be written any more.
         """
         for number, job in enumerate(self.jobs, 1):
             name = job.recording.name
@@ -306,32 +314,32 @@ class TranscriptionBatch:
                 self.failures.append(InputFailure(name, error.message))
             except OSError as error:
                 self.failures.append(InputFailure(name, f"It cannot be read: {error.strerror or error}."))
-            except Exception as error:  # a mistake of ours with one recording is no reason to lose the others
+            except Exception as error:  # a bug that one recording triggers must not lose the others
                 log.debug("%s failed", name, exc_info=error)
-                self.failures.append(InputFailure(name, f"It failed in a way that nobody foresaw: {error!r}."))
+                self.failures.append(InputFailure(name, f"Unexpected error, please report it: {error!r}."))
             else:
                 self._record_result(written, title, time.monotonic() - begun_at)
                 if not job.targets:
                     self._print_text(name, written)
 
     def report(self) -> None:
-        """Say what failed, a line each, and what all of it amounted to."""
+        """Print a line for each failure, and a summary."""
         for failure in self.failures:
-            print_status(f"eardrum: {failure.name}: {failure.reason}")
+            print_error(f"{failure.name}: {failure.reason}")
         if self._total > 1:
             left = self._total - self._done_count - self._skipped_count - len(self.failures)
             took = format_duration(time.monotonic() - self._started_at)
             audio = f"{format_duration(self._audio_s)} of audio " if self._audio_s else ""
             parts = [f"{self._done_count} transcribed" + (f" ({audio}in {took})" if self._done_count else "")]
-            counts = {"skipped, as their text is there": self._skipped_count, "failed": len(self.failures), "not begun": left}
-            parts += [f"{count} {what}" for what, count in counts.items() if count]
+            counts = {"skipped (output exists)": self._skipped_count, "failed": len(self.failures), "not started": left}
+            parts += [f"{count} {outcome}" for outcome, count in counts.items() if count]
             print_status(f"{self._total} recordings: {', '.join(parts)}.")
 
     async def _transcribe(self, job: RecordingJob, title: str, transcriber: Transcriber) -> TranscriptTexts:
-        """The texts, which are in their files by then.
+        """Transcribe one recording and write its output files.
 
         Raises:
-            EardrumError: the recording has no text, or it cannot be written.
+            EardrumError: the recording has no text, or a file cannot be written.
             OSError: the recording cannot be read.
         """
         for target in job.targets.values():
@@ -355,39 +363,39 @@ class TranscriptionBatch:
         self._done_count += 1
         self._audio_s += written.seconds or 0.0
         for field in written.ignored:
-            why = "only srt and vtt have cues" if field in ("subtitles", *RULE_NAMES) else "the model does not take it"
-            self._print_note(f"{FLAG_NAMES.get(field, field)} has no effect: {why}.")
+            reason = "only srt and vtt have cues" if field in ("subtitles", *RULE_NAMES) else "the model does not support it"
+            self._print_note(f"{FLAG_NAMES.get(field, field)} has no effect: {reason}.")
         for warning in written.warnings:
-            print_status(f"{title}: {warning}")
+            print_status(f"{title}: {warning}", YELLOW)
         if len(self.jobs) > 1 and not sys.stderr.isatty():
             audio = "" if written.seconds is None else f"{format_duration(written.seconds)} of audio "
             print_status(f"{title}: {audio}in {format_duration(took_s)}")
 
     def _print_note(self, line: str) -> None:
-        """Say what holds for all recordings, once."""
+        """Print a note that applies to all recordings, once."""
         if line not in self._notes_printed:
             self._notes_printed.add(line)
-            print_status(line)
+            print_status(line, YELLOW)
 
     def _print_text(self, name: str, written: TranscriptTexts) -> None:
-        """Print the text. Subtitles end with an empty line, and where there are several, each begins with its name."""
+        """Print the texts. Subtitles of several recordings are printed with a heading each."""
         for format, text in written.texts.items():
             apart = format in SUBTITLE_FORMATS and self._total > 1
             shown = f"==> {name} <==\n\n{text.strip()}\n" if apart else text.strip()
             try:
                 print(shown, flush=True)
             except BrokenPipeError:
-                raise  # whoever reads has enough
+                raise  # the reader has closed the pipe
             except OSError as error:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
-                raise EardrumError(f"The text of {name} cannot be written to stdout: {error.strerror}.") from error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python flushes stdout again at exit
+                raise EardrumError(f"Cannot write the text of {name} to stdout: {error.strerror}.") from error
 
 
 async def _transcribe_recording(
     recording: InputRecording, transcriber: Transcriber, advance: ProgressCallback
 ) -> TranscriptTexts:
     if not recording.is_piped:
-        with recording.path.open("rb"):  # what cannot be read is told before a model is loaded
+        with recording.path.open("rb"):  # an unreadable file fails before a model is loaded
             pass
         return await transcriber.transcribe(recording.path, recording.path.name, advance)
     pieces = ChunkReader(sys.stdin.fileno() if recording.path == Path(STDIN) else recording.path)
@@ -403,4 +411,4 @@ async def _transcribe_recording(
 
 
 def _describe_unwritable(target: Path, error: OSError) -> str:
-    return f"{target} cannot be written: {error.strerror or error}."
+    return f"Cannot write {target}: {error.strerror or error}."

@@ -25,27 +25,27 @@ from eardrum.transcription import AudioOpened, Segment, SpeechTask, Transcript, 
 ANY_LENGTH = float("inf")
 
 AudioInput = Path | AsyncIterable[bytes]
-"""A file, or bytes that come in meanwhile."""
+"""A file, or bytes that are still arriving."""
 
 TranscriptionProgress = Callable[[float, float | None], None]
-"""Told how many seconds of audio are done, and of how many, if that is known."""
+"""Takes the seconds of audio done, and the recording's length if it is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionOrder:
-    """What is asked of every recording."""
+    """The options that apply to every recording of a command."""
 
     form: Mapping[str, Sequence[str]]
-    """The wishes as OpenAI's form fields, but for the format."""
+    """The options as OpenAI's form fields, except the format."""
     formats: tuple[str, ...]
     """One or more values of `response_format`."""
     translate: bool = False
 
     def build_params(self, format: str, shape: SubtitleRules = NO_RULES) -> params.TranscriptionParams:
-        """The wishes as the server understands them, for one of the formats. `shape` is what subtitles have otherwise.
+        """Parse the options as the server does, for one of the formats. `shape` holds the default rules of subtitles.
 
         Raises:
-            InvalidRequestError: a value is none.
+            InvalidRequestError: a value is invalid.
         """
         form = {name: list(values) for name, values in self.form.items() if any(values)} | {"response_format": [format]}
         return params.parse_params(form, SpeechTask.TRANSLATE if self.translate else SpeechTask.TRANSCRIBE, shape=shape)
@@ -53,25 +53,25 @@ class TranscriptionOrder:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptTexts:
-    """A recording's text in every format that was asked for."""
+    """A recording's text in every requested format."""
 
     texts: Mapping[str, str]
     seconds: float | None = None
-    """How long the recording is, where that is known."""
+    """The recording's length, if it is known."""
     ignored: tuple[str, ...] = ()
-    """Fields of the order that had no effect."""
+    """Fields of the order without effect."""
     warnings: tuple[str, ...] = ()
-    """What of the recording could not be decoded."""
+    """Descriptions of parts that could not be decoded."""
 
 
 class Transcriber(Protocol):
-    """Does what an order says, for one recording after another."""
+    """Transcribes recordings with the options of one order."""
 
     async def transcribe(self, audio: AudioInput, name: str, advance: TranscriptionProgress) -> TranscriptTexts:
-        """The texts of one recording, which a server is told is called `name`.
+        """Transcribe one recording. `name` is its file name for a server.
 
         Raises:
-            EardrumError: there is none; the message says why.
+            EardrumError: it failed; the message gives the reason.
             OSError: the recording cannot be read.
         """
         ...
@@ -79,10 +79,10 @@ class Transcriber(Protocol):
 
 @asynccontextmanager
 async def transcribe_locally(order: TranscriptionOrder, settings: Settings) -> AsyncIterator[Transcriber]:
-    """Transcribe without a server: the gateway's own parts, without its port.
+    """Transcribe in this process, with the gateway's service but without its port.
 
     Raises:
-        EardrumError: it cannot be done for any recording.
+        EardrumError: no recording can be transcribed with these options.
     """
     service = Service(settings)
     try:
@@ -93,7 +93,7 @@ async def transcribe_locally(order: TranscriptionOrder, settings: Settings) -> A
             if not service.catalog.inventory.find_at_path(name):
                 raise
             service = Service(settings.model_copy(update={"default_model": name}))
-            # By its id, so that no other model is taken for what this one lacks.
+            # Named by its id, so that the service does not choose another model for an option that this one lacks.
             transcriber = _LocalTranscriber(
                 service, replace(order, form={**order.form, "model": [service.catalog.default.id]}), settings.subtitles.shape
             )
@@ -106,25 +106,25 @@ class _LocalTranscriber:
     def __init__(self, service: Service, order: TranscriptionOrder, shape: SubtitleRules):
         self._service = service
         self._params = {format: order.build_params(format, shape) for format in order.formats}
-        wishes = list(self._params.values())
-        first = wishes[0]
+        every = list(self._params.values())
+        first = every[0]
         self._model = service.find_model(first.model)
-        # One decoding answers all formats, so it is asked for what any of them shows.
+        # One decoding serves all formats, so it requests the details that any of them shows.
         self._request = replace(
             first.request,
-            words=any(wish.request.words for wish in wishes),
-            words_if_any=any(wish.request.words_if_any for wish in wishes),
+            words=any(each.request.words for each in every),
+            words_if_any=any(each.request.words_if_any for each in every),
         )
         service.prepare_request(self._model, self._request)
-        can, foreign = self._model.capabilities, self._model.is_external
-        ignored = [wish.list_ignored(can, is_external=foreign) for wish in wishes]
+        model = self._model
+        ignored = [each.list_ignored(model.capabilities, is_external=model.is_external) for each in every]
         self._ignored = tuple(name for name in ignored[0] if all(name in names for names in ignored))
 
     async def transcribe(self, audio: AudioInput, name: str, advance: TranscriptionProgress) -> TranscriptTexts:
         transcript = Transcript()
         async with self._open_audio(audio) as source:
             await _transcribe(self._service, self._model, self._request, source, transcript, advance)
-        texts = {format: _read_text(responses.build_response(transcript, wish)) for format, wish in self._params.items()}
+        texts = {format: _read_text(responses.build_response(transcript, each)) for format, each in self._params.items()}
         return TranscriptTexts(texts, transcript.summary.duration, self._ignored, tuple(transcript.summary.warnings))
 
     def _open_audio(self, audio: AudioInput) -> AbstractAsyncContextManager[AudioSource]:
@@ -156,7 +156,7 @@ async def _open_file(path: Path) -> AsyncIterator[AudioSource]:
 
 @asynccontextmanager
 async def _spool_audio(audio: AsyncIterable[bytes], spool: Spool) -> AsyncIterator[AudioSource]:
-    """What comes in, kept to be read again: a runner may die."""
+    """Spool arriving audio, so that it can be sent again when a runner dies."""
     with spool:
         async with run_in_background(_fill_spool(spool, audio)):
             yield spool
@@ -177,7 +177,7 @@ async def transcribe_remotely(
     """Transcribe through a running server.
 
     Raises:
-        EardrumError: the certificate is none, or a wish.
+        EardrumError: the certificate or an option is invalid.
     """
     async with EardrumClient(address, key, certificate) as client:
         yield _RemoteTranscriber(client, order)
@@ -188,21 +188,21 @@ class _RemoteTranscriber:
         self._client = client
         self._order = order
         self._params = {format: order.build_params(format) for format in order.formats}
-        # Of several formats the richest is asked for, and the others are made of it: the recording is decoded once.
+        # Several formats are built from the richest one, so the recording is decoded once.
         self._format = order.formats[0] if len(order.formats) == 1 else "verbose_json"
 
     async def transcribe(self, audio: AudioInput, name: str, advance: TranscriptionProgress) -> TranscriptTexts:
         form = {field: values for field, values in self._order.form.items() if any(values)} | {"response_format": [self._format]}
         if len(self._params) > 1 and params.SUBTITLE_FORMATS & self._params.keys():
-            form = {field: values for field, values in form.items() if field not in params.SUBTITLE_FIELDS}  # it is done here
-        said = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
+            form = {field: values for field, values in form.items() if field not in params.SUBTITLE_FIELDS}  # applied here
+        response = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
         if len(self._params) == 1:
-            return TranscriptTexts({self._format: said.body}, ignored=said.ignored, warnings=said.warnings)
-        answer = UpstreamTranscript.model_validate_json(said.body)
+            return TranscriptTexts({self._format: response.body}, ignored=response.ignored, warnings=response.warnings)
+        answer = UpstreamTranscript.model_validate_json(response.body)
         transcript = Transcript(answer.to_segments((0.0, answer.duration), answer.duration or ANY_LENGTH))
         transcript.summary = TranscriptionSummary(language=answer.detected_language, duration=answer.duration)
-        texts = {format: _read_text(responses.build_response(transcript, wish)) for format, wish in self._params.items()}
-        return TranscriptTexts(texts | {self._format: said.body}, answer.duration, said.ignored, said.warnings)
+        texts = {format: _read_text(responses.build_response(transcript, each)) for format, each in self._params.items()}
+        return TranscriptTexts(texts | {self._format: response.body}, answer.duration, response.ignored, response.warnings)
 
 
 def _read_text(response: Response) -> str:

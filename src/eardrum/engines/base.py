@@ -25,7 +25,7 @@ Audio = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 class EngineOptions(BaseModel):
-    """Base of every engine's options: validated, documented, and unknown names refused."""
+    """Base of every engine's options. Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +44,7 @@ class RequestContext:
     votes: dict[str, float] = field(default_factory=dict)
     """Language code to the sum of its probabilities, weighted by seconds of speech."""
     unheard: float = 0.0
-    """Seconds of speech since the engine last found out a language: the next finding stands for them, too."""
+    """Seconds of speech since the last language detection; the next one counts for them too."""
     text: str = ""
     """The text of earlier windows, as far as the engine keeps it."""
 
@@ -65,12 +65,12 @@ class Window:
     request: TranscriptionRequest
     context: RequestContext = field(default_factory=RequestContext)
     pieces: tuple[tuple[float, float], ...] = ()
-    """Where pauses were taken out: (position in the window, time in the request) of each stretch, in seconds."""
+    """Stretches left after removing pauses: (position in the window, time in the request) of each, in seconds."""
     speech_stretches: tuple[tuple[float, float], ...] = ()
-    """Where in the window somebody speaks: (begin, end) in seconds, in order; empty if nobody has looked."""
+    """Stretches of speech in the window: (begin, end) in seconds, in order; empty if they were not computed."""
     cancelled: bool = False
-    """Nobody wants the hearing any more. Set from outside in the middle of `transcribe`; an engine that decodes step by
-    step looks at it and gives up the row."""
+    """The result is no longer needed. Set by another thread during `transcribe`; an engine that decodes step by step checks it
+    and ends the row."""
 
     @property
     def seconds(self) -> float:
@@ -78,7 +78,7 @@ class Window:
         return len(self.audio) / SAMPLE_RATE
 
     def clock(self, position: float, *, ending: bool = False) -> float:
-        """The time in the request of a position in the window; `ending` takes a seam as the end of what precedes it."""
+        """Return the time in the request of a position in the window; with `ending`, a seam belongs to the stretch before it."""
         for at, time in reversed(self.pieces):
             if at < position or (at == position and not ending):
                 return time + position - at
@@ -87,12 +87,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model is to be loaded."""
+    """The device for a model."""
 
     name: str
     """`cpu` or `cuda`; `auto` leaves it to `load`."""
     reason: str = ""
-    """Why it is not the GPU, where there seems to be one: a sentence, with what to do."""
+    """Why it is not the GPU, if the machine seems to have one: a sentence with the remedy."""
 
 
 @dataclass(slots=True)
@@ -104,10 +104,10 @@ class EngineResult:
 
 
 class Engine(ABC):
-    """A loaded model. Unloading is ending the process, so there is no way back to an unloaded object."""
+    """A loaded model. It is unloaded by ending its process."""
 
     requires: ClassVar[tuple[str, ...]] = ()
-    """Importable module names; asked for with find_spec, imported only in `load`."""
+    """Importable module names; checked with find_spec, imported only in `load`."""
 
     extra: ClassVar[str] = ""
     """The extra of this package that installs `requires`; empty when the default install has them."""
@@ -124,7 +124,7 @@ class Engine(ABC):
     """If any, `model_type` in config.json must be one of these, for the layouts that have a config.json."""
 
     names: ClassVar[dict[str, str]] = {}
-    """Short names people use, and the Hugging Face repository each means."""
+    """Short names, and the Hugging Face repository of each."""
 
     repositories: ClassVar[tuple[str, ...]] = ()
     """Patterns of Hugging Face ids whose weights this engine runs, in lower case (`nvidia/parakeet-*`)."""
@@ -136,35 +136,34 @@ class Engine(ABC):
     """Pattern of a model's name, in lower case, to the capabilities in which such models differ from the engine's."""
 
     rank: ClassVar[int] = 50
-    """Where several engines fit a name, the installed one with the lowest rank runs it."""
+    """If several engines fit a name, the installed one with the lowest rank runs it."""
 
     remote: ClassVar[bool] = False
-    """The weights are behind an address in the options; there are no files. Only an answer shows what they can do."""
+    """The model is at an address in the options, without files here. Only its answers show its features."""
 
     apart: ClassVar[str] = ""
-    """Packages that need an interpreter of their own, which the model's `python:` names."""
+    """Packages that need an interpreter of their own, set by the model's `python:`."""
 
     parallel: int = 1
-    """Calls of `transcribe` that may run at once, each in a thread of its own (replicas on several GPUs)."""
+    """Calls of `transcribe` that may run at the same time, each in its own thread (such as replicas on several GPUs)."""
 
     measured: Mapping[str, Any] = MappingProxyType({})
-    """Options for which a value was found by timing at load; the next load of the model is given them."""
+    """Option values measured at load; the next load of the model gets them."""
 
     gains_by_batching: bool = True
-    """False where batches are known to gain nothing: the batch size is then 1, unless the config says otherwise, and no time
-    is spent at load on finding out."""
+    """False if batches gain nothing: the batch size is then 1 unless the config sets one, and is not measured at load."""
 
     sequential: bool = False
-    """The windows of a request are decoded one after another, each after `context.text` is there from the one before."""
+    """Whether a request's windows are decoded one after another, because each needs `context.text` of the one before."""
 
     device: str = ""
-    """Where a loaded model computes: `cpu` or `cuda`. Empty is not said."""
+    """Device of a loaded model: `cpu` or `cuda`; empty if unknown."""
 
     compute_type: str = ""
-    """The number format in which it computes. Empty is not said."""
+    """Number format of a loaded model; empty if unknown."""
 
     reason: str = ""
-    """Why it is not on the GPU on which `auto` would have it. Whoever loads it says so."""
+    """Why the model is not on the GPU that `auto` would use; set by the code that loads it."""
 
     capabilities: Capabilities
 
@@ -173,10 +172,10 @@ class Engine(ABC):
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
-        """Where `load` is to put the model, which is then told so in `options.device`. No weights are looked at.
+        """Choose the device for `load`, which gets it as `options.device`. Reads no weights.
 
         Raises:
-            DeviceError: `options.device` is cuda, and that cannot be had.
+            DeviceError: `options.device` is cuda, and no GPU can be used.
         """
         return Device(options.device)
 
@@ -186,18 +185,18 @@ class Engine(ABC):
         """Load the weights at `source`.
 
         Raises:
-            DeviceError: the GPU that was found cannot be used after all.
-            ModelLoadError: a file is missing, damaged or of another kind; the message names it.
+            DeviceError: the GPU cannot be used after all.
+            ModelLoadError: a file is missing, damaged or of another kind; the message names the file.
         """
 
     @abstractmethod
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
-        """Decode 1 to `capabilities.max_batch` windows at once; one hearing per window, in order."""
+        """Decode 1 to `capabilities.max_batch` windows at once; returns one result per window, in order."""
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
-        """Why the loaded model cannot do what is asked; asked once per request, before any of its audio is decoded.
+        """Return the reason why the loaded model cannot serve a request; called once per request, before its audio is decoded.
 
-        The gateway has asked the engine's card before; weights may turn out to be capable of less.
+        The gateway has checked the engine's declared capabilities; the loaded weights may have fewer.
         """
         if ability := transcription.find_missing_feature(self.capabilities, request):
             lack = transcription.describe_missing_feature(self.capabilities, ability, request)
@@ -209,4 +208,4 @@ class Engine(ABC):
         return None
 
     def close(self) -> None:  # noqa: B027 -- most engines have nothing to release
-        """Release what the end of the process would not."""
+        """Release resources that the end of the process would not."""

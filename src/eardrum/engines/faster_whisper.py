@@ -15,8 +15,18 @@ from pydantic import Field
 
 from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
 from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, SearchSettings, find_ctranslate2_device
-from eardrum.engines.shared.whisper_decoder import WhisperDecoder, refine_capabilities
-from eardrum.engines.shared.whisper_rules import DecodingThresholds
+from eardrum.engines.shared.whisper_decoder import (
+    TEMPERATURES,
+    BestOf,
+    CompressionRatioThreshold,
+    ConditionOnPreviousText,
+    DefaultPrompt,
+    LogProbThreshold,
+    NoSpeechThreshold,
+    Temperatures,
+    WhisperDecoder,
+    refine_capabilities,
+)
 from eardrum.errors import UnsupportedFeatureError
 from eardrum.transcription import Capabilities, TranscriptionRequest
 
@@ -126,45 +136,23 @@ class FasterWhisper(Engine):
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
         beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
-        best_of: int = Field(5, ge=1, le=50, description="Samples drawn above temperature 0, of which the likeliest is taken.")
+        best_of: BestOf = 5
         patience: float = Field(1.0, gt=0, le=10, description="How much longer than usual the beam search goes on.")
         length_penalty: float = Field(1.0, description="Exponent of the length by which hypotheses are scored.")
-        repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes tokens that were said already less likely.")
-        no_repeat_ngram_size: int = Field(0, ge=0, description="No sequence of so many tokens is said twice; 0 allows it.")
-        temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
-            (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-            min_length=1,
-            description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",
-        )
-        compression_ratio_threshold: float | None = Field(
-            2.4, description="Text that packs better than this repeats itself and is doubtful; null switches the check off."
-        )
-        log_prob_threshold: float | None = Field(
-            -1.0, description="Text with a lower mean log probability is doubtful; null switches the check off."
-        )
-        no_speech_threshold: float | None = Field(
-            0.6, description="Doubtful text above this probability of silence is dropped; null switches the check off."
-        )
-        condition_on_previous_text: bool = Field(
-            False,
-            description="Tell the model what was said before. More even style and spelling, but errors carry on, and the "
-            "windows of a request are decoded one after another.",
-        )
-        prompt: str = Field("", description="Prompt for requests that bring none: names, spelling, style.")
+        repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes earlier tokens less likely.")
+        no_repeat_ngram_size: int = Field(0, ge=0, description="No sequence of so many tokens is repeated; 0 allows it.")
+        temperatures: Temperatures = TEMPERATURES
+        compression_ratio_threshold: CompressionRatioThreshold = 2.4
+        log_prob_threshold: LogProbThreshold = -1.0
+        no_speech_threshold: NoSpeechThreshold = 0.6
+        condition_on_previous_text: ConditionOnPreviousText = False
+        prompt: DefaultPrompt = ""
         suppress_tokens: tuple[Annotated[int, Field(ge=0, lt=50_000)], ...] = Field(
-            (), description="Tokens never to be decoded, besides the symbols that nobody says."
+            (), description="Tokens never decoded, besides the symbols that are not speech."
         )
 
     def __init__(self, model: CTranslate2Whisper, options: FasterWhisper.Options):
-        self._rounds = WhisperDecoder(
-            model,
-            thresholds=DecodingThresholds(
-                options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold
-            ),
-            temperatures=options.temperatures,
-            prompt=options.prompt,
-            remembers=options.condition_on_previous_text,
-        )
+        self._decoder = WhisperDecoder.from_options(model, options)
         self.parallel = model.replicas
         self.device, self.compute_type = model.device, model.compute_type
         self.measured = {"threads": model.threads, "workers": model.replicas} if model.threads else {}
@@ -176,7 +164,7 @@ class FasterWhisper(Engine):
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
-        """Where CTranslate2 says it can compute."""
+        """Find the device that CTranslate2 can use."""
         return find_ctranslate2_device(options.device, cast(FasterWhisper.Options, options).device_index)
 
     @classmethod
@@ -205,14 +193,14 @@ class FasterWhisper(Engine):
 
     def batch_key(self, window: Window) -> Hashable:
         """Windows with equal keys may share a batch."""
-        return self._rounds.batch_key(window)
+        return self._decoder.batch_key(window)
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows together."""
-        return self._rounds.transcribe(windows)
+        return self._decoder.transcribe(windows)
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
-        """As every engine, and where word times come from."""
+        """Refuse as every engine does, and word times that this model cannot give."""
         refusal = super().refusal(request)
         if refusal and not self.capabilities.words and (request.words or request.logprobs):
             refusal.message += " Its config.json has no alignment_heads."

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
-from eardrum.engines.shared.onnx_sessions import (
+from eardrum.engines.shared.onnx import (
     build_session_options,
     check_device,
     choose_providers,
@@ -72,7 +72,7 @@ class Moonshine(Engine):
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
-        """Where this onnxruntime can be asked to compute."""
+        """Find the device that this onnxruntime can use."""
         import onnxruntime
 
         return find_onnx_device(onnxruntime, options.device)

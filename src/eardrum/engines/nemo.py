@@ -19,7 +19,7 @@ from pydantic import Field
 
 from eardrum import transcription
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
-from eardrum.engines.shared.onnx_models import split_sentences_by_words
+from eardrum.engines.shared.onnx import split_sentences_by_words
 from eardrum.engines.shared.torch_tools import find_torch_device
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import find_language_in_name
@@ -79,7 +79,7 @@ class Nemo(Engine):
         )
         pnc: bool | None = Field(None, description="Canary only: with punctuation and capitals (its default), or without.")
         instruction: str = Field(
-            "Transcribe the following:", description="Canary-Qwen only: what its language model is told to do with the audio."
+            "Transcribe the following:", description="Canary-Qwen only: the instruction to its language model."
         )
 
     def __init__(self, model: Any, options: Options, source: Path, device: str):
@@ -152,18 +152,18 @@ class Nemo(Engine):
         return tuple(self._build_prompt_slots(window).items()) if self._prompted else None
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
-        """As every engine; and Canary translates only what it knows the language of, without times of words."""
+        """Refuse as every engine does, and translations by Canary without a source language or with word times."""
         if refusal := super().refusal(request):
             return refusal
         if self._prompted and request.task is SpeechTask.TRANSLATE and request.words:
             return UnsupportedFeatureError(
-                "This model tells no times of a translation's words: leave them out.", param="timestamp_granularities"
+                "This model gives no word times of translations: leave them out.", param="timestamp_granularities"
             )
         return None if self._language else transcription.check_source_language(self.capabilities, request)
 
     @property
     def _has_times(self) -> bool:
-        """Whether a Canary knows when words were said: by an aligner in its file, or by tokens of its own."""
+        """Whether a Canary gives word times, by an aligner in its file or by tokens of its own."""
         return self._model.timestamps_asr_model is not None or "timestamp" in self._model.prompt.get_slots("user")
 
     def _transcribe_plain(self, audios: list[Any]) -> list[Any]:
@@ -180,7 +180,7 @@ class Nemo(Engine):
         slots = self._build_prompt_slots(window)
         times = slots.get("timestamp") == "yes"
         if self._model.timestamps_asr_model is not None:
-            slots["timestamp"] = "no"  # the aligner tells them
+            slots["timestamp"] = "no"  # the aligner gives the times
         config = MultiTaskTranscriptionConfig(
             batch_size=len(audios),
             return_hypotheses=True,
@@ -252,7 +252,7 @@ def _find_weights(source: Path) -> Path:
 
 
 def _restore_model(file: Path, device: str) -> Any:
-    """The model of a .nemo file, told to say when each word was said and how sure it is."""
+    """Load the model of a .nemo file, set up to give times and confidence of words."""
     import torch
     from nemo.collections.asr.models import ASRModel
     from omegaconf import open_dict
@@ -295,7 +295,7 @@ def _build_words(result: Any, seconds: float) -> list[Word]:
     times = getattr(result, "timestamp", None)
     if not isinstance(times, dict):
         return []
-    said, tokens = times.get("word") or [], times.get("char") or []
+    spoken, tokens = times.get("word") or [], times.get("char") or []
     # NeMo's own word confidence raises an error where its two ways to split words differ (unknown pieces, characters).
     sure = [min(max(float(confidence), 1e-9), 1.0) for confidence in result.token_confidence or ()]
     average = sum(sure) / len(sure) if sure else 1.0
@@ -307,7 +307,7 @@ def _build_words(result: Any, seconds: float) -> list[Word]:
 
     return [
         Word(text, min(float(word["start"]), seconds), min(float(word["end"]), seconds), probability(word))
-        for word in said
+        for word in spoken
         if (text := " ".join(word["word"].split()))
     ]
 

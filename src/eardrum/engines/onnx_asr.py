@@ -17,16 +17,19 @@ from pydantic import Field
 
 from eardrum import transcription
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
-from eardrum.engines.shared.onnx_models import (
+from eardrum.engines.shared.onnx import (
     OnnxModelKind,
     TokenWord,
     average_logprob,
+    build_session_options,
+    check_device,
+    choose_providers,
     choose_quantization,
+    find_onnx_device,
     join_tokens,
     recognize_kind,
     split_sentences_by_words,
 )
-from eardrum.engines.shared.onnx_sessions import build_session_options, check_device, choose_providers, find_onnx_device
 from eardrum.errors import ModelLoadError, UnsupportedFeatureError
 from eardrum.languages import LANGUAGE_NAMES, find_language_in_name
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, SpeechTask, TranscriptionRequest
@@ -179,7 +182,7 @@ class OnnxAsr(Engine):
 
     @classmethod
     def find_device(cls, options: EngineOptions) -> Device:
-        """Where this onnxruntime can be asked to compute."""
+        """Find the device that this onnxruntime can use."""
         import onnxruntime
 
         return find_onnx_device(onnxruntime, options.device)
@@ -219,11 +222,11 @@ class OnnxAsr(Engine):
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch, greedily; all of one `batch_key`."""
-        wishes = self._build_options(windows[0].request)
+        options = self._build_options(windows[0].request)
         if self._ending:
             self._ending.start_batch(windows)
-        results = self._model.recognize([_pad_audio(window.audio) for window in windows], **wishes)
-        language = wishes.get("language") or (self.capabilities.languages[0] if len(self.capabilities.languages) == 1 else "")
+        results = self._model.recognize([_pad_audio(window.audio) for window in windows], **options)
+        language = options.get("language") or (self.capabilities.languages[0] if len(self.capabilities.languages) == 1 else "")
         return [
             EngineResult(self._build_segments(window, result), language or window.request.language or "")
             for window, result in zip(windows, results, strict=True)
@@ -234,7 +237,7 @@ class OnnxAsr(Engine):
         return tuple(self._build_options(window.request).items())
 
     def refusal(self, request: TranscriptionRequest) -> UnsupportedFeatureError | None:
-        """As every engine; and Canary translates only what it knows the language of."""
+        """Refuse as every engine does, and translations by Canary without a source language."""
         return super().refusal(request) or (
             None if self._language else transcription.check_source_language(self.capabilities, request)
         )
@@ -269,8 +272,8 @@ class OnnxAsr(Engine):
 class EndedRowTracker:
     """Stops the rows of Canary's batch one by one.
 
-    The library goes on with all rows until every one says at the same step that it is done, and keeps what a row says after
-    its end. Here a row that has ended, is wanted no more or has said too much for its length says nothing but the end.
+    The library decodes all rows until every one gives the end token at the same step, and keeps tokens after a row's end. Here
+    a row that has ended, is cancelled or is too long for its audio gives only the end token.
     """
 
     def __init__(self, asr: Any):
@@ -286,9 +289,9 @@ class EndedRowTracker:
     def _step(self, tokens: Any, *rest: Any) -> Any:
         """`tokens` is [batch, step], prompt included; returns the decoder's logits [batch, 1, vocabulary] and memory."""
         logits, memory = self._decode(tokens, *rest)
-        said = tokens.shape[1] - PROMPT_TOKENS
+        length = tokens.shape[1] - PROMPT_TOKENS
         for row, window in enumerate(self._windows):
-            if window.cancelled or said > 1 + window.seconds * TOKENS_PER_SECOND or self._end in tokens[row]:
+            if window.cancelled or length > 1 + window.seconds * TOKENS_PER_SECOND or self._end in tokens[row]:
                 logits[row, -1] = -np.inf
                 logits[row, -1, self._end] = 0.0
         return logits, memory

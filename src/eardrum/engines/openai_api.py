@@ -257,7 +257,7 @@ def _join_prompt(request: TranscriptionRequest) -> str:
 
 
 LOOK_S = 0.1
-"""How often a request in flight is asked whether anybody still wants its answer."""
+"""Interval at which a running request checks whether its window was cancelled."""
 
 T = TypeVar("T")
 
@@ -265,7 +265,7 @@ T = TypeVar("T")
 class OpenAIApi(Engine):
     """A model behind an address.
 
-    Windows go out one by one, as many at a time as `concurrency` says: a slow or refused window holds up no other, and with
+    Windows are sent one by one, `concurrency` at a time: a slow or refused window holds up no other, and with
     batches of one nothing is timed at load, so no request is made before a client makes one.
     """
 
@@ -278,10 +278,10 @@ class OpenAIApi(Engine):
     )
 
     class Options(EngineOptions):
-        """Where the upstream is, what it can, how it is asked. `device` and `compute_type` are its own business."""
+        """Address and features of the upstream, and the form of its requests. `device` and `compute_type` do not apply."""
 
         url: str = Field(description="Base address of the upstream, such as https://api.groq.com/openai/v1.")
-        model: str = Field("", description="Name by which the upstream knows the model; empty sends none.")
+        model: str = Field("", description="The model's name at the upstream; empty sends none.")
         key_env: str = Field("", description="Environment variable that holds the key.")
         key: SecretStr = Field(SecretStr(""), description="The key itself; `key_env` keeps it out of files and process lists.")
         headers: dict[str, str] = Field({}, description="Further headers of every request; shown in no message.")
@@ -294,19 +294,19 @@ class OpenAIApi(Engine):
             "/audio/translations", description="Path for translations; empty sends the field `translate` to `path` instead."
         )
         response_format: Literal["auto", "verbose_json", "json"] = Field(
-            "auto", description="`auto` asks for verbose_json where times are wanted and an upstream has it, else for json."
+            "auto", description="`auto` requests verbose_json if times are needed and the upstream supports it, else json."
         )
         audio_format: Literal["auto", "flac", "wav"] = Field(
             "auto", description="How windows are sent; `auto` is FLAC (half the bytes), and WAV in chats."
         )
         fields: dict[str, Any] = Field(
-            {}, description="Further form fields, or keys of the chat's body; what a client asks for goes over them."
+            {}, description="Further form fields, or keys of the chat's body; a client's parameters override them."
         )
         instruction: str = Field("", description="In chats: text sent after the audio; empty suits pure speech models.")
         hotwords_field: str = Field(
             "", description="Form field for hotwords (`hotwords`, `keywords[]`); empty adds them to the prompt."
         )
-        languages: tuple[str, ...] = Field((), description="ISO 639 codes the model knows; empty: any.")
+        languages: tuple[str, ...] = Field((), description="ISO 639 codes of the model's languages; empty: any.")
         translate: bool | None = Field(None, description="Whether it translates; unset: yes over audio routes, no in chats.")
         words: bool | None = Field(None, description="Whether it gives word times; unset: yes over audio routes, no in chats.")
         window_seconds: Seconds = Field(30, ge=1, le=1200, description="Longest stretch of audio sent at once.")
@@ -384,7 +384,7 @@ class OpenAIApi(Engine):
         return [_unwrap_result(outcome) for outcome in outcomes]
 
     async def _hear(self, window: Window, clip: EncodedClip) -> EngineResult:
-        """The upstream's hearing, or an empty one as soon as nobody wants it: the connection is closed then."""
+        """Return the upstream's result, or an empty one as soon as the window is cancelled, which closes the connection."""
         if window.cancelled:
             return EngineResult()
         asking = asyncio.ensure_future(self._way.transcribe(window, clip))

@@ -38,7 +38,7 @@ NOT_ENGINES = {"__init__", "base", "cuda", "registry"}
 
 @dataclass(frozen=True, slots=True)
 class EngineCard:
-    """One engine's declarations; `base.Engine` says what each means."""
+    """One engine's declarations; `base.Engine` documents each."""
 
     name: str
     module: str
@@ -68,7 +68,7 @@ class EngineCard:
     def can_run(self, directory: Path) -> bool:
         """Whether the directory holds a model of this engine, by its files.
 
-        The model type is asked of the layouts that have a config.json; the others have nowhere to say it.
+        The model type is checked only for layouts with a config.json, because it stands there.
         """
         found = [layout for layout in self.layouts if all(_has_key(directory, pattern) for pattern in layout)]
         if not self.model_types or any(CONFIG not in layout for layout in found):
@@ -85,12 +85,12 @@ class EngineCard:
 
     @property
     def install_hint(self) -> str:
-        """The sentence for whoever lacks its libraries."""
+        """A sentence that names the missing libraries and how to install them."""
         return self._format_install_hint(self.install)
 
     @property
     def install_hint_here(self) -> str:
-        """The same for whoever sits at this machine."""
+        """The same, with the command for this machine."""
         return self._format_install_hint(self.install_here)
 
     def _format_install_hint(self, install: str) -> str:
@@ -132,7 +132,7 @@ class BrokenEngine:
 
 
 class CardError(ValueError):
-    """A file holds no engine, or one whose declarations are wrong; the message says what."""
+    """A file holds no engine, or one with wrong declarations; the message names the error."""
 
 
 def list_cards() -> dict[str, EngineCard]:
@@ -160,7 +160,7 @@ def _find_engines() -> tuple[dict[str, EngineCard], tuple[BrokenEngine, ...]]:
             if (other := found.get(name)) and other != card:  # a package may be found twice, as where it is developed
                 raise CardError(f"there is an engine of that name already, in {other.package}")
             found[name] = card
-        except Exception as error:  # noqa: BLE001 -- somebody else's file may be wrong in any way, and is told
+        except Exception as error:  # noqa: BLE001 -- a file of another package may raise anything; the error is reported
             why = str(error) if isinstance(error, CardError) else f"{type(error).__name__}: {error}"
             failed[name] = BrokenEngine(name, package, why.splitlines()[0].rstrip(".") if why else type(error).__name__)
     return found, tuple(failed.values())
@@ -216,8 +216,8 @@ def _load_foreign_card(entry: EntryPoint, name: str, package: str) -> EngineCard
     except CardError as error:
         raise CardError(f"{spec.origin}: {error}") from None
     if not card:
-        wanted = f"class {attribute}" if attribute else "class that is derived from `Engine`"
-        raise CardError(f"{spec.origin} has no {wanted}")
+        expected = f"class {attribute}" if attribute else "class derived from `Engine`"
+        raise CardError(f"{spec.origin} has no {expected}")
     return card
 
 
@@ -231,7 +231,7 @@ def _find_spec(module: str) -> ModuleSpec | None:
         try:
             finding = (finder.find_spec(name, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
             spec = next((found for found in finding if found), None)
-        except KeyError:  # a folder without `__init__.py`, for which Python asks the module around it, which is not imported
+        except KeyError:  # a folder without `__init__.py`: Python looks into its parent module, which is not imported
             spec = ModuleSpec(name, None, is_package=True)
             spec.submodule_search_locations = [str(Path(around, parts[depth])) for around in path or ()]
         if not spec:

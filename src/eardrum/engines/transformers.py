@@ -29,7 +29,7 @@ CONFIG = "config.json"
 
 
 class Transformers(Engine):
-    """One speech model of a family that transformers knows."""
+    """One speech model of a family in transformers."""
 
     requires = ("transformers", "torch")
     extra = "transformers"
@@ -105,7 +105,8 @@ class Transformers(Engine):
 
         beam_size: int = Field(1, ge=1, le=16, description="Hypotheses followed at once; 1 decodes greedily.")
         language: str = Field(
-            "", description="Language where a request names none and the model cannot tell; empty takes it from the name."
+            "",
+            description="Language of requests that name none, if the model cannot detect it; empty: from the model's name.",
         )
         threads: int = Field(0, ge=0, le=512, description="Threads of PyTorch on the CPU; 0 uses every core.")
 
@@ -127,7 +128,7 @@ class Transformers(Engine):
         if not any(source.glob("*.safetensors")):
             raise ModelLoadError(f"{source} has no weights: *.safetensors is missing.")
 
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of the model is on the disk: nothing is to be asked of the hub
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the whole model is on disk: no request to the hub
         import torch
         import transformers
 
@@ -142,7 +143,7 @@ class Transformers(Engine):
         # No gradients, in whichever thread it runs.
         model = model.to(where).eval().requires_grad_(False)
         if model.can_generate():
-            model.generation_config.max_length = None  # every call says how much it wants
+            model.generation_config.max_length = None  # every call sets its own limit
         named = registry.find_card("transformers").find_capabilities(f"{family.known_as} {source.name}")
         only = named.languages[0] if len(named.languages) == 1 else ""
         language = options.language or find_language_in_name(source.name) or only
@@ -192,7 +193,7 @@ def _read_model_type(source: Path) -> str:
 
 
 def _build_capabilities(family: ModelFamily, named: Capabilities) -> Capabilities:
-    """The loaded model's capabilities: its family's, with the languages that its name and weights tell."""
+    """Build the loaded model's capabilities: its family's, with the languages of its name and weights."""
     found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
     if isinstance(family, Seq2SeqFamily):
         found = replace(found, languages=(family.wishes.language,))

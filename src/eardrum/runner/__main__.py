@@ -47,7 +47,7 @@ log = logging.getLogger("eardrum.runner")
 
 
 def main() -> None:
-    """Load the model and serve it until a signal or the end of the parent."""
+    """Load the model and serve it until a signal or the parent's end."""
     arguments = _parse_arguments()
     _reserve_stdout()
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -62,10 +62,10 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         log.exception("The model could not be loaded.")
-        why = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {to_one_line(error)}."
-        _write_message({"failed": ModelLoadError(why).to_json()})
+        message = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {to_one_line(error)}."
+        _write_message({"failed": ModelLoadError(message).to_json()})
         sys.exit(1)
-    return_free_memory()  # what the largest batch tried needed
+    return_free_memory()  # the memory that measuring the largest batch took
     batcher = WindowBatcher(engine, batch=batch)
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s)
     freeze_garbage_collector()
@@ -83,11 +83,11 @@ def main() -> None:
 def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
     """Import an engine's file and load a model with it.
 
-    A GPU that `auto` would have, and that cannot be used, is stood in for by the CPU; `Engine.reason` says why.
+    If `device` is `auto` and the GPU cannot be used, the model is loaded on the CPU; `Engine.reason` gives the cause.
 
     Raises:
         ConfigError: no such engine, or an option it does not have.
-        DeviceError: a GPU is asked for that cannot be used.
+        DeviceError: the requested GPU cannot be used.
         ModelLoadError: a library is missing or fails on import, or the weights cannot be loaded.
     """
     card = registry.find_card(name)
@@ -112,7 +112,7 @@ def _set_device(options: EngineOptions, device: str) -> EngineOptions:
 
 
 def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Engine:
-    """Load the model on the GPU, and try it: libraries are loaded when they are first needed. Else, for `auto`, on the CPU."""
+    """Load the model on the GPU and try it, as libraries may fail at their first use. With `auto`, fall back to the CPU."""
     try:
         engine = cls.load(source, _set_device(options, "cuda"))
         engine.transcribe([_load_sample_window()])
@@ -122,16 +122,16 @@ def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Eng
         failed = error if isinstance(error, EardrumError) else cuda.build_device_error(f"The engine {cls.__name__}", error)
         if options.device == "cuda":
             raise (cuda.explain_requested_device(failed) if isinstance(failed, DeviceError) else failed) from error
-        if OUT_OF_MEMORY in failed.message.lower():  # the CPU is no remedy: the model would load, but be too slow
+        if OUT_OF_MEMORY in failed.message.lower():  # no fallback to the CPU: the model would load, but be too slow
             raise failed from error
-        engine = cls.load(source, _set_device(options, "cpu"))  # if that fails too, the GPU was not at fault
+        engine = cls.load(source, _set_device(options, "cpu"))  # if this fails too, the cause is not the GPU
         engine.reason = failed.message
         log.warning("%s The model runs on the CPU instead.", failed.message)
     return engine
 
 
 def serve(app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: LivenessProbe) -> None:
-    """Listen on the socket or the TCP port, say so, and stay until a signal or the parent's end."""
+    """Serve on the socket or TCP port until a signal or the parent's end, and report when the socket is open."""
     where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
     config = uvicorn.Config(app, **where, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=1)
     server = ReadyServer(config, ready, app)
@@ -173,9 +173,9 @@ def _answer_parent(server: IdleServer, liveness: LivenessProbe) -> None:
 
 @contextmanager
 def _remove_at_exit(socket: str | None, folders: Sequence[str]) -> Iterator[None]:
-    """Leave no socket behind, nor a folder that was made for this process alone, even when the parent is gone.
+    """Delete the socket and the folders made for this process, even if the parent has died.
 
-    The folder is named explicitly because a socket may lie beside files of other programs.
+    The folders are named explicitly, because other programs may have files beside a socket.
     """
     try:
         yield
@@ -188,19 +188,19 @@ def _remove_at_exit(socket: str | None, folders: Sequence[str]) -> Iterator[None
 
 def _check_batch(batch: int, engine: Engine) -> int:
     if batch > (most := engine.capabilities.max_batch):
-        raise ConfigError(f"batch is {batch}, but this engine decodes at most {most} windows at once. Set less, or leave it out.")
+        raise ConfigError(f"batch is {batch}, but this engine decodes at most {most} windows at once: set less, or leave it out.")
     return batch
 
 
 def _measure_batch(engine: Engine) -> int:
-    """The batch size for this machine, timed on real speech: the recording that ships with the package."""
+    """Measure the best batch size for this machine on the sample recording."""
     if engine.capabilities.max_batch == 1 or not engine.gains_by_batching:
         return 1
     return measure_batch_size(engine, _load_sample_window())
 
 
 def _load_sample_window() -> Window:
-    """Real speech: the beginning of the recording that ships with the package."""
+    """Load the beginning of the sample recording that ships with the package."""
     sample = (files("eardrum") / "sample.ogg").read_bytes()
     pieces = list(AudioDecoder(BytePipe.from_bytes(sample), raw_pcm=False, max_seconds=60))
     audio = np.concatenate(pieces)[: PROBE_S * SAMPLE_RATE]
@@ -222,21 +222,21 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eardrum.runner", description=__doc__)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--source", type=Path, required=True, help="directory or file of the weights")
-    options = os.environ.get("EARDRUM_RUNNER_OPTIONS", "{}")  # may hold keys: a command line is for all to see
+    options = os.environ.get("EARDRUM_RUNNER_OPTIONS", "{}")  # may hold keys, and every user can read command lines
     parser.add_argument("--options", default=options, help="the engine's options as JSON; else EARDRUM_RUNNER_OPTIONS")
     parser.add_argument("--socket", help="unix socket to listen on; without it TCP")
     parser.add_argument(
         "--own-folder",
         action="append",
         default=[],
-        help="folder made for this process alone: removed at the end, with all that is in it; may be given again",
+        help="folder made for this process: deleted at the end with its contents; repeatable",
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8101)
     parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")
     parser.add_argument("--max-audio-s", type=float, default=24 * 3600.0)
     parser.add_argument("--log-level", default="info")
-    parser.add_argument("--parent", action="store_true", help="end when stdin closes")
+    parser.add_argument("--parent", action="store_true", help="exit when stdin closes")
     return parser.parse_args()
 
 

@@ -68,7 +68,7 @@ class RunnerApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Bytes and lines bypass the framework; everything else does not need to."""
+        """Serve the two streaming routes without the framework, which would copy their bodies."""
         route = (scope["path"], scope["method"]) if scope["type"] == "http" else None
         if route == ("/transcribe", "POST"):
             await self._stream_lines(self._run_transcription(scope, receive, send), send)
@@ -78,7 +78,7 @@ class RunnerApp:
             await self._app(scope, receive, send)
 
     def shut_down(self) -> None:
-        """The process ends: so do live sessions, which may rest for hours; requests may be answered yet."""
+        """End the live sessions, which could last for hours. Requests may still finish."""
         self._shutting_down.set()
 
     async def _get_health(self, _: HttpRequest) -> Response:
@@ -97,7 +97,7 @@ class RunnerApp:
         return Response(status_code=204)
 
     async def _stream_lines(self, answer: Awaitable[None], send: Send) -> None:
-        """Answer in lines of JSON, the last of which is the error if there was one."""
+        """Send lines of JSON. If the work fails, the last line is the error."""
         await send(
             {
                 "type": "http.response.start",
@@ -111,18 +111,26 @@ class RunnerApp:
             await send(_build_line({"error": error.to_json()}))
         except Exception as error:
             log.exception("The model failed on a request.")
-            await send(_build_line({"error": EardrumError(f"The model failed on this audio: {error}").to_json()}))
+            await send(
+                _build_line(
+                    {
+                        "error": EardrumError(
+                            f"The model failed on this audio: {error}. See its log: `eardrum logs MODEL`."
+                        ).to_json()
+                    }
+                )
+            )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _run_transcription(self, scope: Scope, receive: Receive, send: Send) -> None:
-        listener = TranscriptionJob(
+        job = TranscriptionJob(
             _parse_request(scope),
             batcher=self._batcher,
             vad=self._vad,
             cutting=SegmenterConfig.of(self._capabilities),
             max_seconds=self._max_audio_s,
         )
-        await self._stream_events(listener, _get_header(scope, b"x-eardrum-id"), receive, send)
+        await self._stream_events(job, _get_header(scope, b"x-eardrum-id"), receive, send)
 
     async def _run_live_session(self, scope: Scope, receive: Receive, send: Send) -> None:
         driver = LiveSessionDriver(
@@ -134,11 +142,11 @@ class RunnerApp:
         )
         await _exchange_messages(driver, receive, send, self._shutting_down)
 
-    async def _stream_events(self, listener: TranscriptionJob, name: str, receive: Receive, send: Send) -> None:
-        """Send events while bytes come in; stop as soon as the other side is gone or says so."""
+    async def _stream_events(self, job: TranscriptionJob, name: str, receive: Receive, send: Send) -> None:
+        """Send events while the body arrives; stop as soon as the client hangs up or cancels."""
 
         async def write() -> None:
-            async with aclosing(listener.stream_events()) as events:
+            async with aclosing(job.stream_events()) as events:
                 async for event in events:
                     await send(_build_line({_name_event(event): event.to_json()}))
 
@@ -146,27 +154,27 @@ class RunnerApp:
         if name:
             self._cancellable[name] = writing
         try:
-            await run_until_first(writing, _feed_body(listener, receive))
+            await run_until_first(writing, _feed_body(job, receive))
         finally:
             self._cancellable.pop(name, None)
 
 
-async def _feed_body(listener: TranscriptionJob, receive: Receive) -> None:
+async def _feed_body(job: TranscriptionJob, receive: Receive) -> None:
     while (message := await receive())["type"] == "http.request":
-        await listener.pipe.feed(message.get("body", b""))
+        await job.pipe.feed(message.get("body", b""))
         if not message.get("more_body", False):
-            listener.pipe.finish()
+            job.pipe.finish()
 
 
 def _parse_request(scope: Scope) -> TranscriptionRequest:
     try:
-        wishes = json.loads(_get_header(scope, b"x-eardrum-request") or "{}")
-        wishes |= {
-            "task": SpeechTask(wishes.get("task", SpeechTask.TRANSCRIBE)),
-            "priority": Priority(wishes.get("priority", Priority.INTERACTIVE)),
-            "hotwords": tuple(wishes.get("hotwords", ())),
+        fields = json.loads(_get_header(scope, b"x-eardrum-request") or "{}")
+        fields |= {
+            "task": SpeechTask(fields.get("task", SpeechTask.TRANSCRIBE)),
+            "priority": Priority(fields.get("priority", Priority.INTERACTIVE)),
+            "hotwords": tuple(fields.get("hotwords", ())),
         }
-        return TranscriptionRequest.from_json(wishes)
+        return TranscriptionRequest.from_json(fields)
     except (ValueError, TypeError, AttributeError) as error:
         raise InvalidRequestError(f"The header x-eardrum-request is not a request in JSON: {error}") from error
 
@@ -184,10 +192,10 @@ def _build_line(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_settings(header: str) -> SessionSettings:
-    """The settings that a session begins with.
+    """Parse the settings of a new session.
 
     Raises:
-        InvalidRequestError: the header is not what it should be.
+        InvalidRequestError: the header does not hold settings.
     """
     try:
         return SessionSettings.from_json(json.loads(header or "{}"))
@@ -196,10 +204,10 @@ def _parse_settings(header: str) -> SessionSettings:
 
 
 async def _exchange_messages(driver: LiveSessionDriver, receive: Receive, send: Send, over: asyncio.Event) -> None:
-    """Go on until the session has ended, the client is gone, or all is `over`: no session ends by itself.
+    """Run the session until it ends, the client hangs up, or `over` is set.
 
     Raises:
-        EardrumError: the session cannot go on.
+        EardrumError: the session failed.
     """
     try:
         await run_until_first(_write_events(driver, send), _read_messages(driver, receive), over.wait())
@@ -208,15 +216,15 @@ async def _exchange_messages(driver: LiveSessionDriver, receive: Receive, send: 
 
 
 async def _read_messages(driver: LiveSessionDriver, receive: Receive) -> None:
-    """Take what comes; ends when the client hangs up."""
+    """Pass the client's messages to the driver until the client hangs up."""
     messages = MessageDecoder()
     finished = False
     while (message := await receive())["type"] == "http.request":
-        for said in messages.feed(message.get("body", b"")):
+        for decoded in messages.feed(message.get("body", b"")):
             if finished:
-                raise InvalidRequestError("The session was finished: what comes after that belongs to another one.")
-            finished = isinstance(said, FinishCommand)
-            await driver.take_message(said)
+                raise InvalidRequestError("The session is finished: open another one to send more.")
+            finished = isinstance(decoded, FinishCommand)
+            await driver.take_message(decoded)
         if not message.get("more_body", False) and not finished:
             finished = True
             await driver.take_message(FinishCommand())

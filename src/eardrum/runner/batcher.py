@@ -1,6 +1,6 @@
 """Decodes the windows of all requests: batches form from the windows that wait, and one thread per replica feeds the engine.
 
-`LivenessProbe` reports an engine or an event loop that hangs. The gateway asks for it on stdin; a thread of its own answers.
+`LivenessProbe` reports an engine or an event loop that hangs. A thread of its own answers the gateway's requests on stdin.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DecodedWindow:
-    """A decoded window: what the engine heard, how long the window waited and its share of the decoding."""
+    """A decoded window: the engine's result, the time it waited and its share of the decoding time."""
 
     result: EngineResult
     queue_s: float
@@ -47,7 +47,7 @@ class DecodeJob:
 
 
 class WindowBatcher:
-    """Owns the engine. Any thread submits windows; nothing waits on a timer to fill a batch."""
+    """Owns the engine and forms batches. Any thread may submit windows; no batch waits for more windows."""
 
     def __init__(self, engine: Engine, *, batch: int, queue: WindowQueue[DecodeJob] | None = None):
         self.batch = batch
@@ -61,7 +61,7 @@ class WindowBatcher:
         self._closed = False
         self._decoding: set[DecodeJob] = set()
         self._started_at: dict[int, float] = {}
-        """When each thread's batch in hand was begun."""
+        """When each thread started its current batch."""
         self._ids = itertools.count()
         self._threads = [Thread(target=self._run, name=f"engine-{n}", daemon=True) for n in range(engine.parallel)]
         for thread in self._threads:
@@ -74,25 +74,25 @@ class WindowBatcher:
 
     @property
     def is_word_support_certain(self) -> bool:
-        """Whether it is certain before decoding that the engine tells word times, if it says so."""
+        """Whether the engine's capabilities tell for certain that it gives word times."""
         return not self._engine.remote
 
     @property
     def batch_age_s(self) -> float:
-        """Seconds that the oldest batch in hand takes already. An engine that asks a server elsewhere has timeouts of its own."""
-        begun = [] if self._engine.remote else list(self._started_at.values())
-        return time.monotonic() - min(begun) if begun else 0.0
+        """Seconds since the oldest running batch started; 0 for an engine that calls a server, which has its own timeouts."""
+        started = [] if self._engine.remote else list(self._started_at.values())
+        return time.monotonic() - min(started) if started else 0.0
 
     def find_refusal(self, request: TranscriptionRequest) -> EardrumError | None:
-        """Why the engine cannot do what is asked."""
+        """Return the reason why the engine cannot serve the request, if it cannot."""
         return self._engine.refusal(request)
 
     def allocate_request_id(self) -> int:
-        """A number for a new request, under which its windows are submitted."""
+        """Return a new number, under which a request submits its windows."""
         return next(self._ids)
 
     def submit(self, request_id: int, window: Window, rank: ServiceClass | None = None) -> Future[DecodedWindow]:
-        """Queue a window, in `rank` or the class of its request; the future fails with the error of the engine."""
+        """Queue a window in class `rank`, else in that of its request. The future fails with the engine's error."""
         can = self._engine.capabilities
         cost = can.max_window_s if can.fixed_window else window.seconds
         rank = classify_window(window.request.priority, window.start) if rank is None else rank
@@ -103,8 +103,7 @@ class WindowBatcher:
         return job.future
 
     def reassign(self, request_id: int, to: int) -> None:
-        """Make the windows of one request those of another one, and those that wait windows of live speech: partials have
-        turned out to be final."""
+        """Move a request's windows to another request, and waiting ones to class LIVE: partials turned out to be final."""
         with self._changed:
             waiting = self._queue.drop(request_id)
             for job in (*waiting, *self._decoding):
@@ -115,7 +114,7 @@ class WindowBatcher:
                 self._queue.push(job)
 
     def cancel(self, request_id: int) -> None:
-        """Drop a request's waiting windows, and have the engine give up those it is decoding, if it can."""
+        """Drop a request's waiting windows, and mark the windows in decoding as cancelled."""
         with self._changed:
             dropped = self._queue.drop(request_id)
             for job in self._decoding:
@@ -124,7 +123,7 @@ class WindowBatcher:
             job.future.cancel()
 
     def close(self) -> None:
-        """Stop after the batch in hand, cancel what waits and release the engine."""
+        """Stop after the running batch, cancel waiting windows and close the engine."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -162,14 +161,14 @@ class WindowBatcher:
     def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
         self._started_at[get_ident()] = started = time.monotonic()
         try:
-            hearings = self._engine.transcribe([job.window for job in jobs])
+            results = self._engine.transcribe([job.window for job in jobs])
         finally:
             del self._started_at[get_ident()]
         share = (time.monotonic() - started) / len(jobs)
         with self._changed:
             self.decoded_windows += sum(not job.window.cancelled for job in jobs)
-        for job, hearing in zip(jobs, hearings, strict=True):
-            _settle_future(job.future, DecodedWindow(hearing, started - job.queued_at, share))
+        for job, result in zip(jobs, results, strict=True):
+            _settle_future(job.future, DecodedWindow(result, started - job.queued_at, share))
 
 
 def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Exception) -> None:
@@ -183,21 +182,21 @@ def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Excep
 
 
 class LivenessProbe:
-    """Sees an engine that does not come back from a batch, and an event loop that does not come back from a callback."""
+    """Measures how long the running batch, and the event loop's running callback, have taken."""
 
     def __init__(self, batcher: WindowBatcher):
         self._batcher = batcher
-        self._asked_at: float | None = None  # when the event loop was asked for a sign that it has not given
+        self._asked_at: float | None = None  # when a callback was scheduled that has not run yet
 
     def report(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, float]:
-        """Seconds that the batch in hand, and that the event loop, take already. Waits for no lock."""
+        """Return the seconds since the running batch started and since the event loop last ran. Takes no lock."""
         now = time.monotonic()
         silent = now - self._asked_at if self._asked_at is not None else 0.0
         if loop and self._asked_at is None:
             self._asked_at = now
             try:
                 loop.call_soon_threadsafe(self._confirm_loop)
-            except RuntimeError:  # it is closed: the process is about to end
+            except RuntimeError:  # the loop is closed: the process is about to end
                 self._asked_at = None
         return {"batch_s": self._batcher.batch_age_s, "loop_s": silent}
 

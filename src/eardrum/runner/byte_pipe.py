@@ -23,7 +23,7 @@ MAX_BUFFERED_BYTES = 1 << 20
 
 
 class PipeCancelledError(Exception):
-    """The request is over; whoever still reads should stop."""
+    """The request is over: reading must stop."""
 
 
 class BytePipe:
@@ -173,7 +173,7 @@ class ReplayableStream:
         return head
 
     def discard(self) -> None:
-        """It is not wanted again: from now on nothing is kept."""
+        """Stop keeping bytes that were read."""
         if self._copy:
             self._copy.close()
             self._copy = None

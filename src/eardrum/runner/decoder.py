@@ -48,7 +48,7 @@ INITIAL_BYTES = 64 * 1024
 """Bytes that are waited for before a file is decoded: most short clips are here as a whole then, which makes them cheaper."""
 
 MAX_FAILURES = 8
-"""Errors in a row before a container counts as broken off."""
+"""Errors in a row after which a container counts as truncated."""
 
 SILENT_GROUP = np.zeros(GROUP_SAMPLES, np.float32)
 
@@ -69,7 +69,7 @@ CODEC_QUIET_GAPS_S = {"opus": 0.5, "libopus": 0.5, "libspeex": 0.5}
 """Gaps up to this are no loss: recorders drift, and some codecs send little or nothing in silence."""
 
 HEAD_BYTES = 64
-"""Bytes in which other files say how long they are."""
+"""Bytes at the start of other files that hold their length."""
 
 ZERO_BASED_FORMATS = ("matroska", "mov", "flv", "ogg", "asf")
 """Containers whose timestamps count from the beginning of the recording, unless it was cut out of a longer one."""
@@ -111,15 +111,15 @@ class AudioDecoder:
     def __init__(self, inlet: BytePipe, *, raw_pcm: bool, max_seconds: float, live: bool = False, audio_track: int | None = None):
         self._pipe = inlet
         self._wanted = audio_track
-        self._live = live  # samples are wanted as soon as their bytes are here
+        self._live = live  # give samples as soon as their bytes have arrived
         self._raw_pcm = raw_pcm
         self._limit = int(max_seconds * SAMPLE_RATE)
         self.duration: float | None = None
-        """Seconds, as the container's header claims once it is open; None when it does not say."""
+        """Length in seconds according to the container's header, once it is open; None if the header has none."""
         self.samples = 0
         """Samples decoded so far, with those of gaps."""
         self.audio_track, self.audio_tracks = 1, 1
-        """The audio track that is heard, counted from 1, of how many; known with the first samples."""
+        """The decoded audio track, counted from 1, and the number of tracks; known with the first samples."""
         self._damage = DamageReport()
         self._head = b""
 
@@ -291,7 +291,7 @@ class AudioDecoder:
     def _read_packets(
         self, container: InputContainer, choice: TrackSelector, now: Callable[[], float]
     ) -> Iterator[Packet[AudioStream]]:
-        """Packets up to the end, or to where the container breaks off: a truncated recording is worth what was in it."""
+        """Yield packets up to the end, or to the damage: the intact part of a truncated recording is transcribed."""
         failures = 0
         while True:
             try:
@@ -332,7 +332,7 @@ class AudioDecoder:
     def _check_completeness(
         self, container: InputContainer, stream: AudioStream, kept: ReplayableStream, begin: int, seconds: float
     ) -> None:
-        """See whether there was as much as the header says."""
+        """Compare the decoded length with the header's."""
         if claimed := _read_claimed_duration(container, stream) or read_claimed_seconds(self._head):
             self._damage.check_duration(begin / SAMPLE_RATE + seconds, begin / SAMPLE_RATE + claimed)
         elif claimed_size := read_claimed_bytes(self._head):
@@ -352,7 +352,7 @@ class ResamplerBreak:
 
 
 def _check_rate(rate: int) -> None:
-    """See that sound of this rate can be heard.
+    """Check that audio of this rate can be decoded.
 
     Raises:
         AudioError: it cannot, or the header lies.
@@ -378,7 +378,7 @@ def _find_origin(container: InputContainer) -> float | None:
 
 
 def _read_claimed_duration(container: InputContainer, stream: AudioStream) -> float | None:
-    """How long the sound is by the header, in seconds; None if that does not tell it apart from the pictures."""
+    """Return the audio's length according to the header, in seconds; None if the header gives only the length with video."""
     if container.format.name.startswith(UNTIMED_FORMATS):
         return None
     if container.format.name.startswith("matroska"):

@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 TOLERANCE_S = 0.1
-"""Timestamps may be off by so much and mean nothing: the padding of encoders, milliseconds of containers, jitter of recorders."""
+"""Deviations up to this are ignored: encoder padding, containers that count milliseconds, jitter of recorders."""
 
 MAX_PLAIN_LEAP_S = 1.0
-"""A leap further than this, or any leap back, counts only if the next frame confirms it: single timestamps may be damaged."""
+"""A longer leap, or any leap back, counts only if the next frame confirms it: single timestamps may be damaged."""
 
 MAX_LAST_LEAP_S = 60.0
-"""A leap before the very last frame, which nothing confirms, counts if it is no further than this."""
+"""Longest leap before the very last frame that counts; no later frame can confirm it."""
 
 
 class TimedFrame(Protocol):
-    """A stretch of decoded samples, as PyAV has it."""
+    """A stretch of decoded samples, as PyAV returns it."""
 
     @property
     def time(self) -> float | None:
-        """Seconds, by the container's timestamp."""
+        """The container's timestamp, in seconds."""
 
     @property
     def samples(self) -> int:
-        """Its length."""
+        """Number of samples per channel."""
 
     @property
     def sample_rate(self) -> int:
@@ -42,7 +42,7 @@ FrameT = TypeVar("FrameT", bound=TimedFrame)
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """There is no audio from `start` to `end`, in seconds since the recording began."""
+    """A stretch without audio from `start` to `end`, in seconds since the recording began."""
 
     start: float
     end: float
@@ -51,18 +51,18 @@ class Gap:
 class MediaClock(Generic[FrameT]):
     """Follows the timestamps of one container.
 
-    Timestamps that go back begin anew where the audio is: a recorder was started again, or files were joined. So do those that
-    leave an implausible gap, which is ignored.
+    When timestamps go back (a restarted recorder, joined files) or leave an implausible gap, the clock goes on from the audio's
+    position.
     """
 
     def __init__(self, origin: float | None, believes: Callable[[Gap], bool] = lambda _: True):
-        self._origin = origin  # what the container's clock shows when the recording begins; None: whatever it shows first
+        self._origin = origin  # the container's time when the recording begins; None: the first timestamp
         self._is_plausible = believes
         self.position = 0.0
-        """Seconds since the recording began, behind the last frame."""
+        """Seconds since the recording began, at the end of the last frame."""
 
     def insert_gaps(self, frames: Iterable[FrameT]) -> Iterator[FrameT | Gap]:
-        """The frames in order, with the gaps between them."""
+        """Yield the frames in order, with the gaps between them."""
         held: FrameT | None = None  # a frame at a leap that is not confirmed yet
         for frame in frames:
             if held is not None:
@@ -80,7 +80,7 @@ class MediaClock(Generic[FrameT]):
             yield from self._apply_leap(held, late) if late <= MAX_LAST_LEAP_S else iter((self._advance(held),))
 
     def _resolve_leap(self, held: FrameT, following: FrameT) -> Iterator[FrameT | Gap]:
-        """The frame at a leap, now that the next one is known: which of the two lines does that continue?"""
+        """Decide about a leap: the next frame continues either the timestamps before it or those after it."""
         late = self._measure_delay(held)
         length = held.samples / held.sample_rate
         if following.time is not None:
@@ -107,7 +107,7 @@ class MediaClock(Generic[FrameT]):
         return frame
 
     def _measure_delay(self, frame: FrameT) -> float:
-        """Seconds by which the frame comes later than where the audio is."""
+        """Return the seconds by which the frame's timestamp is ahead of the audio."""
         time = frame.time
         if time is None:
             return 0.0
@@ -117,25 +117,25 @@ class MediaClock(Generic[FrameT]):
 
 
 MISSING_TOLERANCE_S = 0.5
-"""Less than this is missing at the end of many a sound file."""
+"""Many intact files lack up to this much at their end."""
 
 MAX_SENTENCES = 8
-"""Sentences that are kept: a chain of many files may be damaged in many places."""
+"""Most warnings kept: a chain of many files may be damaged in many places."""
 
 LAST_PACKET_S = 0.06
-"""Sound that the last packet of a file may hold."""
+"""Longest audio in the last packet of a file."""
 
 MISSING_TOLERANCE_SHARE = 0.01
-"""The same as a part of it: some headers only estimate."""
+"""The same, as a share of the length: some headers hold estimates."""
 
 
 class DamageReport:
-    """Collects what goes wrong while one recording is decoded. Times are seconds since it began."""
+    """Collects the damage found while one recording is decoded. Times are seconds since its start."""
 
     def __init__(self) -> None:
         self._packets = 0
-        self._first = self._last = 0.0  # where packets were lost
-        self._in_row = 0  # of those that were lost at the last of these places
+        self._first = self._last = 0.0  # times of lost packets
+        self._in_row = 0  # lost packets at the last of these times
         self._gaps = 0
         self._gap = Gap(0.0, 0.0)  # the first one
         self._missing = 0.0
@@ -147,51 +147,51 @@ class DamageReport:
         return self._packets > 0 or self._is_broken
 
     def add_lost_packet(self, at: float) -> None:
-        """A packet could not be decoded."""
+        """Record a packet that could not be decoded."""
         self._first = self._first if self._packets else at
         self._in_row = self._in_row + 1 if at == self._last else 1
         self._last = at
         self._packets += 1
 
     def add_gap(self, gap: Gap) -> None:
-        """The timestamps say that there is no audio."""
+        """Record a stretch without audio between two timestamps."""
         self._gap = self._gap if self._gaps else gap
         self._gaps += 1
         self._missing += gap.end - gap.start
 
     def add_doubtful_leap(self, gap: Gap) -> None:
-        """The timestamps say so, and it cannot be."""
+        """Record an implausible gap, which is ignored."""
         self._add_sentence(
-            f"At {gap.start:.1f} s the timestamps leap to {gap.end:,.0f} s, which is not believed: times after it count on "
-            "as if there were no leap."
+            f"At {gap.start:.1f} s the timestamps jump to {gap.end:,.0f} s. The jump is ignored: later times continue from "
+            f"{gap.start:.1f} s."
         )
 
     def add_unreadable_rest(self, at: float) -> None:
-        """The container cannot be read beyond this."""
+        """Record that the container cannot be read beyond this time."""
         self._is_broken = True
         self._add_sentence(f"The file cannot be read beyond {at:.1f} s: what follows is damaged.")
 
     def add_lost_pages(self, count: int) -> None:
-        """Parts of an Ogg file are missing."""
+        """Record missing pages of an Ogg file."""
         self._add_sentence(
             "A page of the file is missing or damaged." if count == 1 else f"{count:,} pages of the file are missing or damaged."
         )
 
     def add_missing_end(self, at: float) -> None:
-        """Note that the end is missing; its length is unknown."""
+        """Record that the end is missing; its length is unknown."""
         self._add_break(f"at {at:.1f} s: its end is missing")
 
     def check_duration(self, seconds: float, claimed: float) -> None:
-        """Compare what there was with what the header said. If it is all there, what follows was no sound."""
+        """Compare the decoded length with the header's. If nothing is missing, lost packets at the end held no audio."""
         if self._packets and self._last >= seconds and seconds >= claimed - LAST_PACKET_S:
             self._packets -= self._in_row
         if claimed - seconds > max(MISSING_TOLERANCE_S, MISSING_TOLERANCE_SHARE * claimed):
             self._add_break(f"at {seconds:.1f} s: its header promises {claimed:.1f} s")
 
     def check_size(self, at: float, size: int, claimed: int) -> None:
-        """There were fewer bytes than the header said."""
-        if size < claimed - 1:  # padding to an even size is forgotten by many
-            self._add_break(f"at {at:.1f} s: {size:,} of the {claimed:,} bytes came that its header promises")
+        """Record a missing end if fewer bytes arrived than the header promises."""
+        if size < claimed - 1:  # many writers forget the padding to an even size
+            self._add_break(f"at {at:.1f} s: {size:,} of the {claimed:,} bytes in its header arrived")
 
     def _add_break(self, where: str) -> None:
         if not self._is_broken:
@@ -206,14 +206,14 @@ class DamageReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """All of it, worded."""
+        """The warnings, as sentences."""
         sentences = list(self._sentences)
         if self._omitted:
-            sentences.append(f"And so on, {self._omitted:,} more times.")
+            sentences.append(f"{self._omitted:,} more warnings like these are left out.")
         if self._gaps:
             more = f", and in {self._gaps - 1:,} more places, {self._missing:.1f} s in all" if self._gaps > 1 else ""
             sentences.insert(
-                0, f"There is no audio from {self._gap.start:.1f} to {self._gap.end:.1f} s by the file's own clock{more}."
+                0, f"There is no audio from {self._gap.start:.1f} to {self._gap.end:.1f} s by the file's timestamps{more}."
             )
         if self._packets:
             packets = "A packet" if self._packets == 1 else f"{self._packets:,} packets, the first"
@@ -222,10 +222,10 @@ class DamageReport:
 
 
 UNKNOWN_SIZE = 0x7F000000
-"""Sizes from here on are what writes to a pipe puts there, for want of knowing."""
+"""Sizes from here on mean an unknown size: writers to a pipe put them there."""
 
 UNKNOWN_SIZE_64 = 1 << 60
-"""As above, where sizes have 64 bits."""
+"""The same for 64-bit sizes."""
 
 SIDE_INFO_BYTES = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}
 """Bytes between an MP3's frame header and its index: by (MPEG 1, mono)."""
@@ -234,7 +234,7 @@ MP3_RATES = (44_100, 48_000, 32_000)
 
 
 def read_claimed_bytes(head: bytes) -> int | None:
-    """The size of a RIFF, RF64, Wave64 or AIFF file as it says; None if it does not."""
+    """Read the size in the header of a RIFF, RF64, Wave64 or AIFF file; None if it has none."""
     match head[:4]:
         case b"RIFF":
             size = int.from_bytes(head[4:8], "little")
@@ -252,7 +252,7 @@ def read_claimed_bytes(head: bytes) -> int | None:
 
 
 def read_claimed_seconds(head: bytes) -> float | None:
-    """The length of an MP3 with an index, as encoders write it into the first frame; None for all others."""
+    """Read the length of an MP3 from the index that encoders write into the first frame; None for other files."""
     at = 0
     if head[:3] == b"ID3" and len(head) >= 10:
         at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))

@@ -24,17 +24,16 @@ from eardrum.errors import ConfigError, DeviceError, ModelLoadError
 
 
 def main() -> None:
-    """Check what comes in on stdin."""
+    """Check the options on stdin."""
     if "--device" in sys.argv:
-        asked = json.load(sys.stdin)
-        answer = json.dumps(describe_device(asked["engine"], asked["options"]))
-        print(answer)
+        question = json.load(sys.stdin)
+        print(json.dumps(describe_device(question["engine"], question["options"])))
         return
-    print(json.dumps([find_problems(asked["engine"], asked["options"]) for asked in json.load(sys.stdin)]))
+    print(json.dumps([find_problems(model["engine"], model["options"]) for model in json.load(sys.stdin)]))
 
 
 def describe_device(engine: str, options: dict[str, Any]) -> dict[str, str]:
-    """Where a model would be loaded, why not on a GPU, and what is wrong with the wish."""
+    """Find the device for a model, why it is not a GPU, and what is wrong with the options."""
     try:
         cls = load_engine_class(engine)
         device = choose_device(cls, validate_options(cls, engine, options))
@@ -46,7 +45,7 @@ def describe_device(engine: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def find_problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The errors in the options: for each its path below the options, and a message."""
+    """List the errors in the options, each with its path below the options and a message."""
     try:
         cls = load_engine_class(engine)
     except (ConfigError, ModelLoadError) as error:
@@ -59,11 +58,11 @@ def find_problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def choose_device(cls: type[Engine], options: EngineOptions) -> Device:
-    """Where the engine would load a model with these options.
+    """Choose the device on which the engine loads a model with these options.
 
     Raises:
-        DeviceError: a GPU is asked for, and the engine cannot use one.
-        ImportError: a library of it cannot be imported.
+        DeviceError: the options require a GPU, and the engine cannot use one.
+        ImportError: the engine's library cannot be imported.
     """
     try:
         return cls.find_device(options)
@@ -90,7 +89,7 @@ def load_engine_class(name: str) -> type[Engine]:
         cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
-    except Exception as error:  # another package's may be wrong in any way
+    except Exception as error:  # an engine of another package may raise anything
         why = f"{type(error).__name__}: {cuda.to_one_line(error)}"
         raise ModelLoadError(f"The file of the engine {name} ({card.module}) cannot be imported: {why}.") from error
     if not issubclass(cls, Engine):
@@ -99,10 +98,10 @@ def load_engine_class(name: str) -> type[Engine]:
 
 
 def validate_options(cls: type[Engine], name: str, options: dict[str, Any]) -> EngineOptions:
-    """The options as the engine wants them.
+    """Validate options against an engine's declaration.
 
     Raises:
-        ConfigError: one that the engine does not have, or a value that it cannot have.
+        ConfigError: an option does not exist, or has a wrong value.
     """
     try:
         return cls.Options(**options)
@@ -116,7 +115,7 @@ def _describe_error(error: ErrorDetails, cls: type[Engine], engine: str) -> str:
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, cls.Options.model_fields, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"{engine} has no option {name}, only {known}.{hint}"
+        return f"{engine} has no option {name}.{hint} Its options: {known}."
     what = error["msg"].replace("tuple", "list").removeprefix("Value error, ").rstrip(".")
     return f"Option {name} of {engine}: {what}. Options: {known}." if name else f"The options of {engine} are wrong: {what}."
 

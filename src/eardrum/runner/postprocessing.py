@@ -1,7 +1,7 @@
 """Turns a window's segments into segments of the recording: sets their times and removes hallucinations. Pure.
 
 A packed window has its pauses cut out, so its times are mapped back to the recording. Text that a model made up is dropped with a
-reason: a whole segment where nobody spoke, and the repetitions of a loop.
+reason: a whole segment without speech, and the repetitions of a loop.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def place_segment(segment: Segment, window: Window) -> list[Segment]:
     """A segment of a window, with the times of the recording.
 
     A pause that was cut out of the window is not inside of any segment: the segment ends, or begins, where the pause was cut
-    out, on the side where it was said. One that was said on both sides becomes one for each.
+    out, on the side where it was spoken. One that was spoken on both sides becomes one for each.
     """
     if len(window.pieces) < 2:
         moved = segment.map_times(window.clock)
@@ -106,7 +106,7 @@ def _measure_speech(window: Window, stretch: WindowPiece, begin: float, end: flo
 
 
 def _find_piece(begin: float, end: float, stretches: Sequence[WindowPiece], window: Window) -> int:
-    """The stretch in which something was said."""
+    """The stretch that holds speech."""
     shares = [(_measure_speech(window, stretch, begin, end), stretch.compute_overlap(begin, end)) for stretch in stretches]
     if max(shares) > (0.0, 0.0):
         return shares.index(max(shares))
@@ -141,31 +141,31 @@ def _split_by_words(
 def _split_by_speech(segment: Segment, stretches: Sequence[WindowPiece], window: Window) -> list[tuple[Segment, WindowPiece]]:
     """The segment by where speech was noticed in it; its text is shared out by length."""
     shares = [_measure_speech(window, stretch, segment.start, segment.end) for stretch in stretches]
-    heard = [number for number, share in enumerate(shares) if share > MIN_SPEECH_S]
-    said = split_units(segment.text)
-    if len(heard) < 2 or len(said) < len(heard):
+    spoken = [number for number, share in enumerate(shares) if share > MIN_SPEECH_S]
+    units = split_units(segment.text)
+    if len(spoken) < 2 or len(units) < len(spoken):
         return [(replace(segment, words=[]), stretches[_find_piece(segment.start, segment.end, stretches, window)])]
     ends = [0]
     done = 0.0
-    for number in heard[:-1]:
-        done += shares[number] / sum(shares[other] for other in heard)
-        ends.append(_find_best_cut(said, done * len(segment.text), ends[-1] + 1, len(said) - (len(heard) - len(ends)) + 1))
-    marks = [len("".join(said[:end])) for end in [*ends, len(said)]]
+    for number in spoken[:-1]:
+        done += shares[number] / sum(shares[other] for other in spoken)
+        ends.append(_find_best_cut(units, done * len(segment.text), ends[-1] + 1, len(units) - (len(spoken) - len(ends)) + 1))
+    marks = [len("".join(units[:end])) for end in [*ends, len(units)]]
     return [
         (_slice_segment(segment, a, b, segment.start, segment.end, []), stretches[number])
-        for number, (a, b) in zip(heard, pairwise(marks), strict=True)
+        for number, (a, b) in zip(spoken, pairwise(marks), strict=True)
     ]
 
 
-def _find_best_cut(said: Sequence[str], letters: float, least: int, most: int) -> int:
+def _find_best_cut(units: Sequence[str], letters: float, least: int, most: int) -> int:
     """How many units come before a cut near so many letters; the end of a sentence or clause is worth some distance."""
-    best, found, length = float("inf"), least, len("".join(said[:least]))
+    best, found, length = float("inf"), least, len("".join(units[:least]))
     for count in range(least, most):
-        mark = said[count - 1][-1]
+        mark = units[count - 1][-1]
         cost = abs(length - letters) - (20 if mark in ".!?。！？" else 8 if mark in ",;:，、" else 0)  # noqa: RUF001
         if cost < best:
             best, found = cost, count
-        length += len(said[count])
+        length += len(units[count])
     return found
 
 
@@ -190,10 +190,10 @@ MIN_SPEECH_PROBABILITY = 0.6
 """Speech probability above which the audio is not doubtful."""
 
 MIN_REPEATS = 4
-"""A phrase said this often in a row may be a decoder's loop."""
+"""A phrase repeated this often in a row may be a decoder's loop."""
 
 MANY_REPEATS = 8
-"""Nobody says a long phrase so often; below this it takes more of it to be suspicious."""
+"""People never repeat a long phrase this often; below this it takes more of it to be suspicious."""
 
 MAX_PHRASE_UNITS = 16
 """Words of a phrase, or letters in scripts without spaces."""
@@ -213,7 +213,7 @@ class HallucinationCheck:
     """A segment split into the part that is kept and the part that is dropped."""
 
     segment: Segment | None
-    """None if nobody said any of it."""
+    """Returns None if none of the segment was spoken."""
     dropped: str = ""
     reason: str = ""
     """Why, in words a person can read."""
@@ -232,7 +232,7 @@ def remove_hallucinations(segment: Segment, speech: float) -> HallucinationCheck
     seconds = segment.end - segment.start
     if loop and (segment.unended or _is_too_fast(segment.text, seconds)):
         left, dropped, more = segment, [], _find_loop(segment.text)
-        reason = f"repeats {loop.phrase!r} {loop.count} times in {seconds:.1f} s, which nobody does"
+        reason = f"repeats {loop.phrase!r} {loop.count} times in {seconds:.1f} s, faster than speech"
         while more is not None:
             dropped.append(left.text[more.first : more.last].strip())
             left = remove_text(left, more.first, more.last)
@@ -243,7 +243,7 @@ def remove_hallucinations(segment: Segment, speech: float) -> HallucinationCheck
 
 @dataclass(frozen=True, slots=True)
 class RepetitionLoop:
-    """A phrase said again and again: `first` and `last` are the letters of its repetitions, all but the first."""
+    """A repeated phrase: `first` and `last` are the letters of its repetitions, all but the first."""
 
     phrase: str
     count: int
@@ -253,27 +253,27 @@ class RepetitionLoop:
 
 def _find_loop(text: str) -> RepetitionLoop | None:
     """The phrase that fills most of `text` by repeating itself, if there is one."""
-    said = split_units(text)
-    alike = [normalize_word(unit) or unit.strip() for unit in said]
-    for length in range(1, min(MAX_PHRASE_UNITS, len(said) // MIN_REPEATS) + 1):
+    units = split_units(text)
+    alike = [normalize_word(unit) or unit.strip() for unit in units]
+    for length in range(1, min(MAX_PHRASE_UNITS, len(units) // MIN_REPEATS) + 1):
         begin = 0
-        while begin + length * MIN_REPEATS <= len(said):
+        while begin + length * MIN_REPEATS <= len(units):
             end = begin + length
-            while end < len(said) and alike[end] == alike[end - length]:
+            while end < len(units) and alike[end] == alike[end - length]:
                 end += 1
             count = (end - begin) // length
-            phrase = "".join(said[begin : begin + length]).strip()
+            phrase = "".join(units[begin : begin + length]).strip()
             letters = count * (len(phrase) + 1)
             least = MIN_SURE_CHARACTERS if count >= MANY_REPEATS else MIN_LOOP_CHARACTERS
             if count >= MIN_REPEATS and letters >= least and letters > len(text) / 2:
-                first = len("".join(said[: begin + length]))
-                return RepetitionLoop(phrase, count, first, len("".join(said[:end])))
+                first = len("".join(units[: begin + length]))
+                return RepetitionLoop(phrase, count, first, len("".join(units[:end])))
             begin = max(begin + 1, end - length + 1)
     return None
 
 
 def _is_too_fast(text: str, seconds: float) -> bool:
-    """Whether nobody says this in so many seconds."""
+    """Whether the text is too long to be spoken in so many seconds."""
     signs = len(compile_unspaced_letter().findall(text))
     words = len(split_units(text)) - signs
     letters = len(text) - signs

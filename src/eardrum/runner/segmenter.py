@@ -42,7 +42,7 @@ class SegmenterConfig:
     @classmethod
     def of(cls, capabilities: Capabilities) -> SegmenterConfig:
         """The rule that suits a model. What is packed keeps pauses of up to two seconds, and that much of longer ones: with less
-        between them, what is said in one stretch is mixed up with what is said in the next."""
+        between them, the model mixes up the text of neighbouring stretches."""
         if capabilities.fixed_window:
             return cls(max_s=capabilities.max_window_s, pack=True, silence_s=2.0, padding_s=1.0)
         return cls(max_s=capabilities.max_window_s)
@@ -59,7 +59,7 @@ class SpeechChunk:
     speech_start: int
     speech_end: int
     stretches: tuple[tuple[int, int], ...] = ()
-    """Samples of `audio` at which somebody begins and ends to speak, in order."""
+    """Find the samples of `audio` at which speech begins and ends, in order."""
 
     @property
     def start(self) -> int:
@@ -221,7 +221,7 @@ MIN_OVERLAP_S = 0.2
 """An interval that reaches less than this into a stretch, and further into another one, does not belong to it."""
 
 SpeechStretches = tuple[tuple[float, float], ...]
-"""Where somebody speaks: (begin, end) in seconds of a window, in order."""
+"""Stretches of speech: (begin, end) in seconds of a window, in order."""
 
 
 def find_stretches(probs: SpeechProbabilities, threshold: float, low: float) -> tuple[tuple[int, int], ...]:
@@ -244,7 +244,7 @@ def find_stretches(probs: SpeechProbabilities, threshold: float, low: float) -> 
 def clamp_to_speech(segment: Segment, window: Window) -> Segment:
     """The segment with its times, words included, moved out of the silence around its speech.
 
-    A word keeps to the one stretch that it overlaps most: nobody pauses in the middle of a word. Times that touch no speech at
+    A word keeps to the one stretch that it overlaps most: people do not pause inside a word. Times that touch no speech at
     all are left as they are.
     """
     if not window.speech_stretches:

@@ -41,7 +41,7 @@ MAX_LIVE_HELD_S = 3.0
 MEMORY_BYTES = 4 << 20
 """Bytes of sound held in memory; more goes to the disk."""
 
-HOLD_PURPOSE = "to hold audio back until it is known which track has sound (say which with audio_track)"
+HOLD_PURPOSE = "to hold audio back until it is known which track has sound (name one with audio_track)"
 
 MAX_JITTER_S = 0.01
 """Timestamps that are off by less count as none."""
@@ -54,7 +54,7 @@ class TrackSelector:
     """The audio tracks of one container. Frames of all of them go in, and those of one come out."""
 
     def __init__(self, streams: Sequence[AudioStream], wanted: int | None, *, held_s: float = MAX_HELD_S):
-        """Begin, with the number that was asked for, counted from 1.
+        """Start with the requested track, counted from 1, if any.
 
         Raises:
             InvalidRequestError: there is no such track.
@@ -69,7 +69,7 @@ class TrackSelector:
 
     @property
     def number(self) -> int:
-        """The track that is heard as far as is known, counted from 1."""
+        """The selected track so far, counted from 1."""
         return self._candidates[0].number
 
     @property
@@ -83,7 +83,7 @@ class TrackSelector:
         return [track.stream for track in self._candidates]
 
     def has_stream(self, stream: AudioStream) -> bool:
-        """Whether its packets are wanted still."""
+        """Whether a track's packets are still decoded."""
         return stream is self._candidates[0].stream or any(track.stream is stream for track in self._candidates[1:])
 
     def select_frames(self, stream: AudioStream, frame: AudioFrame) -> Iterator[AudioFrame]:
@@ -129,14 +129,14 @@ class TrackSelector:
 
 
 def check_track(wanted: int | None, count: int) -> None:
-    """See that there is the track that was asked for.
+    """Check that the requested track exists.
 
     Raises:
         InvalidRequestError: there is not.
     """
     if wanted and wanted > count:
         there = f"{count} audio tracks, numbered 1 to {count}" if count > 1 else "one audio track"
-        raise InvalidRequestError(f"The file has {there}: audio_track cannot be {wanted}.", param="audio_track")
+        raise InvalidRequestError(f"The file has {there}: audio_track {wanted} does not exist.", param="audio_track")
 
 
 @dataclass(slots=True)
@@ -275,7 +275,7 @@ Somebody who speaks into one channel of two is 6 dB down in their mean, which is
 BEGIN_RATIO = 10 ** (BEGIN_DB / 10)
 
 NO_LAYOUT = "NONE"
-"""Name of a channel that nobody named."""
+"""Name of a channel without a name in the layout."""
 
 SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 """FFmpeg's formats of samples as numpy's; PyAV's conversion to an array does not support s64."""

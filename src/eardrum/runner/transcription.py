@@ -50,7 +50,7 @@ class TranscriptionJob:
     """Decodes one request's audio in a thread of its own and hands its windows to the batcher.
 
     Raises:
-        UnsupportedFeatureError: the engine cannot do what is asked.
+        UnsupportedFeatureError: the engine lacks a feature of the request.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class TranscriptionJob:
                     yield item
                     continue
                 window, future = item
-                heard = await asyncio.wrap_future(future)
+                decoded = await asyncio.wrap_future(future)
                 summary.windows += 1
-                summary.queue_s = max(summary.queue_s, heard.queue_s)
-                summary.decode_s += heard.decode_s
-                if language := heard.result.language:
+                summary.queue_s = max(summary.queue_s, decoded.queue_s)
+                summary.decode_s += decoded.decode_s
+                if language := decoded.result.language:
                     begin, end = window.speech_span
                     spoken[language] = spoken.get(language, 0.0) + max(end - begin, 0.0)
                     summary.language = self._request.language or self._find_main_language(spoken)
-                for segment in _finish_segments(window, heard, summary):
+                for segment in _finish_segments(window, decoded, summary):
                     yield segment
             if item.error:
                 raise item.error
@@ -193,7 +193,7 @@ class TranscriptionJob:
 
 
 class DecodingEnd:
-    """The last thing the decoding thread says."""
+    """The last message of the decoding thread."""
 
     def __init__(self, error: Exception | None):
         self.error = error
@@ -203,21 +203,21 @@ DecodingOutput = tuple[Window, Future[DecodedWindow]] | AudioOpened | DecodingEn
 
 
 def _add_word_times(request: TranscriptionRequest, batcher: WindowBatcher) -> TranscriptionRequest:
-    """The request for word times, if they are wanted where a model has them and this one does."""
+    """Add word times to a request that wants them where available, if the model gives them."""
     wanted = replace(request, words=True)
     return wanted if request.words_if_any and batcher.is_word_support_certain and not batcher.find_refusal(wanted) else request
 
 
 def adjust_config(cutting: SegmenterConfig, request: TranscriptionRequest) -> SegmenterConfig:
     """The segmenter's settings with those that the request sets itself."""
-    wishes: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "threshold": request.vad_threshold,
         "silence_s": request.vad_silence_s,
         "padding_s": request.vad_padding_s,
     }
     if request.multilingual and not request.language:
         cutting = replace(cutting, pack=False, silence_s=min(cutting.silence_s, MULTILINGUAL_PAUSE_S))
-    return replace(cutting, **{name: wish for name, wish in wishes.items() if wish is not None})
+    return replace(cutting, **{name: value for name, value in changes.items() if value is not None})
 
 
 def split_blocks(decoder: AudioDecoder) -> Iterator[Audio]:
@@ -236,10 +236,10 @@ def split_blocks(decoder: AudioDecoder) -> Iterator[Audio]:
         yield np.pad(np.concatenate(pieces), (0, -size % FRAME_SAMPLES))
 
 
-def _finish_segments(window: Window, heard: DecodedWindow, summary: TranscriptionSummary) -> Iterator[Segment]:
-    """The window's segments on the request's clock, less those that nobody said."""
+def _finish_segments(window: Window, decoded: DecodedWindow, summary: TranscriptionSummary) -> Iterator[Segment]:
+    """Yield the window's segments with times of the request, without those that nobody spoke."""
     placed_segments = (
-        segment for relative in heard.result.segments for segment in place_segment(clamp_to_speech(relative, window), window)
+        segment for relative in decoded.result.segments for segment in place_segment(clamp_to_speech(relative, window), window)
     )
     for segment in placed_segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech

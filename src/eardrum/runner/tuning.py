@@ -18,20 +18,20 @@ the batch in hand, so twice the batch is twice the wait."""
 
 BATCH_SIZES = (4, 8, 16)
 ROUNDS = 3
-"""How often two sizes are compared, turn by turn: other work on the machine then slows both, and the best of each counts."""
+"""Comparisons of two sizes, in turn, so that other work on the machine slows both. The best time of each counts."""
 
 MAX_TUNING_S = 30.0
 """Longest time spent on finding the batch size, which is remembered."""
 
 LONG_BATCH_S = 2.0
-"""Batches that take so long are compared once: chance has less to say in them."""
+"""Batches that take this long are compared once: noise matters less."""
 
 
 def measure_batch_size(engine: Engine, probe: Window) -> int:
-    """The batch size worth using, by timing the engine on copies of `probe`.
+    """Measure the batch size worth using, by timing the engine on copies of `probe`.
 
-    Sizes grow while a window becomes enough cheaper; where batching gains nothing (an int8 Whisper on a CPU,
-    for one) the answer is 1. So it is where finding out would take too long.
+    Sizes grow while a window becomes cheaper by enough. If batching gains nothing (such as an int8 Whisper on a CPU), or
+    measuring would take too long, the result is 1.
     """
     until = time.perf_counter() + MAX_TUNING_S
     cost = _time_batch(engine, probe, 1)  # the first call also allocates
@@ -52,7 +52,7 @@ def _compare_sizes(engine: Engine, probe: Window, small: int, large: int) -> tup
     for _ in range(ROUNDS):
         timings.append((_time_batch(engine, probe, small), _time_batch(engine, probe, large)))
         one, other = timings[-1]
-        if other > LONG_BATCH_S or one / small < other / large:  # no gain at all: chance will not make it one
+        if other > LONG_BATCH_S or one / small < other / large:  # no gain at all: more rounds will not find one
             break
     return min(t for t, _ in timings) / small, min(t for _, t in timings) / large
 
@@ -67,7 +67,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def tune_allocator() -> None:
-    """Keep freed memory instead of handing it back after each window (glibc only; elsewhere nothing happens).
+    """Keep freed memory instead of returning it after each window (glibc only).
 
     Engines allocate and free large tensors for every window. With glibc's defaults each of them is a fresh
     mapping whose pages fault in one by one: measured, 14 to 35 % of CTranslate2's encoder time.
@@ -82,15 +82,15 @@ def tune_allocator() -> None:
 
 
 def freeze_garbage_collector() -> None:
-    """Take everything loaded so far out of the collector's sight: a full collection then costs microseconds."""
+    """Exempt all objects so far from garbage collection: a full collection then costs microseconds."""
     gc.collect()
     gc.freeze()
 
 
 def set_passive_waiting() -> None:
-    """Have OpenMP's threads sleep at barriers. To be called before the library is loaded.
+    """Make OpenMP's threads sleep at barriers. Call this before the library is loaded.
 
-    By default they spin for a while, which burns CPU whenever another process has the core of the thread they wait for: seen,
-    a tenth of CTranslate2's decoding on a machine with other work, and nothing on an idle one.
+    By default they spin for a while, which wastes CPU whenever another process has the core of the thread they wait for:
+    measured, a tenth of CTranslate2's decoding on a busy machine, and nothing on an idle one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

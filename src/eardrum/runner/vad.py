@@ -1,7 +1,7 @@
 """Voice activity detection: the probability of speech for every 32 ms of a stream, with bounded memory.
 
 The model is Silero VAD v6 (MIT), split into two graphs (scripts/vad_graph.py writes them): an encoder that takes all frames of a
-block at once, and a recurrent memory. The memory is carried from block to block and reset where nobody speaks: after minutes
+block at once, and a recurrent memory. The memory is carried from block to block and reset in silence: after minutes
 without speech it would miss the words that follow (snakers4/silero-vad#725). The resets do not depend on the division into
 blocks.
 
@@ -39,7 +39,7 @@ PAST_FRAMES = 160
 syllables; with more, words after noise are missed."""
 
 SPEECH_PROBABILITY = 0.25
-"""Below, nobody speaks."""
+"""Below this, there is no speech."""
 
 QUIET_DB, STEADY_RANGE_DB, FLOOR_DB = -48.0, 6.0, -80.0
 """Quiet frames are no louder than that, and none is that much louder than another; below the last all are nothing at all."""
@@ -102,10 +102,10 @@ class VadStream:
         while done < len(frames):
             features = before[0] + done
             if self._frame_count % STRIDE_FRAMES == 0 and self._silent_frames >= STRIDE_FRAMES:
-                heard = frames[max(done - STRIDE_FRAMES, 0) : done]
+                recent = frames[max(done - STRIDE_FRAMES, 0) : done]
                 if done < STRIDE_FRAMES:
-                    heard = np.concatenate([self._past_frames[before[1] + done - STRIDE_FRAMES :], heard])
-                self._reset_memory(past[max(features - PAST_FRAMES, 0) : features], _measure_loudness(heard))
+                    recent = np.concatenate([self._past_frames[before[1] + done - STRIDE_FRAMES :], recent])
+                self._reset_memory(past[max(features - PAST_FRAMES, 0) : features], _measure_loudness(recent))
             count = min(STRIDE_FRAMES - self._frame_count % STRIDE_FRAMES, len(frames) - done)
             found.append(self._run_memory(past[features : features + count]))
             self._count_frames(found[-1])

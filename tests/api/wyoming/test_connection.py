@@ -137,7 +137,7 @@ async def test_what_makes_no_sense_is_told_and_ends_the_connection(
     ("wishes", "code", "says"),
     [
         ({"name": "large-v9"}, "model_not_found", "There is no model 'large-v9'. Models: moonshine-tiny-en"),
-        ({"language": "de"}, "unsupported_feature", "moonshine-tiny-en does not know german (de)"),
+        ({"language": "de"}, "unsupported_feature", "moonshine-tiny-en does not support German (de)"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(

@@ -28,7 +28,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     ("answer", "options", "says"),
     [
         (upstreams.fake_openai, {"key": KEY + "x"}, r"401: Incorrect API key provided: Bearer \*\*\*\. .*the option key\."),
-        (upstreams.fake_openai, {}, "401.* wants a key: set `key_env`"),
+        (upstreams.fake_openai, {}, "401.* requires a key: set `key_env`"),
         (upstreams.fake_vllm_chat, {}, "404: Not Found.* url, path and model.* /v1/audio/transcriptions"),
         (upstreams.fake_error_with_status_200, {}, "Invalid or unsupported audio file"),
         (upstreams.fake_fastapi_refusal, {}, "422: body.model: Field required"),

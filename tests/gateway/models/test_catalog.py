@@ -405,7 +405,7 @@ def get_refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest
 @pytest.mark.parametrize(
     ("request_", "param", "says"),
     [
-        (TranscriptionRequest(language="de"), "language", "german (de), only english (en)"),
+        (TranscriptionRequest(language="de"), "language", "German (de), only English (en)"),
         (TranscriptionRequest(task=SpeechTask.TRANSLATE), "model", "does not translate"),
         (TranscriptionRequest(words=True), "timestamp_granularities", "not per word"),
         (TranscriptionRequest(speakers=True), "response_format", "speakers"),

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from eardrum.api import fields
 from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, Flag, ListOf, Text, TurnDetection
-from eardrum.live import AudioEncoding, AudioFormat, SessionSettings
+from eardrum.live import SAMPLE_BYTES, AudioEncoding, AudioFormat, SessionSettings
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Priority, SpeechTask, TranscriptionRequest
 
 ENCODINGS = {
@@ -25,7 +25,6 @@ CONTAINER_PREFIXES = ("audio/", "video/")
 
 TELEPHONE_RATE = 8000
 """Default sample rate of G.711, in Hz."""
-SAMPLE_BYTES = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
 
 ALIASES = {
     "keywords": "hotwords",
@@ -120,7 +119,7 @@ class LiveConfig(TurnDetection):
     @property
     def frame_bytes(self) -> int:
         """Bytes per frame, a sample of every channel; 1 for a container, which may end anywhere."""
-        return SAMPLE_BYTES[self.encoding] * self.channels if self.encoding in SAMPLE_BYTES else 1
+        return AudioFormat(self.encoding, channels=self.channels).frame_bytes
 
     def describe(self, request: TranscriptionRequest) -> dict[str, Any]:
         """Describe the settings by their names in the protocol; `request` has the server's defaults."""

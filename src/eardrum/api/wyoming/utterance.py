@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -24,6 +23,7 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.transcription_request import WAV_HEADER, build_wav_header
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.live import AudioFormat, FinalTranscript, LiveEvent, SessionEnded, SessionSettings
 from eardrum.text import join_texts
@@ -194,9 +194,6 @@ def _describe_artifact(name: str, description: str, maker: str, version: str | N
     }
 
 
-WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-"""The header of a WAV file, up to its samples."""
-SAMPLE_BYTES = 2
 MAX_WAV_BYTES = 0xFFFFFFFF - WAV_HEADER.size
 """The lengths in a WAV file have 32 bits."""
 
@@ -210,16 +207,9 @@ class WavRecording:
 
     async def read(self) -> AsyncIterator[bytes]:
         """Yield the file from its start. The spool must be finished, as the header holds its length."""
-        yield build_wav_header(self._format, self._spool.size)
+        yield build_wav_header(self._spool.size, self._format.rate, self._format.channels)
         async for piece in self._spool.read():
             yield piece
-
-
-def build_wav_header(format: AudioFormat, size: int) -> bytes:
-    """Build the WAV header for `size` bytes of samples."""
-    frame = SAMPLE_BYTES * format.channels
-    kind = (b"fmt ", 16, 1, format.channels, format.rate, format.rate * frame, frame, 8 * SAMPLE_BYTES)
-    return WAV_HEADER.pack(b"RIFF", WAV_HEADER.size - 8 + size, b"WAVE", *kind, b"data", size)
 
 
 async def transcribe_recording(

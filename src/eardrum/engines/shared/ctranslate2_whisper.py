@@ -21,7 +21,7 @@ from eardrum.errors import ModelLoadError
 from eardrum.units import count_usable_cores
 
 FRAMES, HOP, REACH = 3000, 160, 400
-"""Frames of a window, samples from one frame to the next, and how many samples a frame hears."""
+"""Frames per window, samples from one frame to the next, and samples per frame."""
 DYNAMIC_RANGE, QUIETEST = 2.0, -1.5
 """Of log-mel features: nothing lies further below the loudest, nor lower at all."""
 MOST_TOKENS = 448
@@ -67,7 +67,7 @@ class CTranslate2Encoding:
         self._library = library
 
     def select_rows(self, numbers: Sequence[int]) -> Any:
-        """These rows, in this order, as CTranslate2 wants them."""
+        """Return these rows, in this order, as CTranslate2's tensor."""
         if list(numbers) == list(range(self._view.shape[0])):
             return self._view
         view = self._view.to_device(self._library.Device.cpu).to(self._library.DataType.float32)
@@ -98,7 +98,7 @@ class CTranslate2Whisper:
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
         """Products of 8 or 16 bits, which a CPU computes no faster for many rows at once than for each."""
         self._search = search
-        # Symbols and annotations that nobody says; -1 stands for those that the model's own config lists.
+        # Symbols and annotations that are not speech; -1 stands for those in the model's own config.
         self._never = [-1, *get_suppressed_tokens(self._choose_splitter("en"), [-1]), *search.suppress_tokens]
 
     @classmethod
@@ -115,10 +115,10 @@ class CTranslate2Whisper:
         **settings: Any,
     ) -> Self:
         """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, timing decides
-        where neither `threads` nor `workers` are said.
+        if neither `threads` nor `workers` is set.
 
         Raises:
-            ModelLoadError: a file is missing, damaged or of another model, or the device cannot do what was asked.
+            ModelLoadError: a file is missing, damaged or of another model, or the device does not support an option.
         """
         import ctranslate2
 
@@ -147,14 +147,14 @@ class CTranslate2Whisper:
         """Log-mel of at most 30 s of audio: shape [bands, frames]."""
         most = FRAMES * HOP
         audio = audio[:most]
-        # Frames that hear nothing but the silence after the audio are all alike: `encode` adds those.
+        # Frames of the silence after the audio are all alike: `encode` adds them.
         features: Features = self._extractor(audio, padding=min(REACH + -len(audio) % HOP, most - len(audio)))
         return features
 
     def encode(self, features: Sequence[Features]) -> CTranslate2Encoding:
         """Encode rows of features [bands, frames]; short ones are filled up with silence."""
         batch = np.stack([_pad_features(row) for row in features])
-        # With several GPUs nobody knows which one the next call will run on.
+        # With several GPUs, the one for the next call is not known.
         elsewhere = self._model.device == "cuda" and len(self._model.device_index) > 1
         return CTranslate2Encoding(
             self._model.encode(self._library.StorageView.from_array(batch), to_cpu=elsewhere), self._library
@@ -235,7 +235,7 @@ def _pad_features(features: Features) -> Features:
 
 
 def find_ctranslate2_device(device: str, indices: Sequence[int]) -> Device:
-    """Where CTranslate2 can be told to load: on a GPU if it sees one that answers, and nothing else was said.
+    """Find the device for CTranslate2: a GPU if it can use one and the options do not exclude it.
 
     Raises:
         DeviceError: `device` is cuda, and it sees none.
@@ -249,7 +249,7 @@ def find_ctranslate2_device(device: str, indices: Sequence[int]) -> Device:
             for index in indices:  # it counts GPUs with which it can do nothing
                 library.get_supported_compute_types("cuda", min(index, count - 1))
             return Device("cuda")
-        library.get_supported_compute_types("cuda", 0)  # which says why there is none
+        library.get_supported_compute_types("cuda", 0)  # raises with the reason if there is none
         error = cuda.build_device_error(LIBRARY, "it sees none")
     except (RuntimeError, ValueError) as cause:
         error = cuda.build_device_error(LIBRARY, cause)
@@ -285,13 +285,15 @@ def _choose_device(device: str, indices: list[int], library: Any) -> str:
     return device
 
 
-def _choose_compute_type(asked: str, device: str, indices: list[int], library: Any) -> str:
+def _choose_compute_type(requested: str, device: str, indices: list[int], library: Any) -> str:
     have = set.intersection(*(set(library.get_supported_compute_types(device, index)) for index in indices))
-    if asked == "auto":
+    if requested == "auto":
         return next(kind for kind in PREFERRED[device] if kind in have)
-    if asked not in have | {"default"}:
-        raise ModelLoadError(f"compute_type {asked!r} cannot be had on {device} here. It can: {', '.join(sorted(have))}.")
-    return asked
+    if requested not in have | {"default"}:
+        raise ModelLoadError(
+            f"compute_type {requested!r} is not supported on {device} here: use one of {', '.join(sorted(have))}."
+        )
+    return requested
 
 
 WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
@@ -387,7 +389,7 @@ PART = 4
 """A quarter of a window is enough to time the encoder on."""
 
 LONG_S = 10.0
-"""A window that takes so long is timed once: chance has less to say in it."""
+"""A window that takes this long is timed once: noise matters less."""
 
 STEPS, TEXT = 8, 80
 """Tokens decoded to time the decoder, and those of half a minute of speech."""
@@ -420,7 +422,7 @@ def time_window(library: Any, model: Any, special: SpecialTokens, frames: int, b
         started = time.perf_counter()
         encoded = model.encode(library.StorageView.from_array(silence))
         between = time.perf_counter()
-        # CTranslate2 keeps half of the length for what is said before.
+        # CTranslate2 keeps half of the length for earlier text.
         model.generate(encoded, [beginning], beam_size=beam_size, max_length=2 * STEPS, suppress_tokens=[special.end])
         return (between - started) * PART + (time.perf_counter() - between) * TEXT / STEPS
 

@@ -148,7 +148,7 @@ def _encode_flac(pcm: np.ndarray[tuple[int], np.dtype[np.int16]]) -> bytes:
 
 CONNECT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
-"""Waits between attempts double from the first; an upstream that asks for more than the longest is given up."""
+"""Waits between attempts double from the first. A `Retry-After` beyond the longest ends the attempts."""
 
 TRANSIENT_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 """Trouble that may be over in a moment: a server that comes up, a connection that broke. A bad certificate stays bad."""
@@ -214,7 +214,9 @@ class OpenAIClient:
         hint = ""
         if reply.status in (401, 403):
             setting = self.address.key_setting
-            hint = f" Its key comes from {setting}." if setting else " It wants a key: set `key_env` (or `key`) in the options."
+            hint = (
+                f" Its key comes from {setting}." if setting else " It requires a key: set `key_env` (or `key`) in the options."
+            )
         elif reply.status == 404:
             hint = f" Check the options url, path and model: the request went to {reply.path}."
         elif 300 <= reply.status < 400:
@@ -225,11 +227,11 @@ class OpenAIClient:
 
     def quote(self, reply: UpstreamReply) -> str:
         """The upstream's message, without secrets and shortened, as it is passed on to clients."""
-        said = self.address.redact_secrets(reply.message)
-        return said if len(said) <= QUOTED else f"{said[:QUOTED]}…"
+        message = self.address.redact_secrets(reply.message)
+        return message if len(message) <= QUOTED else f"{message[:QUOTED]}…"
 
     def build_error(self, what: str, hint: str = "") -> UpstreamError:
-        """An error that names the upstream, and no secret, whatever the upstream says."""
+        """Build an error that names the upstream; secrets in the upstream's message are removed."""
         return UpstreamError(self.address.redact_secrets(f"The upstream {self.address.host} {what.rstrip('.')}.{hint}"))
 
     async def _exchange(self, path: str, body: dict[str, Any]) -> UpstreamReply:

@@ -18,15 +18,15 @@ from eardrum.errors import DeviceError, ModelLoadError
 
 
 def find_torch_device(options: EngineOptions, torch: Any) -> Device:
-    """The device to run on: a GPU if PyTorch can use one, and nothing else was said.
+    """Find the device: a GPU if PyTorch can use one and the options do not exclude it.
 
     Raises:
-        DeviceError: a GPU is asked for and PyTorch cannot use one.
+        DeviceError: the options require a GPU, and PyTorch cannot use one.
     """
     if options.device == "cpu":
         return Device("cpu")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong with the driver is said below
+        warnings.simplefilter("ignore")  # the error below names the driver's problem
         if torch.cuda.is_available():
             return Device("cuda")
     error = _build_device_error(torch)
@@ -48,7 +48,7 @@ def _build_device_error(torch: Any) -> DeviceError:
 
 
 def choose_compute_type(options: EngineOptions, known: tuple[str, ...], auto: str) -> str:
-    """The number format of the weights, `auto` where nothing was said.
+    """Choose the number format of the weights.
 
     Raises:
         ModelLoadError: one that the engine does not have; the message lists those it has.
@@ -101,7 +101,7 @@ def find_token_starts(weights: Weights, before: int) -> list[float]:
     `weights` are attention probabilities, shape [heads, tokens, frames], of all tokens: `before` that precede the row which
     leads to the first text token, and the end token, after which nothing comes.
     """
-    # However little a frame is attended to, which token attends to it most tells: so no small number is added to the spread.
+    # Even for a frame with little attention, the token that attends most matters: so no epsilon is added to the spread.
     spread = weights.std(-2, keepdims=True)
     weights = np.divide(weights - weights.mean(-2, keepdims=True), spread, out=np.zeros_like(weights), where=spread > 0)
     firsts = find_cheapest_path(-_smooth_weights(weights).mean(0)[before:-1])

@@ -22,7 +22,7 @@ class FamilyOptions:
 
 
 class ModelFamily(ABC):
-    """Models of one kind, loaded. `hear` is called by one thread."""
+    """A loaded model of one kind. One thread calls `transcribe`."""
 
     loads: ClassVar[str]
     """The class of `transformers` that loads them."""
@@ -40,7 +40,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
-        """Decode a batch whose windows have one `key`; one hearing per window, in order."""
+        """Decode a batch whose windows have one `batch_key`; returns one result per window, in order."""
 
     def batch_key(self, window: Window) -> Hashable:
         """Windows with equal keys may share a batch."""
@@ -78,9 +78,9 @@ def split_sentences(words: Sequence[Word]) -> list[Segment]:
         if word.word.rstrip().endswith((".", "?", "!", "。", "？", "！")):  # noqa: RUF001 -- full-width on purpose
             found.append([])
     return [
-        Segment(said[0].start, said[-1].end, text, compression_ratio=compute_compression_ratio(text), words=said)
-        for said in found
-        if said and (text := "".join(word.word for word in said).strip())
+        Segment(spoken[0].start, spoken[-1].end, text, compression_ratio=compute_compression_ratio(text), words=spoken)
+        for spoken in found
+        if spoken and (text := "".join(word.word for word in spoken).strip())
     ]
 
 
@@ -141,7 +141,7 @@ class CancelCriterion:
 class RowLengthLimit:
     """A stopping criterion that ends each row at a limit of its own, so that its text does not depend on its company.
 
-    `before` tells how many tokens there were before the first step.
+    `before` is the number of tokens before the first step.
     """
 
     def __init__(self, limits: Sequence[int], before: Callable[[], int]):

@@ -23,7 +23,7 @@ from eardrum.engines.shared.transformers_base import (
     generate,
     split_sentences,
 )
-from eardrum.engines.shared.whisper_decoder import Features, WhisperDecoder
+from eardrum.engines.shared.whisper_decoder import TEMPERATURES, Features, WhisperDecoder
 from eardrum.engines.shared.whisper_rules import DecodedText, DecodingThresholds, SpecialTokens, compute_compression_ratio
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.transcription import SAMPLE_RATE, Capabilities, SpeechTask, TranscriptionRequest, Word
@@ -166,9 +166,6 @@ class TransformersWhisper:
         return self._library.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
 
 
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
 class WhisperFamily(ModelFamily):
     """Whisper tiny to large-v3, turbo, distil and what others trained from them."""
 
@@ -188,17 +185,17 @@ class WhisperFamily(ModelFamily):
         super().__init__(model, processor, wishes)
         library, torch = importlib.import_module("transformers"), importlib.import_module("torch")
         self._whisper = TransformersWhisper(library, torch, model, processor, beam_size=wishes.beam_size)
-        self._rounds = WhisperDecoder(
+        self._decoder = WhisperDecoder(
             self._whisper, thresholds=DecodingThresholds(), temperatures=TEMPERATURES, prompt="", remembers=False
         )
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows together."""
-        return self._rounds.transcribe(windows)
+        return self._decoder.transcribe(windows)
 
     def batch_key(self, window: Window) -> Hashable:
         """Where the text begins, and the temperature."""
-        return self._rounds.batch_key(window)
+        return self._decoder.batch_key(window)
 
     def refine_capabilities(self, capabilities: Capabilities) -> Capabilities:
         """English-only models neither detect nor translate; words need to be told which heads follow the speech."""

@@ -13,9 +13,10 @@ from functools import lru_cache
 from itertools import accumulate
 from math import log
 from threading import Lock
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
+from pydantic import Field
 
 from eardrum.engines.base import Audio, EngineResult, Window
 from eardrum.engines.shared.whisper_rules import (
@@ -36,6 +37,60 @@ from eardrum.engines.shared.whisper_rules import (
 )
 from eardrum.transcription import Capabilities, Segment, SpeechTask, Token
 
+# Options that engines on this decoder share; each declares them in its `Options` with these types.
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+Temperatures = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=2)], ...],
+    Field(
+        min_length=1,
+        description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",
+    ),
+]
+BestOf = Annotated[int, Field(ge=1, le=50, description="Samples drawn above temperature 0, of which the likeliest is taken.")]
+CompressionRatioThreshold = Annotated[
+    float | None,
+    Field(description="Text that packs better than this repeats itself and is doubtful; null switches the check off."),
+]
+LogProbThreshold = Annotated[
+    float | None, Field(description="Text with a lower mean log probability is doubtful; null switches the check off.")
+]
+NoSpeechThreshold = Annotated[
+    float | None,
+    Field(description="Doubtful text above this probability of silence is dropped; null switches the check off."),
+]
+ConditionOnPreviousText = Annotated[
+    bool,
+    Field(
+        description="Give the model the text before. More even style and spelling, but errors carry on, and the windows of a "
+        "request are decoded one after another."
+    ),
+]
+DefaultPrompt = Annotated[str, Field(description="Prompt for requests that bring none: names, spelling, style.")]
+
+
+class DecoderOptions(Protocol):
+    """The options of an engine that set up its decoder."""
+
+    @property
+    def temperatures(self) -> Temperatures: ...
+
+    @property
+    def compression_ratio_threshold(self) -> CompressionRatioThreshold: ...
+
+    @property
+    def log_prob_threshold(self) -> LogProbThreshold: ...
+
+    @property
+    def no_speech_threshold(self) -> NoSpeechThreshold: ...
+
+    @property
+    def condition_on_previous_text(self) -> ConditionOnPreviousText: ...
+
+    @property
+    def prompt(self) -> DefaultPrompt: ...
+
+
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 """Log-mel, shape [bands, frames]."""
 
@@ -43,9 +98,9 @@ FRAMES_PER_SECOND = 100
 LEAST_S = 0.3
 """Less speech than this is not worth a round, and less progress than this is none."""
 LEAST_OWN_S = 0.5
-"""Less speech than this does not tell its language: it is taken to be in that of the rest."""
+"""Speech shorter than this has no language vote: the rest decides."""
 REMEMBERED = 2000
-"""Characters of earlier text that are kept; more than the model can be told."""
+"""Characters of earlier text that are kept; more than fits into the model's context."""
 SURE_OF_NOTHING = 1e-10
 """Least probability of a token, so that it has a logarithm."""
 
@@ -98,7 +153,7 @@ class DecodingRow:
     features: Features
     at: float = 0.0
     """Second of the window at which the features begin."""
-    hearing: EngineResult = field(default_factory=EngineResult)
+    result: EngineResult = field(default_factory=EngineResult)
     previous: list[int] = field(default_factory=list)
     ladder: list[float] = field(default_factory=list)
     tried: list[DecodedText] = field(default_factory=list)
@@ -150,12 +205,25 @@ class WhisperDecoder:
         self._hints = lru_cache(maxsize=256)(self._build_hint_tokens)
         self._voting = Lock()
 
+    @classmethod
+    def from_options(cls, model: WhisperModel, options: DecoderOptions) -> Self:
+        """Create the decoder that an engine's options describe."""
+        return cls(
+            model,
+            thresholds=DecodingThresholds(
+                options.compression_ratio_threshold, options.log_prob_threshold, options.no_speech_threshold
+            ),
+            temperatures=options.temperatures,
+            prompt=options.prompt,
+            remembers=options.condition_on_previous_text,
+        )
+
     def batch_key(self, window: Window) -> Hashable:
         """Windows with equal keys may share a batch: the key holds where the text begins, and the first temperature."""
         return len(self._find_previous_tokens(window)), window.request.temperature
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
-        """One hearing per window; those of silent and of cancelled ones are empty, also of a language."""
+        """Decode the windows; returns one result per window, empty for silent and cancelled ones."""
         rows = [DecodingRow(window, self._model.extract_features(window.audio)) for window in windows]
         current = rows
         while current := [row for row in current if not row.window.cancelled]:
@@ -166,11 +234,11 @@ class WhisperDecoder:
             current = [row for row in current if row.rest is not None]
             for row in current:
                 row.skip(row.rest or 0.0)
-        return [EngineResult() if row.window.cancelled or not row.hearing.segments else row.hearing for row in rows]
+        return [EngineResult() if row.window.cancelled or not row.result.segments else row.result for row in rows]
 
     def _find_languages(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """A row's language is its request's, or the one with most votes of the request's windows so far, or its own."""
-        unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.hearing.language]
+        unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.result.language]
         unsettled = [n for n in unknown if self._is_unsettled(rows[n].window)]
         detected = self._model.detect_languages(encoded, unsettled) if unsettled else []
         with self._voting:
@@ -183,10 +251,10 @@ class WhisperDecoder:
             for number in unknown:
                 window = rows[number].window
                 own = rows[number].voted if window.request.multilingual and _count_speech_seconds(window) >= LEAST_OWN_S else {}
-                rows[number].hearing.language = window.request.language or find_favourite(own or window.context.votes)
+                rows[number].result.language = window.request.language or find_favourite(own or window.context.votes)
         if not self._model.multilingual:
             for row in rows:
-                row.hearing.language = "en"
+                row.result.language = "en"
 
     def _is_unsettled(self, window: Window) -> bool:
         """Whether the language has to be looked for in this window."""
@@ -208,10 +276,10 @@ class WhisperDecoder:
         waiting = list(range(len(rows)))
         while waiting:
             for alike in _group_by(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
-                if wanted := [n for n in alike if not rows[n].window.cancelled]:
-                    prompts = [self._build_prefix(rows[n]) + self._build_prompt(rows[n]) for n in wanted]
-                    decodings = self._model.decode(encoded, wanted, prompts, rows[wanted[0]].temperature)
-                    for number, decoding in zip(wanted, decodings, strict=True):
+                if active := [n for n in alike if not rows[n].window.cancelled]:
+                    prompts = [self._build_prefix(rows[n]) + self._build_prompt(rows[n]) for n in active]
+                    decodings = self._model.decode(encoded, active, prompts, rows[active[0]].temperature)
+                    for number, decoding in zip(active, decodings, strict=True):
                         rows[number].tried.append(decoding)
             waiting = [n for n in waiting if self._is_doubtful(rows[n])]
 
@@ -231,10 +299,10 @@ class WhisperDecoder:
         aligned = self._align(rows, encoded)
         for number, row in enumerate(rows):
             if row.spans:
-                row.hearing.segments += self._build_segments(row, aligned.get(number))
+                row.result.segments += self._build_segments(row, aligned.get(number))
                 if self._remembers:
                     self._store_context(row)
-            if not row.hearing.segments:
+            if not row.result.segments:
                 self._take_back(row)
 
     def _choose_best(self, row: DecodingRow) -> DecodedText:
@@ -244,13 +312,13 @@ class WhisperDecoder:
         return self._thresholds.choose_decoding(row.tried, texts, row.seconds)
 
     def _take_back(self, row: DecodingRow) -> None:
-        """Where nobody speaks, no language is spoken."""
+        """Remove the language of rows without speech."""
         with self._voting:
             vote(row.window.context.votes, row.voted, -1)
         row.voted = {}
 
     def _align(self, rows: Sequence[DecodingRow], encoded: Any) -> dict[int, tuple[list[float], list[float]]]:
-        """Times and probabilities of the text tokens, for the rows of which that is wanted and which have some."""
+        """Return times and probabilities of the text tokens, for the rows that need them and have text."""
         texts = {
             number: [token for span in row.spans for token in self._special.strip_special(span.tokens)]
             for number, row in enumerate(rows)
@@ -258,17 +326,17 @@ class WhisperDecoder:
         }
         aligned: dict[int, tuple[list[float], list[float]]] = {}
         for alike in _group_by([n for n in texts if texts[n]], lambda n: tuple(self._build_prompt(rows[n]))):
-            wanted = [n for n in alike if not rows[n].window.cancelled]
-            if not wanted:
+            active = [n for n in alike if not rows[n].window.cancelled]
+            if not active:
                 continue
             results = self._model.align(
                 encoded,
-                wanted,
-                self._build_prompt(rows[wanted[0]]),
-                [texts[n] for n in wanted],
-                [rows[n].seconds for n in wanted],
+                active,
+                self._build_prompt(rows[active[0]]),
+                [texts[n] for n in active],
+                [rows[n].seconds for n in active],
             )
-            aligned |= dict(zip(wanted, results, strict=True))
+            aligned |= dict(zip(active, results, strict=True))
         return aligned
 
     def _build_segments(self, row: DecodingRow, aligned: tuple[list[float], list[float]] | None) -> list[Segment]:
@@ -298,10 +366,10 @@ class WhisperDecoder:
     def _build_segment(
         self, row: DecodingRow, segment: Segment, tokens: list[int], starts: Sequence[float], probabilities: Sequence[float]
     ) -> None:
-        """Add the words and the tokens' probabilities that were asked for."""
+        """Add the words and token probabilities that the request needs."""
         request = row.window.request
         if request.words:
-            language = "en" if request.task is SpeechTask.TRANSLATE else row.hearing.language
+            language = "en" if request.task is SpeechTask.TRANSLATE else row.result.language
             times = [row.at + start for start in starts]
             segment.words = build_timed_words(
                 self._model.split_pieces(tokens, language), times, probabilities, (segment.start, segment.end)
@@ -313,14 +381,14 @@ class WhisperDecoder:
             ]
 
     def _store_context(self, row: DecodingRow) -> None:
-        said = "".join(self._model.decode_text(span.tokens) for span in row.spans)
+        text = "".join(self._model.decode_text(span.tokens) for span in row.spans)
         forget = row.tried[-1].temperature > FORGETFUL_TEMPERATURE
-        row.window.context.text = "" if forget else (row.window.context.text + said)[-REMEMBERED:]
+        row.window.context.text = "" if forget else (row.window.context.text + text)[-REMEMBERED:]
 
     def _find_previous_tokens(self, window: Window) -> list[int]:
         request = window.request
-        said = self._model.encode_text(window.context.text) if self._remembers and window.context.text else []
-        return build_previous_tokens(self._hints(", ".join(request.hotwords), request.prompt or self._prompt), said)
+        text = self._model.encode_text(window.context.text) if self._remembers and window.context.text else []
+        return build_previous_tokens(self._hints(", ".join(request.hotwords), request.prompt or self._prompt), text)
 
     def _build_hint_tokens(self, hotwords: str, prompt: str) -> list[int]:
         return [token for text in (hotwords, prompt) if text.strip() for token in self._model.encode_text(" " + text.strip())]
@@ -331,7 +399,7 @@ class WhisperDecoder:
     def _build_prompt(self, row: DecodingRow) -> list[int]:
         if not self._model.multilingual:
             return [self._special.start]
-        return self._special.build_prompt(row.hearing.language, row.window.request.task)
+        return self._special.build_prompt(row.result.language, row.window.request.task)
 
 
 def _count_speech_seconds(window: Window) -> float:

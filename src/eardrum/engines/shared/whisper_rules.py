@@ -25,7 +25,7 @@ PREVIOUS_STEP = 32
 HEARD_ENOUGH_S = 30.0
 """Seconds of a request's speech after which its language is looked for less and less often."""
 HEARD_AGAIN = 0.5
-"""Then it is once that share of what was heard before has followed: a dozen times an hour, and most of the speech decides."""
+"""Then it is once that share of what was voted before has followed: a dozen times an hour, and most of the speech decides."""
 FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
 
@@ -81,19 +81,19 @@ class SpecialTokens:
         return [token for token in tokens if token < self.end]
 
 
-def build_previous_tokens(hints: Sequence[int], said: Sequence[int]) -> list[int]:
-    """Tokens to put before the text: prompt and hotwords, then the end of what was said before, within `MOST_PREVIOUS`."""
+def build_previous_tokens(hints: Sequence[int], earlier: Sequence[int]) -> list[int]:
+    """Tokens to put before the text: prompt and hotwords, then the end of the earlier text, within `MOST_PREVIOUS`."""
     kept = list(hints[-MOST_PREVIOUS:])
     room = MOST_PREVIOUS - len(kept)
-    recent = list(said[-room:]) if room else []
+    recent = list(earlier[-room:]) if room else []
     if len(recent) > PREVIOUS_STEP:
         recent = recent[len(recent) % PREVIOUS_STEP :]
     return kept + recent
 
 
-def list_temperatures(temperatures: Sequence[float], asked: float) -> list[float]:
-    """The temperatures to try one after another: those of the model from what the request asks for upwards."""
-    return [asked, *(t for t in temperatures if t > asked)] if asked else list(temperatures)
+def list_temperatures(temperatures: Sequence[float], requested: float) -> list[float]:
+    """List the temperatures to try in order: the request's and higher ones of the model."""
+    return [requested, *(t for t in temperatures if t > requested)] if requested else list(temperatures)
 
 
 def compute_compression_ratio(text: str) -> float:
@@ -122,7 +122,7 @@ class DecodingThresholds:
     no_speech: float | None = 0.6
 
     def is_silent(self, decoding: DecodedText) -> bool:
-        """Whether nobody speaks: the model says so and is not sure of the text either."""
+        """Whether the window is silent: the model gives a high probability of silence and a low one of the text."""
         if self.no_speech is None or decoding.no_speech_prob <= self.no_speech:
             return False
         return self.log_prob is None or decoding.avg_logprob <= self.log_prob
@@ -140,20 +140,20 @@ class DecodingThresholds:
         return max(believable or decodings, key=lambda decoding: decoding.avg_logprob)
 
     def choose_decoding(self, decodings: Sequence[DecodedText], texts: Sequence[str], seconds: float) -> DecodedText:
-        """`best`, unless people repeated themselves: then what looked like a loop is what was said.
+        """Return `best`, unless the speakers repeated themselves: then the text that looked like a loop is right.
 
         It is, if it is sure, no faster than speech, and either the best has nothing but fewer of the same words, or is in
         doubt itself while another attempt had the same text. `texts` are those of the decodings, of so much audio.
         """
         best = self.choose_best(decodings)
-        said = set(map(normalize_word, texts[decodings.index(best)].split()))
+        earlier = set(map(normalize_word, texts[decodings.index(best)].split()))
         for decoding, text in zip(decodings, texts, strict=True):
             unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
             if decoding is best or not self._is_repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
                 continue
             words = list(map(normalize_word, text.split()))
             confirmed = sum(list(map(normalize_word, other.split())) == words for other in texts) > 1
-            if (said and said <= set(words)) or (confirmed and self.is_doubtful(best)):
+            if (earlier and earlier <= set(words)) or (confirmed and self.is_doubtful(best)):
                 return decoding
         return best
 
@@ -239,7 +239,7 @@ def _consists_of(marks: str, text: str) -> bool:
 
 
 def vote(votes: dict[str, float], seconds: Mapping[str, float], sign: int = 1) -> None:
-    """Add what some speech says about its request's language, or with -1 take it back.
+    """Add the language probabilities of some speech to its request's votes, or with -1 remove them.
 
     `seconds` are the length of the speech, shared among the languages by their probability.
     """
@@ -248,9 +248,9 @@ def vote(votes: dict[str, float], seconds: Mapping[str, float], sign: int = 1) -
 
 
 def is_settled(votes: Mapping[str, float], unheard: float = 0.0) -> bool:
-    """Whether enough speech was heard to be sure of the language, of which so many seconds have no vote yet."""
-    heard = sum(votes.values())
-    return heard > HEARD_ENOUGH_S * 0.99 and unheard < heard * HEARD_AGAIN
+    """Whether enough speech has voted to be sure of the language, with `unheard` seconds without a vote."""
+    voted = sum(votes.values())
+    return voted > HEARD_ENOUGH_S * 0.99 and unheard < voted * HEARD_AGAIN
 
 
 def find_favourite(votes: Mapping[str, float]) -> str:

@@ -44,8 +44,6 @@ COMMAND_BYTES = 256
 COMMIT_ANSWER_S = 1.0
 """A commit is answered by the first end of an utterance that is at most this long before it: silence may have been cut off."""
 
-SAMPLE_WIDTHS = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
-
 
 @dataclass(slots=True)
 class BufferedCommand:
@@ -184,7 +182,7 @@ class ReplayBuffer:
 
     @property
     def _frame_bytes(self) -> int:
-        return 1 if self.is_container else SAMPLE_WIDTHS[self.settings.format.encoding] * self.settings.format.channels
+        return self.settings.format.frame_bytes
 
     @property
     def _max_kept(self) -> int:

@@ -316,12 +316,17 @@ def detect_file_type(head: bytes) -> AudioFileType:
     return AudioFileType("", "application/octet-stream")
 
 
-def build_wav_header(data_bytes: int) -> bytes:
-    """Build the WAV header for this many bytes of s16le mono at 16 kHz."""
-    rate = SAMPLE_RATE
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    riff = struct.pack("<4sI4s", b"RIFF", min(36 + data_bytes, 0xFFFFFFFF), b"WAVE")
-    return riff + form + struct.pack("<4sI", b"data", min(data_bytes, 0xFFFFFFFF))
+WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+"""The header of a WAV file, up to its samples."""
+MAX_WAV_SIZE = 0xFFFFFFFF
+
+
+def build_wav_header(data_bytes: int, rate: int = SAMPLE_RATE, channels: int = 1) -> bytes:
+    """Build the WAV header for `data_bytes` bytes of 16-bit samples. A size that does not fit becomes the largest one."""
+    frame = 2 * channels
+    form = (b"fmt ", 16, 1, channels, rate, rate * frame, frame, 16)
+    file_bytes = WAV_HEADER.size - 8 + data_bytes
+    return WAV_HEADER.pack(b"RIFF", min(file_bytes, MAX_WAV_SIZE), b"WAVE", *form, b"data", min(data_bytes, MAX_WAV_SIZE))
 
 
 def _read_wav_duration(head: bytes) -> float:

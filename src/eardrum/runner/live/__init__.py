@@ -1,1 +1,1 @@
-"""Live transcription: a stream of audio becomes text while somebody speaks."""
+"""Live transcription: turns a stream of audio into text during speech."""

@@ -41,7 +41,7 @@ from eardrum.runner.vad import FRAME_SAMPLES, MAX_LIVE_START_DB, AutoGain, VadMo
 from eardrum.transcription import SAMPLE_RATE, Capabilities
 
 SLICE_SAMPLES = FRAME_SAMPLES * 16
-"""Samples that are heard at once: half a second costs the event loop about a millisecond."""
+"""Samples processed at once: half a second costs the event loop about a millisecond."""
 
 MAX_WINDOWS_AHEAD = 4
 """Finished windows that may wait for the engine, and events for the client, before no more audio is taken."""
@@ -55,7 +55,7 @@ class LiveSessionDriver:
     """One live session in the runner. `take` belongs to one task, `events` to another; `close` ends it.
 
     Raises:
-        UnsupportedFeatureError: the engine cannot do what is asked.
+        UnsupportedFeatureError: the engine lacks a feature of the request.
         InvalidRequestError: the format of the audio cannot be read.
     """
 
@@ -76,7 +76,7 @@ class LiveSessionDriver:
         self._context = self._partial_context = RequestContext()
         self._waiting_finals: deque[DecodeWindow] = (
             deque()
-        )  # finals that wait for the one before, where the engine wants them one by one
+        )  # finals that wait for the one before, if the engine decodes them one by one
         self._with_engine: dict[int, DecodeWindow] = {}
         self._events: asyncio.Queue[LiveEvent | EardrumError] = asyncio.Queue()
         self._lock = asyncio.Lock()  # samples may come from a container's thread while a command comes
@@ -112,7 +112,7 @@ class LiveSessionDriver:
                 return
 
     async def close(self) -> None:
-        """Drop what the engine has not decoded, and end what was begun."""
+        """Cancel waiting windows and end the threads and tasks."""
         if isinstance(self._source, ContainerSamples):
             await self._source.close()
         self._batcher.live_sessions -= 1
@@ -210,8 +210,8 @@ class LiveSessionDriver:
             known = error if isinstance(error, EardrumError) else EardrumError(f"The model failed on this audio: {error}")
             self._perform(self._session.handle_failure(decode.id, known))
         else:
-            heard = done.result()
-            self._perform(self._session.handle_result(decode.id, heard.result, heard.decode_s, heard.queue_s))
+            decoded = done.result()
+            self._perform(self._session.handle_result(decode.id, decoded.result, decoded.decode_s, decoded.queue_s))
 
     def _drop_window(self, number: int) -> None:
         decode = self._with_engine.get(number)
@@ -260,14 +260,14 @@ def check_format(form: AudioFormat) -> None:
         return
     if not MIN_RATE <= form.rate <= MAX_RATE:
         raise InvalidRequestError(
-            f"A rate of {form.rate} Hz cannot be heard: send audio of {MIN_RATE} to {MAX_RATE} Hz and say which.", param="rate"
+            f"A sample rate of {form.rate} Hz is not supported: send audio of {MIN_RATE} to {MAX_RATE} Hz.", param="rate"
         )
     if (form.audio_track or 1) > 1:
         raise InvalidRequestError(
             f"Audio without a container has one audio track: audio_track cannot be {form.audio_track}.", param="audio_track"
         )
     if not 1 <= form.channels <= MAX_CHANNELS:
-        raise InvalidRequestError(f"{form.channels} channels cannot be heard: send 1 to {MAX_CHANNELS}.", param="channels")
+        raise InvalidRequestError(f"{form.channels} channels are not supported: send 1 to {MAX_CHANNELS}.", param="channels")
 
 
 class RawSamples:
@@ -276,7 +276,7 @@ class RawSamples:
     def __init__(self, form: AudioFormat):
         self._format = form
         self._buffer = bytearray()
-        self._size = _SAMPLE_WIDTHS[form.encoding] * form.channels
+        self._size = form.frame_bytes
         self._block = self._size * round(form.rate * BLOCK_S)
         self._mix = MonoDownmix([NO_LAYOUT] * form.channels, form.rate) if form.channels > 1 else None
         self._resampler = None if form.rate == SAMPLE_RATE else AudioResampler("flt", "mono", SAMPLE_RATE)
@@ -314,9 +314,6 @@ class RawSamples:
             yield cast(Audio, resampled.to_ndarray()[0])
 
 
-_SAMPLE_WIDTHS = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
-
-
 def _decode_samples(data: bytes, encoding: AudioEncoding) -> Audio:
     match encoding:
         case AudioEncoding.PCM16:
@@ -347,20 +344,20 @@ _TABLES = {AudioEncoding.MULAW: _build_mulaw_table(), AudioEncoding.ALAW: _build
 
 
 class ContainerSamples:
-    """Hands the samples of one container to `hear`, which is called on the event loop and may make the thread wait.
+    """Decodes one container in a thread and passes samples to `on_samples` on the event loop, which may make the thread wait.
 
     `fail` is called once if they cannot be decoded.
     """
 
     def __init__(
         self,
-        hear: Callable[[Audio], Awaitable[None]],
+        on_samples: Callable[[Audio], Awaitable[None]],
         fail: Callable[[EardrumError], None],
         *,
         max_seconds: float,
         audio_track: int | None,
     ) -> None:
-        self._on_samples = hear
+        self._on_samples = on_samples
         self._on_error = fail
         self._pipe = BytePipe()
         self._decoder = AudioDecoder(self._pipe, raw_pcm=False, max_seconds=max_seconds, live=True, audio_track=audio_track)
@@ -382,7 +379,7 @@ class ContainerSamples:
             await self._pipe.feed(data)
 
     async def finish(self) -> None:
-        """No more bytes come: wait until all samples were heard."""
+        """End the input and wait until all samples are processed."""
         self._pipe.finish()
         await self._finished.wait()
 
@@ -417,5 +414,5 @@ class ContainerSamples:
     def _end_decoding(self, error: EardrumError | None) -> None:
         if error:
             self._on_error(error)
-        self._pipe.cancel()  # nobody reads any more
+        self._pipe.cancel()  # no reader is left
         self._finished.set()

@@ -33,7 +33,7 @@ HYSTERESIS = 0.15
 """Speech goes on until the probability falls this far below the threshold."""
 
 WINDOW_PAUSE_S, FULL_WINDOW_PAUSE_S = 0.8, 2.0
-"""The longest pause within a stretch: text that must come fast wants small windows, but where every window costs the same not
+"""The longest pause within a stretch: fast text needs small windows, but where every window costs the same not
 many of them."""
 
 WINDOW_PREFIX = 11
@@ -56,7 +56,7 @@ class EndpointingRule:
     prefix: int
     silence: int
     end_silence: int | None
-    """Frames of silence after which nobody speaks any more; None: only a command says so."""
+    """Frames of silence that end an utterance; None: only a command ends it."""
     min_speech: int = MIN_SPEECH_FRAMES
 
     @classmethod
@@ -113,7 +113,7 @@ class StretchEnded:
 
 @dataclass(frozen=True, slots=True)
 class SpeechOver:
-    """Nobody has spoken since the last stretch for as long as ends what is said."""
+    """The silence since the last stretch is long enough to end the utterance."""
 
 
 EndpointMark = StretchBegan | StretchPaused | StretchEnded | SpeechOver
@@ -130,7 +130,7 @@ class Endpointer:
         self._first: int | None = None  # first and last speech frame of the stretch in the making
         self._last = 0
         self._speech_frames = 0
-        self._may_continue = False  # somebody has spoken, and may go on after a pause or the end of a stretch
+        self._may_continue = False  # speech may go on after a pause or the end of a stretch
         self._ended_in_speech = False  # the last stretch ended in mid-speech
         self.begin = 0
         """The frame at which the stretch in the making begins."""
@@ -139,7 +139,7 @@ class Endpointer:
 
     @property
     def frame_count(self) -> int:
-        """Frames heard so far."""
+        """Frames processed so far."""
         return self._frames.end
 
     @property
@@ -165,7 +165,7 @@ class Endpointer:
         return self._build_chunk(self._complete_end if whole else self._next)
 
     def end_stretch(self, rest: Audio | None = None) -> SpeechChunk | None:
-        """End the stretch now, however little was said of it. `rest` are the samples heard since the last whole frame."""
+        """End the stretch now, however short. `rest` are the samples since the last whole frame."""
         cut = None
         if self._first is not None:
             end = self._complete_end
@@ -176,7 +176,7 @@ class Endpointer:
 
     @property
     def _lead_frames(self) -> int:
-        """Frames before speech that belong to its stretch: as few as the client likes, but a word at a cut is heard whole."""
+        """Frames before speech that belong to its stretch: the client's choice, but enough for the whole word at a cut."""
         return max(self.rule.prefix, WINDOW_PREFIX) if self._may_continue else self.rule.prefix
 
     @property

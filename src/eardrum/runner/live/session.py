@@ -93,7 +93,7 @@ class LiveSession:
         return self._collect_outputs()
 
     def handle_command(self, command: LiveCommand, rest: Audio | None = None) -> list[SessionOutput]:
-        """Carry out a command. `rest` are the samples heard since the last whole frame."""
+        """Carry out a command. `rest` are the samples since the last whole frame."""
         match command:
             case ConfigureCommand(settings):
                 self._configure(settings)
@@ -105,16 +105,16 @@ class LiveSession:
                 self._finish(rest)
         return self._collect_outputs()
 
-    def handle_result(self, number: int, hearing: EngineResult, decode_s: float, queue_s: float) -> list[SessionOutput]:
+    def handle_result(self, number: int, result: EngineResult, decode_s: float, queue_s: float) -> list[SessionOutput]:
         """The engine has decoded a window, in so many seconds after it had waited."""
         self._decode_s += decode_s
         attempt = self._partials.last
         if number in self._pending:
-            self._complete_window(number, hearing)
+            self._complete_window(number, result)
         elif attempt and attempt.id == number:
-            attempt.result = hearing
+            attempt.result = result
             self._partials.record_result(decode_s, queue_s)
-            self._apply_hypothesis(attempt, hearing)
+            self._apply_hypothesis(attempt, result)
         return self._collect_outputs()
 
     def handle_failure(self, number: int, error: EardrumError) -> list[SessionOutput]:
@@ -141,7 +141,7 @@ class LiveSession:
         return Utterance(next(self._numbers), self._settings.request, start, announced)
 
     def _close_window(self, cut: SpeechChunk) -> None:
-        """The open window is finished: it is decoded, unless that was begun at the pause."""
+        """Decode the finished window, unless decoding started at the pause."""
         assert self._current
         self._last_end = cut.end / SAMPLE_RATE, (cut.start + cut.speech_end) / SAMPLE_RATE
         window = build_window(cut, self._current.request)
@@ -200,14 +200,14 @@ class LiveSession:
         self._partials.start(attempt)
         self._outputs.append(DecodeWindow(attempt.id, window, final=False))
 
-    def _apply_hypothesis(self, attempt: PartialDecode, hearing: EngineResult) -> None:
+    def _apply_hypothesis(self, attempt: PartialDecode, result: EngineResult) -> None:
         """A hypothesis on the open window."""
         utterance = self._current
         if not utterance or not self._settings.partials:
             return
         before = (utterance.open_window.stable, utterance.open_window.tentative)
         end = attempt.window.start + attempt.window.seconds
-        utterance.add_hypothesis(build_segments(attempt.window, hearing), end, attempt.stable_until)
+        utterance.add_hypothesis(build_segments(attempt.window, result), end, attempt.stable_until)
         if before != (utterance.open_window.stable, utterance.open_window.tentative):
             self._emit_partial(utterance, end)
 
@@ -217,10 +217,10 @@ class LiveSession:
 
     # Finals
 
-    def _complete_window(self, number: int, hearing: EngineResult) -> None:
+    def _complete_window(self, number: int, result: EngineResult) -> None:
         utterance, part, window = self._pending.pop(number)
-        part.segments = keep_stable_text(part.stable, build_segments(window, hearing), window)
-        utterance.language = hearing.language or utterance.language
+        part.segments = keep_stable_text(part.stable, build_segments(window, result), window)
+        utterance.language = result.language or utterance.language
         if utterance is self._current and self._settings.partials and part.segments:
             self._emit_partial(utterance, window.start + window.seconds)
 
@@ -287,7 +287,7 @@ class LiveSession:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodeWindow:
-    """Have a window decoded, and say what was heard under its number."""
+    """Decode a window; its result comes back under its number."""
 
     id: int
     window: Window
@@ -325,7 +325,7 @@ MIN_RETRY_S, MAX_RETRY_S = 1.0, 30.0
 """Audio after an attempt on which the engine failed."""
 
 CONTEXT_S = 1.0
-"""Audio before the first word that is decoded anew, so that it is heard whole."""
+"""Audio before the first word that is decoded again, so that the word is whole."""
 
 MIN_OMITTED_S = 3.0
 """Less audio is not worth leaving out."""
@@ -338,7 +338,7 @@ class PartialDecode:
     id: int
     window: Window
     stable_until: float | None = None
-    """The words up to this second were stable; those that the window holds of them are not heard anew."""
+    """The words up to this second were stable; those inside the window are not decoded again."""
     result: EngineResult | None = None
 
     def covers(self, window: Window) -> bool:

@@ -18,7 +18,7 @@ from eardrum.text import append_text, count_counterparts, join_texts, normalize_
 from eardrum.transcription import Segment, TranscriptionRequest, Word
 
 MIN_HYPOTHESIS_GAP_S = 2.0
-"""Audio between two hypotheses that count as two: what is heard a moment later is misheard in the same way."""
+"""Audio between two hypotheses that count as two: a hypothesis of a moment later repeats the same mistakes."""
 
 UNSTABLE_WORDS = 1
 """Words at the end of a hypothesis that may have been cut in two."""
@@ -30,22 +30,22 @@ class LocalAgreement:
     def __init__(self) -> None:
         self.stable = ""
         self.tentative = ""
-        self._hypotheses: list[tuple[float, list[str]]] = []  # when, and what it said behind the stable words
+        self._hypotheses: list[tuple[float, list[str]]] = []  # time, and the words after the stable ones
 
     def add_hypothesis(self, text: str, at: float) -> None:
         """Take a hypothesis on the window up to second `at`."""
         rest = split_units(remove_known_text(self.stable, text))
         agreed = min(self._count_agreed(rest, at), max(len(rest) - UNSTABLE_WORDS, 0))
         self.stable = append_text(self.stable, "".join(rest[:agreed]))
-        self._hypotheses = [(when, said[agreed:]) for when, said in self._hypotheses] + [(at, rest[agreed:])]
+        self._hypotheses = [(when, units[agreed:]) for when, units in self._hypotheses] + [(at, rest[agreed:])]
         self.tentative = append_text(self.stable, "".join(rest[agreed:]))[len(self.stable) :]
 
     def _count_agreed(self, rest: list[str], at: float) -> int:
         """The words that all hypotheses had, from a moment far enough back until now."""
         count = len(rest)
         for number in range(len(self._hypotheses) - 1, -1, -1):
-            when, said = self._hypotheses[number]
-            count = _count_alike(rest[:count], said[: len(said) - UNSTABLE_WORDS])
+            when, units = self._hypotheses[number]
+            count = _count_alike(rest[:count], units[: len(units) - UNSTABLE_WORDS])
             if at - when >= MIN_HYPOTHESIS_GAP_S:
                 self._hypotheses = self._hypotheses[number:]
                 return count
@@ -153,9 +153,9 @@ class Utterance:
         return FinalTranscript(self.number, self.committed.start, self.committed.end, text, segments, self.language)
 
 
-def build_segments(window: Window, hearing: EngineResult) -> list[Segment]:
-    """The segments of a window on the session's clock, less those that nobody said."""
-    segments = [segment for relative in hearing.segments for segment in place_segment(relative, window)]
+def build_segments(window: Window, result: EngineResult) -> list[Segment]:
+    """Return the window's segments with times of the session, without those that nobody spoke."""
+    segments = [segment for relative in result.segments for segment in place_segment(relative, window)]
     for segment in segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech
     kept = [remove_hallucinations(segment, window.speech).segment for segment in segments if segment.text.strip()]
@@ -163,7 +163,7 @@ def build_segments(window: Window, hearing: EngineResult) -> list[Segment]:
 
 
 def select_words(text: str, words: list[Word]) -> list[Word]:
-    """The words of a text that is the beginning of what they say, however they are spelled."""
+    """Return the words that make up a text, which is the beginning of what they spell."""
     left = len(normalize_word(text))
     found = []
     for word in words:
@@ -175,30 +175,30 @@ def select_words(text: str, words: list[Word]) -> list[Word]:
 
 
 def keep_stable_text(stable: str, segments: list[Segment], window: Window) -> list[Segment]:
-    """The segments such that their text begins with what is stable: its words stand where the final hearing has others."""
+    """The segments such that their text begins with what is stable: its words replace others of the final result."""
     text = join_texts(segment.text for segment in segments)
     if text.startswith(stable):
         return segments
     if not segments:
         begin, end = window.speech_span
         return [Segment(window.clock(begin), window.clock(end, ending=True), stable)]
-    said = [(unit, number) for number, segment in enumerate(segments) for unit in split_units(segment.text.strip())]
+    units = [(unit, number) for number, segment in enumerate(segments) for unit in split_units(segment.text.strip())]
     promised = split_units(stable)
-    count = count_counterparts(promised, [unit for unit, _ in said])
-    owners = [said[max(min(at, count - 1), 0)][1] for at in range(len(promised))]
+    count = count_counterparts(promised, [unit for unit, _ in units])
+    owners = [units[max(min(at, count - 1), 0)][1] for at in range(len(promised))]
     fixed = []
     for number, segment in enumerate(segments):
         mine = [unit for unit, owner in zip(promised, owners, strict=True) if owner == number]
-        rest = [unit for unit, owner in said[count:] if owner == number]
+        rest = [unit for unit, owner in units[count:] if owner == number]
         changed = append_text("".join(mine), "".join(rest)).strip()
         if changed:
             fixed.append(replace(segment, text=changed, words=_replace_words(segment.words, split_units(changed))))
     return fixed
 
 
-def _replace_words(words: list[Word], said: list[str]) -> list[Word]:
+def _replace_words(words: list[Word], units: list[str]) -> list[Word]:
     """Word times for a text that differs from the one they belong to: counted from the end, where both are the same."""
     if not words:
         return []
-    late = [words[max(len(words) - len(said) + at, 0)] for at in range(len(said))]
-    return [replace(word, word=unit) for word, unit in zip(late, said, strict=True)]
+    late = [words[max(len(words) - len(units) + at, 0)] for at in range(len(units))]
+    return [replace(word, word=unit) for word, unit in zip(late, units, strict=True)]

@@ -1,33 +1,43 @@
-"""Downloads the files of one repository into the cache, over as many connections as it takes.
+"""Downloads a model from the Hugging Face hub: `python -m eardrum.hub REPOSITORY --cache DIR [--pattern P ...]`.
 
-Errors of the hub become `EardrumError`s whose sentences say what to do. The cache has Hugging Face's layout, contents under
-their hashes and revisions that link to them:
+It is a process of its own, so that the gateway neither imports the hub's library nor waits for it, and stopping a download means
+ending a process. It writes a line of JSON to stdout per step: `{"plan": {files, total, present}}`, `{"progress": {file,
+completed}}` (bytes of all files so far), and last `{"done": {"path"}}` or `{"failed": {...}}`. With `--list` it downloads
+nothing and writes `{"listing": {files, config}}`.
+
+Files land in the standard cache, in Hugging Face's layout:
 
 models--OWNER--NAME/
-    blobs/HASH, blobs/HASH.part     a content, or the part of it that arrived
+    blobs/HASH, blobs/HASH.part     a file's content, or the part of it that has arrived
     snapshots/REVISION/FILE         links to the contents
     refs/main                       the newest revision
+
+The library restarts an interrupted file from zero. Files of models are gigabytes, so here the part that has arrived is kept and
+continued. A revision appears in the cache only when all its files are complete, so a model stays usable while it is updated.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import Any, BinaryIO
 
 import httpx2
 from filelock import FileLock
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, get_hf_file_metadata, get_session, hf_hub_url, hf_raise_for_status
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -36,15 +46,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import get_session, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # public, in an `__all__` that is computed
 
 from eardrum.errors import EardrumError, ModelNotFoundError, PullError, StorageFullError
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 4 << 20
 MAX_FILES = 20_000
-"""The files that identify the kind of a repository."""
+"""Most files a repository may list: no model that an engine recognises has more."""
 
 MAX_NAME_BYTES = 255
 """Bytes of a file's name on every file system in use."""
@@ -53,17 +62,54 @@ MIN_FREE_BYTES = 64 << 20
 """Bytes that must stay free on the disk."""
 
 
+def main() -> None:
+    """Download or list the repository named on the command line; exit code 1 if that fails."""
+    arguments = _parse_arguments()
+    if arguments.parent:
+        Thread(target=_exit_with_parent, name="parent", daemon=True).start()
+    try:
+        if arguments.list:
+            write_message({"listing": list_repository(arguments.repository)})
+            return
+        path = download_repository(arguments.repository, arguments.cache, arguments.pattern)
+    except EardrumError as error:
+        write_message({"failed": error.to_json()})
+        sys.exit(1)
+    write_message({"done": {"path": str(path)}})
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="eardrum.hub", description="Download a model from the Hugging Face hub.")
+    parser.add_argument("repository")
+    parser.add_argument("--cache", type=Path, default=Path(), help="folder of the Hugging Face cache")
+    parser.add_argument("--pattern", action="append", default=[], help="download only files that match; repeatable")
+    parser.add_argument("--list", action="store_true", help="list the repository's files and download nothing")
+    parser.add_argument("--parent", action="store_true", help="exit when stdin closes")
+    return parser.parse_args()
+
+
+def _exit_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(1)
+
+
+def write_message(message: dict[str, Any]) -> None:
+    """Write one line of JSON and flush it: the reader waits for it."""
+    print(json.dumps(message), flush=True)
+
+
 def list_repository(repository: str) -> dict[str, Any]:
-    """The names of the repository's files, and what its config.json says: engines know their models by the two.
+    """List the repository's file names and read its config.json: engines recognise their models by the two.
 
     Raises:
-        ModelNotFoundError, PullError: as `fetch`.
+        ModelNotFoundError, PullError: as `download_repository`.
     """
     info = _fetch_info(repository)
     files = [_check_name(s.rfilename) for s in info.siblings or ()]
     if len(files) > MAX_FILES:
-        raise PullError(f"{repository} has {len(files)} files, and no model that can be recognised has more than {MAX_FILES}.")
-    unfit = _find_unfit(files)  # nobody has to store what an engine may not want
+        raise PullError(f"{repository} has {len(files)} files, more than the {MAX_FILES} of any model: check the name.")
+    unfit = _find_unfit(files)  # listing succeeds: the engine may not want these files
     fit = [name for name in files if name not in unfit]
     return {"files": fit, "config": _fetch_config(repository, info.sha) if CONFIG_FILE in fit else {}}
 
@@ -78,7 +124,8 @@ def _fetch_config(repository: str, revision: str | None) -> dict[str, Any]:
         raise explain_error(error, repository) from error
     if len(response.content) > MAX_CONFIG_BYTES:
         raise PullError(
-            f"The {CONFIG_FILE} of {repository} has {len(response.content):,} bytes, and no model's has more than a few."
+            f"The {CONFIG_FILE} of {repository} has {len(response.content):,} bytes, and at most {MAX_CONFIG_BYTES:,} are read: "
+            "check that the repository holds a model."
         )
     try:
         config = response.json()
@@ -88,24 +135,22 @@ def _fetch_config(repository: str, revision: str | None) -> dict[str, Any]:
 
 
 def download_repository(repository: str, cache: Path, patterns: Sequence[str]) -> Path:
-    """Bring the repository's files that match `patterns` (all, if there are none) into `cache`; returns their folder.
+    """Download the repository's files that match `patterns` (all, if there are none) into `cache`; returns their folder.
 
     Raises:
         ModelNotFoundError: there is no such repository.
-        PullError: it asks for a licence or a token, or the hub cannot be reached.
+        PullError: the repository requires accepted terms or a token, or the hub cannot be reached.
         StorageFullError: the disk has no room.
     """
     info = _fetch_info(repository)
     wanted = [s for s in info.siblings or () if _is_wanted(_check_name(s.rfilename), patterns)]
     if not wanted:
-        raise PullError(f"{repository} holds no files of a kind that its engine reads ({', '.join(patterns)}).")
+        raise PullError(f"{repository} has no files that its engine reads ({', '.join(patterns)}): check the name.")
     for name, why in _find_unfit([s.rfilename for s in wanted]).items():
         raise PullError(f"{repository} cannot be stored: {name[:80]} {why}.")
     revision = info.sha or ""
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise PullError(
-            f"What answers in place of the hub does not say which revision of {repository} it has: check HF_ENDPOINT."
-        )
+        raise PullError(f"The hub named no valid revision of {repository}: check that HF_ENDPOINT is a Hugging Face hub.")
     try:
         files = [_describe_file(repository, revision, sibling) for sibling in wanted]
         return _RepositoryDownload(repository, revision, cache, files).run()
@@ -117,23 +162,25 @@ def _fetch_info(repository: str) -> ModelInfo:
     try:
         return HfApi().model_info(repository, files_metadata=True, timeout=READ_TIMEOUT_S)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, httpx2.HTTPError) as error:
-        raise explain_error(error, repository) from error  # not only the network: what answers may not be a hub at all
+        raise explain_error(error, repository) from error  # any type of error: HF_ENDPOINT may name a server that is not a hub
 
 
 def _describe_file(repository: str, revision: str, sibling: RepoSibling) -> HubFile:
     url = hf_hub_url(repository, sibling.rfilename, revision=revision)
     content = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     size = sibling.size
-    if not content or size is None:  # mirrors of the hub may be sparing with what they tell
+    if not content or size is None:  # some mirrors of the hub leave them out of the list
         remote = get_hf_file_metadata(url)
         content, size = remote.etag, remote.size
     if not content or size is None or not re.fullmatch(r"\w[\w.-]*", content):
-        raise PullError(f"The hub does not say what {sibling.rfilename} of {repository} holds.")
+        raise PullError(
+            f"The hub lists {sibling.rfilename} of {repository} without its size or hash: try again later, or check HF_ENDPOINT."
+        )
     return HubFile(sibling.rfilename, url, HubBlob(content, size))
 
 
 class _RepositoryDownload:
-    """One repository on its way into the cache."""
+    """The download of one repository into the cache."""
 
     def __init__(self, repository: str, revision: str, cache: Path, files: Sequence[HubFile]):
         self._repository = repository
@@ -160,43 +207,43 @@ class _RepositoryDownload:
         if missing and missing + MIN_FREE_BYTES > free:
             raise StorageFullError(
                 f"{self._repository} needs {missing / 1e9:.1f} GB more, and {self._cache.folder} has {free / 1e9:.1f} GB free: "
-                "make room, or set model_dir (HF_HUB_CACHE) to another disk."
+                "free some space, or set model_dir (HF_HUB_CACHE) to another disk."
             )
 
     def _fetch_content(self, file: HubFile, progress: ProgressReporter) -> None:
-        """Have the file's content among the blobs."""
+        """Download the file's content into the blobs, unless it is there."""
         if self._cache.has_blob(file.blob):
             return
-        self._cache.count_arrived(file.blob)  # throws away a part that is too long
+        self._cache.count_arrived(file.blob)  # deletes a part that is too long
         with self._cache.get_part_path(file.blob).open("ab") as part:
             progress.report(part.tell())
             download_file(file, part, progress)
         if not self._cache.complete_blob(file.blob):
-            raise PullError(f"{file.name} of {self._repository} arrived damaged: pull it again.")
+            raise PullError(f"{file.name} of {self._repository} does not match the hub's checksum: pull the model again.")
 
 
 def _check_name(name: str) -> str:
-    """The name of a file that stays inside its folder.
+    """Check that a file of this name stays inside its folder; returns the name.
 
     Raises:
-        PullError: it does not, or could be taken for an unfinished file.
+        PullError: it does not, or looks like an unfinished file.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name.endswith(PART_SUFFIX):
-        raise PullError(f"The hub lists a file that will not be stored under its name: {name!r}.")
+        raise PullError(f"The repository lists a file with an unsafe name, {name!r}: Eardrum does not download it.")
     return name
 
 
 def _find_unfit(names: Sequence[str]) -> dict[str, str]:
-    """Names of files that no disk can hold together, and why."""
+    """Find files that a file system cannot store together; returns name and reason."""
     known, unfit = set(names), {}
     for name in names:
         path = PurePosixPath(name)
         above = next((str(parent) for parent in path.parents if str(parent) in known), "")
         if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.parts):
-            unfit[name] = f"has a name of more than {MAX_NAME_BYTES} bytes"
+            unfit[name] = f"has a name longer than {MAX_NAME_BYTES} bytes"
         elif above:
-            unfit[name] = f"is inside {above[:80]}, which is a file as well"
+            unfit[name] = f"is inside {above[:80]}, which is also a file"
     return unfit
 
 
@@ -205,18 +252,18 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
 
 
 PROGRESS_INTERVAL_S = 0.2
-"""Least time between two lines of progress."""
+"""Shortest time between two progress messages."""
 
 READ_TIMEOUT_S = 30.0
-"""How long the hub may say nothing."""
+"""Longest wait for the next bytes of the hub."""
 
 RETRY_PAUSES_S = (0.5, 1.0, 2.0)
-"""Before trying again, as long as nothing arrives. Whatever does arrive starts the count anew."""
+"""Pauses between attempts that receive nothing. An attempt that receives bytes starts the list again."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file to have: its name in the repository, where it is fetched from, and its content's place and size."""
+    """A file to download: its name in the repository, its URL, and its content's hash and size."""
 
     name: str
     url: str
@@ -224,11 +271,11 @@ class HubFile:
 
 
 def download_file(file: HubFile, part: BinaryIO, progress: ProgressReporter) -> None:
-    """Append what is missing, over as many connections as it takes. Gives up when nothing arrives any more.
+    """Append the missing bytes, over as many connections as needed. Gives up when several in a row deliver nothing.
 
     Raises:
         httpx2.HTTPError: the hub cannot be reached, or refuses.
-        OSError: the disk refuses.
+        OSError: the file cannot be written.
     """
     pauses = iter(RETRY_PAUSES_S)
     while part.tell() < file.blob.size:
@@ -247,17 +294,17 @@ def download_file(file: HubFile, part: BinaryIO, progress: ProgressReporter) -> 
 
 
 def _append_bytes(file: HubFile, part: BinaryIO, progress: ProgressReporter) -> None:
-    """One connection's worth.
+    """Append the bytes of one connection.
 
-    The file is asked for at its address here and not where that leads: so the token goes to the hub only, and an address
-    of the store behind it that has expired is replaced by a fresh one.
+    Each connection starts at the hub's URL, not at the one it redirects to: the token goes to the hub only, and a redirect
+    that has expired is replaced by a new one.
     """
     headers = build_hf_headers() | {"accept-encoding": "identity"}
     if part.tell():
         headers["range"] = f"bytes={part.tell()}-"
     with get_session().stream("GET", file.url, headers=headers, timeout=READ_TIMEOUT_S, follow_redirects=True) as response:
         hf_raise_for_status(response)
-        if part.tell() and response.status_code != 206:  # the whole file comes
+        if part.tell() and response.status_code != 206:  # the server ignored the range
             part.truncate(0)
             progress.report(0)
         for data in response.iter_bytes():
@@ -268,12 +315,12 @@ def _append_bytes(file: HubFile, part: BinaryIO, progress: ProgressReporter) -> 
 
 
 def _is_transient(status: int) -> bool:
-    """Whether a refusal may be over in a moment."""
+    """Whether a request with this status may succeed a moment later."""
     return status in (408, 429) or status >= 500
 
 
 class ProgressReporter:
-    """Turns the bytes of one file into lines about all of them."""
+    """Writes the progress of the whole repository from the bytes of one file."""
 
     def __init__(self, file: str, before: int):
         self._file = file
@@ -281,26 +328,26 @@ class ProgressReporter:
         self._reported_at = 0.0
 
     def report(self, bytes: int) -> None:
-        """So many bytes of the file are here. A line, unless the last one is fresh."""
+        """Write a progress message for `bytes` bytes of the file, unless the last message is recent."""
         if time.monotonic() - self._reported_at >= PROGRESS_INTERVAL_S:
             self._reported_at = time.monotonic()
             write_message({"progress": {"file": self._file, "completed": self._before + bytes}})
 
 
 PART_SUFFIX = ".part"
-"""Ending of a content that is not whole yet."""
+"""Suffix of an incomplete content."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubBlob:
-    """A content: the hub's hash of it, and its size in bytes."""
+    """A file's content: the hub's hash of it, and its size in bytes."""
 
     hash: str
     size: int
 
 
 class RepositoryCache:
-    """One repository in the cache `folder`."""
+    """The cache of one repository, inside `folder`."""
 
     def __init__(self, folder: Path, repository: str):
         self.folder = folder
@@ -308,16 +355,16 @@ class RepositoryCache:
         self.blobs = self._home / "blobs"
 
     def get_part_path(self, blob: HubBlob) -> Path:
-        """Where what has arrived of the content is."""
+        """The path of the content's incomplete part."""
         return self.blobs / (blob.hash + PART_SUFFIX)
 
     def has_blob(self, blob: HubBlob) -> bool:
-        """Whether the content is here. One of another size is not it: an earlier attempt died while writing."""
+        """Whether the cache has the whole content. A file of another size is the rest of a process that died while writing."""
         path = self.blobs / blob.hash
         return path.exists() and path.stat().st_size == blob.size
 
     def count_arrived(self, blob: HubBlob) -> int:
-        """Bytes of the content that are here."""
+        """Count the bytes of the content that the cache has. Deletes a part that is too long."""
         if self.has_blob(blob):
             return blob.size
         part = self.get_part_path(blob)
@@ -337,7 +384,7 @@ class RepositoryCache:
         return True
 
     def publish(self, revision: str, files: Mapping[str, HubBlob]) -> Path:
-        """Make the contents visible under their names, all at once; returns the folder. Parts of other revisions go."""
+        """Publish the contents under their names, all at once; returns the folder. Deletes parts of other revisions."""
         snapshot = self._home / "snapshots" / revision
         snapshot.parent.mkdir(exist_ok=True)
         if snapshot.exists():  # fetched before, perhaps with fewer files
@@ -356,19 +403,19 @@ class RepositoryCache:
         return snapshot
 
     def _link_files(self, folder: Path, snapshot: Path, files: Mapping[str, HubBlob]) -> None:
-        """Links in `folder` that are right once it is at `snapshot`."""
+        """Create links in `folder` that are valid once the folder is at `snapshot`."""
         for name, blob in files.items():
             link, content = folder / name, self.blobs / blob.hash
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             try:
                 link.symlink_to(os.path.relpath(content, (snapshot / name).parent))
-            except OSError:  # a file system without links
+            except OSError:  # the file system has no links
                 shutil.copyfile(content, link)
 
 
 def _has_hash(path: Path, hash: str) -> bool:
-    """Whether the hub would give the file this hash: SHA-256 for large files, git's for small ones. Others are not known."""
+    """Whether the file has the hub's hash: SHA-256 for large files, git's for small ones. Other hashes are not checked."""
     with path.open("rb") as file:
         if len(hash) == 64:
             return hashlib.file_digest(file, "sha256").hexdigest() == hash
@@ -379,46 +426,50 @@ def _has_hash(path: Path, hash: str) -> bool:
 
 
 def explain_error(error: Exception, repository: str) -> EardrumError:
-    """The error as a message that names the cause and the remedy."""
+    """Turn an error into one whose message names the cause and the remedy."""
     match error:
         case GatedRepoError():
-            says = f"{repository} asks to accept its terms: do so on its page at the hub, then set HF_TOKEN."
+            message = f"{repository} requires you to accept its terms: accept them on its page at the hub, then set HF_TOKEN."
         case RepositoryNotFoundError() | HFValidationError():
             return ModelNotFoundError(f"The hub has no model {repository}, or it is private: check the name, or set HF_TOKEN.")
         case OfflineModeIsEnabled():
-            says = f"{repository} cannot be fetched: HF_HUB_OFFLINE is set. Unset it, or `eardrum pull FOLDER` from a copy."
+            message = (
+                f"Cannot download {repository}: HF_HUB_OFFLINE is set. Unset it, or copy the folder and `eardrum pull FOLDER`."
+            )
         case HfHubHTTPError():
-            says = _describe_status(error.response.status_code, repository)
+            message = _describe_status(error.response.status_code, repository)
         case OSError(errno=errno.ENOSPC):
-            return StorageFullError(f"The disk is full: make room, then pull {repository} again; what has arrived is kept.")
+            return StorageFullError(
+                f"The disk is full: free some space, then pull {repository} again. It continues where it stopped."
+            )
         case OSError(filename=str(), strerror=str()):
-            says = f"{repository} cannot be stored: {error.strerror}: {error.filename}."
+            message = f"Cannot store {repository}: {error.strerror}: {error.filename}."
         case OSError() | httpx2.HTTPError():
-            says = (
-                f"The hub cannot be reached ({_summarize_error(error)}). Pull {repository} again later; what has arrived is kept."
+            message = (
+                f"Cannot reach the hub ({_summarize_error(error)}): check the connection and HF_ENDPOINT, then pull {repository} "
+                "again. It continues where it stopped."
             )
         case _:
-            says = f"What answers in place of the hub does not speak its language ({_summarize_error(error)}): check HF_ENDPOINT."
-    return PullError(says)
+            message = f"HF_ENDPOINT does not answer like a Hugging Face hub ({_summarize_error(error)}): check its address."
+    return PullError(message)
 
 
 def _describe_status(status: int, repository: str) -> str:
     if status == 401:
-        return f"The hub does not accept the token in HF_TOKEN: set a valid one, or none, and pull {repository} again."
+        return f"The hub rejected the token in HF_TOKEN: set a valid one or none, then pull {repository} again."
     if status == 403:
-        return f"The token in HF_TOKEN may not read {repository}: set one that may."
+        return f"The token in HF_TOKEN has no access to {repository}: set a token that has."
     if status == 429:
-        return f"The hub has had too many requests from here: pull {repository} again later; what has arrived is kept."
+        return f"The hub limits requests from this address: pull {repository} again later. It continues where it stopped."
     if status >= 500:
-        return f"The hub is out of order (status {status}). Pull {repository} again later; what has arrived is kept."
-    return f"The hub refused {repository} with status {status}."
+        return f"The hub failed with status {status}: pull {repository} again later. It continues where it stopped."
+    return f"The hub refused {repository} with status {status}: check the name and HF_ENDPOINT."
 
 
 def _summarize_error(error: Exception) -> str:
-    """The error in one short line: the hub's library is talkative."""
+    """Shorten the error to one line: the hub library's messages are long."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
-def write_message(message: dict[str, Any]) -> None:
-    """Write one line of JSON and flush it: the reader waits for it."""
-    print(json.dumps(message), flush=True)
+if __name__ == "__main__":
+    main()

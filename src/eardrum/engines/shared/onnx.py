@@ -1,4 +1,8 @@
-"""Recognises ONNX models by their files, and turns their tokens into words and sentences."""
+"""Sets up onnxruntime, recognises ONNX models by their files, and turns their tokens into words and sentences.
+
+Callers pass the library in, because only a loading model imports it. Words get times and probabilities from tokens whose start
+is all that is known; sentences end at punctuation and in pauses.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,88 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from ctypes import CDLL, RTLD_GLOBAL
 from dataclasses import dataclass, field
 from itertools import pairwise
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+from eardrum.engines import cuda
+from eardrum.engines.base import Device
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import Token, Word
 
+LIBRARY = "onnxruntime"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+INTEGER_OPERATORS = (b"MatMulInteger", b"DynamicQuantizeLinear", b"QLinearMatMul", b"DynamicQuantizeMatMul")
+
+
+def build_session_options(onnxruntime: Any, threads: int) -> Any:
+    """Settings of a session that decodes with `threads` threads; 0 uses every core."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    # Spinning threads would burn a core between windows for a gain that decoding cannot see.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return settings
+
+
+def find_onnx_device(onnxruntime: Any, device: str) -> Device:
+    """Find the device that this build of onnxruntime offers. Only the first session shows whether it works.
+
+    Raises:
+        DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
+    """
+    if device == "cpu":
+        return Device("cpu")
+    if CUDA in onnxruntime.get_available_providers():
+        return Device("cuda")
+    if device == "cuda":
+        raise cuda.build_device_error(LIBRARY, "it is built without CUDA", "install onnxruntime-gpu in its place")
+    return Device("cpu")
+
+
+def choose_providers(onnxruntime: Any, device: str) -> list[str]:
+    """Choose the providers: a GPU if the options require one, or by default if this build of onnxruntime has CUDA.
+
+    Raises:
+        DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
+    """
+    return [CUDA, CPU] if find_onnx_device(onnxruntime, device).name == "cuda" else [CPU]
+
+
+def check_device(onnxruntime: Any, session: Any, requested: str) -> str:
+    """The device on which a session computes.
+
+    Raises:
+        DeviceError: it is not the required one. If CUDA fails, onnxruntime silently uses the CPU.
+    """
+    found = "cuda" if CUDA in session.get_providers() else "cpu"
+    if requested == "cuda" and found == "cpu":
+        raise cuda.build_device_error(LIBRARY, _find_cuda_error(onnxruntime))
+    return found
+
+
+def _find_cuda_error(onnxruntime: Any) -> str:
+    """Why CUDA does not work: what the system has against loading the library that brings it."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=RTLD_GLOBAL)
+        CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return str(error)
+    return "it gives no reason"
+
+
+def find_number_format(path: Path) -> str:
+    """Find a graph's number format by its operators."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as graph:
+        return "int8" if any(graph.find(operator) >= 0 for operator in INTEGER_OPERATORS) else "float32"
+
+
 VERSIONED = ("config.json",)
-"""GigaAM 3 hears other features than 2; onnx-asr learns from this file which, and would take 2 without it."""
+"""GigaAM 3 uses other features than 2. This file tells onnx-asr the version; without it, onnx-asr assumes 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +156,11 @@ KINDS = (
 """In order of preference where a directory holds several."""
 
 TWINS = ("nemo-conformer-tdt", "nemo-conformer-rnnt")
-"""Kinds of the same files, told apart only by the config."""
+"""Kinds with the same files, which only the config distinguishes."""
 
 
 def recognize_kind(directory: Path, model_type: str = "") -> OnnxModelKind:
-    """The kind of model in `directory`: the one asked for, else the one its config.json names, else by its files.
+    """The kind of model in `directory`: the one requested for, else the one its config.json names, else by its files.
 
     Raises:
         ModelLoadError: there is none or it is incomplete (the message names the files), or two kinds fit alike.
@@ -109,13 +185,13 @@ def recognize_kind(directory: Path, model_type: str = "") -> OnnxModelKind:
         raise _build_incomplete_error(directory, [named] if named else _find_likeliest_kinds(directory))
     if fitting[0].name in TWINS:
         raise ModelLoadError(
-            f"The files in {directory} are those of {' and '.join(TWINS)} alike: say which in the model's option "
+            f"The files in {directory} fit {' and '.join(TWINS)} alike: set the model's option "
             "model_type, or add the config.json that belongs to them."
         )
     return fitting[0]
 
 
-def choose_quantization(kind: OnnxModelKind, directory: Path, wanted: str) -> str:
+def choose_quantization(kind: OnnxModelKind, directory: Path, requested: str) -> str:
     """The quantization to load, as onnx-asr spells it: "" is the full precision.
 
     Raises:
@@ -124,12 +200,12 @@ def choose_quantization(kind: OnnxModelKind, directory: Path, wanted: str) -> st
     have = kind.list_quantizations(directory)
     if not have:
         raise ModelLoadError(f"The graphs in {directory} are of different quantizations: no set is complete.")
-    if wanted == "auto":
+    if requested == "auto":
         return have[0]
-    suffix = "" if wanted == "none" else wanted
+    suffix = "" if requested == "none" else requested
     if suffix not in have:
         names = ", ".join(name or "none" for name in have)
-        raise ModelLoadError(f"{directory} has no quantization {wanted!r}, only {names}: set the option quantization to one.")
+        raise ModelLoadError(f"{directory} has no quantization {requested!r}, only {names}: set the option quantization to one.")
     return suffix
 
 
@@ -140,9 +216,11 @@ def _build_incomplete_error(directory: Path, kinds: list[OnnxModelKind]) -> Mode
 
 def _find_likeliest_kinds(directory: Path) -> list[OnnxModelKind]:
     """The kinds of which the least is missing, among those of which there is a graph."""
-    begun = [kind for kind in KINDS if any(_list_graph_quantizations(directory, graph) for graph in kind.graphs)] or list(KINDS)
-    least = min(len(kind.find_missing(directory)) for kind in begun)
-    return [kind for kind in begun if len(kind.find_missing(directory)) == least]
+    candidates = [kind for kind in KINDS if any(_list_graph_quantizations(directory, graph) for graph in kind.graphs)] or list(
+        KINDS
+    )
+    least = min(len(kind.find_missing(directory)) for kind in candidates)
+    return [kind for kind in candidates if len(kind.find_missing(directory)) == least]
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
