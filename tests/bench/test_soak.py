@@ -121,12 +121,13 @@ async def run_follower(path: str, *said: bytes, stays: bool = True, status: int 
         for piece in said:
             await response.write(piece)
         if stays:
-            await asyncio.sleep(60)
+            await over.wait()
         return response
 
+    over = asyncio.Event()
     app = web.Application()
     app.router.add_get(path, answer)
-    runner = web.AppRunner(app, shutdown_timeout=0)
+    runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -137,6 +138,7 @@ async def run_follower(path: str, *said: bytes, stays: bool = True, status: int 
         assert bool(done) is bool(follower.lost)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+    over.set()
     await runner.cleanup()
     return follower
 

@@ -18,6 +18,9 @@ from eardrum.cli import main
 from eardrum.client import EardrumClient, get_default_address
 from eardrum.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
+
 CLIENT = {"EARDRUM_SERVER": "gpu-box:9", "EARDRUM_KEY": "sesame", "EARDRUM_CERTIFICATE": "box.pem"}
 
 

@@ -12,6 +12,9 @@ import pytest
 
 from eardrum.engines import registry
 
+pytestmark = pytest.mark.slow
+
+
 ASK = """
 import json, sys
 from pathlib import Path

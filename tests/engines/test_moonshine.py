@@ -17,6 +17,9 @@ from eardrum.gateway.models.inventory import EMBEDDED_SHA256
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.recordings import SPEECH_TEXT, create_noise, create_silence, load_announcements, load_speech
 
+pytestmark = pytest.mark.slow
+
+
 SENTENCE = "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them."
 
 

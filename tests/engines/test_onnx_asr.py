@@ -24,6 +24,9 @@ from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests.models import onnx_asr as scripted
 from tests.models.onnx_asr import LEAD_S, SLOT_S
 
+pytestmark = pytest.mark.slow
+
+
 HELLO = ("▁hello", "▁world", ".", None, "▁good", "▁day", "?")
 SAID = [HELLO, ("▁day", "▁hello"), (None,), ("▁good", None, None, "▁world", "▁day", "▁good", "▁day"), ("▁world",)]
 TEXTS = [["hello world.", "good day?"], ["day hello"], [], ["good", "world day good day"], ["world"]]

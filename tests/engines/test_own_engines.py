@@ -21,6 +21,9 @@ from eardrum.gateway.models.inventory import ModelInventory
 from eardrum.transcription import Capabilities
 from tests.recordings import encode_speech
 
+pytestmark = pytest.mark.slow
+
+
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "own-engine.md"
 
 GOOD = """

@@ -20,6 +20,9 @@ from eardrum.runner.decoder import UNSAFE, AudioDecoder
 from eardrum.runner.ogg import compute_checksum
 from tests.recordings import CODECS, create_silence, create_tone, encode, encode_pcm, encode_speech, load_speech, shift_timestamps
 
+pytestmark = pytest.mark.slow
+
+
 SAMPLES = load_speech()[: 2 * 16_000]
 FDS = Path("/proc/self/fd")
 SLACK = 4096

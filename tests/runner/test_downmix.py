@@ -16,6 +16,9 @@ from eardrum.runner.live.driver import RawSamples
 from eardrum.runner.tracks import NO_LAYOUT, MonoDownmix
 from tests.recordings import Samples, create_noise, create_tone, load_speech, resample
 
+pytestmark = pytest.mark.slow
+
+
 RATE = 48_000
 VOICE = resample(load_speech()[16_000 : 3 * 16_000], RATE)
 SURROUND = 0x3F

@@ -20,6 +20,9 @@ from eardrum.runner.vad import FRAME_SAMPLES, MAX_GAIN_DB, MAX_LIVE_START_DB, Au
 from eardrum.transcription import Capabilities, Segment, TranscriptionRequest
 from tests.recordings import Samples, create_noise, create_silence, encode_pcm, load_speech
 
+pytestmark = pytest.mark.slow
+
+
 BLOCK = FRAME_SAMPLES * 156
 VAD = VadModel()
 

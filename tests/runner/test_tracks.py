@@ -18,6 +18,9 @@ from eardrum.runner.decoder import AudioDecoder
 from tests.recordings import RATE, TRACK_CODECS, Samples, create_noise, create_silence, create_tone, load_speech
 from tests.recordings import encode_tracks as recorded
 
+pytestmark = pytest.mark.slow
+
+
 MARKING = ("matroska", "webm", "mp4", "mov")
 """Those that can mark a track as the default one. They mark the first if they are not told."""
 

@@ -21,6 +21,9 @@ from eardrum.runner.vad import ENCODER_PATH, FRAME_SAMPLES, MEMORY_PATH, VadMode
 from eardrum.transcription import Capabilities
 from tests.recordings import PHONE, RATE, ROOT, create_noise, create_silence, load_announcements, load_speech
 
+pytestmark = pytest.mark.slow
+
+
 PUBLISHED = Path(faster_whisper.__file__).parent / "assets" / "silero_vad_v6.onnx"
 RECORDINGS = {
     "phone": lambda: np.concatenate([samples for _, samples, _ in load_announcements()]),

@@ -24,6 +24,9 @@ from tests.cards import TORCH, WHISPER, create_card
 from tests.conftest import runs_module
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 
+pytestmark = pytest.mark.slow
+
+
 NAME = "org/model"
 BIG = bytes(400_000)
 FILES = {"model.bin": BIG, "config.json": b"{}", "notes.txt": b"not wanted"}

@@ -18,6 +18,9 @@ from eardrum.errors import ModelLoadError
 from eardrum.gateway.processes.runner_process import RunnerProcess
 from tests.conftest import wait_for
 
+pytestmark = pytest.mark.slow
+
+
 READY = 'print(\'{"ready": {"batch": 1}}\', flush=True)'
 GRANDCHILD = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w'))"
 """It inherits the pipes, and holds them for a minute."""

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from eardrum.gateway.scheduler.policies import MemoryPolicy
 from tests.gateway.scheduler.traffic import LOAD_S, SERVE_S, create_policy, simulate_arrivals
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("rate", [0.5, 2, 10, 20])
 def test_patience_bounds_the_longest_wait_of_two_models(rate: float) -> None:
