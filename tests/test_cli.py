@@ -320,7 +320,8 @@ def test_serve_says_how_to_use_it() -> None:
     with run_server("--set", "models.best.source=large-v3") as server:
         for part in (
             "moonshine-tiny-en",
-            "The default is",
+            "moonshine-tiny-en (default)",
+            "The default model is moonshine-tiny-en: ",
             "curl http://127.0.0.1:",
             "/docs",
             "the embedded model, as no other is installed",

@@ -82,6 +82,7 @@ def run_gateway(settings: Settings, source: ConfigSource | None = None, *, watch
     with listening, _record_logs(service), as_file(files("eardrum") / "sample.ogg") as recording:
         for failed in registry.list_broken():
             log.warning("%s", failed)
+        log.info("The default model is %s: %s.", service.catalog.default.id, service.catalog.why_default)
         host, port = listening.getsockname()[:2]
         address = f"{'https' if encryption else 'http'}://{get_reachable_host(host)}:{port}"
 
@@ -252,7 +253,7 @@ def bind_socket(host: str, port: int, advice: str) -> socket.socket:
 
 
 def build_banner(service: Service, address: str, recording: Path, wyoming: WyomingServer | None) -> str:
-    """Where it is, which models it has, and what to try."""
+    """Build the text at start: addresses, models, and a command to try."""
     catalog = service.catalog
     lines = ["", f"Eardrum listens on {address}  (API: {address}/docs)"]
     if wyoming:
@@ -265,12 +266,13 @@ def build_banner(service: Service, address: str, recording: Path, wyoming: Wyomi
             facts.append(f"not on this machine: `{model.format_pull_command()}`")
         elif not model.is_runnable:
             facts.append(f"cannot run yet: {model.card.install_here}")
-        lines.append(f"  {model.id}  ({', '.join(facts)})")
-    lines += ["", f"The default is {catalog.default.id}: {catalog.why_default}."]
+        mark = " (default)" if model.id == catalog.default.id else ""
+        lines.append(f"  {model.id}{mark}  ({', '.join(facts)})")
     if catalog.default.origin == "embedded":
-        lines.append(
-            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more."
-        )
+        lines += [
+            "",
+            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more.",
+        ]
     lines += ["", "Try it:", f"  {_build_curl_command(service, address, recording)}", ""]
     return "\n".join(lines)
 
