@@ -271,7 +271,7 @@ def build_banner(service: Service, address: str, recording: Path, wyoming: Wyomi
     if catalog.default.origin == "embedded":
         lines += [
             "",
-            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; `eardrum engines` has more.",
+            "For other languages, or better text: `eardrum pull small`, or large-v3-turbo with a GPU; see `eardrum engines`.",
         ]
     lines += ["", "Try it:", f"  {_build_curl_command(service, address, recording)}", ""]
     return "\n".join(lines)
