@@ -37,7 +37,7 @@ class ChatTextPart(BaseModel):
     text: str = ""
 
 
-class ChatMessage(BaseModel):
+class ChatCompletionMessage(BaseModel):
     """The model's text."""
 
     content: str | list[ChatTextPart] | None = None
@@ -51,7 +51,7 @@ class ChatMessage(BaseModel):
 class ChatChoice(BaseModel):
     """One of the answers; there is one."""
 
-    message: ChatMessage
+    message: ChatCompletionMessage
 
 
 class ChatCompletion(BaseModel):
