@@ -14,7 +14,7 @@ from eardrum.api.openai.params import parse_params
 from eardrum.api.realtime import session_config
 from eardrum.api.realtime.session_config import RealtimeConfig
 from eardrum.api.tingwu import TingWuConfig
-from eardrum.api.wyoming.protocol import AudioFields, TranscribeRequest
+from eardrum.api.wyoming.protocol import AudioFormatFields, TranscribeRequest
 from eardrum.errors import InvalidRequestError
 from eardrum.transcription import SpeechTask, TranscriptionRequest
 
@@ -108,8 +108,8 @@ HALF = "\ud800"
 def test_a_wrong_number_is_named_within_bounds(value: Any) -> None:
     for refuse in (
         lambda: LiveConfig().update({"temperature": value}),
-        lambda: AudioFields.parse({"rate": value}),
-        lambda: session_config.TurnDetection.parse({"threshold": value}, "session.turn_detection"),
+        lambda: AudioFormatFields.parse({"rate": value}),
+        lambda: session_config.RealtimeTurnDetection.parse({"threshold": value}, "session.turn_detection"),
     ):
         with pytest.raises(InvalidRequestError, match=r"must be a (whole )?number from \d+ to \d+, not ") as refused:
             refuse()

@@ -178,7 +178,7 @@ class ResponseChunk:
 
 
 @dataclass(slots=True)
-class ToolCall:
+class PartialToolCall:
     """A tool call, assembled from fragments."""
 
     id: str = ""
@@ -209,7 +209,7 @@ class ChunkDecoder:
         self._began = began
         self._sent = sent
         self._first: float | None = None
-        self._calls: dict[int, ToolCall] = {}
+        self._calls: dict[int, PartialToolCall] = {}
         self._reason = ""
         self._usage: dict[str, Any] = {}
         self._timings: dict[str, Any] = {}
@@ -276,7 +276,7 @@ class ChunkDecoder:
         for number, given in enumerate(fragments if isinstance(fragments, list) else []):
             fragment = _as_object(given)
             index = fragment.get("index")
-            call = self._calls.setdefault(index if isinstance(index, int) else number, ToolCall())
+            call = self._calls.setdefault(index if isinstance(index, int) else number, PartialToolCall())
             function = _as_object(fragment.get("function"))
             arguments = function.get("arguments") or ""
             call.id = call.id or _as_text(fragment.get("id"))

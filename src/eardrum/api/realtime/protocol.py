@@ -37,7 +37,7 @@ from eardrum.live import (
 from eardrum.transcription import Segment, TranscriptionRequest
 
 WireEvent = dict[str, Any]
-"""An event as the client gets it, less its id."""
+"""A server event without its id."""
 
 UtteranceEvent = SpeechStarted | PartialTranscript | SpeechStopped | UtteranceCommitted | FinalTranscript | UtteranceFailed
 """Events of one utterance."""
@@ -51,7 +51,7 @@ class ConversationItem:
 
     id: str
     sent_text: str = ""
-    """The text that deltas have told."""
+    """The part of the text that was sent in deltas."""
 
 
 @dataclass(slots=True)
@@ -61,9 +61,9 @@ class ConversationItems:
     session: str
     beta: bool = False
     logprobs: bool = False
-    """Token probabilities are wanted with each transcript."""
+    """Whether each transcript has token probabilities."""
     language: str = ""
-    """What the client says is spoken; nothing is detected then."""
+    """The language that the client named; empty if the model detects it."""
     _open: dict[int, ConversationItem] = field(default_factory=dict)
     """By utterance."""
     _last: str | None = None
@@ -73,7 +73,7 @@ class ConversationItems:
     _count: int = 0
 
     def handle_event(self, event: UtteranceEvent) -> Iterator[WireEvent]:
-        """What the client is told of an event."""
+        """Yield the server events for an event of an utterance."""
         item = self._get_item(event.utterance)
         match event:
             case SpeechStarted(at=at):
@@ -94,7 +94,7 @@ class ConversationItems:
                 del self._open[event.utterance]
 
     def handle_idle(self, event: SpeechIdle) -> Iterator[WireEvent]:
-        """The silence, which becomes an item without text."""
+        """Yield the server events for a silence, which becomes an item without text."""
         item, since = ConversationItem(self._make_id()), self._last_end
         yield _build_buffer_event(
             "timeout_triggered", audio_start_ms=_to_ms(since), audio_end_ms=_to_ms(event.at), item_id=item.id
@@ -104,7 +104,7 @@ class ConversationItems:
         yield self._build_completed(item, FinalTranscript(0, since, event.at, ""))
 
     def discard(self, utterance: int) -> None:
-        """The audio of the utterance was cleared."""
+        """Drop the item of an utterance whose audio was cleared."""
         self._open.pop(utterance, None)
 
     def _get_item(self, utterance: int) -> ConversationItem:
@@ -144,7 +144,7 @@ class ConversationItems:
 
 
 def _build_deltas(item: ConversationItem, text: str) -> Iterator[WireEvent]:
-    """The text behind what was told; deltas joined are the transcript."""
+    """Yield the text that was not sent yet. All deltas of an item, joined, are its transcript."""
     if len(text) > len(item.sent_text) and text.startswith(item.sent_text):
         delta, item.sent_text = text[len(item.sent_text) :], text
         yield {"type": f"{TRANSCRIPTION}.delta", "item_id": item.id, "content_index": 0, "delta": delta}
@@ -166,16 +166,16 @@ def _to_ms(seconds: float) -> int:
 MAX_AUDIO_BYTES = 15 << 20
 """Bytes of audio in one event."""
 MAX_EVENT_CHARS = (MAX_AUDIO_BYTES + 2) // 3 * 4 + 4096
-"""Characters of an event with that much."""
+"""Characters of the longest event."""
 MAX_EVENT_ID_CHARS = 512
 """Characters of a client's `event_id`: it is kept until the answer."""
 
 CONVERSATION_PREFIXES = ("response.", "conversation.item.", "output_audio_buffer.")
-"""How the types of events begin that are for sessions that talk."""
+"""Prefixes of the events for conversations, in which the model answers."""
 
 ModelAdmission = Callable[[str, TranscriptionRequest], tuple[str, TranscriptionRequest]]
-"""The id of the model of this name, and the request as it gets it; raises an `EardrumError` if there is none, or if it cannot do
-that."""
+"""Returns the id of the model with this name, and the request completed for it. Raises an `EardrumError` if there is no
+such model, or if it does not support the request."""
 
 
 class UpdateEvent(RequestModel):
@@ -186,7 +186,7 @@ class UpdateEvent(RequestModel):
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """Begin a session with the model of this id; one that is there already has heard nothing and is given up."""
+    """Begin a session with the model of this id. A session that was begun before has no audio, and is closed."""
 
     model: str
     settings: SessionSettings
@@ -201,18 +201,18 @@ class CloseConnection:
 
 
 ProtocolStep = WireEvent | bytes | OpenSession | ConfigureCommand | CommitCommand | ClearCommand | CloseConnection
-"""What is to be done: tell the client, or the session, the audio included."""
+"""An event for the client, or audio or a command for the session."""
 
 
 class RealtimeProtocol:
-    """The state of a connection.
+    """The state of one connection. Sans-IO: it turns messages and events into steps.
 
     Args:
-        id: of the session; what it numbers begins with it.
-        admit: says which model is meant and what it gets, or that it cannot.
-        config: what is in force until the client says otherwise.
-        beta: speak the beta's events from the start; the first `transcription_session.update` has the same effect.
-        certain: the model that the config names is the one that is to transcribe.
+        id: The session's id, which begins the ids of its items and events.
+        admit: Finds the model and completes the request for it.
+        config: The configuration until the client's first update.
+        beta: Whether to speak the beta's events from the start. The first `transcription_session.update` has the same effect.
+        certain: Whether the model in `config` is the one that will transcribe, and not a default that an update may replace.
     """
 
     def __init__(self, id: str, admit: ModelAdmission, config: RealtimeConfig, *, beta: bool = False, certain: bool = True):
@@ -222,15 +222,14 @@ class RealtimeProtocol:
         self._certain = certain
         self._items = ConversationItems(id, beta)
         self._opened = ""  # the id of the session's model, once there is a session
-        self._audio = False  # some has come
-        self._fresh = False  # some has come that was neither committed nor cleared by the client
-        self._pending_commits: deque[str | None] = deque()  # ids of the client's events that are commits without an answer
-        self._last_commit: str | None = None  # the last of them that had one
+        self._audio = False  # whether the client has sent audio
+        self._fresh = False  # whether the client has sent audio since its last commit or clear
+        self._pending_commits: deque[str | None] = deque()  # ids of the client's commits without an answer
+        self._last_commit: str | None = None  # id of the last commit that was answered
         self._events = 0
 
     def greet(self) -> Iterator[ProtocolStep]:
-        """What comes before the client has said anything. A model that cannot be had ends the connection, if it is certain that
-        it is meant."""
+        """Yield the events before the client's first one. If the model is certain and not available, the connection ends."""
         name = "transcription_session.created" if self._items.beta and self._certain else "session.created"
         yield self._describe_session(name, self._shape)
         if self._certain and self._config.model:
@@ -240,7 +239,7 @@ class RealtimeProtocol:
                 yield from self.fail(error)
 
     def receive_message(self, message: str | bytes) -> Iterator[ProtocolStep]:
-        """What is to be done about the client's next message."""
+        """Yield the steps that a message of the client leads to. An invalid message leads to an error event."""
         id: str | None = None
         try:
             event = _parse_event(message)
@@ -250,7 +249,7 @@ class RealtimeProtocol:
             yield self._add_event_id({"type": "error", "error": {**build_error(error), "event_id": id}})
 
     def receive_event(self, event: LiveEvent) -> Iterator[WireEvent]:
-        """What the client is told of the session's next event."""
+        """Yield the server events for an event of the session."""
         match event:
             case CommandRefused(error=error):
                 id = self._pending_commits.popleft() if self._pending_commits else self._last_commit
@@ -262,7 +261,7 @@ class RealtimeProtocol:
                 yield from map(self._add_event_id, self._items.handle_idle(event))
             case UtteranceCommitted():
                 if self._pending_commits:
-                    self._last_commit = self._pending_commits.popleft()  # or a pause came first, and the commit will be refused
+                    self._last_commit = self._pending_commits.popleft()  # if a pause was first, the commit will be refused
                 yield from map(self._add_event_id, self._items.handle_event(event))
             case SpeechStarted() | PartialTranscript() | SpeechStopped() | FinalTranscript() | UtteranceFailed():
                 yield from map(self._add_event_id, self._items.handle_event(event))
@@ -270,7 +269,7 @@ class RealtimeProtocol:
                 return
 
     def fail(self, error: EardrumError) -> Iterator[ProtocolStep]:
-        """The session is over, or cannot begin: the client is told, and the connection ends."""
+        """Yield the error event that ends the connection, and the end."""
         yield self._add_event_id({"type": "error", "error": {**build_error(error), "event_id": None}})
         yield CloseConnection(get_close_code(error), get_close_reason(error))
 
@@ -322,7 +321,7 @@ class RealtimeProtocol:
         yield CommitCommand()
 
     def _update(self, event: dict[str, Any]) -> Iterator[ProtocolStep]:
-        """All of the update counts, or, if anything of it is wrong, nothing."""
+        """Apply an update. An invalid one changes nothing."""
         session = UpdateEvent.parse({"session": event.get("session")}).session
         beta = self._items.beta or event["type"] == "transcription_session.update"
         shape = session_config.choose_shape(session, beta=beta)
@@ -347,9 +346,10 @@ class RealtimeProtocol:
         return model, config.build_settings(request)
 
     def _readmit_model(self, new: RealtimeConfig) -> tuple[str, SessionSettings]:
-        """The same for a config that follows another: with the model of the session, as its name may mean another by now.
+        """Admit the model of an updated config. The session keeps its model, although the name may stand for another one by now.
 
-        Who names no model and then a language that this one does not know gets another one, while nothing has been heard.
+        If the client named no model, and the update names a language that the session's model does not support, a session
+        without audio gets another model.
         """
         if not self._opened or new.model != self._config.model:
             return self._admit_model(new)
@@ -369,17 +369,17 @@ class RealtimeProtocol:
         return self._add_event_id({"type": type, "session": shape.describe(self._config, f"sess_{self._id}")})
 
     def _add_event_id(self, event: WireEvent) -> WireEvent:
-        """The event with its id."""
+        """Return the event with the next id."""
         self._events += 1
         return {"type": event["type"], "event_id": f"event_{self._id}_{self._events}", **event}
 
 
 def _parse_event(message: str | bytes) -> dict[str, Any]:
-    """The client's event, whose type is a string.
+    """Parse a client event.
 
     Raises:
-        InvalidRequestError: it is none.
-        TooLargeError: nobody needs so much for one event.
+        InvalidRequestError: the message is not an event.
+        TooLargeError: the event is larger than any valid one.
     """
     if isinstance(message, bytes):
         raise InvalidRequestError("Events are JSON in text frames: send audio as base64 in input_audio_buffer.append.")
@@ -391,7 +391,7 @@ def _parse_event(message: str | bytes) -> dict[str, Any]:
         not_object='An event is a JSON object, as in {"type": "input_audio_buffer.commit"}.',
     )
     if not isinstance(event.get("type"), str):
-        raise InvalidRequestError("An event says its type, as a string.", param="type")
+        raise InvalidRequestError("An event needs the field `type`, a string.", param="type")
     return event
 
 
@@ -414,12 +414,12 @@ class UnknownEventError(InvalidRequestError):
 
 
 def build_error(error: EardrumError) -> dict[str, Any]:
-    """The error as an object."""
+    """Build the error object of an event."""
     return {"type": _get_error_type(error), "code": error.code, "message": error.message, "param": error.param}
 
 
 def get_close_reason(error: EardrumError) -> str:
-    """Why a connection ends with this error."""
+    """Return the close reason for this error, in OpenAI's form: `type.code`."""
     return f"{_get_error_type(error)}.{error.code}"
 
 

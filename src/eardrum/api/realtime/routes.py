@@ -43,13 +43,13 @@ from eardrum.transcription import TranscriptionRequest
 
 WEBSOCKET_PATH = "/v1/realtime"
 CONVERSATION_PATHS = (WEBSOCKET_PATH, "/v1/realtime/calls", "/v1/realtime/sessions", "/v1/realtime/translations/client_secrets")
-"""What OpenAI has besides: conversations, over WebRTC too."""
+"""OpenAI's routes for conversations, which this server does not support."""
 
 BETA_HEADER, BETA_SUBPROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 
 
 class RealtimeRoutes:
-    """The endpoints. WebSockets for models that other servers serve are left to who forwards."""
+    """The endpoints. WebSockets for external models are left to `ProxyRoutes`, which forwards them."""
 
     operations = (
         ApiOperation(
@@ -92,15 +92,15 @@ class RealtimeRoutes:
         self._secrets = ClientSecretStore()
 
     def accepts_key(self, scope: Scope, key: str) -> bool:
-        """Whether the key is a client secret, and this what it is for."""
+        """Whether the key is a client secret, and the request a WebSocket that it authorises."""
         return scope["type"] == "websocket" and scope["path"] == WEBSOCKET_PATH and bool(self._secrets.find(key, time.time()))
 
     def is_invited(self, scope: Scope) -> bool:
-        """Whether a page shows a client secret that somebody with a key has had made for it: no other page could."""
+        """Whether a page has a client secret, which somebody with an API key must have created for it."""
         return bool(self._service.settings.api_keys) and self.accepts_key(scope, read_api_key(scope))
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """What serves this request, if it is for one of these routes."""
+        """Return the application for a request to one of these routes, or None."""
         path = scope["path"]
         if scope["type"] == "websocket":
             return self._handle_websocket if path == WEBSOCKET_PATH and not self._is_foreign(scope) else None
@@ -133,11 +133,11 @@ class RealtimeRoutes:
             await RealtimeConnection(conversation, listen, socket).run()
 
     def _build_protocol(self, scope: Scope) -> RealtimeProtocol:
-        """What is known of it before anything is said.
+        """Build the protocol of a connection from its headers and its query.
 
         Raises:
             UnauthorizedError: the client secret has expired.
-            InvalidRequestError: the query makes no sense.
+            InvalidRequestError: a value of the query is invalid.
         """
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
         config = self._build_config()
@@ -145,7 +145,7 @@ class RealtimeRoutes:
         if secret := self._secrets.find(key, time.time()):
             config = secret.config
         elif key.startswith(SECRET_PREFIX) and key not in self._service.settings.api_keys:
-            raise UnauthorizedError("The client secret has expired, or is none of this server's: ask for another one.")
+            raise UnauthorizedError("The client secret has expired, or this server did not create it: request another one.")
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):
             raise InvalidRequestError("intent must be transcription: this server does not talk.", param="intent")
@@ -169,7 +169,7 @@ class RealtimeRoutes:
         return model.id, self._service.prepare_request(model, request)
 
     def _is_foreign(self, scope: Scope) -> bool:
-        """Whether the model of the query is another server's, to which the socket goes as it is."""
+        """Whether the model in the query is external, so that the WebSocket is forwarded unchanged."""
         name = parse_qs(scope["query_string"].decode("latin-1")).get("model", [""])[-1].strip()
         if not name or read_api_key(scope).startswith(SECRET_PREFIX):
             return False
@@ -194,7 +194,7 @@ class RealtimeRoutes:
 
 
 def _choose_subprotocol(scope: Scope) -> str | None:
-    """One that the client offers, as browsers insist on; not the one that is a key, if there is another."""
+    """Choose one of the offered subprotocols, which browsers require; one without a key if there is any."""
     offered: list[str] = scope["subprotocols"]
     return min(offered, key=lambda name: (name != "realtime", name.startswith(KEY_SUBPROTOCOL)), default=None)
 
@@ -210,16 +210,16 @@ def _parse_rate(text: str) -> int:
 SHUTDOWN_CLOSE = CloseConnection(CloseCode.GOING_AWAY, "The server is shutting down.")
 
 SessionOpener = Callable[[str, SessionSettings], AbstractAsyncContextManager[ResumableSession]]
-"""A session with the model of this id."""
+"""Opens a session with the model of this id."""
 
 
 class RealtimeConnection:
     """One connection, from the greeting to the end.
 
     Args:
-        conversation: decides.
-        listen: opens sessions.
-        socket: the client's.
+        conversation: Turns messages and events into steps.
+        listen: Opens the live sessions.
+        socket: The client's WebSocket.
     """
 
     def __init__(self, conversation: RealtimeProtocol, listen: SessionOpener, socket: ServerWebSocket):
@@ -232,10 +232,10 @@ class RealtimeConnection:
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Serve until either side hangs up. When the server ends nothing more is heard, and the last texts are sent.
+        """Serve until either side closes the connection. When the server shuts down, the session ends with its last transcripts.
 
         Raises:
-            ClientGoneError: the client took nothing in, or is gone.
+            ClientGoneError: the client disconnected, or stopped reading.
         """
         try:
             await self._run_steps(self._conversation.greet())
@@ -247,7 +247,7 @@ class RealtimeConnection:
         await self._over
 
     async def _handle_messages(self) -> None:
-        """On what the client says, until the server ends; then the session ends, and with it the connection."""
+        """Handle the client's messages until the server shuts down. Then the session ends, and with it the connection."""
         async for message in self._socket:
             await self._run_steps(list(self._conversation.receive_message(message)))
         if self._session:
@@ -291,7 +291,7 @@ class RealtimeConnection:
                 await session.clear()
 
     async def _send_events(self, step: OpenSession, ready: asyncio.Future[ResumableSession]) -> None:
-        """Tell the client what a session hears. When it ends, so does the connection."""
+        """Send the events of a session. The connection ends with the session."""
         try:
             async with self._open_live_session(step.model, step.settings) as session:
                 ready.set_result(session)
@@ -299,13 +299,13 @@ class RealtimeConnection:
                     async for event in events:
                         await self._run_steps(list(self._conversation.receive_event(event)))
             await self._close(SHUTDOWN_CLOSE)
-        except ShuttingDownError:  # the last texts are out, and clients take an error for more than that
+        except ShuttingDownError:  # the last transcripts are sent; an error event would suggest that something was lost
             await self._close(SHUTDOWN_CLOSE)
         except EardrumError as error:
             await self._run_steps(self._conversation.fail(error))
 
     def _handle_session_end(self, task: asyncio.Task[None]) -> None:
-        """What goes wrong with a session goes wrong with the connection."""
+        """End the connection with the error of its session."""
         if not task.cancelled() and (error := task.exception()) and not self._over.done():
             self._over.set_exception(error)
 

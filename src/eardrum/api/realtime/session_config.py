@@ -70,7 +70,7 @@ class TranscriptionFields(RequestModel):
     keywords: ShortList = ()
 
 
-class TurnDetection(fields.TurnDetection):
+class RealtimeTurnDetection(fields.TurnDetection):
     """The object `turn_detection`: when the server commits by itself."""
 
     type: Annotated[Literal["server_vad", "semantic_vad"], UNSET_IF_EMPTY] = "server_vad"
@@ -118,7 +118,7 @@ class AudioInput(RequestModel):
 
     format: FormatFields | None = None
     transcription: TranscriptionFields | None = None
-    turn_detection: TurnDetection | None = None
+    turn_detection: RealtimeTurnDetection | None = None
     noise_reduction: NoiseReduction | None = None
 
 
@@ -167,7 +167,7 @@ class RealtimeConfig:
     prompt: str = ""
     keywords: tuple[str, ...] = ()
     format: AudioFormat = field(default_factory=lambda: make_pcm_format(PCM_RATE))
-    wanted: TurnDetection | None = None
+    wanted: RealtimeTurnDetection | None = None
     """The client's choice of turn detection, if `chosen`."""
     chosen: bool = False
     logprobs: bool = False
@@ -175,11 +175,11 @@ class RealtimeConfig:
     """Hz of PCM for clients that send no rate."""
 
     @property
-    def detection(self) -> TurnDetection | None:
+    def detection(self) -> RealtimeTurnDetection | None:
         """The turn detection in force: the client's choice, else the default of the model's name."""
         if self.chosen:
             return self.wanted
-        return None if CLIENT_COMMITTED_MODELS.fullmatch(self.model) else TurnDetection()
+        return None if CLIENT_COMMITTED_MODELS.fullmatch(self.model) else RealtimeTurnDetection()
 
     def build_request(self) -> TranscriptionRequest:
         """Build the transcription request.
@@ -279,12 +279,12 @@ def _apply_input(now: RealtimeConfig, given: AudioInput, prefix: str) -> Realtim
     return now
 
 
-def _change_detection(now: TurnDetection | None, given: TurnDetection | None) -> TurnDetection | None:
+def _change_detection(now: RealtimeTurnDetection | None, given: RealtimeTurnDetection | None) -> RealtimeTurnDetection | None:
     """Return the turn detection after a change: null turns it off, and missing values stay."""
     if not given:
         return None
     kind = given.changes.get("type", now.type if now else given.type)
-    return (now if now and now.type == kind else TurnDetection(type=kind)).model_copy(update=given.changes)
+    return (now if now and now.type == kind else RealtimeTurnDetection(type=kind)).model_copy(update=given.changes)
 
 
 def _convert_format(now: RealtimeConfig, given: FormatFields) -> AudioFormat:

@@ -180,7 +180,7 @@ class TranscribeRequest(RequestModel):
         )
 
 
-class AudioFields(RequestModel):
+class AudioFormatFields(RequestModel):
     """The format in an audio event; None: as before."""
 
     rate: Annotated[int | None, Field(strict=True, ge=1_000, le=384_000)] = None
@@ -210,7 +210,7 @@ class SampleFormat:
         Raises:
             InvalidRequestError: a field is not a number within its range.
         """
-        given = AudioFields.parse(data)
+        given = AudioFormatFields.parse(data)
         return cls(given.rate or default.rate, given.width or default.width, given.channels or default.channels)
 
     @property
