@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house run test test-openapi test-torch test-whisper check unit slow docs docs-check site bench audit clean
+.PHONY: help house run test test-openapi test-torch test-whisper check slow docs docs-check site bench audit clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +31,11 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## Everything.
 
-check: $(VENV)/installed-dev docs-check site ## Lint, types, unit tests.
+check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tests.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/house.py --check
 	$(BIN)/mypy
 	$(PYTEST) -m "not (slow or torch or nemo or whisper_base)"
 
