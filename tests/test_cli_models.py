@@ -143,7 +143,7 @@ def test_what_cannot_be_pulled(shell: CommandShell) -> None:
     shell("pull", "nobody/nothing", says="The hub has no model nobody/nothing", code=1)
     shell("pull", "moonshine-tiny-en", says="it is part of the package", code=1)
     shell("pull", NAME, "--engine", "nobody", says="There is no engine 'nobody'", code=1)
-    shell("pull", NAME, says="HF_HUB_OFFLINE is set. Unset it, or `eardrum pull FOLDER`", code=1, HF_HUB_OFFLINE="1")
+    shell("pull", NAME, says="Unset it, or copy the folder and `eardrum pull FOLDER`", code=1, HF_HUB_OFFLINE="1")
     shell("pull", NAME, "--set", "model_dir=/nowhere", says="model_dir /nowhere is not a directory", code=1)
     shell.hub.repositories[NAME].files["tokenizer.bin"] = b""
     del shell.hub.repositories[NAME].files["encoder_model.ort"]

@@ -134,7 +134,7 @@ def _read_terminal(fd: int, into: bytearray) -> None:
         (["--language", "de"], "does not support German"),
         (["--translate"], "does not translate"),
         (["--rate", "5"], "sample_rate must be"),
-        (["--audio-track", "2", "--rate", "16000"], "--audio-track is for files"),
+        (["--audio-track", "2", "--rate", "16000"], "--audio-track is for piped files"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(server: ServerUnderTest, arguments: list[str], sentence: str) -> None:
