@@ -431,7 +431,7 @@ class UploadExchange(Generic[P]):
 
     def _is_same_request(self, final: P, begun: P) -> bool:
         """Whether the decoding that was begun answers the final request, too. Its response format may differ."""
-        if (final.model, replace(final.request, times=True)) != (begun.model, replace(begun.request, times=True)):
+        if not need_same_decoding(final, begun):
             return False
         model = self._service.find_model(final.model, final.request)
         if _is_remote(model) and final.request.times and not begun.request.times:
@@ -472,6 +472,11 @@ class UploadExchange(Generic[P]):
             self._stream = self._endpoint.open_stream(self._scope, params, model, opened)
             self._response.headers = self._stream.headers
         return self._stream
+
+
+def need_same_decoding(one: UploadParams, other: UploadParams) -> bool:
+    """Whether one decoding answers both. Their response formats may differ, and so may their need for times."""
+    return (one.model, replace(one.request, times=True)) == (other.model, replace(other.request, times=True))
 
 
 def _build_request(params: UploadParams, model: Model) -> TranscriptionRequest:

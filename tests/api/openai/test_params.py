@@ -8,6 +8,7 @@ import pytest
 
 from eardrum.api.fields import MAX_PROMPT
 from eardrum.api.openai.params import TranscriptionParams, flatten_json, parse_params
+from eardrum.api.uploads import need_same_decoding
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.subtitles import BROADCAST_RULES, SubtitleRules
@@ -60,7 +61,7 @@ def test_times_are_wanted_by_formats_that_have_them_and_by_granularities() -> No
 
 
 def test_one_decoding_answers_with_times_and_without() -> None:
-    assert read_params(model="m", response_format="srt").is_same_request(read_params(model="m"))
+    assert need_same_decoding(read_params(model="m", response_format="srt"), read_params(model="m"))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -285,11 +286,11 @@ def test_what_says_nothing_to_an_answer_is_named(form: Form, format: str, stream
 
 def test_which_wishes_one_decoding_answers() -> None:
     asked = read_params(model="m", language="en")
-    assert asked.is_same_request(read_params(model="m", language="en-US", response_format="srt", stream="true"))
-    assert not asked.is_same_request(read_params(model="m", language="de"))
-    assert not asked.is_same_request(read_params(model="n", language="en"))
-    assert not asked.is_same_request(
-        read_params({"timestamp_granularities": ["word"]}, model="m", response_format="verbose_json")
+    assert need_same_decoding(asked, read_params(model="m", language="en-US", response_format="srt", stream="true"))
+    assert not need_same_decoding(asked, read_params(model="m", language="de"))
+    assert not need_same_decoding(asked, read_params(model="n", language="en"))
+    assert not need_same_decoding(
+        asked, read_params({"timestamp_granularities": ["word"]}, model="m", response_format="verbose_json")
     )
 
 
@@ -324,7 +325,7 @@ def test_an_audio_track_is_a_number_from_1_in_a_field_or_else_in_the_header() ->
     assert parse_params({}, SpeechTask.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
     assert parse_params({"audio_track": ["1"]}, SpeechTask.TRANSCRIBE, audio_track="2").request.audio_track == 1
     assert not read_params(audio_track="2").unknown
-    assert not read_params(audio_track="2").is_same_request(read_params())
+    assert not need_same_decoding(read_params(audio_track="2"), read_params())
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "first", "²", "99999999999999999999", "1001", "[1]"])
@@ -353,7 +354,7 @@ def test_the_shape_of_subtitles(response_format: str) -> None:
     assert found.request.words_if_any
     assert not found.request.words, "models without word times answer, too"
     assert found.list_ignored(Capabilities()) == []
-    assert found.build_external_request().extra == (), "servers behind models are not asked: it is done here"
+    assert found.extra == (), "servers behind models are not asked: it is done here"
     assert not read_params(response_format=response_format).request.words_if_any
 
 
@@ -415,6 +416,6 @@ def test_many_languages_in_one_recording() -> None:
     assert found.list_ignored(Capabilities(detects_language=True)) == []
     assert found.list_ignored(Capabilities()) == ["multilingual"]
     assert found.list_ignored(Capabilities(), is_external=True) == [], "it got the field"
-    assert ("multilingual", "true") in found.build_external_request().extra
+    assert ("multilingual", "true") in found.extra
     assert not read_params(multilingual="true", language="de").request.multilingual, "who names a language means it"
     assert get_refusal(multilingual="maybe").param == "multilingual"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
@@ -140,14 +140,6 @@ class TranscriptionParams:
     """Fields that set these rules."""
     extra: tuple[tuple[str, str], ...] = ()
     """Fields that an upstream gets unchanged: unknown fields, and hints."""
-
-    def is_same_request(self, other: TranscriptionParams) -> bool:
-        """Whether one decoding answers both. Their response formats may differ, and so may their need for times."""
-        return (self.model, replace(self.request, times=True)) == (other.model, replace(other.request, times=True))
-
-    def build_external_request(self) -> TranscriptionRequest:
-        """Return the request for an upstream, with the fields that only an upstream may support."""
-        return replace(self.request, extra=self.extra)
 
     def list_ignored(self, capabilities: Capabilities, *, is_external: bool = False) -> list[str]:
         """List the fields without effect: fields that do not apply to the response format, hints that the model does not
