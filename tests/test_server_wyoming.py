@@ -278,7 +278,7 @@ def test_with_keys_or_below_another_server_the_port_is_closed_unless_it_is_wante
     keys = ("--set", 'api_keys=["secret"]')
     with run_server(*keys, prelude="import sys; sys.argv.remove('--no-wyoming')") as server:
         wait_for(lambda: "Try it" in server.log)
-        assert "Wyoming is off: it has no room for api_keys" in server.log
+        assert "Wyoming is off: its protocol cannot carry API keys" in server.log
         assert "(Wyoming)" not in server.log
     with run_server(prelude="import sys; sys.argv.remove('--no-wyoming')", STARTED_BY_EARDRUM="1") as server:
         wait_for(lambda: "Try it" in server.log)

@@ -64,7 +64,7 @@ class StallTimer:
 
 
 def describe_stall(seconds: float) -> str:
-    """Why a client was hung up on."""
+    """Why the client was disconnected; empty if it was not."""
     return f"The client took nothing in for {seconds:g} s (limits.stall_timeout)."
 
 

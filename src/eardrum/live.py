@@ -75,7 +75,7 @@ class SessionSettings(JsonRecord):
     request: TranscriptionRequest = field(default_factory=lambda: TranscriptionRequest(priority=Priority.LIVE))
     format: AudioFormat = field(default_factory=AudioFormat)
     endpointing: EndpointingSettings | None = field(default_factory=EndpointingSettings)
-    """None: only `Commit` and `Finish` end an utterance."""
+    """None: only `CommitCommand` and `FinishCommand` end an utterance."""
     partials: bool = True
     """Whether partial transcripts are sent during the speech."""
 

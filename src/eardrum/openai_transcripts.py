@@ -80,7 +80,7 @@ def _to_string(value: Any) -> str:
 
 
 def _join_strings(value: Any) -> Any:
-    """As `_string`, for a text that may come in pieces. What is none is left for the validation to refuse."""
+    """As `_to_string`, for a text that may come in parts. The validation refuses any other type."""
     if isinstance(value, list):
         return join_texts(item for item in value if isinstance(item, str))
     return "" if value is None else value

@@ -14,7 +14,8 @@ DATE_INTERVAL_S = 1.0
 
 
 class IdleServer(uvicorn.Server):
-    """Ends when a signal or `end` says so. Until then it wakes only for clients and once a `TICK_S`, so that cores may rest."""
+    """Ends after a signal or `request_exit`. Until then it wakes for clients, and every `DATE_INTERVAL_S`, so that cores can
+    idle."""
 
     def __init__(self, config: uvicorn.Config):
         super().__init__(config)

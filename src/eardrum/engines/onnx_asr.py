@@ -315,7 +315,7 @@ def _pad_audio(audio: Audio) -> Audio:
 
 
 def _list_languages(asr: Any) -> tuple[str, ...]:
-    """Languages that the vocabulary has a token for (`<|de|>`), in the house's codes."""
+    """Languages that the vocabulary has a token for (`<|de|>`), in Eardrum's codes."""
     return tuple(code for code in LANGUAGE_NAMES if f"<|{code}|>" in asr._tokens)
 
 

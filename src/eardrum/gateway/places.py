@@ -120,7 +120,7 @@ class PlaceRegistry:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await held.released.wait()
         except TimeoutError:
-            log.warning("A client that gives up its place at %s for being slow does not leave.", model)
+            log.warning("A slow client lost its place at %s and has not disconnected.", model)
             return False
         return True
 

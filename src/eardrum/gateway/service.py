@@ -42,8 +42,7 @@ from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, Un
 from eardrum.gateway.scheduler import ModelState, UnloadCause
 from eardrum.gateway.scheduler.policies import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
-from eardrum.gateway.spool import AudioSource as Audio
-from eardrum.gateway.spool import Spool, check_spool_folder
+from eardrum.gateway.spool import AudioSource, Spool, check_spool_folder
 from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 from eardrum.transcription import (
@@ -108,7 +107,7 @@ class Service:
             ConfigError: it cannot be read, or is invalid. Then nothing changes.
         """
         if not self.settings_source:
-            raise ConfigError("This server does not know where its settings came from: start it again with other ones.")
+            raise ConfigError("This server was started without a config that can be reloaded: restart it to change its settings.")
         async with self._reload_lock:
             changes = await self.apply_settings(await self.settings_source.read(self._supervisor.running_ids))
         log.info("The config was read again: %s.", changes)
@@ -273,7 +272,7 @@ class Service:
         return replace(request, language=self.settings.default_language)
 
     async def stream_events(
-        self, model: Model, request: TranscriptionRequest, audio: Audio
+        self, model: Model, request: TranscriptionRequest, audio: AudioSource
     ) -> AsyncGenerator[TranscriptionEvent, None]:
         """Yield events as they arrive, also while the upload continues. Closing the iterator cancels the work.
 
@@ -286,7 +285,7 @@ class Service:
                 assert not isinstance(event, TranscriptRestart)
                 yield event
 
-    async def transcribe(self, model: Model, request: TranscriptionRequest, audio: Audio) -> Transcript:
+    async def transcribe(self, model: Model, request: TranscriptionRequest, audio: AudioSource) -> Transcript:
         """Return the whole transcript. Nothing is sent before the end, so a failure at any time allows another attempt.
 
         Raises:
@@ -302,7 +301,7 @@ class Service:
         return transcript
 
     async def _stream_attempts(
-        self, model: Model, request: TranscriptionRequest, audio: Audio, *, restartable: bool
+        self, model: Model, request: TranscriptionRequest, audio: AudioSource, *, restartable: bool
     ) -> AsyncGenerator[TranscriptionEvent | TranscriptRestart, None]:
         """Yield the events of one attempt after another until one succeeds.
 

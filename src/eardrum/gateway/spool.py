@@ -85,7 +85,7 @@ class Spool:
 
         Raises:
             StorageFullError: the disk is full.
-            DescriptorsError: no more files can be opened.
+            OutOfDescriptorsError: no more files can be opened.
         """
         room = MEMORY_BYTES - len(self._beginning)
         if rest := data[room:]:

@@ -41,14 +41,14 @@ class BytePipe:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """A finished inlet with all its bytes, for audio that is already here."""
-        inlet = cls()
-        inlet._append(data)
-        inlet._finished = True
-        return inlet
+        """Create a finished pipe that holds all bytes of a recording."""
+        pipe = cls()
+        pipe._append(data)
+        pipe._finished = True
+        return pipe
 
     async def feed(self, chunk: bytes) -> None:
-        """Hand over the next bytes; waits while the reader is more than `CAPACITY` behind."""
+        """Write the next bytes; wait while the reader is more than `MAX_BUFFERED_BYTES` behind."""
         self._loop = asyncio.get_running_loop()
         with self._changed:
             if self._cancelled:
@@ -82,7 +82,7 @@ class BytePipe:
         """Block until there are bytes; at most `size` of them, b"" at the end. Called by PyAV.
 
         Raises:
-            CancelledInletError: the request was cancelled.
+            PipeCancelledError: the request was cancelled.
         """
         with self._changed:
             while not (self._chunks or self._finished or self._cancelled):
@@ -150,7 +150,7 @@ class ReplayableStream:
         """The next bytes, b"" at the end. Called by PyAV.
 
         Raises:
-            StorageFullError, DescriptorsError: there is no room to keep them.
+            StorageFullError, OutOfDescriptorsError: there is no room to keep them.
         """
         chunk = self._source.read(size)
         self.size += len(chunk)
@@ -214,7 +214,7 @@ class ScratchFile:
 
         Raises:
             StorageFullError: there is no room.
-            DescriptorsError: no more files can be opened.
+            OutOfDescriptorsError: no more files can be opened.
         """
         try:
             if not self._on_disk and self._file.tell() + len(data) > self._in_memory:

@@ -393,7 +393,7 @@ def _read_claimed_duration(container: InputContainer, stream: AudioStream) -> fl
 
 
 def _group_frames(frames: Iterator[AudioFrame | Gap], size: int) -> Iterator[AudioFrame | ResamplerBreak]:
-    """Frames joined to groups of at least `size` samples, with a `Break` where the format changes or there is a gap."""
+    """Frames joined to groups of at least `size` samples, with a `ResamplerBreak` where the format changes or there is a gap."""
     for number, (kind, run) in enumerate(itertools.groupby(frames, key=_get_format)):
         if not kind:
             yield from (ResamplerBreak(gap.end) for gap in cast(Iterator[Gap], run))

@@ -80,7 +80,7 @@ Item = TypeVar("Item", bound=QueuedWindow)
 
 
 class WindowQueue(Protocol[Item]):
-    """The order in which windows are decoded. `FairQueue` is the house's; benchmarks bring others."""
+    """The order in which windows are decoded. `FairQueue` is the default; benchmarks substitute others."""
 
     def push(self, item: Item) -> None:
         """Add a window."""
@@ -107,8 +107,8 @@ class FairQueue(Generic[Item]):
     """Deficit round robin over requests within a class; the first class waiting goes first, less a share.
 
     Whose turn it is gives a batch its first window; windows of about the same length join it, because an engine pads all to
-    the longest. A batch is filled up from the classes below as far as `ROOM` says: a short clip must not wait for many long
-    windows decoded beside it, but batches of one would cost throughput.
+    the longest. A batch is filled up from the classes below as far as `FILL_SHARE` allows: a short clip must not wait for many
+    long windows decoded beside it, but batches of one would cost throughput.
     """
 
     def __init__(self) -> None:

@@ -199,7 +199,8 @@ MAX_PHRASE_UNITS = 16
 """Words of a phrase, or letters in scripts without spaces."""
 
 MIN_LOOP_CHARACTERS, MIN_SURE_CHARACTERS = 60, 30
-"""Shorter repetitions ("no no no no", "very, very, very good") are things people say; the second holds from `MANY` on."""
+"""Shorter repetitions ("no no no no", "very, very, very good") are things people say; the second applies from `MANY_REPEATS`
+on."""
 
 MAX_LETTERS_PER_S, MAX_WORDS_PER_S, MAX_SIGNS_PER_S = 20.0, 6.0, 10.0
 """Nobody repeats anything faster: letters and words of scripts with spaces, letters of those without. Counting aloud, calling for

@@ -59,7 +59,7 @@ class SpeechChunk:
     speech_start: int
     speech_end: int
     stretches: tuple[tuple[int, int], ...] = ()
-    """Find the samples of `audio` at which speech begins and ends, in order."""
+    """Samples of `audio` at which speech begins and ends, in order."""
 
     @property
     def start(self) -> int:
@@ -170,7 +170,7 @@ MIN_PIECES = 2
 
 
 class ChunkPacker:
-    """Cuts like a `Cutter`, and puts consecutive cuts together as long as they fit into one window."""
+    """Segments like a `SpeechSegmenter`, and joins consecutive segments as long as they fit into one window."""
 
     def __init__(self, cutting: SegmenterConfig):
         self._max = int(cutting.max_s * SAMPLE_RATE)
@@ -227,7 +227,8 @@ SpeechStretches = tuple[tuple[float, float], ...]
 def find_stretches(probs: SpeechProbabilities, threshold: float, low: float) -> tuple[tuple[int, int], ...]:
     """Samples at which speech begins and ends, by the probabilities of frames.
 
-    Speech begins with a probability of `threshold` and goes on down to `low`; stretches less than `PAUSE_S` apart are joined.
+    Speech begins with a probability of `threshold` and goes on down to `low`; stretches less than `MAX_JOINED_PAUSE_S` apart are
+    joined.
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[0], probs >= low, [0]]).astype(np.int8))).reshape(-1, 2)
     found: list[tuple[int, int]] = []

@@ -90,7 +90,7 @@ class TrackSelector:
         """The next frame of any track in, and out what is known to be meant.
 
         Raises:
-            StorageFullError, DescriptorsError: there is no room to hold sound back.
+            StorageFullError, OutOfDescriptorsError: there is no room to hold sound back.
         """
         if self._is_decided:
             if stream is self._candidates[0].stream:
@@ -188,7 +188,7 @@ class AudioTrack:
         """Hold a frame back. Returns whether the track has had sound.
 
         Raises:
-            StorageFullError, DescriptorsError: there is no room.
+            StorageFullError, OutOfDescriptorsError: there is no room.
         """
         samples = self._mix_to_mono(frame)
         if self.held_s or np.abs(samples).max(initial=0.0) > SILENT_PEAK:

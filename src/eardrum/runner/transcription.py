@@ -127,7 +127,7 @@ class TranscriptionJob:
         self._batcher.cancel(self._id)  # what the thread submitted in between
 
     def _decode_audio(self) -> None:
-        """The thread: audio to windows. Ends by saying so, with the error if there was one."""
+        """Decode the audio into windows, in a thread. Emits `DecodingEnd` last, with the error if there was one."""
         error: Exception | None = None
         held: list[Window] = []
         try:

@@ -117,7 +117,7 @@ class GatewayServer(IdleServer):
         self._force_exit_event = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came to end it; a second one is from somebody who is in a hurry."""
+        """Handle a signal: the first one begins the shutdown, a second one forces the exit."""
         super().handle_exit(sig, frame)
         if self.force_exit and self._loop:
             self._loop.call_soon_threadsafe(self._force_exit_event.set)
@@ -140,10 +140,11 @@ class GatewayServer(IdleServer):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new requests and let those in progress finish.
 
-        After `shutdown_timeout`, end them with an answer, and stop the models. Cut off what has not ended `ANSWER_S` later.
+        After `shutdown_timeout`, end them with an answer, and stop the models. Cut off what has not ended `FINAL_RESPONSE_S`
+        later.
 
-        What has no end is ended first: it would be waited for. Live sessions give their last texts, for which their WebSockets
-        must be open still.
+        End endless streams first: the shutdown would wait for them. Live sessions send their last texts, for which their
+        WebSockets must be open still.
         """
         for task in self._tasks:
             task.cancel()
@@ -159,7 +160,7 @@ class GatewayServer(IdleServer):
             await super().shutdown(sockets)
         finally:
             end.cancel()
-            if self.force_exit:  # somebody is in a hurry: the models' own ends are skipped
+            if self.force_exit:  # do not wait for the models' own shutdown
                 self._service.kill_all()
 
     async def _end_sessions(self, until: float) -> None:
@@ -188,7 +189,7 @@ class GatewayServer(IdleServer):
             await self._service.reload_config()
             self.config.timeout_keep_alive = math.ceil(self._service.settings.limits.idle_timeout)
         except EardrumError as error:
-            log.error("The config was not taken over, the old one stays in force: %s", error.message)
+            log.error("The config was not reloaded, and the old one stays in use: %s", error.message)
 
     def _end_requests(self) -> None:
         self._app.end_uploads(make_shutdown_error())
@@ -220,12 +221,14 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
     settings = service.settings.wyoming
     if not settings.is_enabled(service.settings.api_keys):
         if settings.enabled is None:
-            log.warning("Wyoming is off: it has no room for api_keys. To serve it to everybody, set wyoming.enabled: true.")
+            log.warning(
+                "Wyoming is off: its protocol cannot carry API keys. To serve it without a key, set wyoming.enabled: true."
+            )
         return None
     if settings.enabled is None and MARK_VARIABLE in os.environ:
         return None  # this server is a model of another, which has the port
     if service.settings.api_keys:
-        log.warning("Wyoming is open to everybody who reaches its port: it has no room for api_keys.")
+        log.warning("Wyoming is open to everybody who reaches its port: its protocol cannot carry API keys.")
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
     return WyomingServer(service, bind_socket(settings.host or service.settings.host, settings.port, advice))
 

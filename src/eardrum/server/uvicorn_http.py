@@ -209,7 +209,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
     def _log_stall(self) -> None:
         """The client is hung up on. Its request is in the log with the reason, unless it has its line already."""
         if self.cycle.response_complete:
-            log.info("A client at %s was hung up on: %s", self.client[0] if self.client else "?", self._stall.reason)
+            log.info("Disconnected the client at %s: %s", self.client[0] if self.client else "?", self._stall.reason)
 
     def _has_arrived(self) -> bool:
         return self.cycle.message_event.is_set()  # a request behind it begins when this one is here to its end

@@ -30,9 +30,9 @@ CLOSE_TIMEOUT_S = 1.0
 class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
     """One connection, with three extensions for applications.
 
-    `eardrum.connection` is the transport itself, and its timer as in `Http`. `eardrum.farewell`, once called, leaves it to the
-    application to close when the server ends: it has something to say before. `eardrum.largest` is called with how many bytes a
-    message may have: a larger one ends the connection (1009) before it is all here.
+    `eardrum.connection` is the transport itself, and its timer, as in `UvicornHttpProtocol`. `eardrum.farewell`, once called,
+    leaves it to the application to close when the server ends: it has something to say before. `eardrum.largest` is called with
+    how many bytes a message may have: a larger one ends the connection (1009) before it is all here.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -114,7 +114,7 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
             self._stall.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone. What it said before is heard first."""
+        """Handle the loss of the connection. Messages that arrived before are delivered first."""
         if self._is_parsing_later and not self.close_sent:
             self._pending_loss = (exc,)
         else:

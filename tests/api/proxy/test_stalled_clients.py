@@ -137,7 +137,7 @@ def test_an_answer_that_was_written_whole_does_not_wait_for_ever_either(caplog: 
         assert server.serving.wait(20)
         with socket.create_connection(listening.getsockname()) as client:
             client.sendall(build_get("/"))
-            wait_for(lambda: "A client at 127.0.0.1 was hung up on: The client took nothing in for 0.5 s" in caplog.text, 10)
+            wait_for(lambda: "Disconnected the client at 127.0.0.1: The client took nothing in for 0.5 s" in caplog.text, 10)
             wait_for(lambda: not server.server_state.connections)
     finally:
         server.servers[0].get_loop().call_soon_threadsafe(server.over.set)

@@ -174,7 +174,7 @@ class WyomingConnection:
             await self._stop(reading)
             await self._send_error(error)
         except ConnectionAbortedError as error:
-            log.info("A Wyoming client at %s was hung up on: %s", self._client, error)
+            log.info("Disconnected the Wyoming client at %s: %s", self._client, error)
         except OSError:
             pass  # the client is gone
         except Exception:

@@ -106,7 +106,8 @@ SURE_OF_NOTHING = 1e-10
 
 
 class WhisperModel(Protocol):
-    """The interface a library must implement. `Encoded` is its encoder's output for a batch; rows are indices into it."""
+    """The interface a library must implement. Its encoder's output for a batch is opaque to the caller; rows are indices into
+    it."""
 
     special: SpecialTokens
     multilingual: bool
@@ -158,7 +159,7 @@ class DecodingRow:
     ladder: list[float] = field(default_factory=list)
     tried: list[DecodedText] = field(default_factory=list)
     best: DecodedText | None = None
-    """The one that is believed."""
+    """The decoding that is used."""
     voted: dict[str, float] = field(default_factory=dict)
     """This row's votes on the request's language."""
     spans: list[TimestampSpan] = field(default_factory=list)

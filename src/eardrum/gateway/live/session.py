@@ -269,7 +269,7 @@ class ResumableSession:
     def _resume_session(self, error: EardrumError) -> None:
         """Prepare the replay of the kept audio for the next process."""
         if not self._process_idle:
-            log.warning("%s A live session goes on with another one.", error.sentence)
+            log.warning("%s The live session continues in a new process.", error.sentence)
         is_unresumable = self._history.is_unresumable
         for event in self._history.handle_crash(error):
             self._events.put_event(event)

@@ -102,7 +102,7 @@ class ModelLease:
 
         Raises:
             RunnerCrashedError: `error` was one too: how the process ended.
-            UnloadedError, ShuttingDownError: `error` was a crash, and the process was meant to end.
+            ModelUnloadedError, ShuttingDownError: `error` was a crash, and the process was meant to end.
         """
         await self._supervisor.release_lease(self, error)
 
@@ -205,7 +205,7 @@ class ModelSupervisor:
             BusyError: the model holds the maximum of requests.
             ModelLoadError: the model cannot be started, or has crashed repeatedly.
             RunnerCrashedError: the process died under the request.
-            UnloadedError: the model was unloaded by force.
+            ModelUnloadedError: the model was unloaded by force.
             ShuttingDownError: the server shuts down.
         """
         return ModelLease(self, model, suspicion or CrashSuspicion())
@@ -267,7 +267,7 @@ class ModelSupervisor:
             if not error:
                 self._crash_backoff.reset(model.id)
         finally:
-            if not running.instance.ended.done():  # else it stays, for the others who were there to see
+            if not running.instance.ended.done():  # else it stays: other leases of the dead process count it
                 running.leases.discard(lease)
             self._dispatcher.release_ticket(model.id, lease.ticket)
             self._places.remove_place(model.id, lease)

@@ -43,7 +43,7 @@ class EvictionPolicy(Protocol):
 
     @property
     def kind(self) -> str:
-        """The `UnloadReason` of its evictions."""
+        """The `UnloadReason` of its evictions; not used for policies that evict nothing or combine others."""
         ...
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:

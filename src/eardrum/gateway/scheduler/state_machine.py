@@ -1,6 +1,6 @@
 """The scheduler's events and actions, and the state machine between them. A ticket stands for one request.
 
-The state machine has no clock, lock, log or I/O: tests pass the time in. The supervisor carries out the actions and reports
+The state machine has no clock, lock, log or I/O: tests pass the time in. The dispatcher carries out the actions and reports
 the results as events.
 
     stopped ──its turn──▶ starting ──ready──▶ ready ──unload, swap──▶ draining ──nothing left──▶ stopping ──exited──▶ stopped

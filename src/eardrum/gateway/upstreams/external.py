@@ -133,7 +133,7 @@ class ExternalUpstream(Upstream):
             raise UpstreamDiedError(f"{self.address} broke off before it answered: {error}.") from error
 
     def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
-        """Send the audio as it comes and yield events as they come, as a runner does. See `Transcription.transcribe`."""
+        """Send the audio as it comes and yield events as they come, as a runner does. See `UpstreamTranscriber.transcribe`."""
         return self._transcriber.transcribe(request, audio)
 
     async def close(self) -> None:
@@ -210,7 +210,7 @@ def _build_credentials(url: URL, key: str) -> HeaderList:
 
 
 class LocalhostResolver(ThreadedResolver):
-    """Knows that `localhost` is this machine on IPv4 and on IPv6, as `Pool` does."""
+    """Resolves `localhost` to this machine's IPv4 and IPv6 addresses, as `ConnectionPool` does."""
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
         """The addresses of a host."""

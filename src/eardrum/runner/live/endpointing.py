@@ -44,7 +44,7 @@ LONG_SHARE = 0.5
 
 LATE_S = 1.4
 """The end of the longest stretch: who speaks on without a pause is interrupted there, at the best moment. No text of it is
-promised yet (`agreement.APART_S`), so none is on the wrong side of the cut."""
+promised yet (`utterance.MIN_HYPOTHESIS_GAP_S`), so none is on the wrong side of the cut."""
 
 
 @dataclass(frozen=True, slots=True)
