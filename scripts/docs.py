@@ -255,8 +255,9 @@ def format_engine_section(card: registry.EngineCard) -> str:
         lines.append(f"- Installed with `{card.install}`.")
     elif card.apart:
         lines.append(
-            f"- Needs an interpreter of its own: `{card.install}`. "
-            "The model's `python:` names it, as in `python: nemo/bin/python`."
+            f"- Needs an interpreter of its own: `{card.install.replace('install eardrum', 'install /path/to/eardrum')}`. "
+            "The path is your clone of the repository. The model's `python:` names the interpreter, as in "
+            "`python: nemo/bin/python`."
         )
     elif card.remote:
         lines.append(

@@ -1,4 +1,4 @@
-"""Logs every request under an id, and ends cancelled requests with an error. Pure ASGI middleware.
+"""Logs every request under an id, and ends requests that the operator cancelled with an error. Pure ASGI middleware.
 
 Also tracks requests for models: those in progress, which can be cancelled, and the last finished ones.
 """

@@ -162,7 +162,7 @@ class SubtitleSettings(SettingsSection):
 
     preset: Literal["none", "broadcast"] = Field(
         "none",
-        description="`broadcast`: two lines of 42 columns, 5/6 to 7 seconds, two frames between cues, 20 characters a "
+        description="`broadcast`: two lines of 42 columns, 0.83 to 7 seconds, two frames between cues, 20 characters a "
         "second, broken where sentences and clauses end. A setting beside it wins. `none`: a segment is a "
         "cue.",
     )

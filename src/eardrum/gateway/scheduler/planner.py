@@ -1,8 +1,9 @@
-"""The state of each model, and the plan which waiting models may start now and which loaded models make room for them.
+"""Plans turns: the order in which waiting models start, and the time at which loaded models make room for them.
 
-Models with waiting requests that are not loaded form one queue. The first starts as soon as the models that the policy evicts
-for it have stopped. They stop when they are idle, or once a request has waited `patience` seconds: from then on they serve
-only requests that came earlier. A model may overtake those ahead if it excludes none of them.
+`ScheduledModel` has the state of a model. Models with waiting requests that are not loaded form one queue. The first starts as
+soon as the models that the policy evicts for it have stopped. They stop when they are idle, or once a request has waited
+`patience` seconds: from then on they serve only requests that came earlier. A model may overtake those ahead if it excludes
+none of them.
 """
 
 from __future__ import annotations

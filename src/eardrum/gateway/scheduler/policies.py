@@ -1,4 +1,4 @@
-"""Eviction policies: which loaded models must be unloaded before another one is loaded. Pure.
+"""Eviction policies: the loaded models that a starting model excludes, by groups, a matrix or pools of memory. Pure.
 
 `GroupPolicy` has llama-swap's groups. `swap`: one member at a time. `exclusive`: loading a member unloads the models of other
 groups. `persistent`: other groups do not unload its members. The policy looks at the model that is being loaded, so a group
