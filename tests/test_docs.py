@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -196,3 +199,22 @@ def test_getting_started_shows_what_is_printed(tmp_path: Path) -> None:
         sample = (SOURCES / "sample.ogg").read_bytes()
         assert server.post_audio(sample, model="whisper-1").text in transcripts
         assert server.post_audio(sample, model="whisper-1", response_format="srt").text.strip() in transcripts
+
+
+FOREIGN_NAMES = {"MediaRecorder", "NAME", "J"}
+"""Names in docstrings that are another program's, and placeholders."""
+
+
+def test_classes_and_constants_that_docstrings_name_exist() -> None:
+    named: list[tuple[str, str]] = []
+    existing = {*dir(builtins), *FOREIGN_NAMES}
+    for path in sorted(SOURCES.rglob("*.py")):
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+            is_docstring = token.type == tokenize.STRING and token.string.startswith(('"""', 'r"""'))
+            if token.type == tokenize.COMMENT or is_docstring:
+                named += [(f"{path.name}:{token.start[0]}", name) for name in re.findall(r"`([A-Za-z][\w.]*)", token.string)]
+            elif token.type in (tokenize.NAME, tokenize.STRING):
+                existing |= set(re.findall(r"\w+", token.string))
+    is_ours = re.compile(r"[A-Z][a-z]+([A-Z][a-z]*)+|[A-Z]+(_[A-Z0-9]+)*")
+    unknown = [(where, name) for where, name in named if is_ours.fullmatch(first := name.split(".")[0]) and first not in existing]
+    assert not unknown
