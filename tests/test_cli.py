@@ -191,7 +191,7 @@ def test_several_formats_of_a_server_are_one_request(server: ServerUnderTest, re
     command = ["transcribe", recordings[0], "--server", server.address, "--hotwords", "Dashwood"]
     before = server.log.count("POST /v1/audio/transcriptions")
     done = run_eardrum(*command, "--format", ",".join(formats), "--output-dir", str(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "hotwords has no effect: the model does not take it.\n")
+    assert (done.returncode, done.stderr) == (0, "hotwords has no effect: the model does not support it.\n")
     wait_for(lambda: server.log.count("POST /v1/audio/transcriptions") > before)
     assert server.log.count("POST /v1/audio/transcriptions") == before + 1
     names = {"text": "one.txt", "json": "one.json", "srt": "one.srt", "vtt": "one.vtt", "verbose_json": "one.verbose.json"}
@@ -237,10 +237,10 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
     [
         (["transcribe", "nowhere.mp3"], "There is no file nowhere.mp3."),
         (["transcribe", "pyproject.toml", "--format", "srt,vtt"], "Several formats need --output-dir"),
-        (["transcribe", "pyproject.toml", "--skip-existing"], "say where with --output-dir"),
+        (["transcribe", "pyproject.toml", "--skip-existing"], "--skip-existing needs --output-dir"),
         (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "gives times per segment but not per word"),
         (["transcribe", "pyproject.toml", "--words"], "--words needs --format verbose_json"),
-        (["transcribe", ""], "One of the inputs is an empty word"),
+        (["transcribe", ""], "An input is empty"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),
         (["serve", "--set", "default_model=large-v9"], "There is no model 'large-v9'"),

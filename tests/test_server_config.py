@@ -26,7 +26,7 @@ def test_several_files(tmp_path: Path) -> None:
         assert {"moonshine-tiny-en", "qwen"} <= {model["id"] for model in listed["data"]}
         assert server.post_audio(encode_speech("wav"), model="ears").json()["text"] == SPEECH_TEXT
         assert f"{main}:5: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?" in server.log
-        assert f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean check_endpoint?" in server.log
+        assert f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean checkEndpoint?" in server.log
         assert "INFO" not in server.log
 
 

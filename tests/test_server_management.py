@@ -561,7 +561,7 @@ def test_the_commands(tmp_path: Path) -> None:
         assert get_json(server, "/running") == {"running": []}
         none, *gone = eardrum(server.address, "ps").stdout.splitlines()
         assert none == "No model is loaded."
-        assert sorted(line.partition(" went ")[0] for line in gone) == [M, "web"]
+        assert sorted(line.partition(" was unloaded ")[0] for line in gone) == [M, "web"]
         assert all(line.endswith(" ago: on request.") for line in gone)
         (entry, _) = sorted(get_json(server, "/api/ps")["gone"], key=lambda entry: str(entry["id"]))
         assert (entry["id"], entry["reason"], entry["for"]) == (M, "hand", None)

@@ -102,7 +102,7 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ({"language": "de"}, "does not support German"),
         ({"language": "xx"}, "Unknown language 'xx'"),
-        ({"response_format": "xml"}, "response_format must be one of json, text"),
+        ({"response_format": "xml"}, "response_format must be json, text, srt"),
         ({"temperature": "abc"}, "temperature must be a number"),
         ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "not per word"),
         ({"response_format": "diarized_json"}, "does not separate speakers"),

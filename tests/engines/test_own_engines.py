@@ -127,7 +127,7 @@ def test_a_package_that_only_a_finder_knows(look: Look, tmp_path: Path) -> None:
 
 WRONG = {
     "no such module": ("parrot = parrots.nothing", "", "there is no module parrots.nothing"),
-    "no engine": ("parrot = parrots", "class Parrot: ...", "has no class that is derived from `Engine`"),
+    "no engine": ("parrot = parrots", "class Parrot: ...", "has no class derived from `Engine`"),
     "no such class": ("parrot = parrots:Polly", GOOD, "has no class Polly"),
     "no Python": ("parrot = parrots", "class Parrot(Engine:\n", "parrots.py:1: "),
     "no text": ("parrot = parrots", "x = '\0'", "parrots.py"),

@@ -462,7 +462,7 @@ def test_a_gap_longer_than_may_be_is_not_believed(live: bool) -> None:
     data = shift_clock("mkv", lambda at: at if at < 3 else at + 50_000)
     found, warnings = decode_with_warnings(data, max_seconds=3600, live=live)
     assert locate_pieces(found) == pytest.approx((0, 0), abs=0.1)
-    assert "leap to 50,003 s" in warnings
+    assert "jump to 50,003 s" in warnings
 
 
 @pytest.mark.parametrize("kind", ["mkv", "webm", "mp4", "ts"])

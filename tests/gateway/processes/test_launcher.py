@@ -66,7 +66,7 @@ async def test_an_address_with_a_check_has_to_answer_it() -> None:
 
 async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: Path) -> None:
     settings, logs = config.Settings(health_check_timeout=15, unload_timeout=0.4, spool_dir=tmp_path), GatewayLogs()
-    for own, seconds in ((0, 0.4), (1, 1)):
+    for own, seconds in ((None, 0.4), (1, 1)):
         port = find_free_port()
         entry = {
             "cmd": build_fake_llm_command(port, "--ignore-sigterm"),
