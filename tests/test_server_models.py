@@ -78,7 +78,7 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         del hub.repositories[NAME]  # a model that is here can be pulled whatever the hub says
         pulled = requests.post(f"{server.address}/api/pull", json={"model": NAME}, timeout=60)
         assert [line["status"] for line in parse_lines(pulled)][-1] == "success"
-        assert "was not updated; the local copy stays in use" in server.log
+        wait_for(lambda: "was not updated; the local copy stays in use" in server.log)
         server.process.send_signal(signal.SIGUSR1)
         wait_for(lambda: "MODULES" in server.log)
         modules = set(json.loads(server.log.split("MODULES ")[1].splitlines()[0]))

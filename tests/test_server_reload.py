@@ -130,19 +130,19 @@ def test_the_same_config_again_changes_nothing(tmp_path: Path) -> None:
         ("default_model: nobody-has-this", "nobody-has-this"),
     ],
 )
-def test_a_config_edited_into_nonsense_is_not_taken_over(tmp_path: Path, nonsense: str, why: str) -> None:
+def test_a_config_edited_into_nonsense_is_not_reloaded(tmp_path: Path, nonsense: str, why: str) -> None:
     with run_edited(tmp_path, models=build_models(a="")) as config:
         pid = config.get_pid("a")
         config.file.write_text(nonsense, encoding="utf-8")
         logged = config.send_sighup()
-        assert "not taken over" in logged
+        assert "was not reloaded" in logged
         assert why in logged
         answer = requests.post(f"{config.server.address}/api/reload", timeout=20)
         assert answer.status_code == 400
         assert why in answer.json()["error"]["message"]
         assert config.get_pid("a") == pid
         config.file.unlink()
-        assert "not taken over" in config.send_sighup()
+        assert "was not reloaded" in config.send_sighup()
         assert config.post_chat("a").status_code == 200
         assert "added: b" in config.reload_config(models=build_models(a="", b=""))
 
@@ -197,7 +197,7 @@ def test_a_watched_config_is_read_when_it_has_changed(tmp_path: Path) -> None:
         config.write_config(models=build_models(a="", b=""))
         wait_for(lambda: "added: b" in config.server.log)
         config.file.write_text("models: [", encoding="utf-8")
-        wait_for(lambda: "not taken over" in config.server.log)
+        wait_for(lambda: "was not reloaded" in config.server.log)
         config.write_config(models=build_models(a=""))
         wait_for(lambda: "removed: b" in config.server.log)
         assert config.get_pid("a") == pid
