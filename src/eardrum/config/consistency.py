@@ -426,5 +426,5 @@ def can_coexist(one: str, other: str, settings: Settings) -> bool:
     return not ((first.exclusive and not second.persistent) and (second.exclusive and not first.persistent))
 
 
-DEFAULT_GROUP = GroupSettings()
+DEFAULT_GROUP = GroupSettings.model_construct()
 """The group of commands that no group lists."""

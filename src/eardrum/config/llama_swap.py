@@ -4,7 +4,8 @@ A llama-swap file is translated when it is read: `llama_swap_names` of a section
 unless they only differ in spelling (`startPort` and `start_port`), and `unset_values` are its values for "not set".
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`, here and in `settings.py`: pydantic would compile each annotation from its text
+# again, which is 2 % of the start of the server.
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,9 +20,13 @@ WITHOUT_EFFECT = "x-without-effect"
 
 
 class SettingsSection(BaseModel):
-    """A part of the settings. Unknown names are refused."""
+    """A part of the settings. Unknown names are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    pydantic builds a section when it is first validated, as a part of `Settings`. So a section that is a default value is made
+    by `model_construct`: its constructor would build every section on import, one by one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     shorthand: ClassVar[str] = ""
     """The setting that a text in place of the section sets, as in `subtitles: broadcast`."""
@@ -161,7 +166,7 @@ class RouterSection(SettingsSection):
     """Choice between groups and matrix."""
 
     use: Literal["group", "matrix"] = Field("group", description="The section that applies.")
-    settings: RouterSettings = Field(RouterSettings(), description="The rules.")
+    settings: RouterSettings = Field(RouterSettings.model_construct(), description="The rules.")
 
 
 class FifoSettings(SettingsSection):
@@ -173,21 +178,21 @@ class FifoSettings(SettingsSection):
 class SchedulerSettings(SettingsSection):
     """The settings of the scheduler in use."""
 
-    fifo: FifoSettings = Field(FifoSettings(), description="Its priorities.")
+    fifo: FifoSettings = Field(FifoSettings.model_construct(), description="Its priorities.")
 
 
 class SchedulerSection(SettingsSection):
     """Order in which waiting requests are served."""
 
     use: Literal["fifo"] = Field("fifo", description="The only one there is.")
-    settings: SchedulerSettings = Field(SchedulerSettings(), description="Its settings.")
+    settings: SchedulerSettings = Field(SchedulerSettings.model_construct(), description="Its settings.")
 
 
 class RoutingSettings(SettingsSection):
     """Router and scheduler, as newer configs of llama-swap write them."""
 
-    router: RouterSection = Field(RouterSection(), description="What is unloaded for what.")
-    scheduler: SchedulerSection = Field(SchedulerSection(), description="Who is next.")
+    router: RouterSection = Field(RouterSection.model_construct(), description="What is unloaded for what.")
+    scheduler: SchedulerSection = Field(SchedulerSection.model_construct(), description="Who is next.")
 
 
 class ModelProfile(SettingsSection):
@@ -208,7 +213,7 @@ class ModelSelector(SettingsSection):
 
     strategy: Literal["warm", "pin", "spillover"] = Field("warm", description="Rule by which the target is chosen.")
     targets: tuple[str, ...] = Field(min_length=1, description="Models in the order of preference.")
-    settings: SpilloverSettings = Field(SpilloverSettings(), description="For `spillover`.")
+    settings: SpilloverSettings = Field(SpilloverSettings.model_construct(), description="For `spillover`.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
     unlisted: bool = Field(False, description="Not in `/v1/models`.")
@@ -221,8 +226,8 @@ class PeerServer(SettingsSection):
     proxy: str = Field(description="Its address.")
     api_key: str = Field("", description="Key that is sent to it.")
     models: tuple[str, ...] = Field(min_length=1, description="Its models.")
-    filters: RequestFilters = Field(RequestFilters(), description="As for models.")
-    timeouts: PeerTimeouts = Field(PeerTimeouts(), description="As for models.")
+    filters: RequestFilters = Field(RequestFilters.model_construct(), description="As for models.")
+    timeouts: PeerTimeouts = Field(PeerTimeouts.model_construct(), description="As for models.")
 
 
 class StartupHooks(SettingsSection):
@@ -234,7 +239,7 @@ class StartupHooks(SettingsSection):
 class ServerHooks(SettingsSection):
     """Actions at events."""
 
-    on_startup: StartupHooks = Field(StartupHooks(), description="When the server is up.")
+    on_startup: StartupHooks = Field(StartupHooks.model_construct(), description="When the server is up.")
 
 
 class UpstreamRoutes(SettingsSection):
@@ -262,7 +267,7 @@ class ActivitySettings(SettingsSection):
 class UiSettings(SettingsSection):
     """Settings of llama-swap's web page."""
 
-    activity: ActivitySettings = Field(ActivitySettings(), description="Its page of past requests.")
+    activity: ActivitySettings = Field(ActivitySettings.model_construct(), description="Its page of past requests.")
 
 
 class PerformanceSettings(SettingsSection):
@@ -272,7 +277,7 @@ class PerformanceSettings(SettingsSection):
     every: Annotated[str, AfterValidator(_check_interval)] = Field("5s", description="Time between two records; at least 5s.")
 
 
-class SharedModelSettings(SettingsSection, defer_build=True):
+class SharedModelSettings(SettingsSection):
     """Settings of a model that llama-swap has too."""
 
     unset_values: ClassVar = {"unload_timeout": 0}
@@ -294,19 +299,21 @@ class SharedModelSettings(SettingsSection, defer_build=True):
     use_model_name: str = Field("", description="Name of the model at the upstream.")
     name: str = Field("", description="For people.")
     description: str = Field("", description="For people.")
-    filters: RequestFilters = Field(RequestFilters(), description="Changes to JSON bodies.")
+    filters: RequestFilters = Field(RequestFilters.model_construct(), description="Changes to JSON bodies.")
     metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
     send_loading_state: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
-    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts(), description="Of exchanges with the upstream.")
-    compat: UpstreamCompat = Field(UpstreamCompat(), description="Peculiarities of the upstream.")
-    capabilities: DeclaredCapabilities = Field(DeclaredCapabilities(), description="Capabilities of the upstream.")
+    timeouts: UpstreamTimeouts = Field(UpstreamTimeouts.model_construct(), description="Of exchanges with the upstream.")
+    compat: UpstreamCompat = Field(UpstreamCompat.model_construct(), description="Peculiarities of the upstream.")
+    capabilities: DeclaredCapabilities = Field(
+        DeclaredCapabilities.model_construct(), description="Capabilities of the upstream."
+    )
     macros: dict[str, ScalarValue] = Field({}, description="As `macros` of the server, for this model; they win over those.")
     health_check_timeout: OptionalSeconds = declare_ignored(
         None, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
     )
 
 
-class SharedSettings(SettingsSection, defer_build=True):
+class SharedSettings(SettingsSection):
     """Settings of a server that llama-swap has too."""
 
     llama_swap_names: ClassVar = {"globalTTL": "default_ttl"}
@@ -327,10 +334,10 @@ class SharedSettings(SettingsSection, defer_build=True):
     )
     profiles: dict[str, ModelProfile] = Field({}, description="Sets of other models behind names, one of which may be active.")
     selectors: dict[str, ModelSelector] = Field({}, description="Names that stand for one of several models.")
-    hooks: ServerHooks = Field(ServerHooks(), description="Actions at events.")
+    hooks: ServerHooks = Field(ServerHooks.model_construct(), description="Actions at events.")
     api_keys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; empty: everybody gets in.")
     peers: dict[str, PeerServer] = Field({}, description="Other servers whose models are offered here.")
-    upstream: UpstreamRoutes = Field(UpstreamRoutes(), description="About `/upstream/`.")
+    upstream: UpstreamRoutes = Field(UpstreamRoutes.model_construct(), description="About `/upstream/`.")
     macros: dict[str, ScalarValue] = Field({}, description="Values that replace `${NAME}` in everything below.")
     log_level: str = Field("", description="As `log.level`, which wins; `warn` is `warning`, and unknown values are `info`.")
     log_time_format: str = declare_ignored("", why="times are written in one way.", description="How times are written.")
@@ -348,7 +355,9 @@ class SharedSettings(SettingsSection, defer_build=True):
     store: ActivityStore | None = declare_ignored(
         None, why="nothing is kept beyond a restart.", description="Where activity is kept."
     )
-    ui: UiSettings = declare_ignored(UiSettings(), why="there is no activity page.", description="About the web page.")
+    ui: UiSettings = declare_ignored(
+        UiSettings.model_construct(), why="there is no activity page.", description="About the web page."
+    )
     performance: PerformanceSettings = declare_ignored(
         PerformanceSettings(), why="the machine's load is not recorded.", description="About recording the machine's load."
     )

@@ -3,11 +3,9 @@
 `find_secrets` lists the secret values among them, for redaction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -210,7 +208,7 @@ class SubtitleSettings(SettingsSection):
         return NO_RULES.with_changes(self.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
-    def _check_durations(self) -> SubtitleSettings:
+    def _check_durations(self) -> Self:
         if 0 < self.shape.max_duration < self.shape.min_duration:
             raise ValueError("min_duration is more than max_duration")
         return self
@@ -312,15 +310,15 @@ class Settings(SharedSettings):
     memory: dict[str, str] = Field(
         {}, description="Pools of memory that models share, as in `cuda: 22G` or `cpu: 48G`; models stay loaded while they fit."
     )
-    limits: LimitSettings = Field(LimitSettings(), description="Limits of clients.")
-    live: LiveSettings = Field(LiveSettings(), description="Live sessions: text while somebody speaks.")
-    wyoming: WyomingSettings = Field(WyomingSettings(), description="The port for Home Assistant.")
+    limits: LimitSettings = Field(LimitSettings.model_construct(), description="Limits of clients.")
+    live: LiveSettings = Field(LiveSettings.model_construct(), description="Live sessions: text while somebody speaks.")
+    wyoming: WyomingSettings = Field(WyomingSettings.model_construct(), description="The port for Home Assistant.")
     subtitles: SubtitleSettings = Field(
-        SubtitleSettings(),
+        SubtitleSettings.model_construct(),
         description="Shape of the cues of srt and vtt, unless a request says otherwise.",
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
-    log: LogSettings = Field(LogSettings(), description="The server's log.")
+    log: LogSettings = Field(LogSettings.model_construct(), description="The server's log.")
 
     @field_validator("default_language")
     @classmethod
