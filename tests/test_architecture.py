@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,15 @@ def test_what_fetches_knows_neither_models_nor_clients() -> None:
 
 def test_the_package_itself_imports_nothing() -> None:
     assert {name for name in list_modules_after("import eardrum") if name.startswith("eardrum")} == {"eardrum"}
+
+
+def test_every_connector_is_given_its_tls_context() -> None:
+    """A connector without one would refuse every certificate: see `eardrum.aiohttp_import`."""
+    modules = [path for path in Path("src").rglob("*.py") if path.name != "aiohttp_import.py"]
+    calls = [node for path in modules for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)]
+    given = {"TCPConnector": "ssl", "ClientSession": "connector"}
+    found = [(node, given[node.func.attr]) for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in given]
+    assert len(found) >= 7
+    assert not [ast.unparse(node) for node, name in found if name not in {keyword.arg for keyword in node.keywords}]
+    direct = "\nimport aiohttp"
+    assert not [path for path in modules if direct in path.read_text() or "\nfrom aiohttp" in path.read_text()]

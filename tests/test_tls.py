@@ -1,14 +1,24 @@
-"""Which certificates the server takes, and what it says about the others."""
+"""Which certificates the server takes, what it says about the others, and which ones its clients trust."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from eardrum import tls
-from eardrum.errors import ConfigError
+from eardrum.client import EardrumClient
+from eardrum.config import LimitSettings
+from eardrum.errors import ConfigError, EardrumError
+from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.external import ExternalUpstream
+from eardrum.gateway.upstreams.http_client import OutgoingRequest
+from eardrum.gateway.upstreams.remote_audio import AudioFetcher
 from tests.certificates import create_certificate
 
 
@@ -53,3 +63,79 @@ def test_what_a_client_is_to_trust_must_be_a_certificate(tmp_path: Path) -> None
     assert not tls.create_client_context(made, by_any_name=True).check_hostname
     with pytest.raises(ConfigError, match="has no certificate"):
         tls.create_client_context(key)
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    if request.headers.get("upgrade") != "websocket":
+        return web.Response(body=b"RIFF")
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    await socket.send_str("open")
+    return socket
+
+
+async def call_all_clients(address: str) -> list[str]:
+    """Call an HTTPS server with each of the server's clients; what each of them gets, or why not."""
+    upstream = ExternalUpstream(address)
+    fetcher = AudioFetcher(LimitSettings(fetch_hosts=("localhost", "127.0.0.0/8", "::1")))
+
+    async def forward() -> str:
+        response = await upstream.send_request(OutgoingRequest("GET", "/"))
+        return str(response.status)
+
+    async def open_websocket() -> str:
+        async with await upstream.connect_websocket("/", [], []) as socket:
+            return await socket.receive_str()
+
+    async def fetch() -> str:
+        with Spool() as spool:
+            await fetcher.fetch_into(f"{address}/a.wav", spool)
+            return b"".join([data async for data in spool.read()]).decode()
+
+    async def read_logs() -> str:
+        async with EardrumClient(address) as client:
+            return await client.read_logs("model")
+
+    results = []
+    for call in (forward, open_websocket, fetch, read_logs):
+        try:
+            results.append(await call())
+        except EardrumError as error:
+            results.append(error.message)
+    await upstream.close()
+    return results
+
+
+async def test_clients_trust_the_certificates_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, key = create_certificate(tmp_path)
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls.create_server_context(made, key)).start()
+    address = f"https://localhost:{runner.addresses[0][1]}"
+    tls.get_client_context.cache_clear()
+    try:
+        refused = await call_all_clients(address)
+        monkeypatch.setenv("SSL_CERT_FILE", str(made))
+        tls.get_client_context.cache_clear()
+        assert await call_all_clients(address) == ["200", "open", "RIFF", "RIFF"]
+        assert all("certificate" in text.lower() for text in refused), refused
+    finally:
+        tls.get_client_context.cache_clear()
+        await runner.cleanup()
+
+
+def test_importing_the_server_reads_no_certificates(tmp_path: Path) -> None:
+    made, _ = create_certificate(tmp_path)
+    program = (
+        "import eardrum.server.app, eardrum.client, aiohttp.connector, ssl\n"
+        "for context in aiohttp.connector._SSL_CONTEXT_VERIFIED, aiohttp.connector._SSL_CONTEXT_UNVERIFIED, "
+        "ssl.create_default_context():\n"
+        "    print(len(context.get_ca_certs()) + context.cert_store_stats()['x509'])"
+    )
+    environment = os.environ | {"SSL_CERT_FILE": str(made)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["0", "0", "2"]

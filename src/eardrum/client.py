@@ -13,9 +13,8 @@ from ssl import SSLContext
 from typing import Any, Self
 from urllib.parse import quote
 
-import aiohttp
-
 from eardrum import tls
+from eardrum.aiohttp_import import aiohttp
 from eardrum.errors import ConfigError, EardrumError
 
 HEARTBEAT_S = 20.0
@@ -81,7 +80,7 @@ class EardrumClient:
         self._address = scheme + address.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         context = tls.create_client_context(certificate) if isinstance(certificate, Path) else certificate
-        connector = aiohttp.TCPConnector(ssl=context or True)
+        connector = aiohttp.TCPConnector(ssl=context or tls.get_client_context())
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), headers=headers, connector=connector)
 
     async def __aenter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def create_server_context(certificate: Path | None, key: Path | None) -> ssl.SSL
         raise ConfigError(f"{holder} has no private key in PEM format. ({error.reason or error})") from None
     except OSError as error:
         raise ConfigError(f"{holder} cannot be read: {error.strerror or error}.") from None
+    return context
+
+
+@functools.cache
+def get_client_context() -> ssl.SSLContext:
+    """Return the TLS context of all clients that need no other. It trusts the system's authorities, which are read once."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, Self, TypeVar, cast
 
-import aiohttp
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from yarl import URL
 
+from eardrum.aiohttp_import import aiohttp
 from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
 from eardrum.engines.shared.openai_http import EncodedClip, Format, OpenAIClient, ServerAddress, encode_clip
 from eardrum.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError, UpstreamError

@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import aiohttp
-
+from eardrum.aiohttp_import import aiohttp
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.proxy import upstream_headers
 from eardrum.api.proxy.upstream_headers import WEBSOCKET_HEADERS

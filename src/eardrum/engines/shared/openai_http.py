@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import av
 import numpy as np
 from yarl import URL
 
+from eardrum import tls
+from eardrum.aiohttp_import import aiohttp
 from eardrum.engines.base import Audio
 from eardrum.errors import ConfigError, UpstreamError, UpstreamTimeoutError
 from eardrum.openai_replies import UpstreamReply
@@ -168,7 +169,7 @@ class OpenAIClient:
         self._session = aiohttp.ClientSession(
             headers=address.headers,
             timeout=aiohttp.ClientTimeout(total=address.timeout_s, sock_connect=CONNECT_S),
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls.get_client_context()),
             proxy=_find_proxy(address.url),  # not trust_env: it also reads ~/.netrc and refuses to mix that with a key
         )
 

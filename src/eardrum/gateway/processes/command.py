@@ -22,9 +22,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from eardrum import config
+from eardrum.aiohttp_import import aiohttp
 from eardrum.concurrency import run_until_first
 from eardrum.config.macros import split_command
 from eardrum.errors import ModelLoadError

@@ -10,12 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
-import aiohttp
-from aiohttp.abc import ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from multidict import CIMultiDict
 from yarl import URL
 
+from eardrum import tls
+from eardrum.aiohttp_import import aiohttp
 from eardrum.config.llama_swap import UpstreamTimeouts
 from eardrum.errors import (
     InvalidRequestError,
@@ -75,7 +74,9 @@ class ExternalUpstream(Upstream):
         self._response_timeout = timeouts.response_header or None
         self._pool = ConnectionPool(self.address, timeouts)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, resolver=LocalhostResolver()),
+            connector=aiohttp.TCPConnector(
+                limit=0, resolver=LocalhostResolver(), ssl=tls.get_client_context() if url.scheme == "https" else True
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect or None),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=AUTOMATIC_HEADERS,
@@ -209,16 +210,18 @@ def _build_credentials(url: URL, key: str) -> HeaderList:
     return []
 
 
-class LocalhostResolver(ThreadedResolver):
+class LocalhostResolver(aiohttp.ThreadedResolver):
     """Resolves `localhost` to this machine's IPv4 and IPv6 addresses, as `ConnectionPool` does."""
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[aiohttp.abc.ResolveResult]:
         """The addresses of a host."""
         if host != "localhost":
             return await super().resolve(host, port, family)
         families = (socket.AF_INET, socket.AF_INET6)
         return [
-            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            aiohttp.abc.ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
             for kind, address in zip(families, LOCALHOST, strict=True)
             if family in (kind, socket.AF_UNSPEC)
         ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from eardrum import tls
 from eardrum.config.llama_swap import UpstreamTimeouts
 from eardrum.errors import (
     UpstreamDiedError,
@@ -337,7 +337,7 @@ class ConnectionPool:
     def __init__(self, address: str, timeouts: UpstreamTimeouts):
         self._address = address
         url = urlsplit(address)
-        self._ssl_context = ssl.create_default_context() if url.scheme == "https" else None
+        self._ssl_context = tls.get_client_context() if url.scheme == "https" else None
         self._name = url.hostname or ""
         self._hosts = LOCALHOST if self._name == "localhost" else (self._name,)
         self._port = url.port or (443 if self._ssl_context else 80)

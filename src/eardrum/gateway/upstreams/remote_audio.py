@@ -7,6 +7,7 @@ one a moment later.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,11 +15,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from eardrum import tls
+from eardrum.aiohttp_import import aiohttp
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
@@ -31,7 +31,7 @@ PARAM = "audio_url"
 class AudioFetcher:
     """Fetches recordings within the limits. `resolver` resolves host names."""
 
-    def __init__(self, limits: LimitSettings, resolver: AbstractResolver | None = None):
+    def __init__(self, limits: LimitSettings, resolver: aiohttp.abc.AbstractResolver | None = None):
         self._hosts = AllowedHosts.from_list(limits.fetch_hosts)
         self._limits = limits
         self._resolver = resolver
@@ -43,8 +43,10 @@ class AudioFetcher:
             InvalidRequestError: the URL is not allowed, or cannot be fetched.
             TooLargeError: the recording is larger than an upload may be.
         """
-        resolver = CheckedResolver(self._hosts, self._resolver or ThreadedResolver())
-        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
+        resolver = CheckedResolver(self._hosts, self._resolver or aiohttp.ThreadedResolver())
+        connector = aiohttp.TCPConnector(
+            resolver=resolver, use_dns_cache=False, ssl=await asyncio.to_thread(tls.get_client_context)
+        )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._limits.stall_timeout)
         try:
             async with (
@@ -100,14 +102,16 @@ class AudioFetcher:
         return TooLargeError(f"{response.url} is larger than {most}.", param=PARAM)
 
 
-class CheckedResolver(AbstractResolver):
+class CheckedResolver(aiohttp.abc.AbstractResolver):
     """Resolves host names, and returns only addresses that are allowed."""
 
-    def __init__(self, hosts: AllowedHosts, resolver: AbstractResolver):
+    def __init__(self, hosts: AllowedHosts, resolver: aiohttp.abc.AbstractResolver):
         self._hosts = hosts
         self._resolver = resolver
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
         """Return the allowed addresses of a host.
 
         Raises:

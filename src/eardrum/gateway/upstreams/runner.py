@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
-
+from eardrum.aiohttp_import import aiohttp
 from eardrum.errors import EardrumError, RunnerCrashedError, build_shortage_error, error_from_json
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
