@@ -1,8 +1,8 @@
 """Runs the command `eardrum`, also as `python -m eardrum`."""
 
-from eardrum.cli import gc_paused
+from eardrum.garbage_collection import pause_garbage_collection
 
-with gc_paused():
+with pause_garbage_collection():
     from eardrum.cli.main import main
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eardrum.cli import gc_paused
 from eardrum.cli.chunk_reader import ChunkReader
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
 from eardrum.cli.terminal import JsonDisplay, LineDisplay, LiveDisplay, TerminalDisplay, print_error, print_warning
 from eardrum.concurrency import run_in_background
 from eardrum.errors import ConfigError, EardrumError
+from eardrum.garbage_collection import pause_garbage_collection
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,7 +50,7 @@ def listen(
     certificate: CertificateOption = None,
 ) -> None:
     """Show live text of the microphone, or of audio on stdin. Ctrl-C stops."""
-    with gc_paused():
+    with pause_garbage_collection():
         from eardrum.client import EardrumClient
 
     wanted = {"model": model, "language": language, "task": "translate" if translate else ""}

@@ -17,10 +17,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__, config, logging_setup
-from eardrum.cli import check, gc_paused, listen, models, processes, transcribe
+from eardrum.cli import check, listen, models, processes, transcribe
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
+from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.server.reload import ConfigSource
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def serve(
     sample: Annotated[bool, typer.Option("--sample", help="Transcribe the sample recording after the start.")] = False,
 ) -> None:
     """Start the server."""
-    with gc_paused():
+    with pause_garbage_collection():
         from eardrum.server import lifecycle
 
     flags = {"enabled": wyoming, "port": wyoming_port}

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eardrum.cli import gc_paused
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
 from eardrum.errors import ConfigError
+from eardrum.garbage_collection import pause_garbage_collection
 
 if TYPE_CHECKING:
     from eardrum.client import EardrumClient
@@ -129,7 +129,7 @@ Result = TypeVar("Result")
 async def _call_server(
     server: str, key: str, certificate: Path | None, ask: Callable[[EardrumClient], Awaitable[Result]]
 ) -> Result:
-    with gc_paused():
+    with pause_garbage_collection():
         from eardrum.client import EardrumClient
 
     async with EardrumClient(server, key, certificate) as client:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from eardrum import config, logging_setup
-from eardrum.cli import gc_paused
 from eardrum.cli.chunk_reader import ChunkReader
 from eardrum.cli.options import (
     AssignmentsOption,
@@ -64,6 +63,7 @@ from eardrum.cli.recordings import (
 )
 from eardrum.cli.terminal import ProgressCallback, format_duration, print_error, print_status, show_progress
 from eardrum.errors import ConfigError, EardrumError
+from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.models.store import is_written_as_path
 from eardrum.logging_setup import YELLOW
 from eardrum.subtitles import RULE_NAMES
@@ -126,7 +126,7 @@ def transcribe(
     jobs, skipped = _plan_jobs(recordings, formats, output_dir, skip_existing=skip_existing, overwrite=overwrite)
     batch = TranscriptionBatch(jobs, failures, skipped=skipped, replace=overwrite)
     if jobs:
-        with gc_paused():
+        with pause_garbage_collection():
             from eardrum.cli import transcribers
 
         order = transcribers.TranscriptionOrder(form, tuple(formats), translate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from eardrum.config.consistency import complete_settings
 from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, sort_diagnostics
 from eardrum.config.environment import CONFIG_VARIABLE, FOLDER_VARIABLE, from_assignments, from_environment, merge_trees
 from eardrum.config.macros import PortReservations, SettingsTree, resolve_macros
-from eardrum.config.settings import Settings
+from eardrum.config.settings import ModelSettings, Settings
 from eardrum.config.validation import SettingsValidator
 from eardrum.errors import ConfigError
 
@@ -148,7 +149,7 @@ def _build_settings(tree: SettingsTree, errors: ErrorCollector) -> Settings:
     """Build the settings from a tree, without wrong values, which become errors."""
     while True:
         try:
-            return Settings(**tree)
+            return Settings(**_validate_models(tree))
         except ValidationError as invalid:
             before = tree
             # From the end of lists to their beginning: when an item is removed, the positions after it change.
@@ -163,6 +164,20 @@ def _build_settings(tree: SettingsTree, errors: ErrorCollector) -> Settings:
                 tree = {
                     name: value for name, value in tree.items() if name not in {error["loc"][0] for error in invalid.errors()}
                 }
+
+
+def _validate_models(tree: SettingsTree) -> SettingsTree:
+    """Validate each valid model by itself: pydantic lets no other thread run while it validates, 60 ms for 2,000 models.
+
+    A wrong model stays as it is. So it is found again, with its path, when the whole tree is validated.
+    """
+    if not isinstance(models := tree.get("models"), dict):
+        return tree
+    validated = dict(models)
+    for name, model in models.items():
+        with suppress(ValidationError):
+            validated[name] = ModelSettings.model_validate(model)
+    return {**tree, "models": validated}
 
 
 def _sort_key(path: KeyPath) -> list[tuple[int, str]]:

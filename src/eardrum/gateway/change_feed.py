@@ -26,11 +26,14 @@ class ChangeFeed:
 
     def __init__(self) -> None:
         self._subscribers: set[ChangeSubscriber] = set()
+        self.versions = dict.fromkeys(ChangeTopic, 0)
+        """The number of notifications of each topic: what is built for one subscriber serves the others until it changes."""
         self.ended = asyncio.Event()
         """Set when the server shuts down."""
 
     def publish(self, topic: ChangeTopic) -> None:
         """Notify every subscriber of the topic."""
+        self.versions[topic] += 1
         for subscriber in self._subscribers:
             subscriber.notify(topic)
 

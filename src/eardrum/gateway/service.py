@@ -27,6 +27,7 @@ from eardrum.errors import (
     UpstreamHungUpError,
     UpstreamUnreachableError,
 )
+from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
 from eardrum.gateway.fallback import FallbackPlan, find_candidates
 from eardrum.gateway.logs import GatewayLogs
@@ -109,7 +110,8 @@ class Service:
         if not self.settings_source:
             raise ConfigError("This server was started without a config that can be reloaded: restart it to change its settings.")
         async with self._reload_lock:
-            changes = await self.apply_settings(await self.settings_source.read(self._supervisor.running_ids))
+            with pause_garbage_collection():
+                changes = await self.apply_settings(await self.settings_source.read(self._supervisor.running_ids))
         log.info("The config was read again: %s.", changes)
         return changes
 
@@ -120,12 +122,18 @@ class Service:
             ConfigError: the settings are invalid. Then nothing changes.
         """
         settings, later = defer_startup_settings(self.settings, settings)
-        catalog, policy_factory = await asyncio.to_thread(lambda: (ModelCatalog(settings), PolicyFactory(settings)))
-        models = {model.id: model for model in catalog}
-        changes = compare_models({model.id: model for model in self.catalog}, models, later)
+        before = {model.id: model for model in self.catalog}
+
+        def prepare() -> tuple[ModelCatalog, PolicyFactory, dict[str, Model], ConfigChanges]:
+            catalog = ModelCatalog(settings)
+            models = {model.id: model for model in catalog}
+            policy_factory = PolicyFactory(settings)
+            redaction.add_secrets(find_secrets(settings))
+            return catalog, policy_factory, models, compare_models(before, models, later)
+
+        catalog, policy_factory, models, changes = await asyncio.to_thread(prepare)  # takes a second for 2,000 models
         if catalog.default.id != self.catalog.default.id:
             changes = replace(changes, default=catalog.default.id)
-        redaction.add_secrets(find_secrets(settings))
         self.settings = settings
         self.name_resolver = NameResolver(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.replace_with(catalog, models.keys() - changes.changed)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from eardrum.api.llama_swap.monitoring import RequestChanges
+from eardrum import config
+from eardrum.api.llama_swap.monitoring import EventStream, RequestChanges
 from eardrum.api.request_log import RequestRecord, RequestTracker
+from eardrum.gateway.change_feed import ChangeTopic
+from eardrum.gateway.service import Service
 
 KEY = "sk-very-secret"
 
@@ -51,3 +57,28 @@ async def test_keys_are_not_told(name: str, value: str, shown: str | None) -> No
     (entry,) = RequestChanges(activity).take_snapshot()["requests"]
     shown = shown or "realtime, [redacted], openai-beta.realtime-v1"
     assert entry["req_headers"] == entry["resp_headers"] == {name.lower(): shown}
+
+
+async def test_a_change_of_the_models_is_encoded_once_for_all_clients() -> None:
+    service = Service(config.Settings(models={"a": config.ModelSettings(proxy="http://127.0.0.1:1")}))
+    stream = EventStream(service, RequestTracker())
+    received: list[asyncio.Queue[bytes]] = [asyncio.Queue(), asyncio.Queue()]
+    clients = [asyncio.create_task(stream._write_events(queue.put)) for queue in received]
+    assert len({await queue.get() for queue in received}) == 1, "the state at the beginning"
+    changes: list[list[bytes]] = []
+    for _ in range(2):
+        service.change_feed.publish(ChangeTopic.MODELS)
+        changes.append([await asyncio.wait_for(queue.get(), 5) for queue in received])
+    service.change_feed.close()
+    for client in clients:
+        client.cancel()
+        with suppress(asyncio.CancelledError):
+            await client
+    (first, also_first), (second, also_second) = changes
+    assert first is also_first
+    assert second is also_second
+    assert second is not first, "another change is encoded anew"
+    event = json.loads(second.decode().removeprefix("event:message\ndata:"))
+    assert event["type"] == "modelStatus"
+    assert {"a", "moonshine-tiny-en"} <= {model["id"] for model in json.loads(event["data"])}
+    await service.shutdown()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from eardrum.config import SchedulingSettings
 from eardrum.errors import BusyError, ConcurrencyLimitError, ModelNotFoundError, ModelUnloadedError
 from eardrum.gateway.scheduler import (
     ConfigChanged,
+    ModelReady,
     ModelState,
     PolicyChanged,
     RequestActive,
+    RequestArrived,
+    RequestFinished,
     RequestIdle,
-    SettingsChanged,
+    Scheduler,
     TimerFired,
 )
 from eardrum.gateway.scheduler.policies import GroupPolicy, MemoryPolicy, ModelGroup, NoEviction
@@ -447,7 +452,7 @@ def test_a_request_resets_the_time_to_live() -> None:
 def test_the_time_to_live_can_be_changed_while_it_runs() -> None:
     w = create_world()
     load_model(w, "a")
-    w.send_event(SettingsChanged("a", SchedulingSettings(ttl=5.0)))
+    w.send_event(ConfigChanged(w.rules, PATIENCE, settings={"a": SchedulingSettings(ttl=5.0)}))
     pass_time(w, 5)
     assert w.processes == {"a": "stopping"}
 
@@ -457,7 +462,7 @@ def test_waiting_requests_are_let_in_when_the_config_allows_more_of_them() -> No
     load_model(w, "a")
     first, second = w.send_request("a", max_concurrency=1), w.send_request("a", max_concurrency=1)
     assert (first.granted, second.granted) == (0.0, None)
-    w.send_event(SettingsChanged("a", SchedulingSettings(max_concurrency=2)))
+    w.send_event(ConfigChanged(w.rules, PATIENCE, settings={"a": SchedulingSettings(max_concurrency=2)}))
     assert second.granted == 0.0
 
 
@@ -545,3 +550,19 @@ def test_nothing_is_due_when_nobody_waits() -> None:
     w.end_process("a")
     w.send_event(TimerFired())
     assert w.scheduler.next_deadline is None, "a start is not hurried by the clock"
+
+
+def test_a_new_config_is_one_short_step_for_a_thousand_loaded_models() -> None:
+    scheduler = Scheduler(NoEviction(), PATIENCE)
+    models = [f"m{number}" for number in range(1000)]
+    for ticket, model in enumerate(models):
+        scheduler.handle_event(RequestArrived(model, ticket, SchedulingSettings()), 0.0)
+        scheduler.handle_event(ModelReady(model), 0.0)
+        scheduler.handle_event(RequestFinished(model, ticket), 0.0)
+    began = time.process_time()
+    settings = dict.fromkeys(models[10:], SchedulingSettings(ttl=5.0))
+    rules = create_exclusive_group(*models[:1])
+    actions = scheduler.handle_event(ConfigChanged(rules, PATIENCE, frozenset(models[:10]), settings=settings), 1.0)
+    assert time.process_time() - began < 0.2
+    assert len(actions) == 10
+    assert scheduler.next_deadline == 5.0

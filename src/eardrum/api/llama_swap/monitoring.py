@@ -220,6 +220,8 @@ class EventStream:
     def __init__(self, service: Service, activity: RequestTracker):
         self._service = service
         self._activity = activity
+        self._changed_models = -1, b""
+        """The last change of the models as an event, with its version: encoding 2,000 models takes 5 ms."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the current state, then the changes."""
@@ -249,7 +251,14 @@ class EventStream:
             if ChangeTopic.PROFILE in topics:
                 await write(self._encode_profile())
             if ChangeTopic.MODELS in topics:
-                await write(self._encode_models())
+                await write(self._encode_changed_models())
+
+    def _encode_changed_models(self) -> bytes:
+        """Encode the models once for all clients."""
+        version = self._service.change_feed.versions[ChangeTopic.MODELS]
+        if self._changed_models[0] != version:
+            self._changed_models = version, self._encode_models()
+        return self._changed_models[1]
 
     def _encode_models(self) -> bytes:
         return _encode_event("modelStatus", list(list_statuses(self._service)))

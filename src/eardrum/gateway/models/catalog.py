@@ -211,12 +211,11 @@ class ModelCatalog:
 
     def replace_with(self, other: ModelCatalog, unchanged: Set[str]) -> None:
         """Take over another catalog's settings and models. Unchanged models keep the capabilities that they reported."""
-        self._settings, self.inventory = other._settings, other.inventory
-        self._default, self.why_default = other._default, other.why_default
-        self._reported_capabilities = {
-            id: capabilities for id, capabilities in self._reported_capabilities.items() if id in unchanged
-        }
-        self.scan()
+        reported = {id: capabilities for id, capabilities in self._reported_capabilities.items() if id in unchanged}
+        vars(self).update(vars(other))
+        for id, capabilities in reported.items():
+            if model := self._models.get(id):
+                self.update_capabilities(model, capabilities)
 
     def update_capabilities(self, model: Model, capabilities: Capabilities) -> None:
         """Replace the engine's declared capabilities by those that the loaded model reported."""

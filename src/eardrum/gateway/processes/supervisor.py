@@ -343,6 +343,8 @@ class ModelSupervisor:
 
     async def unload_model(self, model: Model, *, force: bool = False) -> None:
         """End the model's process and wait until it is gone. Without `force` it first finishes the requests it holds."""
+        if model.id not in self._dispatcher.models:  # it has had no request
+            return
         if force and (running := self._running.get(model.id)):
             running.forced = True
             if self.get_state(model) is ModelState.STOPPING:  # gracefully, until now
@@ -370,11 +372,10 @@ class ModelSupervisor:
         self._policy_factory = policy_factory
         for id in gone:
             self._crash_backoff.reset(id)
+        scheduling = {id: models[id].scheduling for id in self._dispatcher.models.keys() & models.keys() - gone}
         self._dispatcher.handle_event(
-            scheduler.ConfigChanged(policy_factory.policy, settings.patience, changes.changed, changes.removed)
+            scheduler.ConfigChanged(policy_factory.policy, settings.patience, changes.changed, changes.removed, scheduling)
         )
-        for id in self._dispatcher.models.keys() & models.keys() - gone:
-            self._dispatcher.handle_event(scheduler.SettingsChanged(id, models[id].scheduling))
 
     @property
     def running_ids(self) -> frozenset[str]:

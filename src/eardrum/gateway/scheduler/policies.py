@@ -134,7 +134,14 @@ class GroupPolicy:
 
     def allows(self, models: Collection[str]) -> bool:
         """Whether, of every two, one can be loaded while the other stays."""
-        return not any(self._evicts(one, other) and self._evicts(other, one) for one, other in combinations(models, 2))
+        grouped: dict[int, str] = {}
+        """A model of each group, by the group's identity: two that swap are refused, and others of a group behave alike."""
+        for model in models:
+            if group := self._group_of.get(model):
+                if id(group) in grouped and group.swap:
+                    return False
+                grouped[id(group)] = model
+        return not any(self._evicts(one, other) and self._evicts(other, one) for one, other in combinations(grouped.values(), 2))
 
     def _evicts(self, target: str, model: str) -> bool:
         theirs, its = self._group_of.get(target), self._group_of.get(model)

@@ -11,8 +11,8 @@ the results as events.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from eardrum.config import SchedulingSettings
@@ -123,26 +123,19 @@ class UnloadRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class SettingsChanged:
-    """The model has new settings."""
-
-    model: str
-    settings: SchedulingSettings
-
-
-@dataclass(frozen=True, slots=True)
 class ConfigChanged:
     """There is a new config.
 
     The models in `changed` stop after their running requests; waiting requests get them after the next start. Those in
     `removed` stop too, and their waiting requests are rejected. All others keep serving, unless the new policy forbids the
-    combination: then the least recently used stop.
+    combination: then the least recently used stop. `settings` holds new settings of models, by their ids.
     """
 
     policy: EvictionPolicy
     patience: float
     changed: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
+    settings: Mapping[str, SchedulingSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +165,6 @@ SchedulerEvent = (
     | StartFailed
     | ProcessExited
     | UnloadRequested
-    | SettingsChanged
     | ConfigChanged
     | PolicyChanged
     | TimerFired
@@ -233,7 +225,6 @@ class Scheduler:
             StartFailed: self._on_start_failed,
             ProcessExited: self._on_process_exited,
             UnloadRequested: self._on_unload_requested,
-            SettingsChanged: self._on_settings_changed,
             ConfigChanged: self._on_config_changed,
             PolicyChanged: self._on_policy_changed,
             TimerFired: self._on_timer_fired,
@@ -369,15 +360,13 @@ class Scheduler:
             slot.drain(0, cause, for_good=True)
         return []
 
-    def _on_settings_changed(self, event: SettingsChanged, _: float) -> list[SchedulerAction]:
-        self._get_model(event.model).settings = event.settings
-        return []
-
     def _on_config_changed(self, event: ConfigChanged, now: float) -> list[SchedulerAction]:
         self._policy, self._patience = event.policy, event.patience
         actions: list[SchedulerAction] = []
-        for model in event.changed | event.removed:
-            slot = self._get_model(model)
+        for model in event.settings.keys() & self.models.keys():
+            self.models[model].settings = event.settings[model]
+        for model in (event.changed | event.removed) & self.models.keys():  # the others have had no request yet
+            slot = self.models[model]
             slot.failures, slot.retry_at = 0, 0.0
             actions += self._begin_unload(slot, UnloadCause(UnloadReason.RELOAD))
             if model in event.removed:
@@ -393,6 +382,8 @@ class Scheduler:
             for slot in self.models.values()
             if slot.has_process and slot.state is not ModelState.STOPPING and not slot.unloading
         ]
+        if self._policy.allows([slot.model for slot in up]):
+            return []
         for slot in sorted(up, key=lambda slot: slot.get_last_use(now), reverse=True):
             if self._policy.allows([*staying, slot.model]):
                 staying.append(slot.model)
