@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house run test test-openapi test-torch test-whisper check slow docs docs-check site bench audit clean
+.PHONY: help house hops run test test-openapi test-torch test-whisper check slow docs docs-check site bench audit clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 
 house: ## Count how the package is built: files, names, functions, contracts.
 	$(PYTHON) scripts/house.py --list
+
+hops: $(VENV)/installed-dev ## Count the files that a request passes between the socket and the engine.
+	$(BIN)/python scripts/hops.py --list
 
 site: $(VENV)/installed-dev ## Build the documentation into build/site, and fail on any warning.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

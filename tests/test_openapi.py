@@ -49,11 +49,11 @@ METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 
 DISPATCHER = create_app(Service(Settings()))._app
 assert isinstance(DISPATCHER, RequestDispatcher)
-assert isinstance(DISPATCHER._fallback_app, Starlette)
-ROUTES = DISPATCHER._fallback_app.routes
-"""Those that Starlette serves. The others are in plain ASGI."""
+assert isinstance(DISPATCHER.fallback_app, Starlette)
+ROUTES, EDGES = DISPATCHER.fallback_app.routes, DISPATCHER.edges
+"""Those that Starlette serves, and those in plain ASGI."""
 
-DOCUMENT = build_document(list_operations([*ROUTES, *DISPATCHER._edges]))
+DOCUMENT = build_document(list_operations([*ROUTES, *EDGES]))
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
@@ -73,6 +73,13 @@ def list_routes() -> set[tuple[str, str]]:
     found |= {("get", path) for path in (*GET_ROUTES, *SOCKETS)}
     found |= {(method, "/upstream/{name}/{path}") for method in METHODS}
     return found - {("post", "/v1/realtime")}
+
+
+def test_every_described_path_of_an_edge_is_sent_to_it() -> None:
+    for edge in EDGES:
+        paths = {operation.path.replace("{name}/{path}", "") for operation in list_operations([edge])}
+        assert paths
+        assert paths <= set(edge.paths)
 
 
 def test_every_route_is_described_and_no_other() -> None:

@@ -6,7 +6,7 @@ Also formats header values that repeat client input: bounded in length, and limi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, quote
 
@@ -25,11 +25,22 @@ HEADERS_KEY = "eardrum.headers"
 """Scope key of the headers by name, built once per request: several callers read one, and clients send many."""
 
 
-class RequestRouter(Protocol):
-    """Serves or refuses some of the requests, in plain ASGI."""
+class RequestGuard(Protocol):
+    """Refuses some of the requests, in plain ASGI."""
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """Return the application that serves this request, or None to pass it on."""
+        """Return the application that refuses this request, or None to pass it on."""
+
+
+class RequestRouter(Protocol):
+    """Serves the requests for some paths, in plain ASGI."""
+
+    @property
+    def paths(self) -> Collection[str]:
+        """The paths. `/name/` stands for all paths below it."""
+
+    def route(self, scope: Scope) -> ASGIApp | None:
+        """Return the application that serves this request for one of the paths, or None to pass it on."""
 
 
 class ClientGoneError(Exception):

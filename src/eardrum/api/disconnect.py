@@ -1,4 +1,4 @@
-"""Cancels the work for clients that disconnect, and times out clients that stall in the middle of an upload."""
+"""Cancels the work for clients that disconnect."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope
-from eardrum.errors import ClientStalledError, EardrumError
+from eardrum.api.asgi import ClientGoneError, Receive, Scope
 
 
 class CancelScope:
@@ -81,43 +80,3 @@ class DisconnectWatcher:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._work.cancel()
-
-
-STALL_TIMEOUTS_KEY = "eardrum.waiting"
-"""Scope key of the server's `StallTimeouts`."""
-
-
-class StallTimeouts:
-    """Waits for clients' messages with a timeout, until the server shuts down."""
-
-    def __init__(self) -> None:
-        self._timers: set[asyncio.Timeout] = set()
-        self.shutdown_error: EardrumError | None = None
-        """The error of incomplete uploads, once the server shuts down."""
-
-    async def receive_message(self, receive: Receive, within_s: float) -> Message:
-        """Return the client's next message.
-
-        Raises:
-            ClientStalledError: no message arrived in time.
-            EardrumError: the error passed to `stop_waiting`.
-        """
-        if self.shutdown_error:
-            raise self.shutdown_error
-        try:
-            async with asyncio.timeout(within_s) as timer:
-                self._timers.add(timer)
-                try:
-                    return await receive()
-                finally:
-                    self._timers.discard(timer)
-        except TimeoutError:
-            raise self.shutdown_error or ClientStalledError(
-                f"The upload stalled: no data arrived for {within_s:g} s (limits.stall_timeout)."
-            ) from None
-
-    def stop_waiting(self, error: EardrumError) -> None:
-        """Stop waiting for uploads: all incomplete ones, now and later, fail with this error."""
-        self.shutdown_error = error
-        for timer in self._timers:
-            timer.reschedule(asyncio.get_running_loop().time())

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 from eardrum import bounded_json
 from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, get_header
-from eardrum.api.disconnect import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.config import LimitSettings
 from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
@@ -30,6 +29,25 @@ SMALL_BODY_BYTES = 1 << 20
 
 BASE64 = re.compile(rb"[A-Za-z0-9+/=_-]{64,}")
 """A line of base64. Text has no words of this length."""
+
+
+STALL_TIMEOUTS_KEY = "eardrum.waiting"
+"""Scope key of the server's `StallTimeouts`."""
+
+
+class StallTimeouts:
+    """The timeouts of all waits for more of an upload, which end at once when the server shuts down."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Timeout] = set()
+        self.shutdown_error: EardrumError | None = None
+        """The error of incomplete uploads, once the server shuts down."""
+
+    def stop_waiting(self, error: EardrumError) -> None:
+        """Stop waiting for uploads: all incomplete ones, now and later, fail with this error."""
+        self.shutdown_error = error
+        for timeout in self.running:
+            _expire(timeout)
 
 
 class RequestBody:
@@ -71,7 +89,7 @@ class RequestBody:
             "The upload was too slow to keep its slot at the model while other requests waited: send it again, and faster."
         )
         if self._timeout:
-            self._timeout.reschedule(asyncio.get_running_loop().time())
+            _expire(self._timeout)
 
     async def read(self) -> bytes | None:
         """Return the next bytes, or None at the end.
@@ -104,17 +122,21 @@ class RequestBody:
         return chunk
 
     async def _receive_message(self) -> Message:
-        """Return the client's next message, unless this upload gave up its slot."""
-        if self._error:
-            raise self._error
+        """Wait for the client's next message, until the upload stalls, gives up its slot, or the server shuts down."""
+        others = self._stall_timeouts
+        if error := self._error or others.shutdown_error:
+            raise error
         self._rate.start_waiting()
+        self._timeout = timeout = asyncio.timeout(self._stall_s)
         try:
-            async with asyncio.timeout(None) as self._timeout:
-                return await self._stall_timeouts.receive_message(self._receive, self._stall_s)
+            async with timeout:
+                others.running.add(timeout)
+                return await self._receive()
         except TimeoutError:
-            assert self._error
-            raise self._error from None
+            stalled = ClientStalledError(f"The upload stalled: no data arrived for {self._stall_s:g} s (limits.stall_timeout).")
+            raise self._error or others.shutdown_error or stalled from None
         finally:
+            others.running.discard(timeout)
             self._timeout = None
 
     def _check_rate(self, waited_s: float, size: int) -> None:
@@ -131,6 +153,12 @@ class RequestBody:
 
     def _refuse(self) -> NoReturn:
         raise TooLargeError(f"The request is larger than {self._max:,} bytes (limits.{self._limit}).", param=self._param)
+
+
+def _expire(timeout: asyncio.Timeout) -> None:
+    """End the wait now, unless it is over already."""
+    if not timeout.expired():
+        timeout.reschedule(asyncio.get_running_loop().time())
 
 
 def open_body(scope: Scope, receive: Receive, limits: LimitSettings) -> RequestBody:

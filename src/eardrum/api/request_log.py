@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from starlette.responses import Response
 
 from eardrum.api.asgi import ASGIApp, ClientGoneError, Message, Receive, Scope, Send, get_stall_timer, get_transport, hang_up
-from eardrum.api.disconnect import STALL_TIMEOUTS_KEY, StallTimeouts
+from eardrum.api.request_body import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.errors import CancelledRequestError, EardrumError
 from eardrum.gateway.models.inventory import Model
 from eardrum.transcription import TranscriptionSummary

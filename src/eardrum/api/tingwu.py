@@ -36,6 +36,7 @@ PATH = "/ws/realtime"
 class TingWuRoute:
     """Routes the path to its WebSocket handler."""
 
+    paths = (PATH,)
     operations = (
         ApiOperation(
             "get",
@@ -50,10 +51,8 @@ class TingWuRoute:
     def __init__(self, service: Service):
         self._service = service
 
-    def route(self, scope: Scope) -> ASGIApp | None:
-        """Return the handler of a request for this route, else None."""
-        if scope["path"] != PATH:
-            return None
+    def route(self, scope: Scope) -> ASGIApp:
+        """Return the handler of a request for the path."""
         return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eardrum.api import management, openapi
-from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestRouter, Scope, Send
+from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestGuard, RequestRouter, Scope, Send
 from eardrum.api.auth import ApiKeyGuard
 from eardrum.api.live_ws.routes import LiveRoute
 from eardrum.api.llama_swap import routes as llama_swap
@@ -72,7 +73,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
     )
     app.router.redirect_slashes = False
     return RequestLogMiddleware(
-        RequestDispatcher((*guards, *edges), app),
+        RequestDispatcher(guards, edges, app),
         activity,
         responses.build_error_response,
         lambda: service.settings.limits.stall_timeout,
@@ -80,17 +81,22 @@ def create_app(service: Service) -> RequestLogMiddleware:
 
 
 class RequestDispatcher:
-    """Sends a request to the first edge that wants it, be it to refuse it, or to the application with all other routes."""
+    """Sends a request that the guards let pass to the first edge of its path that takes it, else to the application."""
 
-    def __init__(self, edges: Sequence[RequestRouter], others: ASGIApp):
-        self._edges = edges
-        self._fallback_app = others
+    def __init__(self, guards: Sequence[RequestGuard], edges: Sequence[RequestRouter], others: ASGIApp):
+        self.edges = edges
+        self.fallback_app = others
+        self._guards = guards
+        self._edges_by_path: dict[str, list[RequestRouter]] = defaultdict(list)
+        for edge in edges:
+            for path in edge.paths:
+                self._edges_by_path[path].append(edge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         route = self._find_route(scope)
         if not route:
-            await self._fallback_app(scope, receive, send)
+            await self.fallback_app(scope, receive, send)
             return
         try:
             await route(scope, receive, send)
@@ -106,10 +112,15 @@ class RequestDispatcher:
     def _find_route(self, scope: Scope) -> ASGIApp | None:
         if scope["type"] not in ("http", "websocket"):
             return None
-        for edge in self._edges:
-            if route := edge.route(scope):
+        for router in (*self._guards, *self._list_edges(scope["path"])):
+            if route := router.route(scope):
                 return route
         return None
+
+    def _list_edges(self, path: str) -> Sequence[RequestRouter]:
+        """List the edges of this path, or those of all paths that begin like it."""
+        folder = path[: path.find("/", 1) + 1]
+        return self._edges_by_path.get(path) or self._edges_by_path.get(folder) or ()
 
 
 async def _handle_error(request: Request, error: Exception) -> Response:

@@ -32,6 +32,7 @@ PATH = "/v1/audio/transcriptions/stream"
 class LiveRoute:
     """Routes the path to its WebSocket handler."""
 
+    paths = (PATH,)
     operations = (
         ApiOperation(
             "get",
@@ -47,10 +48,8 @@ class LiveRoute:
         self._service = service
         self._build_error = build_error
 
-    def route(self, scope: Scope) -> ASGIApp | None:
-        """Return the handler of a request for this route, else None."""
-        if scope["path"] != PATH:
-            return None
+    def route(self, scope: Scope) -> ASGIApp:
+        """Return the handler of a request for the path."""
         return self._handle_websocket if scope["type"] == "websocket" else self._reject_http
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -81,6 +81,7 @@ SpeechHandler = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitabl
 class ProxyRoutes:
     """Routes that name a model. `speech_handlers` serve the paths that local speech models support as well."""
 
+    paths = frozenset((*POST_ROUTES, *GET_ROUTES, *WEBSOCKET_ROUTES))
     operations = (
         *(
             ApiOperation(
@@ -117,10 +118,10 @@ class ProxyRoutes:
         self._speech_handlers = speech_handlers or {}
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """Return the handler of this request, or None if it is for another route."""
+        """Return the handler of a request for one of the paths, or None for a path that is only forwarded as a WebSocket."""
         path = scope["path"]
         if scope["type"] == "websocket":
-            return self._handle_websocket if path in POST_ROUTES or path in GET_ROUTES or path in WEBSOCKET_ROUTES else None
+            return self._handle_websocket
         method = scope["method"]
         if method == "POST" and path in POST_ROUTES:
             return self._handle_post
@@ -314,6 +315,7 @@ class PassthroughRoute:
     `is_foreign_navigation` detects requests that a link or frame on a foreign page may have caused.
     """
 
+    paths = (PASSTHROUGH_PREFIX.rstrip("/"), PASSTHROUGH_PREFIX)
     operations = tuple(
         ApiOperation(
             method,
@@ -337,9 +339,9 @@ class PassthroughRoute:
         self._is_foreign_navigation = is_foreign_navigation
         self._ignored = [LinearRegex(pattern) for pattern in service.settings.upstream.ignore_paths]
 
-    def route(self, scope: Scope) -> ASGIApp | None:
-        """Return the handler of this request, or None if it is for another route."""
-        return self if f"{scope['path']}/".startswith(PASSTHROUGH_PREFIX) else None
+    def route(self, scope: Scope) -> ASGIApp:
+        """Return the handler of a request for one of the paths."""
+        return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.

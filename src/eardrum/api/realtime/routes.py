@@ -51,6 +51,7 @@ BETA_HEADER, BETA_SUBPROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 class RealtimeRoutes:
     """The endpoints. WebSockets for external models are left to `ProxyRoutes`, which forwards them."""
 
+    paths = (*CONVERSATION_PATHS, *client_secrets.HANDLERS)
     operations = (
         ApiOperation(
             "get",
@@ -100,13 +101,13 @@ class RealtimeRoutes:
         return bool(self._service.settings.api_keys) and self.accepts_key(scope, read_api_key(scope))
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """Return the application for a request to one of these routes, or None."""
+        """Return the application for a request to one of the paths, or None for a WebSocket that is forwarded."""
         path = scope["path"]
         if scope["type"] == "websocket":
             return self._handle_websocket if path == WEBSOCKET_PATH and not self._is_foreign(scope) else None
         if path in client_secrets.HANDLERS:
             return self._handle_post if scope["method"] == "POST" else self._reject_method
-        return self._reject_conversation if path in CONVERSATION_PATHS else None
+        return self._reject_conversation
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         conversation = self._build_protocol(scope)
