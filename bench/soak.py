@@ -24,6 +24,7 @@ from bench.soak_followers import StreamFollower, run_followers
 from bench.soak_samples import MemorySample, find_median, keep_sampling
 from bench.whispers import NAME as WHISPER
 from bench.whispers import build_hearing, build_settings
+from eardrum.concurrency import MAX_POOL_THREADS
 
 LEAVING = 1 / 3
 MEANING_TO = 2 / 3
@@ -202,6 +203,8 @@ def _build_figures(soak: SoakResult, sizes: SoakSizes) -> list[BenchFigure]:
         f"{sizes.clients} clients, {tally.count / sizes.seconds:.1f} requests a second. Processes: {done}."
     )
     heard = f"{sum(one.bytes for one in followers) / 1e6:.0f} MB of events and log lines were read."
+    most = max(soak.samples, key=lambda one: one.other_threads).threads
+    threads = f"At most: {', '.join(f'{count} {name}' for name, count in sorted(most.items()))}."
     tracebacks = max((one.tracebacks for one in followers), key=len)
 
     def figure(
@@ -217,7 +220,9 @@ def _build_figures(soak: SoakResult, sizes: SoakSizes) -> list[BenchFigure]:
     return [
         figure("soak-memory", "memory of the gateway (RSS) at the end", "MB", lambda one: one.rss_mb, note=note),
         figure("soak-descriptors", "its open descriptors", "", lambda one: one.descriptors),
-        figure("soak-threads", "its threads", "", lambda one: one.threads),
+        figure("soak-threads", "its threads, without those of the pool", "", lambda one: one.other_threads, note=threads),
+        BenchFigure("soak-pool", "most threads of its pool", "", "", [max(one.pool_threads for one in soak.samples)], [],
+               SeriesComparison.ABSOLUTE, MAX_POOL_THREADS, "They are started as they are needed, and stay."),
         figure("soak-children", "its processes", "", lambda one: one.children),
         figure("soak-models", "memory of those processes", "MB", lambda one: one.models_mb, counts=False, note=fresh),
         BenchFigure("soak-followers", f"of {len(followers)} followers of events and logs, lost", "", "", [len(lost)], [],

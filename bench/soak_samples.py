@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 
 from bench.server import BenchServer
 from bench.usage import measure_rss_mb
+from eardrum.concurrency import POOL_NAME
 
 EVERY_S = 2.0
 
@@ -25,9 +27,20 @@ class MemorySample:
     at: float
     rss_mb: float
     descriptors: int
-    threads: int
+    threads: Mapping[str, int]
+    """The number of its threads by name."""
     children: int
     models_mb: float
+
+    @property
+    def pool_threads(self) -> int:
+        """Threads of the pool, which are started as they are needed, up to a bound, and stay."""
+        return self.threads.get(POOL_NAME, 0)
+
+    @property
+    def other_threads(self) -> int:
+        """All threads but those of the pool."""
+        return sum(self.threads.values()) - self.pool_threads
 
 
 async def keep_sampling(server: BenchServer, samples: list[MemorySample], began: float) -> None:
@@ -44,7 +57,16 @@ def take_sample(gateway: psutil.Process, at: float) -> MemorySample:
         with suppress(psutil.NoSuchProcess):
             held += measure_rss_mb(child)
     descriptors = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
-    return MemorySample(at, measure_rss_mb(gateway), descriptors, gateway.num_threads(), len(children), held)
+    return MemorySample(at, measure_rss_mb(gateway), descriptors, count_threads(gateway.pid), len(children), held)
+
+
+def count_threads(pid: int) -> Mapping[str, int]:
+    """Count the threads of a process by name."""
+    names: Counter[str] = Counter()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended
+            names[(thread / "comm").read_text().strip()] += 1
+    return names
 
 
 def find_median(samples: Sequence[MemorySample], begin: float, end: float, value: Callable[[MemorySample], float]) -> float:

@@ -1,4 +1,4 @@
-"""Runs coroutines side by side, and passes items between them.
+"""Runs coroutines side by side, passes items between them, and names the threads that work for them.
 
 `asyncio.TaskGroup` waits for all its tasks and raises an `ExceptionGroup`. A connection needs less: it is over as soon as one
 side is, and the error of that side is the error of the connection. `asyncio.Queue` counts items and has no end in Python 3.11;
@@ -8,12 +8,33 @@ side is, and the error of that side is the error of the connection. `asyncio.Que
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
+
+POOL_NAME = "eardrum-pool"
+"""The name of the threads of `asyncio.to_thread` in the system's lists of threads, as `top -H` shows them."""
+
+MAX_POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""Threads of the pool: as many as asyncio's own has. They are started as they are needed, and stay."""
+
+
+def install_thread_pool() -> None:
+    """Give the running event loop a pool of threads that the system knows by name; in Python before 3.14 it knows none."""
+    pool = concurrent.futures.ThreadPoolExecutor(MAX_POOL_THREADS, POOL_NAME, _name_thread, (POOL_NAME,))
+    asyncio.get_running_loop().set_default_executor(pool)
+
+
+def _name_thread(name: str) -> None:
+    with suppress(OSError):  # elsewhere than on Linux
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name, "ascii")
 
 
 async def run_until_first(*work: Awaitable[object]) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from aiohttp import web
 
@@ -20,7 +22,8 @@ from bench.soak_answers import (
     parse_event_data,
 )
 from bench.soak_followers import EVENTS, LOGS, StreamFollower
-from bench.soak_samples import MemorySample, find_median
+from bench.soak_samples import MemorySample, find_median, take_sample
+from eardrum.concurrency import MAX_POOL_THREADS, install_thread_pool
 
 
 def build_error(code: str, message: str = "Something happened.") -> dict[str, Any]:
@@ -100,10 +103,23 @@ def test_the_tally_names_what_was_wrong() -> None:
 
 
 def test_medians_of_a_stretch_leave_out_the_rest() -> None:
-    samples = [MemorySample(float(at), rss, 10 + at, 5, 2, 0.0) for at, rss in enumerate((900.0, 70.0, 71.0, 500.0, 72.0, 900.0))]
+    samples = [
+        MemorySample(float(at), rss, 10 + at, {}, 2, 0.0) for at, rss in enumerate((900.0, 70.0, 71.0, 500.0, 72.0, 900.0))
+    ]
     assert find_median(samples, 1, 5, lambda one: one.rss_mb) == 71.5
     with pytest.raises(ValueError, match="No sample"):
         find_median(samples, 6, 9, lambda one: one.rss_mb)
+
+
+async def test_a_sample_names_the_threads_of_a_process() -> None:
+    install_thread_pool()
+    before = take_sample(psutil.Process(), 0.0)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(asyncio.to_thread(time.sleep, 0.2))
+    after = take_sample(psutil.Process(), 1.0)
+    assert (before.pool_threads, after.pool_threads) == (0, min(3, MAX_POOL_THREADS))
+    assert after.other_threads == before.other_threads
 
 
 def test_of_a_hundred_looks_one_may_be_slow() -> None:

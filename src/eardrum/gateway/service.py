@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Protocol
 
 from eardrum import redaction
+from eardrum.concurrency import install_thread_pool
 from eardrum.config import Settings
 from eardrum.config.settings import find_secrets
 from eardrum.errors import (
@@ -37,6 +38,7 @@ from eardrum.gateway.models.download import ModelLibrary
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import LiveSessionRegistry
 from eardrum.gateway.processes import process_info
+from eardrum.gateway.processes.child import avoid_waiting_threads
 from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.launcher import ModelLauncher
 from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, UnloadHistory
@@ -98,7 +100,9 @@ class Service:
         )
 
     def start(self) -> None:
-        """Start the cleanup that runs once the server is up."""
+        """Prepare the running event loop, and start the cleanup that runs once the server is up."""
+        install_thread_pool()
+        avoid_waiting_threads()
         self._supervisor.sweep_orphans()
 
     async def reload_config(self) -> ConfigChanges:
