@@ -69,7 +69,7 @@ def list_routes() -> set[tuple[str, str]]:
         assert isinstance(route, Route)
         methods = {method.lower() for method in route.methods or ()} - ({"head"} if "GET" in (route.methods or ()) else set())
         found |= {(method, route.path) for method in methods}
-    found |= {("post", path) for path in (*POST_ROUTES, *client_secrets.HANDLERS, *CONVERSATION_PATHS)}
+    found |= {("post", path) for path in (*POST_ROUTES, *client_secrets.PATHS, *CONVERSATION_PATHS)}
     found |= {("get", path) for path in (*GET_ROUTES, *SOCKETS)}
     found |= {(method, "/upstream/{name}/{path}") for method in METHODS}
     return found - {("post", "/v1/realtime")}

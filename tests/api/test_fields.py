@@ -11,10 +11,9 @@ import pytest
 from eardrum.api.fields import FormValues, Hotwords, ListOf, RequestModel, Temperature, Text
 from eardrum.api.live_ws.session_config import LiveConfig
 from eardrum.api.openai.params import parse_params
-from eardrum.api.realtime import session_config
-from eardrum.api.realtime.session_config import RealtimeConfig
+from eardrum.api.realtime.session_config import RealtimeConfig, RealtimeTurnDetection
 from eardrum.api.tingwu import TingWuConfig
-from eardrum.api.wyoming.protocol import AudioFormatFields, TranscribeRequest
+from eardrum.api.wyoming.protocol import SampleFormat, TranscribeRequest
 from eardrum.errors import InvalidRequestError
 from eardrum.transcription import SpeechTask, TranscriptionRequest
 
@@ -31,7 +30,7 @@ def read_live(name: str, value: Any) -> TranscriptionRequest:
 
 def read_realtime(name: str, value: Any) -> TranscriptionRequest:
     session = {"audio": {"input": {"transcription": {name: value}}}}
-    return session_config.GA.apply_update(RealtimeConfig(), session, "session").build_request()
+    return RealtimeConfig().update(session, beta=False).build_request()
 
 
 def read_wyoming(name: str, value: Any) -> TranscriptionRequest:
@@ -108,8 +107,8 @@ HALF = "\ud800"
 def test_a_wrong_number_is_named_within_bounds(value: Any) -> None:
     for refuse in (
         lambda: LiveConfig().update({"temperature": value}),
-        lambda: AudioFormatFields.parse({"rate": value}),
-        lambda: session_config.RealtimeTurnDetection.parse({"threshold": value}, "session.turn_detection"),
+        lambda: SampleFormat.parse({"rate": value}),
+        lambda: RealtimeTurnDetection.parse({"threshold": value}, "session.turn_detection"),
     ):
         with pytest.raises(InvalidRequestError, match=r"must be a (whole )?number from \d+ to \d+, not ") as refused:
             refuse()
@@ -136,7 +135,7 @@ class Outer(RequestModel):
         ({"items": "[" * 100_000}, "items", "items must be a list of strings, as JSON"),
         ({"words": '["a"'}, "words", "words must be a list of strings, as JSON or separated by commas or spaces, not '[\"a\"'."),
         ({"heat": 2}, "heat", "heat must be a number from 0 to 1, not 2."),
-        ({"inner": "x"}, "inner", "inner must be a list of objects, not 'x'."),
+        ({"inner": "x"}, "inner", "inner must be a list, not 'x'."),
         ({"inner": [{}, 1]}, "inner", "inner[1] must be an object, not 1."),
         ([], None, "The body must be an object, not []."),
         ("x" * 10_000, None, "The body must be an object, not 'xxx"),

@@ -1,18 +1,30 @@
 """Types of request fields with the same meaning in every protocol, and pydantic's errors as sentences.
 
-Null and empty text mean that a field is unset: it takes its default. Every sentence names the values that the field's JSON
-schema accepts, and repeats only the beginning of the client's value.
+Null and empty text mean that a field is unset: it takes its default. Every sentence names the values that the field accepts,
+and repeats only the beginning of the client's value.
 """
 
 from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from typing import Annotated, Any, Self, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from annotated_types import Ge, GroupedMetadata, Le
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticUseDefault
 
 from eardrum import bounded_json
@@ -20,6 +32,7 @@ from eardrum.api.request_body import check_surrogates
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.languages import parse_language
 from eardrum.live import EndpointingSettings
+from eardrum.transcription import Capabilities, TranscriptionRequest
 
 MAX_PROMPT = 4000
 """Characters. Models use far fewer, and the request travels to the runner in a header."""
@@ -27,6 +40,17 @@ MAX_PROMPT = 4000
 ECHO = reprlib.Repr()
 """Bounds the client's value in a message, whatever it holds."""
 ECHO.maxstring = ECHO.maxother = 80
+
+EXPECTED = {
+    "string_type": "a string",
+    "string_unicode": "a string",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "tuple_type": "a list",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+"""What a field must be, by pydantic's type of the error, where pydantic's own message speaks of Python."""
 
 
 class FormValues(tuple[str, ...]):
@@ -55,7 +79,21 @@ class RequestModel(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise _build_error(cls, error, path) from None
+            first = error.errors(include_url=False, include_context=False)[0]
+        names = [*([path] if path else []), *first["loc"]]
+        kind, shown = first["type"], show_value(first["input"])
+        if kind == "extra_forbidden":
+            unknown, known = show_value(names.pop()), ", ".join(cls.model_fields)
+            message = f"{path} has no setting {unknown}" if path else f"Unknown setting {unknown}"
+            raise InvalidRequestError(f"{message}; the settings are {known}.", param=path or str(first["loc"][-1]))
+        param = (".".join(name for name in names if isinstance(name, str)) if path else str(names[0])) if names else None
+        where = re.sub(r"\.(?=\[)", "", ".".join(name if isinstance(name, str) else f"[{name}]" for name in names)) or "The body"
+        if kind == "missing":
+            raise InvalidRequestError(f"{where} is required.", param=param)
+        expected = EXPECTED.get(kind) or first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").replace(
+            "'", ""
+        )
+        raise InvalidRequestError(f"{where} must be {expected}, not {shown}.", param=param)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -83,6 +121,21 @@ def show_value(value: object) -> str:
     return ECHO.repr(value[-1] if isinstance(value, FormValues) else value)
 
 
+def expect(sentence: str) -> WrapValidator:
+    """Word what a field accepts, as the end of "must be ...". An item of a list keeps an error of its own."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            location = error.errors(include_url=False)[0]["loc"]
+            if location and isinstance(location[0], int):
+                raise
+            raise ValueError(sentence) from None
+
+    return WrapValidator(validate)
+
+
 def _unset_if_empty(value: Any) -> Any:
     if isinstance(value, FormValues):
         value = value[-1]
@@ -93,47 +146,51 @@ def _unset_if_empty(value: Any) -> Any:
     return value
 
 
-def use_default_for_null(value: Any) -> Any:
-    """Unset a field that is null, and keep empty text."""
+def _unset_if_null(value: Any) -> Any:
     if value is None:
         raise PydanticUseDefault
     return value
 
 
-def _read_number(value: Any) -> Any:
+def _refuse_boolean(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError
-    return _unset_if_empty(value)
+    return value
 
 
-def _split_list(value: Any) -> Any:
-    if value is None:
-        raise PydanticUseDefault
+def _split_list(value: Any, separator: str | None = ",") -> Any:
     if isinstance(value, FormValues):
-        value = [item for part in value for item in _split_list(part)]
+        value = [item for part in value for item in _split_list(part, separator)]
     elif isinstance(value, str):
-        value = parse_json_text(value) if value.lstrip().startswith("[") else value.split(",")
+        is_json = value.lstrip().startswith("[")
+        value = parse_json_text(value) if is_json else value.split("," if "," in value else separator)
     if not isinstance(value, list):
         return value
     stripped = [item.strip() if isinstance(item, str) else item for item in value]
     return [item for item in stripped if item != ""]
 
 
-def _split_hotwords(value: Any) -> Any:
-    if isinstance(value, FormValues):
-        return [item for part in value for item in _split_hotwords(part)]
-    has_words = isinstance(value, str) and not value.lstrip().startswith("[") and "," not in value
-    return value.split() if has_words else _split_list(value)
-
-
-def expect(sentence: str) -> Any:
-    """Word what a field accepts, where its JSON schema does not tell."""
-    return Field(json_schema_extra={"expected": sentence})
-
-
 UNSET_IF_EMPTY = BeforeValidator(_unset_if_empty)
-NUMBER = BeforeValidator(_read_number)
-"""Takes numbers as text, too, but no booleans. Bounds come before it."""
+"""Stands last in an annotation, so that nothing else is validated."""
+UNSET_IF_NULL = BeforeValidator(_unset_if_null)
+"""The same, but keeps empty text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Between(GroupedMetadata):
+    """Bounds of a number. Clients may also send it as text, but not as a boolean."""
+
+    low: float
+    high: float
+    kind: str = "a number"
+
+    def __iter__(self) -> Iterator[object]:
+        """Yield the annotations that pydantic applies, the innermost first."""
+        sentence = f"{self.kind} from {self.low:g} to {self.high:g}"
+        yield from (Ge(self.low), Le(self.high), BeforeValidator(_refuse_boolean), expect(sentence), UNSET_IF_EMPTY)
+
+
+WHOLE = "a whole number"
 
 Text = Annotated[str, UNSET_IF_EMPTY]
 """Text without spaces around it."""
@@ -144,35 +201,53 @@ Prompt = Annotated[Text, AfterValidator(lambda text: text[:MAX_PROMPT])]
 Flag = Annotated[bool, UNSET_IF_EMPTY]
 """A boolean, or a word for one: true, 1, yes, on, and their opposites. An empty one is unset, as in forms of web pages."""
 
-Temperature = Annotated[float, Field(ge=0, le=1), NUMBER]
+Temperature = Annotated[float, Between(0, 1)]
 
-AudioTrack = Annotated[int | None, Field(ge=1, le=1000), NUMBER, expect("the number of an audio track, counted from 1 to 1000")]
+AudioTrack = Annotated[int | None, Between(1, 1000, "the number of an audio track, counted")]
 
 Language = Annotated[str | None, AfterValidator(parse_language), UNSET_IF_EMPTY]
 """A language in any spelling that `parse_language` takes; None lets the model detect it."""
 
 T = TypeVar("T")
 ListOf = Annotated[
-    tuple[T, ...], FailFast(), BeforeValidator(_split_list), expect("a list of strings, as JSON or separated by commas")
+    tuple[T, ...],
+    FailFast(),
+    BeforeValidator(_split_list),
+    expect("a list of strings, as JSON or separated by commas"),
+    UNSET_IF_NULL,
 ]
 """A list, JSON, or text separated by commas."""
 
 Hotwords = Annotated[
     tuple[str, ...],
     FailFast(),
-    BeforeValidator(_split_hotwords),
+    BeforeValidator(partial(_split_list, separator=None)),
     expect("a list of strings, as JSON or separated by commas or spaces"),
+    UNSET_IF_NULL,
 ]
 """The same, or text without commas, of which each word is one."""
+
+
+class TranscriptionFields(RequestModel):
+    """Fields of uploads and live sessions."""
+
+    model: Text = Field("", description="A model of GET /v1/models or an alias; empty: the default model.")
+    prompt: Prompt = Field("", description="Text that guides the model, if it supports a prompt.")
+    hotwords: Hotwords = Field((), description="Words to expect, if the model supports them.")
+    temperature: Temperature = Field(0.0, description="Sampling temperature, if the model supports it.")
+    timestamp_granularities: ListOf[Literal["word", "segment"]] = Field((), description="Timestamps in verbose_json.")
+    audio_track: AudioTrack = Field(
+        None, description="Number of the audio track, counted from 1; empty: the default track, or the first with sound."
+    )
 
 
 class TurnDetection(RequestModel):
     """When a pause ends an utterance, in the terms of OpenAI's `server_vad`."""
 
-    threshold: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.5
-    prefix_padding_ms: Annotated[float, Field(ge=0, le=60_000), NUMBER] = 300.0
-    silence_duration_ms: Annotated[float, Field(ge=0, le=60_000), NUMBER] = 500.0
-    idle_timeout_ms: Annotated[float | None, Field(ge=0, le=86_400_000), NUMBER] = None
+    threshold: Annotated[float, Between(0, 1)] = 0.5
+    prefix_padding_ms: Annotated[float, Between(0, 60_000)] = 300.0
+    silence_duration_ms: Annotated[float, Between(0, 60_000)] = 500.0
+    idle_timeout_ms: Annotated[float | None, Between(0, 86_400_000)] = None
 
     def to_endpointing(self) -> EndpointingSettings:
         """Convert to a session's settings."""
@@ -201,92 +276,28 @@ def choose_language(language: str, possible: Iterable[str]) -> str | None:
     return codes.pop() if len(codes) == 1 else None
 
 
-def _build_error(model: type[BaseModel], error: ValidationError, path: str) -> InvalidRequestError:
-    """Word the first of pydantic's errors."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    steps, schema = _find_field(_build_schema(model), first["loc"])
-    names = [*([path] if path else []), *steps]
-    param = (".".join(name for name in names if isinstance(name, str)) if path else str(names[0])) if names else None
-    where = re.sub(r"\.(?=\[)", "", ".".join(name if isinstance(name, str) else f"[{name}]" for name in names)) or "The body"
-    if first["type"] == "extra_forbidden":
-        unknown = show_value(first["loc"][-1])
-        known = ", ".join(schema["properties"])
-        message = f"{where} has no setting {unknown}" if names else f"Unknown setting {unknown}"
-        return InvalidRequestError(f"{message}; the settings are {known}.", param=param or str(first["loc"][-1]))
-    if first["type"] == "missing":
-        return InvalidRequestError(f"{where} is required.", param=param)
-    must = "must be"
-    if names and isinstance(names[-1], int) and "enum" in schema:
-        where, must = where.rpartition("[")[0], "may hold"
-    return InvalidRequestError(f"{where} {must} {describe_schema(schema)}, not {show_value(first['input'])}.", param=param)
+def list_ignored_hints(request: TranscriptionRequest, capabilities: Capabilities, hotwords: str = "hotwords") -> list[str]:
+    """List the hints that the model does not support. A hint only improves the transcript, so the model still transcribes.
+
+    Args:
+        request: the client's request.
+        capabilities: those of the model.
+        hotwords: the client's name for hotwords.
+    """
+    hints = {
+        "prompt": bool(request.prompt) and not capabilities.prompt,
+        hotwords: bool(request.hotwords) and not capabilities.hotwords,
+        "temperature": request.temperature > 0 and not capabilities.temperature,
+    }
+    return [name for name, unused in hints.items() if unused]
 
 
 def describe_form(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of each field of a form; the names of lists end with brackets."""
-    root, described = _build_schema(model), {}
-    for name, field in root["properties"].items():
-        schema = {"description": field["description"], **next(_list_types(field))}
-        for internal in ("title", "expected", *(() if schema.get("default") else ("default",))):
+    described = {}
+    for name, field in model.model_json_schema()["properties"].items():
+        schema = field | next(kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null")
+        for internal in ("title", "anyOf", *(() if schema.get("default") else ("default",))):
             schema.pop(internal, None)
-        is_object = "$ref" in schema or "properties" in schema
-        described[f"{name}[]" if schema.get("type") == "array" else name] = (
-            {"description": field["description"], "type": "string"} if is_object else schema
-        )
+        described[f"{name}[]" if schema.get("type") == "array" else name] = schema
     return described
-
-
-@cache
-def _build_schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema()
-
-
-def _find_field(root: dict[str, Any], location: Iterable[str | int]) -> tuple[list[str | int], dict[str, Any]]:
-    """Return the path of an error's field, without pydantic's names of types, and its schema."""
-    steps: list[str | int] = []
-    schema = _resolve(root, root)
-    for step in location:
-        child = schema.get("items") if isinstance(step, int) else schema.get("properties", {}).get(step)
-        if child is None:
-            continue
-        steps.append(step)
-        schema = _resolve(root, child)
-    return steps, schema
-
-
-def _resolve(root: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Follow references, and the only type beside null."""
-    while True:
-        types = list(_list_types(schema))
-        if len(types) == 1 and types[0] is not schema and "expected" not in schema:
-            schema = types[0]
-        elif "$ref" in schema:
-            schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
-        else:
-            return schema
-
-
-def _list_types(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the schema's alternatives except null."""
-    return (kind for kind in schema.get("anyOf", (schema,)) if kind.get("type") != "null")
-
-
-def describe_schema(schema: Mapping[str, Any]) -> str:
-    """Word what a JSON schema accepts, as the end of "must be ..."."""
-    describe: dict[str, Callable[[], str]] = {
-        "boolean": lambda: "true or false",
-        "integer": lambda: "a whole number" + _describe_bounds(schema),
-        "number": lambda: "a number" + _describe_bounds(schema),
-        "array": lambda: "a list of " + ("strings" if schema["items"].get("type") == "string" else "objects"),
-        "object": lambda: "an object",
-        "string": lambda: f"a string of at most {schema['maxLength']} characters" if "maxLength" in schema else "a string",
-    }
-    if expected := schema.get("expected"):
-        return str(expected)
-    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
-        *others, last = map(str, choices)
-        return f"{', '.join(others)} or {last}" if others else last
-    return describe[schema.get("type", "object")]()
-
-
-def _describe_bounds(schema: Mapping[str, Any]) -> str:
-    return f" from {schema['minimum']:g} to {schema['maximum']:g}" if "maximum" in schema else ""

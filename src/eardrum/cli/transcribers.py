@@ -194,7 +194,7 @@ class _RemoteTranscriber:
     async def transcribe(self, audio: AudioInput, name: str, advance: TranscriptionProgress) -> TranscriptTexts:
         form = {field: values for field, values in self._order.form.items() if any(values)} | {"response_format": [self._format]}
         if len(self._params) > 1 and params.SUBTITLE_FORMATS & self._params.keys():
-            form = {field: values for field, values in form.items() if field not in params.SUBTITLE_FIELDS}  # applied here
+            form = {field: values for field, values in form.items() if field not in params.RULE_FIELDS}  # applied here
         response = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
         if len(self._params) == 1:
             return TranscriptTexts({self._format: response.body}, ignored=response.ignored, warnings=response.warnings)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.live_ws.session_config import LiveConfig, list_ignored
+from eardrum.api.fields import list_ignored_hints
+from eardrum.api.live_ws.session_config import LiveConfig
 from eardrum.errors import InvalidRequestError
 from eardrum.live import AudioEncoding, AudioFormat, EndpointingSettings
 from eardrum.transcription import Capabilities, Priority, SpeechTask, TranscriptionRequest
@@ -162,9 +163,9 @@ def test_what_was_understood_is_shown_in_the_clients_words() -> None:
 
 def test_hints_that_a_model_cannot_take_are_named() -> None:
     request = TranscriptionRequest(prompt="p", hotwords=("h",), temperature=0.5)
-    assert list_ignored(request, Capabilities()) == ["prompt", "hotwords", "temperature"]
-    assert list_ignored(request, Capabilities(prompt=True, hotwords=True, temperature=True)) == []
-    assert list_ignored(TranscriptionRequest(), Capabilities()) == []
+    assert list_ignored_hints(request, Capabilities()) == ["prompt", "hotwords", "temperature"]
+    assert list_ignored_hints(request, Capabilities(prompt=True, hotwords=True, temperature=True)) == []
+    assert list_ignored_hints(TranscriptionRequest(), Capabilities()) == []
 
 
 def test_an_audio_track_is_part_of_the_format() -> None:

@@ -32,9 +32,8 @@ def get_refusal(form: Form | None = None, **fields: str | list[str]) -> InvalidR
 
 def test_nothing_asked() -> None:
     found = read_params()
-    assert found == TranscriptionParams(
-        "", TranscriptionRequest(times=False), "json", stream=False, segments=True, words=False, unknown=()
-    )
+    assert (found.model, found.stream, found.form.response_format, found.has_segments) == ("", False, "json", True)
+    assert (found.request, found.extra) == (TranscriptionRequest(times=False), ())
     assert read_params(task=SpeechTask.TRANSLATE).request.task is SpeechTask.TRANSLATE
 
 
@@ -47,7 +46,7 @@ def test_everything_asked() -> None:
         response_format="verbose_json",
         stream="true",
     )
-    assert (found.model, found.response_format, found.stream) == ("whisper-1", "verbose_json", True)
+    assert (found.model, found.form.response_format, found.stream) == ("whisper-1", "verbose_json", True)
     assert found.request == TranscriptionRequest(language="de", prompt="Dashwood", temperature=0.5)
 
 
@@ -86,14 +85,14 @@ def test_empty_strings_are_unset(blank: str) -> None:
 )
 def test_arrays_have_brackets_or_not_or_are_json(form: Form) -> None:
     found = read_params(form, response_format="verbose_json")
-    assert (found.words, found.segments, found.request.words) == (True, True, True)
+    assert (found.request.words, found.has_segments) == (True, True)
 
 
 def test_granularities() -> None:
     only_words = read_params({"timestamp_granularities[]": ["word"]}, response_format="verbose_json")
-    assert (only_words.words, only_words.segments) == (True, False)
+    assert (only_words.request.words, only_words.has_segments) == (True, False)
     only_segments = read_params({"timestamp_granularities[]": ["segment"]}, response_format="verbose_json")
-    assert (only_segments.words, only_segments.segments) == (False, True)
+    assert (only_segments.request.words, only_segments.has_segments) == (False, True)
     idle = read_params({"timestamp_granularities[]": ["segment,word"]}, response_format="json", stream="true")
     assert not idle.request.words, "words cost time, and json cannot carry them"
 
@@ -306,15 +305,15 @@ def test_a_json_body_says_the_same_as_a_form() -> None:
         "keywords": [],
     }
     found = parse_params(flatten_json(body, LimitSettings()), SpeechTask.TRANSCRIBE)
-    assert (found.model, found.stream, found.words, found.segments) == ("m", True, True, True)
+    assert (found.model, found.stream, found.request.words, found.has_segments) == ("m", True, True, True)
     request = found.request
     assert (request.temperature, request.language, request.vad_threshold, request.vad_silence_s) == (0.5, None, 0.4, 0.2)
-    assert found.unknown == ()
+    assert found.list_ignored(Capabilities(temperature=True)) == ["timestamp_granularities"], "a stream has no words"
 
 
 def test_arrays_with_indexes() -> None:
     form = {"timestamp_granularities[0]": ["word"], "response_format": ["verbose_json"]}
-    assert read_params(form).words
+    assert read_params(form).request.words
     assert read_params({"chunking_strategy[type]": ["auto"]}).request.vad_threshold is None
 
 
@@ -324,7 +323,7 @@ def test_an_audio_track_is_a_number_from_1_in_a_field_or_else_in_the_header() ->
     assert read_params(flatten_json({"audio_track": 3}, LimitSettings())).request.audio_track == 3
     assert parse_params({}, SpeechTask.TRANSCRIBE, audio_track=" 2 ").request.audio_track == 2
     assert parse_params({"audio_track": ["1"]}, SpeechTask.TRANSCRIBE, audio_track="2").request.audio_track == 1
-    assert not read_params(audio_track="2").unknown
+    assert read_params(audio_track="2").list_ignored(Capabilities()) == []
     assert not need_same_decoding(read_params(audio_track="2"), read_params())
 
 

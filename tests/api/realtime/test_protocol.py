@@ -219,7 +219,7 @@ def test_formats(given: dict[str, Any], format: AudioFormat) -> None:
 
 
 def test_pcm_has_the_servers_rate_where_the_client_says_none() -> None:
-    config = RealtimeConfig(format=AudioFormat(AudioEncoding.PCM16, 16_000), pcm_rate=16_000)
+    config = RealtimeConfig(pcm_rate=16_000)
     talk = create_protocol(config)
     update_session(talk, format={"type": "audio/pcmu"})
     _, changed = update_session(talk, format={"type": "audio/pcm"})

@@ -15,7 +15,7 @@ from eardrum.live import AudioEncoding, AudioFormat
 
 
 def convert_samples(audio: bytes, width: int, channels: int = 1) -> list[int]:
-    converted = SampleConverter(SampleFormat(16_000, width, channels)).feed(audio)
+    converted = SampleConverter(SampleFormat(rate=16_000, width=width, channels=channels)).feed(audio)
     return list(struct.unpack(f"<{len(converted) // 2}h", converted))
 
 
@@ -32,7 +32,7 @@ def test_the_upper_half_of_wider_samples_stays() -> None:
 
 @given(st.integers(1, 4), st.integers(1, 3), st.lists(st.binary(max_size=25)))
 def test_however_the_bytes_are_cut_the_samples_are_the_same(width: int, channels: int, pieces: list[bytes]) -> None:
-    shape, whole = SampleFormat(8_000, width, channels), b"".join(pieces)
+    shape, whole = SampleFormat(rate=8_000, width=width, channels=channels), b"".join(pieces)
     in_pieces = SampleConverter(shape)
     frames = len(whole) // (width * channels)
     assert b"".join(map(in_pieces.feed, pieces)) == SampleConverter(shape).feed(whole)
@@ -40,11 +40,13 @@ def test_however_the_bytes_are_cut_the_samples_are_the_same(width: int, channels
 
 
 def test_the_format_is_that_of_the_samples_we_make() -> None:
-    assert SampleFormat(44_100, 4, 2).live_format == AudioFormat(AudioEncoding.PCM16, 44_100, 2)
+    assert SampleFormat(rate=44_100, width=4, channels=2).live_format == AudioFormat(AudioEncoding.PCM16, 44_100, 2)
 
 
 def test_what_an_event_does_not_say_is_as_before() -> None:
-    assert SampleFormat.of({"rate": 8_000, "width": None}, SampleFormat(22_050, 1, 2)) == SampleFormat(8_000, 1, 2)
+    assert SampleFormat(rate=22_050, width=1, channels=2).update({"rate": 8_000, "width": None}) == SampleFormat(
+        rate=8_000, width=1, channels=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,4 +65,4 @@ def test_what_an_event_does_not_say_is_as_before() -> None:
 def test_impossible_audio_is_refused(data: dict[str, Any]) -> None:
     (name,) = data
     with pytest.raises(InvalidRequestError, match=f"{name} must be a whole number from"):
-        SampleFormat.of(data, SampleFormat())
+        SampleFormat().update(data)

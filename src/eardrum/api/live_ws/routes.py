@@ -7,6 +7,7 @@ from dataclasses import replace
 from urllib.parse import parse_qsl
 
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send
+from eardrum.api.fields import list_ignored_hints
 from eardrum.api.live_ws.protocol import (
     AUDIO_BYTES,
     ClientMessage,
@@ -14,7 +15,7 @@ from eardrum.api.live_ws.protocol import (
     build_message,
     parse_message,
 )
-from eardrum.api.live_ws.session_config import FORMAT_SETTINGS, LiveConfig, list_ignored
+from eardrum.api.live_ws.session_config import FORMAT_SETTINGS, LiveConfig
 from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.request_log import get_record
 from eardrum.api.websocket import ServerWebSocket, get_close_code
@@ -199,6 +200,6 @@ class LiveConnection:
         return replace(settings, request=self._service.prepare_request(model, settings.request))
 
     async def _send_settings(self, kind: str, config: LiveConfig, settings: SessionSettings, model: Model) -> None:
-        unused = list_ignored(settings.request, model.capabilities)
+        unused = list_ignored_hints(settings.request, model.capabilities)
         message = {"type": kind, "session": self._record.id, "model": model.id, **config.describe(settings.request)}
         await self._socket.send_json(message | ({"ignored": unused} if unused else {}))

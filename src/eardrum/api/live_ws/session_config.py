@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict
 
 from eardrum.api import fields
-from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, Flag, ListOf, Text, TurnDetection
+from eardrum.api.fields import UNSET_IF_EMPTY, WHOLE, Between, Flag, TranscriptionFields, TurnDetection
 from eardrum.live import SAMPLE_BYTES, AudioEncoding, AudioFormat, SessionSettings
-from eardrum.transcription import SAMPLE_RATE, Capabilities, Priority, SpeechTask, TranscriptionRequest
+from eardrum.transcription import SAMPLE_RATE, Priority, SpeechTask, TranscriptionRequest
 
 ENCODINGS = {
     **dict.fromkeys(("s16le", "pcm16", "pcm_s16le", "linear16", "pcm", "raw", "audio/pcm", "audio/raw"), AudioEncoding.PCM16),
@@ -53,30 +53,24 @@ class VadSettings(TurnDetection):
     type: Any = None
 
 
-class LiveConfig(TurnDetection):
+class LiveConfig(TranscriptionFields, TurnDetection):
     """The configuration of a live session: its model and settings."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Text = ""
     language: fields.Language = None
-    prompt: fields.Prompt = ""
-    hotwords: fields.Hotwords = ()
     task: Annotated[SpeechTask, UNSET_IF_EMPTY] = SpeechTask.TRANSCRIBE
-    temperature: fields.Temperature = 0.0
     words: Flag = False
     encoding: Annotated[
         AudioEncoding,
         BeforeValidator(_parse_encoding),
-        UNSET_IF_EMPTY,
         fields.expect(f"{', '.join(AudioEncoding)}, or the content type of a recording"),
+        UNSET_IF_EMPTY,
     ] = AudioEncoding.PCM16
-    sample_rate: Annotated[int | None, Field(ge=4000, le=192_000), NUMBER] = None
-    channels: Annotated[int, Field(ge=1, le=64), NUMBER] = 1
-    audio_track: fields.AudioTrack = None
+    sample_rate: Annotated[int | None, Between(4000, 192_000, WHOLE)] = None
+    channels: Annotated[int, Between(1, 64, WHOLE)] = 1
     partials: Flag = True
-    timestamp_granularities: ListOf[Literal["word", "segment"]] = ()
-    vad: Annotated[Flag, fields.expect("true or false, or an object")] = True
+    vad: Annotated[bool, fields.expect("true or false, or an object"), UNSET_IF_EMPTY] = True
 
     def update(self, given: Mapping[str, Any]) -> LiveConfig:
         """Return the configuration with the given settings changed.
@@ -134,13 +128,3 @@ class LiveConfig(TurnDetection):
             **({"sample_rate": format.rate, "channels": format.channels} if raw else {}),
             "vad": {name: getattr(self, name) for name in TurnDetection.model_fields} if self.vad else None,
         }
-
-
-def list_ignored(request: TranscriptionRequest, capabilities: Capabilities) -> list[str]:
-    """List the hints that the model does not support. They are ignored, as they only improve the transcript."""
-    hints = {
-        "prompt": bool(request.prompt) and not capabilities.prompt,
-        "hotwords": bool(request.hotwords) and not capabilities.hotwords,
-        "temperature": request.temperature > 0 and not capabilities.temperature,
-    }
-    return [name for name, unused in hints.items() if unused]

@@ -1,6 +1,6 @@
 """Parses fields that several of Ollama's requests share, and formats times as Ollama does. Pure.
 
-Times are Go durations, nanoseconds, or RFC 3339.
+Times are durations, nanoseconds, or RFC 3339.
 
 `context` of `/api/generate` holds the conversation so far as numbers that clients keep and send with their next prompt. In
 Ollama these are tokens. An upstream with OpenAI's API takes messages and reports no tokens, so here the numbers hold the
@@ -10,18 +10,18 @@ messages themselves, packed; to clients both are just numbers.
 from __future__ import annotations
 
 import json
-import re
 import zlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from eardrum import bounded_json
-from eardrum.api.fields import UNSET_IF_EMPTY, RequestModel, Text, show_value, use_default_for_null
+from eardrum import bounded_json, units
+from eardrum.api.fields import UNSET_IF_EMPTY, UNSET_IF_NULL, RequestModel, Text, show_value
 from eardrum.errors import InvalidRequestError
 
-Verbatim = Annotated[str, BeforeValidator(use_default_for_null)]
+Verbatim = Annotated[str, UNSET_IF_NULL]
 """Text with the spaces around it; null is empty."""
 
 
@@ -53,16 +53,12 @@ FOR_EVER_S = 292 * 365.25 * 86_400
 MIN_TTL_S = 1e-3
 """The shortest time to live. The scheduler takes 0 for "never unload", so an immediate unload needs a positive value."""
 
-UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
-DURATION = re.compile(rf"[+-]?(?:{DURATION_PART.pattern})+", re.ASCII)
-
 
 def parse_keep_alive(keep_alive: Any, default: float) -> float:
     """Convert a request's `keep_alive` into the scheduler's time to live, in seconds; 0 never unloads the model.
 
-    A number is in seconds; a string is a Go duration or a number. A negative value keeps the model for ever; 0 unloads it
-    right after the request.
+    A number is in seconds; a string is a number or a duration, as in the config. A negative value keeps the model for ever;
+    0 unloads it right after the request.
 
     Args:
         keep_alive: the field of the request; None and "" take the default.
@@ -80,16 +76,12 @@ def parse_keep_alive(keep_alive: Any, default: float) -> float:
 
 
 def _parse_seconds(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # noqa: PLR0124 -- NaN is not
-        return float(min(max(value, -1), FOR_EVER_S))
+    seconds = value
     if isinstance(value, str):
-        text = value.strip()
-        if DURATION.fullmatch(text):
-            return (-1 if text.startswith("-") else 1) * sum(float(n) * UNITS[unit] for n, unit in DURATION_PART.findall(text))
-        try:
-            return _parse_seconds(float(text))
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            seconds = units.parse_seconds(value.strip().removeprefix("+"))
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds == seconds:  # noqa: PLR0124 -- NaN is not
+        return float(min(max(seconds, -1), FOR_EVER_S))
     raise InvalidRequestError(
         f'keep_alive must be seconds or a duration such as "5m", "1h30m" or "-1s", not {show_value(value)}.', param="keep_alive"
     )

@@ -38,7 +38,7 @@ class Attachments(RequestModel):
     """Pictures and recordings, in base64."""
 
     images: Annotated[
-        tuple[Annotated[str, expect("a base64 string")], ...], UNSET_IF_EMPTY, expect("a list of base64 strings")
+        tuple[Annotated[str, expect("a base64 string")], ...], expect("a list of base64 strings"), UNSET_IF_EMPTY
     ] = ()
 
 
@@ -72,7 +72,7 @@ class InferenceRequest(ModelRequest):
     """Fields that chat and generate share."""
 
     options: Annotated[dict[str, Any], UNSET_IF_EMPTY] = Field(default_factory=dict)
-    format: Annotated[Literal["json"] | dict[str, Any] | None, UNSET_IF_EMPTY, expect('"json" or a JSON schema')] = None
+    format: Annotated[Literal["json"] | dict[str, Any] | None, expect('"json" or a JSON schema'), UNSET_IF_EMPTY] = None
     think: Annotated[
         Annotated[bool, Field(strict=True)] | Literal["low", "medium", "high", "max"] | None,
         expect("true, false, low, medium, high or max"),
@@ -85,7 +85,7 @@ class ChatRequest(InferenceRequest):
     """The body of `/api/chat`."""
 
     messages: tuple[ChatMessage, ...]
-    tools: Annotated[tuple[dict[str, Any], ...], UNSET_IF_EMPTY] = ()
+    tools: Annotated[tuple[dict[str, Any], ...], expect("a list of objects"), UNSET_IF_EMPTY] = ()
 
 
 class GenerateRequest(InferenceRequest, Attachments):

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, create_model
-from pydantic_core import PydanticUseDefault
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from eardrum.api import fields
-from eardrum.api.fields import (
-    NUMBER,
-    UNSET_IF_EMPTY,
-    Flag,
-    FormValues,
-    Hotwords,
-    ListOf,
-    Prompt,
-    RequestModel,
-    Temperature,
-    Text,
-    expect,
-)
+from eardrum.api.fields import UNSET_IF_EMPTY, WHOLE, Between, Flag, FormValues, ListOf, RequestModel, Text, TranscriptionFields
 from eardrum.api.uploads import FormFields
 from eardrum.config import LimitSettings
 from eardrum.config.settings import SubtitleSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.models import names
-from eardrum.subtitles import NO_RULES, SubtitleRules
+from eardrum.subtitles import MAX_RULE_VALUES, NO_RULES, SubtitleRules
 from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
 
 TIMED_FORMATS = ("srt", "verbose_json", "vtt", "diarized_json")
@@ -53,44 +39,37 @@ class ServerVad(RequestModel):
     """A chunking by pauses. What it leaves out is up to the runner."""
 
     type: Literal["server_vad"]
-    threshold: Annotated[float | None, Field(ge=0, le=1), NUMBER] = None
-    silence_duration_ms: Annotated[float | None, Field(ge=0, le=10_000), NUMBER] = None
-    prefix_padding_ms: Annotated[float | None, Field(ge=0, le=5_000), NUMBER] = None
+    threshold: Annotated[float | None, Between(0, 1)] = None
+    silence_duration_ms: Annotated[float | None, Between(0, 10_000)] = None
+    prefix_padding_ms: Annotated[float | None, Between(0, 5_000)] = None
 
 
 def _parse_chunking(value: Any) -> Any:
     if isinstance(value, str):
         value = {"type": "auto"} if value == "auto" else fields.parse_json_text(value)
-    if isinstance(value, dict) and value.get("type") == "auto":
-        raise PydanticUseDefault
-    return value
+    return {"type": "server_vad"} if isinstance(value, dict) and value.get("type") == "auto" else value
 
 
-class AudioForm(RequestModel):
+class AudioForm(TranscriptionFields):
     """The fields of a form beside the file and the rules for cues."""
 
-    model: Text = Field("", description="A model of GET /v1/models or an alias; empty: the default model.")
+    model_config = ConfigDict(extra="allow")
+
     language: Text = Field("", description="ISO 639 code, locale or English name; empty: the model detects it.")
     languages: ListOf[str] = Field((), description="Languages that may be spoken; the model detects which one is.")
     response_format: Annotated[Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"], UNSET_IF_EMPTY] = Field(
         "json", description="Format of the response."
     )
     stream: Flag = Field(False, description="Stream segments as server-sent events while they are decoded.")
-    timestamp_granularities: ListOf[Literal["word", "segment"]] = Field((), description="Timestamps in verbose_json.")
     include: ListOf[Literal["logprobs"]] = Field((), description="`logprobs`: tokens with their probabilities, in json.")
-    prompt: Prompt = Field("", description="Text that guides the model, if it supports a prompt.")
-    keywords: ListOf[str] = Field((), description="Words to expect, if the model supports them.")
-    hotwords: Hotwords = Field((), description="The same; words may be separated by spaces.")
+    keywords: ListOf[str] = Field((), description="The same as `hotwords`; words may not be separated by spaces.")
     multilingual: Flag = Field(False, description="Detect the language of each window, if the model detects languages.")
-    temperature: Temperature = Field(0.0, description="Sampling temperature, if the model supports it.")
-    audio_track: fields.AudioTrack = Field(
-        None, description="Number of the audio track, counted from 1; empty: the default track, or the first with sound."
-    )
     chunking_strategy: Annotated[
         ServerVad,
         BeforeValidator(_parse_chunking),
+        fields.expect("auto, or an object with type server_vad, threshold (0 to 1), silence_duration_ms and prefix_padding_ms"),
         UNSET_IF_EMPTY,
-        expect("auto, or an object with type server_vad, threshold (0 to 1), silence_duration_ms and prefix_padding_ms"),
+        WithJsonSchema({"type": "string"}),
     ] = Field(
         default_factory=lambda: ServerVad(type="server_vad"),
         description="`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
@@ -101,15 +80,17 @@ class AudioForm(RequestModel):
 
 RULE_FIELDS: dict[str, Any] = {
     "subtitles" if name == "preset" else name: (
-        Annotated[field.annotation, *field.metadata, NUMBER if field.metadata else UNSET_IF_EMPTY],
+        Annotated[
+            field.annotation,
+            Between(0, MAX_RULE_VALUES[name], WHOLE if field.annotation == int | None else "a number")
+            if name in MAX_RULE_VALUES
+            else UNSET_IF_EMPTY,
+        ],
         Field(None, description=f"srt and vtt: {field.description}"),
     )
     for name, field in SubtitleSettings.model_fields.items()
 }
 """Rules for cues, as in the config."""
-
-SUBTITLE_FIELDS = frozenset(RULE_FIELDS)
-"""Fields with rules for cues."""
 
 TranscriptionForm = create_model("TranscriptionForm", __base__=AudioForm, **RULE_FIELDS)
 """The fields of a form beside the file."""
@@ -120,46 +101,48 @@ OWN_FIELDS = TranscriptionForm.model_fields.keys() - {"keywords", "hotwords", "l
 
 @dataclass(frozen=True, slots=True)
 class TranscriptionParams:
-    """Parameters of one call: the transcription request, and the format of the response."""
+    """Parameters of one call: the client's form, and the transcription request and subtitle rules that follow from it."""
 
-    model: str
+    form: AudioForm
     request: TranscriptionRequest
-    response_format: str
-    stream: bool
-    segments: bool
-    words: bool
-    unknown: tuple[str, ...]
-    """Unknown fields, which the response lists as ignored."""
-    languages: tuple[str, ...] = ()
-    """Languages that may be spoken, in the client's spelling."""
-    idle: tuple[str, ...] = ()
-    """Fields without effect on this response format."""
     shape: SubtitleRules = NO_RULES
-    """Rules for cues."""
-    shaping: tuple[str, ...] = ()
-    """Fields that set these rules."""
     extra: tuple[tuple[str, str], ...] = ()
     """Fields that an upstream gets unchanged: unknown fields, and hints."""
+
+    @property
+    def model(self) -> str:
+        """The client's name for the model; empty for the default model."""
+        return self.form.model
+
+    @property
+    def stream(self) -> bool:
+        """Whether the response is a stream of events."""
+        return self.form.stream
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether verbose_json holds segments."""
+        return not self.form.timestamp_granularities or "segment" in self.form.timestamp_granularities
 
     def list_ignored(self, capabilities: Capabilities, *, is_external: bool = False) -> list[str]:
         """List the fields without effect: fields that do not apply to the response format, hints that the model does not
         support, and unknown fields, unless an upstream got them.
-
-        A hint (prompt, keywords, temperature) only improves the result, so a model that does not support it still answers.
         """
+        form, format = self.form, self.form.response_format
+        has_cues = format in SUBTITLE_FORMATS and not form.stream
+        idle_words = "word" in form.timestamp_granularities and (format != "verbose_json" or form.stream)
+        idle_segments = "segment" in form.timestamp_granularities and format in ("json", "text") and not form.stream
         ignored = {
-            "prompt": bool(self.request.prompt) and not capabilities.prompt,
-            "keywords": bool(self.request.hotwords) and not capabilities.hotwords,
-            "temperature": self.request.temperature > 0 and not capabilities.temperature,
             "multilingual": self.request.multilingual and not (capabilities.detects_language or is_external),
+            "response_format": form.stream and format in ("text", *SUBTITLE_FORMATS),
+            "languages": len(form.languages) > 1 and not self.request.language and not is_external,
+            **dict.fromkeys((name for name in form.changes if name in RULE_FIELDS), not has_cues),
+            "timestamp_granularities": idle_words or idle_segments,
+            "include": "logprobs" in form.include and format != "json",
         }
-        if self.stream:
-            ignored["response_format"] = self.response_format in ("text", "srt", "vtt")
-        if len(self.languages) > 1 and not self.request.language:
-            ignored["languages"] = not is_external
-        if self.stream or self.response_format not in SUBTITLE_FORMATS:
-            ignored |= dict.fromkeys(self.shaping, True)
-        return [name for name, unused in ignored.items() if unused] + [*self.idle, *(() if is_external else self.unknown)]
+        hints = fields.list_ignored_hints(self.request, capabilities, "keywords")
+        unknown = () if is_external else sorted({name.partition("[")[0] for name in form.model_extra or {}})
+        return [*hints, *(name for name, unused in ignored.items() if unused), *unknown]
 
 
 def parse_params(
@@ -172,18 +155,15 @@ def parse_params(
     Raises:
         InvalidRequestError: a value is invalid; `param` names the field.
     """
-    named = _remove_brackets({"audio_track": [audio_track], **sent})
-    form = TranscriptionForm.parse(named)
-    chosen, granularities, logprobs = form.response_format, form.timestamp_granularities, "logprobs" in form.include
-    # Granularities apply to verbose_json only; Subtitle Edit sends them with json, where they have no effect.
-    words = "word" in granularities and chosen == "verbose_json"
-    rules = {name: value for name, value in form.changes.items() if name in SUBTITLE_FIELDS}
-    shape = shape.with_changes({"preset" if name == "subtitles" else name: value for name, value in rules.items()})
+    form = TranscriptionForm.parse(_remove_brackets({"audio_track": [audio_track], **sent}))
+    rules = {"preset" if name == "subtitles" else name: value for name, value in form.changes.items() if name in RULE_FIELDS}
+    shape = shape.with_changes(rules)
     if 0 < shape.max_duration < shape.min_duration:
         raise InvalidRequestError(
             f"min_duration ({shape.min_duration:g}) is more than max_duration ({shape.max_duration:g}).", param="min_duration"
         )
-    language, vad = fields.choose_language(form.language, form.languages), form.chunking_strategy
+    chosen, vad = form.response_format, form.chunking_strategy
+    language = fields.choose_language(form.language, form.languages)
     request = TranscriptionRequest(
         task=task,
         language=language,
@@ -191,10 +171,12 @@ def parse_params(
         prompt=form.prompt,
         hotwords=form.keywords or form.hotwords,
         temperature=form.temperature,
-        times=chosen in TIMED_FORMATS or bool(granularities) or form.stream,  # the last event of a stream holds the segments
-        words=words,
+        # The last event of a stream holds the segments.
+        times=chosen in TIMED_FORMATS or bool(form.timestamp_granularities) or form.stream,
+        # Granularities apply to verbose_json only; Subtitle Edit sends them with json, where they have no effect.
+        words="word" in form.timestamp_granularities and chosen == "verbose_json",
         words_if_any=chosen in SUBTITLE_FORMATS and not shape.is_unrestricted,
-        logprobs=logprobs and chosen == "json",
+        logprobs="logprobs" in form.include and chosen == "json",
         speakers=chosen == "diarized_json" or bool(form.known_speaker_names or form.known_speaker_references),
         audio_track=form.audio_track,
         raw_pcm=file_content_type.partition(";")[0].strip().lower() in RAW_CONTENT_TYPES,
@@ -202,34 +184,8 @@ def parse_params(
         vad_silence_s=fields.to_seconds(vad.silence_duration_ms),
         vad_padding_s=fields.to_seconds(vad.prefix_padding_ms),
     )
-    return TranscriptionParams(
-        model=form.model,
-        request=request,
-        response_format=chosen,
-        stream=form.stream,
-        segments=not granularities or "segment" in granularities,
-        words=words,
-        languages=form.languages,
-        idle=(
-            *(("timestamp_granularities",) if _has_idle_granularities(granularities, chosen, stream=form.stream) else ()),
-            *(("include",) if logprobs and chosen != "json" else ()),
-        ),
-        unknown=tuple(sorted({name.split("[")[0] for name in named} - TranscriptionForm.model_fields.keys())),
-        shape=shape,
-        shaping=tuple(rules),
-        extra=tuple(
-            (name, value)
-            for name, values in sent.items()
-            for value in values
-            if value.strip() and name.partition("[")[0] not in OWN_FIELDS
-        ),
-    )
-
-
-def _has_idle_granularities(granularities: Iterable[str], response_format: str, *, stream: bool) -> bool:
-    """Whether a granularity has no effect: words are in verbose_json only, segments in subtitles and streams, too."""
-    idle_words = "word" in granularities and (response_format != "verbose_json" or stream)
-    return idle_words or ("segment" in granularities and response_format in ("json", "text") and not stream)
+    extra = [(name, value) for name, values in sent.items() if name.partition("[")[0] not in OWN_FIELDS for value in values]
+    return TranscriptionParams(form, request, shape, tuple(item for item in extra if item[1].strip()))
 
 
 def flatten_json(body: dict[str, Any], limits: LimitSettings) -> FormFields:

@@ -35,7 +35,7 @@ ERROR_TYPES = {
 
 def build_response(transcript: Transcript, params: TranscriptionParams) -> Response:
     """Build the response with the whole transcript, in the requested format."""
-    match params.response_format:
+    match params.form.response_format:
         case "text":
             return PlainTextResponse(transcript_formats.format_text(transcript.segments) + "\n")
         case "srt":
@@ -121,13 +121,13 @@ def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> 
         "duration": round(transcript.summary.duration, 3),
         "text": transcript_formats.format_text(transcript.segments),
     }
-    if params.words:
+    if params.request.words:
         body["words"] = [
             {"word": w.word, "start": _round_time(w.start), "end": _round_time(w.end)}
             for s in transcript.segments
             for w in s.words
         ]
-    if params.segments:
+    if params.has_segments:
         body["segments"] = [_describe_segment(number, segment) for number, segment in enumerate(transcript.segments)]
     if transcript.summary.audio_tracks > 1:
         body |= {"audio_track": transcript.summary.audio_track, "audio_tracks": transcript.summary.audio_tracks}

@@ -13,8 +13,7 @@ from pydantic import Field
 
 from eardrum.api import request_body
 from eardrum.api.asgi import Receive, Scope
-from eardrum.api.fields import NUMBER, UNSET_IF_EMPTY, RequestModel
-from eardrum.api.realtime import session_config
+from eardrum.api.fields import UNSET_IF_EMPTY, Between, RequestModel
 from eardrum.api.realtime.protocol import ModelAdmission
 from eardrum.api.realtime.session_config import RealtimeConfig
 from eardrum.api.request_body import check_surrogates
@@ -67,32 +66,28 @@ class ClientSecretStore:
 
 CLIENT_SECRETS = "/v1/realtime/client_secrets"
 TRANSCRIPTION_SESSIONS = "/v1/realtime/transcription_sessions"
+PATHS = (CLIENT_SECRETS, TRANSCRIPTION_SESSIONS)
 
 
 class Expiry(RequestModel):
     """When a key expires: seconds after its creation."""
 
     anchor: Annotated[Literal["created_at"], UNSET_IF_EMPTY] = "created_at"
-    seconds: Annotated[float, Field(ge=MIN_TTL_S, le=MAX_TTL_S), NUMBER] = DEFAULT_TTL_S
+    seconds: Annotated[float, Between(MIN_TTL_S, MAX_TTL_S)] = DEFAULT_TTL_S
 
 
-class SecretRequest(RequestModel):
-    """The body of `client_secrets`."""
-
-    session: dict[str, Any] | None = None
-    expires_after: Annotated[Expiry, UNSET_IF_EMPTY] = Field(default_factory=Expiry)
-
-
-class BetaExpiry(RequestModel):
+class BetaClientSecret(RequestModel):
     """The object `client_secret` of the beta."""
 
     expires_at: Annotated[Expiry, UNSET_IF_EMPTY] = Field(default_factory=Expiry)
 
 
-class BetaSecretRequest(RequestModel):
-    """The body of `transcription_sessions`, beside the fields of the session."""
+class SecretRequest(RequestModel):
+    """The body of `client_secrets`, and of `transcription_sessions` beside the fields of the session."""
 
-    client_secret: Annotated[BetaExpiry, UNSET_IF_EMPTY] = Field(default_factory=BetaExpiry)
+    session: dict[str, Any] | None = None
+    expires_after: Annotated[Expiry, UNSET_IF_EMPTY] = Field(default_factory=Expiry)
+    client_secret: Annotated[BetaClientSecret, UNSET_IF_EMPTY] = Field(default_factory=BetaClientSecret)
 
 
 async def read_json(scope: Scope, receive: Receive, limits: LimitSettings) -> Any:
@@ -110,43 +105,19 @@ async def read_json(scope: Scope, receive: Receive, limits: LimitSettings) -> An
 
 
 def create_client_secret(
-    body: Any, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float
+    body: Any, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float, *, beta: bool
 ) -> dict[str, Any]:
-    """Create a key for sessions that begin with the body's `session`.
+    """Create a key for sessions that begin with the body's `session`. In the beta's shape the body itself is the session.
 
     Raises:
         EardrumError: a value is invalid, or the model does not support the session.
     """
     request = SecretRequest.parse(body)
-    if request.session:
-        config = session_config.GA.apply_update(config, request.session, "session")
+    if session := body if beta else request.session:
+        config = config.update(session, beta=beta)
     admit(config.model, config.build_request())
-    secret = keys.create(config, request.expires_after.seconds, now)
-    return {
-        "value": secret.value,
-        "expires_at": int(secret.expires_at),
-        "session": session_config.GA.describe(secret.config, _make_session_id()),
-    }
-
-
-def create_transcription_session(
-    body: Any, keys: ClientSecretStore, admit: ModelAdmission, config: RealtimeConfig, now: float
-) -> dict[str, Any]:
-    """Create a key in the beta's shape, where the body itself is the session.
-
-    Raises:
-        EardrumError: as `create_client_secret`.
-    """
-    expiry = BetaSecretRequest.parse(body).client_secret.expires_at
-    config = session_config.BETA.apply_update(config, body, "session")
-    admit(config.model, config.build_request())
+    expiry = request.client_secret.expires_at if beta else request.expires_after
     secret = keys.create(config, expiry.seconds, now)
     key = {"value": secret.value, "expires_at": int(secret.expires_at)}
-    return {**session_config.BETA.describe(secret.config, _make_session_id()), "client_secret": key}
-
-
-HANDLERS = {CLIENT_SECRETS: create_client_secret, TRANSCRIPTION_SESSIONS: create_transcription_session}
-
-
-def _make_session_id() -> str:
-    return f"sess_{secrets.token_hex(12)}"
+    described = config.describe(f"sess_{secrets.token_hex(12)}", beta=beta)
+    return {**described, "client_secret": key} if beta else {**key, "session": described}

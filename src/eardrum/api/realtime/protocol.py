@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eardrum.api.fields import RequestModel, show_value
-from eardrum.api.realtime import session_config
-from eardrum.api.realtime.session_config import RealtimeConfig
+from eardrum.api.realtime.session_config import RealtimeConfig, is_beta
 from eardrum.api.request_body import parse_object
 from eardrum.api.websocket import CloseCode, get_close_code
 from eardrum.errors import EardrumError, EmptyCommitError, InvalidRequestError, TooLargeError, UnsupportedFeatureError
@@ -231,7 +230,7 @@ class RealtimeProtocol:
     def greet(self) -> Iterator[ProtocolStep]:
         """Yield the events before the client's first one. If the model is certain and not available, the connection ends."""
         name = "transcription_session.created" if self._items.beta and self._certain else "session.created"
-        yield self._describe_session(name, self._shape)
+        yield self._describe_session(name, beta=self._items.beta)
         if self._certain and self._config.model:
             try:
                 self._admit_model(self._config)
@@ -272,10 +271,6 @@ class RealtimeProtocol:
         """Yield the error event that ends the connection, and the end."""
         yield self._add_event_id({"type": "error", "error": {**build_error(error), "event_id": None}})
         yield CloseConnection(get_close_code(error), get_close_reason(error))
-
-    @property
-    def _shape(self) -> session_config.SessionShape:
-        return session_config.BETA if self._items.beta else session_config.GA
 
     def _handle_event(self, event: dict[str, Any], id: str | None) -> Iterator[ProtocolStep]:
         match kind := event["type"]:
@@ -324,19 +319,19 @@ class RealtimeProtocol:
         """Apply an update. An invalid one changes nothing."""
         session = UpdateEvent.parse({"session": event.get("session")}).session
         beta = self._items.beta or event["type"] == "transcription_session.update"
-        shape = session_config.choose_shape(session, beta=beta)
-        new = shape.apply_update(self._config, session, "session")
+        is_flat = is_beta(session, beta=beta)
+        new = self._config.update(session, beta=is_flat)
         model, settings = self._readmit_model(new)
         if self._audio:
             self._refuse_late(new, model)
         self._items.beta = beta
-        self._items.logprobs, self._items.language = new.logprobs, new.language
+        self._items.logprobs, self._items.language = bool(new.include), new.language
         self._config = new
-        yield self._describe_session(event["type"] + "d", shape)
+        yield self._describe_session(event["type"] + "d", beta=is_flat)
         yield ConfigureCommand(settings) if self._opened == model else self._begin_session(model, settings)
 
     def _refuse_late(self, new: RealtimeConfig, model: str) -> None:
-        if new.format != self._config.format:
+        if new.audio_format != self._config.audio_format:
             raise InvalidRequestError("The format of the audio cannot change once audio has come: open another session.")
         if model != self._opened:
             raise InvalidRequestError("The model cannot change once audio has come: open another session.", param="model")
@@ -365,8 +360,8 @@ class RealtimeProtocol:
         self._opened = model
         return OpenSession(model, settings)
 
-    def _describe_session(self, type: str, shape: session_config.SessionShape) -> WireEvent:
-        return self._add_event_id({"type": type, "session": shape.describe(self._config, f"sess_{self._id}")})
+    def _describe_session(self, type: str, *, beta: bool) -> WireEvent:
+        return self._add_event_id({"type": type, "session": self._config.describe(f"sess_{self._id}", beta=beta)})
 
     def _add_event_id(self, event: WireEvent) -> WireEvent:
         """Return the event with the next id."""

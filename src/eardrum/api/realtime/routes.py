@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import NoReturn, assert_never
 from urllib.parse import parse_qs
 
@@ -23,7 +22,7 @@ from eardrum.api.openapi import BODY_ERRORS, LOOKUP_ERRORS, SOCKET_QUERY, WEBSOC
 from eardrum.api.realtime import client_secrets
 from eardrum.api.realtime.client_secrets import SECRET_PREFIX, ClientSecretStore
 from eardrum.api.realtime.protocol import MAX_EVENT_CHARS, CloseConnection, OpenSession, ProtocolStep, RealtimeProtocol
-from eardrum.api.realtime.session_config import PCM_RATES, RealtimeConfig, make_pcm_format
+from eardrum.api.realtime.session_config import PCM_RATES, RealtimeConfig, RealtimeFormat
 from eardrum.api.request_log import get_record
 from eardrum.api.websocket import CloseCode, ServerWebSocket
 from eardrum.concurrency import run_until_first
@@ -51,7 +50,7 @@ BETA_HEADER, BETA_SUBPROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 class RealtimeRoutes:
     """The endpoints. WebSockets for external models are left to `ProxyRoutes`, which forwards them."""
 
-    paths = (*CONVERSATION_PATHS, *client_secrets.HANDLERS)
+    paths = (*CONVERSATION_PATHS, *client_secrets.PATHS)
     operations = (
         ApiOperation(
             "get",
@@ -105,7 +104,7 @@ class RealtimeRoutes:
         path = scope["path"]
         if scope["type"] == "websocket":
             return self._handle_websocket if path == WEBSOCKET_PATH and not self._is_foreign(scope) else None
-        if path in client_secrets.HANDLERS:
+        if path in client_secrets.PATHS:
             return self._handle_post if scope["method"] == "POST" else self._reject_method
         return self._reject_conversation
 
@@ -151,19 +150,18 @@ class RealtimeRoutes:
         if not transcribes and query.get("intent"):
             raise InvalidRequestError("intent must be transcription: this server does not talk.", param="intent")
         if rate := query.get("rate"):
-            config = replace(config, format=make_pcm_format(_parse_rate(rate)), pcm_rate=_parse_rate(rate))
+            config = config.model_copy(update={"format": RealtimeFormat(), "pcm_rate": _parse_rate(rate)})
         beta = get_header(scope, b"openai-beta") == BETA_HEADER or BETA_SUBPROTOCOL in scope["subprotocols"]
         return RealtimeProtocol(
             secrets.token_hex(10),
             self._admit_model,
-            config if config.model else replace(config, model=query.get("model", "").strip()),
+            config if config.model else config.model_copy(update={"model": query.get("model", "").strip()}),
             beta=beta,
             certain=transcribes or bool(config.model),
         )
 
     def _build_config(self) -> RealtimeConfig:
-        rate = self._service.settings.realtime_sample_rate
-        return RealtimeConfig(format=make_pcm_format(rate), pcm_rate=rate)
+        return RealtimeConfig(pcm_rate=self._service.settings.realtime_sample_rate)
 
     def _admit_model(self, name: str, request: TranscriptionRequest) -> tuple[str, TranscriptionRequest]:
         model = find_live_model(self._service, name, request)
@@ -181,7 +179,10 @@ class RealtimeRoutes:
 
     async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await client_secrets.read_json(scope, receive, self._service.settings.limits)
-        answer = client_secrets.HANDLERS[scope["path"]](body, self._secrets, self._admit_model, self._build_config(), time.time())
+        is_beta = scope["path"] == client_secrets.TRANSCRIPTION_SESSIONS
+        answer = client_secrets.create_client_secret(
+            body, self._secrets, self._admit_model, self._build_config(), time.time(), beta=is_beta
+        )
         await JSONResponse(answer)(scope, receive, send)
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from eardrum import bounded_json
-from eardrum.api.fields import MAX_PROMPT, Language, ListOf, RequestModel, Text
+from eardrum.api.fields import MAX_PROMPT, WHOLE, Between, Language, ListOf, RequestModel, Text
 from eardrum.api.request_body import check_surrogates
 from eardrum.errors import InvalidRequestError
 from eardrum.live import (
@@ -180,38 +180,27 @@ class TranscribeRequest(RequestModel):
         )
 
 
-class AudioFormatFields(RequestModel):
-    """The format in an audio event; None: as before."""
-
-    rate: Annotated[int | None, Field(strict=True, ge=1_000, le=384_000)] = None
-    width: Annotated[int | None, Field(strict=True, ge=1, le=4)] = None
-    channels: Annotated[int | None, Field(strict=True, ge=1, le=32)] = None
-
-
 SIGNED_BYTES = bytes(byte ^ 0x80 for byte in range(256))
 """8-bit samples are unsigned, all others signed."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleFormat:
-    """Rate in Hz, bytes per sample and channels of PCM audio."""
+class SampleFormat(RequestModel):
+    """Rate in Hz, bytes per sample and channels of PCM audio, as in an audio event."""
 
-    rate: int = SAMPLE_RATE
-    width: int = 2
-    channels: int = 1
+    rate: Annotated[int, Field(strict=True), Between(1_000, 384_000, WHOLE)] = SAMPLE_RATE
+    width: Annotated[int, Field(strict=True), Between(1, 4, WHOLE)] = 2
+    channels: Annotated[int, Field(strict=True), Between(1, 32, WHOLE)] = 1
 
     def __str__(self) -> str:
         return f"{self.rate} Hz, {8 * self.width} bit, {self.channels} channel{'' if self.channels == 1 else 's'}"
 
-    @classmethod
-    def of(cls, data: dict[str, Any], default: SampleFormat) -> SampleFormat:
-        """Parse the format in an audio event; missing fields are taken from `default`.
+    def update(self, data: dict[str, Any]) -> SampleFormat:
+        """Return the format after an audio event. Fields that are missing or null stay.
 
         Raises:
             InvalidRequestError: a field is not a number within its range.
         """
-        given = AudioFormatFields.parse(data)
-        return cls(given.rate or default.rate, given.width or default.width, given.channels or default.channels)
+        return self.model_copy(update=SampleFormat.parse({k: v for k, v in data.items() if v is not None}).changes)
 
     @property
     def live_format(self) -> AudioFormat:

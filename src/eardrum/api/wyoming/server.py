@@ -257,10 +257,10 @@ class WyomingConnection:
         """Begin an utterance; drops one that the client did not stop."""
         if self._utterance and not self._utterance.complete:
             await self._drop_utterance()
-        self._format = SampleFormat.of(event.data, SampleFormat())
+        self._format = SampleFormat.parse(event.data)
 
     async def _handle_audio(self, event: WyomingEvent) -> None:
-        format = SampleFormat.of(event.data, self._format)
+        format = self._format.update(event.data)
         utterance = self._utterance
         if not utterance or utterance.complete:
             await self._wait_for_answer()
