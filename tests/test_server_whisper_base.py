@@ -13,11 +13,12 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import pytest
+import requests
 from faster_whisper import WhisperModel
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from tests.conftest import ServerUnderTest, run_server
+from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.models import build
 from tests.recordings import RATE, ROOT, Samples, decode_file, encode, load_announcements
 
@@ -174,3 +175,22 @@ def test_a_translation_is_in_english(server: ServerUnderTest) -> None:
     answer = server.post_audio(encode(prompt.samples, "wav"), path="translations")
     assert answer.status_code == 200, answer.text
     assert "number" in answer.json()["text"].lower()
+
+
+def test_serve_takes_the_options_that_whisper_users_know(weights: Path, tmp_path: Path) -> None:
+    """The model of the command line is found in the folder, preloaded with its options, and the default."""
+    snapshot = tmp_path / "models--Systran--faster-whisper-base" / "snapshots" / "1"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(weights)
+    options = ("--model", "base", "--ttl", "300", "--preload", "--device", "cpu", "--compute-type", "int8")
+    with run_server(*options, "--default-model", "base", "--cache-dir", str(tmp_path)) as server:
+        wait_for(lambda: requests.get(f"{server.address}/api/ps", timeout=10).json()["models"], 60)
+        (running,) = requests.get(f"{server.address}/api/ps", timeout=10).json()["models"]
+        assert (running["id"], running["device"]) == ("base", "cpu")
+        assert running["compute_type"] == "int8_float32"  # as CTranslate2 calls int8 on a CPU
+        assert 200 < running["ttl_remaining"] <= 300
+        sentence = load_sentences("de")[0]
+        answer = server.post_audio(encode(sentence.samples, "wav"), model="whisper-1", response_format="verbose_json").json()
+        assert answer["language"] == "german"
+        assert compute_word_errors("de", [sentence.text], [answer["text"]]) < 0.3
+        assert "not on this machine" not in server.log

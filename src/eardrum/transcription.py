@@ -198,6 +198,8 @@ class TranscriptionSummary(JsonRecord):
     """Longest wait of a window for its turn."""
     decode_s: float = 0.0
     """Time the engine spent on batches that held this request's windows, shared evenly."""
+    batches: float = 0.0
+    """Batches that the engine decoded; of one that several requests shared, this request's share."""
     model: str = ""
     """Id of the model that answered."""
     audio_track: int = 0

@@ -101,6 +101,12 @@ def list_operations(routes: Iterable[object]) -> list[ApiOperation]:
     return [operation for route in routes for operation in getattr(route, "operations", ())]
 
 
+PAGES = (
+    ApiOperation("get", "/docs", "This page", (HTML,)),
+    ApiOperation("get", "/openapi.json", "This page as an OpenAPI document"),
+)
+
+
 def build_routes(service: Service, operations: Sequence[ApiOperation]) -> list[BaseRoute]:
     """Build the routes of the two pages, which describe these operations and themselves."""
 
@@ -112,10 +118,10 @@ def build_routes(service: Service, operations: Sequence[ApiOperation]) -> list[B
         return HTMLResponse(_render_page(build_document(described), base, service.catalog.default.id))
 
     routes: list[BaseRoute] = [
-        ApiRoute(serve_page, ApiOperation("get", "/docs", "This page", (HTML,))),
-        ApiRoute(serve_document, ApiOperation("get", "/openapi.json", "This page as an OpenAPI document")),
+        ApiRoute(serve_page, PAGES[0]),
+        ApiRoute(serve_document, PAGES[1]),
     ]
-    described = [*operations, *list_operations(routes)]
+    described = [*operations, *PAGES]
     return routes
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -185,7 +185,7 @@ def _log_request(scope: Scope, record: RequestRecord) -> None:
         "request": record.id,
         "method": scope.get("method", "SOCKET"),
         "path": scope["raw_path"][:MAX_PATH_CHARS].decode("latin-1"),  # unquoted, it could forge log lines
-        "status": record.status or 499,
+        "status": record.status or CLIENT_LEFT,
     }
     if record.model:
         facts["model"] = record.model
@@ -229,6 +229,12 @@ MAX_PATH_CHARS = 1000
 """Characters of a path that are logged and kept."""
 
 FIRST_ERROR_STATUS = 400
+
+CLIENT_LEFT = 499
+"""Logged status of a request whose client left before an answer."""
+
+OTHER_ROUTE = "other"
+"""Stands for all paths that are not a route: a client's words must not become the label of a metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +357,10 @@ class RequestTracker:
     """By request id, the oldest first."""
     finished: deque[FinishedRequest] = field(default_factory=lambda: deque(maxlen=MAX_FINISHED))
     """The latest is last."""
+    responses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Responses of all requests, by route and status."""
+    match_route: Callable[[str], str] = lambda _: OTHER_ROUTE
+    """Returns the route that a path belongs to, as it is documented."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def add(self, record: RequestRecord) -> None:
@@ -359,7 +369,8 @@ class RequestTracker:
         self.on_change()
 
     def finish(self, record: RequestRecord) -> None:
-        """Move a request to the finished ones. Does nothing for a request without a model."""
+        """Count a request, and move it to the finished ones if it has a model."""
+        self.responses[self.match_route(record.scope["path"]), record.status or CLIENT_LEFT] += 1
         if not self.in_progress.pop(record.id, None):
             return
         self.finished.append(

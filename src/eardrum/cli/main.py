@@ -1,4 +1,4 @@
-"""The `eardrum` command: `serve` and the registration of all other commands.
+"""The `eardrum` command: registers all commands.
 
 A command imports the gateway or the client only when it runs: they would double the start time of the other commands.
 """
@@ -6,25 +6,18 @@ A command imports the gateway or the client only when it runs: they would double
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from eardrum import __version__, config, logging_setup
-from eardrum.cli import check, listen, models, processes, transcribe
-from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption
+from eardrum import __version__
+from eardrum.cli import check, listen, models, processes, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
-from eardrum.garbage_collection import pause_garbage_collection
-from eardrum.server.reload import ConfigSource
-
-logger = logging.getLogger(__name__)
 
 
 class Command(TyperCommand):
@@ -108,65 +101,7 @@ def show_help(
     app([*([command] if command else []), "--help"], prog_name=PROGRAM_NAME)
 
 
-@app.command(cls=Command)
-def serve(
-    host: Annotated[
-        str | None, typer.Option(metavar="HOST", show_default="127.0.0.1", help="Address to listen on; 0.0.0.0 is every network.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(metavar="PORT", show_default="8100", help="Port to listen on.")] = None,
-    tls_certificate: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-certificate",
-            "--tls-cert-file",
-            metavar="FILE",
-            help="PEM file with a certificate; the server then speaks HTTPS only.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option("--tls-key", "--tls-key-file", metavar="FILE", help="PEM file with the certificate's private key."),
-    ] = None,
-    wyoming: Annotated[
-        bool | None,
-        typer.Option(
-            "--wyoming/--no-wyoming", show_default="on, unless api_keys are set", help="Serve Home Assistant (Wyoming protocol)."
-        ),
-    ] = None,
-    wyoming_port: Annotated[
-        int | None, typer.Option(metavar="PORT", show_default="10300", help="Port for Home Assistant.")
-    ] = None,
-    config_file: ConfigFileOption = None,
-    config_folder: ConfigFolderOption = None,
-    assignments: AssignmentsOption = None,
-    watch: Annotated[
-        bool, typer.Option("--watch-config", help="Load the config again when a file changes. SIGHUP loads it too.")
-    ] = False,
-    sample: Annotated[bool, typer.Option("--sample", help="Transcribe the sample recording after the start.")] = False,
-) -> None:
-    """Start the server."""
-    with pause_garbage_collection():
-        from eardrum.server import lifecycle
-
-    flags = {"enabled": wyoming, "port": wyoming_port}
-    given = {name: value for name, value in flags.items() if value is not None}
-    overrides = {
-        "host": host,
-        "port": port,
-        "tls_certificate": tls_certificate,
-        "tls_key": tls_key,
-        "wyoming": given or None,
-    }
-    source = ConfigSource(
-        lambda ports: config.load_config(config_file, assignments or (), overrides=overrides, folder=config_folder, ports=ports),
-        config_folder,
-    )
-    loaded = source.read_first()
-    logging_setup.configure_logging(loaded.settings.log.level, loaded.settings.log.format)
-    for warning in loaded.warnings:
-        logger.warning("%s", warning)
-    lifecycle.run_gateway(loaded.settings, source, watch=watch, sample=sample)
-
-
-for name, command in (transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS).items():
+for name, command in (
+    serve.COMMANDS | transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS
+).items():
     app.command(name, cls=Command)(command)

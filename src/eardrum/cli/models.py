@@ -18,6 +18,7 @@ from rich.table import Table
 from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption
 from eardrum.cli.terminal import print_warning
+from eardrum.config import Settings
 from eardrum.config.macros import split_command
 from eardrum.engines import registry
 from eardrum.engines.registry import EngineCard
@@ -53,6 +54,17 @@ def pull(
         raise ConfigError("--name is for folders. A model from the hub keeps its name; add others with `aliases` in the config.")
     else:
         download_model(name, inventory, engine)
+
+
+def download_missing(settings: Settings) -> None:
+    """Download the models that the server would download at its start; without any, the default model."""
+    catalog = ModelCatalog(settings)
+    for name in settings.hooks.on_startup.pull or ("",):
+        model = catalog.find_model(name)
+        if model.needs_download:
+            download_model(model.id, catalog.inventory, "")
+        else:
+            print(f"{model.id} is on this machine already.")
 
 
 def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:

@@ -234,6 +234,7 @@ class StartupHooks(SettingsSection):
     """Actions at startup."""
 
     preload: tuple[str, ...] = Field((), description="Models to load, one after the other.")
+    pull: tuple[str, ...] = Field((), description="Models to download, if they are not on this machine, before any is loaded.")
 
 
 class ServerHooks(SettingsSection):

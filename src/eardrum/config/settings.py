@@ -235,6 +235,7 @@ class Settings(SharedSettings):
         "batch_seconds": "batch_timeout",
         "stop_seconds": "shutdown_timeout",
         "realtime_rate": "realtime_sample_rate",
+        "cache_dir": "timings_dir",
     }
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens the server to the network.")
@@ -285,7 +286,7 @@ class Settings(SharedSettings):
     spool_dir: Path | None = Field(
         None, description="Folder for uploads in progress and for temporary data of models; empty: the system's."
     )
-    cache_dir: Path | None = Field(
+    timings_dir: Path | None = Field(
         None,
         description="Folder for the batch sizes and thread counts that were measured; empty: `~/.cache/eardrum`.",
     )
@@ -318,6 +319,7 @@ class Settings(SharedSettings):
         description="Shape of the cues of srt and vtt, unless a request says otherwise.",
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
+    metrics: bool = Field(True, description="Serve `/metrics` for Prometheus.")
     log: LogSettings = Field(LogSettings.model_construct(), description="The server's log.")
 
     @field_validator("default_language")

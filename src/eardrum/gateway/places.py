@@ -169,6 +169,10 @@ class LiveSessionRegistry:
             if not self._stops:
                 self._all_ended.set()
 
+    def count_sessions(self, model: str) -> int:
+        """Return the number of the model's open sessions."""
+        return self._count[model]
+
     async def end_all(self) -> None:
         """Refuse new sessions, let the open ones send their last texts, and wait until all have ended."""
         self._shutting_down = True

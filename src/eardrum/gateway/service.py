@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Set
+from collections.abc import AsyncGenerator, Iterable, Iterator, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +32,7 @@ from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
 from eardrum.gateway.fallback import FallbackPlan, find_candidates
 from eardrum.gateway.logs import GatewayLogs
+from eardrum.gateway.metrics import GatewayMetrics, TranscriptionTimer
 from eardrum.gateway.models import names
 from eardrum.gateway.models.catalog import ConfigChanges, ModelCatalog, compare_models, defer_startup_settings
 from eardrum.gateway.models.download import ModelLibrary
@@ -90,6 +91,7 @@ class Service:
         """Names that clients added."""
         self.change_feed = ChangeFeed()
         self.live_sessions = LiveSessionRegistry()
+        self.metrics = GatewayMetrics()
         self.logs = GatewayLogs(_print_line if settings.log_to_stdout in ("upstream", "both") else None)
         self._supervisor = ModelSupervisor(
             ModelLauncher(settings, self.logs),
@@ -97,6 +99,7 @@ class Service:
             settings.patience,
             on_loaded=self.catalog.update_capabilities,
             on_change=partial(self.change_feed.publish, ChangeTopic.MODELS),
+            metrics=self.metrics,
         )
 
     def start(self) -> None:
@@ -203,6 +206,10 @@ class Service:
     def count_requests(self, model: Model) -> int:
         """Return the number of requests that the model holds."""
         return self._supervisor.count_requests(model)
+
+    def count_waiting(self, model: Model) -> int:
+        """Return the number of requests that wait for the model."""
+        return self._supervisor.count_waiting(model)
 
     @property
     def unload_history(self) -> UnloadHistory:
@@ -319,9 +326,22 @@ class Service:
 
         Once text has been sent, only a restartable reader is served again from the start.
         """
+        with self.metrics.measure_transcription(model.id) as timer:
+            async with aclosing(self._run_attempts(model, request, audio, timer, restartable=restartable)) as events:
+                async for event in events:
+                    if isinstance(event, TranscriptionSummary):
+                        timer.record_summary(event)
+                    elif isinstance(event, Segment | TextDelta):
+                        timer.record_text()
+                    yield event
+
+    async def _run_attempts(
+        self, model: Model, request: TranscriptionRequest, audio: AudioSource, timer: TranscriptionTimer, *, restartable: bool
+    ) -> AsyncGenerator[TranscriptionEvent | TranscriptRestart, None]:
         plan = FallbackPlan(find_candidates(self.catalog, model, request))
         while True:
             has_text = False
+            timer.model = plan.model.id
             try:
                 fetched = await self.ensure_fetched(plan.model)
                 if fetched is not plan.model:  # its files may define other capabilities than its name
@@ -435,17 +455,32 @@ async def preload_models(service: Service) -> None:
 
     Models may exclude each other, and two that load at the same time are both late.
     """
-    for name in filter(None, map(str.strip, service.settings.hooks.on_startup.preload)):
-        try:
-            model = service.find_model(name)
-        except ModelNotFoundError as error:
-            log.warning("hooks.on_startup.preload: %s is skipped. %s", name, error.message)
-            continue
+    for model in _find_startup_models(service, "preload", service.settings.hooks.on_startup.preload):
         log.info("Preloading %s.", model.id)
         try:
             await service.load_model(model)
         except EardrumError as error:
             log.error("Preloading %s failed: %s", model.id, error.message)
+
+
+async def pull_models(service: Service) -> None:
+    """Download the configured models that are missing. A model that cannot be downloaded is logged and skipped."""
+    for model in _find_startup_models(service, "pull", service.settings.hooks.on_startup.pull):
+        if model.needs_download:
+            try:
+                await service.library.fetch_missing(model, may_pull=True)
+            except EardrumError as error:
+                log.error("Downloading %s failed: %s", model.id, error.message)
+            else:
+                log.info("%s was downloaded.", model.id)
+
+
+def _find_startup_models(service: Service, hook: str, listed: Iterable[str]) -> Iterator[Model]:
+    for name in filter(None, map(str.strip, listed)):
+        try:
+            yield service.find_model(name)
+        except ModelNotFoundError as error:
+            log.warning("hooks.on_startup.%s: %s is skipped. %s", hook, name, error.message)
 
 
 @dataclass(slots=True)

@@ -24,11 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DecodedWindow:
-    """A decoded window: the engine's result, the time it waited and its share of the decoding time."""
+    """A decoded window: the engine's result, the time it waited, and its share of the batch's decoding time."""
 
     result: EngineResult
     queue_s: float
     decode_s: float
+    batch_share: float = 1.0
+    """One part in so many as the batch had windows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -164,11 +166,11 @@ class WindowBatcher:
             results = self._engine.transcribe([job.window for job in jobs])
         finally:
             del self._started_at[get_ident()]
-        share = (time.monotonic() - started) / len(jobs)
+        seconds, share = time.monotonic() - started, 1 / len(jobs)
         with self._changed:
             self.decoded_windows += sum(not job.window.cancelled for job in jobs)
         for job, result in zip(jobs, results, strict=True):
-            _settle_future(job.future, DecodedWindow(result, started - job.queued_at, share))
+            _settle_future(job.future, DecodedWindow(result, started - job.queued_at, seconds * share, share))
 
 
 def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Exception) -> None:

@@ -98,6 +98,7 @@ class TranscriptionJob:
                 summary.windows += 1
                 summary.queue_s = max(summary.queue_s, decoded.queue_s)
                 summary.decode_s += decoded.decode_s
+                summary.batches += decoded.batch_share
                 if language := decoded.result.language:
                     begin, end = window.speech_span
                     spoken[language] = spoken.get(language, 0.0) + max(end - begin, 0.0)

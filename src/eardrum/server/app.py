@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from eardrum.api import management, openapi
+from eardrum.api import management, metrics, openapi
 from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestGuard, RequestRouter, Scope, Send
 from eardrum.api.auth import ApiKeyGuard
 from eardrum.api.live_ws.routes import LiveRoute
@@ -65,9 +65,12 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *ollama_routes.build_routes(service),
         *management.build_routes(service),
         *llama_swap.build_routes(service, activity),
+        *metrics.build_routes(service, activity),
     ]
+    operations = openapi.list_operations([*routes, *edges])
+    activity.match_route = metrics.RouteMatcher([*operations, *openapi.PAGES])
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
-        routes=[*routes, *openapi.build_routes(service, openapi.list_operations([*routes, *edges]))],
+        routes=[*routes, *openapi.build_routes(service, operations)],
         exception_handlers={EardrumError: _handle_error, HTTPException: _handle_http_exception, Exception: _handle_crash},
         lifespan=lifespan,
     )

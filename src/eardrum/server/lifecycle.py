@@ -31,7 +31,7 @@ from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.logs import LogBufferHandler
 from eardrum.gateway.processes.orphans import MARK_VARIABLE
 from eardrum.gateway.scheduler import make_shutdown_error
-from eardrum.gateway.service import Service, preload_models
+from eardrum.gateway.service import Service, preload_models, pull_models
 from eardrum.gateway.upstreams.external import MAX_MESSAGE_BYTES
 from eardrum.memory_trimming import trim_memory_regularly
 from eardrum.server.app import create_app
@@ -130,7 +130,7 @@ class GatewayServer(IdleServer):
                 await self._wyoming.start()
             gc.freeze()  # what is here now stays: looking through it again and again would cost time
             self._start_task(self._greet())
-            self._start_task(preload_models(self._service))
+            self._start_task(self._prepare_models())
             self._start_task(trim_memory_regularly())
             if self._service.settings_source and hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._schedule_reload)
@@ -169,6 +169,10 @@ class GatewayServer(IdleServer):
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await run_until_first(self._service.live_sessions.end_all(), self._force_exit_event.wait())
+
+    async def _prepare_models(self) -> None:
+        await pull_models(self._service)
+        await preload_models(self._service)
 
     def _start_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -230,7 +234,14 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
     if service.settings.api_keys:
         log.warning("Wyoming is open to everybody who reaches its port: its protocol cannot carry API keys.")
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
-    return WyomingServer(service, bind_socket(settings.host or service.settings.host, settings.port, advice))
+    try:
+        listening = bind_socket(settings.host or service.settings.host, settings.port, advice)
+    except ConfigError as error:
+        if settings.enabled or "port" in settings.model_fields_set:
+            raise
+        log.warning("Wyoming is off, so Home Assistant cannot use this server. %s", error.message)
+        return None
+    return WyomingServer(service, listening)
 
 
 def bind_socket(host: str, port: int, advice: str) -> socket.socket:

@@ -235,11 +235,18 @@ class ResumableSession:
         update = self._history.handle_event(event)
         if isinstance(update, FinalTranscript):
             lease.confirm_progress()
+            self._record_lag(update)
         if isinstance(update, SessionEnded):
             self._end_session(update)
         elif update:
             self._events.put_event(update)
             await self._events.wait_for_room()
+
+    def _record_lag(self, final: FinalTranscript) -> None:
+        """Record how much audio had arrived after the end of an utterance; unknown for a stream in a container."""
+        if final.text and not self._buffer.is_container:
+            arrived = self._buffer.to_seconds(self._buffer.fed_bytes)
+            self._service.metrics.live_lags[self.model.id].add_value(max(0.0, arrived - final.end))
 
     def _end_session(self, ended: SessionEnded) -> None:
         self._ended = ended
@@ -310,10 +317,12 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
+        service.metrics.live_sessions[model.id] += 1
         serving = session.start()
         try:
             yield session
         finally:
+            service.metrics.live_audio[session.model.id] += session.summary.duration
             serving.cancel()
             await asyncio.wait([serving])
 

@@ -370,7 +370,7 @@ COMMAND_KEYS = ("cmd", "cmd_stop", "env", "proxy", "check_endpoint", "timeouts")
 """Keys of an external model whose change restarts it. All others can change while it runs."""
 
 STARTUP_SETTINGS = (
-    *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "cache_dir"),
+    *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "timings_dir"),
     *("limits", "log", "upstream", "origins", "wyoming"),
 )
 """Settings that are read only at the start of the server."""

@@ -194,7 +194,7 @@ class ModelLauncher:
         self.settings = settings
         self.process_registry = ProcessRegistry(settings.spool_dir or Path(tempfile.gettempdir()))
         self._logs = logs
-        self._tuning_cache = TuningCache(settings.cache_dir or find_cache_folder())
+        self._tuning_cache = TuningCache(settings.timings_dir or find_cache_folder())
 
     async def launch_model(self, model: Model) -> ModelInstance:
         """Start an instance of the model, and wait until it serves.

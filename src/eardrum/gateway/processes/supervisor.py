@@ -18,6 +18,7 @@ from typing import Self
 from eardrum.config import Settings
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
+from eardrum.gateway.metrics import GatewayMetrics
 from eardrum.gateway.models.catalog import ConfigChanges
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import PlaceRegistry
@@ -170,7 +171,9 @@ class ModelSupervisor:
         *,
         on_loaded: Callable[[Model, Capabilities], None],
         on_change: Callable[[], None],
+        metrics: GatewayMetrics | None = None,
     ):
+        self._metrics = metrics or GatewayMetrics()
         self._launcher = launcher
         self._on_loaded = on_loaded
         self._policy_factory = policy_factory
@@ -323,6 +326,11 @@ class ModelSupervisor:
         slot = self._dispatcher.models.get(model.id)
         return slot.state if slot else ModelState.STOPPED
 
+    def count_waiting(self, model: Model) -> int:
+        """Requests that wait for the model."""
+        slot = self._dispatcher.models.get(model.id)
+        return len(slot.waiting) if slot else 0
+
     def count_requests(self, model: Model) -> int:
         """Requests the model holds."""
         slot = self._dispatcher.models.get(model.id)
@@ -448,6 +456,7 @@ class ModelSupervisor:
 
     async def _run_model(self, model: Model) -> None:
         """Run a model from its start to its end."""
+        started_at = time.monotonic()
         try:
             instance = await self._launch_model(model)
         except EardrumError as error:
@@ -458,6 +467,7 @@ class ModelSupervisor:
         if instance.capabilities:
             self._on_loaded(model, instance.capabilities)
         self.unload_history.forget(model.id)
+        self._metrics.record_load(model.id, time.monotonic() - started_at)
         self._dispatcher.handle_event(scheduler.ModelReady(model.id))
         self._ensure_memory_watch()
         await instance.ended

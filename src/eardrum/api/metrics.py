@@ -1,0 +1,262 @@
+"""`/metrics` for Prometheus: the server's numbers and the state of its models, read when they are asked for.
+
+The names `whisper_...` are those of agent-cli's server, so its dashboards work unchanged. Labels hold only names that the
+server knows: ids of models, documented routes, statuses and reasons. A client's words never become a label.
+
+prometheus_client is imported with the first scrape: many servers are never scraped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from eardrum import __version__
+from eardrum.api.openapi import TEXT, ApiOperation, ApiRoute
+from eardrum.api.request_log import OTHER_ROUTE, RequestTracker
+from eardrum.gateway.metrics import CANCELLED, ERROR, REJECTED, SUCCESS, ValueHistogram
+from eardrum.gateway.scheduler import ModelState, UnloadReason
+from eardrum.gateway.service import ProcessStatus, Service
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+METRICS_PATH = "/metrics"
+
+LOADED_STATES = (ModelState.READY, ModelState.DRAINING)
+
+MemoryByModel = Mapping[str, Mapping[str, float]]
+"""Bytes of each model's process, by model and pool."""
+
+
+def build_routes(service: Service, activity: RequestTracker) -> list[BaseRoute]:
+    """Build the route `/metrics`, unless the settings switch it off."""
+    if not service.settings.metrics:
+        return []
+
+    async def show_metrics(request: Request) -> Response:
+        memory = await service.measure_memory()
+        families = MetricsReader(service, activity, memory)
+        await asyncio.to_thread(import_prometheus)
+        collected = list(families.collect())
+        body, media_type = await asyncio.to_thread(encode_metrics, collected, request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
+
+    return [ApiRoute(show_metrics, ApiOperation("get", METRICS_PATH, "Metrics in the text format of Prometheus", (TEXT,)))]
+
+
+def import_prometheus() -> None:
+    """Import prometheus_client, which takes so long that it must not hold the event loop."""
+    import prometheus_client.exposition  # noqa: F401
+
+
+def encode_metrics(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
+    """Encode metrics in the format that the client accepts, and add those of the gateway's process. Return its media type."""
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_CollectedFamilies(families))
+    ProcessCollector(registry=registry)
+    encode, media_type = choose_encoder(accept)
+    return encode(registry), media_type
+
+
+class _CollectedFamilies:
+    """A collector of metrics that were read before."""
+
+    def __init__(self, families: Iterable[Metric]):
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics."""
+        return self._families
+
+
+class RouteMatcher:
+    """Finds the documented route of a path: `/api/ps/{name}` for `/api/ps/tiny`."""
+
+    def __init__(self, operations: Iterable[ApiOperation]):
+        self._fixed: set[str] = set()
+        self._patterns: list[tuple[re.Pattern[str], str]] = []
+        for path in dict.fromkeys(operation.path for operation in operations):
+            if "{" in path:
+                self._patterns.append((_compile_path(path), re.sub(r":\w+}", "}", path)))
+            else:
+                self._fixed.add(path)
+
+    def __call__(self, path: str) -> str:
+        """Return the route as the API's documentation shows it; `OTHER_ROUTE` if there is none."""
+        if path in self._fixed:
+            return path
+        return next((shown for pattern, shown in self._patterns if pattern.fullmatch(path)), OTHER_ROUTE)
+
+
+def _compile_path(path: str) -> re.Pattern[str]:
+    parts = re.split(r"\{\w+(:path)?\}", path)
+    return re.compile(
+        "".join(re.escape(part or "") if n % 2 == 0 else (".+" if part else "[^/]+") for n, part in enumerate(parts))
+    )
+
+
+class MetricsReader:
+    """Reads the numbers and the state as Prometheus's metric families."""
+
+    def __init__(self, service: Service, activity: RequestTracker, memory: MemoryByModel):
+        self._service = service
+        self._activity = activity
+        self._memory = memory
+        self._numbers = service.metrics
+        self._speech_models = [model.id for model in service.catalog if model.is_speech_model]
+        self._running = service.list_processes()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families."""
+        yield from self._collect_transcriptions()
+        yield from self._collect_models()
+        yield from self._collect_requests()
+        yield from self._collect_live()
+
+    def _collect_transcriptions(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        numbers = self._numbers
+        counts = {(model, status): 0 for model in self._speech_models for status in (SUCCESS, ERROR, REJECTED, CANCELLED)}
+        requests = CounterMetricFamily(
+            "whisper_transcription_requests",
+            "Transcriptions of recordings, by outcome. rejected: the server or the model was too busy.",
+            labels=("model", "status"),
+        )
+        for labels, count in (counts | numbers.transcriptions).items():
+            requests.add_metric(labels, count)
+        yield requests
+        yield _build_histogram(
+            "whisper_transcription_duration_seconds", "From the first byte of a request to its transcript.", numbers.durations
+        )
+        yield _build_histogram("whisper_audio_duration_seconds", "Length of the transcribed recordings.", numbers.audio)
+        yield _build_histogram(
+            "eardrum_first_text_seconds", "From the first byte of a request to its first text.", numbers.first_texts
+        )
+        yield _build_histogram(
+            "eardrum_queue_seconds", "Longest wait of one of a request's windows for its turn at the engine.", numbers.queue_waits
+        )
+        yield _build_counter("eardrum_decode_seconds", "Time that engines spent decoding.", numbers.decode_seconds)
+        yield _build_counter("eardrum_windows", "Decoded windows.", numbers.windows)
+        yield _build_counter(
+            "eardrum_batches", "Decoded batches; eardrum_windows_total divided by it is the mean batch size.", numbers.batches
+        )
+
+    def _collect_models(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
+
+        service, running = self._service, {status.model.id: status for status in self._running}
+        yield InfoMetricFamily("eardrum_build", "The server's version.", {"version": __version__})
+        yield _build_gauge(
+            "whisper_model_loaded",
+            "Whether the model is loaded: 1 or 0.",
+            {id: float(id in running and running[id].state in LOADED_STATES) for id in (*self._speech_models, *running)},
+        )
+        yield _build_gauge("whisper_model_load_time_seconds", "Time that the last load took.", self._numbers.load_seconds)
+        yield _build_gauge(
+            "whisper_model_ttl_remaining_seconds",
+            "Time until the model is unloaded without another request. No sample while it works, or if it stays loaded.",
+            {id: status.ttl_remaining for id, status in running.items() if status.ttl_remaining is not None},
+        )
+        yield _build_gauge(
+            "whisper_active_requests", "Requests that the model serves.", self._count_running(_count_active, service)
+        )
+        yield _build_gauge(
+            "eardrum_waiting_requests",
+            "Requests that wait for the model.",
+            {model.id: waiting for model in service.catalog if (waiting := service.count_waiting(model)) or model.id in running},
+        )
+        loads = CounterMetricFamily("eardrum_model_loads", "Loads of models, by result.", labels=("model", "result"))
+        for id, count in self._numbers.loads.items():
+            loads.add_metric((id, SUCCESS), count)
+        unloads = CounterMetricFamily("eardrum_model_unloads", "Unloaded models, by reason.", labels=("model", "reason"))
+        crashes = CounterMetricFamily("eardrum_model_crashes", "Processes of models that ended unplanned.", labels=("model",))
+        for (id, reason), count in service.unload_history.counts.items():
+            if reason is UnloadReason.FAILED:
+                loads.add_metric((id, ERROR), count)
+                continue
+            unloads.add_metric((id, str(reason)), count)
+            if reason is UnloadReason.CRASH:
+                crashes.add_metric((id,), count)
+        yield from (loads, unloads, crashes)
+        yield self._build_memory()
+
+    def _count_running(self, count: Callable[[Service, ProcessStatus], float], service: Service) -> dict[str, float]:
+        return {status.model.id: count(service, status) for status in self._running}
+
+    def _build_memory(self) -> Metric:
+        from prometheus_client.core import GaugeMetricFamily
+
+        family = GaugeMetricFamily("eardrum_model_memory_bytes", "Memory of the model's processes.", labels=("model", "pool"))
+        for id, pools in self._memory.items():
+            for pool, size in pools.items():
+                family.add_metric((id, pool), size)
+        return family
+
+    def _collect_requests(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        responses = CounterMetricFamily(
+            "eardrum_http_requests",
+            "Requests by route and status; 499: the client left before the answer.",
+            labels=("route", "code"),
+        )
+        for (route, code), count in self._activity.responses.items():
+            responses.add_metric((route, str(code)), count)
+        yield responses
+
+    def _collect_live(self) -> Iterator[Metric]:
+        numbers, registry = self._numbers, self._service.live_sessions
+        yield _build_gauge(
+            "eardrum_live_sessions", "Open live sessions.", {id: registry.count_sessions(id) for id in self._speech_models}
+        )
+        yield _build_counter("eardrum_live_sessions_started", "Live sessions that have begun.", numbers.live_sessions)
+        yield _build_counter("eardrum_live_audio_seconds", "Audio of live sessions that have ended.", numbers.live_audio)
+        yield _build_histogram(
+            "eardrum_live_lag_seconds",
+            "Audio that arrived between the end of an utterance and its final text.",
+            numbers.live_lags,
+        )
+
+
+def _count_active(service: Service, status: ProcessStatus) -> float:
+    return status.requests - service.count_waiting(status.model)
+
+
+def _build_counter(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=("model",))
+    for model, value in values.items():
+        family.add_metric((model,), value)
+    return family
+
+
+def _build_gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(name, text, labels=("model",))
+    for model, value in values.items():
+        family.add_metric((model,), value)
+    return family
+
+
+def _build_histogram(name: str, text: str, histograms: Mapping[str, ValueHistogram]) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text, labels=("model",))
+    for model, histogram in histograms.items():
+        bounds = [*map(str, histogram.bounds), "+Inf"]
+        family.add_metric((model,), list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.total)
+    return family
