@@ -18,6 +18,23 @@ SAMPLE_RATE = 16_000
 """Hz; the one rate inside the house. Decoding resamples to it, engines receive it."""
 
 
+SIGNATURE_BYTES = 12
+SIGNATURES = (
+    ((0, b"RIFF"), (8, b"WAVE")),
+    ((0, b"fLaC"),),
+    ((0, b"OggS"),),
+    ((0, b"ID3"),),
+    ((4, b"ftyp"),),
+    ((0, b"\x1aE\xdf\xa3"),),
+)
+"""Offsets and bytes with which containers begin. Samples do not: one recording in millions begins with one of these."""
+
+
+def has_container_signature(head: bytes) -> bool:
+    """Whether the first bytes are those of a container, so that the rest is not raw samples."""
+    return any(all(head.startswith(mark, at) for at, mark in marks) for marks in SIGNATURES)
+
+
 class JsonRecord:
     """A dataclass that crosses a process boundary as a JSON object."""
 
@@ -73,7 +90,7 @@ class TranscriptionRequest(JsonRecord):
     """The client wants speaker labels."""
     priority: Priority = Priority.INTERACTIVE
     raw_pcm: bool = False
-    """The audio is s16le mono at `SAMPLE_RATE` without a header."""
+    """The audio is s16le mono at `SAMPLE_RATE` without a header, unless it begins as a container does."""
     vad_threshold: float | None = None
     """Speech probability above which a frame counts as speech; None is the runner's default."""
     vad_silence_s: float | None = None
@@ -86,6 +103,8 @@ class TranscriptionRequest(JsonRecord):
     """Text is wanted before its segment is complete, where a model has it so."""
     multilingual: bool = False
     """Each window is in a language of its own, where nobody names one and the model finds languages out."""
+    language_only: bool = False
+    """Only the language is wanted: the first half minute of speech decides."""
     words_if_any: bool = False
     """Word times are used if the model has them; nothing is refused for want of them."""
     extra: tuple[tuple[str, str], ...] = ()
@@ -208,6 +227,8 @@ class TranscriptionSummary(JsonRecord):
     """How many there are."""
     warnings: list[str] = field(default_factory=list)
     """Descriptions of the audio that could not be decoded."""
+    language_probability: float = 0.0
+    """Probability of a detected language, 0..1; 0 for a language that was not detected."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -293,12 +314,18 @@ class ModelFeature(StrEnum):
 def has_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> bool:
     """Whether the model has what the request needs of this feature."""
     return {
-        ModelFeature.LANGUAGE: not (request.language and can.languages) or request.language in can.languages,
+        ModelFeature.LANGUAGE: _covers_language(can, request),
         ModelFeature.TRANSLATION: request.task is not SpeechTask.TRANSLATE or can.translate,
         ModelFeature.WORDS: not request.words or can.words,
         ModelFeature.LOGPROBS: not request.logprobs or can.logprobs,
         ModelFeature.SPEAKERS: not request.speakers or can.speakers,
     }[ability]
+
+
+def _covers_language(can: Capabilities, request: TranscriptionRequest) -> bool:
+    if request.language_only:
+        return can.detects_language
+    return not (request.language and can.languages) or request.language in can.languages
 
 
 def check_hotwords(request: TranscriptionRequest) -> None:
@@ -319,6 +346,8 @@ def find_missing_feature(can: Capabilities, request: TranscriptionRequest) -> Mo
 
 def describe_missing_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> str:
     """Describe a missing feature, to follow the model's name: `does not support German (de), only English (en)`."""
+    if ability is ModelFeature.LANGUAGE and request.language_only:
+        return "does not detect languages"
     if ability is ModelFeature.LANGUAGE:
         supported = ", ".join(map(_format_language, can.languages))
         return f"does not support {_format_language(request.language or '')}, only {supported}"

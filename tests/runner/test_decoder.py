@@ -627,3 +627,16 @@ def test_raw_samples_that_never_come() -> None:
 def test_a_header_that_promises_sound_that_does_not_come() -> None:
     flac = encode_speech("flac")
     assert "cannot be decoded" in get_refusal(flac[:42] + b"garbage" * 1000)
+
+
+@pytest.mark.parametrize("container", ["wav", "flac", "ogg", "mp3", "m4a", "webm"])
+def test_a_container_declared_as_raw_is_decoded_as_what_it_is(container: str) -> None:
+    data = encode_speech(container)
+    if container == "mp3" and not data.startswith(b"ID3"):
+        data = b"ID3\x04\x00\x00\x00\x00\x00\x00" + data
+    assert np.array_equal(decode_samples(data, raw_pcm=True), decode_samples(data))
+
+
+def test_raw_samples_are_raw_whatever_they_are() -> None:
+    for samples in (b"\xff\xfb" * 50, b"RIFF" + b"\0" * 96, b"\0\0\0\0fty" + b"\0" * 93, b"ID" * 50, b"\1", b"\1\0\2"):
+        assert len(decode_samples(samples, raw_pcm=True)) == len(samples) // 2

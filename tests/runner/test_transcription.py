@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eardrum.engines.base import Audio, Engine, EngineOptions, EngineResult, Window
-from eardrum.errors import AudioError
+from eardrum.errors import AudioError, UnsupportedFeatureError
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.segmenter import SegmenterConfig
 from eardrum.runner.transcription import TranscriptionJob, adjust_config
@@ -221,3 +221,40 @@ def test_windows_with_languages_of_their_own_are_not_packed() -> None:
     assert (apart.pack, apart.silence_s) == (False, 1.0)
     assert adjust_config(packed, TranscriptionRequest(multilingual=True, language="de")) == packed
     assert adjust_config(packed, TranscriptionRequest(multilingual=True, vad_silence_s=0.4)).silence_s == 0.4
+
+
+async def detect_language(audio: Audio, engine: PolyglotEngine) -> TranscriptionSummary:
+    """Ask for the language alone, of audio whose end never comes."""
+    batcher = WindowBatcher(engine, batch=1)
+    try:
+        request = TranscriptionRequest(raw_pcm=True, language_only=True)
+        engine.listener = job = TranscriptionJob(
+            request, batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=3600
+        )
+        sending = asyncio.ensure_future(job.pipe.feed(encode_pcm(audio)))
+        async with asyncio.timeout(60):
+            summary = (await collect_events(job.stream_events(), []))[-1]
+        await sending
+        assert isinstance(summary, TranscriptionSummary)
+        return summary
+    finally:
+        await asyncio.to_thread(batcher.close)
+
+
+class DetectingEngine(PolyglotEngine):
+    """The same, and declares that it detects languages."""
+
+    capabilities = Capabilities(detects_language=True, max_window_s=10, max_batch=8)
+
+
+def test_half_a_minute_of_speech_decides_the_language() -> None:
+    engine = DetectingEngine()
+    summary = asyncio.run(detect_language(np.tile(load_speech(), 10), engine))
+    assert summary.language == "nl"
+    assert summary.language_probability == pytest.approx(0.41, abs=0.03)
+    assert summary.duration < 60
+
+
+def test_an_engine_that_detects_no_language_refuses() -> None:
+    with pytest.raises(UnsupportedFeatureError, match="does not detect languages"):
+        asyncio.run(detect_language(load_speech(), PolyglotEngine()))

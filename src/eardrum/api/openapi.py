@@ -80,6 +80,8 @@ class ApiOperation:
     """Required fields of the body."""
     success: tuple[int, ...] = (200,)
     body_kinds: tuple[str, ...] = (JSON,)
+    sends_text_errors: bool = False
+    """Whether the route's own errors are lines of text. Those of keys and origins, which come before it, are JSON."""
 
 
 MODEL_FIELD = {"model": "A model of GET /v1/models, or an alias."}
@@ -181,7 +183,7 @@ def _describe_operation(operation: ApiOperation, path: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": _make_operation_id(operation.method, path),
-        "responses": successes | _describe_errors(path, operation.errors),
+        "responses": successes | _describe_errors(path, operation.errors, as_text=operation.sends_text_errors),
     }
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"\{(\w+)\}", path)
@@ -207,11 +209,13 @@ def _make_operation_id(method: str, path: str) -> str:
     return "_".join([method, *re.findall(r"\w+", unversioned)])
 
 
-def _describe_errors(path: str, statuses: tuple[int, ...]) -> dict[str, Any]:
+def _describe_errors(path: str, statuses: tuple[int, ...], *, as_text: bool = False) -> dict[str, Any]:
     schema: dict[str, Any] = {"$ref": "#/components/schemas/Error"}
     if path.startswith("/api/"):
         schema = {"anyOf": [schema, {"$ref": "#/components/schemas/ErrorInWords"}]}
-    content = {"application/json": {"schema": schema}}
+    content: dict[str, Any] = {JSON: {"schema": schema}}
+    if as_text:
+        content = {TEXT: {"schema": {"type": "string"}}} | content
     return {
         str(status): {"description": STATUS_MEANINGS[status], "content": content}
         for status in sorted({*ANY_ROUTE_ERRORS, *statuses} - {200})

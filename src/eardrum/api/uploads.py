@@ -8,12 +8,13 @@ are known, begins again if later fields change them, and ends when the client di
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -34,6 +35,9 @@ from eardrum.transcription import AudioOpened, Segment, TextDelta, Transcript, T
 HEAD_BYTES, HEAD_LINES = 8 << 10, 16
 """Limits of one part's headers: bytes of a line, and number of lines. Only the name of a file is ever long."""
 
+EXTENDED_FILE_NAME = re.compile(rb"filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[^']*'([^;\"\s]+)", re.IGNORECASE)
+"""A file name in one of RFC 5987's two charsets. Older versions of Python's `requests` send names that are not ASCII so."""
+
 FormFields = dict[str, list[str]]
 """Text fields by name, with brackets, in the order of arrival."""
 
@@ -53,7 +57,7 @@ class MultipartForm:
 
     def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings, *, file_field: str = "file"):
         self.fields: FormFields = {}
-        self.file_content_type = ""
+        self.file_content_type = self.file_name = ""
         self._body = body
         self._limits = limits
         self._file_field = file_field
@@ -128,7 +132,8 @@ class MultipartForm:
         self._header_value.clear()
 
     def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         name = options.get(b"name", b"").decode(errors="replace")
         self._part = FormPart(name, is_file=b"filename" in options or name == self._file_field)
         if self._part.is_file:
@@ -140,6 +145,7 @@ class MultipartForm:
                 raise InvalidRequestError("The form holds two files: send one per request.", param=self._file_field)
             self._file_begun = True
             self.file_content_type = self._headers.get(b"content-type", b"").decode("latin-1")
+            self.file_name = _decode_extended_name(disposition) or options.get(b"filename", b"").decode(errors="replace")
         elif sum(map(len, self.fields.values())) >= self._limits.fields:
             raise InvalidRequestError(f"The form has more than {self._limits.fields} fields (limits.fields).")
 
@@ -160,6 +166,12 @@ class MultipartForm:
 
     def _on_end(self) -> None:
         self._is_complete = True
+
+
+def _decode_extended_name(disposition: bytes) -> str:
+    """Return the file name in the encoding of RFC 5987; empty if there is none."""
+    found = EXTENDED_FILE_NAME.search(disposition)
+    return unquote(found[2].decode("latin-1"), found[1].decode()) if found else ""
 
 
 class UploadParams(Protocol):
@@ -196,6 +208,10 @@ class AudioUpload(Protocol):
     def content_type(self) -> str:
         """The content type of the audio; empty if the client sent none."""
 
+    @property
+    def file_name(self) -> str:
+        """The client's name for the audio; empty if it sent none."""
+
     async def begin(self) -> bool:
         """Read up to the beginning of the audio, and return whether there is any.
 
@@ -221,6 +237,11 @@ class FormUpload:
         """The content type of the form's file."""
         return self._form.file_content_type
 
+    @property
+    def file_name(self) -> str:
+        """The name of the form's file."""
+        return self._form.file_name
+
     async def begin(self) -> bool:
         """Read the fields before the file."""
         return await self._form.read_until_file()
@@ -237,6 +258,7 @@ class RawUpload:
         self.body = RequestBody(scope, receive, limits, param=None)
         self.fields: FormFields = {}
         self.content_type = get_header(scope, b"content-type")
+        self.file_name = ""
 
     async def begin(self) -> bool:
         """Read nothing: the audio begins with the body."""

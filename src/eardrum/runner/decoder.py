@@ -30,7 +30,7 @@ from eardrum.runner.byte_pipe import BytePipe, ByteSource, ReplayableStream, Scr
 from eardrum.runner.integrity import DamageReport, Gap, MediaClock, read_claimed_bytes, read_claimed_seconds
 from eardrum.runner.ogg import CAPTURE_PATTERN, OggChain
 from eardrum.runner.tracks import MAX_HELD_S, MAX_LIVE_HELD_S, MonoDownmix, TrackSelector
-from eardrum.transcription import SAMPLE_RATE
+from eardrum.transcription import SAMPLE_RATE, SIGNATURE_BYTES, has_container_signature
 
 GROUP_SAMPLES = 80_000
 """Samples gathered before they are resampled: frame by frame costs 1.4 times as much."""
@@ -136,7 +136,7 @@ class AudioDecoder:
             InvalidRequestError: there is no such audio track.
             StorageFullError: the audio has to be read from a disk that is full.
         """
-        for block in self._decode_pcm() if self._raw_pcm else self._decode_containers():
+        for block in self._decode_pcm() if self._is_headerless() else self._decode_containers():
             self._check_length(len(block))
             self.samples += len(block)
             yield block
@@ -153,6 +153,10 @@ class AudioDecoder:
     def _position_s(self) -> float:
         """Seconds that came out so far."""
         return self.samples / SAMPLE_RATE
+
+    def _is_headerless(self) -> bool:
+        """Whether the audio is raw samples. Clients declare containers as raw, too, which would be heard as noise."""
+        return self._raw_pcm and not has_container_signature(self._pipe.peek(SIGNATURE_BYTES))
 
     def _decode_pcm(self) -> Iterator[Audio]:
         tracks.check_track(self._wanted, 1)

@@ -42,6 +42,9 @@ MAX_WINDOWS_AHEAD = 8
 MULTILINGUAL_PAUSE_S = 1.0
 """Between speakers of different languages there is a pause; windows that have their own language end there."""
 
+DETECTION_SPEECH_S = 30.0
+"""Speech after which a request for the language alone ends: what a Whisper sees of a recording at once."""
+
 MAX_REPORTED_DROPS = 100
 """Hallucinations listed in a summary; more are only counted by their absence."""
 
@@ -103,6 +106,7 @@ class TranscriptionJob:
                     begin, end = window.speech_span
                     spoken[language] = spoken.get(language, 0.0) + max(end - begin, 0.0)
                     summary.language = self._request.language or self._find_main_language(spoken)
+                    summary.language_probability = self._find_probability(summary.language, spoken)
                 for segment in _finish_segments(window, decoded, summary):
                     yield segment
             if item.error:
@@ -116,8 +120,17 @@ class TranscriptionJob:
 
     def _find_main_language(self, spoken: dict[str, float]) -> str:
         """The language of most of the speech. What the engine found out counts for more than what it decoded each window in."""
-        votes = spoken if self._request.multilingual else self._context.votes or spoken
+        votes = self._get_votes(spoken)
         return max(votes, key=votes.__getitem__)
+
+    def _find_probability(self, language: str, spoken: dict[str, float]) -> float:
+        """The share of a detected language in all votes."""
+        votes = {} if self._request.language else self._get_votes(spoken)
+        total = sum(votes.values())
+        return votes[language] / total if total > 0 else 0.0
+
+    def _get_votes(self, spoken: dict[str, float]) -> dict[str, float]:
+        return spoken if self._request.multilingual else self._context.votes or spoken
 
     async def _cancel(self) -> None:
         self._cancelled = True
@@ -161,7 +174,7 @@ class TranscriptionJob:
     def _cut_windows(self) -> Iterator[Window]:
         vad, gain = self._vad.open_stream(), AutoGain()
         cutter = ChunkPacker(self._segmenter_config) if self._segmenter_config.pack else SpeechSegmenter(self._segmenter_config)
-        opened, silent = False, 0
+        opened, silent, heard = False, 0, 0.0
         for block in split_blocks(self._decoder):
             silent = 0 if block.any() else silent + 1
             if not opened:
@@ -170,6 +183,9 @@ class TranscriptionJob:
             probs = vad(gain(block)) if silent <= MAX_SILENT_BLOCKS else np.zeros(len(block) // FRAME_SAMPLES, np.float32)
             for cut in cutter.feed(block, probs):
                 yield self._build_window(cut)
+                heard += (cut.speech_end - cut.speech_start) / SAMPLE_RATE
+                if self._request.language_only and heard >= DETECTION_SPEECH_S:
+                    return
         for cut in cutter.finish():
             yield self._build_window(cut)
 

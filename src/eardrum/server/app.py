@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from eardrum.api import management, metrics, openapi
 from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestGuard, RequestRouter, Scope, Send
+from eardrum.api.asr import routes as asr
 from eardrum.api.auth import ApiKeyGuard
 from eardrum.api.live_ws.routes import LiveRoute
 from eardrum.api.llama_swap import routes as llama_swap
@@ -62,6 +63,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
     )
     routes = [
         *transcriptions.build_routes(service),
+        *asr.build_routes(service),
         *ollama_routes.build_routes(service),
         *management.build_routes(service),
         *llama_swap.build_routes(service, activity),

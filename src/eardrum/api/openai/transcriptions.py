@@ -170,7 +170,7 @@ class JsonUpload:
     def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings):
         self.body = request_body.open_body(scope, receive, limits)
         self.fields: FormFields = {}
-        self.content_type = ""
+        self.content_type = self.file_name = ""
         self._scope = scope
         self._limits = limits
         self._audio = b""

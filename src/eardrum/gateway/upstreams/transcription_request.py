@@ -15,7 +15,7 @@ from typing import Any
 from eardrum.errors import ConfigError
 from eardrum.gateway.spool import AudioSource
 from eardrum.openai_replies import UpstreamReply
-from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
+from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest, has_container_signature
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 INFERENCE = "/inference"
@@ -232,9 +232,12 @@ async def open_recording(audio: AudioSource, *, raw_pcm: bool) -> FormRecording:
 
 async def _open_pcm(audio: AudioSource) -> FormRecording:
     """Open raw samples as a WAV file. It begins with its size, so all of it must have arrived before it is sent."""
-    size = 0
+    size, head = 0, b""
     async for chunk in audio.read():
+        head += chunk[: SNIFF_BYTES - len(head)]
         size += len(chunk)
+    if has_container_signature(head):
+        return FormRecording(b"", audio.read(), size, detect_file_type(head))
     head = build_wav_header(size)
     return FormRecording(head, audio.read(), len(head) + size, detect_file_type(head))
 
