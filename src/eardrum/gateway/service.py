@@ -39,7 +39,6 @@ from eardrum.gateway.models.download import ModelLibrary
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import LiveSessionRegistry
 from eardrum.gateway.processes import process_info
-from eardrum.gateway.processes.child import avoid_waiting_threads
 from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.launcher import ModelLauncher
 from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, UnloadHistory
@@ -105,7 +104,6 @@ class Service:
     def start(self) -> None:
         """Prepare the running event loop, and start the cleanup that runs once the server is up."""
         install_thread_pool()
-        avoid_waiting_threads()
         self._supervisor.sweep_orphans()
 
     async def reload_config(self) -> ConfigChanges:

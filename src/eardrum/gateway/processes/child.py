@@ -8,12 +8,11 @@ import logging
 import os
 import re
 import signal
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Self, TypeVarTuple
+from typing import Self
 
 from eardrum import redaction
 from eardrum.gateway.logs import LogBuffer
@@ -21,8 +20,6 @@ from eardrum.gateway.processes import process_info
 from eardrum.gateway.processes.orphans import MARK_VARIABLE, ProcessRegistry, end_descendants
 
 log = logging.getLogger(__name__)
-
-Ts = TypeVarTuple("Ts")
 
 LAST_LINES = 12
 MAX_LAST_LINE = 300
@@ -50,46 +47,6 @@ LIKELY_CAUSES: dict[int, str] = {
 """The usual causes of signals."""
 
 LEVELS = {"DEBUG": logging.DEBUG, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
-
-
-if sys.version_info < (3, 12):
-
-    class PidfdWatcher(asyncio.ThreadedChildWatcher):
-        """Notices the end of a child by a descriptor (pidfd), in whichever event loop runs, as Python 3.12 and later do.
-
-        Python 3.11 starts a thread for each child, and its own watcher of this kind serves one event loop only.
-        """
-
-        def add_child_handler(self, pid: int, callback: Callable[[int, int, *Ts], object], *args: *Ts) -> None:
-            """Call `callback(pid, exit_code, *args)` when the child has ended."""
-            try:
-                descriptor = os.pidfd_open(pid)
-            except (AttributeError, OSError):  # another system, an old kernel, or no descriptor is free
-                super().add_child_handler(pid, callback, *args)
-                return
-            loop = asyncio.get_running_loop()
-
-            def collect() -> None:
-                loop.remove_reader(descriptor)
-                os.close(descriptor)
-                try:
-                    status = os.waitpid(pid, 0)[1]
-                except ChildProcessError:  # somebody else has collected it
-                    callback(pid, UNKNOWN_EXIT_CODE, *args)
-                else:
-                    callback(pid, os.waitstatus_to_exitcode(status), *args)
-
-            loop.add_reader(descriptor, collect)
-
-
-UNKNOWN_EXIT_CODE = 255
-"""asyncio's for a child whose exit code somebody else took."""
-
-
-def avoid_waiting_threads() -> None:
-    """Let event loops notice the end of child processes without a thread for each of them."""
-    if sys.version_info < (3, 12):
-        asyncio.set_child_watcher(PidfdWatcher())
 
 
 class ChildProtocol(asyncio.subprocess.SubprocessStreamProtocol):
